@@ -117,7 +117,7 @@ def load_pairs(
     crops = config.crop or (Crops(learned.crop) if learned is not None and learned.crop else None)
 
     def pairs(split: str, train: Pairs | None) -> Pairs:
-        rows = read_rows(args.dataset, args.data_dir, split, config.columns)
+        rows = read_rows(args.dataset, args.data_dir, split)
         cache = args.cache_images if crops or config.slices or args.dataset == "synthrad" else None
         if train is not None:
             return Pairs(rows, train.complete, cache, config.degrade, args.skip_bad)

@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import shown
+from bbdm.data.spec import CONTRAST
 from bbdm.pictures.values import Values, check_finite
 
 LOOKED_AT = 8  # rows, at a glance
 CLIPPED = 0.001  # share of values outside of the range that is said
-CONTRAST = 0.01  # share of the range that sources have at least
 SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
 
 

@@ -92,7 +92,6 @@ class RowsConfig:
         "jpeg:QUALITY and blur:SIGMA set the strength, and @SEED what is drawn",
         parse=Degradation.read,
     )
-    columns: str | None = setting(None, "SOURCE,TARGET: the columns of a table of hub or stream; or a source alone")
 
     def __post_init__(self) -> None:
         check(self)

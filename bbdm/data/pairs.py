@@ -85,6 +85,7 @@ class Pairs(Examples):
         super().__init__(spec, size, channels or count, spec.planes * count)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
         self.pictures.masked, self.further = self.masked, conditions.config_of(known)
+        self._bytes = {role: [head.dtype == np.uint8 for head in heads[role]] for role in ROLES}
         self._planes = None if spec.slices is None else [self._slices(row) for row in self.rows]
         self._ends = [] if self._planes is None else list(accumulate(map(len, self._planes)))
         if self._planes is not None and not self._ends[-1]:
@@ -233,6 +234,9 @@ class Pairs(Examples):
         for role, values in zip(ROLES, (spec.source, spec.target), strict=True):
             if role in parts:
                 found = values if isinstance(values, Values) else reader.values(values, columns[role])
+                if self._bytes[role] and self._bytes[role] != [each.dtype == np.uint8 for each in parts[role].pictures]:
+                    kinds = ", ".join(str(each.dtype) for each in parts[role].pictures)
+                    raise ValueError(f"its {role} has values of {kinds}, and that of the first pair other bits")
                 around = [parts[role]]
                 if plane is not None and spec.neighbours and role == "source":
                     around = self._around(columns, window, plane)

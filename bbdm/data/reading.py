@@ -65,7 +65,12 @@ class Part(NamedTuple):
         holes = bool(np.any(absent))
         if values not in (None, EIGHT_BIT):
             check_channels(values, len(array), name)
-            return scaled_present(values, array, absent if holes else np.zeros((), bool), first)
+            try:
+                return scaled_present(values, array, absent if holes else np.zeros((), bool), first)
+            except ValueError as error:
+                if array.dtype.kind == "f" and self.pictures[0].geometry.format == "geotiff":
+                    raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error
+                raise
         if array.dtype == np.uint8:
             array = array if channels in (None, len(array)) else images.recoloured(array, channels)
             return np.where(absent, np.uint8(0), array) if holes else array

@@ -57,15 +57,15 @@ def shown(row: Row) -> str:
     return str(source) if isinstance(source, Half | Path) else row["name"]
 
 
-def read_rows(dataset: str, data_dir: str, split: str = "train", columns: str | None = None) -> Sequence[Row]:
+def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row]:
     """The rows of a data set.
 
     Args:
         dataset: a layout in :data:`DATASETS`.
         data_dir: its folder or folders, in which ``{split}`` is filled in. Behind it, ``,NAME=WHERE`` adds a
-            column: from a folder of files by the sources' names, or a CSV of lines ``name,class``.
+            column: from a folder of files by the sources' names, or a CSV of lines ``name,class``; of a
+            table it names one of its columns.
         split: ``train``, ``val`` or ``test``.
-        columns: ``SOURCE,TARGET`` or ``SOURCE``, of the layouts ``hub`` and ``stream``; None for their own.
 
     Raises:
         FileNotFoundError: a folder or a split does not exist.
@@ -73,15 +73,13 @@ def read_rows(dataset: str, data_dir: str, split: str = "train", columns: str | 
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(sorted(DATASETS))}, got {dataset!r}")
-    if dataset in tables.LAYOUTS:
-        return DATASETS[dataset](data_dir.replace("{split}", split), split, columns)
-    if columns is not None:
-        raise ValueError(f"columns are of the data sets {', '.join(tables.LAYOUTS)}, got {columns!r} for {dataset!r}")
     folders, *others = COLUMN.split(data_dir)
+    columns = {name: where.replace("{split}", split) for name, _, where in (each.partition("=") for each in others)}
+    if dataset in tables.LAYOUTS:
+        return DATASETS[dataset](folders.replace("{split}", split), split, columns)
     rows = DATASETS[dataset](folders, split)
-    for each in others:
-        name, _, where = each.partition("=")
-        rows = _with_column(rows, name, Path(where.replace("{split}", split)))
+    for name, where in columns.items():
+        rows = _with_column(rows, name, Path(where))
     return rows
 
 

@@ -24,6 +24,7 @@ Direction = Literal["AtoB", "BtoA"]
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
 BYTE = 255  # the largest value of 8 bits
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
+CONTRAST = 0.01  # share of their range that the values of a source have at least
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,12 @@ class Spec:
                 "scale, so resample the source",
                 stacklevel=2,
             )
-        if not isinstance(self.source, Values) or source.dtype != np.uint8:
+        if not isinstance(self.source, Values) or self.source == EIGHT_BIT:
             return
-        if np.subtract(self.source.high, self.source.low).max() > 2 * BYTE:
+        array = np.asarray(source)[:, ~source.absent()].clip(np.min(self.source.low), np.max(self.source.high))
+        if array.size and np.ptp(array) < CONTRAST * np.min(np.subtract(self.source.high, self.source.low)):
+            warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
+        if source.dtype == np.uint8 and np.subtract(self.source.high, self.source.low).max() > 2 * BYTE:
             warnings.warn(
                 f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}: store it in "
                 f"these values, or give its own to a call in Python, source_values=(0, {BYTE})",
@@ -257,7 +261,9 @@ class Spec:
             for name in ("source", "target")
             if config.get(f"{name}_values") is not None
         }
-        others = {name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None}
+        others: dict[str, Any] = {
+            name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None
+        }
         if not isinstance(others.get("nodata", 0.0), float | int):
             raise ValueError(f"nodata must be a number, got {others['nodata']!r}")
         if (spacing := config.get("spacing")) is not None:

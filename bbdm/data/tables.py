@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bbdm.base import optional
@@ -27,26 +28,30 @@ class Columns:
 
     Args:
         table: of the ``datasets`` library.
-        text: ``SOURCE,TARGET`` or ``SOURCE``; None for columns of these names, else the two of pictures.
+        named: the table's columns by what they are in rows, such as source. Others have their own names;
+            without one, source and target are the two columns of pictures.
 
     Raises:
         ValueError: there are no such columns, or they hold no pictures.
     """
 
-    def __init__(self, table: Any, text: str | None) -> None:
+    def __init__(self, table: Any, named: Mapping[str, str]) -> None:
         from datasets import Image
 
         self.features = table.features or {}
+        if missing := [column for column in named.values() if column not in self.features]:
+            raise ValueError(f"the table has no column {missing[0]!r}, but {', '.join(self.features)}")
         pictures = [name for name, kind in self.features.items() if isinstance(kind, Image)]
-        named = {name.partition(".")[0]: name for name in self.features}  # WebDataset's are source.png, season.txt
-        sides = text.split(",") if text else [named[side] for side in SIDES if side in named]
-        if not text and not (set(sides) <= set(pictures) and sides):
-            sides = pictures if len(pictures) == 2 else []
-        if not set(sides) <= set(pictures) or len(set(sides)) < len(sides) or len(sides) not in (1, 2):
-            expected = f"columns of pictures {text}" if text else "two columns of pictures"
-            raise ValueError(f"a table with {expected} is needed; its columns of pictures are {pictures}: name two")
-        self.names = {name: column for name, column in named.items() if column not in sides and name not in SIDES}
-        self.names |= dict(zip(SIDES, sides, strict=False))
+        own = {name.partition(".")[0]: name for name in self.features}  # WebDataset's are source.png, season.txt
+        self.names = {**own, **named}
+        if not named.keys() & {*SIDES} and own.get("source") not in pictures and len(pictures) == 2:
+            self.names |= dict(zip(SIDES, pictures, strict=True))
+        sides = [self.names[side] for side in SIDES if side in self.names]
+        if "source" not in self.names or not set(sides) <= set(pictures):
+            raise ValueError(
+                f"a table with a column of pictures source, and maybe target, is needed; its columns of pictures are "
+                f"{pictures}: name them, such as ',source={pictures[0] if pictures else 'COLUMN'}'"
+            )
 
     def encoded(self, table: Any) -> Any:
         """The table with pictures as bytes of files."""
@@ -189,10 +194,11 @@ class StreamedRows(Sequence[Row]):
             yield from table
 
 
-def open_table(place: str, split: str, columns: str | None = None) -> TableRows:
+def open_table(place: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> TableRows:
     """A split of a table: ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the Hub, a folder, or files.
 
-    Files are a path or URL that ends in ``.tar`` or ``.parquet``, with ``*`` for several.
+    Files are a path or URL that ends in ``.tar`` or ``.parquet``, with ``*`` for several. ``named`` are the
+    table's columns by what they are in rows.
 
     Raises:
         FileNotFoundError: there is no such table or split.
@@ -200,14 +206,14 @@ def open_table(place: str, split: str, columns: str | None = None) -> TableRows:
         OSError: it cannot be fetched or read.
     """
     table = _load(place, split, streaming=False)
-    return TableRows(table, Columns(table, columns))
+    return TableRows(table, Columns(table, named))
 
 
-def open_stream(place: str, split: str, columns: str | None = None) -> StreamedRows:
+def open_stream(place: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> StreamedRows:
     """The same as a stream; see :func:`open_table`. Rows are counted where the table does not say it."""
     table = _load(place, split, streaming=True)
     known = (table.info.splits or {}).get(str(table.split))
-    return StreamedRows(table, Columns(table, columns), known.num_examples if known and known.num_examples else None)
+    return StreamedRows(table, Columns(table, named), known.num_examples if known and known.num_examples else None)
 
 
 LAYOUTS = {"hub": open_table, "stream": open_stream}

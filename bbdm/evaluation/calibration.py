@@ -125,5 +125,5 @@ def _training_part(config: CalibrateConfig) -> Sequence[Row]:
     """The rows of the data set's part ``train``; none where that is calibrated on, or does not exist."""
     if config.split != "train":
         with suppress(FileNotFoundError, ValueError):
-            return read_rows(config.dataset, config.data_dir, "train", config.columns)
+            return read_rows(config.dataset, config.data_dir, "train")
     return []

@@ -95,7 +95,7 @@ class Translator:
             ValueError: other values are given than the network was trained on, or conditions are missing.
         """
         config, trained, known = self.config, self.checkpoint.pictures, self.checkpoint.unet.config
-        rows = read_rows(config.dataset, config.data_dir, config.split, config.columns)
+        rows = read_rows(config.dataset, config.data_dir, config.split)
         seen = known_conditions(known, trained.conditions, rows, config.conditions)
         self._missing = dict.fromkeys(name for name in known.kinds if name not in seen)
         about: dict[str, Any] = {"learned": trained, "channels": channels, "axes": known.axes, "conditions": seen}
@@ -239,7 +239,7 @@ class Translator:
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """What decides the results, whatever the solver."""
-        config, given = self.config, self.config.config
+        config = self.config
         return {
             "dataset": config.dataset,
             "split": config.split,
@@ -247,7 +247,7 @@ class Translator:
             "sources": len(self.files.names),
             **self.files.description(),
             "weights": file_sha256(self._model),
-            "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
+            "config": config.config,
             "num_samples": config.num_samples,
             "seed": config.seed,
             **({} if config.orientations == 1 else {"orientations": config.orientations}),

@@ -8,7 +8,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from PIL import Image
 from safetensors import safe_open
 
@@ -24,7 +23,7 @@ from bbdm.pictures import images
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import tiny_unet
 from tests.files.importers.common import save
-from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet, bbdm_yaml
+from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
 from tests.hardening import shards
 from tests.hardening.mutations import Mutate, Subject, of_bytes, of_json, of_values
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
@@ -49,10 +48,10 @@ def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arg
 def _values_of_pt(data: bytes, rng: random.Random, path: Path) -> bytes:
     """A file of torch.save with other settings, and whole."""
     content = torch.load(path, weights_only=True)
-    weights = content["unet"].pop("weights")
+    states = content.pop("states")
     changed = of_values(content, rng)
-    if isinstance(changed, dict) and isinstance(changed.get("unet"), dict):
-        changed["unet"]["weights"] = weights
+    if isinstance(changed, dict):
+        changed["states"] = states
     torch.save(changed, path)
     return path.read_bytes()
 
@@ -104,18 +103,7 @@ def legacy(folder: Path) -> Subject:
 
 def original_bbdm(folder: Path) -> Subject:
     path, _, _ = bbdm_file(folder / "a.pth", condition_channels=3)
-    return _checkpoint(path, config=bbdm_yaml(folder / "a.yaml"))
-
-
-def original_bbdm_yaml(folder: Path) -> Subject:
-    path, _, _ = bbdm_file(folder / "a.pth", condition_channels=3)
-    config = bbdm_yaml(folder / "a.yaml")
-
-    def mutate(data: bytes, rng: random.Random) -> bytes:
-        plain = json.loads(json.dumps(yaml.unsafe_load(data)))
-        return of_bytes(data, rng) if rng.random() < 0.3 else yaml.dump(of_values(plain, rng)).encode()
-
-    return Subject(config, lambda: _state(load_checkpoint(path, config=config)), mutate, exact=False)
+    return _checkpoint(path, config="bbdm")
 
 
 def _package(folder: Path) -> tuple[Path, Callable[[], Any]]:
@@ -213,8 +201,7 @@ FILES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # of each, how many
     "our .safetensors, settings": (our_safetensors_settings, 5_000),
     "our VQGAN": (our_vqgan, 5_000),
     "a legacy .pt": (legacy, 10_000),
-    "the original BBDM's .pth": (original_bbdm, 5_000),
-    "the original BBDM's settings": (original_bbdm_yaml, 2_000),
+    "the original BBDM's .pth": (original_bbdm, 7_000),
     "a package": (compiled_package, 10_000),
     "an export's bridge.json": (export_settings, 3_000),
     "a cache of pictures": (image_cache, 3_000),

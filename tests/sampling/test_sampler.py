@@ -145,8 +145,8 @@ def test_from_checkpoint(tmp_path: Path, source: torch.Tensor):
         assert torch.equal(sampler(source, seed=0), BridgeSampler(unet, bridge, "ddim", 3)(source, seed=0))
     with pytest.raises(ValueError, match="num_steps=60 was given, but the network was trained with num_steps=50"):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt", num_steps=60)
-    with pytest.raises(ValueError, match=r"config=a\.yaml was given, but the file describes its network itself"):
-        BridgeSampler.from_checkpoint(tmp_path / "c.pt", config="a.yaml")
+    with pytest.raises(ValueError, match=r"config=bbdm was given, but the file describes its network itself"):
+        BridgeSampler.from_checkpoint(tmp_path / "c.pt", config="bbdm")
     torch.save(tiny_unet(head_channels=8), tmp_path / "bare.model")
     sampler = BridgeSampler.from_checkpoint(tmp_path / "bare.model", num_steps=90, c_lambda=1.5, steps=2)
     assert sampler.bridge == ABridge(90, 1.5)
