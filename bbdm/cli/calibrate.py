@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, flag_type, from_values
-from bbdm.cli.training import DATA_DIR
-from bbdm.data.rows import read_layout
+from bbdm.base.settings import add_flags, from_values
+from bbdm.cli.training import DATA_DIR, add_layout
 from bbdm.evaluation.calibration import CalibrateConfig, place_of
 
 
@@ -21,9 +20,7 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module."""
     parser = Parser(__doc__, prog="bbdm calibrate")
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
-    parser.add_argument(
-        "dataset", type=flag_type(read_layout), help="'folder' is of pictures alone, and needs --degrade"
-    )
+    add_layout(parser, help="'folder' is of pictures alone, and needs --degrade")
     parser.add_argument("data_dir", help=DATA_DIR)
     parser.add_argument("-o", "--output", type=Path, help="where intervals are written; MODEL.intervals.json if unset")
     add_flags(parser, CalibrateConfig)

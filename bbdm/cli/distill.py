@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.base.settings import add_flags, from_values
 from bbdm.cli import training
-from bbdm.data.rows import read_layout
 from bbdm.sampling.network_config import FileConfig
 from bbdm.training.config import DistillConfig
 
@@ -42,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("teacher", type=Path, help="a file that bbdm.load_checkpoint reads")
     flag("data_dir", help=training.DATA_DIR)
     flag("output_model", type=Path, metavar="STUDENT", help="the distilled weights: .pt or .safetensors")
-    flag("--dataset", type=flag_type(read_layout), default="edge2shoes", help="the layout of the data set")
+    training.add_layout(parser, "--dataset", default="edge2shoes", help="the layout of the data set")
     training.add_data_flags(parser, None, "that pictures are resized to; the teacher's if unset")
     add_flags(parser, FileConfig)
     add_flags(parser, DistillConfig)
@@ -69,6 +68,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     folder = training.run_folder(args)
     resumed = training.find_resumed(args, folder, team)
     channels = teacher.unet.source_channels if codec is None else codec.image_channels
+    channels = channels if channels in (1, 3) else None  # of other pictures, the channels stay
     known = teacher.unet.config
     pairs, validation = training.load_pairs(args, size, channels, team, teacher.pictures, known)
     torch.manual_seed(args.seed)

@@ -21,10 +21,9 @@ from bbdm import solvers
 from bbdm.base import manifest, optional
 from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.base.settings import add_flags, from_values
 from bbdm.bridges import Bridge
-from bbdm.cli.training import DATA_DIR
-from bbdm.data.rows import read_layout
+from bbdm.cli.training import DATA_DIR, add_layout
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.table import BONE, METRICS, LPIPSNet, defaults
 
@@ -38,9 +37,7 @@ Report = dict[str, Any]  # as bbdm.evaluation.reports reads and writes it
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
     """The flags with their defaults, and the settings of the translation."""
     parser = Parser(__doc__, prog="bbdm eval")
-    parser.add_argument(
-        "dataset", type=flag_type(read_layout), help="'folder' is of pictures alone, and needs --degrade"
-    )
+    add_layout(parser, help="'folder' is of pictures alone, and needs --degrade")
     parser.add_argument("data_dir", help=DATA_DIR)
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-eval if left out")

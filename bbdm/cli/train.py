@@ -17,7 +17,6 @@ from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Density, Objective
 from bbdm.cli import training
 from bbdm.cli.presets import PRESET_SETTINGS, PRESETS, BridgeName, SourceAs
-from bbdm.data.rows import read_layout
 from bbdm.networks.checks import check_pictures
 from bbdm.training.config import TrainConfig
 
@@ -34,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     first.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
     parser = Parser(__doc__, prog="bbdm train", parents=[first])
     flag = parser.add_argument
-    flag("dataset", type=flag_type(read_layout), help="'folder' is of pictures alone, and needs --degrade")
+    training.add_layout(parser, help="'folder' is of pictures alone, and needs --degrade")
     flag("data_dir", help=training.DATA_DIR)
     flag("output_model", type=Path, help="the trained weights: .pt or .safetensors")
     flag("-t", "--t", "--time_steps", dest="time_steps", type=int, help="T of the bridge; 1000, of goub 100, if unset")

@@ -18,7 +18,6 @@ from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.cli import training
 from bbdm.cli.presets import VQGAN_PRESETS
 from bbdm.data.config import RowsConfig
-from bbdm.data.rows import read_layout
 from bbdm.pictures.images import read_size
 from bbdm.training.config import AutoencoderConfig
 
@@ -41,7 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. A trained codebook keeps its codes unless --restarts says otherwise."""
     parser = Parser(__doc__, prog="bbdm train-vqgan")
     flag = parser.add_argument
-    flag("dataset", type=flag_type(read_layout), help="'folder' is of pictures alone, and needs --degrade")
+    training.add_layout(parser, help="'folder' is of pictures alone, and needs --degrade")
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     flag("output_model", type=Path, help="the trained weights: .pt or .safetensors")
     flag("--preset", choices=sorted(VQGAN_PRESETS), default="vq-f4", help="the network")

@@ -11,6 +11,7 @@ from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.data.config import Crops, DataConfig
+from bbdm.data.rows import DATASETS, read_layout
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures.images import read_size
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 Run = TypeVar("Run", bound="Training")
 Resumed = tuple[Path, Any] | None  # the checkpoint that a run resumes from, and its content
 DATA_DIR = "the data set's folder; for 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column: see docs/data.md"
+
+
+def add_layout(parser: argparse.ArgumentParser, name: str = "dataset", **settings: Any) -> None:
+    """Add the layout of a data set, which a shell completes."""
+    action = parser.add_argument(name, type=flag_type(read_layout), **settings)
+    action.completer = lambda **_: DATASETS  # pyright: ignore[reportAttributeAccessIssue]  (of argcomplete)
 
 
 def add_data_flags(parser: argparse.ArgumentParser, image_size: int | None, unset: str) -> None:
@@ -84,7 +91,7 @@ def find_resumed(args: argparse.Namespace, folder: RunFolder, team: Processes) -
 def load_pairs(
     args: argparse.Namespace,
     size: Any,
-    channels: int,
+    channels: int | None,
     team: Processes,
     learned: Spec | None = None,
     known: ConditionsConfig | None = None,
@@ -96,7 +103,7 @@ def load_pairs(
     Args:
         args: the flags of the command.
         size: that of the pictures.
-        channels: those that photographs are converted to.
+        channels: 1 or 3, which photographs are converted to; None for those of the files.
         team: the processes of the run.
         learned: what a trained network has learned.
         known: the conditions of a trained network.
@@ -122,6 +129,9 @@ def load_pairs(
         if train is not None:
             return Pairs(rows, train.complete, cache, config.degrade, args.skip_bad)
         seen = config.conditions or {}
+        for name, each in seen.items() if known is not None else ():
+            if known.kinds.get(name) != each.kind:
+                raise ValueError(f"the network is told {known.wanted or 'nothing'}, got {name}={each}")
         if known is not None and known.kinds:
             seen = known_conditions(known, learned.conditions if learned else seen, rows)
         about: dict[str, Any] = {"size": size, "channels": channels, "axes": vars(args).get("axes", 2)}

@@ -14,8 +14,8 @@ from PIL import Image
 
 from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, flag_type, from_values
-from bbdm.data.rows import read_layout
+from bbdm.base.settings import add_flags, from_values
+from bbdm.cli.training import add_layout
 from bbdm.evaluation.config import MapsConfig
 from bbdm.pictures import images
 
@@ -30,9 +30,7 @@ GRIDS = ("grid.png", "grid_of_results.png")  # the first that is no result's nam
 def parse(argv: Sequence[str]) -> MapsConfig:
     """The settings of the command line."""
     parser = Parser(__doc__, prog="bbdm translate")
-    parser.add_argument(
-        "dataset", type=flag_type(read_layout), help="the layout of the data set; of pictures alone, folder"
-    )
+    add_layout(parser, help="the layout of the data set; of pictures alone, folder")
     parser.add_argument("data_dir", help="the data set's folder")
     parser.add_argument("model", metavar="checkpoint", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")

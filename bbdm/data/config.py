@@ -126,6 +126,8 @@ class RowsConfig:
             ValueError: settings differ from what a network has learned, or files have more than 8 bits and
                 nobody said what their range is.
         """
+        if self.degrade is not None and rows[0].get("target") is not None:
+            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), got {dataset!r}")
         learned = learned or Spec()
         given = {"source": self.source_values, "target": self.target_values}
         slices = self.slices or (Slices(learned.slices, learned.neighbours) if learned.slices else None)

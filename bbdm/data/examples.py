@@ -95,9 +95,13 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         """SHA-256 of the paths, sizes and times of the examples' files; "" where there are none."""
         return ""
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the examples besides their files."""
+        return self.spec.config()
+
     def description(self) -> dict[str, Any]:
         """What decides the examples, for manifests."""
-        return {**self.spec.config(), "files": self.digest()}
+        return {**self.settings(), "files": self.digest()}
 
     def order(self, seed: int) -> Order:
         """The examples of an epoch, a function of the seed: here a permutation of all."""

@@ -72,12 +72,11 @@ class Pairs(Examples):
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self.pictures = RowPictures(self.rows, spec, known, reader, prepare)
         row, heads = self._first()
-        sides = self.pictures.plane_sides(heads["source"][0])
-        if spec.axes != len(sides):
-            which = (
-                "say which slices are meant, such as slices axial" if len(sides) == 3 else "this network is of volumes"
-            )
-            raise ValueError(f"{shown(row)} has {len(sides)} axes, and examples {spec.axes}: {which}")
+        axes, sides = len(heads["source"][0].sides), self.pictures.plane_sides(heads["source"][0])
+        if axes != (spec.axes if spec.slices is None else 3):
+            which = "say which slices are meant, such as slices axial" if axes == 3 else "this network is of volumes"
+            which = "slices are of volumes, which have 3" if spec.slices else f"examples {spec.axes}: {which}"
+            raise ValueError(f"{shown(row)} has {axes} axes, and {which}")
         count, channels = (sum(map(self.pictures.channels, heads[role])) for role in ROLES)
         for each, values in ((count, spec.source), (channels or count, spec.target)):
             check_channels(values, each, shown(row))
@@ -295,6 +294,17 @@ class Pairs(Examples):
         rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
         return Pairs(rows, self.complete, self.cache, self.prepare, self.skip_bad) if indices else self
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
+        labels = {name: each.label for name, each in self.pictures.known.items() if each.label is not None}
+        prepared = {} if self.prepare is None else {"degradation": self._prepared}
+        return {**super().settings(), **prepared, **({"labels": labels} if labels else {})}
+
+    @property
+    def _prepared(self) -> str:
+        """The name of what prepares examples, the same in each process; "" for nothing."""
+        return "" if self.prepare is None else getattr(self.prepare, "__qualname__", None) or str(self.prepare)
+
     def digest(self, columns: Collection[str] | None = None) -> str:
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
@@ -310,7 +320,7 @@ class Pairs(Examples):
         """SHA-256 of the names of rows, or what names a table; of slices, and of conditions."""
         known = self.pictures.known
         about = {name: [str(each), each.size, each.classes, each.label] for name, each in known.items()}
-        digest = hashlib.sha256(json.dumps([self._ends, str(self.prepare or ""), about]).encode())
+        digest = hashlib.sha256(json.dumps([self._ends, self._prepared, about]).encode())
         if isinstance(self.rows, TableRows | StreamedRows):
             digest.update(f"{len(self.rows)} {self.rows.columns.names}".encode())
             return digest.hexdigest()

@@ -98,7 +98,8 @@ class Translator:
         rows = read_rows(config.dataset, config.data_dir, config.split)
         seen = known_conditions(known, trained.conditions, rows, config.conditions)
         self._missing = dict.fromkeys(name for name in known.kinds if name not in seen)
-        about: dict[str, Any] = {"learned": trained, "channels": channels, "axes": known.axes, "conditions": seen}
+        of = channels if channels in (1, 3) else None  # photographs become grey or colour, others stay
+        about: dict[str, Any] = {"learned": trained, "channels": of, "axes": known.axes, "conditions": seen}
         spec = config.spec(config.dataset, rows, **about)
         size, resize = self._size(spec)
         kept = resize == "keep" or not Files(Pairs(rows, spec, prepare=config.degrade), channels).photographs

@@ -61,11 +61,7 @@ OPTIONAL = ("source_channels", "endpoint", "axes", "images", "classes", "tokens"
 
 
 def conditions_of(settings: dict[str, Any]) -> ConditionsConfig:
-    """The conditions besides the source, of the content of a ``bridge.json``.
-
-    Raises:
-        ValueError: a name or a number is out of range.
-    """
+    """The conditions besides the source; ValueError where a name or a number is out of range."""
     return ConditionsConfig(**{each.name: settings.get(each.name, {}) for each in fields(ConditionsConfig)})
 
 

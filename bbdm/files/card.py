@@ -28,14 +28,26 @@ TEMPLATE = """\
 # {{ title }}
 
 An image-to-image diffusion bridge, for `bbdm`.
-{% if picture %}
+{% if card.examples %}
 ![sources at the left, results at the right]({{ picture }})
 {% endif %}
 | | |
 |---|---|
-{% for name, value in facts.items() -%}
-| {{ name }} | {{ value }} |
-{% endfor %}
+| data | {{ data or "not stated" }} |
+| licence of the weights | {{ card.license_name or card.license or "not stated" }} |
+{% if card.base_model -%}
+| trained from | {{ card.base_model }} |
+{% endif -%}
+| image size | {{ size or "not stated" }} |
+| values | {{ kind.source }} to {{ kind.target }} |
+{% if kind.slices -%}
+| slices of volumes | {{ kind.slices }}, each with {{ kind.neighbours }} on each side |
+{% endif -%}
+| network | {{ network }} |
+| space | {% if model.codec %}latents of a {{ codec }}{% else %}pictures{% endif %} |
+| bridge | `{{ model.bridge }}` |
+| objective | {{ model.bridge.objective }} |
+
 ## Use
 
 ```bash
@@ -46,7 +58,7 @@ pip install 'bbdm[hub]'
 import bbdm
 
 sampler = bbdm.BridgeSampler.from_pretrained({{ arguments }})
-result = sampler("source.{{ suffix }}", seed=0{{ conditions }})[0]
+result = sampler("source.{{ suffix }}", seed=0{% if model.unet.further.kinds %}, conditions={...}{% endif %})[0]
 result.save("result.{{ suffix }}")
 ```
 {% if has_export %}
@@ -67,22 +79,26 @@ result = OnnxBridgeSampler.from_pretrained("{{ name }}")("source.{{ suffix }}", 
 {% for solver, calls in solvers.items() -%}
 | `{{ solver }}` | {{ calls }} |
 {% endfor %}
-{%- if scores %}
+{%- if card.scores %}
 ## Scores
 
 | metric | score | solver | network calls | data |
 |---|---|---|---|---|
-{% for score in scores -%}
+{% for score in card.scores -%}
 | {{ score.metric_type }} | {{ "%.4g" % score.metric_value }} | `{{ score.metric_args.solver }}` | \
-{{ score.metric_args.steps }} | {{ score.dataset_name }}, {{ score.dataset_split or "val" }} |
+{{ score.metric_args.steps }} | {{ data or score.dataset_type }}, {{ score.dataset_split or "val" }} |
 {% endfor %}
 {%- endif %}
 ## Limits
 
-{% for limit in known_limits -%}
-- {{ limit }}
-{% endfor %}
-{{ limits or "No others are stated." }}
+- It knows pictures such as it was trained on, and nothing else.
+{% if size and not kind.crop -%}
+- Of much larger or smaller pictures than {{ size }} it knows little: resize them.
+{% endif -%}
+{% if model.calls -%}
+- It was distilled for network calls={{ model.calls }}: other solvers and more calls are worse.
+{% endif %}
+{{ card.limits or "No others are stated." }}
 """
 
 
@@ -156,7 +172,7 @@ class Card:
             ModuleNotFoundError: huggingface_hub is not installed.
         """
         package = optional.package("huggingface_hub", "a model card")
-        title, kind = name.rpartition("/")[2], model.pictures
+        title, kind, size = name.rpartition("/")[2], model.pictures, model.image_size
         data = package.ModelCardData(
             library_name="bbdm",
             pipeline_tag=TASK,
@@ -167,68 +183,29 @@ class Card:
             model_name=title if self.scores else None,
             eval_results=[package.EvalResult(**each) for each in self.scores] or None,
         )
+        codes = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
+        codes |= {"codec=bbdm.wrap_codec(...)": isinstance(model.codec, WrappedCodec)}
         first = {model.solver: len(model.table)}
-        wrapped = {
-            "network=bbdm.wrap(...)": (model.unet, Wrapped),
-            "codec=bbdm.wrap_codec(...)": (model.codec, WrappedCodec),
-        }
         card = package.ModelCard.from_template(
             data,
             template_str=TEMPLATE,
-            title=title,
+            card=self,
+            model=model,
             name=name,
-            picture=hub.PICTURE if self.examples else None,
-            facts={fact: _cell(value) for fact, value in self._facts(model).items()},
-            arguments=", ".join(
-                [f'"{name}"', *(code for code, (part, own) in wrapped.items() if isinstance(part, own))]
-            ),
+            title=title,
+            data=" ".join((self.data or "").split()).replace("|", "\\|"),  # in a cell of a table
+            picture=hub.PICTURE,
+            size=None if size is None else sizes.shown(size),
+            kind=kind,
+            network=_described(model.unet.module if isinstance(model.unet, Wrapped) else model.unet),
+            codec=model.codec and _described(model.codec.module),
+            arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
             suffix="png" if kind.eight_bit else "npy",
-            conditions=", conditions={...}" if model.unet.further.kinds else "",
             has_export=has_export,
             solvers=first | solvers.choices(model.bridge, model.calls) | first,
-            scores=[{**each, "dataset_name": _cell(each["dataset_name"])} for each in self.scores],
-            known_limits=_limits(model),
-            limits=self.limits,
         )
         return card.content
 
-    def _facts(self, model: Any) -> dict[str, Any]:
-        network, codec, kind, size = model.unet, model.codec, model.pictures, model.image_size
-        network_name = type(network.module if isinstance(network, Wrapped) else network).__name__
-        facts = {
-            "data": self.data or "not stated",
-            "licence of the weights": self.license_name or self.license or "not stated",
-            **({} if self.base_model is None else {"trained from": self.base_model}),
-            "image size": "not stated" if size is None else sizes.shown(size),
-            **({} if kind.eight_bit else {"values": f"{kind.source} to {kind.target}"}),
-            "network": f"{network_name}, {_millions(network)}",
-            "space": "pictures"
-            if codec is None
-            else f"latents of a {type(codec.module).__name__}, {_millions(codec.module)}",
-            "bridge": f"`{model.bridge}`",
-            "objective": model.bridge.objective,
-        }
-        if kind.slices is not None:
-            beside = f", each with {kind.neighbours} on each side as channels of the source" if kind.neighbours else ""
-            facts["slices of volumes"] = f"{kind.slices}{beside}"
-        return facts
 
-
-def _limits(model: Any) -> list[str]:
-    """What a network cannot do, as far as its file says it."""
-    found = ["It knows pictures such as it was trained on, and nothing else."]
-    if model.pictures.crop is None and model.image_size is not None:
-        size = sizes.shown(model.image_size)
-        found.append(f"Of much larger or smaller pictures than {size} it knows little: resize them.")
-    if model.calls is not None:
-        found.append(f"It was distilled for network calls={model.calls}: other solvers and more calls are worse.")
-    return found
-
-
-def _cell(value: Any) -> str:
-    """A value in a cell of a table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def _millions(module: Any) -> str:
-    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M parameters"
+def _described(module: Any) -> str:
+    return f"{type(module).__name__}, {sum(each.numel() for each in module.parameters()) / 1e6:.1f} M parameters"

@@ -55,11 +55,7 @@ class NetworkState:
 
     @classmethod
     def read(cls, settings: dict[str, Any], states: dict[str, State]) -> NetworkState:
-        """The network that a file describes.
-
-        Raises:
-            ValueError: the kind is unknown, a setting is wrong, or the weights do not fit.
-        """
+        """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
         kind = settings.get("kind", "unet")
         if kind not in NETWORKS:
             raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
@@ -122,11 +118,7 @@ class CodecState:
 
     @classmethod
     def read(cls, settings: dict[str, Any], states: dict[str, State], codec: Codec | None) -> CodecState:
-        """The codec that a file describes; where it has only their hash, with the weights of ``codec``.
-
-        Raises:
-            ValueError: the kind is unknown, a setting is wrong, or the weights do not fit.
-        """
+        """What a file describes, with the weights of ``codec`` where it has only their hash."""
         config = {name: value for name, value in settings.items() if name != "sha256"}
         if "sha256" in settings:
             sha256 = settings["sha256"]

@@ -20,21 +20,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 MAX_MODULES, MAX_TENSORS = 20_000, 100_000  # of a network whose modules hold each other many times
 MAX_SHARING = 4  # largest ratio of the bytes of tensors to those of their storages; usual files have 1
 BLOCK = 2**20  # bytes read at a time
 LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of files before PyTorch 1.6
-SIGNATURES = {
-    b"<": "a web page",
-    b"version https://git-lfs": "a pointer of Git LFS to a file that has not been fetched",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-}
-Tensor = torch.Tensor
 
 
 class Stub:
@@ -128,9 +119,8 @@ def load(path: Path) -> tuple[Any, bool]:
     if zipped:
         check_archive(path)
     elif LEGACY_MAGIC not in head or tarfile.is_tarfile(path):
-        known = (name for start, name in SIGNATURES.items() if head.startswith(start))
-        kind = next(known, "no file of torch.save" if head else "empty")
-        raise ValueError(f"it is {kind}; a file of torch.save was expected")
+        begins = f"begins with {head[:20]}" if head else "is empty"
+        raise ValueError(f"it {begins}; a file of torch.save was expected")
     inert: Any = type("Inert", (Unpickler,), {"size": path.stat().st_size})
     module = SimpleNamespace(Unpickler=inert, load=lambda file, **k: inert(file, **k).load(), __name__="inert")
     with warnings.catch_warnings():

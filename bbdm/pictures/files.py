@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures import checks
@@ -185,8 +187,6 @@ def _reader_of_tiff(path: Path) -> str:
 
 def _pages(path: Path) -> list[Any]:
     """The tags of the first pages, of which reduced copies and masks are left out."""
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
     pages: list[Any] = []
     with path.open("rb") as file:
         start = file.read(8)
@@ -211,8 +211,6 @@ def _tag(page: Any, tag: int, default: int) -> tuple[int, ...]:
 
 def _is_simple(pages: list[Any]) -> bool:
     """Whether Pillow reads all that is there: one page of 8 bits or fewer, grey or colours, perhaps alpha."""
-    from PIL import Image
-
     page = pages[0]
     pixels = _tag(page, 256, 0)[0] * _tag(page, 257, 0)[0]
     return (

@@ -169,12 +169,3 @@ def same_grid(one: Header | Picture, other: Header | Picture) -> bool:
     matrix, further = np.asarray(first.affine), np.asarray(second.affine)
     pixel = np.abs(further[:-1, :-1]).max()  # about the length of a pixel's longest side
     return matrix.shape == further.shape and bool(np.allclose(matrix, further, rtol=0, atol=SAME_PLACE * pixel))
-
-
-def check_same_grid(one: Header, other: Header) -> None:
-    """Raise ValueError unless :func:`same_grid`; the message names both files and grids."""
-    if not same_grid(one, other):
-        raise ValueError(
-            f"{one.path} and {other.path} lie on different grids, {one.grid} and {other.grid}: resample the first to "
-            "the second, such as by SimpleITK.Resample or gdalwarp"
-        )

@@ -86,7 +86,7 @@ def describe_pairs(train: Examples) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     spec = train.spec
     about = {"image_size": train.image_size, "direction": spec.direction, "crops": [spec.crops, spec.in_mask]}
-    return {**about, **spec.config(), "number": len(train), "names": train.names_digest()}
+    return {**about, **train.settings(), "number": len(train), "names": train.names_digest()}
 
 
 def check_alike(starts: Sequence[dict[str, Any]]) -> None:

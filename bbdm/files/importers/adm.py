@@ -55,16 +55,7 @@ def recognised(content: Any) -> bool:
 
 
 def read(content: Any, config: str | None) -> Checkpoint:
-    """The network, its moving average where the file has both, and the bridge of a name.
-
-    Args:
-        content: the content of the file.
-        config: a name in :data:`NAMED`.
-
-    Raises:
-        IncompleteFileError: there is no ``config``.
-        ValueError: the name is unknown, or the file has no such network.
-    """
+    """The network, its moving average where the file has both, and the bridge of a name in :data:`NAMED`."""
     if config is None:
         raise IncompleteFileError(f"it does not state its bridge: give config=, one of {sorted(NAMED)}")
     entries = (content.get("state_dict"), content.get("model")) if isinstance(content, dict) else ()

@@ -33,17 +33,9 @@ STATISTICS = {
 
 
 def read(content: Any, state: states.State, codec: Codec | None, config: str | None) -> Checkpoint:
-    """The network, its moving average, its bridge and its autoencoder.
+    """The network, its moving average, its bridge and its autoencoder, with the objective of a name.
 
-    Args:
-        content: the content of the file.
-        state: the state dict in it.
-        codec: of a latent model; its ``before_quant_conv`` says where latents are taken.
-        config: a name in :data:`NAMED`.
-
-    Raises:
-        IncompleteFileError: there is no ``config``.
-        ValueError: the name is unknown, or the file has no such network.
+    The ``before_quant_conv`` of a ``codec`` says where the latents of a latent model are taken.
     """
     if states.below(state, f"{CONDITION}channel_mapper."):
         raise ValueError(f"it is conditioned by a SpatialRescaler ({CONDITION}*), which is not supported")

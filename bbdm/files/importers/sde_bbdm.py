@@ -95,20 +95,23 @@ def _unwrap(content: Any) -> _Trained:
 
 def _bridge(trained: _Trained, num_steps: int | None, c_lambda: float | None) -> Bridge:
     """The bridge of the file's settings or, where it has none, of the arguments."""
-    settings: dict[str, Any] = {"num_steps": num_steps if trained.num_steps is None else trained.num_steps}
-    if trained.bridge is not BrownianBridge:
-        settings["c_lambda"] = c_lambda if trained.c_lambda is None else trained.c_lambda
+    arguments = {"num_steps": num_steps, "c_lambda": c_lambda}
+    if trained.bridge is BrownianBridge:
+        del arguments["c_lambda"]
+    stated = {name: getattr(trained, name) for name in arguments}
+    settings = {name: arguments[name] if value is None else value for name, value in stated.items()}
     missing = [name for name, value in settings.items() if value is None]
     if missing:
-        arguments = " and ".join(f"{name}=" for name in missing)
+        needed = " and ".join(f"{name}=" for name in missing)
         bare = isinstance(trained.network, dict) and len(missing) == 2
         other = f". If it is of DDBM, DBIM, ECSI or I2SB, give config=, one of {sorted(adm.NAMED)}" if bare else ""
-        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {arguments}{other}")
+        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {needed}{other}")
     for name, value in settings.items():
         if not isinstance(value, int | float):
             raise ValueError(f"its {name} is {describe(value)}, not a number")
-    settings |= {"c_lambda": float(settings["c_lambda"])} if "c_lambda" in settings else {}
-    return (trained.bridge or ABridge)(**settings)
+    if trained.bridge is BrownianBridge:
+        return BrownianBridge(settings["num_steps"])
+    return ABridge(settings["num_steps"], float(settings["c_lambda"]))
 
 
 def _part(trained: _Trained, name: str, state: states.State, prefix: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
 from bbdm.base import optional
@@ -17,6 +17,7 @@ from bbdm.pictures.picture import PHOTOGRAPH, Geometry, Header, Picture
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes that become one channel, the last two of 16-bit PNG
 PNG = b"\x89PNG\r\n\x1a\n"
 BITS, COLOURS = 24, 25  # bytes of a PNG that say the bits of a value, and its colours: grey, grey and alpha, others
+SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 RESOLUTION = (282, 283, 296)  # tags of a TIFF
 
 
@@ -32,11 +33,13 @@ def header(path: Path) -> Header:
         if image.mode not in images.EIGHT_BIT and wide is None:
             raise ValueError(f"its mode {image.mode} in {image.format} has more than 8 bits: save it as TIFF")
         grey = image.mode in GREY if colours is None else colours == 4
+        unknown = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
+        sideways = not unknown and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+        sides = image.size if sideways else image.size[::-1]
         geometry = _geometry(image)
-    width, height = images.open_size(path)
     if colours is not None:
         _imagecodecs()
-    return Header(path, (1 if grey else 3, height, width), np.dtype(wide or np.uint8), geometry)
+    return Header(path, (1 if grey else 3, *sides), np.dtype(wide or np.uint8), geometry)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:

@@ -245,15 +245,24 @@ def _syntax(path: Path) -> str:
     return syntax
 
 
+def _slice(package: Any, file: Path) -> Any:
+    """The reader of a slice. ValueError where it would be read wrongly in silence, or is too short."""
+    syntax, reader = _syntax(file), _reader(package, file)
+    bits, size = int(_text(reader, BITS) or 8), reader.GetSize()
+    if syntax == DEFLATED or (syntax == BIG and bits > 16):
+        raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax}, which is not read")
+    # of one component: several may be subsampled, or a palette's
+    if syntax in (IMPLICIT, EXPLICIT, BIG) and math.prod(size) * bits // 8 > file.stat().st_size:
+        raise ValueError(f"{file.name} is too short for {sizes.shown(size)} values of {bits} bits")
+    return reader
+
+
 def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
     """The header of the only series of a folder, and its files in the slices' order."""
     files = dicom_files(path)
     if damaged := sorted(each.name for each in path.glob("*.dcm") if each not in files):
         raise ValueError(f"{', '.join(damaged[:9])} cannot be read as DICOM")
-    syntaxes = [_syntax(file) for file in files]
-    readers = [_reader(package, file) for file in files]
-    for file, reader, syntax in zip(files, readers, syntaxes, strict=True):
-        _check_slice(file, reader, syntax)
+    readers = [_slice(package, file) for file in files]
     series = sorted({_text(reader, SERIES) for reader in readers})
     if len(series) != 1:
         raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
@@ -277,16 +286,6 @@ def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
     checks.check_cost(shape, _dtype(package, first), sum(file.stat().st_size for file in files))
     found = Header(path, shape, _dtype(package, first), _geometry(spacing, origin, direction, {}))
     return found, [str(files[i]) for i in order]
-
-
-def _check_slice(file: Path, reader: Any, syntax: str) -> None:
-    """Raise ValueError where a file of DICOM is read wrongly in silence, or cannot have its values."""
-    bits = int(_text(reader, BITS) or 8)
-    if syntax == DEFLATED or (syntax == BIG and bits > 16):
-        raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax}, which is not read")
-    size = math.prod(reader.GetSize()) * bits // 8  # of one component: several may be subsampled, or a palette's
-    if syntax in (IMPLICIT, EXPLICIT, BIG) and size > file.stat().st_size:
-        raise ValueError(f"{file.name} is too short for {sizes.shown(reader.GetSize())} values of {bits} bits")
 
 
 def _text(reader: Any, key: str) -> str:

@@ -17,7 +17,6 @@ from bbdm.networks.restore import skeleton
 from bbdm.networks.unet import UNet
 from tests.conftest import ROOT
 from tests.files.importers.common import fill, images, load, refused, save
-from tests.files.importers.reference_adm import ReferenceADM
 
 X, Y = images(1, 3, 16, 16, seed=3), images(1, 3, 16, 16, seed=4)
 PUBLISHED: dict[str, Bridge] = {  # of the programs' scripts
@@ -31,21 +30,44 @@ PUBLISHED: dict[str, Bridge] = {  # of the programs' scripts
     "i2sb-256-ode": I2SB(1000, 1.0, True),
 }
 SIZES: dict[int, dict[str, Any]] = {
-    64: {"width": 192, "mults": (1, 2, 3, 4), "blocks": 3, "attention": (2, 4, 8)},
-    256: {"width": 256, "mults": (1, 1, 2, 2, 4, 4), "blocks": 2, "attention": (8, 16, 32)},
+    64: {"width": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3, "attention_resolutions": (2, 4, 8)},
+    256: {
+        "width": 256,
+        "channel_mult": (1, 1, 2, 2, 4, 4),
+        "num_res_blocks": 2,
+        "attention_resolutions": (8, 16, 32),
+    },
 }
 
 
-def reference(seen: int = 6, seed: int = 0, **kind: Any) -> ReferenceADM:
-    return fill(ReferenceADM(seen, **{"width": 64, "head_width": 64, **kind}), seed)
+def build(seen: int = 6, width: int = 64, **settings: Any) -> Any:
+    """Guided diffusion's network in sde-bbdm, which has 1D attention; I2SB's has the legacy order."""
+    peers = pytest.importorskip("sde_bbdm", exc_type=ImportError)
+    usual = {"num_res_blocks": 1, "attention_resolutions": [2], "channel_mult": [1, 2], "num_head_channels": 64}
+    fixed = {"use_scale_shift_norm": True, "resblock_updown": True}
+    return peers.networks.OpenAIUNet(seen, width, 3, **{**usual, **fixed, **settings})
 
 
-def ddbm(**kind: Any) -> ReferenceADM:
-    """A network as of DDBM: flash attention, of 2D convolutions."""
-    return reference(**{"first": "qkv", "dims": 2, **kind})
+def reference(seen: int = 6, seed: int = 0, **settings: Any) -> Any:
+    return fill(build(seen, **settings), seed)
 
 
-def i2sb_file(path: Path, network: ReferenceADM, average: ReferenceADM | None, **changes: Any) -> Path:
+def ddbm(**settings: Any) -> Any:
+    return reference(use_new_attention_order=True, **settings)
+
+
+def call(network: Any, x: Tensor, t: float) -> Tensor:
+    with torch.no_grad():
+        return type(network).forward(network, x, torch.tensor([t]).float(), None)
+
+
+def square(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As DDBM saves attention, of 2D convolutions."""
+    ends = (".qkv.weight", ".proj_out.weight")
+    return {key: value[..., None] if key.endswith(ends) else value for key, value in state.items()}
+
+
+def i2sb_file(path: Path, network: Any, average: Any, **changes: Any) -> Path:
     """A latest.pt as its runner writes it, with the state of torch_ema."""
     content: dict[str, Any] = {
         "net": {f"diffusion_model.{key}": value for key, value in network.state_dict().items()},
@@ -75,11 +97,9 @@ def scalings(alpha: float, beta: float, variance: float, cov: float = 0.0) -> tu
     return (alpha / 4 + beta * cov) / total, np.sqrt(beta**2 * (1 / 16 - cov**2) + variance / 4) * c_in, c_in
 
 
-def denoised(network: ReferenceADM, scale: tuple[float, float, float], x: Tensor, y: Tensor, t: float) -> Tensor:
+def denoised(network: Any, scale: tuple[float, float, float], x: Tensor, y: Tensor, t: float) -> Tensor:
     c_skip, c_out, c_in = scale
-    with torch.no_grad():
-        output = network(torch.cat([(c_in * x).float(), y], 1), torch.tensor([1000 * 0.25 * np.log(t)]).float())
-    return c_skip * x + c_out * output
+    return c_skip * x + c_out * call(network, torch.cat([(c_in * x).float(), y], 1), 1000 * 0.25 * np.log(t))
 
 
 def vp(t: float) -> tuple[float, float, float]:
@@ -104,15 +124,15 @@ def close(outputs: Tensor, expected: Tensor) -> bool:
     return bool((outputs - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max())))
 
 
-@pytest.mark.parametrize("dims", [2, 1], ids=["ddbm", "dbim"])
+@pytest.mark.parametrize("layout", [square, dict], ids=["ddbm", "dbim"])
 @pytest.mark.parametrize(
     ("name", "marginal", "times"),
     [("ddbm-edges2handbags-64", vp, (1.0, 0.6, 0.003)), ("ddbm-diode-256-ve", ve, (20.0, 7.0, 0.01))],
 )
-def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, dims: int, tmp_path: Path):
+def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, layout: Any, tmp_path: Path):
     """Attention in DBIM's files is of 1D convolutions, in the same order."""
-    network = ddbm(dims=dims)
-    loaded = load(save(network.state_dict(), tmp_path / "ema_0.9999_420000.pt"), config=name)
+    network = ddbm()
+    loaded = load(save(layout(network.state_dict()), tmp_path / "ema_0.9999_420000.pt"), config=name)
     assert (loaded.bridge, loaded.codec, loaded.image_size) == (PUBLISHED[name], None, 64 if "64" in name else 256)
     save_checkpoint(tmp_path / "own.safetensors", loaded.build_unet(), loaded.bridge)
     for checkpoint in (loaded, load_checkpoint(tmp_path / "own.safetensors")):
@@ -124,7 +144,7 @@ def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, dims: int, tm
 def test_ecsi(tmp_path: Path):
     """Its code has the square of the covariance in c_skip."""
     network = ddbm()
-    loaded = load(save(network.state_dict(), tmp_path / "ema.pt"), config="ecsi-diode-256")
+    loaded = load(save(square(network.state_dict()), tmp_path / "ema.pt"), config="ecsi-diode-256")
     for t in (1.0, 0.5, 0.02):
         alpha, beta, variance = 1 - t, t, (2 * 0.25) ** 2 * t * (1 - t)
         _, c_out, c_in = scalings(alpha, beta, variance, 0.125)
@@ -145,8 +165,7 @@ def test_i2sb(conditioned: bool, tmp_path: Path):
         for index in (999, 400, 1):
             level = 1000 * (1e-4 + (1 - 1e-4) * index / 999)
             shown = torch.cat([X, Y], 1) if conditioned else X
-            with torch.no_grad():
-                expected = X - variance[index] ** 0.5 * theirs(shown, torch.tensor([level]).float())
+            expected = X - variance[index] ** 0.5 * call(theirs, shown, level)
             assert close(estimate(unet, loaded.bridge, X, Y, index), expected)
     without = load(i2sb_file(tmp_path / "b.pt", network, None), config="i2sb-256")
     assert without.unet.ema is None
@@ -159,9 +178,7 @@ def test_the_published_sampler_of_i2sb(tmp_path: Path):
     sampler = BridgeSampler.from_checkpoint(path, config="i2sb-256-ode", solver="ancestral", steps=2)
     first, _ = sampler.stream(Y)
     half = np.linspace(1e-4**0.5, (1.0 / 1000) ** 0.5, 1000)[:500] ** 2
-    with torch.no_grad():
-        expected = Y - (2 * half.sum()) ** 0.5 * average(Y, torch.tensor([1000.0]))
-    assert close(first.x0hat, expected)
+    assert close(first.x0hat, Y - (2 * half.sum()) ** 0.5 * call(average, Y, 1000.0))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -171,7 +188,7 @@ def test_published_networks(name: str):
     published, size = adm.NAMED[name], 64 if "-64" in name else 256
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
     with torch.device("meta"):
-        state = ReferenceADM(6, **SIZES[size], head_width=64).state_dict()
+        state = build(**SIZES[size]).state_dict()
     config = shapes.unet_config(state, **adm.KNOWN)
     shown = skeleton(UNet.from_config, config).state_dict()
     assert {key: value.shape for key, value in shown.items()} == {key: value.shape for key, value in state.items()}
@@ -182,7 +199,7 @@ def test_published_networks(name: str):
 @pytest.mark.filterwarnings("ignore:weights do not determine")
 def test_a_name_is_needed(tmp_path: Path):
     for path in (
-        save(ddbm().state_dict(), tmp_path / "ema.pt"),
+        save(square(ddbm().state_dict()), tmp_path / "ema.pt"),
         i2sb_file(tmp_path / "latest.pt", reference(3), None),
         save(reference().state_dict(), tmp_path / "dbim.pt"),
     ):
@@ -192,15 +209,15 @@ def test_a_name_is_needed(tmp_path: Path):
 
 
 def test_weights_that_do_not_fit(tmp_path: Path):
-    state = ddbm().state_dict()
+    state = square(ddbm().state_dict())
     cases: list[tuple[Any, str]] = [
         ({k: v for k, v in state.items() if k != "out.2.bias"}, r"missing: out\.2\.bias"),
         ({**state, "more": torch.ones(1)}, "extra: more"),
         ({**state, "out.2.bias": torch.ones(4)}, r"out\.2\.bias \(4,\) \(wanted \(3,\)\)"),
         ({**state, "out.2.bias": "text"}, r"out\.2\.bias is a str, not a tensor"),
         ({**state, "label_emb.weight": torch.ones(10, 128)}, "takes a class"),
-        (ddbm(updown=False).state_dict(), r"extra: .*op\.bias"),
-        (ddbm(shift=False).state_dict(), r"of another shape: .*emb_layers\.1\.bias"),
+        (ddbm(resblock_updown=False).state_dict(), r"extra: .*op\.bias"),
+        (ddbm(use_scale_shift_norm=False).state_dict(), r"of another shape: .*emb_layers\.1\.bias"),
         ({"a": torch.ones(1)}, r"it is a dict of 1 entries \('a'\) with no UNets"),
         ({"opt": {"state": 1}}, "with no UNets"),
         ([1], "it is a list with no UNets"),
