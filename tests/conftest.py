@@ -17,8 +17,10 @@ from PIL import Image
 from torch import nn
 
 from bbdm.bridges import ABridge, Bridge
-from bbdm.data.examples import Examples, PairExamples
-from bbdm.data.pairs import load_dataset
+from bbdm.data.examples import Examples
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import PRESETS, UNetConfig
@@ -47,9 +49,10 @@ BRIDGE = ABridge(num_steps=50)
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A folder that all processes of a session share, in the variable BBDM_TESTS."""
+    """A folder that all processes of a session share, in the variable BBDM_TESTS; tables are fetched below it."""
     folder = tmp_path_factory.getbasetemp()
     os.environ["BBDM_TESTS"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    os.environ["HF_DATASETS_CACHE"] = f"{os.environ['BBDM_TESTS']}/datasets"
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,7 @@ def same_draws(request: pytest.FixtureRequest) -> None:
         generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
-MakePairs = Callable[..., PairExamples]
+MakePairs = Callable[..., Pairs]
 MakeTrainer = Callable[..., Trainer]
 MakeUNet = Callable[..., UNet]
 SavePicture = Callable[..., Path]
@@ -124,17 +127,22 @@ def save_picture() -> SavePicture:
     return save
 
 
+def load_pairs(dataset: str, data_dir: str, split: str = "train", **spec: Any) -> Pairs:
+    """A data set by its layout, with the settings of a :class:`~bbdm.data.spec.Spec`."""
+    return Pairs(read_rows(dataset, data_dir, split), Spec(**spec))
+
+
 @pytest.fixture(scope="session")
 def make_pairs(save_picture: SavePicture) -> MakePairs:
     """make_pairs(folder, count, height=SIZE): pairs of noise, and the same turned upside down in negative."""
 
-    def make(folder: Path, count: int, height: int = SIZE) -> PairExamples:
+    def make(folder: Path, count: int, height: int = SIZE) -> Pairs:
         generator = np.random.default_rng(0)
         for index in range(count):
             source = generator.integers(0, 256, (height, SIZE, 3), dtype=np.uint8)
             save_picture(folder / "A" / f"{index}.png", Image.fromarray(source))
             save_picture(folder / "B" / f"{index}.png", Image.fromarray(255 - source[::-1]))
-        return load_dataset("paired", f"{folder}/A,{folder}/B", image_size=SIZE)
+        return load_pairs("paired", f"{folder}/A,{folder}/B", size=SIZE)
 
     return make
 
@@ -166,7 +174,7 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairExamples:
+def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
     """Those of make_trainer."""
     return make_pairs(tmp_path / "pairs", 4)
 

@@ -129,10 +129,10 @@ def load_pairs(
         if train is not None:
             return Pairs(rows, train.complete, cache, config.degrade, args.skip_bad)
         seen = config.conditions or {}
-        for name, each in seen.items() if known is not None else ():
-            if known.kinds.get(name) != each.kind:
-                raise ValueError(f"the network is told {known.wanted or 'nothing'}, got {name}={each}")
-        if known is not None and known.kinds:
+        if known is not None:
+            for name, each in seen.items():
+                if known.kinds.get(name) != each.kind:
+                    raise ValueError(f"the network is told {known.wanted or 'nothing'}, got {name}={each}")
             seen = known_conditions(known, learned.conditions if learned else seen, rows)
         about: dict[str, Any] = {"size": size, "channels": channels, "axes": vars(args).get("axes", 2)}
         spec = config.spec(args.dataset, rows, learned=learned, crops=crops, conditions=seen, **about)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import shown
+from bbdm.data.rows import named, shown
 from bbdm.data.spec import CONTRAST
 from bbdm.pictures.values import Values, check_finite
 
@@ -37,7 +37,6 @@ def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[i
 
 def _reason(pairs: Pairs, index: int) -> str:
     """Why a row cannot be trained on, or nothing."""
-    name = shown(pairs.rows[index])
     try:
         for role, part in pairs.pictures.whole(index).items():
             channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
@@ -46,7 +45,7 @@ def _reason(pairs: Pairs, index: int) -> str:
             check_finite(np.where(part.absent, part.array.dtype.type(0), part.array))
         pairs.pictures.conditions(index)
     except (ValueError, FileNotFoundError) as error:
-        return " ".join((str(error) if name in str(error) else f"{name}: {error}").split())
+        return " ".join(named(pairs.rows[index], error).split())
     return ""
 
 

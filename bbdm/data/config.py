@@ -67,11 +67,7 @@ def read_slices(text: str) -> Slices:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig:
-    """The pictures of a data set.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
+    """The pictures of a data set. What has these settings checks them."""
 
     direction: Direction = setting("AtoB", "AtoB translates A into B, BtoA targets into sources")
     source_values: Any = setting(
@@ -92,9 +88,6 @@ class RowsConfig:
         "jpeg:QUALITY and blur:SIGMA set the strength, and @SEED what is drawn",
         parse=Degradation.read,
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def spec(
         self,
@@ -117,7 +110,7 @@ class RowsConfig:
             learned: what a trained network has learned; None for none.
             size: that whole pictures are resized to; None to keep theirs.
             resize: what the size means.
-            channels: 1 or 3, which photographs are converted to.
+            channels: of a network's sources; photographs are converted to 1 or 3.
             axes: the spatial axes of the network.
             crops: that are trained on; None for whole pictures.
             conditions: what examples have besides the source.
@@ -142,6 +135,8 @@ class RowsConfig:
             if known != EIGHT_BIT and own is not None and str(own) != str(known):
                 raise ValueError(f"{name}_values must be those of the network, {known}, got {own}")
             values[name] = own if known == EIGHT_BIT else known
+        if slices and learned.slices not in (None, slices.plane):
+            raise ValueError(f"slices must be those of the network, {learned.slices}, got {slices.plane}")
         neighbours = slices.neighbours if slices else 0
         if learned.slices and neighbours not in (None, learned.neighbours):
             raise ValueError(f"neighbours must be those of the network, {learned.neighbours}, got {neighbours}")
@@ -156,7 +151,7 @@ class RowsConfig:
             **{name: value or EIGHT_BIT for name, value in values.items()},
             size=None if crops or axes == 3 else size,
             resize=resize,
-            channels=channels,
+            channels=channels if channels in (1, 3) else None,
             crop=crops.size if crops else None,
             crops=crops.of_each if crops else 1,
             in_mask=crops.in_mask if crops else 0.0,
@@ -172,7 +167,11 @@ class RowsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(RowsConfig):
-    """The pictures of a data set that is trained on, and which parts of them are examples."""
+    """The pictures of a data set that is trained on, and which parts of them are examples.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
 
     crop: Crops | None = setting(
         None,
@@ -187,6 +186,9 @@ class DataConfig(RowsConfig):
         "--condition",
         parse=read_conditions,
     )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def read_labels(text: str) -> dict[str, str]:

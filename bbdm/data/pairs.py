@@ -24,7 +24,7 @@ from bbdm.data.degradations import Prepare
 from bbdm.data.examples import BadPicturesError, Example, Examples, NoTargetError, Order, Place, collate
 from bbdm.data.reading import Part, Reader
 from bbdm.data.row_pictures import ROLES, RowPictures
-from bbdm.data.rows import Row, paths_of, shown
+from bbdm.data.rows import Row, named, paths_of, shown
 from bbdm.data.spec import Spec
 from bbdm.data.tables import Streamed, StreamedRows, TableRows
 from bbdm.pictures import Header, Picture, files, images
@@ -68,7 +68,7 @@ class Pairs(Examples):
         spec = spec or Spec()
         reader = Reader(None if cache is None else Cache(cache, "decoded pictures", {}))
         known = conditions.fitted(spec.conditions, rows, reader)
-        self.rows = rows.select([*ROLES, *known]) if isinstance(rows, TableRows) else rows
+        self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self.pictures = RowPictures(self.rows, spec, known, reader, prepare)
         row, heads = self._first()
@@ -127,13 +127,11 @@ class Pairs(Examples):
         """The examples of an epoch, a function of the seed; the crops of a picture follow each other."""
         crops = self.spec.crops
         if isinstance(self.rows, StreamedRows):
-            pairs = self.rows.order()
-        else:
-            indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
-            pairs: Order = lambda start, end: indices[start:end].tolist()  # noqa: E731
+            return self.rows.order(crops)
+        indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
 
         def order(start: int, end: int) -> list[int]:
-            found = pairs(start // crops, -(-end // crops))
+            found = indices[start // crops : -(-end // crops)].tolist()
             return [crops * pair + crop for pair in found for crop in range(crops)][start % crops :][: end - start]
 
         return order
@@ -173,8 +171,7 @@ class Pairs(Examples):
                 ValueError,
                 FileNotFoundError,
             ) as error:  # not other OSErrors: a failing disk says nothing of a file
-                named = any(str(each) in str(error) for each in (*paths_of(row), shown(row)))
-                reason = str(error) if named else f"{shown(row)}: {error}"
+                reason = named(row, error)
                 if not self.skip_bad or streamed:
                     raise BadPicturesError(reason) from error
                 reasons[" ".join(reason.split())] = None
@@ -330,8 +327,9 @@ class Pairs(Examples):
         return digest.hexdigest()
 
     def stamps_digest(self) -> str:
-        """SHA-256 of the paths, sizes and times of all files; "" of tables."""
+        """SHA-256 of the paths, sizes and times of all files; "" of tables, and where there are none."""
         if isinstance(self.rows, TableRows | StreamedRows):
             return ""
         paths = {file for row in self.rows for path in paths_of(row) for file in files.files_of(path)}
-        return hashlib.sha256("\n".join(sorted(stamp(path.absolute()) for path in paths)).encode()).hexdigest()
+        stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
+        return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""

@@ -57,6 +57,12 @@ def shown(row: Row) -> str:
     return str(source) if isinstance(source, Half | Path) else row["name"]
 
 
+def named(row: Row, error: Exception) -> str:
+    """What an error says of a row, with the file that it is of."""
+    names = (*paths_of(row), shown(row))
+    return str(error) if any(str(each) in str(error) for each in names) else f"{shown(row)}: {error}"
+
+
 def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row]:
     """The rows of a data set.
 

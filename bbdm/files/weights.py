@@ -86,7 +86,7 @@ def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any
     Tensors are on the CPU. Content of another program may have :class:`~bbdm.files.inert.Stub` objects.
 
     Args:
-        path: the file.
+        path: of the file, with its suffix.
         format: the name of the format that a file of our own must have.
         kind: what errors call the file, such as "checkpoint"; each error in the ``with`` block names it.
 

@@ -96,29 +96,36 @@ def read_sides(text: str) -> Size:
     return read_size(text, axes=3)
 
 
+def inside(size: Size, height: int, width: int) -> tuple[int, int]:
+    """The largest (height, width) inside a size with the shape of a picture."""
+    high, wide = sides(size)
+    factor = min(high / height, wide / width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:
     """A picture with antialiased bilinear filtering at a size, inside it with its own shape, or as it is."""
-    height, width = sides(size)
-    if resize == "fit":
-        factor = min(height / image.height, width / image.width)
-        height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
+    height, width = inside(size, image.height, image.width) if resize == "fit" else sides(size)
     if resize == "keep" or image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> npt.NDArray[Any]:
-    """(C, H, W) at a size, each channel for itself; see :func:`resized`.
+    """(C, H, W) at a size, each channel for itself, in memory of its own; see :func:`resized`.
 
     Raises:
         ValueError: it is a volume.
     """
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
+    height, width = inside(size, *array.shape[1:]) if resize == "fit" else sides(size)
+    if resize == "keep" or array.shape[1:] == (height, width):
+        return np.array(array, order="C")
     if array.dtype == np.uint8 and len(array) == 3:  # as one picture, whose channels decoders interleave: faster
-        channels = resized(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, resize).split()
-    else:
-        channels = [resized(Image.fromarray(channel), size, resize) for channel in array]
+        image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1).copy()
+    channels = [Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR) for channel in array]
     return np.stack([np.asarray(channel) for channel in channels])
 
 

@@ -103,6 +103,8 @@ class Header(_Gridded):
         dtype: of the values that reading gives.
         geometry: where the pixels lie.
         windowed: whether a window costs less to read than the whole.
+        reader: the module that reads the file.
+        stored: what this module reads values by.
     """
 
     path: Path
@@ -110,6 +112,8 @@ class Header(_Gridded):
     dtype: np.dtype[Any]
     geometry: Geometry = Geometry()
     windowed: bool = False
+    reader: str = ""
+    stored: Any = field(default=None, compare=False, repr=False)
 
     @property
     def photograph(self) -> bool:

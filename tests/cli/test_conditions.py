@@ -14,16 +14,17 @@ from torch import nn
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.cli import calibrate, distill, train, translate
+from bbdm.data.spec import Spec
 from bbdm.evaluation.results import ResultsError
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.data.spec import Spec
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Picture
 from bbdm.pictures.values import Values
 from tests.conftest import SavePicture, noise, save_random_pairs, tiny_unet
 
 SIZE = 16
-TOLD = ["--images", "sar=sar", "--classes", "style=labels.csv", "--tokens", "text=text"]
-TRAIN = ["edge2shoes", "data", "c.pt", "--preset", "demo", "-b", "2", "--image_size", str(SIZE), "--device", "cpu"]
+TOLD = "data,sar=sar,style=labels.csv,text=text"
+SEEN = ["--condition", "sar=image,style=class,text=tokens"]
+TRAIN = ["edge2shoes", TOLD, "c.pt", "--preset", "demo", "-b", "2", "--image_size", str(SIZE), "--device", "cpu"]
 TRAIN += ["--lr_schedule", "constant"]  # which is that of any number of epochs
 DROP = ["--drop", "style:0.2,text:0.1"]
 FLAGS = ["--steps", "2", "--device", "cpu"]
@@ -68,25 +69,22 @@ def sar(name: str) -> torch.Tensor:
 
 
 def test_a_run_has_the_conditions_of_its_pairs(place: Path) -> None:
-    train.main([*TRAIN, *TOLD, *DROP, "-e", "1"])
+    train.main([*TRAIN, *SEEN, *DROP, "-e", "1"])
     config = load_checkpoint("c.pt").unet.config
     assert {name: getattr(config, name) for name in NETWORK} == NETWORK
     assert config.drop == {"style": 0.2, "text": 0.1}
-    Path("labels.csv").write_text(Path("labels.csv").read_text().replace("00,c", "00,d"))
-    with pytest.raises(ValueError, match=r"data/train/00.png: 'd' is no class of 'style', which are a, b, c"):
-        train.main([*TRAIN, *TOLD, *DROP, "-e", "2"])
-    Path("labels.csv").write_text(Path("labels.csv").read_text().replace("00,d", "00,a"))
+    Path("labels.csv").write_text(Path("labels.csv").read_text().replace("00,c", "00,a"))
     with pytest.raises(ValueError, match=r"pairs of other names"):
-        train.main([*TRAIN, *TOLD, *DROP, "-e", "2"])
+        train.main([*TRAIN, *SEEN, *DROP, "-e", "2"])
 
 
 @pytest.mark.nightly
 def test_a_run_with_conditions_resumes_exactly(place: Path) -> None:
-    train.main([*TRAIN, *TOLD, *DROP, "-e", "2"])
+    train.main([*TRAIN, *SEEN, *DROP, "-e", "2"])
     whole = load_checkpoint("c.pt").unet
     shutil.rmtree("c.run")
-    train.main([*TRAIN, *TOLD, *DROP, "-e", "1"])
-    train.main([*TRAIN, *TOLD, *DROP, "-e", "2", "--cache_images", "cache"])
+    train.main([*TRAIN, *SEEN, *DROP, "-e", "1"])
+    train.main([*TRAIN, *SEEN, *DROP, "-e", "2", "--cache_images", "cache"])
     parts = load_checkpoint("c.pt").unet
     for name, weight in (whole.ema or whole.weights or {}).items():
         assert torch.equal(weight, (parts.ema or parts.weights or {})[name]), name
@@ -95,40 +93,43 @@ def test_a_run_with_conditions_resumes_exactly(place: Path) -> None:
 def test_validation_has_the_classes_of_training(place: Path) -> None:
     Path("labels.csv").write_text("00,a\n01,a\n02,b\n03,b\n04,a\n05,c\n06,b")
     with pytest.raises(ValueError, match=r"data/val/05.png: 'c' is no class of 'style', which are a, b"):
-        train.main([*TRAIN, "--classes", "style=labels.csv", "-e", "1"])
+        train.main([*TRAIN, "--condition", "style=class", "-e", "1"])
     Path("labels.csv").write_text("\n".join(f"{i:02d},a" for i in range(7)))
     with pytest.raises(ValueError, match=r"--drop must be of the conditions style, got 'stile'"):
-        train.main([*TRAIN, "--classes", "style=labels.csv", "--drop", "stile:0.1", "-e", "1"])
+        train.main([*TRAIN, "--condition", "style=class", "--drop", "stile:0.1", "-e", "1"])
 
 
 def test_a_translation_is_told_what_lies_there(network: Path) -> None:
-    translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS, *TOLD])
+    translate.main(["edge2shoes", TOLD, "c.pt", "results", *FLAGS])
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     for i, name in enumerate(("04", "05", "06")):
         tokens = np.load(f"text/{name}.npy")
         (wanted,) = sampler([source(name)], seed=i, conditions={"sar": sar(name), "style": "abc"[i], "text": tokens})
         assert abs(result(f"results/{name}.png") - np.asarray(wanted, int)).max() <= 1, name
     kept = json.loads(Path("results/settings.json").read_text())["settings"]
-    assert kept["conditions"]["classes"] == {"style": ["a", "b", "c"]}
+    assert kept["unet"]["classes"] == {"style": ["a", "b", "c"]}
     Path("labels.csv").write_text(Path("labels.csv").read_text().replace("04,a", "04,b"))
     with pytest.raises(ResultsError, match="files "):
-        translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS, *TOLD])
+        translate.main(["edge2shoes", TOLD, "c.pt", "results", *FLAGS])
+    Path("labels.csv").write_text(Path("labels.csv").read_text().replace("04,b", "04,d"))
+    with pytest.raises(ValueError, match=r"data/val/04.png: 'd' is no class of 'style', which are a, b, c"):
+        translate.main(["edge2shoes", TOLD, "c.pt", "others", *FLAGS])
 
 
 def test_one_class_for_all_and_a_condition_left_out(network: Path) -> None:
-    flags = ["--images", "sar=sar", "--classes"]
-    translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS, *flags, "style=b"])
+    words = ["edge2shoes", "data,sar=sar", "c.pt"]
+    translate.main([*words, "results", *FLAGS, "--condition", "style=b"])
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     (wanted,) = sampler([source("06")], seed=2, conditions={"sar": sar("06"), "style": "b", "text": None})
     assert abs(result("results/06.png") - np.asarray(wanted, int)).max() <= 1
-    translate.main(["edge2shoes", "data", "c.pt", "others", *FLAGS, *flags, "style=c"])
+    translate.main([*words, "others", *FLAGS, "--condition", "style=c"])
     assert abs(result("results/06.png") - result("others/06.png")).max() > 1
-    with pytest.raises(ResultsError, match=r"conditions.same.style b, now c"):
-        translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS, *flags, "style=c"])
-    with pytest.raises(ValueError, match="'d' is no file, and no class of 'style', which are a, b, c"):
-        translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS, *flags, "style=d"])
-    with pytest.raises(ValueError, match=r"this network is told .*: give classes, style=PLACE"):
-        translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS, "--images", "sar=sar"])
+    with pytest.raises(ResultsError, match=r"labels.style b, now c"):
+        translate.main([*words, "results", *FLAGS, "--condition", "style=c"])
+    with pytest.raises(ValueError, match=r"told .*'style' \(3 classes: a, b, c\).*, got style=d"):
+        translate.main([*words, "results", *FLAGS, "--condition", "style=d"])
+    with pytest.raises(ValueError, match=r"this network is told .*: give a column 'style'"):
+        translate.main([*words, "results", *FLAGS])
 
 
 def test_pictures_of_several_sizes(network: Path) -> None:
@@ -136,8 +137,8 @@ def test_pictures_of_several_sizes(network: Path) -> None:
         for number, size in enumerate([(16, 8), (8, 16)]):
             Path(name).mkdir(exist_ok=True)
             noise(number, *size).convert("RGB" if name == "pictures" else "L").save(f"{name}/{number}.png")
-    flags = ["--images", "sar=sar", "--classes", "style=b", "--size", "keep"]
-    translate.main(["folder", "pictures", "c.pt", "results", *FLAGS, *flags])
+    flags = ["--condition", "style=b", "--size", "keep"]
+    translate.main(["folder", "pictures,sar=sar", "c.pt", "results", *FLAGS, *flags])
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     for seed, name in enumerate("01"):
         told = {"sar": sar(name), "style": "b", "text": None}
@@ -146,12 +147,9 @@ def test_pictures_of_several_sizes(network: Path) -> None:
 
 
 def test_maps_and_intervals_are_told_too(network: Path) -> None:
-    flags = ["--images", "sar=sar", "--classes", "style=labels.csv", "--solver", "sde-dpm2m"]
-    calibrate.main(
-        ["c.pt", "edge2shoes", "data", "--samples", "2", "--alpha", "0.9", "--bound", "conformal", *FLAGS, *flags]
-    )
-    maps = ["--maps", "mean,low", "--samples", "2"]
-    translate.main(["edge2shoes", "data", "c.pt", "maps", *FLAGS, *flags, *maps])
+    words, flags = ["edge2shoes", "data,sar=sar,style=labels.csv"], ["--solver", "sde-dpm2m", "--samples", "2"]
+    calibrate.main(["c.pt", *words, "--alpha", "0.9", "--bound", "conformal", *FLAGS, *flags])
+    translate.main([*words, "c.pt", "maps", *FLAGS, *flags, "--maps", "mean,low"])
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2, solver="sde-dpm2m")
     told = {"sar": sar("05"), "style": "b", "text": None}
     made = sampler.distribution([source("05")], 2, [[1, 4]], conditions=told)
@@ -161,28 +159,27 @@ def test_maps_and_intervals_are_told_too(network: Path) -> None:
 def test_slices_of_a_volume_see_those_of_its_images(place: Path) -> None:
     unit = Values(-1, 1, dtype="float32")
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, **NETWORK)
-    save_checkpoint(
-        "v.pt", unet, ABridge(num_steps=100), image_size=8, pictures=Spec(unit, unit, slices="coronal")
-    )
+    spec = Spec(source=unit, target=unit, slices="coronal")
+    save_checkpoint("v.pt", unet, ABridge(num_steps=100), image_size=8, pictures=spec)
     volume, further = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 3, 8)).astype(np.float32)
     for name, array in {"volumes/05": volume, "further/05": further}.items():
         Path(name).parent.mkdir()
         np.save(f"{name}.npy", array)
-    told = ["--images", "sar=further", "--classes", "style=c", "--tokens", "text=text"]
-    translate.main(["folder", "volumes", "v.pt", "results", *FLAGS, *told])
+    words = ["folder", "volumes,sar=further,text=text", "v.pt", "results", *FLAGS, "--condition", "style=c"]
+    translate.main(words)
     sampler = BridgeSampler.from_checkpoint("v.pt", steps=2)
     slices = torch.from_numpy(further.transpose(2, 0, 1, 3))
     given = {"sar": slices, "style": "c", "text": np.load("text/05.npy")}
     (wanted,) = sampler([Picture(volume)], seed=0, conditions=given)
     np.testing.assert_allclose(np.load("results/05.npy"), wanted, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="orientations are of networks that see no further images"):
-        translate.main(["folder", "volumes", "v.pt", "others", *FLAGS, *told, "--orientations", "3"])
+        translate.main([*words, "--orientations", "3"])
 
 
 @pytest.mark.nightly
 def test_a_student_is_told_what_its_teacher_is(network: Path) -> None:
     flags = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
-    distill.main(["c.pt", "data", "student.pt", *flags, *TOLD])
+    distill.main(["c.pt", TOLD, "student.pt", *flags])
     config = load_checkpoint("student.pt").unet.config
     assert replace(config, drop={}).told() == ConditionsConfig(**NETWORK).told()
 
@@ -190,6 +187,6 @@ def test_a_student_is_told_what_its_teacher_is(network: Path) -> None:
 def test_a_teacher_has_other_conditions(network: Path) -> None:
     flags = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
     with pytest.raises(ValueError, match=r"the network is told 'text' too, and in training no example lacks it"):
-        distill.main(["c.pt", "data", "other.pt", *flags, *TOLD[:4]])
-    with pytest.raises(ValueError, match=r"images 'dem' are given, and this network is told 'sar' \(1 channels\)"):
-        distill.main(["c.pt", "data", "other.pt", *flags, "--images", "dem=sar"])
+        distill.main(["c.pt", TOLD.removesuffix(",text=text"), "other.pt", *flags])
+    with pytest.raises(ValueError, match=r"the network is told .*'sar' \(1 channels\).*, got dem"):
+        distill.main(["c.pt", f"{TOLD},dem=sar", "other.pt", *flags, "--condition", "dem=image"])

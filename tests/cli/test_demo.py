@@ -4,17 +4,16 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler, demo, load_checkpoint
-from bbdm.cli import translate
-from bbdm.data.pairs import load_dataset
+from bbdm.cli import demo as command
 from bbdm.pictures.images import from_pil, open_image
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_pairs
 
 PAIRS = 16
 
 
 @pytest.fixture(scope="module")
 def pairs() -> tuple[torch.Tensor, torch.Tensor]:
-    dataset = load_dataset("edge2shoes", str(demo.FOLDER), "val", 64)
+    dataset = load_pairs("edge2shoes", str(demo.FOLDER), "val", size=64)
     assert len(dataset) == PAIRS
     sources, targets = zip(*(dataset[i] for i in range(PAIRS)), strict=True)
     return torch.stack(sources), torch.stack(targets)
@@ -23,7 +22,7 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     folder = tmp_path_factory.mktemp("demo")
-    translate.main(["demo", str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
+    command.main([str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
     names = sorted(path.name for path in (demo.FOLDER / "val").glob("*.png"))
     assert sorted(path.name for path in folder.glob("*.png")) == sorted([*names, "grid.png"])
     return torch.stack([from_pil(open_image(folder / name)) for name in names])

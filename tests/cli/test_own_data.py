@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bbdm import cli, load_checkpoint
+from bbdm import cli, load_checkpoint, pictures
 from bbdm.cli import eval as eval_command
 from bbdm.cli import info, presets, train, translate
 from bbdm.evaluation.metrics import dice, volume_scores
-from bbdm.pictures import formats
-from bbdm.pictures.lazy import Geometry
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Geometry, Picture
 from tests.conftest import TINY
 
 VOLUME = ((3.0, 0.0, 0.0, 5.0), (0.0, 1.0, 0.0, 6.0), (0.0, 0.0, 1.0, 7.0), (0.0, 0.0, 0.0, 1.0))
@@ -37,7 +35,7 @@ KINDS: dict[str, tuple[str, Any, list[str], list[str], tuple[int, ...], str]] = 
     "NIfTI": (
         ".nii.gz",
         volumes,
-        ["--slices", "axial", "--source_values", "p0.5:99.5", "--target_values", "-1024:3071:HU"],
+        ["--crop", "16", "--slices", "axial", "--source_values", "p0.5:99.5", "--target_values", "-1024:3071:HU"],
         ["mae", "psnr", "ssim"],
         (1, 3, 24, 20),
         "int16",
@@ -45,7 +43,7 @@ KINDS: dict[str, tuple[str, Any, list[str], list[str], tuple[int, ...], str]] = 
     "GeoTIFF": (
         ".tif",
         scenes,
-        ["--crops_per_picture", "2", "--source_values", "-25:0:dB,-32:-5:dB", "--target_values", "0:10000"],
+        ["--crop", "16:2", "--source_values", "-25:0:dB,-32:-5:dB", "--target_values", "0:10000"],
         ["mae", "sam"],
         (13, 24, 20),
         "uint16",
@@ -76,7 +74,7 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     """From the challenge's folders to scores by patient, which are those of the definitions."""
     for name in ("train/AB/1ABA001", "train/AB/1ABA002", "val/AB/1ABA003", "val/HN/1HNA001"):
         synthrad_patient(Path("data") / name)
-    flags = ["--preset", "demo", "--crop", "16", "--neighbours", "1", "-b", "2", "-e", "1", "--crops_in_mask", "0.5"]
+    flags = ["--preset", "demo", "--crop", "16:1:0.5", "--slices", "axial:1", "-b", "2", "-e", "1"]
     train.main(["synthrad", "data", "OUT.pt", *flags])
     assert load_checkpoint("OUT.pt").unet.config.endpoint == (1,)
     info.main(["OUT.pt"])
@@ -89,10 +87,10 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     report = json.loads(Path("SCORES/scores.json").read_text())
     wanted: dict[str, dict[str, float]] = {}
     for name in ("AB/1ABA003", "HN/1HNA001"):
-        result = formats.open(Path("SCORES", f"{name}.mha"))
-        truth, mask = (formats.open(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
+        result = pictures.read(Path("SCORES", f"{name}.mha"))
+        truth, mask = (pictures.read(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
         assert result.grid == truth.grid
-        arrays = [each[()][0] for each in (truth, result, mask)]
+        arrays = [np.asarray(each)[0] for each in (truth, result, mask)]
         wanted[name] = volume_scores(*arrays) | {"dice": dice(arrays[0], arrays[1], 200, arrays[2])}
     for metric in metrics:
         found = report["by_patient"][metric]
@@ -120,10 +118,10 @@ def test_the_three_commands(kind: str, tmp_path: Path, tiny: None, capsys: Any) 
                 array, geometry = make(side)
                 Picture(array, geometry).save(tmp_path / side / split / f"{number}{suffix}")
     pairs = ["paired", "A/{split},B/{split}"]
-    train.main([*pairs, "OUT.pt", "--preset", "demo", "--crop", "16", *flags, "-b", "2", "-e", "1"])
+    train.main([*pairs, "OUT.pt", "--preset", "demo", *flags, "-b", "2", "-e", "1"])
     translate.main(["folder", "A/val", "OUT.pt", "RESULTS", "--steps", "2"])
     for number in range(2):
-        made, source = (formats.open(Path(folder, f"{number}{suffix}")) for folder in ("RESULTS", "A/val"))
+        made, source = (pictures.read(Path(folder, f"{number}{suffix}")) for folder in ("RESULTS", "A/val"))
         assert (made.shape, made.dtype) == (shape, dtype)
         np.testing.assert_allclose(made.geometry.affine, source.geometry.affine, atol=1e-5)  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert made.geometry.kept.get("crs") == source.geometry.kept.get("crs")
@@ -132,16 +130,18 @@ def test_the_three_commands(kind: str, tmp_path: Path, tiny: None, capsys: Any) 
 
 
 def test_a_damaged_picture_that_training_meets_is_one_line(tmp_path: Path, tiny: None) -> None:
-    """Its headers are whole, so the look at all pictures before the first step passes it."""
+    """Its header is whole; --check reads all before the first step."""
     for name in ("A/train/0", "A/train/1", "B/train/0", "B/train/1"):
         Picture(RANDOM.integers(0, 65536, (1, 24, 20)).astype(np.uint16)).save(tmp_path / f"{name}.png")
     file = tmp_path / "B/train/1.png"
     file.write_bytes(file.read_bytes()[:-200])
     words = ["paired", "A/{split},B/{split}", "OUT.pt", "--preset", "demo", "--crop", "16", "-b", "2", "-e", "1"]
     words += ["--source_values", "0:65535", "--target_values", "0:65535"]
-    message = r"^error: cannot read the picture B/train/1.png: [^/]*; --skip_bad leaves them out$"
-    with pytest.raises(SystemExit, match=message):
+    message = r"cannot read the picture B/train/1.png: [^/]*; --skip_bad leaves them out$"
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
         cli.run("train", words)
+    with pytest.raises(SystemExit, match=rf"^error: 1 of 2 pairs of train:\n{message}"):
+        cli.run("train", [*words, "--check"])
     cli.run("train", [*words, "--skip_bad", "-b", "1"])
 
 
@@ -151,17 +151,17 @@ def test_synthrad_in_3_d(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
         synthrad_patient(Path("data") / name)
     network = presets.PRESETS["demo"].__class__(1, 1, condition_channels=1, axes=3, **TINY)
     monkeypatch.setitem(presets.PRESETS.maps[-1], "volume", network)  # pyright: ignore[reportAttributeAccessIssue]
-    flags = ["--preset", "volume", "--crop", "4x8x8", "-b", "2", "-e", "1", "--crops_in_mask", "0.5", "--device", "cpu"]
+    flags = ["--preset", "volume", "--crop", "4x8x8:1:0.5", "-b", "2", "-e", "1", "--device", "cpu"]
     train.main(["synthrad", "data", "OUT.pt", *flags, "--precision", "fp32"])
     trained = load_checkpoint("OUT.pt")
     assert (trained.pictures.crop, trained.pictures.slices, trained.pictures.spacing) == ((4, 8, 8), None, (3, 1, 1))
     eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", "mae", "ms_ssim", "--steps", "2"])
     found = json.loads(Path("SCORES/scores.json").read_text())["by_patient"]["mae"]["patients"]
     for name in ("AB/1ABA003", "HN/1HNA001"):
-        result = formats.open(Path("SCORES", f"{name}.mha"))
-        truth, mask = (formats.open(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
+        result = pictures.read(Path("SCORES", f"{name}.mha"))
+        truth, mask = (pictures.read(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
         assert (result.grid, result.dtype) == (truth.grid, np.int16)
-        wanted = volume_scores(*(each[()][0] for each in (truth, result, mask)))
+        wanted = volume_scores(*(np.asarray(each)[0] for each in (truth, result, mask)))
         assert found[name] == pytest.approx(wanted["mae"], rel=1e-6)
     translate.main(["synthrad", "data", "OUT.pt", "RESULTS", "--steps", "2"])
     assert Path("RESULTS/grid.png").exists()

@@ -16,18 +16,21 @@ from bbdm import cli
 from bbdm.base import scripts
 from bbdm.bridges import Bridge
 from bbdm.cli import presets, setup, train, translate
-from bbdm.data.collection import Example
-from bbdm.data.pairs import load_dataset
-from bbdm.data.survey import BadPicturesError
+from bbdm.data.config import Crops, Slices
+from bbdm.data.degradations import Degradation
+from bbdm.data.examples import BadPicturesError, Example
+from bbdm.data.spec import Condition
 from bbdm.files.content import NetworkState
 from bbdm.networks.unet_config import PRESETS, UNetConfig
+from bbdm.pictures.images import NAME_HEIGHT
+from bbdm.pictures.values import Values
 from bbdm.training import optimizers
 from bbdm.training.config import TrainConfig
 from bbdm.training.fine_tuning import FIRST
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from bbdm.training.whitening import whiten
-from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
+from tests.conftest import TINY, SavePicture, load_pairs, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
 
@@ -52,7 +55,7 @@ FLAGS: dict[str, tuple[str, Any]] = {  # each name of each flag, and what it giv
     "learning_rate": ("-lr 2e-5; --learning_rate 2e-5", 2e-5),
     "image_size": ("--image_size 64x128", (64, 128)),
     "channels": ("--channels 1", 1),
-    "condition": ("--condition concat", "concat"),
+    "source_as": ("--source_as concat", "concat"),
     "preset": ("--preset bbdm", "bbdm"),
     "ckpt_path": ("--ckpt_path run/step_00000500.pt", Path("run/step_00000500.pt")),
     "device": ("--device meta", "meta"),
@@ -73,9 +76,17 @@ FLAGS: dict[str, tuple[str, Any]] = {  # each name of each flag, and what it giv
     "seed": ("--seed 5", 5),
     "direction": ("--direction BtoA", "BtoA"),
     "flip": ("--flip", True),
-    "degrade": ("--degrade jpeg:5", "jpeg:5"),
-    "degrade_seed": ("--degrade_seed 5", 5),
-    "images": ("--images sar=DATA/sar,depth=DATA/{split}", {"sar": "DATA/sar", "depth": "DATA/{split}"}),
+    "degrade": ("--degrade jpeg:5@7", Degradation("jpeg", 5, 7)),
+    "crop": ("--crop 96x64:8:0.5", Crops((96, 64), 8, 0.5)),
+    "slices": ("--slices axial:1", Slices("axial", 1)),
+    "conditions": (
+        "--condition sar=image@-25:0,style=class,text=tokens",
+        {
+            "sar": Condition("image", Values(-25, 0, dtype="int16")),
+            "style": Condition("class"),
+            "text": Condition("tokens"),
+        },
+    ),
     "drop": ("--drop style:0.1,text:1e-2", {"style": 0.1, "text": 0.01}),
 }
 
@@ -150,17 +161,17 @@ def test_build_bridge(flags: list[str], bridge: Any) -> None:
     ("flags", "channels", "wanted"),
     [
         ([], 3, (3, 3, 0)),
-        (["--condition", "concat"], 3, (3, 3, 3)),
+        (["--source_as", "concat"], 3, (3, 3, 3)),
         (["--preset", "demo"], 3, (3, 3, 3)),
-        (["--preset", "demo", "--condition", "none"], 3, (3, 3, 0)),
+        (["--preset", "demo", "--source_as", "none"], 3, (3, 3, 0)),
         (["--preset", "demo"], 1, (1, 1, 1)),
-        (["--preset", "lbbdm-f8", "--condition", "concat"], 4, (4, 4, 4)),
+        (["--preset", "lbbdm-f8", "--source_as", "concat"], 4, (4, 4, 4)),
     ],
 )
 def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, int]) -> None:
     args = train.parse([*DATA, *flags])
     with torch.device("meta"):
-        network = setup.build_network(args.preset, channels, args.condition)
+        network = setup.build_network(args.preset, channels, args.source_as)
     assert (network.channels, network.channels, network.condition_channels) == wanted
 
 
@@ -182,7 +193,7 @@ class TestMain:
         output = tmp_path / "model.safetensors"
         train.main(self.arguments(data, output))
         loaded = bbdm.load_checkpoint(output)
-        pairs = load_dataset("edge2shoes", str(data), image_size=16)
+        pairs = load_pairs("edge2shoes", str(data), size=16)
         differences = torch.stack([target - source for source, target in (pairs[i] for i in range(len(pairs)))])
         assert loaded.bridge.spread == pytest.approx(differences.square().mean().sqrt().item(), rel=1e-4)
         known: dict[str, Any] = loaded.bridge.statistics
@@ -209,7 +220,7 @@ class TestMain:
             train.main(self.arguments(data, output, "-lr", "1e-12", "--warmup_steps", "0", *flags))
             firsts.append(bbdm.load_checkpoint(output).build_unet(ema=False))
         plain, white = firsts
-        whiten(plain, load_dataset("edge2shoes", str(data), image_size=16))
+        whiten(plain, load_pairs("edge2shoes", str(data), size=16))
         torch.testing.assert_close(plain.state_dict(), white.state_dict())
 
     @pytest.mark.usefixtures("tiny_demo")
@@ -291,13 +302,13 @@ class TestMain:
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.pt"]
 
     @pytest.mark.usefixtures("tiny_demo")
-    @pytest.mark.parametrize("condition", ["concat", "none"])
-    def test_grey_pictures_that_are_not_square(self, condition: str, data: Path, tmp_path: Path) -> None:
-        flags = ["--image_size", "16x24", "--channels", "1", "--condition", condition]
+    @pytest.mark.parametrize("source_as", ["concat", "none"])
+    def test_grey_pictures_that_are_not_square(self, source_as: str, data: Path, tmp_path: Path) -> None:
+        flags = ["--image_size", "16x24", "--channels", "1", "--source_as", source_as]
         train.main(self.arguments(data, tmp_path / "model.pt", *flags))
         assert bbdm.load_checkpoint(tmp_path / "model.pt").image_size == (16, 24)
         with Image.open(tmp_path / "model.run" / "epoch_0001.png") as preview:
-            assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2)
+            assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2 + NAME_HEIGHT)
         translate.main(["edge2shoes", str(data), str(tmp_path / "model.pt"), str(tmp_path / "results"), "--steps", "2"])
         with Image.open(tmp_path / "results" / "02.png") as result:
             assert (result.size, result.mode) == ((24, 16), "L")
@@ -328,20 +339,22 @@ class TestMain:
     def test_bad_pictures_are_found_before_the_first_step(
         self, data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of both splits; what is left out is said."""
+        """Of validation always, of training with --check; what is left out is said."""
         pictures = Path(shutil.copytree(data, tmp_path / "pictures"))
         (pictures / "val" / "z.png").write_bytes(b"broken")
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "train_step", lambda *_: pytest.fail("an epoch began"))
             with pytest.raises(ValueError, match=r"cannot read the picture .*val/z\.png"):
                 train.main(self.arguments(pictures, tmp_path / "model.pt"))
-            assert all(path.name.startswith("pictures_") for path in (tmp_path / "model.run").iterdir())
-            (pictures / "train" / "00.png").write_bytes(b"")
-            with pytest.raises(BadPicturesError, match=r"train/00\.png") as caught:
-                train.main(self.arguments(pictures, tmp_path / "model.pt"))
+            assert not (tmp_path / "model.run").exists()
+            (pictures / "train" / "01.png").write_bytes(b"")
+            with pytest.raises(BadPicturesError, match=r"^1 of 2 pairs of train:\n.*train/01\.png") as caught:
+                train.main(self.arguments(pictures, tmp_path / "model.pt", "--check"))
         assert "--skip_bad" in scripts.hinted(caught.value, cli.HINTS)
-        train.main(self.arguments(pictures, tmp_path / "model.pt", "--skip_bad", "-b", "1"))
-        assert "left out: cannot read the picture" in capsys.readouterr().out
+        train.main(self.arguments(pictures, tmp_path / "model.pt", "--check", "--skip_bad", "-b", "1"))
+        printed = capsys.readouterr().out
+        for name in ("train/01", "val/z"):
+            assert re.search(rf"^left out: cannot read the picture .*/{name}\.png", printed, re.MULTILINE)
 
     @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize(

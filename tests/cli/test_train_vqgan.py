@@ -15,11 +15,11 @@ from bbdm import load_checkpoint, load_vqgan
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train, train_vqgan, translate
 from bbdm.codec import LatentStatistics
-from bbdm.data.collection import Example
-from bbdm.data.pairs import load_dataset
+from bbdm.data.examples import Example
 from bbdm.networks import vqgan
+from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training.loop import Training
-from tests.conftest import SavePicture
+from tests.conftest import SavePicture, load_pairs
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 
@@ -51,7 +51,7 @@ def statistics_of(file: str) -> LatentStatistics:
 def train_tiny_vqgan(epochs: int, *flags: str) -> torch.Tensor:
     """Its error on the training pictures."""
     train_vqgan.main(["edge2shoes", "data", "vqgan.pt", *ALONE, "-e", str(epochs), "-lr", "1e-2", *flags])
-    pairs = load_dataset("edge2shoes", "data", "train", 16)
+    pairs = load_pairs("edge2shoes", "data", size=16)
     x = torch.stack([side for i in range(len(pairs)) for side in pairs[i]])
     return (load_vqgan("vqgan.pt").decode(load_vqgan("vqgan.pt").encode(x)) - x).abs().mean()
 
@@ -62,7 +62,7 @@ def test_it_learns(kind: str, place: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--kind", kind, "--ema_decay", "0.9", "--overwrite"]
     before = train_tiny_vqgan(1, *flags)
     assert train_tiny_vqgan(40, *flags, "--preview_every", "40") < 0.7 * before
-    assert Image.open("vqgan.run/epoch_0040.png").size == (4 * (16 + 2) + 2, 16 + 4)
+    assert Image.open("vqgan.run/epoch_0040.png").size == (4 * (16 + 2) + 2, 16 + 4 + NAME_HEIGHT)
     assert "vqgan.pt: weights after epoch 40; losses and checkpoints: vqgan.run" in capsys.readouterr().out
     record = json.loads(Path("vqgan.run/metrics.jsonl").read_text().splitlines()[-1])
     assert ("perplexity" in record) == (kind == "vq")

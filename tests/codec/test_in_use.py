@@ -13,7 +13,7 @@ from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, l
 from bbdm.cli import setup, train, translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.execution.compiled import Compiled
 from bbdm.runtime import OnnxBridgeSampler
 from tests.codec.autoencoders import own_codec, tiny_kl
@@ -24,13 +24,13 @@ from tests.onnx.exports import export
 BRIDGE = ABridge(num_steps=50)
 
 
-def trainer(codec: Codec, pairs: PairedDataset | LatentDataset, folder: Path, epochs: int) -> Trainer:
+def trainer(codec: Codec, pairs: Pairs | LatentDataset, folder: Path, epochs: int) -> Trainer:
     unet = tiny_unet(in_channels=codec.channels, out_channels=codec.channels)
     config = TrainConfig(epochs=epochs, batch_size=2)
     return Trainer(unet, BRIDGE, config, pairs, None, folder, codec)
 
 
-def trained(codec: Codec, pairs: PairedDataset | LatentDataset, place: Path) -> Path:
+def trained(codec: Codec, pairs: Pairs | LatentDataset, place: Path) -> Path:
     """A file of a run that ended after one epoch and resumed for a second."""
     first = trainer(codec, pairs, place / "run", 1)
     first.fit()
@@ -45,7 +45,7 @@ def trained(codec: Codec, pairs: PairedDataset | LatentDataset, place: Path) -> 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("own", [False, True], ids=["diffusers", "own"])
-def test_a_kl_bridge_from_training_to_onnx(own: bool, pairs: PairedDataset, tmp_path: Path):
+def test_a_kl_bridge_from_training_to_onnx(own: bool, pairs: Pairs, tmp_path: Path):
     codec = VQGANCodec(tiny_vqgan(num_codes=0)) if own else DiffusersCodec(tiny_kl())
     cached = LatentDataset(pairs, codec, tmp_path / "cache")
     codec = codec.with_statistics(measure(cached, codec))
@@ -58,7 +58,7 @@ def test_a_kl_bridge_from_training_to_onnx(own: bool, pairs: PairedDataset, tmp_
     assert np.abs(exported - made.numpy()).max() < 1e-3
 
 
-def test_a_bridge_of_an_own_autoencoder_is_trained_and_resumed(pairs: PairedDataset, tmp_path: Path):
+def test_a_bridge_of_an_own_autoencoder_is_trained_and_resumed(pairs: Pairs, tmp_path: Path):
     codec = own_codec()
     codec = codec.with_statistics(measure(pairs, codec))
     file = trained(codec, pairs, tmp_path)

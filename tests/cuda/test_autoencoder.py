@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss
@@ -27,8 +28,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
-    return PairedDataset(make_pairs(tmp_path / "pairs", 4).pairs, SIDE)
+def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
+    return Pairs(make_pairs(tmp_path / "pairs", 4).rows, Spec(size=SIDE))
 
 
 class Edges(nn.Module):
@@ -49,7 +50,7 @@ def edges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def step_of(
-    device: torch.device, pairs: PairedDataset, num_codes: int = 40, processes: Processes | None = None, **settings: Any
+    device: torch.device, pairs: Pairs, num_codes: int = 40, processes: Processes | None = None, **settings: Any
 ) -> AutoencoderTask:
     """A step whose adversary is there from the second on."""
     given = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}
@@ -58,7 +59,7 @@ def step_of(
     return AutoencoderTask(vqgan, config, pairs, processes, perceptual_loss(config, None, device))
 
 
-def run(step: AutoencoderTask, pairs: PairedDataset) -> list[float]:
+def run(step: AutoencoderTask, pairs: Pairs) -> list[float]:
     sides = zip(*(pairs[i] for i in range(2)), strict=True)
     source, target = (torch.stack(side).to(step.device) for side in sides)
     batch = Example(source, target)
@@ -67,7 +68,7 @@ def run(step: AutoencoderTask, pairs: PairedDataset) -> list[float]:
 
 def check(
     card: Card,
-    pairs: PairedDataset,
+    pairs: Pairs,
     waits: list[list[str]],
     tolerance: float = 1e-5,
     processes: Processes | None = None,
@@ -92,30 +93,30 @@ def check(
 
 
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
-def test_float32(card: Card, pairs: PairedDataset, num_codes: int):
+def test_float32(card: Card, pairs: Pairs, num_codes: int):
     check(card, pairs, [[LOSS]] * STEPS, num_codes=num_codes, restarts=0)
 
 
-def test_bfloat16_with_all_settings(card: Card, pairs: PairedDataset):
+def test_bfloat16_with_all_settings(card: Card, pairs: Pairs):
     """Of a KL autoencoder: a code that is nearly as near as another would be chosen by rounding."""
     settings: dict[str, Any] = {"flip": True, "shift": 0.1, "zoom": 0.1, "grad_clip": 1.0, "num_codes": 0}
     check(card, pairs, [[LOSS]] * STEPS, 1e-3, precision="bf16", **settings)
 
 
-def test_codes_that_restart(card: Card, pairs: PairedDataset):
+def test_codes_that_restart(card: Card, pairs: Pairs):
     """Unused codes come to the host, and their new places from there, to the weights and to their average."""
     check(card, pairs, [[*RESTART, LOSS], [LOSS], [LOSS]], restarts=1)
 
 
-def test_decoder_alone(card: Card, pairs: PairedDataset):
+def test_decoder_alone(card: Card, pairs: Pairs):
     check(card, pairs, [[LOSS]] * STEPS, decoder_only=True)
 
 
-def test_several_processes(card: Card, pairs: PairedDataset, processes: Processes):
+def test_several_processes(card: Card, pairs: Pairs, processes: Processes):
     check(card, pairs, [[LOSS]] * STEPS, restarts=0, processes=processes)
 
 
-def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
+def test_a_whole_run(card: Card, pairs: Pairs, tmp_path: Path):
     """Loader, steps, validation, grids, checkpoints that a thread writes, which resume on the card."""
 
     def fit(device: torch.device, folder: str, epochs: int = 1) -> Training:

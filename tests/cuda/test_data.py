@@ -12,7 +12,7 @@ from bbdm.codec.tiles import Tiling
 from bbdm.data import loading
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
 from tests.codec.autoencoders import own_codec, tiny_kl, tiny_tiny
 from tests.cuda.card import DEVICE, Card, CardTensor, off_the_card
 from tests.networks.test_vqgan import tiny_vqgan
@@ -30,7 +30,7 @@ def on_the_card(codec: Codec, dtype: torch.dtype = torch.float32) -> Codec:
     return codec.placed(DEVICE, dtype)
 
 
-def test_batches_come_from_pinned_memory(card: Card, pairs: PairedDataset):
+def test_batches_come_from_pinned_memory(card: Card, pairs: Pairs):
     batches = list(Batches(pairs, 2, DEVICE)())
     assert len(batches) == len(pairs) // 2
     for batch in batches:
@@ -40,7 +40,7 @@ def test_batches_come_from_pinned_memory(card: Card, pairs: PairedDataset):
     assert card.waits == []
 
 
-def test_finds_a_loader_without_pinned_memory(card: Card, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
+def test_finds_a_loader_without_pinned_memory(card: Card, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
     loader = loading.DataLoader
     monkeypatch.setattr(loading, "DataLoader", lambda *given, **more: loader(*given, **{**more, "pin_memory": False}))
     list(Batches(pairs, 4, DEVICE)())
@@ -71,7 +71,7 @@ def test_codecs(card: Card, make: Any, tiling: Tiling):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_caches_of_latents(card: Card, pairs: PairedDataset, tmp_path: Path, flip: bool):
+def test_caches_of_latents(card: Card, pairs: Pairs, tmp_path: Path, flip: bool):
     codec = VQGANCodec(tiny_vqgan())
     with off_the_card():
         wanted, statistics = LatentDataset(pairs, codec, tmp_path / "cpu", flip), measure(pairs, codec, flip)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bbdm.bridges import DDBM, I2SB, ABridge, BrownianBridge
-from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
@@ -138,7 +138,7 @@ def test_several_processes(card: Card, processes: Processes):
     check(card, [LOSS], grad_accumulation=2, processes=processes, make=lambda: tiny_unet(condition_channels=3))
 
 
-def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
+def test_a_whole_run(card: Card, pairs: Pairs, tmp_path: Path):
     """Loader, steps, validation, previews and checkpoints; what is saved is read on the CPU, and resumes."""
     config = TrainConfig(batch_size=2, epochs=1, preview_every=1, save_every=1, workers=0)
 

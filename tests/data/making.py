@@ -30,7 +30,7 @@ def located(number: int, shape: Sequence[int], dtype: str = "int16") -> Array:
 
 
 def save(path: Path, array: Array, **options: Any) -> Path:
-    """Write an array: (H, W) or (H, W, 3) of pictures, (D, H, W) of volumes, any of .npy; and make the folder.
+    """Write an array: (H, W) or (H, W, 3) of pictures, (D, H, W) of volumes, any of .npy; make the folder.
 
     ``affine`` of NIfTI is of (x, y, z), ``nodata`` of GeoTIFF.
     """

@@ -15,17 +15,17 @@ from bbdm.data.conditions import known_conditions
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
-from bbdm.data.spec import Condition, Spec, read_conditions
+from bbdm.data.spec import Spec, read_conditions
 from bbdm.networks.conditions import ConditionsConfig
-from tests.data.making import SIZE, SOURCE, TARGET, Array, load, located, pixels, save
+from tests.data.making import SIZE, Array, load, located, pixels, save, valued
 
 COUNT, WIDTH = 4, 3
 LABELS = ["ink", "oil", "ink", "10"]
 ALL = "sar=image,style=class,text=tokens"
+DATA = "A,B,sar=sar,style=labels.csv,text=text"
 NETWORK = ConditionsConfig(
     images={"sar": 1}, classes={"style": ("10", "oil", "ink")}, tokens={"text": WIDTH}, drop={"text": 0.1}
 )
-FOUND = ConditionsConfig(images={"sar": 1}, classes={"style": ("10", "ink", "oil")}, tokens={"text": WIDTH})
 
 
 def tokens(number: int) -> Array:
@@ -33,56 +33,53 @@ def tokens(number: int) -> Array:
     return np.arange(1, 1 + (number + 1) * WIDTH, dtype=np.float32).reshape(-1, WIDTH)
 
 
-def grey(number: int, height: int = SIZE, width: int = SIZE) -> Array:
-    return pixels(100 + number, height, width, 1)
+def grey(number: int, width: int = SIZE) -> Array:
+    return pixels(100 + number, SIZE, width, 1)
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def write_labels(*labels: str) -> None:
+    Path("labels.csv").write_text(
+        "\n".join(["name,class", *(f"{i},{label}" for i, label in enumerate(labels)), "x,wax"])
+    )
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs in A and B, sar/, text/ and labels.csv."""
     monkeypatch.chdir(tmp_path)
     for i in range(COUNT):
         for side in "AB":
-            save(Path(side) / "x" / f"{i}.png", pixels(i))
-        save(Path("sar/x") / f"{i}.png", grey(i))
-        save(Path("text/x") / f"{i}.npy", np.concatenate([tokens(i), np.zeros((i, WIDTH), np.float32)]))
-    write_labels()
-    return tmp_path
+            save(Path(side) / f"{i}.png", pixels(i))
+        save(Path(f"sar/{i}.png"), grey(i))
+        save(Path(f"text/{i}.npy"), np.concatenate([tokens(i), np.zeros((i, WIDTH), np.float32)]))
+    write_labels(*LABELS)
 
 
-def write_labels(*labels: str) -> None:
-    lines = ["name,class", *(f"x/{i},{label}" for i, label in enumerate(labels or LABELS)), "others,wax"]
-    Path("labels.csv").write_text("\n".join(lines))
+def pairs_of(conditions: str = ALL, data_dir: str = DATA, **settings: Any) -> Pairs:
+    return load(data_dir, conditions=read_conditions(conditions), **settings)
 
 
-def where(*columns: str) -> str:
-    every = {"sar": "sar=sar", "style": "style=labels.csv", "text": "text=text"}
-    return ",".join(["A,B", *(every[name] for name in columns or every)])
-
-
-def pairs_of(conditions: str = ALL, data_dir: str = "", **settings: Any) -> Pairs:
-    return load(data_dir or where(), conditions=read_conditions(conditions), **settings)
-
-
-@pytest.mark.usefixtures("root")
 class TestOfFiles:
     def test_sizes_and_classes_are_found(self) -> None:
         """Classes that are numbers come first, by their value; tokens end where only zeros follow."""
         pairs = pairs_of()
-        assert pairs.further == FOUND
+        classes = {"style": ("10", "ink", "oil")}
+        assert pairs.further == ConditionsConfig(images={"sar": 1}, classes=classes, tokens={"text": WIDTH})
         assert pairs.complete.conditions["style"].classes == ("10", "ink", "oil")
         example = pickle.loads(pickle.dumps(pairs)).read(3)
         assert (example.conditions["sar"].numpy() == grey(3)[None]).all()
         assert (example.conditions["text"].numpy() == tokens(3)).all()
         assert (example.conditions["style"].dtype, example.conditions["style"].shape) == (torch.int64, ())
-        assert [int(pairs.read(i).conditions["style"]) for i in range(COUNT)] == [1, 2, 1, 0]
+        with pytest.raises(ValueError, match="rows have no column 'depth': add ',depth=WHERE'"):
+            pairs_of("depth=image")
         write_labels("10", "9", "b", "Ä")
-        assert pairs_of().further.classes["style"] == ("9", "10", "b", "Ä")
+        again = pairs_of()
+        assert again.further.classes["style"] == ("9", "10", "b", "Ä")
+        assert len({each.names_digest() for each in (pairs, again, pairs_of("sar=image"))}) == 3
 
     def test_a_batch_has_zeros_where_tokens_end(self) -> None:
         (batch,) = Batches(pairs_of(), COUNT, torch.device("cpu"))()
         found = batch.conditions["text"].numpy()
-        assert found.shape == (COUNT, COUNT, WIDTH)
         for i in range(COUNT):
             assert (found[i] == np.pad(tokens(i), [(0, COUNT - 1 - i), (0, 0)])).all()
         assert batch.conditions["style"].tolist() == [1, 2, 1, 0]
@@ -90,101 +87,73 @@ class TestOfFiles:
         np.testing.assert_allclose(batch.conditions["sar"].numpy(), wanted, atol=1e-6)
 
     @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
-    def test_images_are_resized_as_sources_are(self, direction: Any) -> None:
+    def test_images_are_resized_and_cropped_as_sources_are(self, direction: Any) -> None:
         found = pairs_of(size=5, direction=direction).read(1).conditions["sar"]
-        assert (found.numpy()[0] == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))).all()
-
-    def test_images_are_cropped_as_sources_are(self, root: Path) -> None:
+        assert (
+            found.numpy()[0] == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))
+        ).all()
         for i in range(COUNT):
-            save(root / "sar/x" / f"{i}.png", pixels(i)[..., 0])
-        pairs = pairs_of(crop=4)
+            save(Path(f"sar/{i}.png"), pixels(i)[..., 0])
         for seed in range(3):
-            example = pairs.read(2, seed)
+            example = pairs_of(crop=4, direction=direction).read(2, seed)
             assert torch.equal(example.conditions["sar"], example.source[:1])
-        save(root / "sar/x/1.png", grey(0, 5, SIZE))
-        with pytest.raises(ValueError, match=r"sar/x/1\.png and .*B/x/1\.png lie on different grids, 5 x 8 and 8 x 8"):
-            pairs_of(crop=4).read(1)
 
-    def test_images_have_values_of_their_own(self, root: Path) -> None:
+    def test_images_have_values_of_their_own(self) -> None:
         decibels = np.linspace(-25, 0, SIZE * SIZE, dtype=np.float32).reshape(1, SIZE, SIZE).repeat(2, 0)
-        for path in (root / "sar/x").iterdir():
-            save(path.with_suffix(".npy"), decibels)
-            path.unlink()
+        for i in range(COUNT):
+            save(Path(f"sar/{i}.npy"), decibels)
+            Path(f"sar/{i}.png").unlink()
         unit = decibels.astype(np.float64) / 12.5 + 1
-        for text, wanted in (
-            ("sar=image@-25:0", unit),
-            ("sar=image@-25:0;-100:100", np.stack([unit[0], decibels[1] / 100])),
-            ("sar=image@p0:100", unit),
-        ):
-            found = pairs_of(text).read(0).conditions["sar"]
+        bands = np.stack([unit[0], decibels[1] / 100])
+        for values, wanted in (("-25:0", unit), ("-25:0;-100:100", bands), ("p0:100", unit)):
+            found = pairs_of(f"sar=image@{values}").read(0).conditions["sar"]
             np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
-        with pytest.raises(ValueError, match=r"sar of A/x/0\.png has values from -25 to 0 in float32: give their range"):
+        with pytest.raises(ValueError, match=r"sar of A/0\.png has values from -25 to 0 in float32: give their range"):
             pairs_of().read(0)
-        save(root / "sar/x/0.npy", decibels / 25)  # floats that are in the unit range
+        save(Path("sar/0.npy"), decibels / 25)  # floats that are in the unit range
         assert (pairs_of().read(0).conditions["sar"].numpy() == decibels / 25).all()
 
-    def test_digests_are_of_conditions_too(self, root: Path) -> None:
-        before = pairs_of().digest(), pairs_of().names_digest()
-        save(root / "text/x/0.npy", tokens(0) + 1)
-        after = pairs_of().digest(), pairs_of().names_digest()
-        assert (after[0] != before[0], after[1] == before[1]) == (True, True)
-        write_labels(*reversed(LABELS))
-        assert pairs_of().digest() != after[0]
-        assert pairs_of().names_digest() != after[1]
-        assert pairs_of("style=class").digest() != pairs_of("sar=image").digest()
+    @pytest.mark.parametrize("how", [{"slices": "axial"}, {"axes": 3}], ids=str)
+    def test_of_volumes(self, how: dict[str, Any]) -> None:
+        for name in ("C", "D", "depth"):
+            save(Path(name) / "0.npy", located(0, (1, 3, 4, 5)) + np.int16(name == "D"))
+        conditions = read_conditions("depth=image@0:4000,style=class")
+        pairs = valued("C,D,depth=depth,style=labels.csv", crop=2, conditions=conditions, **how)
+        example = pairs.read(len(pairs) - 1, 5)
+        assert torch.equal(example.conditions["depth"], example.source)
+        whole = pairs.pictures.conditions(0)["depth"].numpy()
+        np.testing.assert_allclose(whole, located(0, (1, 3, 4, 5)) / 2000 - 1, atol=1e-6)
 
 
-def _wider(root: Path) -> None:
-    save(root / "text/x/2.npy", np.ones((2, WIDTH + 1), np.float32))
-
-
-WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {  # a change, settings, message
-    "no column": (None, {"data_dir": "A,B,sar=sar"}, "rows have no column 'style': add ',style=WHERE'"),
-    "no token": (_wider, {}, r"text of A/x/2\.png: tokens must be \(L, 3\) of floats, got \(2, 4\) of float32"),
-    "integers": (
-        lambda root: save(root / "text/x/2.npy", np.ones((2, WIDTH), np.int32)),
-        {},
-        r"text of A/x/2\.png: tokens must be \(L, 3\) of floats, got \(2, 3\) of int32",
+WRONG: list[tuple[str, Any, str]] = [  # a file, its content or array, message
+    (
+        "text/2.npy",
+        np.ones((2, 4), np.float32),
+        r"text of A/2\.png: tokens must be \(L, 3\) .* got \(2, 4\) of float32",
     ),
-    "nan": (
-        lambda root: save(root / "text/x/2.npy", tokens(1) * np.float32(np.nan)),
-        {},
-        r"text of A/x/2\.png: tokens have NaN or infinity",
-    ),
-    "damaged": (lambda root: (root / "sar/x/2.png").write_bytes(b"no picture"), {}, r"sar/x/2\.png"),
-    "channels": (
-        lambda root: save(root / "sar/x/2.npy", np.zeros((2, SIZE, SIZE), np.float32)) and (root / "sar/x/2.png").unlink(),
-        {},
-        r"sar of A/x/2\.png has 2 channels, and others have 1",
-    ),
-    "empty label": (lambda _: write_labels("a", "b", " ", "c"), {}, r"line 4 of labels\.csv must be NAME,CLASS"),
-    "volume": (
-        lambda root: save(root / "sar/x/2.npy", np.zeros((1, 2, SIZE, SIZE), np.float32))
-        and (root / "sar/x/2.png").unlink(),
-        {"crop": 4},
-        r"sar/x/2\.npy and .*B/x/2\.png lie on different grids, 2 x 8 x 8 and 8 x 8",
-    ),
-}
+    ("text/2.npy", np.ones((2, 3), np.int32), r"text of A/2\.png: tokens must be \(L, 3\) .* got \(2, 3\) of int32"),
+    ("text/2.npy", np.full((2, 3), np.nan, np.float32), r"text of A/2\.png: tokens have NaN or infinity"),
+    ("sar/2.png", np.zeros((8, 5), np.uint8), r"sar/2\.png and .*B/2\.png lie on different grids, 8 x 5 and 8 x 8"),
+    ("sar/2.png", "no picture", r"sar/2\.png"),
+    ("labels.csv", "0,a\n1,b\n2, \n3,c", r"line 3 of labels\.csv must be NAME,CLASS"),
+]
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_what_does_not_fit_is_named(case: str, root: Path) -> None:
-    change, settings, message = WRONG[case]
-    if change is not None:
-        change(root)
+@pytest.mark.parametrize(("file", "content", "message"), WRONG)
+def test_what_does_not_fit_is_named(file: str, content: Any, message: str) -> None:
+    Path(file).write_text(content) if isinstance(content, str) else save(Path(file), content)
     with pytest.raises(ValueError, match=message):
-        pairs_of(**settings).read(2)
+        pairs_of(crop=4).read(2)
 
 
-@pytest.mark.usefixtures("root")
 class TestOfANetwork:
     """Conditions that a trained network knows."""
 
     @staticmethod
-    def known(*columns: str, network: ConditionsConfig = NETWORK, **labels: str) -> Pairs:
-        rows = read_rows("paired", where(*columns) if columns != ("",) else "A,B")
-        stored = read_conditions("sar=image@0:51")
-        return Pairs(rows, Spec(conditions=known_conditions(network, stored, rows, labels)))
+    def known(data_dir: str = DATA, network: ConditionsConfig = NETWORK, **labels: str) -> Pairs:
+        rows = read_rows("paired", data_dir)
+        conditions = known_conditions(network, read_conditions("sar=image@0:51"), rows, labels)
+        return Pairs(rows, Spec(conditions=conditions))
 
     def test_have_its_classes_and_values(self) -> None:
         pairs = self.known()
@@ -195,40 +164,22 @@ class TestOfANetwork:
 
     def test_a_label_may_be_that_of_all(self) -> None:
         """And what may be left out is left out."""
-        pairs = self.known("sar", style="oil")
+        pairs = self.known("A,B,sar=sar", style="oil")
         assert [int(pairs.read(i).conditions["style"]) for i in range(COUNT)] == [1] * COUNT
         assert "text" not in pairs.read(0).conditions
-        assert pairs.digest() != self.known("sar", style="ink").digest()
+        assert pairs.digest() != self.known("A,B,sar=sar", style="ink").digest()
         numbered = replace(NETWORK, classes={"style": 12})
-        assert int(self.known("sar", network=numbered, style="10").read(0).conditions["style"]) == 10
+        assert int(self.known(network=numbered, style="10").read(0).conditions["style"]) == 10
 
     @pytest.mark.parametrize(
-        ("columns", "labels", "message"),
+        ("data_dir", "labels", "message"),
         [
-            (("sar", "style"), {}, r"A/x/0\.png: 'ink' is no class of 'style', which are oil, wax"),
-            (("sar",), {"style": "comik"}, "the network is told 'sar' .*oil, wax.*, got style=comik"),
-            (("sar",), {"stile": "oil"}, "the network is told .*, got stile=oil"),
-            (("style",), {}, r"this network is told .*: give a column 'sar', such as ',sar=WHERE'"),
+            (DATA, {}, r"A/0\.png: 'ink' is no class of 'style', which are oil, wax"),
+            (DATA, {"style": "comik"}, "the network is told 'sar' .*oil, wax.*, got style=comik"),
+            (DATA, {"stile": "oil"}, "the network is told .*, got stile=oil"),
+            ("A,B,style=labels.csv", {}, r"this network is told .*: give a column 'sar', such as ',sar=WHERE'"),
         ],
     )
-    def test_what_it_does_not_know_is_named(
-        self, columns: tuple[str, ...], labels: Mapping[str, str], message: str
-    ) -> None:
+    def test_what_it_does_not_know_is_named(self, data_dir: str, labels: Mapping[str, str], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            self.known(*columns, network=replace(NETWORK, classes={"style": ("oil", "wax")}), **labels).read(0)
-
-
-@pytest.mark.parametrize("settings", [{"slices": "axial"}, {"axes": 3}], ids=str)
-def test_conditions_of_volumes(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("A", "B", "sar"):
-        save(Path(name) / "0.npy", located(0, (1, 3, 4, 5)) + np.int16(name == "B"))
-    Path("labels.csv").write_text("0,mr")
-    conditions = {"sar": Condition("image", SOURCE), "style": Condition("class")}
-    spec = {"source": SOURCE, "target": TARGET, "crop": 2, "conditions": conditions, **settings}
-    pairs = load("A,B,sar=sar,style=labels.csv", **spec)
-    example = pairs.read(2 if "slices" in settings else 0, 5)
-    assert torch.equal(example.conditions["sar"], example.source)
-    assert int(example.conditions["style"]) == 0
-    whole = pairs.pictures.conditions(0)["sar"].numpy()
-    np.testing.assert_allclose(whole, located(0, (1, 3, 4, 5)) / 2000 - 1, atol=1e-6)
+            self.known(data_dir, replace(NETWORK, classes={"style": ("oil", "wax")}), **labels).read(0)

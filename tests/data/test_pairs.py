@@ -1,8 +1,6 @@
-"""Photographs as examples: upright, grey or in colours, resized; their order, and what takes the place of bad ones."""
+"""Photographs as examples: upright, grey or in colours, resized; their order, and what replaces bad ones."""
 
-import os
 import pickle
-import struct
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,9 @@ def chw(image: Any) -> Array:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def read_image(path: Path) -> Image.Image:
-    with Image.open(path) as file:
-        return file.copy()
+def alone(path: Path, **settings: Any) -> Pairs:
+    """A picture that is its own target."""
+    return Pairs([{"name": "7", "source": path, "target": path}], Spec(**settings))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif"])
@@ -38,7 +36,8 @@ def test_examples_are_what_pillow_reads(suffix: str, tmp_path: Path) -> None:
     example = pairs.read(0)
     assert (example.name, example.conditions, example.mask) == ("7", {}, None)
     for tensor, floats, side in zip(example[:2], pairs[0], "AB", strict=True):
-        wanted = chw(read_image(tmp_path / side / f"7{suffix}"))
+        with Image.open(tmp_path / side / f"7{suffix}") as file:
+            wanted = chw(file)
         assert tensor.dtype == torch.uint8
         assert (tensor.numpy() == wanted).all()
         np.testing.assert_allclose(floats.numpy(), wanted / 127.5 - 1, atol=1e-6)
@@ -55,17 +54,15 @@ def test_pictures_are_upright(orientation: int, tmp_path: Path) -> None:
     path = save(tmp_path / "7.png", pixels(0, 4, 6), exif=exif)
     with Image.open(path) as file:
         wanted = chw(ImageOps.exif_transpose(file))
-    pairs = Pairs([{"name": "7", "source": path, "target": path}])
-    assert (pairs.read(0).source.numpy() == wanted).all()
-    assert pairs.image_size == wanted.shape[1:]
+    assert (alone(path).read(0).source.numpy() == wanted).all()
+    assert alone(path).image_size == wanted.shape[1:]
 
 
 @pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 3), (4, 3), (3, None), (1, None)])
 def test_grey_and_colours_become_one_another(stored: int, channels: int | None, tmp_path: Path) -> None:
     """Luminance is that of ITU-R BT.601, with rounding; what is transparent is on white."""
     array = pixels(0, channels=stored)
-    path = save(tmp_path / "7.png", array)
-    found = Pairs([{"name": "7", "source": path, "target": path}], Spec(channels=channels)).read(0).source.numpy()
+    found = alone(save(tmp_path / "7.png", array), channels=channels).read(0).source.numpy()
     colours = array[..., :3].astype(float) if stored > 1 else np.stack([array] * 3, -1).astype(float)
     if stored == 4:
         share = array[..., 3:] / 255
@@ -76,35 +73,26 @@ def test_grey_and_colours_become_one_another(stored: int, channels: int | None, 
 
 
 class TestSize:
+    @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize(
         ("size", "resize", "wanted"),
         [(SIZE, "stretch", (SIZE, SIZE)), ((4, 6), "stretch", (4, 6)), (SIZE, "fit", (8, 6)), ((4, 24), "fit", (4, 3))],
     )
-    @pytest.mark.parametrize("channels", [1, 3])
     def test_resizing_is_pillows_bilinear_filter(
         self, size: Any, resize: Any, wanted: tuple[int, int], channels: int, tmp_path: Path
     ) -> None:
         """Pictures are 16 high and 12 wide; height comes before width in sizes, and after it in Pillow."""
-        path = save(tmp_path / "7.png", pixels(0, 16, 12, channels))
-        found = Pairs([{"name": "7", "source": path, "target": path}], Spec(size=size, resize=resize)).read(0).source
-        image = read_image(path).resize(wanted[::-1], Image.Resampling.BILINEAR)
-        assert (found.numpy() == chw(image)).all()
+        array = pixels(0, 16, 12, channels)
+        found = alone(save(tmp_path / "7.png", array), size=size, resize=resize).read(0).source
+        assert (
+            found.numpy() == chw(Image.fromarray(array).resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR))
+        ).all()
 
     def test_other_values_are_resized_each_channel_for_itself(self, tmp_path: Path) -> None:
         pairs = valued(folders(tmp_path), size=(10, 12))
         stored = Image.fromarray(np.load(tmp_path / "A/1.npy")[0].astype(np.float32))
         wanted = np.asarray(stored.resize((12, 10), Image.Resampling.BILINEAR)) / 2000 - 1
         np.testing.assert_allclose(pairs.read(1).source.numpy()[0], wanted, atol=1e-5)
-
-    def test_shrinking_averages_and_enlarging_is_bilinear(self, tmp_path: Path) -> None:
-        """Alternating pixels cancel in a filter as wide as the reduction, not in subsampling. Two pixels 0
-        and 255 are seen at 1/4, 3/4, 5/4 and 7/4 of a pixel from the left.
-        """
-        save(tmp_path / "a/7.png", (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8))
-        save(tmp_path / "b/7.png", np.array([[0, 255]], np.uint8))
-        small, large = (load(f"{tmp_path}/{a},{tmp_path}/{a}", size=s).read(0).source for a, s in (("a", 16), ("b", 4)))
-        assert (small.float() - 127.5).abs().max() <= 1.5
-        assert large.tolist() == [[[0, 64, 191, 255]] * 4]
 
     def test_a_batch_is_of_one_size(self, tmp_path: Path) -> None:
         for name, side in (("a", 5), ("b", 6)):
@@ -116,9 +104,7 @@ class TestSize:
 
 class TestOrder:
     @given(seed=st.integers(0, 2**32), crops=st.integers(1, 3), cut=st.integers(0, 15))
-    def test_is_a_permutation_by_the_seed_of_which_any_part_can_be_asked_for(
-        self, seed: int, crops: int, cut: int
-    ) -> None:
+    def test_is_a_permutation_of_which_any_part_can_be_asked_for(self, seed: int, crops: int, cut: int) -> None:
         row = {"source": np.zeros((3, 4, 4), np.uint8), "target": np.zeros((3, 4, 4), np.uint8)}
         pairs = Pairs([{"name": str(i), **row} for i in range(5)], Spec(crop=2, crops=crops))
         whole = pairs.order(seed)(0, len(pairs))
@@ -126,39 +112,26 @@ class TestOrder:
         assert whole == pairs.order(seed)(0, cut) + pairs.order(seed)(cut, len(pairs))
         assert all(whole[i] // crops == whole[i - i % crops] // crops for i in range(len(whole)))  # of one picture
 
-    def test_another_seed_has_another_one(self, tmp_path: Path) -> None:
+    def test_is_another_one_for_another_seed(self, tmp_path: Path) -> None:
         pairs = load(pictures(tmp_path))
         assert len({tuple(pairs.order(seed)(0, 5)) for seed in range(60)}) > 40  # of 120 permutations
-
-    def test_an_iteration_ends_after_the_last_pair(self, tmp_path: Path) -> None:
-        pairs = load(pictures(tmp_path, 3), skip_bad=True)
-        assert len(list(islice(iter(pairs), 9))) == 3
-        assert torch.equal(pairs[-1][0], pairs[2][0])
+        assert len(list(islice(iter(load(f"{tmp_path}/A,{tmp_path}/B", skip_bad=True)), 9))) == 5
+        assert torch.equal(pairs[-1][0], pairs[4][0])
         with pytest.raises(IndexError):
-            pairs[3]
+            pairs[5]
 
 
 class TestBad:
     def test_a_picture_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
-        data_dir = pictures(tmp_path)
+        pairs = load(pictures(tmp_path))
         whole = (tmp_path / "A/1.png").read_bytes()
         for content in (whole[:-60], b"", b"this is text"):
             (tmp_path / "A/1.png").write_bytes(content)
             with pytest.raises(BadPicturesError, match=r"A/1\.png"):
-                load(data_dir).read(1)
-        (tmp_path / "A/0.png").unlink()
-        pairs = load(pictures(tmp_path))
+                pairs.read(1)
         (tmp_path / "B/0.png").unlink()
         with pytest.raises(BadPicturesError, match=r"B/0\.png"):
             pairs.read(0)
-
-    def test_a_header_of_absurd_size_takes_no_memory(self, tmp_path: Path) -> None:
-        path = save(tmp_path / "7.bmp", pixels(0))
-        content = bytearray(path.read_bytes())
-        struct.pack_into("<ii", content, 18, 20_000, 20_000)  # width and height of a BMP
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"7\.bmp"):
-            load(f"{tmp_path},{tmp_path}").read(0)
 
     def test_the_next_pair_takes_the_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         data_dir = pictures(tmp_path)
@@ -170,33 +143,23 @@ class TestBad:
         assert pairs.order(3)(0, 5) == whole.order(3)(0, 5)
         assert [pairs.read(index).name for index in range(5)] == ["0", "3", "3", "3", "0"]
         assert torch.equal(pairs.read(1).source, whole.read(3).source)
-        reasons = pairs.read(1).left_out.splitlines()
-        assert len(reasons) == 2
-        assert "A/1.png" in reasons[0]
-        assert "B/2.png" in reasons[1]
+        assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]
         for index in (1, 1, 2, 4):
-            assert pairs[index]
+            assert len(pairs[index]) == 2
         lines = [record.getMessage() for record in caplog.records]
         assert [line.rpartition(" (")[2] for line in lines] == [f"{count} so far)" for count in (1, 2, 3)]  # each once
-        assert len(pairs.left_out) == 3
         assert pairs.names_digest() == whole.names_digest()
 
-    def test_none_that_can_be_read_is_an_error(self, tmp_path: Path) -> None:
+    def test_the_first_may_be_bad_and_not_all(self, tmp_path: Path) -> None:
         data_dir = pictures(tmp_path, 2)
-        pairs = load(data_dir, skip_bad=True)
-        for path in tmp_path.glob("A/*"):
-            path.write_bytes(b"")
-        with pytest.raises(BadPicturesError, match=r"none of 2 pairs can be read; the first: .*A/1\.png"):
-            pairs.read(1)
-        with pytest.raises(BadPicturesError, match=r"A/0\.png"):
-            load(data_dir, skip_bad=True)
-
-    def test_the_first_may_be_bad(self, tmp_path: Path) -> None:
-        data_dir = pictures(tmp_path)
         (tmp_path / "A/0.png").write_bytes(b"")
         with pytest.raises(BadPicturesError, match=r"A/0\.png"):
             load(data_dir)
-        assert load(data_dir, skip_bad=True).read(0).name == "1"
+        pairs = load(data_dir, skip_bad=True)
+        assert pairs.read(0).name == "1"
+        (tmp_path / "A/1.png").write_bytes(b"")
+        with pytest.raises(BadPicturesError, match=r"none of 2 pairs can be read; the first: .*A/1\.png"):
+            pairs.read(1)
 
     def test_sources_alone_have_no_target(self, tmp_path: Path) -> None:
         save(tmp_path / "7.png", pixels(0))
@@ -209,29 +172,17 @@ class TestBad:
             Pairs([])
 
 
-class TestDigests:
-    def test_are_of_names_and_content_wherever_files_lie(self, tmp_path: Path) -> None:
-        before = load(pictures(tmp_path))
-        known = before.digest(), before.names_digest(), before.stamps_digest()
-        (tmp_path / "A").rename(tmp_path / "moved")
-        moved = load(f"{tmp_path}/moved,{tmp_path}/B")
-        assert (moved.digest(), moved.names_digest()) == known[:2]
-        assert moved.stamps_digest() != known[2]
-        os.utime(tmp_path / "moved/0.png", (1, 1))
-        assert moved.digest() == known[0]
-        save(tmp_path / "moved/0.png", pixels(77, SIZE + 3))
-        assert (moved.digest() != known[0], moved.names_digest() == known[1]) == (True, True)
-        (tmp_path / "moved/0.png").rename(tmp_path / "moved/x.png")
-        (tmp_path / "B/0.png").rename(tmp_path / "B/x.png")
-        assert load(f"{tmp_path}/moved,{tmp_path}/B").names_digest() != known[1]
-
-    def test_without_some_rows(self, tmp_path: Path) -> None:
-        pairs = load(pictures(tmp_path))
-        left = pairs.without([1, 3])
-        assert [row["name"] for row in left.rows] == ["0", "2", "4"]
-        assert (pairs.same_rows(left), pairs.same_rows(load(pictures(tmp_path)))) == (False, True)
-        assert pairs.without([]) is pairs
-
-    def test_pairs_travel_to_other_processes(self, tmp_path: Path) -> None:
-        pairs = load(pictures(tmp_path), crop=4)
-        assert torch.equal(pickle.loads(pickle.dumps(pairs)).read(1, 2).source, pairs.read(1, 2).source)
+def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> None:
+    before = load(pictures(tmp_path))
+    known = before.digest(), before.names_digest(), before.stamps_digest()
+    (tmp_path / "A").rename(tmp_path / "moved")
+    moved = load(f"{tmp_path}/moved,{tmp_path}/B")
+    assert (moved.digest(), moved.names_digest()) == known[:2]
+    assert (moved.stamps_digest() == known[2], before.same_rows(moved), moved.same_rows(moved)) == (False, False, True)
+    save(tmp_path / "moved/0.png", pixels(77, SIZE + 3))
+    assert (moved.digest() == known[0], moved.names_digest() == known[1]) == (False, True)
+    left = moved.without([1, 3])
+    assert [row["name"] for row in left.rows] == ["0", "2", "4"]
+    assert left.names_digest() != known[1]
+    copied = pickle.loads(pickle.dumps(left))  # to other processes
+    assert torch.equal(copied.read(1).source, left.read(1).source)

@@ -13,20 +13,19 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm import ABridge, BridgeSampler, pictures, save_checkpoint
 from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
-from bbdm.evaluation.results import ResultsError
-from bbdm.pictures import formats
 from bbdm.data.spec import Spec
-from bbdm.pictures.lazy import Geometry
+from bbdm.evaluation.results import ResultsError
+from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
 from tests.conftest import tiny_unet
 
 SIZE = 16
 HU = Values(-1024, 3071, "HU", "int16")
 BANDS = Values(0, 10000, dtype="uint16")
-MR_TO_CT = Spec(Percentiles(0.5, 99.5), HU, SIZE, "coronal")
+MR_TO_CT = Spec(source=Percentiles(0.5, 99.5), target=HU, slices="coronal")
 PLACE = ((-0.5, 0.0, 2.0, -10.0), (0.0, 1.5, 0.0, 5.0), (3.0, 0.0, 0.25, 7.0), (0.0, 0.0, 0.0, 1.0))
 ON_EARTH = ((0.0, 10.0, 499980.0), (-10.0, 0.0, 4600020.0), (0.0, 0.0, 1.0))
 Array = npt.NDArray[Any]
@@ -37,14 +36,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def network(channels: int, kind: Spec = Spec(), **settings: Any) -> None:
+def network(channels: int, spec: Spec | None = None, **settings: Any) -> None:
     """The checkpoint c.pt, of a network with random weights."""
     unet = tiny_unet(in_channels=channels, out_channels=channels, **settings)
-    save_checkpoint("c.pt", unet, ABridge(num_steps=50), image_size=SIZE, pictures=kind)
+    save_checkpoint("c.pt", unet, ABridge(num_steps=50), image_size=SIZE, pictures=spec or Spec())
 
 
 def write(path: str, array: Array, geometry: Geometry | None = None) -> None:
-    formats.write(path, array, geometry or Geometry())
+    pictures.write(path, Picture(array, geometry))
 
 
 def volumes() -> None:
@@ -63,7 +62,7 @@ def run(*words: str) -> None:
 
 
 def read(path: str) -> Array:
-    return formats.open(path)[()]
+    return np.asarray(pictures.read(path))
 
 
 def same(one: str, other: str) -> bool:
@@ -81,37 +80,37 @@ def test_a_folder_of_nifti_becomes_one():
     assert found == ["a.nii.gz", "grid.png", "settings.json", "ward/b.nii.gz"]
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     for number, name in enumerate(("a", "ward/b")):
-        source, result = (formats.open(f"{folder}/{name}.nii.gz") for folder in ("mr", "out"))
+        source, result = (pictures.read(f"{folder}/{name}.nii.gz") for folder in ("mr", "out"))
         assert (result.shape, result.dtype) == (source.shape, np.int16)
         assert np.allclose(result.geometry.affine, source.geometry.affine)  # pyright: ignore[reportArgumentType]
         (expected,) = sampler(f"mr/{name}.nii.gz", seed=4 + number)
         assert expected.unit == "HU"
-        difference = np.abs(np.asarray(expected, dtype=int) - result[()])
+        difference = np.abs(np.asarray(expected, dtype=int) - np.asarray(result))
         assert difference.max() <= 1, "sources of percentiles are scaled twice, in float32"
-        assert np.ptp(result[()]) > 500
+        assert np.ptp(np.asarray(result)) > 500
     slices = read("out/a.nii.gz")[0].transpose(1, 0, 2)
     assert len({part.tobytes() for part in slices}) == 3, "slices differ, as their sources do"
 
 
 def test_three_orientations_are_the_mean_of_three_results():
     """Each by the same network, of its slices and their neighbours."""
-    size, kind = (6, 7, 8), Spec(Values(0, 600, dtype="float32"), HU, SIZE, "axial", 1)
+    size, kind = (6, 7, 8), Spec(source=Values(0, 600, dtype="float32"), target=HU, slices="axial", neighbours=1)
     write("mr/a.nii", np.random.default_rng(0).uniform(0, 600, (1, *size)).astype(np.float32), Geometry(PLACE))
     network(1, kind, condition_channels=3, endpoint=kind.endpoint(3, 1))
     run("folder", "mr", "c.pt", "out", "--orientations", "3", "--seed", "4", "-b", "3")
-    result = formats.open("out/a.nii")
+    result = pictures.read("out/a.nii")
     assert (result.shape, result.dtype) == ((1, *size), np.int16)
-    assert np.allclose(result.geometry.affine, formats.open("mr/a.nii").geometry.affine)  # pyright: ignore[reportArgumentType]
+    assert np.allclose(result.geometry.affine, pictures.read("mr/a.nii").geometry.affine)  # pyright: ignore[reportArgumentType]
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     results: list[Array] = []
     for plane in ("axial", "coronal", "sagittal"):
         sampler.pictures = replace(kind, slices=plane)
         results.append(np.asarray(sampler("mr/a.nii", seed=4)[0], dtype=float))
     assert all(np.abs(results[0] - each).max() > 5 for each in results[1:])
-    assert np.abs(result[()] - np.mean(results, axis=0)).max() <= 1
+    assert np.abs(np.asarray(result) - np.mean(results, axis=0)).max() <= 1
     with pytest.raises(ResultsError, match="orientations"):
         run("folder", "mr", "c.pt", "out", "--seed", "4", "-b", "3")
-    network(1, Spec(BANDS, BANDS, SIZE))
+    network(1, Spec(source=BANDS, target=BANDS))
     write("in/x.npy", np.zeros((1, 18, 18), np.uint16))
     with pytest.raises(ValueError, match="orientations are of networks of slices"):
         run("folder", "in", "c.pt", "other", "--orientations", "3")
@@ -119,33 +118,38 @@ def test_three_orientations_are_the_mean_of_three_results():
 
 def test_geotiff_keeps_place_bands_and_nodata():
     random = np.random.default_rng(0)
-    kept = {"crs": "EPSG:32633", "nodata": 0}
+    kept = {"crs": "EPSG:32633"}
     for name in ("x", "y"):
         pixels = random.integers(1, 10000, (13, 24, 20)).astype(np.uint16)
         pixels[:, 3:6, 4:9] = 0 if name == "x" else 6000
-        write(f"s2/{name}.tif", pixels, Geometry(ON_EARTH, "geotiff", kept))
-    network(13, Spec(BANDS, BANDS, SIZE))
+        write(f"s2/{name}.tif", pixels, Geometry(ON_EARTH, "geotiff", kept, 0))
+    network(13, Spec(source=BANDS, target=BANDS))
     run("folder", "s2", "c.pt", "out")
     for name in ("x", "y"):
-        source, result = (formats.open(f"{folder}/{name}.tif") for folder in ("s2", "out"))
+        source, result = (pictures.read(f"{folder}/{name}.tif") for folder in ("s2", "out"))
         assert (result.shape, result.dtype, result.nodata) == ((13, 24, 20), np.uint16, 0)
         assert result.geometry.affine == source.geometry.affine == ON_EARTH
         assert result.geometry.kept["crs"] == source.geometry.kept["crs"]
-        values = result[()]
+        values = np.asarray(result)
         assert (values[:, 3:6, 4:9] == 0).all() == (name == "x")
         assert np.median(values) > 0
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=1)[0]), read("out/y.tif"))
 
 
-def test_nodata_that_the_result_cannot_hold_is_left_out():
+def test_nodata_that_the_result_cannot_hold_is_refused():
+    """Unless targets of training had another one, which results have."""
     pixels = np.random.default_rng(0).random((2, 18, 18)).astype(np.float32)
     pixels[:, 2:5] = np.nan
-    write("s/x.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633", "nodata": float("nan")}))
-    network(2, Spec(Values(0, 1, dtype="float32"), BANDS, SIZE))
-    run("folder", "s", "c.pt", "out")
-    result = formats.open("out/x.tif")
-    assert (result.dtype, result.nodata, result.geometry.affine) == (np.uint16, None, ON_EARTH)
+    write("s/x.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}, float("nan")))
+    network(2, Spec(source=Values(0, 1, dtype="float32"), target=BANDS))
+    with pytest.raises(ValueError, match=r"s/x.tif has pixels without a value, nan, and results of uint16 cannot"):
+        run("folder", "s", "c.pt", "out")
+    network(2, Spec(source=Values(0, 1, dtype="float32"), target=BANDS, nodata=7))
+    run("folder", "s", "c.pt", "out", "--overwrite")
+    result = pictures.read("out/x.tif")
+    assert (result.dtype, result.nodata, result.geometry.affine) == (np.uint16, 7, ON_EARTH)
+    assert np.array_equal(np.asarray(result) == 7, np.isnan(pixels))
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy", ".npz"])
@@ -153,7 +157,7 @@ def test_16_bit_pictures(suffix: str):
     random = np.random.default_rng(0)
     for name, size in (("x", (18, 30)), ("y", (20, 17))):
         write(f"in/{name}{suffix}", random.integers(0, 65536, (2, *size)).astype(np.uint16))
-    network(2, Spec(Values(0, 65535, dtype="uint16"), Values(-1, 1, "mV", "float32"), SIZE))
+    network(2, Spec(source=Values(0, 65535, dtype="uint16"), target=Values(-1, 1, "mV", "float32")))
     run("folder", "in", "c.pt", "out")
     for number, (name, size) in enumerate((("x", (18, 30)), ("y", (20, 17)))):
         result = read(f"out/{name}{suffix}")
@@ -166,10 +170,10 @@ def test_a_format_that_cannot_hold_the_result_becomes_another():
     """16-bit grey of a PNG stays one; HU are in a TIFF."""
     write("in/x.png", np.random.default_rng(0).integers(0, 65536, (1, 18, 20)).astype(np.uint16))
     sixteen = Values(0, 65535, dtype="uint16")
-    network(1, Spec(sixteen, sixteen, SIZE))
+    network(1, Spec(source=sixteen, target=sixteen))
     run("folder", "in", "c.pt", "out")
     assert read("out/x.png").dtype == np.uint16
-    network(1, Spec(sixteen, HU, SIZE))
+    network(1, Spec(source=sixteen, target=HU))
     run("folder", "in", "c.pt", "hu")
     assert read("hu/x.tif").dtype == np.int16
 
@@ -178,7 +182,7 @@ def test_other_channels_than_the_source():
     """13 bands to one, of 8 bits in a PNG where the source is no GeoTIFF."""
     random = np.random.default_rng(0)
     write("in/x.npy", random.integers(0, 10000, (13, 18, 20)).astype(np.uint16))
-    network(1, Spec(BANDS, HU, SIZE), condition_channels=13)
+    network(1, Spec(source=BANDS, target=HU), condition_channels=13)
     run("folder", "in", "c.pt", "out")
     assert (read("out/x.npy").shape, read("out/x.npy").dtype) == ((1, 18, 20), np.int16)
 
@@ -207,8 +211,8 @@ def test_results_are_kept_and_do_not_depend_on_the_batch():
         run("folder", "mr", "c.pt", "out", "-b", "2", "-r", "2", "--seed", "1")
 
 
-def scores(*words: str) -> dict[str, float]:
-    eval_script.main(["paired", "mr,ct", "c.pt", "ev", "--steps", "2", "--quiet", *words])
+def scores(*words: str, masks: str = "") -> dict[str, float]:
+    eval_script.main(["paired", f"mr,ct{masks and f',mask={masks}'}", "c.pt", "ev", "--steps", "2", "--quiet", *words])
     return json.loads(Path("ev/scores.json").read_text())["scores"]
 
 
@@ -216,7 +220,7 @@ def test_scores_are_in_hu_within_masks(capsys: pytest.CaptureFixture[str]):
     """Of the files; those with masks are no others' scores, and need no results of their own."""
     volumes()
     network(1, MR_TO_CT)
-    whole, masked = scores("--metrics", "mae", "rmse"), scores("--masks", "body")
+    whole, masked = scores("--metrics", "mae", "rmse"), scores(masks="body")
     printed = capsys.readouterr().out
     assert "| MAE HU ↓ | RMSE HU ↓ |" in printed
     assert "| MAE HU ↓ | PSNR ↑ | SSIM ↑ |" in printed
@@ -229,17 +233,17 @@ def test_scores_are_in_hu_within_masks(capsys: pytest.CaptureFixture[str]):
         of_bodies.append(error[read(f"body/{name}.nii.gz") != 0].mean())
     assert whole["mae"] == pytest.approx(np.mean(of_all), rel=1e-6)
     assert masked["mae"] == pytest.approx(np.mean(of_bodies), rel=1e-6)
-    assert list(scores("--metrics", "ssim", "--masks", "body")) == ["mae", "psnr", "ssim"]
+    assert list(scores("--metrics", "ssim", masks="body")) == ["mae", "psnr", "ssim"]
 
 
 def test_pixels_without_a_value_do_not_count():
     random = np.random.default_rng(0)
-    kept = {"crs": "EPSG:32633", "nodata": 0}
+    kept = {"crs": "EPSG:32633"}
     for folder in ("mr", "ct"):
         pixels = random.integers(1, 10000, (3, 18, 18)).astype(np.uint16)
         pixels[:, slice(0, 4) if folder == "mr" else slice(10, 13)] = 0
-        write(f"{folder}/x.tif", pixels, Geometry(ON_EARTH, "geotiff", kept))
-    network(3, Spec(BANDS, BANDS, SIZE))
+        write(f"{folder}/x.tif", pixels, Geometry(ON_EARTH, "geotiff", kept, 0))
+    network(3, Spec(source=BANDS, target=BANDS))
     found = scores("--metrics", "mae", "sam", "--per_channel")
     error = np.abs(read("ev/x.tif").astype(float) - read("ct/x.tif"))[:, [*range(4, 10), *range(13, 18)]]
     assert found["mae"] == pytest.approx(error.mean(), rel=1e-6)
@@ -257,7 +261,7 @@ def test_masks_of_8_bit_pictures():
     mask[8:20, 4:30] = 255
     Image.fromarray(mask).save("masks/x.png")
     network(3)
-    found = scores("--metrics", "mae", "--masks", "masks")
+    found = scores("--metrics", "mae", masks="masks")
     target = np.asarray(Image.open("ct/x.png").resize((SIZE, SIZE), Image.Resampling.BILINEAR)).astype(float)
     error = np.abs(np.asarray(Image.open("ev/x.png")).astype(float) - target)
     assert found["mae"] == pytest.approx(error[4:10, 2:15].mean(), rel=1e-6)
@@ -289,7 +293,7 @@ def test_values_are_given_where_the_file_has_none():
 def test_a_folder_of_8_bits_for_a_network_of_12_is_warned_of():
     for name in "ab":
         write(f"in/{name}.png", np.full((1, 18, 18), 255, dtype=np.uint8))
-    network(1, Spec(Values(0, 4095, dtype="uint16"), Values(0, 4095, dtype="uint16"), SIZE))
+    network(1, Spec(source=Values(0, 4095, dtype="uint16"), target=Values(0, 4095, dtype="uint16")))
     with pytest.warns(UserWarning, match=r"8 bits, values up to 255, and the network was trained on 0:4095"):
         run("folder", "in", "c.pt", "out")
 
@@ -298,10 +302,10 @@ def test_what_is_refused():
     volumes()
     network(1, MR_TO_CT)
     for flags, message in (
-        (["--target_values", "0:3071:HU"], "target_values 0:3071:HU is given, .* trained on -1024:3071:HU"),
-        (["--source_values", "p1:99"], r"source_values p1:99 is given, .* trained on p0\.5:99\.5"),
-        (["--slices", "axial"], "slices axial is given, and the network was trained on coronal"),
-        (["--size", "32"], "image_size is of 8-bit pictures"),
+        (["--target_values", "0:3071:HU"], "target_values must be those of the network, -1024:3071:HU, got 0:3071:HU"),
+        (["--source_values", "p1:99"], r"source_values must be those of the network, p0\.5:99\.5, got p1:99"),
+        (["--slices", "axial"], "slices must be those of the network, coronal, got axial"),
+        (["--size", "32"], "image_size is of photographs of 8 bits"),
     ):
         with pytest.raises(ValueError, match=message):
             run("folder", "mr", "c.pt", "out", *flags)
@@ -312,7 +316,7 @@ def test_what_is_refused():
         scores("--metrics", "fid")
     shutil.rmtree("body/ward")
     with pytest.raises(ValueError, match=r"b.nii.gz has no mask in body"):
-        scores("--masks", "body")
+        scores(masks="body")
 
 
 def test_bad_files_are_left_out(capsys: pytest.CaptureFixture[str]):
@@ -320,7 +324,7 @@ def test_bad_files_are_left_out(capsys: pytest.CaptureFixture[str]):
     write("in/b.npy", pixels)
     pixels[0, 2, 3] = np.nan
     write("in/a.npy", pixels)
-    network(1, Spec(Values(0, 1, dtype="float32"), HU, SIZE))
+    network(1, Spec(source=Values(0, 1, dtype="float32"), target=HU))
     with pytest.raises(ValueError, match=r"nan stands in channel 0 at \(2, 3\)"):
         run("folder", "in", "c.pt", "out")
     run("folder", "in", "c.pt", "out", "--skip_bad", "--overwrite")
@@ -336,6 +340,6 @@ def test_a_target_that_is_not_finite_is_no_score():
     pixels[0, 2, 3] = np.inf
     write("ct/x.npy", pixels)
     values = Values(0, 1, dtype="float32")
-    network(1, Spec(values, values, SIZE))
+    network(1, Spec(source=values, target=values))
     with pytest.raises(ValueError, match=r"the target of mr/x.npy: inf stands in channel 0 at \(2, 3\)"):
         scores("--metrics", "mae")

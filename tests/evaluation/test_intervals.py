@@ -11,9 +11,9 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wrap
 from bbdm.data.mapped import MappedDataset
+from bbdm.data.spec import Spec
 from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.results import ResultsError
-from bbdm.data.spec import Spec
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal
 
@@ -119,7 +119,7 @@ def test_what_is_refused(arguments: dict[str, Any], message: str):
 def test_a_target_that_is_not_finite_is_named():
     pairs = make_pairs(9)
     pairs[4][1][0, 2, 3] = torch.nan
-    with pytest.raises(ValueError, match=r"item 4 of the data set .*nan stands in channel 0 at \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"item 4 of the data set: nan stands in channel 0 at \(2, 3\)"):
         Intervals.calibrate(make_sampler(), pairs, samples=2, bound="conformal")
 
 

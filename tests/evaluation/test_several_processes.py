@@ -14,8 +14,8 @@ from PIL import Image
 from bbdm import ABridge, save_checkpoint
 from bbdm.cli import eval as eval_script
 from bbdm.cli import eval_miou, translate
-from bbdm.evaluation import metrics
 from bbdm.data.spec import Spec
+from bbdm.evaluation import metrics
 from bbdm.pictures.values import Values
 from tests.cli.test_eval_miou import make_city
 from tests.conftest import tiny_unet
@@ -149,11 +149,11 @@ def test_volumes_are_shared_too(two: Two, tmp_path: Path):
         (tmp_path / folder).mkdir()
         for name in "abc":
             np.save(tmp_path / folder / f"{name}.npy", random.integers(low, high, (1, 4, 16, 16)).astype(np.int16))
-    kind = Spec(Values(0, 4095, dtype="int16"), Values(-1024, 3071, "HU", "int16"), 16, "axial")
+    kind = Spec(source=Values(0, 4095, dtype="int16"), target=Values(-1024, 3071, "HU", "int16"), slices="axial")
     unet = tiny_unet(in_channels=1, out_channels=1)
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=16, pictures=kind)
-    given = ["paired", f"{tmp_path}/mr,{tmp_path}/ct", str(tmp_path / "c.pt")]
-    flags = ["--masks", str(tmp_path / "body"), "--steps", "2", "-b", "3", "--device", "cpu"]
+    given = ["paired", f"{tmp_path}/mr,{tmp_path}/ct,mask={tmp_path}/body", str(tmp_path / "c.pt")]
+    flags = ["--steps", "2", "-b", "3", "--device", "cpu"]
     eval_script.main([*given, str(tmp_path / "one"), *flags])
     out = two("eval", *given, str(tmp_path / "two"), *flags)
     for name in "abc":

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler, Intervals, load_checkpoint
-from bbdm.data.config import PicturesConfig
-from bbdm.data.pairs import load_dataset
-from bbdm.data.survey import survey
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Condition
 from bbdm.evaluation.unseen import SeenPairsError, check_unseen
-from tests.conftest import SIZE, MakePairs, MakeTrainer, newest, tiny_unet
+from tests.conftest import SIZE, MakePairs, MakeTrainer, load_pairs, newest, tiny_unet
 
 
 def calibrate(file: Path, pairs: Any) -> Intervals:
@@ -33,58 +32,44 @@ def test_map_style_pairs_of_the_run_are_refused_and_others_are_not(make_trainer:
         (tmp_path / place).parent.mkdir(exist_ok=True)
         trainer.save(tmp_path / place)
     for file, where in (
-        (newest(trainer), ""),
-        *((tmp_path / each, " in .*w.run/config.json") for each in ("w.pt", "w.run/last.pt")),
+        (newest(trainer), "their names"),
+        *((tmp_path / each, ".*w.run/config.json") for each in ("w.pt", "w.run/last.pt")),
     ):
-        with pytest.raises(SeenPairsError, match=f"these 4 pairs were in training, by their names{where}: calibrate"):
+        with pytest.raises(SeenPairsError, match=f"these 4 pairs were in training, by {where}: calibrate"):
             calibrate(file, items(4, 0))
         assert calibrate(file, items(4, 1)).pairs == 4
     assert calibrate(tmp_path / "alone/w.pt", items(4, 0)).pairs == 4
 
 
-def test_files_that_the_command_looked_at_are_refused_by_their_digest(
-    make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path
-):
-    """Other files of the same names are not: validation pairs may be numbered as those of training are."""
+def test_files_of_the_run_are_refused_by_any_name(make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path):
+    """By their names, or by their files with sizes and times; other pictures of other names are not."""
     trainer = make_trainer("w.run", epochs=1)
     trainer.fit()
     trainer.save(tmp_path / "w.pt")
-    trained, others = (make_pairs(tmp_path / name, 4) for name in ("pairs", "others"))
-    assert trained.names_digest() == others.names_digest()
-    with pytest.raises(SeenPairsError, match=r"by their names in .*w.run/config.json"):
-        calibrate(tmp_path / "w.pt", others)
-    survey(trained, kept=tmp_path / "w.run" / "pictures_train.json")
-    with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by .*w.run/pictures_train.json"):
-        calibrate(tmp_path / "w.pt", trained)
-    assert calibrate(tmp_path / "w.pt", others).pairs == 4
+    others, trained = make_pairs(tmp_path / "others", 4), trainer.train
+    assert isinstance(trained, Pairs)
+    renamed = [Pairs([{**row, "name": f"x{row['name']}"} for row in of.rows], of.spec) for of in (trained, others)]
+    for pairs in (trained, others, renamed[0]):
+        with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by .*w.run/config.json: calibrate"):
+            calibrate(tmp_path / "w.pt", pairs)
+    assert calibrate(tmp_path / "w.pt", renamed[1]).pairs == 4
 
 
 def test_pairs_are_known_whatever_they_are_told(make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path):
     """Training was told a class of each pair; the pairs that are to calibrate have none, or one for all."""
     make_pairs(tmp_path / "c", 4)
     (tmp_path / "labels.csv").write_text("name,class\n0,a\n1,b\n2,a\n3,b\n")
-    places = f"{tmp_path}/c/A,{tmp_path}/c/B"
-    labels = PicturesConfig(classes={"style": f"{tmp_path}/labels.csv"})
-    trained = load_dataset("paired", places, image_size=SIZE, pictures=labels)
-    trainer = make_trainer(unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=1)
+    places = f"{tmp_path}/c/A,{tmp_path}/c/B,style={tmp_path}/labels.csv"
+    labels = {"style": Condition("class")}
+    trained = load_pairs("paired", places, size=SIZE, conditions=labels)
+    trainer = make_trainer("w.run", unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=1)
     trainer.fit()
-    file = newest(trainer)
-    origin, known = load_checkpoint(file).origin, trained.further
-    others = [PicturesConfig(classes={"style": "a"}), labels]
-    for told in others:
-        pairs = load_dataset("paired", places, image_size=SIZE, pictures=told, known=known)
-        with pytest.raises(SeenPairsError, match="these 4 pairs were in training, by their names"):
-            check_unseen(pairs, origin)
-    survey(trained, kept=tmp_path / "w.run" / "pictures_train.json")
     trainer.save(tmp_path / "w.pt")
-    for told in others:
-        pairs = load_dataset("paired", places, image_size=SIZE, pictures=told, known=known)
-        with pytest.raises(SeenPairsError, match=r"by .*w.run/pictures_train.json"):
-            check_unseen(pairs, load_checkpoint(tmp_path / "w.pt").origin)
-    content = torch.load(file, weights_only=True)
-    del content["training"]["pairs"]["names_alone"]  # as older files are
-    torch.save(content, file)
-    make_trainer(unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=2).resume(file)
+    for told in (labels, {"style": Condition("class", classes=("a", "b"), label="a")}, {}):
+        pairs = load_pairs("paired", places, size=SIZE, conditions=told)
+        for file in (tmp_path / "w.pt", newest(trainer)):
+            with pytest.raises(SeenPairsError, match="these 4 pairs were in training, by"):
+                check_unseen(pairs, load_checkpoint(file).origin)
 
 
 def test_crops_are_known_by_the_names_of_their_pictures(
@@ -93,12 +78,11 @@ def test_crops_are_known_by_the_names_of_their_pictures(
     """Of which there are other numbers."""
     make_pairs(tmp_path / "c", 4, 2 * SIZE)
     places = f"{tmp_path}/c/A,{tmp_path}/c/B"
-    crops = PicturesConfig(crop=SIZE, crops_per_picture=2)
-    trainer = make_trainer(train=load_dataset("paired", places, image_size=SIZE, pictures=crops), epochs=1)
+    trainer = make_trainer(train=load_pairs("paired", places, crop=SIZE, crops=2), epochs=1)
     trainer.fit()
     assert len(trainer.train) == 8
     with pytest.raises(SeenPairsError, match="these 4 pairs were in training, by their names: calibrate on others, or"):
-        check_unseen(load_dataset("paired", places, image_size=SIZE), load_checkpoint(newest(trainer)).origin)
+        check_unseen(load_pairs("paired", places, size=SIZE), load_checkpoint(newest(trainer)).origin)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}', '{"pairs": {"number": 4}}', "\udcff"])

@@ -1,17 +1,23 @@
 """The scripts that write, with small networks and pictures: what is interrupted, killed and compared."""
 
-from collections.abc import Callable
+import io
+import tarfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bbdm import save_checkpoint
 from bbdm.bridges import BrownianBridge
-from bbdm.cli import distill, eval, shard, train, train_vqgan, translate
-from bbdm.data.cache import ImageCache
-from bbdm.data.latents import LatentDataset
+from bbdm.cli import distill, eval, train, train_vqgan, translate
+from bbdm.data import cache, latents
+from bbdm.data.rows import Row, read_rows
 from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import unet_config, vqgan_config
 from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
@@ -38,25 +44,38 @@ class Script:
 
 
 def make_place(folder: Path, save: SavePicture) -> Path:
-    """12 pairs to train on and 4 to validate, as files and in shards; a bridge and an autoencoder."""
+    """12 pairs to train on and 4 to validate, as files and in tars; a bridge and an autoencoder."""
     save_random_pairs(folder / "data", 12, 4, save, 32)
-    shard.main(["edge2shoes", str(folder / "data"), str(folder / "shards"), "--pairs_in_shard", "1", "--quiet"])
+    for split in ("train", "val"):
+        write_tars(read_rows("edge2shoes", str(folder / "data"), split), folder / "tars" / split)
     bridge = BrownianBridge(1000, objective="pinned")
     save_checkpoint(folder / "bridge.pt", tiny_unet(condition_channels=3), bridge, image_size=16)
     save_vqgan(folder / "vqgan.pt", test_vqgan.tiny_vqgan())
     return folder
 
 
+def write_tars(rows: Sequence[Row], folder: Path, in_each: int = 2) -> None:
+    """Tars of WebDataset, with NAME.source.png and NAME.target.png of each row."""
+    folder.mkdir(parents=True)
+    for start in range(0, len(rows), in_each):
+        with tarfile.open(folder / f"{start:06d}.tar", "w") as tar:
+            for row, side in product(rows[start : start + in_each], ("source", "target")):
+                half = np.split(np.asarray(Image.open(row[side].path)), 2, axis=1)[row[side].side]
+                Image.fromarray(half).save(content := io.BytesIO(), "png")
+                member = tarfile.TarInfo(f"{row['name']}.{side}.png")
+                member.size = len(content.getvalue())
+                tar.addfile(member, io.BytesIO(content.getvalue()))
+
+
 def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
-    """Tiny networks, small parts of caches, so that there are several, and for each run shards of its own."""
+    """Tiny networks, and small parts of caches, so that there are several."""
     patch = pytest.MonkeyPatch() if patch is None else patch
     torch.set_num_threads(1)
-    patch.setenv("BBDM_SHARDS", str(folder.with_name(f"{folder.name}.fetched")))
     patch.setitem(unet_config.PRESETS, "demo", unet_config.UNetConfig(condition_channels=3, **TINY))
     patch.setitem(vqgan_config.PRESETS, "demo", vqgan_config.VQGANConfig(**test_vqgan.TINY))
-    for cache in (ImageCache, LatentDataset):
-        patch.setattr(cache, "in_block", 2)
-        patch.setattr(cache, "at_once", 2)
+    patch.setattr(cache, "CachedExamples", partial(cache.CachedExamples, block=2, at_once=2))
+    for name in ("BLOCK", "AT_ONCE"):
+        patch.setattr(latents, name, 2)
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:
@@ -68,13 +87,12 @@ def with_flags(flags: str) -> Callable[[Path, Path], list[str]]:
     return lambda place, output: training(place, output, *flags.split())
 
 
-def from_shards(place: Path, output: Path, *flags: str) -> list[str]:
-    return ["shards", str(place / "shards"), *training(place, output, *flags)[2:]]
+def from_tars(place: Path, output: Path, *flags: str, layout: str = "stream") -> list[str]:
+    return [layout, f"{place}/tars/{{split}}/*.tar", *training(place, output, *flags)[2:]]
 
 
 def streaming(place: Path, output: Path) -> list[str]:
-    command = f"pipe:sleep 0.03; cat {place}/shards/train/{{000000..000011}}.tar"  # so nothing to validate
-    return ["shards", command, *training(place, output, "--workers", "2")[2:]]
+    return from_tars(place, output, "--workers", "2")
 
 
 def autoencoder(place: Path, output: Path) -> list[str]:
@@ -107,23 +125,18 @@ def generating(place: Path, output: Path) -> list[str]:
     return ["edge2shoes", str(place / "data"), str(place / "bridge.pt"), str(output / "results"), *flags]
 
 
-def sharding(place: Path, output: Path) -> list[str]:
-    return ["edge2shoes", str(place / "data"), str(output / "shards"), "--pairs_in_shard", "1"]
-
-
 SCRIPTS: dict[str, Script] = {
     "train": Script(train.main, training, 40),
     "train_vqgan": Script(train_vqgan.main, autoencoder, 30),
     "distill": Script(distill.main, distilling, 10),
-    "train from shards": Script(train.main, from_shards, before=("--workers", "1")),
-    "train from shards elsewhere": Script(train.main, streaming, 20, before=("--workers", "0")),
+    "train from a table": Script(train.main, partial(from_tars, layout="hub"), before=("--workers", "1")),
+    "train from a stream": Script(train.main, streaming, 30, before=("--workers", "0")),
     "train, plateau": Script(train.main, with_flags(PLATEAU)),
     "train, checkpointing": Script(train.main, with_flags("--gradient_checkpointing")),
     "train, float32": Script(train.main, with_flags("--no-flip --precision fp32")),
     "train, float16 in parts": Script(train.main, with_flags("--precision fp16 --grad_accumulation 2")),
-    "a cache of pictures": Script(train.main, cached_pictures, 20, resumes=False),
+    "a cache of pictures": Script(train.main, cached_pictures, 30, resumes=False),
     "a cache of latents": Script(train.main, cached_latents, 25, resumes=False),
     "eval": Script(eval.main, evaluating, 20, resumes=False),
     "generate": Script(translate.main, generating, 15, resumes=False),
-    "shard": Script(shard.main, sharding, 20, resumes=False),
 }

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bbdm.data.sharding import write_shards
+from bbdm.data.tar import index
 from PIL import Image
 
 from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import load_dataset
-from bbdm.data.sharding import write_shards
-from bbdm.data.tar import index
 from tests.conftest import SIZE
 from tests.hardening.mutations import Subject, of_json, of_tar
 

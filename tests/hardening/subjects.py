@@ -97,12 +97,12 @@ def our_vqgan(folder: Path) -> Subject:
 
 def legacy(folder: Path) -> Subject:
     """A bare state dict as torch.save wrote before PyTorch 1.6: without checksums."""
-    path = save(bbdm_unet(condition_channels=3).state_dict(), folder / "a.pt", zipped=False)
+    path = save(bbdm_unet(condition_channels=3, channel_mult=(1,)).state_dict(), folder / "a.pt", zipped=False)
     return _checkpoint(path, exact=False, num_steps=100, c_lambda=1.0)
 
 
 def original_bbdm(folder: Path) -> Subject:
-    path, _, _ = bbdm_file(folder / "a.pth", condition_channels=3)
+    path, _, _ = bbdm_file(folder / "a.pth", condition_channels=3, channel_mult=(1,))
     return _checkpoint(path, config="bbdm")
 
 

@@ -78,7 +78,7 @@ def resumes(step: int) -> str:
 
 
 # With --save_every 5 and 6 steps an epoch, the state is written after steps 5, 6 (before and after its
-# validation), 10, 12 (twice), 15 and 18. Shards elsewhere have no validation, and are written less often.
+# validation), 10, 12 (twice), 15 and 18.
 FULL = r"No space left on device.* Make room on the disk; " + resumes(6)
 MOMENTS: dict[str, Moment] = {
     "SIGTERM in a step": Moment("train_step", 9, terminate, message="^asked to end; " + resumes(9)),
@@ -143,7 +143,6 @@ def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Undist
         pytest.param(script, moment, marks=() if (script, moment) in DAILY else pytest.mark.nightly)
         for script in RESUMED
         for moment in MOMENTS
-        if "elsewhere" not in script or moment in ("SIGTERM in a step", "killed in a step", "a full disk")
     ],
 )
 def test_interrupted(script: str, moment: str, place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -161,17 +160,10 @@ def test_what_undisturbed_runs_leave(undisturbed: Undisturbed) -> None:
     """The newest two checkpoints, grids of each second epoch and of the last, and metrics of all parts."""
     found = undisturbed("train")
     names = ["best.pt", "config.json", "epoch_0002.png", "epoch_0003.png", "metrics.jsonl"]
-    names += ["pictures_train.json", "pictures_val.json", "step_00000015.pt", "step_00000018.pt", "summary.json"]
+    names += ["step_00000015.pt", "step_00000018.pt", "summary.json"]
     assert [*found] == ["model.pt", *(f"model.run/{name}" for name in names)]
     metrics = undisturbed("train_vqgan")["v.run/metrics.jsonl"][-1].keys()
     assert {"l1", "codebook", "adversarial", "discriminator", "codes_used", "perplexity"} <= metrics
-
-
-@pytest.mark.nightly
-def test_a_command_gives_the_run_of_the_folder(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Fetched while it trains, by two readers."""
-    train.main(["shards", str(place / "shards" / "train"), *training(place, tmp_path)[2:]])
-    assert content(tmp_path)["model.pt"] == undisturbed("train from shards elsewhere")["model.pt"]
 
 
 @pytest.mark.parametrize("damage", ["a bit", pytest.param("the end", marks=pytest.mark.nightly)])

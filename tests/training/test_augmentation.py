@@ -2,7 +2,7 @@
 
 import torch
 
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.training.augmentation import augment
 from bbdm.training.base import sample_seeds
 from bbdm.training.config import TrainConfig

@@ -16,8 +16,9 @@ from torch.distributions import kl_divergence as torchs_kl_divergence
 
 from bbdm import load_codec, load_vqgan, save_vqgan
 from bbdm.codec import VQGANCodec
-from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
 from bbdm.training.adversary import Adversary
@@ -32,17 +33,15 @@ Make = Callable[..., Training]
 
 
 @pytest.fixture
-def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
-    return PairedDataset(make_pairs(tmp_path / "pairs", 4).pairs, SIDE)
+def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
+    return Pairs(make_pairs(tmp_path / "pairs", 4).rows, Spec(size=SIDE))
 
 
 @pytest.fixture
-def make(pairs: PairedDataset, tmp_path: Path) -> Make:
+def make(pairs: Pairs, tmp_path: Path) -> Make:
     """make(folder="run", seed=0, num_codes=40, **config): 2 epochs of 2 steps with an adversary."""
 
-    def make(
-        folder: str = "run", seed: int = 0, num_codes: int = 40, train: PairedDataset = pairs, **config: Any
-    ) -> Training:
+    def make(folder: str = "run", seed: int = 0, num_codes: int = 40, train: Pairs = pairs, **config: Any) -> Training:
         settings: dict[str, Any] = {"epochs": 2, "batch_size": 2, "perceptual": "none", "adversarial_start": 0}
         settings |= {"discriminator_width": 4, "learning_rate": 1e-3, **config}
         step = AutoencoderTask(tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings), train)
@@ -51,7 +50,7 @@ def make(pairs: PairedDataset, tmp_path: Path) -> Make:
     return make
 
 
-def batch(pairs: PairedDataset) -> Example:
+def batch(pairs: Pairs) -> Example:
     source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
     return Example(source, target)
 
@@ -64,7 +63,7 @@ assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
-def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs: PairedDataset):
+def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs: Pairs):
     """L1 + codebook or KL + weight G, with the weight of gradients at the last layer, by autograd alone."""
     training = make(num_codes=num_codes, adversarial_weight=0.5, codebook_weight=2.0, kl_weight=1e-2)
     update = training.task
@@ -105,7 +104,7 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     assert report["adversarial_weight"] == pytest.approx(0.5 * (norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4)
 
 
-def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
+def test_the_adversary_begins_at_its_step(make: Make, pairs: Pairs):
     training = make(adversarial_start=1)
     assert isinstance(training.task, AutoencoderTask)
     assert training.task.adversary is not None
@@ -131,7 +130,7 @@ def test_the_decoder_alone(num_codes: int, make: Make):
         assert same == {key for key in before if not key.startswith(trained)}
 
 
-def test_lpips_by_a_file_is_part_of_the_loss(pairs: PairedDataset, tmp_path: Path):
+def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     """Random weights; L1, and LPIPS by its weight, as the metric has it of pictures in [0, 1]."""
     import torchvision.models as models
 
@@ -142,7 +141,7 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: PairedDataset, tmp_path: Pat
     config = AutoencoderConfig(perceptual="squeeze", batch_size=2, perceptual_weight=3.0, adversarial_weight=0)
     perceptual = perceptual_loss(config, tmp_path / "squeeze.pth", torch.device("cpu"))
     assert perceptual is not None
-    wide = PairedDataset(pairs.pairs, 64)
+    wide = Pairs(pairs.rows, Spec(size=64))
     vqgan = tiny_vqgan(num_codes=0)
     vqgan.decoder.conv_out.weight.data *= 0.1
     step = AutoencoderTask(vqgan, config, wide, perceptual=perceptual)
@@ -176,7 +175,7 @@ def test_other_settings_and_losses_that_are_no_number(make: Make, tmp_path: Path
         make("other").fit()
 
 
-def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Make, pairs: PairedDataset):
+def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Make, pairs: Pairs):
     training = make(epochs=1)
     training.fit()
     x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
@@ -187,7 +186,7 @@ def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Mak
     assert training.best["validation_loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_run_without_an_adversary(make: Make, pairs: PairedDataset, tmp_path: Path):
+def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
     """A checkpoint is a codec with the averaged weights, whose reconstructions are scored."""
     import bbdm.evaluation.metrics as metrics
 
@@ -212,22 +211,22 @@ def test_a_run_without_an_adversary(make: Make, pairs: PairedDataset, tmp_path: 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
-def test_a_compiled_step_is_the_eager_one(num_codes: int, make: Make, pairs: PairedDataset, monkeypatch: Any):
+def test_a_compiled_step_is_the_eager_one(num_codes: int, make: Make, pairs: Pairs, monkeypatch: Any):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     runs = [make(str(compile), num_codes=num_codes, compile=compile) for compile in (False, True)]
     losses = [[run.train_step(batch(pairs)) for _ in range(2)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: PairedDataset):
+def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: Pairs):
     with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 5"):
         make(batch_size=5)
     with pytest.raises(ValueError, match="image_size 25 is not a multiple of the autoencoder's 2"):
-        make(train=PairedDataset(pairs.pairs, 25))
+        make(train=Pairs(pairs.rows, Spec(size=25)))
     with pytest.raises(ValueError, match="the autoencoder takes 3 channels, and pairs have 1"):
-        make(train=PairedDataset(pairs.pairs, SIDE, channels=1))
+        make(train=Pairs(pairs.rows, Spec(size=SIDE, channels=1)))
     with pytest.raises(ValueError, match=r"an adversary needs pictures of at least 24 x 24, got \(16, 16\)"):
-        make(train=PairedDataset(pairs.pairs, 16))
+        make(train=Pairs(pairs.rows, Spec(size=16)))
 
 
 def test_what_is_left_out_is_said():

@@ -6,17 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bbdm import BridgeSampler, Callback
 from bbdm.base.scripts import StoppedError
-from bbdm.data.config import PicturesConfig
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.pairs import Pairs
 from bbdm.evaluation.metrics import Scores
 from bbdm.pictures.values import Values
 from bbdm.training.loop import Training
 from bbdm.training.previews import ValidationScores
 from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, MakeTrainer, metrics_of, tiny_unet
+from tests.conftest import BRIDGE, MakeTrainer, load_pairs, metrics_of, tiny_unet
+
+
+def picture(pairs: Pairs, index: int, side: str) -> Image.Image:
+    return Image.open(pairs.rows[index][side])
 
 
 class Diary(Callback):
@@ -75,7 +79,7 @@ def test_a_resumed_run_begins_again(make_trainer: MakeTrainer) -> None:
     assert diary.entries[0] == ("begin", 2)
 
 
-def test_they_change_nothing(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+def test_they_change_nothing(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     runs = [
         make_trainer("plain", validation=pairs),
         make_trainer("watched", validation=pairs, preview_every=1, callbacks=[Diary(), Callback()]),
@@ -89,14 +93,14 @@ def test_they_change_nothing(make_trainer: MakeTrainer, pairs: PairedDataset) ->
 
 
 class TestValidationScores:
-    def test_are_those_of_the_sampler(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_are_those_of_the_sampler(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         """PSNR from its formula, of results that the sampler makes of pictures with seeds 0, 1, 2 and 3."""
         trainer = make_trainer(validation=pairs, callbacks=[ValidationScores(Scores(["psnr"]))], learning_rate=1e-2)
         trainer.fit()
-        results = BridgeSampler(trainer.ema.unet, BRIDGE)([pairs.images(i)[0] for i in range(4)], seed=0)
+        results = BridgeSampler(trainer.ema.unet, BRIDGE)([picture(pairs, i, "source") for i in range(4)], seed=0)
         wanted = []
         for i, result in enumerate(results):
-            error = np.asarray(result) / 255 - np.asarray(pairs.images(i)[1]) / 255
+            error = np.asarray(result) / 255 - np.asarray(picture(pairs, i, "target")) / 255
             wanted.append(10 * np.log10(1 / np.square(error).mean()))
         assert metrics_of(trainer)[-1]["psnr"] == pytest.approx(np.mean(wanted), rel=1e-3)
 
@@ -108,16 +112,14 @@ class TestValidationScores:
             for i in range(3):
                 np.save(tmp_path / folder / f"{i}.npy", random.integers(low, high, (16, 16)).astype(np.int16))
         hu = Values(-1024, 3071, "HU", "int16")
-        pictures = PicturesConfig(
-            source_values=Values(0, 4095, dtype="int16"), target_values=hu, masks=tmp_path / "body"
-        )
-        pairs = load_dataset("paired", f"{tmp_path}/mr,{tmp_path}/ct", image_size=16, channels=1, pictures=pictures)
+        places = f"{tmp_path}/mr,{tmp_path}/ct,mask={tmp_path}/body"
+        pairs = load_pairs("paired", places, source=Values(0, 4095, dtype="int16"), target=hu, size=16)
         scores = ValidationScores(Scores(["mae"], values=hu, channels=1, masked=True))
         unet = tiny_unet(in_channels=1, out_channels=1)
         trainer = make_trainer("hu", unet, train=pairs, validation=pairs, callbacks=[scores], epochs=1)
         trainer.fit()
         sampler = BridgeSampler(trainer.ema.unet, BRIDGE)
-        sampler.pictures = pairs.kind
+        sampler.pictures = pairs.spec
         wanted = []
         for i in range(3):
             (result,) = sampler(str(tmp_path / "mr" / f"{i}.npy"), seed=i)
@@ -125,7 +127,7 @@ class TestValidationScores:
             wanted.append(np.abs(np.asarray(result, dtype=float)[0] - ct)[body != 0].mean())
         assert metrics_of(trainer)[-1]["mae"] == pytest.approx(np.mean(wanted), rel=1e-3)
 
-    def test_come_with_the_grids_of_all_pictures_anew(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_come_with_the_grids_of_all_pictures_anew(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         found: list[list[dict[str, float]]] = []
         for every in (2, 3):
             scores = ValidationScores(Scores(["psnr", "ssim"]))
@@ -135,7 +137,7 @@ class TestValidationScores:
         assert [list(scores) for scores in found[0]] == [[], ["psnr", "ssim"], ["psnr", "ssim"]]
         assert found[0][2] == found[1][2]
 
-    def test_stopped_while_they_are_computed(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_stopped_while_they_are_computed(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         def trainer(name: str) -> Trainer:
             callbacks = [ValidationScores(Scores(["psnr"]))]
             return make_trainer(name, validation=pairs, epochs=2, preview_every=1, callbacks=callbacks)

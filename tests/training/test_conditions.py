@@ -12,8 +12,8 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge
-from bbdm.data.collection import Example, Pair
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Example, Examples
+from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
@@ -30,12 +30,19 @@ CPU = torch.device("cpu")
 COUNT, SIZE = 16, 8
 
 
-class Radar(PairedDataset):
+class Radar(Examples):
     """Pictures of 3 channels that say nothing of the target, and radar of 2, whose second is half of it."""
 
     def __init__(self) -> None:
-        super().__init__([Pair(str(i), Path(f"{i}.png"), Path(f"{i}.png")) for i in range(COUNT)], SIZE, channels=1)
-        self.source_channels = 3
+        super().__init__(Spec(), SIZE, 1, 3)
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def digest(self) -> str:
+        return "radar"
+
+    names_digest = digest
 
     def read(self, index: int, seed: int = 0) -> Example:
         place = range(COUNT)[index]
@@ -59,7 +66,7 @@ def reader() -> Network:
     return bbdm.wrap(Reader(), channels=1, condition_channels=3, images={"sar": 2})
 
 
-def batch_of(data: PairedDataset, count: int) -> Example:
+def batch_of(data: Examples, count: int) -> Example:
     examples = [data.read(i) for i in range(count)]
     source, target, sar = (
         torch.stack(v) for v in zip(*((e.source, e.target, e.conditions["sar"]) for e in examples), strict=True)

@@ -9,8 +9,8 @@ import torch
 
 from bbdm import BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
-from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
 from bbdm.networks.unet import UNet
@@ -106,7 +106,7 @@ def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     assert step.validation_loss(pairs, sample_seeds(0, 0, 16, CPU)) < 0.7 * before  # 0.5 at best
 
 
-def test_files_say_for_how_many_calls(pairs: PairedDataset, tmp_path: Path):
+def test_files_say_for_how_many_calls(pairs: Pairs, tmp_path: Path):
     def trainer(calls: int) -> Trainer:
         config = DistillConfig(epochs=1, batch_size=2, precision="bf16", flip=True, calls=calls)
         unet = tiny_unet(condition_channels=3)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
 from bbdm.training import base
 from bbdm.training.config import TrainConfig
 from bbdm.training.optimizers import Plateau, make_optimizer
@@ -73,7 +73,7 @@ class TestOptimizers:
 
         trainer.task.optimizer.register_step_pre_hook(collect)
 
-    def test_parts_of_a_batch_make_the_same_step(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_parts_of_a_batch_make_the_same_step(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         """All but for rounding: gradients of 4 pairs at once, and of 4 parts of one, which may be cut."""
         found: list[torch.Tensor] = []
         losses: list[float] = []
@@ -103,7 +103,7 @@ class TestOptimizers:
 class TestFloat16:
     """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
 
-    def test_the_step_is_that_of_float32(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_the_step_is_that_of_float32(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
         batch = Example(source, target)
         losses, norms = [], []
@@ -117,7 +117,7 @@ class TestFloat16:
         assert losses[1] != losses[0]
         assert norms[1] == pytest.approx(norms[0], rel=2e-2)
 
-    def test_a_step_that_overflows_changes_no_weights(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_a_step_that_overflows_changes_no_weights(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True))
         batch = Example(source, target)
         trainer = make_trainer(precision="fp16")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.training import bridge, profiling
 from bbdm.training.profiling import Profile
 from tests.conftest import MakeTrainer
@@ -25,7 +25,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_prints_where_the_time_goes(
-    make_trainer: MakeTrainer, pairs: PairedDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_trainer: MakeTrainer, pairs: Pairs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of steps whose waiting and encoding are made to take 40 and 20 ms."""
     spent: dict[str, list[float]] = {"waiting for pairs": [], "augment, encode": []}  # milliseconds of calls

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.training import progress
 from tests.conftest import MakeTrainer, newest
 
@@ -19,7 +19,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_run_shows_what_it_trains_and_writes(
-    make_trainer: MakeTrainer, pairs: PairedDataset, capsys: pytest.CaptureFixture[str]
+    make_trainer: MakeTrainer, pairs: Pairs, capsys: pytest.CaptureFixture[str]
 ):
     trainer = make_trainer(validation=pairs, preview_every=2)
     trainer.fit(progress=True)

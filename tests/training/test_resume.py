@@ -13,7 +13,8 @@ from bbdm import BridgeSampler
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import ABridge, BrownianBridge
 from bbdm.codec import VQGANCodec
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.training.config import TrainConfig
 from bbdm.training.resume import OtherCodecError
@@ -69,11 +70,13 @@ class TestResume:
         ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_refuses_another_run(
-        self, before: Any, after: Any, reason: str, make_trainer: MakeTrainer, pairs: PairedDataset, tmp_path: Path
+        self, before: Any, after: Any, reason: str, make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path
     ) -> None:
         def trainer(size: int = SIZE, direction: Any = "AtoB", suffix: str = "", channels: int = 3,
                     num_heads: int | None = None, **settings: Any) -> Trainer:  # fmt: skip
-            train = PairedDataset([replace(pair, name=pair.name + suffix) for pair in pairs.pairs], size, direction)
+            train = Pairs(
+                [{**row, "name": row["name"] + suffix} for row in pairs.rows], Spec(size=size, direction=direction)
+            )
             unet = tiny_unet(condition_channels=channels, num_heads=num_heads)
             return make_trainer(unet=unet, train=train, epochs=1, **settings)
 
@@ -90,11 +93,11 @@ class TestResume:
             trained.resume(tmp_path / "a.pt")
 
     def test_other_validation_pairs_begin_a_new_best(
-        self, make_trainer: MakeTrainer, pairs: PairedDataset, caplog: pytest.LogCaptureFixture
+        self, make_trainer: MakeTrainer, pairs: Pairs, caplog: pytest.LogCaptureFixture
     ) -> None:
         make_trainer(validation=pairs, epochs=1).fit()
         for kept, best in ((4, 1), (3, None)):
-            trainer = make_trainer(validation=PairedDataset(pairs.pairs[:kept], SIZE), epochs=2)
+            trainer = make_trainer(validation=Pairs(pairs.rows[:kept], pairs.spec), epochs=2)
             assert trainer.resume_newest()
             assert (None if trainer.best is None else trainer.best["epoch"]) == best
         assert "the validation pairs have changed" in caplog.text
@@ -106,7 +109,7 @@ class TestResume:
 
     @pytest.mark.parametrize("stopped", [5, None], ids=["stopped", "undisturbed"])
     def test_the_best_epoch_is_kept_with_its_averaged_weights(
-        self, stopped: int | None, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+        self, stopped: int | None, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         losses = iter([3.0, 1.0, 2.0, 2.0])
         monkeypatch.setattr(Trainer, "validate", lambda self: {"validation_loss": next(losses)})
@@ -135,7 +138,7 @@ class TestCodec:
     """Checkpoints of a run in latent space."""
 
     @pytest.fixture
-    def make(self, pairs: PairedDataset, tmp_path: Path) -> MakeTrainer:
+    def make(self, pairs: Pairs, tmp_path: Path) -> MakeTrainer:
         """make(folder="run", vqgan seed=0): an epoch of 2 steps on latents."""
 
         def make(folder: str = "run", seed: int = 0, epochs: int = 1) -> Trainer:

@@ -15,9 +15,10 @@ from PIL import Image
 
 from bbdm import Callback, bridges
 from bbdm.base.scripts import StoppedError
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.pictures import images
+from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training import tracking
 from bbdm.training.config import TrainConfig
 from bbdm.training.loop import Training
@@ -26,7 +27,7 @@ from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest
 
 
 class TestFiles:
-    def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8, preview_every=2)
         trainer.fit()
         metrics = metrics_of(trainer)
@@ -44,16 +45,16 @@ class TestFiles:
         assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
         assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
         with Image.open(trainer.folder / "epoch_0003.png") as sheet:
-            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2)
+            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2 + NAME_HEIGHT)
             for row in range(4):
                 source, target = pairs[row]
-                top = 2 + row * (SIZE + 2)
+                top = 2 + NAME_HEIGHT + row * (SIZE + 2)
                 for column, wanted in ((0, source), (2, target)):
                     left = 2 + column * (SIZE + 2)
                     cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
                     torch.testing.assert_close(cell, wanted)
 
-    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
+    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
         """Points every 2 steps. Killed after step 6, a run resumes from step 4; none is shown twice."""
         import tensorboard.backend.event_processing.event_accumulator as accumulators
 

@@ -12,7 +12,7 @@ import torch
 from bbdm.cli import eval, eval_miou, train, translate
 from bbdm.execution.processes import Processes
 from tests.conftest import ROOT, SavePicture, wait_until
-from tests.hardening.scripts import from_shards, make_place
+from tests.hardening.scripts import from_tars, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
 TRAIN = "tests.training.tiny_train"
@@ -27,15 +27,15 @@ TRAIN = "tests.training.tiny_train"
         ("--grad_clip 0.1", "--shard"),
         ("", "--grad_accumulation 2 --shard"),
         ("--gradient_checkpointing", "--shard"),
-        ("--workers 1", "shards"),
+        ("--workers 1", "a table"),
     ],
 )
 def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path, save_picture: SavePicture) -> None:
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         argv = arguments(data, tmp_path / f"{name}.pt", *flags.split())
-        if in_two == "shards":
+        if in_two == "a table":
             place = make_place(tmp_path / "place", save_picture) if name == "one" else tmp_path / "place"
-            argv[:2] = from_shards(place, tmp_path)[:2]
+            argv[:2] = from_tars(place, tmp_path, layout="hub")[:2]
         elif name == "two":
             argv += in_two.split()
         done = run([*launcher, TRAIN, *argv])

@@ -13,7 +13,7 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.networks.base import Conditions, Network
 from bbdm.training.augmentation import dropped
 from bbdm.training.config import TrainConfig

@@ -11,8 +11,9 @@ from torch._dynamo.exc import Unsupported
 
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge, BrownianBridge
-from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
@@ -25,10 +26,10 @@ from tests.conftest import SIZE, MakeTrainer, metrics_of, newest, tiny_unet
 
 
 @pytest.mark.nightly
-def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     """The averaged weights' loss on the same pairs, against the untrained network's."""
     unet = tiny_unet(condition_channels=3, model_channels=16, attention_resolutions=(), head_channels=16)
-    repeated = PairedDataset([*pairs.pairs] * 50, SIZE)
+    repeated = Pairs([*pairs.rows] * 50, pairs.spec)
     settings = {"batch_size": 4, "epochs": 4, "learning_rate": 3e-3, "preview_every": 4}
     trainer = make_trainer(unet=unet, train=repeated, validation=pairs, **settings)
     untrained = trainer.validate()["validation_loss"]
@@ -100,10 +101,10 @@ class TestRandomness:
         return [(t, noise) for _, _, t, noise in recorder.calls]
 
     def test_times_and_noise_are_a_function_of_seed_step_and_index(
-        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: Pairs
     ) -> None:
         small = self.draws(recorder, make_trainer("small", batch_size=2, epochs=2))
-        backwards = PairedDataset(pairs.pairs[::-1], SIZE, "BtoA")
+        backwards = Pairs(pairs.rows[::-1], Spec(size=SIZE, direction="BtoA"))
         large = self.draws(recorder, make_trainer("large", train=backwards, batch_size=4, epochs=4, flip=True))
         assert len(small) == len(large) == 4
         for (t, noise), (t_large, noise_large) in zip(small, large, strict=True):
@@ -131,7 +132,7 @@ class TestRandomness:
             assert t[0] == 1 + int(word) * 50 // 2**32
 
     def test_epoch_visits_every_pair_once_in_an_order_of_its_own(
-        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: Pairs
     ) -> None:
         sources, orders = [pairs[i][0] for i in range(4)], set[tuple[int, ...]]()
         for seed in (0, 1, 2):
@@ -145,7 +146,7 @@ class TestRandomness:
         assert len(orders) == 3
 
     def test_flip_mirrors_source_and_target_together(
-        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: Pairs
     ) -> None:
         make_trainer(batch_size=4, epochs=4, flip=True).fit()
         plain = [pairs[i] for i in range(4)]
@@ -161,8 +162,8 @@ class TestRandomness:
 
 
 class TestTrainer:
-    def test_pictures_that_are_not_square(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        wide = PairedDataset(pairs.pairs, (SIZE, 2 * SIZE))
+    def test_pictures_that_are_not_square(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
+        wide = Pairs(pairs.rows, Spec(size=(SIZE, 2 * SIZE)))
         trainer = make_trainer(train=wide, validation=wide, epochs=1)
         trainer.fit()
         assert load_checkpoint(newest(trainer)).image_size == (SIZE, 2 * SIZE)
@@ -170,10 +171,10 @@ class TestTrainer:
         with pytest.raises(ValueError, match=r"trained with image_size=\(8, 16\) of the pairs, not 8"):
             make_trainer(epochs=2).resume(newest(trainer))
         with pytest.raises(ValueError, match=r"image_size \(8, 9\) is not a multiple of the network's 2"):
-            make_trainer(train=PairedDataset(pairs.pairs, (SIZE, SIZE + 1)))
+            make_trainer(train=Pairs(pairs.rows, Spec(size=(SIZE, SIZE + 1))))
 
-    def test_grey_pictures_without_a_condition(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        grey = PairedDataset(pairs.pairs, SIZE, channels=1)
+    def test_grey_pictures_without_a_condition(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
+        grey = Pairs(pairs.rows, Spec(size=SIZE, channels=1))
         unet = tiny_unet(in_channels=1, out_channels=1)
         trainer = make_trainer(unet=unet, train=grey, validation=grey, epochs=1)
         trainer.fit()
@@ -191,7 +192,7 @@ class TestTrainer:
             make_trainer(batch_size=5)
 
     @pytest.mark.parametrize("size", [2, 3, 4])
-    def test_validation_loss_is_the_mean_over_pairs(self, size: int, make_trainer: MakeTrainer, pairs: PairedDataset):
+    def test_validation_loss_is_the_mean_over_pairs(self, size: int, make_trainer: MakeTrainer, pairs: Pairs):
         """Whatever the batch: a last short batch counts for as many pairs as it has."""
         whole = make_trainer("a", validation=pairs, batch_size=1).validate()
         assert make_trainer("b", validation=pairs, batch_size=size).validate() == pytest.approx(whole, rel=1e-5)
@@ -206,7 +207,7 @@ class TestTrainer:
         ids=["traced", "one level", "two levels"],
     )
     def test_compiled_gradients_are_the_eager_ones(
-        self, backend: str, levels: Any, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: Any
+        self, backend: str, levels: Any, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: Any
     ) -> None:
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
         source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
@@ -233,7 +234,7 @@ class TestTrainer:
             make_trainer(unet=unet, compile=True).fit()
 
     def test_validation_is_of_the_averaged_weights_at_draws_that_never_change(
-        self, make_trainer: MakeTrainer, pairs: PairedDataset
+        self, make_trainer: MakeTrainer, pairs: Pairs
     ) -> None:
         trainer = make_trainer(validation=pairs)
         first = trainer.validate()

@@ -11,9 +11,11 @@ from PIL import Image
 from bbdm import BridgeSampler, BrownianBridge, Trainer, UNet, wrap
 from bbdm.cli import train
 from bbdm.codec import wrap_codec
-from bbdm.data.collection import Example
+from bbdm.data.config import Crops
+from bbdm.data.examples import Example
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.base import Network
+from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training.augmentation import augment
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
@@ -85,7 +87,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert bridge.spread == pytest.approx((0.5 * inside.roll(1, -1) - inside).square().mean().sqrt().item(), rel=1e-5)
     trainer = Trainer(unet(), bridge, TrainConfig(**SETTINGS), Volumes(), Volumes(2), tmp_path / "run")
     trainer.fit()
-    assert Image.open(tmp_path / "run" / "epoch_0002.png").size == (3 * 26 + 2, 2 * 10 + 2)
+    assert Image.open(tmp_path / "run" / "epoch_0002.png").size == (3 * 26 + 2, 2 * 10 + 2 + NAME_HEIGHT)
     checkpoint = load_checkpoint(newest(trainer))
     assert (checkpoint.unet.config.axes, checkpoint.image_size) == (3, (4, 8, 8))
     again = Trainer(unet(), bridge, TrainConfig(**{**SETTINGS, "epochs": 3}), Volumes(), Volumes(2), tmp_path / "run")
@@ -125,7 +127,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_the_preset_asks_for_crops_of_volumes() -> None:
     args = train.parse(["paired", "A,B", "model.pt", "--preset", "volume"])
-    assert (args.axes, args.crop, args.channels) == (3, (64, 96, 96), 1)
+    assert (args.axes, args.crop, args.channels) == (3, Crops((64, 96, 96)), 1)
     assert train.parse(["paired", "A,B", "model.pt"]).axes == 2
 
 

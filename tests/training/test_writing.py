@@ -13,7 +13,7 @@ import bbdm
 from bbdm.base import atomic
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import ABridge
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.files import weights
 from bbdm.files.checkpoint import checkpoint_snapshot
 from bbdm.files.weights import copied

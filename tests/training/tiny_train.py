@@ -11,7 +11,7 @@ import time
 import torch
 
 from bbdm import cli
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.networks import unet_config, vqgan_config
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY

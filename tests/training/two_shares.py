@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from bbdm.bridges import BrownianBridge
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.execution.processes import Processes
 from bbdm.execution.sharing import full, local
 from bbdm.files.weights import copied
