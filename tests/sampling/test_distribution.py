@@ -12,8 +12,7 @@ from scipy.stats import norm
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, save_checkpoint, wrap
 from bbdm.data.spec import Spec
-from bbdm.pictures.lazy import Geometry
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Values
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
@@ -199,12 +198,12 @@ def test_pictures_with_values_keep_unit_place_and_pixels_without_a_value(tmp_pat
         tmp_path / "c.pt",
         tiny_unet(in_channels=1, out_channels=1, condition_channels=1),
         BRIDGE,
-        pictures=Spec(values, values),
+        pictures=Spec(source=values, target=values),
     )
     sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=2)
     stored = np.random.default_rng(0).integers(-900, 3000, (1, 8, 8)).astype(np.int16)
     stored[0, 0, 0] = -2000
-    picture = Picture(stored, Geometry(format="nifti").with_nodata(-2000))
+    picture = Picture(stored, Geometry(format="nifti", nodata=-2000))
     found = sampler.distribution([picture], 6, seed=0)
     samples = np.stack([np.asarray(each[0], float) for each in found.samples])
     std = found.std[0]

@@ -9,12 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm import ABridge, BridgeSampler, load_checkpoint, pictures, save_checkpoint
 from bbdm.cli import export
-from bbdm.pictures import formats
 from bbdm.data.spec import Spec
-from bbdm.pictures.lazy import Geometry
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import tiny_unet
@@ -36,7 +34,7 @@ def made_of(source: np.ndarray[Any, Any], network: Any) -> np.ndarray[Any, Any]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("values") / "c.pt"
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
-    save_checkpoint(path, unet, ABridge(), image_size=8, pictures=Spec(MR, HU))
+    save_checkpoint(path, unet, ABridge(), image_size=8, pictures=Spec(source=MR, target=HU))
     return path
 
 
@@ -100,7 +98,7 @@ def test_tensors_in_a_list_too(checkpoint: Path, wanted: np.ndarray[Any, Any]) -
 
 def test_percentiles_are_of_each_picture(checkpoint: Path) -> None:
     sampler = BridgeSampler.from_checkpoint(checkpoint)
-    sampler.pictures = Spec(Percentiles(0, 100), HU)
+    sampler.pictures = Spec(source=Percentiles(0, 100), target=HU)
     settings: dict[str, Any] = {**CALL, "seed": [5, 5]}
     first, second = sampler([Picture(STORED), Picture(STORED // 2)], **settings)
     assert np.abs(first.astype(int) - second).max() <= 8  # // 2 rounds 1 in 4095
@@ -110,7 +108,7 @@ def test_a_volume_is_translated_by_its_slices_which_share_a_seed(checkpoint: Pat
     sampler = BridgeSampler.from_checkpoint(checkpoint)
     volume = np.random.default_rng(1).integers(0, 4096, (1, 8, 3, 10), dtype=np.uint16)
     Picture(volume).save(tmp_path / "v.npy")
-    sampler.pictures = Spec(MR, HU, slices="coronal")
+    sampler.pictures = Spec(source=MR, target=HU, slices="coronal")
     settings: dict[str, Any] = {**CALL, "seed": 4}
     first, result = sampler([tmp_path / "v.npy", tmp_path / "v.npy"], **settings, batch_size=2)
     assert (result.shape, sampler.last_seeds) == (volume.shape, (4, 5))
@@ -123,7 +121,7 @@ def test_a_volume_is_translated_by_its_slices_which_share_a_seed(checkpoint: Pat
 @pytest.mark.parametrize("backend", ["torch", pytest.param("onnx", marks=pytest.mark.nightly)])
 def test_slices_with_neighbours_become_a_volume(backend: str, tmp_path: Path) -> None:
     """The bridge begins at the slice itself; the slices of a volume share their noise."""
-    kind = Spec(MR, HU, slices="sagittal", neighbours=1)
+    kind = Spec(source=MR, target=HU, slices="sagittal", neighbours=1)
     endpoint = kind.endpoint(3, 1)
     assert (endpoint, kind.endpoint(6, 1)) == ((1,), None)
     network = tiny_unet(in_channels=1, out_channels=1, condition_channels=3, endpoint=endpoint)
@@ -145,11 +143,11 @@ def test_slices_with_neighbours_become_a_volume(backend: str, tmp_path: Path) ->
 
 def test_voxels_of_another_size_are_warned_of(checkpoint: Path, tmp_path: Path) -> None:
     network = load_checkpoint(checkpoint).build_unet()
-    kind = Spec(MR, HU, slices="axial", spacing=(3.0, 1.0, 1.0))
+    kind = Spec(source=MR, target=HU, slices="axial", spacing=(3.0, 1.0, 1.0))
     save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
     sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
     assert sampler.pictures.spacing == (3.0, 1.0, 1.0)
-    volume = np.zeros((1, 2, 8, 8), np.uint16)
+    volume = np.random.default_rng(0).integers(0, 4096, (1, 2, 8, 8)).astype(np.uint16)
     for third, message in (
         (1.09, None),
         (1.11, r"^v has voxels of 3 x 1 x 1.11, and .* trained on 3 x 1 x 1: it knows"),
@@ -186,24 +184,22 @@ def test_an_8_bit_source_gives_another_targets_values(checkpoint: Path) -> None:
 
 def test_a_saved_folder_keeps_the_values(checkpoint: Path, tmp_path: Path) -> None:
     BridgeSampler.from_checkpoint(checkpoint).save_pretrained(tmp_path / "model")
-    assert BridgeSampler.from_pretrained(tmp_path / "model").pictures == Spec(MR, HU)
+    assert BridgeSampler.from_pretrained(tmp_path / "model").pictures == Spec(source=MR, target=HU)
 
 
-def test_a_result_can_be_saved_where_its_type_has_no_room_for_the_source_s_nodata(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_result_has_the_nodata_of_its_source_where_its_type_has_room(checkpoint: Path, tmp_path: Path) -> None:
     sampler = BridgeSampler.from_checkpoint(checkpoint)
-    sampler.pictures = Spec(MR, Values(0, 255))
+    sampler.pictures = Spec(source=MR, target=Values(0, 255))
     stored = STORED.astype(np.int16)
     stored[0, 2, 3] = -9999
-    Picture(stored, Geometry(((0, 1, 5), (-1, 0, 9), (0, 0, 1)), "geotiff", {"nodata": -9999})).save(tmp_path / "a.tif")
-    for target, nodata in ((Values(0, 255), None), (HU, -9999)):
-        (result,) = sampler(tmp_path / "a.tif", target_values=target, **CALL)
-        result.save(tmp_path / "b.tif")
-        found = formats.open(tmp_path / "b.tif")
-        assert found.nodata == nodata
-        assert (found[()] == result).all()
-    assert result[0, 2, 3] == -9999
+    Picture(stored, Geometry(((0, 1, 5), (-1, 0, 9), (0, 0, 1)), "geotiff", nodata=-9999)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a.tif has pixels without a value, -9999, and results of uint8 cannot hold"):
+        sampler(tmp_path / "a.tif", **CALL)
+    (result,) = sampler(tmp_path / "a.tif", target_values=HU, **CALL)
+    result.save(tmp_path / "b.tif")
+    found = pictures.read(tmp_path / "b.tif")
+    assert found.nodata == result[0, 2, 3] == -9999
+    assert (found == result).all()
 
 
 def test_a_plain_tiff_s_nodata_is_no_value(checkpoint: Path, tmp_path: Path) -> None:

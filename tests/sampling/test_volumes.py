@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, wrap
+from bbdm.data.spec import Spec
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.windows import Windows
+from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.images import preview
-from bbdm.data.spec import Spec
-from bbdm.pictures.lazy import Geometry
-from bbdm.pictures.picture import Picture
 from tests.conftest import tiny_unet
 
 SOURCE = torch.rand(2, 1, 5, 10, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -141,7 +140,7 @@ def test_values_of_files_and_arrays() -> None:
     """HU in, HU out, on the same grid, of a picture, an array and a batch."""
     sampler = BridgeSampler(unet(), BrownianBridge(), steps=2)
     kind = Values(-1024, 3071, "HU", "int16")
-    sampler.pictures = Spec(kind, kind)
+    sampler.pictures = Spec(source=kind, target=kind)
     stored = np.random.default_rng(0).integers(-1024, 3072, (4, 6, 8)).astype(np.int16)
     geometry = Geometry(format="medical", kept={"spacing": (1.0, 1.0, 3.0)})
     made: Any = sampler(Picture(stored[None], geometry), seed=1)

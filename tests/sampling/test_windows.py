@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, Network, wrap
 from bbdm.codec import wrap_codec
+from bbdm.data.spec import Spec
 from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Spans, Windowing, Windows, blend, concatenated, sweep
-from bbdm.data.spec import Spec
 from bbdm.sampling.bands import Bands
 from bbdm.sampling.shapes import Shapes
 
