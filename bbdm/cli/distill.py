@@ -68,6 +68,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     folder = training.run_folder(args)
     resumed = training.find_resumed(args, folder, team)
     channels = teacher.unet.source_channels if codec is None else codec.image_channels
+    channels = channels if channels in (1, 3) else None  # of other pictures, the channels stay
     known = teacher.unet.config
     pairs, validation = training.load_pairs(args, size, channels, team, teacher.pictures, known)
     torch.manual_seed(args.seed)

@@ -101,7 +101,8 @@ def program(file: Path, config: FileConfig) -> str:
     from bbdm.files import checkpoint, importers, weights
 
     for name in (checkpoint.FORMAT, checkpoint.VQGAN_FORMAT):
-        with suppress(ValueError), weights.opened(file, name, "checkpoint") as (content, own):
+        with suppress(ValueError), weights.opened(file, name, "checkpoint") as content:
+            own = isinstance(content, weights.Snapshot)
             return "bbdm" if own else importers.program(content, config.config)
     return "another program"
 

@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
     flag("--init_from", type=Path, help="begin with the weights of this checkpoint")
     flag("--whiten", action="store_true", help="begin with filters that see fine detail, for restoration")
-    flag("--config", type=Path, help="its settings, a file or a name, if it is of another program")
+    flag("--config", help="the name of its settings, if it is of another program")
     flag("--score", nargs="+", metavar="METRIC", help="scores of validation pairs, by eval's names, such as fid")
     flag("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
     flag("--lpips_weights", type=Path, help="AlexNet's weights, if they cannot be downloaded")

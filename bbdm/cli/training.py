@@ -91,7 +91,7 @@ def find_resumed(args: argparse.Namespace, folder: RunFolder, team: Processes) -
 def load_pairs(
     args: argparse.Namespace,
     size: Any,
-    channels: int,
+    channels: int | None,
     team: Processes,
     learned: Spec | None = None,
     known: ConditionsConfig | None = None,
@@ -103,7 +103,7 @@ def load_pairs(
     Args:
         args: the flags of the command.
         size: that of the pictures.
-        channels: those that photographs are converted to.
+        channels: 1 or 3, which photographs are converted to; None for those of the files.
         team: the processes of the run.
         learned: what a trained network has learned.
         known: the conditions of a trained network.

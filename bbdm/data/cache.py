@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import islice
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class CachedExamples(Examples):
         what: is stored, for messages.
         settings: what decides the tensors besides the examples.
         block: examples in an entry.
-        at_once: examples in a batch.
+        at_once: examples in a batch; fewer where a block is no multiple of it.
         workers: processes that read examples while it is made.
         progress: show a progress bar.
 
@@ -188,6 +189,7 @@ class CachedExamples(Examples):
         with locked(folder):
             keys = self._cache.missing(f"{i:05d}" for i in range(count))
             order = [i for key in keys for i in range(len(self))[int(key) * block :][:block]]
+            at_once = gcd(at_once, block)  # no batch is of two entries
             bar = tqdm(total=len(order), desc=what, unit="pair", disable=not progress or not keys)
             with bar, closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
                 stored = batches.stored(order)

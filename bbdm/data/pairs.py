@@ -68,16 +68,15 @@ class Pairs(Examples):
         spec = spec or Spec()
         reader = Reader(None if cache is None else Cache(cache, "decoded pictures", {}))
         known = conditions.fitted(spec.conditions, rows, reader)
-        self.rows = rows.select([*ROLES, *known]) if isinstance(rows, TableRows) else rows
+        self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self.pictures = RowPictures(self.rows, spec, known, reader, prepare)
         row, heads = self._first()
-        sides = self.pictures.plane_sides(heads["source"][0])
-        if spec.axes != len(sides):
-            which = (
-                "say which slices are meant, such as slices axial" if len(sides) == 3 else "this network is of volumes"
-            )
-            raise ValueError(f"{shown(row)} has {len(sides)} axes, and examples {spec.axes}: {which}")
+        axes, sides = len(heads["source"][0].sides), self.pictures.plane_sides(heads["source"][0])
+        if axes != (spec.axes if spec.slices is None else 3):
+            which = "say which slices are meant, such as slices axial" if axes == 3 else "this network is of volumes"
+            which = "slices are of volumes, which have 3" if spec.slices else f"examples {spec.axes}: {which}"
+            raise ValueError(f"{shown(row)} has {axes} axes, and {which}")
         count, channels = (sum(map(self.pictures.channels, heads[role])) for role in ROLES)
         for each, values in ((count, spec.source), (channels or count, spec.target)):
             check_channels(values, each, shown(row))
@@ -128,13 +127,11 @@ class Pairs(Examples):
         """The examples of an epoch, a function of the seed; the crops of a picture follow each other."""
         crops = self.spec.crops
         if isinstance(self.rows, StreamedRows):
-            pairs = self.rows.order()
-        else:
-            indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
-            pairs: Order = lambda start, end: indices[start:end].tolist()  # noqa: E731
+            return self.rows.order(crops)
+        indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
 
         def order(start: int, end: int) -> list[int]:
-            found = pairs(start // crops, -(-end // crops))
+            found = indices[start // crops : -(-end // crops)].tolist()
             return [crops * pair + crop for pair in found for crop in range(crops)][start % crops :][: end - start]
 
         return order

@@ -233,7 +233,7 @@ def _resampling(picture: Header | Picture) -> str:
 
 
 def decoded(value: Any) -> Picture:
-    """An encoded picture, an array (C, *S), or rows of numbers as (1, L, D).
+    """An encoded picture, an array (C, *S), or rows of numbers as (1, L, D); lists are arrays too.
 
     Raises:
         ValueError: it is none of these, or damaged.
@@ -245,9 +245,10 @@ def decoded(value: Any) -> Picture:
         return Picture(images.as_pixels(images.decode(value, "it", FORMATS)), pictures.Geometry(format=PHOTOGRAPH))
     if isinstance(value, list):
         try:
-            return Picture(np.array(value, np.float32)[None])
+            array = np.array(value, np.float32)
         except (TypeError, ValueError) as error:
             raise ValueError(f"it must be lists of as many numbers each, {error}") from error
+        return Picture(array if array.ndim > 2 else array[None])
     if isinstance(value, np.ndarray):
         return Picture(value[None] if value.ndim == 2 else value)
     if isinstance(value, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from bbdm.data import conditions
 from bbdm.data.crops import Window
 from bbdm.data.degradations import Prepare
 from bbdm.data.reading import DECODING, Part, Reader, Strips, check_grids, is_photograph
-from bbdm.data.rows import Row, shown
+from bbdm.data.rows import Half, Row, shown
 from bbdm.data.spec import AXES, Condition, Spec
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.values import Values
@@ -71,10 +72,14 @@ class RowPictures:
         ``parts`` is whether an example is a part of them, so that all must have one size.
         """
         role = "target" if columns["target"] else "source"
-        like, name = heads[role][0], columns[role][0]
-        for column, values in columns.items():
+        names = {
+            column: [str(each) if isinstance(each, Half | Path) else column for each in values]
+            for column, values in columns.items()
+        }
+        like, name = heads[role][0], names[role][0]
+        for column in columns:
             sized = parts or (column not in self.images and (self.masked or self.spec.size is None))
-            check_grids(like, heads.get(column, ()), [name, *values], sized)
+            check_grids(like, heads.get(column, ()), [name, *names[column]], sized)
 
     def check(self, row: Row, columns: Mapping[str, Sequence[Any]]) -> None:
         """Compare the grids of a row's pictures by their headers, once."""
@@ -159,7 +164,10 @@ class RowPictures:
         if self.spec.size is not None or self.prepare is not None:
             arrays = {role: self.fitted(part.array) for role, part in parts.items()}
             arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
-            parts = {role: Part(array, False, parts["source"].pictures) for role, array in arrays.items()}
+            parts = {
+                role: Part(array, False, parts[role if role in parts else "source"].pictures)
+                for role, array in arrays.items()
+            }
         if columns["mask"]:
             parts["mask"] = self.reader.part(columns["mask"], None)
         return parts

@@ -256,6 +256,7 @@ def _patients(data_dir: str, split: str) -> list[Row]:
     root = Path(data_dir.replace("{split}", split))
     divided = any((root / name).is_dir() for name in ("train", "val"))
     root = root / split if divided else root
+    divided = divided or "{split}" in data_dir
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
     found: dict[Path, dict[str, Path]] = {}

@@ -261,21 +261,24 @@ class Spec:
             for name in ("source", "target")
             if config.get(f"{name}_values") is not None
         }
-        others = {name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None}
+        others: dict[str, Any] = {
+            name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None
+        }
         if not isinstance(others.get("nodata", 0.0), float | int):
             raise ValueError(f"nodata must be a number, got {others['nodata']!r}")
         if (spacing := config.get("spacing")) is not None:
             if not isinstance(spacing, list | tuple) or not all(isinstance(each, float | int) for each in spacing):
                 raise ValueError(f"spacing must be 3 lengths, got {spacing!r}")
             others["spacing"] = tuple(map(float, spacing))
-        crop = config.get("crop")
+        if (crop := config.get("crop")) is not None:
+            others["crop"] = crop
         if isinstance(crop, list | tuple) and len(crop) == 3:
             others["axes"] = 3
         ranges = config.get("condition_values") or {}
         if not isinstance(ranges, Mapping):
             raise ValueError(f"condition_values must be a mapping of names to values, got {ranges!r}")
         conditions = {name: Condition("image", values.from_config(each)) for name, each in ranges.items()}
-        return cls(**sides, **others, **({} if crop is None else {"crop": crop}), conditions=conditions)
+        return cls(**sides, **others, conditions=conditions)
 
 
 def check_eight_bit(spec: Spec, what: str) -> None:

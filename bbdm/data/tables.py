@@ -153,16 +153,17 @@ class StreamedRows(Sequence[Row]):
             return [row for _, row in self.rows(range(self._rows)[index], 0)]
         return next(self.rows([range(self._rows)[index]], 0)).row
 
-    def order(self) -> Order:
+    def order(self, crops: int = 1) -> Order:
         """The order of an epoch: positions in this process's own stream of it.
 
-        The steps of an epoch ask for equal shares of the processes, rank after rank.
+        The steps of an epoch ask for equal shares of the processes, rank after rank. ``crops`` is the number
+        of examples of a row, which follow each other.
         """
 
         def order(start: int, end: int) -> list[int]:
             share = end - start
-            first = start // (share * self._processes) * share if share else 0
-            return [self._rows + first + i for i in range(share)]
+            first = max(0, start - self._rank * share) // self._processes
+            return [crops * self._rows + first + i for i in range(share)]
 
         return order
 

@@ -22,10 +22,9 @@ from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
 from bbdm.base.settings import check
-from bbdm.files import torchfile, weights
+from bbdm.files import inert, weights
 from bbdm.files.importers import states
-from bbdm.files.records import Record
-from bbdm.files.weights import State
+from bbdm.files.weights import Snapshot, State
 from bbdm.networks.checks import check_integers
 from bbdm.networks.restore import restore
 
@@ -151,7 +150,7 @@ def save_deeplab(path: str | os.PathLike[str], model: DeepLab) -> None:
         ValueError: the name does not end in ``.pt`` or ``.safetensors``.
     """
     content = {"config": asdict(model.config)}, {"weights": model.state_dict()}
-    weights.write(path, weights.Snapshot.take(FORMAT, *content))
+    weights.write(path, Snapshot.take(FORMAT, *content))
 
 
 def load_deeplab(path: str | os.PathLike[str], output_stride: Literal[8, 16] | None = None) -> DeepLab:
@@ -164,15 +163,18 @@ def load_deeplab(path: str | os.PathLike[str], output_stride: Literal[8, 16] | N
         FileNotFoundError: there is no such file.
         ValueError: it is no DeepLab, is damaged, or is of a newer version.
     """
-    with weights.opened(path, FORMAT, "segmentation network") as (content, own):
-        config, state = (DeepLabConfig(**content["config"]), content["weights"]) if own else _read(content)
+    with weights.opened(path, FORMAT, "segmentation network") as content:
+        if isinstance(content, Snapshot):
+            config, state = DeepLabConfig(**content.settings["config"]), content.states["weights"]
+        else:
+            config, state = _read(content)
         config = config if output_stride is None else replace(config, output_stride=output_stride)
         return restore(DeepLab, config, state).requires_grad_(False)
 
 
 def _read(content: Any) -> tuple[DeepLabConfig, State]:
-    if isinstance(content, Record):  # the public A-Bridge code's converter pickles the whole network
-        content = torchfile.state_dict(content)
+    if isinstance(content, inert.Stub):  # the public A-Bridge code's converter pickles the whole network
+        content = inert.state_dict(content)
     state = content.get("model_state", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"it is {states.summary(content)}; wanted: a state dict, or one under 'model_state'")

@@ -36,7 +36,8 @@ from bbdm.evaluation.table import LPIPSNet, Setup
 from bbdm.evaluation.volumes import dice as dice
 from bbdm.evaluation.volumes import ms_ssim
 from bbdm.evaluation.volumes import volume_scores as volume_scores
-from bbdm.files import torchfile
+from bbdm.files import inert
+from bbdm.files.importers import states
 from bbdm.files.weights import readable
 
 Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (N, C, H, W) results and targets to (N,) scores
@@ -109,8 +110,8 @@ def _with_weights(build: Callable[[], Any], weights: Path | None, url: str, argu
         raise FileNotFoundError(f"there is no file {weights} of {name} weights")
     before = torch.hub.get_dir()
     with readable(weights, f"file of {name} weights, as of {url}"), tempfile.TemporaryDirectory() as folder:
-        with torchfile.opened(weights) as content:
-            state = torchfile.plain(content)
+        content, _ = inert.load(weights)
+        state = states.tensors(content)
         # The libraries run the pickle that they load: they get a copy with nothing but tensors
         place = Path(folder) / "checkpoints" / url.rpartition("/")[2]
         place.parent.mkdir()

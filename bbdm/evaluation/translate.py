@@ -98,7 +98,8 @@ class Translator:
         rows = read_rows(config.dataset, config.data_dir, config.split)
         seen = known_conditions(known, trained.conditions, rows, config.conditions)
         self._missing = dict.fromkeys(name for name in known.kinds if name not in seen)
-        about: dict[str, Any] = {"learned": trained, "channels": channels, "axes": known.axes, "conditions": seen}
+        of = channels if channels in (1, 3) else None  # photographs become grey or colour, others stay
+        about: dict[str, Any] = {"learned": trained, "channels": of, "axes": known.axes, "conditions": seen}
         spec = config.spec(config.dataset, rows, **about)
         size, resize = self._size(spec)
         kept = resize == "keep" or not Files(Pairs(rows, spec, prepare=config.degrade), channels).photographs
@@ -239,7 +240,7 @@ class Translator:
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """What decides the results, whatever the solver."""
-        config, given = self.config, self.config.config
+        config = self.config
         return {
             "dataset": config.dataset,
             "split": config.split,
@@ -247,7 +248,7 @@ class Translator:
             "sources": len(self.files.names),
             **self.files.description(),
             "weights": file_sha256(self._model),
-            "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
+            "config": config.config,
             "num_samples": config.num_samples,
             "seed": config.seed,
             **({} if config.orientations == 1 else {"orientations": config.orientations}),

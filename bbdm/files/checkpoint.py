@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 from bbdm import bridges
-from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.spec import Spec
 from bbdm.files import importers, weights
-from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState, VQGANState
+from bbdm.files.content import Checkpoint, CodecState, NetworkState, VQGANState
 from bbdm.files.hub import find_checkpoint
-from bbdm.files.weights import Snapshot, State
+from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network, check_network
 from bbdm.networks.restore import converted, find_dtype, state_hash
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, as_size
 from bbdm.solvers import USUAL, Defaults
 
+FORMAT = "bbdm"
 VQGAN_FORMAT = "bbdm vqgan"
 
 
@@ -42,13 +42,13 @@ def save_checkpoint(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     calls: int | None = None,
-    pictures: Spec = Spec(),
+    pictures: Spec | None = None,
     solver: str | None = None,
     steps: int | None = None,
     timesteps: Iterable[float] | str | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> None:
-    """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
+    """Write a checkpoint, atomically: a reader sees the old file or the complete new one.
 
     Args:
         path: ends in ``.pt`` or ``.safetensors``.
@@ -60,7 +60,7 @@ def save_checkpoint(
         image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
         calls: the network calls that the network was distilled for; None for any number.
-        pictures: the values of the pictures that it was trained on, and the size of crops.
+        pictures: values, crops and slices of the pictures that it was trained on; None for whole 8-bit ones.
         solver: the solver that samplers and commands take where none is given; None leaves it open.
         steps: the steps of this solver that they take; None for the solver's default.
         timesteps: the times of this solver that they take, in place of ``steps``.
@@ -86,37 +86,27 @@ def checkpoint_snapshot(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     defaults: Defaults = USUAL,
-    pictures: Spec = Spec(),
+    pictures: Spec | None = None,
     dtype: torch.dtype | None = None,
 ) -> Snapshot:
     """The content of a checkpoint, to be written later; see :func:`save_checkpoint`."""
     check_network(unet)
-    states = {"weights": unet.state_dict()}
-    states |= {} if ema is None else {"ema": ema.state_dict()}
+    states = {"weights": unet.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
     states = states if dtype is None else {name: converted(state, dtype) for name, state in states.items()}
-    coded = None if codec is None else codec.config()
+    codec_settings = None if codec is None else codec.config()
     if codec is not None and training is None:
         states["codec"] = codec.state_dict()
     elif codec is not None:
-        coded = {**codec.config(), "sha256": state_hash(codec.state_dict(), torch.float32)}
+        codec_settings = {**codec.config(), "sha256": state_hash(codec.state_dict(), torch.float32)}
     settings = {
         "unet": {"config": unet.description(), **({} if unet.kind == "unet" else {"kind": unet.kind})},
         "bridge": bridge.config(),
-        "codec": coded,
+        "codec": codec_settings,
         "image_size": image_size,
         **defaults.config(),
-        **pictures.config(),
+        **(pictures or Spec()).config(),
     }
-    return Snapshot.take(FORMAT, settings, states, _placed, training)
-
-
-def _placed(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
-    """The content of a checkpoint, with each state dict beside the settings of its network."""
-    unet = {**settings["unet"], "weights": states.get("weights"), "ema": states.get("ema")}
-    codec = settings["codec"]
-    if codec is not None and "sha256" not in codec:
-        codec = {**codec, "weights": states["codec"]}
-    return {**settings, "unet": unet, "codec": codec}
+    return Snapshot.take(FORMAT, settings, states, training)
 
 
 def save_vqgan(
@@ -139,7 +129,7 @@ def save_vqgan(
 def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
     """The content of a file of :func:`save_vqgan`, to be written later."""
     states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
-    return Snapshot.take(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training=training)
+    return Snapshot.take(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training)
 
 
 def load_checkpoint(
@@ -147,7 +137,7 @@ def load_checkpoint(
     num_steps: int | None = None,
     c_lambda: float | None = None,
     codec: Codec | None = None,
-    config: str | os.PathLike[str] | None = None,
+    config: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint, our own or one that :mod:`bbdm.files.importers` knows, with tensors on the CPU.
 
@@ -160,8 +150,9 @@ def load_checkpoint(
         codec: the autoencoder, for files that leave it out. It must be the one that the network was trained
             with. Of one of :func:`~bbdm.codec.wrap_codec` a file holds all but the code: the file's weights
             replace those of the given one.
-        config: the YAML file of a network of the original BBDM; for one of DDBM, DBIM, ECSI or I2SB, a name
-            in :data:`bbdm.files.importers.adm_settings.NAMED`, or a file of the program's settings.
+        config: the name of the settings that a file of another program leaves out: one of
+            :data:`bbdm.files.importers.adm.NAMED` for DDBM, DBIM, ECSI and I2SB, or of
+            :data:`bbdm.files.importers.original_bbdm.NAMED` for the original BBDM.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -170,40 +161,30 @@ def load_checkpoint(
         ValueError: it is not a checkpoint, is damaged, is of a newer version, disagrees with an argument, or
             leaves out a value that no argument gives.
     """
-    place = find_checkpoint(path)
-    with weights.opened(place, FORMAT, "checkpoint", _placed) as (content, own):
-        if own and config is not None:
+    file = find_checkpoint(path)
+    with weights.opened(file, FORMAT, "checkpoint") as content:
+        if not isinstance(content, Snapshot):
+            found = importers.read_checkpoint(content, num_steps, c_lambda, codec, config)
+        elif config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
-        arguments = num_steps, c_lambda, codec
-        found = _read(content, codec) if own else importers.read_checkpoint(content, *arguments, config)
-        _check_arguments(found, *arguments)
-        return replace(found, path=place)
+        else:
+            found = _read(content, codec)
+        _check_arguments(found, num_steps, c_lambda, codec)
+        return replace(found, path=file)
 
 
-def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
-    """A checkpoint of our own; where it only refers to its codec's weights, with those of the given codec."""
-    state = UNetState.read(content["unet"])
-    bridge = bridges.from_config(content["bridge"])
-    codec = None if content["codec"] is None else _codec_state(content["codec"], given)
-    image_size = content.get("image_size")
-    image_size = None if image_size is None else as_size(image_size, state.config.axes)
-    defaults = Defaults.from_config(content)
+def _read(content: Snapshot, codec: Codec | None) -> Checkpoint:
+    """A checkpoint of our own; where it only refers to its codec's weights, with those of ``codec``."""
+    settings = content.settings
+    network = NetworkState.read(settings["unet"], content.states)
+    bridge = bridges.from_config(settings["bridge"])
+    coded = None if settings["codec"] is None else CodecState.read(settings["codec"], content.states, codec)
+    image_size = settings.get("image_size")
+    image_size = None if image_size is None else as_size(image_size, network.config.axes)
+    defaults = Defaults.from_config(settings)
     if defaults.solver is not None:
         defaults.table(bridge)  # or the bridge cannot take its steps
-    about = content.get("training"), defaults, Spec.from_config(content)
-    return Checkpoint(state, bridge, codec, image_size, *about, content["format"], content["version"])
-
-
-def _codec_state(content: dict[str, Any], given: Codec | None) -> CodecState:
-    config = {k: v for k, v in content.items() if k not in ("weights", "sha256")}
-    if "sha256" in content:
-        if not isinstance(content["sha256"], str) or not content["sha256"]:
-            raise ValueError(f"the codec's sha256 must be text, got {content['sha256']!r}")
-        return CodecState(config, None if given is None else CodecState.of(given).weights, content["sha256"], given)
-    state = CodecState(config, content["weights"], given=given)
-    if state.lacks is None:
-        codecs.check(config, content["weights"], given)
-    return state
+    return Checkpoint(network, bridge, coded, image_size, content.training, defaults, Spec.from_config(settings))
 
 
 def _check_arguments(found: Checkpoint, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> None:
@@ -230,14 +211,15 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
         FileNotFoundError: there is no such file.
         ValueError: it is no VQGAN, is damaged, or is of a newer version.
     """
-    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as (content, own):
+    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
+        own = isinstance(content, Snapshot)
         return VQGANState.read(content).build() if own else importers.read_vqgan(content)
 
 
 def load_vqgan_state(path: str | os.PathLike[str]) -> VQGANState:
     """Read all that a file of :func:`save_vqgan` holds; see :func:`load_vqgan`."""
-    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as (content, own):
-        if not own:
+    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
+        if not isinstance(content, Snapshot):
             raise ValueError("it is of another program: only its weights can be read")
         return VQGANState.read(content)
 

@@ -14,8 +14,7 @@ from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, LatentStatistics, WrappedCodec
 from bbdm.data.spec import Spec
-from bbdm.files import weights
-from bbdm.files.weights import IncompleteFileError, State
+from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import Network, Wrapped
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.endpoint import source_channels
@@ -27,9 +26,6 @@ from bbdm.networks.wrapped_config import WrappedConfig
 from bbdm.pictures.images import Size
 from bbdm.solvers import USUAL, Defaults
 
-FORMAT = "bbdm"
-
-
 NETWORKS: dict[str, tuple[type[Network], type[Any]]] = {  # by the names in files; the classes of their settings
     "unet": (UNet, UNetConfig),
     "dit": (DiT, DiTConfig),
@@ -38,13 +34,13 @@ NETWORKS: dict[str, tuple[type[Network], type[Any]]] = {  # by the names in file
 
 
 def network_settings(network: Network) -> dict[str, Any]:
-    """All settings of a network, as a file's :class:`UNetState` gives them, and its kind."""
+    """All settings of a network, as a file's :class:`NetworkState` gives them, and its kind."""
     _, settings = NETWORKS[network.kind]
     return {"network": network.kind, **vars(settings(**network.description()))}
 
 
 @dataclass(frozen=True)
-class UNetState:
+class NetworkState:
     """A network in a file: its settings, and its weights, their moving average, or both."""
 
     config: Any  # UNetConfig, or the settings of another kind; has axes, channels, condition_channels and stride
@@ -58,17 +54,13 @@ class UNetState:
         return source_channels(self.config.channels, self.config.condition_channels, self.config.endpoint)
 
     @classmethod
-    def read(cls, content: dict[str, Any]) -> UNetState:
-        """What a file says, checked.
-
-        Raises:
-            ValueError: the kind is unknown, a setting is wrong, or the weights do not fit.
-        """
-        kind = content.get("kind", "unet")
+    def read(cls, settings: dict[str, Any], states: dict[str, State]) -> NetworkState:
+        """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
+        kind = settings.get("kind", "unet")
         if kind not in NETWORKS:
             raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
-        network, settings = NETWORKS[kind]
-        state = cls(settings(**content["config"]), content["weights"], content["ema"], kind)
+        network, config_class = NETWORKS[kind]
+        state = cls(config_class(**settings["config"]), states.get("weights"), states.get("ema"), kind)
         found = [each for each in (state.weights, state.ema) if each is not None]
         if not found:
             raise ValueError("it holds neither weights nor their moving average")
@@ -77,33 +69,36 @@ class UNetState:
                 fitting(network.from_config, state.config, each)
         return state
 
-    def build(self, state: State, network: Network | None) -> Network:
-        """The network in float32 and evaluation mode, with weights of the file.
+    def chosen(self, ema: bool) -> State:
+        """The averaged weights or the others, where the file has both."""
+        first, second = (self.ema, self.weights) if ema else (self.weights, self.ema)
+        state = second if first is None else first
+        assert state is not None  # checked when the file was read
+        return state
 
-        Raises:
-            IncompleteFileError: the network is its user's own, and was not given.
-            ValueError: another network was given.
-        """
+    def build(self, ema: bool, network: Network | None) -> Network:
+        """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
         kind, _ = NETWORKS[self.kind]
+        state = self.chosen(ema)
         if issubclass(kind, ConfiguredNetwork):
             if network is not None:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
             return restore(kind.from_config, self.config, state, "the checkpoint's")  # pyright: ignore[reportReturnType]
-        wanted = f"of a {self.config.module} with {self.config.channels} channels"
+        described = f"of a {self.config.module} with {self.config.channels} channels"
         if network is None:
             raise IncompleteFileError(
-                f"the file holds weights {wanted}, wrapped: give the network, "
+                f"the file holds weights {described}, wrapped: give the network, "
                 "BridgeSampler.from_checkpoint(path, network=bbdm.wrap(module, ...))"
             )
-        sizes, given = (
-            {k: v for k, v in each.items() if k != "module"}
+        expected, got = (  # a class may have moved; weights are compared by key and shape
+            {name: value for name, value in each.items() if name != "module"}
             for each in (self.config.description(), network.description())
         )
-        if network.kind != self.kind or sizes != given:  # a class may have moved; weights are compared by key and shape
-            raise ValueError(f"the file holds weights {wanted}, wrapped with {sizes}; the one given has {given}")
-        made = fitting(lambda _: copy.deepcopy(network), None, state, "the checkpoint's")
-        made.load_state_dict(state)
-        return made.float().eval()
+        if network.kind != self.kind or expected != got:
+            raise ValueError(f"the file holds weights {described}, wrapped with {expected}; the one given has {got}")
+        built = fitting(lambda _: copy.deepcopy(network), None, state, "the checkpoint's")
+        built.load_state_dict(state)
+        return built.float().eval()
 
 
 @dataclass(frozen=True)
@@ -113,13 +108,27 @@ class CodecState:
     config: dict[str, Any]
     weights: State | None
     sha256: str | None = None
-    given: Codec | None = None  # by the user, for files that do not hold all of it
+    codec: Codec | None = None  # the user's, for files that do not hold all of it
 
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
         """The state of a codec, on the CPU."""
         state = {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()}
-        return cls(codec.config(), state, given=codec)
+        return cls(codec.config(), state, codec=codec)
+
+    @classmethod
+    def read(cls, settings: dict[str, Any], states: dict[str, State], codec: Codec | None) -> CodecState:
+        """What a file describes, with the weights of ``codec`` where it has only their hash."""
+        config = {name: value for name, value in settings.items() if name != "sha256"}
+        if "sha256" in settings:
+            sha256 = settings["sha256"]
+            if not isinstance(sha256, str) or not sha256:
+                raise ValueError(f"the codec's sha256 must be text, got {sha256!r}")
+            return cls(config, None if codec is None else cls.of(codec).weights, sha256, codec)
+        state = cls(config, states["codec"], codec=codec)
+        if state.missing is None:
+            codecs.check(config, states["codec"], codec)
+        return state
 
     @property
     def statistics(self) -> LatentStatistics | None:
@@ -136,31 +145,38 @@ class CodecState:
 
     def same_latents(self, codec: Codec) -> bool:
         """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
-        stored, given = ({**config, "statistics": None} for config in (self.config, codec.config()))
-        return _plain(stored) == _plain(given) and self._same_weights(codec)
+        configs = ({**config, "statistics": None} for config in (self.config, codec.config()))
+        return _same(*configs) and self._same_weights(codec)
 
     def same_network(self, codec: Codec) -> bool:
         """Whether a codec has the same autoencoder, though perhaps other latents of it.
 
-        The weights of a wrapped one may be others where the file holds them: the given one is but its code.
+        A wrapped one may have other weights where the file holds them: the user's codec is but its code.
         """
-        same = _plain(self.config["config"]) == _plain(codec.config()["config"])
+        same = _same(self.config["config"], codec.config()["config"])
         return same and ((self._wrapped and self.sha256 is None) or self._same_weights(codec))
 
     @property
-    def lacks(self) -> str | None:
+    def missing(self) -> str | None:
         """What a file leaves out, so that the codec cannot be built, and how to give it; None if nothing."""
         if self.weights is None:
             return (
                 f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.digest()[:8]}...: "
                 "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
             )
-        if self._wrapped and self.given is None:
+        if self._wrapped and self.codec is None:
             return (
                 f"the file holds the weights of a codec that is a wrapped {self.config['config']['module']}: "
                 "give the codec, load_checkpoint(path, codec=bbdm.wrap_codec(module, ...))"
             )
         return None
+
+    def build(self) -> Codec:
+        """The codec in float32; IncompleteFileError where the file leaves something out."""
+        if self.missing is not None:
+            raise IncompleteFileError(self.missing)
+        assert self.weights is not None
+        return codecs.from_config(self.config, self.weights, self.codec)
 
     @property
     def _wrapped(self) -> bool:
@@ -180,17 +196,12 @@ class VQGANState:
     training: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, content: dict[str, Any]) -> VQGANState:
-        """What a file says, checked.
-
-        Raises:
-            ValueError: a setting is wrong, or the weights do not fit.
-        """
-        config, states = VQGANConfig(**content["config"]), (content["weights"], content.get("ema"))
-        for state in states:
-            if state is not None:
-                fitting(VQGAN.from_config, config, state)
-        return cls(config, *states, content.get("training"))
+    def read(cls, content: Snapshot) -> VQGANState:
+        """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
+        config = VQGANConfig(**content.settings["config"])
+        for state in content.states.values():
+            fitting(VQGAN.from_config, config, state)
+        return cls(config, content.states["weights"], content.states.get("ema"), content.training)
 
     def build(self) -> VQGAN:
         """The network in float32 and evaluation mode, with the averaged weights if there are both."""
@@ -208,15 +219,13 @@ class Origin(NamedTuple):
 class Checkpoint:
     """What :func:`~bbdm.files.checkpoint.load_checkpoint` returns."""
 
-    unet: UNetState
+    unet: NetworkState
     bridge: Bridge
     codec: CodecState | None = None  # of the space of the bridge; None for image space
     image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
     defaults: Defaults = USUAL  # what samplers take where solver and steps are left out
     pictures: Spec = Spec()
-    format: str = FORMAT
-    version: int = weights.VERSION
     path: Path | None = None  # of the file
 
     @property
@@ -231,14 +240,8 @@ class Checkpoint:
 
     def half(self, ema: bool = True) -> torch.dtype | None:
         """The dtype of the weights of :meth:`build_unet`, where all are stored in one of 16 bits."""
-        found = {value.dtype for value in self._state(ema).values() if value.is_floating_point()}
+        found = {value.dtype for value in self.unet.chosen(ema).values() if value.is_floating_point()}
         return found.pop() if len(found) == 1 and found <= {torch.float16, torch.bfloat16} else None
-
-    def _state(self, ema: bool) -> State:
-        first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
-        state = second if first is None else first
-        assert state is not None  # checked when the file was read
-        return state
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.
@@ -249,7 +252,7 @@ class Checkpoint:
             IncompleteFileError: that network is missing.
             ValueError: another network was given.
         """
-        return self.unet.build(self._state(ema), network)
+        return self.unet.build(ema, network)
 
     def build_codec(self) -> Codec | None:
         """The codec in float32, or None for a network of image space.
@@ -258,14 +261,10 @@ class Checkpoint:
             IncompleteFileError: the file refers to the codec by a hash, as training checkpoints do, or the
                 codec is wrapped, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
         """
-        if self.codec is None:
-            return None
-        if self.codec.lacks is not None:
-            raise IncompleteFileError(self.codec.lacks)
-        assert self.codec.weights is not None
-        return codecs.from_config(self.codec.config, self.codec.weights, self.codec.given)
+        return None if self.codec is None else self.codec.build()
 
 
-def _plain(config: dict[str, Any]) -> str:
-    """Settings as text, the same for tuples and lists."""
-    return json.dumps(config, sort_keys=True)
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether settings are the same, of tuples or lists."""
+    first, second = (json.dumps(config, sort_keys=True) for config in (a, b))
+    return first == second

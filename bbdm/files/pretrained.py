@@ -6,23 +6,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from bbdm.base import manifest, optional
 from bbdm.base.atomic import check_folder, make_folder, write_atomically
-from bbdm.files import hub
+from bbdm.files import hub, weights
 from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.card import Card
-from bbdm.files.checkpoint import save_checkpoint
-from bbdm.files.content import FORMAT
+from bbdm.files.checkpoint import checkpoint_snapshot
+from bbdm.networks.restore import find_dtype
 
 
 def save_pretrained(
@@ -44,39 +43,36 @@ def save_pretrained(
             :attr:`bbdm.BridgeSampler.stored_dtype`. A codec's weights keep theirs.
         name: what the card calls the model; the folder's name if None.
         about: the fields of :class:`bbdm.files.card.Card`: what the card says that a checkpoint does not
-            know, such as ``license``, ``data`` and ``examples``.
+            know, such as ``license``, ``data`` and ``examples``. Without any, and without huggingface_hub,
+            there is no card.
 
     Raises:
         FileNotFoundError: ``onnx`` is no export, or lacks a file.
+        ModuleNotFoundError: there is something to say in the card, and huggingface_hub is not installed.
         OSError: a file cannot be written.
         ValueError: the folder cannot be made, or has another export; ``onnx`` is damaged; weights are beyond
             the range of ``dtype``; or the card is refused.
     """
-    card = Card(**about)
-    folder = Path(folder)
+    card, folder = Card(**about), Path(folder)
     check_folder(folder)
-    export = None if onnx is None else Path(onnx)
-    inside = folder / hub.ONNX
+    export, inside = None if onnx is None else Path(onnx), folder / hub.ONNX
     if inside.exists() and (export is None or inside.resolve() != export.resolve()):
         raise ValueError(f"{inside} exists, and may be of other weights: delete it, or give it as onnx")
     settings = None if export is None else read_settings(export)
     if settings is not None and settings["bridge"] != manifest.as_json(model.bridge.config()):
         raise ValueError(f"{export} is of another bridge than the model's {model.bridge}")
     picture = card.picture(model)
-    make_folder(folder)
-    file = folder / hub.WEIGHTS
-    save_checkpoint(
-        file,
-        model.unet,
-        model.bridge,
-        codec=model.codec,
-        image_size=model.image_size,
-        pictures=model.pictures,
-        dtype=dtype or model.stored_dtype,
-        **model.defaults.config(),
+    text = None
+    if not (folder / hub.CARD).exists() and (about or find_spec("huggingface_hub")):
+        text = card.text(model, name or folder.resolve().name, onnx is not None)
+    dtype = dtype or model.stored_dtype
+    stored = None if dtype is None else find_dtype(dtype)
+    content = checkpoint_snapshot(
+        model.unet, model.bridge, None, model.codec, model.image_size, None, model.defaults, model.pictures, stored
     )
-    with safe_open(file, framework="numpy") as written:
-        manifest.write(folder / hub.CONFIG, json.loads(written.metadata()[FORMAT]))
+    make_folder(folder)
+    weights.write(folder / hub.WEIGHTS, content)
+    manifest.write(folder / hub.CONFIG, content.header)
     if export is not None and settings is not None and not inside.exists():
         inside.mkdir()
         for each in (*settings["files"], SETTINGS):
@@ -84,8 +80,7 @@ def save_pretrained(
                 shutil.copyfile(export / each, inside / each)
     if picture is not None:
         write_atomically(folder / hub.PICTURE, lambda temporary: picture.save(temporary, "png"))
-    if not (folder / hub.CARD).exists():
-        text = card.text(model, name or folder.resolve().name, onnx is not None)
+    if text is not None:
         write_atomically(folder / hub.CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -125,10 +120,10 @@ def push_to_hub(
     api = optional.package("huggingface_hub", "push_to_hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, **settings, name=name)
-        with hub.plain_errors(f"{name} cannot be pushed:", "it"):
+        with hub.hub_errors(f"{name} cannot be pushed:"):
             api.create_repo(name, private=private, exist_ok=True)
             kept = [hub.CARD] if api.file_exists(name, hub.CARD, revision=revision) else []
-            made = api.upload_folder(
+            commit = api.upload_folder(
                 repo_id=name,
                 folder_path=folder,
                 revision=revision,
@@ -136,4 +131,4 @@ def push_to_hub(
                 ignore_patterns=kept,
                 delete_patterns=f"{hub.ONNX}/*",  # but not what takes its place
             )
-            return made.oid
+            return commit.oid

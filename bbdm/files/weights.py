@@ -1,16 +1,19 @@
-"""Our own files of weights: a format's name, settings and state dicts, as a ``.pt`` or a ``.safetensors``.
+"""Our own files of weights: settings, state dicts and training state, as a ``.pt`` or a ``.safetensors``.
 
-``.pt`` is torch.save of plain containers; ``.safetensors`` has the settings in its metadata. Reading either
-runs no code of the file and detects damage: a ``.pt`` has a CRC-32 of each entry, a ``.safetensors`` of ours
-a SHA-256 of its settings and tensors. This module does not interpret the settings.
+Both have one layout: a dict with ``format``, ``version`` and the settings, all of plain values, and the state
+dicts by name. A ``.pt`` is torch.save of that dict, with the state dicts under ``states`` and training state
+under ``training``. A ``.safetensors`` has the dict as JSON in its metadata, and tensors named STATE.KEY.
+Reading either runs nothing of the file and notices damage: a ``.pt`` has a CRC-32 of each entry, a
+``.safetensors`` a SHA-256 of its settings and tensors. This module does not interpret the settings.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,61 +24,43 @@ import torch
 from safetensors import safe_open
 
 from bbdm.base.atomic import SUFFIXES, check_suffix, write_atomically
-from bbdm.files import torchfile
+from bbdm.files import inert
 from bbdm.networks.base import is_sharded
 from bbdm.networks.restore import state_hash
 
 VERSION = 1  # of all formats
 DIGEST = "sha256"
 State = dict[str, torch.Tensor]
-Place = Callable[[dict[str, Any], dict[str, State]], dict[str, Any]]
 
 
 class IncompleteFileError(ValueError):
     """A file leaves out a setting that an argument can give."""
 
 
-def beside(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
-    """State dicts as entries among those of the settings."""
-    return {**settings, **states}
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a file, copied to the memory of the CPU: it can be written later, in another thread."""
+    """The content of a file: it can be written later, in another thread."""
 
-    name: str  # of the format
+    format: str  # its name
     settings: dict[str, Any]
     states: dict[str, State]
-    place: Place
-    training: dict[str, Any] | None
+    training: dict[str, Any] | None = None  # state to resume from, of plain containers and tensors; only in a .pt
 
     @classmethod
     def take(
-        cls,
-        name: str,
-        settings: dict[str, Any],
-        states: dict[str, State],
-        place: Place = beside,
-        training: dict[str, Any] | None = None,
+        cls, format: str, settings: dict[str, Any], states: dict[str, State], training: dict[str, Any] | None = None
     ) -> Snapshot:
-        """Copy the content of a file.
+        """The content of a file, copied to the memory of the CPU."""
+        return cls(format, settings, copied(states, torch.contiguous_format), copied(training))
 
-        Args:
-            name: the name of the format.
-            settings: plain values by their names.
-            states: state dicts by name.
-            place: makes the content of a ``.pt`` of settings and states.
-            training: state to resume from, of plain containers and tensors; only for a ``.pt``.
-        """
-        settings = {"format": name, "version": VERSION, **settings}
-        return cls(name, settings, copied(states, torch.contiguous_format), place, copied(training))
+    @property
+    def header(self) -> dict[str, Any]:
+        """Format, version and settings, as they stand in the file."""
+        return {"format": self.format, "version": VERSION, **self.settings}
 
 
 def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
-    """Write a file, atomically: a reader sees the old file or the whole new one.
-
-    A ``.safetensors`` has the tensors, each named STATE.KEY, and the settings in its metadata.
+    """Write a file, atomically: a reader sees the old file or the complete new one.
 
     Raises:
         ValueError: the path has another suffix, or is a ``.safetensors`` and there is training state.
@@ -84,41 +69,26 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     path = Path(path)
     check_suffix(path)
     if path.suffix == ".pt":
-        more = {} if snapshot.training is None else {"training": snapshot.training}
-        content = {**snapshot.place(snapshot.settings, snapshot.states), **more}
+        content = {**snapshot.header, "states": snapshot.states, "training": snapshot.training}
         write_atomically(path, lambda temporary: _save(content, temporary))
     elif snapshot.training is not None:
         raise ValueError(f"training state needs a .pt file, got {path}")
     else:
         tensors = {f"{kind}.{key}": v for kind, state in snapshot.states.items() for key, v in state.items()}
-        metadata = described(snapshot.name, snapshot.settings, tensors)
+        metadata = described(snapshot.format, snapshot.header, tensors)
         write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
-def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
-    """Plain containers with copies of their tensors in the memory of the CPU."""
-    if isinstance(content, torch.Tensor):
-        if is_sharded(content):
-            content = _gathered(content)
-        return content.detach().to("cpu", copy=True, memory_format=layout)
-    if isinstance(content, dict):
-        return {name: copied(each, layout) for name, each in content.items()}
-    return type(content)(copied(each, layout) for each in content) if isinstance(content, list | tuple) else content
-
-
-def _gathered(shares: Any) -> torch.Tensor:
-    """A sharded tensor, all-gathered, in the first process, which writes; the others drop it."""
-    whole = shares.full_tensor()
-    return whole if shares.device_mesh.get_rank() == 0 else whole[:0]
-
-
 @contextmanager
-def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = beside) -> Iterator[tuple[Any, bool]]:
-    """The content of a file, and whether it is our own; every error in the ``with`` block names the file.
+def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any]:
+    """The content of a file: a :class:`Snapshot` where it is our own, else what another program saved.
 
-    Tensors of our own files are on the CPU. The content of a foreign file is that of
-    :func:`bbdm.files.torchfile.opened`. ``name`` and ``place`` are those of :meth:`Snapshot.take`; ``kind``
-    is what errors call the file, such as "checkpoint".
+    Tensors are on the CPU. Content of another program may have :class:`~bbdm.files.inert.Stub` objects.
+
+    Args:
+        path: of the file, with its suffix.
+        format: the name of the format that a file of our own must have.
+        kind: what errors call the file, such as "checkpoint"; each error in the ``with`` block names it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -126,23 +96,53 @@ def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = be
     """
     path = Path(path)
     if path.is_dir():
-        inside = [each.name for each in sorted(path.glob("*")) if each.suffix in SUFFIXES]
-        found = f": it has {', '.join(inside[-3:])}" if inside else ""
-        raise ValueError(f"{path} is a folder, and a {kind} is a file{found}")
+        files = ", ".join([each.name for each in sorted(path.glob("*")) if each.suffix in SUFFIXES][-3:])
+        raise ValueError(f"{path} is a folder, and a {kind} is a file{f': it has {files}' if files else ''}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}")
     with readable(path, kind):
-        if path.suffix == ".safetensors":
-            content = _read_safetensors(path, name, place)
-            _check_format(content, name, kind)
-            yield content, True
-        else:
-            with torchfile.opened(path) as content:
-                own = isinstance(content, dict) and "format" in content
-                if own:
-                    _check_format(content, name, kind)
-                    content = torchfile.plain(content)
-                yield content, own
+        yield _read_safetensors(path, format, kind) if path.suffix == ".safetensors" else _read_pt(path, format, kind)
+
+
+def _read_pt(path: Path, format: str, kind: str) -> Any:
+    content, plain = inert.load(path)
+    if not isinstance(content, dict) or "format" not in content:
+        return content
+    _check_format(content, format, kind)
+    if not plain:
+        raise ValueError("it holds more than plain values, containers and tensors, which this library never saves")
+    states, training = content.pop("states"), content.pop("training", None)
+    for name, state in states.items():
+        if not isinstance(state, dict) or any(not isinstance(each, torch.Tensor) for each in state.values()):
+            raise ValueError(f"its {name} are no state dict of tensors")
+    inert.check_sharing(each for state in states.values() for each in state.values())
+    return Snapshot(format, content, copy.deepcopy(states), copy.deepcopy(training))  # no longer mapped
+
+
+def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        metadata = file.metadata() or {}
+        if format not in metadata:
+            raise ValueError(f"its metadata has no {format!r} entry")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+    if not intact(metadata, format, tensors):
+        raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
+    header = json.loads(metadata[format])
+    _check_format(header, format, kind)
+    states: dict[str, State] = {}
+    for name, value in tensors.items():
+        state, _, key = name.partition(".")
+        states.setdefault(state, {})[key] = value
+    return Snapshot(format, header, states)
+
+
+def _check_format(header: dict[str, Any], format: str, kind: str) -> None:
+    """Take format and version out of a header; ValueError where they are others."""
+    got, version = header.pop("format"), header.pop("version")
+    if got != format:
+        raise ValueError(f"it is a {got[:100]!r}, not a {kind}" if isinstance(got, str) else f"it is not a {kind}")
+    if version > VERSION:
+        raise ValueError(f"version {version} is newer than this library reads ({VERSION}): update bbdm")
 
 
 @contextmanager
@@ -165,15 +165,36 @@ def is_own(path: Path) -> bool:
         return any(name.startswith("bbdm") for name in file.metadata() or {})
 
 
-def described(name: str, settings: dict[str, Any], tensors: State) -> dict[str, str]:
-    """The metadata of a .safetensors: settings under a format's name, and a hash of these and the tensors."""
-    text = json.dumps(settings)
-    return {name: text, DIGEST: _digest(text, tensors)}
+def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
+    """Plain containers with copies of their tensors in the memory of the CPU."""
+    if isinstance(content, torch.Tensor):
+        if is_sharded(content):
+            content = _gathered(content)
+        return content.detach().to("cpu", copy=True, memory_format=layout)
+    if isinstance(content, dict):
+        return {name: copied(each, layout) for name, each in content.items()}
+    return type(content)(copied(each, layout) for each in content) if isinstance(content, list | tuple) else content
 
 
-def intact(metadata: dict[str, str], name: str, tensors: State) -> bool:
-    """Whether the metadata's hash is that of settings and tensors; earlier versions wrote settings alone."""
-    return metadata.keys() == {name} or metadata.get(DIGEST) == _digest(metadata[name], tensors)
+def _gathered(shares: Any) -> torch.Tensor:
+    """A sharded tensor, all-gathered, in the first process, which writes; the others drop it."""
+    full = shares.full_tensor()
+    return full if shares.device_mesh.get_rank() == 0 else full[:0]
+
+
+def described(format: str, header: dict[str, Any], tensors: State) -> dict[str, str]:
+    """The metadata of a .safetensors: a header under its format, and a hash of that and the tensors."""
+    text = json.dumps(header)
+    return {format: text, DIGEST: _digest(text, tensors)}
+
+
+def intact(metadata: dict[str, str], format: str, tensors: State) -> bool:
+    """Whether the metadata's hash is that of header and tensors; a file made by hand may leave it out."""
+    return metadata.keys() == {format} or metadata.get(DIGEST) == _digest(metadata[format], tensors)
+
+
+def _digest(text: str, tensors: State) -> str:
+    return hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
@@ -186,30 +207,3 @@ def _save(content: dict[str, Any], path: Path) -> None:
         if not isinstance(cause, OSError):
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
-
-
-def _digest(text: str, tensors: State) -> str:
-    return hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()
-
-
-def _check_format(content: dict[str, Any], name: str, kind: str) -> None:
-    got = content["format"]
-    if got != name:
-        raise ValueError(f"it is a {got[:100]!r}, not a {kind}" if isinstance(got, str) else f"it is not a {kind}")
-    if content["version"] > VERSION:
-        raise ValueError(f"version {content['version']} is newer than this library reads ({VERSION}): update bbdm")
-
-
-def _read_safetensors(path: Path, name: str, place: Place) -> dict[str, Any]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        metadata = file.metadata() or {}
-        if name not in metadata:
-            raise ValueError(f"its metadata has no {name!r} entry")
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-    if not intact(metadata, name, tensors):
-        raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
-    states: dict[str, State] = {}
-    for full, value in tensors.items():
-        kind, _, key = full.partition(".")
-        states.setdefault(kind, {})[key] = value
-    return place(json.loads(metadata[name]), states)

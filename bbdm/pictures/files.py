@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures import checks
@@ -58,7 +61,7 @@ def read(path: str | os.PathLike[str] | Header, window: Window = ()) -> Picture:
     known = path if isinstance(path, Header) else None
     path = path.path if isinstance(path, Header) else Path(path)
     with checks.named("read", path):
-        module = _reader(path)
+        module = _module(known.reader if known else _reader(path))
         found: Header = known or module.header(path)
         part = checks.bounds(window, found.sides)
         array = module.read(found, part)
@@ -82,7 +85,11 @@ def header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     with checks.named("read", path):
-        return _reader(path).header(path)
+        name = _reader(path)
+        found: Header = _module(name).header(path)
+    if name == "pillow":
+        found.stored.close()
+    return replace(found, reader=name, stored=None if name == "pillow" else found.stored)
 
 
 def write(path: str | os.PathLike[str], picture: np.ndarray[Any, Any]) -> None:
@@ -150,21 +157,21 @@ def _module(name: str) -> Any:
     return import_module(f"bbdm.pictures.formats.{name}")
 
 
-def _reader(path: Path) -> Any:
-    """The module that reads a file, or a folder of DICOM."""
+def _reader(path: Path) -> str:
+    """The name of the module that reads a file, or a folder of DICOM."""
     if not path.exists():
         raise FileNotFoundError(path)
     if path.is_dir():
         if not _holds_dicom(path):
             raise UnknownFormatError("it is a folder, and has no files of DICOM")
-        return _module("simpleitk")
+        return "simpleitk"
     name = SUFFIXES.get(suffix_of(path))
     if name is None:
         raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}")
-    if name in ("pillow", "tifffile"):
+    if name == "tifffile":
         with path.open("rb") as file:
-            name = _reader_of_tiff(path) if file.read(4) in TIFF else "pillow"
-    return _module(name)
+            return _reader_of_tiff(path) if file.read(4) in TIFF else "pillow"
+    return name
 
 
 def _holds_dicom(folder: Path) -> bool:
@@ -185,8 +192,6 @@ def _reader_of_tiff(path: Path) -> str:
 
 def _pages(path: Path) -> list[Any]:
     """The tags of the first pages, of which reduced copies and masks are left out."""
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
     pages: list[Any] = []
     with path.open("rb") as file:
         start = file.read(8)
@@ -211,8 +216,6 @@ def _tag(page: Any, tag: int, default: int) -> tuple[int, ...]:
 
 def _is_simple(pages: list[Any]) -> bool:
     """Whether Pillow reads all that is there: one page of 8 bits or fewer, grey or colours, perhaps alpha."""
-    from PIL import Image
-
     page = pages[0]
     pixels = _tag(page, 256, 0)[0] * _tag(page, 257, 0)[0]
     return (

@@ -35,7 +35,6 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
 TILES_ACROSS = 4  # grey tiles of channels that stand in one row
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
@@ -97,29 +96,37 @@ def read_sides(text: str) -> Size:
     return read_size(text, axes=3)
 
 
+def inside(size: Size, height: int, width: int) -> tuple[int, int]:
+    """The largest (height, width) inside a size with the shape of a picture."""
+    high, wide = sides(size)
+    factor = min(high / height, wide / width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:
     """A picture with antialiased bilinear filtering at a size, inside it with its own shape, or as it is."""
-    height, width = sides(size)
-    if resize == "fit":
-        factor = min(height / image.height, width / image.width)
-        height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
+    height, width = inside(size, image.height, image.width) if resize == "fit" else sides(size)
     if resize == "keep" or image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> npt.NDArray[Any]:
-    """(C, H, W) at a size, each channel for itself; see :func:`resized`.
+    """(C, H, W) at a size, each channel for itself, in memory of its own; see :func:`resized`.
 
     Raises:
         ValueError: it is a volume.
     """
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
-    if array.dtype == np.uint8 and len(array) == 3:  # once rather than for each channel, with the same result
-        image = resized(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, resize)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    return np.stack([np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array])
+    height, width = inside(size, *array.shape[1:]) if resize == "fit" else sides(size)
+    if resize == "keep" or array.shape[1:] == (height, width):
+        return np.array(array, order="C")
+    if array.dtype == np.uint8 and len(array) == 3:  # as one picture, whose channels decoders interleave: faster
+        image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1).copy()
+    channels = [Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR) for channel in array]
+    return np.stack([np.asarray(channel) for channel in channels])
 
 
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
@@ -222,14 +229,6 @@ def to_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "png")
     return file.getvalue()
-
-
-def open_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture, upright, from its header. Raises ValueError where it is none."""
-    with named("read", path), Image.open(path) as image:
-        decodes = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
-        turned = not decodes and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-        return (image.height, image.width) if turned else image.size
 
 
 def as_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -103,6 +103,8 @@ class Header(_Gridded):
         dtype: of the values that reading gives.
         geometry: where the pixels lie.
         windowed: whether a window costs less to read than the whole.
+        reader: the module that reads the file.
+        stored: what this module reads values by.
     """
 
     path: Path
@@ -110,6 +112,8 @@ class Header(_Gridded):
     dtype: np.dtype[Any]
     geometry: Geometry = Geometry()
     windowed: bool = False
+    reader: str = ""
+    stored: Any = field(default=None, compare=False, repr=False)
 
     @property
     def photograph(self) -> bool:
@@ -169,12 +173,3 @@ def same_grid(one: Header | Picture, other: Header | Picture) -> bool:
     matrix, further = np.asarray(first.affine), np.asarray(second.affine)
     pixel = np.abs(further[:-1, :-1]).max()  # about the length of a pixel's longest side
     return matrix.shape == further.shape and bool(np.allclose(matrix, further, rtol=0, atol=SAME_PLACE * pixel))
-
-
-def check_same_grid(one: Header, other: Header) -> None:
-    """Raise ValueError unless :func:`same_grid`; the message names both files and grids."""
-    if not same_grid(one, other):
-        raise ValueError(
-            f"{one.path} and {other.path} lie on different grids, {one.grid} and {other.grid}: resample the first to "
-            "the second, such as by SimpleITK.Resample or gdalwarp"
-        )

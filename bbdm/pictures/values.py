@@ -61,11 +61,6 @@ class Values:
             if low.min() < limits.min or high.max() > limits.max:
                 raise ValueError(f"values {self} do not fit into {kind}, which ends at {limits.min} and {limits.max}")
 
-    @classmethod
-    def percentiles(cls, low: float, high: float) -> Percentiles:
-        """The range between two percentiles of each picture's own values; see :class:`Percentiles`."""
-        return Percentiles(low, high)
-
     def stored_like(self, dtype: np.dtype[Any]) -> Values:
         """These values with results of a file's type, where it holds the levels; of floats float32."""
         levels = [*np.atleast_1d(self.low), *np.atleast_1d(self.high)]
@@ -100,7 +95,10 @@ class Values:
         """The low level and half the range, as they broadcast against an array or tensor (..., C, *S)."""
         low = np.asarray(self.low, dtype=np.float64)
         half = (np.asarray(self.high, dtype=np.float64) - low) / 2
-        levels = [np.float32(level) if level.ndim == 0 else _columns(level, axes) for level in (low, half)]
+        levels = [
+            level.astype(np.float32).reshape(level.size, *[1] * axes) if level.ndim else np.float32(level)
+            for level in (low, half)
+        ]
         if isinstance(array, np.ndarray):
             return levels[0], levels[1]
         import torch
@@ -225,17 +223,10 @@ def check_finite(array: npt.NDArray[Any], first: Sequence[int] = ()) -> None:
     ``first`` is the place of the array's first pixel, () for 0.
     """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        channel, *place = (int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
-        value = array[(channel, *place)]
-        raise not_finite(
-            value, channel, [at + start for at, start in zip(place, first or [0] * len(place), strict=True)]
-        )
-
-
-def not_finite(value: Any, channel: int, place: Sequence[int]) -> ValueError:
-    """The error for a value at a place (*S) that is NaN or infinite."""
-    at = tuple(map(int, place))
-    return ValueError(f"{value} stands in channel {channel} at {at}, where a finite number is needed")
+        channel, *index = (int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
+        value = array[(channel, *index)]
+        at = tuple(each + start for each, start in zip(index, first or [0] * len(index), strict=True))
+        raise ValueError(f"{value} stands in channel {channel} at {at}, where a finite number is needed")
 
 
 def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[Any]:
@@ -278,10 +269,6 @@ def _level(value: Any, name: str) -> Level:
     if not np.isfinite(level).all() or level == ():
         raise ValueError(f"{name} must be finite, got {value!r}")
     return level
-
-
-def _columns(levels: npt.NDArray[np.float64], axes: int) -> npt.NDArray[np.float32]:
-    return levels.astype(np.float32).reshape(-1, *[1] * axes)
 
 
 def _numbers(texts: Sequence[str], wanted: str) -> list[float]:

@@ -56,7 +56,7 @@ class FileConfig:
     vqgan_path: Path | None = setting(
         None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
     )
-    config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
+    config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
 
     def codec(self) -> Codec | None:
         """The autoencoder that is given, for files that leave it out."""

@@ -185,7 +185,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         *,
         num_steps: int | None = None,
         c_lambda: float | None = None,
-        config: str | os.PathLike[str] | None = None,
+        config: str | None = None,
         network: Network | None = None,
         solver: str | None = None,
         steps: int | None = None,

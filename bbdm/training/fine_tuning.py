@@ -70,7 +70,7 @@ def _grown(before: Any, unet: Network) -> bool:
     return len(first) < len(following) and following[: len(first)] == first
 
 
-def load_trained(path: Path, num_steps: int, c_lambda: float, config: Path | None = None) -> Checkpoint:
+def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None = None) -> Checkpoint:
     """The checkpoint whose weights a run begins with; the settings are for files that leave them out."""
     try:
         return load_checkpoint(path, config=config)

@@ -204,25 +204,18 @@ def test_the_codec_counts_and_not_its_file(place: Path, count: list[int]):
     assert settings["codec"]["config"]["latent_channels"] == settings["unet"]["in_channels"] == 3
 
 
-def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """A setting of the YAML beside the weights decides results too: here, where latents are taken.
-
-    Settings by name are in the report by it, where a file would have its hash.
-    """
-
-    def loaded(*_: Any) -> Checkpoint:
-        before = Path("bbdm.yaml").read_text() == "latent_before_quant_conv: true"
-        codec = CodecState.of(VQGANCodec(tiny_vqgan(), before))
-        return dataclasses.replace(stored, codec=codec)
-
+def test_a_network_whose_latents_are_taken_elsewhere_is_another(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where latents are taken decides results too. The report has settings by their name."""
     stored = load_checkpoint("c.pt")
-    with monkeypatch.context() as patch:
-        patch.setattr("bbdm.files.checkpoint.load_checkpoint", loaded)
-        Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
-        run("--config", "bbdm.yaml")
-        Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
-        with pytest.raises(ValueError, match=r"other settings \(config .*, codec\.before_quant_conv False, now True\)"):
-            run("--config", "bbdm.yaml")
+    for before in (False, True):
+        codec = CodecState.of(VQGANCodec(tiny_vqgan(), before))
+        loaded: Checkpoint = dataclasses.replace(stored, codec=codec)
+        monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_, c=loaded: c)
+        if before:
+            with pytest.raises(ValueError, match=r"other settings \(codec\.before_quant_conv False, now True\)"):
+                run("--config", "bbdm")
+        else:
+            run("--config", "bbdm")
     monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: stored)
     assert run("--config", "ddbm-diode-256", "--overwrite")["settings"]["config"] == "ddbm-diode-256"
 

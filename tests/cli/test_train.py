@@ -20,7 +20,7 @@ from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import BadPicturesError, Example
 from bbdm.data.spec import Condition
-from bbdm.files.content import UNetState
+from bbdm.files.content import NetworkState
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
@@ -175,7 +175,7 @@ def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, 
     assert (network.channels, network.channels, network.condition_channels) == wanted
 
 
-def assert_same(got: UNetState, wanted: UNetState) -> None:
+def assert_same(got: NetworkState, wanted: NetworkState) -> None:
     """Weights and their average are equal bit for bit."""
     for mine, theirs in ((got.weights, wanted.weights), (got.ema, wanted.ema)):
         assert mine is not None
@@ -271,7 +271,7 @@ class TestMain:
         ("flags", "message"),
         [
             ("--init_from a.pt --ckpt_path b.pt", "--init_from and --ckpt_path exclude each other"),
-            ("--config a.yaml", "--config is of the network that --init_from names"),
+            ("--config bbdm", "--config is of the network that --init_from names"),
             ("--init_from a.pt --whiten", "--whiten is of networks that are not trained"),
             ("-vq v.pt --cache_latents a --cache_images b", "--cache_images and --cache_latents exclude each other"),
             ("--channels 1 -vq vqgan.pt", "with -vq, it is the autoencoder's"),

@@ -311,7 +311,7 @@ def test_all_flags_of_a_translation(place: Path):
         "time_steps": ("-t 9; --t 9; --time_steps 9", 9),
         "c_lambda": ("-l 1.5; --c_lambda 1.5", 1.5),
         "vqgan_path": ("-vq v.pt; --vqgan_path v.pt", Path("v.pt")),
-        "config": ("--config b.yaml", Path("b.yaml")),
+        "config": ("--config bbdm", "bbdm"),
         "overwrite": ("--overwrite", True),
         "compile": ("--compile", True),
         "dtype": ("--dtype bf16", "bf16"),

@@ -174,7 +174,10 @@ def test_a_damaged_checkpoint_is_refused(edit: Callable[[dict[str, Any]], object
     codec = DiffusersCodec(tiny_kl())
     save_checkpoint(tmp_path / "a.pt", tiny_unet(in_channels=4, out_channels=4), ABridge(), codec=codec)
     content = torch.load(tmp_path / "a.pt", weights_only=True)
-    edit(content["codec"])
+    codec = content["codec"] | {"weights": content["states"]["codec"]}
+    edit(codec)
+    content["states"]["codec"] = codec.pop("weights")
+    content["codec"] = codec
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=rf"cannot read .*a\.pt as a checkpoint: .*{message}"):
         load_checkpoint(tmp_path / "a.pt")

@@ -170,7 +170,10 @@ def test_a_checkpoint_of_a_damaged_codec_is_refused(
     codec = VQGANCodec(tiny_vqgan()).with_statistics(STATISTICS)
     save_checkpoint(tmp_path / "a.pt", tiny_unet(), ABridge(), codec=codec)
     content = torch.load(tmp_path / "a.pt", weights_only=True)
-    edit(content["codec"])
+    codec = content["codec"] | {"weights": content["states"]["codec"]}
+    edit(codec)
+    content["states"]["codec"] = codec.pop("weights")
+    content["codec"] = codec
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=rf"cannot read .*a\.pt as a checkpoint: .*{message}"):
         load_checkpoint(tmp_path / "a.pt")

@@ -84,7 +84,7 @@ def test_what_cannot_be(module: Any, changes: dict[str, Any], message: str, tmp_
         own_codec(channels=4).latents(IMAGE)
     save_checkpoint(tmp_path / "a.pt", tiny_unet(in_channels=5, out_channels=5), ABridge(), codec=own_codec())
     content = torch.load(tmp_path / "a.pt", weights_only=True)
-    content["codec"]["weights"]["up.bias"] = torch.zeros(4)
+    content["states"]["codec"]["up.bias"] = torch.zeros(4)
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"the codec's weights do not fit .* up\.bias \(4,\) \(wanted \(3,\)\)"):
         load_checkpoint(tmp_path / "a.pt", codec=own_codec())

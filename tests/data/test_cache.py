@@ -1,62 +1,47 @@
-"""Caches of pictures and of latents: the data set's tensors, made once, completed, refused if they differ."""
+"""Caches of examples and of latents: the data set's tensors, made once, completed, refused if they differ."""
 
-import errno
-import hashlib
-import json
 import pickle
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
+from torch import nn
 
-from bbdm.base import atomic, manifest
-from bbdm.base.atomic import LOCK
-from bbdm.codec import VQGANCodec
-from bbdm.data import cache
-from bbdm.data.cache import ImageCache, TensorCache
-from bbdm.data.examples import Examples
-from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import PairedDataset
-from tests.conftest import SIZE, SavePicture
-from tests.data.conftest import COUNT
-from tests.networks.test_vqgan import tiny_vqgan
+from bbdm.codec import Codec, wrap_codec
+from bbdm.data.cache import Cache, CachedExamples
+from bbdm.data.examples import Example, Examples
+from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec, read_conditions
+from tests.data.making import SIZE, folders, load, pictures, pixels, save, valued
 
-Make = Callable[..., TensorCache]  # of pairs, in the folder "cache"
-BLOCKS = {"pictures": "train-{:05d}.safetensors", "latents": "{:05d}.safetensors"}
-MANIFESTS = {"pictures": "train.json", "latents": "manifest.json"}
+COUNT = 5
+ENTRIES = [f"{number:05d}.safetensors" for number in range(3)]
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bbdm.data.cache.EARLIER", 2)
-    for kind in (ImageCache, LatentDataset):
-        monkeypatch.setattr(kind, "in_block", 2)
-        monkeypatch.setattr(kind, "at_once", 2)
+class Read(Pairs):
+    """Pairs that say which were read, or end the process."""
 
+    seen: list[int]
+    interrupted: int | None = None
 
-@pytest.fixture
-def codec() -> VQGANCodec:
-    return VQGANCodec(tiny_vqgan())
-
-
-@pytest.fixture(params=[*BLOCKS])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+    def read(self, index: Any, seed: int = 0) -> Example:
+        self.seen.append(index)
+        if index == self.interrupted:
+            raise KeyboardInterrupt
+        return super().read(index, seed)
 
 
 @pytest.fixture
-def make(kind: str, codec: VQGANCodec, folder: Path) -> Make:
-    if kind == "pictures":
-        return lambda pairs: ImageCache(pairs, folder)
-    return lambda pairs, **given: LatentDataset(pairs, **{"codec": codec, "folder": folder, **given})
+def pairs(tmp_path: Path) -> Read:
+    read = Read(read_rows("paired", pictures(tmp_path, COUNT)), Spec(size=SIZE))
+    read.seen = []
+    return read
 
 
 @pytest.fixture
@@ -64,249 +49,179 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def assert_same(cached: Examples, pairs: PairedDataset) -> None:
-    """Bit for bit, as floats and as they are stored."""
-    assert len(cached) == len(pairs)
-    for i in range(len(pairs)):
-        for made, wanted in zip((*cached[i], *cached.pixels(i)), (*pairs[i], *pairs.pixels(i)), strict=True):
-            assert made.dtype == wanted.dtype
-            assert torch.equal(made, wanted)
+def cached(pairs: Examples, folder: Path) -> CachedExamples:
+    return CachedExamples(pairs, folder, block=2)
 
 
-def same(one: TensorCache, other: Any) -> bool:
-    """Whether the tensors of all pairs are equal, of two caches or of a cache and a list."""
-    return all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(one[i], other[i], strict=True))
+def assert_same(made: Examples, wanted: Examples) -> None:
+    """Bit for bit, masks and conditions too."""
+    assert len(made) == len(wanted)
+    for index in range(len(wanted)):
+        one, other = made.read(index), wanted.read(index)
+        for name in ("source", "target", "mask"):
+            a, b = getattr(one, name), getattr(other, name)
+            assert a is b or (a.dtype == b.dtype and torch.equal(a, b))
+        assert one.conditions.keys() == other.conditions.keys()
+        assert all(torch.equal(value, other.conditions[name]) for name, value in one.conditions.items())
 
 
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {LOCK}
+class TestOfExamples:
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_of_photographs(self, workers: int, pairs: Read, folder: Path) -> None:
+        made = CachedExamples(pairs, folder, block=3, at_once=2, workers=workers)
+        assert_same(made, pairs)
+        assert (made.image_size, made.channels, made.digest()) == (SIZE, 3, pairs.digest())
+        assert (made.names_digest(), made.order(3)(0, 5)) == (pairs.names_digest(), pairs.order(3)(0, 5))
+
+    def test_of_slices_with_masks_and_conditions(self, tmp_path: Path, folder: Path) -> None:
+        data_dir = folders(tmp_path, ".nii.gz", 2, (4, 5, 6))
+        (tmp_path / "c.csv").write_text("0,a\n1,b")
+        for number in range(2):
+            mask = np.zeros((4, 5, 6), np.uint8)
+            mask[number : number + 2, 2:4] = 1
+            save(tmp_path / f"M/{number}.nii.gz", mask)
+            save(tmp_path / f"T/{number}.npy", np.ones((1 + number, 3), np.float32))
+        data_dir += f",mask={tmp_path}/M,text={tmp_path}/T,style={tmp_path}/c.csv"
+        told = read_conditions("style=class,text=tokens")
+        pairs = valued(data_dir, slices="axial", neighbours=1, conditions=told)
+        made = CachedExamples(pairs, folder, block=3)
+        assert_same(made, pairs)
+        assert (made.further, made.masked, made.spacing) == (pairs.further, True, pairs.spacing)
+
+    def test_crops_are_refused_and_damaged_pictures_named(self, pairs: Read, tmp_path: Path, folder: Path) -> None:
+        with pytest.raises(ValueError, match="crops are others in each epoch"):
+            CachedExamples(load(f"{tmp_path}/A,{tmp_path}/B", crop=4), folder)
+        (tmp_path / "B/3.png").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"B/3\.png"):
+            cached(pairs, folder)
+        pairs.skip_bad = True
+        assert_same(cached(pairs, folder), pairs)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_are_those_of_the_data_set(workers: int, pairs: PairedDataset, folder: Path) -> None:
-    cached = ImageCache(pairs, folder, workers=workers)
-    assert_same(cached, pairs)
-    assert (cached.image_size, cached.direction, cached.digest()) == (SIZE, "AtoB", pairs.digest())
-    few = PairedDataset(pairs.pairs[:2], SIZE)
-    for _ in range(2):  # splits share a folder
-        assert_same(ImageCache(few, folder, "val"), few)
-        assert_same(ImageCache(pairs, folder), pairs)
-
-
-def test_grey_pictures_that_are_not_square(pairs: PairedDataset, folder: Path) -> None:
-    grey = PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA", channels=1)
-    for _ in range(2):
-        assert_same(ImageCache(grey, folder), grey)
-    with pytest.raises(ValueError, match=r"train\.json is of other pictures \(channels 1, now 3\)"):
-        ImageCache(PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA"), folder)
-
-
-def test_the_size_of_blocks_is_that_of_the_cache(kind: str, make: Make, pairs: PairedDataset, monkeypatch: Any) -> None:
-    """Another version may have larger blocks: one that is missing is made in the old size."""
-    first = make(pairs)
-    wanted = [first[i] for i in range(COUNT)]
-    monkeypatch.setattr(type(first), "in_block", 3)
-    (first.folder / BLOCKS[kind].format(0)).unlink()
-    assert same(make(pairs), wanted)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, codec: VQGANCodec, folder: Path) -> None:
-    cached = LatentDataset(pairs, codec, folder, flip)
-    assert (len(cached), cached.image_size) == (COUNT, SIZE)
-    for i in range(COUNT):
-        for picture, made in zip(pairs[i], cached[i], strict=True):
-            expected = codec.latents(torch.stack([picture, picture.flip(-1)] if flip else [picture]))
-            torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
-
-
-def test_tensors_are_made_once(make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = make(pairs)
+def test_examples_are_made_once(pairs: Read, folder: Path) -> None:
+    first = cached(pairs, folder)
     sent = pickle.dumps(first)
-    expected = [first[i] for i in range(COUNT)]
+    for each in (cached(pairs, folder), pickle.loads(sent)):
+        assert_same(each, first)
+    assert pairs.seen == list(range(COUNT))
     assert len(pickle.dumps(first)) == len(sent)  # a worker's copy holds no tensors
-    monkeypatch.setattr(PairedDataset, "_read", lambda *_: pytest.fail("decoded again"))
-    for cached in (make(pairs), pickle.loads(sent)):
-        assert same(cached, expected)
-    assert all(torch.equal(a, b) for a, b in zip(first[-1], first[COUNT - 1], strict=True))  # as in a list
-    for index in (COUNT, -COUNT - 1):
-        with pytest.raises(IndexError):
-            first[index]
+    assert torch.equal(first.read(-1).source, first.read(COUNT - 1).source)
+    with pytest.raises(IndexError):
+        first.read(COUNT)
 
 
-def test_two_runs_make_a_cache_once(make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
-
-    def slow(path: Path, content: Any) -> None:
-        written.append(path)
-        time.sleep(0.05)
-        atomic.write_atomically(path, content)
-
-    monkeypatch.setattr(cache, "write_atomically", slow)
-    with ThreadPoolExecutor(2) as both:
-        one, other = both.map(lambda _: make(pairs), range(2))
-    assert len(written) == len(set(written)) == 3
-    assert same(one, other)
+def test_an_interrupted_cache_is_completed(pairs: Read, folder: Path) -> None:
+    pairs.interrupted = 3
+    with pytest.raises(KeyboardInterrupt):
+        cached(pairs, folder)
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [ENTRIES[0], "manifest.json"]
+    (folder / f".{ENTRIES[1]}.0123abcd.tmp").touch()  # of a killed process
+    pairs.interrupted, pairs.seen = None, []
+    made = cached(pairs, folder)
+    assert pairs.seen == [2, 3, 4]
+    assert not list(folder.glob("*.tmp"))
+    assert_same(made, pairs)
 
 
-@pytest.mark.parametrize("during", ["write_atomically", "file_sha256"])
-def test_an_interrupted_cache_is_completed(
-    during: str, kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the second block: the pictures of the first are not read again."""
-    whole, calls = getattr(cache, during), []
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"size": 4}, "image_size 8, now 4"),
+            ({"direction": "BtoA"}, "direction AtoB, now BtoA"),
+            ({"files": True}, r"files \w{8}, now \w{8}"),
+            ({"block": 3}, "block 2, now 3"),  # of which examples would be taken for others
+        ],
+    )
+    def test_a_cache_of_something_else(
+        self, change: dict[str, Any], message: str, pairs: Read, tmp_path: Path, folder: Path
+    ) -> None:
+        cached(pairs, folder)
+        block = change.pop("block", 2)
+        if change.pop("files", False):
+            save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
+        other = load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change})
+        with pytest.raises(
+            ValueError, match=rf"manifest\.json is of other pictures \({message}\): give another folder"
+        ):
+            CachedExamples(other, folder, block=block)
 
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return whole(*arguments)
+    @pytest.mark.parametrize("change", [lambda b: bytes([*b[:-1], b[-1] ^ 1]), lambda b: b[:-1], lambda _: b""])
+    def test_a_changed_file(self, change: Callable[[bytes], bytes], pairs: Read, folder: Path) -> None:
+        cached(pairs, folder)
+        path = folder / ENTRIES[1]
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
+            cached(pairs, folder)
+        path.unlink()
+        assert_same(cached(pairs, folder), pairs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, during, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make(pairs)
-    written = [BLOCKS[kind].format(number) for number in range(1 if during == "write_atomically" else 2)]
-    assert names(folder) == {MANIFESTS[kind], *written}
-    leftover = folder / ".00001.safetensors.0123abcd.tmp"  # of a killed process
-    leftover.touch()
-    read: list[int] = []
-    whole = PairedDataset._read
-    monkeypatch.setattr(PairedDataset, "_read", lambda *place: read.append(place[1]) or whole(*place))
-    cached = make(pairs)
-    assert read == [2, 3, 4]
-    assert names(folder) == {MANIFESTS[kind], *(BLOCKS[kind].format(number) for number in range(3))}
-    (folder / MANIFESTS[kind]).unlink()
-    for number in range(3):
-        (folder / BLOCKS[kind].format(number)).unlink()
-    assert same(cached, make(pairs))
+    def test_a_flipped_bit_anywhere_in_an_entry(self, folder: Path) -> None:
+        cache = Cache(folder, "numbers", {"of": 1})
+        cache("a", lambda: {"x": torch.arange(6.0).reshape(2, 3), "y": torch.ones(3, dtype=torch.uint8)})
+        path = folder / "a.safetensors"
+        whole = path.read_bytes()
+        assert cache.missing(["a", "b"]) == ["b"]
+        for place in range(len(whole)):
+            path.write_bytes(bytes([*whole[:place], whole[place] ^ 1, *whole[place + 1 :]]))
+            with pytest.raises(ValueError, match=r"a\.safetensors has changed"):
+                cache.missing(["a"])
+        with pytest.raises(ValueError, match=r"is of other numbers \(of 1, now 2"):
+            Cache(folder, "numbers", {"of": 2})
 
-
-def test_a_full_disk_leaves_no_part(kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: Any):
-    """5 pairs of 2 x 3 x 512 x 512 bytes are 7.5 MiB, and of 2 x 3 x 32 x 32 floats 0.12 MiB."""
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(cache, "write_atomically", full)
-    size, room = (512, "8") if kind == "pictures" else (64, "0")
-    with pytest.raises(OSError, match=rf"no room for {room} MiB of {kind}: make some.*00000\.safetensors"):
-        make(PairedDataset(pairs.pairs, size))
-    assert names(folder) == {MANIFESTS[kind]}
-
-
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [*product(BLOCKS, ["image_size", "direction", "pictures"]), ("latents", "codec"), ("latents", "flip")],
-)
-def test_a_cache_of_something_else_is_refused(
-    change: str, kind: str, make: Make, pairs: PairedDataset, tmp_path: Path, save_picture: SavePicture
-) -> None:
-    make(pairs)
-    given: dict[str, Any] = {"codec": {"codec": VQGANCodec(tiny_vqgan(seed=1))}, "flip": {"flip": True}}.get(change, {})
-    if change == "image_size":
-        pairs = PairedDataset(pairs.pairs, 2 * SIZE)
-    elif change == "direction":
-        pairs = PairedDataset(pairs.pairs, SIZE, "BtoA")
-    elif change == "pictures":
-        save_picture(tmp_path / "A" / "0.png", Image.new("RGB", (SIZE, SIZE), "red"))
-    message = rf"{MANIFESTS[kind]} is of other {kind} \({change}[. ].*, now .*\): give another folder, or delete this"
-    with pytest.raises(ValueError, match=message):
-        make(pairs, **given)
+    def test_a_damaged_manifest_and_files_of_something_else(self, pairs: Read, folder: Path) -> None:
+        cached(pairs, folder)
+        for content in ("{", "[]", "1", "my own text"):
+            (folder / "manifest.json").write_text(content)
+            with pytest.raises(ValueError, match=r"cannot read .*manifest\.json: delete .*cache"):
+                cached(pairs, folder)
+        (folder / "manifest.json").unlink()
+        with pytest.raises(ValueError, match=r"safetensors is of no cache of pictures, without .*manifest\.json"):
+            cached(pairs, folder)
+        assert (folder / ENTRIES[0]).exists()
 
 
-@pytest.mark.parametrize(
-    "change", [lambda content: bytes([*content[:-1], content[-1] ^ 1]), lambda content: content[:-1]]
-)
-def test_a_changed_file_is_refused(change: Any, kind: str, make: Make, pairs: PairedDataset, folder: Path) -> None:
-    whole = make(pairs)
-    path = folder / BLOCKS[kind].format(1)
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
-        make(pairs)
-    path.unlink()
-    assert same(whole, make(pairs))
+def codec_of(seed: int = 0) -> Codec:
+    """4 channels of a half of the size, by one convolution."""
+    torch.manual_seed(seed)
+    return wrap_codec(nn.Conv2d(3, 4, 2, 2), lambda m, image: m(image), lambda _, latents: latents, 4, 2)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", "my own text"])
-def test_a_damaged_manifest_is_refused(content: str, kind: str, make: Make, pairs: PairedDataset, folder: Path) -> None:
-    make(pairs)
-    (folder / MANIFESTS[kind]).write_text(content)
-    with pytest.raises(ValueError, match=rf"cannot read .*{MANIFESTS[kind]}: delete .*cache$"):
-        make(pairs)
+def encoded(codec: Codec, sides: list[Any], flip: bool) -> torch.Tensor:
+    """(B, 4, H / 2, W / 2) float64 of uint8, by hand; with ``flip``, each is followed by its mirrored one."""
+    weight, bias = (v.detach().double() for v in codec.module.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+    both = torch.stack([each for picture in sides for each in ([picture, picture.flip(-1)] if flip else [picture])])
+    cells = (both.double() / 127.5 - 1).unfold(2, 2, 2).unfold(3, 2, 2)  # B, 3, H', W', 2, 2
+    return torch.einsum("bchwij,ocij->bohw", cells, weight) + bias[:, None, None]
 
 
-@pytest.mark.parametrize("number", [-1, 0, 1, 3, 1.5, "2 pairs", None])
-def test_a_manifest_of_blocks_of_another_size_is_refused(
-    number: Any, kind: str, make: Make, pairs: PairedDataset, folder: Path
-) -> None:
-    """Whose pairs would be taken for others."""
-    make(pairs)
-    content = json.loads((folder / MANIFESTS[kind]).read_text())
-    assert content["in_block"] == 2
-    (folder / MANIFESTS[kind]).write_text(json.dumps({**content, "in_block": number}))
-    with pytest.raises(ValueError, match=rf"cannot read .*{MANIFESTS[kind]}: .*delete .*cache$"):
-        make(pairs)
+class TestLatents:
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_and_their_statistics_are_those_of_the_pictures(self, flip: bool, pairs: Read, folder: Path) -> None:
+        codec = codec_of()
+        made = LatentDataset(pairs, codec, folder, flip)
+        assert (len(made), made.image_size, made.flip, made.codec) == (COUNT, SIZE, flip, codec.description())
+        statistics = asdict(measure(made, codec)), asdict(measure(pairs, codec, flip))
+        for place, name in enumerate(("source", "target")):
+            wanted = encoded(codec, [pairs.read(index)[place] for index in range(COUNT)], flip)
+            sides: list[Any] = [made.read(index)[place] for index in range(COUNT)]
+            found = torch.stack(sides)
+            torch.testing.assert_close(found.double().reshape(wanted.shape), wanted, rtol=0, atol=1e-5)
+            for each in statistics:
+                np.testing.assert_allclose(each[f"{name}_mean"], wanted.mean((0, 2, 3)), atol=1e-5)
+                np.testing.assert_allclose(each[f"{name}_std"], wanted.std((0, 2, 3), correction=0), rtol=1e-4)
+        for other, mirrored, message in ((1, flip, r"codec.* \w{8}, now \w{8}"), (0, not flip, f"flip {flip}, now")):
+            with pytest.raises(ValueError, match=rf"is of other latents \({message}"):
+                LatentDataset(pairs, codec_of(other), folder, mirrored)
 
-
-def test_files_of_something_else_are_kept(kind: str, make: Make, pairs: PairedDataset, folder: Path) -> None:
-    folder.mkdir()
-    path = folder / BLOCKS[kind].format(0)
-    path.write_bytes(b"my own numbers")
-    message = rf"{path} is of no cache of {kind}, without .*{MANIFESTS[kind]}: give another folder"
-    with pytest.raises(ValueError, match=message):
-        make(pairs)
-    assert path.read_bytes() == b"my own numbers"
-    path.rename(folder / "notes.txt")
-    if kind == "latents":  # which have a folder of their own
-        with pytest.raises(ValueError, match=r"notes\.txt is of no cache of latents"):
-            make(pairs)
-
-
-@pytest.mark.parametrize("digest", [None, "0" * 64], ids=["interrupted", "deleted"])
-def test_pictures_of_an_earlier_version_are_read(
-    digest: str | None, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its files, written by hand: one of all pictures, and a manifest alone, from which blocks are made."""
-    folder.mkdir()
-    np.save(folder / "train.npy", np.stack([np.stack([v.numpy() for v in pairs.pixels(i)]) for i in range(COUNT)]))
-    content = {
-        "version": 1,
-        "pictures": {"count": COUNT, "files": pairs.digest()},
-        "direction": "AtoB",
-        "image_size": SIZE,
-        "channels": 3,
-        "sha256": hashlib.sha256((folder / "train.npy").read_bytes()).hexdigest(),
-    }
-    manifest.write(folder / "train.json", content)
-    expected = [pairs[i] for i in range(COUNT)]
-    with monkeypatch.context() as patch:
-        patch.setattr(PairedDataset, "_read", lambda *_: pytest.fail("decoded again"))
-        cached = pickle.loads(pickle.dumps(ImageCache(pairs, folder)))
-        assert same(cached, expected)
-    (folder / "train.npy").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match=r"train\.npy has changed since it was written: delete it"):
-        ImageCache(pairs, folder)
-    manifest.write(folder / "train.json", {**content, "sha256": digest})
-    (folder / "train.npy").unlink(missing_ok=digest is None)
-    for _ in range(2):
-        assert_same(ImageCache(pairs, folder), pairs)
-    assert names(folder) == {"train.json", *(BLOCKS["pictures"].format(number) for number in range(3))}
-
-
-def test_latents_of_an_earlier_version_are_read(pairs: PairedDataset, codec: VQGANCodec, folder: Path) -> None:
-    """Its files, written by hand: numbers that no encoder would give."""
-    folder.mkdir()
-    numbers = torch.arange(COUNT * 2 * 3 * 16, dtype=torch.float32).reshape(COUNT, 2, 1, 3, 4, 4)
-    shards = {}
-    for index, part in enumerate(numbers.split(2)):
-        path = folder / f"0000{index}.safetensors"
-        source, target = (v.contiguous() for v in part.unbind(1))
-        safetensors.torch.save_file({"source": source, "target": target}, path)
-        shards[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    content = {"version": 1, "pictures": {"count": COUNT, "files": pairs.digest()}, "image_size": SIZE}
-    content |= {"direction": "AtoB", "flip": False, "codec": codec.description(), "shards": shards}
-    manifest.write(folder / "manifest.json", content)
-    cached = LatentDataset(pairs, codec, folder)
-    for i in range(COUNT):
-        assert torch.equal(torch.stack(cached[i]), numbers[i, :, 0])
+    def test_of_mirrored_pairs_have_mirrored_images(self, tmp_path: Path, folder: Path) -> None:
+        data_dir = pictures(tmp_path, 3, SIZE)
+        for number in range(3):
+            save(tmp_path / f"sar/{number}.png", pixels(50 + number, channels=1))
+            save(tmp_path / f"text/{number}.npy", np.ones((1 + number, 2), np.float32))
+        told = read_conditions("sar=image,text=tokens")
+        pairs = load(f"{data_dir},sar={tmp_path}/sar,text={tmp_path}/text", conditions=told)
+        found = LatentDataset(pairs, codec_of(), folder, True).read(1).conditions
+        sar = pixels(51, channels=1)[None]
+        assert (found["sar"].numpy() == np.stack([sar, sar[..., ::-1]])).all()
+        assert found["text"].tolist() == [[1, 1], [1, 1]]

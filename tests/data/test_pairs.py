@@ -1,4 +1,6 @@
-import struct
+"""Photographs as examples: upright, grey or in colours, resized; their order, and what replaces bad ones."""
+
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -6,286 +8,181 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
-from bbdm.data.examples import PairExamples
-from bbdm.data.pairs import Pair, PairedDataset, load_dataset
-from tests.conftest import SavePicture, noise
-
-RED, BLUE = (255, 0, 0), (0, 0, 255)
-COLOURS = {RED: (1.0, -1.0, -1.0), BLUE: (-1.0, -1.0, 1.0)}  # as they must come out
-SIDE = 16
-
-
-def flat(colour: tuple[int, int, int], size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    return Image.new("RGB", size, colour)
+from bbdm.data.examples import BadPicturesError, NoTargetError, collate
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
+from tests.data.making import SIZE, Array, damage, folders, load, pictures, pixels, save, valued
 
 
-def halves() -> Image.Image:
-    """Red on the left, blue on the right, each a square."""
-    sheet = flat(RED, (2 * SIDE, SIDE))
-    sheet.paste(flat(BLUE), (SIDE, 0))
-    return sheet
+def chw(image: Any) -> Array:
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-PICTURES = {"source": flat(RED), "target": flat(BLUE), "both": halves(), "other": flat((0, 255, 0))}
-
-LAYOUTS = {  # dataset, data_dir, files
-    "edge2shoes-jpg": ("edge2shoes", "ROOT", {"train/7.jpg": "both"}),
-    "edge2shoes-png": ("edge2shoes", "ROOT", {"train/7.png": "both"}),
-    "edge2shoes-webp": ("edge2shoes", "ROOT", {"train/7.webp": "both"}),
-    "edge2handbags": ("edge2handbags", "ROOT", {"train/7.jpg": "both", "test/8.jpg": "other"}),
-    "celeba": ("celeba", "ROOT", {"train/A/7.png": "source", "train/B/7.png": "target", "val/A/8.png": "other"}),
-    "face2comics": ("face2comics", "ROOT", {"train/A/7.jpg": "source", "train/B/7.jpg": "target"}),
-    "cityscapes": (
-        "cityscapes",
-        "ROOT",
-        {
-            "gtFine/train/ulm/ulm_000007_000019_gtFine_color.png": "source",
-            "gtFine/train/ulm/ulm_000007_000019_gtFine_labelIds.png": "other",
-            "leftImg8bit/train/ulm/ulm_000007_000019_leftImg8bit.png": "target",
-            "gtFine/val/bonn/bonn_000008_000019_gtFine_color.png": "other",
-        },
-    ),
-    "paired": ("paired", "ROOT/x,ROOT/y", {"x/7.png": "source", "y/7.png": "target"}),
-    "paired-split": (
-        "paired",
-        "ROOT/{split}/x,ROOT/y/{split}",
-        {"train/x/7.png": "source", "y/train/7.png": "target", "val/x/8.png": "other"},
-    ),
-}
+def alone(path: Path, **settings: Any) -> Pairs:
+    """A picture that is its own target."""
+    return Pairs([{"name": "7", "source": path, "target": path}], Spec(**settings))
 
 
-def build(root: Path, layout: str, save_picture: SavePicture, direction: str = "AtoB") -> PairExamples:
-    name, data_dir, files = LAYOUTS[layout]
-    for file, content in files.items():
-        save_picture(root / file, PICTURES[content])
-    return load_dataset(name, data_dir.replace("ROOT", str(root)), "train", image_size=SIDE, direction=direction)
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif"])
+def test_examples_are_what_pillow_reads(suffix: str, tmp_path: Path) -> None:
+    for number in (0, 1):
+        save(tmp_path / "AB"[number] / f"7{suffix}", pixels(number, 6, 5))
+    pairs = load(f"{tmp_path}/A,{tmp_path}/B")
+    example = pairs.read(0)
+    assert (example.name, example.conditions, example.mask) == ("7", {}, None)
+    for tensor, floats, side in zip(example[:2], pairs[0], "AB", strict=True):
+        with Image.open(tmp_path / side / f"7{suffix}") as file:
+            wanted = chw(file)
+        assert tensor.dtype == torch.uint8
+        assert (tensor.numpy() == wanted).all()
+        np.testing.assert_allclose(floats.numpy(), wanted / 127.5 - 1, atol=1e-6)
+    assert (pairs.image_size, pairs.channels, pairs.source_channels, pairs.spec.eight_bit) == ((6, 5), 3, 3, True)
+    swapped = load(f"{tmp_path}/A,{tmp_path}/B", direction="BtoA").read(0)
+    assert torch.equal(swapped.source, example.target)
+    assert torch.equal(swapped.target, example.source)
 
 
-def assert_colour(tensor: torch.Tensor, colour: tuple[int, int, int]) -> None:
-    expected = torch.tensor(COLOURS[colour])[:, None, None].expand_as(tensor)
-    torch.testing.assert_close(tensor, expected, rtol=0, atol=0.05)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_upright(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "7.png", pixels(0, 4, 6), exif=exif)
+    with Image.open(path) as file:
+        wanted = chw(ImageOps.exif_transpose(file))
+    assert (alone(path).read(0).source.numpy() == wanted).all()
+    assert alone(path).image_size == wanted.shape[1:]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_gives_source_and_target(layout: str, tmp_path: Path, save_picture: SavePicture) -> None:
-    dataset = build(tmp_path, layout, save_picture)
-    assert len(dataset) == 1
-    source, target = dataset[0]
-    for tensor, colour in ((source, RED), (target, BLUE)):
-        assert tensor.shape == (3, SIDE, SIDE)
-        assert tensor.dtype == torch.float32
-        assert -1 <= tensor.min() <= tensor.max() <= 1
-        assert_colour(tensor, colour)
+@pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 3), (4, 3), (3, None), (1, None)])
+def test_grey_and_colours_become_one_another(stored: int, channels: int | None, tmp_path: Path) -> None:
+    """Luminance is that of ITU-R BT.601, with rounding; what is transparent is on white."""
+    array = pixels(0, channels=stored)
+    found = alone(save(tmp_path / "7.png", array), channels=channels).read(0).source.numpy()
+    colours = array[..., :3].astype(float) if stored > 1 else np.stack([array] * 3, -1).astype(float)
+    if stored == 4:
+        share = array[..., 3:] / 255
+        colours = share * colours + (1 - share) * 255
+    wanted = colours @ [0.299, 0.587, 0.114] if (channels or stored) == 1 else colours
+    assert abs(found - chw(wanted)).max() <= 1
+    assert len(found) == (channels or min(stored, 3))
 
 
-@pytest.mark.parametrize("layout", ["edge2shoes-png", "celeba", "cityscapes", "paired"])
-def test_b_to_a_swaps(layout: str, tmp_path: Path, save_picture: SavePicture) -> None:
-    source, target = build(tmp_path, layout, save_picture, direction="BtoA")[0]
-    assert_colour(source, BLUE)
-    assert_colour(target, RED)
-
-
-@pytest.mark.parametrize("skip_bad", [False, True])
-def test_an_iteration_ends_after_the_last_pair(skip_bad: bool, tmp_path: Path, save_picture: SavePicture) -> None:
-    files = [save_picture(tmp_path / f"{i}.png", flat((90 * i, 0, 0))) for i in range(3)]
-    dataset = PairedDataset([Pair(str(i), path, path) for i, path in enumerate(files)], SIDE, skip_bad=skip_bad)
-    reds = [round((source[0, 0, 0].item() + 1) * 127.5) for source, _ in islice(iter(dataset), 9)]
-    assert reds == [0, 90, 180]
-    assert dataset[-1][0].equal(dataset[2][0])
-    with pytest.raises(IndexError):
-        dataset[3]
-
-
-def test_a_folder_has_sources_alone(tmp_path: Path, save_picture: SavePicture) -> None:
-    """Hidden files, and those of no picture, are passed over."""
-    save_picture(tmp_path / "7.png", flat(RED, (20, 10)))
-    for name in ("._3.png", "Thumbs.db", "README.md"):
-        (tmp_path / name).write_text("no picture")
-    dataset = load_dataset("folder", str(tmp_path), image_size=SIDE)
-    assert [pair.name for pair in dataset.pairs] == ["7"]
-    source, target = dataset.images(0)
-    assert (source.size, source.mode, target) == ((SIDE, SIDE), "RGB", None)
-    with pytest.raises(ValueError, match=r"7\.png has no target"):
-        dataset[0]
-    with pytest.raises(ValueError, match="'BtoA' needs a dataset with targets"):
-        load_dataset("folder", str(tmp_path), direction="BtoA").images(0)
-
-
-class TestMatching:
-    def test_by_stem_across_suffixes_and_below_subfolders(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        for name in ("3.png", "10.webp", "deep/3.png"):
-            save_picture(tmp_path / "x" / name, flat(RED))
-        for name in ("3.jpg", "10.PNG", "deep/3.bmp"):
-            save_picture(tmp_path / "y" / name, flat(BLUE))
-        dataset = load_dataset("paired", f"{tmp_path}/x,{tmp_path}/y", image_size=SIDE)
-        assert [pair.name for pair in dataset.pairs] == ["10", "3", "deep/3"]
-        (tmp_path / "x").rename(tmp_path / "moved")
-        moved = load_dataset("paired", f"{tmp_path}/moved,{tmp_path}/y", image_size=SIDE)
-        digest = moved.digest()
-        (tmp_path / "moved").rename(tmp_path / "x")
-        assert dataset.digest() == digest  # by names and content, wherever it lies
-        for pair, (source, target) in zip(dataset.pairs, map(dataset.__getitem__, range(3)), strict=True):
-            assert pair.target is not None
-            assert pair.source.stem == pair.target.stem
-            assert_colour(source, RED)
-            assert_colour(target, BLUE)
-
-    def test_pictures_of_kinds_that_are_not_read_are_counted(self, tmp_path: Path, save_picture: Any, caplog: Any):
-        for file in ("1.png", "2.gif", "3.GIF"):
-            save_picture(tmp_path / file, flat(RED))
-        (tmp_path / "notes.txt").touch()
-        assert len(load_dataset("folder", str(tmp_path))) == 1
-        warning = f"2 pictures are skipped in {tmp_path}, of kinds that are not read (.gif)"
-        assert [record.getMessage() for record in caplog.records] == [warning]
-
+class TestSize:
+    @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize(
-        ("dataset", "more", "message"),
-        [
-            ("celeba", "A/5.png", r"A/5\.png has no counterpart in .*/B: files are matched by name"),
-            ("celeba", "B/5.png", r"B/5\.png has no counterpart in .*/A: files are matched by name"),
-            ("celeba", "A/5.png B/6.png", r"A/5\.png has no counterpart in .*/B, nor has 1 other: files are matched"),
-            ("celeba", "A/5.png B/6.png B/7.png", r"A/5\.png has no counterpart in .*/B, nor have 2 others: files are"),
-            ("celeba", "A/3.jpg", r"A/3\.jpg and .*A/3\.png have the same name"),
-            ("edge2shoes", "", r"train has the folders A and B, which is the layout of 'celeba'"),
-        ],
+        ("size", "resize", "wanted"),
+        [(SIZE, "stretch", (SIZE, SIZE)), ((4, 6), "stretch", (4, 6)), (SIZE, "fit", (8, 6)), ((4, 24), "fit", (4, 3))],
     )
-    def test_files_that_make_no_pairs_are_named(
-        self, dataset: str, more: str, message: str, tmp_path: Path, save_picture: SavePicture
+    def test_resizing_is_pillows_bilinear_filter(
+        self, size: Any, resize: Any, wanted: tuple[int, int], channels: int, tmp_path: Path
     ) -> None:
-        for file in ("A/3.png", "B/3.png", *more.split()):
-            save_picture(tmp_path / "train" / file, flat(RED))
-        with pytest.raises(ValueError, match=message):
-            load_dataset(dataset, str(tmp_path))
+        """Pictures are 16 high and 12 wide; height comes before width in sizes, and after it in Pillow."""
+        array = pixels(0, 16, 12, channels)
+        found = alone(save(tmp_path / "7.png", array), size=size, resize=resize).read(0).source
+        assert (
+            found.numpy() == chw(Image.fromarray(array).resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR))
+        ).all()
 
-    def test_one_name_in_two_cities_is_two_pairs(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        for city in ("bonn", "ulm"):
-            save_picture(tmp_path / f"gtFine/train/{city}/1_gtFine_color.png", flat(RED))
-            save_picture(tmp_path / f"leftImg8bit/train/{city}/1_leftImg8bit.png", flat(BLUE))
-        assert [pair.name for pair in load_dataset("cityscapes", str(tmp_path)).pairs] == ["bonn/1", "ulm/1"]
+    def test_other_values_are_resized_each_channel_for_itself(self, tmp_path: Path) -> None:
+        pairs = valued(folders(tmp_path), size=(10, 12))
+        stored = Image.fromarray(np.load(tmp_path / "A/1.npy")[0].astype(np.float32))
+        wanted = np.asarray(stored.resize((12, 10), Image.Resampling.BILINEAR)) / 2000 - 1
+        np.testing.assert_allclose(pairs.read(1).source.numpy()[0], wanted, atol=1e-5)
 
-
-class TestPictures:
-    @pytest.mark.parametrize(
-        ("orientation", "red"),
-        [
-            (1, np.s_[:, :, : SIDE // 2]),
-            (3, np.s_[:, :, SIDE // 2 :]),
-            (6, np.s_[:, : SIDE // 2]),
-            (8, np.s_[:, SIDE // 2 :]),
-        ],
-        ids=["upright-left", "turned-180-right", "turned-90-top", "turned-270-bottom"],
-    )
-    def test_exif_orientation_is_applied(
-        self, orientation: int, red: tuple[slice, ...], tmp_path: Path, save_picture: SavePicture
-    ) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        path = save_picture(tmp_path / "7.jpg", halves(), exif=exif)
-        save_picture(tmp_path / "8.png", flat(BLUE))
-        source, _ = PairedDataset([Pair("7", path, tmp_path / "8.png")], SIDE)[0]
-        expected = torch.tensor(COLOURS[BLUE])[:, None, None].repeat(1, SIDE, SIDE)
-        expected[red] = torch.tensor(COLOURS[RED])[:, None, None]
-        away = (source - expected).abs().amax(0) > 0.1
-        assert away.sum() <= 2 * SIDE  # the seam, one pixel on each side
-
-    def test_shrinking_averages_and_enlarging_is_bilinear(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        """Alternating pixels cancel in a filter as wide as the reduction, not in subsampling.
-
-        Two pixels 0, 255 are seen at 1/4, 3/4, 5/4 and 7/4 of a pixel from the left.
-        """
-        board = np.indices((4 * SIDE, 4 * SIDE)).sum(0) % 2 * 255
-        save_picture(tmp_path / "7.png", Image.fromarray(board.astype(np.uint8)))
-        source, _ = load_dataset("folder", str(tmp_path), image_size=SIDE).images(0)
-        assert np.abs(np.asarray(source, dtype=float) - 127.5).max() <= 1.5
-        save_picture(tmp_path / "7.png", Image.fromarray(np.array([[0, 255]], dtype=np.uint8)))
-        source, _ = load_dataset("folder", str(tmp_path), image_size=4).images(0)
-        assert np.asarray(source)[:, :, 0].tolist() == [[0, 64, 191, 255]] * 4
-
-    def test_of_any_shape_become_one_size(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        """Height comes before width."""
-        save_picture(tmp_path / "x" / "7.png", flat(RED, (30, 7)))
-        save_picture(tmp_path / "y" / "7.png", flat(BLUE, (5, 40)))
-        dataset = load_dataset("paired", f"{tmp_path}/x,{tmp_path}/y", image_size=(SIDE // 2, SIDE))
-        assert dataset.images(0)[0].size == (SIDE, SIDE // 2)
-        source, target = dataset[0]
-        assert source.shape == target.shape == (3, SIDE // 2, SIDE)
-        assert PairedDataset(dataset.pairs, (SIDE, SIDE)).image_size == SIDE
-
-    def test_grey(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        """Red is 0.299 of the luminance of ITU-R 601, blue 0.114."""
-        save_picture(tmp_path / "train" / "7.png", halves())
-        dataset = load_dataset("edge2shoes", str(tmp_path), image_size=SIDE, channels=1)
-        for tensor, level in zip(dataset[0], (0.299, 0.114), strict=True):
-            assert tensor.shape == (1, SIDE, SIDE)
-            torch.testing.assert_close(tensor, torch.full_like(tensor, 2 * level - 1), rtol=0, atol=1 / 255)
-        assert [image.mode for image in dataset.images(0) if image] == ["L", "L"]
-
-    def test_odd_width_cannot_be_halved(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        save_picture(tmp_path / "train" / "7.png", flat(RED, (7, 4)))
-        dataset = load_dataset("edge2shoes", str(tmp_path))
-        for read in (dataset.images, lambda index: dataset.pairs[index].sizes()):
-            with pytest.raises(ValueError, match=r"7\.png is 7 pixels wide"):
-                read(0)
+    def test_a_batch_is_of_one_size(self, tmp_path: Path) -> None:
+        for name, side in (("a", 5), ("b", 6)):
+            save(tmp_path / f"{name}.png", pixels(0, side, side))
+        pairs = load(f"{tmp_path},{tmp_path}")
+        with pytest.raises(ValueError, match=r"source of b is \(3, 6, 6\), and that of a \(3, 5, 5\).*--crop"):
+            collate([pairs.read(0), pairs.read(1)])
 
 
-class TestDamagedPicture:
-    @staticmethod
-    def check_named(path: Path) -> None:
-        dataset = load_dataset("folder", str(path.parent), image_size=SIDE)
-        with pytest.raises(ValueError, match=rf"cannot read the picture .*{path.name}"):
-            dataset.images(0)
+class TestOrder:
+    @given(seed=st.integers(0, 2**32), crops=st.integers(1, 3), cut=st.integers(0, 15))
+    def test_is_a_permutation_of_which_any_part_can_be_asked_for(self, seed: int, crops: int, cut: int) -> None:
+        row = {"source": np.zeros((3, 4, 4), np.uint8), "target": np.zeros((3, 4, 4), np.uint8)}
+        pairs = Pairs([{"name": str(i), **row} for i in range(5)], Spec(crop=2, crops=crops))
+        whole = pairs.order(seed)(0, len(pairs))
+        assert sorted(whole) == list(range(5 * crops))
+        assert whole == pairs.order(seed)(0, cut) + pairs.order(seed)(cut, len(pairs))
+        assert all(whole[i] // crops == whole[i - i % crops] // crops for i in range(len(whole)))  # of one picture
 
-    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
-    def test_truncated(self, suffix: str, tmp_path: Path, save_picture: SavePicture) -> None:
-        path = save_picture(tmp_path / f"7{suffix}", noise(0, SIDE, SIDE))
-        whole = path.read_bytes()
-        for content in (whole[:-200], b"", b"this is text"):
-            path.write_bytes(content)
-            self.check_named(path)
-
-    def test_header_of_absurd_size(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        path = save_picture(tmp_path / "7.bmp", flat(RED, (2, 2)))
-        content = bytearray(path.read_bytes())
-        struct.pack_into("<ii", content, 18, 20_000, 20_000)  # width and height of a BMP
-        path.write_bytes(content)
-        self.check_named(path)
+    def test_is_another_one_for_another_seed(self, tmp_path: Path) -> None:
+        pairs = load(pictures(tmp_path))
+        assert len({tuple(pairs.order(seed)(0, 5)) for seed in range(60)}) > 40  # of 120 permutations
+        assert len(list(islice(iter(load(f"{tmp_path}/A,{tmp_path}/B", skip_bad=True)), 9))) == 5
+        assert torch.equal(pairs[-1][0], pairs[4][0])
+        with pytest.raises(IndexError):
+            pairs[5]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "data_dir", "message"),
-    [
-        *((name, "gone", "no folder gone") for name in ("edge2shoes", "celeba", "cityscapes", "folder")),
-        ("edge2shoes", ".", r"no pictures in train .*\.png"),
-        ("cityscapes", ".", "no pictures .*_gtFine_color"),
-        ("folder", "train/notes.txt", "notes.txt is a file, not a folder of pictures"),
-        ("edges", ".", r"dataset must be one of .*'edge2shoes'.*, got 'edges'"),
-        ("paired", "x", "two folders, SOURCES,TARGETS; got 'x'"),
-        ("paired", "x,y,z", "two folders, SOURCES,TARGETS; got 'x,y,z'"),
-    ],
-)
-def test_what_is_no_data_set(
-    dataset: str, data_dir: str, message: str, tmp_path: Path, save_picture: SavePicture, monkeypatch: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "notes.txt").touch()
-    for file in ("gtFine/train/ulm/1_gtFine_labelIds.png", "leftImg8bit/train/ulm/1.png"):
-        save_picture(tmp_path / file, flat(RED))
-    with pytest.raises(FileNotFoundError if data_dir == "gone" else ValueError, match=message):
-        load_dataset(dataset, data_dir)
+class TestBad:
+    def test_a_picture_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        pairs = load(pictures(tmp_path))
+        whole = (tmp_path / "A/1.png").read_bytes()
+        for content in (whole[:-60], b"", b"this is text"):
+            (tmp_path / "A/1.png").write_bytes(content)
+            with pytest.raises(BadPicturesError, match=r"A/1\.png"):
+                pairs.read(1)
+        (tmp_path / "B/0.png").unlink()
+        with pytest.raises(BadPicturesError, match=r"B/0\.png"):
+            pairs.read(0)
+
+    def test_the_next_pair_takes_the_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        data_dir = pictures(tmp_path)
+        whole = load(data_dir)
+        for name in ("A/1", "B/2", "A/4"):
+            damage(tmp_path / f"{name}.png")
+        pairs = load(data_dir, skip_bad=True)
+        assert len(pairs) == 5
+        assert pairs.order(3)(0, 5) == whole.order(3)(0, 5)
+        assert [pairs.read(index).name for index in range(5)] == ["0", "3", "3", "3", "0"]
+        assert torch.equal(pairs.read(1).source, whole.read(3).source)
+        assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]
+        for index in (1, 1, 2, 4):
+            assert len(pairs[index]) == 2
+        lines = [record.getMessage() for record in caplog.records]
+        assert [line.rpartition(" (")[2] for line in lines] == [f"{count} so far)" for count in (1, 2, 3)]  # each once
+        assert pairs.names_digest() == whole.names_digest()
+
+    def test_the_first_may_be_bad_and_not_all(self, tmp_path: Path) -> None:
+        data_dir = pictures(tmp_path, 2)
+        (tmp_path / "A/0.png").write_bytes(b"")
+        with pytest.raises(BadPicturesError, match=r"A/0\.png"):
+            load(data_dir)
+        pairs = load(data_dir, skip_bad=True)
+        assert pairs.read(0).name == "1"
+        (tmp_path / "A/1.png").write_bytes(b"")
+        with pytest.raises(BadPicturesError, match=r"none of 2 pairs can be read; the first: .*A/1\.png"):
+            pairs.read(1)
+
+    def test_sources_alone_have_no_target(self, tmp_path: Path) -> None:
+        save(tmp_path / "7.png", pixels(0))
+        for skip_bad in (False, True):
+            with pytest.raises(NoTargetError, match=r"7\.png has no target"):
+                load(tmp_path, "folder", skip_bad=skip_bad).read(0)
+        with pytest.raises(ValueError, match=r"7\.png: direction 'BtoA' needs one source and one target"):
+            load(tmp_path, "folder", direction="BtoA")
+        with pytest.raises(ValueError, match="there are no rows"):
+            Pairs([])
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"image_size": 8, "direction": "AB"}, r"direction must be one of .*, got 'AB'"),
-        ({"image_size": 8, "channels": 2}, "channels of pictures must be 1 or 3, got 2"),
-        ({"image_size": (4, 0)}, r"image_size must be at least 1, got \(4, 0\)"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
-    ],
-)
-def test_settings_that_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PairedDataset([], **given)
+def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> None:
+    before = load(pictures(tmp_path))
+    known = before.digest(), before.names_digest(), before.stamps_digest()
+    (tmp_path / "A").rename(tmp_path / "moved")
+    moved = load(f"{tmp_path}/moved,{tmp_path}/B")
+    assert (moved.digest(), moved.names_digest()) == known[:2]
+    assert (moved.stamps_digest() == known[2], before.same_rows(moved), moved.same_rows(moved)) == (False, False, True)
+    save(tmp_path / "moved/0.png", pixels(77, SIZE + 3))
+    assert (moved.digest() == known[0], moved.names_digest() == known[1]) == (False, True)
+    left = moved.without([1, 3])
+    assert [row["name"] for row in left.rows] == ["0", "2", "4"]
+    assert left.names_digest() != known[1]
+    copied = pickle.loads(pickle.dumps(left))  # to other processes
+    assert torch.equal(copied.read(1).source, left.read(1).source)

@@ -18,7 +18,7 @@ from torchvision.models.segmentation import deeplabv3_resnet101
 from bbdm.cli import convert_deeplab
 from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise, save_deeplab
 from bbdm.networks.restore import restore
-from tests.files.test_unpickling import Runs
+from tests.files.test_inert import Runs
 from tests.nightly import sweep
 
 SETTINGS = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
@@ -237,7 +237,7 @@ def test_files_run_nothing(tmp_path: Path):
 def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     good = network("deeplabv3plus", "mobilenet").state_dict()
     first = "backbone.low_level_features.0.0.weight"
-    own = {"format": FORMAT, "version": 1, "config": SETTINGS, "weights": good}
+    own = {"format": FORMAT, "version": 1, "config": SETTINGS, "states": {"weights": good}}
     missing = {key: value for key, value in good.items() if "aspp.project" not in key}
     separable = {key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v for key, v in good.items()}
     small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}

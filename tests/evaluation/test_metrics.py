@@ -23,7 +23,7 @@ from bbdm.base import scripts
 from bbdm.evaluation import metrics, segmentation
 from bbdm.evaluation.metrics import DownloadError, Scores
 from bbdm.evaluation.segmentation import CITYSCAPES, IGNORED, SegmentationScore, sliding_logits
-from tests.files.test_unpickling import Runs
+from tests.files.test_inert import Runs
 
 
 class Features(nn.Module):

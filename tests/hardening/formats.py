@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bbdm.pictures import formats
-from bbdm.pictures.lazy import Geometry
+from bbdm import pictures
+from bbdm.pictures import Geometry, Picture, write
 from tests.hardening.mutations import Mutate, Subject, of_bytes
 from tests.pictures.formats import numbers, write_dicom
 
@@ -28,9 +28,8 @@ def _subject(name: str, make: Make, mutate: Mutate = of_bytes) -> Callable[[Path
         whole = path.parent if path.suffix == ".dcm" else path
 
         def read() -> bytes:
-            picture = formats.open(whole)
-            window = tuple(slice(0, -(-length // 2)) for length in picture.size)
-            return picture[window].tobytes() + picture[()].tobytes()
+            window = tuple(slice(0, -(-length // 2)) for length in pictures.header(whole).sides)
+            return pictures.read(whole, window).tobytes() + pictures.read(whole).tobytes()
 
         return Subject(path, read, mutate, exact=False)
 
@@ -38,7 +37,7 @@ def _subject(name: str, make: Make, mutate: Mutate = of_bytes) -> Callable[[Path
 
 
 def _written(shape: tuple[int, ...], kind: str) -> Make:
-    return lambda path: formats.write(path, numbers(shape, kind), Geometry())
+    return lambda path: write(path, numbers(shape, kind))
 
 
 def _tiff(shape: tuple[int, ...], kind: str, **options: Any) -> Make:
@@ -52,8 +51,8 @@ def _tiff(shape: tuple[int, ...], kind: str, **options: Any) -> Make:
 
 def _geotiff(path: Path) -> None:
     affine = ((0.0, 10.0, 5e5), (-10.0, 0.0, 4e6), (0.0, 0.0, 1.0))
-    kept = {"crs": "EPSG:32632", "nodata": 7.0, "tags": {"SENSOR": "S2"}}
-    formats.write(path, numbers((5, 24, 24), "uint16"), Geometry(affine, "geotiff", kept))
+    kept = {"crs": "EPSG:32632", "tags": {"SENSOR": "S2"}}
+    write(path, Picture(numbers((5, 24, 24), "uint16"), Geometry(affine, "geotiff", kept, 7.0)))
 
 
 def _nrrd(path: Path) -> None:

@@ -88,7 +88,7 @@ def read_back(path: Path, array: npt.NDArray[Any], geometry: Geometry = NO_GEOME
 
 
 def nifti(path: Path, stored: npt.NDArray[Any], *fields: tuple[int, str, Any], order: str = "<") -> Path:
-    """A NIfTI-1 (x, y, z, ...) of stored values, byte by byte as the standard says; fields are (offset, form, values)."""
+    """A NIfTI-1 of values (..., z, y, x) by the bytes of its standard; fields are (offset, form, values)."""
     codes = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "i1": 256, "u2": 512, "u4": 768, "i8": 1024, "u8": 1280}
     head, dims = bytearray(352), stored.shape[::-1]
     for offset, form, values in (
@@ -101,5 +101,5 @@ def nifti(path: Path, stored: npt.NDArray[Any], *fields: tuple[int, str, Any], o
         *fields,
     ):
         struct.pack_into(order + form, head, offset, *values)
-    path.write_bytes(head + stored.astype(stored.dtype.newbyteorder(order)).tobytes())
+    path.write_bytes(head + stored.astype(order + stored.dtype.str[1:]).tobytes())
     return path

@@ -12,12 +12,12 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bbdm.pictures import Geometry, Picture, files, header, images, read, write
 from bbdm.pictures.files import SUFFIXES, suffix_of, suffix_of_result
 from bbdm.pictures.formats import numpy as numpy_files
-from bbdm.pictures.picture import Header, check_same_grid, same_grid
+from bbdm.pictures.picture import Header, same_grid
 from bbdm.pictures.values import EIGHT_BIT, Values
 from tests.pictures.formats import OBLIQUE, affine_of, bytes_read, matrix, nifti, numbers, read_back
 
@@ -86,8 +86,7 @@ class TestGrids:
         assert same_grid(one, Header(Path("two"), (3, 7, 9), np.dtype(np.uint8)))
         for other in (head("two", 0.02), head("two", width=8), head("two", crs="EPSG:2")):
             assert not same_grid(one, other)
-            with pytest.raises(ValueError, match=r"one and two .* 7 x 9 at .* and 7 x "):
-                check_same_grid(one, other)
+        assert one.grid == "7 x 9 at ((0.0, 10.0, 0.0), (-10.0, 0.0, 0.0))"
 
     def test_one_volume_lies_on_one_grid_in_each_format(self, tmp_path: Path) -> None:
         for suffix in MEDICAL:
@@ -95,7 +94,7 @@ class TestGrids:
         heads = [header(tmp_path / f"a{suffix}") for suffix in MEDICAL]
         assert all(same_grid(heads[0], each) for each in heads)
         assert {each.geometry.orientation for each in heads} == {"SPL"}
-        np.testing.assert_allclose([each.geometry.spacing for each in heads], [(2.5, 1.3, 0.7)] * 5, rtol=1e-6)
+        assert all(each.geometry.spacing == pytest.approx((2.5, 1.3, 0.7)) for each in heads)
 
 
 @pytest.mark.parametrize("suffix", MEDICAL)
@@ -168,7 +167,7 @@ class TestNifti:
         assert isinstance(nibabel.load(tmp_path / f"b{suffix}"), kind)
 
     def test_forms(self, tmp_path: Path) -> None:
-        """The sform, the qform, neither, and metres, as ITK has them; of two that differ the sform, with a warning."""
+        """Sform, qform, neither, and other units are ITK's; of two that differ the sform, with a warning."""
         rows = (-0.5, 0, 0, 7, 0, 2, 0, 8, 0, 0, 3, 9)
         quaternion, sform = (256, "6f", (0, 0, 1, -17, -8, 9)), (280, "12f", rows)
         for codes, units in (((1, 0), 2), ((0, 2), 2), ((0, 0), 2), ((1, 0), 1), ((0, 1), 3)):
@@ -209,19 +208,14 @@ class TestPillow:
         options: dict[str, Any] = {"exif": exif(6)} if suffix in (".jpg", ".png") else {}
         image.save(tmp_path / f"a{suffix}", **options)
         found, head = read(tmp_path / f"a{suffix}"), header(tmp_path / f"a{suffix}")
-        upright = images.open_image(tmp_path / f"a{suffix}")
-        assert found.dtype == np.uint8
-        assert found.shape == (3 if suffix == ".webp" else len(mode), upright.height, upright.width)
-        assert (found == images.to_pixels(upright, len(found))).all()
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"a{suffix}")))
+        assert (found.dtype, len(found)) == (np.uint8, 3 if suffix == ".webp" else len(mode))
+        assert (found == upright.reshape(*upright.shape[:2], -1).transpose(2, 0, 1)).all()
         assert head.photograph == (suffix not in (".tif", ".tiff"))
-
-    @pytest.mark.parametrize("mode", ["L", "RGB"])
-    @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
-    def test_written_as_by_pillow(self, suffix: str, mode: str, tmp_path: Path) -> None:
-        image = Image.frombytes(mode, (9, 7), numbers((9 * 7 * len(mode),), "uint8").tobytes())
-        image.save(tmp_path / f"a{suffix}")
-        write(tmp_path / f"b{suffix}", images.to_pixels(image, len(mode)))
-        assert (tmp_path / f"b{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
+        write(tmp_path / f"b{suffix}", np.asarray(found))  # with Pillow's own settings
+        if suffix in (".jpg", ".webp"):
+            Image.fromarray(upright).save(tmp_path / f"c{suffix}")
+            assert (tmp_path / f"b{suffix}").read_bytes() == (tmp_path / f"c{suffix}").read_bytes()
 
     def test_16_bit_colours_upright_over_white(self, tmp_path: Path) -> None:
         """(v alpha + white (1 - alpha)) in 16 bits, then turned to the right."""

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from bbdm.base import sizes
-from bbdm.pictures import images
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Geometry, Picture, header, images
 
 
 def level(*values: int) -> list[float]:
@@ -152,6 +151,21 @@ def test_scaling_is_that_of_a_picture_bit_for_bit() -> None:
     assert scaled.flatten().tolist() == wanted
 
 
+@pytest.mark.parametrize(("channels", "kind"), [(3, "uint8"), (1, "uint8"), (4, "uint8"), (3, "float32")])
+def test_resizing_is_pillows_for_each_channel(channels: int, kind: str) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (channels, 31, 47)).astype(kind)
+    found = images.fitted(array, (20, 16))
+    expected = [Image.fromarray(channel).resize((16, 20), Image.Resampling.BILINEAR) for channel in array]
+    assert (found == np.stack([np.asarray(each) for each in expected])).all()
+    assert found.flags.c_contiguous
+
+
+def test_ranges_of_messages_leave_nodata_out() -> None:
+    picture = Picture(np.array([[[5, 7, 60000, np.nan]]], np.float32), Geometry(nodata=60000))
+    assert (images.found_range(picture), images.usual_range(picture)) == ("5 to 7", "5:7")
+    assert images.usual_range(np.array([[0, 300]], np.uint16)) == "0:1023"
+
+
 class TestToPil:
     def test_round_trip_of_all_levels_is_exact(self) -> None:
         ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -174,10 +188,13 @@ class TestToPil:
         with pytest.raises(ValueError, match=r"\(C, H, W\) tensor, got "):
             images.to_pil(torch.zeros(shape))
 
-    def test_two_channels_stand_side_by_side_and_of_more_three_are_shown(self) -> None:
-        planes = torch.tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None].expand(4, 2, 3)
-        assert np.asarray(images.to_pil(planes[:2])).tolist() == [[0, 0, 0, 255, 255, 255]] * 2
-        assert np.asarray(images.to_pil(planes))[0, 0].tolist() == [0, 255, 0]
+    def test_other_channels_are_grey_tiles(self) -> None:
+        planes = torch.tensor([-1.0, 1.0, 0.0, 1.0, -1.0])[:, None, None].expand(5, 2, 3)
+        for count in (2, 4):
+            levels = np.repeat([0, 255, 128, 255][:count], 3)
+            assert np.asarray(images.to_pil(planes[:count])).tolist() == [levels.tolist()] * 2
+        tiles = np.asarray(images.to_pil(planes))  # three across, and the rest is white
+        assert tiles[[0, 2], :].tolist() == np.repeat([[0, 255, 128], [255, 0, 255]], 3, axis=1).tolist()
 
 
 class TestGrid:
@@ -198,6 +215,17 @@ class TestGrid:
         columns = [x for x in range(sheet.width) if sheet.getpixel((x, 2)) == (255, 0, 0)]
         assert columns == [start + x for start in (1, 6, 16, 21, 31) for x in range(4)]
         assert sheet.size == (36, 11)
+
+    def test_names_of_columns(self) -> None:
+        """Dark text stands above each column alone, cut off at its width."""
+        cell = Image.new("RGB", (30, 4), "red")
+        sheet = np.asarray(images.grid([[cell] * 4], gap=2, group=2, names=("source", "a result of a long name")))
+        plain = np.asarray(images.grid([[cell] * 4], gap=2, group=2))
+        assert (sheet[images.NAME_HEIGHT :] == plain).all()
+        dark = np.any(sheet[: images.NAME_HEIGHT].max(axis=2) < 128, axis=0)
+        inside = np.array([tuple(pixel) == (255, 0, 0) for pixel in plain[4]])
+        assert not dark[~inside].any()
+        assert dark[inside].reshape(4, 30).any(axis=1).all()
 
     def test_needs_a_picture(self) -> None:
         for rows in ([], [[]]):
@@ -233,4 +261,4 @@ def test_a_photo_whose_exif_has_values_of_wrong_types_is_upright(tag: int, tmp_p
     with Image.open(path) as stored:
         wanted = np.rot90(np.asarray(stored), -1)
     assert np.array_equal(np.asarray(images.open_image(path)), wanted)
-    assert images.open_size(path) == (8, 16)
+    assert header(path).sides == (16, 8)

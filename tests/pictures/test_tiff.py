@@ -11,87 +11,91 @@ import pytest
 import rasterio
 import rasterio.transform
 import tifffile
+from PIL import Image
 
-from bbdm.pictures import formats
+from bbdm.pictures import Geometry, Picture, files, header, images, read, write
+from bbdm.pictures.formats import tifffile as tiff
 from tests.pictures.formats import matrix, numbers, read_back
 
 TYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
+SIZE = 300, 271  # more than a tile
+MICRO = {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"}
 
 
 class TestTiff:
     @pytest.mark.parametrize("layout", ["strips", "tiles", "planes", "pages", "predictor", "big-endian"])
-    @pytest.mark.parametrize("kind", ["uint16", "float32", "int8"])
+    @pytest.mark.parametrize("kind", ["uint16", "float32", "int8", "float16"])
     def test_layouts(self, layout: str, kind: str, tmp_path: Path) -> None:
         array = numbers((4, 70, 50), kind)
         options: dict[str, dict[str, Any]] = {
             "strips": {"rowsperstrip": 8, "compression": "zlib"},
             "tiles": {"tile": (16, 32), "compression": "lzw"},
             "planes": {"planarconfig": "separate", "rowsperstrip": 16, "compression": "zstd"},
-            "pages": {"tile": (32, 16), "compression": "zlib"},
+            "pages": {"tile": (32, 16), "compression": "zlib", "planarconfig": None},
             "predictor": {"rowsperstrip": 32, "compression": "zlib", "predictor": True},
             "big-endian": {"byteorder": ">", "rowsperstrip": 16},
         }
         stored = array if layout in ("planes", "pages") else array.transpose(1, 2, 0)
-        options["pages"]["planarconfig"] = None
         extra: dict[str, Any] = {} if layout == "pages" else {"extrasamples": ["unspecified"] * 3}
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", **options[layout], **extra)
-        found = formats.open(tmp_path / "a.tif")
-        assert found.shape == array.shape
-        assert found.dtype == array.dtype
-        assert found.windowed
-        assert found[()].tobytes() == array.tobytes()
+        assert header(tmp_path / "a.tif").windowed
+        found = read(tmp_path / "a.tif")
+        assert (found.shape, found.dtype) == (array.shape, array.dtype)
+        assert found.tobytes() == array.tobytes()
         for window in ((slice(9, 41), slice(30, 33)), (slice(69, 70), slice(0, 50))):
-            assert found[window].tobytes() == array[(slice(None), *window)].tobytes()
+            assert read(tmp_path / "a.tif", window).tobytes() == array[(slice(None), *window)].tobytes()
 
     def test_only_tiles_of_the_window_are_read(self, tmp_path: Path) -> None:
         """The last tile is damaged."""
-        array = numbers((1, 64, 64), "uint16")
-        tifffile.imwrite(tmp_path / "a.tif", array[0], tile=(32, 32), compression="zlib")
-        with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        array, path = numbers((1, 64, 64), "uint16"), tmp_path / "a.tif"
+        tifffile.imwrite(path, array[0], tile=(32, 32), compression="zlib")
+        with tifffile.TiffFile(path) as file:
             page = file.pages[0]
-            place, count = page.dataoffsets[3], page.databytecounts[3]
-        data = bytearray((tmp_path / "a.tif").read_bytes())
-        data[place : place + count] = bytes(count)
-        (tmp_path / "a.tif").write_bytes(data)
-        found = formats.open(tmp_path / "a.tif")
-        assert (found[:32, :] == array[:, :32]).all()
+            offset, count = page.dataoffsets[3], page.databytecounts[3]
+        data = bytearray(path.read_bytes())
+        data[offset : offset + count] = bytes(count)
+        path.write_bytes(data)
+        assert (read(path, (slice(0, 32), slice(0, 64))) == array[:, :32]).all()
         with pytest.raises(ValueError, match=r"a\.tif"):
-            found[()]
+            read(path)
 
     def test_ome_axes(self, tmp_path: Path) -> None:
         """(C, Z, Y, X) in OME's other order, with sizes, units and names that come back."""
         array = numbers((2, 5, 7, 9), "uint16")
-        about = {
-            **{"axes": "ZCYX", "PhysicalSizeX": 0.1, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.2},
-            **{"PhysicalSizeYUnit": "µm", "PhysicalSizeZ": 0.5, "PhysicalSizeZUnit": "µm"},
-            "Channel": {"Name": ["DAPI", "GFP"]},
-        }
+        sizes = {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 0.5}
+        metadata = {"axes": "ZCYX", **sizes, **MICRO, "Channel": {"Name": ["DAPI", "GFP"]}}
         stored = array.transpose(1, 0, 2, 3)
-        tifffile.imwrite(tmp_path / "a.ome.tif", stored, metadata=about, compression="zlib")
-        first = formats.open(tmp_path / "a.ome.tif")
-        assert (first[()] == array).all()
-        assert (first[2:4, 1:3, 8:] == array[:, 2:4, 1:3, 8:]).all()
+        tifffile.imwrite(tmp_path / "a.ome.tif", stored, metadata=metadata, compression="zlib")
+        first = read(tmp_path / "a.ome.tif")
+        assert (first == array).all()
+        assert (read(tmp_path / "a.ome.tif", (slice(2, 4), slice(1, 3), slice(8, 9))) == array[:, 2:4, 1:3, 8:]).all()
         assert first.geometry.affine == ((0, 0, 0.1, 0), (0, 0.2, 0, 0), (0.5, 0, 0, 0), (0, 0, 0, 1))
-        again = read_back(tmp_path / "b.tif", array, first.geometry)
-        assert again.geometry == first.geometry
+        assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
         with tifffile.TiffFile(tmp_path / "b.tif") as file:
             assert "DAPI" in file.ome_metadata
             assert file.series[0].axes == "CZYX"
 
-    def test_imagej_slices(self, tmp_path: Path) -> None:
-        array = numbers((2, 5, 7, 9), "uint16")
-        about = {"axes": "ZCYX", "spacing": 3.0, "unit": "mm"}
-        stored = array.transpose(1, 0, 2, 3)
-        tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata=about, resolution=(4, 2))
-        found = formats.open(tmp_path / "a.tif")
-        assert (found[1:4, 2:3, :] == array[:, 1:4, 2:3]).all()
-        assert found.geometry.affine == ((0, 0, 0.25, 0), (0, 0.5, 0, 0), (3, 0, 0, 0), (0, 0, 0, 1))
+    @pytest.mark.parametrize("unit", ["um", "micron", "\\u00B5m", "mm"])
+    @pytest.mark.parametrize("axes", [2, 3])
+    def test_imagej_sizes_and_units(self, unit: str, axes: int, tmp_path: Path) -> None:
+        array = numbers((2, 5, 7, 9)[-1 - axes :], "uint16")
+        stored = array.transpose(1, 0, 2, 3) if axes == 3 else array
+        metadata = {"axes": "ZCYX"[-1 - axes :], "spacing": 3.0, "unit": unit}
+        tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata=metadata, resolution=(4, 2))
+        found = read(tmp_path / "a.tif")
+        assert (found == array).all()
+        assert found.geometry.spacing == (3, 0.5, 0.25)[-axes:]
+        write(tmp_path / "b.tif", found)
+        with tifffile.TiffFile(tmp_path / "b.tif") as file:
+            pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert (pixels["PhysicalSizeY"], pixels["PhysicalSizeYUnit"]) == (0.5, "mm" if unit == "mm" else "µm")
 
-    def test_resolution(self, tmp_path: Path) -> None:
+    def test_resolution_and_nodata(self, tmp_path: Path) -> None:
         array = numbers((1, 7, 9), "uint16")
-        resolution = ((72, 7), (31, 3))
-        tifffile.imwrite(tmp_path / "a.tif", array[0], resolution=resolution, resolutionunit="CENTIMETER")
-        first = formats.open(tmp_path / "a.tif")
+        options: dict[str, Any] = {"resolution": ((72, 7), (31, 3)), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / "a.tif", array[0], extratags=[(42113, 2, 0, "7", True)], **options)
+        first = read(tmp_path / "a.tif")
+        assert first.nodata == 7
         assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
         with tifffile.TiffFile(tmp_path / "b.tif") as file:
             assert (file.pages[0].tags["XResolution"].value, file.pages[0].resolutionunit) == ((72, 7), 3)
@@ -101,73 +105,119 @@ class TestTiff:
         with tifffile.TiffWriter(tmp_path / "a.tif") as file:
             file.write(array[0], metadata=None)
             file.write(array[0, ::2, ::2], subfiletype=1, metadata=None)
-        assert (formats.open(tmp_path / "a.tif")[()] == array).all()
+        assert (read(tmp_path / "a.tif") == array).all()
 
     def test_12_bits(self, tmp_path: Path) -> None:
         array = numbers((1, 16, 16), "uint16") & 4095
         data = imagecodecs.packints_encode(array.ravel(), 12)
         tifffile.imwrite(tmp_path / "a.tif", iter([bytes(data)]), shape=(16, 16), dtype="uint16", bitspersample=12)
-        assert (formats.open(tmp_path / "a.tif")[()] == array).all()
+        assert (read(tmp_path / "a.tif") == array).all()
+
+    @pytest.mark.parametrize("change", ["none", "white is 0", "turned", "alpha", "palette"])
+    def test_8_bits_that_need_conversion_are_pillows(self, change: str, tmp_path: Path) -> None:
+        colours = numbers((3, *SIZE), "uint8").transpose(1, 2, 0).copy()
+        path, options = tmp_path / "a.tif", dict[str, Any](photometric="rgb", tile=(64, 64))
+        if change == "white is 0":
+            tifffile.imwrite(path, colours[..., 0].copy(), photometric="miniswhite", tile=(64, 64))
+        elif change == "alpha":
+            tifffile.imwrite(path, numbers((*SIZE, 4), "uint8"), **options, extrasamples=["unassalpha"])
+        elif change == "palette":
+            Image.fromarray(colours).quantize(16).save(path)
+        else:
+            tifffile.imwrite(path, colours, **options, extratags=[(274, 3, 1, 3, True)] if change == "turned" else [])
+        head = header(path)
+        assert head.windowed == (change == "none")
+        assert not head.photograph
+        expected = images.to_pixels(images.open_image(path), head.shape[0])
+        assert (read(path, (slice(3, 9), slice(70, 200))) == expected[:, 3:9, 70:200]).all()
+
+    def test_without_packages_pillow_reads_and_writes_8_bits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files, "find_spec", lambda name: None)
+        for array in (numbers((1, 7, 9), "uint8"), numbers((3, 7, 9), "uint8")):
+            kept = {"resolution": ((300, 1), (200, 1)), "resolutionunit": 2}
+            found = read_back(tmp_path / "a.tif", array, Geometry(None, "tiff", kept))
+            assert found.geometry == Geometry(None, "tiff", kept)
+        geotiff(tmp_path / "b.tif", array)
+        assert (read(tmp_path / "b.tif") == array).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "nodata"),
+    [
+        *(((1, *SIZE), "float32", None), ((3, *SIZE), "uint8", 0.0), ((4, *SIZE), "int16", -9.0)),
+        *(((3, *SIZE), "float64", float("nan")), ((2, 3, *SIZE), "uint16", None)),
+    ],
+)
+def test_large_pictures_are_written_in_tiles(
+    shape: tuple[int, ...], kind: str, nodata: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiff, "TILED", 50_000)
+    monkeypatch.setattr(tiff, "CLASSIC", 400_000)
+    np.save(tmp_path / "a.npy", numbers(shape, kind))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    write(tmp_path / "a.tif", Picture(mapped, Geometry(None, "tiff", {}, nodata)))
+    found = read(tmp_path / "a.tif")
+    assert found.tobytes() == mapped.tobytes()
+    assert str(found.nodata) == str(nodata)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].is_tiled
+        assert file.is_bigtiff == (mapped.nbytes > 400_000)
+        stored = file.asarray()
+    interleaved = len(shape) == 3 and shape[0] > 1
+    np.testing.assert_array_equal(stored, mapped.transpose(1, 2, 0) if interleaved else mapped.squeeze())
+
+
+CRS = "EPSG:32632"
+PLACE = (10.0, 0.5, 500000.25, -0.25, -10.0, 4649776.0)  # x of columns and rows, y of columns and rows
+
+
+def geotiff(path: Path, array: np.ndarray[Any, Any], **options: Any) -> Path:
+    profile = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype}
+    with rasterio.open(
+        path, "w", driver="GTiff", crs=CRS, transform=rasterio.Affine(*PLACE), **profile, **options
+    ) as file:
+        file.write(array)
+        file.update_tags(SENSOR="S2")
+        file.update_tags(1, WAVELENGTH="560")
+        file.descriptions = [f"B{band:02d}" for band in range(1, len(array) + 1)]
+        file.scales = [0.0001] * len(array)
+    return path
 
 
 class TestGeoTiff:
-    CRS = "EPSG:32632"
-    PLACE = (10.0, 0.5, 500000.25, -0.25, -10.0, 4649776.0)  # x of columns and rows, y of columns and rows
-
-    def file(self, path: Path, array: np.ndarray[Any, Any], **options: Any) -> Path:
-        profile = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype}
-        with rasterio.open(
-            path, "w", driver="GTiff", crs=self.CRS, transform=rasterio.Affine(*self.PLACE), **profile, **options
-        ) as file:
-            file.write(array)
-            file.update_tags(SENSOR="S2")
-            file.update_tags(2, WAVELENGTH="560")
-            file.descriptions = [f"B{band:02d}" for band in range(1, len(array) + 1)]
-            file.scales = [0.0001] * len(array)
-        return path
-
-    @pytest.mark.parametrize("kind", TYPES)
-    def test_everything_is_kept(self, kind: str, tmp_path: Path) -> None:
-        array = numbers((13, 40, 50), kind)
-        first = formats.open(self.file(tmp_path / "a.tif", array, nodata=7))
-        assert first.shape == array.shape
-        assert first.dtype == array.dtype
-        assert first.nodata == 7
-        assert (first[()] == array).all()
+    @pytest.mark.parametrize(("channels", "kind"), [(13, kind) for kind in TYPES] + [(1, "uint8"), (3, "uint8")])
+    def test_everything_is_kept(self, channels: int, kind: str, tmp_path: Path) -> None:
+        array = numbers((channels, *SIZE), kind)
+        first = read(geotiff(tmp_path / "a.tif", array, nodata=7))
+        assert (first.shape, first.dtype, first.nodata) == (array.shape, array.dtype, 7)
+        assert (first == array).all()
+        assert not header(tmp_path / "a.tif").photograph
         x, y, _ = matrix(first.geometry) @ (3, 4, 1)  # row 3, column 4
         with rasterio.open(tmp_path / "a.tif") as file:
             assert (x, y) == rasterio.transform.xy(file.transform, 3, 4, offset="ul")
         again = read_back(tmp_path / "b.tif", array, first.geometry)
         assert again.geometry == first.geometry
-        assert again.nodata == 7
         with rasterio.open(tmp_path / "b.tif") as file:
-            assert file.crs == rasterio.CRS.from_string(self.CRS)
-            assert tuple(file.transform)[:6] == self.PLACE
-            assert file.descriptions[1] == "B02"
+            assert file.crs == rasterio.CRS.from_string(CRS)
+            assert tuple(file.transform)[:6] == PLACE
+            assert file.nodata == 7
+            assert file.descriptions[0] == "B01"
             assert file.tags()["SENSOR"] == "S2"
-            assert file.tags(2) == {"WAVELENGTH": "560"}
+            assert file.tags(1) == {"WAVELENGTH": "560"}
             assert file.scales[0] == 0.0001
             assert file.block_shapes[0] == (256, 256)
 
     def test_windows_read_only_tiles(self, tmp_path: Path) -> None:
-        array = numbers((3, 512, 512), "uint16")
-        self.file(tmp_path / "a.tif", array, tiled=True, blockxsize=256, blockysize=256, compress="deflate")
-        with tifffile.TiffFile(tmp_path / "a.tif") as file:
-            place = file.pages[0].dataoffsets[3]
-        data = bytearray((tmp_path / "a.tif").read_bytes())
-        data[place : place + 1000] = bytes(1000)
-        (tmp_path / "a.tif").write_bytes(data)
-        found = formats.open(tmp_path / "a.tif")
-        assert found.windowed
-        assert (found[5:90, 7:100] == array[:, 5:90, 7:100]).all()
+        array, path = numbers((3, 512, 512), "uint16"), tmp_path / "a.tif"
+        geotiff(path, array, tiled=True, blockxsize=256, blockysize=256, compress="deflate")
+        with tifffile.TiffFile(path) as file:
+            offset = file.pages[0].dataoffsets[3]
+        data = bytearray(path.read_bytes())
+        data[offset : offset + 1000] = bytes(1000)
+        path.write_bytes(data)
+        assert header(path).windowed
+        assert (read(path, (slice(5, 90), slice(7, 100))) == array[:, 5:90, 7:100]).all()
         with pytest.raises(ValueError, match=r"a\.tif"):
-            found[()]
-
-    def test_without_rasterio_8_bits_are_read_as_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        array = numbers((3, 16, 16), "uint8")
-        self.file(tmp_path / "a.tif", array)
-        assert formats.open(tmp_path / "a.tif").geometry.format == "geotiff"
-        monkeypatch.setattr(formats, "find_spec", lambda name: None)
-        found = formats.open(tmp_path / "a.tif")
-        assert found.geometry.format == "pillow"
-        assert (found[()] == array).all()
+            read(path)

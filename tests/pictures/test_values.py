@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from bbdm.pictures import values
-from bbdm.data.spec import Spec
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values
 
 
@@ -44,7 +43,7 @@ def test_each_channel_has_its_own_range(axes: int) -> None:
 
 def test_percentiles_are_those_of_numpy_channel_by_channel() -> None:
     array = np.random.default_rng(0).normal(size=(2, 30, 40)) * [[[1]], [[50]]]
-    made = Values.percentiles(1, 90).of(array)
+    made = Percentiles(1, 90).of(array)
     np.testing.assert_allclose(made.low, np.percentile(array.reshape(2, -1), 1, axis=1))
     np.testing.assert_allclose(made.high, np.percentile(array.reshape(2, -1), 90, axis=1))
 
@@ -109,18 +108,3 @@ def test_what_is_not_finite_is_named_with_its_place(bad: float) -> None:
     array[1, 2, 3] = bad
     with pytest.raises(ValueError, match=rf"{bad} stands in channel 1 at \(2, 3\)"):
         check_finite(array)
-
-
-def test_a_kind_of_8_bits_leaves_files_as_they_were() -> None:
-    assert Spec().config() == {}
-    made = Spec(Percentiles(), Values(-1, 1, "HU", "int16"), (96, 64), "axial")
-    assert Spec.from_config({**json.loads(json.dumps(made.config())), "other": 1}) == made
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"target": Percentiles()}, "so that results have a unit; got p0.5:99.5"), ({"slices": "top"}, "got 'top'")],
-)
-def test_refuses_kinds(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Spec(**arguments)

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, save_checkpoint, wrap
 from bbdm.data.spec import Spec
-from bbdm.pictures import Geometry, Picture
+from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import Values
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet

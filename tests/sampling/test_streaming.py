@@ -13,13 +13,14 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from bbdm import ABridge, BridgeSampler, VQGANCodec, pictures, wrap
+from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
-from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Strips
+from bbdm.data.reading import Reader, Strips
+from bbdm.data.row_pictures import RowPictures
 from bbdm.data.spec import Spec
-from bbdm.pictures import Geometry, Picture
+from bbdm.pictures import read, write
+from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling import state
 from bbdm.sampling.state import DiskFullError, Plane, ResultInUseError, folder_of
@@ -59,7 +60,8 @@ def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
 
 
 def strips_of(sampler: BridgeSampler, *paths: Path) -> Strips:
-    return Pairs([{"name": "a", "source": paths}], sampler.pictures).pictures.strips(0)
+    rows = [{"name": "a", "source": paths}]
+    return RowPictures(rows, sampler.pictures, {}, Reader(), None).strips(0)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +92,7 @@ def stream(
     assert windows is not None
     Stream(sampler, strips, windows, seed, memory, report).run(result, {"of": "a test"})
     assert not folder_of(result).exists()
-    return np.asarray(pictures.read(result))
+    return np.asarray(read(result))
 
 
 def called(sampler: BridgeSampler, picture: Picture, **settings: Any) -> Any:
@@ -125,13 +127,13 @@ def test_pixels_without_a_value_have_none_in_the_result(tmp_path: Path):
     array[1, 20:40, 7] = np.nan
     array[:, -1, -1] = np.nan
     geometry = Geometry(PLACE.affine, "geotiff", nodata=float("nan"))
-    Picture(array, geometry).save(tmp_path / "source.tif")
+    write(tmp_path / "source.tif", Picture(array, geometry))
     made = stream(sampler, tmp_path / "source.tif", tmp_path / "result.tif")
     absent = np.isnan(array).any(axis=0)
     assert (np.isnan(made) == absent).all()
     expected = called(sampler, Picture(array, geometry))
     np.testing.assert_allclose(made[:, ~absent], expected[:, ~absent], atol=1e-5)
-    written = pictures.read(tmp_path / "result.tif")
+    written = read(tmp_path / "result.tif")
     assert written.geometry.affine == PLACE.affine
     assert np.isnan(written.nodata or 0)
 
@@ -274,14 +276,24 @@ def test_a_value_that_is_not_finite_is_named_with_its_place(tmp_path: Path):
         stream(make(), tmp_path / "source.npy", tmp_path / "result.npy")
 
 
-def test_too_little_memory(source: Path, tmp_path: Path):
-    message = r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB"
+@pytest.mark.parametrize(
+    ("memory", "name", "message"),
+    [
+        (
+            50_000,
+            "result.npy",
+            r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB",
+        ),
+        (LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
+    ],
+)
+def test_refusals(memory: int, name: str, message: str, source: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
-        stream(make(), source, tmp_path / "result.npy", 50_000)
+        stream(make(), source, tmp_path / name, memory)
 
 
 def test_a_file_without_parts_must_fit(tmp_path: Path):
-    pictures.write(tmp_path / "source.npz", numbers())
+    write(tmp_path / "source.npz", numbers())
     with pytest.raises(
         ValueError, match=r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
     ):

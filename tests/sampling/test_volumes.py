@@ -15,8 +15,8 @@ from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, wrap
 from bbdm.data.spec import Spec
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.windows import Windows
-from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.images import preview
+from bbdm.pictures.picture import Geometry, Picture
 from tests.conftest import tiny_unet
 
 SOURCE = torch.rand(2, 1, 5, 10, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1

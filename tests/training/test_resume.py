@@ -172,7 +172,7 @@ class TestCodec:
         path = newest(make("before"))
         content = torch.load(path, weights_only=True)
         del content["codec"]["sha256"]
-        content["codec"]["weights"] = tiny_vqgan().state_dict()
+        content["states"]["codec"] = tiny_vqgan().state_dict()
         torch.save(content, path)
         with pytest.raises(OtherCodecError, match="only in the space where it began"):
             make("before", seed=1, epochs=2).resume_newest()

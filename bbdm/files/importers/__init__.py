@@ -6,7 +6,6 @@ from arguments.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,18 @@ BBDM, ADM, SDE_BBDM = "BBDM", "guided diffusion (DDBM, DBIM, ECSI or I2SB)", "sd
 
 
 def read_checkpoint(
-    content: Any,
-    num_steps: int | None,
-    c_lambda: float | None,
-    codec: Codec | None,
-    config: str | os.PathLike[str] | None,
+    content: Any, num_steps: int | None, c_lambda: float | None, codec: Codec | None, config: str | None
 ) -> Checkpoint:
     """A network and its bridge from a foreign file; see :func:`bbdm.files.checkpoint.load_checkpoint`."""
     written_by = program(content, config)
     if written_by == BBDM:
-        return original_bbdm.read(content, states.find(content), config)
+        return original_bbdm.read(content, states.find(content), codec, config)
     if written_by == ADM:
         return adm.read(content, config)
     return sde_bbdm.read(content, num_steps, c_lambda, codec)
 
 
-def program(content: Any, config: str | os.PathLike[str] | None) -> str:
+def program(content: Any, config: str | None) -> str:
     """The program that wrote a foreign file of a network; ``config`` is given for guided diffusion's."""
     if original_bbdm.SCHEDULE in states.find(content):
         return BBDM
@@ -44,15 +39,13 @@ def program(content: Any, config: str | os.PathLike[str] | None) -> str:
 def read_vqgan(content: Any) -> VQGAN:
     """A VQGAN from a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
     state = states.find(content)
-    prefixes = states.prefixes(state, *states.CODES)
     # A diffusion model may hold a second VQGAN, for its condition.
-    prefixes = [prefix for prefix in prefixes if prefix in ("first_stage_model.", "vqgan.")] or prefixes
-    if len(prefixes) != 1:
-        raise ValueError(
-            f"it is {states.summary(content)} with {len(prefixes) or 'no'} codebooks in it; wanted: a VQGAN of "
-            f"latent diffusion or of the A-Bridge scripts, with one key that ends in {' or '.join(states.CODES)}"
-        )
-    return states.build_vqgan(states.below(state, prefixes[0]))
+    known = [name for name in states.prefixes(state, *states.CODES) if name in ("first_stage_model.", "vqgan.")]
+    state = states.below(state, known[0]) if len(known) == 1 else state
+    prefix = states.only_prefix(
+        content, state, "a VQGAN of latent diffusion or of the A-Bridge scripts,", "codebooks", *states.CODES
+    )
+    return states.build_vqgan(states.below(state, prefix))
 
 
 def read_codec(path: Path) -> Codec:

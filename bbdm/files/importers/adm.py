@@ -1,84 +1,91 @@
 """Files of DDBM, DBIM, ECSI and I2SB: weights of guided diffusion's network, without any settings.
 
 The first three save bare state dicts, ``ema_*.pt`` and ``model_*.pt``. I2SB's ``latest.pt`` has the network
-and a moving average without names, in the order of the network's parameters.
+and a moving average without names, in the order of the network's parameters. What they do not say, a name in
+:data:`NAMED` does; the sizes of the network are read from the shapes of its weights.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bbdm.files.content import Checkpoint, UNetState
-from bbdm.files.importers import adm_settings, states
-from bbdm.files.records import Record, StoredTensor, describe
+from bbdm.bridges import DDBM, ECSI, I2SB, Bridge
+from bbdm.files.content import Checkpoint, NetworkState
+from bbdm.files.importers import shapes, states
+from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
 
-FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 ATTENTION = (".qkv.weight", ".proj_out.weight")
+KNOWN = {"head_channels": 64, "num_groups": 32}  # of every published network
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the files of a published network leave out."""
+
+    bridge: Bridge
+    image_size: int
+    dropout: float = 0.1
+    heads_last: bool = True  # attention has q, k and v first and the heads within them, not the other way round
+
+
+NAMED: dict[str, Published] = {
+    "ddbm-edges2handbags-64": Published(DDBM("vp"), 64),
+    "ddbm-edges2handbags-64-ve": Published(DDBM("ve", 0.002, 80.0), 64),
+    "ddbm-diode-256": Published(DDBM("vp"), 256),
+    "ddbm-diode-256-ve": Published(DDBM("ve", 0.0005, 20.0), 256),
+    "ecsi-edges2handbags-64": Published(ECSI(0.125, 1e-4, cov=0.125), 64),
+    "ecsi-diode-256": Published(ECSI(0.25, 1e-4, cov=0.125), 256),
+    # restoration of JPEG, superresolution; then deblurring, inpainting
+    "i2sb-256": Published(I2SB(1000, 0.3), 256, dropout=0.0, heads_last=False),
+    "i2sb-256-ode": Published(I2SB(1000, 1.0, True), 256, dropout=0.0, heads_last=False),
+}
 
 
 def recognised(content: Any) -> bool:
     """Whether a file is of these programs for certain; a bare state dict can also be of others."""
-    return _is_i2sb(content) or not _flat(states.find(content))
+    weights = states.find(content).items()
+    square = (isinstance(v, torch.Tensor) and v.ndim == 4 for k, v in weights if str(k).endswith(".qkv.weight"))
+    return _is_i2sb(content) or any(square)  # attention of 2D convolutions is DDBM's and ECSI's alone
 
 
-def read(content: Any, config: str | os.PathLike[str] | None) -> Checkpoint:
-    """The network, its moving average where the file has both, and the bridge of the settings.
-
-    Args:
-        content: the content of the file.
-        config: the settings, for :func:`bbdm.files.importers.adm_settings.read`.
-
-    Raises:
-        IncompleteFileError: there is no ``config``.
-        ValueError: the file has no such network, or settings and file do not fit.
-    """
+def read(content: Any, config: str | None) -> Checkpoint:
+    """The network, its moving average where the file has both, and the bridge of a name in :data:`NAMED`."""
     if config is None:
-        raise IncompleteFileError(f"it does not state its bridge: give config=, {adm_settings.named()}")
-    if any(isinstance(part, Record) for part in (content, *_entries(content))):
+        raise IncompleteFileError(f"it does not state its bridge: give config=, one of {sorted(NAMED)}")
+    entries = (content.get("state_dict"), content.get("model")) if isinstance(content, dict) else ()
+    if any(isinstance(part, Stub) for part in (content, *entries)):
         raise ValueError(f"config={config} was given, but the file describes its network itself")
-    settings = adm_settings.read(config)
+    if config not in NAMED:
+        raise ValueError(f"config must be one of {sorted(NAMED)}, got {config!r}")
+    published = NAMED[config]
     state = content["net"] if _is_i2sb(content) else states.find(content)
-    prefixes = states.prefixes(state, FIRST)
-    if len(prefixes) != 1:
-        raise ValueError(
-            f"it is {states.summary(content)} with {len(prefixes) or 'no'} UNets in it; wanted: a state dict "
-            f"with one key that ends in {FIRST}, or I2SB's latest.pt"
-        )
-    named = states.tensors(states.below(state, prefixes[0]))
+    prefix = states.only_prefix(content, state, "I2SB's latest.pt, or a state dict", "UNets", states.FIRST)
+    named = {key: _as_1d(key, value) for key, value in states.tensors(states.below(state, prefix)).items()}
     if any(key.startswith("label_emb.") for key in named):
         raise ValueError("its network takes a class (label_emb), which is not supported")
-    shape = named[FIRST].shape
-    unet = adm_settings.network(settings, shape[1] if len(shape) > 1 else 0)
-    swap = adm_settings.heads_last(settings, _flat(named))
-    bridge = adm_settings.bridge(settings)
-    average = _average(content, list(named)) if _is_i2sb(content) else None
-    loaded = UNetState(unet, _load(unet, named, swap), None if average is None else _load(unet, average, swap))
-    return Checkpoint(loaded, bridge, None, settings.integer("image_size"))
-
-
-def _entries(content: Any) -> tuple[Any, ...]:
-    return tuple(content.get(name) for name in ("state_dict", "model")) if isinstance(content, dict) else ()
+    unet = shapes.unet_config(named, **KNOWN, dropout=published.dropout)
+    average = _average(content, [*named]) if _is_i2sb(content) else None
+    weights, ema = (None if each is None else _load(unet, each, published.heads_last) for each in (named, average))
+    return Checkpoint(NetworkState(unet, weights, ema), published.bridge, None, published.image_size)
 
 
 def _is_i2sb(content: Any) -> bool:
     net = content.get("net") if isinstance(content, dict) else None
-    return isinstance(net, dict) and bool(states.prefixes(net, FIRST))
+    return isinstance(net, dict) and bool(states.prefixes(net, states.FIRST))
 
 
-def _flat(state: states.State) -> bool:
-    """Whether attention is of 1D convolutions, as everywhere but in DDBM and ECSI."""
-    weights = (value for key, value in state.items() if isinstance(key, str) and key.endswith(".qkv.weight"))
-    return not any(isinstance(value, StoredTensor) and len(value.shape) == 4 for value in weights)
+def _as_1d(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Weights of attention's 2D convolutions as of 1D ones."""
+    return value.squeeze(3) if key.endswith(ATTENTION) and value.shape[3:] == (1,) else value
 
 
-def _average(content: dict[str, Any], keys: list[str]) -> dict[str, StoredTensor] | None:
+def _average(content: dict[str, Any], keys: list[str]) -> dict[str, torch.Tensor] | None:
     """The moving average of torch_ema, with the keys of the network; None where the file has none."""
     ema = content.get("ema")
     if ema is None:
@@ -91,15 +98,10 @@ def _average(content: dict[str, Any], keys: list[str]) -> dict[str, StoredTensor
     return states.tensors(dict(zip(keys, values, strict=True)))
 
 
-def _load(config: UNetConfig, state: dict[str, StoredTensor], swap: bool) -> dict[str, torch.Tensor]:
-    """The weights, with attention's as ours: of 1D convolutions, and in the legacy order of q, k and v."""
-
-    def as_ours(key: str, value: StoredTensor) -> StoredTensor:
-        square = key.endswith(ATTENTION) and value.shape[3:] == (1,)
-        return replace(value, shape=value.shape[:3], stride=value.stride[:3]) if square else value
-
-    found = states.load(UNet.from_config, config, {key: as_ours(key, value) for key, value in state.items()})
-    for key, value in found.items() if swap else ():
+def _load(config: UNetConfig, state: dict[str, torch.Tensor], heads_last: bool) -> dict[str, torch.Tensor]:
+    """The weights, with q, k and v of attention within the heads, as ours."""
+    found = states.load(UNet.from_config, config, state)
+    for key, value in found.items() if heads_last else ():
         if ".qkv." in key:
             heads = config.heads(len(value) // 3)
             found[key] = value.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)

@@ -121,7 +121,7 @@ def vqgan_config(state: State, **known: Any) -> VQGANConfig:
     return VQGANConfig(**{**settings, **assumed, **known})
 
 
-# The A-Bridge scripts' VQGAN is latent diffusion's with other keys of a block's parts, and of places.
+# The A-Bridge scripts' VQGAN is latent diffusion's with other keys of a block's parts, and of layers.
 BLOCK_NAMES = [
     (r"\.block\.0\.(\w+)$", r".norm1.\1"),
     (r"\.block\.2\.(\w+)$", r".conv1.\1"),
@@ -130,7 +130,7 @@ BLOCK_NAMES = [
     (r"\.channel_up\.(\w+)$", r".nin_shortcut.\1"),
     (r"\.gn\.(\w+)$", r".norm.\1"),
 ]
-PLACE_NAMES = [
+LAYER_NAMES = [
     (r"^quantizer\.", "quantize."),
     (r"^encoder\.mid_blocks\.3\.", "encoder.norm_out."),
     (r"^encoder\.mid_blocks\.", "encoder.mid."),
@@ -148,20 +148,20 @@ def abridge_vqgan_names(keys: Iterable[str]) -> dict[str, str]:
     row: dict[int, set[str]] = {}  # the parts of each block in the sequence
     for key in keys:
         name = key
-        for pattern, replacement in BLOCK_NAMES + PLACE_NAMES:
+        for pattern, replacement in BLOCK_NAMES + LAYER_NAMES:
             name = re.sub(pattern, replacement, name)
         names[key] = name
         if found := re.match(ROW, name):
             row.setdefault(int(found[1]), set()).add(found[2])
-    places: dict[str, str] = {}
+    prefixes: dict[str, str] = {}
     level, block = 0, 0
     for index, parts in sorted(row.items()):
         if "conv1" in parts:
-            places[str(index)] = f"encoder.down.{level}.block.{block}."
+            prefixes[str(index)] = f"encoder.down.{level}.block.{block}."
             block += 1
         elif "conv" in parts:
-            places[str(index)] = f"encoder.down.{level}.downsample."
+            prefixes[str(index)] = f"encoder.down.{level}.downsample."
             level, block = level + 1, 0
         else:
-            places[str(index)] = f"encoder.down.{level}.attn.{block - 1}."
-    return {key: re.sub(ROW, lambda found: places[found[1]] + found[2], name) for key, name in names.items()}
+            prefixes[str(index)] = f"encoder.down.{level}.attn.{block - 1}."
+    return {key: re.sub(ROW, lambda found: prefixes[found[1]] + found[2], name) for key, name in names.items()}

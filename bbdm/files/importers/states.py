@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from bbdm.files import torchfile
+from bbdm.files import inert
 from bbdm.files.importers import shapes
-from bbdm.files.records import Record, StoredTensor, check_sharing, describe
+from bbdm.files.inert import Stub, describe
 from bbdm.networks.restore import fitting, restore
 from bbdm.networks.vqgan import VQGAN
 
 State = Mapping[Any, Any]
 
+FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # keys that every VQGAN has one of
 TRAINING = ("loss.", "discriminator.", "model_ema.")  # prefixes of what only its training needs
 
@@ -23,10 +24,10 @@ TRAINING = ("loss.", "discriminator.", "model_ema.")  # prefixes of what only it
 def find(content: Any) -> State:
     """The state dict in a file: the content, an entry under a usual name or a pickled module's; or empty."""
     for name in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict | Record):
+        if isinstance(content, dict) and isinstance(content.get(name), dict | Stub):
             content = content[name]
-    if isinstance(content, Record):
-        return torchfile.state_dict(content) if "_modules" in content.attributes else {}
+    if isinstance(content, Stub):
+        return inert.state_dict(content) if "_modules" in content.attributes else {}
     return content if isinstance(content, dict) else {}
 
 
@@ -49,25 +50,34 @@ def prefixes(state: State, *ends: str) -> list[str]:
     return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
 
 
-def tensors(state: State) -> dict[str, StoredTensor]:
+def only_prefix(content: Any, state: State, expected: str, things: str, *ends: str) -> str:
+    """The prefix of the one key that ends in one of ``ends``; ValueError where there are none or several."""
+    found = prefixes(state, *ends)
+    if len(found) != 1:
+        got = f"it is {summary(content)} with {len(found) or 'no'} {things} in it"
+        raise ValueError(f"{got}; wanted: {expected} with one key that ends in {' or '.join(ends)}")
+    return found[0]
+
+
+def tensors(state: State) -> dict[str, torch.Tensor]:
     """The state dict; ValueError where a value is not a tensor."""
     for key, value in state.items():
-        if not isinstance(value, StoredTensor):
+        if not isinstance(value, torch.Tensor):
             raise ValueError(f"{str(key)[:100]} is {describe(value)}, not a tensor")
     return dict(state)
 
 
 def load(build: Callable[[Any], nn.Module], config: Any, state: State) -> dict[str, torch.Tensor]:
-    """The weights of a network, loaded from the file; ValueError where they do not fit or are damaged."""
+    """Copies of the weights of a network, which may be mapped; ValueError where they do not fit."""
     found = tensors(state)
     fitting(build, config, found)
-    check_sharing(found.values())
-    return {key: value.load() for key, value in found.items()}
+    inert.check_sharing(found.values())
+    return {key: value.detach().clone() for key, value in found.items()}
 
 
 def numbers(state: State, key: str) -> torch.Tensor:
     """(N,) the values of a tensor in the file, float64; ValueError where there is no such tensor."""
-    return tensors({key: state.get(key)})[key].load().double().flatten()
+    return tensors({key: state.get(key)})[key].double().flatten()
 
 
 def build_vqgan(state: State, **known: Any) -> VQGAN:
@@ -79,7 +89,7 @@ def build_vqgan(state: State, **known: Any) -> VQGAN:
         known = {"eps": 1e-5, "projects_attention": False, "num_groups": 32}
         names = shapes.abridge_vqgan_names(state)
         if len(set(names.values())) < len(names):
-            raise ValueError("several of its keys name the same place in the network")
+            raise ValueError("several of its keys name the same weight of the network")
         state = {names[key]: value for key, value in state.items()}
     config = shapes.vqgan_config(tensors(state), **known)
     return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))

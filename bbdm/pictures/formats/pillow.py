@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
 from bbdm.base import optional
@@ -15,41 +15,45 @@ from bbdm.pictures import checks, images
 from bbdm.pictures.picture import PHOTOGRAPH, Geometry, Header, Picture
 
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes that become one channel, the last two of 16-bit PNG
-PNG = b"\x89PNG\r\n\x1a\n"
-BITS, COLOURS = 24, 25  # bytes of a PNG that say the bits of a value, and its colours: grey, grey and alpha, others
+SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 RESOLUTION = (282, 283, 296)  # tags of a TIFF
 
 
 def header(path: Path) -> Header:
-    """The header of a picture of 1 or 3 channels of 8 bits, or of 16 bits in a PNG.
+    """The header of a picture of 1 or 3 channels of 8 bits, or of 16 bits in a PNG; ``stored`` is the opened image.
 
     Raises:
         ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
         ValueError: it cannot be read, or has more bits in another format.
     """
-    wide, colours = _wide(path)
-    with Image.open(path) as image:
-        if image.mode not in images.EIGHT_BIT and wide is None:
-            raise ValueError(f"its mode {image.mode} in {image.format} has more than 8 bits: save it as TIFF")
-        grey = image.mode in GREY if colours is None else colours == 4
-        geometry = _geometry(image)
-    width, height = images.open_size(path)
-    if colours is not None:
+    image = Image.open(path)
+    narrowed = images.is_narrowed(image)
+    wide = narrowed or (image.format == "PNG" and image.mode in ("I", "I;16"))
+    if image.mode not in images.EIGHT_BIT and not wide:
+        image.close()
+        raise ValueError(f"its mode {image.mode} in {image.format} has more than 8 bits: save it as TIFF")
+    if narrowed:
         _imagecodecs()
-    return Header(path, (1 if grey else 3, height, width), np.dtype(wide or np.uint8), geometry)
+    unknown = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
+    sideways = not unknown and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+    sides = image.size if sideways else image.size[::-1]
+    dtype = np.dtype(np.uint16 if wide else np.uint8)
+    return Header(path, (1 if image.mode in GREY else 3, *sides), dtype, _geometry(image), stored=image)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window of the decoded picture, a view of pixels whose channels are interleaved."""
-    wide, colours = _wide(header.path)
-    if colours is not None:
-        array = _wide_colours(header)
-    elif wide:
-        array = np.asarray(images.open_image(header.path)).astype(np.uint16)[None]
-    else:
-        image = images.convert(images.open_image(header.path), header.shape[0])
-        array = np.asarray(image).reshape(*header.sides, header.shape[0]).transpose(2, 0, 1)
-    return array[(slice(None), *window)]
+    with header.stored or Image.open(header.path) as image:
+        if images.is_narrowed(image):
+            return _wide_colours(header)[(slice(None), *window)]
+        image.load()
+        turned = images.turn(image)
+        upright = image if turned is None else image.transpose(turned)
+        if header.dtype == np.uint16:
+            return np.asarray(upright).astype(np.uint16)[(None, *window)]
+        converted = upright if upright.mode in ("L", "RGB") else images.convert(upright, header.shape[0])
+        array = np.asarray(converted).reshape(*header.sides, header.shape[0])
+        return array.transpose(2, 0, 1)[(slice(None), *window)]
 
 
 def write(path: Path, picture: Picture) -> None:
@@ -73,15 +77,6 @@ def write(path: Path, picture: Picture) -> None:
         path.write_bytes(_imagecodecs().png_encode(pixels))
     else:
         Image.fromarray(pixels).save(path, **options)
-
-
-def _wide(path: Path) -> tuple[type | None, int | None]:
-    """Of a PNG of 16 bits, the type and, where Pillow would cut the values to 8 bits, the kind of colours."""
-    with path.open("rb") as file:
-        start = file.read(COLOURS + 1)
-    if start[:8] != PNG or start[BITS : BITS + 1] != b"\x10":
-        return None, None
-    return np.uint16, start[COLOURS] if len(start) > COLOURS and start[COLOURS] else None
 
 
 def _geometry(image: Image.Image) -> Geometry:

@@ -72,6 +72,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         _, names = _series(package, header.path)
         reader: Any = package.ImageSeriesReader() if len(names) > 1 else package.ImageFileReader()
         reader.SetFileNames(names) if len(names) > 1 else reader.SetFileName(names[0])
+        reader.SetImageIO("GDCMImageIO")
     else:
         reader = _reader(package, header.path)
         data, offset, packed = _data_of(header.path)
@@ -140,6 +141,7 @@ def _reader(package: Any, path: Path) -> Any:
     """SimpleITK's reader of a file, of which the header is read."""
     reader = package.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO({"mha": "MetaImageIO", "nrrd": "NrrdImageIO"}.get(_family(path), "GDCMImageIO"))
     with _locale_kept():
         reader.ReadImageInformation()
     return reader
@@ -174,8 +176,8 @@ def _geometry(
 
 
 def _family(path: Path) -> str:
-    """The name of a format, of which entries are written again."""
-    return "nrrd" if path.suffix.lower() == ".nrrd" else "mha"
+    """The name of a format: entries are written again in the same one. "" is DICOM."""
+    return {".nrrd": "nrrd", ".mha": "mha", ".mhd": "mha"}.get(path.suffix.lower(), "")
 
 
 def _data_of(path: Path) -> tuple[Path, int, bool]:
@@ -187,11 +189,13 @@ def _data_of(path: Path) -> tuple[Path, int, bool]:
     nrrd = _family(path) == "nrrd"
     entries: dict[str, str] = {}
     with path.open("rb") as file:
-        while file.tell() < HEADER_BYTES and (line := file.readline(HEADER_BYTES)).strip():
+        while file.tell() < HEADER_BYTES and (line := file.readline(HEADER_BYTES)):
             key, _, text = line.decode("latin-1").partition(":" if nrrd else "=")
             entries[key.strip().lower()] = text.strip()
-            if not nrrd and key.strip() == "ElementDataFile":
+            if not line.strip() if nrrd else key.strip() == "ElementDataFile":
                 break
+        else:
+            raise ValueError("its header does not end")  # at which NRRD's library crashes
         offset = file.tell()
     if nrrd:
         encoding = entries.get("encoding", "").lower()
@@ -230,19 +234,34 @@ def _syntax(path: Path) -> str:
     """The transfer syntax of a file of DICOM (PS3.10, section 7.1).
 
     Raises:
-        ValueError: an element before the data set ends after the file: GDCM would ask for its memory.
+        ValueError: there is none, or an element before the data set is damaged or ends after the file: GDCM
+            would ask for its memory.
     """
     syntax, size = "", path.stat().st_size
     with path.open("rb") as file:
         file.seek(DICM + 4)
         while len(head := file.read(8)) == 8 and head[:2] == b"\2\0":
-            wide = head[4:6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
-            length = int.from_bytes(file.read(4) if wide else head[6:], "little")
-            if length > size - file.tell():
+            short = head[4:6] in (b"AE", b"SH", b"UI", b"UL")
+            length = int.from_bytes(head[6:] if short else file.read(4), "little")
+            if length > size - file.tell() or not (short or head[4:6] in (b"OB", b"UR")):
                 raise ValueError(f"{path.name} is damaged or cut off: an element of {length} bytes ends after it")
             value = file.read(length)
             syntax = value.decode("latin-1").strip(" \0") if head[2:4] == b"\x10\0" else syntax
+    if not syntax:
+        raise ValueError(f"{path.name} is damaged: it has no transfer syntax")
     return syntax
+
+
+def _slice(package: Any, file: Path) -> Any:
+    """The reader of a slice. ValueError where it would be read wrongly in silence, or is too short."""
+    syntax, reader = _syntax(file), _reader(package, file)
+    bits, size = int(_text(reader, BITS) or 8), reader.GetSize()
+    if syntax == DEFLATED or (syntax == BIG and bits > 16):
+        raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax}, which is not read")
+    # of one component: several may be subsampled, or a palette's
+    if syntax in (IMPLICIT, EXPLICIT, BIG) and math.prod(size) * bits // 8 > file.stat().st_size:
+        raise ValueError(f"{file.name} is too short for {sizes.shown(size)} values of {bits} bits")
+    return reader
 
 
 def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
@@ -250,10 +269,7 @@ def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
     files = dicom_files(path)
     if damaged := sorted(each.name for each in path.glob("*.dcm") if each not in files):
         raise ValueError(f"{', '.join(damaged[:9])} cannot be read as DICOM")
-    syntaxes = [_syntax(file) for file in files]
-    readers = [_reader(package, file) for file in files]
-    for file, reader, syntax in zip(files, readers, syntaxes, strict=True):
-        _check_slice(file, reader, syntax)
+    readers = [_slice(package, file) for file in files]
     series = sorted({_text(reader, SERIES) for reader in readers})
     if len(series) != 1:
         raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
@@ -277,16 +293,6 @@ def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
     checks.check_cost(shape, _dtype(package, first), sum(file.stat().st_size for file in files))
     found = Header(path, shape, _dtype(package, first), _geometry(spacing, origin, direction, {}))
     return found, [str(files[i]) for i in order]
-
-
-def _check_slice(file: Path, reader: Any, syntax: str) -> None:
-    """Raise ValueError where a file of DICOM is read wrongly in silence, or cannot have its values."""
-    bits = int(_text(reader, BITS) or 8)
-    if syntax == DEFLATED or (syntax == BIG and bits > 16):
-        raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax}, which is not read")
-    size = math.prod(reader.GetSize()) * bits // 8  # of one component: several may be subsampled, or a palette's
-    if syntax in (IMPLICIT, EXPLICIT, BIG) and size > file.stat().st_size:
-        raise ValueError(f"{file.name} is too short for {sizes.shown(reader.GetSize())} values of {bits} bits")
 
 
 def _text(reader: Any, key: str) -> str:

@@ -59,24 +59,23 @@ def header(path: Path) -> Header:
         windowed = series.dataoffset is not None or math.prod(page.chunked) * len(series) > 1
         nodata = float(page.nodata) if NODATA in page.tags else None
         geometry = replace(_geometry(file, page, len(shape) - 1), nodata=nodata)
-        return Header(path, shape, checks.real(page.dtype), geometry, windowed)
+        dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
+        mapped = None if series.dataoffset is None else (dtype, series.dataoffset, series.shape, series.axes)
+        return Header(path, shape, checks.real(page.dtype), geometry, windowed, stored=mapped)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window; mapped into memory where the values lie in one piece."""
     spatial = dict(zip("ZYX"[-len(window) :], window, strict=True))
     shape, size = (header.shape[0], *checks.lengths(window)), header.path.stat().st_size
-    with _opened(header.path) as file:
-        series = _series(file)
-        axes = series.axes
-        if series.dataoffset is not None:
-            checks.check_cost(shape, header.dtype, size, ratio=1)
-            dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
-            array = np.memmap(header.path, dtype, "r", series.dataoffset, series.shape)
-            array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
-        else:
-            checks.check_cost(shape, header.dtype, size)
-            axes, array = _decoded(series, spatial, size)
+    checks.check_cost(shape, header.dtype, size, ratio=1 if header.stored else checks.RATIO)
+    if header.stored:
+        dtype, offset, stored, axes = header.stored
+        array = checks.mapped(header.path, dtype, offset, stored)
+        array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
+    else:
+        with _opened(header.path) as file:
+            axes, array = _decoded(_series(file), spatial, size)
     ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
     return np.asarray(array.transpose(ordered).reshape(shape), header.dtype)
 

@@ -50,4 +50,4 @@ def test_tensors_that_share_their_storage(reader: Any, tmp_path: Path):
     shared = torch.zeros(max(value.numel() for value in wanted.values()))
     path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
     arguments = {"num_steps": 100, "c_lambda": 1.0} if reader is load_checkpoint else {}
-    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", reader, **arguments)
+    refused(path, r"its tensors are of \d+ bytes, and only \d+ are stored", reader, **arguments)

@@ -1,0 +1,211 @@
+"""Files of torch.save, read so that nothing of them runs or is imported.
+
+Plain containers of tensors are read by ``torch.load(weights_only=True)``. Files with other objects, such as a
+pickled network, are read by torch.load with an unpickler whose classes are a few functions of torch that
+rebuild tensors; every other class or function that a file names becomes a :class:`Stub`, which does nothing.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_MODULES, MAX_TENSORS = 20_000, 100_000  # of a network whose modules hold each other many times
+MAX_SHARING = 4  # largest ratio of the bytes of tensors to those of their storages; usual files have 1
+BLOCK = 2**20  # bytes read at a time
+LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of files before PyTorch 1.6
+
+
+class Stub:
+    """An object of a class that is not imported, or the result of a function that is not called."""
+
+    kind = ""  # the full name of the class or function
+    dump_patches = False  # torch.load writes no file beside a class whose source has changed
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.args = args
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def discard(self, *items: Any) -> None:
+        """Members of a list, a set or a mapping, which nothing needs."""
+
+    append = extend = add = update = __setitem__ = discard
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The object's ``__dict__``, where its state has one; else empty."""
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        return next((part for part in parts if isinstance(part, dict)), {})
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute; of a torch.nn.Module also a parameter, a buffer or a child."""
+        attributes = self.attributes
+        for group in (attributes, *(attributes.get(key) for key in ("_parameters", "_buffers", "_modules"))):
+            if isinstance(group, dict) and name in group:
+                return group[name]
+        return default
+
+
+class Unpickler(pickle.Unpickler):
+    """An unpickler that imports nothing; torch.load adds how storages are read."""
+
+    size = 0  # of the file, in bytes
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """What rebuilds a tensor or a container of the standard library, or else a class of stubs."""
+        known: dict[str, Callable[..., Any]] = {
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": self._parameter,
+            "torch._utils._rebuild_parameter_with_state": self._parameter,
+            "torch._tensor._rebuild_from_type_v2": self._typed,
+            "collections.OrderedDict": OrderedDict,
+            **dict.fromkeys(["builtins.set", "__builtin__.set"], set),
+        }
+        kind = f"{module}.{name}"
+        # a copy, as a pickle may set attributes of what it names
+        found = known.get(kind) or type(name[:100], (Stub,), {"kind": kind, "__module__": "stubs"})
+        return found if isinstance(found, type) else partial(found)
+
+    def _tensor(self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+        """A tensor within its storage: torch would enlarge the storage."""
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if (
+            storage.nbytes() > self.size
+            or (0 not in size and last >= len(storage))
+            or min((offset, *size, *stride)) < 0
+        ):
+            raise ValueError(f"it has a tensor of {size} numbers that ends at {last}, beyond its storage")
+        return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), offset, size, stride)
+
+    @staticmethod
+    def _parameter(data: Any, *_: Any) -> Any:
+        return data
+
+    @staticmethod
+    def _typed(rebuild: Callable[..., Any], kind: Any, args: tuple[Any, ...], state: Any) -> Any:
+        """A tensor with attributes, or of a class of its own, as a plain one."""
+        return rebuild(*args)
+
+
+def load(path: Path) -> tuple[Any, bool]:
+    """The content of a file of torch.save, on the CPU, and whether it has only plain values and tensors.
+
+    Tensors are mapped where the file is a zip archive: those that are not used cost no memory, and those that
+    are kept should be copied.
+
+    Raises:
+        ValueError: it is another kind of file, or its archive is damaged or compressed.
+        Exception: its pickle is damaged.
+    """
+    with path.open("rb") as file:
+        head = file.read(100)
+    zipped = head.startswith(b"PK\x03\x04")
+    if zipped:
+        check_archive(path)
+    elif LEGACY_MAGIC not in head or tarfile.is_tarfile(path):
+        begins = f"begins with {head[:20]}" if head else "is empty"
+        raise ValueError(f"it {begins}; a file of torch.save was expected")
+    inert: Any = type("Inert", (Unpickler,), {"size": path.stat().st_size})
+    module = SimpleNamespace(Unpickler=inert, load=lambda file, **k: inert(file, **k).load(), __name__="inert")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old protocols, and classes whose source is not found
+        if zipped:  # torch enlarges the storages of older files without bounds
+            with suppress(pickle.UnpicklingError):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module, mmap=zipped), False
+
+
+def check_archive(path: Path) -> None:
+    """Compare each entry of a zip archive with its CRC-32; torch.save may leave these out, as zeros.
+
+    Raises:
+        ValueError: the archive is damaged, has compressed entries, or is a TorchScript program.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+            if any(name.endswith("/constants.pkl") for name in entries):
+                raise ValueError("it is a TorchScript program; a file of torch.save was expected")
+            sizes = sum(info.file_size for info in entries.values())
+            if len(entries) < len(archive.infolist()) or sizes > path.stat().st_size:
+                raise ValueError("its archive has entries that overlap, or are compressed")
+            if any(info.compress_type for info in entries.values()):
+                raise ValueError("its archive has compressed entries, which torch.save never writes")
+            for name in (name for name, info in entries.items() if info.CRC):
+                with archive.open(name) as file:
+                    while file.read(BLOCK):  # the last read compares the checksum
+                        pass
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged archive can raise any error
+        raise ValueError(f"its archive is damaged: {error}") from error
+
+
+def check_sharing(tensors: Iterable[Tensor]) -> None:
+    """Raise ValueError where tensors are many times larger than their storages: a network copies views."""
+    tensors = list(tensors)
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    size, stored = sum(each.numel() * each.itemsize for each in tensors), sum(storages.values())
+    if size > MAX_SHARING * stored:
+        raise ValueError(f"its tensors are of {size} bytes, and only {stored} are stored")
+
+
+def describe(value: Any) -> str:
+    """The kind of a value, for an error; never its content, which can be of any size."""
+    if isinstance(value, Stub):
+        return f"a {value.kind}"[:200]
+    return "a tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def modules(network: Stub) -> Iterator[tuple[str, Stub]]:
+    """A pickled torch.nn.Module and its submodules, with the prefix of each in the state dict."""
+    pending, count = [("", network)], 0
+    while pending:
+        prefix, module = pending.pop()
+        yield prefix, module
+        count += 1
+        for name, child in _members(module, "_modules"):
+            if not isinstance(child, Stub):
+                raise ValueError(f"its module {prefix}{name} is {describe(child)}")
+            if count + len(pending) >= MAX_MODULES or len(prefix) > 1000:
+                raise ValueError(f"it has more than {MAX_MODULES} modules, or they are too deep within each other")
+            pending.append((f"{prefix}{name}.", child))
+
+
+def state_dict(network: Stub) -> dict[str, Any]:
+    """The state dict of a pickled torch.nn.Module."""
+    state = {}
+    for prefix, module in modules(network):
+        hidden = module.get("_non_persistent_buffers_set", ())
+        state |= {f"{prefix}{name}": value for name, value in _members(module, "_parameters")}
+        state |= {f"{prefix}{name}": value for name, value in _members(module, "_buffers") if name not in hidden}
+        if len(state) > MAX_TENSORS:
+            raise ValueError(f"it has more than {MAX_TENSORS} tensors")
+    return state
+
+
+def _members(module: Stub, group: str) -> Iterator[tuple[str, Any]]:
+    members = module.attributes.get(group)
+    if not isinstance(members, dict):
+        raise ValueError(f"{describe(module)} was found where a torch.nn.Module was expected")
+    for name, value in members.items():
+        if not isinstance(name, str) or len(name) > 200:
+            raise ValueError(f"{describe(module)} has a member whose name is no text, or too long")
+        if value is not None:
+            yield name, value

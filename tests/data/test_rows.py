@@ -1,0 +1,192 @@
+"""Layouts: which rows files make, and what is said where they make none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbdm.data.config import read_labels
+from bbdm.data.rows import DATASETS, Half, paths_of, read_layout, read_rows, shown, synthrad_values
+from bbdm.pictures.values import Percentiles
+from tests.data.making import load, pixels, save
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(names: str) -> None:
+    for name in names.split():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def texts(rows: Any) -> list[str]:
+    """Rows as text: the name and all other columns; halves of a file are FILE|0 and FILE|1."""
+
+    def text(value: Any) -> str:
+        value = f"{value.path}|{value.side}" if isinstance(value, Half) else value
+        return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    return [" ".join([row["name"], *(text(value) for key, value in row.items() if key != "name")]) for row in rows]
+
+
+LABELS, PHOTOS = "gtFine/train/u/1_gtFine_color.png", "leftImg8bit/train/u/1_leftImg8bit.png"
+LAYOUTS = [  # dataset, data_dir, files, rows of train
+    ("edge2shoes", ".", "train/7.jpg val/8.jpg train/notes.txt", ["7 train/7.jpg|0 train/7.jpg|1"]),
+    ("edge2handbags", ".", "train/7.jpg test/8.jpg", ["7 train/7.jpg|0 train/7.jpg|1"]),
+    ("celeba", ".", "train/A/7.png train/B/7.jpg val/A/8.png val/B/8.png", ["7 train/A/7.png train/B/7.jpg"]),
+    ("face2comics", ".", "train/A/7.png train/B/7.jpg", ["7 train/A/7.png train/B/7.jpg"]),
+    ("cityscapes", ".", f"{LABELS} {PHOTOS} gtFine/train/u/1_gtFine_labelIds.png", [f"u/1 {LABELS} {PHOTOS}"]),
+    ("paired", "x/{split},{split}/y", "x/train/7.png train/y/7.png x/val/8.png", ["7 x/train/7.png train/y/7.png"]),
+    ("paired", "x,z;y", "x/7.png z/7.tif y/7.nii.gz", ["7 x/7.png+z/7.tif y/7.nii.gz"]),
+    ("paired", "x,y", "x/3.png x/10.webp y/3.jpg y/10.PNG y/.no.png", ["10 x/10.webp y/10.PNG", "3 x/3.png y/3.jpg"]),
+    ("paired", "x,y", "x/deep/3.PNG y/deep/3.bmp", ["deep/3 x/deep/3.PNG y/deep/3.bmp"]),
+    ("folder", ".", "7.png ._3.png Thumbs.db", ["7 7.png"]),
+    ("folder", ".", "train/7.png val/8.png 9.png", ["7 train/7.png"]),
+    ("folder", "{split}", "train/7.png val/8.png", ["7 train/7.png"]),
+]
+
+
+@pytest.mark.parametrize(("dataset", "data_dir", "files", "wanted"), LAYOUTS)
+def test_rows_of_a_layout(dataset: str, data_dir: str, files: str, wanted: list[str]) -> None:
+    touch(files)
+    assert texts(read_rows(dataset, data_dir)) == wanted
+
+
+def test_layouts_that_are_tested_are_all() -> None:
+    assert {each[0] for each in LAYOUTS} | {"table", "synthrad", "hub", "stream"} == DATASETS.keys()
+    assert read_layout("paired") == "paired"
+    with pytest.raises(ValueError, match=r"one of celeba, .*, got '\.': .* 'folder', as in folder \."):
+        read_layout(".")
+
+
+def test_the_halves_of_a_picture_are_source_and_target(root: Path) -> None:
+    both = pixels(0, 6, 16)
+    save(root / "train/7.png", both)
+    example = load(root, "edge2shoes").read(0)
+    assert (example.source.numpy() == both[:, :8].transpose(2, 0, 1)).all()
+    assert (example.target.numpy() == both[:, 8:].transpose(2, 0, 1)).all()
+    save(root / "train/7.png", both[:, :7])
+    with pytest.raises(ValueError, match=r"train/7\.png is 7 pixels wide"):
+        load(root, "edge2shoes").read(0)
+
+
+PAIR = "train/A/3.png train/B/3.png"
+X_Y = "x/a.png x/b.png y/a.png y/b.png sar/a.png"
+MR = "a/mr.mha a/ct.mha a/mask.mha"
+REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
+    ("celeba", ".", f"{PAIR} train/A/5.png", "", r"A/5\.png has no counterpart in .*B: files are matched by name"),
+    ("celeba", ".", f"{PAIR} train/B/5.png", "", r"B/5\.png has no counterpart in .*A: files are matched by name"),
+    ("celeba", ".", f"{PAIR} train/A/5.png train/B/6.png", "", r"A/5\.png has no counterpart .*, and 1 more have none"),
+    ("celeba", ".", f"{PAIR} train/A/3.jpg", "", r"A/3\.jpg and .*A/3\.png have the same name"),
+    ("paired", "train/A,x;train/B", f"{PAIR} x/4.png", "", r"A/3\.png has no counterpart in x"),
+    ("edge2shoes", ".", PAIR, "", "train has the folders A and B, .* layout of 'celeba'"),
+    ("edge2shoes", ".", "train/a.txt", "", r"no pictures in train \(looked for .*\.png"),
+    ("cityscapes", ".", "gtFine/train/u/1.png leftImg8bit/train/u/1.png", "", r"no pictures \*_gtFine_color"),
+    ("folder", "train/a.txt", "train/a.txt", "", "a.txt is a file, not a folder"),
+    ("paired", "x", "", "", "two folders, SOURCES,TARGETS; got 'x'"),
+    ("paired", "x,y,z", "", "", "got 'x,y,z'; of several sources, FIRST,SECOND;TARGETS"),
+    ("edges", ".", "", "", r"dataset must be one of .*edge2shoes.*, got 'edges'"),
+    *((name, "gone", "", "", "there is no folder gone") for name in ("edge2shoes", "celeba", "cityscapes", "synthrad")),
+    ("table", "gone.csv", "", "", "there is no file gone.csv"),
+    ("hub", "gone.tar", "", "", "there is no file gone.tar"),
+    ("paired", "x,y,sar=sar", X_Y, "", r"x/b\.png has no sar in sar: files are matched by name"),
+    ("paired", "x,y,sar=nowhere", X_Y, "", "sar: there is no folder nowhere"),
+    ("paired", "x,y,style=no.csv", X_Y, "", "style: there is no file no.csv"),
+    ("paired", "x,y,target=sar", X_Y, "", r"x/a\.png has a target already: sar would be another"),
+    ("paired", "x,y,style=t.csv", X_Y, "a,ink", r"x/b\.png has no style in t\.csv"),
+    ("paired", "x,y,style=t.csv", X_Y, "a,ink,3", r"line 1 of t\.csv must be NAME,CLASS, got 'a,ink,3'"),
+    ("paired", "x,y,style=t.csv", X_Y, "a,ink\na,oil", r"line 2 of t\.csv: 'a' is of the class 'ink' above"),
+    ("table", "t.csv", "", "", r"t\.csv must begin with a line of column names, each once, source among them; got"),
+    ("table", "t.csv", "", "name,target\na,b", "source among them; got .*target"),
+    ("table", "t.csv", "", "source,x,x\na,b,c", "each once"),
+    ("table", "t.csv", "", "source,target\na", r"line 2 of t\.csv has 1 cells, and its header 2"),
+    ("table", "t.csv", "", "source,target\na,", r"line 2 of t\.csv has no target"),
+    ("table", "t.csv", "", "name,source\na,b\na,c", r"line 3 of t\.csv: the name 'a' is there twice"),
+    ("table", "t.csv", "", "source,target", r"there are no rows in t\.csv"),
+    ("synthrad", ".", "a/mr.mha a/ct.mha", "", "patient a has no mask: a folder for each patient"),
+    ("synthrad", ".", f"{MR} b/mr.mha b/mask.mha", "", "patient b has no ct: .*, or no ct of any patient"),
+    ("synthrad", ".", f"{MR} b/cbct.mha", "", "both mr and cbct: give the folder of one task"),
+    ("synthrad", ".", f"{MR} a/mr.nii", "", "a has mr twice: remove one"),
+    ("synthrad", ".", MR, "", "a is the only patient"),
+    ("synthrad", ".", "", "", "no patients: a folder for each patient"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "data_dir", "files", "lines", "message"), REFUSED)
+def test_what_makes_no_rows_is_named(dataset: str, data_dir: str, files: str, lines: str, message: str) -> None:
+    touch(files)
+    Path("t.csv").write_text(lines)
+    with pytest.raises(FileNotFoundError if data_dir.startswith("gone") else ValueError, match=message):
+        read_rows(dataset, data_dir)
+
+
+def test_pictures_of_kinds_that_are_not_read_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    touch("1.png 2.gif 3.GIF notes.txt")
+    assert texts(read_rows("folder", ".")) == ["1 1.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 pictures are skipped in ., of kinds that are not read (.gif)"
+    ]
+    with pytest.raises(ValueError, match="columns are of the data sets hub, stream, got 'a,b' for 'folder'"):
+        read_rows("folder", ".", columns="a,b")
+
+
+def test_further_columns_are_of_folders_and_labels() -> None:
+    touch("x/a.png x/b.png y/a.png y/b.png sar/train/a.tif sar/train/b.npy")
+    Path("labels_train.csv").write_text("\ufeffname,class\na, ink\n\nb,10\nothers,wax\n")
+    rows = read_rows("paired", "x,y,sar=sar/{split},style=labels_{split}.csv")
+    assert texts(rows) == ["a x/a.png y/a.png sar/train/a.tif ink", "b x/b.png y/b.png sar/train/b.npy 10"]
+    assert [str(path) for path in paths_of(rows[0])] == ["x/a.png", "y/a.png", "sar/train/a.tif"]
+    assert (paths_of(rows[0], ["sar"]), shown(rows[0])) == ((Path("sar/train/a.tif"),), "x/a.png")
+
+
+def test_paths_of_a_table_are_relative_to_its_file() -> None:
+    """But words that are no files are words; names are those of sources without suffix."""
+    touch("data/depth/1.png")
+    lines = "source,target,mask,depth,season", "s/1.tif ; s/2.tif,t/1.tif,m/1.png,depth/1.png,summer.v2"
+    Path("data/train.csv").write_text("\n".join(lines))
+    paths = "data/s/1.tif+data/s/2.tif data/t/1.tif data/m/1.png data/depth/1.png summer.v2"
+    assert texts(read_rows("table", "data/{split}.csv")) == [f"s/1 {paths}"]
+    Path("t.csv").write_text("name,source\none,s/1.png\ntwo,s/2.png")
+    assert texts(read_rows("table", "t.csv")) == ["one s/1.png", "two s/2.png"]
+
+
+class TestSynthrad:
+    """Folders of patients."""
+
+    def test_a_tenth_of_the_patients_is_for_validation_wherever_they_lie(self) -> None:
+        everyone = {f"{'AB' if number % 2 else 'HN'}/1ABA{number:03d}" for number in range(20)}
+        touch(" ".join(f"{name}/mr.mha {name}/ct.mha {name}/mask.mha" for name in everyone))
+        train, validation = (texts(read_rows("synthrad", ".", split)) for split in ("train", "val"))
+        assert len(validation) == 2
+        assert {row.split()[0] for row in [*train, *validation]} == everyone
+        first = train[0].split()[0]
+        assert train[0] == f"{first} {first}/mr.mha {first}/mask.mha {first}/ct.mha"
+        Path("AB").rename("other")
+        again = texts(read_rows("synthrad", ".", "val"))
+        assert {row[-14:] for row in again} == {row[-14:] for row in validation}  # 1ABA000/ct.mha
+
+    def test_folders_of_splits_stay(self) -> None:
+        for name in ("train/a", "val/b"):
+            touch(f"{name}/cbct.nii.gz {name}/ct.nii.gz {name}/mask.nii.gz")
+        rows = read_rows("synthrad", ".", "val")
+        assert texts(rows) == ["b val/b/cbct.nii.gz val/b/mask.nii.gz val/b/ct.nii.gz"]
+        assert [str(values) for values in synthrad_values(rows)] == ["-1024:3071:HU"] * 2
+        assert [row["name"] for row in read_rows("synthrad", "{split}")] == ["a"]
+
+    def test_patients_without_ct_are_sources_of_each_split(self) -> None:
+        touch("a/mr.mha a/mask.mha b/mr.mha b/mask.mha")
+        for split in ("train", "val"):
+            rows = read_rows("synthrad", ".", split)
+            assert texts(rows) == ["a a/mr.mha a/mask.mha", "b b/mr.mha b/mask.mha"]
+            assert synthrad_values(rows)[0] == Percentiles(0.5, 99.5)
+
+
+def test_labels_of_all_rows_are_read_from_text() -> None:
+    assert read_labels("season=winter,style=a=b") == {"season": "winter", "style": "a=b"}
+    for text in ("season", "season=", "=winter", "a b=c", "a=b,a=c", ""):
+        with pytest.raises(ValueError, match="NAME=CLASS, with commas"):
+            read_labels(text)

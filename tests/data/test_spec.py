@@ -1,0 +1,188 @@
+"""What an example is: specs, their texts and flags, and what of them is kept in files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bbdm.data.config import Crops, RowsConfig, Slices, read_crops, read_slices
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import AXES, Condition, Spec, check_eight_bit, read_conditions
+from bbdm.pictures import Geometry
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, read_values
+from tests.data.making import folders, located, save
+
+HU = Values(-1024, 3071, "HU", "int16")
+HIGHS = st.lists(st.integers(1, 99), min_size=1, max_size=3)
+VALUES = HIGHS.map(lambda highs: Values((-1.0,) * len(highs), tuple(map(float, highs)), "m", "int16"))
+ANY = VALUES | st.integers(0, 49).map(lambda low: Percentiles(low, 100 - low)) | st.just(EIGHT_BIT)
+
+
+@st.composite
+def specs(draw: Any) -> Spec:
+    """All that a network has learned of its examples."""
+    axes = draw(st.sampled_from([2, 3]))
+    slices = draw(st.sampled_from([None, *AXES])) if axes == 2 else None
+    return Spec(
+        source=draw(ANY),
+        target=draw(VALUES | st.just(EIGHT_BIT)),
+        crop=draw(st.tuples(*[st.integers(1, 99)] * axes)),
+        axes=axes,
+        slices=slices,
+        neighbours=draw(st.integers(0, 3)) if slices else 0,
+        spacing=draw(st.none() | st.tuples(*[st.floats(1e-3, 100)] * 3)),
+        nodata=draw(st.none() | st.integers(-9999, 0).map(float)),
+        conditions=draw(st.dictionaries(st.sampled_from("abc"), ANY.map(lambda values: Condition("image", values)))),
+    )
+
+
+@given(specs())
+def test_a_spec_comes_back_from_its_config(spec: Spec) -> None:
+    again = Spec.from_config({"others": 1, **json.loads(json.dumps(spec.config()))})
+    assert again == spec
+    assert again.spacing == spec.spacing
+
+
+def test_whole_pictures_of_8_bits_are_nothing_to_keep() -> None:
+    assert Spec(size=8, resize="fit", channels=1, direction="BtoA").config() == {}
+    check_eight_bit(Spec(), "x")
+    for other in (Spec(source=HU), Spec(target=HU), Spec(slices="axial")):
+        with pytest.raises(ValueError, match=r"^this is for pictures of 8 bits, .* bbdm translate"):
+            check_eight_bit(other, "this")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": Percentiles()}, "target values must be LOW:HIGH, .*; got p0.5:99.5"),
+        ({"slices": "oblique"}, "slices must be one of axial, coronal, sagittal, got 'oblique'"),
+        ({"direction": "AB"}, "direction must be one of AtoB, BtoA, got 'AB'"),
+        ({"channels": 2}, "channels must be one of 1, 3, got 2"),
+        ({"neighbours": 1}, "neighbours must be .* need slices; got 1"),
+        ({"neighbours": -1, "slices": "axial"}, "at least 0, .* got -1"),
+        ({"axes": 3, "slices": "axial"}, "slices are of networks of 2 axes"),
+        ({"crops": 0, "crop": 8}, "crops of a picture must be at least 1, .* got 0"),
+        ({"in_mask": 2.0, "crop": 8}, "share in the mask from 0 to 1; got 1, 2.0"),
+        ({"crops": 2}, "need the size of a crop"),
+        ({"size": (4, 0)}, r"at least 1, got \(4, 0\)"),
+        ({"axes": 3, "crop": (8, 8)}, r"\(depth, height, width\), got \(8, 8\)"),
+        ({"spacing": (1.0, 1.0, 0.0)}, "spacing must be 3 lengths"),
+        (b'{"nodata": "x"}', "nodata must be a number, got 'x'"),
+        (b'{"spacing": 3}', "spacing must be 3 lengths, got 3"),
+        (b'{"condition_values": [1]}', "condition_values must be a mapping"),
+        (b'{"source_values": {"low": 0}}', "values must have low, high"),
+        (b'{"target_values": {"percentiles": [1, 99]}}', "target values must be LOW:HIGH"),
+        (b'{"neighbours": 1.5, "slices": "axial"}', "neighbours must be a number"),
+    ],
+)
+def test_settings_and_files_that_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Spec.from_config(json.loads(settings)) if isinstance(settings, bytes) else Spec(**settings)
+
+
+def test_results_say_where_they_have_no_value() -> None:
+    """A pixel with a value does not get that of nodata by rounding."""
+    spec = Spec(source=HU, target=Values(0, 100, "m", "int16"))
+    absent = np.array([[False, True], [False, False]])
+    result = spec.result(np.array([[[-1, -1], [0, 1]]], np.float32), Geometry(nodata=0), absent, "a")
+    assert np.asarray(result).tolist() == [[[1, 0], [50, 100]]]
+    assert (result.nodata, result.unit, result.name, result.dtype) == (0, "m", "a", np.int16)
+    assert Spec(target=HU, nodata=-5).result_nodata(-9999) == -5
+    spec.check_nodata(-9999, absent, "a")
+    with pytest.raises(ValueError, match=r"a has pixels without a value, -9999\.5, and results of int16 cannot hold"):
+        spec.check_nodata(-9999.5, absent, "a")
+
+
+class TestTexts:
+    """Settings from the text of a flag."""
+
+    def test_conditions(self) -> None:
+        assert read_conditions("sar=image@-25:0;-100:100,depth=image@p1:99,rgb=image,season=class,text=tokens") == {
+            "sar": Condition("image", Values((-25, -100), (0, 100), dtype="int16")),
+            "depth": Condition("image", Percentiles(1, 99)),
+            "rgb": Condition("image"),
+            "season": Condition("class"),
+            "text": Condition("tokens"),
+        }
+        for text in ("", "sar", "=image", "s r=image", "a=map", "a=class@0:1", "a=class,a=image"):
+            with pytest.raises(ValueError, match="NAME=KIND, with commas, each name once"):
+                read_conditions(text)
+
+    def test_crops_and_slices(self) -> None:
+        assert read_crops("96") == Crops(96)
+        assert read_crops("96x64:8") == Crops((96, 64), 8)
+        assert read_crops("8x9x10:8:0.5") == Crops((8, 9, 10), 8, 0.5)
+        assert (read_slices("axial"), read_slices("coronal:2")) == (Slices("axial"), Slices("coronal", 2))
+        for text in ("", "a", "96:", "96:8:0.5:1", "96:1.5"):
+            with pytest.raises(ValueError, match=r"SIZE, SIZE:COUNT or SIZE:COUNT:SHARE, got"):
+                read_crops(text)
+        for text in ("", "oblique", "axial:", "axial:-1", "axial:x"):
+            with pytest.raises(ValueError, match=r"PLANE or PLANE:NEIGHBOURS"):
+                read_slices(text)
+
+
+class TestOfRows:
+    """The spec that the settings of a data set make of its files."""
+
+    @staticmethod
+    def spec(data_dir: Any, dataset: str = "paired", config: dict[str, Any] | None = None, **given: Any) -> Spec:
+        return RowsConfig(**(config or {})).spec(dataset, read_rows(dataset, str(data_dir)), **given)
+
+    def test_of_settings(self, tmp_path: Path) -> None:
+        values = {"source_values": Percentiles(1, 99), "target_values": read_values("1:4001:u")}
+        config = {**values, "slices": Slices("coronal", 1)}
+        found = self.spec(folders(tmp_path, ".nii", 1, (3, 4, 5)), config=config, crops=Crops((2, 3), 4), size=9)
+        learned: dict[str, Any] = {"source": Percentiles(1, 99), "target": Values(1, 4001, "u", "int16")}
+        assert found == Spec(**learned, slices="coronal", neighbours=1, crop=(2, 3), crops=4)
+        save(tmp_path / "8 bits/a.png", np.zeros((4, 4), np.uint8))
+        assert self.spec(tmp_path / "8 bits", "folder", size=4, channels=3) == Spec(size=4, channels=3)
+
+    def test_results_have_type_and_nodata_of_the_targets_files(self, tmp_path: Path) -> None:
+        for name, kind, nodata in (("A", "float32", -1.0), ("B", "int16", -9999.0)):
+            save(tmp_path / name / "0.tif", np.ones((4, 5), kind), nodata=nodata)
+        values = {f"{side}_values": read_values("0:9") for side in ("source", "target")}
+        for direction, wanted in (("AtoB", ("int16", -9999)), ("BtoA", ("float32", -1))):
+            found = self.spec(f"{tmp_path}/A,{tmp_path}/B", config={**values, "direction": direction})
+            assert (found.target.dtype, found.nodata) == wanted
+
+    def test_what_a_network_has_learned_stays(self, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, ".nii", 1, (3, 4, 5))
+        learned = Spec(
+            source=Percentiles(), target=HU, slices="axial", neighbours=2, spacing=(1.0, 2.0, 3.0), nodata=-5
+        )
+        found = self.spec(data_dir, learned=learned)
+        assert (found, found.spacing) == (learned, learned.spacing)
+        assert self.spec(data_dir, config={"slices": Slices("coronal")}, learned=learned).neighbours == 2
+        for config, message in (
+            ({"target_values": read_values("0:9")}, "target_values must be those of the network, .*, got 0:9"),
+            ({"slices": Slices("axial", 1)}, "neighbours must be those of the network, 2, got 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                self.spec(data_dir, config=config, learned=learned)
+
+    def test_more_than_8_bits_need_ranges_which_are_proposed(self, tmp_path: Path) -> None:
+        for suffix, shape in ((".npy", (1, 4, 5)), (".png", (4, 5)), (".nii", (2, 4, 5))):
+            kind = "uint16" if suffix == ".png" else "int16"
+            save(tmp_path / f"A/a{suffix}", located(1, shape, kind))
+            save(tmp_path / "B/a.npy", np.array([[[-20.5, 36903]]], np.float32))
+            ends = rf"source has 1000 to {999 + np.prod(shape)}, the first target has -20\.5 to 36903"
+            message = rf"A/a{suffix}: .*{kind}.* {ends}: .* --source_values 0:\d+ --target_values -21:36903"
+            with pytest.raises(ValueError, match=message):
+                self.spec(f"{tmp_path}/A,{tmp_path}/B")
+            (tmp_path / f"A/a{suffix}").unlink()
+
+    def test_of_synthrad(self, tmp_path: Path) -> None:
+        for patient in "ab":
+            for name in ("mr", "ct", "mask"):
+                save(tmp_path / patient / f"{name}.mha", np.zeros((2, 3, 4), np.int16))
+        found = self.spec(tmp_path, "synthrad")
+        assert (found.source, found.target, found.slices) == (Percentiles(0.5, 99.5), HU, "axial")
+        assert self.spec(tmp_path, "synthrad", axes=3).slices is None
+        own = {"slices": Slices("sagittal"), "target_values": read_values("-9:9:HU")}
+        assert str(self.spec(tmp_path, "synthrad", own).target) == "-9:9:HU"
+        with pytest.raises(ValueError, match=r"target values must be LOW:HIGH"):  # of an MR
+            self.spec(tmp_path, "synthrad", {"direction": "BtoA"})

@@ -1,0 +1,244 @@
+"""Tables of the datasets library: saved, Parquet, tars of WebDataset; mapped and streamed, the same rows."""
+
+import io
+import pickle
+import tarfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm.data import tables
+from bbdm.data.examples import BadPicturesError
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import read_conditions
+from bbdm.networks.conditions import ConditionsConfig
+from tests.data.making import Array, load, pixels
+
+COUNT = 7
+SEASONS = ["winter", "10", "summer", "9", "winter", "10", "9"]
+LAYOUTS = ("hub", "stream")
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+
+
+def png(array: Array) -> bytes:
+    Image.fromarray(array).save(file := io.BytesIO(), "png")
+    return file.getvalue()
+
+
+def table_of(rows: Any, **more: Any) -> Any:
+    """Columns source, target and season, and more as (values, feature)."""
+    columns: dict[str, Any] = {"season": ([SEASONS[row] for row in rows], datasets.Value("string")), **more}
+    for name, first in (("source", 0), ("target", 100)):
+        columns[name] = [{"bytes": png(pixels(first + row))} for row in rows], datasets.Image()
+    kinds = datasets.Features({name: kind for name, (_, kind) in columns.items()})
+    return datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=kinds)
+
+
+def write_tar(path: Path, rows: Mapping[int, Mapping[str, bytes]]) -> Path:
+    """KEY.NAME files, member by member."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for row, files in rows.items():
+            for name, content in files.items():
+                info = tarfile.TarInfo(f"{row:03d}.{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def sample(row: int) -> dict[str, bytes]:
+    files = {"source.png": png(pixels(row)), "target.png": png(pixels(100 + row))}
+    return {**files, "season.txt": SEASONS[row % COUNT].encode()}
+
+
+def make(root: Path, kind: str) -> str:
+    """A table of 7 rows."""
+    where = root / "t"
+    if kind == "saved":
+        table_of(range(COUNT)).save_to_disk(where)
+    elif kind == "splits":
+        datasets.DatasetDict({"train": table_of(range(COUNT)), "validation": table_of([3])}).save_to_disk(where)
+    for number, rows in enumerate(([0, 1, 2, 3], [4, 5, 6])):
+        where.mkdir(parents=True, exist_ok=True)
+        if kind.startswith("parquet"):
+            table_of(rows).to_parquet(where / f"train-{number:05d}-of-00002.parquet")
+        elif kind == "tars":
+            write_tar(where / f"train{number}.tar", {row: sample(row) for row in rows})
+    return {"parquet files": f"{where}/*.parquet", "tars": f"{where}/{{split}}*.tar"}.get(kind, str(where))
+
+
+@pytest.mark.parametrize("kind", ["saved", "splits", "parquet", "parquet files", "tars"])
+def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Path) -> None:
+    where, conditions = make(tmp_path, kind), read_conditions("season=class")
+    for layout in LAYOUTS:
+        pairs = load(where, layout, conditions=conditions)
+        classes = ("9", "10", "summer", "winter")
+        assert (len(pairs), pairs.further.classes) == (COUNT, {"season": classes})
+        (batch,) = Batches(pairs, COUNT, torch.device("cpu")).stored()
+        assert batch.name == [f"{row:03d}" if kind == "tars" else f"{row:08d}" for row in range(COUNT)]
+        assert (batch.source.numpy() == [pixels(row).transpose(2, 0, 1) for row in range(COUNT)]).all()
+        assert (batch.target.numpy() == [pixels(100 + row).transpose(2, 0, 1) for row in range(COUNT)]).all()
+        assert [classes[season] for season in batch.conditions["season"]] == SEASONS
+        again = pickle.loads(pickle.dumps(load(where, layout, conditions=conditions)))
+        assert torch.equal(again.read(5).source, batch.source[5])
+        assert pairs.same_rows(again)
+        assert (again.digest(), again.names_digest()) == (pairs.digest(), pairs.names_digest())
+    if kind == "splits":
+        assert len(load(where, "hub", split="val")) == 1
+    if kind in ("splits", "parquet"):
+        with pytest.raises(FileNotFoundError, match="has no split 'elsewhere', but train"):
+            read_rows("stream", where, "elsewhere")
+
+
+def test_columns_of_all_kinds(tmp_path: Path) -> None:
+    """Labels of a ClassLabel keep its order; numbers, rows of numbers, bands and masks are columns too."""
+    greys = [{"bytes": png(pixels(50 + row, channels=1))} for row in range(4)]
+    text = [np.arange(3.0 * (row + 1)).reshape(-1, 3).tolist() for row in range(4)]
+    lists = datasets.List(datasets.List(datasets.Value("float32")))
+    table_of(
+        range(4),
+        style=([2, 0, -1, 1], datasets.ClassLabel(names=["wax", "ink", "oil"])),
+        number=([10, 9, 10, -1], datasets.Value("int64")),
+        sar=(greys, datasets.Image()),
+        mask=(greys, datasets.Image()),
+        text=(text, lists),
+        bands=([np.full((2, 8, 8), row / 4).tolist() for row in range(4)], datasets.List(lists)),
+    ).save_to_disk(tmp_path / "t")
+    classes = {"style": ("wax", "ink", "oil"), "number": ("9", "10", "-1")}
+    conditions = read_conditions("style=class,number=class,sar=image,bands=image,text=tokens")
+    for layout in LAYOUTS:
+        pairs = load(tmp_path / "t", layout, conditions=conditions)
+        assert pairs.further == ConditionsConfig(images={"sar": 1, "bands": 2}, classes=classes, tokens={"text": 3})
+        example = pairs.read(3)
+        assert (example.conditions["sar"].numpy() == pixels(53, channels=1)).all()
+        assert (example.conditions["text"].numpy() == text[3]).all()
+        assert example.conditions["bands"].unique().tolist() == [0.75]
+        assert [int(example.conditions[name]) for name in classes] == [1, 2]
+        assert (example.mask.numpy() == (pixels(53, channels=1) != 0)).all()
+        with pytest.raises(ValueError, match="00000002 has no style"):
+            pairs.read(2)
+
+
+def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> None:
+    table = table_of(range(2)).rename_columns({"source": "b", "target": "a"})
+    table.save_to_disk(tmp_path / "two")
+    for columns, row in ((None, 1), ("b,a", 1), ("a,b", 101)):
+        found = load(tmp_path / "two", "hub", columns=columns).read(1).source
+        assert (found.numpy() == pixels(row).transpose(2, 0, 1)).all()
+    with pytest.raises(ValueError, match="00000000 has no target"):
+        load(tmp_path / "two", "hub", columns="a").read(0)
+    for columns in ("a,season", "a,b,c", "a,a", "a,"):
+        with pytest.raises(ValueError, match=rf"columns of pictures {columns} is needed; .* are \['\w', '\w'\]"):
+            load(tmp_path / "two", "hub", columns=columns)
+    with pytest.raises(ValueError, match="rows have no column 'cls'"):
+        load(tmp_path / "two", "hub", conditions=read_conditions("cls=class"))
+    table.remove_columns("b").save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"two columns of pictures is needed; .* are \['a'\]"):
+        load(tmp_path / "one", "stream")
+
+
+class TestStream:
+    @pytest.fixture
+    def where(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """4 tars of 6 rows; 5 are mixed at a time."""
+        monkeypatch.setattr(tables, "MIXED", 5)
+        for number in range(4):
+            write_tar(tmp_path / f"{number}.tar", {row: sample(row) for row in range(6 * number, 6 * number + 6)})
+        return str(tmp_path / "*.tar")
+
+    @staticmethod
+    def names(pairs: Pairs, seed: int, *parts: tuple[int, int]) -> list[str]:
+        """Of the examples at positions of an epoch, as a trainer asks for them."""
+        order = [index for start, end in parts for index in pairs.order(seed)(start, end)]
+        found: list[Any] = [place for place, _ in pairs.places(order, seed)]
+        return [f"{place.row['name']} {place.number % pairs.spec.crops}" for place in found]
+
+    @pytest.mark.parametrize("crops", [1, 3])
+    def test_an_epoch_is_a_permutation_by_its_seed_from_any_position(self, where: str, crops: int) -> None:
+        pairs = load(where, "stream", crop=4, crops=crops)
+        whole = self.names(pairs, 5, (0, 24 * crops))
+        assert sorted(whole) == [f"{row:03d} {crop}" for row in range(24) for crop in range(crops)]
+        assert [name[-1] for name in whole] == [str(crop) for crop in range(crops)] * 24
+        again = load(where, "stream", crop=4, crops=crops)
+        assert self.names(again, 5, (0, 7), (7, 24 * crops)) == whole != sorted(whole)
+        assert self.names(again, 6, (0, 24 * crops)) != whole
+        for part in ((1, 24), (7, 9), (23, 24), (8, 16), (4, 11)):
+            assert self.names(again, 5, part) == whole[slice(*part)]
+
+    @pytest.mark.parametrize("crops", [1, 2])
+    @pytest.mark.parametrize("processes", [2, 3])  # tars for each, and rows of all
+    def test_processes_share_an_epoch(self, where: str, processes: int, crops: int) -> None:
+        """In steps of 3 examples each; and a process that begins at a later step reads the same."""
+        steps, together = 24 * crops // (3 * processes), []
+        for rank in range(processes):
+            pairs: Any = load(where, "stream", crop=4, crops=crops).shared(rank, processes)
+            first = [3 * (step * processes + rank) for step in range(steps)]
+            whole = self.names(pairs, 1, *((start, start + 3) for start in first))
+            assert self.names(pairs, 1, *((start, start + 3) for start in first[2:])) == whole[6:]
+            together += whole
+        assert len(set(together)) == len(together) == 3 * processes * steps
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_batches_are_the_rows_with_any_workers(self, where: str, workers: int) -> None:
+        pairs, mapped = load(where, "stream", crop=4), load(where, "hub", crop=4)
+        batches = Batches(pairs, 5, torch.device("cpu"), workers)
+        found = list(batches.stored(pairs.order(2)(3, 20), 2))
+        names = [name for batch in found for name in batch.name]
+        assert [f"{name} 0" for name in names] == self.names(pairs, 2, (3, 20))
+        for name, source in zip(names, torch.cat([batch.source for batch in found]), strict=True):
+            assert torch.equal(source, mapped.read(int(name), 2).source)  # the crop of the seed and the name
+        batches.close()
+
+    def test_others_of_a_batch_take_the_places_of_bad_ones(self, tmp_path: Path) -> None:
+        rows = {row: sample(row) for row in range(6)}
+        for row in (1, 4, 5):
+            rows[row]["source.png"] = rows[row]["source.png"][:60]
+        where = write_tar(tmp_path / "0.tar", rows)
+        pairs = load(where, "stream", skip_bad=True)
+        with pytest.raises(BadPicturesError, match="004"):
+            list(Batches(pairs, 2, torch.device("cpu")).stored(range(6)))
+        found = list(Batches(pairs, 3, torch.device("cpu")).stored(range(6)))
+        assert [batch.name for batch in found] == [["000", "002", "002"], ["003", "003", "003"]]
+        assert len(pairs.left_out) == 3
+        names = [load(where, "hub", skip_bad=True).read(index).name for index in range(6)]
+        assert names == ["000", "002", "002", "003", "000", "000"]
+        with pytest.raises(BadPicturesError, match="001"):
+            load(where, "stream").read(1)
+
+
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["source.png", "season.txt", "x.pkl", "x.pyd", "x.pickle", "x.pth", "x.npy"])
+def test_a_pickle_inside_a_tar_runs_nothing(name: str, tmp_path: Path) -> None:
+    trap, file = Trap(tmp_path / "sprung"), io.BytesIO()
+    np.save(file, np.array([trap], object)) if name == "x.npy" else pickle.dump(trap, file)
+    where = write_tar(tmp_path / "0.tar", {0: {**sample(0), name: file.getvalue()}})
+    for layout in LAYOUTS:
+        with suppress(Exception):  # of whatever library, or none where nobody looks at the file
+            load(where, layout, conditions=read_conditions("x=tokens" if name[0] == "x" else "season=class")).read(0)
+    assert not trap.path.exists()
+    pickle.loads(pickle.dumps(trap))
+    assert trap.path.exists()  # it is one

@@ -1,0 +1,291 @@
+"""Pictures of any values and channels: in crops, as slices of volumes, as volumes; masks and grids."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bbdm.data.crops import crop_window
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import AXES, Spec
+from bbdm.pictures.values import Percentiles, Values, read_values
+from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
+
+HEIGHT, WIDTH, CROP = 20, 24, 8
+VOLUME = (4, 5, 6)
+
+
+def masked(root: Path, shape: Sequence[int], *inside: Sequence[tuple[int, ...]]) -> str:
+    """A mask M for each picture in A, and B: the places that are inside."""
+    for number, places in enumerate(inside):
+        array = np.zeros((1, *shape), np.uint8)
+        for index in places:
+            array[(0, *index)] = 200
+        save(root / "M" / f"{number}.npy", array)
+    return f"{root}/A,{root}/B,mask={root}/M"
+
+
+class TestValues:
+    @given(low=st.integers(-2000, 2000), span=st.integers(1, 4000), seed=st.integers(0, 99))
+    def test_are_the_formula_in_float64_clipped(self, low: int, span: int, seed: int) -> None:
+        stored = np.random.default_rng(seed).integers(-3000, 7000, (2, 4, 5)).astype(np.int16)
+        values = Values(low, low + span, dtype="float32")
+        example = Pairs([{"name": "a", "source": stored, "target": stored}], Spec(source=values, target=values)).read(0)
+        wanted = (2 * (stored.astype(np.float64) - low) / span - 1).clip(-1, 1)
+        assert example.source.dtype == torch.float32
+        np.testing.assert_allclose(example.source.numpy(), wanted, atol=2e-6)
+        assert torch.equal(example.source, example.target)
+
+    def test_each_side_and_channel_has_its_own(self, tmp_path: Path) -> None:
+        pairs = valued(folders(tmp_path, count=1))
+        assert torch.equal(*pairs[0])
+        save(tmp_path / "C/0.npy", np.stack([located(2, (HEIGHT, WIDTH)), located(3, (HEIGHT, WIDTH))]))
+        bands = read_values("0:4000,0:8000,-4000:4000")
+        several = load(f"{tmp_path}/C,{tmp_path}/A;{tmp_path}/B", source=bands, target=TARGET, crop=1)
+        assert (several.source_channels, several.channels) == (3, 1)
+        at = round((several.read(0).target.item() + 1) * 2000)
+        wanted = [(2000 + at) / 2000 - 1, (3000 + at) / 4000 - 1, at / 4000]
+        np.testing.assert_allclose(several.read(0).source.flatten().tolist(), wanted, atol=1e-6)
+        with pytest.raises(ValueError, match="has 1 channels, and there are values of 2"):
+            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1"))
+
+    def test_percentiles_are_of_the_whole_picture(self, tmp_path: Path) -> None:
+        example = valued(folders(tmp_path), source=Percentiles(10, 90), crop=CROP).read(2, 3)
+        low, high = np.percentile(located(2, (HEIGHT * WIDTH,)), [10, 90])
+        wanted = (2 * (numbers(example.target) - low) / (high - low) - 1).clip(-1, 1)
+        np.testing.assert_allclose(example.source[0].numpy(), wanted, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.full((1, 4, 5), 3000, np.float32), r"values from 3000 to 3000 in float32: give their range"),
+            (np.full((1, 4, 5), 9, np.uint16), r"values from 9 to 9 in uint16: give their range, such as 0:255"),
+            (np.where(np.arange(20) == 7, np.nan, 0).reshape(1, 4, 5), r"nan stands in channel 0 at \(1, 2\)"),
+        ],
+    )
+    def test_without_a_range_are_named_with_their_file(self, array: Any, message: str, tmp_path: Path) -> None:
+        save(tmp_path / "A/0.npy", array)
+        save(tmp_path / "B/0.npy", np.zeros((1, 4, 5), np.float32))
+        with pytest.raises(ValueError, match=rf"A/0\.npy.*{message}"):
+            load(f"{tmp_path}/A,{tmp_path}/B").read(0)
+
+    @pytest.mark.parametrize("crop", [None, (16, 20)])
+    def test_infinity_is_refused_at_its_place_in_the_picture(self, crop: Any, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, count=1)
+        array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
+        array[0, 11, 13] = np.inf
+        save(tmp_path / "B/0.npy", array)
+        with pytest.raises(ValueError, match=r"/0\.npy.*inf stands in channel 0 at \(11, 13\)"):
+            valued(data_dir, crop=crop).read(0)
+
+
+class TestNodata:
+    def test_each_picture_has_its_own_least_and_not_in_the_mask(self, tmp_path: Path) -> None:
+        for side, nodata, at in (("A", -1.0, 3), ("C", np.nan, 4), ("B", -5.0, 5)):
+            array = np.full((HEIGHT, WIDTH), 1000, np.float32)
+            array[at, at + 1] = nodata
+            save(tmp_path / side / "0.tif", array, nodata=nodata)
+        example = valued(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B").read(0)
+        assert (example.mask == 0).nonzero().tolist() == [[0, 3, 4], [0, 4, 5], [0, 5, 6]]
+        assert example.source[0, 3, 4] == example.source[1, 4, 5] == example.target[0, 5, 6] == -1
+        assert (numbers(example.source)[example.mask[0].numpy() == 1] == 1000).all()
+
+    def test_they_do_not_count_in_percentiles(self, tmp_path: Path) -> None:
+        array = np.arange(HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+        array[0] = -9999
+        save(tmp_path / "0.tif", array, nodata=-9999)
+        found = load(f"{tmp_path},{tmp_path}", source=Percentiles(0, 100), target=SOURCE).pictures.values(0, "source")
+        assert (found.low, found.high) == ((WIDTH,), (HEIGHT * WIDTH - 1,))
+
+
+class TestCrops:
+    @settings(max_examples=40)
+    @given(data=st.data())
+    def test_a_window_lies_inside_and_is_a_function_of_key_and_seed(self, data: st.DataObject) -> None:
+        sides = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=3))
+        size = [data.draw(st.integers(1, side)) for side in sides]
+        at = tuple(data.draw(st.integers(0, side - 1)) for side in sides)
+        inside = np.zeros(sides, np.uint8)
+        inside[at] = 1
+        key, seed = data.draw(st.text()), data.draw(st.integers(0, 2**40))
+        window = crop_window(sides, size, key, seed)
+        assert window == crop_window(sides, size, key, seed)
+        centred = crop_window(sides, size, key, seed, 1.0, lambda: inside)
+        for part, other, side, length, middle in zip(window, centred, sides, size, at, strict=True):
+            assert 0 <= part.start <= part.stop == part.start + length <= side
+            assert other.start <= middle < other.stop  # as near to the middle as the picture's edges let it
+            assert other.start == min(max(middle - length // 2, 0), side - length)
+
+    def test_windows_are_everywhere(self) -> None:
+        """16 places, 1600 draws: each count within 5 sigma of 100, a false alarm of 1e-5."""
+        windows = [crop_window((8, 8), (5, 5), key, seed) for key in ("a 0", "a 1") for seed in range(800)]
+        counts = np.zeros((4, 4))
+        np.add.at(counts, tuple(np.array([[part.start for part in window] for window in windows]).T), 1)
+        assert abs(counts - 100).max() < 5 * np.sqrt(1600 / 16 * 15 / 16)
+        assert windows[:800] != windows[800:]  # of another key
+
+    def test_are_parts_of_both_pictures(self, tmp_path: Path) -> None:
+        pairs = valued(folders(tmp_path), crop=(CROP, CROP + 2), crops=2)
+        assert (len(pairs), pairs.image_size) == (6, (CROP, CROP + 2))
+        corners: set[Any] = set()
+        for seed in range(30):
+            example = pairs.read(3, seed)
+            array = numbers(example.source)
+            top, left = divmod(int(array[0, 0]) - 1000, WIDTH)  # of picture 1
+            assert (array == located(1, (HEIGHT, WIDTH))[top : top + CROP, left : left + CROP + 2]).all()
+            assert torch.equal(example.source, example.target)
+            assert torch.equal(example.source, pairs.read(3, seed).source)
+            corners.add((top, left))
+        assert len(corners) > 20  # another epoch has others
+        assert numbers(pairs.read(2).source)[0, 0] != numbers(pairs.read(3).source)[0, 0]  # the next of the picture
+        with pytest.raises(ValueError, match=r"A/0\.npy: it has 20 x 24 pixels, and crops have 30 x 30"):
+            valued(f"{tmp_path}/A,{tmp_path}/B", crop=30).read(0)
+
+    def test_a_share_is_centred_in_the_mask(self, tmp_path: Path) -> None:
+        folders(tmp_path, count=1)
+        data_dir = masked(tmp_path, (HEIGHT, WIDTH), [(9, 11)])
+        example = valued(data_dir, crop=CROP, in_mask=1.0).read(0)
+        assert example.mask.nonzero().tolist() == [[0, CROP // 2, CROP // 2]]
+        assert example.mask.dtype == torch.float32
+        half = valued(data_dir, crop=CROP, in_mask=0.5)
+        middles = [numbers(half.read(0, seed).source)[CROP // 2, CROP // 2] for seed in range(200)]
+        assert 0.4 < np.mean(np.array(middles) == 9 * WIDTH + 11) < 0.6  # binomial, 3 sigma
+
+
+class TestSlices:
+    @pytest.mark.parametrize("plane", AXES)
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".npy"])
+    def test_are_examples(self, plane: Any, suffix: str, tmp_path: Path) -> None:
+        pairs = valued(folders(tmp_path, suffix, 2, VOLUME), slices=plane)
+        axis = ["axial", "coronal", "sagittal"].index(plane)
+        count = VOLUME[axis]
+        assert (len(pairs), list(pairs.ends)) == (2 * count, [count, 2 * count])
+        for number in range(count):
+            example = pairs.read(count + number)
+            assert (numbers(example.source) == located(1, VOLUME).take(number, axis)).all()
+            assert torch.equal(example.source, example.target)
+            assert example.name == f"1/{number:04d}"
+
+    @pytest.mark.parametrize("plane", AXES)
+    def test_have_neighbours_of_which_the_ends_repeat(self, plane: Any, tmp_path: Path) -> None:
+        """Channels from low to high; the target stays one slice."""
+        pairs = valued(folders(tmp_path, count=2, size=VOLUME), slices=plane, neighbours=2)
+        axis = AXES[plane]
+        count, volume = VOLUME[axis], located(1, VOLUME)
+        assert (pairs.source_channels, pairs.channels) == (5, 1)
+        for number in range(count):
+            example = pairs.read(count + number)
+            seen = np.clip(np.arange(number - 2, number + 3), 0, count - 1)
+            for channel, index in zip(example.source, seen, strict=True):
+                assert (numbers(channel[None]) == volume.take(index, axis)).all()
+            assert (numbers(example.target) == volume.take(number, axis)).all()
+
+    def test_of_which_nothing_is_in_the_mask_are_left_out(self, tmp_path: Path) -> None:
+        folders(tmp_path, count=2, size=VOLUME)
+        data_dir = masked(tmp_path, VOLUME, [(1, 2, 3), (3, 2, 3)], [(2, 2, 3)])
+        pairs = valued(data_dir, slices="axial", neighbours=1)
+        examples = [pairs.read(index) for index in range(len(pairs))]
+        assert [example.name for example in examples] == ["0/0001", "0/0003", "1/0002"]
+        assert (numbers(examples[0].source[:1]) == located(0, VOLUME)[0]).all()  # what is outside is seen
+        assert examples[2].mask.nonzero().tolist() == [[0, 2, 3]]
+        with pytest.raises(ValueError, match="no slice has anything in its mask"):
+            valued(masked(tmp_path, VOLUME, [], []), slices="axial")
+
+    def test_of_a_damaged_volume_are_left_out(self, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, ".nii", 3, VOLUME)
+        (tmp_path / "B/1.nii").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"B/1\.nii"):
+            valued(data_dir, slices="axial")
+        pairs = valued(data_dir, slices="axial", skip_bad=True)
+        assert [pairs.read(index).name[0] for index in range(len(pairs))] == ["0"] * 4 + ["2"] * 4
+        assert len(pairs.left_out) == 1
+
+
+class TestVolumes:
+    SIZE = (9, 10, 11)
+
+    def test_in_crops(self, tmp_path: Path) -> None:
+        folders(tmp_path, count=1, size=self.SIZE)
+        data_dir = masked(tmp_path, self.SIZE, [(4, 5, 6)])
+        pairs = valued(data_dir, axes=3, crop=(3, 4, 5))
+        volume, corners = located(0, self.SIZE), set[Any]()
+        for seed in range(20):
+            example = pairs.read(0, seed)
+            crop = numbers(example.source)
+            first = np.unravel_index(crop[0, 0, 0], self.SIZE)
+            window = tuple(slice(at, at + side) for at, side in zip(first, (3, 4, 5), strict=True))
+            assert (crop == volume[window]).all()
+            assert torch.equal(example.source, example.target)
+            assert int(example.mask.sum()) == int((crop == volume[4, 5, 6]).sum())
+            corners.add(first)
+        assert len(corners) > 10
+        inside = valued(data_dir, axes=3, crop=(3, 4, 5), in_mask=1.0)
+        assert {int(numbers(inside.read(0, seed).source)[1, 2, 2]) for seed in range(5)} == {int(volume[4, 5, 6])}
+        assert valued(data_dir, axes=3, crop=4).read(0).source.shape == (1, 4, 4, 4)  # a cube
+
+    def test_whole(self, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, ".mha", 1, VOLUME)
+        assert (numbers(valued(data_dir, axes=3).read(0).source) == located(0, VOLUME)).all()
+        with pytest.raises(ValueError, match=r"A/0\.mha has 3 axes, and examples 2: say which slices"):
+            valued(data_dir)
+        flat = pictures(tmp_path / "flat", 1)
+        with pytest.raises(ValueError, match=r"A/0\.png has 2 axes, and examples 3: this network is of volumes"):
+            load(flat, axes=3)
+        with pytest.raises(ValueError, match=r"A/0\.png has 2 axes, and slices are of volumes"):
+            load(flat, slices="axial")
+
+    def test_their_spacing_is_the_median(self, tmp_path: Path) -> None:
+        """Along (D, H, W), where NIfTI's are (x, y, z)."""
+        for number, length in enumerate((1.0, 2.0, 9.0)):
+            for side in "AB":
+                save(tmp_path / side / f"{number}.nii", located(0, VOLUME), affine=np.diag([length, 1, 2, 1]))
+        data_dir = f"{tmp_path}/A,{tmp_path}/B"
+        assert valued(data_dir, slices="coronal").spacing == valued(data_dir, axes=3).spacing == (2, 1, 2)
+        assert valued(folders(tmp_path / "none", size=VOLUME), axes=3).spacing is None
+
+
+class TestGrids:
+    @pytest.mark.parametrize("how", [{"slices": "axial"}, {"axes": 3}, {"axes": 3, "crop": 2}], ids=str)
+    def test_of_volumes_are_named_with_the_way_to_resample(self, how: dict[str, Any], tmp_path: Path) -> None:
+        for side, step in (("A", 2.0), ("B", 1.0)):
+            save(tmp_path / side / "0.mha", located(0, VOLUME), spacing=(1.0, 1.0, step))
+        message = r"A/0\.mha and .*B/0\.mha lie on different grids, 4 x 5 x 6 at .*2\.0.* and 4 x 5 x 6 at .*SimpleITK"
+        with pytest.raises(ValueError, match=message):
+            valued(f"{tmp_path}/A,{tmp_path}/B", **how).read(0)
+
+    def test_of_geotiffs(self, tmp_path: Path) -> None:
+        for side, width in (("A", 5), ("B", 6)):
+            save(tmp_path / side / "0.tif", np.ones((4, width), np.int16), nodata=-1)
+        with pytest.raises(ValueError, match=r"A/0\.tif and .*B/0\.tif .* 4 x 5 at .* 4 x 6 at .*gdalwarp"):
+            valued(f"{tmp_path}/A,{tmp_path}/B").read(0)
+
+    @pytest.mark.parametrize("crop", [None, CROP])
+    def test_of_sizes_alone(self, crop: int | None, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, count=1)
+        with pytest.raises(ValueError, match=r"M/0\.npy and .*B/0\.npy lie on different grids, 20 x 23 and 20 x 24"):
+            valued(masked(tmp_path, (HEIGHT, WIDTH - 1), [(1, 1)]), crop=crop).read(0)
+        save(tmp_path / "B/0.npy", located(0, (1, HEIGHT + 1, WIDTH)))
+        with pytest.raises(ValueError, match=r"A/0\.npy and .*B/0\.npy .* 20 x 24 and 21 x 24: resample"):
+            valued(data_dir, crop=crop).read(0)
+        assert valued(data_dir, size=6).read(0).source.shape == (1, 6, 6)  # resized, they may differ
+
+
+@pytest.mark.parametrize("how", [{"slices": "sagittal", "neighbours": 1}, {"axes": 3}], ids=str)
+def test_crops_by_the_cache_of_decoded_files_are_the_same(how: dict[str, Any], tmp_path: Path) -> None:
+    data_dir = folders(tmp_path / "pairs", ".nii.gz", 2, (4, 9, 9))
+    wanted = valued(data_dir, crop=3, **how)
+    pairs = valued(data_dir, crop=3, cache=tmp_path / "cache", **how)
+    assert all(torch.equal(pairs.read(i, 1).source, wanted.read(i, 1).source) for i in range(len(wanted)))
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+    for path in (tmp_path / "pairs").rglob("*.gz"):  # whose content is not decoded again
+        stat, content = path.stat(), path.read_bytes()
+        path.write_bytes(content[:-8] + bytes(8))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = valued(data_dir, crop=3, cache=tmp_path / "cache", **how)
+    assert torch.equal(again.read(1, 1).source, wanted.read(1, 1).source)

@@ -1,0 +1,315 @@
+"""Files of torch.save, honest and hostile: what is read of them, and that nothing of them runs."""
+
+import argparse
+import collections
+import contextlib
+import io
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bbdm.files import inert
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.inert import Stub
+from tests.conftest import ROOT
+from tests.files.importers.common import save
+from tests.nightly import sweep
+
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  (the callers look)
+        load_checkpoint(path)
+    return str(caught.value)
+
+
+class Thing:
+    def __init__(self) -> None:
+        self.size, self.weights = 3, torch.ones(2)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise AssertionError("it ran")
+
+
+class Named(dict[str, int]):
+    pass
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Identity())
+        self.none = None
+        self.register_buffer("kept", torch.arange(3.0))
+        self.register_buffer("hidden", torch.zeros(1), persistent=False)
+
+
+class TestHonest:
+    @FORMATS
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_tensors_are_those_of_torch_load(self, zipped: bool, plain: bool, tmp_path: Path):
+        base = torch.randn(6, 4)
+        dtypes = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
+        content = {
+            "scalar": torch.tensor(3.0),
+            "empty": torch.empty(0, 3),
+            "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+            "parameter": nn.Parameter(torch.randn(3)),
+            "column": base[:, 1],
+            "transposed": base.t(),
+            **{str(dtype): base.to(dtype) for dtype in dtypes},
+        }
+        path = save(content, tmp_path / "a.pt", zipped)
+        expected = torch.load(path, weights_only=True)
+        path = path if plain else save({**content, "thing": Thing()}, path, zipped)
+        outputs, is_plain = inert.load(path)
+        assert is_plain == (plain and zipped)
+        for key, value in expected.items():
+            assert (outputs[key].dtype, outputs[key].stride()) == (value.dtype, value.stride()), key
+            assert torch.equal(outputs[key], value.detach()), key
+        assert outputs["column"].untyped_storage().data_ptr() == outputs["transposed"].untyped_storage().data_ptr()
+
+    @FORMATS
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    def test_containers(self, zipped: bool, protocol: int, tmp_path: Path):
+        content = {
+            "text": ["é", "a" * 300, ""],
+            "numbers": (1, -2, 300, 70_000, 2**70, 1.5, True, None),
+            3: {"nested": [[], {}, (), [1, [2, (3, 4, 5, 6)]]]},
+            ("a", 1): collections.OrderedDict(b=1, a=2),
+            "set": {1, 2},
+        }
+        for more in ({}, {"thing": Thing()}):
+            full = {**content, **more}
+            torch.save(full, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+            outputs, _ = inert.load(tmp_path / "a.pt")
+            assert {key: outputs[key] for key in content} == content
+
+    @FORMATS
+    def test_objects_become_stubs(self, zipped: bool, tmp_path: Path):
+        content = [Thing(), Named(a=1), Thing, collections.deque([1, 2]), {argparse.Namespace: 1}]
+        (thing, named, kind, queue, _), _ = inert.load(save(content, tmp_path / "a.pt", zipped))
+        assert isinstance(thing, Stub)
+        assert thing.kind == kind.kind == f"{__name__}.Thing"
+        assert (thing.get("size"), thing.get("other", 7)) == (3, 7)
+        assert torch.equal(thing.get("weights"), torch.ones(2))
+        assert (named.kind, queue.kind) == (f"{__name__}.Named", "collections.deque")
+
+    @FORMATS
+    def test_state_dict_of_a_pickled_module(self, zipped: bool, tmp_path: Path):
+        module = Outer()
+        state = inert.state_dict(inert.load(save(module, tmp_path / "a.pt", zipped))[0])
+        assert state.keys() == module.state_dict().keys()
+        assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
+
+    def test_modules_within_themselves_are_refused(self, tmp_path: Path):
+        cycle = nn.Sequential(nn.Linear(1, 1))
+        cycle.add_module("again", cycle)
+        doubled: nn.Module = nn.Linear(1, 1)
+        for _ in range(40):  # 2**40 modules, of 40 in the file
+            doubled = nn.Sequential(doubled, doubled)
+        for module, message in ((cycle, "too deep"), (doubled, "more than 20000"), (Thing(), "Thing was found")):
+            content, _ = inert.load(save(module, tmp_path / "a.pt"))
+            with pytest.raises(ValueError, match=message):
+                inert.state_dict(content)
+
+
+class Runs:
+    """Runs a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+class HoldsTrap(nn.Module):
+    def __init__(self, trap: Runs) -> None:
+        super().__init__()
+        self.trap = trap
+
+
+def traps(marker: Path) -> dict[str, Any]:
+    system = Runs(os.system, f"touch {marker}")
+    return {
+        "top": system,
+        "nested": {"a": [({"b": (system,)},)]},
+        "key": {Runs(os.system, f"touch {marker}"): 1},
+        "argument": Runs(Thing, system),
+        "in a module": nn.Sequential(nn.Linear(1, 1)).append(HoldsTrap(system)),
+        "in a file of ours": {"format": "bbdm", "version": 1, "unet": system, "states": {}, "training": None},
+        "eval": Runs(eval, f"open({str(marker)!r}, 'w')"),
+        "open": Runs(open, str(marker), "w"),
+        "import": Runs(__import__, "antigravity"),
+        "subprocess": Runs(subprocess.call, ["touch", str(marker)]),
+    }
+
+
+@FORMATS
+@pytest.mark.parametrize("name", list(traps(Path())))
+def test_nothing_runs_and_nothing_is_imported(name: str, zipped: bool, tmp_path: Path):
+    marker = tmp_path / "marker"
+    path = save(traps(marker)[name], tmp_path / "a.pt", zipped)
+    before = {*sys.modules}
+    error_of(path)
+    with contextlib.suppress(ValueError):
+        inert.load(path)
+    assert not marker.exists()
+    assert "antigravity" not in {*sys.modules} - before
+    if name != "import":  # the trap works
+        with contextlib.suppress(Exception):
+            torch.load(path, weights_only=False)
+        assert marker.exists()
+
+
+def by_hand(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of torch.save with a pickle that no pickler writes, and 4 floats."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3")
+        archive.writestr("archive/data/k", struct.pack("<4f", 1, 2, 3, 4))
+    return path
+
+
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00kX\x03\x00\x00\x00cpuK\x04tQ"
+SYSTEM = b"cposix\nsystem\nX\x04\x00\x00\x00true\x85R"
+THING = b"cx\ny\n)R"  # a stub, so that the file is read by the inert unpickler
+
+
+def tensor(offset: bytes, size: bytes, stride: bytes) -> bytes:
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + offset + size + stride + b"\x89}tR"
+
+
+BY_HAND = {
+    "a tensor past the end": (tensor(b"K\x00", b"K\x05\x85", b"K\x01\x85"), "not resizable|beyond its storage"),
+    "an offset past the end": (tensor(b"K\x01", b"K\x04\x85", b"K\x01\x85"), "not resizable|beyond its storage"),
+    "a negative offset": (tensor(b"J\xff\xff\xff\xff", b"K\x02\x85", b"K\x01\x85"), "storage"),
+    "a tensor without a storage": (b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))\x89}tR", "."),
+    "a call of a call": (THING + b")R", "."),
+    "a call as a persistent id": (SYSTEM + b"Q", "."),
+    "INST": (b"(X\x04\x00\x00\x00trueiposix\nsystem\n", "a posix.system with no UNets"),
+    "a state for a function": (b"ctorch._utils\n_rebuild_tensor\n}b", "."),
+    "a state for a class": (b"ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb", "."),
+    "an extension": (b"\x82\x01", "."),
+    "an empty stack": (b"0", "."),
+    "a gigabyte": (b"cbuiltins\nbytearray\nJ\x00\xca\x9a\x3b\x85R", "."),
+    "deep lists": (b"]" * 100_000 + b"a" * 99_999, "."),
+}
+
+
+@pytest.mark.parametrize("inert_only", [False, True])
+@pytest.mark.parametrize("name", list(BY_HAND))
+def test_pickles_by_hand_are_refused(name: str, inert_only: bool, tmp_path: Path):
+    pickled, message = BY_HAND[name]
+    pickled = b"\x80\x02" + (THING + pickled + b"\x86" if inert_only else pickled) + b"."
+    assert re.search(message if not inert_only else ".", error_of(by_hand(tmp_path / "a.pt", pickled)))
+
+
+BOMBS = {
+    "deflated zeros": "entries that overlap, or are compressed",
+    "numbers of a legacy file": "beyond its storage",
+    "doubling lists": "missing entry 'unet'",
+}
+
+
+@pytest.mark.parametrize(("kind", "message"), BOMBS.items())
+def test_small_files_take_little_memory(kind: str, message: str, tmp_path: Path):
+    """In a process of its own, which may grow by 500 MB; each file would take gigabytes."""
+    path = tmp_path / "a.pt"
+    if kind == "deflated zeros":
+        by_hand(path, b"]" + bytes(2_000_000_000) + b".", zipfile.ZIP_DEFLATED)
+    elif kind == "numbers of a legacy file":
+        content = bytearray(
+            save({"input_blocks.0.0.weight": torch.ones(7, dtype=torch.float64)}, path, False).read_bytes()
+        )
+        path.write_bytes(
+            content.replace(b"K\x07t", b"\x8a\x05\x00\x00\x00\x00\x10t").replace(
+                b"K\x07\x85", b"\x8a\x05\x00\x00\x00\x00\x10\x85"
+            )
+        )
+    else:
+        inner: list[Any] = []
+        for _ in range(60):
+            inner = [inner, inner]
+        save({"format": "bbdm", "version": 1, "states": {}, "training": inner}, path)
+    assert path.stat().st_size < 10_000_000
+    code = f"""
+import resource
+from bbdm import load_checkpoint
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try: load_checkpoint({str(path)!r}, 100, 1.0)
+except ValueError as error: print(error)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert grown < 500_000, grown"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    outputs = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert outputs.returncode == 0, outputs.stderr
+    assert re.search(message, outputs.stdout)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html>", "it begins with b'<!DOCTYPE html>'; a file of torch.save was expected"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "begins with b'version https://git-"),
+        (b"PK\x03\x04" + bytes(50), "its archive is damaged"),
+        (pickle.dumps([1], 2), "a file of torch.save was expected"),
+    ],
+)
+def test_other_files(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "a.pt").write_bytes(content)
+    assert message in error_of(tmp_path / "a.pt")
+
+
+def test_archives_of_something_else(tmp_path: Path):
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "a.pt"))  # pyright: ignore[reportAttributeAccessIssue]
+    assert "a TorchScript program" in error_of(tmp_path / "a.pt")
+    start = pickle.dumps(0x1950A86A20F9469CFC6C, 2).decode("latin1")
+    with tarfile.open(tmp_path / "b.pt", "w", format=tarfile.USTAR_FORMAT, encoding="latin1") as archive:
+        archive.addfile(tarfile.TarInfo(start), io.BytesIO())
+    assert (tmp_path / "b.pt").read_bytes().startswith(start.encode("latin1"))
+    assert "a file of torch.save was expected" in error_of(tmp_path / "b.pt")
+
+
+@FORMATS
+@pytest.mark.parametrize("step", sweep([7, 61], daily=[61]))
+def test_every_truncation_is_an_error(step: int, zipped: bool, tmp_path: Path):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    path = save({"model": module.state_dict(), "other": Thing()}, tmp_path / "a.pt", zipped)
+    content = path.read_bytes()
+    for kept in range(0, len(content), step):
+        path.write_bytes(content[:kept])
+        error_of(path)
+
+
+def test_flipped_bits(tmp_path: Path):
+    """In each entry of an archive; an archive without checksums is read."""
+    path = save({"a": torch.ones(1000), "thing": Thing()}, tmp_path / "a.pt")
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        places = [info.header_offset + 130 + info.file_size // 2 for info in archive.infolist() if info.file_size > 300]
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert "its archive is damaged" in error_of(path)
+    assert places
+    torch.serialization.set_crc32_options(False)
+    try:
+        outputs, _ = inert.load(save({"a": torch.ones(1000)}, path))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(outputs["a"], torch.ones(1000))
