@@ -2,9 +2,6 @@
 
 SOURCES is a folder of pictures or of parquet files, RESULTS a folder outside of it. Both are paths or
 addresses such as s3://BUCKET/FOLDER, which all machines reach. The same command makes what is missing.
-
-SOURCES may also be one picture, such as a GeoTIFF, at a path that all machines reach. It is cut into bands,
-which are translated by windows: --window, or the size of training crops.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from bbdm.serving.config import ClusterConfig
 def parse(argv: Sequence[str]) -> ClusterConfig:
     """The settings of the command line."""
     parser = Parser(__doc__, prog="bbdm translate-ray")
-    parser.add_argument("sources", help="a folder of pictures or of parquet files, or a picture")
+    parser.add_argument("sources", help="a folder of pictures or of parquet files")
     parser.add_argument("results", help="a folder for the results")
     parser.add_argument("model", metavar="checkpoint", type=Path, help="the weights, at the same path on all machines")
     add_flags(parser, ClusterConfig)

@@ -46,7 +46,6 @@ EXTRAS = {  # a command, and the package and extra that it says are missing
     "bbdm eval-miou DEEPLAB DATA MODEL": ("torchmetrics", "eval"),
     "bbdm export MODEL": ("onnx", "export"),
     "bbdm app MODEL": ("gradio", "app"),
-    "bbdm embed TEXTS.csv OUT --model MODEL": ("transformers", "text"),
     "bbdm.runtime FOLDER PICTURE -o OUT": ("onnxruntime", "export"),
 }
 WITHOUT = """

@@ -122,54 +122,6 @@ def of_json(data: bytes, rng: random.Random) -> bytes:
     return json.dumps(of_values(json.loads(data), rng)).encode()
 
 
-# Tars, of which each header has a checksum
-
-BLOCK = 512
-
-
-def _base_256(number: int) -> bytes:
-    """A number as GNU tar writes what has no room in octal, and what is negative."""
-    return (b"\xff" if number < 0 else b"\x80") + (number % 2**88).to_bytes(11, "big")
-
-
-CHECKSUM = slice(148, 156)
-USTAR = b"ustar"  # at 257 of a header
-FIELDS: list[tuple[int, int, list[bytes]]] = [  # of a header: place, length and values
-    (0, 100, [b"", b"a", b"../../a.source.png", b"/a.target.png", b"00.source.png", b"\xff" * 100, b"a\nb.target.png"]),
-    (124, 12, [b"0", b"1", b"777", b"77777777777", b"x", *(_base_256(n) for n in (-BLOCK, -1, 2**40, 2**62, 2**80))]),
-    (156, 1, [bytes([kind]) for kind in b"0123456xgLKSDMV\0"]),
-    (157, 100, [b"", b"../../a", b"/etc/hosts"]),
-    (257, 8, [b"ustar  \0", bytes(8)]),
-    (345, 155, [b"..", b"/", b"b" * 155]),
-]
-RECORDS = ["size=-512", f"size={10**19}", "path=../../a.source.png", "path=00.source.png", "hdrcharset=BINARY"]
-RECORDS += ["GNU.sparse.major=1", "GNU.sparse.size=99999999999", "GNU.sparse.map=0,9,9", "x" * 600 + "="]
-
-
-def of_tar(data: bytes, rng: random.Random) -> bytes:
-    """A tar with other bytes or, as often, with another header whose checksum fits."""
-    headers = [at for at in range(0, len(data), BLOCK) if data[at + 257 : at + 262] == USTAR]
-    if rng.random() < 0.5 or not headers:
-        return of_bytes(data, rng)
-    changed, at = bytearray(data), rng.choice(headers)
-    header = changed[at : at + BLOCK]
-    if rng.random() < 0.7:
-        place, length, values = rng.choice(FIELDS)
-        header[place : place + length] = rng.choice(values).ljust(length, b"\0")
-        changed[at : at + BLOCK] = _checked(header)
-    else:  # an extended header before it
-        text = "".join(f"{len(record) + 5:03d} {record}\n" for record in rng.choices(RECORDS, k=2)).encode()
-        header[124:136], header[156:157] = f"{len(text):011o}\0".encode(), rng.choice([b"x", b"g", b"L"])
-        changed[at:at] = _checked(header) + text.ljust(-len(text) % BLOCK + len(text), b"\0")
-    return bytes(changed)
-
-
-def _checked(header: bytearray) -> bytes:
-    header[CHECKSUM] = b" " * 8
-    header[CHECKSUM] = f"{sum(header):06o}\0 ".encode()
-    return bytes(header)
-
-
 @dataclass(frozen=True)
 class Subject:
     """A file in a folder of its own.

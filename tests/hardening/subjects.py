@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from bbdm.data.cache import ImageCache, TensorCache
+from bbdm.data.cache import CachedExamples
 from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import load_dataset
 from bbdm.evaluation import reports
 from bbdm.evaluation.results import Record
 from bbdm.execution import package
@@ -21,10 +20,9 @@ from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, 
 from bbdm.files.weights import described
 from bbdm.pictures import images
 from bbdm.runtime import OnnxBridgeSampler
-from tests.conftest import tiny_unet
+from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
-from tests.hardening import shards
 from tests.hardening.mutations import Mutate, Subject, of_bytes, of_json, of_values
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 
@@ -142,10 +140,10 @@ def _pairs(folder: Path) -> Any:
         (folder / split).mkdir()
         for i in range(2):
             Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
-    return load_dataset("paired", f"{folder / 'A'},{folder / 'B'}", image_size=16)
+    return load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
 
 
-def _cache(folder: Path, make: Callable[[], TensorCache]) -> Subject:
+def _cache(folder: Path, make: Callable[[], CachedExamples]) -> Subject:
     """The manifest of a cache of two pairs."""
     make()
     (block,) = (folder / "cache").glob("*.safetensors")
@@ -164,7 +162,7 @@ def _cache(folder: Path, make: Callable[[], TensorCache]) -> Subject:
 
 def image_cache(folder: Path) -> Subject:
     pairs = _pairs(folder)
-    return _cache(folder, lambda: ImageCache(pairs, folder / "cache"))
+    return _cache(folder, lambda: CachedExamples(pairs, folder / "cache"))
 
 
 def latent_cache(folder: Path) -> Subject:
@@ -208,11 +206,6 @@ FILES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # of each, how many
     "a cache of latents": (latent_cache, 2_000),
     "settings of results": (results, 3_000),
     "scores": (scores, 2_000),
-    "a shard": (shards.indexed, 3_000),
-    "a shard without an index": (shards.without_index, 2_000),
-    "an index of shards": (shards.of_index, 3_000),
-    "an index to complete": (shards.to_complete, 1_500),
-    "a count of a shard": (shards.of_count, 500),
 }
 PICTURES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # 10,000 in all
     "PNG": (_picture(".png"), 3_000),

@@ -22,10 +22,10 @@ from bbdm.base.atomic import file_sha256
 from bbdm.base.places import Place
 from bbdm.base.seeds import seed_of
 from bbdm.cli import HINTS, translate_ray
-from bbdm.data.survey import BadPicturesError
+from bbdm.data.examples import BadPicturesError
+from bbdm.data.spec import Spec
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
-from bbdm.data.spec import Spec
 from bbdm.serving import translation
 from bbdm.serving.sources import Sources, Where, blocks, find, name_of, read_group
 from bbdm.serving.translation import Task, Worker
