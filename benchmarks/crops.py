@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from bbdm.data.collection import Example
 from torch.utils.data import DataLoader
 
 from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.cli import setup
 from bbdm.cli import train as train_script
-from bbdm.data.collection import Example
 from bbdm.data.config import PicturesConfig
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import load_dataset

@@ -20,12 +20,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from bbdm.data.collection import Example
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bbdm import BridgeSampler, BrownianBridge, UNet
 from bbdm.base.settings import from_values
 from bbdm.cli import train as train_script
-from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.execution.device import best_dtype
 from bbdm.networks.unet_config import PRESETS

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from bbdm.data.collection import Example
 
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.bridges import Bridge
 from bbdm.cli.setup import build_bridge
-from bbdm.data.collection import Example
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
