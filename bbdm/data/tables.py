@@ -124,10 +124,10 @@ class StreamedRows(Sequence[Row]):
     Args:
         table: of the ``datasets`` library.
         columns: what its columns are.
-        place: names the table.
+        place: names the table and its split.
         count: the number of rows; None to count them, which reads all.
         rank: of the process among those that share the rows.
-        processes: their number.
+        processes: the number of those.
     """
 
     def __init__(
