@@ -28,7 +28,7 @@ from bbdm.data.rows import Row, named, paths_of, shown
 from bbdm.data.spec import Spec
 from bbdm.data.tables import Streamed, StreamedRows, TableRows
 from bbdm.pictures import Header, Picture, files, images
-from bbdm.pictures.values import Values, check_channels
+from bbdm.pictures.values import EIGHT_BIT, Values, check_channels
 
 Array = npt.NDArray[Any]
 Plane = tuple[int, int]  # of a slice: the axis across it, and its index along that
@@ -84,11 +84,13 @@ class Pairs(Examples):
         super().__init__(spec, size, channels or count, spec.planes * count)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
         self.pictures.masked, self.further = self.masked, conditions.config_of(known)
-        self._bytes = {role: [head.dtype == np.uint8 for head in heads[role]] for role in ROLES}
+        self._bytes = {role: [head.dtype.itemsize == 1 for head in heads[role]] for role in ROLES}
         self._planes = None if spec.slices is None else [self._slices(row) for row in self.rows]
         self._ends = [] if self._planes is None else list(accumulate(map(len, self._planes)))
         if self._planes is not None and not self._ends[-1]:
             raise ValueError("no slice has anything in its mask")
+        resized = None if self.masked or spec.crop is not None else spec.size  # photographs, before they are arrays
+        self._sizes = {role: resized if getattr(spec, role) == EIGHT_BIT else None for role in ROLES}
         self._crop = images.sides(size, spec.axes)
         self._count = spec.crops * (len(self.rows) if self._planes is None else self._ends[-1])
 
@@ -216,11 +218,12 @@ class Pairs(Examples):
                 self.pictures.check(row, columns)
             if spec.crop is not None:
                 window = self._window(columns, plane, key, seed)
-        parts = {
-            column: reader.part(values, spec.channels if column in ROLES else None, window, plane)
-            for column, values in columns.items()
-            if values
-        }
+        parts: dict[str, Part] = {}
+        for column, values in columns.items():
+            if values:
+                own = column in ROLES
+                size = self._sizes[column] if own else None
+                parts[column] = reader.part(values, spec.channels if own else None, window, plane, size, spec.resize)
         if spec.crop is None and plane is None:
             heads = {column: part.pictures for column, part in parts.items()}
             if len({(each.shape[1:], each.geometry.affine) for part in heads.values() for each in part}) > 1:
@@ -230,7 +233,9 @@ class Pairs(Examples):
         for role, values in zip(ROLES, (spec.source, spec.target), strict=True):
             if role in parts:
                 found = values if isinstance(values, Values) else reader.values(values, columns[role])
-                if self._bytes[role] and self._bytes[role] != [each.dtype == np.uint8 for each in parts[role].pictures]:
+                if self._bytes[role] and self._bytes[role] != [
+                    each.dtype.itemsize == 1 for each in parts[role].pictures
+                ]:
                     kinds = ", ".join(str(each.dtype) for each in parts[role].pictures)
                     raise ValueError(f"its {role} has values of {kinds}, and that of the first pair other bits")
                 around = [parts[role]]

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from bbdm import pictures
 from bbdm.base.atomic import stamp
@@ -22,6 +24,7 @@ from bbdm.data.cache import Cache
 from bbdm.data.crops import Window
 from bbdm.data.rows import Half
 from bbdm.pictures import Header, Picture, images
+from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.picture import PHOTOGRAPH, same_grid
 from bbdm.pictures.values import (
     EIGHT_BIT,
@@ -39,7 +42,9 @@ SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an ev
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files
 DECODING = 4  # times the bytes of a picture that decoding it whole takes
 NPY = b"\x93NUMPY"  # how an array begins
+OF_PHOTOGRAPH = pictures.Geometry(format=PHOTOGRAPH)
 Array = npt.NDArray[Any]
+Change = Callable[[Image.Image], Image.Image]
 
 
 class Part(NamedTuple):
@@ -62,7 +67,7 @@ class Part(NamedTuple):
             ValueError: values have no range, or are NaN or infinite.
         """
         array, absent, _ = self
-        holes = bool(np.any(absent))
+        holes = absent is not False and bool(np.any(absent))
         if values not in (None, EIGHT_BIT):
             check_channels(values, len(array), name)
             try:
@@ -99,6 +104,7 @@ class Reader:
     def forget(self) -> None:
         """Forget what was decoded and looked at."""
         self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
+        self._photograph = lru_cache(KEPT)(images.open_image)
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
 
@@ -111,10 +117,18 @@ class Reader:
 
     def header(self, value: Any) -> Header | Picture:
         """Sides, type and geometry of a value of a row; of what is in memory, the picture."""
+        if isinstance(value, Half):
+            head = self._headers(value.path)
+            return replace(head, shape=(*head.shape[:-1], head.shape[-1] // 2))
         return self._headers(value) if isinstance(value, Path) else self.read(value)
 
-    def read(self, value: Any, window: Window = ()) -> Picture:
+    def read(self, value: Any, window: Window = (), change: Change | None = None) -> Picture:
         """A value of a row as a picture, or a window of it.
+
+        Args:
+            value: of a row.
+            window: a slice for each spatial axis; () for all.
+            change: what a whole photograph becomes.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -122,17 +136,18 @@ class Reader:
         """
         if isinstance(value, Path):
             if not window:
-                return pictures.read(value)
+                return pictures.read(value, (), change)
             head = self._headers(value)
             if head.windowed:
                 return pictures.read(head, window)
             picture = self._whole(value)
         elif isinstance(value, Half):
-            whole = self._whole(value.path)
-            width = whole.shape[-1]
-            if width % 2:
-                raise ValueError(f"{value} is {width} pixels wide: two pictures side by side need an even width")
-            picture: Any = whole[..., value.side * width // 2 : (value.side + 1) * width // 2]
+            image = self._photograph(value.path)
+            if image.width % 2:
+                raise ValueError(f"{value} is {image.width} pixels wide: two pictures side by side need an even width")
+            half = image.width // 2
+            image = image.crop((value.side * half, 0, (value.side + 1) * half, image.height))
+            picture = Picture(images.planes(change(image) if change else image), OF_PHOTOGRAPH)
         else:
             picture = decoded(value)
         return cast(Picture, picture[(slice(None), *window)]) if window else picture
@@ -145,7 +160,13 @@ class Reader:
         return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
 
     def part(
-        self, values: Sequence[Any], channels: int | None, window: Window = (), plane: tuple[int, int] | None = None
+        self,
+        values: Sequence[Any],
+        channels: int | None,
+        window: Window = (),
+        plane: tuple[int, int] | None = None,
+        size: Size | None = None,
+        resize: Resize = "stretch",
     ) -> Part:
         """The channels of some values of a row, one after another.
 
@@ -154,7 +175,12 @@ class Reader:
             channels: 1 or 3, which photographs are converted to; None for the files' own.
             window: of the spatial axes, without that across a plane; () for all.
             plane: of a slice: the axis across it, and its index along that; None for the whole.
+            size: that whole photographs are resized to, where they are decoded; None to keep theirs.
+            resize: what the size means.
         """
+        change = None
+        if not window and plane is None and (channels or size):
+            change = partial(changed, channels=channels, size=size, resize=resize)
         arrays: list[Array] = []
         read: list[Picture] = []
         absent: Any = False
@@ -162,7 +188,7 @@ class Reader:
             flat = list(window) or [slice(None), slice(None)]
             window = (*flat[: plane[0]], slice(plane[1], plane[1] + 1), *flat[plane[0] :])
         for value in values:
-            picture = self.read(value, window)
+            picture = self.read(value, window, change)
             read.append(picture)
             array = np.asarray(picture)
             array = array if plane is None else array.take(0, 1 + plane[0])
@@ -198,6 +224,12 @@ class Reader:
             array = np.asarray(self.read(value, window))[:, ::step]
         array = array.reshape(len(array), -1)
         return array[:, ~without_data(array, head.nodata)]
+
+
+def changed(image: Image.Image, channels: int | None, size: Size | None, resize: Resize) -> Image.Image:
+    """A photograph as grey (1 channel) or colour (3 channels) at a size; None keeps what it has."""
+    image = image if channels is None else images.convert(image, channels)
+    return image if size is None else images.resized(image, size, resize)
 
 
 def is_photograph(picture: Header | Picture) -> bool:
@@ -242,7 +274,9 @@ def decoded(value: Any) -> Picture:
         array = np.load(io.BytesIO(value), allow_pickle=False)
         return Picture(array[None] if array.ndim == 2 else array)
     if isinstance(value, bytes):
-        return Picture(images.as_pixels(images.decode(value, "it", FORMATS)), pictures.Geometry(format=PHOTOGRAPH))
+        return Picture(
+            images.as_pixels(images.decode(value, "in a table", FORMATS)), pictures.Geometry(format=PHOTOGRAPH)
+        )
     if isinstance(value, list):
         try:
             array = np.array(value, np.float32)

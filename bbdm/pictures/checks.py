@@ -65,7 +65,7 @@ def bounds(window: Window, sides: Sequence[int]) -> tuple[slice, ...]:
 
 
 def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int], order: Literal["C", "F"] = "C") -> Any:
-    """An array of a file's bytes, mapped into memory; ``numpy.memmap`` takes several times as long to begin."""
+    """An array of a file's bytes, mapped into memory; ``numpy.memmap`` takes longer to begin."""
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(data, dtype, prod(shape), offset).reshape(tuple(shape), order=order)

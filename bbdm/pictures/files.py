@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -42,7 +43,11 @@ TIFF_PAGES = 8  # pages that are looked at
 PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
 
 
-def read(path: str | os.PathLike[str] | Header, window: Window = ()) -> Picture:
+def read(
+    path: str | os.PathLike[str] | Header,
+    window: Window = (),
+    change: Callable[[Image.Image], Image.Image] | None = None,
+) -> Picture:
     """The picture of a file, or of a folder of DICOM; of a window, what it needs where the format allows.
 
     Values of npy, and of NIfTI and TIFF without compression or scaling, are mapped into memory. The array is
@@ -51,6 +56,8 @@ def read(path: str | os.PathLike[str] | Header, window: Window = ()) -> Picture:
     Args:
         path: the file or folder; or its header, which is not read again.
         window: a slice for each spatial axis, () for all.
+        change: what a photograph becomes before it is an array, such as another size, which is faster than
+            to change the array; pictures of other formats stay as they are.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,6 +70,8 @@ def read(path: str | os.PathLike[str] | Header, window: Window = ()) -> Picture:
     with checks.named("read", path):
         module = _module(known.reader if known else _reader(path))
         found: Header = known or module.header(path)
+        if change is not None and found.photograph:
+            return Picture(module.changed(found, change), found.geometry, name=path.name)
         part = checks.bounds(window, found.sides)
         array = module.read(found, part)
         expected = (found.shape[0], *checks.lengths(part))

@@ -136,6 +136,8 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
         ValueError: the picture has more than 8 bits, which have no agreed range; or another number of
             channels.
     """
+    if image.mode == {1: "L", 3: "RGB"}.get(channels) and "transparency" not in image.info:
+        return image
     if channels not in (1, 3):
         raise ValueError(f"a picture can become 1 or 3 channels, not {channels}: pass a tensor to this network")
     if image.mode not in EIGHT_BIT:
@@ -184,13 +186,13 @@ def turn(image: Image.Image) -> Image.Transpose | None:
     return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
-def _loaded(image: Image.Image) -> Image.Image:
-    """A copy of an opened picture, turned as EXIF says. Raises ValueError for more than 8 bits of colour."""
+def upright(image: Image.Image) -> Image.Image:
+    """An opened picture, decoded and turned as EXIF says. Raises ValueError for 16-bit colours."""
     if is_narrowed(image):
         raise ValueError("it has 16 bits in each colour: give the range of values, such as --source_values 0:65535")
     image.load()
     turned = turn(image)
-    return image.copy() if turned is None else image.transpose(turned)
+    return image if turned is None else image.transpose(turned)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -201,7 +203,7 @@ def open_image(path: Path) -> Image.Image:
         ValueError: the file cannot be decoded.
     """
     with named("read", path), Image.open(path) as image:
-        return _loaded(image)
+        return upright(image).copy()
 
 
 def decode(
@@ -221,7 +223,7 @@ def decode(
     if check_size is not None:
         check_size(*image.size)
     with named("read", name), image:
-        return _loaded(image)
+        return upright(image).copy()
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -229,6 +231,14 @@ def to_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "png")
     return file.getvalue()
+
+
+def planes(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """(1 or 3, H, W) uint8 of a picture, a view of interleaved pixels; see :func:`convert`."""
+    if image.mode not in ("L", "RGB"):
+        image = convert(image, 1 if image.mode in ("1", "LA") else 3)
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def as_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -82,8 +82,7 @@ def pictures(root: Path, count: int = 5, height: int = SIZE + 3) -> str:
 def load(data_dir: str | Path, dataset: str = "paired", **settings: Any) -> Pairs:
     """The pairs of a layout; settings of :class:`Pairs` by their names, all others are the spec's."""
     how = {name: settings.pop(name) for name in ("cache", "prepare", "skip_bad") if name in settings}
-    where = {name: settings.pop(name) for name in ("split", "columns") if name in settings}
-    return Pairs(read_rows(dataset, str(data_dir), **where), Spec(**settings), **how)
+    return Pairs(read_rows(dataset, str(data_dir), settings.pop("split", "train")), Spec(**settings), **how)
 
 
 def valued(data_dir: str | Path, **settings: Any) -> Pairs:

@@ -130,8 +130,6 @@ def test_pictures_of_kinds_that_are_not_read_are_counted(caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records] == [
         "2 pictures are skipped in ., of kinds that are not read (.gif)"
     ]
-    with pytest.raises(ValueError, match="columns are of the data sets hub, stream, got 'a,b' for 'folder'"):
-        read_rows("folder", ".", columns="a,b")
 
 
 def test_further_columns_are_of_folders_and_labels() -> None:

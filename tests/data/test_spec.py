@@ -156,9 +156,10 @@ class TestOfRows:
         )
         found = self.spec(data_dir, learned=learned)
         assert (found, found.spacing) == (learned, learned.spacing)
-        assert self.spec(data_dir, config={"slices": Slices("coronal")}, learned=learned).neighbours == 2
+        assert self.spec(data_dir, config={"slices": Slices("axial")}, learned=learned).neighbours == 2
         for config, message in (
             ({"target_values": read_values("0:9")}, "target_values must be those of the network, .*, got 0:9"),
+            ({"slices": Slices("coronal")}, "slices must be those of the network, axial, got coronal"),
             ({"slices": Slices("axial", 1)}, "neighbours must be those of the network, 2, got 1"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -136,20 +136,19 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
 
 def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> None:
     table = table_of(range(2)).rename_columns({"source": "b", "target": "a"})
-    table.save_to_disk(tmp_path / "two")
-    for columns, row in ((None, 1), ("b,a", 1), ("a,b", 101)):
-        found = load(tmp_path / "two", "hub", columns=columns).read(1).source
+    table.save_to_disk(where := tmp_path / "t")
+    for columns, row in (("", 1), (",source=b,target=a", 1), (",source=a,target=b", 101)):
+        found = load(f"{where}{columns}", "hub").read(1).source
         assert (found.numpy() == pixels(row).transpose(2, 0, 1)).all()
+    assert load(f"{where},word=season", "hub", conditions=read_conditions("word=class")).further.classes["word"]
     with pytest.raises(ValueError, match="00000000 has no target"):
-        load(tmp_path / "two", "hub", columns="a").read(0)
-    for columns in ("a,season", "a,b,c", "a,a", "a,"):
-        with pytest.raises(ValueError, match=rf"columns of pictures {columns} is needed; .* are \['\w', '\w'\]"):
-            load(tmp_path / "two", "hub", columns=columns)
+        load(f"{where},source=a", "stream").read(0)
+    with pytest.raises(ValueError, match="the table has no column 'c', but season, b, a"):
+        load(f"{where},source=c", "hub")
+    with pytest.raises(ValueError, match=r"a column of pictures source, .* are \['b', 'a'\]: name them"):
+        load(f"{where},source=season", "hub")
     with pytest.raises(ValueError, match="rows have no column 'cls'"):
-        load(tmp_path / "two", "hub", conditions=read_conditions("cls=class"))
-    table.remove_columns("b").save_to_disk(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"two columns of pictures is needed; .* are \['a'\]"):
-        load(tmp_path / "one", "stream")
+        load(where, "hub", conditions=read_conditions("cls=class"))
 
 
 class TestStream:

@@ -130,22 +130,30 @@ class TestCrops:
         assert abs(counts - 100).max() < 5 * np.sqrt(1600 / 16 * 15 / 16)
         assert windows[:800] != windows[800:]  # of another key
 
-    def test_are_parts_of_both_pictures(self, tmp_path: Path) -> None:
-        pairs = valued(folders(tmp_path), crop=(CROP, CROP + 2), crops=2)
-        assert (len(pairs), pairs.image_size) == (6, (CROP, CROP + 2))
-        corners: set[Any] = set()
-        for seed in range(30):
+    @pytest.mark.parametrize(("sides", "crop"), [((HEIGHT, WIDTH), (8, 10)), ((9, 10, 11), (3, 4, 5))])
+    def test_are_parts_of_both_pictures(self, sides: Any, crop: Any, tmp_path: Path) -> None:
+        folders(tmp_path, size=sides)
+        place = tuple(side // 2 for side in sides)
+        data_dir = masked(tmp_path, sides, *[[place]] * 3)
+        how: dict[str, Any] = {"crop": crop, "axes": len(sides)}
+        pairs, volume, corners = valued(data_dir, crops=2, **how), located(1, sides), set[Any]()
+        assert (len(pairs), pairs.image_size) == (6, crop)
+        for seed in range(20):
             example = pairs.read(3, seed)
             array = numbers(example.source)
-            top, left = divmod(int(array[0, 0]) - 1000, WIDTH)  # of picture 1
-            assert (array == located(1, (HEIGHT, WIDTH))[top : top + CROP, left : left + CROP + 2]).all()
+            first = np.unravel_index(int(array.flat[0]) - 1000, sides)  # of picture 1
+            window = tuple(slice(at, at + side) for at, side in zip(first, crop, strict=True))
+            assert (array == volume[window]).all()
             assert torch.equal(example.source, example.target)
             assert torch.equal(example.source, pairs.read(3, seed).source)
-            corners.add((top, left))
-        assert len(corners) > 20  # another epoch has others
-        assert numbers(pairs.read(2).source)[0, 0] != numbers(pairs.read(3).source)[0, 0]  # the next of the picture
-        with pytest.raises(ValueError, match=r"A/0\.npy: it has 20 x 24 pixels, and crops have 30 x 30"):
-            valued(f"{tmp_path}/A,{tmp_path}/B", crop=30).read(0)
+            assert int(example.mask.sum()) == int((array == volume[place]).sum())
+            corners.add(first)
+        assert len(corners) > 10  # another epoch has others
+        assert not torch.equal(pairs.read(2).source, pairs.read(3).source)  # the next of the picture
+        inside = numbers(valued(data_dir, in_mask=1.0, **how).read(1, 5).source)
+        assert inside[tuple(side // 2 for side in crop)] == volume[place]
+        with pytest.raises(ValueError, match=r"A/1\.npy: it has .* pixels, and crops have 30 x 30"):
+            valued(data_dir, crop=30, axes=len(sides)).read(1)
 
     def test_a_share_is_centred_in_the_mask(self, tmp_path: Path) -> None:
         folders(tmp_path, count=1)
@@ -161,30 +169,22 @@ class TestCrops:
 class TestSlices:
     @pytest.mark.parametrize("plane", AXES)
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".npy"])
-    def test_are_examples(self, plane: Any, suffix: str, tmp_path: Path) -> None:
-        pairs = valued(folders(tmp_path, suffix, 2, VOLUME), slices=plane)
+    def test_are_examples_with_neighbours_of_which_the_ends_repeat(
+        self, plane: Any, suffix: str, tmp_path: Path
+    ) -> None:
+        """A source's channels are from low to high; the target stays one slice."""
+        pairs = valued(folders(tmp_path, suffix, 2, VOLUME), slices=plane, neighbours=2)
         axis = ["axial", "coronal", "sagittal"].index(plane)
-        count = VOLUME[axis]
-        assert (len(pairs), list(pairs.ends)) == (2 * count, [count, 2 * count])
-        for number in range(count):
-            example = pairs.read(count + number)
-            assert (numbers(example.source) == located(1, VOLUME).take(number, axis)).all()
-            assert torch.equal(example.source, example.target)
-            assert example.name == f"1/{number:04d}"
-
-    @pytest.mark.parametrize("plane", AXES)
-    def test_have_neighbours_of_which_the_ends_repeat(self, plane: Any, tmp_path: Path) -> None:
-        """Channels from low to high; the target stays one slice."""
-        pairs = valued(folders(tmp_path, count=2, size=VOLUME), slices=plane, neighbours=2)
-        axis = AXES[plane]
         count, volume = VOLUME[axis], located(1, VOLUME)
+        assert (len(pairs), list(pairs.ends)) == (2 * count, [count, 2 * count])
         assert (pairs.source_channels, pairs.channels) == (5, 1)
         for number in range(count):
             example = pairs.read(count + number)
+            assert example.name == f"1/{number:04d}"
+            assert (numbers(example.target) == volume.take(number, axis)).all()
             seen = np.clip(np.arange(number - 2, number + 3), 0, count - 1)
             for channel, index in zip(example.source, seen, strict=True):
                 assert (numbers(channel[None]) == volume.take(index, axis)).all()
-            assert (numbers(example.target) == volume.take(number, axis)).all()
 
     def test_of_which_nothing_is_in_the_mask_are_left_out(self, tmp_path: Path) -> None:
         folders(tmp_path, count=2, size=VOLUME)
@@ -208,27 +208,6 @@ class TestSlices:
 
 
 class TestVolumes:
-    SIZE = (9, 10, 11)
-
-    def test_in_crops(self, tmp_path: Path) -> None:
-        folders(tmp_path, count=1, size=self.SIZE)
-        data_dir = masked(tmp_path, self.SIZE, [(4, 5, 6)])
-        pairs = valued(data_dir, axes=3, crop=(3, 4, 5))
-        volume, corners = located(0, self.SIZE), set[Any]()
-        for seed in range(20):
-            example = pairs.read(0, seed)
-            crop = numbers(example.source)
-            first = np.unravel_index(crop[0, 0, 0], self.SIZE)
-            window = tuple(slice(at, at + side) for at, side in zip(first, (3, 4, 5), strict=True))
-            assert (crop == volume[window]).all()
-            assert torch.equal(example.source, example.target)
-            assert int(example.mask.sum()) == int((crop == volume[4, 5, 6]).sum())
-            corners.add(first)
-        assert len(corners) > 10
-        inside = valued(data_dir, axes=3, crop=(3, 4, 5), in_mask=1.0)
-        assert {int(numbers(inside.read(0, seed).source)[1, 2, 2]) for seed in range(5)} == {int(volume[4, 5, 6])}
-        assert valued(data_dir, axes=3, crop=4).read(0).source.shape == (1, 4, 4, 4)  # a cube
-
     def test_whole(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".mha", 1, VOLUME)
         assert (numbers(valued(data_dir, axes=3).read(0).source) == located(0, VOLUME)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ RESOLUTION = (282, 283, 296)  # tags of a TIFF
 
 
 def header(path: Path) -> Header:
-    """The header of a picture of 1 or 3 channels of 8 bits, or of 16 bits in a PNG; ``stored`` is the opened image.
+    """The header of 1 or 3 channels of 8 bits, or of 16 bits in a PNG; ``stored`` is the opened image.
 
     Raises:
         ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
@@ -43,17 +44,18 @@ def header(path: Path) -> Header:
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window of the decoded picture, a view of pixels whose channels are interleaved."""
+    if header.dtype == np.uint8:
+        return changed(header, lambda image: image)[(slice(None), *window)]
     with header.stored or Image.open(header.path) as image:
         if images.is_narrowed(image):
             return _wide_colours(header)[(slice(None), *window)]
-        image.load()
-        turned = images.turn(image)
-        upright = image if turned is None else image.transpose(turned)
-        if header.dtype == np.uint16:
-            return np.asarray(upright).astype(np.uint16)[(None, *window)]
-        converted = upright if upright.mode in ("L", "RGB") else images.convert(upright, header.shape[0])
-        array = np.asarray(converted).reshape(*header.sides, header.shape[0])
-        return array.transpose(2, 0, 1)[(slice(None), *window)]
+        return np.asarray(images.upright(image)).astype(np.uint16)[(None, *window)]
+
+
+def changed(header: Header, change: Callable[[Image.Image], Image.Image]) -> npt.NDArray[np.uint8]:
+    """(C, H, W), a view as :func:`read` gives it, of what an upright photograph of 8 bits becomes."""
+    with header.stored or Image.open(header.path) as image:
+        return images.planes(change(images.upright(image)))
 
 
 def write(path: Path, picture: Picture) -> None:
