@@ -12,7 +12,9 @@ from PIL import Image
 
 from bbdm.base import scripts
 from bbdm.codec import Codec, VQGANCodec
-from bbdm.data.pairs import DATASETS, load_dataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import DATASETS, read_rows
+from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_codec
 from bbdm.pictures import images
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("autoencoders", type=Path, nargs="+", help="files that bbdm.load_codec reads")
     parser.add_argument("--grid", type=Path, help="picture of targets, each above its reconstructions")
     args = parser.parse_args(argv)
-    pairs = load_dataset(args.dataset, args.data_dir, "val", args.image_size)
+    pairs = Pairs(read_rows(args.dataset, args.data_dir, "val"), Spec(size=args.image_size))
     x = torch.stack([side for i in range(len(pairs)) for side in pairs[i]])
     shown = x[1::2][torch.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).long()]
     rows = [shown]

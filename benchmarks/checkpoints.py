@@ -18,7 +18,9 @@ from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.cli import setup
 from bbdm.cli import train as train_script
-from bbdm.data.pairs import load_dataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks.timing import seconds_of
@@ -30,7 +32,7 @@ def make_run(preset: str, batch_size: int, folder: Path) -> Trainer:
     """A run that nothing has begun, on one step an epoch."""
     size = ["--image_size", "64", "-b", str(batch_size)]
     flags = train_script.parse(["edge2shoes", EXAMPLES, "x.pt", "--preset", preset, *size])
-    pairs = load_dataset("edge2shoes", EXAMPLES, "val", image_size=64)
+    pairs = Pairs(read_rows("edge2shoes", EXAMPLES, "val"), Spec(size=64))
     torch.manual_seed(0)
     bridge = setup.build_bridge(flags.bridge, None, flags.c_lambda, flags.objective, flags.density)
     config = from_values(TrainConfig, vars(flags))

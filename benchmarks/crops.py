@@ -25,9 +25,15 @@ from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.cli import setup
 from bbdm.cli import train as train_script
+<<<<<<< HEAD
 from bbdm.data.config import PicturesConfig
+=======
+from bbdm.data.examples import Example
+>>>>>>> refs/heads/tests_callers
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import load_dataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values
 from bbdm.training.config import TrainConfig
@@ -62,9 +68,9 @@ def epochs(batches: Callable[[int], Any]) -> Iterator[Any]:
 
 def of_files(suffix: str, folder: Path, batch_size: int, workers: int) -> Iterator[Example]:
     """Batches of crops of files."""
-    config = PicturesConfig(source_values=VALUES, target_values=VALUES, crop=CROP, crops_per_picture=EACH)
+    spec = Spec(source=VALUES, target=VALUES, crop=CROP, crops=EACH)
     cache = FORMATS[suffix] and folder / "cache"
-    pairs = load_dataset("paired", write(folder, suffix), pictures=config, cache=cache or None)
+    pairs = Pairs(read_rows("paired", write(folder, suffix)), spec, cache or None)
     batches = Batches(pairs, batch_size, torch.device("cpu"), workers)
     return epochs(lambda epoch: batches(pairs.order(epoch)(0, len(pairs)), epoch))
 

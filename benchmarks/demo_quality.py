@@ -24,7 +24,9 @@ import torch
 from bbdm import demo
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
-from bbdm.data.pairs import load_dataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.evaluation.distributions import energy_score
 from bbdm.files.bridge_json import SETTINGS
 from bbdm.files.checkpoint import load_checkpoint
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         size, dtype = settings["image_size"], settings["dtype"]
     else:
         file, size, dtype = args.checkpoint, load_checkpoint(args.checkpoint).image_size, args.dtype
-    dataset = load_dataset("edge2shoes", args.data_dir, "val", size or 256)
+    dataset = Pairs(read_rows("edge2shoes", args.data_dir, "val"), Spec(size=size or 256))
     weights = hashlib.sha256(file.read_bytes()).hexdigest()
     setting = {"pairs": len(dataset), "seeds": args.seeds, "dtype": dtype, "weights": weights}
     done = json.loads(args.output.read_text()) if args.output.exists() else {"setting": setting, "runs": {}}

@@ -22,8 +22,9 @@ import torch
 from bbdm import BridgeSampler, demo
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
-from bbdm.data.examples import PairExamples
-from bbdm.data.pairs import load_dataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.evaluation.distributions import energy_score
 from bbdm.execution.device import best_dtype
 
@@ -38,13 +39,13 @@ def arguments(call: str) -> dict[str, Any]:
     return made
 
 
-def classes(file: Path | None, pairs: PairExamples, places: list[int]) -> list[str]:
+def classes(file: Path | None, pairs: Pairs, places: list[int]) -> list[str]:
     """The class of each pair, of a CSV of name,class."""
     if file is None:
         return []
     with file.open(newline="") as lines:
         by_name = dict(csv.reader(lines))
-    return [by_name[pairs.pairs[place].name] for place in places]
+    return [by_name[pairs.rows[place]["name"]] for place in places]
 
 
 def chroma(images: torch.Tensor) -> torch.Tensor:
@@ -54,7 +55,7 @@ def chroma(images: torch.Tensor) -> torch.Tensor:
 
 def measured(
     sampler: BridgeSampler,
-    pairs: PairExamples,
+    pairs: Pairs,
     places: list[int],
     call: str,
     told: Mapping[str, Sequence[Any]],
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--part", default="0:1", help="FIRST:STEP, every STEPth validation pair from FIRST")
     args = parser.parse_args(argv)
     sampler = BridgeSampler.from_checkpoint(args.checkpoint, dtype=best_dtype(torch.device("cpu")))
-    pairs = load_dataset("edge2shoes", str(args.data), "val", 64)
+    pairs = Pairs(read_rows("edge2shoes", str(args.data), "val"), Spec(size=64))
     first, step = map(int, args.part.split(":"))
     places = list(range(first, len(pairs), step))
     own = classes(args.labels, pairs, places)

@@ -135,7 +135,7 @@ def figure(chosen: list[tuple[str, Image.Image]], restored_by: dict[str, Restore
     """Middles of photographs, a row for each: by each method, the first of which does nothing, and clean."""
     degradation, rows = Degradation.read(damage), list[list[Image.Image]]()
     for name, photograph in chosen:
-        source = images.from_pil(degradation(photograph, name))[None]
+        source = images.from_pil(degradation.picture(photograph, name))[None]
         made = [restore(source, 0)[0] for restore in restored_by.values()]
         rows.append([*map(middle, made), middle(images.from_pil(photograph))])
     return images.grid(rows)
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, photograph in chosen:
             run = done.setdefault(f"{damage}|{name}", {})
             target = images.from_pil(photograph)
-            source = images.from_pil(degradation(photograph, name))[None]
+            source = images.from_pil(degradation.picture(photograph, name))[None]
             for method, restore in restored_by.items():
                 if method not in run:
                     run[method] = scores(restore, source, target, 1 if method in ONE_RESULT else args.seeds)

@@ -16,17 +16,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from bbdm.data.collection import Example
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import TensorDataset
 
 from bbdm import BridgeSampler, BrownianBridge, UNet
 from bbdm.base.settings import from_values
 from bbdm.cli import train as train_script
+<<<<<<< HEAD
 from bbdm.data.pairs import PairedDataset, load_dataset
+=======
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
+>>>>>>> refs/heads/tests_callers
 from bbdm.execution.device import best_dtype
 from bbdm.networks.unet_config import PRESETS
 from bbdm.training.config import TrainConfig
@@ -66,23 +74,9 @@ def peak_memory(device: str) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-class Pairs:
-    """A stand-in for a data set on disk."""
-
-    def __init__(self, y: torch.Tensor, x0: torch.Tensor) -> None:
-        self.y, self.x0, self.image_size = y, x0, y.shape[-1]
-        self.channels = self.source_channels = y.shape[1]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.y[index], self.x0[index]
-
-
 def _our_step(device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor, settings: dict[str, Any]) -> Row:
     config = TrainConfig(batch_size=len(y), epochs=1000, **settings)
-    pairs = cast(PairedDataset, Pairs(y, x0))
+    pairs = TensorDataset(y, x0)
     folder = Path(tempfile.gettempdir())  # a step writes nothing
     trainer = Trainer(networks.build(device, quick), networks.BRIDGE, config, pairs, None, folder)
 
@@ -125,7 +119,7 @@ def train_volume(row: str, size: list[int], steps: int, device: str, quick: bool
         unet.gradient_checkpointing = row == "checkpointed"
         config = TrainConfig(batch_size=1, epochs=1000, loss="l2", precision="bf16" if half else "fp32")
         bridge = BrownianBridge(objective="pinned")
-        trainer = Trainer(unet, bridge, config, Pairs(y.cpu(), x0.cpu()), None, Path(tempfile.gettempdir()))
+        trainer = Trainer(unet, bridge, config, TensorDataset(y.cpu(), x0.cpu()), None, Path(tempfile.gettempdir()))
         step = partial(trainer.train_step, Example(y, x0))
     step()
     return {"seconds": [seconds_of(step) for _ in range(steps)], "peak_bytes": peak_memory(device)}
@@ -168,7 +162,7 @@ def peer_epochs(data: str, device: str) -> Any:
 
 def bare_steps(data: str, device: str, compiled: bool) -> Any:
     """Seconds of each of our steps with that network, on one batch in memory, after the first two."""
-    pairs = load_dataset("edge2shoes", data, image_size=64)
+    pairs = Pairs(read_rows("edge2shoes", data), Spec(size=64))
     flags = ["edge2shoes", data, "model.pt", "--preset", "demo-residual", *(["--compile"] * compiled)]
     config = from_values(TrainConfig, vars(train_script.parse(flags)))
     trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
@@ -184,7 +178,7 @@ def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> 
         common = [
             "--preset",
             "demo-residual",
-            "--condition",
+            "--source_as",
             "none",
             "-e",
             str(EPOCHS),

@@ -31,9 +31,15 @@ from bbdm.base.atomic import file_sha256, write_atomically
 from bbdm.bridges import Bridge
 from bbdm.cli.presets import PRESET_SETTINGS
 from bbdm.cli.setup import build_bridge
+<<<<<<< HEAD
 from bbdm.data.examples import PairExamples
+=======
+from bbdm.data.examples import Example
+>>>>>>> refs/heads/tests_callers
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import load_dataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
@@ -100,7 +106,7 @@ def build_task(kind: type[AnyTask], unet: UNet, bridge: Bridge, rate: float) -> 
     return kind(unet, bridge, config, None, Processes(torch.device("cpu")), False, 1)
 
 
-def train(task: BridgeTask, pairs: PairExamples, seconds: float) -> tuple[Network, int]:
+def train(task: BridgeTask, pairs: Pairs, seconds: float) -> tuple[Network, int]:
     """The averaged network after so many seconds of a core, and its steps; the rate falls to 0 with them."""
     rng = np.random.default_rng(0)
     order = chain.from_iterable(rng.permutation(len(pairs)).tolist() for _ in count())
@@ -150,7 +156,8 @@ def main(argv: list[str] | None = None) -> None:
     unet, bridge = build(args.init_from)
     size = None if args.init_from is None else load_checkpoint(args.init_from).image_size
     pairs, validation = (
-        load_dataset("edge2shoes", args.data_dir, split, size or DEMO["image_size"]) for split in ("train", "val")
+        Pairs(read_rows("edge2shoes", args.data_dir, split), Spec(size=size or DEMO["image_size"]))
+        for split in ("train", "val")
     )
     if args.bridge:
         unet = UNet.from_config(UNet.presets["demo"])

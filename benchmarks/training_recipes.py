@@ -25,7 +25,14 @@ from bbdm.base import machine, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.bridges import Bridge
 from bbdm.cli.setup import build_bridge
+<<<<<<< HEAD
 from bbdm.data.pairs import load_dataset
+=======
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
+>>>>>>> refs/heads/tests_callers
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.networks.unet import UNet
@@ -202,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("name the data and the file to write, or --show")
     torch.set_num_threads(1)
     keep_freed_memory()
-    splits = [load_dataset("edge2shoes", args.data_dir, split, SIZE) for split in ("train", "val")]
+    splits = [Pairs(read_rows("edge2shoes", args.data_dir, split), Spec(size=SIZE)) for split in ("train", "val")]
     (y, x0), validation = ([torch.stack(v) for v in zip(*split, strict=True)] for split in splits)
     setting = {"seconds": args.seconds, "seed": args.seed, "pairs": len(y)}
     done = {"setting": setting, "recipes": {}}

@@ -27,7 +27,9 @@ from tqdm.auto import tqdm
 from bbdm import BridgeSampler, demo
 from bbdm.base import scripts
 from bbdm.base.atomic import file_sha256, write_atomically
-from bbdm.data.pairs import load_dataset
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.evaluation import risk
 from bbdm.evaluation.distributions import energy_score
 from bbdm.evaluation.excess import compared
@@ -186,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     sampler = BridgeSampler.from_checkpoint(args.checkpoint, solver=args.solver, steps=args.steps, device=args.device)
-    dataset = load_dataset("edge2shoes", args.data_dir, "val", sampler.image_size or 256)
+    dataset = Pairs(read_rows("edge2shoes", args.data_dir, "val"), Spec(size=sampler.image_size or 256))
     setting = {key: getattr(args, key) for key in ("solver", "steps", "samples", "alpha")}
     setting |= {"weights": file_sha256(args.checkpoint), "files": dataset.digest()}
     place = args.output.with_suffix(".pairs")

@@ -146,7 +146,7 @@ class CachedExamples(Examples):
     """Examples of another data set, made once: the same tensors, bit for bit.
 
     Args:
-        dataset: the examples.
+        dataset: the examples that are stored.
         folder: of the cache, made where it does not exist. An interrupted one is completed.
         make: the tensors that are stored of a batch.
         what: is stored, for messages.
@@ -158,7 +158,7 @@ class CachedExamples(Examples):
 
     Attributes:
         dataset: the examples that it is of.
-        folder: of the cache.
+        folder: that the cache is in.
 
     Raises:
         ValueError: the folder holds others, or a file that has changed; examples are crops; or a picture

@@ -25,7 +25,7 @@ def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[i
 
     Args:
         pairs: the data set, whose rows have indices.
-        workers: processes that read.
+        workers: processes that read rows.
         progress: show a progress bar.
     """
     count: Any = range(len(pairs.rows))

@@ -98,7 +98,7 @@ def labels(rows: Sequence[data_rows.Row], name: str) -> tuple[str, ...]:
     """The labels in a column, each once: in their table's order, else numbers by value, then words.
 
     Raises:
-        ValueError: there are none.
+        ValueError: rows have no labels in it.
     """
     columns = getattr(rows, "columns", None)
     if columns is not None and (known := columns.classes(name)):

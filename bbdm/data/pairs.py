@@ -324,7 +324,7 @@ class Pairs(Examples):
         about = {name: [str(each), each.size, each.classes, each.label] for name, each in known.items()}
         digest = hashlib.sha256(json.dumps([self._ends, self._prepared, about]).encode())
         if isinstance(self.rows, TableRows | StreamedRows):
-            digest.update(f"{len(self.rows)} {self.rows.columns.names}".encode())
+            digest.update(f"{len(self.rows)} {self.rows.columns.names} {self.rows.digest}".encode())
             return digest.hexdigest()
         labels = [name for name, each in known.items() if each.kind == "class" and each.label is None]
         for row in self.rows:

@@ -171,7 +171,7 @@ class Reader:
         """The channels of some values of a row, one after another.
 
         Args:
-            values: of a row.
+            values: of a row, of one column or several.
             channels: 1 or 3, which photographs are converted to; None for the files' own.
             window: of the spatial axes, without that across a plane; () for all.
             plane: of a slice: the axis across it, and its index along that; None for the whole.
@@ -242,7 +242,7 @@ def check_grids(first: Header | Picture, others: Sequence[Header | Picture], nam
 
     Args:
         first: the picture whose grid it is.
-        others: the further ones.
+        others: the further pictures of the row.
         names: what messages call them, the first one's first.
         sized: whether they must have one size, where they do not say where they lie.
     """

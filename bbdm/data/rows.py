@@ -301,7 +301,7 @@ def read_layout(text: str) -> str:
     """The name of a layout, checked.
 
     Raises:
-        ValueError: it is unknown.
+        ValueError: there is no such layout.
     """
     if text not in DATASETS:
         pictures = Path(text).exists()

@@ -217,10 +217,10 @@ class Spec:
         """A result (C, *S) of stored values, at the place of its source.
 
         Args:
-            stored: the result.
+            stored: the values of the result.
             geometry: of the source. What is said of each band is left out where bands have other values.
             absent: (*S) where the source has no value, and so the result; None for nowhere.
-            name: of the picture.
+            name: what messages call the picture.
         """
         nodata = self.result_nodata(geometry.nodata)
         if nodata is not None and stored.dtype.kind != "f":  # a pixel with a value does not get nodata by rounding

@@ -124,16 +124,20 @@ class StreamedRows(Sequence[Row]):
     Args:
         table: of the ``datasets`` library.
         columns: what its columns are.
+        place: names the table and its split.
         count: the number of rows; None to count them, which reads all.
         rank: of the process among those that share the rows.
-        processes: their number.
+        processes: the number of those.
     """
 
-    def __init__(self, table: Any, columns: Columns, count: int | None, rank: int = 0, processes: int = 1) -> None:
-        self.columns, self.digest = columns, f"{count} {','.join(columns.names.values())}"
+    def __init__(
+        self, table: Any, columns: Columns, place: str, count: int | None, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.columns, self._place = columns, place
         self._source, self._table = table, columns.encoded(table)
         self._rank, self._processes = rank, processes
         self._rows = sum(1 for _ in self._table) if count is None else count
+        self.digest = f"{place} {self._rows} {','.join(columns.names.values())}"
         if not self._rows:
             raise ValueError("the stream has no rows")
 
@@ -143,7 +147,7 @@ class StreamedRows(Sequence[Row]):
 
     def shared(self, rank: int, processes: int) -> StreamedRows:
         """The rows of one of several processes."""
-        return StreamedRows(self._source, self.columns, self._rows, rank, processes)
+        return StreamedRows(self._source, self.columns, self._place, self._rows, rank, processes)
 
     def __len__(self) -> int:
         return self._rows
@@ -206,39 +210,42 @@ def open_table(place: str, split: str, named: Mapping[str, str] = MappingProxyTy
         ValueError: it has no such columns, or they hold no pictures.
         OSError: it cannot be fetched or read.
     """
-    table = _load(place, split, streaming=False)
+    table, _ = _load(place, split, streaming=False)
     return TableRows(table, Columns(table, named))
 
 
 def open_stream(place: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> StreamedRows:
     """The same as a stream; see :func:`open_table`. Rows are counted where the table does not say it."""
-    table = _load(place, split, streaming=True)
+    table, name = _load(place, split, streaming=True)
     known = (table.info.splits or {}).get(str(table.split))
-    return StreamedRows(table, Columns(table, named), known.num_examples if known and known.num_examples else None)
+    count = known.num_examples if known and known.num_examples else None
+    return StreamedRows(table, Columns(table, named), name, count)
 
 
 LAYOUTS = {"hub": open_table, "stream": open_stream}
 
 
-def _load(place: str, split: str, streaming: bool) -> Any:
+def _load(place: str, split: str, streaming: bool) -> tuple[Any, str]:
+    """A split of a table, and what names it."""
     datasets = optional.package("datasets", "a table")
     if match := re.search(r"\.(tar|parquet)$", place):
         if "://" not in place and not glob(place):
             raise FileNotFoundError(f"there is no file {place}")
         kind = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
-        return datasets.load_dataset(kind, data_files={split: place}, split=split, streaming=streaming)
+        return datasets.load_dataset(kind, data_files={split: place}, split=split, streaming=streaming), place
     folder = Path(place)
     if (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
         table = datasets.load_from_disk(place)
-        return table.to_iterable_dataset() if streaming else table
+        return table.to_iterable_dataset() if streaming else table, place
     if (folder / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(place)
-        table = saved[_chosen(place, split, list(saved))]
-        return table.to_iterable_dataset() if streaming else table
+        table = saved[chosen := _chosen(place, split, list(saved))]
+        return table.to_iterable_dataset() if streaming else table, f"{place} {chosen}"
     name, _, revision = (place, "", "") if folder.exists() else place.partition("@")
     names = datasets.get_dataset_split_names(name, revision=revision or None)
     chosen = _chosen(place, split, names)
-    return datasets.load_dataset(name, split=chosen, revision=revision or None, streaming=streaming)
+    table = datasets.load_dataset(name, split=chosen, revision=revision or None, streaming=streaming)
+    return table, f"{place} {chosen}"
 
 
 def _chosen(place: str, split: str, names: Sequence[Any]) -> Any:

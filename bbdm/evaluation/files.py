@@ -40,7 +40,7 @@ class Files:
     """The pictures of a data set by row, and the files of their results.
 
     Args:
-        pairs: the data set.
+        pairs: the pictures of a data set.
         channels: the number that results have.
     """
 

@@ -1,7 +1,7 @@
 """Classes by colour of pairs side by side: python colours.py PAIRS LABELS.csv.
 
 The class of a pair is the colour that most of its target's pixels have, and grey where fewer than 60 have
-one. LABELS.csv has lines of a pair's name and its class, for bbdm train --classes colour=LABELS.csv.
+one. LABELS.csv has lines of a pair's name and its class, for bbdm train edge2shoes PAIRS,colour=LABELS.csv.
 """
 
 from __future__ import annotations

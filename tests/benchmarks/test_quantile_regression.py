@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint
-from bbdm.data.pairs import load_dataset
 from benchmarks import quantile_regression
-from tests.conftest import SavePicture, save_random_pairs, tiny_unet
+from tests.conftest import SavePicture, load_pairs, save_random_pairs, tiny_unet
 
 
 def test_the_loss_is_least_at_quantiles_and_mean():
@@ -55,7 +54,7 @@ def test_it_begins_as_the_mean_of_a_bridge_trains_and_is_kept(
     report, kept = run("none", "0")
     assert report["steps"] == 0
     sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="mean")
-    sources, targets = map(torch.stack, zip(*load_dataset("edge2shoes", str(data), "val", 8), strict=True))
+    sources, targets = map(torch.stack, zip(*load_pairs("edge2shoes", str(data), "val", size=8), strict=True))
     error = (sampler(sources) - targets).square().flatten(1).mean(1)
     assert report["psnr"] == pytest.approx((10 * torch.log10(4 / error)).tolist(), abs=1e-3)
 

@@ -148,7 +148,7 @@ def test_voxels_of_another_size_are_warned_of(checkpoint: Path, tmp_path: Path) 
     save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
     sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
     assert sampler.pictures.spacing == (3.0, 1.0, 1.0)
-    volume = np.arange(0, 4096, 32, dtype=np.uint16).reshape(1, 2, 8, 8)
+    volume = np.arange(0, 4096, 32).astype(np.uint16).reshape(1, 2, 8, 8)
     for third, message in (
         (1.09, None),
         (1.11, r"^v has voxels of 3 x 1 x 1.11, and .* trained on 3 x 1 x 1: it knows"),

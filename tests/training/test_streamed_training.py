@@ -32,6 +32,14 @@ def test_tables_that_grew_are_another_run(place: Path, tmp_path: Path) -> None:
         train.main(from_tars(place, tmp_path))
 
 
+def test_tables_that_changed_are_another_run(place: Path, tmp_path: Path) -> None:
+    train.main(from_tars(place, tmp_path, "-e", "1", layout="hub"))
+    other = place / "tars/train/000000.tar"
+    other.write_bytes((place / "tars/val/000000.tar").read_bytes())
+    with pytest.raises(ValueError, match="was trained with pairs of other names"):
+        train.main(from_tars(place, tmp_path, layout="hub"))
+
+
 def test_a_bad_row_stops_the_run_or_is_skipped(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     victim = place / "tars" / "train" / "000006.tar"
     whole = victim.read_bytes()
