@@ -18,18 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from bbdm.data.collection import Example
 from torch.utils.data import DataLoader
 
 from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.cli import setup
 from bbdm.cli import train as train_script
-<<<<<<< HEAD
-from bbdm.data.config import PicturesConfig
-=======
 from bbdm.data.examples import Example
->>>>>>> refs/heads/tests_callers
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows

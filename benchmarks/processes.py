@@ -20,21 +20,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bbdm.data.collection import Example
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from bbdm import BridgeSampler, BrownianBridge, UNet
 from bbdm.base.settings import from_values
 from bbdm.cli import train as train_script
-<<<<<<< HEAD
-from bbdm.data.pairs import PairedDataset, load_dataset
-=======
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
->>>>>>> refs/heads/tests_callers
 from bbdm.execution.device import best_dtype
 from bbdm.networks.unet_config import PRESETS
 from bbdm.training.config import TrainConfig

@@ -24,18 +24,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from bbdm.data.collection import Example
 
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import file_sha256, write_atomically
 from bbdm.bridges import Bridge
 from bbdm.cli.presets import PRESET_SETTINGS
 from bbdm.cli.setup import build_bridge
-<<<<<<< HEAD
-from bbdm.data.examples import PairExamples
-=======
 from bbdm.data.examples import Example
->>>>>>> refs/heads/tests_callers
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows

@@ -19,20 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from bbdm.data.collection import Example
 
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.bridges import Bridge
 from bbdm.cli.setup import build_bridge
-<<<<<<< HEAD
-from bbdm.data.pairs import load_dataset
-=======
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
->>>>>>> refs/heads/tests_callers
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.networks.unet import UNet
