@@ -225,9 +225,9 @@ class Pairs(Examples):
                 size = self._sizes[column] if own else None
                 parts[column] = reader.part(values, spec.channels if own else None, window, plane, size, spec.resize)
         if spec.crop is None and plane is None:
-            heads = {column: part.pictures for column, part in parts.items()}
-            if len({(each.shape[1:], each.geometry.affine) for part in heads.values() for each in part}) > 1:
-                self.pictures.compare(columns, heads, False)
+            grids = {(each.shape[1:], each.geometry.affine) for part in parts.values() for each in part.pictures}
+            if len(grids) > 1:
+                self.pictures.compare(columns, {column: part.pictures for column, part in parts.items()}, False)
         first = [part.start for part in window]
         arrays: dict[str, Array] = {}
         for role, values in zip(ROLES, (spec.source, spec.target), strict=True):

@@ -104,7 +104,7 @@ class Reader:
     def forget(self) -> None:
         """Forget what was decoded and looked at."""
         self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
-        self._photograph = lru_cache(KEPT)(images.open_image)
+        self._photograph = lru_cache(KEPT)(lambda path: images.planes(images.open_image(path)))
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
 
@@ -126,9 +126,9 @@ class Reader:
         """A value of a row as a picture, or a window of it.
 
         Args:
-            value: of a row.
+            value: of a row's column, such as a path.
             window: a slice for each spatial axis; () for all.
-            change: what a whole photograph becomes.
+            change: what the photograph of a file becomes, read as a whole.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -142,12 +142,12 @@ class Reader:
                 return pictures.read(head, window)
             picture = self._whole(value)
         elif isinstance(value, Half):
-            image = self._photograph(value.path)
-            if image.width % 2:
-                raise ValueError(f"{value} is {image.width} pixels wide: two pictures side by side need an even width")
-            half = image.width // 2
-            image = image.crop((value.side * half, 0, (value.side + 1) * half, image.height))
-            picture = Picture(images.planes(change(image) if change else image), OF_PHOTOGRAPH)
+            pixels = self._photograph(value.path)
+            half, rest = divmod(pixels.shape[2], 2)
+            if rest:
+                width = pixels.shape[2]
+                raise ValueError(f"{value} is {width} pixels wide: two pictures side by side need an even width")
+            picture = Picture(pixels[:, :, value.side * half : (value.side + 1) * half], OF_PHOTOGRAPH)
         else:
             picture = decoded(value)
         return cast(Picture, picture[(slice(None), *window)]) if window else picture

@@ -181,18 +181,13 @@ def is_narrowed(image: Image.Image) -> bool:
     return image.mode in EIGHT_BIT and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes a picture upright. The rest of EXIF is not read: cameras write values of wrong types."""
-    return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-
-
 def upright(image: Image.Image) -> Image.Image:
     """An opened picture, decoded and turned as EXIF says. Raises ValueError for 16-bit colours."""
     if is_narrowed(image):
         raise ValueError("it has 16 bits in each colour: give the range of values, such as --source_values 0:65535")
     image.load()
-    turned = turn(image)
-    return image if turned is None else image.transpose(turned)
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
+    return image if turn is None else image.transpose(turn)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -235,8 +230,8 @@ def to_png(image: Image.Image) -> bytes:
 
 def planes(image: Image.Image) -> npt.NDArray[np.uint8]:
     """(1 or 3, H, W) uint8 of a picture, a view of interleaved pixels; see :func:`convert`."""
-    if image.mode not in ("L", "RGB"):
-        image = convert(image, 1 if image.mode in ("1", "LA") else 3)
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        image = convert(image, 1 if image.mode in ("1", "L", "LA") else 3)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -348,8 +343,8 @@ def grid(
     """One picture of all pictures, row by row, on white; cells have the size of the largest.
 
     Args:
-        rows: the pictures.
-        gap: pixels between them.
+        rows: the pictures of each row.
+        gap: the pixels between two pictures.
         group: the number of pictures of a row after which the gap is wider.
         names: of the columns, above them, cut off where a column is narrower; those of a group for all.
 

@@ -71,6 +71,9 @@ class Geometry:
         return replace(self, affine=as_affine(matrix))
 
 
+NOWHERE = Geometry()
+
+
 class _Gridded:
     """What a header and a picture share: a shape (C, *S) and a geometry."""
 
@@ -102,7 +105,7 @@ class Header(_Gridded):
 
     Args:
         path: the file, or the folder of a DICOM series.
-        shape: (C, *S).
+        shape: (C, *S) of what reading gives.
         dtype: of the values that reading gives.
         geometry: where the pixels lie.
         windowed: whether a window costs less to read than the whole.
@@ -113,7 +116,7 @@ class Header(_Gridded):
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    geometry: Geometry = Geometry()
+    geometry: Geometry = NOWHERE
     windowed: bool = False
     reader: str = ""
     stored: Any = field(default=None, compare=False, repr=False)
@@ -138,11 +141,11 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         cls, array: npt.ArrayLike, geometry: Geometry | None = None, unit: str = "", name: str = ""
     ) -> Picture:
         picture = np.asarray(array).view(cls)
-        picture.geometry, picture.unit, picture.name = geometry or Geometry(), unit, name
+        picture.geometry, picture.unit, picture.name = geometry or NOWHERE, unit, name
         return picture
 
     def __array_finalize__(self, source: Any) -> None:
-        self.geometry = getattr(source, "geometry", Geometry())
+        self.geometry = getattr(source, "geometry", NOWHERE)
         self.unit = getattr(source, "unit", "")
         self.name = getattr(source, "name", "")
 

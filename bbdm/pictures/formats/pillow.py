@@ -102,7 +102,7 @@ def _wide_colours(header: Header) -> npt.NDArray[np.uint16]:
         colours, alpha = pixels[:, :, :-1].astype(np.uint64), pixels[:, :, -1:].astype(np.uint64)
         pixels = ((colours * alpha + (65535 - alpha) * 65535 + 32767) // 65535).astype(np.uint16)
     with Image.open(header.path) as image:
-        turn = images.turn(image) if "exif" in image.info else None
+        turn = images.TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1)) if "exif" in image.info else None
     planes = pixels.transpose(2, 0, 1)
     if turn is None:
         return planes
