@@ -49,7 +49,7 @@ BRIDGE = ABridge(num_steps=50)
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A folder that all processes of a session share, in the variable BBDM_TESTS; tables are fetched below it."""
+    """A folder that all processes of a session share, in the variable BBDM_TESTS."""
     folder = tmp_path_factory.getbasetemp()
     os.environ["BBDM_TESTS"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
     os.environ["HF_DATASETS_CACHE"] = f"{os.environ['BBDM_TESTS']}/datasets"

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     training.add_data_flags(parser, 256, "that pictures are resized to")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the autoencoder's")
     flag("--source_as", choices=get_args(SourceAs), help="how the network sees the source; the preset's if unset")
-    flag("--drop", type=flag_type(read_shares), help="NAME:SHARE with commas: how often examples are not told it")
+    flag("--drop", type=flag_type(read_shares), help="NAME:SHARE with commas: examples that lack the condition")
     flag("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN, or of a diffusers folder")
     flag("--cache_latents", type=Path, help="folder of latents: they are computed once")
     flag("--normalize_latents", action="store_true", help="to mean 0 and spread 1, as BBDM can")

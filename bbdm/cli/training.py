@@ -132,7 +132,7 @@ def load_pairs(
         if known is not None:
             for name, each in seen.items():
                 if known.kinds.get(name) != each.kind:
-                    raise ValueError(f"the network is told {known.wanted or 'nothing'}, got {name}={each}")
+                    raise ValueError(f"the network takes {known.wanted or 'no conditions'}, got {name}={each}")
             seen = known_conditions(known, learned.conditions if learned else seen, rows)
         about: dict[str, Any] = {"size": size, "channels": channels, "axes": vars(args).get("axes", 2)}
         spec = config.spec(args.dataset, rows, learned=learned, crops=crops, conditions=seen, **about)
@@ -161,7 +161,7 @@ def load_pairs(
     for line in checking.first_look(train):
         report(line)
     if known is not None and (missing := [name for name in known.kinds if name not in train.further.kinds]):
-        raise ValueError(f"the network is told {missing[0]!r} too, and in training no example lacks it")
+        raise ValueError(f"the network takes {missing[0]!r} too, and `--drop` does not name it")
     return train, validation
 
 

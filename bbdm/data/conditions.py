@@ -51,7 +51,7 @@ def known_conditions(
     """The conditions of a trained network, from columns; those that may be left out may be missing.
 
     Args:
-        known: what the network is told.
+        known: the conditions of the network.
         stored: what its file says of their values.
         rows: of the data set.
         labels: classes of all rows, by the names of conditions.
@@ -63,7 +63,7 @@ def known_conditions(
     for name, label in labels.items():
         names = known.classes.get(name, ())
         if name not in known.classes or (not isinstance(names, int) and label not in names):
-            raise ValueError(f"the network is told {known.wanted}, got {name}={label}")
+            raise ValueError(f"the network takes {known.wanted}, got {name}={label}")
     conditions: dict[str, Condition] = {}
     for name, kind in known.kinds.items():
         if name in labels or has_column(rows, name):
@@ -73,14 +73,14 @@ def known_conditions(
             conditions[name] = Condition(kind, values, size, classes, labels.get(name))
         elif name not in known.drop:
             raise ValueError(
-                f"this network is told {known.wanted}: give a column {name!r}, such as ',{name}=WHERE' behind the data "
+                f"this network takes {known.wanted}: give a column {name!r}, such as ',{name}=WHERE' behind the data "
                 "set's folder"
             )
     return conditions
 
 
 def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
-    """What a network is told of conditions whose sizes and classes are known."""
+    """The values of conditions whose sizes and classes are known."""
     of = {kind: {name: each for name, each in conditions.items() if each.kind == kind} for kind in get_args(Kind)}
     return ConditionsConfig(
         images={name: each.size or 0 for name, each in of["image"].items()},

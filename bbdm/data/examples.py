@@ -50,7 +50,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         channels: the number of channels of targets.
         source_channels: the number of channels of sources.
         masked: whether examples have masks.
-        further: what examples have besides the source, as a network is told.
+        further: the conditions of examples.
         left_out: why examples could not be read, as far as this process knows.
     """
 

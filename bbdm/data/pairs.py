@@ -246,8 +246,8 @@ class Pairs(Examples):
         if self.prepare is not None:
             arrays = self.prepare(arrays, f"{key} {seed}" if spec.crop else name)
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
-        told = self.pictures.tensors(row, parts, window) if self.pictures.known else {}
-        return Example(source, target, told, self._mask(parts) if self.masked else None, name)
+        conditions = self.pictures.tensors(row, parts, window) if self.pictures.known else {}
+        return Example(source, target, conditions, self._mask(parts) if self.masked else None, name)
 
     def _window(self, columns: Mapping[str, Sequence[Any]], plane: Plane | None, key: str, seed: int) -> Window:
         """The window of a crop, in the plane of a slice."""

@@ -71,7 +71,7 @@ class Part(NamedTuple):
         if values not in (None, EIGHT_BIT):
             check_channels(values, len(array), name)
             try:
-                return scaled_present(values, array, absent if holes else np.zeros((), bool), first)
+                return scaled_present(values, array, np.asarray(absent), first)
             except ValueError as error:
                 if array.dtype.kind == "f" and self.pictures[0].geometry.format == "geotiff":
                     raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error

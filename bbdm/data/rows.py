@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from bbdm.data import tables
-from bbdm.pictures import files
+from bbdm.pictures import files, suffixes
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 
 log = logging.getLogger(__name__)
@@ -134,16 +134,16 @@ def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     below = sorted(path.relative_to(folder) for path in files.pictures_in(folder))
     below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
     found = [path for path in below if files.is_picture(folder / path)]
-    others = Image.registered_extensions().keys() - set(files.SUFFIXES)
+    others = Image.registered_extensions().keys() - set(suffixes.SUFFIXES)
     skipped = [path.suffix.lower() for path in below if path.suffix.lower() in others and path not in found]
     if skipped:
         count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
         log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
     if not found:
-        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(files.SUFFIXES))})")
+        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(suffixes.SUFFIXES))})")
     stems: dict[str, Path] = {}
     for path in found:
-        full = files.stem_of(path)
+        full = suffixes.stem_of(path)
         if full.endswith(ending):
             stem = path.with_name(full.removesuffix(ending)).as_posix()
             if stem in stems:
@@ -236,7 +236,7 @@ def _table(data_dir: str, split: str) -> list[Row]:
             if column == "source" and len(parts) > 1:
                 row[column] = tuple(parts)
             else:
-                is_file = column != "name" and (column in PICTURES or (files.suffix_of(cell) and parts[0].exists()))
+                is_file = column != "name" and (column in PICTURES or (suffixes.suffix_of(cell) and parts[0].exists()))
                 row[column] = parts[0] if is_file else cell
         name = row.setdefault("name", Path(cells[header.index("source")].split(";")[0]).with_suffix("").as_posix())
         if name in rows:
@@ -261,7 +261,7 @@ def _patients(data_dir: str, split: str) -> list[Row]:
         raise FileNotFoundError(f"there is no folder {root}")
     found: dict[Path, dict[str, Path]] = {}
     for path in sorted(root.rglob("*")):
-        name = files.stem_of(path) if files.suffix_of(path) else ""
+        name = suffixes.stem_of(path) if suffixes.suffix_of(path) else ""
         if name in (*SYNTHRAD, "ct", "mask"):
             if name in found.setdefault(path.parent, {}):
                 raise ValueError(f"{path.parent} has {name} twice: remove one")
@@ -294,7 +294,7 @@ def _patients(data_dir: str, split: str) -> list[Row]:
 def synthrad_values(rows: Iterable[Row]) -> tuple[AnyValues, Values]:
     """The values of SynthRAD's sources and targets: an MR's percentiles; -1024 to 3071 HU of CT and CBCT."""
     first = next(iter(rows))
-    return SYNTHRAD[files.stem_of(first["source"])], HU
+    return SYNTHRAD[suffixes.stem_of(first["source"])], HU
 
 
 def read_layout(text: str) -> str:

@@ -20,7 +20,7 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Strips, is_photograph
 from bbdm.data.rows import Half, paths_of, shown
 from bbdm.data.spec import AXES
-from bbdm.pictures import Picture, files, images
+from bbdm.pictures import Picture, images, suffixes
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
 
 SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already
@@ -112,10 +112,10 @@ class Files:
         value = self.pairs.pictures.columns(self.pairs.rows[index])["source"][0]
         path = value.path if isinstance(value, Half) else value
         if not isinstance(path, Path):
-            return files.suffix_of_result("", self.channels, self.pairs.spec.target)
+            return suffixes.suffix_of_result("", self.channels, self.pairs.spec.target)
         if path.is_dir():
             return ".nii.gz"
-        return files.suffix_of_result(files.suffix_of(path), self.channels, self.pairs.spec.target)
+        return suffixes.suffix_of_result(suffixes.suffix_of(path), self.channels, self.pairs.spec.target)
 
     def source(self, index: int) -> Source:
         """The source of a row; pixels without a value have the lowest of the range.

@@ -24,7 +24,7 @@ from bbdm.evaluation.results import SETTINGS, ResultsError
 from bbdm.execution.device import best_dtype, find_device
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.windows import Windowing
-from bbdm.pictures import files
+from bbdm.pictures import files, suffixes
 from bbdm.pictures.values import EIGHT_BIT
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.streaming import in_memory
@@ -100,7 +100,7 @@ class Restorer:
         originals = {path.resolve() for path in given}
         for photograph in given:
             numbers = [f"_{number}" for number in range(self.config.samples)] if self.config.samples > 1 else [""]
-            stem = files.stem_of(photograph)
+            stem = suffixes.stem_of(photograph)
             planned[photograph] = [self.config.output_dir / f"{stem}{number}{SUFFIX}" for number in numbers]
             for result in planned[photograph]:
                 if owners.setdefault(result, photograph) != photograph:
@@ -166,7 +166,7 @@ def _files(given: Iterable[Path]) -> Iterator[Path]:
         if path.is_dir():
             found = sorted(each for each in files.pictures_in(path) if files.is_picture(each))
             if not found:
-                raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(files.SUFFIXES))}")
+                raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(suffixes.SUFFIXES))}")
             yield from found
         else:
             yield path

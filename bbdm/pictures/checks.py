@@ -14,8 +14,8 @@ from PIL import UnidentifiedImageError
 
 from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError
-from bbdm.pictures.picture import Picture, Window
 
+Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
 RATIO = 4096  # bytes that a byte of a file becomes at most: of deflate 1032, of LZW fewer than 4096
 DEFLATE = 1032
@@ -104,7 +104,7 @@ def check_cost(shape: Sequence[int], dtype: np.dtype[Any], stored: int, ratio: i
         raise ValueError(f"{size} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
 
 
-def check_held(suffix: str, picture: Picture, types: Sequence[str], axes: Sequence[int] = (2, 3)) -> None:
+def check_held(suffix: str, picture: np.ndarray[Any, Any], types: Sequence[str], axes: Sequence[int] = (2, 3)) -> None:
     """Raise ValueError unless a format can hold the type and the axes of a picture (C, *S)."""
     if picture.dtype.name not in types:
         raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")

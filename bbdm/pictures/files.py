@@ -1,42 +1,22 @@
-"""Files of pictures: which module reads and writes a suffix. Modules are loaded when they are needed."""
+"""Files of pictures: reading them, their headers, and which files of a folder they are."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from bbdm.base.atomic import write_named_atomically
-from bbdm.pictures import checks
-from bbdm.pictures.checks import UnknownFormatError
-from bbdm.pictures.picture import Header, Picture, Window
-from bbdm.pictures.values import Values
+from bbdm.pictures import checks, suffixes
+from bbdm.pictures.checks import UnknownFormatError, Window
+from bbdm.pictures.picture import Header, Picture
 
-SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
-    ".nii.gz": "nibabel",
-    ".jpeg": "pillow",
-    ".tiff": "tifffile",
-    ".webp": "pillow",
-    ".nrrd": "simpleitk",
-    ".bmp": "pillow",
-    ".jpg": "pillow",
-    ".mha": "simpleitk",
-    ".mhd": "simpleitk",
-    ".nii": "nibabel",
-    ".npy": "numpy",
-    ".npz": "numpy",
-    ".png": "pillow",
-    ".tif": "tifffile",
-}
-LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of it begins
 TIFF_PAGES = 8  # pages that are looked at
@@ -68,7 +48,7 @@ def read(
     known = path if isinstance(path, Header) else None
     path = path.path if isinstance(path, Header) else Path(path)
     with checks.named("read", path):
-        module = _module(known.reader if known else _reader(path))
+        module = suffixes.module(known.reader if known else _reader(path))
         found: Header = known or module.header(path)
         if change is not None and found.photograph:
             return Picture(module.changed(found, change), found.geometry, name=path.name)
@@ -95,52 +75,15 @@ def header(path: str | os.PathLike[str]) -> Header:
     path = Path(path)
     with checks.named("read", path):
         name = _reader(path)
-        found: Header = _module(name).header(path)
+        found: Header = suffixes.module(name).header(path)
     if name == "pillow":
         found.stored.close()
     return replace(found, reader=name, stored=None if name == "pillow" else found.stored)
 
 
-def write(path: str | os.PathLike[str], picture: np.ndarray[Any, Any]) -> None:
-    """Write an array (C, *S) in the format of the path's suffix, whole or not at all.
-
-    What the format can hold of a :class:`Picture`'s geometry is written. A TIFF is a GeoTIFF where the
-    geometry is of one. Of a picture that is mapped into memory, npy and TIFF are written by parts.
-
-    Raises:
-        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
-        ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
-    """
-    path, picture = Path(path), picture if isinstance(picture, Picture) else Picture(picture)
-    name = SUFFIXES.get(suffix_of(path))
-    if name is None:
-        raise ValueError(f"cannot write the picture {path}: its name must end in one of {', '.join(SUFFIXES)}")
-    if picture.ndim < 3 or 0 in picture.shape:
-        raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {picture.shape}")
-    if name == "tifffile" and picture.geometry.format == "geotiff":
-        name = "rasterio"
-    elif name == "tifffile" and not find_spec("tifffile") and picture.dtype == np.uint8 and len(picture) in (1, 3):
-        name = "pillow"
-    with checks.named("write", path):
-        write_named_atomically(path, lambda named: _module(name).write(named, picture))
-
-
-def suffix_of(path: str | os.PathLike[str]) -> str:
-    """The longest suffix of those that are read, in lower case, or "" where the name has none."""
-    name = Path(path).name.lower()
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-
-
-def suffix_of_result(source: str, channels: int, values: Values) -> str:
-    """The suffix of a result: the source's; of photographs PNG's where it holds the result, else TIFF's."""
-    if source in LOSSY:
-        return ".png" if channels in (1, 3) and values.dtype in ("uint8", "uint16") else ".tif"
-    return source
-
-
-def stem_of(path: Path) -> str:
-    """The name without its suffix; of a folder of DICOM, its name."""
-    return path.name if path.is_dir() else path.name[: -len(suffix_of(path) or path.suffix) or None]
+def write(path: str | os.PathLike[str], picture: npt.ArrayLike) -> None:
+    """Write an array (C, *S); see :meth:`bbdm.pictures.Picture.save`."""
+    (picture if isinstance(picture, Picture) else Picture(picture)).save(path)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -159,11 +102,7 @@ def files_of(path: Path) -> list[Path]:
 def is_picture(path: str | os.PathLike[str]) -> bool:
     """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
     path = Path(path)
-    return _holds_dicom(path) if path.is_dir() else path.is_file() and bool(suffix_of(path))
-
-
-def _module(name: str) -> Any:
-    return import_module(f"bbdm.pictures.formats.{name}")
+    return _holds_dicom(path) if path.is_dir() else path.is_file() and bool(suffixes.suffix_of(path))
 
 
 def _reader(path: Path) -> str:
@@ -174,9 +113,9 @@ def _reader(path: Path) -> str:
         if not _holds_dicom(path):
             raise UnknownFormatError("it is a folder, and has no files of DICOM")
         return "simpleitk"
-    name = SUFFIXES.get(suffix_of(path))
+    name = suffixes.SUFFIXES.get(suffixes.suffix_of(path))
     if name is None:
-        raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}")
+        raise UnknownFormatError(f"its name has none of {', '.join(suffixes.SUFFIXES)}")
     if name == "tifffile":
         with path.open("rb") as file:
             return _reader_of_tiff(path) if file.read(4) in TIFF else "pillow"
@@ -184,7 +123,7 @@ def _reader(path: Path) -> str:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    return bool(_module("simpleitk").dicom_files(folder, FILES_LOOKED_AT))
+    return bool(suffixes.module("simpleitk").dicom_files(folder, FILES_LOOKED_AT))
 
 
 def _reader_of_tiff(path: Path) -> str:

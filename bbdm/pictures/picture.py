@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import sizes
+from bbdm.base.atomic import write_named_atomically
+from bbdm.pictures.checks import named
+from bbdm.pictures.suffixes import SUFFIXES, module, suffix_of
 from bbdm.pictures.values import without_data
 
 Affine = tuple[tuple[float, ...], ...]
-Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
 SAME_PLACE = 1e-3  # pixels that two grids may differ by
 WORLDS = ("nifti", "itk")  # formats whose world is mm toward a patient's left, back and head
 PHOTOGRAPH = "photograph"  # the format of PNG, JPEG, WebP and BMP
@@ -151,10 +154,27 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         return without_data(np.asarray(self), self.nodata)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file; see :func:`bbdm.pictures.write`."""
-        from bbdm.pictures.files import write
+        """Write a file in the format of the path's suffix, whole or not at all.
 
-        write(path, self)
+        What the format can hold of the geometry is written. A TIFF is a GeoTIFF where the geometry is of one.
+        Of a picture that is mapped into memory, npy and TIFF are written by parts.
+
+        Raises:
+            ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+            ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
+        """
+        path = Path(path)
+        name = SUFFIXES.get(suffix_of(path))
+        if name is None:
+            raise ValueError(f"cannot write the picture {path}: its name must end in one of {', '.join(SUFFIXES)}")
+        if self.ndim < 3 or 0 in self.shape:
+            raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {self.shape}")
+        if name == "tifffile" and self.geometry.format == "geotiff":
+            name = "rasterio"
+        elif name == "tifffile" and not find_spec("tifffile") and self.dtype == np.uint8 and len(self) in (1, 3):
+            name = "pillow"
+        with named("write", path):
+            write_named_atomically(path, lambda temporary: module(name).write(temporary, self))
 
 
 def as_affine(matrix: npt.ArrayLike) -> Affine:

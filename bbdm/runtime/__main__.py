@@ -17,7 +17,7 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import add_flags, from_values
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.pictures import files
+from bbdm.pictures import files, suffixes
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.network_config import GuidanceConfig, WindowConfig
 
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in args.pictures:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
-    for stem, count in Counter(map(files.stem_of, args.pictures)).items():
+    for stem, count in Counter(map(suffixes.stem_of, args.pictures)).items():
         if count > 1:
             raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
     sampler = OnnxBridgeSampler.from_pretrained(
@@ -98,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     sources = {path.resolve() for path in args.pictures}
     for path in args.pictures:
         _ = files.header(path)  # before any is translated
-        suffix = files.suffix_of_result(files.suffix_of(path), channels, kind.target)
-        results.append(args.output / f"{files.stem_of(path)}{suffix}")
+        suffix = suffixes.suffix_of_result(suffixes.suffix_of(path), channels, kind.target)
+        results.append(args.output / f"{suffixes.stem_of(path)}{suffix}")
         if results[-1].resolve() in sources:
             raise ValueError(f"{results[-1]} would replace a source: give another output folder")
     told = read_told(args.condition, conditions_of(sampler.settings))

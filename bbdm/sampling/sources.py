@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.data.spec import AXES, Spec
-from bbdm.pictures import files, images
+from bbdm.pictures import files, images, suffixes
 from bbdm.pictures.picture import PHOTOGRAPH, Picture
 from bbdm.pictures.values import EIGHT_BIT, scaled_present
 from bbdm.sampling.scale import UNIT, Range, Scale, scaled, unscaled, warn_if_positive
@@ -151,7 +151,7 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     plain = scale.kind.source == scale.kind.target == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        photograph = files.SUFFIXES.get(files.suffix_of(path)) == "pillow"
+        photograph = suffixes.SUFFIXES.get(suffixes.suffix_of(path)) == "pillow"
         source = images.open_image(path) if plain and scale.axes == 2 and photograph else files.read(path)
     if isinstance(source, Image.Image) and (not plain or scale.axes == 3):
         source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))

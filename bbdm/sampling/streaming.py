@@ -22,7 +22,7 @@ from bbdm.base import sizes
 from bbdm.base.memory import shown
 from bbdm.data.reading import Strips
 from bbdm.networks.windows import Spans, Windowing
-from bbdm.pictures import files
+from bbdm.pictures import files, suffixes
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values, check_finite
 from bbdm.sampling.bands import Bands, parts
@@ -142,7 +142,7 @@ class Stream:
             ResultInUseError: another process makes this result.
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
-        if files.suffix_of(path) not in SUFFIXES:
+        if suffixes.suffix_of(path) not in SUFFIXES:
             raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
         with state_folder(path, {**about, **self._about}) as folder:
             folder.check_free(self.disk, "the state of this picture")

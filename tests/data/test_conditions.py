@@ -175,9 +175,9 @@ class TestOfANetwork:
         ("data_dir", "labels", "message"),
         [
             (DATA, {}, r"A/0\.png: 'ink' is no class of 'style', which are oil, wax"),
-            (DATA, {"style": "comik"}, "the network is told 'sar' .*oil, wax.*, got style=comik"),
-            (DATA, {"stile": "oil"}, "the network is told .*, got stile=oil"),
-            ("A,B,style=labels.csv", {}, r"this network is told .*: give a column 'sar', such as ',sar=WHERE'"),
+            (DATA, {"style": "comik"}, "the network takes 'sar' .*oil, wax.*, got style=comik"),
+            (DATA, {"stile": "oil"}, "the network takes .*, got stile=oil"),
+            ("A,B,style=labels.csv", {}, r"this network takes .*: give a column 'sar', such as ',sar=WHERE'"),
         ],
     )
     def test_what_it_does_not_know_is_named(self, data_dir: str, labels: Mapping[str, str], message: str) -> None:

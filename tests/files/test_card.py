@@ -125,7 +125,7 @@ def test_its_lines_run(values: bool, sampler: BridgeSampler, tmp_path: Path, mon
     """Those of Python, beside the folder, and give the sampler's own result."""
     source: Any = noise(3)
     if values:
-        sampler.pictures = Spec(Values(0, 3000, dtype="uint16"), Values(-1000, 1000, dtype="int16"))
+        sampler.pictures = Spec(source=Values(0, 3000, dtype="uint16"), target=Values(-1000, 1000, dtype="int16"))
         source = np.random.default_rng(0).integers(0, 3000, (3, 16, 16)).astype("uint16")
         np.save(tmp_path / "source.npy", source)
         with pytest.raises(ValueError, match="examples of a model card is for pictures of 8 bits"):

@@ -15,12 +15,12 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint, solvers, wrap
 from bbdm.cli.export import parse
+from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_pil, open_image, to_pil
-from bbdm.data.spec import Spec
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.inputs import shapes_of
 from tests.conftest import ROOT, tiny_unet

@@ -27,7 +27,7 @@ import tifffile
 from nibabel.affines import voxel_sizes
 
 from bbdm.base import optional
-from bbdm.pictures import Geometry, Picture, checks, files, header, read, write
+from bbdm.pictures import Geometry, Picture, checks, files, header, read, suffixes, write
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
 
@@ -42,7 +42,7 @@ def refused(path: Path, fact: str) -> None:
 
 class TestNames:
     def test_missing(self, tmp_path: Path) -> None:
-        for suffix in files.SUFFIXES:
+        for suffix in suffixes.SUFFIXES:
             for act in (header, read):
                 with pytest.raises(FileNotFoundError, match="there is no picture"):
                     act(tmp_path / f"a{suffix}")
@@ -57,7 +57,7 @@ class TestNames:
         with pytest.raises(ValueError, match=r"must end in one of \.nii\.gz"):
             write(tmp_path / "a.dcm", np.zeros((1, 4, 4)))
 
-    @pytest.mark.parametrize("suffix", files.SUFFIXES)
+    @pytest.mark.parametrize("suffix", suffixes.SUFFIXES)
     def test_another_content(self, suffix: str, tmp_path: Path) -> None:
         for content in (b"", b"no picture at all", bytes(1000)):
             (tmp_path / f"a{suffix}").write_bytes(content)
@@ -363,8 +363,8 @@ def large_text(path: Path) -> None:
 )
 def test_no_memory_is_spent(name: str, make: Any, tmp_path: Path) -> None:
     make(tmp_path / name)
-    write(tmp_path / f"small{files.suffix_of(name)}", numbers((1, 4, 4), "uint16"))
-    read(tmp_path / f"small{files.suffix_of(name)}")  # imports
+    write(tmp_path / f"small{suffixes.suffix_of(name)}", numbers((1, 4, 4), "uint16"))
+    read(tmp_path / f"small{suffixes.suffix_of(name)}")  # imports
     forget_peak()
     before = memory("VmRSS")
     refused(tmp_path / name, "truncated|bytes|GiB|pixels|limit|begin at")

@@ -14,10 +14,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image, ImageOps
 
-from bbdm.pictures import Geometry, Picture, files, header, images, read, write
-from bbdm.pictures.files import SUFFIXES, suffix_of, suffix_of_result
+from bbdm.pictures import Geometry, Picture, header, images, read, suffixes, write
 from bbdm.pictures.formats import numpy as numpy_files
 from bbdm.pictures.picture import Header, same_grid
+from bbdm.pictures.suffixes import SUFFIXES, suffix_of, suffix_of_result
 from bbdm.pictures.values import EIGHT_BIT, Values
 from tests.pictures.formats import OBLIQUE, affine_of, bytes_read, matrix, nifti, numbers, read_back
 
@@ -58,7 +58,7 @@ def test_suffixes() -> None:
     assert {*HELD, ".tiff", ".jpg", ".jpeg", ".webp"} == set(SUFFIXES)
     assert not images.SUFFIXES - set(SUFFIXES)
     assert sorted(SUFFIXES, key=len, reverse=True) == list(SUFFIXES)
-    assert (suffix_of("A.b.NII.GZ"), suffix_of("a.gz"), files.stem_of(Path("A.b.NII.GZ"))) == (".nii.gz", "", "A.b")
+    assert (suffix_of("A.b.NII.GZ"), suffix_of("a.gz"), suffixes.stem_of(Path("A.b.NII.GZ"))) == (".nii.gz", "", "A.b")
     results = {
         (".jpg", 3, EIGHT_BIT): ".png",
         (".png", 4, EIGHT_BIT): ".tif",

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, demo, save_checkpoint, solvers
-from bbdm.pictures.images import to_array
 from bbdm.data.spec import Spec
+from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.serving import app, app_visit
 from bbdm.serving.app_model import Call, Model, Progress, Source, compare, read, translate
