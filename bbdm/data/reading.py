@@ -126,7 +126,7 @@ class Reader:
         """A value of a row as a picture, or a window of it.
 
         Args:
-            value: of a row.
+            value: of a row, of one column.
             window: a slice for each spatial axis; () for all.
             change: what a whole photograph becomes.
 
