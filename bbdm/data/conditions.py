@@ -69,7 +69,8 @@ def known_conditions(
         if name in labels or has_column(rows, name):
             classes = known.classes.get(name)
             values = stored[name].values if name in stored else None
-            conditions[name] = Condition(kind, values, known.sizes[name], classes, labels.get(name))
+            size = None if kind == "class" else known.sizes[name]
+            conditions[name] = Condition(kind, values, size, classes, labels.get(name))
         elif name not in known.drop:
             raise ValueError(
                 f"this network takes {known.wanted}: give a column {name!r}, such as ',{name}=WHERE' behind the data "
