@@ -121,7 +121,10 @@ def _lines(path: Path) -> list[list[str]]:
     """The cells of the lines of a CSV that are not empty."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    lines = csv.reader(path.read_text("utf-8-sig").splitlines())
+    try:
+        lines = [*csv.reader(path.read_text("utf-8-sig").splitlines())]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV of UTF-8: {error}") from error
     return [[cell.strip() for cell in line] for line in lines if any(line)]
 
 

@@ -107,6 +107,8 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("table", "t.csv", "", "source,target\na,", r"line 2 of t\.csv has no target"),
     ("table", "t.csv", "", "name,source\na,b\na,c", r"line 3 of t\.csv: the name 'a' is there twice"),
     ("table", "t.csv", "", "source,target", r"there are no rows in t\.csv"),
+    ("table", "t.csv", "", "source\n" + "a" * 2**18, r"t\.csv is no CSV of UTF-8: field larger"),
+    ("table", "t.csv", "", "source\n\udcff", r"t\.csv is no CSV of UTF-8: .*can't decode"),
     ("synthrad", ".", "a/mr.mha a/ct.mha", "", "patient a has no mask: a folder for each patient"),
     ("synthrad", ".", f"{MR} b/mr.mha b/mask.mha", "", "patient b has no ct: .*, or no ct of any patient"),
     ("synthrad", ".", f"{MR} b/cbct.mha", "", "both mr and cbct: give the folder of one task"),
@@ -119,7 +121,7 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
 @pytest.mark.parametrize(("dataset", "data_dir", "files", "lines", "message"), REFUSED)
 def test_what_makes_no_rows_is_named(dataset: str, data_dir: str, files: str, lines: str, message: str) -> None:
     touch(files)
-    Path("t.csv").write_text(lines)
+    Path("t.csv").write_text(lines, errors="surrogateescape")
     with pytest.raises(FileNotFoundError if data_dir.startswith("gone") else ValueError, match=message):
         read_rows(dataset, data_dir)
 
