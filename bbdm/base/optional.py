@@ -16,7 +16,6 @@ EXTRAS = {
     "tiff": ("tifffile", "imagecodecs"),
     "medical": ("SimpleITK", "nibabel"),
     "geo": ("rasterio",),
-    "text": ("transformers",),
     "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
 }
 

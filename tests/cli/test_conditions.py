@@ -127,7 +127,7 @@ def test_one_class_for_all_and_a_condition_left_out(network: Path) -> None:
     assert abs(result("results/06.png") - result("others/06.png")).max() > 1
     with pytest.raises(ResultsError, match=r"labels.style b, now c"):
         translate.main([*words, "results", *FLAGS, "--condition", "style=c"])
-    with pytest.raises(ValueError, match=r"told .*'style' \(3 classes: a, b, c\).*, got style=d"):
+    with pytest.raises(ValueError, match=r"takes .*'style' \(3 classes: a, b, c\).*, got style=d"):
         translate.main([*words, "results", *FLAGS, "--condition", "style=d"])
     with pytest.raises(ValueError, match=r"this network takes .*: give a column 'style'"):
         translate.main([*words, "results", *FLAGS])
