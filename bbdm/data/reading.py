@@ -274,9 +274,7 @@ def decoded(value: Any) -> Picture:
         array = np.load(io.BytesIO(value), allow_pickle=False)
         return Picture(array[None] if array.ndim == 2 else array)
     if isinstance(value, bytes):
-        return Picture(
-            images.as_pixels(images.decode(value, "in a table", FORMATS)), pictures.Geometry(format=PHOTOGRAPH)
-        )
+        return Picture(images.planes(images.decode(value, "in a table", FORMATS)), OF_PHOTOGRAPH)
     if isinstance(value, list):
         try:
             array = np.array(value, np.float32)
