@@ -168,7 +168,8 @@ def usual_range(array: npt.NDArray[Any]) -> str:
     low, high = (values.min(), values.max()) if values.size else (0, 1)
     if array.dtype.kind in "iub" and low >= 0:
         return f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
-    return f"{np.floor(low) + 0.0:g}:{np.ceil(high) + 0.0:g}"
+    low = np.floor(low) + 0.0  # which is no -0
+    return f"{low:g}:{max(np.ceil(high), low + 1) + 0.0:g}"
 
 
 def _values_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

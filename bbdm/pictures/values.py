@@ -142,6 +142,8 @@ class Percentiles:
         flat = array.reshape(len(array), -1)
         if not flat.size:
             raise ValueError("no pixel has a value, of which percentiles could be taken")
+        if not np.isfinite(flat).all():
+            raise ValueError("NaN or infinity is among the values, of which no percentiles can be taken")
         flat = flat[:, :: -(-flat.size // LARGEST_SAMPLE)].astype(np.float64)
         low, high = np.percentile(flat, [self.low, self.high], axis=1)
         same = low >= high

@@ -19,7 +19,7 @@ from PIL import Image
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import files, images, suffixes
 from bbdm.pictures.picture import PHOTOGRAPH, Picture
-from bbdm.pictures.values import EIGHT_BIT, scaled_present
+from bbdm.pictures.values import EIGHT_BIT, check_finite, scaled_present
 from bbdm.sampling.scale import UNIT, Range, Scale, scaled, unscaled, warn_if_positive
 
 
@@ -197,6 +197,10 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
     kind.warn_of_source(picture)
     absent = picture.absent()
     kind.check_nodata(picture.nodata, absent, picture.name)
+    try:
+        check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array)
+    except ValueError as error:
+        raise ValueError(f"{picture.name or 'the source'}: {error}") from error
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
     made = scaled_present(values, array, absent)
     slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))

@@ -84,6 +84,14 @@ class TestValues:
         with pytest.raises(ValueError, match=r"/0\.npy.*inf stands in channel 0 at \(11, 13\)"):
             valued(data_dir, crop=crop).read(0)
 
+    def test_percentiles_of_infinity_are_refused_with_the_file(self, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, count=1)
+        array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
+        array[0, 11, 13] = np.inf
+        save(tmp_path / "A/0.npy", array)
+        with pytest.raises(ValueError, match=r"A/0\.npy: NaN or infinity is among the values"):
+            load(data_dir, source=Percentiles(0, 100), target=Values(0, 9)).read(0)
+
 
 class TestNodata:
     def test_each_picture_has_its_own_least_and_not_in_the_mask(self, tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ def test_ranges_of_messages_leave_nodata_out() -> None:
     picture = Picture(np.array([[[5, 7, 60000, np.nan]]], np.float32), Geometry(nodata=60000))
     assert (images.found_range(picture), images.usual_range(picture)) == ("5 to 7", "5:7")
     assert images.usual_range(np.array([[0, 300]], np.uint16)) == "0:1023"
+    assert images.usual_range(np.full((1, 2, 2), 90.0)) == "90:91"
+    assert images.usual_range(np.full((1, 2, 2), -0.5)) == "-1:0"
 
 
 class TestToPil:

@@ -141,6 +141,11 @@ def test_slices_with_neighbours_become_a_volume(backend: str, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"source must be \(1, D, H, W\), a volume, as in training; b has shape"):
         sampler(Picture(np.concatenate([volume] * 3), name="b"), **CALL)
 
+    volume = volume.astype("float32")
+    volume[0, 1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"^v: nan stands in channel 0 at \(1, 2, 3\)"):
+        sampler(Picture(volume, name="v"), **CALL)
+
 
 def test_voxels_of_another_size_are_warned_of(checkpoint: Path, tmp_path: Path) -> None:
     network = load_checkpoint(checkpoint).build_unet()
