@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 import bbdm
-from bbdm import cli  # imports nothing that uses write_atomically
+from bbdm import cli  # imports nothing that writes files
 from bbdm.base import atomic
 
 RANK = os.environ.get("RANK", "0")
@@ -41,14 +42,14 @@ def record(line: str) -> None:
 
 
 def watch_files() -> None:
-    """Patch the function before another module imports it."""
-    original = atomic.write_atomically
+    """Patch the functions before another module imports them."""
 
-    def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    def recorded(original: Callable[[Path, Callable[[Path], Any]], None], path: Path, write: Any) -> None:
         original(path, write)
         record(path.name)
 
-    atomic.write_atomically = write_atomically
+    atomic.write_atomically = partial(recorded, atomic.write_atomically)
+    atomic.write_named_atomically = partial(recorded, atomic.write_named_atomically)
 
 
 def watch_scores() -> None:
