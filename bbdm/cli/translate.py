@@ -42,10 +42,13 @@ def parse(argv: Sequence[str]) -> MapsConfig:
 
 def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     """(source | results | target) of the first sources, in a sheet about as high as wide."""
-    examples: list[list[Image.Image]] = []
-    for index in list(dict.fromkeys(job.index for job in jobs))[:GRID_PAIRS]:
-        examples.append(files.pictures(index, [job.path for job in jobs if job.index == index]))
-    return images.sheet(examples)
+    results: dict[int, list[Path]] = {}
+    for job in jobs:
+        results.setdefault(job.index, []).append(job.path)
+    examples = [files.pictures(index, paths) for index, paths in list(results.items())[:GRID_PAIRS]]
+    count = len(results[jobs[0].index])
+    names = ["source", *["result"] * count, *["target"] * (len(examples[0]) - 1 - count)]
+    return images.sheet(examples, names)
 
 
 def translate(config: MapsConfig, words: Sequence[str]) -> None:

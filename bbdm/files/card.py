@@ -163,7 +163,7 @@ class Card:
             return None
         check_eight_bit(model.pictures, "examples of a model card")
         sources = [each if isinstance(each, Image.Image) else images.open_image(Path(each)) for each in self.examples]
-        return images.sheet([*zip(sources, model(sources, seed=0, batch_size=1), strict=True)])
+        return images.sheet([*zip(sources, model(sources, seed=0, batch_size=1), strict=True)], ("source", "result"))
 
     def text(self, model: Any, name: str, has_export: bool) -> str:
         """The card of a sampler that is called ``name``.

@@ -72,8 +72,8 @@ def test_files_carry_their_sources_names_and_a_grid_is_source_result_target(plac
     assert Image.open("results/a.png").size == (SIZE, SIZE)
     assert "3 results in results" in capsys.readouterr().out
     grid = Image.open("results/grid.png")
-    assert grid.size == (3 * (SIZE + 2) + 2, 3 * (SIZE + 2) + 2)
-    row = [grid.getpixel((2 + SIZE // 2 + i * (SIZE + 2), 2 + SIZE // 2)) for i in range(3)]
+    assert grid.size == (3 * (SIZE + 2) + 2, images.NAME_HEIGHT + 3 * (SIZE + 2) + 2)
+    row = [grid.getpixel((2 + SIZE // 2 + i * (SIZE + 2), images.NAME_HEIGHT + 2 + SIZE // 2)) for i in range(3)]
     assert row[0] == (255, 255, 255)
     assert row[1] == Image.open("results/a.png").getpixel((SIZE // 2, SIZE // 2))
     red, green, blue = row[2]  # pyright: ignore[reportGeneralTypeIssues]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bbdm import BridgeSampler, BrownianBridge, Values, demo
 from bbdm.data.spec import Spec
+from bbdm.pictures import images
 from tests.conftest import ROOT, noise, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
@@ -87,7 +88,7 @@ def test_the_picture_has_each_source_beside_its_result(sampler: BridgeSampler, t
     text = written(sampler, tmp_path / "a", examples=[sources[0], tmp_path / "b.png", sources[2]])
     assert "](examples.png)" in text
     with Image.open(tmp_path / "a" / "examples.png") as image:
-        sheet = np.asarray(image)
+        sheet = np.asarray(image)[images.NAME_HEIGHT :]  # below the names of columns
     results = sampler(sources, seed=0, batch_size=1)
     pitch = 16 + (sheet.shape[0] - 3 * 16) // 4
     for i, (source, result) in enumerate(zip(sources, results, strict=True)):
