@@ -194,7 +194,7 @@ class Reader:
             array = array if plane is None else array.take(0, 1 + plane[0])
             if picture.geometry.nodata is not None:
                 absent = absent | without_data(array, picture.geometry.nodata)
-            if channels is not None and array.ndim == 3 and len(array) != channels and is_photograph(picture):
+            if channels is not None and array.ndim == 3 and len(array) != channels and picture.photograph:
                 array = images.recoloured(array, channels)
             arrays.append(array)
         return Part(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), absent, read)
@@ -230,11 +230,6 @@ def changed(image: Image.Image, channels: int | None, size: Size | None, resize:
     """A photograph as grey (1 channel) or colour (3 channels) at a size; None keeps what it has."""
     image = image if channels is None else images.convert(image, channels)
     return image if size is None else images.resized(image, size, resize)
-
-
-def is_photograph(picture: Header | Picture) -> bool:
-    """Whether it is 8-bit grey or colour of a format of photographs, which become one another."""
-    return picture.geometry.format == PHOTOGRAPH and picture.dtype == np.uint8 and picture.shape[0] in (1, 3)
 
 
 def check_grids(first: Header | Picture, others: Sequence[Header | Picture], names: Sequence[Any], sized: bool) -> None:

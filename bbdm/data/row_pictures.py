@@ -14,7 +14,7 @@ import torch
 from bbdm.data import conditions
 from bbdm.data.crops import Window
 from bbdm.data.degradations import Prepare
-from bbdm.data.reading import DECODING, Part, Reader, Strips, check_grids, is_photograph
+from bbdm.data.reading import DECODING, Part, Reader, Strips, check_grids
 from bbdm.data.rows import Half, Row, shown
 from bbdm.data.spec import AXES, Condition, Spec
 from bbdm.pictures import Header, Picture, images
@@ -90,7 +90,7 @@ class RowPictures:
 
     def channels(self, head: Header | Picture) -> int:
         """The channels that a picture has in examples."""
-        return self.spec.channels or head.shape[0] if is_photograph(head) else head.shape[0]
+        return self.spec.channels or head.shape[0] if head.photograph else head.shape[0]
 
     def plane_sides(self, head: Header | Picture) -> tuple[int, ...]:
         """The sides of an example of a picture: without the axis across the plane of a slice."""

@@ -17,7 +17,7 @@ from bbdm import pictures
 from bbdm.data.checking import check_rows
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Strips, is_photograph
+from bbdm.data.reading import Strips
 from bbdm.data.rows import Half, paths_of, shown
 from bbdm.data.spec import AXES
 from bbdm.pictures import Picture, images, suffixes
@@ -47,7 +47,7 @@ class Files:
     def __init__(self, pairs: Pairs, channels: int) -> None:
         self.pairs, self.channels = pairs, channels
         self.names: list[str] = [row["name"] for row in pairs.rows]
-        self.photographs = pairs.spec.eight_bit and all(map(is_photograph, pairs.pictures.headers(0, "source")))
+        self.photographs = pairs.spec.eight_bit and all(head.photograph for head in pairs.pictures.headers(0, "source"))
         self._axis = None if pairs.spec.slices is None else 1 + AXES[pairs.spec.slices]
 
     def shown(self, index: int) -> str:

@@ -78,6 +78,7 @@ class _Gridded:
     """What a header and a picture share: a shape (C, *S) and a geometry."""
 
     shape: tuple[int, ...]
+    dtype: np.dtype[Any]
     geometry: Geometry
 
     @property
@@ -89,6 +90,11 @@ class _Gridded:
     def nodata(self) -> float | None:
         """The stored value of pixels that have no value; None where all have one."""
         return self.geometry.nodata
+
+    @property
+    def photograph(self) -> bool:
+        """Whether it has 8-bit grey or colours of PNG, JPEG, WebP or BMP, which become one another."""
+        return self.geometry.format == PHOTOGRAPH and self.dtype == np.uint8 and self.shape[0] in (1, 3)
 
     @property
     def grid(self) -> str:
@@ -120,11 +126,6 @@ class Header(_Gridded):
     windowed: bool = False
     reader: str = ""
     stored: Any = field(default=None, compare=False, repr=False)
-
-    @property
-    def photograph(self) -> bool:
-        """Whether it has 8-bit grey or colours of PNG, JPEG, WebP or BMP, which become one another."""
-        return self.geometry.format == PHOTOGRAPH and self.dtype == np.uint8 and self.shape[0] in (1, 3)
 
 
 class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import files, images, suffixes
-from bbdm.pictures.picture import PHOTOGRAPH, Picture
+from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, check_finite, scaled_present
 from bbdm.sampling.scale import UNIT, Range, Scale, scaled, unscaled, warn_if_positive
 
@@ -180,8 +180,7 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
     Pixels without a value are -1, and get none in the result.
     """
     array = np.asarray(picture)
-    photograph = picture.geometry.format == PHOTOGRAPH and array.dtype == np.uint8 and array.ndim == 3
-    if photograph and kind.source == EIGHT_BIT and {len(array), channels} == {1, 3}:
+    if picture.photograph and array.ndim == 3 and kind.source == EIGHT_BIT and {len(array), channels} == {1, 3}:
         array = images.recoloured(array, channels)
     axis = None if kind.slices is None else 1 + AXES[kind.slices]
     channels //= kind.planes
