@@ -10,7 +10,6 @@ weight w on the previous x0hat, and from the midpoint rule of DBMSolver (CVPR 20
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base.caller import warn
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
 
@@ -261,10 +261,9 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
 def check_calls(calls: int | None, solver: str, table: StepTable) -> None:
     """Warn where a network that was distilled for a number of calls is to be sampled otherwise."""
     if calls is not None and (solver != DISTILLED or len(table) > calls):
-        warnings.warn(
+        warn(
             f"the network was distilled for calls={calls} of the solver {DISTILLED!r}, and is asked for {len(table)} "
-            f"of {solver!r}: results may be worse",
-            stacklevel=2,
+            f"of {solver!r}: results may be worse"
         )
 
 

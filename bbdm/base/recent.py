@@ -27,6 +27,11 @@ class Recent(Generic[Value]):
     def __contains__(self, key: Any) -> bool:
         return key in self._values
 
+    def values(self) -> list[Value]:
+        """The values that are kept."""
+        with self.lock:
+            return list(self._values.values())
+
     def get(self, key: Any, *args: Any) -> Value:
         """The value of a key, made from ``args`` where the cache lacks it."""
         with self.lock:

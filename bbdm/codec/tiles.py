@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bbdm.base.settings import check_least
-from bbdm.networks.windowed import on_device
-from bbdm.networks.windows import Spans, Windows, blend
+from bbdm.networks.windows import Spans, Windows, blend, on_device
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 

@@ -108,8 +108,7 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
             batch_size=config.batch_size,
             progress=scripts.is_shown(config.show_verbose, config.quiet),
             folder=parts,
-            **config.described_windows,
-            **config.described_guides,
+            **config.call,
         )
     except ResultsError as error:
         raise IntervalsExistError(f"a calibration was interrupted: {error}") from error

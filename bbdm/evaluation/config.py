@@ -11,7 +11,8 @@ from bbdm.base import demo
 from bbdm.base.memory import read_memory
 from bbdm.base.settings import setting
 from bbdm.data.config import RowsConfig, read_labels
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, WindowConfig, read_size_setting
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.sampling.options import WindowOptions
 
 MAPS = ("mean", "std", "low", "high")
 
@@ -107,7 +108,7 @@ class MapsConfig(TranslateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreConfig(WindowConfig):
+class RestoreConfig(WindowOptions):
     """Which photographs are restored, by which network, and how.
 
     Raises:

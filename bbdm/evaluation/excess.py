@@ -17,7 +17,7 @@ from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
     from bbdm.data.examples import Example, Examples
-    from bbdm.sampling.base import BaseSampler
+    from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
 Levels = tuple[float, float] | None  # the quantiles of the samples; None for mean and standard deviation
@@ -57,7 +57,7 @@ def compared(distribution: Distribution, levels: Levels, target: Array, name: st
 class Measure:
     """Compares the samples of pairs with their targets."""
 
-    sampler: BaseSampler[Any, Any]
+    sampler: Sampler[Any]
     examples: Examples
     units: list[list[int]]
     samples: int
@@ -115,7 +115,7 @@ class Measure:
 
         example, target = self._read(index)
         source = images.scale(example.source).numpy()[None]
-        kinds = self.sampler._shapes.further.kinds
+        kinds = self.sampler._shapes.conditions.kinds
         conditions: dict[str, Any] = dict.fromkeys(name for name in kinds if name not in example.conditions)
         for name, value in example.conditions.items():
             conditions[name] = (images.scale(value) if value.ndim > 2 else value).numpy()[None]

@@ -31,14 +31,14 @@ from bbdm.sampling.distribution import Distribution
 if TYPE_CHECKING:
     from bbdm.data.examples import Examples
     from bbdm.data.mapped import MapStyle
-    from bbdm.sampling.base import BaseSampler
+    from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
 By = Literal["quantiles", "std"]
 FORMAT, VERSION = "bbdm intervals", 1
 FITTED = 4  # of so many pairs, one chooses the groups' lambdas, and the others calibrate
 # The arguments of a call that decide its results
-CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval", "guidance_prior"}
+CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval"}
 
 
 class OtherSamplerError(ValueError):
@@ -67,7 +67,7 @@ class Intervals:
         windows: arguments of the sampler's calls.
     """
 
-    sampler: BaseSampler[Any, Any]
+    sampler: Sampler[Any]
     alpha: float
     delta: float
     samples: int
@@ -86,7 +86,7 @@ class Intervals:
     @classmethod
     def calibrate(
         cls,
-        sampler: BaseSampler[Any, Any],
+        sampler: Sampler[Any],
         pairs: Examples | MapStyle,
         alpha: float = 0.1,
         delta: float = 0.1,
@@ -234,7 +234,7 @@ class Intervals:
         manifest.write(Path(path), {"format": FORMAT, "version": VERSION, **content})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], sampler: BaseSampler[Any, Any]) -> Intervals:
+    def load(cls, path: str | os.PathLike[str], sampler: Sampler[Any]) -> Intervals:
         """The intervals in a file of :meth:`save`, for the sampler that they are of.
 
         Raises:
@@ -259,7 +259,7 @@ class Intervals:
         return found
 
 
-def describe(sampler: BaseSampler[Any, Any]) -> dict[str, Any]:
+def describe(sampler: Sampler[Any]) -> dict[str, Any]:
     """What decides the results of a sampler, as plain values: its weights by SHA-256."""
     export: dict[str, Any] | None = getattr(sampler, "settings", None)
     if export is not None:

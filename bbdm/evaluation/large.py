@@ -16,10 +16,10 @@ from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.files import Files
 from bbdm.evaluation.results import Job
 from bbdm.execution.processes import Processes
-from bbdm.networks.windows import Windowing
+from bbdm.networks.windows import WindowGrid
+from bbdm.sampling.large import LargePicture, in_memory
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.state import ResultInUseError, folder_of, state_folder
-from bbdm.sampling.streaming import Stream, in_memory
 
 DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
 
@@ -71,8 +71,8 @@ class LargePictures:
                 with suppress(ResultInUseError), state_folder(job.path, {}):
                     pass
 
-    def _windows(self, sampler: BridgeSampler, size: tuple[int, int]) -> Windowing | None:
-        return sampler.windowing(**self._config.windows, batch_size=self._config.batch_size, size=size)
+    def _windows(self, sampler: BridgeSampler, size: tuple[int, int]) -> WindowGrid | None:
+        return sampler.window_grid(self._config, size, self._config.batch_size)
 
     def translate(self, sampler: BridgeSampler, job: Job, about: dict[str, Any]) -> None:
         """Make and write the result of a picture by windows. Its states are those of settings ``about``.
@@ -92,7 +92,7 @@ class LargePictures:
                 f"{entry} of {height} x {width} needs about {shown(in_memory(sampler, size))} of memory, more than "
                 f"{shown(self._limit)}, and the network is called on whole pictures"
             )
-        if self._config.guides:
+        if self._config.guidance is not None:
             raise LargePictureError(f"{entry} is larger than memory, and then it cannot be guided: give more --memory")
         if sampler.unet.further.kinds:
             raise LargePictureError(f"{entry} is larger than memory, and the network is told more than the source")
@@ -103,7 +103,7 @@ class LargePictures:
 
 
 def translate_by_parts(
-    stream: tuple[BridgeSampler, Strips, Windowing, int, int],
+    stream: tuple[BridgeSampler, Strips, WindowGrid, int, int],
     path: Path,
     about: dict[str, Any],
     source: str,
@@ -113,7 +113,7 @@ def translate_by_parts(
     """Make and write the result of a picture that is larger than memory.
 
     Args:
-        stream: the arguments of :class:`~bbdm.sampling.streaming.Stream`, without ``report``.
+        stream: the arguments of :class:`~bbdm.sampling.large.LargePicture`, without ``report``.
         path: the file of the result.
         about: names the network and the source; states of others are not used.
         source: what messages call the picture.
@@ -137,7 +137,7 @@ def translate_by_parts(
             bar.update(done - bar.n)
 
         try:
-            made = Stream(*stream, report)
+            made = LargePicture(*stream, report)
             if first:
                 print(f"{name}: its steps take up to {shown(made.disk)} of the disk, in {folder_of(path)}")
             made.run(path, about)

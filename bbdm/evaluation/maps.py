@@ -79,8 +79,7 @@ class MapTranslator(Translator):
                 settings = {
                     "batch_size": config.batch_size,
                     **self.settings([index]),
-                    **config.windows,
-                    **config.guides,
+                    **config.call,
                 }
                 made = sampler.distribution([source.picture], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}

@@ -23,11 +23,11 @@ from bbdm.evaluation.photographs import Photograph
 from bbdm.evaluation.results import SETTINGS, ResultsError
 from bbdm.execution.device import best_dtype, find_device
 from bbdm.files.hub import find_checkpoint
-from bbdm.networks.windows import Windowing
+from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import files, suffixes
 from bbdm.pictures.values import EIGHT_BIT
+from bbdm.sampling.large import in_memory
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.streaming import in_memory
 
 SUFFIX = ".png"  # of results: they lose nothing
 
@@ -117,7 +117,7 @@ class Restorer:
             with manifest.reading(file, "give another output_dir, or delete it") as content:
                 made = {name: dict(each) for name, each in content.items()}
         about = {"weights": file_sha256(find_checkpoint(config.model)), "mean": config.mean, "steps": config.steps}
-        about |= {"dtype": config.dtype, **config.described_windows}
+        about |= {"dtype": config.dtype, **config.call}
         for photograph, results in planned.items():
             for number, path in enumerate(results):
                 seed = None if config.mean else config.seed + number
@@ -133,7 +133,7 @@ class Restorer:
     def _restore(self, path: Path, results: dict[Path, int]) -> None:
         """Write results, each with a number, of a photograph."""
         height, width = size = pictures.header(path).sides[-2:]
-        windows = self.sampler.windowing(**self.config.windows, size=size)
+        windows = self.sampler.window_grid(self.config, size)
         needed = in_memory(self.sampler, (height, width), windows)
         if needed > self._limit and windows is None:
             raise ValueError(f"{path} needs about {shown(needed)} of memory, more than {shown(self._limit)}")
@@ -145,10 +145,10 @@ class Restorer:
                 self._stream(path, result, windows, seed)
                 continue
             source = torch.from_numpy(photograph.pixels.copy())[None]
-            made = self.sampler(source, seed=seed, progress=self._verbose, **self.config.windows)
+            made = self.sampler(source, seed=seed, progress=self._verbose, **self.config.call)
             photograph.with_pixels(made[0].cpu().numpy()).save(result)
 
-    def _stream(self, path: Path, result: Path, windows: Windowing, seed: int) -> None:
+    def _stream(self, path: Path, result: Path, windows: WindowGrid, seed: int) -> None:
         """Write the result of a photograph of 8-bit colours that is larger than memory."""
         strips = Pairs(
             [{"name": path.name, "source": path}], Spec(channels=self.sampler.unet.channels)

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 
-from bbdm.networks.windowed import on_device
-from bbdm.networks.windows import Windows, blend
+from bbdm.networks.windows import Windows, blend, on_device
 from bbdm.pictures.images import open_image
 
 # label ids of the 19 evaluated classes, in the order of their training ids

@@ -170,11 +170,11 @@ class Translator:
         larger than memory are not counted. Their states are those of settings ``about``.
         """
         count = self._at_once(jobs)
-        windowed = sampler.windowing(**self.config.windows) is not None
+        windowed = sampler.window_grid(self.config) is not None
         size = self.config.batch_size if self.files.volumes or windowed else count
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
-        how = {**self.config.windows, **self.config.guides}
+        how = self.config.call
         self.processes.wait()  # until all have looked which results exist
         with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
@@ -252,8 +252,7 @@ class Translator:
             "num_samples": config.num_samples,
             "seed": config.seed,
             **({} if config.orientations == 1 else {"orientations": config.orientations}),
-            **config.described_windows,
-            **config.described_guides,
+            **config.call,
         }
 
     def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:

@@ -36,15 +36,11 @@ class Compiled:
 
     def __call__(self, x: torch.Tensor, /, *others: Any) -> torch.Tensor:
         """The function's result."""
-        return self.at(x, *others)(x, *others)
+        return self._compiled.get(_key(x.shape, others), x, *others)(x, *others)
 
-    def lacks(self, shape: torch.Size, others: Mapping[str, torch.Tensor] | None = None) -> bool:
-        """Whether a first argument of a shape, with a mapping, would be compiled for."""
-        return _key(shape, [others]) not in self._compiled
-
-    def at(self, x: torch.Tensor, /, *others: Any) -> Callable[..., torch.Tensor]:
-        """The function compiled for the shapes of x and of mappings."""
-        return self._compiled.get(_key(x.shape, others), x, *others)
+    def functions(self) -> list[Callable[..., torch.Tensor]]:
+        """What was compiled and is kept."""
+        return self._compiled.values()
 
     def _compile(self, *arguments: Any) -> Callable[..., torch.Tensor]:
         import torch._inductor.config as inductor_config

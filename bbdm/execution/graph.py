@@ -1,81 +1,65 @@
-"""All steps of a loop as one CUDA graph."""
+"""Functions of tensors that were captured as CUDA graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 
 from bbdm.base.recent import Recent
-from bbdm.execution.compiled import SHAPES_KEPT, Compiled
-from bbdm.execution.loop import Loop, State
-from bbdm.networks.base import Conditions
-from bbdm.networks.guidance import Guidance
-from bbdm.networks.windows import Windowing
+from bbdm.execution.compiled import SHAPES_KEPT
+
+Tensors = list[torch.Tensor]
+Captured = tuple[torch.cuda.CUDAGraph, Tensors, torch.Tensor, Any]
 
 
-class GraphedLoop:
-    """A loop captured as one CUDA graph for each shape: all steps in one launch.
+class Graphs:
+    """A function's runs, captured once for each key: all their kernels in one launch.
 
-    Threads take turns. Outputs are copies, ordered on the caller's stream.
+    Threads take turns. Results are copies, ordered on the caller's stream.
+
+    Args:
+        device: where the tensors are.
     """
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, object]] = Recent(self._capture, SHAPES_KEPT)
+        self._captured: Recent[Captured] = Recent(self._capture, SHAPES_KEPT)
         self._done = torch.cuda.Event()
 
     def __call__(
-        self,
-        y: torch.Tensor,
-        seeds: torch.Tensor,
-        conditions: Sequence[Conditions],
-        windows: Windowing | None = None,
-        guidance: Guidance | None = None,
-        together: bool = True,
+        self, key: Hashable, function: Callable[[Tensors], torch.Tensor], tensors: Sequence[torch.Tensor], reads: Any
     ) -> torch.Tensor:
-        """The last state, for y, seeds and the network's conditions on the device.
+        """The function's result for tensors.
 
-        Conditions are those of each evaluation of a step. Windows and guidance are as for :meth:`Loop.over`.
+        Args:
+            key: of the graph, besides the shapes of ``tensors``.
+            function: of the tensors; what else it reads on the device must not change.
+            tensors: on the device.
+            reads: returns what else the graph reads, such as weights, which must outlive it.
         """
-        with self._captured.lock, torch.cuda.device(y.device):
+        with self._captured.lock, torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)  # another thread's replay may run on another stream
-            told = self._loop.told(conditions)
-            key = y.shape, windows, guidance, *(value.shape for value in told.values())
-            graph, state, _ = self._captured.get(key, y, seeds, told, windows, guidance, together)
-            state.y.copy_(y)
-            state.seeds.copy_(seeds)
-            for name, buffer in state.conditions.items():
-                buffer.copy_(told[name])
+            shapes = tuple(tensor.shape for tensor in tensors)
+            graph, buffers, output, _ = self._captured.get((key, shapes), function, tensors, reads)
+            for buffer, tensor in zip(buffers, tensors, strict=True):
+                buffer.copy_(tensor)
             graph.replay()
-            result = state.x.clone()
+            result = output.clone()
             self._done.record(stream)
             return result
 
-    def _capture(
-        self,
-        y: torch.Tensor,
-        seeds: torch.Tensor,
-        conditions: Conditions,
-        windows: Windowing | None,
-        guidance: Guidance | None,
-        together: bool,
-    ) -> tuple[torch.cuda.CUDAGraph, State, object]:
-        """The graph, its buffers, and what else it reads, which must outlive it: all weights."""
-        own = {name: value.clone() for name, value in conditions.items()}
-        network = self._loop.network
-        loop = self._loop.over(windows, guidance, together=together)
-        state = loop.start(y.clone(), seeds.clone(), conditions=own)
+    def _capture(self, function: Callable[[Tensors], torch.Tensor], tensors: Tensors, reads: Any) -> Captured:
+        buffers = [tensor.clone() for tensor in tensors]
         stream = torch.cuda.Stream()  # a new one, so that samplers may capture at the same time
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
-            loop.advance(state, 0) if guidance is None else loop.run(state)
+            function(buffers)
         torch.cuda.current_stream().wait_stream(stream)
-        used = [network.at(*call) for call in loop.calls(state)] if isinstance(network, Compiled) else network
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            loop.restart(state)
-            loop.run(state)
-        return graph, state, (loop, used)
+            output = function(buffers)
+        return graph, buffers, output, reads()

@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 
 from bbdm.base.atomic import short, write_atomically
 from bbdm.execution.device import best_dtype
-from bbdm.execution.loop import Shape, as_told, state_dtype
 from bbdm.files.weights import described, intact
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Conditions, Network
@@ -190,11 +189,13 @@ def _check_fingerprint(path: str | os.PathLike[str], saved: dict[str, Any], here
             raise ValueError(message)
 
 
-def _example(network: Network, shape: Shape, conditions: Conditions) -> tuple[torch.Tensor, ...]:
+def _example(network: Network, shape: tuple[int, ...], conditions: Conditions) -> tuple[torch.Tensor, ...]:
     """Arguments of a network's body, for an x of a shape; conditions are in their order."""
     weight = next(network.parameters())
     x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=layout(len(shape)))
-    others = [as_told(conditions[name], weight.dtype) for name in network.conditions]
+    others = [conditions[name] for name in network.conditions]
     with torch.no_grad():
-        embedding = network.embed(torch.ones(1, device=weight.device)).to(state_dtype(weight.dtype))
+        embedding = network.embed(torch.ones(1, device=weight.device)).to(
+            torch.promote_types(weight.dtype, torch.float32)
+        )
     return x, embedding, *others

@@ -75,6 +75,10 @@ class ConditionsConfig:
         """The conditions in words, such as ``'style' (3 classes: ink, oil, chalk)``."""
         return described(self.kinds, self.sizes, self.classes)
 
+    def none(self, name: str, value: Any) -> Any:
+        """What stands for a condition that is left out, like a tensor or an array of it."""
+        return value * 0 + (self.sizes[name] if self.kinds[name] == "class" else 0)
+
     def told(self) -> dict[str, Any]:
         """The fields that are not empty, as plain values."""
         own = {each.name: getattr(self, each.name) for each in fields(ConditionsConfig)}

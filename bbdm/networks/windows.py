@@ -1,13 +1,13 @@
 """A function of images, called on windows of larger ones: where they are, and how results are blended.
 
-Places are a function of sizes alone, and weights one of places. Both are of one side, so an image may have
-any number of sides. Nothing here needs torch.
+Windows are a function of sizes alone, and weights one of windows. Both are of one side, so an image may have
+any number of sides. Arrays are those of NumPy or tensors; torch is imported only where there are tensors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.networks.arrays import concatenated, zeros
 from bbdm.networks.checks import NAMES, along
 
 Weights = npt.NDArray[np.floating[Any]]  # (windows, length) of a side
-Spans = tuple[slice, ...]  # the place of a window, a slice for each side
+Spans = tuple[slice, ...]  # the window's slice of each side
+Predict = Callable[[Any, int, Mapping[str, Any]], Any]  # (x, step, conditions) -> prediction
 SPREAD = 0.125  # of the Gaussian weights, as a share of a window's side
-LEAST = 1e-3  # Gaussian weight, as a share of the largest
+LEAST = 1e-3  # Gaussian weight of a side, as a share of the largest; MONAI floors the product of the sides' weights
 LARGEST_OVERLAP = 0.9
 
 
@@ -74,8 +76,8 @@ class Windows:
     def gaussians(self, margin: int = 0) -> Weights:
         """(windows, length) weights that fall from the middle of a window; those of a pixel add up to 1.
 
-        They are a Gaussian of 0.125 of the length, not below 1e-3 of its peak (as in MONAI), and 0 within
-        ``margin`` pixels of an edge of the window inside the image.
+        They are a Gaussian of 0.125 of the length, not below 1e-3 of its peak, and 0 within ``margin`` pixels
+        of an edge of the window inside the image.
         """
         at = np.arange(self.length) - (self.length - 1) / 2
         bell = np.maximum(np.exp(-0.5 * (at / (SPREAD * self.length)) ** 2), LEAST)
@@ -92,19 +94,14 @@ class Windows:
             total[self.span(i, cell)] += weight
         return np.stack([weight / total[self.span(i, cell)] for i, weight in enumerate(weights)])
 
-    def around(self, rows: slice) -> slice:
-        """The pixels of all windows that touch some."""
-        touching = [start for start in self.starts if start < rows.stop and start + self.length > rows.start]
-        return slice(touching[0], touching[-1] + self.length)
-
     def span(self, index: int, cell: int = 1) -> slice:
-        """A window's place among values that are ``cell`` pixels wide."""
+        """A window's slice of values that are ``cell`` pixels wide."""
         return slice(self.starts[index] // cell, (self.starts[index] + self.length) // cell)
 
 
 @dataclass(frozen=True)
-class Windowing:
-    """How a network is called on windows of the state.
+class WindowGrid:
+    """The windows of a state that a network is called on.
 
     Args:
         lengths: of a window's sides, in values of the state; a shorter side of the state is one window.
@@ -130,13 +127,19 @@ class Windowing:
             for n, length, unit in zip(size, self.lengths, units, strict=True)
         ]
 
+    def weights(self, size: Sequence[int]) -> list[Weights]:
+        """The weights of the windows of each side of a state."""
+        return [side.gaussians(self.margin) for side in self.sides(size)]
+
     def together(self, images: int) -> int:
-        """The number of places that a call takes from each of some images."""
+        """The windows of an image that a call takes, of a number of images."""
         return max(1, self.at_once // images)
 
-    def weights(self, sides: Sequence[Windows]) -> list[Weights]:
-        """The weights of windows of each side."""
-        return [side.gaussians(self.margin) for side in sides]
+    def calls(self, images: int, size: Sequence[int]) -> int:
+        """The network calls of one step of a number of images."""
+        together = self.together(images)
+        full, rest = divmod(math.prod(len(side.starts) for side in self.sides(size)), together)
+        return full * math.ceil(together * images / self.at_once) + math.ceil(rest * images / self.at_once)
 
     def batches(self, images: Sequence[Any], spans: Sequence[Spans]) -> Iterator[tuple[int, list[Any]]]:
         """Windows of images in batches of a call's size, and how many of each count.
@@ -144,7 +147,7 @@ class Windowing:
         Args:
             images: (B, C, *S) each, the state first. Others may be some times larger along each side. What
                 has other axes, (B, ...), is no image, and is the same for all windows of one.
-            spans: places of windows in the state; of each, all images come one after the other.
+            spans: windows of the state; of each, all images come one after the other.
         """
         cut: list[Any] = []
         for each in images:
@@ -152,8 +155,8 @@ class Windowing:
                 cut.append(concatenated([each] * len(spans), 0))
                 continue
             cell = each.shape[2] // images[0].shape[2]
-            places = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
-            cut.append(concatenated([each[place] for place in places], 0))
+            windows = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
+            cut.append(concatenated([each[window] for window in windows], 0))
         for start in range(0, len(cut[0]), self.at_once):
             parts = [each[start : start + self.at_once] for each in cut]
             count = len(parts[0])
@@ -161,11 +164,38 @@ class Windowing:
                 parts = [concatenated([part, *[part[-1:]] * (self.at_once - count)], 0) for part in parts]
             yield count, parts
 
-    def calls(self, images: int, size: Sequence[int]) -> int:
-        """The number of network calls for one step of some images."""
-        together = self.together(images)
-        whole, rest = divmod(math.prod(len(side.starts) for side in self.sides(size)), together)
-        return whole * math.ceil(together * images / self.at_once) + math.ceil(rest * images / self.at_once)
+    def predict(
+        self,
+        network: Predict,
+        x: Any,
+        index: int,
+        conditions: Mapping[str, Any],
+        weights: Sequence[Any],
+        out: Any = None,
+    ) -> Any:
+        """The predictions of a step for windows of x, blended.
+
+        One row of the table then moves the whole state. So noise has no seams, and the variance of the state
+        is kept, which blending steps of windows would lower.
+
+        Args:
+            network: called with windows of x and of conditions, and the index of the step. It returns
+                predictions of at least 32 bits, which are summed.
+            x: (B, C, *S) what the network is shown.
+            index: of the step.
+            conditions: (B, ...) each.
+            weights: those of :meth:`weights`, in the type of predictions.
+            out: zeros (B, C, *S) for the sum; None for memory of its own.
+        """
+        images, names = [x, *conditions.values()], list(conditions)
+
+        def predictions(spans: list[Spans]) -> Any:
+            outputs: list[Any] = []
+            for count, (window, *others) in self.batches(images, spans):
+                outputs.append(network(window, index, dict(zip(names, others, strict=True)))[:count])
+            return concatenated(outputs)
+
+        return blend(predictions, self.sides(x.shape[2:]), weights, self.together(len(x)), out=out)
 
 
 def check_windows(
@@ -200,86 +230,12 @@ def check_windows(
     return sides
 
 
-def concatenated(arrays: list[Any], axis: int = 0) -> Any:
-    """Arrays or tensors one after the other along an axis; a single one is not copied."""
-    if len(arrays) == 1:
-        return arrays[0]
-    if isinstance(arrays[0], np.ndarray):
-        return np.concatenate(arrays, axis)
+def on_device(weights: Sequence[Weights], like: Any) -> list[Any]:
+    """Weights of windows as tensors on the device of another, in float32 or its float64."""
     import torch
 
-    return torch.cat(arrays, axis)
-
-
-def _zeros(shape: tuple[int, ...], like: Any) -> Any:
-    """Zeros in the type, the place and the memory format of another array or tensor."""
-    if isinstance(like, np.ndarray):
-        return np.zeros(shape, like.dtype)
-    import torch
-
-    from bbdm.kernels.elementwise import memory_format_of
-
-    return torch.zeros(shape, dtype=like.dtype, device=like.device).to(memory_format=memory_format_of(like))
-
-
-def sweep(
-    function: Callable[[list[Spans]], Any],
-    sides: Sequence[Windows],
-    weights: Sequence[Any],
-    together: int = 1,
-    cell: int = 1,
-    made: int = 1,
-    rows: slice | None = None,
-) -> Iterator[tuple[slice, Any]]:
-    """The results of a function on windows, each times the weights of its place, added up; by rows.
-
-    Args:
-        function: of the places of some windows, in values that are ``cell`` pixels wide, in the order of the
-            first side. It returns their results one after the other, (windows B, C, h / made, w / made).
-        sides: the windows of each side.
-        weights: of each side, those of :class:`Windows`, arrays or tensors as the results are.
-        together: windows that the function gets at once.
-        cell: pixels along a side of one value of what the function reads.
-        made: pixels along a side of one value of its results.
-        rows: those of the results that are wanted; None for all. Windows that touch them are computed.
-
-    Yields:
-        Rows of the first side, and their results (B, C, rows, W / made), in memory that is not used again.
-        No later window touches them.
-    """
-    rows = slice(0, sides[0].size // made) if rows is None else rows
-    spans = [sides[0].span(i, made) for i in range(len(sides[0].starts))]
-    touching = [i for i, span in enumerate(spans) if span.start < rows.stop and span.stop > rows.start]
-    places = list(product(touching, *(range(len(side.starts)) for side in sides[1:])))
-    top, band = spans[touching[0]].start, None
-    for first in range(0, len(places), together):
-        group = places[first : first + together]
-        results = function([tuple(s.span(i, cell) for i, s in zip(place, sides, strict=True)) for place in group])
-        count = len(results) // len(group)
-        bottom = sides[0].span(group[-1][0], made).stop
-        known = 0 if band is None else band.shape[2]
-        if known < bottom - top:
-            across = (side.size // made for side in sides[1:])
-            longer = _zeros((count, results.shape[1], bottom - top, *across), results)
-            if known:
-                longer[:, :, :known] = band
-            band = longer
-        assert band is not None
-        for k, place in enumerate(group):
-            result = results[k * count : (k + 1) * count]
-            for axis, (i, weight) in enumerate(zip(place, weights, strict=True)):
-                result = result * weight[i].reshape(-1, *[1] * (len(sides) - 1 - axis))
-            down, *across = (side.span(i, made) for i, side in zip(place, sides, strict=True))
-            band[(..., slice(down.start - top, down.stop - top), *across)] += result
-        following = first + together
-        done = spans[places[following][0]].start if following < len(places) else bottom
-        wanted = slice(max(top, rows.start), min(done, rows.stop))
-        if wanted.stop > wanted.start:
-            yield wanted, band[:, :, wanted.start - top : wanted.stop - top]
-        if done > top:  # what was yielded may be forgotten: the rest is copied
-            rest = _zeros((*band.shape[:2], bottom - done, *band.shape[3:]), results)
-            rest[:] = band[:, :, done - top :]
-            band, top = rest, done
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return [torch.from_numpy(each).to(like.device, dtype) for each in weights]
 
 
 def blend(
@@ -289,6 +245,30 @@ def blend(
     together: int = 1,
     cell: int = 1,
     made: int = 1,
+    out: Any = None,
 ) -> Any:
-    """All rows of :func:`sweep`, (B, C, H / made, W / made)."""
-    return concatenated([rows for _, rows in sweep(function, sides, weights, together, cell, made)], 2)
+    """The results of a function on windows, each times its weights, added up: (B, C, H / made, W / made).
+
+    Args:
+        function: of some windows' spans, in values that are ``cell`` pixels wide. It returns their results
+            one after the other, (windows B, C, h / made, w / made).
+        sides: the windows of each side.
+        weights: of each side, those of :class:`Windows`, arrays or tensors as the results are.
+        together: windows that the function gets at once.
+        cell: pixels along a side of one value of what the function reads.
+        made: pixels along a side of one value of its results.
+        out: zeros of the shape of the sum; None for memory of its own.
+    """
+    windows = list(product(*(range(len(side.starts)) for side in sides)))
+    for first in range(0, len(windows), together):
+        group = windows[first : first + together]
+        results = function([tuple(s.span(i, cell) for i, s in zip(window, sides, strict=True)) for window in group])
+        count = len(results) // len(group)
+        if out is None:
+            out = zeros((count, results.shape[1], *(side.size // made for side in sides)), results)
+        for k, window in enumerate(group):
+            result = results[k * count : (k + 1) * count]
+            for axis, (i, weight) in enumerate(zip(window, weights, strict=True)):
+                result = result * weight[i].reshape(-1, *[1] * (len(sides) - 1 - axis))
+            out[(..., *(side.span(i, made) for i, side in zip(window, sides, strict=True)))] += result
+    return out

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
+from bbdm.base.caller import warn
 from bbdm.pictures.checks import named
 from bbdm.pictures.picture import Picture
 
@@ -56,10 +56,9 @@ def warn_of_scale(trained: Size, *size: int) -> None:
     """Warn where a side of pictures is at least twice, or at most half, that of the training pictures."""
     wanted = sides(trained, len(size))
     if any(max(pair) >= 2 * min(pair) for pair in zip(size, wanted, strict=True)):
-        warnings.warn(
+        warn(
             f"the network was trained on pictures of {sizes.shown(trained)}, and is given {sizes.shown(size)}: "
-            "it may know nothing of them, so resize them",
-            stacklevel=2,
+            "it may know nothing of them, so resize them"
         )
 
 

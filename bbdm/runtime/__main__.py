@@ -19,13 +19,13 @@ from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import files, suffixes
 from bbdm.pictures.picture import Picture
-from bbdm.sampling.network_config import GuidanceConfig, WindowConfig
+from bbdm.sampling.options import GuidanceOptions
 
 with scripts.imports():
     from bbdm.runtime.sampler import OnnxBridgeSampler
 
 
-def read_told(words: Sequence[str], further: ConditionsConfig) -> dict[str, Any]:
+def read_conditions(words: Sequence[str], further: ConditionsConfig) -> dict[str, Any]:
     """Conditions of a call from words NAME=VALUE. ValueError for a word of another form."""
     made: dict[str, Any] = {}
     for word in words:
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         "--provider", help="such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
     )
     parser.add_argument("--threads", type=int, help="threads of the CPU provider; one a core if unset")
-    add_flags(parser, WindowConfig)
+    add_flags(parser, GuidanceOptions)
     parser.add_argument(
         "--condition",
         action="append",
@@ -77,11 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         help="what the network is told: a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; "
         "one flag for each",
     )
-    add_flags(parser, GuidanceConfig)
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, got {args.batch_size}")
-    config = from_values(WindowConfig, vars(args))
+    options = from_values(GuidanceOptions, vars(args))
     check_folder(args.output)
     providers = None if args.provider is None else [args.provider]
     for path in args.pictures:
@@ -102,12 +101,11 @@ def main(argv: list[str] | None = None) -> None:
         results.append(args.output / f"{suffixes.stem_of(path)}{suffix}")
         if results[-1].resolve() in sources:
             raise ValueError(f"{results[-1]} would replace a source: give another output folder")
-    told = read_told(args.condition, conditions_of(sampler.settings))
+    conditions = read_conditions(args.condition, conditions_of(sampler.settings))
     seeds = resolve_seeds(args.seed, len(results))
-    guided = from_values(GuidanceConfig, vars(args)).guides
-    count, settings = args.batch_size, {**config.windows, **guided, "conditions": told or None}
-    if config.window_of(sampler.pictures) is not None:  # pictures may be large
-        count, settings["batch_size"] = 1, None if sampler.static else count
+    count, settings = args.batch_size, {**options.call, "conditions": conditions or None}
+    if options.window_of(sampler.pictures.crop) is not None:  # pictures may be large
+        count, settings["batch_size"] = 1, count
     for start in range(0, len(results), count):
         batch = slice(start, start + count)
         made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty(), **settings)

@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
+from onnxruntime import OrtValue
 
 from bbdm import bridges, solvers
-from bbdm.base import sizes
 from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
-from bbdm.networks.checks import NAMES, along
-from bbdm.networks.windows import Spans, Windowing, blend, concatenated
+from bbdm.networks.checks import along
+from bbdm.networks.conditions import SOURCE
 from bbdm.pictures import images
-from bbdm.runtime.guided import Guided
 from bbdm.runtime.session import Provider, Session, with_options
-from bbdm.sampling import sources
-from bbdm.sampling.base import BaseSampler
-from bbdm.sampling.batch import Batch
-from bbdm.sampling.call import Timesteps
-from bbdm.sampling.engine import Advance, Given
-from bbdm.sampling.plans import SolverPlan
-from bbdm.sampling.shapes import Shapes
+from bbdm.sampling.base import Plan, Sampler, State
+from bbdm.sampling.batch import Inputs, Shapes
+from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
+from bbdm.solvers import StepTable
 
-MASKED = 2  # the version of exports since which steps take a mask
 Array = npt.NDArray[np.float32]
-Told = dict[str, onnxruntime.OrtValue]  # what the network is told, by the names of its inputs
-Predict = Callable[[onnxruntime.OrtValue, Told], onnxruntime.OrtValue]  # of what the network is shown and told
-State = tuple[onnxruntime.OrtValue, onnxruntime.OrtValue]  # the state and the estimate of the target, on the device
+NOISE = 4  # the column of a table's coefficients that is the weight of noise
 
 
 @dataclass(frozen=True)
-class OnnxSolverPlan(SolverPlan):
-    """A solver with its table, its rows and times on the device."""
+class Rows:
+    """A step table on the device."""
 
-    rows: list[onnxruntime.OrtValue]
-    opening: onnxruntime.OrtValue  # the row that makes the first state
-    inputs: list[onnxruntime.OrtValue]  # the times as the network takes them
+    rows: list[OrtValue]
+    opening: OrtValue  # the row that makes the first state
+    times: list[OrtValue]  # as the network takes them
 
 
-class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
+class OnnxBridgeSampler(Sampler[Array]):
     """Translates images with an exported network, called as :class:`bbdm.BridgeSampler` is.
 
     A seed gives the image that :class:`bbdm.BridgeSampler` returns for it. Results are float32.
@@ -64,10 +53,9 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         steps: another number of steps, each of which is one network call.
         timesteps: other times, in place of ``steps``.
 
-    On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes, which are
-    fixed: ``settings``, the content of ``bridge.json``; ``image_size``, the side or (height, width) of its
-    training pictures, or None; ``static``, the only (number, height, width) of pictures that it takes, or
-    None. Solver and steps may change at each call.
+    On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes:
+    ``settings``, the content of ``bridge.json``; ``image_size``, the side or (height, width) of its training
+    pictures, or None; ``pictures``, their values. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -75,7 +63,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             one that does not start.
     """
 
-    backend = sources.NUMPY
+    array, noun = np.ndarray, "an array"
 
     def __init__(
         self,
@@ -88,39 +76,28 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         timesteps: Timesteps = None,
     ) -> None:
         folder = Path(folder)
-        self.settings = read_settings(folder)
+        self.settings = settings = read_settings(folder)
         self.providers = with_options(providers)
-        static = self.settings["static"]
-        known = self.settings.get("image_size")
-        axes = self.settings.get("axes", 2)
-        self.image_size = None if known is None else images.as_size(known, axes)
-        self.pictures = Spec.from_config(self.settings)
-        self.static = None if static is None else tuple(static)
+        axes, size = settings.get("axes", 2), settings.get("image_size")
+        self.image_size = None if size is None else images.as_size(size, axes)
+        self.pictures = Spec.from_config(settings)
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
-            for name in self.settings["files"]
+            for name in settings["files"]
             if name.endswith(".onnx") and name != PIPELINE
         }
-        self._put = self.graphs["unet"].put
-        self._no_noise = self._put(np.zeros((1,) * (2 + axes), np.float32))
-        self._whole = self._put(np.ones((1,) * (2 + axes), np.float32))
-        super().__init__(
-            solver,
-            steps,
-            timesteps,
-            shapes=Shapes(
-                source_channels=self.settings.get("source_channels", self.settings["image_channels"]),
-                image_channels=self.settings["image_channels"],
-                channels=self.settings["channels"],
-                endpoint=self.settings.get("endpoint"),
-                further=conditions_of(self.settings),
-                stride=along(self.settings["stride"], axes),
-                latent_stride=self.settings["latent_stride"],
-                batch=self.static[0] if self.static else None,
-                size=self.static[1:] if self.static else None,
-                fill=self.static is not None,
-            ),
+        self._one, self._zero = (self._put(np.full((1,) * (2 + axes), value, np.float32)) for value in (1, 0))
+        shapes = Shapes(
+            source_channels=settings.get("source_channels", settings["image_channels"]),
+            image_channels=settings["image_channels"],
+            channels=settings["channels"],
+            endpoint=settings.get("endpoint"),
+            conditions=conditions_of(settings),
+            shown=settings["conditioned"],
+            stride=along(settings["stride"], axes),
+            cell=settings["latent_stride"],
         )
+        super().__init__(shapes, settings.get("calls"), solver, steps, timesteps)
 
     @classmethod
     def from_pretrained(
@@ -149,174 +126,66 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         ]
         return f"OnnxBridgeSampler({', '.join(parts)})"
 
-    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> OnnxSolverPlan:
+    # What the loop needs of a backend; see :class:`bbdm.sampling.base.Sampler`. States and predictions are on
+    # the device; all else is in arrays, which conditions and windows are cut from.
+
+    def _table(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
         if steps is timesteps is None and solver in (None, exported):
-            table = solvers.StepTable.from_description(self.settings)
-        else:
-            bridge = bridges.from_config(self.settings["bridge"])
-            table = solvers.build(bridge, solver or exported, timesteps, steps)
-        solvers.check_calls(self.settings.get("calls"), solver or exported, table)
-        columns, times = (8, np.int64) if self.settings["version"] == 1 else (10, np.float32)
-        rows = [self._put(row[:columns]) for row in table.rows.astype(np.float32)]
-        inputs = [self._put(np.array([t], times)) for t in np.asarray(table.network_times)]
-        opening = self._put(table.opening[-1, :columns].astype(np.float32))
-        return OnnxSolverPlan(solver or exported, table, rows, opening, inputs)
+            return exported, StepTable.from_description(self.settings)
+        bridge = bridges.from_config(self.settings["bridge"])
+        return solver or exported, solvers.build(bridge, solver or exported, timesteps, steps)
 
-    @contextmanager
-    def _progress(self, total: int) -> Iterator[Advance]:
-        done = 0
+    def _load(self, table: StepTable) -> Rows:
+        rows = [self._put(row) for row in table.rows.astype(np.float32)]
+        times = [self._put(np.array([time], np.float32)) for time in table.network_times]
+        return Rows(rows, self._put(table.opening[-1].astype(np.float32)), times)
 
-        def advance(calls: int) -> None:
-            nonlocal done
-            done += calls
-            print(f"\rnetwork call {done} of {total}", end="", file=sys.stderr, flush=True)
+    def _array(self, array: Any) -> npt.NDArray[Any]:
+        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
-        try:
-            yield advance
-        finally:
-            print(file=sys.stderr)
+    def _seeds(self, seeds: Sequence[int]) -> Sequence[int]:
+        return seeds
 
-    def _states(self, plan: OnnxSolverPlan, batch: Batch, advance: Advance) -> Iterator[State]:
-        """State and estimate after each step, on the device."""
-        y, told = self._given(batch)
-        guided = None if batch.guidance is None else Guided(batch.guidance, plan.table, batch.seeds)
-        together = self.static is None or batch.windows is not None  # evaluations of a step are one batch
-        parts = [self._beside(told)] if together and guided is not None else told
-        version = self.settings["version"]
-        if batch.mask is not None and version < MASKED:
-            raise ValueError("this export was made before masks: export the checkpoint again")
-        masked = (
-            {} if version < MASKED else {"mask": self._whole if batch.mask is None else self._put(self._mask(batch))}
+    def _encode(self, source: Array) -> Array:
+        return (
+            self.graphs["encoder"].run({"image": self._put(source)})[0].numpy() if "encoder" in self.graphs else source
         )
-        last = len(plan.rows) - 1
-        z = self._noise(batch, last, y) if plan.table.start[1] else self._no_noise
-        x, x0hat, inputs = self._advance(plan.opening, {"x": y, "x0hat": y, "prediction": y, "y": y, "z": z} | masked)
-        for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
-            predict = partial(self._predict, time, batch.windows, advance)
-            if guided is None or not guided.guides[index]:
-                prediction = predict(inputs, told[0])
-            else:
-                prediction = self._put(guided(partial(self._evaluated, predict, parts), inputs.numpy(), index))
-            if batch.windows is None:
-                advance(1)
-            z = self._noise(batch, index, y) if plan.table.coefficients[index, 4] else self._no_noise
-            state = {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z}
-            x, x0hat, inputs = self._advance(row, state | masked)
-            yield x, x0hat
 
-    def _beside(self, told: list[Told]) -> Told:
-        """What the network is told in several evaluations, as one batch."""
-        return {name: self._put(np.concatenate([each[name].numpy() for each in told])) for name in told[0]}
-
-    def _evaluated(self, predict: Predict, told: list[Told], shown: list[Array]) -> list[Array]:
-        """The predictions of several evaluations, which are one batch where ``told`` is."""
-        inputs = shown if len(told) == len(shown) else [np.concatenate(shown)]
-        values = [predict(self._put(x), each) for x, each in zip(inputs, told, strict=True)]
-        made = [value.numpy().copy() for value in values]  # of a value's own memory, which goes with it
-        return made if len(made) == len(shown) else np.split(made[0], len(shown))
-
-    def _predict(
-        self,
-        time: onnxruntime.OrtValue,
-        windows: Windowing | None,
-        advance: Advance,
-        inputs: onnxruntime.OrtValue,
-        conditions: Told,
-    ) -> onnxruntime.OrtValue:
-        """The network's prediction, by windows, if any, each call of which it reports."""
-        network = self.graphs["unet"]
-        if windows is None:
-            return network.run({"x": inputs, "t": time, **conditions})[0]
-        whole = [value.numpy() for value in (inputs, *conditions.values())]
-        sides = windows.sides(whole[0].shape[2:])
-
-        def predictions(spans: list[Spans]) -> Array:
-            made: list[Array] = []
-            for count, (x, *seen) in windows.batches(whole, spans):
-                others = {name: self._put(value) for name, value in zip(conditions, seen, strict=True)}
-                (prediction,) = network.run({"x": self._put(x), "t": time, **others})
-                made.append(prediction.numpy()[:count])
-                advance(1)
-            return concatenated(made)
-
-        weights = [each.astype(whole[0].dtype) for each in windows.weights(sides)]
-        return self._put(blend(predictions, sides, weights, windows.together(len(whole[0]))))
-
-    def _advance(self, row: onnxruntime.OrtValue, given: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
-        """The next state, its estimate, and what the network is shown: in exports of version 1, the state."""
-        x, x0hat, *shown = self.graphs["step"].run({**given, "row": row})
-        return [x, x0hat, *(shown or [x])]
-
-    def _noise(self, batch: Batch, index: int, y: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
-        """The batch's noise of a row."""
-        noise = normal(batch.seeds, index, tuple(y.shape())[1:]) if batch.noise is None else batch.noise[index]
-        return self._put(noise.astype(np.float32))
-
-    def _mask(self, batch: Batch) -> Array:
-        """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
-        mask, cell = np.pad(batch.mask, self._padding(batch.mask)), self._shapes.latent_stride
-        cells = (n for side in mask.shape[2:] for n in (side // cell, cell))
-        within = tuple(3 + 2 * axis for axis in range(self.axes))
-        return mask.reshape(len(mask), 1, *cells).max(within).astype(np.float32)
-
-    def _padding(self, image: Array) -> list[tuple[int, int]]:
-        """What pads images, as np.pad takes it."""
-        return [(0, 0), (0, 0), *((0, lacking) for lacking in self._shapes.lacking(image.shape[2:]))]
-
-    def _copied(self, state: onnxruntime.OrtValue) -> Array:
-        return state.numpy()
-
-    def _decoded(self, state: onnxruntime.OrtValue | Array) -> Array:
+    def _decode(self, state: Any) -> Array:
         if "decoder" in self.graphs:
-            value = self._put(state) if isinstance(state, np.ndarray) else state
-            (state,) = self.graphs["decoder"].run({"latent": value})
-        return state if isinstance(state, np.ndarray) else state.numpy()
+            (state,) = self.graphs["decoder"].run({"latent": self._put(state)})
+        return self._get(state)
 
-    def _given(self, batch: Batch) -> Given:
-        """See :meth:`BaseSampler._given`."""
-        if batch.encoded is not None:
-            return batch.encoded
-        image = self._picture(batch.source)
-        self._check_size(batch, image.shape[2:])
-        source = self._put(image)
-        if "encoder" in self.graphs:
-            source = y = self.graphs["encoder"].run({"image": source})[0]
-        else:
-            ended = self._ended(image)
-            y = source if ended is image else self._put(ended)
-        seen = {"condition": source} if self.settings["conditioned"] else {}
-        kinds, sizes = self._shapes.further.kinds, self._shapes.further.sizes
-        arrays = {k: self._picture(v) if kinds[k] == "image" else v for k, v in batch.conditions.items()}
-        arrays = {k: v if kinds[k] == "class" else v.astype(np.float32) for k, v in arrays.items()}
-        told = seen | {name: self._put(value) for name, value in arrays.items()}
+    def _prepared(self, conditions: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+        return {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
 
-        def without(names: tuple[str, ...]) -> Told:
-            none = {k: np.full_like(arrays[k], sizes[k] if kinds[k] == "class" else 0) for k in names}
-            return told | {name: self._put(value) for name, value in none.items()}
+    def _put(self, array: Any) -> OrtValue:
+        return array if isinstance(array, OrtValue) else self.graphs["unet"].put(array)
 
-        return y, [told] if batch.guidance is None else batch.guidance.told(told, without)
+    def _get(self, value: Any) -> Array:
+        return value.numpy().copy() if isinstance(value, OrtValue) else value  # of memory that goes with the value
 
-    def _repeated(self, given: Given, places: list[int]) -> Given:
-        y = self._put(given[0].numpy()[places])
-        told: list[dict[str, Any]] = []
-        for each in given[1]:
-            told.append({k: y if v is given[0] else self._put(v.numpy()[places]) for k, v in each.items()})
-        return y, told
+    def _network(self, plan: Plan, x: OrtValue, index: int, conditions: Mapping[str, Any]) -> OrtValue:
+        return self.graphs["unet"].run({"x": x, "t": plan.loaded.times[index], **conditions})[0]
 
-    def _picture(self, source: Array) -> Array:
-        """Pictures in float32, padded below and to the right."""
-        return np.pad(source.astype(np.float32), self._padding(source), mode="edge")
+    def _start(self, plan: Plan, inputs: Inputs) -> State:
+        inputs.y, inputs.mask = self._put(inputs.y), self._one if inputs.mask is None else self._put(inputs.mask)
+        state = State(inputs.y, inputs.y, inputs.y)
+        self._step(plan, inputs, state, inputs.y, -1)
+        return state
 
-    def _check_size(self, batch: Batch, padded: tuple[int, ...]) -> None:
-        """Raise ValueError where an export of one size is given another, and it is not called on windows."""
-        if self.static is None or padded == self.static[1:]:
-            return
-        size, names = sizes.shown(self.static[1:]), " x ".join(NAMES[self.axes])
-        if batch.windows is not None and "encoder" in self.graphs:
-            raise ValueError(f"this export's autoencoder takes pictures of {size} only: export it without --static")
-        if batch.windows is None:
-            got = sizes.shown(batch.source.shape[2:])
-            hint = "" if "encoder" in self.graphs else f"; window={self.static[1:]} translates larger ones"
-            raise ValueError(f"this export takes pictures of {names} {size} only, got {got}{hint}")
+    def _step(self, plan: Plan, inputs: Inputs, state: State, prediction: Any, index: int) -> None:
+        opening = index < 0
+        weight = plan.table.start[1] if opening else plan.table.coefficients[index, NOISE]
+        row, index = (plan.loaded.opening, len(plan.times) - 1) if opening else (plan.loaded.rows[index], index)
+        feeds = {"x": state.x, "x0hat": state.x0hat, "prediction": self._put(prediction), "y": inputs.y}
+        feeds |= {"z": self._noise(inputs, index) if weight else self._zero, "mask": inputs.mask, "row": row}
+        state.x, state.x0hat, state.inputs = self.graphs["step"].run(feeds)
+
+    def _noise(self, inputs: Inputs, index: int) -> OrtValue:
+        """The noise of a row."""
+        if inputs.noise is not None:
+            return self._put(inputs.noise[index])
+        return self._put(normal(inputs.seeds, index, tuple(inputs.y.shape())[1:]))

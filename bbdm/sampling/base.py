@@ -1,138 +1,202 @@
-"""What a call of any sampler does: solvers, seeds, sources, checks, padding, batches, progress.
+"""The sampler: reads sources, runs the loop over a step table, and gives each result its source's type.
 
-:class:`bbdm.BridgeSampler` and :class:`bbdm.runtime.OnnxBridgeSampler` differ in their arrays and in how they
-run a batch. All else is here, and needs neither PyTorch nor ONNX Runtime.
+:class:`bbdm.BridgeSampler` and :class:`bbdm.runtime.OnnxBridgeSampler` are its two backends. They say what an
+array is, how the network is called, and how a step is done. All else is here, and needs neither PyTorch nor
+ONNX Runtime.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, overload
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bbdm import solvers
+from bbdm.base import sizes
+from bbdm.base.caller import warn
+from bbdm.base.recent import Recent
+from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
+from bbdm.networks.arrays import as_numpy, concatenated, converted, copied, padded
+from bbdm.networks.conditions import SOURCE
 from bbdm.networks.endpoint import in_channels
-from bbdm.networks.guidance import GuidanceSettings, Prior
-from bbdm.networks.windows import Windowing
+from bbdm.networks.guidance import read_guidance
+from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
-from bbdm.pictures.values import ValuesLike
-from bbdm.sampling import call, sources
-from bbdm.sampling.batch import Batch
-from bbdm.sampling.call import Picture, Progress, Seed, Timesteps
+from bbdm.sampling.batch import AT_ONCE, PIXELS_AT_ONCE, Batch, Inputs, Shapes
+from bbdm.sampling.conditions import read_conditions
 from bbdm.sampling.distribution import Distribution, draw
-from bbdm.sampling.engine import Advance, Array, Engine
-from bbdm.sampling.plans import AnyPlan, Plans
-from bbdm.sampling.scale import UNIT, Range
-from bbdm.sampling.shapes import Shapes, Window
+from bbdm.sampling.options import Options, Progress, Seed, Timesteps, WindowOptions
+from bbdm.sampling.sources import Scale, Sources, read_mask, read_sources
 from bbdm.sampling.step import Callback, Step
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from bbdm.files.content import Origin
-    from bbdm.sampling.call import CallSettings
+
+KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
+Array = TypeVar("Array")
+Files = Image.Image | str | os.PathLike[str] | list[Any]
+Advance = Callable[[int], Any]  # reports a number of network calls as done
+SETTABLE = ("image_size", "pictures", "origin")
 
 
-class BaseSampler(Engine[Array, AnyPlan]):
-    """A sampler that calls a network on batches of ``Array``; a subclass says what that is and runs a batch.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A solver with its table, ready to run."""
+
+    solver: str
+    table: StepTable
+    times: list[float]  # that the network is called at
+    loaded: Any  # the table as the backend's steps take it
+
+
+@dataclass
+class State:
+    """The state of a run after a step, which the next step may overwrite; padded."""
+
+    x: Any
+    x0hat: Any  # the estimate of the target
+    inputs: Any  # what the network is shown next
+
+
+class Sampler(ABC, Generic[Array]):
+    """Translates images, as ``Array``; a subclass says how the network is called and a step is done.
 
     Public attributes cannot be set, except ``image_size``, ``pictures`` and ``origin``.
 
     Args:
+        shapes: what the network takes.
+        calls: the network calls that the network was distilled for, if any.
         solver: the solver of calls that give none.
         steps: the number of steps of calls that give none.
         timesteps: the times of calls that give none.
-        shapes: what the network takes.
     """
 
+    array: type[Any]  # of the sampler's arrays
+    noun: str  # of one of them, for messages
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
     _fixed = False  # whether public attributes refuse to be set
+    _first = 0  # the step that a run begins with
+    _inference: Callable[[], AbstractContextManager[Any]] = nullcontext  # in which no gradients are recorded
+    _graphs: Any = None  # runs that were captured; see :meth:`_replayed`
 
-    def __init__(self, solver: str | None, steps: int | None, timesteps: Timesteps, shapes: Shapes) -> None:
+    def __init__(
+        self, shapes: Shapes, calls: int | None, solver: str | None, steps: int | None, timesteps: Timesteps
+    ) -> None:
+        self.calls = calls
         self._shapes = shapes
+        self._conditioned = bool(shapes.conditions.kinds)
         self._thread = threading.local()
-        self._plans = Plans(self._make_plan, solver, steps, timesteps)
+        self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
+        self._plans = Recent(self._make_plan, KEPT)
+        self._own: Plan | None = None
+        self._own = self._make_plan(solver, steps, self._settings.timesteps)
         self._fixed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._fixed and not name.startswith("_") and name not in ("image_size", "pictures", "origin"):
+        if self._fixed and not name.startswith("_") and name not in SETTABLE:
             raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
         super().__setattr__(name, value)
 
-    def _replan(self) -> None:
-        """Plan anew for the sampler's own settings, forget all other plans, and fix the attributes."""
-        self._plans = Plans(self._make_plan, *self._plans.settings)
-        self._fixed = True
+    # What a backend says.
 
-    @property
-    def _own(self) -> AnyPlan:
-        """The plan of calls that give no solver, steps or timesteps."""
-        return self._plans.own
+    @abstractmethod
+    def _table(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
+        """The name and the table of a solver; see :func:`bbdm.solvers.build`."""
+
+    @abstractmethod
+    def _load(self, table: StepTable) -> Any:
+        """A table as :meth:`_start` and :meth:`_step` take it."""
+
+    @abstractmethod
+    def _array(self, array: Any) -> Any:
+        """An array of a call on the device, in the dtype of the state."""
+
+    @abstractmethod
+    def _seeds(self, seeds: Sequence[int]) -> Any:
+        """Seeds as a step takes them."""
+
+    @abstractmethod
+    def _encode(self, source: Any) -> Any:
+        """Padded sources (B, C, H, W) in the space of the bridge."""
+
+    @abstractmethod
+    def _decode(self, state: Any) -> Any:
+        """The pictures of a state or an estimate, about [-1, 1], as an array."""
+
+    @abstractmethod
+    def _prepared(self, conditions: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+        """Conditions as :meth:`_network` takes them, for states of a size: what they alone decide."""
+
+    @abstractmethod
+    def _network(self, plan: Plan, x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
+        """The prediction of a step."""
+
+    @abstractmethod
+    def _start(self, plan: Plan, inputs: Inputs) -> State:
+        """The first state: see :meth:`_step`."""
+
+    @abstractmethod
+    def _step(self, plan: Plan, inputs: Inputs, state: State, prediction: Any, index: int) -> None:
+        """One row of the table, which moves the state; -1 is the one that makes the first state."""
+
+    def _replayed(self, plan: Plan, batch: Batch, inputs: Inputs) -> Any:
+        """The last state of a run that was captured; of backends that have ``_graphs``."""
+        raise NotImplementedError
+
+    def _blended(self, x: Any) -> Any:
+        """Zeros, in which predictions of windows of x are added up; None for memory of its own."""
+
+    def _put(self, array: Any) -> Any:
+        """An array as the network takes it."""
+        return array
+
+    def _get(self, value: Any) -> Any:
+        """What the network takes or returns as an array of at least 32 bits."""
+        return value
+
+    # What all backends share.
 
     @property
     def table(self) -> StepTable:
         """The steps of calls that give no solver, steps or timesteps."""
-        return self._own.table
+        return self._plan().table
 
     @property
     def solver(self) -> str:
         """The solver of calls that give none."""
-        return self._own.solver
+        return self._plan().solver
 
     @property
     def axes(self) -> int:
         """The spatial axes of what is translated: 2 of pictures, 3 of volumes."""
-        return self._shapes.axes
+        return len(self._shapes.stride)
 
     @property
     def last_seeds(self) -> tuple[int, ...]:
-        """The seed of each image in this thread's last call, drawn or given. Empty before the first call."""
+        """The seed of each source in this thread's last call. Empty before the first call."""
         return getattr(self._thread, "seeds", ())
 
     @overload
-    def __call__(self, source: Array, seed: Seed = None, **settings: Unpack[CallSettings]) -> Array: ...
+    def __call__(self, source: Array, seed: Seed = None, **options: Any) -> Array: ...
     @overload
-    def __call__(
-        self, source: Picture | list[Any], seed: Seed = None, **settings: Unpack[CallSettings]
-    ) -> list[Any]: ...
+    def __call__(self, source: npt.NDArray[Any], seed: Seed = None, **options: Any) -> npt.NDArray[Any]: ...
     @overload
-    def __call__(
-        self, source: npt.NDArray[Any], seed: Seed = None, **settings: Unpack[CallSettings]
-    ) -> npt.NDArray[Any]: ...
-    def __call__(
-        self,
-        source: Any,
-        seed: Seed = None,
-        noise: Array | None = None,
-        batch_size: int | None = None,
-        progress: Progress = False,
-        *,
-        solver: str | None = None,
-        steps: int | None = None,
-        timesteps: Timesteps = None,
-        range: Range = UNIT,
-        source_values: ValuesLike = None,
-        target_values: ValuesLike = None,
-        mask: Any = None,
-        conditions: Mapping[str, Any] | None = None,
-        window: Window = "auto",
-        overlap: float = 0.25,
-        margin: int = 0,
-        callback: Callback | None = None,
-        guidance: float | Mapping[str, float] | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        guidance_prior: Prior | str | None = None,
-        **named: Any,
-    ) -> Any:
+    def __call__(self, source: Files, seed: Seed = None, **options: Any) -> list[Any]: ...
+    def __call__(self, source: Any, seed: Seed = None, **options: Any) -> Any:
         """Translate images.
 
         Args:
@@ -141,50 +205,10 @@ class BaseSampler(Engine[Array, AnyPlan]):
                 (C, H, W). It has the source's channels, which may be others than the result's. A file of a
                 volume is translated by its slices, which share a seed. Where the network has three axes, H, W
                 is D, H, W here and below; a NumPy array is (D, H, W) or (C, D, H, W).
-            seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
+            seed: source i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
-            noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
-            batch_size: the largest number of images at once; None for all. With windows, also that of windows
-                in a network call, where None is 16; together they have at most 2^20 pixels. A compiled
-                sampler repeats the last image where fewer are left, so calls with one ``batch_size`` compile
-                once for each size of picture.
-            progress: show on standard error how many network calls are done; or a function that is called
-                with their number and that of all, after each.
-            solver: for this call; None for the sampler's own.
-            steps: for this call; each is one network call. None for the sampler's own. Tables of the last few
-                solvers and steps are kept.
-            timesteps: the times of this call, in place of ``steps``.
-            range: of floats in arrays and tensors, such as (0, 1); results have it too.
-            source_values: the :class:`~bbdm.pictures.values.Values` of sources, or text such as ``0:4095``.
-                Then arrays and tensors hold such values. None for those of training, which files have.
-            target_values: the values of results, in place of those of training.
-            mask: where the target is made, for inpainting; elsewhere the source stays, in the target's
-                channels where it has others. A picture, a path, an (H, W) array, white or 1 where it is made,
-                or (B, 1, H, W) floats in [0, 1]. The images have one size.
-            conditions: what the network is told besides, by name. Images: tensors or arrays (B, C, H, W) in
-                [-1, 1], or (1, C, H, W) for all, resized to the sources' size, of which there is one. A
-                class: its name or number for all, or a list with one for each source. Tokens: (L, D) for all,
-                or (B, L, D), or a list of (L, D) of any lengths. None leaves out a condition that training
-                left out at times.
-            window: the side or (height, width) of windows that the network is called on, where a picture is
-                larger: a multiple of the network's stride. Each step is one of the whole picture, made of the
-                predictions of all windows. None calls the network on whole pictures. ``"auto"`` takes the
-                size of training crops, where the network was trained on crops; else None.
-            overlap: of neighbouring windows at least, as a share of a window, above 0 and at most 0.9.
-            margin: pixels at the edges of windows inside the picture whose predictions count for nothing.
-                With the reach of a network that knows no statistics of the picture, such as attention or
-                GroupNorm, the result is that of whole pictures.
-            callback: called with each :class:`Step` of each batch.
-            guidance: how far predictions go from those without conditions (0) past those with them (1), or
-                so for each condition by name. The network was trained to be without them at times. A step
-                evaluates one image more for each, in one batch.
-            guidance_rescale: share of the way back to the standard deviation of predictions that are not
-                guided, in [0, 1].
-            guidance_interval: the steps that are guided, by their times as shares of the first one's: 1 is at
-                the source, 0 at the target.
-            guidance_prior: a :class:`~bbdm.networks.guidance.Prior`, or text such as ``blur:1:1.5``: guidance
-                of any network away from what it makes of a corrupted state.
-            named: conditions by their names, such as ``style="comic"``.
+            options: those of :class:`~bbdm.sampling.options.Options`, such as ``steps=10`` or ``window=256``;
+                others are conditions by their names, such as ``style="comic"``.
 
         Returns:
             Each result has the type of its source, its floats clamped to ``range``. A path gives a picture:
@@ -194,31 +218,41 @@ class BaseSampler(Engine[Array, AnyPlan]):
 
         Raises:
             FileNotFoundError: a path leads to no file.
-            TypeError: an argument is neither one of these nor a condition of the network.
+            TypeError: an argument is neither an option nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        self._shapes.check_batch_size(batch_size)
-        plan = self._plans.of(solver, steps, timesteps)
-        guided: GuidanceSettings = {
-            "guidance": guidance,
-            "guidance_rescale": guidance_rescale,
-            "guidance_interval": guidance_interval,
-            "guidance_prior": guidance_prior,
-        }
-        values = range, source_values, target_values
-        given, whole = self._batches(plan, source, seed, noise, values, mask, conditions, {**guided, **named})
-        batches: list[Batch] = []
-        for each in whole:
-            windows = self.windowing(window, overlap, margin, batch_size, each.source.shape[2:])
-            if windows is None:
-                batches += each.split(self._shapes.batch or batch_size, self._shapes.fill)
-            else:
-                batches += each._replace(windows=windows).split(batch_size, fill=False)
-        made: list[tuple[list[int], Any]] = []
-        with self._progress_of(plan, batches, progress) as advance:
+        o = Options.of(options, self._shapes.conditions)
+        plan = self._plan(o)
+        sources, batches = self._read(plan, source, seed, o)
+        outputs: list[tuple[list[int], Any]] = []
+        with self._inference(), self._progress(plan, batches, o.progress) as advance:
             for batch in batches:
-                made.append((batch.indices, self._made(plan, batch, advance, callback)))
-        return given.restore(made)
+                outputs.append((batch.indices, self._translate(plan, batch, self._inputs(batch), advance, o.callback)))
+        return sources.restore(outputs)
+
+    def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
+        """The same translation one step at a time, for progress and previews; arguments as for a call.
+
+        Sources of several sizes, or of several batches, come one batch after the other: ``step.images`` says
+        which. The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec,
+        steps are latents, of which :meth:`Step.preview` makes pictures.
+        """
+        o = Options.of(options, self._shapes.conditions)
+        plan = self._plan(o)
+        _, batches = self._read(plan, source, seed, o)
+        return self._stream(plan, batches, o)
+
+    def _stream(self, plan: Plan, batches: list[Batch], o: Options) -> Iterator[Step]:
+        with self._progress(plan, batches, o.progress) as advance:
+            for batch in batches:
+                with self._inference():
+                    states = self._states(plan, batch, self._inputs(batch), advance)
+                for index in range(len(plan.times)):
+                    with self._inference():
+                        step = self._shown(plan, index, next(states), batch)
+                    if o.callback is not None:
+                        o.callback(step)
+                    yield step
 
     def distribution(
         self,
@@ -227,7 +261,7 @@ class BaseSampler(Engine[Array, AnyPlan]):
         seed: int | Sequence[Sequence[int]] | None = None,
         *,
         keep: bool = True,
-        **settings: Unpack[CallSettings],
+        **options: Any,
     ) -> Distribution:
         """Several results of each source: their mean, standard deviation and quantiles.
 
@@ -241,154 +275,249 @@ class BaseSampler(Engine[Array, AnyPlan]):
                 ``bbdm translate`` do; or the seeds themselves, a list of ``samples`` for each source. None
                 draws one.
             keep: whether the samples stay in memory. :meth:`Distribution.quantile` needs them.
-            settings: the arguments of a call but ``noise`` and ``callback``. ``batch_size`` is the largest
-                number of results at once; None for 16, or fewer that have 2^20 pixels together.
+            options: those of a call but ``noise`` and ``callback``. ``batch_size`` is the largest number of
+                results at once; None for 16, or fewer that have 2^20 pixels together.
 
         Raises:
             FileNotFoundError: a path leads to no file.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        if settings.keys() & {"noise", "callback"}:
+        if options.keys() & {"noise", "callback"}:
             raise ValueError("a distribution takes neither noise nor callback: its samples are those of seeds")
-        return draw(self, source, samples, seed, keep, **settings)  # pyright: ignore[reportCallIssue]
+        return draw(self, source, samples, seed, keep, Options.of(options, self._shapes.conditions))
 
-    def _made(self, plan: AnyPlan, batch: Batch, advance: Advance, callback: Callback | None) -> Any:
-        """The results of a batch in [-1, 1], without padding and repeated images."""
-        count = len(batch.indices)
-        result: Any = self._run(plan, batch, advance, callback)
-        result = result[(slice(count), ..., *map(slice, batch.source.shape[2:]))].clip(-1, 1)
-        if batch.mask is not None:  # also what a codec lost
-            made_there, y = batch.mask[:count], self._ended(batch.source[:count])
-            result = made_there * result + (1 - made_there) * y
-        return result
-
-    def stream(
-        self,
-        source: Any,
-        seed: Seed = None,
-        noise: Array | None = None,
-        progress: Progress = False,
-        *,
-        solver: str | None = None,
-        steps: int | None = None,
-        timesteps: Timesteps = None,
-        range: Range = UNIT,
-        mask: Any = None,
-        conditions: Mapping[str, Any] | None = None,
-        window: Window = "auto",
-        overlap: float = 0.25,
-        margin: int = 0,
-        **others: Any,
-    ) -> Iterator[Step]:
-        """The same translation one step at a time, for progress and previews; arguments as for a call.
-
-        The sources have one size. The last step's ``x`` is what a call returns, before it is clamped to
-        [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
-        """
-        plan = self._plans.of(solver, steps, timesteps)
-        values = range, None, None
-        _, batches = self._batches(plan, source, seed, noise, values, mask, conditions, others)
-        if len(batches) > 1:
-            raise ValueError("stream needs sources of one size, got several")
-        windows = self.windowing(window, overlap, margin, None, batches[0].source.shape[2:])
-        batch, only = batches[0]._replace(windows=windows), self._shapes.batch
-        if windows is None and only not in (None, len(batch.indices)):
-            raise ValueError(f"source must hold {only} images for this network, got {len(batch.indices)}")
-        return self._stream(plan, batch, progress)
-
-    def _stream(self, plan: AnyPlan, batch: Batch, progress: Progress) -> Iterator[Step]:
-        with self._progress_of(plan, [batch], progress) as advance:
-            for index, state in enumerate(self._states(plan, batch, advance)):
-                yield self._step(plan, index, state, batch)
-
-    def _batches(
-        self,
-        plan: AnyPlan,
-        source: Any,
-        seed: Seed,
-        noise: Any,
-        values: tuple[Range, ValuesLike, ValuesLike],
-        mask: Any,
-        conditions: Mapping[str, Any] | None,
-        others: Mapping[str, Any],
-    ) -> tuple[sources.Given, list[Batch]]:
-        """What a call is given, and its images as one batch for each size; see :func:`call.read_call`."""
-        scale = call.read_scale(self.pictures, self._shapes.axes, *values)
-        kind = self._shapes, self.backend, len(plan.times), scale
-        given, batches, self._thread.seeds = call.read_call(*kind, source, seed, noise, mask, conditions, others)
-        return given, batches
-
-    def windowing(
-        self,
-        window: Window = "auto",
-        overlap: float = 0.25,
-        margin: int = 0,
-        batch_size: int | None = None,
-        size: Sequence[int] | None = None,
-    ) -> Windowing | None:
+    def window_grid(
+        self, options: WindowOptions, size: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> WindowGrid | None:
         """How a call cuts pictures of a size, or any that are larger than a window; None where it does not.
 
-        ``size`` None is of pictures that are larger.
+        Args:
+            options: the windows of a call.
+            size: the (height, width) of pictures; None of pictures that are larger than a window.
+            batch_size: windows in a network call at most, which have no more than 2^20 pixels together; None
+                for the network's number, or 16.
 
         Raises:
-            ValueError: window, overlap or margin is out of range, or the network takes another size alone.
+            ValueError: window or margin does not fit the network, or the network takes another size alone.
         """
-        size = (sys.maxsize,) * self._shapes.axes if size is None else size
-        return self._shapes.windows(size, window, overlap, margin, self.pictures.crop, batch_size)
+        shapes = self._shapes
+        window = self.pictures.crop if options.window == "auto" else options.window
+        if window is None:
+            return None
+        lengths = check_windows(window, options.overlap, options.margin, shapes.stride)
+        if lengths is None or (size and all(side <= length for side, length in zip(size, lengths, strict=True))):
+            return None
+        only = shapes.only
+        if only is not None and only[1:] != lengths:
+            raise ValueError(f"window must be {only[1:]}, which this network takes alone, got {window}")
+        at_once = only[0] if only else min(batch_size or AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(lengths)))
+        cells, unit = (tuple(side // shapes.cell for side in each) for each in (lengths, shapes.stride))
+        return WindowGrid(cells, options.overlap, -(-options.margin // shapes.cell), unit, at_once, shapes.fill)
 
-    def _grid(self, batch: Batch) -> tuple[int, ...]:
-        """The (height, width) of a batch's states."""
-        count, _, *size = batch.source.shape
-        return self._shapes.grid(count, *size)[2:]
+    def _plan(self, o: Options | None = None) -> Plan:
+        """The plan of a call; what the call leaves out is the sampler's own."""
+        assert self._own is not None
+        if o is None or o.solver is o.steps is o.timesteps is None:
+            return self._own
+        solver, steps, timesteps, own = o.solver, o.steps, o.timesteps, self._settings
+        if steps is timesteps is None and solver != "mean":  # which has one step, whatever others have
+            steps, timesteps = own.steps, own.timesteps
+        key: Any = solver or own.solver, steps, timesteps
+        return self._plans.get(key, *key)
 
-    def _ended(self, source: Any) -> Any:
-        """Pictures of sources in the target's channels."""
-        return in_channels(source, self._shapes.image_channels, self._shapes.endpoint, self.backend.concatenate)
+    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> Plan:
+        name, table = self._table(solver, steps, timesteps)
+        own = self._own
+        if own is not None and name == own.solver and table.description() == own.table.description():
+            return own
+        solvers.check_calls(self.calls, name, table)
+        return Plan(name, table, table.timesteps.tolist(), self._load(table))
 
-    def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
+    def _read(self, plan: Plan, source: Any, seed: Seed, o: Options, split: bool = True) -> tuple[Sources, list[Batch]]:
+        """The images of a call, checked, and its batches: without ``split`` one a size, of seed 0."""
+        shapes = self._shapes
+        scale, guidance = Scale.of(o, self.pictures, len(shapes.stride)), None
+        if o.guidance is not None:
+            guidance = read_guidance(shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
+        for names, _ in guidance.variants if guidance is not None else ():
+            if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
+                warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
+        sources = read_sources(source, self.array, self.noun, shapes.source_channels, scale)
+        first, seeds = sources.groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
+        single = {"noise": o.noise, "mask": o.mask, "conditions": o.conditions if shapes.conditions.images else None}
+        for name, value in single.items():
+            if value is not None and len(sources.groups) > 1:
+                raise ValueError(f"{name} needs pictures of one size, got several")
+        if o.noise is not None:
+            self._check_noise(o.noise, (len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])))
+        mask = None if o.mask is None else read_mask(o.mask, self.array, self.noun, first)
+        conditions: Mapping[str, Any] = {}
+        if o.conditions is not None or self._conditioned:
+            conditions = read_conditions(o.conditions, shapes.conditions, first, sources.owners)
+        self._thread.seeds = tuple(seeds)
+        batches: list[Batch] = []
+        for indices, array in sources.groups:
+            rows = {k: v if len(sources.groups) == 1 else v[indices] for k, v in conditions.items()}
+            windows = self.window_grid(o, array.shape[2:], o.batch_size)
+            own = [seeds[sources.owners[i]] for i in indices]
+            batch = Batch(indices, array, own, o.noise, mask, rows, windows, guidance)
+            only = shapes.only if windows is None else None
+            if only is not None and shapes.padded(batch.size) != only[1:]:
+                expected, got = sizes.shown(only[1:]), sizes.shown(batch.size)
+                raise ValueError(f"this network takes pictures of {expected} only, got {got}: give window={only[1:]}")
+            count = only[0] if only else o.batch_size
+            batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
+        return sources, batches
+
+    def _check_noise(self, noise: Any, expected: tuple[int, ...]) -> None:
+        """Raise ValueError unless noise is finite normals of a shape."""
+        if not isinstance(noise, self.array):
+            raise ValueError(f"noise must be {self.noun}, got {type(noise).__name__}")
+        if tuple(noise.shape) != expected:
+            raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}")
+        if not np.isfinite(float(abs(noise).max())):
+            raise ValueError("noise must be finite, got NaN or infinity")
+
+    def _inputs(self, batch: Batch) -> Inputs:
+        """A batch on the device, in the space of the bridge."""
+        shapes, none = self._shapes, self._shapes.conditions.none
+        size = shapes.padded(batch.size)
+        source = self._encode(padded(self._array(batch.source), size))
+        y = in_channels(source, shapes.channels, shapes.endpoint, concatenated)
+        values = {SOURCE: source} if shapes.shown else {}
+        for name, value in batch.conditions.items():
+            image = shapes.conditions.kinds[name] == "image"
+            values[name] = padded(self._array(value), size) if image else self._array(value)
+        variants = () if batch.guidance is None else batch.guidance.variants
+        conditions = [
+            values,
+            *({k: none(k, v) if k in names else v for k, v in values.items()} for names, _ in variants),
+        ]
+        prepared = [self._prepared(each, y.shape[2:]) for each in conditions]
+        noise = None if batch.noise is None else self._array(batch.noise)
+        mask = None if batch.mask is None else self._grid_mask(padded(self._array(batch.mask), size, edge=False))
+        return Inputs(y, prepared, self._seeds(batch.seeds), noise, mask)
+
+    def _grid_mask(self, mask: Any) -> Any:
+        """A mask on the grid that the network sees: of a latent, whatever it covers is made."""
+        cell = self._shapes.cell
+        for axis in range(2, mask.ndim) if cell > 1 else ():
+            parts = mask.reshape(*mask.shape[:axis], -1, cell, *mask.shape[axis + 1 :])
+            mask = parts.max(axis + 1) if isinstance(parts, np.ndarray) else parts.amax(axis + 1)
+        return mask
+
+    def _states(self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance) -> Iterator[State]:
+        """The loop: each step is one call of the network and one row of the table."""
+        predict = self._predictor(plan, batch, inputs, advance)
+        state = self._start(plan, inputs)
+        for index in range(self._first, len(plan.times)):
+            self._step(plan, inputs, state, predict(state.inputs, index), index)
+            if batch.windows is None:
+                advance(1)
+            yield state
+
+    def _predictor(self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance) -> Callable[[Any, int], Any]:
+        """The network with a batch's conditions, on windows and guided where the batch is."""
+        windows, guidance, evaluations = batch.windows, batch.guidance, inputs.conditions
+        if windows is guidance is None:
+            conditions = {name: self._put(value) for name, value in evaluations[0].items()}
+            return lambda x, index: self._network(plan, x, index, conditions)
+
+        def network(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
+            others = {name: self._put(value) for name, value in conditions.items()}
+            prediction = self._get(self._network(plan, self._put(x), index, others))
+            if windows is not None:
+                advance(1)
+            return prediction
+
+        def windowed(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
+            assert windows is not None
+            return windows.predict(network, x, index, conditions, self._weights(windows, x.shape[2:]), self._blended(x))
+
+        called = network if windows is None else windowed
+        guides = [False] * len(plan.times) if guidance is None else guidance.guides(plan.times)
+        if guidance is not None and (windows is not None or self._shapes.only is None):  # one batch
+            together = [{k: concatenated([each[k] for each in evaluations]) for k in evaluations[0]}]
+        else:
+            together = evaluations
+
+        def predict(x: Any, index: int) -> Any:
+            x = self._get(x)
+            if guidance is None or not guides[index]:
+                return called(x, index, evaluations[0])
+            return guidance.predict(called, x, index, together)
+
+        return predict
+
+    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[Any]:
+        """The weights of windows of a state, as predictions are."""
+        return [self._array(each) for each in windows.weights(size)]
+
+    def _translate(
+        self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance, callback: Callback | None = None
+    ) -> Any:
+        """The results of a batch in [-1, 1], in its source's type, without padding and repeated images."""
+        count = len(batch.indices)
+        if self._graphs is not None and callback is inputs.noise is inputs.mask is None:
+            x = self._replayed(plan, batch, inputs)
+            advance(self._calls(plan, batch))
+        else:
+            state: Any = None
+            for index, state in enumerate(self._states(plan, batch, inputs, advance)):
+                if callback is not None:
+                    callback(self._shown(plan, index, state, batch))
+            x = state.x
+        result = converted(self._decode(x), batch.source)
+        result = result[(slice(count), ..., *map(slice, batch.size))].clip(-1, 1)
+        if batch.mask is not None:  # also what a codec lost
+            shapes = self._shapes
+            y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint, concatenated)
+            result = batch.mask[:count] * result + (1 - batch.mask[:count]) * y
+        return result
+
+    def _shown(self, plan: Plan, index: int, state: State, batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""
-        crop = [slice(side) for side in batch.source.shape[2:]]
-        kept = (slice(len(batch.indices)), ..., *(crop if self._shapes.latent_stride == 1 else ()))
-        x, x0hat = (self._copied(array)[kept] for array in state)
+        crop = [slice(side) for side in batch.size]
+        kept = (slice(len(batch.indices)), ..., *(crop if self._shapes.cell == 1 else ()))
+        x, x0hat = (copied(self._get(array)[kept]) for array in (state.x, state.x0hat))
 
         def pictures(estimate: Any) -> list[Image.Image]:
-            made = self.backend.to_numpy(self._decoded(estimate))
-            return [images.preview(image[(..., *crop)]) for image in made]
+            return [images.preview(image[(..., *crop)]) for image in as_numpy(self._decode(estimate))]
 
         return Step(index, plan.times[index], x, x0hat, batch.indices, pictures)
 
-    def _run(self, plan: AnyPlan, batch: Batch, advance: Advance, callback: Callback | None) -> Array:
-        """The padded result of a batch, like its source; reports network calls."""
-        state: Any = None
-        for index, state in enumerate(self._states(plan, batch, advance)):
-            if callback is not None:
-                callback(self._step(plan, index, state, batch))
-        return self._decoded(state[0])
+    def _calls(self, plan: Plan, batch: Batch) -> int:
+        """The network calls of all steps of a batch."""
+        if batch.windows is None:
+            return len(plan.times)
+        guides = [False] * len(plan.times) if batch.guidance is None else batch.guidance.guides(plan.times)
+        evaluations = 1 if batch.guidance is None else batch.guidance.evaluations
+        count, size = len(batch.source), self._shapes.grid(batch.size)
+        return sum(batch.windows.calls(count * (evaluations if each else 1), size) for each in guides)
 
     @contextmanager
-    def _progress_of(self, plan: AnyPlan, batches: list[Batch], progress: Progress) -> Iterator[Advance]:
-        """Prepare for batches, then show the progress of their network calls."""
-        for batch in {(*batch.source.shape, batch.windows, batch.guidance): batch for batch in batches}.values():
+    def _progress(self, plan: Plan, batches: Sequence[Batch], progress: Progress) -> Iterator[Advance]:
+        """Warn of pictures of other sizes than those of training, and report the network calls of batches."""
+        for batch in {batch.size: batch for batch in batches}.values():
             if self.image_size is not None and self.pictures.crop is None and batch.windows is None:
-                images.warn_of_scale(self.image_size, *batch.source.shape[2:])
-            self._prepare(plan, batch, progress is True)
-        total = sum(plan.calls(batch, self._grid(batch)) for batch in batches)
-        if callable(progress):
-            yield _counted(progress, total)
-        elif progress:
-            with self._progress(total) as advance:
-                yield advance
-        else:
+                images.warn_of_scale(self.image_size, *batch.size)
+        if not progress:
             yield lambda _: None
+            return
+        done, total = 0, sum(self._calls(plan, batch) for batch in batches)
 
+        def advance(calls: int) -> None:
+            nonlocal done
+            done += calls
+            if callable(progress):
+                progress(done, total)
+            else:
+                print(f"\rnetwork call {done} of {total}", end="", file=sys.stderr, flush=True)
 
-def _counted(report: Callable[[int, int], Any], total: int) -> Advance:
-    """Calls a function with how many of all calls are done."""
-    done = 0
-
-    def advance(calls: int) -> None:
-        nonlocal done
-        done += calls
-        report(done, total)
-
-    return advance
+        try:
+            if not callable(progress):
+                advance(0)
+            yield advance
+        finally:
+            if not callable(progress):
+                print(file=sys.stderr)

@@ -5,25 +5,27 @@ Nothing here needs torch. Sums are in float64, on the CPU.
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base.seeds import resolve_seeds
+from bbdm.networks.arrays import as_numpy, converted
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.batch import Batch
-from bbdm.sampling.scale import UNIT
-from bbdm.sampling.shapes import PIXELS_AT_ONCE, WINDOWS_AT_ONCE
-from bbdm.sampling.sources import ArrayBackend, Given
+from bbdm.sampling.options import Options
+from bbdm.sampling.sources import Sources
+
+if TYPE_CHECKING:
+    from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
-Sampler = Any  # a BaseSampler, whose module imports this one
 
 
 class Moments:
@@ -58,12 +60,12 @@ class Distribution:
         seeds: (sources, count) the seed of each sample.
     """
 
-    def __init__(self, given: Given, backend: ArrayBackend, seeds: list[list[int]], keep: bool) -> None:
+    def __init__(self, sources: Sources, seeds: list[list[int]], keep: bool) -> None:
         self.seeds = tuple(map(tuple, seeds))
         self.count = len(seeds[0])
-        self._given, self._backend = given, backend
-        self._moments = [Moments() for _ in given.owners]
-        self._kept: list[list[Array]] | None = [[] for _ in given.owners] if keep else None
+        self._sources = sources
+        self._moments = [Moments() for _ in sources.owners]
+        self._kept: list[list[Array]] | None = [[] for _ in sources.owners] if keep else None
 
     def _add(self, image: int, result: Array) -> None:
         self._moments[image].add(result.astype(np.float64))
@@ -127,12 +129,10 @@ class Distribution:
 
     def restored(self, images: Sequence[Array]) -> Any:
         """One (C, *S) of values in [-1, 1] for each image of the sources, as a call returns results."""
-        like, from_numpy = self._backend.like, self._backend.from_numpy
-        parts = [
-            (indices, like(from_numpy(np.stack([images[i] for i in indices])), source))
-            for indices, source in self._given.groups
-        ]
-        return self._given.restore(parts)
+        groups = self._sources.groups
+        return self._sources.restore(
+            [(indices, converted(np.stack([images[i] for i in indices]), source)) for indices, source in groups]
+        )
 
     def spread(self, images: Sequence[Array]) -> Any:
         """Differences of values in [-1, 1], from 0 to 2, in the unit of the results."""
@@ -153,105 +153,69 @@ def _less(value: Any, low: Any, high: Any) -> Any:
     return value - low
 
 
-class _Chunk(NamedTuple):
-    """Images that are encoded together, and the batches of their results."""
-
-    images: Batch
-    parts: list[list[tuple[int, int]]]  # of each result of a batch, the number of its image here and of its sample
-    size: int  # of a batch that is filled up
-
-    def places(self, part: list[tuple[int, int]]) -> list[int]:
-        """The images of a batch's results; the last is repeated where the batch is filled up."""
-        places = [i for i, _ in part]
-        return places + places[-1:] * (self.size - len(places))
-
-
 def draw(
-    sampler: Sampler,
+    sampler: Sampler[Any],
     source: Any,
     samples: int,
     seed: int | Sequence[Sequence[int]] | None,
     keep: bool,
-    *,
-    batch_size: int | None = None,
-    progress: bool | Callable[[int, int], Any] = False,
-    solver: str | None = None,
-    steps: int | None = None,
-    timesteps: Any = None,
-    range: tuple[float, float] = UNIT,
-    source_values: Any = None,
-    target_values: Any = None,
-    mask: Any = None,
-    conditions: Any = None,
-    window: Any = "auto",
-    overlap: float = 0.25,
-    margin: int = 0,
-    **others: Any,
+    o: Options,
 ) -> Distribution:
     """See :meth:`bbdm.BridgeSampler.distribution`."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
         raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
-    sampler._shapes.check_batch_size(batch_size)
-    plan = sampler._plans.of(solver, steps, timesteps)
-    values = range, source_values, target_values
-    given, groups = sampler._batches(plan, source, 0, None, values, mask, conditions, others)
-    seeds = _seeds(seed, given.owners[-1] + 1, samples)
+    plan = sampler._plan(o)
+    sources, groups = sampler._read(plan, source, None, o, split=False)
+    seeds = _seeds(seed, sources.count, samples)
     sampler._thread.seeds = tuple(each[0] for each in seeds)
-    chunks: list[_Chunk] = []
-    for group in groups:
-        size = group.source.shape[2:]
-        windows = sampler.windowing(window, overlap, margin, batch_size, size)
-        chunks += _chunks(sampler, group._replace(windows=windows), samples, batch_size)
-    found = Distribution(given, sampler.backend, seeds, keep)
-    outlines: list[Batch] = []  # of which progress and compiling need the shape
-    for chunk in chunks:
-        for part in chunk.parts:
-            shape = len(chunk.places(part)), *chunk.images.source.shape[1:]
-            outlines.append(chunk.images._replace(source=np.broadcast_to(np.float32(0), shape)))
-    with sampler._progress_of(plan, outlines, progress) as advance:
-        for chunk in chunks:
-            for batch in _results(sampler, chunk, given.owners, seeds):
-                made = sampler.backend.to_numpy(sampler._made(plan, batch, advance, None))
-                for image, result in zip(batch.indices, made, strict=True):
+    found = Distribution(sources, seeds, keep)
+    runs = [run for group in groups for run in _runs(sampler, group, samples, o.batch_size)]
+    outlines = [_outline(images, part, size) for images, parts, size in runs for part in parts]
+    with sampler._inference(), sampler._progress(plan, outlines, o.progress) as advance:
+        for images, parts, size in runs:
+            encoded = sampler._inputs(images)
+            for part in parts:
+                full = part + part[-1:] * (size - len(part))  # the last is repeated where a batch is filled up
+                drawn = [seeds[sources.owners[images.indices[i]]][j] for i, j in full]
+                batch = _outline(images, part, size)
+                inputs = encoded.rows([i for i, _ in full], sampler._seeds(drawn))
+                results = as_numpy(sampler._translate(plan, batch, inputs, advance))
+                for image, result in zip(batch.indices, results, strict=True):
                     found._add(image, result)
     return found
 
 
-def _chunks(sampler: Sampler, group: Batch, samples: int, batch_size: int | None) -> Iterator[_Chunk]:
-    """The images of one size, as many at once as have a batch of results."""
-    shapes = sampler._shapes
-    most = min(WINDOWS_AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.source.shape[2:])))
-    whole = group.windows is None
-    only = shapes.batch if whole else None
-    size = only or batch_size or most
-    for images in group.split(only or max(1, size // samples), shapes.fill and whole):
+Part = list[tuple[int, int]]  # of each result of a batch, the number of its image and of its sample
+
+
+def _runs(
+    sampler: Sampler[Any], group: Batch, samples: int, batch_size: int | None
+) -> Iterator[tuple[Batch, list[Part], int]]:
+    """Images that are encoded together, the batches of their results, and the size of full ones, or 0."""
+    whole, shapes = group.windows is None, sampler._shapes
+    only = shapes.only[0] if whole and shapes.only else None
+    fill = shapes.fill and whole
+    size = only or group.most(batch_size)
+    for images in group.split(only or max(1, size // samples), fill):
         results = [(i, j) for i, _ in enumerate(images.indices) for j in range(samples)]
-        parts = [results[start : start + size] for start in range(0, len(results), size)]
-        yield _Chunk(images, parts, size if shapes.fill and whole else 0)
+        yield images, [results[start : start + size] for start in range(0, len(results), size)], size if fill else 0
 
 
-def _results(sampler: Sampler, chunk: _Chunk, owners: list[int], seeds: list[list[int]]) -> Iterator[Batch]:
-    """The batches of a chunk, whose images are encoded once."""
-    images = chunk.images
-    encoded = sampler._given(images)
-    for part in chunk.parts:
-        places = chunk.places(part)
-        numbers = [images.indices[i] for i, _ in part]
-        drawn = [seeds[owners[image]][j] for image, (_, j) in zip(numbers, part, strict=True)]
-        drawn += drawn[-1:] * (len(places) - len(drawn))
-        mask = None if images.mask is None else images.mask[places]
-        again = sampler._repeated(encoded, places)
-        kind = images.windows, images.guidance
-        yield Batch(numbers, images.source[places], drawn, None, mask, {}, *kind, again)
+def _outline(images: Batch, part: Part, size: int) -> Batch:
+    """A batch of results of some images."""
+    index = [i for i, _ in part]
+    rows = index + index[-1:] * (size - len(index))
+    mask = None if images.mask is None else images.mask[rows]
+    return replace(images, indices=[images.indices[i] for i in index], source=images.source[rows], mask=mask)
 
 
 def _seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:
     """(sources, samples) the seed of each sample."""
-    given: Any = secrets.randbelow(2**32) if seed is None else seed
-    if not hasattr(given, "__iter__"):
-        flat = resolve_seeds(given, sources * samples)
+    first: Any = secrets.randbelow(2**32) if seed is None else seed
+    if not hasattr(first, "__iter__"):
+        flat = resolve_seeds(first, sources * samples)
         return [flat[i::sources] for i in range(sources)]
-    rows = list(given)
+    rows = list(first)
     if len(rows) != sources or not all(hasattr(row, "__iter__") for row in rows):
         raise ValueError(
             f"seed must be an integer, or for each of {sources} sources a list of {samples} seeds, got {seed!r}"

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bbdm import solvers
 from bbdm.base.settings import check, setting
-from bbdm.networks.guidance import Prior, read_interval, read_scale
-from bbdm.networks.windows import check_windows
-from bbdm.pictures.images import Resize, Size, read_sides, read_size
+from bbdm.pictures.images import Resize, Size, read_size
+from bbdm.sampling.options import GuidanceOptions
 
 if TYPE_CHECKING:
     import torch
 
     from bbdm.codec import Codec
-    from bbdm.data.spec import Spec
     from bbdm.files.content import Checkpoint
     from bbdm.sampling.sampler import BridgeSampler
 
 DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
 SizeSetting = Size | Literal["train", "fit", "keep"]
-WindowSetting = Size | Literal["auto", "none"]
 
 
 def read_size_setting(text: str) -> Any:
     """A size from text, or the name of a way to choose one."""
     return text if text in ("train", "fit", "keep") else read_size(text)
-
-
-def read_window_setting(text: str) -> Any:
-    """The size of windows from text, or the name of a way to choose one."""
-    return text if text in ("auto", "none") else read_sides(text)
 
 
 def chosen_size(wanted: SizeSetting, trained: Size | None) -> tuple[Size, Resize]:
@@ -72,73 +64,7 @@ class FileConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowConfig:
-    """On which windows of larger pictures a network is called.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-
-    window: WindowSetting = setting(
-        "auto",
-        "side, HxW or DxHxW, of the windows of larger pictures that the network is called on; auto: the size of "
-        "training crops, if any; none: whole pictures",
-        parse=read_window_setting,
-    )
-    overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
-    margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing", least=0)
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_windows(None, self.overlap, self.margin, (1, 1))
-
-    @property
-    def windows(self) -> dict[str, Any]:
-        """The arguments of a sampler's call that say which windows the network is called on."""
-        window = None if self.window == "none" else self.window
-        return {"window": window, "overlap": self.overlap, "margin": self.margin}
-
-    @property
-    def described_windows(self) -> dict[str, Any]:
-        """Those of :attr:`windows` that are not as usual, for manifests: earlier versions wrote none."""
-        usual = {"window": "auto", "overlap": 0.25, "margin": 0}
-        return {name: value for name, value in self.windows.items() if value != usual[name]}
-
-    def window_of(self, pictures: Spec) -> Size | None:
-        """The window for a network that was trained on pictures of a kind, or None for whole pictures."""
-        return pictures.crop if self.window == "auto" else None if self.window == "none" else self.window
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidanceConfig:
-    """How the predictions of a network are guided; see :mod:`bbdm.networks.guidance`."""
-
-    guidance: float | dict[str, float] | None = setting(
-        None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
-    )
-    guidance_rescale: float = setting(0.0, "share of the way back to the contrast without guidance", least=0)
-    guidance_interval: tuple[float, float] = setting(
-        (0.0, 1.0), "LOW:HIGH, steps that are guided: times as shares of the first one", parse=read_interval
-    )
-    guidance_prior: Prior | None = setting(
-        None, "blur:STRENGTH:WEIGHT or noise:STRENGTH:WEIGHT, guidance of any network", parse=Prior.read
-    )
-
-    @property
-    def guides(self) -> dict[str, Any]:
-        """The arguments of a sampler's call that guide it; none where nothing does."""
-        if self.guidance is self.guidance_prior is None:
-            return {}
-        return {each.name: getattr(self, each.name) for each in fields(GuidanceConfig)}
-
-    @property
-    def described_guides(self) -> dict[str, Any]:
-        """:attr:`guides` as plain values, for manifests."""
-        return {name: str(value) if isinstance(value, Prior) else value for name, value in self.guides.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig(GuidanceConfig, WindowConfig, FileConfig):
+class NetworkConfig(GuidanceOptions, FileConfig):
     """How a trained network samples, and what its file leaves out.
 
     Raises:
@@ -159,6 +85,7 @@ class NetworkConfig(GuidanceConfig, WindowConfig, FileConfig):
         if self.fast_sampling and self.solver not in (None, "fast"):
             raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
         super().__post_init__()
+        check(self)
 
     @property
     def chosen_solver(self) -> str | None:

@@ -3,53 +3,56 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from bbdm import solvers
-from bbdm.base import sizes
 from bbdm.base.atomic import check_place
+from bbdm.base.recent import Recent
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.execution.compiled import Compiled, check_compilation
 from bbdm.execution.device import find_device
-from bbdm.execution.graph import GraphedLoop
-from bbdm.execution.loop import Loop, state_dtype
+from bbdm.execution.graph import Graphs
 from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
-from bbdm.networks.base import Network, Wrapped, check_network, placed
+from bbdm.kernels.bridge_step import unchecked
+from bbdm.kernels.elementwise import layout
+from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
+from bbdm.networks.checks import check_pictures
+from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
-from bbdm.sampling import compiling
-from bbdm.sampling.bands import Bands
-from bbdm.sampling.base import BaseSampler
-from bbdm.sampling.batch import Batch
-from bbdm.sampling.call import Timesteps
-from bbdm.sampling.engine import Advance, Given
-from bbdm.sampling.inputs import Inputs, check_codec, shapes_of
-from bbdm.sampling.plans import SolverPlan
-from bbdm.sampling.step import Callback
+from bbdm.sampling.base import KEPT, Plan, Sampler, State
+from bbdm.sampling.batch import Batch, Inputs, Shapes
+from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
-from bbdm.sampling.tensors import TENSORS
+from bbdm.solvers import StepTable
 
 
 @dataclass(frozen=True)
-class TorchSolverPlan(SolverPlan):
-    """A solver with its table, and the loops that run it."""
+class Rows:
+    """A step table on the device."""
 
-    loop: Loop
-    graphed: GraphedLoop | None
+    rows: torch.Tensor  # (K, 10)
+    opening: torch.Tensor  # (K, 10), of which the last row makes the first state
+    embedding: torch.Tensor  # (K, M) what the network computes of the times alone
 
 
-class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
+@dataclass
+class Buffers(State):
+    """The buffers of one run, which each step overwrites; images are (B, C, H, W), channels_last."""
+
+    index: torch.Tensor  # (1,) int64, the row of the table
+
+
+class BridgeSampler(Sampler[torch.Tensor]):
     """Translates images with a trained network.
 
     Args:
@@ -75,22 +78,21 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             network).
         compile: compile the network at the first call with each size and number of images, which takes up to
             a minute, and on CUDA run all steps as one graph. A failure to compile is an error.
-        compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``; it loads in a second.
+        compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``; it loads in seconds.
             It translates images of one size, the number at a time that it was saved for, in its own dtype.
             It holds machine code: load only your own.
 
-    Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, and
-    ``image_size``, the side or (height, width) of its training pictures, or None where no checkpoint gives
-    it; ``pictures``, their values; ``origin``, the network's file and what it says of its training pairs, or
-    None where it is not known. They are fixed, except the last three; solver and steps may change at each
-    call.
+    Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, which are
+    fixed; ``image_size``, the side or (height, width) of its training pictures, or None where no checkpoint
+    gives it; ``pictures``, their values; ``origin``, the network's file and what it says of its training
+    pairs, or None where it is not known. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: there is no such package.
         ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
-    backend = TENSORS
+    array, noun, _inference = torch.Tensor, "a tensor", torch.inference_mode
     _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
 
     def __init__(
@@ -119,19 +121,20 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
         self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
+        self._state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
         self._defaults = defaults or solvers.Defaults(calls=calls)
-        self.calls = self._defaults.calls
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
-        super().__init__(solver, steps, timesteps, shapes_of(unet, codec, self.package, compile))
+        super().__init__(self._shapes_of(unet, codec), self._defaults.calls, solver, steps, timesteps)
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.unet.parameters())
+        network = self.unet.module if isinstance(self.unet, Wrapped) else self.unet
         parts = [
-            f"{_name(self.unet)} of {count / 1e6:.1f} M parameters",
+            f"{type(network).__name__} of {count / 1e6:.1f} M parameters",
             repr(self.bridge),
             f"solver={self.solver!r}",
             f"steps={len(self.table)}",
@@ -156,7 +159,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             self._fixed = False  # until it is planned anew
             self.device = found
             self._place(self.unet, self.codec)
-            self._replan()
+            own = self._settings
+            super().__init__(self._shapes, self.calls, own.solver, own.steps, own.timesteps)
         return self
 
     def _place(self, unet: Network, codec: Codec | None) -> None:
@@ -166,15 +170,27 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
-        self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.fixed())
+        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.fixed())
+        captures = self.device.type == "cuda" and (self.compile or self.package is not None)
+        self._graphs = Graphs(self.device) if captures else None
+        self._kept_weights: Recent[list[torch.Tensor]] = Recent(super()._weights, KEPT)
 
-    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchSolverPlan:
-        solver, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
-        table = solvers.build(self.bridge, solver, timesteps, steps)
-        solvers.check_calls(self.calls, solver, table)
-        loop = Loop(self._network, self._embedder, table, self.clamp, self.device, self.dtype)
-        graphed = GraphedLoop(loop) if self._shapes.fill and self.device.type == "cuda" else None
-        return TorchSolverPlan(solver, table, loop, graphed)
+    def _shapes_of(self, unet: Network, codec: Codec | None) -> Shapes:
+        """What the network takes, with a codec or as a package."""
+        cell = 1 if codec is None else codec.stride
+        package = None if self.package is None else self.package.shape
+        return Shapes(
+            source_channels=unet.source_channels if codec is None else codec.image_channels,
+            image_channels=unet.channels if codec is None else codec.image_channels,
+            channels=unet.channels,
+            endpoint=unet.endpoint_channels,
+            conditions=unet.further,
+            shown=unet.condition_channels > 0,
+            stride=tuple(step * cell for step in unet.strides),
+            cell=cell,
+            only=None if package is None else (package[0], *(side * cell for side in package[2:])),
+            fill=self.compile or package is not None,  # cheaper than to compile for a short batch
+        )
 
     @classmethod
     def from_checkpoint(
@@ -187,37 +203,18 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         c_lambda: float | None = None,
         config: str | None = None,
         network: Network | None = None,
-        solver: str | None = None,
-        steps: int | None = None,
-        timesteps: Timesteps = None,
-        clamp: tuple[float, float] | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        compile: bool = False,
-        compiled: str | os.PathLike[str] | None = None,
+        **settings: Any,
     ) -> BridgeSampler:
         """A sampler from a file.
 
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
-        :func:`~bbdm.files.checkpoint.load_checkpoint`, the others as for the constructor. ``ema`` takes the
-        averaged weights where the file has both. A file of a wrapped network has its weights only: give it as
-        ``network``, which is copied.
+        :func:`~bbdm.files.checkpoint.load_checkpoint`, ``settings`` those of the constructor. ``ema`` takes
+        the averaged weights where the file has both. A file of a wrapped network has its weights only: give
+        it as ``network``, which is copied.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
-        sampler = cls(
-            checkpoint.build_unet(ema, network),
-            checkpoint.bridge,
-            solver,
-            steps,
-            timesteps,
-            codec=checkpoint.build_codec(),
-            defaults=checkpoint.defaults,
-            clamp=clamp,
-            device=device,
-            dtype=dtype,
-            compile=compile,
-            compiled=compiled,
-        )
+        network, codec = checkpoint.build_unet(ema, network), checkpoint.build_codec()
+        sampler = cls(network, checkpoint.bridge, codec=codec, defaults=checkpoint.defaults, **settings)
         sampler.image_size, sampler.pictures = checkpoint.image_size, checkpoint.pictures
         sampler._half, sampler.origin = checkpoint.half(ema), checkpoint.origin
         return sampler
@@ -225,7 +222,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     @property
     def defaults(self) -> solvers.Defaults:
         """What a file of this sampler keeps of solver, steps and calls; empty where nothing was chosen."""
-        return self._defaults.over(*self._plans.settings)
+        own = self._settings
+        return self._defaults.over(own.solver, own.steps, own.timesteps)
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
@@ -275,7 +273,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
         Raises:
             ValueError: the sampler was not built with ``compile=True``, the size is not known, ``path`` is a
-                folder, or packages were not tested with this version of torch.
+                folder, or the network has tokens, which are of any length.
         """
         if not self.compile:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
@@ -284,90 +282,105 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         if size is None:
             if self.image_size is None:
                 raise ValueError("size must be given as (height, width): the sampler has no image_size")
-            size = images.sides(self.image_size, self._shapes.axes)
+            size = images.sides(self.image_size, self.axes)
         check_place(Path(path))  # before minutes of compiling
-        save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._inputs.blank(batch_size, *size))
-
-    def bands(self, size: tuple[int, ...], seed: int, **windows: Any) -> Bands:
-        """The sampler's own steps on rows of one picture, which need not be in memory.
-
-        Args:
-            size: (height, width) of the picture. Rows are those of the picture padded below and to the right.
-            seed: that of the picture's noise.
-            windows: the arguments of :meth:`windowing`.
-
-        Raises:
-            ValueError: there are no windows, or the network is one of latents; or as for :meth:`windowing`.
-        """
-        made = self.windowing(**windows)
-        if self.codec is not None:
-            raise ValueError("bands are of the pixels of pictures, and this network is of an autoencoder's latents")
-        if made is None:
-            raise ValueError("a picture is translated by bands of windows: give the size of a window")
-        return Bands(self.unet, self._own.loop, made, self._shapes.grid(1, *size)[1:], seed)
-
-    def _prepare(self, plan: TorchSolverPlan, batch: Batch, progress: bool) -> None:
-        """Compile what was not compiled for batches of a shape, with a bar of its own on a terminal."""
-        due = compiling.due(plan.loop, self._inputs, batch, self._together(batch))
-        count, _, *size = batch.source.shape
-        name = f"compiling for {sizes.shown([count, *size])}"
-        for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
-            call()
-
-    @contextmanager
-    def _progress(self, total: int) -> Iterator[Advance]:
-        with tqdm(total=total, unit="step") as bar:
-            yield bar.update
+        shape = batch_size, self.unet.channels, *self._shapes.grid(size)
+        save_package(path, self.unet, shape, self._blank(batch_size, size))
 
     @torch.inference_mode()
-    def _run(self, plan: TorchSolverPlan, batch: Batch, advance: Advance, callback: Callback | None) -> torch.Tensor:
-        if plan.graphed is None or batch.noise is not None or batch.mask is not None or callback is not None:
-            result = super()._run(plan, batch, advance, callback)
-        else:
-            y, conditions = self._given(batch)
-            x = plan.graphed(
-                y, self._inputs.seeds(batch), conditions, batch.windows, batch.guidance, self._together(batch)
-            )
-            advance(plan.calls(batch, self._grid(batch)))
-            result = self._decoded(x)
-        return result.to(batch.source.device, batch.source.dtype)
+    def _blank(self, count: int, size: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Conditions as the network's body takes them, of zeros, for sources of a size."""
+        kinds, grid = self._shapes.conditions.kinds, self._shapes.grid(size)
+        sides = {name: grid if name == SOURCE else self._shapes.padded(size) for name in self.unet.conditions}
+        zeros: dict[str, torch.Tensor] = {}
+        for name, channels in self.unet.conditions.items():
+            shape = {"class": (count,), "tokens": (count, 1, channels)}.get(kinds.get(name, "image"))
+            dtype = torch.int64 if kinds.get(name) == "class" else torch.float32
+            zeros[name] = self._array(torch.zeros(shape or (count, channels, *sides[name]), dtype=dtype))
+        return self._prepared(zeros, grid)
 
-    @torch.inference_mode()
-    def _states(
-        self, plan: TorchSolverPlan, batch: Batch, advance: Advance
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
-        y, conditions = self._given(batch)
-        loop = plan.loop.over(batch.windows, batch.guidance, advance, self._together(batch))
-        state = loop.start(y, self._inputs.seeds(batch), noise, self._inputs.mask(batch), conditions)
-        for index in range(len(plan.times)):
-            loop.advance(state, index)
-            if batch.windows is None:
-                advance(1)
-            yield state.x, state.x0hat
+    # What the loop needs of a backend; see :class:`bbdm.sampling.base.Sampler`.
 
-    def _copied(self, state: torch.Tensor) -> torch.Tensor:
-        return state.clone()
+    def _table(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
+        solver, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
+        return solver, solvers.build(self.bridge, solver, timesteps, steps)
 
-    @torch.inference_mode()
-    def _decoded(self, state: torch.Tensor) -> torch.Tensor:
-        return state if self.codec is None else self.codec.decode(state)
+    def _load(self, table: StepTable) -> Rows:
+        with torch.no_grad():
+            seen = torch.tensor(table.network_times, dtype=torch.float32)
+            values = torch.from_numpy(table.rows), torch.from_numpy(table.opening), self._embedder(seen)
+            return Rows(*(value.to(self.device, self._state_dtype) for value in values))
 
-    @property
-    def _inputs(self) -> Inputs:
-        """What batches are on the device."""
-        return Inputs(self.unet, self.codec, self._shapes, self.device, state_dtype(self.dtype))
+    def _array(self, array: Any) -> torch.Tensor:
+        tensor = torch.as_tensor(array)
+        return tensor.to(self.device, self._state_dtype if tensor.is_floating_point() else tensor.dtype)
 
-    def _given(self, batch: Batch) -> Given:
-        return self._inputs.given(batch)
+    def _seeds(self, seeds: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(seeds, dtype=torch.int64, device=self.device)
 
-    def _repeated(self, given: Given, places: list[int]) -> Given:
-        return self._inputs.repeated(given, places)
+    def _encode(self, source: torch.Tensor) -> torch.Tensor:
+        y = source if self.codec is None else self.codec.encode(source.float(), "source").to(self._state_dtype)
+        return y.contiguous(memory_format=layout(y.ndim))
 
-    def _together(self, batch: Batch) -> bool:
-        """Whether a guided step is one batch: a package takes one number of images or of windows alone."""
-        return self.package is None or batch.windows is not None
+    def _decode(self, state: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return state if self.codec is None else self.codec.decode(state)
+
+    def _prepared(self, conditions: Mapping[str, torch.Tensor], size: Sequence[int]) -> dict[str, torch.Tensor]:
+        return {name: self._put(value) for name, value in self.unet.prepared(conditions, size).items()}
+
+    def _put(self, array: torch.Tensor) -> torch.Tensor:
+        array = array.to(self.dtype) if array.is_floating_point() else array
+        return array.contiguous(memory_format=layout(array.ndim))
+
+    def _get(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self._state_dtype)
+
+    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[torch.Tensor]:
+        return self._kept_weights.get((windows, tuple(size)), windows, size)  # a captured graph cannot copy them
+
+    def _network(self, plan: Plan, x: torch.Tensor, index: int, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._body(x, plan.loaded.embedding[index : index + 1], conditions)
+
+    def _start(self, plan: Plan, inputs: Inputs) -> State:
+        y = inputs.y
+        x, x0hat, shown = (torch.empty_like(y, dtype=dtype) for dtype in (y.dtype, y.dtype, self.dtype))
+        state = Buffers(x, x0hat, shown, torch.zeros(1, dtype=torch.int64, device=self.device))
+        self._step(plan, inputs, state, y, -1)
+        return state
+
+    def _step(self, plan: Plan, inputs: Inputs, state: Any, prediction: torch.Tensor, index: int) -> None:
+        rows, index = (plan.loaded.rows, index) if index >= 0 else (plan.loaded.opening, len(plan.times) - 1)
+        state.index.fill_(index)
+        seeds, noise = (inputs.seeds, None) if inputs.noise is None else (None, inputs.noise[index])
+        images = state.x, state.x0hat, state.inputs, prediction, inputs.y
+        unchecked(*images, rows, state.index, seeds, noise, inputs.mask, *(self.clamp or (None, None)))
+
+    def _replayed(self, plan: Plan, batch: Batch, inputs: Inputs) -> torch.Tensor:
+        names = [list(each) for each in inputs.conditions]
+
+        def run(tensors: list[torch.Tensor]) -> torch.Tensor:
+            y, seeds, *rest = tensors
+            values = iter(rest)
+            again = Inputs(y, [{name: next(values) for name in each} for each in names], seeds)
+            *_, last = self._states(plan, batch, again, lambda _: None)
+            return last.x
+
+        assert self._graphs is not None
+        tensors = [inputs.y, inputs.seeds, *(value for each in inputs.conditions for value in each.values())]
+        key = plan, batch.windows, batch.guidance, tuple(map(tuple, names))
+        return self._graphs(key, run, tensors, lambda: (self, getattr(self._body, "functions", list)()))
 
 
-def _name(network: Network) -> str:
-    return type(network.module if isinstance(network, Wrapped) else network).__name__
+def check_codec(unet: Network, codec: Codec | None) -> None:
+    """Raise ValueError unless a network is of a codec's latents."""
+    if codec is None:
+        return
+    check_pictures(unet.axes, "a codec")
+    if codec.channels != unet.channels:
+        raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
+    if unet.source_channels != unet.channels or unet.endpoint_channels is not None:
+        raise ValueError(
+            f"with a codec, source and target have the same channels; the network takes {unet.source_channels} "
+            f"channels for {unet.channels}, endpoint={unet.endpoint_channels}"
+        )

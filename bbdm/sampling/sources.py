@@ -6,7 +6,7 @@ Each result gets the type that its source had. Nothing here needs torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,162 +16,183 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bbdm.base import sizes
+from bbdm.base.caller import warn
 from bbdm.data.spec import AXES, Spec
+from bbdm.networks.arrays import as_numpy, concatenated, converted
 from bbdm.pictures import files, images, suffixes
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, check_finite, scaled_present
-from bbdm.sampling.scale import UNIT, Range, Scale, scaled, unscaled, warn_if_positive
+from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, scaled_present
+from bbdm.sampling.options import UNIT, Options, Range
+
+WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawing on white
+Floats = npt.NDArray[np.float32]
 
 
 class Item(NamedTuple):
     """One source, and how its result gets the source's type. A volume is of several images, its slices."""
 
-    arrays: list[npt.NDArray[np.float32]]  # (C, H, W) in [-1, 1]
-    restore: Callable[[list[npt.NDArray[np.float32]]], Any]
+    arrays: list[Floats]  # (C, H, W) in [-1, 1]
+    restore: Callable[[list[Floats]], Any]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of a call.
+
+    Attributes:
+        owners: of each image, the number of the source that it is of.
+        groups: images of one size: their indices, and (B, C, H, W) in [-1, 1].
+        restore: parts of the groups, results in [-1, 1], as what the call returns.
+        count: the number of sources.
+    """
+
+    owners: list[int]
+    groups: list[tuple[list[int], Any]]
+    restore: Callable[[list[tuple[list[int], Any]]], Any]
+    count: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a call's sources and results are: their values and axes."""
+
+    range: Range = UNIT  # of floats in arrays and tensors
+    kind: Spec = Spec()  # of files and pictures
+    stored: bool = False  # whether arrays and tensors have the values of ``kind`` too, not those of ``range``
+    axes: int = 2  # spatial, of pictures; of volumes 3: (D, H, W) where (H, W) is written below
 
     @classmethod
-    def of(cls, array: npt.NDArray[np.float32], restore: Callable[[npt.NDArray[np.float32]], Any]) -> Item:
-        """A source of one image."""
-        return cls([array], lambda made: restore(made[0]))
+    def of(cls, options: Options, kind: Spec, axes: int) -> Scale:
+        """That of a call of a network that was trained on pictures of a kind."""
+        source, target = options.source_values, options.target_values
+        if source is target is None:
+            return cls(options.range, kind, axes=axes)
+        valued: Any = {"source": source or kind.source, "target": target or kind.target}
+        return cls(options.range, replace(kind, **valued), True, axes)
+
+    def scaled(self, array: Any) -> Any:
+        """(..., C, H, W) in [-1, 1] of an array or a tensor."""
+        if not self.stored:
+            return scaled(array, self.range)
+        if isinstance(self.kind.source, Values):
+            return self.kind.source.scaled(array)
+        raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
+
+    def unscaled(self, array: Any) -> Any:
+        """The result of an array or a tensor."""
+        return self.kind.target.stored(array) if self.stored else unscaled(array, self.range)
+
+    def warn_if_positive(self, values: Any) -> bool:
+        """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
+        suspect = self.range == UNIT and not self.stored and float(values.min()) >= 0
+        suspect = suspect and float(values.mean()) < WHITE_PAPER
+        if suspect:
+            warn("source has no negative value: floats are taken to be in [-1, 1]; pass range=(0, 1) if black is 0")
+        return suspect
 
 
-@dataclass(frozen=True)
-class ArrayBackend:
-    """The arrays that a sampler computes with."""
-
-    type: type[Any]
-    noun: str  # for messages: "a tensor"
-    from_numpy: Callable[[npt.NDArray[Any]], Any]
-    to_numpy: Callable[[Any], npt.NDArray[Any]]  # of an array on any device
-    concatenate: Callable[..., Any]  # of arrays, along an axis or the first
-    read: Callable[[Any, int, Scale], Item | None]  # one (C, H, W) array of this kind in a list, or None
-    like: Callable[[Any, Any], Any]  # the first array with the dtype and on the device of the second
+def scaled(values: Any, range: Range) -> Any:
+    """Values of a range in [-1, 1]: an array or a tensor."""
+    low, high = range
+    return values if range == UNIT else (values - low) * (2 / (high - low)) - 1
 
 
-@dataclass(frozen=True)
-class Given:
-    """The images of a call."""
-
-    owners: list[int]  # of each image, the number of the source that it is of
-    groups: list[tuple[list[int], Any]]  # images of one size: their indices, and a (B, C, H, W) array in [-1, 1]
-    restore: Callable[[list[tuple[list[int], Any]]], Any]  # of parts of the groups to what the call returns
+def unscaled(values: Any, range: Range) -> Any:
+    """The inverse of :func:`scaled`."""
+    low, high = range
+    return values if range == UNIT else (values + 1) * ((high - low) / 2) + low
 
 
-NUMPY = ArrayBackend(
-    np.ndarray,
-    "an array",
-    np.asarray,
-    np.asarray,
-    np.concatenate,
-    lambda array, channels, scale: None,
-    lambda array, other: array.astype(other.dtype),
-)
+def read_sources(source: Any, array: type[Any], noun: str, channels: int, scale: Scale) -> Sources:
+    """The images of a call, checked.
 
-
-def given(source: Any, backend: ArrayBackend, channels: int, scale: Scale) -> Given:
-    """What a call is given, checked.
+    Args:
+        source: a batch (B, C, H, W), a picture, a path, an array, or a list of these.
+        array: the sampler's arrays, tensors or those of NumPy.
+        noun: of one of them, for messages.
+        channels: of sources.
+        scale: what values are.
 
     Raises:
         FileNotFoundError: a path leads to no file.
-        ValueError: a source is refused; the message names its place in a list.
+        ValueError: a source is refused; the message says which of a list.
     """
-    if isinstance(source, Picture) or (isinstance(source, np.ndarray) and source.ndim in (scale.axes, scale.axes + 1)):
-        return _items(source, [source], backend, channels, scale)
-    if isinstance(source, backend.type | np.ndarray):
-        return _batch(source, backend, channels, scale)
-    if isinstance(source, list | tuple):
-        if not source:
-            raise ValueError("source must hold at least one picture, got an empty list")
-        return _items(source, source, backend, channels, scale)
-    return _items(source, [source], backend, channels, scale)
-
-
-def _batch(source: Any, backend: ArrayBackend, channels: int, scale: Scale) -> Given:
-    """A (B, C, H, W) array."""
-    array = source if isinstance(source, backend.type) else backend.from_numpy(source)
-    array = scale.scaled(array) if scale.given or "float" in str(array.dtype) else array
-    images.check(array, channels, scale.axes)
-    if scale.range == UNIT and not scale.given:
-        warn_if_positive(array)
-
-    def restore(parts: list[tuple[list[int], Any]]) -> Any:
-        result = scale.unscaled(backend.concatenate([made for _, made in parts]))
-        if isinstance(source, backend.type):
-            return backend.from_numpy(result) if isinstance(result, np.ndarray) else result
-        return np.asarray(result)
-
-    indices = [i for i, _ in enumerate(array)]
-    return Given(indices, [(indices, array)], restore)
-
-
-def _items(source: Any, elements: Sequence[Any], backend: ArrayBackend, channels: int, scale: Scale) -> Given:
-    """Single images, of any types and sizes."""
+    single = isinstance(source, Picture) or (
+        isinstance(source, np.ndarray) and source.ndim in (scale.axes, scale.axes + 1)
+    )
+    if not single and isinstance(source, array | np.ndarray):
+        return _batch(source, channels, scale)
+    elements = source if isinstance(source, list | tuple) else [source]
+    if not elements:
+        raise ValueError("source must hold at least one picture, got an empty list")
     items: list[Item] = []
+    bright = False  # of floats, whether one was warned of
     for i, element in enumerate(elements):
         try:
-            item = backend.read(element, channels, scale) or read(element, channels, scale)
+            item = read(element, channels, scale)
             if item is None:
-                wanted = f"{backend.noun}, a picture, a path, a NumPy array or a list of them"
-                raise ValueError(f"source must be {wanted}, got {type(element).__name__}")
+                expected = f"{noun}, a picture, a path, a NumPy array or a list of them"
+                raise ValueError(f"source must be {expected}, got {type(element).__name__}")
         except ValueError as error:
             if elements is not source:
                 raise
             raise ValueError(f"source[{i}]: {str(error).removeprefix('source ')}") from error
+        if not bright and "float" in str(getattr(element, "dtype", "")) and not isinstance(element, Picture):
+            bright = scale.warn_if_positive(item.arrays[0])
         items.append(item)
-    is_float = ["float" in str(getattr(e, "dtype", "")) and not isinstance(e, Picture) for e in elements]
-    floats = [item.arrays[0] for item, known in zip(items, is_float, strict=True) if known]
-    for array in floats if scale.range == UNIT and not scale.given else []:
-        if warn_if_positive(array):
-            break
-    arrays = [array for item in items for array in item.arrays]
-    owners = [i for i, item in enumerate(items) for _ in item.arrays]
+    arrays = [image for item in items for image in item.arrays]
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
-        made = {i: array for indices, arrays in parts for i, array in zip(indices, np.asarray(arrays), strict=True)}
-        images = iter(made[i] for i in sorted(made))
-        results = [item.restore(list(islice(images, len(item.arrays)))) for item in items]
+        outputs = {i: image for indices, batch in parts for i, image in zip(indices, as_numpy(batch), strict=True)}
+        ordered = iter(outputs[i] for i in range(len(arrays)))
+        results = [item.restore(list(islice(ordered, len(item.arrays)))) for item in items]
         return results[0] if isinstance(source, np.ndarray) else results
 
-    groups = images.by_size(arrays)
-    stacked = [backend.from_numpy(np.stack([arrays[i] for i in indices])) for indices in groups]
-    return Given(owners, list(zip(groups, stacked, strict=True)), restore)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(arrays):
+        groups.setdefault(image.shape, []).append(i)
+    stacked = [(indices, np.stack([arrays[i] for i in indices])) for indices in groups.values()]
+    return Sources([i for i, item in enumerate(items) for _ in item.arrays], stacked, restore, len(items))
+
+
+def _batch(source: Any, channels: int, scale: Scale) -> Sources:
+    """A (B, C, H, W) array."""
+    batch = scale.scaled(source) if scale.stored or "float" in str(source.dtype) else source
+    images.check(batch, channels, scale.axes)
+    scale.warn_if_positive(batch)
+
+    def restore(parts: list[tuple[list[int], Any]]) -> Any:
+        return converted(scale.unscaled(concatenated([images for _, images in parts])), source, dtype=False)
+
+    indices = list(range(len(batch)))
+    return Sources(indices, [(indices, batch)], restore, len(indices))
 
 
 def read(source: Any, channels: int, scale: Scale) -> Item | None:
-    """A picture, a path or an array as an item; None for anything else.
+    """A picture, a path, an array or a (C, H, W) tensor as an item; None for anything else.
 
     An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or (H, W) or (H, W, channels) of floats
-    in the scale's range, or of any values where these are given. That of a volume is (D, H, W) or
-    (channels, D, H, W).
+    in the scale's range, or of any stored values. That of a volume is (D, H, W) or (channels, D, H, W).
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the source cannot become a picture of ``channels``.
     """
-    plain = scale.kind.source == scale.kind.target == EIGHT_BIT
+    photographs = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        photograph = suffixes.SUFFIXES.get(suffixes.suffix_of(path)) == "pillow"
-        source = images.open_image(path) if plain and scale.axes == 2 and photograph else files.read(path)
-    if isinstance(source, Image.Image) and (not plain or scale.axes == 3):
+        pillow = photographs and suffixes.SUFFIXES.get(suffixes.suffix_of(path)) == "pillow"
+        source = images.open_image(path) if pillow else files.read(path)
+    if isinstance(source, Image.Image):
+        if photographs:
+            return Item([images.to_array(source, channels)], lambda results: images.from_array(results[0]))
         source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))
     if isinstance(source, Picture):
         return _values(source, channels, scale.kind, scale.axes)
-    if isinstance(source, Image.Image):
-        return Item.of(images.to_array(source, channels), images.from_array)
-    if not isinstance(source, np.ndarray):
-        return None
-    if scale.axes == 3:
-        return _volume(source, channels, scale)
-    if scale.given:
-        return _valued(source, channels, scale.kind)
-    if source.dtype == np.uint8:
-        array = images.to_array(_picture(source), channels)
-    elif source.dtype.kind != "f":
-        raise images.more_than_8_bits(source)
-    else:
-        array = _floats(source, channels, scale.range)
-    return Item.of(array, lambda made: _restored(made, source, scale.range))
+    if isinstance(source, np.ndarray):
+        return (_volume if scale.axes == 3 else _array)(source, channels, scale)
+    return _tensor(source, channels, scale) if hasattr(source, "detach") else None
 
 
 def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
@@ -179,15 +200,15 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
 
     Pixels without a value are -1, and get none in the result.
     """
-    array = np.asarray(picture)
+    array, name = np.asarray(picture), picture.name or "the source"
     if picture.photograph and array.ndim == 3 and kind.source == EIGHT_BIT and {len(array), channels} == {1, 3}:
         array = images.recoloured(array, channels)
     axis = None if kind.slices is None else 1 + AXES[kind.slices]
     channels //= kind.planes
     volume = axis is not None or axes == 3
-    wanted = f"({channels}, D, H, W), a volume" if volume else f"({channels}, H, W)"
+    expected = f"({channels}, D, H, W), a volume" if volume else f"({channels}, H, W)"
     if array.ndim != (4 if volume else 3) or len(array) != channels or 0 in array.shape:
-        raise ValueError(f"source must be {wanted}, as in training; {picture.name or 'it'} has shape {array.shape}")
+        raise ValueError(f"source must be {expected}, as in training; {picture.name or 'it'} has shape {array.shape}")
     if kind.source == EIGHT_BIT and array.dtype != np.uint8:
         raise ValueError(
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
@@ -199,17 +220,17 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
     try:
         check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array)
     except ValueError as error:
-        raise ValueError(f"{picture.name or 'the source'}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
-    made = scaled_present(values, array, absent)
-    slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))
+    whole = scaled_present(values, array, absent)
+    slices = [whole] if axis is None else list(np.moveaxis(whole, axis, 0))
     if kind.neighbours:
-        around = [kind.around(place, len(slices)) for place in range(len(slices))]
-        slices = [np.concatenate([slices[place] for place in places]) for places in around]
+        around = [kind.around(index, len(slices)) for index in range(len(slices))]
+        slices = [np.concatenate([slices[index] for index in indices]) for indices in around]
 
-    def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
-        whole = results[0] if axis is None else np.stack(results, axis)
-        return kind.result(whole, picture.geometry, absent, picture.name)
+    def restore(results: list[Floats]) -> Picture:
+        result = results[0] if axis is None else np.stack(results, axis)
+        return kind.result(result, picture.geometry, absent, picture.name)
 
     return Item(slices, restore)
 
@@ -217,38 +238,73 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
 def _volume(array: npt.NDArray[Any], channels: int, scale: Scale) -> Item:
     """An array (D, H, W) or (C, D, H, W) of floats in the scale's range, of stored values or of uint8."""
     whole = array[None] if array.ndim == 3 else array
-    if scale.given or array.dtype == np.uint8:
+    if scale.stored or array.dtype == np.uint8:
         item = _values(Picture(whole), channels, scale.kind, axes=3)
     else:
         values = scale.scaled(whole).astype(np.float32)
         images.check(values[None], channels, axes=3)
-        item = Item.of(values, lambda made: scale.unscaled(made).astype(array.dtype))
+        item = Item([values], lambda results: scale.unscaled(results[0]).astype(array.dtype))
 
-    def restore(results: list[npt.NDArray[np.float32]]) -> npt.NDArray[Any]:
-        made = np.asarray(item.restore(results))
-        return made[0] if array.ndim == 3 else made
-
-    return Item(item.arrays, restore)
-
-
-def _valued(array: npt.NDArray[Any], channels: int, kind: Spec) -> Item:
-    """An array (H, W) or (H, W, C) of stored values."""
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(f"an array of values must be (H, W) or (H, W, {channels}), got shape {array.shape}")
-    item = _values(
-        Picture(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)),
-        channels,
-        replace(kind, slices=None, neighbours=0),
-    )
-
-    def restore(results: list[npt.NDArray[np.float32]]) -> npt.NDArray[Any]:
-        made = np.ascontiguousarray(np.asarray(item.restore(results)).transpose(1, 2, 0))
-        return made[:, :, 0] if array.ndim == 2 and made.shape[2] == 1 else made
+    def restore(results: list[Floats]) -> npt.NDArray[Any]:
+        result = np.asarray(item.restore(results))
+        return result[0] if array.ndim == 3 else result
 
     return Item(item.arrays, restore)
 
 
-def read_mask(mask: Any, backend: ArrayBackend, source: Any) -> Any:
+def _array(array: npt.NDArray[Any], channels: int, scale: Scale) -> Item:
+    """An array (H, W) or (H, W, C) of stored values, of uint8, or of floats in the scale's range.
+
+    Its result is (H, W) where it is grey, unless the source had three axes.
+    """
+    count = array.shape[2:] or (1,)
+    flat = array.ndim in (2, 3) and 0 not in array.shape
+    kind = "values" if scale.stored else "uint8" if array.dtype == np.uint8 else "floats"
+    if kind == "floats" and array.dtype.kind != "f":
+        raise images.more_than_8_bits(array)
+    allowed = {"values": count, "uint8": (1, 3, 4), "floats": (1, channels)}[kind]
+    if not flat or count[0] not in allowed:
+        shapes = "(H, W), (H, W, 3) or (H, W, 4)" if kind == "uint8" else f"(H, W) or (H, W, {channels})"
+        raise ValueError(f"an array of {kind} must be {shapes}, got shape {array.shape}")
+    planes = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
+    if kind == "values":
+        item = _values(Picture(planes), channels, replace(scale.kind, slices=None, neighbours=0))
+    elif kind == "uint8":
+        image = Image.fromarray(planes[0] if len(planes) == 1 else np.ascontiguousarray(array))
+        item = Item([images.to_array(image, channels)], lambda results: images.from_array(results[0]))
+    else:
+        values = np.broadcast_to(scaled(planes, scale.range), (channels, *planes.shape[1:]))
+        images.check(values[None], channels)
+        floats = np.ascontiguousarray(values, dtype=np.float32)
+        item = Item([floats], lambda results: unscaled(results[0], scale.range).astype(array.dtype))
+
+    def restore(results: list[Floats]) -> npt.NDArray[Any]:
+        result = np.asarray(item.restore(results))
+        result = result if kind == "uint8" else np.ascontiguousarray(result.transpose(1, 2, 0))
+        if array.ndim == 3 or kind == "values":
+            result = result[:, :, None] if result.ndim == 2 else result
+            return result[:, :, 0] if array.ndim == 2 and result.shape[2] == 1 else result
+        return result[:, :, 0] if result.ndim == 3 and result.shape[2] == 1 else result
+
+    return Item(item.arrays, restore)
+
+
+def _tensor(tensor: Any, channels: int, scale: Scale) -> Item:
+    """One (C, H, W) tensor of a list."""
+    if tensor.ndim != 1 + scale.axes:
+        sides = sizes.SIDES[scale.axes]
+        raise ValueError(f"a tensor in a list must be ({channels}, {sides}), got shape {tuple(tensor.shape)}")
+    values = scale.scaled(tensor.detach()) if scale.stored or "float" in str(tensor.dtype) else tensor
+    images.check(values[None], channels, scale.axes)
+
+    def restore(results: list[Floats]) -> Any:
+        result = converted(scale.unscaled(converted(results[0], tensor, dtype=False)), tensor, dtype=False)
+        return result if scale.stored else result.to(tensor.dtype)
+
+    return Item([as_numpy(values).astype(np.float32)], restore)
+
+
+def read_mask(mask: Any, array: type[Any], noun: str, source: Any) -> Any:
     """(B, 1, H, W) floats in [0, 1] for a source (B, C, H, W), of its kind, dtype and device.
 
     Raises:
@@ -261,44 +317,15 @@ def read_mask(mask: Any, backend: ArrayBackend, source: Any) -> Any:
         mask = np.asarray(images.convert(mask, 1))
     if isinstance(mask, np.ndarray):
         mask = mask.astype(np.float32) / (255 if mask.dtype == np.uint8 else 1)
-        mask = backend.from_numpy(mask[None, None] if mask.ndim == source.ndim - 2 else mask)
-    if not isinstance(mask, backend.type):
-        wanted = f"{backend.noun}, a picture, a path or an (H, W) array"
-        raise ValueError(f"mask must be {wanted}, got {type(mask).__name__}")
-    wanted = len(source), 1, *source.shape[2:]
-    if tuple(mask.shape) not in (wanted, (1, *wanted[1:])):
-        shapes = " or ".join(str(shape) for shape in dict.fromkeys((wanted, (1, *wanted[1:]))))
+        mask = mask[None, None] if mask.ndim == source.ndim - 2 else mask
+    if not isinstance(mask, array | np.ndarray):
+        raise ValueError(f"mask must be {noun}, a picture, a path or an (H, W) array, got {type(mask).__name__}")
+    expected = len(source), 1, *source.shape[2:]
+    if tuple(mask.shape) not in (expected, (1, *expected[1:])):
+        shapes = " or ".join(str(shape) for shape in dict.fromkeys((expected, (1, *expected[1:]))))
         raise ValueError(f"mask must have shape {shapes}, got {tuple(mask.shape)}")
-    made = backend.like(mask, source) + source[:, :1] * 0  # one for each image
-    if not (float(made.min()) >= 0 and float(made.max()) <= 1):
-        raise ValueError(f"mask must be in [0, 1], got values from {float(made.min()):.4g} to {float(made.max()):.4g}")
-    return made
-
-
-def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """A picture of an array of uint8."""
-    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
-    if (not grey and (pixels.ndim != 3 or pixels.shape[2] not in (3, 4))) or 0 in pixels.shape:
-        raise ValueError(f"an array of uint8 must be (H, W), (H, W, 3) or (H, W, 4), got shape {pixels.shape}")
-    return Image.fromarray(pixels.reshape(pixels.shape[:2]) if grey else np.ascontiguousarray(pixels))
-
-
-def _floats(values: npt.NDArray[Any], channels: int, range: Range) -> npt.NDArray[np.float32]:
-    """(channels, H, W) in [-1, 1] of an array of floats."""
-    colours = values.shape[2:] or (1,)
-    if values.ndim not in (2, 3) or 0 in values.shape or colours[0] not in (1, channels):
-        raise ValueError(f"an array of floats must be (H, W) or (H, W, {channels}), got shape {values.shape}")
-    shape = (*values.shape[:2], channels)
-    array = np.broadcast_to(values.reshape(*values.shape[:2], -1), shape).transpose(2, 0, 1)
-    images.check(scaled(array[None], range), channels)
-    return np.ascontiguousarray(scaled(array, range), dtype=np.float32)
-
-
-def _restored(made: npt.NDArray[np.float32], source: npt.NDArray[Any], range: Range) -> npt.NDArray[Any]:
-    """A result as an array like its source; grey is (H, W) unless the source had three axes."""
-    if source.dtype == np.uint8:
-        result = np.asarray(images.from_array(made))
-    else:
-        result = unscaled(made, range).astype(source.dtype).transpose(1, 2, 0)
-        result = result[:, :, 0] if result.shape[2] == 1 else np.ascontiguousarray(result)
-    return result[:, :, None] if result.ndim == 2 and source.ndim == 3 else result
+    result = converted(mask, source) + source[:, :1] * 0  # one for each image
+    low, high = float(result.min()), float(result.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"mask must be in [0, 1], got values from {low:.4g} to {high:.4g}")
+    return result

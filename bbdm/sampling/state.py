@@ -1,23 +1,19 @@
-"""The state of one large picture in files: arrays of which parts are read, in a folder beside the result.
+"""The folder of one large picture's state, beside the result.
 
-The folder is of one process at a time. It says which step is done, so that the same work goes on after it was
-killed. Nothing here needs torch.
+It is of one process at a time, and says which step is done, so that the same work goes on after a kill.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from bbdm.base import manifest
@@ -34,65 +30,6 @@ class ResultInUseError(ValueError):
 
 class DiskFullError(OSError):
     """The disk of a folder is full."""
-
-
-class Plane:
-    """An array (C, H, W) in a file, row by row; a row has all channels. Only what is read is in memory.
-
-    Args:
-        path: where the file is, or will be.
-        shape: (C, H, W) of the array.
-        dtype: the type of the values.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    @contextmanager
-    def written(self) -> Iterator[BufferedWriter]:
-        """The file anew, for :meth:`append`; on the disk when the context ends."""
-        with self.path.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-
-    def append(self, file: BufferedWriter, rows: npt.NDArray[Any]) -> None:
-        """Write the next rows, (C, rows, W)."""
-        file.write(np.ascontiguousarray(rows.transpose(1, 0, 2), self.dtype).data)
-
-    def read(self, rows: slice, columns: slice) -> npt.NDArray[Any]:
-        """(C, rows, columns). Past the edge, the last row and the last column are repeated."""
-        channels, height, width = self.shape
-        down = slice(min(rows.start, height - 1), min(rows.stop, height))
-        across = slice(min(columns.start, width - 1), min(columns.stop, width))
-        made = np.empty((down.stop - down.start, channels, across.stop - across.start), self.dtype)
-        size, line = self.dtype.itemsize, width * self.dtype.itemsize
-        with self.path.open("rb", buffering=0) as file:
-            if made.shape[2] == width:
-                file.seek(down.start * channels * line)
-                _fill(file, made)
-            else:
-                for row, lines in enumerate(made, down.start):
-                    for channel, values in enumerate(lines):
-                        file.seek((row * channels + channel) * line + across.start * size)
-                        _fill(file, values)
-        lacking = [(0, rows.stop - rows.start - len(made)), (0, 0), (0, columns.stop - columns.start - made.shape[2])]
-        made = np.pad(made, lacking, mode="edge") if any(after for _, after in lacking) else made
-        return np.ascontiguousarray(made.transpose(1, 0, 2))
-
-
-def _fill(file: Any, values: npt.NDArray[Any]) -> None:
-    view = memoryview(values.data).cast("B")
-    while view.nbytes:
-        count = file.readinto(view)
-        if not count:
-            raise ValueError(f"{file.name} is shorter than it was: repeat the command")
-        view = view[count:]
 
 
 class StateFolder:

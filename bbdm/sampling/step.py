@@ -17,8 +17,8 @@ class Step:
     """
 
     index: int  # row of the table
-    t: float  # the time that the network saw
-    x: Any  # (B, C, H, W) the state after the step, an array of the source's kind; with a codec, a padded latent
+    t: float  # the time of the row
+    x: Any  # (B, C, H, W) the state after the step, in the sampler's arrays; with a codec, a padded latent
     x0hat: Any  # the estimate of the target that the step was made with; shape and kind of x
     images: list[int]  # which of the call's images these are
     _pictures: Callable[[Any], list[Image.Image]] = field(repr=False)

@@ -10,7 +10,8 @@ from bbdm.base import demo
 from bbdm.base.settings import setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, WindowConfig, read_size_setting
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.sampling.options import WindowOptions
 from bbdm.serving.connection import LOOPBACK
 
 
@@ -85,7 +86,7 @@ class ServeConfig(NetworkConfig):
 
 
 @dataclass(frozen=True)
-class AppConfig(WindowConfig):
+class AppConfig(WindowOptions):
     """Which networks are shown where, and what a visitor may ask for.
 
     Raises:

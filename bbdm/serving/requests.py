@@ -56,7 +56,7 @@ def facts(config: ServeConfig) -> Served:
     sampler = replace(config, compile=False).sampler(config.model, "cpu")
     check_eight_bit(sampler.pictures, "the server")
     check_pictures(sampler.axes, "the server")
-    sampler.windowing(**config.windows)  # before a request fails
+    sampler.window_grid(config)  # before a request fails
     steps = len(sampler.table)
     if steps > config.max_steps:
         raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")

@@ -60,7 +60,7 @@ class Replica:
         if device == "cpu":
             torch.set_num_threads(threads)
         self.sampler = config.sampler(config.model, device)
-        self.settings = {"batch_size": config.max_batch_size, **config.windows, **config.guides}
+        self.settings = {"batch_size": config.max_batch_size, **config.call}
         batching: Any = self.translate  # with the methods that serve.batch gave it
         batching.set_max_batch_size(config.max_batch_size)
         batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)

@@ -86,7 +86,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     if pictures.is_file:
         raise ValueError(f"sources are a folder of pictures, got the file {config.sources}: use bbdm translate")
     check_eight_bit(sampler.pictures, "translate-ray")
-    windows = sampler.windowing(**config.windows)
+    windows = sampler.window_grid(config)
     wanted = config.image_size or ("fit" if windows is None else "keep")
     size, resize = chosen_size(wanted, sampler.image_size)
     channels = sampler._shapes.source_channels
@@ -112,7 +112,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
 def _settings(config: ClusterConfig, sampler: BridgeSampler, sha256: str, size: Any) -> dict[str, Any]:
     """What decides the results."""
     about = {**description(sampler, sha256), "image_size": size, "seed": config.seed, "seeds": "by name"}
-    return {**about, **config.described_windows, **config.described_guides}
+    return {**about, **config.call}
 
 
 def _still_bad(task: Task, sources: Sources) -> dict[str, str]:
@@ -188,7 +188,7 @@ class Worker:
             ValueError: the network is not the driver's.
         """
         task, config, bad = self.task, self.task.config, dict[str, str]()
-        settings = {"batch_size": config.batch_size, **config.windows, **config.guides}
+        settings = {"batch_size": config.batch_size, **config.call}
         pictures = _read(task, block, bad)
         while batch := list(islice(pictures, task.at_once)):
             seeds = [seed_of(name, config.seed) for name, _ in batch]

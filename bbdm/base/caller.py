@@ -1,0 +1,17 @@
+"""Warnings that name the line of the caller, however deep in the library they arise."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[1])
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called the library."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ROOT):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)

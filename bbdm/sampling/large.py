@@ -1,0 +1,343 @@
+"""One picture that is larger than memory: the loop of a sampler over arrays that are files.
+
+The network is called on windows, whose predictions are added up in a file, and a step moves blocks of rows.
+So memory holds some windows, or some rows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bbdm.base import sizes
+from bbdm.base.memory import shown
+from bbdm.data.reading import Strips
+from bbdm.kernels.bridge_step import bridge_step
+from bbdm.kernels.philox import normal_rows
+from bbdm.networks.arrays import concatenated
+from bbdm.networks.base import SOURCE
+from bbdm.networks.endpoint import in_channels
+from bbdm.networks.windows import WindowGrid
+from bbdm.pictures import files, suffixes
+from bbdm.pictures.picture import Picture
+from bbdm.pictures.values import check_finite
+from bbdm.sampling.base import Plan, State
+from bbdm.sampling.batch import Batch, Inputs
+from bbdm.sampling.sampler import BridgeSampler
+from bbdm.sampling.state import StateFolder, state_folder
+
+# Bytes of memory for each value, of which float32 takes 4. In a call, as measured: arrays of sources; state,
+# estimate, noise, predictions and results. In windows: copies, and what a network of few channels makes of
+# them. In rows that are stepped or scaled: all of that.
+SOURCE_BYTES, STATE_BYTES, WINDOW_BYTES, ROW_BYTES = 12, 36, 48, 64
+TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
+SUFFIXES = (".npy", ".tif", ".tiff", ".png")  # of results; all but PNG are written by parts
+C_H, C_Z = 6, 7  # the columns of the weights of the estimate before, and of the noise
+Index = Any  # what an array is indexed by
+
+
+def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None) -> int:
+    """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
+    grid = sampler._shapes.grid(size)
+    channels = sampler._shapes.source_channels * (1 if sampler.codec is None else 2)  # and the result
+    values = math.prod(size) * SOURCE_BYTES * channels + math.prod(grid) * STATE_BYTES * sampler.unet.channels
+    if windows is None:
+        return values
+    count = math.prod(len(side.starts) for side in windows.sides(grid))
+    return values + min(count, windows.at_once) * _window_bytes(sampler, windows)
+
+
+def _window_bytes(sampler: BridgeSampler, windows: WindowGrid) -> int:
+    """About the bytes that a window takes."""
+    channels = sampler.unet.channels + sum(sampler.unet.conditions.values())
+    return math.prod(windows.lengths) * WINDOW_BYTES * channels
+
+
+class FileArray:
+    """An array (1, C, H, W) in a file: indexing reads a tensor, and what is assigned is written.
+
+    Args:
+        path: of the file.
+        shape: (1, C, H, W).
+        dtype: of the values.
+    """
+
+    ndim = 4
+
+    def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
+        self.path, self.shape, self.dtype = path, tuple(shape), np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def create(self) -> FileArray:
+        """The file anew, of zeros that take their space: OSError where the disk is full."""
+        with self.path.open("wb") as file:
+            for start in range(0, self.nbytes, 2**24):
+                file.write(bytes(min(2**24, self.nbytes - start)))
+        return self
+
+    def mapped(self, mode: Any = "r") -> npt.NDArray[Any]:
+        """The array, mapped into memory. Pages stay in memory as long as the mapping."""
+        try:
+            return np.memmap(self.path, self.dtype, mode, shape=self.shape)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is shorter than it was: repeat the command") from error
+
+    def __getitem__(self, index: Index) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.mapped()[index]))
+
+    def __setitem__(self, index: Index, values: Any) -> None:
+        self.mapped("r+")[index] = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+    def sync(self) -> None:
+        """Return when the file is on the disk."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+class SourceFile:
+    """A source in the space of the bridge, (1, C, H, W) padded, of stored values in a file."""
+
+    ndim = 4
+
+    def __init__(self, folder: Path, source: Strips, size: Sequence[int]) -> None:
+        channels, *sides = source.shape
+        self.shape = 1, channels, *size
+        self.stored = FileArray(folder / "source", (1, *source.shape), source.dtype)
+        self.absent = FileArray(folder / "absent", (1, 1, *sides), np.bool_) if source.masked else None
+        self._source, self._values = source, None
+
+    def copy(self, rows: slice) -> None:
+        """Write rows of the source, checked. ValueError where a value is not finite."""
+        array, absent = self._source.read(rows)
+        check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array, (rows.start, 0))
+        self.stored[:, :, rows] = array
+        if self.absent is not None:
+            self.absent[:, :, rows] = absent
+
+    def __getitem__(self, index: Index) -> torch.Tensor:
+        """Values in [-1, 1], -1 of pixels without one; past the edge, the last ones are repeated."""
+        if self._values is None:
+            self._values = self._source.values()
+            self._source.forget()  # it is not decoded again
+        _, _, *spans = (slice(None), slice(None), *index[-2:])
+        sides = [range(side)[span] for side, span in zip(self.shape[2:], spans, strict=True)]
+        ends = self.stored.shape[2:]
+        inner = [slice(min(side.start, end - 1), min(side.stop, end)) for side, end in zip(sides, ends, strict=True)]
+        values = self._values.scaled(self.stored.mapped()[(0, slice(None), *inner)])
+        if self.absent is not None:
+            values[:, self.absent.mapped()[(0, 0, *inner)]] = -1
+        missing = [(0, len(side) - length) for side, length in zip(sides, values.shape[1:], strict=True)]
+        return torch.from_numpy(np.pad(values, [(0, 0), *missing], mode="edge"))[None]
+
+
+class LargePicture(BridgeSampler):
+    """A sampler of one picture, whose source, states and predictions are files.
+
+    Args:
+        sampler: of image space, with its own solver and steps.
+        source: the picture, of which rows are read.
+        windows: what the network is called on; fewer at once where memory is short.
+        seed: the seed of the picture.
+        memory: about the bytes that may be used.
+        report: called with the number of network calls that are done, and of all, after each and while files
+            are written. What it raises ends the work.
+
+    Attributes: ``disk``, the bytes of files between two steps.
+
+    Raises:
+        ValueError: the source must be decoded whole, or windows do not fit into the memory; the network is
+            one of latents, or sees more than the source as it is.
+    """
+
+    def __init__(
+        self,
+        sampler: BridgeSampler,
+        source: Strips,
+        windows: WindowGrid,
+        seed: int,
+        memory: int,
+        report: Callable[[int, int], Any] = lambda done, total: None,
+    ) -> None:
+        vars(self).update(vars(sampler), _fixed=False)
+        if self.codec is not None:
+            raise ValueError(
+                "pictures larger than memory are translated by networks of image space, and this has latents"
+            )
+        if source.decoded > memory // 2:
+            raise ValueError(
+                f"it must be decoded whole, which needs {shown(source.decoded)}, and half of the {shown(memory)} of "
+                "memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
+            )
+        self._check_conditions()
+        plan = self._plan()
+        self._source, self._report, self._done = source, report, 0
+        self._size = self._shapes.grid(source.shape[1:])
+        self._batch = Batch([0], None, [seed], windows=self._fitting(windows, memory))
+        self._about = {"table": plan.table.description(), "seed": seed}
+        self._about["windows"] = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
+        self._total = windows.calls(1, self._size) * len(plan.times)
+        self._history = bool((plan.table.rows[:, C_H] != 0).any())
+        self._same = bool((plan.table.inputs == (1, 0)).all())  # the network is shown the state itself
+        kinds = 1 + self._history + (not self._same)
+        state = math.prod(self._size) * self.unet.channels * self._state_dtype.itemsize
+        pixels = math.prod(source.shape[1:])
+        self.disk = state * (2 * kinds + 1) + pixels * (source.shape[0] * source.dtype.itemsize + source.masked)
+
+    def _check_conditions(self) -> None:
+        """Raise ValueError where windows of the source are not all that the network sees."""
+        if self.unet.further.kinds:
+            kinds = self.unet.further.wanted
+            raise ValueError(f"a picture larger than memory has no conditions, and the network has {kinds}")
+        sides = self._shapes.stride
+        if self._shapes.shown:
+            source = torch.zeros(1, self._shapes.source_channels, *sides, device=self.device)
+            if self.unet.prepared({SOURCE: source}, sides).get(SOURCE) is not source:
+                raise ValueError("the network prepares the whole source, which a picture larger than memory has not")
+
+    def _fitting(self, windows: WindowGrid, memory: int) -> WindowGrid:
+        """The windows, as many at once as memory allows; sets the rows that are handled at once."""
+        height, width = self._size
+        window, row = _window_bytes(self, windows), width * ROW_BYTES * (self.unet.channels + self._source.shape[0])
+        least = 2 * window + 4 * row
+        if memory < least:
+            lengths = sizes.shown(windows.lengths)
+            raise ValueError(
+                f"memory must be at least {shown(least)} for windows of {lengths} of a picture {width} wide, got "
+                f"{shown(memory)}: or give smaller windows"
+            )
+        rows = min(height, memory // 4 // row)
+        self._rows = rows - rows % TALL or rows
+        return replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
+
+    def _advance(self, calls: int) -> None:
+        self._done += calls
+        self._report(self._done, self._total)
+
+    def _blocks(self, height: int) -> Iterator[slice]:
+        """Rows, as many at once as memory allows."""
+        for start in range(0, height, self._rows):
+            self._advance(0)
+            yield slice(start, min(start + self._rows, height))
+
+    @torch.inference_mode()
+    def run(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Make the result, whole or not at all; go on after the steps that a killed process did.
+
+        Args:
+            path: of the result's file.
+            about: plain values that name the network and the source: states of others are not used.
+
+        Raises:
+            DiskFullError: the disk is too small, or became full.
+            ResultInUseError: another process makes this result.
+            ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
+        """
+        if suffixes.suffix_of(path) not in SUFFIXES:
+            raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
+        plan, batch = self._plan(), self._batch
+        with state_folder(path, {**about, **self._about}) as folder:
+            folder.check_free(self.disk, "the state of this picture")
+            self._folder: StateFolder = folder
+            self._first = folder.done or 0
+            self._done = self._first * self._total // len(plan.times)
+            source = SourceFile(folder.path, self._source, self._size)
+            for _ in self._states(plan, batch, self._inputs_of(source), self._advance):
+                pass
+            files.write(path, self._result(source, self._state(len(plan.times)).x))
+
+    def _inputs_of(self, source: SourceFile) -> Inputs:
+        """The source as a file, which is written where it is not there."""
+        if self._folder.done is None:
+            for array in (source.stored, source.absent):
+                if array is not None:
+                    array.create()
+            for rows in self._blocks(source.stored.shape[2]):
+                source.copy(rows)
+        conditions = {SOURCE: source} if self._shapes.shown else {}
+        return Inputs(source, [conditions], self._seeds(self._batch.seeds))
+
+    def _state(self, done: int) -> State:
+        """The state after a number of steps."""
+        shape, dtype = (1, self.unet.channels, *self._size), str(self._state_dtype).removeprefix("torch.")
+        x, x0hat, inputs = (
+            FileArray(self._folder.path / f"{n}.{done}", shape, dtype) for n in ("x", "x0hat", "inputs")
+        )
+        return State(x, x0hat if self._history else None, x if self._same else inputs)
+
+    def _start(self, plan: Plan, inputs: Inputs) -> State:
+        state = self._state(self._folder.done or 0)
+        if self._folder.done is None:
+            self._step(plan, inputs, state, None, -1)
+        return state
+
+    def _step(self, plan: Plan, inputs: Inputs, state: State, prediction: Any, index: int) -> None:
+        """One row of the table, block by block, into new files: after a kill, the others are there yet."""
+        following, opening = self._state(index + 1), index < 0
+        table, row = (plan.loaded.opening, len(plan.times) - 1) if opening else (plan.loaded.rows, index)
+        noisy, at = float(table[row, C_Z]) != 0, torch.full((1,), row, dtype=torch.int64, device=self.device)
+        outputs = {array.path: array for array in vars(following).values() if array is not None}
+        for array in outputs.values():
+            array.create()
+        for rows in self._blocks(self._size[0]):
+            block = slice(None), slice(None), rows, slice(None)
+            y = in_channels(self._block(inputs.y, block), self.unet.channels, self.unet.endpoint_channels, concatenated)
+            x, x0hat, shown = torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self.dtype)
+            predicted = torch.zeros_like(y) if opening else self._block(prediction, block)
+            if not opening:
+                x = self._block(state.x, block)
+                x0hat = x0hat if state.x0hat is None else self._block(state.x0hat, block)
+            shape = self.unet.channels, *self._size
+            noise = normal_rows(inputs.seeds, row, shape, rows) if noisy else None
+            bridge_step(x, x0hat, shown, predicted, y, table, at, None, noise, self.clamp)
+            following.x[block] = x
+            if following.x0hat is not None:
+                following.x0hat[block] = x0hat
+            if not self._same:
+                following.inputs[block] = shown.to(self._state_dtype)
+        for array in outputs.values():
+            array.sync()
+        state.x, state.x0hat, state.inputs = following.x, following.x0hat, following.inputs
+        self._folder.finish(index + 1, [path.name for path in outputs] + ["source", "absent"])
+
+    def _block(self, array: Any, index: Index) -> torch.Tensor:
+        return array[index].to(self.device, self._state_dtype).contiguous()
+
+    def _blended(self, x: Any) -> FileArray:
+        return FileArray(self._folder.path / "prediction", x.shape, x.dtype).create()
+
+    def _get(self, value: Any) -> Any:
+        return value if isinstance(value, FileArray) else super()._get(value)
+
+    def _put(self, array: torch.Tensor) -> torch.Tensor:
+        return array if isinstance(array, SourceFile) else super()._put(array.to(self.device))
+
+    def _result(self, source: SourceFile, state: FileArray) -> Picture:
+        """The result in stored values, of the last state; mapped into memory from a file."""
+        kind, height, width = self.pictures, *self._source.shape[1:]
+        result = FileArray(self._folder.path / "result", (1, state.shape[1], height, width), kind.target.dtype)
+        self._folder.check_free(state.nbytes + 2 * result.nbytes, "the result of this picture and its state")
+        result.create()
+        placed: Picture | None = None
+        geometry = replace(self._source.geometry, nodata=self._source.nodata)
+        for rows in self._blocks(height):
+            block = slice(None), slice(None), rows, slice(width)
+            absent = None if source.absent is None else source.absent[block][0, 0].numpy()
+            placed = kind.result(state[block][0].numpy(), geometry, absent)
+            result[block] = np.asarray(placed)[None]
+        assert placed is not None
+        return Picture(result.mapped()[0], placed.geometry, kind.target.unit)

@@ -1,0 +1,200 @@
+"""The options of a call: declared once, for calls, streams, distributions, commands, servers and manifests.
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from bbdm.base.settings import setting
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.guidance import check_interval, check_number, read_interval, read_scale
+from bbdm.networks.windows import check_windows
+from bbdm.pictures.images import Size, read_sides
+from bbdm.pictures.values import ValuesLike, as_values
+from bbdm.sampling.step import Callback
+
+Seed = Any  # an integer, a sequence of them, or None
+Timesteps = str | Iterable[float] | None
+Progress = bool | Callable[[int, int], Any]
+Range = tuple[float, float]  # the values of black and white in arrays of floats
+Window = Size | Literal["auto"] | None
+UNIT: Range = (-1.0, 1.0)
+
+
+def read_window(text: str) -> Any:
+    """The option ``window`` from text: the size of windows, ``auto``, or ``none`` for None."""
+    return text if text == "auto" else None if text == "none" else read_sides(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions:
+    """On which windows of larger pictures a network is called.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    window: Window = setting(
+        "auto",
+        "side, HxW or DxHxW, of the windows of larger pictures that the network is called on; auto: the size of "
+        "training crops, if any; none: whole pictures",
+        parse=read_window,
+    )
+    overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
+    margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing")
+
+    def __post_init__(self) -> None:
+        check_windows(None, self.overlap, self.margin, (1, 1))
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The options of windows and guidance that are not the usual ones, as keywords of a call."""
+        values = {each.name: (getattr(self, each.name, each.default), each.default) for each in fields(GuidanceOptions)}
+        return {name: value for name, (value, usual) in values.items() if value != usual}
+
+    def window_of(self, crop: Size | None) -> Size | None:
+        """The window for a network that was trained on crops, if any; None for whole pictures."""
+        return crop if self.window == "auto" else self.window
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions(WindowOptions):
+    """Windows, and how predictions are guided; see :mod:`bbdm.networks.guidance`.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    guidance: float | dict[str, float] | None = setting(
+        None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
+    )
+    guidance_rescale: float = setting(0.0, "share of the way back to the contrast without guidance")
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0), "LOW:HIGH, steps that are guided: times as shares of the first one", parse=read_interval
+    )
+
+    def __post_init__(self) -> None:
+        check_number("guidance_rescale", self.guidance_rescale, most=1)
+        object.__setattr__(self, "guidance_interval", check_interval(self.guidance_interval))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Options(GuidanceOptions):
+    """The options of a call of a sampler.
+
+    Args:
+        solver: for this call; None for the sampler's own.
+        steps: for this call; each is one network call. None for the sampler's own. Tables of the last few
+            solvers and steps are kept.
+        timesteps: the times of this call, in place of ``steps``.
+        range: of floats in arrays and tensors, such as (0, 1); results have it too.
+        source_values: the :class:`~bbdm.pictures.values.Values` of sources, or text such as ``0:4095``. Then
+            arrays and tensors hold such values. None for those of training, which files have.
+        target_values: the values of results, in place of those of training.
+        mask: where the target is made, for inpainting; elsewhere the source stays, in the target's channels
+            where it has others. A picture, a path, an (H, W) array, white or 1 where it is made, or (B, 1, H,
+            W) floats in [0, 1]. The images have one size.
+        conditions: what the network sees besides the source, by name. Images: tensors or arrays (B, C, H, W)
+            in [-1, 1], or (1, C, H, W) for all, resized to the sources' size, of which there is one. A class:
+            its name or number for all, or a list with one for each source. Tokens: (L, D) for all, or
+            (B, L, D), or a list of (L, D) of any lengths. None leaves out a condition that training left out
+            at times.
+        window: the side or (height, width) of windows that the network is called on, where a picture is
+            larger: a multiple of the network's stride. Each step is one of the whole picture, made of the
+            predictions of all windows. None calls the network on whole pictures. ``"auto"`` takes the size of
+            training crops, where the network was trained on crops; else None.
+        overlap: of neighbouring windows at least, as a share of a window, above 0 and at most 0.9.
+        margin: pixels at the edges of windows inside the picture whose predictions count for nothing. With
+            the reach of a network that knows no statistics of the picture, such as attention or GroupNorm,
+            the result is that of whole pictures.
+        guidance: how far predictions go from those without conditions (0) past those with them (1), or so for
+            each condition by name. The network was trained to be without them at times. A step evaluates one
+            image more for each, in one batch.
+        guidance_rescale: share of the way back to the standard deviation of predictions that are not guided,
+            in [0, 1].
+        guidance_interval: the steps that are guided, by their times as shares of the first one's: 1 is at the
+            source, 0 at the target.
+        noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
+        batch_size: the largest number of images at once; None for all. With windows, also that of windows in
+            a network call, where None is 16; together they have at most 2^20 pixels. A compiled sampler
+            repeats the last image where fewer are left, so calls with one ``batch_size`` compile once for
+            each size of picture.
+        progress: show on standard error how many network calls are done; or a function that is called with
+            their number and that of all, after each.
+        callback: called with each :class:`~bbdm.sampling.step.Step` of each batch.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    solver: str | None = None
+    steps: int | None = None
+    timesteps: Timesteps = None
+    range: Range = UNIT
+    source_values: ValuesLike = None
+    target_values: ValuesLike = None
+    mask: Any = None
+    conditions: Mapping[str, Any] | None = None
+    noise: Any = None
+    batch_size: int | None = None
+    progress: Progress = False
+    callback: Callback | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.timesteps, Iterable) and not isinstance(self.timesteps, str):
+            object.__setattr__(self, "timesteps", tuple(self.timesteps))
+        for name in ("source_values", "target_values"):
+            object.__setattr__(self, name, as_values(getattr(self, name)))
+        if self.range != UNIT:
+            object.__setattr__(self, "range", check_range(self.range))
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], conditions: ConditionsConfig) -> Options:
+        """The options of a call's keywords, of which others are conditions by their names.
+
+        Raises:
+            TypeError: a keyword is neither an option nor a condition of the network.
+            ValueError: an option is out of range.
+        """
+        if not options:
+            return USUAL
+        named = {name: value for name, value in options.items() if name not in option_names()}
+        if not named:
+            return cls(**options)
+        if unknown := [name for name in named if name not in conditions.kinds]:
+            known = conditions.wanted
+            raise TypeError(f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}")
+        others = {name: value for name, value in options.items() if name not in named}
+        mapping = others.get("conditions") or {}
+        return cls(**{**others, "conditions": {**named, **mapping} if isinstance(mapping, Mapping) else mapping})
+
+
+USUAL = Options()  # of calls that give none
+
+
+@cache
+def option_names() -> frozenset[str]:
+    """The names of the options of a call."""
+    return frozenset(each.name for each in fields(Options))
+
+
+def check_range(value: Any) -> Range:
+    """The option ``range`` as two floats. ValueError unless it is (low, high) with low < high."""
+    try:
+        low, high = (float(each) for each in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"range must be (low, high), got {value!r}") from error
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"range must be (low, high) with low < high, got {value!r}")
+    return low, high
