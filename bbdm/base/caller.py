@@ -7,11 +7,14 @@ import warnings
 from pathlib import Path
 
 ROOT = str(Path(__file__).parents[1])
+BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
 
 
 def warn(message: str) -> None:
     """Warn at the line that called the library."""
     frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(ROOT):
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(ROOT) or Path(frame.f_code.co_filename).name in BETWEEN
+    ):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, stacklevel=depth)

@@ -49,7 +49,7 @@ def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
     stride = along(exported.settings["stride"], exported.axes)
     size = [4 * step for step in stride]
     longer = *size[:-1], size[-1] + stride[-1]
-    shapes = [exported.static] if exported.static else [(1, *size), (2, *size), (5, *longer)]
+    shapes = [(1, *size), (2, *size), (5, *longer)]
     generator = torch.Generator().manual_seed(0)
     unet, codec = sampler.unet, sampler.codec
     pipeline = folder / PIPELINE

@@ -24,7 +24,6 @@ from bbdm.networks.base import Network
 from bbdm.networks.checks import check_pictures, listed
 from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import convert, from_pil, open_image, resized
-from bbdm.sampling.inputs import shapes_of
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -45,7 +44,7 @@ class Exporter:
         self.bridge = checkpoint.bridge
         settings = args.solver, args.steps
         self.sampler = BridgeSampler(self.unet, self.bridge, *settings, codec=self.codec, defaults=checkpoint.defaults)
-        self.shapes = shapes_of(self.unet, self.codec, None, fill=False)
+        self.shapes = self.sampler._shapes
         self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures
         if args.static and len(args.static) != 1 + self.unet.axes:
             raise ValueError(f"--static needs B, {SIDES[self.unet.axes]} of this network, got {args.static}")
@@ -69,7 +68,7 @@ class Exporter:
         args, dtype = self.args, DTYPES[self.args.dtype]
         static = args.static
         sources = self.calibration() if args.quantize else []
-        latent = static and (static[0], *(side // self.shapes.latent_stride for side in static[1:]))
+        latent = static and (static[0], *(side // self.shapes.cell for side in static[1:]))
         made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
         if args.quantize:
             from bbdm.onnx.quantize import quantized
@@ -122,7 +121,7 @@ class Exporter:
             "image_size": self.image_size,
             "value_range": [-1, 1],
             "stride": self._stride,
-            "latent_stride": self.shapes.latent_stride,
+            "latent_stride": self.shapes.cell,
             "latent_statistics": None if self.codec is None else self.codec.config()["statistics"],
             "static": args.static,
             "dtype": args.quantize or args.dtype,

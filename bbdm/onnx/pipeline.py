@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper, parser
 
 from bbdm.onnx.graphs import CONDITION, GRIDS, name_dims
 from bbdm.onnx.opsets import IR_VERSIONS
-from bbdm.sampling.shapes import Shapes
+from bbdm.sampling.batch import Shapes
 from bbdm.solvers import StepTable
 
 STEP = """
@@ -120,7 +120,7 @@ def pipeline_graph(
     carried = ["x_last", "x0hat_last", "inputs_last"]
     graph.node.append(helper.make_node("Loop", ["steps", "", "x_first", "y", "inputs_first"], carried, body=body))
     if masked:
-        side = [shapes.latent_stride] * axes
+        side = [shapes.cell] * axes
         graph.node.insert(0, helper.make_node("MaxPool", ["mask"], ["grid_mask"], kernel_shape=side, strides=side))
         sizes = ["batch", 1, *names[2:]]
         graph.input.append(helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, sizes))

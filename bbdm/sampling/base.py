@@ -225,9 +225,9 @@ class Sampler(ABC, Generic[Array]):
         plan = self._plan(o)
         sources, batches = self._read(plan, source, seed, o)
         outputs: list[tuple[list[int], Any]] = []
-        with self._inference(), self._progress(plan, batches, o.progress) as advance:
+        with self._progress(plan, batches, o.progress) as advance:
             for batch in batches:
-                outputs.append((batch.indices, self._translate(plan, batch, self._inputs(batch), advance, o.callback)))
+                outputs.append((batch.indices, self._translate(plan, batch, advance, callback=o.callback)))
         return sources.restore(outputs)
 
     def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
@@ -323,7 +323,7 @@ class Sampler(ABC, Generic[Array]):
         if steps is timesteps is None and solver != "mean":  # which has one step, whatever others have
             steps, timesteps = own.steps, own.timesteps
         key: Any = solver or own.solver, steps, timesteps
-        return self._plans.get(key, *key)
+        return self._own if key == (own.solver, own.steps, own.timesteps) else self._plans.get(key, *key)
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> Plan:
         name, table = self._table(solver, steps, timesteps)
@@ -454,20 +454,27 @@ class Sampler(ABC, Generic[Array]):
         return [self._array(each) for each in windows.weights(size)]
 
     def _translate(
-        self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance, callback: Callback | None = None
+        self,
+        plan: Plan,
+        batch: Batch,
+        advance: Advance,
+        inputs: Inputs | None = None,
+        callback: Callback | None = None,
     ) -> Any:
         """The results of a batch in [-1, 1], in its source's type, without padding and repeated images."""
-        count = len(batch.indices)
-        if self._graphs is not None and callback is inputs.noise is inputs.mask is None:
-            x = self._replayed(plan, batch, inputs)
-            advance(self._calls(plan, batch))
-        else:
-            state: Any = None
-            for index, state in enumerate(self._states(plan, batch, inputs, advance)):
-                if callback is not None:
-                    callback(self._shown(plan, index, state, batch))
-            x = state.x
-        result = converted(self._decode(x), batch.source)
+        count, state = len(batch.indices), None
+        with self._inference():
+            inputs = inputs or self._inputs(batch)
+            if self._graphs is not None and callback is inputs.noise is inputs.mask is None:
+                x = self._replayed(plan, batch, inputs)
+                advance(self._calls(plan, batch))
+            else:
+                for index, state in enumerate(self._states(plan, batch, inputs, advance)):
+                    if callback is not None:
+                        callback(self._shown(plan, index, state, batch))
+                assert state is not None
+                x = state.x
+            result = converted(self._decode(x), batch.source)
         result = result[(slice(count), ..., *map(slice, batch.size))].clip(-1, 1)
         if batch.mask is not None:  # also what a codec lost
             shapes = self._shapes

@@ -171,15 +171,16 @@ def draw(
     found = Distribution(sources, seeds, keep)
     runs = [run for group in groups for run in _runs(sampler, group, samples, o.batch_size)]
     outlines = [_outline(images, part, size) for images, parts, size in runs for part in parts]
-    with sampler._inference(), sampler._progress(plan, outlines, o.progress) as advance:
+    with sampler._progress(plan, outlines, o.progress) as advance:
         for images, parts, size in runs:
-            encoded = sampler._inputs(images)
+            with sampler._inference():
+                encoded = sampler._inputs(images)
             for part in parts:
                 full = part + part[-1:] * (size - len(part))  # the last is repeated where a batch is filled up
                 drawn = [seeds[sources.owners[images.indices[i]]][j] for i, j in full]
                 batch = _outline(images, part, size)
                 inputs = encoded.rows([i for i, _ in full], sampler._seeds(drawn))
-                results = as_numpy(sampler._translate(plan, batch, inputs, advance))
+                results = as_numpy(sampler._translate(plan, batch, advance, inputs))
                 for image, result in zip(batch.indices, results, strict=True):
                     found._add(image, result)
     return found
