@@ -20,8 +20,9 @@ from bbdm.networks.checks import along
 from bbdm.networks.conditions import SOURCE
 from bbdm.pictures import images
 from bbdm.runtime.session import Provider, Session, with_options
-from bbdm.sampling.base import Plan, Sampler, State
+from bbdm.sampling.base import Sampler
 from bbdm.sampling.batch import Inputs, Shapes
+from bbdm.sampling.loop import Plan, State
 from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
 from bbdm.solvers import StepTable

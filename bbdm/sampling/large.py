@@ -29,8 +29,8 @@ from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import files, suffixes
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import check_finite
-from bbdm.sampling.base import Plan, State
 from bbdm.sampling.batch import Batch, Inputs
+from bbdm.sampling.loop import Plan, State
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.state import StateFolder, state_folder
 

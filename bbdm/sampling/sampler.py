@@ -29,8 +29,9 @@ from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
 from bbdm.networks.checks import check_pictures
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
-from bbdm.sampling.base import KEPT, Plan, Sampler, State
+from bbdm.sampling.base import KEPT, Sampler
 from bbdm.sampling.batch import Batch, Inputs, Shapes
+from bbdm.sampling.loop import Plan, State
 from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
 from bbdm.solvers import StepTable
