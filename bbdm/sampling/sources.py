@@ -132,7 +132,10 @@ def _items(source: Any, elements: Sequence[Any], backend: ArrayBackend, channels
         results = [item.restore(list(islice(images, len(item.arrays)))) for item in items]
         return results[0] if isinstance(source, np.ndarray) else results
 
-    groups = images.by_size(arrays)
+    sized: dict[tuple[int, ...], list[int]] = {}
+    for i, array in enumerate(arrays):
+        sized.setdefault(array.shape, []).append(i)
+    groups = list(sized.values())
     stacked = [backend.from_numpy(np.stack([arrays[i] for i in indices])) for indices in groups]
     return Given(owners, list(zip(groups, stacked, strict=True)), restore)
 
@@ -154,7 +157,7 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
         photograph = suffixes.SUFFIXES.get(suffixes.suffix_of(path)) == "pillow"
         source = images.open_image(path) if plain and scale.axes == 2 and photograph else files.read(path)
     if isinstance(source, Image.Image) and (not plain or scale.axes == 3):
-        source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))
+        source = Picture(images.pixels(source, channels if channels in (1, 3) else None))
     if isinstance(source, Picture):
         return _values(source, channels, scale.kind, scale.axes)
     if isinstance(source, Image.Image):
@@ -197,7 +200,7 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
     absent = picture.absent()
     kind.check_nodata(picture.nodata, absent, picture.name)
     try:
-        check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array)
+        check_finite(array, absent)
     except ValueError as error:
         raise ValueError(f"{picture.name or 'the source'}: {error}") from error
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)

@@ -168,7 +168,7 @@ class Stream:
             for rows in parts(slice(0, source.shape[1]), self._rows):
                 self._advance(0)
                 array, absent = source.read(rows)
-                check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array, (rows.start, 0))
+                check_finite(array, absent, (rows.start, 0))
                 planes.source.append(values, array)
                 if holes is not None:
                     planes.absent.append(holes, absent[None])

@@ -51,7 +51,7 @@ def header(path: Path) -> Header:
     packed = path.suffix.lower() == ".gz"
     stored = path.stat().st_size - (0 if packed else nifti.get_data_offset())
     if packed or math.prod(dims) * dtype.itemsize > stored:
-        checks.check_cost(dims, np.dtype(f"V{dtype.itemsize}"), stored, checks.DEFLATE if packed else 1)
+        checks.check_cost(dims, np.dtype(f"V{dtype.itemsize}"), stored * (checks.DEFLATE if packed else 1))
     geometry = Geometry(_affine(nifti, count, path), NAME, {"header": nifti.binaryblock})
     return Header(path, (channels, *dims[:count][::-1]), kind, geometry, not packed)
 
@@ -65,8 +65,6 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     path, nifti = header.path, _nifti(header.path)
     dtype, offset = nifti.get_data_dtype(), nifti.get_data_offset()
     shape = (*nifti.get_data_shape()[4:5], *header.sides)  # of elements, which have several channels in colours
-    read_at_once = checks.lengths(window) if header.windowed else header.sides
-    checks.check_cost((header.shape[0], *read_at_once), header.dtype, checks.LARGEST)
     if header.windowed:
         array = np.memmap(path, dtype, "r", offset, shape)
     else:

@@ -52,7 +52,7 @@ def header(path: Path) -> Header:
         raise ValueError(f"it has {len(size)} axes, {sizes.shown(size)}, such as times: save each volume as a file")
     count = min(len(size), 3)
     shape = (reader.GetNumberOfComponents(), *size[:count][::-1])
-    checks.check_cost(shape, dtype, data.stat().st_size - offset, checks.DEFLATE if packed else 1)
+    checks.check_cost(shape, dtype, (data.stat().st_size - offset) * (checks.DEFLATE if packed else 1))
     direction = np.reshape(reader.GetDirection(), (len(size), len(size)))[:count, :count].ravel()
     entries = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if not key.startswith(NOT_KEPT)}
     kept = {"suffix": _family(path), "entries": {key: text for key, text in entries.items() if text.isprintable()}}
@@ -290,7 +290,7 @@ def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
         spacing, origin = (*spacing[:2], length), readers[order[0]].GetOrigin()
         direction = np.column_stack([direction[:, :2], step / length])
     shape = first.GetNumberOfComponents(), depth * len(readers), height, width
-    checks.check_cost(shape, _dtype(package, first), sum(file.stat().st_size for file in files))
+    checks.check_cost(shape, _dtype(package, first), sum(file.stat().st_size for file in files) * checks.RATIO)
     found = Header(path, shape, _dtype(package, first), _geometry(spacing, origin, direction, {}))
     return found, [str(files[i]) for i in order]
 

@@ -61,14 +61,14 @@ def header(path: Path) -> Header:
         geometry = replace(_geometry(file, page, len(shape) - 1), nodata=nodata)
         dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
         mapped = None if series.dataoffset is None else (dtype, series.dataoffset, series.shape, series.axes)
-        return Header(path, shape, checks.real(page.dtype), geometry, windowed, stored=mapped)
+        most = path.stat().st_size * (1 if mapped else checks.RATIO)
+        return Header(path, shape, checks.real(page.dtype), geometry, windowed, most, stored=mapped)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window; mapped into memory where the values lie in one piece."""
     spatial = dict(zip("ZYX"[-len(window) :], window, strict=True))
     shape, size = (header.shape[0], *checks.lengths(window)), header.path.stat().st_size
-    checks.check_cost(shape, header.dtype, size, ratio=1 if header.stored else checks.RATIO)
     if header.stored:
         dtype, offset, stored, axes = header.stored
         array = checks.mapped(header.path, dtype, offset, stored)
@@ -188,7 +188,7 @@ def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.
     if depth != 1:
         raise ValueError("it has tiles of three axes, which are not read")
     down, across = (first.tilelength, first.tilewidth) if first.is_tiled else (min(first.rowsperstrip, height), width)
-    checks.check_cost((down, across, samples), np.dtype(first.dtype), size)
+    checks.check_cost((down, across, samples), np.dtype(first.dtype), size * checks.RATIO)
     options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if first.compression in JPEG else {}
     shape = planes, rows.stop - rows.start, columns.stop - columns.start, samples
     array = np.full(shape, first.nodata, first.dtype)
