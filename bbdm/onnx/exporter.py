@@ -91,10 +91,8 @@ class Exporter:
         channels = self.shapes.source_channels
         rows = read_rows("folder", str(self.args.calibrate), "val")
         chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
-        return [
-            torch.from_numpy(to_array(resized(convert(open_image(path), channels), size), channels))[None]
-            for path in chosen
-        ]
+        drawn = (resized(convert(open_image(path), channels), size) for path in chosen)
+        return [torch.from_numpy(to_array(picture, channels))[None] for picture in drawn]
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""

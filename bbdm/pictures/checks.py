@@ -30,8 +30,8 @@ class UnknownFormatError(ValueError):
 def fail(action: Literal["read", "write"], path: Path | str, error: Exception, unknown: str = "") -> NoReturn:
     """Raise a library's error on a picture as a ValueError with the file's name.
 
-    Missing packages, errors of the disk on writing, and errors that name the file stay as they are. ``unknown``
-    is said of a file of no format.
+    Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
+    ``unknown`` is said of a file of no format.
     """
     if isinstance(error, ModuleNotFoundError | StoppedError):
         raise error

@@ -138,7 +138,7 @@ def _holds_dicom(folder: Path) -> bool:
 def _reader_of_tiff(path: Path) -> str:
     """The module that reads a TIFF: rasterio what has a place on Earth, Pillow what must become colours.
 
-    Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer, of grey or colours, perhaps with alpha.
+    Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer, grey or colours, perhaps alpha.
     """
     pages = _pages(path)
     if not pages:

@@ -138,7 +138,7 @@ def _values_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def open_image(
     source: Path | bytes | Image.Image,
     name: str = "",
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
     """A fully read, upright picture.
@@ -210,9 +210,9 @@ def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
 
 
 def pixels(image: Image.Image, channels: int | None = None) -> npt.NDArray[np.uint8]:
-    """(C, H, W) uint8 of a picture, a view of its memory: 1 or 3 ``channels``, None for 1 of grey and 3 of others.
+    """(C, H, W) uint8 of a picture, a view of its interleaved pixels, not writable; see :func:`convert`.
 
-    See :func:`convert`. The channels are interleaved, and nothing can be written.
+    ``channels`` are 1 or 3, None for 1 of grey and 3 of others.
     """
     if channels is not None or image.mode not in ("L", "RGB") or "transparency" in image.info:
         image = convert(image, (1 if image.mode in GREY else 3) if channels is None else channels)
@@ -266,9 +266,9 @@ def preview(array: npt.NDArray[np.floating]) -> Image.Image:
 
 
 def check(source: Any, channels: int, axes: int = 2) -> None:
-    """Raise ValueError unless an array or a tensor is a non-empty (B, channels, H, W) of finite floats near [-1, 1].
+    """Raise ValueError unless an array or a tensor (B, channels, H, W) is of finite floats near [-1, 1].
 
-    ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W).
+    ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W). None may be 0.
     """
     if source.ndim != 2 + axes or source.shape[1] != channels or 0 in source.shape:
         wanted = f"(B, {channels}, {sizes.SIDES[axes]})"

@@ -223,8 +223,8 @@ def check_channels(values: AnyValues, count: int, name: str) -> None:
 def check_finite(array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()) -> None:
     """Raise ValueError where a pixel of (C, *S) that has a value is NaN or infinite; its index is named.
 
-    ``absent`` is (*S), where pixels have none, or False. ``first`` is the index of the array's first pixel, ()
-    for 0.
+    ``absent`` is (*S), where pixels have none, or False. ``first`` is the index of the array's first pixel,
+    () for 0.
     """
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return

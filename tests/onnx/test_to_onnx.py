@@ -336,9 +336,8 @@ def test_the_bundled_network(tmp_path: Path, dtype: str):
     sampler = BridgeSampler(checkpoint.build_unet(), checkpoint.bridge, steps=STEPS)
     exact = BridgeSampler(checkpoint.build_unet().double(), checkpoint.bridge, steps=STEPS)
     exported, tolerance = OnnxBridgeSampler(made), 1e-4 if dtype == "fp32" else 3e-2
-    drawings = torch.stack(
-        [torch.from_numpy(to_array(Image.open(path))) for path in sorted((DEMO / "drawings").glob("*.png"))]
-    )
+    paths = sorted((DEMO / "drawings").glob("*.png"))
+    drawings = torch.from_numpy(np.stack([to_array(Image.open(path)) for path in paths]))
     for noise in (source(1, 64, 64), source(2, 64, 64), source(5, 48, 40)):
         result = exported(noise.numpy(), seed=0)
         np.testing.assert_allclose(result, sampler(noise, seed=0).numpy(), rtol=0, atol=tolerance)
