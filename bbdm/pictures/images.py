@@ -63,7 +63,8 @@ def as_size(value: Any, axes: int = 2) -> Size:
     """
     whole = sides(value, axes)
     if not isinstance(whole, list | tuple) or len(whole) != axes or not all(isinstance(v, int) for v in whole):
-        raise ValueError(f"image_size must be an integer or ({sizes.SIDES[axes]}), got {value!r}")
+        names = "(height, width)" if axes == 2 else "(depth, height, width)"
+        raise ValueError(f"image_size must be an integer or {names}, got {value!r}")
     if min(whole) < 1:
         raise ValueError(f"image_size must be at least 1, got {value}")
     return whole[0] if axes == 2 and whole[0] == whole[1] else tuple(whole)  # pyright: ignore[reportReturnType]

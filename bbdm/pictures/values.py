@@ -6,7 +6,7 @@ Nothing here imports torch; the functions take NumPy arrays and tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -110,8 +110,7 @@ class Values:
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :func:`from_config` makes these again."""
-        low, high = (list(level) if isinstance(level, tuple) else level for level in (self.low, self.high))
-        return {"low": low, "high": high, "unit": self.unit, "dtype": self.dtype}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         """What :func:`read_values` reads, without the type."""
@@ -205,11 +204,8 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         ValueError: the mapping is of neither.
     """
     try:
-        if "percentiles" in config:
-            return Percentiles(*config["percentiles"])
-        low, high = (tuple(each) if isinstance(each, list) else each for each in (config["low"], config["high"]))
-        return Values(low, high, config["unit"], config["dtype"])
-    except (KeyError, TypeError) as error:
+        return Percentiles(*config["percentiles"]) if "percentiles" in config else Values(**config)
+    except TypeError as error:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
 

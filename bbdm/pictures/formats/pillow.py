@@ -23,7 +23,6 @@ def header(path: Path) -> Header:
     """The header of 1 or 3 channels of 8 bits, or of 16 bits in a PNG; ``stored`` is the opened image.
 
     Raises:
-        ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
         ValueError: it cannot be read, or has more bits in another format.
     """
     image = Image.open(path)
@@ -53,12 +52,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (1 or 3, H, W) of uint8, or of uint16 as PNG, with the resolution.
-
-    Raises:
-        ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
-        ValueError: the format cannot hold the picture.
-    """
+    """Write (1 or 3, H, W) of uint8, or of uint16 as PNG, with the resolution."""
     suffix, geometry = path.suffix.lower(), picture.geometry
     checks.check_held(suffix, picture, ("uint8", "uint16") if suffix == ".png" else ("uint8",), (2,))
     if len(picture) not in (1, 3):

@@ -31,7 +31,6 @@ def header(path: Path) -> Header:
     ``geometry.kept`` has crs (WKT), tags, band_tags, descriptions, colors, scales, offsets and units.
 
     Raises:
-        ModuleNotFoundError: rasterio is not installed.
         ValueError: it is damaged, or its values are complex.
     """
     with _gdal() as rasterio, rasterio.open(path, driver="GTiff") as file:
@@ -61,10 +60,6 @@ def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) as a GeoTIFF in compressed tiles, block after block.
 
     What is of each band is written where the number of bands is that of the file that was read.
-
-    Raises:
-        ModuleNotFoundError: rasterio is not installed.
-        ValueError: the format cannot hold the picture.
     """
     checks.check_held("a GeoTIFF", picture, checks.REAL, (2,))
     geometry, array = picture.geometry, np.asarray(picture)

@@ -43,7 +43,6 @@ def header(path: Path) -> Header:
     ``geometry.kept`` has spacing and direction and, of files, the other entries of the header as texts.
 
     Raises:
-        ModuleNotFoundError: SimpleITK is not installed.
         ValueError: it is damaged, or has complex numbers, several times, several series, a missing slice, or
             slices at unequal distances.
     """
@@ -91,12 +90,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) or (C, D, H, W), channels as components, with spacing, origin and direction.
-
-    Raises:
-        ModuleNotFoundError: SimpleITK is not installed.
-        ValueError: the format cannot hold the picture.
-    """
+    """Write (C, H, W) or (C, D, H, W), channels as components, with spacing, origin and direction."""
     package = _package()
     checks.check_held(path.suffix, picture, checks.REAL)
     array, geometry = np.asarray(picture), picture.geometry
@@ -227,8 +221,8 @@ def _slice(package: Any, file: Path) -> Any:
     """The reader of a slice.
 
     Raises:
-        ValueError: GDCM would read it wrongly in silence; it is too short; or it has no transfer syntax, or
-            an element before the data set (PS3.10, section 7.1) ends after the file: GDCM asks for its memory.
+        ValueError: GDCM would read it wrongly in silence; it is too short; it has no transfer syntax; or an
+            element before the data set (PS3.10, section 7.1) ends after it, for which GDCM asks for memory.
     """
     syntax, size = "", file.stat().st_size
     with file.open("rb") as stream:
