@@ -151,15 +151,15 @@ def _scale(nifti: Any) -> tuple[float, float] | None:
 
 def _affine(nifti: Any, count: int, path: Path) -> Affine:
     """From (..., y, x) to mm toward left, back and head; without both forms, the spacing along the axes."""
-    sform, qform = nifti.get_sform(coded=True)[0], None
-    with suppress(Exception) if sform is not None else nullcontext():  # one that is not needed may be damaged
-        qform = nifti.get_qform(coded=True)[0]
-    both = sform is not None and qform is not None
-    if both and not np.allclose(sform, qform, rtol=0, atol=FORMS_DIFFER * np.abs(sform[:3, :3]).max()):
+    forms: list[Any] = []
+    for form in (nifti.get_sform, nifti.get_qform):
+        with suppress(Exception) if forms else nullcontext():  # a second one may be damaged, and is not needed
+            found = form(coded=True)[0]
+            forms += [] if found is None else [found]
+    if len(forms) == 2 and not np.allclose(*forms, rtol=0, atol=FORMS_DIFFER * np.abs(forms[0][:3, :3]).max()):
         text = "says by its sform and its qform that it lies at two places: the sform is taken"
         warnings.warn(f"{path} {text}", stacklevel=2)
-    form = qform if sform is None else sform
-    matrix = LPS @ form if form is not None else np.diag([*nifti["pixdim"][1 : count + 1], *[1.0] * (4 - count)])
+    matrix = LPS @ forms[0] if forms else np.diag([*nifti["pixdim"][1 : count + 1], *[1.0] * (4 - count)])
     matrix[:3] *= MM.get(int(nifti["xyzt_units"]) & 7, 1.0)
     affine = np.eye(count + 1)
     affine[:count, :count], affine[:count, count] = matrix[:count, count - 1 :: -1], matrix[:count, 3]
