@@ -155,12 +155,13 @@ def open_image(
         UnknownFormatError: it is not a picture of these formats.
         ValueError: it cannot be decoded, or has colours of 16 bits.
     """
+    name = name or (str(source) if isinstance(source, Path) else "in memory")
     try:
         image = source
         if not isinstance(image, Image.Image):
             image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
     except Exception as error:
-        fail("read", name or str(source), error, f"it is not {', '.join(formats or ['a picture'])}")
+        fail("read", name, error, f"it is not {', '.join(formats or ['a picture'])}")
     if check_size is not None:
         check_size(*image.size)
     try:
@@ -173,7 +174,7 @@ def open_image(
             turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
             return image if turn is None else image.transpose(turn)
     except Exception as error:
-        fail("read", name or str(source), error)
+        fail("read", name, error)
 
 
 def to_png(image: Image.Image) -> bytes:
