@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from bbdm.networks.windowed import Windowed
 from torch import Tensor
 
 from bbdm import BridgeSampler
@@ -26,7 +27,6 @@ from bbdm.cli import setup
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Body, Conditions
 from bbdm.networks.checks import along
-from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Windowing
 from benchmarks.timing import interleaved, seconds_of
 
