@@ -20,7 +20,7 @@ import torch
 
 from bbdm.base import sizes
 from bbdm.base.memory import shown
-from bbdm.data.reading import Strips
+from bbdm.data.strips import Strips
 from bbdm.networks.windows import Spans, Windowing
 from bbdm.pictures import files, suffixes
 from bbdm.pictures.picture import Picture
@@ -197,7 +197,7 @@ class Stream:
                 self._advance(0)
                 window = rows, slice(0, result.shape[2])
                 absent = planes.absent.read(*window)[0] if source.masked else None
-                placed = kind.result(state.read(*window), replace(source.geometry, nodata=source.nodata), absent)
+                placed = kind.result(state.read(*window), source.geometry, absent)
                 result.append(file, placed)
         channels, height, width = result.shape
         mapped = np.memmap(result.path, result.dtype, "r", shape=(height, channels, width))
