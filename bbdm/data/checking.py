@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import ROLES, Column
+from bbdm.data.reading import Column
 from bbdm.data.rows import named, shown
-from bbdm.data.spec import CONTRAST
+from bbdm.data.spec import CONTRAST, ROLES
 from bbdm.pictures.values import Values, check_finite
 
 LOOKED_AT = 8  # rows, at a glance

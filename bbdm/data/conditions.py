@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from bbdm.data.examples import trimmed
-from bbdm.data.reading import Column, Reader
+from bbdm.data.reading import Column, Reader, first
 from bbdm.data.rows import Row, shown
 from bbdm.data.spec import Condition
 from bbdm.networks.conditions import ConditionsConfig, Kind
-
-LOOKED_AT = 64  # rows, to find one that can be read
-Found = TypeVar("Found")
 
 
 def fitted(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Reader) -> dict[str, Condition]:
@@ -39,7 +36,7 @@ def fitted(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Rea
         if each.kind == "class" and each.classes is None and not isinstance(rows[0][name], int):
             each = replace(each, classes=labels(rows, name))
         elif each.size is None and each.kind != "class":
-            each = replace(each, size=_first(rows, lambda row, name=name, kind=each.kind: sizes[kind](name, row)))
+            each = replace(each, size=first(rows, lambda row, name=name, kind=each.kind: sizes[kind](name, row)))
         complete[name] = each
     return complete
 
@@ -186,14 +183,3 @@ def _cell(row: Row, name: str) -> Any:
     if value is None:
         raise ValueError(f"{shown(row)} has no {name}")
     return value
-
-
-def _first(rows: Sequence[Row], read: Callable[[Row], Found]) -> Found:
-    """What the first row gives that can be read. Raises ValueError where none of the first can."""
-    failed: Exception | None = None
-    for row in rows[:LOOKED_AT]:
-        try:
-            return read(row)
-        except (ValueError, FileNotFoundError) as error:
-            failed = failed or error
-    raise ValueError(str(failed) if failed else "there are no rows")

@@ -23,17 +23,16 @@ from bbdm.data import conditions
 from bbdm.data.cache import Cache
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import BadPicturesError, Example, NoTargetError, collate
-from bbdm.data.reading import ROLES, Column, Plane, Reader
+from bbdm.data.reading import LOOKED_AT, Column, Plane, Reader, first
 from bbdm.data.rows import Row, named, paths_of, shown
-from bbdm.data.spec import Spec
+from bbdm.data.spec import ROLES, Spec
 from bbdm.data.tables import StreamedRows, TableRows
-from bbdm.pictures import Header, Picture, files, images
+from bbdm.pictures import files, images
 from bbdm.pictures.values import check_channels
 
 log = logging.getLogger(__name__)
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
 Place = tuple[Any, ...]  # the arguments of Pairs.read
-LOOKED_AT = 64  # rows, to find one that can be read
 
 
 class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -81,7 +80,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.stream = rows if isinstance(rows, StreamedRows) else None
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self.left_out: set[str] = set()
-        row, heads = self._first()
+        row, heads = first(self.rows, lambda row: (row, self.reader.heads(row)), LOOKED_AT if skip_bad else 1)
         sides = heads["source"][0].sides
         axes = len(sides)
         if axes != (spec.axes if spec.slices is None else 3):
@@ -102,17 +101,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if self._planes is not None and not self._ends[-1]:
             raise ValueError("no slice has anything in its mask")
         self._count = spec.crops * (len(self.rows) if self._planes is None else self._ends[-1])
-
-    def _first(self) -> tuple[Row, dict[str, list[Header | Picture]]]:
-        """The first row that can be read, and the headers of its pictures."""
-        failed: Exception | None = None
-        for row in self.rows[: LOOKED_AT if self.skip_bad else 1]:
-            try:
-                columns = self.reader.columns(row)
-                return row, {name: [*map(self.reader.header, cells)] for name, cells in columns.items()}
-            except (ValueError, FileNotFoundError) as error:
-                failed = failed or error
-        raise BadPicturesError(str(failed) if failed else "there are no rows")
 
     def _slices(self, row: Row) -> Sequence[int]:
         """The slices of a volume that are examples; with ``skip_bad``, none of one that cannot be read."""
@@ -269,8 +257,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         found: list[tuple[float, ...]] = []
         for row in self.rows if self.spec.axes == 3 or self.spec.slices else ():
             with suppress(ValueError, FileNotFoundError):
-                columns = self.reader.columns(row)
-                spacing = self.reader.header((columns["target"] or columns["source"])[0]).geometry.spacing
+                heads = self.reader.heads(row)
+                spacing = (heads["target"] or heads["source"])[0].geometry.spacing
                 found += [] if spacing is None else [spacing]
         return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
 

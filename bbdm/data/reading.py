@@ -6,11 +6,12 @@ A file of which no part can be read alone is decoded whole: once into a cache, o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,13 @@ from bbdm.base.atomic import stamp
 from bbdm.data.cache import Cache
 from bbdm.data.crops import Window, crop_window
 from bbdm.data.degradations import Prepare
+from bbdm.data.examples import BadPicturesError
+from bbdm.data.grids import check_grids
 from bbdm.data.rows import Half, Row, shown
-from bbdm.data.spec import AXES, Spec
+from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.data.tables import OF_PHOTOGRAPH, decoded
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.picture import same_grid
 from bbdm.pictures.values import (
     EIGHT_BIT,
     AnyValues,
@@ -38,12 +40,13 @@ from bbdm.pictures.values import (
     without_data,
 )
 
-ROLES = ("source", "target")
+LOOKED_AT = 64  # rows, to find one that can be read
 KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
 Array = npt.NDArray[Any]
 Change = Callable[[Image.Image], Image.Image]
+Found = TypeVar("Found")
 Plane = tuple[int, int]  # of a slice: the axis across it, and its index along that
 
 
@@ -111,6 +114,10 @@ class Reader:
             head = self._headers(cell.path)
             return replace(head, shape=(*head.shape[:-1], head.shape[-1] // 2))
         return self._headers(cell) if isinstance(cell, Path) else self.read(cell)
+
+    def heads(self, row: Row) -> dict[str, list[Header | Picture]]:
+        """The headers of a row's pictures by column; see :meth:`columns`."""
+        return {name: [*map(self.header, cells)] for name, cells in self.columns(row).items()}
 
     def read(self, cell: Any, window: Window = (), change: Change | None = None) -> Picture:
         """A cell as a picture, or a window of it.
@@ -201,7 +208,7 @@ class Reader:
         """
         columns, window = self.columns(row), ()
         if self._partial and row["name"] not in self._checked:
-            self._compare(columns, {name: [*map(self.header, cells)] for name, cells in columns.items()})
+            check_grids(columns, self.heads(row), columns)
             self._checked.add(row["name"])
         if self._crop and crop is not None:
             shape = self.header(columns["source"][0]).shape[1:]
@@ -217,7 +224,8 @@ class Reader:
         if not self._partial:
             grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
             if len(grids) > 1:
-                self._compare(columns, {name: column.pictures for name, column in found.items()})
+                sized = columns.keys() - self.images if self.masked or self.spec.size is None else ()
+                check_grids(columns, {name: column.pictures for name, column in found.items()}, sized)
         if plane is not None and self.spec.neighbours:
             axis, count = plane[0], self.header(columns["source"][0]).shape[1 + plane[0]]
             around = [(axis, index) for index in self.spec.around(plane[1], count)]
@@ -225,25 +233,6 @@ class Reader:
             beside = [own if each == plane else self.column("source", own.cells, window, each) for each in around]
             found["source"] = own._replace(around=beside)
         return found
-
-    def _compare(self, columns: Mapping[str, Sequence[Any]], heads: Mapping[str, Sequence[Header | Picture]]) -> None:
-        """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
-
-        Those that do not say where they lie need one size where examples are parts of them, or are as large.
-        """
-        role = "target" if columns["target"] else "source"
-        if not heads.get(role):
-            return
-        like, name = heads[role][0], _named(role, columns[role][0])
-        for column, others in heads.items():
-            sized = self._partial or (column not in self.images and (self.masked or self.spec.size is None))
-            for cell, other in zip(columns[column], others, strict=True):
-                located = None not in (like.geometry.affine, other.geometry.affine)
-                if (located or sized or len(like.sides) != len(other.sides)) and not same_grid(other, like):
-                    raise ValueError(
-                        f"{_named(column, cell)} and {name} lie on different grids, {other.grid} and {like.grid}: "
-                        f"resample the first to the second, {_resampling(like)}"
-                    )
 
     def scaled(self, name: str, column: Column, values: AnyValues | None, channels: int | None = None) -> Array:
         """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
@@ -364,15 +353,16 @@ def changed(image: Image.Image, channels: int | None, size: Size | None, resize:
     return image if size is None else images.resized(image, size, resize)
 
 
-def _named(column: str, cell: Any) -> str:
-    """What messages call a cell: its path, or its column."""
-    return str(cell) if isinstance(cell, Half | Path) else column
+def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:
+    """What ``read`` gives of the first row that can be read.
 
-
-def _resampling(picture: Header | Picture) -> str:
-    """How a picture is brought to the grid of another."""
-    if picture.geometry.affine is not None and len(picture.geometry.affine) == 4:
-        return "such as SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
-    if picture.geometry.kept.get("crs"):
-        return "such as rasterio.warp.reproject, or gdalwarp"
-    return "such as skimage.transform.resize(FIRST, SHAPE)"
+    Raises:
+        BadPicturesError: none of the first ``count`` can; it says why the very first cannot.
+    """
+    failed: Exception | None = None
+    for row in islice(rows, count):
+        try:
+            return read(row)
+        except (ValueError, FileNotFoundError) as error:
+            failed = failed or error
+    raise BadPicturesError(str(failed) if failed else "there are no rows")
