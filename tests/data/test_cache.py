@@ -87,6 +87,7 @@ class TestOfExamples:
         made = CachedExamples(pairs, folder, block=3)
         assert_same(made, pairs)
         assert (made.further, made.masked, made.spacing) == (pairs.further, True, pairs.spacing)
+        assert made.ends == pairs.ends == [2, 4]  # slices of a volume stay one picture's
 
     def test_crops_are_refused_and_damaged_pictures_named(self, pairs: Read, tmp_path: Path, folder: Path) -> None:
         with pytest.raises(ValueError, match="crops are others in each epoch"):
