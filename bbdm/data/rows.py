@@ -165,10 +165,10 @@ def _matched(sources: Sequence[dict[str, Path]], targets: dict[str, Path]) -> li
             more = "" if len(single) == 1 else f", and {len(single) - 1} more have none"
             rule = "files are matched by name without suffix"
             raise ValueError(f"{single[0]} has no counterpart in {where}{more}: {rule}")
-    found = {name: tuple(files[name] for files in sources) for name in first}
+    several = len(sources) > 1
     return [
-        {"name": name, "source": paths if len(paths) > 1 else paths[0], "target": targets[name]}
-        for name, paths in found.items()
+        {"name": name, "source": tuple(each[name] for each in sources) if several else path, "target": targets[name]}
+        for name, path in first.items()
     ]
 
 
