@@ -17,7 +17,6 @@ from PIL import Image
 from torch import nn
 
 from bbdm.bridges import ABridge, Bridge
-from bbdm.data.examples import Examples
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
@@ -160,8 +159,8 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
         folder: str = "run",
         unet: UNet | None = None,
         bridge: Bridge = BRIDGE,
-        validation: Examples | None = None,
-        train: Examples | None = None,
+        validation: Pairs | None = None,
+        train: Pairs | None = None,
         callbacks: Sequence[Callback] = (),
         **config: Any,
     ) -> Trainer:

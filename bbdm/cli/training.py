@@ -17,7 +17,6 @@ from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures.images import read_size
 
 if TYPE_CHECKING:
-    from bbdm.data.examples import Examples
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
     from bbdm.training.callback import Callback
@@ -127,7 +126,7 @@ def load_pairs(
         rows = read_rows(args.dataset, args.data_dir, split)
         cache = args.cache_images if crops or config.slices or args.dataset == "synthrad" else None
         if train is not None:
-            return Pairs(rows, train.complete, cache, config.degrade, args.skip_bad)
+            return Pairs(rows, train.spec, cache, config.degrade, args.skip_bad)
         seen = config.conditions or {}
         if known is not None:
             for name, each in seen.items():
@@ -167,12 +166,12 @@ def load_pairs(
 
 def cached_pictures(
     args: argparse.Namespace, pairs: Pairs, validation: Pairs | None, team: Processes
-) -> tuple[Examples, Examples | None]:
+) -> tuple[Pairs, Pairs | None]:
     """The pairs from the cache of ``--cache_images``, which is made where it is missing.
 
     Crops and slices have a cache of the decoded files.
     """
-    from bbdm.data.cache import CachedExamples
+    from bbdm.data.cached import CachedExamples
 
     if args.cache_images is None or pairs.cache is not None:
         return pairs, validation

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base import scripts
 from bbdm.base.memory import free_memory, shown
-from bbdm.data.reading import Strips
+from bbdm.data.strips import Strips
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.files import Files
 from bbdm.evaluation.results import Job

@@ -16,7 +16,8 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
-from bbdm.data.examples import Example, Examples
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import checkpoint_snapshot, load_checkpoint
@@ -84,7 +85,7 @@ class BridgeTask(TrainingTask):
         coded = {} if self.codec is None else {"codec": self.codec.config()}
         return {"unet": self.network.description(), "bridge": self.bridge.config(), **coded}
 
-    def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
+    def snapshot(self, train: Pairs, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
         spec = replace(train.spec, spacing=train.spacing)
         about = self.codec, train.image_size, training, self.defaults, spec
@@ -97,7 +98,7 @@ class BridgeTask(TrainingTask):
         asked = {**network_settings(self.network), **self.bridge.settings()}
         return Stored(unet.weights, unet.ema, settings, asked)
 
-    def resume(self, path: Path, checkpoint: Checkpoint, train: Examples) -> dict[str, Any]:
+    def resume(self, path: Path, checkpoint: Checkpoint, train: Pairs) -> dict[str, Any]:
         """See :meth:`TrainingTask.resume`; a codec takes the stored statistics."""
         codec = resumed_codec(checkpoint.codec, self.codec)
         state = super().resume(path, checkpoint, train)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bbdm.sampling.streaming import Stream
 from PIL import Image
 
 from bbdm import ABridge, cli, pictures, save_checkpoint
@@ -20,7 +21,6 @@ from bbdm.evaluation import large
 from bbdm.evaluation.large import LargePictureError
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Values
-from bbdm.sampling.streaming import Stream
 from tests.conftest import tiny_unet
 
 HEIGHT, WIDTH, LITTLE = 46, 62, "600K"
@@ -186,6 +186,7 @@ from pathlib import Path
 from torch import nn
 from bbdm import ABridge, BridgeSampler, pictures, wrap
 from bbdm.data import Pairs
+from bbdm.data.strips import Strips
 from bbdm.sampling.streaming import Stream
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 class Net(nn.Module):
@@ -200,7 +201,8 @@ def make(side, name):
     row = np.arange(side, dtype=np.uint8)
     pictures.write(name + ".tif", np.broadcast_to(row, (3, side, side)))
     sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
-    strips = Pairs([{"name": name, "source": Path(name + ".tif")}]).pictures.strips(0)
+    row = {"name": name, "source": Path(name + ".tif")}
+    strips = Strips.of(Pairs([row]).reader, row)
     windows = sampler._shapes.windows((side, side), 256, 0.25, 0, None, 16)
     Stream(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
 make(300, path + "/small")

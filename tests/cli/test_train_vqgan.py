@@ -149,7 +149,7 @@ def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, mon
     pictures, cache = statistics_of("pictures.pt"), statistics_of("cache.pt")
     assert pictures.source_mean == pytest.approx(cache.source_mean, rel=1e-4, abs=1e-5)
     assert pictures.target_std == pytest.approx(cache.target_std, rel=1e-4)
-    monkeypatch.setattr("bbdm.data.latents.measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("bbdm.data.cached.measure", lambda *_, **__: pytest.fail("measured again"))
     train.main(["edge2shoes", "data", "pictures.pt", *flags, "-e", "2"])
     assert statistics_of("pictures.pt") == pictures
 

@@ -12,7 +12,7 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint, wrap
 from bbdm.cli import setup, train, translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
-from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.cached import LatentDataset, measure
 from bbdm.data.pairs import Pairs
 from bbdm.execution.compiled import Compiled
 from bbdm.runtime import OnnxBridgeSampler

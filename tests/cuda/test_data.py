@@ -10,7 +10,7 @@ from bbdm.codec import Codec, VQGANCodec
 from bbdm.codec.diffusers import DiffusersCodec
 from bbdm.codec.tiles import Tiling
 from bbdm.data import loading
-from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.cached import LatentDataset, measure
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from tests.codec.autoencoders import own_codec, tiny_kl, tiny_tiny
@@ -79,7 +79,7 @@ def test_caches_of_latents(card: Card, pairs: Pairs, tmp_path: Path, flip: bool)
     card.waits.clear()
     found = LatentDataset(pairs, mine, tmp_path / "card", flip)
     rest = [wait for wait in card.waits if not wait.startswith("networks.restore")]  # hashes of weights
-    assert rest == ["codec.base.latents: to the card", "data.latents.encode: to the CPU"]
+    assert rest == ["codec.base.latents: to the card", "data.cached.encode: to the CPU"]
     for i in range(len(pairs)):
         for ours, theirs in zip(found[i], wanted[i], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

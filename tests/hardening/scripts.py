@@ -16,7 +16,7 @@ from PIL import Image
 from bbdm import save_checkpoint
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import distill, eval, train, train_vqgan, translate
-from bbdm.data import cache, latents
+from bbdm.data import cached
 from bbdm.data.rows import Row, read_rows
 from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import unet_config, vqgan_config
@@ -73,9 +73,9 @@ def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
     torch.set_num_threads(1)
     patch.setitem(unet_config.PRESETS, "demo", unet_config.UNetConfig(condition_channels=3, **TINY))
     patch.setitem(vqgan_config.PRESETS, "demo", vqgan_config.VQGANConfig(**test_vqgan.TINY))
-    patch.setattr(cache, "CachedExamples", partial(cache.CachedExamples, block=2, at_once=2))
-    for name in ("BLOCK", "AT_ONCE"):
-        patch.setattr(latents, name, 2)
+    patch.setattr(cached, "CachedExamples", partial(cached.CachedExamples, block=2, at_once=2))
+    for name in ("LATENTS", "ENCODED"):
+        patch.setattr(cached, name, 2)
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:

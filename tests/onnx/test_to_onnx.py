@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from bbdm.sampling.inputs import shapes_of
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint, solvers, wrap
@@ -22,7 +23,6 @@ from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_array, open_image, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from bbdm.sampling.inputs import shapes_of
 from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, once, tiny_codec
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from bbdm.runtime.guided import blurred
 from PIL import Image
 from torch import nn
 
@@ -20,7 +21,6 @@ from bbdm.bridges import DDBM
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.runtime.__main__ import main
-from bbdm.runtime.guided import blurred
 from bbdm.solvers import Solver
 from tests.conftest import tiny_dit, tiny_unet
 from tests.onnx.exports import export, tiny_codec

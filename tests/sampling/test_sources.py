@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bbdm.sampling.scale import UNIT, Scale
+from bbdm.sampling.tensors import TENSORS
 from PIL import Image
 
-from bbdm.sampling.scale import UNIT, Scale
 from bbdm.sampling.sources import NUMPY, ArrayBackend, given
-from bbdm.sampling.tensors import TENSORS
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)

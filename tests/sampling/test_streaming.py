@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bbdm.sampling.streaming import Stream, in_memory
 from filelock import FileLock
 from torch import nn
 
 from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
-from bbdm.data.reading import Reader, Strips
-from bbdm.data.row_pictures import RowPictures
+from bbdm.data.reading import Reader
 from bbdm.data.spec import Spec
+from bbdm.data.strips import Strips
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling import state
 from bbdm.sampling.state import DiskFullError, Plane, ResultInUseError, folder_of
-from bbdm.sampling.streaming import Stream, in_memory
 from tests.networks.test_vqgan import tiny_vqgan
 
 HEIGHT, WIDTH, WINDOW = 53, 46, 16  # no multiples of the stride
@@ -60,8 +60,7 @@ def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
 
 
 def strips_of(sampler: BridgeSampler, *paths: Path) -> Strips:
-    rows = [{"name": "a", "source": paths}]
-    return RowPictures(rows, sampler.pictures, {}, Reader(), None).strips(0)
+    return Strips.of(Reader(sampler.pictures), {"name": "a", "source": paths})
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bbdm.networks.windowed import Windowed
+from bbdm.sampling.bands import Bands
+from bbdm.sampling.shapes import Shapes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,10 +18,7 @@ from torch import Tensor, nn
 from bbdm import ABridge, BridgeSampler, Network, wrap
 from bbdm.codec import wrap_codec
 from bbdm.data.spec import Spec
-from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Spans, Windowing, Windows, blend, concatenated, sweep
-from bbdm.sampling.bands import Bands
-from bbdm.sampling.shapes import Shapes
 
 REACH = 3  # pixels around one that three convolutions of 3 x 3 see
 SOURCE = torch.rand(2, 3, 50, 77, generator=torch.Generator().manual_seed(1)) * 2 - 1
