@@ -73,9 +73,9 @@ class Unpickler(pickle.Unpickler):
         known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": self._parameter,
-            "torch._utils._rebuild_parameter_with_state": self._parameter,
-            "torch._tensor._rebuild_from_type_v2": self._typed,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+            "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(*args),  # as a plain one
             "collections.OrderedDict": OrderedDict,
             **dict.fromkeys(["builtins.set", "__builtin__.set"], set),
         }
@@ -94,15 +94,6 @@ class Unpickler(pickle.Unpickler):
         ):
             raise ValueError(f"it has a tensor of {size} numbers that ends at {last}, beyond its storage")
         return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), offset, size, stride)
-
-    @staticmethod
-    def _parameter(data: Any, *_: Any) -> Any:
-        return data
-
-    @staticmethod
-    def _typed(rebuild: Callable[..., Any], kind: Any, args: tuple[Any, ...], state: Any) -> Any:
-        """A tensor with attributes, or of a class of its own, as a plain one."""
-        return rebuild(*args)
 
 
 def load(path: Path) -> tuple[Any, bool]:
@@ -141,15 +132,14 @@ def check_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-            if any(name.endswith("/constants.pkl") for name in entries):
+            entries = archive.infolist()
+            names, size = {info.filename for info in entries}, sum(info.file_size for info in entries)
+            if any(name.endswith("/constants.pkl") for name in names):
                 raise ValueError("it is a TorchScript program; a file of torch.save was expected")
-            sizes = sum(info.file_size for info in entries.values())
-            if len(entries) < len(archive.infolist()) or sizes > path.stat().st_size:
+            compressed = any(info.compress_type for info in entries)
+            if compressed or len(names) < len(entries) or size > path.stat().st_size:
                 raise ValueError("its archive has entries that overlap, or are compressed")
-            if any(info.compress_type for info in entries.values()):
-                raise ValueError("its archive has compressed entries, which torch.save never writes")
-            for name in (name for name, info in entries.items() if info.CRC):
+            for name in (info.filename for info in entries if info.CRC):
                 with archive.open(name) as file:
                     while file.read(BLOCK):  # the last read compares the checksum
                         pass

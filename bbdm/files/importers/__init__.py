@@ -21,7 +21,9 @@ def read_checkpoint(
     content: Any, num_steps: int | None, c_lambda: float | None, codec: Codec | None, config: str | None
 ) -> Checkpoint:
     """A network and its bridge from a foreign file; see :func:`bbdm.files.checkpoint.load_checkpoint`."""
-    return PROGRAMS[program(content, config)].read(File(content), num_steps, c_lambda, codec, config)
+    file = File(content)
+    program = next(each for each in PROGRAMS.values() if each.wrote(file, config))
+    return program.read(file, num_steps, c_lambda, codec, config)
 
 
 def program(content: Any, config: str | None) -> str:

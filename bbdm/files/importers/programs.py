@@ -6,6 +6,7 @@ files leave out. The arguments of each reader are those of :func:`bbdm.files.che
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -147,7 +148,7 @@ def guided(file: File, num_steps: Any, c_lambda: Any, codec: Any, config: str | 
     The latter has the moving average without names, in the order of the network's parameters.
     """
     prefix = file.prefix("I2SB's latest.pt, or a state dict", "UNets", FIRST)
-    if file.objects(prefix) and config is not None:
+    if file.around(prefix)[0] and config is not None:
         raise ValueError(f"config={config} was given, but the file describes its network itself")
     published = _named(PUBLISHED, config, "bridge")
     weights = {key: _as_1d(key, value) for key, value in file.below(prefix).items()}
@@ -181,15 +182,14 @@ def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: C
     """A checkpoint, a manager, a module or a network of sde-bbdm and torchmanager, or a state dict of one."""
     expected = "a checkpoint, module or network of sde-bbdm, a .pth of the original BBDM, or a state dict"
     prefix = file.prefix(expected, "UNets", FIRST)
-    levels, objects = file.levels(prefix), file.objects(prefix)
-    kinds = (SDE_BRIDGES.get(each.name) for each in objects)
-    kind: Any = next((each for each in kinds if each is not None), None)
+    objects, around = file.around(prefix)
+    kinds = [SDE_BRIDGES[each.name] for each in reversed(objects) if each.name in SDE_BRIDGES]
+    build = [*kinds, SDE_BRIDGES["ABridgeModule"]][0]
     # A private attribute is saved with the name of the class that defines it.
-    settings: dict[str, Any] = {
-        "num_steps": file.nearest(levels, "time_steps", "_DiffusionModule__time_steps") or num_steps
-    }
-    if kind is not BrownianBridge:
-        settings["c_lambda"] = file.nearest(levels, "c_lambda") or c_lambda
+    steps = around.get("time_steps", around.get("_DiffusionModule__time_steps"))
+    settings: dict[str, Any] = {"num_steps": num_steps if steps is None else steps}
+    if build is not BrownianBridge:
+        settings["c_lambda"] = around.get("c_lambda", c_lambda)
     if missing := [name for name, value in settings.items() if value is None]:
         needed = " and ".join(f"{name}=" for name in missing)
         other = f". If it is of DDBM, DBIM, ECSI or I2SB, give config=, one of {sorted(PUBLISHED)}"
@@ -197,12 +197,13 @@ def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: C
         raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {needed}{also}")
     if wrong := [name for name, value in settings.items() if not isinstance(value, int | float)]:
         raise ValueError(f"its {wrong[0]} is {describe(settings[wrong[0]])}, not a number")
-    build: Callable[..., Bridge] = kind or ABridge
     bridge = build(settings.pop("num_steps"), *map(float, settings.values()))
-    codec = codec if kind is None else None
-    if autoencoder := file.nearest_below(levels, "encoder", "decoder"):
+    codec = None if kinds else codec
+    parts = ((re.fullmatch(vqgans.PARTS, key), value) for key, value in file.tensors.items())
+    autoencoder = {found[2]: value for found, value in parts if found and prefix.startswith(found[1])}
+    if autoencoder:
         codec = VQGANCodec(vqgans.build(renamed(autoencoder, vqgans.SEQUENTIAL)))
-    known = _pickled_settings(file, prefix) if isinstance(file.values.get(prefix[:-1]), Stub) else {}
+    known = _pickled_settings(file, prefix) if file.values.get(prefix[:-1]) in objects else {}
     return _checkpoint(file.below(prefix), bridge, None, codec, **known)
 
 

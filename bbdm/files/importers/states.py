@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -44,27 +44,20 @@ class File:
             raise ValueError(f"{got}; wanted: {expected} with one tensor whose name ends in {' or '.join(ends)}")
         return found[0]
 
-    def levels(self, prefix: str) -> list[str]:
-        """A prefix and those of what is around it, from the inside to the outside; eight at most."""
-        ends = [end for end in range(len(prefix), -1, -1) if end == 0 or prefix[end - 1] == "."]
-        return [prefix[:end] for end in ends[:8]]
+    def around(self, prefix: str) -> tuple[list[Stub], dict[str, Any]]:
+        """What holds the tensors of a prefix: its objects, the outermost first, and all their values.
 
-    def objects(self, prefix: str) -> list[Stub]:
-        """The objects at the :meth:`levels` of a prefix."""
-        found = (self.values.get(level[:-1]) for level in self.levels(prefix))
-        return [each for each in found if isinstance(each, Stub)]
+        Values are by the last part of the name, the innermost one where there are several.
+        """
+        objects = [value for key, value in self.values.items() if isinstance(value, Stub) and _holds(key, prefix)]
+        inside = sorted(
+            (key for key in self.values if _holds(key.rpartition(".")[0], prefix)), key=lambda k: k.count(".")
+        )
+        return objects, {key.rpartition(".")[2]: self.values[key] for key in inside}
 
-    def nearest(self, levels: Sequence[str], *names: str) -> Any:
-        """The value of one of the names at the first level that has any; None where none has."""
-        found = (self.values.get(f"{level}{name}") for level in levels for name in names)
-        return next((value for value in found if value is not None), None)
 
-    def nearest_below(self, levels: Sequence[str], *names: str) -> dict[str, torch.Tensor]:
-        """The tensors below each of the names at the first level that has it."""
-        found = (next(filter(None, (self.below(f"{level}{name}.") for level in levels)), {}) for name in names)
-        return {
-            f"{name}.{key}": value for name, state in zip(names, found, strict=True) for key, value in state.items()
-        }
+def _holds(name: str, prefix: str) -> bool:
+    return prefix.startswith(f"{name}." if name else "")
 
 
 def summary(content: Any) -> str:

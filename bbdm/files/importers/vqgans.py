@@ -13,6 +13,7 @@ from bbdm.networks.vqgan import VQGAN
 CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # keys that every VQGAN has one of
 IN_OTHERS = ("first_stage_model.", "vqgan.")  # of a diffusion model; it may hold a second one, for its condition
 TRAINING = ("loss.", "discriminator.", "model_ema.")  # of what only its training needs
+PARTS = r"((?:.*?\.)?)((?:encoder|decoder)\..*)"
 SEQUENTIAL = (  # encoder and decoder of sde-bbdm's modules and managers, a Sequential each
     (r"^(encoder|decoder)\.module\.", r"\1."),
     (r"^encoder\.1\.", "quant_conv."),

@@ -13,7 +13,6 @@ from bbdm.codec import VQGANCodec
 from bbdm.files.content import Checkpoint
 from bbdm.files.importers import shapes
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import PRESETS as UNETS
 from bbdm.networks.unet_config import UNetConfig
 from tests.conftest import relative_gap, tiny_unet
 from tests.files.importers.common import (
@@ -134,13 +133,6 @@ class TestSdeBbdm:
             state = peers.networks.build(3, 3).state_dict()
         found = shapes.unet_config(state)
         assert found == UNetConfig(attention_resolutions=())  # which its three levels never reach
-
-    @pytest.mark.parametrize("name", ["paper", "bbdm", "lbbdm-f8", "lbbdm-f16"])
-    def test_settings_from_shapes(self, name: str):
-        preset = UNETS[name]
-        reached = tuple(value for value in (1, 2, 4) if value in preset.attention_resolutions)
-        found = shapes.unet_config(expected(UNet, preset))
-        assert found == UNetConfig(**{**vars(preset), "attention_resolutions": reached})
 
     @pytest.mark.parametrize("settings", [{"channel_mult": (1,)}, {"channel_mult": (1, 2, 2, 3), "num_res_blocks": 3}])
     def test_other_shapes(self, settings: Any):
