@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_VALUES, LONGEST = 200_000, 500  # of what a file holds, and characters of a dotted name
+MAX_VALUES, LONGEST = 200_000, 200  # of what a file holds, and characters of a key, and of a name with keys below
 MAX_SHARING = 4  # largest ratio of the bytes of tensors to those of their storages; usual files have 1
 BLOCK = 2**20  # bytes read at a time
 LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of files before PyTorch 1.6

@@ -131,6 +131,10 @@ class TestHonest:
         content, _ = inert.load(save({"model": {str(i): i for i in range(300_000)}}, tmp_path / "a.pt"))
         with pytest.raises(ValueError, match="holds more than 200000 values"):
             inert.flat(content)
+        deep: Any = {"leaf": 1}
+        for i in range(100):
+            deep = {f"{i}": deep}
+        assert inert.flat({"a" * 201: 1, "b": 2, "deep": deep}) == {"b": 2}
 
 
 class Runs:
