@@ -58,17 +58,10 @@ STATISTICS = {  # of latents, by their names in files of the original BBDM
     "target_mean": "ori_latent_mean",
     "target_std": "ori_latent_std",
 }
-SDE_BRIDGES: dict[
-    str, Callable[..., Bridge]
-] = {  # of sde-bbdm, by the class of the module or, in older files, the manager
-    "ABridgeModule": ABridge,
-    "SDEBBDMManager": ABridge,
-    "BBDMSDELinerRefinedWithLambdaV2With1000": ABridge,
-    "BBDMModule": BrownianBridge,
-    "SDEBBDMModule": BrownianBridge,
-    "BBDMManager": BrownianBridge,
-    "BBDMSpecialCaseManager": BrownianBridge,
-}
+ABRIDGES = ("ABridgeModule", "SDEBBDMManager", "BBDMSDELinerRefinedWithLambdaV2With1000")
+BROWNIAN = ("BBDMModule", "SDEBBDMModule", "BBDMManager", "BBDMSpecialCaseManager")
+Bridges = dict[str, Callable[..., Bridge]]  # of sde-bbdm, by the class of the module or, in older files, the manager
+SDE_BRIDGES: Bridges = {**dict.fromkeys(ABRIDGES, ABridge), **dict.fromkeys(BROWNIAN, BrownianBridge)}
 
 
 def _checkpoint(
