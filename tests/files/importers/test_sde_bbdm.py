@@ -188,6 +188,8 @@ class TestSdeBbdm:
             "module": peers.nn.ABridgeModule(unet, 1000).state_dict(),
             "lightning": {"state_dict": {f"net.{k}": v for k, v in unet.state_dict().items()}, "epoch": 1},
             "weights only": {**content, "model": manager.state_dict()},
+            "under another name": {"weights": {"net": unet.state_dict()}, "step": 3},
+            "beside its average": {"ema": public_unet(peers).state_dict(), "model": unet.state_dict()},
         }.items():
             path = save(value, tmp_path / f"{name}.pt")
             loaded = load(path, num_steps=1000, c_lambda=1.0)
