@@ -17,6 +17,7 @@ from bbdm.files.checkpoint import save_checkpoint as save_checkpoint
 from bbdm.files.checkpoint import save_vqgan as save_vqgan
 from bbdm.networks.base import Network as Network
 from bbdm.networks.base import wrap as wrap
+from bbdm.networks.dit import DiT as DiT
 from bbdm.networks.unet import UNet as UNet
 from bbdm.networks.unet_config import UNetConfig as UNetConfig
 from bbdm.networks.vqgan import VQGAN as VQGAN

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
-from bbdm.files.checkpoint import load_vqgan_state, vqgan_snapshot
+from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.files.content import VQGANState
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
@@ -253,8 +253,8 @@ class AutoencoderTask(TrainingTask):
     def snapshot(self, train: Pairs, training: dict[str, Any] | None = None) -> Snapshot:
         """The averaged weights; with training state, the weights beside them."""
         if training is None:
-            return vqgan_snapshot(self.average)
-        return vqgan_snapshot(self.network, self.average, training)
+            return VQGANState.take(self.average)
+        return VQGANState.take(self.network, self.average, training)
 
     def stored(self, checkpoint: VQGANState) -> Stored:
         """See :meth:`TrainingTask.stored`."""

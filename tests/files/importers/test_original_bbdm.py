@@ -115,7 +115,7 @@ def test_statistics_of_latents(tmp_path: Path):
         "source_std": (4.0, 5.0, 6.0),
     }
     del content["ori_latent_std"]
-    refused(save(content, path), "ori_latent_std is a NoneType, not a tensor", config="bbdm")
+    refused(save(content, path), "missing entry 'ori_latent_std'", config="bbdm")
 
 
 @pytest.mark.parametrize("schedule", ["linear", "sin"])
