@@ -12,7 +12,7 @@ import torch
 
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, LatentStatistics, WrappedCodec
+from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import Network, Wrapped
@@ -180,7 +180,7 @@ class CodecState:
 
     @property
     def _wrapped(self) -> bool:
-        return self.config.get("kind") == WrappedCodec.kind
+        return self.config.get("kind") == WRAPPED
 
     def _same_weights(self, codec: Codec) -> bool:
         return self.digest() == state_hash(codec.state_dict(), torch.float32)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from bbdm.codec.diffusers import DiffusersCodec
 
 from bbdm.codec import Codec, VQGANCodec
-from bbdm.codec.diffusers import DiffusersCodec
 from bbdm.codec.tiles import Tiling
 from bbdm.data import loading
 from bbdm.data.latents import LatentDataset, measure

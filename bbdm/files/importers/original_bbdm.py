@@ -76,9 +76,9 @@ def _bridge(state: states.State, objective: Objective) -> BrownianBridge:
     raise ValueError(f"its buffers {SCHEDULE} and variance_t are of neither of the schedules linear and sin")
 
 
-def _codec(vqgan: Any, content: Any, codec: Codec | None) -> VQGANCodec:
+def _codec(vqgan: Any, content: Any, codec: Codec | None) -> Codec:
     """The autoencoder, with the statistics of latents where the file has them."""
-    own = VQGANCodec(vqgan, isinstance(codec, VQGANCodec) and codec.before_quant_conv)
+    own = VQGANCodec(vqgan, codec is not None and codec.settings.get("before_quant_conv", False))
     if not isinstance(content, dict) or not any(key in content for key in STATISTICS.values()):
         return own
     found = {name: tuple(states.numbers(content, key).tolist()) for name, key in STATISTICS.items()}

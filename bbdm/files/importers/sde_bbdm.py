@@ -63,7 +63,7 @@ def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Cod
         coded = CodecState.of(VQGANCodec(states.build_vqgan(autoencoder)))
     elif codec is not None and trained.bridge is None:
         coded = CodecState.of(codec)
-    channels = coded.config["config"]["latent_channels"] if coded else config.in_channels
+    channels = coded.codec.channels if coded and coded.codec else config.in_channels
     if channels != config.in_channels:
         raise ValueError(f"its UNet works on {config.in_channels} channels, and the codec's latents have {channels}")
     return Checkpoint(network, bridge, coded)
