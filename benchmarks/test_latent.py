@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, solvers
+from bbdm.codec import Codec
 from bbdm.kernels.nearest_code import nearest_code
 from benchmarks import networks
 from benchmarks.conftest import DEVICE, Record
@@ -29,7 +30,7 @@ NEAREST = ["all distances", "nearest_code"]
 
 
 @pytest.fixture(scope="module")
-def codec(quick: bool) -> VQGANCodec:
+def codec(quick: bool) -> Codec:
     if quick:
         pytest.skip("only without --quick")
     with torch.random.fork_rng(devices=[]):
@@ -47,7 +48,7 @@ def picture() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def samplers(unet: UNet, codec: VQGANCodec) -> dict[str, BridgeSampler]:
+def samplers(unet: UNet, codec: Codec) -> dict[str, BridgeSampler]:
     settings: dict[str, dict[str, Any]] = {
         "eager float32": {},
         "eager bfloat16": {"dtype": torch.bfloat16},
@@ -62,7 +63,7 @@ def samplers(unet: UNet, codec: VQGANCodec) -> dict[str, BridgeSampler]:
 @pytest.fixture(scope="module", params=["encode", "decode"])
 def part(
     request: pytest.FixtureRequest,
-    codec: VQGANCodec,
+    codec: Codec,
     samplers: dict[str, BridgeSampler],
     picture: torch.Tensor,
     peaks: Peaks,
@@ -78,7 +79,7 @@ def part(
         rows[row] = lambda way=way: way(given)
     with torch.inference_mode():
         try:
-            peer = import_module("benchmarks.peers.diffusers_vqgan").network(codec.vqgan)
+            peer = import_module("benchmarks.peers.diffusers_vqgan").network(codec.module)
         except ImportError as error:
             comparison.missing[BASELINE] = f"needs the extra peers: {error}"
         else:
@@ -102,9 +103,9 @@ def part(
 
 
 @pytest.fixture(scope="module")
-def nearest(codec: VQGANCodec, picture: torch.Tensor) -> Comparison:
+def nearest(codec: Codec, picture: torch.Tensor) -> Comparison:
     z = codec.latents(picture).permute(0, 2, 3, 1).flatten(0, 2).contiguous()
-    codes = codec.vqgan.quantize.embedding.weight
+    codes = codec.module.quantize.embedding.weight
     rows: dict[str, Callable[[], torch.Tensor]] = {
         "all distances": lambda: torch.cdist(z, codes).argmin(1),
         "nearest_code": lambda: nearest_code(z, codes),
@@ -117,7 +118,7 @@ def nearest(codec: VQGANCodec, picture: torch.Tensor) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def translation(unet: UNet, codec: VQGANCodec, samplers: dict[str, BridgeSampler], picture: torch.Tensor) -> Comparison:
+def translation(unet: UNet, codec: Codec, samplers: dict[str, BridgeSampler], picture: torch.Tensor) -> Comparison:
     comparison = Comparison(f"Translation in latent space, {picture.shape[2]} x {picture.shape[3]}", PUBLIC, {})
     rows: dict[str, Callable[[], torch.Tensor]] = {
         f"{name}, {networks.STEPS} steps": (lambda s=s: s(picture, seed=0)) for name, s in samplers.items()
@@ -127,7 +128,7 @@ def translation(unet: UNet, codec: VQGANCodec, samplers: dict[str, BridgeSampler
         error = networks.relative_error(call(), expected)
         comparison.info[row] = {"evaluations": networks.STEPS, "relative_error": error}
     try:
-        vqgan = import_module("benchmarks.peers.diffusers_vqgan").network(codec.vqgan)
+        vqgan = import_module("benchmarks.peers.diffusers_vqgan").network(codec.module)
         peer = import_module("benchmarks.peers.sde_bbdm")
     except ImportError as error:
         comparison.missing[PUBLIC] = f"needs the extra peers: {error}"

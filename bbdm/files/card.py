@@ -13,7 +13,7 @@ from PIL import Image
 
 from bbdm import solvers
 from bbdm.base import manifest, optional, sizes
-from bbdm.codec import WrappedCodec
+from bbdm.codec import WRAPPED
 from bbdm.data.spec import check_eight_bit
 from bbdm.files import hub
 from bbdm.networks.base import Wrapped
@@ -146,7 +146,7 @@ class Card:
         own = {model.solver: len(model.table)}
         choices = own | solvers.choices(model.bridge, model.calls) | own  # its own stands first
         codes = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
-        codes |= {"codec=bbdm.wrap_codec(...)": isinstance(model.codec, WrappedCodec)}
+        codes |= {"codec=bbdm.wrap_codec(...)": model.codec is not None and model.codec.kind == WRAPPED}
         metadata = package.ModelCardData(
             library_name="bbdm",
             pipeline_tag=TASK,

@@ -14,7 +14,7 @@ from bbdm import bridges
 from bbdm import codec as codecs
 from bbdm.base.manifest import as_json
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, LatentStatistics, WrappedCodec
+from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import Network, Wrapped, check_network
@@ -225,7 +225,7 @@ class CodecState:
 
     @property
     def _wrapped(self) -> bool:
-        return self.config.get("kind") == WrappedCodec.kind
+        return self.config.get("kind") == WRAPPED
 
 
 class Origin(NamedTuple):

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.codec import Codec, VQGANCodec
-from bbdm.codec.diffusers import DiffusersCodec
+from bbdm.codec import Codec, DiffusersCodec, VQGANCodec
 from bbdm.codec.tiles import Tiling
 from bbdm.data import loading
 from bbdm.data.cached import LatentDataset, measure

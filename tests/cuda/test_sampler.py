@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, wrap
-from bbdm.codec import LatentStatistics, VQGANCodec
+from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
 from tests.conftest import TINY, tiny_dit, tiny_unet
 from tests.cuda.card import Card, off_the_card
@@ -39,7 +39,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Compiled, "_compile", uncompiled)
 
 
-def vqgan_codec() -> VQGANCodec:
+def vqgan_codec() -> Codec:
     codec = VQGANCodec(tiny_vqgan())
     count = codec.channels
     return codec.with_statistics(LatentStatistics((0.1,) * count, (2.0,) * count, (0.2,) * count, (1.5,) * count))

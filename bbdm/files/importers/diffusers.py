@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 
 from bbdm.codec import Codec, from_config
-from bbdm.codec.diffusers import CLASSES, EITHER, known_settings
+from bbdm.codec.kinds import CLASSES, EITHER, known_settings
 from bbdm.files.weights import readable
 
 CONFIG = "config.json"

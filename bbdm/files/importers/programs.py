@@ -107,7 +107,7 @@ def bbdm(file: File, num_steps: Any, c_lambda: Any, codec: Codec | None, config:
     if file.below(f"{root}cond_stage_model.channel_mapper."):
         raise ValueError("it is conditioned by a SpatialRescaler (cond_stage_model.*), which is not supported")
     bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
-    before = isinstance(codec, VQGANCodec) and codec.before_quant_conv
+    before = codec is not None and codec.settings.get("before_quant_conv", False)
     codec = None
     if autoencoder := file.below(f"{root}vqgan."):
         codec = VQGANCodec(vqgans.build(autoencoder, num_groups=32), before)

@@ -93,9 +93,8 @@ def test_latent_model(name: str, tmp_path: Path):
         assert torch.equal(loaded.build_unet(ema=False)(x, t), network(x, t))
     for arguments in ({}, {"codec": VQGANCodec(vqgan)}, {"codec": VQGANCodec(vqgan, before_quant_conv=True)}):
         codec = load(path, config="bbdm", **arguments).build_codec()
-        assert isinstance(codec, VQGANCodec)
-        before = bool(arguments) and arguments["codec"].before_quant_conv
-        assert (codec.vqgan.config, codec.before_quant_conv, codec.statistics) == (vqgan.config, before, None)
+        assert codec is not None
+        assert codec.config() == arguments.get("codec", VQGANCodec(vqgan)).config()
         assert all(torch.equal(value, vqgan.state_dict()[key]) for key, value in codec.state_dict().items())
     refused(path, "another codec", config="bbdm", codec=VQGANCodec(small_vqgan(num_codes=7)))
 
