@@ -130,8 +130,8 @@ def load_pairs(
         seen = config.conditions or {}
         if known is not None:
             for name, each in seen.items():
-                if known.kinds.get(name) != each.kind:
-                    raise ValueError(f"the network takes {known.wanted or 'no conditions'}, got {name}={each}")
+                if name not in known.each or known.each[name].kind != each.kind:
+                    raise ValueError(f"the network takes {known.described}, got {name}={each}")
             seen = known_conditions(known, learned.conditions if learned else seen, rows)
         about: dict[str, Any] = {"size": size, "channels": channels, "axes": vars(args).get("axes", 2)}
         spec = config.spec(args.dataset, rows, learned=learned, crops=crops, conditions=seen, **about)
@@ -159,7 +159,7 @@ def load_pairs(
         validation = None if validation is None else checked(validation, "val")
     for line in checking.first_look(train):
         report(line)
-    if known is not None and (missing := [name for name in known.kinds if name not in train.further.kinds]):
+    if known is not None and (missing := [name for name in known.each if name not in train.further.each]):
         raise ValueError(f"the network takes {missing[0]!r} too, and `--drop` does not name it")
     return train, validation
 

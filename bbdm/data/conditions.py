@@ -62,17 +62,17 @@ def known_conditions(
     for name, label in labels.items():
         names = known.classes.get(name, ())
         if name not in known.classes or (not isinstance(names, int) and label not in names):
-            raise ValueError(f"the network takes {known.wanted}, got {name}={label}")
+            raise ValueError(f"the network takes {known.described}, got {name}={label}")
     conditions: dict[str, Condition] = {}
-    for name, kind in known.kinds.items():
+    for name, each in known.each.items():
         if name in labels or has_column(rows, name):
             values = stored[name].values if name in stored else None
-            size = None if kind == "class" else known.sizes[name]
-            conditions[name] = Condition(kind, values, size, known.classes.get(name), labels.get(name))
+            size = None if name in known.classes else each.size
+            conditions[name] = Condition(each.kind, values, size, known.classes.get(name), labels.get(name))
         elif name not in known.drop:
             raise ValueError(
-                f"this network takes {known.wanted}: give a column {name!r}, such as ',{name}=WHERE' behind the data "
-                "set's folder"
+                f"this network takes {known.described}: give a column {name!r}, such as ',{name}=WHERE' behind the "
+                "data set's folder"
             )
     return conditions
 

@@ -116,7 +116,7 @@ class Measure:
 
         example, target = self._read(index)
         source = scale(example.source).numpy()[None]
-        kinds = self.sampler._shapes.conditions.kinds
+        kinds = self.sampler._shapes.conditions.each
         conditions: dict[str, Any] = dict.fromkeys(name for name in kinds if name not in example.conditions)
         for name, value in example.conditions.items():
             conditions[name] = (scale(value) if value.ndim > 2 else value).numpy()[None]

@@ -85,7 +85,7 @@ class Files:
 
     def description(self) -> dict[str, Any]:
         """What decides results, for manifests: masks do not."""
-        columns = ["source", "target", *self.pairs.further.kinds]
+        columns = ["source", "target", *self.pairs.further.each]
         return {**self.pairs.description(), "files": self.pairs.digest(columns)}
 
     @property

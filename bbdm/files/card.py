@@ -181,7 +181,7 @@ class Card:
             facts=_rows(facts),
             arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
             suffix=suffix,
-            conditions=", conditions={...}" if model.unet.further.kinds else "",
+            conditions=", conditions={...}" if model.unet.further.each else "",
             export=EXPORT.format(name=name, suffix=suffix) if has_export else "",
             solvers=_rows({f"`{each}`": calls for each, calls in choices.items()}),
             limits="\n".join([*limits, "", self.limits or "No others are stated."]),

@@ -72,16 +72,16 @@ class Told(nn.Module):
 
     def __init__(self, config: ConditionsConfig, width: int, network: nn.Module) -> None:
         super().__init__()
-        sizes, columns = config.sizes, 0
+        each, columns = config.each, 0
         for layer in network.modules():
             if isinstance(layer, CrossAttention):
                 layer.columns = slice(columns, columns + 2 * layer.q.out_features)
                 columns = layer.columns.stop
         self.images = tuple(config.images)
         self.classes = nn.ModuleDict(
-            {_key(name): zeroed(nn.Embedding(sizes[name] + (name in config.drop), width)) for name in config.classes}
+            {_key(name): zeroed(nn.Embedding(each[name].size + each[name].droppable, width)) for name in config.classes}
         )
-        self.tokens = nn.ModuleDict({_key(name): Tokens(sizes[name], columns) for name in config.tokens})
+        self.tokens = nn.ModuleDict({_key(name): Tokens(each[name].size, columns) for name in config.tokens})
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """Images in the size of the state, embeddings, keys and values; other conditions stay.

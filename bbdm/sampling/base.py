@@ -24,11 +24,11 @@ from bbdm.base.caller import warn
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
+from bbdm.networks.conditions import read_conditions
 from bbdm.networks.guidance import read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.batch import AT_ONCE, PIXELS_AT_ONCE, Batch, Shapes
-from bbdm.sampling.conditions import read_conditions
 from bbdm.sampling.distribution import Distribution, draw
 from bbdm.sampling.loop import Advance, Loop, Plan
 from bbdm.sampling.options import Options, Progress, Seed, Timesteps, WindowOptions
@@ -68,7 +68,7 @@ class Sampler(Loop, Generic[Array]):
     ) -> None:
         self.calls = calls
         self._shapes = shapes
-        self._conditioned = bool(shapes.conditions.kinds)
+        self._conditioned = bool(shapes.conditions.each)
         self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
         self._plans = Recent(self._make_plan, KEPT)

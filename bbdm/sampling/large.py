@@ -200,8 +200,8 @@ class LargePicture(BridgeSampler):
 
     def _check_conditions(self) -> None:
         """Raise ValueError where windows of the source are not all that the network sees."""
-        if self.unet.further.kinds:
-            kinds = self.unet.further.wanted
+        if self.unet.further.each:
+            kinds = self.unet.further.described
             raise ValueError(f"a picture larger than memory has no conditions, and the network has {kinds}")
         sides = self._shapes.stride
         if self._shapes.shown:
