@@ -14,8 +14,8 @@ from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.checks import Stride, along, check_images
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionsConfig, Kind, described
+from bbdm.networks.config import WrappedConfig
 from bbdm.networks.endpoint import in_channels, source_channels
-from bbdm.networks.wrapped_config import WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]

@@ -18,6 +18,7 @@ from torch import nn
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import SOURCE, Body, Conditions
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.layers import (
     CONVOLUTIONS,
     Downsample,
@@ -32,7 +33,6 @@ from bbdm.networks.layers import (
     zeroed,
 )
 from bbdm.networks.told import Context, CrossAttention, Told, ToldNetwork
-from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 
 def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
@@ -207,7 +207,7 @@ class UNet(ToldNetwork):
     unless set, trades a third more compute in training for activations of one stage at a time.
     """
 
-    presets = PRESETS
+    presets = UNETS
     kind = "unet"
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:

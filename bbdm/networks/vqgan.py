@@ -16,9 +16,9 @@ from torch import nn
 
 from bbdm.kernels.nearest_code import nearest_code
 from bbdm.networks.checks import check_images
+from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.networks.layers import Upsample, conv3x3, norm_silu
 from bbdm.networks.restore import ConfiguredNetwork
-from bbdm.networks.vqgan_config import PRESETS, VQGANConfig
 
 LOG_VARIANCES = (-30.0, 20.0)  # the range of a KL autoencoder's, as in latent diffusion
 
@@ -190,7 +190,7 @@ class VQGAN(ConfiguredNetwork):
     ``VQGAN()`` is LDM's VQ-f4, 55.3 M parameters. Attribute: ``config``.
     """
 
-    presets = PRESETS
+    presets = VQGANS
     quantize: Codebook
 
     def __init__(self, **settings: Any) -> None:

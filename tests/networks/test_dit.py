@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bbdm.networks.dit import PRESETS, DiT, DiTConfig
+from bbdm.networks.config import DITS, DiTConfig
+from bbdm.networks.dit import DiT
 from tests.conftest import tiny_dit
 
 
@@ -91,7 +92,7 @@ def test_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize(("name", "millions"), [("dit-s", 33), ("dit-b", 130), ("dit-l", 458)])
 def test_presets_have_the_paper_s_sizes(name: str, millions: int):
     with torch.device("meta"):
-        count = sum(p.numel() for p in DiT.from_config(PRESETS[name]).parameters())
+        count = sum(p.numel() for p in DiT.from_config(DITS[name]).parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
 
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import PRESETS, UNetConfig
 from tests.conftest import MakeUNet
 from tests.nightly import sweep
 
@@ -69,7 +69,7 @@ class TestPresets:
         parts = {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"}
         assert {key.split(".")[0] for key in keys} == parts
         with torch.device("meta"):
-            assert UNet(3, 3).config == PRESETS["paper"]
+            assert UNet(3, 3).config == UNETS["paper"]
         with pytest.raises(ValueError, match=r"preset must be one of \[.*'demo'.*\], got 'big'"):
             UNet.from_preset("big")
 

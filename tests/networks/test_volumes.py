@@ -13,8 +13,8 @@ from torch import nn
 from bbdm import UNet
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.layers import pooled, shuffled, unshuffled
-from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 TINY: dict[str, Any] = {
     "model_channels": 8,
@@ -157,7 +157,7 @@ def test_preset() -> None:
 def test_settings() -> None:
     assert "axes" not in UNetConfig().description()
     assert "strides" not in UNetConfig().description()
-    assert UNetConfig(**PRESETS["volume"].description()) == PRESETS["volume"]
+    assert UNetConfig(**UNETS["volume"].description()) == UNETS["volume"]
     assert UNetConfig(channel_mult=(1, 4, 8), strides=((2, 1), (2, 2))).stride == (4, 2)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"axes": 4}, "axes must be 2, of pictures, or 3, of volumes, got 4"),

@@ -17,8 +17,8 @@ from bbdm.files.content import Checkpoint, NetworkState
 from bbdm.files.importers import shapes, states
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
+from bbdm.networks.config import UNetConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
 
 ATTENTION = (".qkv.weight", ".proj_out.weight")
 KNOWN = {"head_channels": 64, "num_groups": 32}  # of every published network

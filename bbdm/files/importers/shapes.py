@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from bbdm.networks import vqgan
+from bbdm.networks.config import UNETS, VQGANS, UNetConfig, VQGANConfig
 from bbdm.networks.restore import skeleton
-from bbdm.networks.unet_config import PRESETS, UNetConfig
-from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from bbdm.networks.vqgan import VQGAN
 
 State = Mapping[str, Any]  # tensors, or objects with their ``shape``
 Config = UNetConfig | VQGANConfig
@@ -61,7 +60,7 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
             2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
         ),
     }
-    fitting = (p for p in PRESETS.values() if p.axes == 2 and channels % p.patch**2 == 0 and _same_blocks(settings, p))
+    fitting = (p for p in UNETS.values() if p.axes == 2 and channels % p.patch**2 == 0 and _same_blocks(settings, p))
     preset = next(fitting, None)
     assumed = _assumed(preset, UNetConfig(), {"head_channels", "num_groups"} - known.keys())
     settings |= {"patch": 1 if preset is None else preset.patch, **assumed, **known}
@@ -114,9 +113,9 @@ def vqgan_config(state: State, **known: Any) -> VQGANConfig:
             ),
         }
     except KeyError:
-        keys = {name: skeleton(VQGAN.from_config, preset).state_dict().keys() for name, preset in vqgan.PRESETS.items()}
-        return vqgan.PRESETS[min(keys, key=lambda name: len(keys[name] ^ state.keys()))]
-    preset = next((preset for preset in vqgan.PRESETS.values() if _same_blocks(settings, preset)), None)
+        keys = {name: skeleton(VQGAN.from_config, preset).state_dict().keys() for name, preset in VQGANS.items()}
+        return VQGANS[min(keys, key=lambda name: len(keys[name] ^ state.keys()))]
+    preset = next((preset for preset in VQGANS.values() if _same_blocks(settings, preset)), None)
     assumed = _assumed(preset, VQGANConfig(), {"num_groups"} - known.keys())
     return VQGANConfig(**{**settings, **assumed, **known})
 
