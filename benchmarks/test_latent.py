@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, solvers
-from bbdm.kernels.nearest_code import nearest_code
+from bbdm.networks.vqgan import nearest_code
 from benchmarks import networks
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
