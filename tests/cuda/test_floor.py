@@ -19,7 +19,7 @@ def test_code_for_a_card(dtype: torch.dtype):
     with torch.device("meta"):
         unet = UNet(**TINY).to(dtype).eval()
     sites: Any = code_of(unet, 2, 8)
-    assert "native_group_norm" not in sites.source  # whose kernels take no channels_last
+    assert not any("norm" in kernel for kernel in sites.launches)  # inductor writes them: ATen's copy their input
     assert "rsqrt" in sites.source
     assert sites.launches["extern_kernels.convolution"] > 0
     assert "device='cpu'" not in sites.source
