@@ -164,12 +164,12 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str):
         bridge_step(**arguments(**changes))
 
 
-def operator_arguments() -> list[torch.Tensor]:
+def operator_arguments() -> tuple[Any, ...]:
     torch.manual_seed(0)
     image = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     x, x0hat, inputs, pred, y = (image * factor for factor in range(1, 6))
     rest = torch.tensor(ROWS), torch.tensor([3]), torch.tensor([1, 2])
-    return [x, x0hat, inputs.bfloat16(), pred.bfloat16(), y, *rest]
+    return x, x0hat, inputs.bfloat16(), pred.bfloat16(), y, *rest
 
 
 def test_operator_is_registered_in_full():
