@@ -1,4 +1,4 @@
-"""One picture of 3 x 256 x 256 through a VQ-f4: encoder, nearest codes, decoder, and a whole translation.
+"""One picture of 3 x 256 x 256 through a VQ-f4: encoder, decoder, and a whole translation.
 
 The public system is diffusers' VQModel and sde-bbdm's network, as users of the A-Bridge scripts have them:
 float32, eager, 199 steps. A --quick run skips it.
@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, solvers
 from bbdm.codec import Codec
-from bbdm.kernels.nearest_code import nearest_code
 from benchmarks import networks
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
@@ -26,7 +25,6 @@ BASELINE = "diffusers float32"
 PUBLIC = "diffusers and sde-bbdm float32, 199 steps"
 PARTS = [BASELINE, "eager float32", "eager bfloat16", "compiled"]
 TRANSLATIONS = [PUBLIC, *(f"{row}, {networks.STEPS} steps" for row in ("eager float32", "eager bfloat16", "compiled"))]
-NEAREST = ["all distances", "nearest_code"]
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +101,6 @@ def part(
 
 
 @pytest.fixture(scope="module")
-def nearest(codec: Codec, picture: torch.Tensor) -> Comparison:
-    z = codec.latents(picture).permute(0, 2, 3, 1).flatten(0, 2).contiguous()
-    codes = codec.module.quantize.embedding.weight
-    rows: dict[str, Callable[[], torch.Tensor]] = {
-        "all distances": lambda: torch.cdist(z, codes).argmin(1),
-        "nearest_code": lambda: nearest_code(z, codes),
-    }
-    with torch.inference_mode():
-        chosen = [(codes[row()] - z).square().sum(1) for row in rows.values()]
-        torch.testing.assert_close(*chosen, rtol=1e-3, atol=1e-3)
-        seconds = interleaved(rows, rounds=10)
-    return Comparison(f"Nearest of {len(codes)} codes, {len(z)} vectors", "all distances", seconds)
-
-
-@pytest.fixture(scope="module")
 def translation(unet: UNet, codec: Codec, samplers: dict[str, BridgeSampler], picture: torch.Tensor) -> Comparison:
     comparison = Comparison(f"Translation in latent space, {picture.shape[2]} x {picture.shape[3]}", PUBLIC, {})
     rows: dict[str, Callable[[], torch.Tensor]] = {
@@ -149,11 +132,6 @@ def translation(unet: UNet, codec: Codec, samplers: dict[str, BridgeSampler], pi
 @pytest.mark.parametrize("row", PARTS)
 def test_part(part: Comparison, row: str, record: Record) -> None:
     record(part, row)
-
-
-@pytest.mark.parametrize("row", NEAREST)
-def test_nearest(nearest: Comparison, row: str, record: Record) -> None:
-    record(nearest, row)
 
 
 @pytest.mark.parametrize("row", TRANSLATIONS)

@@ -18,13 +18,12 @@ from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import Network, Wrapped, check_network
+from bbdm.networks.config import UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.endpoint import source_channels
 from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
-from bbdm.networks.wrapped_config import WrappedConfig
 from bbdm.pictures.images import Size, as_size
 from bbdm.solvers import USUAL, Defaults
 

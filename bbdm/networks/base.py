@@ -14,8 +14,8 @@ from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.checks import Stride, along, check_images
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionsConfig, ImageInput
+from bbdm.networks.config import WrappedConfig
 from bbdm.networks.endpoint import in_channels, source_channels
-from bbdm.networks.wrapped_config import WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -189,10 +189,6 @@ class Network(nn.Module):
 
         ``conditions`` are :meth:`prepared`: all of :attr:`conditions`, empty where there are none.
         """
-
-    def fixed(self) -> Body:
-        """:meth:`body` of weights that no longer change, of which a network may keep a faster form."""
-        return self.body
 
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """:meth:`embed` of times on any device, without keeping weights that it does not need."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bbdm.networks.base import SOURCE, Conditions
-from bbdm.networks.dit_config import PRESETS, DiTConfig
+from bbdm.networks.config import DITS, DiTConfig
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.told import Context, CrossAttention, Told, ToldNetwork
 
@@ -57,7 +57,7 @@ class DiT(ToldNetwork):
     Attributes: ``config``; ``gradient_checkpointing``, off unless set, trades compute for memory in training.
     """
 
-    presets = PRESETS
+    presets = DITS
     kind = "dit"
 
     def __init__(self, **settings: Any) -> None:

@@ -172,7 +172,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
-        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.fixed())
+        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
         self._seen: set[Any] = set()  # shapes that are compiled
         captures = self.device.type == "cuda" and (self.compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None

@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from bbdm.networks import vqgan
-from bbdm.networks.unet_config import PRESETS, UNetConfig
-from bbdm.networks.vqgan import VQGANConfig
+from bbdm.networks.config import UNETS, VQGANS, UNetConfig, VQGANConfig
 
 State = Mapping[str, Any]  # tensors, or objects with their ``shape``
 Config = UNetConfig | VQGANConfig
@@ -65,7 +63,7 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
     ups = [f"output_blocks.{i}." for i in range(stages - blocks, -1, -blocks)]  # each level's first stage, from the top
     widths, attention = ([f"{up}{key}" for up in ups] for key in ("0.out_layers.3.weight", "1.qkv.weight"))
     settings = _levels(state, first, blocks - 1, widths, attention)
-    fitting = (p for p in PRESETS.values() if p.axes == 2 and channels % p.patch**2 == 0 and _same_blocks(settings, p))
+    fitting = (p for p in UNETS.values() if p.axes == 2 and channels % p.patch**2 == 0 and _same_blocks(settings, p))
     preset = next(fitting, None)
     assumed = _assumed(preset, UNetConfig(), {"head_channels", "num_groups"} - known.keys())
     settings |= {"patch": 1 if preset is None else preset.patch, **assumed, **known}
@@ -79,7 +77,7 @@ def vqgan_config(state: State, **known: Any) -> VQGANConfig:
     downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
     widths, attention = ([f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight"))
     settings = _levels(state, first, _count(state, "encoder.down.0.block."), widths, attention)
-    preset = next((preset for preset in vqgan.PRESETS.values() if _same_blocks(settings, preset)), None)
+    preset = next((preset for preset in VQGANS.values() if _same_blocks(settings, preset)), None)
     ends = {"image_channels": (first, 1), "latent_channels": (codes, 1), "num_codes": (codes, 0)}
     settings |= {name: dim(state, *key) for name, key in ends.items()}
     return VQGANConfig(**{**settings, **_assumed(preset, VQGANConfig(), {"num_groups"} - known.keys()), **known})

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.networks.config import VQGANS, UNetConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
-from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import expected, refused, save
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.files.importers import shapes
-from bbdm.networks.vqgan import PRESETS as VQGANS
+from bbdm.networks.config import VQGANS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import LATENT, expected, peers_blocked, refused, save, small_vqgan
 from tests.nightly import sweep

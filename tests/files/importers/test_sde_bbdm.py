@@ -12,8 +12,8 @@ from bbdm.bridges import Bridge
 from bbdm.codec import VQGANCodec
 from bbdm.files.content import Checkpoint
 from bbdm.files.importers import shapes
+from bbdm.networks.config import UNetConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
 from tests.codec.autoencoders import own_codec
 from tests.conftest import relative_gap, tiny_unet
 from tests.files.importers.common import (

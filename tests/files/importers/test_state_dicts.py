@@ -8,8 +8,8 @@ import torch
 
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.importers import shapes
+from bbdm.networks.config import UNETS
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import PRESETS as UNETS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import expected, fill, images, save, small_vqgan
 
