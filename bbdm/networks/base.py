@@ -41,7 +41,7 @@ class Network(nn.Module):
         images: the channels of further condition images, by name.
         classes: the number of classes, or their names, of conditions that are classes, by name.
         tokens: the width of conditions that are tokens, by name.
-        drop: the share of training examples that are not told a condition, by name. Such a condition may be
+        drop: the share of training examples without a condition, by name. Such a condition may be
             left out of a call.
         endpoint_channels: the source channels that the bridge ends in, one for each target channel; None for
             the source itself or, where the target has another number of channels, the mean over channels.
@@ -263,7 +263,7 @@ def wrap(
             int64 each. The number of classes means "none".
         tokens: the width of tokens by name, such as ``{"text": 768}``: (B, L, 768) each, of any length L. A
             row of zeros is no token.
-        drop: the share of training examples that are not told a condition, by name; they are told "none". A
+        drop: the share of training examples without a condition, by name; they have "none" in its place. A
             call may leave these out, and take ``guidance``.
         endpoint: the source channels that the bridge ends in, one for each target channel; None for the
             source itself or, where the target has another number of channels, the mean over channels.

@@ -32,7 +32,7 @@ from bbdm.networks.layers import (
     unshuffled,
     zeroed,
 )
-from bbdm.networks.told import Context, CrossAttention, Told, ToldNetwork
+from bbdm.networks.conditioning import Context, CrossAttention, ConditionEmbedding, ConditionedNetwork
 
 
 def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
@@ -113,7 +113,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in a row; residual blocks take the modulation, and attention what is told as tokens."""
+    """Layers in a row; residual blocks take the modulation, and attention conditions that are tokens."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None
@@ -169,7 +169,7 @@ class Modulation:
         return torch.cat(parts, dim=1)
 
 
-class UNet(ToldNetwork):
+class UNet(ConditionedNetwork):
     """The network of a bridge: ``unet(x, t, conditions)`` predicts the bridge's objective.
 
     Args:
@@ -221,7 +221,7 @@ class UNet(ToldNetwork):
 
         last = conv3x3(channels, cell * out_channels, axes=config.axes)
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(last))
-        self.told = Told(config, 4 * width, self)
+        self.condition_embedding = ConditionEmbedding(config, 4 * width, self)
         first = 0
         for block in self.res_blocks():
             block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
@@ -245,7 +245,7 @@ class UNet(ToldNetwork):
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
     def embedder(self) -> Modulation:
-        """See :meth:`ToldNetwork.embedder`."""
+        """See :meth:`ConditionedNetwork.embedder`."""
         return Modulation(self)
 
     def units(self) -> Iterator[list[nn.Module]]:
@@ -262,10 +262,10 @@ class UNet(ToldNetwork):
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         if self.classes:
-            told = self.told.embedding(conditions, embedding)
-            embedding = Modulation(self).columns(told.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
-        context = self.told.context(conditions)
-        shown = [*([conditions[SOURCE]] if SOURCE in conditions else []), *self.told.shown(conditions)]
+            added = self.condition_embedding.embedding(conditions, embedding)
+            embedding = Modulation(self).columns(added.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
+        context = self.condition_embedding.context(conditions)
+        shown = [*([conditions[SOURCE]] if SOURCE in conditions else []), *self.condition_embedding.shown(conditions)]
         h = torch.cat([x, *shown], dim=1) if shown else x
         if self.config.patch > 1:
             h = unshuffled(h, self.config.patch)

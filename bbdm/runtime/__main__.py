@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="what the network is told: a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; "
+        help="a condition of the network: a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; "
         "one flag for each",
     )
     args = parser.parse_args(argv)
