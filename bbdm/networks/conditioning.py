@@ -23,8 +23,8 @@ ABSENT = 1e4  # subtracted from the scores of what is no token: its weight is 0 
 class CrossAttention(nn.Module):
     """Attention of positions to conditions that are tokens; it begins as no change.
 
-    Keys and values depend on the tokens alone. So a :class:`ConditionEmbedding` makes those of all layers once, and
-    this layer takes its columns.
+    Keys and values depend on the tokens alone. So a :class:`ConditionEmbedding` makes those of all layers
+    once, and this layer takes its columns.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -132,7 +132,7 @@ def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
 
 
 class ConditionedNetwork(ConfiguredNetwork, Network):
-    """What the networks of this library share: a :class:`ConditionEmbedding`, and a part that depends on the time alone."""
+    """What the networks of this library share: embeddings of conditions, and one of the time alone."""
 
     condition_embedding: ConditionEmbedding
     gradient_checkpointing = False

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from bbdm.networks.base import SOURCE, Conditions
+from bbdm.networks.conditioning import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention
 from bbdm.networks.config import DITS, DiTConfig
 from bbdm.networks.layers import frequencies, sinusoids
-from bbdm.networks.conditioning import Context, CrossAttention, ConditionEmbedding, ConditionedNetwork
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 

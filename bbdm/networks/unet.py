@@ -18,6 +18,7 @@ from torch import nn
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import SOURCE, Conditions
+from bbdm.networks.conditioning import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.layers import (
     CONVOLUTIONS,
@@ -32,7 +33,6 @@ from bbdm.networks.layers import (
     unshuffled,
     zeroed,
 )
-from bbdm.networks.conditioning import Context, CrossAttention, ConditionEmbedding, ConditionedNetwork
 
 
 def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:

@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a condition of the network: a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; "
-        "one flag for each",
+        help="a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; one flag for each",
     )
     args = parser.parse_args(argv)
     if args.batch_size < 1:

@@ -18,9 +18,9 @@ from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.execution import package
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions, Network
+from bbdm.networks.conditioning import ConditionedNetwork
 from bbdm.networks.dit import DiT
 from bbdm.networks.endpoint import in_channels
-from bbdm.networks.conditioning import ConditionedNetwork
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import TINY, tiny_unet
