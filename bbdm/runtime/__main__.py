@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     guided = from_values(GuidanceConfig, vars(args)).guides
     count, settings = args.batch_size, {**config.windows, **guided, "conditions": told or None}
     if config.window_of(sampler.pictures) is not None:  # pictures may be large
-        count, settings["batch_size"] = 1, None if sampler.static else count
+        count, settings["batch_size"] = 1, count
     for start in range(0, len(results), count):
         batch = slice(start, start + count)
         made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty(), **settings)

@@ -16,11 +16,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from bbdm import bridges, solvers
-from bbdm.base import sizes
 from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
-from bbdm.networks.checks import NAMES, along
+from bbdm.networks.checks import along
 from bbdm.networks.windows import Spans, Windowing, blend, concatenated
 from bbdm.pictures import images
 from bbdm.runtime.guided import Guided
@@ -66,8 +65,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
     On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes, which are
     fixed: ``settings``, the content of ``bridge.json``; ``image_size``, the side or (height, width) of its
-    training pictures, or None; ``static``, the only (number, height, width) of pictures that it takes, or
-    None. Solver and steps may change at each call.
+    training pictures, or None. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -90,12 +88,10 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         folder = Path(folder)
         self.settings = read_settings(folder)
         self.providers = with_options(providers)
-        static = self.settings["static"]
         known = self.settings.get("image_size")
         axes = self.settings.get("axes", 2)
         self.image_size = None if known is None else images.as_size(known, axes)
         self.pictures = Spec.from_config(self.settings)
-        self.static = None if static is None else tuple(static)
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
             for name in self.settings["files"]
@@ -116,9 +112,9 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
                 further=conditions_of(self.settings),
                 stride=along(self.settings["stride"], axes),
                 latent_stride=self.settings["latent_stride"],
-                batch=self.static[0] if self.static else None,
-                size=self.static[1:] if self.static else None,
-                fill=self.static is not None,
+                batch=None,
+                size=None,
+                fill=False,
             ),
         )
 
@@ -182,8 +178,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         """State and estimate after each step, on the device."""
         y, told = self._given(batch)
         guided = None if batch.guidance is None else Guided(batch.guidance, plan.table, batch.seeds)
-        together = self.static is None or batch.windows is not None  # evaluations of a step are one batch
-        parts = [self._beside(told)] if together and guided is not None else told
+        parts = [self._beside(told)] if guided is not None else told  # evaluations of a step are one batch
         version = self.settings["version"]
         if batch.mask is not None and version < MASKED:
             raise ValueError("this export was made before masks: export the checkpoint again")
@@ -279,7 +274,6 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         if batch.encoded is not None:
             return batch.encoded
         image = self._picture(batch.source)
-        self._check_size(batch, image.shape[2:])
         source = self._put(image)
         if "encoder" in self.graphs:
             source = y = self.graphs["encoder"].run({"image": source})[0]
@@ -308,15 +302,3 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     def _picture(self, source: Array) -> Array:
         """Pictures in float32, padded below and to the right."""
         return np.pad(source.astype(np.float32), self._padding(source), mode="edge")
-
-    def _check_size(self, batch: Batch, padded: tuple[int, ...]) -> None:
-        """Raise ValueError where an export of one size is given another, and it is not called on windows."""
-        if self.static is None or padded == self.static[1:]:
-            return
-        size, names = sizes.shown(self.static[1:]), " x ".join(NAMES[self.axes])
-        if batch.windows is not None and "encoder" in self.graphs:
-            raise ValueError(f"this export's autoencoder takes pictures of {size} only: export it without --static")
-        if batch.windows is None:
-            got = sizes.shown(batch.source.shape[2:])
-            hint = "" if "encoder" in self.graphs else f"; window={self.static[1:]} translates larger ones"
-            raise ValueError(f"this export takes pictures of {names} {size} only, got {got}{hint}")

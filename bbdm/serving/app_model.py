@@ -99,14 +99,12 @@ def load(config: AppConfig) -> Model:
     Raises:
         ValueError: the model cannot be read, or a setting is not for it.
     """
-    static = None
     if config.exported:
         from bbdm.runtime import OnnxBridgeSampler
 
         sampler = OnnxBridgeSampler(config.model)
         bridge, calls = bridges.from_config(sampler.settings["bridge"]), sampler.settings.get("calls")
         further = conditions_of(sampler.settings)
-        static = sampler.static
     else:
         import torch
 
@@ -131,12 +129,8 @@ def load(config: AppConfig) -> Model:
         told = {name: None if name in further.drop else 0 for name in further.kinds}
         sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, conditions=told or None, **windows)
     kept, most = window is not None and config.size is None, config.max_pixels or MAX_PIXELS[window is not None]
-    if static is None:
-        size = config.size or sampler.image_size
-        return Model(sampler, sampler.solver, offered, size, "fit", None, kept, windows, most, further)
-    if config.size is not None:
-        raise ValueError(f"size is fixed: {config.model} takes height x width {static[1:]} alone")
-    return Model(sampler, sampler.solver, offered, static[1:], "stretch", static[0], kept, windows, most, further)
+    size = config.size or sampler.image_size
+    return Model(sampler, sampler.solver, offered, size, "fit", None, kept, windows, most, further)
 
 
 def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:

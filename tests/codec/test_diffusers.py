@@ -97,8 +97,8 @@ def test_graphs_are_torchs(make: Callable[[], nn.Module]):
     codec = DiffusersCodec(make()).with_statistics(STATISTICS)
     latents = codec.encode(IMAGE, "source")
     for model, given, wanted in (
-        (graphs.encoder_graph(codec, None, 23), {"image": IMAGE}, latents),
-        (graphs.decoder_graph(codec, None, 23), {"latent": latents}, codec.decode(latents)),
+        (graphs.encoder_graph(codec, 23), {"image": IMAGE}, latents),
+        (graphs.decoder_graph(codec, 23), {"latent": latents}, codec.decode(latents)),
     ):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (made,) = session.run(None, {name: value.contiguous().numpy() for name, value in given.items()})
