@@ -12,7 +12,7 @@ from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
 from bbdm.networks.endpoint import in_channels
-from bbdm.onnx.graphs import CONDITION, GRIDS, LATENT, export_graph, step, subgraphs
+from bbdm.onnx.graphs import CONDITION, GRIDS, LATENT, export_graph, name_dims, step, subgraphs
 from bbdm.onnx.opsets import IR_VERSIONS
 from bbdm.sampling.shapes import Shapes
 from bbdm.solvers import StepTable
@@ -142,6 +142,9 @@ def pipeline_graph(
     opset = unet.opset_import[0].version
     operators = {torch.ops.bbdm.onnx_graph.default: _stand_in}
     model = export_graph(module, inputs, free, {"image": GRIDS[axes]}, opset, fixed=1, table=operators)
+    for value in model.graph.input:
+        if free[value.name] is grid:
+            name_dims(value, GRIDS[axes])  # not as multiples of a latent's
     parts = {"unet": unet, "encoder": encoder, "decoder": decoder}
     graphs = {name: part.graph for name, part in parts.items() if part is not None}
     for graph in reversed(list(subgraphs(model.graph))):  # inner ones first: an outer one copies them

@@ -170,6 +170,12 @@ def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder:
     assert not made.keys() & {"Conv", "GroupNormalization", "Attention"}  # nothing is made twice around the loop
     (loop,) = (node for node in whole.node if node.op_type == "Loop")
     assert loop.input[1]  # its condition
+    for name, cells in ((folder, ("height", "width")), (latent_folder, ("latent_height", "latent_width"))):
+        inputs = {value.name: value for value in onnx.load(name / "pipeline.onnx").graph.input}
+        shapes = {
+            name: [d.dim_param for d in v.type.tensor_type.shape.dim if d.dim_param] for name, v in inputs.items()
+        }
+        assert shapes == {"source": ["batch", "height", "width"], "noise": ["batch", *cells]}
     weights = sum(np.prod(tensor.dims) for tensor in whole.initializer)
     assert weights == pytest.approx(sum(p.numel() for p in unet.parameters()), rel=0.05)  # one copy
 
