@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
 from onnx import defs
-from onnxscript import values
+from onnxscript import opset21, values
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
@@ -27,19 +29,25 @@ RESULT = defs.OpSchema.FormalParameter("result", "tensor(float)")
 
 @torch.library.custom_op("bbdm::onnx_graph", mutates_args=())
 def _onnx_graph(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
-    """The result, of a shape, of the graph of a name; it is known to the exporter alone."""
+    """The result of the graph of a name, of a shape or that of the first input; for the exporter alone."""
     raise NotImplementedError(f"{name} is a graph of ONNX")
 
 
 @_onnx_graph.register_fake
 def _(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
-    return inputs[0].new_empty(shape)
+    return inputs[0].new_empty(shape or inputs[0].shape)
 
 
 def _stand_in(name: str, inputs: list[object], shape: list[int]) -> object:
     """The node of an :func:`_onnx_graph`, which :func:`_insert` replaces."""
     schema = defs.OpSchema(name, DOMAIN, 1, inputs=[MIXED], outputs=[RESULT], type_constraints=TYPES)
     return values.Op(values.Opset(DOMAIN, 1), name, schema)(*inputs)
+
+
+def _stride(image: Any, axis: int) -> Any:
+    """The stride of an axis, from which torch.export may take the size of another; images are contiguous."""
+    op: Any = opset21
+    return op.ReduceProd(op.Shape(image, start=axis + 1), keepdims=0)
 
 
 class Pipeline(nn.Module):
@@ -81,7 +89,9 @@ class Pipeline(nn.Module):
         ) -> tuple[torch.Tensor, ...]:
             at = index.reshape(1)
             t = self.times.index_select(0, at)
-            prediction = torch.ops.bbdm.onnx_graph("unet", [inputs, t, *conditions], grid)
+            prediction = torch.ops.bbdm.onnx_graph(
+                "unet", [inputs, t, *conditions], []
+            )  # no sides: torch reads them off strides
             z = noise.index_select(0, self.slots.index_select(0, at)).squeeze(0)
             row = self.rows.index_select(0, at).squeeze(0)
             return index + 1, *step(x, x0hat, prediction, y, z, row, mask)
@@ -140,7 +150,7 @@ def pipeline_graph(
         inputs["mask"], free["mask"] = torch.zeros(2, 1, *pixels), grid
     module = Pipeline(table, shapes, names, encoder is not None, masked)
     opset = unet.opset_import[0].version
-    operators = {torch.ops.bbdm.onnx_graph.default: _stand_in}
+    operators = {torch.ops.bbdm.onnx_graph.default: _stand_in, torch.ops.aten.sym_stride.int: _stride}
     model = export_graph(module, inputs, free, {"image": GRIDS[axes]}, opset, fixed=1, table=operators)
     for value in model.graph.input:
         if free[value.name] is grid:
