@@ -112,18 +112,6 @@ def test_windows(sampler: OnnxBridgeSampler, reference: BridgeSampler):
 
 
 @pytest.mark.nightly
-def test_windows_of_a_static_export(file: Path, tmp_path: Path, reference: BridgeSampler):
-    """The export takes long; windows of another export, and full batches, are shown each day."""
-    flags = "--solver", "sde-dpm2m", "--steps", "4", "--static", "3,16,16", "--no-check"
-    static = OnnxBridgeSampler(export(file, tmp_path / "static", *flags))
-    near(static(LARGE, seed=3, window=16), reference(torch.from_numpy(LARGE), seed=3, window=16))
-    with pytest.raises(ValueError, match=r"window must be \(16, 16\), which this network takes alone, got 24"):
-        static(LARGE, seed=3, window=24)
-    with pytest.raises(ValueError, match=r"16 x 16 only, got 29 x 45; window=\(16, 16\) translates larger ones"):
-        static(np.concatenate([LARGE, LARGE[:1]]), seed=3)
-
-
-@pytest.mark.nightly
 def test_latent_space(tmp_path: Path):
     """The export takes long; tests/onnx compares the images of another latent export each day."""
     latent = checkpoint(tmp_path / "latent.pt", 0, tiny_codec())
@@ -171,20 +159,6 @@ def test_bad_calls(sampler: OnnxBridgeSampler, arguments: dict[str, Any], messag
         sampler(**arguments)
 
 
-def test_a_static_export(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
-    """Short batches are filled up, other sizes are refused. The graphs take any size."""
-    copy = copy_of(folder, tmp_path)
-    edit(copy, static=[2, 16, 16])
-    ours = OnnxBridgeSampler(copy)
-    np.testing.assert_allclose(ours(SOURCE[:3, :, :15], seed=1), sampler(SOURCE[:3, :, :15], seed=1), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="takes pictures of height x width 16 x 16 only, got 18 x 16"):
-        ours(np.zeros((1, 3, 18, 16), np.float32))
-    with pytest.raises(ValueError, match="must hold 2 images for this network, got 3"):
-        ours.stream(SOURCE[:3])
-    with pytest.raises(ValueError, match="batch_size must be at least 2, which the network takes alone, got 1"):
-        ours(SOURCE[:3], batch_size=1)
-
-
 def test_pictures_of_another_scale_are_warned_of(sampler: OnnxBridgeSampler):
     assert sampler.image_size == 16
     with pytest.warns(UserWarning, match="was trained on pictures of 16 x 16, and is given 32 x 16"):
@@ -225,7 +199,6 @@ def test_a_folder_that_is_no_export(folder: Path, tmp_path: Path):
         ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
         ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
         ({"stride": 0.5}, "stride must be an integer of at least 1, got 0.5"),
-        ({"static": [1, 16]}, r"static must be null or \[number, height, width\], got \[1, 16\]"),
         ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
         ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
     ):
@@ -345,19 +318,6 @@ def test_the_command_by_windows(
     for path, picture in zip((large, small), wanted, strict=True):
         made = np.asarray(Image.open(tmp_path / "out" / path.name), dtype=int)
         assert np.abs(made - np.asarray(picture, dtype=int)).max() <= 1
-
-
-def test_windows_that_a_static_export_does_not_take(folder: Path, tmp_path: Path):
-    copy = copy_of(folder, tmp_path)
-    edit(copy, static=[2, 16, 16])
-    noise(0, 40, 24).save(tmp_path / "large.png")
-    command = [str(copy), str(tmp_path / "large.png"), "-o", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match=r"window must be \(16, 16\), which this network takes alone, got 24"):
-        main([*command, "--window", "24"])
-    with pytest.raises(ValueError, match=r"16 x 16 only, got 24 x 40; window=\(16, 16\) translates larger ones"):
-        main(command)
-    main([*command, "--window", "16"])
-    assert Image.open(tmp_path / "out" / "large.png").size == (40, 24)
 
 
 def test_without_torch(drawing: Path):
