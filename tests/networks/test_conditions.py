@@ -299,7 +299,7 @@ def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_
         ({"dem": drawn(1), "sar": drawn(1)}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
         ({"dem": drawn(1), "sar": drawn(2)[0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
         ({"dem": drawn(1), "sar": None}, "'sar' cannot be None: the network was never trained without it"),
-        ({"dem": drawn(1), "sar": drawn(2).int()}, "'sar' must be a tensor of floats .*, got torch.int32"),
+        ({"dem": drawn(1), "sar": drawn(2).int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
         ({"dem": drawn(1), "sar": drawn(2) / 0}, "'sar' must be finite"),
         ({"dem": drawn(1), "sar": drawn(2), "dsm": drawn(1)}, r"'sar' \(2 channels\), got 'dsm'"),
         ({"dem": drawn(1), "sar": drawn(2), "source": drawn(3)}, r"'sar' \(2 channels\), got 'source'"),

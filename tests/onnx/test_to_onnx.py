@@ -11,7 +11,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from bbdm.sampling.inputs import shapes_of
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
@@ -195,7 +194,7 @@ def test_conditions_take_no_norm_apart():
 def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
     noise = {value.name: value for value in onnx.load(folder / "pipeline.onnx").graph.input}["noise"]
     assert noise.type.tensor_type.shape.dim[0].dim_value == 1  # dpm2m: only the first step has noise
-    shapes = shapes_of(load_checkpoint(file).build_unet(), None, None, fill=False)
+    shapes = BridgeSampler.from_checkpoint(file)._shapes
     table = solvers.build(BRIDGE, "dpm2m", steps=1)
     none = pipeline.pipeline_graph(onnx.load(folder / "unet.onnx"), None, None, table, shapes)
     assert [value.name for value in none.graph.input] == ["source"]
