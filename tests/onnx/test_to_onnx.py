@@ -22,7 +22,6 @@ from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_pil, open_image, to_pil
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from bbdm.sampling.inputs import shapes_of
 from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, once, tiny_codec
 
@@ -189,7 +188,7 @@ def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder:
 
 
 def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
-    shapes = shapes_of(load_checkpoint(file).build_unet(), None, None, fill=False)
+    shapes = BridgeSampler.from_checkpoint(file)._shapes
 
     def with_solver(solver: str, steps: int) -> onnx.ModelProto:
         table = solvers.build(BRIDGE, solver, steps=steps)
