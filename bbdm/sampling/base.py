@@ -306,7 +306,8 @@ class Sampler(Loop, Generic[Array]):
             if callable(progress):
                 progress(done, total)
             else:
-                print(f"\rnetwork call {done} of {total}", end="", file=sys.stderr, flush=True)
+                note = "" if done else self._note(batches)
+                print(f"\rnetwork call {done} of {total}{note}", end="", file=sys.stderr, flush=True)
 
         try:
             if not callable(progress):

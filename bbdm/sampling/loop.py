@@ -106,6 +106,10 @@ class Loop(ABC):
         """Zeros, in which predictions of windows of x are added up; None for memory of its own."""
         return None
 
+    def _note(self, batches: Sequence[Batch]) -> str:
+        """What takes long before the first step of batches, for people; else nothing."""
+        return ""
+
     def _put(self, array: Any) -> Any:
         """An array as the network takes it."""
         return array

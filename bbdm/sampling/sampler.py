@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bbdm import solvers
+from bbdm.base import sizes
 from bbdm.base.atomic import check_place
 from bbdm.base.recent import Recent
 from bbdm.bridges import Bridge
@@ -172,6 +173,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
         self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.fixed())
+        self._seen: set[Any] = set()  # shapes that are compiled
         captures = self.device.type == "cuda" and (self.compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None
         self._kept_weights: Recent[list[torch.Tensor]] = Recent(super()._weights, KEPT)
@@ -204,18 +206,37 @@ class BridgeSampler(Sampler[torch.Tensor]):
         c_lambda: float | None = None,
         config: str | None = None,
         network: Network | None = None,
-        **settings: Any,
+        solver: str | None = None,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
+        clamp: tuple[float, float] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
+        compiled: str | os.PathLike[str] | None = None,
     ) -> BridgeSampler:
         """A sampler from a file.
 
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
-        :func:`~bbdm.files.checkpoint.load_checkpoint`, ``settings`` those of the constructor. ``ema`` takes
-        the averaged weights where the file has both. A file of a wrapped network has its weights only: give
-        it as ``network``, which is copied.
+        :func:`~bbdm.files.checkpoint.load_checkpoint`, the others as for the constructor. ``ema`` takes the
+        averaged weights where the file has both. A file of a wrapped network has its weights only: give it as
+        ``network``, which is copied.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
-        network, codec = checkpoint.build_unet(ema, network), checkpoint.build_codec()
-        sampler = cls(network, checkpoint.bridge, codec=codec, defaults=checkpoint.defaults, **settings)
+        sampler = cls(
+            checkpoint.build_unet(ema, network),
+            checkpoint.bridge,
+            solver,
+            steps,
+            timesteps,
+            codec=checkpoint.build_codec(),
+            defaults=checkpoint.defaults,
+            clamp=clamp,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            compiled=compiled,
+        )
         sampler.image_size, sampler.pictures = checkpoint.image_size, checkpoint.pictures
         sampler._half, sampler.origin = checkpoint.half(ema), checkpoint.origin
         return sampler
@@ -336,6 +357,16 @@ class BridgeSampler(Sampler[torch.Tensor]):
 
     def _get(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self._state_dtype)
+
+    def _note(self, batches: Sequence[Batch]) -> str:
+        shapes = {(tuple(batch.source.shape), batch.windows, batch.guidance): batch for batch in batches}
+        missing = [key for key in shapes if key not in self._seen]
+        self._seen.update(missing)
+        if not self.compile or not missing:
+            return ""
+        return (
+            f" (compiling for {', '.join(sizes.shown((n, *size)) for (n, _, *size), _, _ in missing)}: a minute or two)"
+        )
 
     def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[torch.Tensor]:
         return self._kept_weights.get((windows, tuple(size)), windows, size)  # a captured graph cannot copy them
