@@ -81,9 +81,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
         calls["eager float32"] = lambda: unet.body(x, modulation, {})
         calls["compiled float32"] = lambda: float32._body(x, modulation, {})
         chosen = x.to(sampler.dtype)
-        calls["compiled, as compile=True chooses"] = lambda: sampler._body(
-            chosen, modulation.to(torch.float32), {}
-        )
+        calls["compiled, as compile=True chooses"] = lambda: sampler._body(chosen, modulation.to(torch.float32), {})
         reference = unet(x, t)
         for row, call in calls.items():
             error = relative_error(call(), reference)

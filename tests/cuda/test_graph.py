@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from bbdm.execution.loop import Loop, State
 from torch import Tensor
 
 from bbdm.execution.graph import GraphedLoop
-from bbdm.execution.loop import Loop, State
 from bbdm.networks.base import Conditions
 from tests.conftest import tiny_unet
 from tests.cuda.card import CaptureError, Card, CardTensor, MissingWaitError, aten, off_the_card

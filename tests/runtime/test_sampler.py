@@ -58,11 +58,23 @@ def test_the_exported_solver_named_takes_the_exported_steps(sampler: OnnxBridgeS
     assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10
 
 
-def test_seeds_and_batches(sampler: OnnxBridgeSampler, reference: BridgeSampler):
-    near(sampler(SOURCE, seed=7), reference(torch.from_numpy(SOURCE), seed=7))
-    near(sampler(SOURCE, seed=7, batch_size=2), reference(torch.from_numpy(SOURCE), seed=7))
-    near(sampler(SOURCE, seed=[9, 1, 1, 5, 3]), reference(torch.from_numpy(SOURCE), seed=[9, 1, 1, 5, 3]))
-    assert sampler.last_seeds == (9, 1, 1, 5, 3)
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 8])
+@pytest.mark.parametrize("seed", [7, [9, 1, 1, 5, 3]], ids=["first", "each"])
+def test_a_seed_is_one_picture_at_every_batch_size(
+    sampler: OnnxBridgeSampler, reference: BridgeSampler, seed: Any, batch_size: int | None
+):
+    wanted = reference(torch.from_numpy(SOURCE), seed=seed)
+    near(sampler(SOURCE, seed=seed, batch_size=batch_size), wanted)
+    for of in (
+        sampler.stream(SOURCE, seed, batch_size=batch_size),
+        sampler.stream([*SOURCE.transpose(0, 2, 3, 1)], seed),
+    ):
+        images = {i: x for step in of if step.index == 3 for i, x in zip(step.images, step.x, strict=True)}
+        near(np.stack([images[i] for i in range(5)]).clip(-1, 1), wanted)
+    assert sampler.last_seeds == (tuple(seed) if isinstance(seed, list) else (7, 8, 9, 10, 11))
+
+
+def test_a_seed_that_is_drawn_is_reported(sampler: OnnxBridgeSampler):
     drawn = sampler(SOURCE)
     np.testing.assert_allclose(drawn, sampler(SOURCE, seed=sampler.last_seeds), rtol=0, atol=1e-6)
 
@@ -109,18 +121,6 @@ def test_windows(sampler: OnnxBridgeSampler, reference: BridgeSampler):
     # 15 x 23 cells of 2 pixels, windows of 8 that overlap by 4, as 0.4 of 16 is 6.4: 3 x 5
     assert seen == [(done, 32) for done in range(1, 33)]
     assert np.abs(made - sampler(LARGE, seed=3)).max() > 1e-2
-
-
-@pytest.mark.nightly
-def test_windows_of_a_static_export(file: Path, tmp_path: Path, reference: BridgeSampler):
-    """The export takes long; windows of another export, and full batches, are shown each day."""
-    flags = "--solver", "sde-dpm2m", "--steps", "4", "--static", "3,16,16", "--no-check"
-    static = OnnxBridgeSampler(export(file, tmp_path / "static", *flags))
-    near(static(LARGE, seed=3, window=16), reference(torch.from_numpy(LARGE), seed=3, window=16))
-    with pytest.raises(ValueError, match=r"window must be \(16, 16\), which this network takes alone, got 24"):
-        static(LARGE, seed=3, window=24)
-    with pytest.raises(ValueError, match=r"16 x 16 only, got 29 x 45; window=\(16, 16\) translates larger ones"):
-        static(np.concatenate([LARGE, LARGE[:1]]), seed=3)
 
 
 @pytest.mark.nightly
@@ -171,20 +171,6 @@ def test_bad_calls(sampler: OnnxBridgeSampler, arguments: dict[str, Any], messag
         sampler(**arguments)
 
 
-def test_a_static_export(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
-    """Short batches are filled up, other sizes are refused. The graphs take any size."""
-    copy = copy_of(folder, tmp_path)
-    edit(copy, static=[2, 16, 16])
-    ours = OnnxBridgeSampler(copy)
-    np.testing.assert_allclose(ours(SOURCE[:3, :, :15], seed=1), sampler(SOURCE[:3, :, :15], seed=1), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="takes pictures of height x width 16 x 16 only, got 18 x 16"):
-        ours(np.zeros((1, 3, 18, 16), np.float32))
-    with pytest.raises(ValueError, match="must hold 2 images for this network, got 3"):
-        ours.stream(SOURCE[:3])
-    with pytest.raises(ValueError, match="batch_size must be at least 2, which the network takes alone, got 1"):
-        ours(SOURCE[:3], batch_size=1)
-
-
 def test_pictures_of_another_scale_are_warned_of(sampler: OnnxBridgeSampler):
     assert sampler.image_size == 16
     with pytest.warns(UserWarning, match="was trained on pictures of 16 x 16, and is given 32 x 16"):
@@ -225,7 +211,6 @@ def test_a_folder_that_is_no_export(folder: Path, tmp_path: Path):
         ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
         ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
         ({"stride": 0.5}, "stride must be an integer of at least 1, got 0.5"),
-        ({"static": [1, 16]}, r"static must be null or \[number, height, width\], got \[1, 16\]"),
         ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
         ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
     ):
@@ -347,19 +332,6 @@ def test_the_command_by_windows(
         assert np.abs(made - np.asarray(picture, dtype=int)).max() <= 1
 
 
-def test_windows_that_a_static_export_does_not_take(folder: Path, tmp_path: Path):
-    copy = copy_of(folder, tmp_path)
-    edit(copy, static=[2, 16, 16])
-    noise(0, 40, 24).save(tmp_path / "large.png")
-    command = [str(copy), str(tmp_path / "large.png"), "-o", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match=r"window must be \(16, 16\), which this network takes alone, got 24"):
-        main([*command, "--window", "24"])
-    with pytest.raises(ValueError, match=r"16 x 16 only, got 24 x 40; window=\(16, 16\) translates larger ones"):
-        main(command)
-    main([*command, "--window", "16"])
-    assert Image.open(tmp_path / "out" / "large.png").size == (40, 24)
-
-
 def test_without_torch(drawing: Path):
     """In a process that can import none of what only the rest of bbdm needs."""
     hidden = ("torch", "tqdm", "safetensors", "yaml", "filelock")
@@ -392,15 +364,3 @@ def test_a_mask(sampler: OnnxBridgeSampler, reference: BridgeSampler, size: tupl
     made = sampler(source, seed=0, mask=mask)
     near(made, reference(torch.from_numpy(source), seed=0, mask=torch.from_numpy(mask)))
     np.testing.assert_array_equal(np.where(mask == 0, made, 0), np.where(mask == 0, source, 0))
-
-
-def test_an_export_of_version_1_still_runs():
-    """Of a tiny network, written by commit 9f6b000: rows of 8, integer times, and a step without a mask."""
-    folder = Path(__file__).parent / "version_1"
-    old = OnnxBridgeSampler(folder, solver="dpm2m", steps=3)
-    assert old.settings["version"] == 1
-    new = BridgeSampler.from_checkpoint(folder / "network.safetensors", steps=3)
-    source = np.tanh(np.random.default_rng(0).normal(size=(1, 3, 16, 16))).astype(np.float32)
-    np.testing.assert_allclose(old(source, seed=0), new(torch.from_numpy(source), seed=0), rtol=0, atol=2e-2)
-    with pytest.raises(ValueError, match="made before masks: export the checkpoint again"):
-        old(source, seed=0, mask=np.ones((1, 1, 16, 16), np.float32))
