@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 EXTRAS = {
@@ -35,5 +36,10 @@ def package(name: str, needed_by: str) -> Any:
 
 def install(error: ModuleNotFoundError) -> str:
     """The end of the message of a missing package's error: how to install it, if that is not said yet."""
-    extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)
-    return f": pip install 'bbdm[{extra}]'" if extra and "pip install" not in str(error) else ""
+    package = (error.name or "").split(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+    if extra is None or "pip install" in str(error):
+        return ""
+    if find_spec("torch") is None:  # the runtime without PyTorch, which the extra would install
+        return f": pip install {package}"
+    return f": pip install 'bbdm[{extra}]'"

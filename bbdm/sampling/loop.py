@@ -125,7 +125,8 @@ class Loop(ABC):
         shapes, none = self._shapes, self._shapes.conditions.none
         size = shapes.padded(batch.size)
         source = self._encode(padded(self._array(batch.source), size))
-        y = in_channels(source, shapes.channels, shapes.endpoint, concatenated)
+        same = shapes.endpoint is None and source.shape[1] == shapes.channels
+        y = source if same else in_channels(source, shapes.channels, shapes.endpoint, concatenated)
         values = {SOURCE: source} if shapes.shown else {}
         for name, value in batch.conditions.items():
             image = shapes.conditions.kinds[name] == "image"
