@@ -30,6 +30,7 @@ aten: Any = torch.ops.aten
 PACKAGE = str(Path(__file__).parents[2] / "bbdm")
 WAITS = {  # operators whose result the host must see
     aten._local_scalar_dense.default: "item",
+    aten.item.default: "item",  # in inference mode
     aten.nonzero.default: "nonzero",
     aten.masked_select.default: "masked_select",
     aten.repeat_interleave.Tensor: "repeat_interleave",
@@ -54,26 +55,31 @@ def wait_of(func: Any, args: Any) -> str | None:
     return WAITS.get(func)
 
 
-def _of_adam() -> bool:
-    """Whether Adam runs an operator: on a card its steps are one kernel, on the CPU it reads a number."""
+def place() -> str:
+    """The innermost function of bbdm that runs, or torch's Adam, which on a card is one kernel a step."""
     frame = sys._getframe(1)
     while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
         if "torch/optim/adam" in frame.f_code.co_filename:
-            return True
+            return "adam"
         frame = frame.f_back
-    return False
+    return "test" if frame is None else f"{frame.f_globals['__name__'].removeprefix('bbdm.')}.{frame.f_code.co_name}"
 
 
 class Waits(TorchDispatchMode):
-    """``seen`` has why the host would wait for a card, in the order of operators."""
+    """``seen`` has where and why the host would wait for a card, in the order of operators.
 
-    def __init__(self) -> None:
+    Args:
+        only_here: places of checks that are done on the CPU alone.
+    """
+
+    def __init__(self, *only_here: str) -> None:
         super().__init__()
+        self._only_here = only_here
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (why := wait_of(func, args)) is not None and not _of_adam():
-            self.seen.append(why)
+        if (why := wait_of(func, args)) is not None and (at := place()) not in self._only_here:
+            self.seen.append(f"{at}: {why}")
         return func(*args, **(kwargs or {}))
 
 
@@ -107,7 +113,7 @@ class Card(TorchDispatchMode):
             return func(*args, **kwargs)
         if (why := wait_of(func, args)) is not None or func in HOST:
             raise CaptureError(f"a capture waits: {why or 'numbers of the host'}")
-        if func not in self.launched and "empty" not in func._opname:
+        if func not in self.launched and not func.is_view and "empty" not in func._opname:
             raise CaptureError(f"{func} runs for the first time in a capture: warm up before it")
         return self.capture.record(func, args, kwargs)
 

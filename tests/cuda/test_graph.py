@@ -25,11 +25,12 @@ bridge_step: Any = torch.ops.bbdm.bridge_step.default
 
 
 @pytest.fixture(autouse=True)
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     def uncompiled(self: Compiled, *_: Any) -> Callable[..., Tensor]:
         return lambda *arguments: self.function(*arguments)
 
     monkeypatch.setattr(Compiled, "_compile", uncompiled)
+    monkeypatch.setattr("bbdm.sampling.sampler.unchecked", torch.ops.bbdm.bridge_step)  # as on a card
 
 
 def sampler(
