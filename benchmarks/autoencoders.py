@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         measure(path.name, codec, x)
         rows.append(codec.image(codec.latents(shown)))
     if args.grid is not None:
-        sheet = images.grid([[images.to_pil(v) for v in row] for row in rows])
+        sheet = images.grid([[images.from_array(v.numpy()) for v in row] for row in rows])
         sheet.resize((ENLARGED * sheet.width, ENLARGED * sheet.height), Image.Resampling.NEAREST).save(args.grid)
 
 

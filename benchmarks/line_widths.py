@@ -26,7 +26,7 @@ SHARE = 0.5  # of the artist's saturation, that a coloured result has
 
 def drawn(package: Path, name: str, style: drawings.Style) -> tuple[torch.Tensor, torch.Tensor]:
     """A drawing and its picture, (3, H, W) in [-1, 1]."""
-    pair = images.from_pil(drawings.pair(package, name, SIDE, style, np.random.default_rng(0)))
+    pair = torch.from_numpy(images.to_array(drawings.pair(package, name, SIDE, style, np.random.default_rng(0))))
     source, target = pair.chunk(2, -1)
     return source, target
 

@@ -30,6 +30,7 @@ from bbdm.data.degradations import Degradation
 from bbdm.evaluation.distributions import energy_score
 from bbdm.execution.device import best_dtype
 from bbdm.pictures import images
+from bbdm.pictures.picture import scale
 
 LONGEST = 768
 SQUARE = 64
@@ -54,7 +55,7 @@ def non_local_means(source: Tensor, seed: int) -> Tensor:
 
     pixels = np.asarray(images.from_array(source[0].numpy()))
     made = cv2.fastNlMeansDenoisingColored(np.ascontiguousarray(pixels[:, :, ::-1]))
-    return images.from_pil(Image.fromarray(np.ascontiguousarray(made[:, :, ::-1])))[None]
+    return torch.from_numpy(images.to_array(Image.fromarray(np.ascontiguousarray(made[:, :, ::-1]))))[None]
 
 
 def has_opencv() -> bool:
@@ -93,7 +94,7 @@ def scores(restore: Restore, source: Tensor, target: Tensor, seeds: int) -> dict
     seconds = time.perf_counter() - began
     if seeds > 1 and not restore(source, 1).equal(results[0]):
         results += [restore(source, seed) for seed in range(1, seeds)]
-    results = [images.scale(torch.from_numpy(images.to_pixels(images.from_array(r[0].numpy())))) for r in results]
+    results = [scale(torch.from_numpy(images.pixels(images.from_array(r[0].numpy())))) for r in results]
     errors = [(result - target).square().mean().item() for result in results]
     pairs = torch.stack([squares(result) for result in results]), squares(target)
     if len(results) == 1:
@@ -128,16 +129,16 @@ def table(done: dict[str, dict[str, dict[str, float]]], damage: str) -> str:
 def middle(image: Tensor) -> Image.Image:
     """The middle of a (3, H, W) image, as a picture."""
     top, left = (max(0, side - SHOWN) // 2 for side in image.shape[1:])
-    return images.to_pil(image[:, top : top + SHOWN, left : left + SHOWN])
+    return images.from_array(image[:, top : top + SHOWN, left : left + SHOWN].numpy())
 
 
 def figure(chosen: list[tuple[str, Image.Image]], restored_by: dict[str, Restore], damage: str) -> Image.Image:
     """Middles of photographs, a row for each: by each method, the first of which does nothing, and clean."""
     degradation, rows = Degradation.read(damage), list[list[Image.Image]]()
     for name, photograph in chosen:
-        source = images.from_pil(degradation.picture(photograph, name))[None]
+        source = torch.from_numpy(images.to_array(degradation.picture(photograph, name)))[None]
         made = [restore(source, 0)[0] for restore in restored_by.values()]
-        rows.append([*map(middle, made), middle(images.from_pil(photograph))])
+        rows.append([*map(middle, made), middle(torch.from_numpy(images.to_array(photograph)))])
     return images.grid(rows)
 
 
@@ -161,8 +162,8 @@ def main(argv: list[str] | None = None) -> None:
         degradation = Degradation.read(damage)
         for name, photograph in chosen:
             run = done.setdefault(f"{damage}|{name}", {})
-            target = images.from_pil(photograph)
-            source = images.from_pil(degradation.picture(photograph, name))[None]
+            target = torch.from_numpy(images.to_array(photograph))
+            source = torch.from_numpy(images.to_array(degradation.picture(photograph, name)))[None]
             for method, restore in restored_by.items():
                 if method not in run:
                     run[method] = scores(restore, source, target, 1 if method in ONE_RESULT else args.seeds)

@@ -22,7 +22,7 @@ from bbdm import BridgeSampler, UNet, demo
 from bbdm.cli import export
 from bbdm.onnx import graphs
 from bbdm.onnx.quantize import quantized
-from bbdm.pictures.images import from_pil
+from bbdm.pictures.images import to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
@@ -114,7 +114,7 @@ def translated(tmp_path_factory: Any) -> Comparison:
         drawing.save(folder / "sources" / f"{i}.png")
     file, solver = demo.WEIGHTS, ["--solver", "sde-dpm2m", "--steps", "5"]  # as the README
     reference = BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=5)
-    source = torch.stack([from_pil(drawing) for drawing in drawings[1::2]])
+    source = torch.stack([torch.from_numpy(to_array(drawing)) for drawing in drawings[1::2]])
     wanted = reference(source, seed=0).numpy()
     comparison = Comparison("Translation by the bundled network, 5 steps", EAGER, {}, {EAGER: {}})
     calls: dict[str, Callable[[], Any]] = {EAGER: lambda: reference(source[:1], seed=0)}

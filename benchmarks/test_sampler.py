@@ -18,7 +18,7 @@ import torch
 
 from bbdm import BridgeSampler, UNet, save_checkpoint, solvers
 from bbdm.cli import export
-from bbdm.pictures.images import to_pil
+from bbdm.pictures.images import from_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import Record
 from benchmarks.machine import Peaks
@@ -63,7 +63,7 @@ def int8_export(unet: UNet, source: torch.Tensor, folder: Path) -> OnnxBridgeSam
     """The network in int8 on ONNX Runtime, with as many threads as PyTorch has."""
     save_checkpoint(folder / "unet.pt", unet, BRIDGE)
     (folder / "pictures").mkdir()
-    to_pil(source[0]).save(folder / "pictures" / "source.png")
+    from_array(source[0].numpy()).save(folder / "pictures" / "source.png")
     flags = ["--steps", str(STEPS), "--quantize", "int8", "--calibrate", str(folder / "pictures"), "--no-check"]
     export.main([str(folder / "unet.pt"), str(folder / "export"), *flags])
     return OnnxBridgeSampler(folder / "export", threads=torch.get_num_threads())

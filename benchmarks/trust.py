@@ -171,7 +171,8 @@ def figure(sampler: BridgeSampler, dataset: Any, pairs: list[dict[str, Array]], 
         found = sampler.distribution(source[None], samples, [[index + j * len(dataset) for j in range(samples)]])
         std, mean = found.std[0], found.mean[0]
         maps = [each.mean(0, keepdim=True) for each in (std, (2 * width * std).clip(0, 2), (mean - target).abs())]
-        rows.append([images.to_pil(v) for v in (source, found.samples[0][0], mean, *(2 * v - 1 for v in maps), target)])
+        shown = (source, found.samples[0][0], mean, *(2 * v - 1 for v in maps), target)
+        rows.append([images.from_array(v.numpy()) for v in shown])
     return images.grid(rows)
 
 

@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from bbdm.networks.windowed import Windowed
 from torch import Tensor
 
 from bbdm import BridgeSampler

@@ -71,7 +71,7 @@ def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, label
         with manifest.reading(path, "delete it") as stored:
             if stored["of"] == of:
                 return torch.tensor(stored["confusion"])
-    picture = torch.from_numpy(images.to_pixels(images.open_image(job.path)))
+    picture = torch.from_numpy(images.pixels(images.open_image(job.path), 3).copy())
     counts = score.count(picture[None], read_labels(labels)[None])
     manifest.write(path, {"of": of, "confusion": counts.tolist()})
     return counts

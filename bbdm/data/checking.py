@@ -42,7 +42,7 @@ def _reason(pairs: Pairs, index: int) -> str:
             channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
             if len(part.array) != channels.get(role, len(part.array)):
                 raise ValueError(f"its {role} has {len(part.array)} channels, and others have {channels[role]}")
-            check_finite(np.where(part.absent, part.array.dtype.type(0), part.array))
+            check_finite(part.array, part.absent)
         pairs.pictures.conditions(index)
     except (ValueError, FileNotFoundError) as error:
         return " ".join(named(pairs.rows[index], error).split())

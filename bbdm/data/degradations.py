@@ -212,7 +212,7 @@ class Degradation:
         if source.dtype != np.uint8 or source.ndim != 3 or len(source) not in (1, 3):
             raise ValueError(f"degrade is for grey and colour of 8 bits, got {source.shape} of {source.dtype}")
         image = Image.fromarray(source[0] if len(source) == 1 else np.ascontiguousarray(source.transpose(1, 2, 0)))
-        return {**arrays, "source": images.to_pixels(self.picture(image, name), len(source)), "target": source}
+        return {**arrays, "source": images.pixels(self.picture(image, name), len(source)).copy(), "target": source}
 
     def __str__(self) -> str:
         """``jpeg:10@0``: what manifests and checkpoints of a data set hold."""

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, default_collate
 
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.pictures import images
 from bbdm.pictures.images import Size
+from bbdm.pictures.picture import scale
 
 log = logging.getLogger(__name__)
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
@@ -131,7 +131,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         example = self.read(index)
         if example.left_out:
             self.leave_out([example.left_out])
-        return images.scale(example.source), images.scale(example.target)
+        return scale(example.source), scale(example.target)
 
 
 def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:

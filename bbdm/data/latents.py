@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data.cache import CONDITION, CachedExamples, Tensors, tensors_of
 from bbdm.data.examples import Example, Examples
-from bbdm.pictures import images
+from bbdm.pictures.picture import scale
 
 PAIRS_IN_STATISTICS = 16  # in a batch
 BLOCK, AT_ONCE = 256, 8  # examples in a file, and encoded at a time
@@ -46,7 +46,7 @@ class LatentDataset(CachedExamples):
         self.flip, self.codec = flip, codec.description()
 
         def encode(batch: Example) -> Tensors:
-            pictures = torch.stack([images.scale(batch.source), images.scale(batch.target)], dim=1)[:, :, None]
+            pictures = torch.stack([scale(batch.source), scale(batch.target)], dim=1)[:, :, None]
             if flip:
                 pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
             latents = codec.latents(pictures.flatten(0, 2)).cpu()

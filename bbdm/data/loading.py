@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bbdm.data.examples import BadPicturesError, Example, Examples, Place
-from bbdm.pictures import images
+from bbdm.pictures.picture import scale
 
 Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM
@@ -124,5 +124,5 @@ class Batches:
 
     def _placed(self, v: torch.Tensor) -> torch.Tensor:
         v = v.to(self.device, non_blocking=True)
-        v = images.scale(v) if v.dtype == torch.uint8 else v
+        v = scale(v) if v.dtype == torch.uint8 else v
         return v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v

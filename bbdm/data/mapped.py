@@ -67,7 +67,7 @@ class _Items(Sequence[Row]):
 def _array(name: str, value: Any, axes: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """A picture (C, *S) of Pillow, an array or a tensor, or tokens (L, D), as an array."""
     if isinstance(value, Image.Image):
-        value = images.as_pixels(value)
+        value = images.pixels(value)
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     if array.ndim not in axes or 0 in array.shape:
         raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)")

@@ -30,7 +30,6 @@ from bbdm.pictures.values import (
     EIGHT_BIT,
     AnyValues,
     Values,
-    check_channels,
     check_finite,
     scaled_present,
     without_data,
@@ -69,7 +68,6 @@ class Part(NamedTuple):
         array, absent, _ = self
         holes = absent is not False and bool(np.any(absent))
         if values not in (None, EIGHT_BIT):
-            check_channels(values, len(array), name)
             try:
                 return scaled_present(values, array, np.asarray(absent), first)
             except ValueError as error:
@@ -80,7 +78,7 @@ class Part(NamedTuple):
             array = array if channels in (None, len(array)) else images.recoloured(array, channels)
             return np.where(absent, np.uint8(0), array) if holes else array
         present = np.where(absent, array.dtype.type(0), array) if holes else array
-        check_finite(present, first)
+        check_finite(array, absent, first)
         if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
             found = array[:, ~absent] if holes else array
             raise ValueError(
@@ -104,7 +102,7 @@ class Reader:
     def forget(self) -> None:
         """Forget what was decoded and looked at."""
         self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
-        self._photograph = lru_cache(KEPT)(lambda path: images.planes(images.open_image(path)))
+        self._photograph = lru_cache(KEPT)(lambda path: images.pixels(images.open_image(path)))
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
 
@@ -269,7 +267,7 @@ def decoded(value: Any) -> Picture:
         array = np.load(io.BytesIO(value), allow_pickle=False)
         return Picture(array[None] if array.ndim == 2 else array)
     if isinstance(value, bytes):
-        return Picture(images.planes(images.decode(value, "in a table", FORMATS)), OF_PHOTOGRAPH)
+        return Picture(images.pixels(images.open_image(value, "in a table", FORMATS)), OF_PHOTOGRAPH)
     if isinstance(value, list):
         try:
             array = np.array(value, np.float32)

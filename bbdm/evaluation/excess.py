@@ -95,10 +95,10 @@ class Measure:
 
     def _read(self, index: int) -> tuple[Example, Array]:
         """An example, and its target (C, *S) in [-1, 1]."""
-        from bbdm.pictures import images
+        from bbdm.pictures.picture import scale
 
         example = self.examples.read(index)
-        target = images.scale(example.target).numpy()
+        target = scale(example.target).numpy()
         valid = np.isfinite(target) if example.mask is None else np.isfinite(target) | (example.mask.numpy() == 0)
         if not valid.all():
             raise ValueError(f"the target of pair {index} {example.name!r} has NaN or infinity".replace(" ''", ""))
@@ -111,14 +111,14 @@ class Measure:
         return np.concatenate([self._pair(index) for index in self.units[number]], axis=1)
 
     def _pair(self, index: int) -> Array:
-        from bbdm.pictures import images
+        from bbdm.pictures.picture import scale
 
         example, target = self._read(index)
-        source = images.scale(example.source).numpy()[None]
+        source = scale(example.source).numpy()[None]
         kinds = self.sampler._shapes.conditions.kinds
         conditions: dict[str, Any] = dict.fromkeys(name for name in kinds if name not in example.conditions)
         for name, value in example.conditions.items():
-            conditions[name] = (images.scale(value) if value.ndim > 2 else value).numpy()[None]
+            conditions[name] = (scale(value) if value.ndim > 2 else value).numpy()[None]
         seeds = [[self.seed + index + j * len(self.examples) for j in range(self.samples)]]
         made = self.sampler.distribution(
             source, self.samples, seeds, keep=self.levels is not None, conditions=conditions or None, **self.settings

@@ -21,6 +21,7 @@ from bbdm.data.reading import Strips
 from bbdm.data.rows import Half, paths_of, shown
 from bbdm.data.spec import AXES
 from bbdm.pictures import Picture, images, suffixes
+from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
 
 SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already
@@ -98,9 +99,9 @@ class Files:
             is_image = name in self.pairs.further.images
             if is_image and self._axis is not None:
                 (volume,) = values
-                found[name] = images.scale(volume.movedim(self._axis, 0))
+                found[name] = scale(volume.movedim(self._axis, 0))
             else:
-                found[name] = images.scale(stacked(values)) if is_image else stacked(values)
+                found[name] = scale(stacked(values)) if is_image else stacked(values)
         return found
 
     def bad(self, progress: bool) -> dict[int, str]:
@@ -166,7 +167,7 @@ class Files:
             raise ValueError(f"{self.shown(index)} has no target to compare with")
         target = parts["target"]
         try:
-            check_finite(np.where(target.absent, target.array.dtype.type(0), target.array))
+            check_finite(target.array, target.absent)
         except ValueError as error:
             raise ValueError(f"the target of {self.shown(index)}: {error}") from error
         results = [self._scored(np.asarray(pictures.read(path))) for path in paths]

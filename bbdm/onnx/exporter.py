@@ -23,7 +23,7 @@ from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VE
 from bbdm.networks.base import Network
 from bbdm.networks.checks import check_pictures, listed
 from bbdm.onnx import check, graphs, pipeline
-from bbdm.pictures.images import convert, from_pil, open_image, resized
+from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -90,7 +90,8 @@ class Exporter:
         channels = self.shapes.source_channels
         rows = read_rows("folder", str(self.args.calibrate), "val")
         chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
-        return [from_pil(resized(convert(open_image(path), channels), size), channels)[None] for path in chosen]
+        drawn = (resized(convert(open_image(path), channels), size) for path in chosen)
+        return [torch.from_numpy(to_array(picture, channels))[None] for picture in drawn]
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -16,6 +15,7 @@ from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError
 
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
+Order = Literal["C", "F"]
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
 RATIO = 4096  # bytes that a byte of a file becomes at most: of deflate 1032, of LZW fewer than 4096
 DEFLATE = 1032
@@ -27,26 +27,23 @@ class UnknownFormatError(ValueError):
     """A file is not a picture, or one of a format that is not read."""
 
 
-@contextmanager
-def named(action: Literal["read", "write"], path: Path | str, expected: str = "") -> Iterator[None]:
-    """Errors of libraries become a ValueError with the file's name; ``expected`` is said of others."""
-    try:
-        yield
-    except (ModuleNotFoundError, StoppedError):
-        raise
-    except Exception as error:  # libraries raise errors of many kinds on damaged files
-        unknown = isinstance(error, UnknownFormatError | UnidentifiedImageError)
-        if action == "read" and isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"there is no picture {path}") from error
-        if (action == "write" and isinstance(error, OSError)) or (
-            isinstance(error, ValueError) and str(path) in str(error)
-        ):
-            raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
-        reason = expected if unknown and expected else lines[-1]
-        raise (UnknownFormatError if unknown else ValueError)(
-            f"cannot {action} the picture {path}: {reason}"
-        ) from error
+def fail(action: Literal["read", "write"], path: Path | str, error: Exception, unknown: str = "") -> NoReturn:
+    """Raise a library's error on a picture as a ValueError with the file's name.
+
+    Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
+    ``unknown`` is said of a file of no format.
+    """
+    if isinstance(error, ModuleNotFoundError | StoppedError):
+        raise error
+    if action == "read" and isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(f"there is no picture {path}") from error
+    named = isinstance(error, ValueError) and str(path) in str(error)
+    if named or (action == "write" and isinstance(error, OSError)):
+        raise error
+    is_unknown = isinstance(error, UnknownFormatError | UnidentifiedImageError)
+    lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
+    reason = unknown if is_unknown and unknown else lines[-1]
+    raise (UnknownFormatError if is_unknown else ValueError)(f"cannot {action} the picture {path}: {reason}") from error
 
 
 def bounds(window: Window, sides: Sequence[int]) -> tuple[slice, ...]:
@@ -64,7 +61,7 @@ def bounds(window: Window, sides: Sequence[int]) -> tuple[slice, ...]:
     return found
 
 
-def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int], order: Literal["C", "F"] = "C") -> Any:
+def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int], order: Order = "C") -> Any:
     """An array of a file's bytes, mapped into memory; ``numpy.memmap`` takes longer to begin."""
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -91,15 +88,15 @@ def real(dtype: Any) -> np.dtype[Any]:
     return kind.newbyteorder("=")
 
 
-def check_cost(shape: Sequence[int], dtype: np.dtype[Any], stored: int, ratio: int = RATIO) -> None:
-    """Raise ValueError before memory is spent that a file of ``stored`` bytes cannot fill, or on too much.
+def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
+    """Raise ValueError before memory is spent on values that a file cannot hold, or on too many.
 
-    ``ratio`` is 1 where the values are not compressed.
+    ``most`` is the bytes of values that the file's size allows.
     """
     needed = prod(shape) * dtype.itemsize
     size = f"{sizes.shown(shape)} values of {dtype}"
-    if needed > stored * ratio:
-        raise ValueError(f"{size} cannot be in a file of {stored} bytes: it is truncated or damaged")
+    if needed > most:
+        raise ValueError(f"{size} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
     if needed > LARGEST:
         raise ValueError(f"{size} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
 

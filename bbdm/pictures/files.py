@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from bbdm.pictures import checks, suffixes
+from bbdm.pictures import checks, images, suffixes
 from bbdm.pictures.checks import UnknownFormatError, Window
 from bbdm.pictures.picture import Header, Picture
 
@@ -21,6 +22,7 @@ FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of it begins
 TIFF_PAGES = 8  # pages that are looked at
 PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
+KIND, WIDTH, HEIGHT, BITS, MEANING, TURN, CHANNELS, EXTRA, FORM = TAGS = (254, 256, 257, 258, 262, 274, 277, 338, 339)
 
 
 def read(
@@ -46,19 +48,23 @@ def read(
         ValueError: it is damaged, has what the format's module refuses, or the window is outside.
     """
     known = path if isinstance(path, Header) else None
-    path = path.path if isinstance(path, Header) else Path(path)
-    with checks.named("read", path):
+    path = known.path if known else Path(path)  # pyright: ignore[reportArgumentType]
+    try:
         module = suffixes.module(known.reader if known else _reader(path))
         found: Header = known or module.header(path)
         if change is not None and found.photograph:
-            return Picture(module.changed(found, change), found.geometry, name=path.name)
+            image = change(images.open_image(found.stored or path, str(path)))
+            return Picture(images.pixels(image), found.geometry, name=path.name)
         part = checks.bounds(window, found.sides)
-        array = module.read(found, part)
         expected = (found.shape[0], *checks.lengths(part))
+        checks.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
+        array = module.read(found, part)
         if array.shape != expected or array.dtype != found.dtype:
             raise ValueError(
                 f"its header says {expected} of {found.dtype}, and its values are {array.shape} of {array.dtype}"
             )
+    except Exception as error:
+        checks.fail("read", path, error)
     array.flags.writeable = False
     return Picture(array, found.geometry.of_window([each.start for each in part]), name=path.name)
 
@@ -73,12 +79,15 @@ def header(path: str | os.PathLike[str]) -> Header:
         ValueError: it is damaged, or has what the format's module refuses.
     """
     path = Path(path)
-    with checks.named("read", path):
+    try:
         name = _reader(path)
         found: Header = suffixes.module(name).header(path)
-    if name == "pillow":
+    except Exception as error:
+        checks.fail("read", path, error)
+    if isinstance(found.stored, Image.Image):
         found.stored.close()
-    return replace(found, reader=name, stored=None if name == "pillow" else found.stored)
+        found = replace(found, stored=None)
+    return replace(found, reader=name)
 
 
 def write(path: str | os.PathLike[str], picture: npt.ArrayLike) -> None:
@@ -129,54 +138,40 @@ def _holds_dicom(folder: Path) -> bool:
 def _reader_of_tiff(path: Path) -> str:
     """The module that reads a TIFF: rasterio what has a place on Earth, Pillow what must become colours.
 
-    Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer.
+    Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer, grey or colours, perhaps alpha.
     """
     pages = _pages(path)
-    simple = bool(pages) and _is_simple(pages)
-    if pages and any(tag in pages[0] for tag in PLACE_TAGS) and (find_spec("rasterio") or not simple):
-        return "rasterio"
-    return "pillow" if simple and not (_is_as_stored(pages[0]) and find_spec("tifffile")) else "tifffile"
-
-
-def _pages(path: Path) -> list[Any]:
-    """The tags of the first pages, of which reduced copies and masks are left out."""
-    pages: list[Any] = []
-    with path.open("rb") as file:
-        start = file.read(8)
-        start += file.read(8) if b"+" in start[2:4] else b""
-        try:
-            offset = ImageFileDirectory_v2(start).next
-            while offset and len(pages) < TIFF_PAGES:
-                page = ImageFileDirectory_v2(start)
-                file.seek(offset)
-                page.load(file)
-                pages.append(page)
-                offset = page.next
-        except Exception:  # damaged tags: the library that reads the picture says what is wrong
-            pass
-    return [page for i, page in enumerate(pages) if i == 0 or not _tag(page, 254, 0)[0] & (1 | 4)]
-
-
-def _tag(page: Any, tag: int, default: int) -> tuple[int, ...]:
-    value = page.get(tag, default)
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _is_simple(pages: list[Any]) -> bool:
-    """Whether Pillow reads all that is there: one page of 8 bits or fewer, grey or colours, perhaps alpha."""
-    page = pages[0]
-    pixels = _tag(page, 256, 0)[0] * _tag(page, 257, 0)[0]
-    return (
+    if not pages:
+        return "tifffile"
+    page, pixels = pages[0], pages[0][WIDTH][0] * pages[0][HEIGHT][0]
+    simple = (
         len(pages) == 1
-        and max(_tag(page, 258, 1)) <= 8  # bits
-        and {*_tag(page, 339, 1)} == {1}  # unsigned integers
-        and _tag(page, 277, 1)[0] <= 4  # channels
-        and 0 not in _tag(page, 338, 1)  # of which none is without a meaning
+        and max(page[BITS]) <= 8
+        and {*page[FORM]} == {1}  # unsigned integers
+        and page[CHANNELS][0] <= 4
+        and 0 not in page[EXTRA]  # no channel without a meaning
         and pixels <= 2 * (Image.MAX_IMAGE_PIXELS or pixels)
     )
+    if any(tag in page for tag in PLACE_TAGS) and (find_spec("rasterio") or not simple):
+        return "rasterio"
+    seen = page[MEANING][0], page[CHANNELS][0], page[TURN][0]
+    as_stored = {*page[BITS]} == {8} and seen in ((1, 1, 1), (2, 3, 1))  # black is 0, or RGB; upright
+    return "pillow" if simple and not (as_stored and find_spec("tifffile")) else "tifffile"
 
 
-def _is_as_stored(page: Any) -> bool:
-    """Whether values of 8 bits are grey from black to white or RGB, from the top left, without alpha."""
-    meaning, channels = _tag(page, 262, 0)[0], _tag(page, 277, 1)[0]
-    return {*_tag(page, 258, 1)} == {8} and (meaning, channels) in ((1, 1), (2, 3)) and _tag(page, 274, 1)[0] == 1
+def _pages(path: Path) -> list[dict[int, tuple[int, ...]]]:
+    """The tags of the first pages, of which reduced copies and masks are left out."""
+    pages: list[dict[int, tuple[int, ...]]] = []
+    with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
+        start = file.read(8)
+        start += file.read(8) if b"+" in start[2:4] else b""
+        offset = ImageFileDirectory_v2(start).next
+        while offset and len(pages) < TIFF_PAGES:
+            page: Any = ImageFileDirectory_v2(start)
+            file.seek(offset)
+            page.load(file)
+            found = {tag: page.get(tag, int(tag in (BITS, TURN, CHANNELS, EXTRA, FORM))) for tag in TAGS}
+            found |= {tag: () for tag in PLACE_TAGS if tag in page}
+            pages.append({tag: value if isinstance(value, tuple) else (value,) for tag, value in found.items()})
+            offset = page.next
+    return [page for i, page in enumerate(pages) if i == 0 or not page[KIND][0] & (1 | 4)]

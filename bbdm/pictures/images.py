@@ -1,7 +1,4 @@
-"""Pillow's pictures to arrays and tensors in [-1, 1] and back, sizes, and grids of pictures.
-
-Only the functions of tensors import torch.
-"""
+"""Pillow's pictures to arrays in [-1, 1] and back, sizes, and grids of pictures. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +15,13 @@ from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
 from bbdm.base.caller import warn
-from bbdm.pictures.checks import named
+from bbdm.pictures.checks import fail
 from bbdm.pictures.picture import Picture
 
-if TYPE_CHECKING:
-    import torch
-
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # of pictures in folders
+GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
+WIDE = ";16"  # what Pillow calls the stored values of 16 bits, of which it makes 8 in colours
 TURNS = {  # what makes a picture of an EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,15 +34,11 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
 GROUP_GAP = 6  # between groups in a grid, in gaps
 TILES_ACROSS = 4  # grey tiles of channels that stand in one row
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
+RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
 Resize = Literal["stretch", "fit", "keep"]  # what a size means: exactly this, at most this, or nothing
-RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 
 
-@overload
-def sides(size: Size, axes: Literal[2] = 2) -> tuple[int, int]: ...
-@overload
-def sides(size: Size, axes: int) -> tuple[int, ...]: ...
 def sides(size: Size, axes: int = 2) -> tuple[int, ...]:
     """The length of each axis: of a side, as many as there are ``axes``."""
     return (size,) * axes if isinstance(size, int) else size
@@ -68,7 +60,7 @@ def as_size(value: Any, axes: int = 2) -> Size:
     Raises:
         ValueError: it is neither an integer nor one for each axis, or below 1.
     """
-    whole = (value,) * axes if isinstance(value, int) else value
+    whole = sides(value, axes)
     if not isinstance(whole, list | tuple) or len(whole) != axes or not all(isinstance(v, int) for v in whole):
         names = "(height, width)" if axes == 2 else "(depth, height, width)"
         raise ValueError(f"image_size must be an integer or {names}, got {value!r}")
@@ -95,16 +87,12 @@ def read_sides(text: str) -> Size:
     return read_size(text, axes=3)
 
 
-def inside(size: Size, height: int, width: int) -> tuple[int, int]:
-    """The largest (height, width) inside a size with the shape of a picture."""
-    high, wide = sides(size)
-    factor = min(high / height, wide / width)
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:
     """A picture with antialiased bilinear filtering at a size, inside it with its own shape, or as it is."""
-    height, width = inside(size, image.height, image.width) if resize == "fit" else sides(size)
+    height, width = sides(size)
+    if resize == "fit":
+        factor = min(height / image.height, width / image.width)
+        height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
     if resize == "keep" or image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BILINEAR)
@@ -118,14 +106,81 @@ def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> n
     """
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
-    height, width = inside(size, *array.shape[1:]) if resize == "fit" else sides(size)
-    if resize == "keep" or array.shape[1:] == (height, width):
+    if resize == "keep" or array.shape[1:] == ((size, size) if isinstance(size, int) else size):
         return np.array(array, order="C")
     if array.dtype == np.uint8 and len(array) == 3:  # as one picture, whose channels decoders interleave: faster
         image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1).copy()
-    channels = [Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR) for channel in array]
-    return np.stack([np.asarray(channel) for channel in channels])
+        return np.asarray(resized(image, size, resize)).transpose(2, 0, 1).copy()
+    return np.stack([np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array])
+
+
+def found_range(array: npt.NDArray[Any]) -> str:
+    """The least and the largest value, for messages; NaN, infinity and a picture's nodata do not count."""
+    values = _values_of(array)
+    return f"{values.min():g} to {values.max():g}" if values.size else "none"
+
+
+def usual_range(array: npt.NDArray[Any]) -> str:
+    """A range that holds the values, as text: of integers from 0 on, that of 8, 10, 12, 14, 16 or 32 bits."""
+    values = _values_of(array)
+    low, high = (values.min(), values.max()) if values.size else (0, 1)
+    if array.dtype.kind in "iub" and low >= 0:
+        return f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
+    low = np.floor(low) + 0.0  # which is no -0
+    return f"{low:g}:{max(np.ceil(high), low + 1) + 0.0:g}"
+
+
+def _values_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    values = np.asarray(array[:, ~array.absent()]) if isinstance(array, Picture) and array.ndim > 2 else array
+    return values[np.isfinite(values)]
+
+
+def open_image(
+    source: Path | bytes | Image.Image,
+    name: str = "",
+    formats: tuple[str, ...] | None = None,
+    check_size: Callable[[int, int], None] | None = None,
+) -> Image.Image:
+    """A fully read, upright picture.
+
+    Args:
+        source: a file, its bytes, or a file that Pillow has opened.
+        name: what messages call it; "" for the path.
+        formats: Pillow's names of those that are read, None for all.
+        check_size: is called with width and height before pixels are decoded; what it raises is raised.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnknownFormatError: it is not a picture of these formats.
+        ValueError: it cannot be decoded, or has colours of 16 bits.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "in memory")
+    try:
+        image = source
+        if not isinstance(image, Image.Image):
+            image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
+    except Exception as error:
+        fail("read", name, error, f"it is not {', '.join(formats or ['a picture'])}")
+    if check_size is not None:
+        check_size(*image.size)
+    try:
+        with image:
+            if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
+                raise ValueError(
+                    "it has 16 bits in each colour: give the range of values, such as --source_values 0:65535"
+                )
+            image.load()
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
+            return image if turn is None else image.transpose(turn)
+    except Exception as error:
+        fail("read", name, error)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
 
 
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
@@ -155,117 +210,25 @@ def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
     )
 
 
-def found_range(array: npt.NDArray[Any]) -> str:
-    """The least and the largest value, for messages; NaN, infinity and a picture's nodata do not count."""
-    values = _values_of(array)
-    return f"{values.min():g} to {values.max():g}" if values.size else "none"
+def pixels(image: Image.Image, channels: int | None = None) -> npt.NDArray[np.uint8]:
+    """(C, H, W) uint8 of a picture, a view of its interleaved pixels, not writable; see :func:`convert`.
 
-
-def usual_range(array: npt.NDArray[Any]) -> str:
-    """A range that holds the values, as text: of integers from 0 on, that of 8, 10, 12, 14, 16 or 32 bits."""
-    values = _values_of(array)
-    low, high = (values.min(), values.max()) if values.size else (0, 1)
-    if array.dtype.kind in "iub" and low >= 0:
-        return f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
-    low = np.floor(low) + 0.0  # which is no -0
-    return f"{low:g}:{max(np.ceil(high), low + 1) + 0.0:g}"
-
-
-def _values_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    values = np.asarray(array[:, ~array.absent()]) if isinstance(array, Picture) and array.ndim > 2 else array
-    return values[np.isfinite(values)]
-
-
-def is_narrowed(image: Image.Image) -> bool:
-    """Whether Pillow, when it decodes an opened file, would make 8 bits of more: of 16-bit colour it does."""
-    return image.mode in EIGHT_BIT and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """An opened picture, decoded and turned as EXIF says. Raises ValueError for 16-bit colours."""
-    if is_narrowed(image):
-        raise ValueError("it has 16 bits in each colour: give the range of values, such as --source_values 0:65535")
-    image.load()
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
-    return image if turn is None else image.transpose(turn)
-
-
-def open_image(path: Path) -> Image.Image:
-    """A fully read, upright picture.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be decoded.
+    ``channels`` are 1 or 3, None for 1 of grey and 3 of others.
     """
-    with named("read", path), Image.open(path) as image:
-        return upright(image).copy()
+    if channels is not None or image.mode not in ("L", "RGB") or "transparency" in image.info:
+        image = convert(image, (1 if image.mode in GREY else 3) if channels is None else channels)
+    stored = np.asarray(image)
+    return stored[None] if stored.ndim == 2 else stored.transpose(2, 0, 1)
 
 
-def decode(
-    data: bytes, name: str, formats: tuple[str, ...] | None = None, check_size: Callable[[int, int], None] | None = None
-) -> Image.Image:
-    """A fully read, upright picture from the bytes of a file, which has a ``name`` in messages.
-
-    ``formats`` are Pillow's names of those that are read, None for all. ``check_size`` is called with width
-    and height before pixels are decoded; what it raises is raised.
-
-    Raises:
-        UnknownFormatError: it is not a picture of these formats.
-        ValueError: it cannot be decoded.
-    """
-    with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
-        image = Image.open(io.BytesIO(data), formats=formats)
-    if check_size is not None:
-        check_size(*image.size)
-    with named("read", name), image:
-        return upright(image).copy()
-
-
-def to_png(image: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    file = io.BytesIO()
-    image.save(file, "png")
-    return file.getvalue()
-
-
-def planes(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """(1 or 3, H, W) uint8 of a picture, a view of interleaved pixels; see :func:`convert`."""
-    if image.mode not in ("L", "RGB") or "transparency" in image.info:
-        image = convert(image, 1 if image.mode in ("1", "L", "LA") else 3)
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def as_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """(1, H, W) uint8 of a grey picture, (3, H, W) of another; see :func:`convert`."""
-    return to_pixels(image, 1 if image.mode in ("1", "L", "LA") else 3)
-
-
-def recoloured(pixels: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
+def recoloured(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
     """(channels, H, W) of (1 or 3, H, W): grey as colour, or colour as grey; see :func:`convert`."""
-    image = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-    return to_pixels(Image.fromarray(image), channels)
-
-
-def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:
-    """(channels, H, W) uint8 of a picture, in memory of its own; see :func:`convert`."""
-    pixels = np.asarray(convert(image, channels), dtype=np.uint8).reshape(image.height, image.width, channels)
-    return pixels.transpose(2, 0, 1).copy()  # PIL's memory is read-only, and in another order
+    return pixels(_image(array), channels).copy()
 
 
 def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
     """(channels, H, W) float32 in [-1, 1] of a picture; see :func:`convert`."""
-    return to_pixels(image, channels).astype(np.float32) / 127.5 - 1.0
-
-
-def scale(pixels: torch.Tensor) -> torch.Tensor:
-    """float32 in [-1, 1] of uint8, on its device; bit for bit the values of :func:`to_array`. Floats stay."""
-    import torch
-
-    if pixels.is_floating_point():
-        return pixels
-    whole = torch.full((), 127.5, device=pixels.device)  # a tensor: CUDA multiplies by the reciprocal of a number
-    return pixels.float() / whole - 1
+    return pixels(image, channels).astype(np.float32, order="C") / 127.5 - 1.0
 
 
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
@@ -279,13 +242,17 @@ def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
     """
     if array.ndim != 3 or not array.size:
         raise ValueError(f"a picture needs a (C, H, W) tensor, got {tuple(array.shape)}")
-    pixels = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-    if len(array) == 3:
-        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    across = len(array) if len(array) <= TILES_ACROSS else math.ceil(math.sqrt(len(array)))
-    rows = [np.concatenate(pixels[i : i + across], axis=1) for i in range(0, len(array), across)]
-    rows[-1] = np.pad(rows[-1], ((0, 0), (0, rows[0].shape[1] - rows[-1].shape[1])), constant_values=255)
-    return Image.fromarray(np.concatenate(rows))
+    stored = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    if len(stored) in (1, 3):
+        return _image(stored)
+    across = len(stored) if len(stored) <= TILES_ACROSS else math.ceil(math.sqrt(len(stored)))
+    tiles = [Image.fromarray(channel) for channel in stored]
+    return grid([tiles[i : i + across] for i in range(0, len(tiles), across)], gap=0).convert("L")
+
+
+def _image(array: npt.NDArray[np.uint8]) -> Image.Image:
+    """A picture of (1 or 3, H, W)."""
+    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
 def preview(array: npt.NDArray[np.floating]) -> Image.Image:
@@ -299,22 +266,10 @@ def preview(array: npt.NDArray[np.floating]) -> Image.Image:
     return grid([[from_array(plane) for plane in middle]], gap=0)
 
 
-def from_pil(image: Image.Image, channels: int = 3) -> torch.Tensor:
-    """A tensor from a picture: see :func:`to_array`."""
-    import torch
+def check(source: Any, channels: int, axes: int = 2) -> None:
+    """Raise ValueError unless an array or a tensor (B, channels, H, W) is of finite floats near [-1, 1].
 
-    return torch.from_numpy(to_array(image, channels))
-
-
-def to_pil(tensor: torch.Tensor) -> Image.Image:
-    """A picture from a tensor: see :func:`from_array`."""
-    return from_array(tensor.detach().float().cpu().numpy())
-
-
-def check(source: torch.Tensor | npt.NDArray[Any], channels: int, axes: int = 2) -> None:
-    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) of finite floats near [-1, 1].
-
-    ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W).
+    ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W). None may be 0.
     """
     if source.ndim != 2 + axes or source.shape[1] != channels or 0 in source.shape:
         wanted = f"(B, {channels}, {sizes.SIDES[axes]})"
@@ -327,14 +282,6 @@ def check(source: torch.Tensor | npt.NDArray[Any], channels: int, axes: int = 2)
     if largest > RANGE_LIMIT:
         hint = "pass range=(0, 255) if white is 255"
         raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size: {hint}")
-
-
-def by_size(arrays: Sequence[Any]) -> list[list[int]]:
-    """The indices of arrays or tensors, grouped by shape."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, array in enumerate(arrays):
-        groups.setdefault(tuple(array.shape), []).append(index)
-    return list(groups.values())
 
 
 def grid(

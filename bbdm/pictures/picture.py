@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.atomic import write_named_atomically
-from bbdm.pictures.checks import named
+from bbdm.pictures.checks import fail
 from bbdm.pictures.suffixes import SUFFIXES, module, suffix_of
 from bbdm.pictures.values import without_data
+
+if TYPE_CHECKING:
+    import torch
 
 Affine = tuple[tuple[float, ...], ...]
 SAME_PLACE = 1e-3  # pixels that two grids may differ by
@@ -115,6 +119,7 @@ class Header(_Gridded):
         dtype: of the values that reading gives.
         geometry: where the pixels lie.
         windowed: whether a window costs less to read than the whole.
+        most: the bytes of values that the file's size allows.
         reader: the module that reads the file.
         stored: what this module reads values by.
     """
@@ -124,6 +129,7 @@ class Header(_Gridded):
     dtype: np.dtype[Any]
     geometry: Geometry = NOWHERE
     windowed: bool = False
+    most: float = math.inf
     reader: str = ""
     stored: Any = field(default=None, compare=False, repr=False)
 
@@ -177,8 +183,20 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             name = "rasterio"
         elif name == "tifffile" and not find_spec("tifffile") and self.dtype == np.uint8 and len(self) in (1, 3):
             name = "pillow"
-        with named("write", path):
+        try:
             write_named_atomically(path, lambda temporary: module(name).write(temporary, self))
+        except Exception as error:
+            fail("write", path, error)
+
+
+def scale(pixels: torch.Tensor) -> torch.Tensor:
+    """float32 in [-1, 1] of 8-bit pixels, uint8, on their device. Floats stay as they are."""
+    import torch
+
+    if pixels.is_floating_point():
+        return pixels
+    half = torch.full((), 127.5, device=pixels.device)  # a tensor: CUDA multiplies by the reciprocal of a number
+    return pixels.float() / half - 1
 
 
 def as_affine(matrix: npt.ArrayLike) -> Affine:

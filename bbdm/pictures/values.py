@@ -6,7 +6,9 @@ Nothing here imports torch; the functions take NumPy arrays and tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -68,48 +70,47 @@ class Values:
             return replace(self, dtype="float32")
         return replace(self, dtype=dtype.name) if all(holds(dtype, level) for level in levels) else self
 
-    @property
-    def channels(self) -> int | None:
-        """The number of channels where each has its own range, else None."""
-        return max((len(level) for level in (self.low, self.high) if isinstance(level, tuple)), default=None)
-
     def of(self, array: npt.NDArray[Any]) -> Values:
         """The values of one picture (C, *S): these."""
         return self
 
     def scaled(self, array: Any, axes: int = 2) -> Any:
-        """(..., C, *S) of stored values as float32 in [-1, 1]; ``axes`` is the number of axes of S."""
-        low, half = self._levels(array, axes)
-        values = array.astype(np.float32) if isinstance(array, np.ndarray) else array.float()
-        return ((values - low) / half - 1).clip(-1, 1)
+        """(..., C, *S) of stored values as float32 in [-1, 1]; ``axes`` is the number of axes of S.
+
+        Raises:
+            ValueError: there are ranges for another number of channels.
+        """
+        low, half = (level.reshape(-1, *[1] * axes) if level.ndim else level for level in self._levels)
+        if half.size > 1 and half.size != array.shape[-1 - axes]:
+            raise ValueError(f"it has {array.shape[-1 - axes]} channels, and there are values of {half.size}")
+        if isinstance(array, np.ndarray):
+            scaled = array.astype(np.float32) - low
+        else:
+            import torch
+
+            low, half = (torch.as_tensor(level, device=array.device) for level in (low, half))
+            scaled = array.float() - low
+        scaled /= half  # of tensors a tensor: CUDA multiplies by the reciprocal of a number
+        scaled -= 1
+        return scaled.clip(-1, 1)
 
     def stored(self, array: Any, axes: int = 2) -> npt.NDArray[Any]:
         """The inverse of :meth:`scaled`: an array of ``dtype``, integers rounded to the nearest."""
         values = array if isinstance(array, np.ndarray) else array.detach().float().cpu().numpy()
-        low, half = self._levels(values, axes)
+        low, half = (level.reshape(-1, *[1] * axes) if level.ndim else level for level in self._levels)
         made = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
         kind = np.dtype(self.dtype)
         return made.astype(kind) if kind.kind == "f" else np.rint(made).astype(kind)
 
-    def _levels(self, array: Any, axes: int) -> tuple[Any, Any]:
-        """The low level and half the range, as they broadcast against an array or tensor (..., C, *S)."""
-        low = np.asarray(self.low, dtype=np.float64)
-        half = (np.asarray(self.high, dtype=np.float64) - low) / 2
-        levels = [
-            level.astype(np.float32).reshape(level.size, *[1] * axes) if level.ndim else np.float32(level)
-            for level in (low, half)
-        ]
-        if isinstance(array, np.ndarray):
-            return levels[0], levels[1]
-        import torch
-
-        # tensors: CUDA multiplies by the reciprocal of a number
-        return tuple(torch.as_tensor(level, device=array.device) for level in levels)  # pyright: ignore[reportReturnType]
+    @cached_property
+    def _levels(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The low level and half the range: () of all channels, or (C,)."""
+        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        return low.astype(np.float32), np.asarray((high - low) / 2, np.float32)
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :func:`from_config` makes these again."""
-        low, high = (list(level) if isinstance(level, tuple) else level for level in (self.low, self.high))
-        return {"low": low, "high": high, "unit": self.unit, "dtype": self.dtype}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         """What :func:`read_values` reads, without the type."""
@@ -173,22 +174,20 @@ def read_values(text: str) -> AnyValues:
         ValueError: the text has another form, or what :class:`Values` refuses.
     """
     wanted = f"values are written as LOW:HIGH, LOW:HIGH:UNIT or pLOW:HIGH for percentiles, got {text!r}"
+    parts = [part.split(":", 2) for part in text.removeprefix("p").split(",")]
+    units = [unit for _, _, unit in (part for part in parts if len(part) == 3)]
+    try:
+        lows, highs = zip(*((float(low), float(high)) for low, high, *_ in parts), strict=True)
+        if text.startswith("p") and (units or len(parts) > 1):
+            raise ValueError("percentiles are of all channels, and have no unit")
+    except ValueError as error:
+        raise ValueError(wanted) from error
     if text.startswith("p"):
-        low, *rest = _numbers(text[1:].split(":"), wanted)
-        if len(rest) != 1:
-            raise ValueError(wanted)
-        return Percentiles(low, rest[0])
-    unit = ""
-    lows, highs = [], []
-    for part in text.split(","):
-        low, *rest = part.split(":", 2)
-        if not rest:
-            raise ValueError(wanted)
-        unit = rest[1] if len(rest) == 2 else unit
-        for levels, number in zip((lows, highs), _numbers([low, rest[0]], wanted), strict=True):
-            levels.append(number)
-    low, high = (levels[0] if len(levels) == 1 else tuple(levels) for levels in (lows, highs))
-    return Values(low, high, unit, _narrowest(lows + highs))
+        return Percentiles(lows[0], highs[0])
+    kinds = ("uint8", "int16", "uint16", "int32")
+    kind = next((kind for kind in kinds if all(holds(np.dtype(kind), each) for each in lows + highs)), "float32")
+    low, high = (levels[0] if len(levels) == 1 else levels for levels in (lows, highs))
+    return Values(low, high, units[-1] if units else "", kind)
 
 
 def as_values(given: ValuesLike) -> Any:
@@ -205,30 +204,31 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         ValueError: the mapping is of neither.
     """
     try:
-        if "percentiles" in config:
-            return Percentiles(*config["percentiles"])
-        low, high = (tuple(each) if isinstance(each, list) else each for each in (config["low"], config["high"]))
-        return Values(low, high, config["unit"], config["dtype"])
-    except (KeyError, TypeError) as error:
+        return Percentiles(*config["percentiles"]) if "percentiles" in config else Values(**config)
+    except TypeError as error:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
 
 def check_channels(values: AnyValues, count: int, name: str) -> None:
     """Raise ValueError where there are ranges for another number of channels than a picture has."""
-    if isinstance(values, Values) and values.channels not in (None, count):
-        raise ValueError(f"{name} has {count} channels, and there are values of {values.channels}")
+    known = max(np.size(values.low), np.size(values.high))
+    if known not in (1, count):
+        raise ValueError(f"{name} has {count} channels, and there are values of {known}")
 
 
-def check_finite(array: npt.NDArray[Any], first: Sequence[int] = ()) -> None:
-    """Raise ValueError where a picture (C, *S) of floats has NaN or infinity; its place is named.
+def check_finite(array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()) -> None:
+    """Raise ValueError where a pixel of (C, *S) that has a value is NaN or infinite; its index is named.
 
-    ``first`` is the place of the array's first pixel, () for 0.
+    ``absent`` is (*S), where pixels have none, or False. ``first`` is the index of the array's first pixel,
+    () for 0.
     """
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        channel, *index = (int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
-        value = array[(channel, *index)]
-        at = tuple(each + start for each, start in zip(index, first or [0] * len(index), strict=True))
-        raise ValueError(f"{value} stands in channel {channel} at {at}, where a finite number is needed")
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    found = np.argwhere(~(np.isfinite(array) | absent))
+    if len(found):
+        index = tuple(found[0])
+        at = tuple(int(sum(each)) for each in zip_longest(index[1:], first, fillvalue=0))
+        raise ValueError(f"{array[index]} stands in channel {index[0]} at {at}, where a finite number is needed")
 
 
 def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[Any]:
@@ -239,19 +239,19 @@ def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[A
 
 
 def scaled_present(
-    values: Values, array: npt.NDArray[Any], absent: npt.NDArray[np.bool_], first: Sequence[int] = ()
+    values: Values, array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()
 ) -> npt.NDArray[np.float32]:
     """(C, *S) of stored values as float32 in [-1, 1]; pixels without a value, (*S) ``absent``, are -1.
 
     Raises:
-        ValueError: another is NaN or infinite; ``first`` is the place of the array's first pixel.
+        ValueError: a channel has no range, or see :func:`check_finite`.
     """
-    if not absent.any():
-        check_finite(array, first)
+    check_finite(array, absent, first)
+    if not np.any(absent):
         return values.scaled(array, axes=array.ndim - 1)
-    array = np.where(absent, array.dtype.type(0), array)
-    check_finite(array, first)
-    return np.where(absent, np.float32(-1), values.scaled(array, axes=array.ndim - 1))
+    scaled = values.scaled(np.where(absent, array.dtype.type(0), array), axes=array.ndim - 1)
+    scaled[:, absent] = -1
+    return scaled
 
 
 def holds(dtype: np.dtype[Any], value: float) -> bool:
@@ -271,19 +271,6 @@ def _level(value: Any, name: str) -> Level:
     if not np.isfinite(level).all() or level == ():
         raise ValueError(f"{name} must be finite, got {value!r}")
     return level
-
-
-def _numbers(texts: Sequence[str], wanted: str) -> list[float]:
-    try:
-        return [float(text) for text in texts]
-    except ValueError as error:
-        raise ValueError(wanted) from error
-
-
-def _narrowest(levels: Sequence[float]) -> str:
-    """The first of some types that holds all levels."""
-    kinds = ("uint8", "int16", "uint16", "int32")
-    return next((kind for kind in kinds if all(holds(np.dtype(kind), level) for level in levels)), "float32")
 
 
 EIGHT_BIT = Values(0, 255)

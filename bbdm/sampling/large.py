@@ -124,7 +124,7 @@ class SourceFile:
     def copy(self, rows: slice) -> None:
         """Write rows of the source, checked. ValueError where a value is not finite."""
         array, absent = self._source.read(rows)
-        check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array, (rows.start, 0))
+        check_finite(array, absent, (rows.start, 0))
         self.stored[:, :, rows] = array
         if self.absent is not None:
             self.absent[:, :, rows] = absent

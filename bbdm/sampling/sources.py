@@ -187,7 +187,7 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     if isinstance(source, Image.Image):
         if photographs:
             return Item([images.to_array(source, channels)], lambda results: images.from_array(results[0]))
-        source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))
+        source = Picture(images.pixels(source, channels if channels in (1, 3) else None))
     if isinstance(source, Picture):
         return _values(source, channels, scale.kind, scale.axes)
     if isinstance(source, np.ndarray):
@@ -218,7 +218,7 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
     absent = picture.absent()
     kind.check_nodata(picture.nodata, absent, picture.name)
     try:
-        check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array)
+        check_finite(array, absent)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)

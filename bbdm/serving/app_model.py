@@ -157,7 +157,7 @@ def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
 def _opened(path: Path) -> Image.Image:
     """A visitor's file, which messages call by its name: where the server keeps it is nobody's business."""
     try:
-        return images.decode(path.read_bytes(), path.name)
+        return images.open_image(path.read_bytes(), path.name)
     except OSError as error:
         raise ValueError(f"{path.name} is no longer there: upload it again") from error
 

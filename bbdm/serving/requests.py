@@ -134,7 +134,7 @@ def read_picture(data: bytes, served: Served) -> Image.Image:
 
     status = 400
     try:
-        image = images.decode(data, "of the request", FORMATS, check_size)
+        image = images.open_image(data, "of the request", FORMATS, check_size)
         status = 422
         return images.convert(image, served.channels)
     except RequestError:

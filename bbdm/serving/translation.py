@@ -211,11 +211,11 @@ def _read(task: Task, pictures: Sources, bad: dict[str, str]) -> Iterator[tuple[
             continue
         try:
             if at.group is None:
-                picture = images.decode(task.pictures.read(at.file), at.file)
+                picture = images.open_image(task.pictures.read(at.file), at.file)
             else:
                 if at not in groups:
                     groups = {at: read_group(task.pictures, at, task.config.columns)}
-                picture = images.decode(groups[at][name], f"{name} of {at.file}")
+                picture = images.open_image(groups[at][name], f"{name} of {at.file}")
             yield name, images.resized(images.convert(picture, task.channels), task.size, task.resize)
         except (OSError, ValueError) as error:
             bad[name] = str(error)

@@ -5,7 +5,7 @@ import torch
 
 from bbdm import BridgeSampler, demo, load_checkpoint
 from bbdm.cli import demo as command
-from bbdm.pictures.images import from_pil, open_image
+from bbdm.pictures.images import open_image, to_array
 from tests.conftest import ROOT, load_pairs
 
 PAIRS = 16
@@ -25,7 +25,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     command.main([str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
     names = sorted(path.name for path in (demo.FOLDER / "val").glob("*.png"))
     assert sorted(path.name for path in folder.glob("*.png")) == sorted([*names, "grid.png"])
-    return torch.stack([from_pil(open_image(folder / name)) for name in names])
+    return torch.stack([torch.from_numpy(to_array(open_image(folder / name))) for name in names])
 
 
 def test_the_file_is_small_and_complete():

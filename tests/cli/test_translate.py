@@ -83,7 +83,7 @@ def test_files_carry_their_sources_names_and_a_grid_is_source_result_target(plac
 def test_image_i_has_the_seed_plus_i(place: Path):
     run("--seed", "5", "-b", "2")
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=3)
-    source = images.to_pil(images.from_pil(Image.open("data/val/c.jpg").crop((0, 0, SIZE, SIZE))))
+    source = images.from_array(images.to_array(Image.open("data/val/c.jpg").crop((0, 0, SIZE, SIZE))))
     expected = np.asarray(sampler(source, seed=7)[0], dtype=int)
     assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - expected).max() <= 1
 

@@ -140,7 +140,7 @@ class Graph:
     def _kept(self, tensor: Tensor) -> Any:
         if storage_of(tensor) in self.own:
             return lambda: tensor
-        layout = tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+        layout = tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
         reference = StorageWeakRef(tensor.untyped_storage())
         return lambda: _found(reference, *layout)
 

@@ -92,7 +92,7 @@ CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a s
 def test_replays_are_the_eager_loop(case: str, card: Card):
     """Two sources, with other seeds and conditions, through one graph."""
     settings, source, calls = CASES[case]
-    built = {name: value() if callable(value) else value for name, value in settings.items()}
+    built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
     made, eager = sampler(**built), sampler(graphs=None, **built)
     for seed, (each, options) in enumerate(zip((source, -source), calls, strict=True)):
         wanted = eager(each, seed=seed, **options)

@@ -53,8 +53,8 @@ def bridge_task(
     own = codec().placed(device, torch.float32) if latents else None
     unet = short_unet().train().to(device)
     step = kind(unet, bridge or ABridge(50), config, own, Processes(device), latents, 10)
-    repeated = (each[:, None].repeat(1, 2, 1, 1, 1) if latents else each for each in (Y, X0))
-    return step, Example(*(each.to(device) for each in repeated))
+    source, target = (each[:, None].repeat(1, 2, 1, 1, 1) if latents else each for each in (Y, X0))
+    return step, Example(source.to(device), target.to(device))
 
 
 class Tracked(BridgeTask):

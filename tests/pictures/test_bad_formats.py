@@ -204,10 +204,10 @@ class TestDicom:
     @pytest.mark.parametrize(
         ("heights", "fact"),
         [
-            ([0, 2, 4, 8, 10], r"1 slice is missing between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm"),
-            ([0, 2, 8, 10, 12], "2 slices are missing between slices 2 and 3"),
-            ([0, 2, 4, 7, 9], r"slices are 2 mm apart, but 3 mm between slices 3 and 4"),
-            ([0, 2, 2, 4, 6], r"two slices are at one place, \(-10, 5, 2\)"),
+            ([0, 2, 4, 8, 10], r"2 mm apart, but 4 mm between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm"),
+            ([0, 2, 8, 10, 12], "2 mm apart, but 6 mm between slices 2 and 3"),
+            ([0, 2, 4, 7, 9], "2 mm apart, but 3 mm between slices 3 and 4"),
+            ([0, 2, 2, 4, 6], r"2 mm apart, but 0 mm between slices 2 and 3, at \(-10, 5, 2\)"),
         ],
     )
     def test_distances(self, heights: list[float], fact: str, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class TestTiff:
         head = header(path)
         assert head.windowed == (change == "none")
         assert not head.photograph
-        expected = images.to_pixels(images.open_image(path), head.shape[0])
+        expected = images.pixels(images.open_image(path), head.shape[0])
         assert (read(path, (slice(3, 9), slice(70, 200))) == expected[:, 3:9, 70:200]).all()
 
     def test_without_packages_pillow_reads_and_writes_8_bits(

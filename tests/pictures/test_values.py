@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bbdm.pictures import values
-from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values, scaled_present
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,23 @@ def test_refuses_arguments(arguments: dict[str, Any], message: str) -> None:
         Values(**arguments)
 
 
+@pytest.mark.parametrize("array", [np.zeros((3, 1, 1)), torch.zeros(1, 1, 1)], ids=["array", "tensor"])
+def test_ranges_of_other_channels_are_refused(array: Any) -> None:
+    with pytest.raises(ValueError, match=f"has {len(array)} channels, and there are values of 2"):
+        Values((0, -10), (4, 10), dtype="float32").scaled(array)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_named_with_its_place(bad: float) -> None:
+def test_what_is_not_finite_is_named_with_its_index_where_it_has_a_value(bad: float) -> None:
     array = np.zeros((2, 3, 4))
     array[1, 2, 3] = bad
-    with pytest.raises(ValueError, match=rf"{bad} stands in channel 1 at \(2, 3\)"):
-        check_finite(array)
+    absent = np.zeros((3, 4), bool)
+    for first, index in (((), r"\(2, 3\)"), ((10, 0), r"\(12, 3\)")):
+        with pytest.raises(ValueError, match=rf"{bad} stands in channel 1 at {index}"):
+            check_finite(array, absent, first)
+    absent[2, 3] = True
+    scaled = scaled_present(Values(0, 2), array, absent)
+    assert scaled.dtype == np.float32
+    assert (scaled == -1).all()
+    array[0, 2, 3], array[1, 0, 0] = 2, 1
+    assert scaled_present(Values(0, 2), array, absent)[:, [2, 0], [3, 0]].tolist() == [[-1, -1], [-1, 0]]

@@ -155,11 +155,12 @@ def test_a_solver_that_is_the_own_one_shares_its_plan(unet: UNet, monkeypatch: p
     loaded: list[Any] = []
     load = BridgeSampler._load
     monkeypatch.setattr(BridgeSampler, "_load", lambda self, table: loaded.append(table) or load(self, table))
-    for settings, same in (
+    cases: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         ({}, [{"solver": "dpm2m"}, {"steps": 10}, {"solver": "dpm2m", "steps": 10}]),
         ({"solver": "ddim", "steps": 3}, [{"solver": "ddim"}, {"steps": 3}, {"solver": "ddim", "steps": 3}]),
         ({"calls": 2}, [{"solver": "consistency"}, {"steps": 2}]),
-    ):
+    ]
+    for settings, same in cases:
         sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), **settings)
         loaded.clear()
         for options in same:

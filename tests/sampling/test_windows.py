@@ -235,8 +235,8 @@ def test_bfloat16_is_blended_in_float32():
 class Prepared(Wrapped):
     """Sees the square of its source, which it computes once for each call, of whole pictures."""
 
-    def prepared(self, conditions: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
-        assert tuple(size) == tuple(conditions["source"].shape[2:])
+    def prepared(self, conditions: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Tensor]:
+        assert tuple(sides) == tuple(conditions["source"].shape[2:])
         return {"source": conditions["source"].square()}
 
 

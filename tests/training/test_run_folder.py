@@ -51,7 +51,7 @@ class TestFiles:
                 top = 2 + NAME_HEIGHT + row * (SIZE + 2)
                 for column, wanted in ((0, source), (2, target)):
                     left = 2 + column * (SIZE + 2)
-                    cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
+                    cell = torch.from_numpy(images.to_array(sheet.crop((left, top, left + SIZE, top + SIZE))))
                     torch.testing.assert_close(cell, wanted)
 
     def test_tensorboard(self, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):

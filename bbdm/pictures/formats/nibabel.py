@@ -35,7 +35,6 @@ def header(path: Path) -> Header:
     names the file.
 
     Raises:
-        ModuleNotFoundError: nibabel is not installed.
         ValueError: it is damaged, or has complex numbers or several times.
     """
     nifti = _nifti(path)
@@ -51,9 +50,9 @@ def header(path: Path) -> Header:
     packed = path.suffix.lower() == ".gz"
     stored = path.stat().st_size - (0 if packed else nifti.get_data_offset())
     if packed or math.prod(dims) * dtype.itemsize > stored:
-        checks.check_cost(dims, np.dtype(f"V{dtype.itemsize}"), stored, checks.DEFLATE if packed else 1)
+        checks.check_cost(dims, np.dtype(f"V{dtype.itemsize}"), stored * (checks.DEFLATE if packed else 1))
     geometry = Geometry(_affine(nifti, count, path), NAME, {"header": nifti.binaryblock})
-    return Header(path, (channels, *dims[:count][::-1]), kind, geometry, not packed)
+    return Header(path, (channels, *dims[:count][::-1]), kind, geometry, not packed, stored=nifti)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -62,17 +61,15 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     Raises:
         ValueError: the file is shorter than its header says, or its checksum is another.
     """
-    path, nifti = header.path, _nifti(header.path)
+    nifti: Any = header.stored
     dtype, offset = nifti.get_data_dtype(), nifti.get_data_offset()
     shape = (*nifti.get_data_shape()[4:5], *header.sides)  # of elements, which have several channels in colours
-    read_at_once = checks.lengths(window) if header.windowed else header.sides
-    checks.check_cost((header.shape[0], *read_at_once), header.dtype, checks.LARGEST)
     if header.windowed:
-        array = np.memmap(path, dtype, "r", offset, shape)
+        array = checks.mapped(header.path, dtype, offset, shape)
     else:
         array = np.empty(shape, dtype)
         rest: memoryview = array.view(np.uint8).reshape(-1).data
-        with gzip.open(path) as file:
+        with gzip.open(header.path) as file:
             file.seek(offset)
             while rest and (count := file.readinto(rest)):  # pyright: ignore[reportAttributeAccessIssue]
                 rest = rest[count:]
@@ -90,12 +87,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) or (C, D, H, W), channels as a vector's components, with affine and kept header.
-
-    Raises:
-        ModuleNotFoundError: nibabel is not installed.
-        ValueError: the format cannot hold the picture.
-    """
+    """Write (C, H, W) or (C, D, H, W), channels as a vector's components, with affine and kept header."""
     package = _package()
     checks.check_held(path.suffix, picture, checks.REAL)
     geometry, channels, axes = picture.geometry, len(picture), picture.ndim - 1
@@ -108,8 +100,8 @@ def write(path: Path, picture: Picture) -> None:
         matrix = LPS @ placed
     kept = geometry.kept.get("header") if geometry.format == NAME else None
     large = kept is not None and len(kept) > package.Nifti1Header.sizeof_hdr
-    kind, head = (package.Nifti2Image, package.Nifti2Header) if large else (package.Nifti1Image, package.Nifti1Header)
-    nifti = head(kept) if kept else head()
+    kind = package.Nifti2Image if large else package.Nifti1Image
+    nifti = kind.header_class(kept)
     nifti.set_data_dtype(picture.dtype)
     nifti["scl_slope"], nifti["scl_inter"], nifti["vox_offset"] = np.nan, np.nan, 0
     nifti["cal_min"], nifti["cal_max"] = 0, 0  # of other values
@@ -131,21 +123,20 @@ def _package() -> Any:
 
 def _nifti(path: Path) -> Any:
     """The header, in its own byte order, without extensions."""
-    package = _package()
+    package, packed = _package(), path.suffix.lower() == ".gz"
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    if packed != (path.suffix.lower() == ".gz"):
-        raise ValueError(f"it is {'' if packed else 'not '}compressed by gzip, which its suffix does not say")
+        if (file.read(2) == b"\x1f\x8b") != packed:
+            raise ValueError(f"it is {'not ' if packed else ''}compressed by gzip, which its suffix does not say")
     with gzip.open(path) if packed else path.open("rb") as file:
         block = file.read(package.Nifti2Header.sizeof_hdr)
-    size = {int.from_bytes(block[:4], order) for order in ("little", "big")}  # pyright: ignore[reportArgumentType]
-    kinds = [kind for kind in (package.Nifti1Header, package.Nifti2Header) if kind.sizeof_hdr in size]
-    if not kinds or len(block) < kinds[0].sizeof_hdr:
+    kinds = (package.Nifti1Header, package.Nifti2Header)
+    kind = next((kind for kind in kinds if kind.may_contain_header(block) and len(block) >= kind.sizeof_hdr), None)
+    if kind is None:
         raise ValueError("it is no NIfTI, or its header is cut off")
-    nifti = kinds[0](block[: kinds[0].sizeof_hdr])
+    nifti = kind(block[: kind.sizeof_hdr])
     if not bytes(nifti["magic"]).startswith(b"n+"):
         raise ValueError("its values are in another file, or it is no NIfTI")
-    if not kinds[0].sizeof_hdr <= nifti.get_data_offset() <= EXTENSIONS:
+    if not kind.sizeof_hdr <= nifti.get_data_offset() <= EXTENSIONS:
         raise ValueError(f"its header says that values begin at byte {nifti.get_data_offset()}")
     return nifti
 
@@ -160,19 +151,15 @@ def _scale(nifti: Any) -> tuple[float, float] | None:
 
 def _affine(nifti: Any, count: int, path: Path) -> Affine:
     """From (..., y, x) to mm toward left, back and head; without both forms, the spacing along the axes."""
-    sform, qform = nifti.get_sform(coded=True)[0], None
-    with suppress(Exception) if sform is not None else nullcontext():  # one that is not needed may be damaged
-        qform = nifti.get_qform(coded=True)[0]
-    if sform is None and qform is None:
-        matrix = np.diag([*nifti["pixdim"][1 : count + 1], *[1.0] * (4 - count)])
-    else:
-        matrix = LPS @ (qform if sform is None else sform)
-    if sform is not None and qform is not None:
-        length = np.abs(sform[:3, :3]).max()
-        if not np.allclose(sform, qform, rtol=0, atol=FORMS_DIFFER * length):
-            warnings.warn(
-                f"{path} says by its sform and its qform that it lies at two places: the sform is taken", stacklevel=2
-            )
+    forms: list[Any] = []
+    for form in (nifti.get_sform, nifti.get_qform):
+        with suppress(Exception) if forms else nullcontext():  # a second one may be damaged, and is not needed
+            found = form(coded=True)[0]
+            forms += [] if found is None else [found]
+    if len(forms) == 2 and not np.allclose(*forms, rtol=0, atol=FORMS_DIFFER * np.abs(forms[0][:3, :3]).max()):
+        text = "says by its sform and its qform that it lies at two places: the sform is taken"
+        warnings.warn(f"{path} {text}", stacklevel=2)
+    matrix = LPS @ forms[0] if forms else np.diag([*nifti["pixdim"][1 : count + 1], *[1.0] * (4 - count)])
     matrix[:3] *= MM.get(int(nifti["xyzt_units"]) & 7, 1.0)
     affine = np.eye(count + 1)
     affine[:count, :count], affine[:count, count] = matrix[:count, count - 1 :: -1], matrix[:count, 3]

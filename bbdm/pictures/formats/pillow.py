@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from bbdm.base import optional
 from bbdm.pictures import checks, images
 from bbdm.pictures.picture import PHOTOGRAPH, Geometry, Header, Picture
 
-GREY = {"1", "L", "LA", "I;16", "I"}  # modes that become one channel, the last two of 16-bit PNG
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 RESOLUTION = (282, 283, 296)  # tags of a TIFF
 
@@ -24,11 +23,10 @@ def header(path: Path) -> Header:
     """The header of 1 or 3 channels of 8 bits, or of 16 bits in a PNG; ``stored`` is the opened image.
 
     Raises:
-        ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
         ValueError: it cannot be read, or has more bits in another format.
     """
     image = Image.open(path)
-    narrowed = images.is_narrowed(image)
+    narrowed = image.mode in images.EIGHT_BIT and images.WIDE in str(image.tile)
     wide = narrowed or (image.format == "PNG" and image.mode in ("I", "I;16"))
     if image.mode not in images.EIGHT_BIT and not wide:
         image.close()
@@ -38,33 +36,23 @@ def header(path: Path) -> Header:
     unknown = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
     sideways = not unknown and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
     sides = image.size if sideways else image.size[::-1]
-    dtype = np.dtype(np.uint16 if wide else np.uint8)
-    return Header(path, (1 if image.mode in GREY else 3, *sides), dtype, _geometry(image), stored=image)
+    most = checks.RATIO * path.stat().st_size if wide else math.inf
+    dtype, channels = np.dtype(np.uint16 if wide else np.uint8), 1 if image.mode in images.GREY else 3
+    return Header(path, (channels, *sides), dtype, _geometry(image), most=most, stored=image)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window of the decoded picture, a view of pixels whose channels are interleaved."""
-    if header.dtype == np.uint8:
-        return changed(header, lambda image: image)[(slice(None), *window)]
-    with header.stored or Image.open(header.path) as image:
-        if images.is_narrowed(image):
-            return _wide_colours(header)[(slice(None), *window)]
-        return np.asarray(images.upright(image)).astype(np.uint16)[(None, *window)]
-
-
-def changed(header: Header, change: Callable[[Image.Image], Image.Image]) -> npt.NDArray[np.uint8]:
-    """(C, H, W), a view as :func:`read` gives it, of what an upright photograph of 8 bits becomes."""
-    with header.stored or Image.open(header.path) as image:
-        return images.planes(change(images.upright(image)))
+    image = header.stored or Image.open(header.path)
+    if header.dtype == np.uint16 and image.mode in images.EIGHT_BIT:
+        return _wide_colours(header.path, image)[(slice(None), *window)]
+    image = images.open_image(image, str(header.path))
+    array = images.pixels(image) if header.dtype == np.uint8 else np.asarray(image).astype(np.uint16)[None]
+    return array[(slice(None), *window)]
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (1 or 3, H, W) of uint8, or of uint16 as PNG, with the resolution.
-
-    Raises:
-        ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
-        ValueError: the format cannot hold the picture.
-    """
+    """Write (1 or 3, H, W) of uint8, or of uint16 as PNG, with the resolution."""
     suffix, geometry = path.suffix.lower(), picture.geometry
     checks.check_held(suffix, picture, ("uint8", "uint16") if suffix == ".png" else ("uint8",), (2,))
     if len(picture) not in (1, 3):
@@ -92,17 +80,16 @@ def _geometry(image: Image.Image) -> Geometry:
     return Geometry(None, "tiff", {"resolution": ratios, "resolutionunit": unit or 2})
 
 
-def _wide_colours(header: Header) -> npt.NDArray[np.uint16]:
+def _wide_colours(path: Path, image: Image.Image) -> npt.NDArray[np.uint16]:
     """16-bit colours, alpha blended with white, upright."""
-    checks.check_cost((4, *header.sides), header.dtype, header.path.stat().st_size)
-    pixels = _imagecodecs().png_decode(header.path.read_bytes())
+    with image:
+        turn = images.TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1)) if "exif" in image.info else None
+    pixels = _imagecodecs().png_decode(path.read_bytes())
     if pixels.dtype != np.uint16 or pixels.ndim != 3:
         raise ValueError(f"its colours are {pixels.shape} of {pixels.dtype}, and 16 bits are in its header")
     if pixels.shape[2] in (2, 4):
         colours, alpha = pixels[:, :, :-1].astype(np.uint64), pixels[:, :, -1:].astype(np.uint64)
         pixels = ((colours * alpha + (65535 - alpha) * 65535 + 32767) // 65535).astype(np.uint16)
-    with Image.open(header.path) as image:
-        turn = images.TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1)) if "exif" in image.info else None
     planes = pixels.transpose(2, 0, 1)
     if turn is None:
         return planes

@@ -31,7 +31,6 @@ def header(path: Path) -> Header:
     ``geometry.kept`` has crs (WKT), tags, band_tags, descriptions, colors, scales, offsets and units.
 
     Raises:
-        ModuleNotFoundError: rasterio is not installed.
         ValueError: it is damaged, or its values are complex.
     """
     with _gdal() as rasterio, rasterio.open(path, driver="GTiff") as file:
@@ -47,14 +46,13 @@ def header(path: Path) -> Header:
         affine = None if file.transform.is_identity else as_affine([[b, a, c], [e, d, f], [0, 0, 1]])
         windowed = any(block != file.shape for block in file.block_shapes)
         geometry = Geometry(affine, NAME, kept, file.nodata)
-        return Header(path, (file.count, file.height, file.width), dtype, geometry, windowed)
+        most = checks.RATIO * path.stat().st_size
+        return Header(path, (file.count, file.height, file.width), dtype, geometry, windowed, most)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window, of which only strips or tiles that it touches are decoded."""
     with _gdal() as rasterio, rasterio.open(header.path, driver="GTiff") as file:
-        shape = (header.shape[0], *checks.lengths(window))
-        checks.check_cost(shape, header.dtype, header.path.stat().st_size)
         return file.read(window=tuple((part.start, part.stop) for part in window))
 
 
@@ -62,10 +60,6 @@ def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) as a GeoTIFF in compressed tiles, block after block.
 
     What is of each band is written where the number of bands is that of the file that was read.
-
-    Raises:
-        ModuleNotFoundError: rasterio is not installed.
-        ValueError: the format cannot hold the picture.
     """
     checks.check_held("a GeoTIFF", picture, checks.REAL, (2,))
     geometry, array = picture.geometry, np.asarray(picture)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import locale
 import math
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,20 @@ import numpy.typing as npt
 
 from bbdm.base import optional, sizes
 from bbdm.pictures import checks
-from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
+from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 NAME = "itk"
 NOT_KEPT = ("ITK_InputFilterName", "NRRD_")  # beginnings of entries that SimpleITK writes by itself
+FAMILIES = {".nrrd": "nrrd", ".mha": "mha", ".mhd": "mha"}  # in which entries are written again; of DICOM none
+READERS = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO", "": "GDCMImageIO"}
 HEADER_BYTES = 2**16  # of a MetaImage or NRRD, in which its text must end
+ENDS = {"nrrd": rb"\n[ \t\r]*\n", "mha": rb"(?m:^)[ \t]*ElementDataFile[ \t]*=.*(\n|\Z)"}  # of the text
 CHUNK = 2**20  # bytes that are decompressed at once
 POSITION, SERIES, BITS = "0020|0032", "0020|000e", "0028|0100"  # elements of DICOM
 DICM = 128  # where a file of DICOM has these letters
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 TOLERANCE = 0.01  # of the distance of slices: more is unequal
+SAME = 1e-6  # mm: slices that are nearer are at one place
 
 
 def header(path: Path) -> Header:
@@ -38,13 +43,12 @@ def header(path: Path) -> Header:
     ``geometry.kept`` has spacing and direction and, of files, the other entries of the header as texts.
 
     Raises:
-        ModuleNotFoundError: SimpleITK is not installed.
         ValueError: it is damaged, or has complex numbers, several times, several series, a missing slice, or
             slices at unequal distances.
     """
     package = _package()
     if path.is_dir():
-        return _series(package, path)[0]
+        return _series(package, path)
     data, offset, packed = _data_of(path)
     reader = _reader(package, path)
     size, dtype = reader.GetSize(), _dtype(package, reader)
@@ -52,13 +56,13 @@ def header(path: Path) -> Header:
         raise ValueError(f"it has {len(size)} axes, {sizes.shown(size)}, such as times: save each volume as a file")
     count = min(len(size), 3)
     shape = (reader.GetNumberOfComponents(), *size[:count][::-1])
-    checks.check_cost(shape, dtype, data.stat().st_size - offset, checks.DEFLATE if packed else 1)
-    direction = np.reshape(reader.GetDirection(), (len(size), len(size)))[:count, :count].ravel()
+    most = (data.stat().st_size - offset) * (checks.DEFLATE if packed else 1)
+    checks.check_cost(shape, dtype, most)
+    direction = np.reshape(reader.GetDirection(), (len(size), len(size)))[:count, :count]
     entries = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if not key.startswith(NOT_KEPT)}
     kept = {"suffix": _family(path), "entries": {key: text for key, text in entries.items() if text.isprintable()}}
-    return Header(
-        path, shape, dtype, _geometry(reader.GetSpacing()[:count], reader.GetOrigin()[:count], direction, kept)
-    )
+    geometry = _geometry(reader.GetSpacing()[:count], reader.GetOrigin()[:count], direction, **kept)
+    return Header(path, shape, dtype, geometry, most=most, stored=(data, offset, packed))
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -69,30 +73,24 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """
     package = _package()
     if header.path.is_dir():
-        _, names = _series(package, header.path)
+        names: list[str] = header.stored
         reader: Any = package.ImageSeriesReader() if len(names) > 1 else package.ImageFileReader()
         reader.SetFileNames(names) if len(names) > 1 else reader.SetFileName(names[0])
-        reader.SetImageIO("GDCMImageIO")
+        reader.SetImageIO(READERS[""])
     else:
         reader = _reader(package, header.path)
-        data, offset, packed = _data_of(header.path)
+        data, offset, packed = header.stored
         if packed and _family(header.path) == "mha":
             _check_packed(data, offset, math.prod(header.shape) * header.dtype.itemsize)
     with _locale_kept():
         array = package.GetArrayFromImage(reader.Execute())
     if array.size != math.prod(header.shape):
         raise ValueError(f"its header says {header.shape}, and its values are {array.shape}")
-    array = np.moveaxis(array.reshape(*header.sides, header.shape[0]), -1, 0)
-    return array[(slice(None), *window)]
+    return np.moveaxis(array.reshape(*header.sides, header.shape[0]), -1, 0)[(slice(None), *window)]
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) or (C, D, H, W), channels as components, with spacing, origin and direction.
-
-    Raises:
-        ModuleNotFoundError: SimpleITK is not installed.
-        ValueError: the format cannot hold the picture.
-    """
+    """Write (C, H, W) or (C, D, H, W), channels as components, with spacing, origin and direction."""
     package = _package()
     checks.check_held(path.suffix, picture, checks.REAL)
     array, geometry = np.asarray(picture), picture.geometry
@@ -102,9 +100,8 @@ def write(path: Path, picture: Picture) -> None:
     if geometry.affine is not None and len(geometry.affine) == array.ndim:
         matrix = np.asarray(geometry.affine)
         columns, origin = matrix[:-1, -2::-1], matrix[:-1, -1].tolist()
-        spacing: Sequence[float] = kept.get("spacing", ())
-        direction: Sequence[float] = kept.get("direction", ())
-        if not spacing or affine_of(spacing, origin, direction) != geometry.affine:
+        spacing, direction = kept.get("spacing"), kept.get("direction")
+        if spacing is None or _geometry(spacing, origin, direction).affine != geometry.affine:
             spacing = np.linalg.norm(columns, axis=0).tolist()
             direction = (columns / np.asarray(spacing)).ravel().tolist()
         image.SetSpacing(spacing)
@@ -116,19 +113,15 @@ def write(path: Path, picture: Picture) -> None:
     package.WriteImage(image, str(path))
 
 
-def affine_of(spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]) -> Affine:
-    """From (..., y, x) to the world, of what SimpleITK has of (x, y, ...)."""
-    count = len(spacing)
-    matrix = np.eye(count + 1)
-    matrix[:count, :count] = (np.reshape(direction, (count, count)) * np.asarray(spacing))[:, ::-1]
-    matrix[:count, count] = origin
-    return as_affine(matrix)
-
-
 def dicom_files(folder: Path, most: int | None = None) -> list[Path]:
     """The files of DICOM in a folder, of the first ``most`` of its files."""
-    files = (path for path in sorted(folder.iterdir())[:most] if path.is_file() and path.name != "DICOMDIR")
-    return [path for path in files if _begins_as_dicom(path)]
+    found: list[Path] = []
+    for path in sorted(folder.iterdir())[:most]:
+        if path.is_file() and path.name != "DICOMDIR":
+            with path.open("rb") as file:
+                file.seek(DICM)
+                found += [path] if file.read(4) == b"DICM" else []
+    return found
 
 
 def _package() -> Any:
@@ -141,7 +134,7 @@ def _reader(package: Any, path: Path) -> Any:
     """SimpleITK's reader of a file, of which the header is read."""
     reader = package.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO({"mha": "MetaImageIO", "nrrd": "NrrdImageIO"}.get(_family(path), "GDCMImageIO"))
+    reader.SetImageIO(READERS[_family(path)])
     with _locale_kept():
         reader.ReadImageInformation()
     return reader
@@ -160,24 +153,26 @@ def _locale_kept() -> Iterator[None]:
 
 def _dtype(package: Any, reader: Any) -> np.dtype[Any]:
     """The type of a reader's values. ValueError where they are complex, or labels."""
-    pixel = reader.GetPixelID()
-    for name in checks.REAL:
-        title = name.capitalize().replace("Ui", "UI")
-        if pixel in (getattr(package, f"sitk{title}"), getattr(package, f"sitkVector{title}")):
-            return np.dtype(name)
-    raise ValueError(f"its values are {package.GetPixelIDValueAsString(pixel)}, and real numbers are needed")
+    text = package.GetPixelIDValueAsString(reader.GetPixelID())  # such as "vector of 16-bit unsigned integer"
+    found = re.fullmatch(r"(?:vector of )?(\d+)-bit (?:(un)?signed )?(int|float)(?:eger)?", text)
+    if found is None:
+        raise ValueError(f"its values are {text}, and real numbers are needed")
+    bits, unsigned, kind = found.groups()
+    return np.dtype(f"{'u' if unsigned else ''}{kind}{bits}")
 
 
-def _geometry(
-    spacing: Sequence[float], origin: Sequence[float], direction: npt.ArrayLike, kept: Mapping[str, Any]
-) -> Geometry:
-    turn = tuple(np.ravel(direction).tolist())
-    return Geometry(affine_of(spacing, origin, turn), NAME, {"spacing": tuple(spacing), "direction": turn, **kept})
+def _geometry(spacing: Sequence[float], origin: Sequence[float], direction: Any, **kept: Any) -> Geometry:
+    """Of what SimpleITK has of (x, y, ...): its affine is from (..., y, x) to the world."""
+    count = len(spacing)
+    matrix, turn = np.eye(count + 1), np.reshape(direction, (count, count))
+    matrix[:count, :count] = (turn * np.asarray(spacing))[:, ::-1]
+    matrix[:count, count] = origin
+    known = {"spacing": tuple(spacing), "direction": tuple(turn.ravel().tolist())}
+    return Geometry(as_affine(matrix), NAME, {**known, **kept})
 
 
 def _family(path: Path) -> str:
-    """The name of a format: entries are written again in the same one. "" is DICOM."""
-    return {".nrrd": "nrrd", ".mha": "mha", ".mhd": "mha"}.get(path.suffix.lower(), "")
+    return FAMILIES.get(path.suffix.lower(), "")
 
 
 def _data_of(path: Path) -> tuple[Path, int, bool]:
@@ -186,27 +181,25 @@ def _data_of(path: Path) -> tuple[Path, int, bool]:
     Raises:
         ValueError: they are in another file than itself and the one beside an mhd, or they are text.
     """
-    nrrd = _family(path) == "nrrd"
-    entries: dict[str, str] = {}
+    family = _family(path)
     with path.open("rb") as file:
-        while file.tell() < HEADER_BYTES and (line := file.readline(HEADER_BYTES)):
-            key, _, text = line.decode("latin-1").partition(":" if nrrd else "=")
-            entries[key.strip().lower()] = text.strip()
-            if not line.strip() if nrrd else key.strip() == "ElementDataFile":
-                break
-        else:
-            raise ValueError("its header does not end")  # at which NRRD's library crashes
-        offset = file.tell()
-    if nrrd:
+        text = file.read(HEADER_BYTES)
+    end = re.search(ENDS[family], text)
+    if end is None:
+        raise ValueError("its header does not end")  # at which NRRD's library crashes
+    lines = text[: end.end()].decode("latin-1").splitlines()
+    pairs = (line.partition(":" if family == "nrrd" else "=") for line in lines)
+    entries = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    if family == "nrrd":
         encoding = entries.get("encoding", "").lower()
         if {"data file", "datafile"} & entries.keys() or encoding not in ("raw", "gzip", "gz"):
             raise ValueError(f"it is no NRRD, its encoding {encoding!r} is not read, or its values are in another file")
-        return path, offset, encoding != "raw"
+        return path, end.end(), encoding != "raw"
     if entries.get("binarydata", "true").lower()[:1] not in ("t", "1"):
         raise ValueError("its values are text")
-    name, packed = entries.get("elementdatafile", ""), entries.get("compresseddata", "").lower()[:1] in ("t", "1")
+    name, packed = entries["elementdatafile"], entries.get("compresseddata", "").lower()[:1] in ("t", "1")
     if name.lower() == "local":
-        return path, offset, packed
+        return path, end.end(), packed
     data = path.with_name(name) if name and Path(name).name == name else path
     if data == path or "%" in name or " " in name or not data.is_file():
         raise ValueError(f"its values are in {name!r}, and one file beside it is needed")
@@ -224,48 +217,37 @@ def _check_packed(path: Path, offset: int, size: int) -> None:
         raise ValueError(f"its compressed values end after {found} of {size} bytes: it is truncated")
 
 
-def _begins_as_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(DICM)
-        return file.read(4) == b"DICM"
-
-
-def _syntax(path: Path) -> str:
-    """The transfer syntax of a file of DICOM (PS3.10, section 7.1).
+def _slice(package: Any, file: Path) -> Any:
+    """The reader of a slice.
 
     Raises:
-        ValueError: there is none, or an element before the data set is damaged or ends after the file: GDCM
-            would ask for its memory.
+        ValueError: GDCM would read it wrongly in silence; it is too short; it has no transfer syntax; or an
+            element before the data set (PS3.10, section 7.1) ends after it, for which GDCM asks for memory.
     """
-    syntax, size = "", path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(DICM + 4)
-        while len(head := file.read(8)) == 8 and head[:2] == b"\2\0":
+    syntax, size = "", file.stat().st_size
+    with file.open("rb") as stream:
+        stream.seek(DICM + 4)
+        while len(head := stream.read(8)) == 8 and head[:2] == b"\2\0":
             short = head[4:6] in (b"AE", b"SH", b"UI", b"UL")
-            length = int.from_bytes(head[6:] if short else file.read(4), "little")
-            if length > size - file.tell() or not (short or head[4:6] in (b"OB", b"UR")):
-                raise ValueError(f"{path.name} is damaged or cut off: an element of {length} bytes ends after it")
-            value = file.read(length)
+            length = int.from_bytes(head[6:] if short else stream.read(4), "little")
+            if length > size - stream.tell() or not (short or head[4:6] in (b"OB", b"UR")):
+                raise ValueError(f"{file.name} is damaged or cut off: an element of {length} bytes ends after it")
+            value = stream.read(length)
             syntax = value.decode("latin-1").strip(" \0") if head[2:4] == b"\x10\0" else syntax
     if not syntax:
-        raise ValueError(f"{path.name} is damaged: it has no transfer syntax")
-    return syntax
-
-
-def _slice(package: Any, file: Path) -> Any:
-    """The reader of a slice. ValueError where it would be read wrongly in silence, or is too short."""
-    syntax, reader = _syntax(file), _reader(package, file)
-    bits, size = int(_text(reader, BITS) or 8), reader.GetSize()
+        raise ValueError(f"{file.name} is damaged: it has no transfer syntax")
+    reader = _reader(package, file)
+    bits, shape = int(_text(reader, BITS) or 8), reader.GetSize()
     if syntax == DEFLATED or (syntax == BIG and bits > 16):
         raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax}, which is not read")
     # of one component: several may be subsampled, or a palette's
-    if syntax in (IMPLICIT, EXPLICIT, BIG) and math.prod(size) * bits // 8 > file.stat().st_size:
-        raise ValueError(f"{file.name} is too short for {sizes.shown(size)} values of {bits} bits")
+    if syntax in (IMPLICIT, EXPLICIT, BIG) and math.prod(shape) * bits // 8 > size:
+        raise ValueError(f"{file.name} is too short for {sizes.shown(shape)} values of {bits} bits")
     return reader
 
 
-def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
-    """The header of the only series of a folder, and its files in the slices' order."""
+def _series(package: Any, path: Path) -> Header:
+    """The header of the only series of a folder; ``stored`` are its files in the slices' order."""
     files = dicom_files(path)
     if damaged := sorted(each.name for each in path.glob("*.dcm") if each not in files):
         raise ValueError(f"{', '.join(damaged[:9])} cannot be read as DICOM")
@@ -273,39 +255,32 @@ def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
     series = sorted({_text(reader, SERIES) for reader in readers})
     if len(series) != 1:
         raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
-    first = readers[0]
+    first, dtype = readers[0], _dtype(package, readers[0])
     turns = {tuple(round(value, 4) for value in reader.GetDirection()) for reader in readers}
     if len(turns) != 1 or len({(reader.GetSize(), _dtype(package, reader)) for reader in readers}) != 1:
         raise ValueError("its slices have several sizes, types or directions")
     width, height, depth = (*first.GetSize(), 1)[:3]
-    if depth > 1 and len(readers) > 1:
-        raise ValueError("it has several files of several slices: put each into a folder of its own")
     spacing, origin, direction = first.GetSpacing(), first.GetOrigin(), np.reshape(first.GetDirection(), (3, 3))
-    order = [0]
     if len(readers) > 1:
-        positions = np.array([_position(reader, file) for file, reader in zip(files, readers, strict=True)])
-        order = np.argsort(positions @ direction[:, 2], kind="stable").tolist()
-        step = _step(positions[order])
+        if depth > 1:
+            raise ValueError("it has several files of several slices: put each into a folder of its own")
+        texts = [_text(reader, POSITION).split("\\") for reader in readers]
+        if lost := [file.name for file, text in zip(files, texts, strict=True) if len(text) != 3]:
+            raise ValueError(f"{lost[0]} does not say where its slice lies")
+        positions = np.array(texts, dtype=np.float64)  # of the first pixels, in mm
+        order = np.argsort(positions @ direction[:, 2], kind="stable")
+        files, step = [files[i] for i in order], _step(positions[order])
         length = float(np.linalg.norm(step))
         spacing, origin = (*spacing[:2], length), readers[order[0]].GetOrigin()
         direction = np.column_stack([direction[:, :2], step / length])
-    shape = first.GetNumberOfComponents(), depth * len(readers), height, width
-    checks.check_cost(shape, _dtype(package, first), sum(file.stat().st_size for file in files))
-    found = Header(path, shape, _dtype(package, first), _geometry(spacing, origin, direction, {}))
-    return found, [str(files[i]) for i in order]
+    shape = first.GetNumberOfComponents(), depth * len(files), height, width
+    most = sum(file.stat().st_size for file in files) * checks.RATIO
+    geometry = _geometry(spacing, origin, direction)
+    return Header(path, shape, dtype, geometry, most=most, stored=[str(file) for file in files])
 
 
 def _text(reader: Any, key: str) -> str:
     return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
-
-
-def _position(reader: Any, file: Path) -> list[float]:
-    """The position of a slice's first pixel, in mm."""
-    try:
-        x, y, z = map(float, _text(reader, POSITION).split("\\"))
-    except ValueError as error:
-        raise ValueError(f"{file.name} does not say where its slice lies") from error
-    return [x, y, z]
 
 
 def _step(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -316,15 +291,10 @@ def _step(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """
     gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
     usual = float(np.median(gaps))
-    texts = [f"({', '.join(f'{number:g}' for number in position)})" for position in positions]
-    for i, gap in enumerate(gaps):
-        where = f"between slices {i + 1} and {i + 2}, at {texts[i]} and {texts[i + 1]} mm"
-        if gap < 1e-6:
-            raise ValueError(f"two slices are at one place, {texts[i]} mm")
-        if abs(gap - usual) <= TOLERANCE * usual:
-            continue
-        missing = round(gap / usual) - 1
-        if missing > 0 and abs(gap - (missing + 1) * usual) <= TOLERANCE * gap:
-            raise ValueError(f"{missing} slice{'s are' if missing > 1 else ' is'} missing {where}")
-        raise ValueError(f"slices are {usual:g} mm apart, but {gap:g} mm {where}")
-    return (positions[-1] - positions[0]) / (len(positions) - 1)
+    for i in np.flatnonzero((abs(gaps - usual) > TOLERANCE * usual) | (gaps < SAME)):
+        one, two = (f"({', '.join(f'{number:g}' for number in position)})" for position in positions[i : i + 2])
+        raise ValueError(
+            f"slices are {usual:g} mm apart, but {gaps[i]:g} mm between slices {i + 1} and {i + 2}, at {one} and {two} "
+            "mm: each slice must be there, once, at equal distances"
+        )
+    return (positions[-1] - positions[0]) / len(gaps)

@@ -7,9 +7,7 @@ channels and other pages of one shape are channels, in the file's order. Several
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures import checks
-from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
+from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 NAME = "tiff"
-TYPES = (*checks.REAL, "float16")
 CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
 JPEG = (6, 7, 33007, 34892)  # compressions whose segments need the tables of the page
 SIZES = ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ")  # of a pixel, in OME
@@ -40,58 +37,49 @@ def header(path: Path) -> Header:
     ``geometry.kept`` has resolution, resolutionunit, and ome: pixel sizes, their units and channels' names.
 
     Raises:
-        ModuleNotFoundError: tifffile is not installed.
         ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
             sizes.
     """
     with _opened(path) as file:
-        series = _series(file)
-        page = series.keyframe
+        series, size = _series(file), path.stat().st_size
+        page, offset = series.keyframe, series.dataoffset
         if page.photometric == PALETTE:
             raise ValueError("its values are indices of a palette: save it with colours")
         if page.photometric == YCBCR and page.compression not in JPEG:
             raise ValueError("its values are luminance and colour difference: save it as RGB")
         shape = _shape(series)
-        if series.dataoffset is not None:
-            end = series.dataoffset + math.prod(series.shape) * np.dtype(page.dtype).itemsize
-            if end > path.stat().st_size:
-                raise ValueError(f"its header says {series.shape} of {page.dtype}, and the file is shorter")
-        windowed = series.dataoffset is not None or math.prod(page.chunked) * len(series) > 1
-        nodata = float(page.nodata) if NODATA in page.tags else None
-        geometry = replace(_geometry(file, page, len(shape) - 1), nodata=nodata)
+        if offset is not None and offset + math.prod(series.shape) * np.dtype(page.dtype).itemsize > size:
+            raise ValueError(f"its header says {series.shape} of {page.dtype}, and the file is shorter")
+        windowed = offset is not None or math.prod(page.chunked) * len(series) > 1
         dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
-        mapped = None if series.dataoffset is None else (dtype, series.dataoffset, series.shape, series.axes)
-        return Header(path, shape, checks.real(page.dtype), geometry, windowed, stored=mapped)
+        mapped = None if offset is None else (dtype, offset, series.shape, series.axes)
+        most = size * (1 if mapped else checks.RATIO)
+        return Header(path, shape, checks.real(page.dtype), _geometry(file, page, shape), windowed, most, stored=mapped)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window; mapped into memory where the values lie in one piece."""
     spatial = dict(zip("ZYX"[-len(window) :], window, strict=True))
-    shape, size = (header.shape[0], *checks.lengths(window)), header.path.stat().st_size
-    checks.check_cost(shape, header.dtype, size, ratio=1 if header.stored else checks.RATIO)
     if header.stored:
         dtype, offset, stored, axes = header.stored
         array = checks.mapped(header.path, dtype, offset, stored)
         array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
     else:
         with _opened(header.path) as file:
-            axes, array = _decoded(_series(file), spatial, size)
+            axes, array = _decoded(_series(file), spatial, header.path.stat().st_size)
     ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
-    return np.asarray(array.transpose(ordered).reshape(shape), header.dtype)
+    array = array.transpose(ordered).reshape(header.shape[0], *checks.lengths(window))
+    return np.asarray(array, header.dtype)
 
 
 def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) with interleaved bands, or as OME-TIFF (C, D, H, W) and what has OME's entries.
 
     A large picture is written tile after tile; BigTIFF where 4 GiB need it.
-
-    Raises:
-        ModuleNotFoundError: tifffile is not installed.
-        ValueError: the format cannot hold the picture.
     """
     package = optional.package("tifffile", "this TIFF")
-    checks.check_held("a TIFF", picture, TYPES)
-    options, array = _options(picture), np.asarray(picture)
+    checks.check_held("a TIFF", picture, (*checks.REAL, "float16"))
+    array, options = np.asarray(picture), _options(picture)
     interleaved = "ome" not in options and len(array) > 1
     if "ome" not in options:
         array = array.transpose(1, 2, 0) if interleaved else array[0]
@@ -120,7 +108,8 @@ def _options(picture: Picture) -> dict[str, Any]:
         options["extratags"] = [(NODATA, 2, 0, f"{geometry.nodata:.17g}", True)]
     ome = dict(kept.get("ome", {}))
     if picture.ndim == 4 or ome:
-        ome = ome or _ome_of_affine(geometry.affine)
+        if not ome and geometry.spacing is not None and len(geometry.spacing) == 3:
+            ome = _ome_of(geometry.spacing[::-1], "mm")
         if len(ome.get("Channel", {}).get("Name", ())) != channels:
             ome.pop("Channel", None)
         axes = "CZYX" if picture.ndim == 4 else "CYX"
@@ -188,18 +177,12 @@ def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.
     if depth != 1:
         raise ValueError("it has tiles of three axes, which are not read")
     down, across = (first.tilelength, first.tilewidth) if first.is_tiled else (min(first.rowsperstrip, height), width)
-    checks.check_cost((down, across, samples), np.dtype(first.dtype), size)
+    checks.check_cost((down, across, samples), np.dtype(first.dtype), size * checks.RATIO)
     options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if first.compression in JPEG else {}
-    shape = planes, rows.stop - rows.start, columns.stop - columns.start, samples
-    array = np.full(shape, first.nodata, first.dtype)
-    grid = -(-height // down), -(-width // across)
-    touched = product(
-        range(planes),
-        range(rows.start // down, -(-rows.stop // down)),
-        range(columns.start // across, -(-columns.stop // across)),
-    )
-    for plane, row, column in touched:
-        index = (plane * grid[0] + row) * grid[1] + column
+    array = np.full((planes, *checks.lengths((rows, columns)), samples), first.nodata, first.dtype)
+    grid = np.arange(len(page.dataoffsets)).reshape(planes, -(-height // down), -(-width // across))
+    touched = grid[:, rows.start // down : -(-rows.stop // down), columns.start // across : -(-columns.stop // across)]
+    for index in touched.ravel().tolist():
         offset, count = page.dataoffsets[index], page.databytecounts[index]
         if count == 0:
             continue  # a tile that was left out
@@ -210,52 +193,42 @@ def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.
         segment, (at, _, top, left, _), (_, tall, wide, _) = first.decode(data, index, _fullsize=False, **options)
         begin, end = max(top, rows.start), min(top + tall, rows.stop)
         start, stop = max(left, columns.start), min(left + wide, columns.stop)
-        array[at, begin - rows.start : end - rows.start, start - columns.start : stop - columns.start] = segment[
-            0, begin - top : end - top, start - left : stop - left
-        ]
+        target = array[at, begin - rows.start : end - rows.start, start - columns.start : stop - columns.start]
+        target[...] = segment[0, begin - top : end - top, start - left : stop - left]
     return array
 
 
-def _geometry(file: Any, page: Any, axes: int) -> Geometry:
-    kept: dict[str, Any] = {}
+def _geometry(file: Any, page: Any, shape: tuple[int, ...]) -> Geometry:
+    kept, axes = dict[str, Any](), len(shape) - 1
     resolution = [page.tags.get(name) for name in ("XResolution", "YResolution")]
     if all(resolution):
-        kept["resolution"] = tuple(tag.value for tag in resolution)
-        kept["resolutionunit"] = int(page.resolutionunit)
-    if file.is_ome and file.ome_metadata:
-        kept["ome"] = _ome(optional.package("tifffile", "this TIFF").xml2dict(file.ome_metadata))
-    elif file.is_imagej and (ome := _ome_of_imagej(file.imagej_metadata or {}, kept.get("resolution"), axes)):
-        kept["ome"] = ome
-    spacing = [kept.get("ome", {}).get(name) for name in SIZES[:axes]]  # x, y, z
-    matrix = np.eye(axes + 1)
+        kept = {"resolution": tuple(tag.value for tag in resolution), "resolutionunit": int(page.resolutionunit)}
+    ome = dict[str, Any]()
+    if file.is_ome and file.ome_metadata:  # sizes, their units, and the names of channels, as tifffile writes them
+        image = optional.package("tifffile", "this TIFF").xml2dict(file.ome_metadata)["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        ome = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
+        channels = pixels.get("Channel", [])
+        names = [each.get("Name") for each in (channels if isinstance(channels, list) else [channels])]
+        ome |= {"Channel": {"Name": names}} if names and all(names) else {}
+    elif file.is_imagej:
+        content = file.imagej_metadata or {}
+        unit = IMAGEJ_UNITS.get(content.get("unit", ""))
+        lengths = [below / above if above else 0.0 for above, below in kept.get("resolution", ())]
+        lengths = [*lengths, content.get("spacing", 1.0)][:axes]
+        if len(lengths) == axes and all(lengths) and (unit is not None or axes == 3):
+            ome = _ome_of(lengths, unit)
+    kept |= {"ome": ome} if ome or file.is_ome else {}
+    spacing: list[Any] = [ome.get(name) for name in SIZES[:axes]]  # x, y, z
+    affine = None
     if all(spacing):
+        matrix = np.eye(axes + 1)
         matrix[:axes, :axes] = np.fliplr(np.diag(spacing))
-    return Geometry(as_affine(matrix) if all(spacing) else None, NAME, kept)
+        affine = as_affine(matrix)
+    return Geometry(affine, NAME, kept, float(page.nodata) if NODATA in page.tags else None)
 
 
-def _ome(content: dict[str, Any]) -> dict[str, Any]:
-    """Pixel sizes, their units, and the names of channels, as tifffile writes them again."""
-    image = content["OME"]["Image"]
-    pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
-    kept = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
-    channels = pixels.get("Channel", [])
-    names = [each.get("Name") for each in (channels if isinstance(channels, list) else [channels])]
-    return {**kept, "Channel": {"Name": names}} if names and all(names) else kept
-
-
-def _ome_of_imagej(content: Mapping[str, Any], resolution: Any, axes: int) -> dict[str, Any]:
-    """OME's pixel sizes of ImageJ's, and the spacing of slices; {} for a picture without a unit of length."""
-    unit = IMAGEJ_UNITS.get(content.get("unit", ""))
-    lengths = [below / above if above else 0.0 for above, below in resolution or ()] + [content.get("spacing", 1.0)]
-    if len(lengths) < 3 or not all(lengths) or (unit is None and axes == 2):
-        return {}
-    sizes = dict(zip(SIZES[:axes], lengths, strict=False))
-    return sizes | ({} if unit is None else {f"{name}Unit": unit for name in sizes})
-
-
-def _ome_of_affine(affine: Affine | None) -> dict[str, Any]:
-    """OME's pixel sizes, in mm, of the affine of another format."""
-    if affine is None or len(affine) != 4:
-        return {}
-    lengths: Sequence[float] = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)[::-1].tolist()
-    return {**dict(zip(SIZES, lengths, strict=True)), **{f"{size}Unit": "mm" for size in SIZES}}
+def _ome_of(lengths: Sequence[float], unit: str | None) -> dict[str, Any]:
+    """OME's pixel sizes of the lengths along x, y and z."""
+    found = dict(zip(SIZES, lengths, strict=False))
+    return found | ({} if unit is None else {f"{name}Unit": unit for name in found})
