@@ -18,7 +18,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from bbdm.networks.windowed import Windowed
 from torch import Tensor
 
 from bbdm import BridgeSampler
