@@ -251,6 +251,7 @@ def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]])
         assert len(rest) == 1  # of calls of their own too
     torch.testing.assert_close(sampler(SOURCE[4:], seed=11, batch_size=2), seeded[4:], rtol=0, atol=FLOAT32)
     assert len(compilations) == 1
+    torch.testing.assert_close(sampler(SOURCE, noise=noise, batch_size=3), given, rtol=0, atol=FLOAT32)  # of 3 and 2
 
 
 @pytest.mark.nightly
