@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers
 from bbdm.kernels import philox
 from bbdm.pictures import Geometry, Picture, header
@@ -90,6 +91,13 @@ def test_a_warning_names_the_line_that_called(what: str, how: str):
         "generator": lambda: list(generator()),
     }
     assert warned_lines(calls[how], message) == [__file__]
+
+
+def test_a_folder_whose_name_begins_like_the_librarys_is_no_part_of_it(unet: UNet):
+    file = f"{Path(bbdm.__file__).parent}_scripts/own.py"
+    call = compile("lambda sampler, source: sampler(source, seed=0)", file, "eval")
+    bright = torch.full((1, 3, 8, 8), 0.5)
+    assert warned_lines(lambda: eval(call)(BridgeSampler(unet, ABridge(), steps=1), bright), "pass range=") == [file]
 
 
 def test_a_warning_at_the_start_names_the_line_that_built_the_sampler():
