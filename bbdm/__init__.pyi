@@ -17,10 +17,11 @@ from bbdm.files.checkpoint import save_checkpoint as save_checkpoint
 from bbdm.files.checkpoint import save_vqgan as save_vqgan
 from bbdm.networks.base import Network as Network
 from bbdm.networks.base import wrap as wrap
+from bbdm.networks.config import UNetConfig as UNetConfig
+from bbdm.networks.config import VQGANConfig as VQGANConfig
+from bbdm.networks.dit import DiT as DiT
 from bbdm.networks.unet import UNet as UNet
-from bbdm.networks.unet_config import UNetConfig as UNetConfig
 from bbdm.networks.vqgan import VQGAN as VQGAN
-from bbdm.networks.vqgan_config import VQGANConfig as VQGANConfig
 from bbdm.pictures.values import Values as Values
 from bbdm.sampling.sampler import BridgeSampler as BridgeSampler
 from bbdm.training.callback import Callback as Callback

@@ -1,4 +1,4 @@
-"""Solvers: functions from (bridge, timesteps) to a :class:`StepTable`.
+"""Solvers: functions from (bridge, times) to a :class:`StepTable`, rows of :data:`SOLVERS`.
 
 Each step of each solver is one row of weights, x_r = c_x x_s + c_y y + c_0 x0hat + c_h x0hat_prev + c_z z, so
 the sampling loop does not know the bridge, the objective or the solver. All tables are float64.
@@ -10,10 +10,11 @@ weight w on the previous x0hat, and from the midpoint rule of DBMSolver (CVPR 20
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -120,26 +121,31 @@ NONE: Noise = (0, 0)
 POSTERIOR: Noise = (0, 1)
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """A solver of the non-Markovian family."""
-
-    noise: Noise
-    first: Noise | None = None  # on the first row; None: the general row is valid at the top too
-    multistep: bool = False
-    midpoint: bool = False
+Table = Callable[[Bridge, skips.Timesteps], StepTable]
+Times = Callable[[Bridge, int | None], skips.Timesteps]
 
 
-_FAMILY = {
-    "ddim": _Settings(NONE, ALL),
-    "dpm2m": _Settings(NONE, ALL, multistep=True),
-    "sde-dpm2m": _Settings(POSTERIOR, multistep=True),
-    "midpoint": _Settings(NONE, ALL, midpoint=True),
-    "posterior": _Settings(POSTERIOR),
-    "fast": _Settings(HALF, HALF),
-    "consistency": _Settings(ALL, ALL),
-    "mean": _Settings(NONE, ALL),
-}
+SOLVERS: dict[str, tuple[Table, Times]] = {}  # tables of (bridge, times), and the times of (bridge, steps or None)
+
+
+def register(name: str, times: Times) -> Callable[[Table], Table]:
+    """A decorator that gives a name to a solver, a function of (bridge, times).
+
+    Args:
+        name: for :func:`build`.
+        times: of (bridge, steps), the times where none are named; steps may be None.
+
+    Raises:
+        ValueError: another solver has this name.
+    """
+
+    def named(table: Table) -> Table:
+        if name in SOLVERS:
+            raise ValueError(f"solver {name!r} is taken")
+        SOLVERS[name] = table, times
+        return table
+
+    return named
 
 
 def build(
@@ -161,18 +167,8 @@ def build(
             solver cannot take.
     """
     _check_choice(solver, timesteps, steps)
-    if solver == "ancestral":
-        published = bridge.ancestral_times(steps)
-        times = skips.resolve(bridge, published if timesteps is None else timesteps)
-        return _table(bridge, times, bridge.ancestral(times))
-    if timesteps is None:
-        steps = 1 if solver == "mean" and steps is None else steps
-        timesteps = _default_timesteps(bridge, solver, steps)
-        steps = None if timesteps == "paper" else steps
-    times = skips.resolve(bridge, timesteps, steps)
-    if solver == "mean" and (len(times) > 1 or times[0] != bridge.top):
-        raise ValueError(f"solver 'mean' is one network call at the bridge's top, got timesteps {times.tolist()}")
-    return _table(bridge, times, _family_rows(bridge, times, _FAMILY[solver]))
+    make, default = SOLVERS[solver]
+    return make(bridge, default(bridge, steps) if timesteps is None else skips.resolve(bridge, timesteps, steps))
 
 
 @dataclass(frozen=True)
@@ -251,7 +247,7 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
     if calls is not None:
         return {DISTILLED: calls}
     found: dict[str, int] = {}
-    for solver in get_args(Solver):
+    for solver in SOLVERS:
         if solver != DISTILLED:
             with suppress(ValueError):  # the bridge has no such solver, or not with these steps
                 found[solver] = len(build(bridge, solver, steps=steps))
@@ -268,69 +264,92 @@ def check_calls(calls: int | None, solver: str, table: StepTable) -> None:
 
 
 def _check_choice(solver: str, timesteps: Any, steps: int | None) -> None:
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}")
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
     if steps is not None and timesteps is not None:
         raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
 
 
-def _table(bridge: Bridge, times: skips.Timesteps, rows: npt.NDArray[np.float64]) -> StepTable:
-    shown, seen = bridge.input(times), bridge.network_time(times)
-    return StepTable(times, bridge.prediction(times), rows, shown, seen, bridge.start(times[0].item()))
+def table(bridge: Bridge, times: skips.Timesteps, coefficients: npt.NDArray[np.float64]) -> StepTable:
+    """The table of (K, 5) coefficients, with what the bridge says of the network at these times."""
+    inputs, network_times = bridge.input(times), bridge.network_time(times)
+    return StepTable(
+        times, bridge.prediction(times), coefficients, inputs, network_times, bridge.start(times[0].item())
+    )
 
 
-def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.Name:
-    if solver == "mean":
-        return "uniform"
-    if solver == "posterior":
-        return "bbdm" if isinstance(bridge, BrownianBridge) and bridge.schedule != "exact" else "uniform"
-    if solver == "fast":
-        published = isinstance(bridge, ABridge | BrownianBridge) and steps in (None, len(skips.paper(bridge)))
-        return "paper" if published else "karras"
-    if solver == "midpoint" and not bridge.deterministic:
-        return "midpoint"
-    if _from_noise(bridge, solver, 10 if steps is None else steps):
-        return "noise"
-    return "coarse" if bridge.density == "high" and steps is not None and steps <= FEW else "karras"
-
-
-def _from_noise(bridge: Bridge, solver: str, steps: int) -> bool:
-    """Whether sampling starts from noise by default.
+def levels(bridge: Bridge, steps: int | None, least: float = 40, most: float = 4) -> skips.Timesteps:
+    """Times of noise levels, which start from noise where ``most`` calls or fewer can hide the source in it.
 
     Networks that were distilled are trained for it. For others it saves a call, which counts up to 4, and is
     wrong by 1 / nu of a pixel's spread, which does not count where nu is 40 (of pairs of spread 0.5): see
     ``tests/gaussian.py``.
     """
-    if bridge.deterministic or not np.isinf(bridge.nu(bridge.top)):
-        return False
-    level = float(bridge.nu(skips.highest(bridge))) / bridge.scale
-    return level >= 1 if solver == DISTILLED else level >= 40 and steps <= 4
+    if not bridge.deterministic and np.isinf(bridge.nu(bridge.top)):
+        level = float(bridge.nu(skips.highest(bridge))) / bridge.level_scale
+        if level >= least and (10 if steps is None else steps) <= most:
+            return skips.noise(bridge, steps)
+    few = bridge.density == "high" and steps is not None and steps <= FEW
+    return skips.coarse(bridge, steps) if few else skips.karras(bridge, steps)
 
 
-def _family_rows(bridge: Bridge, times: skips.Timesteps, settings: _Settings) -> npt.NDArray[np.float64]:
+def _midpoint_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
+    return levels(bridge, steps) if bridge.deterministic else skips.midpoint(bridge, steps)
+
+
+def _posterior_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
+    original = isinstance(bridge, BrownianBridge) and bridge.schedule != "exact"
+    return skips.bbdm(bridge, steps) if original else skips.uniform(bridge, steps)
+
+
+def _fast_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
+    """The paper's, where there are as many."""
+    if isinstance(bridge, ABridge | BrownianBridge) and steps in (None, len(skips.paper(bridge))):
+        return skips.paper(bridge)
+    return skips.karras(bridge, steps)
+
+
+def family(
+    bridge: Bridge,
+    times: skips.Timesteps,
+    noise: Noise,
+    first: Noise | None = None,
+    multistep: bool = False,
+    midpoint: bool = False,
+) -> StepTable:
+    """A solver of the non-Markovian family.
+
+    Args:
+        bridge: the bridge to sample.
+        times: strictly decreasing.
+        noise: of each step.
+        first: of the first one, from the source; None where the general row is valid there too.
+        multistep: use the x0hat before, as DPM-Solver++(2M) does.
+        midpoint: every second row is that of DBMSolver.
+    """
     alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
     nu = bridge.nu(times).tolist()  # infinite, if anywhere, on the first row
     if bridge.deterministic:  # the source takes the place of the noise: x keeps its share of it
         beta, sigma = [0.0] * len(times), beta
-        settings = replace(settings, noise=NONE, first=None)
+        noise, first = NONE, None
     at_source = times[0] == bridge.top
     rows = np.zeros((len(times), 5))
     for i in range(len(times) - 1):
         posterior_std = sigma[i + 1] * np.sqrt(1 - (nu[i + 1] / nu[i]) ** 2)
-        pinned = i == 0 and at_source and (settings.first is not None or sigma[0] == 0)  # x is y, and has weight 0
-        of_sigma, of_posterior = (settings.first or ALL) if pinned else settings.noise
+        pinned = i == 0 and at_source and (first is not None or sigma[0] == 0)  # x is y, and has weight 0
+        of_sigma, of_posterior = (first or ALL) if pinned else noise
         eta = of_sigma * sigma[i + 1] + of_posterior * posterior_std
         kappa = 0.0 if pinned else np.sqrt(sigma[i + 1] ** 2 - eta**2) / sigma[i]
         w = 0.0
-        if settings.multistep and i >= 1 + at_source:  # DPM-Solver++(2M): h / (2 h_prev) with h a difference of -ln nu
+        if multistep and i >= 1 + at_source:  # DPM-Solver++(2M): h / (2 h_prev) with h a difference of -ln nu
             w = 0.5 * np.log(nu[i] / nu[i + 1]) / np.log(nu[i - 1] / nu[i])
         gain = alpha[i + 1] - kappa * alpha[i]
         rows[i] = kappa, beta[i + 1] - kappa * beta[i], gain * (1 + w), -gain * w, eta
     rows[-1, 2] = 1.0  # the clean image
-    if settings.midpoint and not bridge.deterministic:
+    if midpoint and not bridge.deterministic:
         for i in range(1 + int(at_source), len(times) - 1, 2):
             rows[i] = _midpoint_row(bridge, times[i - 1 : i + 2])
-    return rows
+    return table(bridge, times, rows)
 
 
 def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
@@ -340,9 +359,33 @@ def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
     integrated exactly along the probability flow.
     """
     alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
-    nu = bridge.nu(times) / bridge.scale
+    nu = bridge.nu(times) / bridge.level_scale
     level, q = -np.log(skips.reference_noise(nu)), skips.REFERENCE / nu
     integral = level[2] - level[0] - 1 + (q[0] + np.arctan(q[2]) - np.arctan(q[0])) / q[2]
     gain = alpha[2] * integral / (level[1] - level[0])
     kept = sigma[2] / sigma[1]
     return [kept, beta[2] - kept * beta[1], gain, alpha[2] * (1 - nu[2] / nu[1]) - gain, 0.0]
+
+
+register("dpm2m", levels)(partial(family, noise=NONE, first=ALL, multistep=True))
+register("sde-dpm2m", levels)(partial(family, noise=POSTERIOR, multistep=True))
+register("midpoint", _midpoint_times)(partial(family, noise=NONE, first=ALL, midpoint=True))
+register("ddim", levels)(partial(family, noise=NONE, first=ALL))
+register("posterior", _posterior_times)(partial(family, noise=POSTERIOR))
+register("fast", _fast_times)(partial(family, noise=HALF, first=HALF))
+register(DISTILLED, partial(levels, least=1, most=np.inf))(partial(family, noise=ALL, first=ALL))
+
+
+@register("ancestral", lambda bridge, steps: bridge.ancestral_times(steps))
+def ancestral(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """The published sampler of a bridge; see :meth:`bbdm.bridges.Bridge.ancestral`."""
+    bridge.ancestral_times(None)  # or there is none
+    return table(bridge, times, bridge.ancestral(times))
+
+
+@register("mean", lambda bridge, steps: skips.uniform(bridge, 1 if steps is None else steps))
+def mean(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """One network call at the top, the mean of all results."""
+    if len(times) > 1 or times[0] != bridge.top:
+        raise ValueError(f"solver 'mean' is one network call at the bridge's top, got timesteps {times.tolist()}")
+    return family(bridge, times, NONE, ALL)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm.base import scripts
-from bbdm.codec import Codec, VQGANCodec
+from bbdm.codec import Codec
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import DATASETS, read_rows
 from bbdm.data.spec import Spec
@@ -37,9 +37,9 @@ def measure(name: str, codec: Codec, x: torch.Tensor) -> torch.Tensor:
     latents = torch.cat([codec.latents(part) for part in x.split(BATCH)])
     made = torch.cat([codec.image(part).clamp(-1, 1) for part in latents.split(BATCH)])
     parts = [f"L1 {(made - x).abs().mean().item():.4f}", f"sharpness {gradient(made) / gradient(x):.3f}"]
-    if isinstance(codec, VQGANCodec) and codec.vqgan.config.num_codes:
-        use = CodebookUse(codec.vqgan.config.num_codes, Processes(x.device))
-        use.add(codec.vqgan.quantize.nearest(latents))
+    if codec.kind == "vqgan" and codec.module.config.num_codes:
+        use = CodebookUse(codec.module.config.num_codes, Processes(x.device))
+        use.add(codec.module.quantize.nearest(latents))
         found = use.report()
         parts += [f"codes {found['codes_used']:.3f}", f"perplexity {found['perplexity']:.0f}"]
     print(f"{name}: {', '.join(parts)}")

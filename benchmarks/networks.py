@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm import ABridge, UNet
-from bbdm.networks.unet_config import PRESETS
+from bbdm.networks.config import UNETS
 
 BRIDGE = ABridge(num_steps=1000, c_lambda=2.0)
 STEPS = 10  # of our sampler
@@ -41,7 +41,7 @@ def build_volume(device: str | torch.device, quick: bool, narrow: bool = False) 
             changed = {"model_channels": 16, "channel_mult": (1, 1, 1, 1), "head_channels": 16}
         elif narrow:
             changed = {"model_channels": 8, "head_channels": 8}
-        return UNet.from_config(replace(PRESETS["volume"], **changed)).to(device)
+        return UNet.from_config(replace(UNETS["volume"], **changed)).to(device)
 
 
 def volumes(size: tuple[int, ...], device: str | torch.device) -> torch.Tensor:

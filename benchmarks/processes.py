@@ -31,7 +31,7 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.device import best_dtype
-from bbdm.networks.unet_config import PRESETS
+from bbdm.networks.config import UNETS
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks import networks
@@ -145,7 +145,7 @@ EPOCHS = 2  # of a process that is timed in epochs, the first of which is not
 def _demo_network(device: str) -> UNet:
     """The preset demo-residual's, without a condition."""
     torch.manual_seed(0)
-    return UNet.from_config(replace(PRESETS["demo-residual"], condition_channels=0)).to(device)
+    return UNet.from_config(replace(UNETS["demo-residual"], condition_channels=0)).to(device)
 
 
 def peer_epochs(data: str, device: str) -> Any:

@@ -42,7 +42,7 @@ def build(told: bool) -> UNet:
     config = checkpoint.unet.config
     unet = UNet.from_config(replace(config, classes={"style": 12}, drop={"style": 0.1}) if told else config)
     copy_weights(unet, checkpoint)
-    for module in unet.told.modules():
+    for module in unet.condition_embedding.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.01)
     return unet.to(DEVICE).eval()

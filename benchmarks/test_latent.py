@@ -1,4 +1,4 @@
-"""One picture of 3 x 256 x 256 through a VQ-f4: encoder, nearest codes, decoder, and a whole translation.
+"""One picture of 3 x 256 x 256 through a VQ-f4: encoder, decoder, and a whole translation.
 
 The public system is diffusers' VQModel and sde-bbdm's network, as users of the A-Bridge scripts have them:
 float32, eager, 199 steps. A --quick run skips it.
@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, solvers
-from bbdm.kernels.nearest_code import nearest_code
+from bbdm.codec import Codec
 from benchmarks import networks
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
@@ -25,11 +25,10 @@ BASELINE = "diffusers float32"
 PUBLIC = "diffusers and sde-bbdm float32, 199 steps"
 PARTS = [BASELINE, "eager float32", "eager bfloat16", "compiled"]
 TRANSLATIONS = [PUBLIC, *(f"{row}, {networks.STEPS} steps" for row in ("eager float32", "eager bfloat16", "compiled"))]
-NEAREST = ["all distances", "nearest_code"]
 
 
 @pytest.fixture(scope="module")
-def codec(quick: bool) -> VQGANCodec:
+def codec(quick: bool) -> Codec:
     if quick:
         pytest.skip("only without --quick")
     with torch.random.fork_rng(devices=[]):
@@ -47,7 +46,7 @@ def picture() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def samplers(unet: UNet, codec: VQGANCodec) -> dict[str, BridgeSampler]:
+def samplers(unet: UNet, codec: Codec) -> dict[str, BridgeSampler]:
     settings: dict[str, dict[str, Any]] = {
         "eager float32": {},
         "eager bfloat16": {"dtype": torch.bfloat16},
@@ -62,7 +61,7 @@ def samplers(unet: UNet, codec: VQGANCodec) -> dict[str, BridgeSampler]:
 @pytest.fixture(scope="module", params=["encode", "decode"])
 def part(
     request: pytest.FixtureRequest,
-    codec: VQGANCodec,
+    codec: Codec,
     samplers: dict[str, BridgeSampler],
     picture: torch.Tensor,
     peaks: Peaks,
@@ -78,7 +77,7 @@ def part(
         rows[row] = lambda way=way: way(given)
     with torch.inference_mode():
         try:
-            peer = import_module("benchmarks.peers.diffusers_vqgan").network(codec.vqgan)
+            peer = import_module("benchmarks.peers.diffusers_vqgan").network(codec.module)
         except ImportError as error:
             comparison.missing[BASELINE] = f"needs the extra peers: {error}"
         else:
@@ -102,22 +101,7 @@ def part(
 
 
 @pytest.fixture(scope="module")
-def nearest(codec: VQGANCodec, picture: torch.Tensor) -> Comparison:
-    z = codec.latents(picture).permute(0, 2, 3, 1).flatten(0, 2).contiguous()
-    codes = codec.vqgan.quantize.embedding.weight
-    rows: dict[str, Callable[[], torch.Tensor]] = {
-        "all distances": lambda: torch.cdist(z, codes).argmin(1),
-        "nearest_code": lambda: nearest_code(z, codes),
-    }
-    with torch.inference_mode():
-        chosen = [(codes[row()] - z).square().sum(1) for row in rows.values()]
-        torch.testing.assert_close(*chosen, rtol=1e-3, atol=1e-3)
-        seconds = interleaved(rows, rounds=10)
-    return Comparison(f"Nearest of {len(codes)} codes, {len(z)} vectors", "all distances", seconds)
-
-
-@pytest.fixture(scope="module")
-def translation(unet: UNet, codec: VQGANCodec, samplers: dict[str, BridgeSampler], picture: torch.Tensor) -> Comparison:
+def translation(unet: UNet, codec: Codec, samplers: dict[str, BridgeSampler], picture: torch.Tensor) -> Comparison:
     comparison = Comparison(f"Translation in latent space, {picture.shape[2]} x {picture.shape[3]}", PUBLIC, {})
     rows: dict[str, Callable[[], torch.Tensor]] = {
         f"{name}, {networks.STEPS} steps": (lambda s=s: s(picture, seed=0)) for name, s in samplers.items()
@@ -127,7 +111,7 @@ def translation(unet: UNet, codec: VQGANCodec, samplers: dict[str, BridgeSampler
         error = networks.relative_error(call(), expected)
         comparison.info[row] = {"evaluations": networks.STEPS, "relative_error": error}
     try:
-        vqgan = import_module("benchmarks.peers.diffusers_vqgan").network(codec.vqgan)
+        vqgan = import_module("benchmarks.peers.diffusers_vqgan").network(codec.module)
         peer = import_module("benchmarks.peers.sde_bbdm")
     except ImportError as error:
         comparison.missing[PUBLIC] = f"needs the extra peers: {error}"
@@ -148,11 +132,6 @@ def translation(unet: UNet, codec: VQGANCodec, samplers: dict[str, BridgeSampler
 @pytest.mark.parametrize("row", PARTS)
 def test_part(part: Comparison, row: str, record: Record) -> None:
     record(part, row)
-
-
-@pytest.mark.parametrize("row", NEAREST)
-def test_nearest(nearest: Comparison, row: str, record: Record) -> None:
-    record(nearest, row)
 
 
 @pytest.mark.parametrize("row", TRANSLATIONS)

@@ -30,8 +30,8 @@ from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
+from bbdm.networks.config import UNetConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig

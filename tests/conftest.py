@@ -17,13 +17,12 @@ from PIL import Image
 from torch import nn
 
 from bbdm.bridges import ABridge, Bridge
-from bbdm.data.examples import Examples
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer, Training
@@ -98,7 +97,7 @@ def make_unet() -> MakeUNet:
 @pytest.fixture
 def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo preset with a network of a few thousand parameters."""
-    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+    monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
 
 
 def noise(seed: int, width: int = 16, height: int = 16) -> Image.Image:
@@ -160,8 +159,8 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
         folder: str = "run",
         unet: UNet | None = None,
         bridge: Bridge = BRIDGE,
-        validation: Examples | None = None,
-        train: Examples | None = None,
+        validation: Pairs | None = None,
+        train: Pairs | None = None,
         callbacks: Sequence[Callback] = (),
         **config: Any,
     ) -> Trainer:

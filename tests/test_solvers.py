@@ -1,5 +1,7 @@
 """Rows of the step tables against formulas in another form."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -190,6 +192,24 @@ def test_a_table_comes_back_from_its_description_and_older_ones_say_less():
     assert older.network_times.tolist() == described["timesteps"]
     with pytest.raises(ValueError, match=r"start of a table must be finite numbers of shape \(2,\), got \(2,\)"):
         solvers.StepTable.from_description({**described, "start": [np.nan, 0.0]})
+
+
+def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(solvers, "SOLVERS", {**solvers.SOLVERS})
+
+    @solvers.register("jump", timesteps.uniform)
+    def jump(bridge: Bridge, times: timesteps.Timesteps) -> solvers.StepTable:
+        return solvers.table(bridge, times, np.tile(CLEAN, (len(times), 1)))
+
+    table = solvers.build(ABridge(), "jump", steps=3)
+    assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([1000, 500, 1], [CLEAN] * 3)
+    assert solvers.choices(ABridge())["jump"] == 200
+    with pytest.raises(ValueError, match="solver 'jump' is taken"):
+        solvers.register("jump", timesteps.uniform)(jump)
+
+
+def test_the_names_are_those_that_commands_offer():
+    assert tuple(solvers.SOLVERS) == get_args(solvers.Solver)
 
 
 def test_tables_cannot_be_written_to():

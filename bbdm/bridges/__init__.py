@@ -4,7 +4,10 @@ A bridge is three functions of time, x_t = alpha(t) x0 + beta(t) y + sigma(t) ep
 shown and predicts. :class:`~bbdm.bridges.base.Bridge` says what a bridge of your own has to have.
 """
 
+from bbdm.bridges.base import BRIDGES as BRIDGES
 from bbdm.bridges.base import Bridge as Bridge
+from bbdm.bridges.base import from_config as from_config
+from bbdm.bridges.base import register as register
 from bbdm.bridges.brownian import ABridge as ABridge
 from bbdm.bridges.brownian import BrownianBridge as BrownianBridge
 from bbdm.bridges.ddbm import DDBM as DDBM
@@ -14,6 +17,3 @@ from bbdm.bridges.goub import GOUB as GOUB
 from bbdm.bridges.i2sb import I2SB as I2SB
 from bbdm.bridges.objectives import Objective as Objective
 from bbdm.bridges.path import Marginal as Marginal
-from bbdm.bridges.registry import BRIDGES as BRIDGES
-from bbdm.bridges.registry import from_config as from_config
-from bbdm.bridges.registry import register as register

@@ -1,21 +1,21 @@
-"""What a bridge is: a path from a target x0 to a source y, and what the network sees and predicts.
+"""What a bridge is: a path from a target x0 to a source y, what the network sees and predicts, and its name.
 
-All tables are float64. Solvers, networks and files are not
-known here.
+All tables are float64. Solvers, networks and files are not known here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges import densities
 from bbdm.bridges.densities import Density
-from bbdm.bridges.objectives import OBJECTIVES, Weights
+from bbdm.bridges.objectives import OBJECTIVES, Function, Weights
 from bbdm.bridges.path import Array, Path, Statistics
 
 if TYPE_CHECKING:
@@ -30,18 +30,47 @@ class Bridge(Path):
 
     A subclass has :meth:`~bbdm.bridges.path.Path.marginal`, and the fields ``objective`` and, if it is to be
     chosen, ``density``. To be saved it is registered under a name: see :func:`bbdm.bridges.register`.
+
+    Raises:
+        ValueError: a setting that no bridge can have.
     """
 
     name: ClassVar[str]  # in files
+    objectives: ClassVar[Mapping[str, Function]] = OBJECTIVES  # those that it may have; a bridge's own beside them
     density: Density = "uniform"  # of training times
+
+    def __post_init__(self) -> None:
+        steps = 2 if self.continuous else self.num_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+            raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
+        if self.objective not in self.objectives:
+            raise ValueError(f"objective must be one of {tuple(self.objectives)}, got {self.objective!r}")
+        if self.deterministic and self.objective in ("noise", "pinned"):
+            raise ValueError(f"objective {self.objective!r} needs noise, and this {type(self).__name__} has none")
+        if self.density not in get_args(Density):
+            raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
+        if self.density == "top" and self.objective != "pinned":
+            raise ValueError(f"density 'top' is of the objective 'pinned', got {self.objective!r}")
+        self._check_positive("spread", "sigma_data", "sigma_source")
+        if not abs(self.cov) < self.sigma_data * self.sigma_source:
+            limit = self.sigma_data * self.sigma_source
+            raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
+
+    def _check_positive(self, *names: str) -> None:
+        """Raise ValueError where a field in ``names`` is not a finite number above 0."""
+        for name in names:
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
 
     def weights(self, t: npt.ArrayLike) -> Weights:
         """What the network is shown, and x0hat from what it predicts; see :mod:`bbdm.bridges.objectives`.
 
         Raises:
-            ValueError: for the noise objective where alpha is 0.
+            ValueError: a time outside the bridge, or of the noise objective one where alpha is 0.
         """
-        return OBJECTIVES[self.objective](self, t)
+        weights = self.objectives[self.objective](self, t)
+        return Weights(*np.broadcast_arrays(*weights, np.zeros_like(self._time(t)))[:-1])
 
     def start(self, t: float) -> tuple[float, float]:
         """Weights of y and noise in the state that sampling starts with at a time.
@@ -55,38 +84,38 @@ class Bridge(Path):
         """
         if t == self.top:
             return 1.0, 0.0
-        if self.deterministic or not self.nu(t) >= self.scale:
-            wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.scale:g}"
+        if self.deterministic or not self.nu(t) >= self.level_scale:
+            wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.level_scale:g}"
             raise ValueError(f"timesteps must start at {wanted}, got {t}")
         alpha, beta, sigma = (float(weight) for weight in self.marginal(t))
         return alpha + beta, float(np.hypot(sigma, alpha * self.spread))
 
     def input(self, t: npt.ArrayLike) -> Array:
         """(..., 2) weights of x_t and y in what the network is shown."""
-        return np.stack(np.broadcast_arrays(*self.weights(t)[:2]), axis=-1)
+        return np.stack(self.weights(t)[:2], axis=-1)
 
     def prediction(self, t: npt.ArrayLike) -> Array:
         """(..., 3) weights of x_t, y and the network's output in x0hat; errors as for :meth:`weights`."""
-        return np.stack(np.broadcast_arrays(*self.weights(t)[2:]), axis=-1)
-
-    def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
-        """The times of a published sampler that is not in the solvers' family, the solver ``ancestral``.
-
-        Raises:
-            ValueError: there is none, or not with this number of steps.
-        """
-        raise ValueError(f"solver 'ancestral' does not exist for {type(self).__name__}; use 'posterior'")
+        return np.stack(self.weights(t)[2:], axis=-1)
 
     def ancestral(self, times: npt.NDArray[Any]) -> Array:
-        """The (K, 5) rows of that sampler; see :class:`~bbdm.solvers.StepTable`.
+        """The (K, 5) rows of the solver ``ancestral``, a published sampler outside the solvers' family.
+
+        See :class:`~bbdm.solvers.StepTable`.
 
         Raises:
             ValueError: it cannot take these times.
         """
         raise NotImplementedError
 
-    def _every_time(self, steps: int | None) -> npt.NDArray[np.int64]:
-        """All times, downwards; ValueError where ``steps`` is another number."""
+    def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
+        """The times of that sampler: every one, downwards, unless a subclass says otherwise.
+
+        Raises:
+            ValueError: there is no such sampler, or not with this number of steps.
+        """
+        if type(self).ancestral is Bridge.ancestral:
+            raise ValueError(f"solver 'ancestral' does not exist for {type(self).__name__}; use 'posterior'")
         times = np.arange(self.top, self.low - 1, -1).astype(np.int64)
         if steps is not None and steps != len(times):
             raise ValueError(f"solver 'ancestral' takes every time, steps={len(times)}; got steps={steps}")
@@ -101,7 +130,7 @@ class Bridge(Path):
         i_x, i_y, p_x, p_y, p_f = self.weights(t)
         with np.errstate(divide="ignore", invalid="ignore"):
             target = (1 - p_x * alpha) / p_f, -(p_x * beta + p_y) / p_f, -p_x * sigma / p_f
-        columns = np.stack(np.broadcast_arrays(i_x * alpha, i_x * beta + i_y, i_x * sigma, *target), axis=-1)
+        columns = np.stack([i_x * alpha, i_x * beta + i_y, i_x * sigma, *target], axis=-1)
         known = np.isfinite(columns) & (np.abs(columns) > ROUNDING)  # at times without noise, F may have no weight
         return np.where(known, columns, 0.0)
 
@@ -222,26 +251,45 @@ class Bridge(Path):
         """Plain values of all fields, and the kind."""
         return {"kind": self.name, **asdict(cast(Any, self))} | {"kind": self.name}  # DDBM has a field of that name
 
-    def _check_common(self, *objectives: str) -> None:
-        """Raise ValueError for settings that no bridge can have; ``objectives`` are of this bridge alone."""
-        steps = 2 if self.continuous else self.num_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
-        known = (*OBJECTIVES, *objectives)
-        if self.objective not in known:
-            raise ValueError(f"objective must be one of {known}, got {self.objective!r}")
-        if self.density not in get_args(Density):
-            raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
-        if self.density == "top" and self.objective != "pinned":
-            raise ValueError(f"density 'top' is of the objective 'pinned', got {self.objective!r}")
-        self._check_positive("spread", "sigma_data", "sigma_source")
-        if not abs(self.cov) < self.sigma_data * self.sigma_source:
-            limit = self.sigma_data * self.sigma_source
-            raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
 
-    def _check_positive(self, *names: str) -> None:
-        """Raise ValueError where a field in ``names`` is not a finite number above 0."""
-        for name in names:
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+BRIDGES: dict[str, Callable[..., Bridge]] = {}  # what builds them, by name
+Kind = TypeVar("Kind", bound=type[Bridge])
+
+
+def register(kind: str) -> Callable[[Kind], Kind]:
+    """A decorator that gives a bridge its name in files: ``@register("mine")`` above the dataclass.
+
+    Whoever loads such a file has to import the class before.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+
+    def named(bridge: Kind) -> Kind:
+        other = BRIDGES.get(kind, bridge)
+        if f"{other!r}" != f"{bridge!r}":  # a module that is loaded again may replace its classes
+            raise ValueError(f"bridge kind {kind!r} is taken by {other!r}")
+        BRIDGES[kind] = bridge
+        bridge.name = kind
+        return bridge
+
+    return named
+
+
+def from_config(config: dict[str, Any]) -> Bridge:
+    """The bridge that :meth:`Bridge.config` describes.
+
+    Raises:
+        ValueError: the kind is unknown or a value is out of range.
+    """
+    if not isinstance(config, dict):
+        raise ValueError(f"a bridge's settings must be a dictionary, got {config!r}")
+    values = dict(config)
+    kind = values.pop("kind", None)
+    if not isinstance(kind, str) or kind not in BRIDGES:
+        hint = "; import the module that registers your own bridge"
+        raise ValueError(f"bridge kind must be one of {sorted(BRIDGES)}, got {kind!r}{hint}")
+    try:
+        return BRIDGES[kind](**values)
+    except TypeError as error:
+        raise ValueError(f"bridge {kind!r} does not take these settings: {error}") from error

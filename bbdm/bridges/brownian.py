@@ -9,11 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Bridge
+from bbdm.bridges.base import Bridge, register
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective
 from bbdm.bridges.path import Array, Marginal
-from bbdm.bridges.registry import register
 
 
 @register("abridge")
@@ -37,7 +36,7 @@ class ABridge(Bridge):
     density: Density = "uniform"
 
     def __post_init__(self) -> None:
-        self._check_common()
+        super().__post_init__()
         self._check_positive("c_lambda")
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
@@ -52,10 +51,6 @@ class ABridge(Bridge):
         m = self._time(t) / self.num_steps
         with np.errstate(divide="ignore"):
             return self.c_lambda * np.sqrt(-np.log1p(-m))
-
-    def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
-        """Every time."""
-        return self._every_time(steps)
 
     def ancestral(self, times: npt.NDArray[Any]) -> Array:
         """The public code's sampling: the reverse SDE at every time (A-Bridge paper, algorithm 2).
@@ -110,13 +105,11 @@ class BrownianBridge(Bridge):
     density: Density = "uniform"
 
     def __post_init__(self) -> None:
-        self._check_common()
+        super().__post_init__()
         if not (np.isfinite(self.max_variance) and self.max_variance >= 0):
             raise ValueError(f"max_variance must be 0 or a positive number, got {self.max_variance!r}")
         if self.schedule not in ("exact", "linear", "sin"):
             raise ValueError(f"schedule must be 'exact', 'linear' or 'sin', got {self.schedule!r}")
-        if self.deterministic and self.objective in ("noise", "pinned"):
-            raise ValueError(f"objective {self.objective!r} needs noise, and max_variance is 0")
 
     @classmethod
     def bbdm(
@@ -179,14 +172,10 @@ class BrownianBridge(Bridge):
             return m / (1 - m) if self.deterministic else np.sqrt(2 * self.max_variance * m / (1 - m))
 
     def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
-        """Every time.
-
-        Raises:
-            ValueError: the schedule is one of the original BBDM's, or ``steps`` is another number.
-        """
+        """Every time; ValueError for the original BBDM's schedules, too."""
         if self.schedule != "exact":
             raise ValueError("solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'")
-        return self._every_time(steps)
+        return super().ancestral_times(steps)
 
     def ancestral(self, times: npt.NDArray[Any]) -> Array:
         """Euler-Maruyama of the reverse SDE with diffusion sqrt(2 max_variance), at every time (sde-bbdm).

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Bridge
+from bbdm.bridges.base import BRIDGES, Bridge
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective
 from bbdm.bridges.path import Array, Marginal
-from bbdm.bridges.registry import BRIDGES
 
 TIMES = {"ve": (0.002, 80.0), "vp": (1e-4, 1.0)}  # t_min and t_max
 
 
 class RealTimeBridge(Bridge):
-    """A bridge in real time, as the code of DDBM has it; a subclass has ``low`` and ``end`` besides."""
+    """A bridge in real time from ``t_min`` to ``t_max``, as the code of DDBM has it."""
 
     continuous: ClassVar[bool] = True
+    t_min: Any
+    t_max: Any
+
+    @property
+    def low(self) -> float:
+        """The smallest time."""
+        return self.t_min
+
+    @property
+    def end(self) -> float:
+        """T."""
+        return self.t_max
 
     @property
     def top(self) -> float:
@@ -68,7 +79,7 @@ class DDBM(RealTimeBridge):
         for name, default in zip(("t_min", "t_max"), TIMES[self.kind], strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        self._check_common()
+        super().__post_init__()
         if not 0 < self.low < self.end < np.inf:
             raise ValueError(f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
         self._check_positive("beta_d", "beta_min")
@@ -77,16 +88,6 @@ class DDBM(RealTimeBridge):
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """``ddbm-ve`` or ``ddbm-vp``."""
         return f"ddbm-{self.kind}"
-
-    @property
-    def end(self) -> float:
-        """T."""
-        return cast(float, self.t_max)
-
-    @property
-    def low(self) -> float:
-        """The smallest time."""
-        return cast(float, self.t_min)
 
     def _diffusion(self, t: Array) -> tuple[Array, Array]:
         """a_t and rho_t^2."""

@@ -41,7 +41,7 @@ def _quantiles(path: Path, density: Density, low: float, high: float, points: in
         return low + shares * (high - low)
     if path.continuous:
         level, spread = LEVELS[density]
-        levels = path.scale * np.exp(level + spread * np.linspace(-6, 6, GRID))
+        levels = path.level_scale * np.exp(level + spread * np.linspace(-6, 6, GRID))
         inside = path.time_at(np.clip(levels, *path.nu([low, high])))
         edges = np.unique(np.concatenate([np.linspace(low, high, GRID), inside]).clip(low, high))
         return np.interp(shares, _cumulative(path, density, edges), edges)
@@ -57,6 +57,6 @@ def _cumulative(path: Path, density: Density, times: Array) -> Array:
     level, spread = LEVELS[density]
     uniform = (times - times[0]) / (times[-1] - times[0])
     with np.errstate(divide="ignore"):
-        scaled = (np.log(path.nu(times) / path.scale) - level) / spread
+        scaled = (np.log(path.nu(times) / path.level_scale) - level) / spread
     normal = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in scaled])
     return UNIFORM * uniform + (1 - UNIFORM) * (normal - normal[0]) / (normal[-1] - normal[0])

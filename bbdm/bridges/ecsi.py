@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.bridges import objectives
+from bbdm.bridges.base import register
 from bbdm.bridges.ddbm import RealTimeBridge
 from bbdm.bridges.densities import Density
-from bbdm.bridges.objectives import Objective, Weights
+from bbdm.bridges.objectives import OBJECTIVES, Function, Objective, Weights
 from bbdm.bridges.path import Marginal
-from bbdm.bridges.registry import register
+
+
+def preconditioned(bridge: ECSI, t: npt.ArrayLike) -> Weights:
+    """As for other bridges, but c_skip has the square of the covariance where the formula has the covariance.
+
+    So has the published code, on which the published networks were trained.
+    """
+    weights, (alpha, beta, _) = objectives.preconditioned(bridge, t), bridge.marginal(t)
+    return weights._replace(p_x=(alpha * bridge.sigma_data**2 + beta * bridge.cov**2) * weights.i_x**2)
 
 
 @register("ecsi")
@@ -33,6 +45,9 @@ class ECSI(RealTimeBridge):
         ValueError: an argument is out of range.
     """
 
+    objectives: ClassVar[Mapping[str, Function]] = {**OBJECTIVES, "preconditioned": preconditioned}
+    t_max: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
+
     gamma_max: float = 0.125
     t_min: float = 1e-4
     objective: Objective = "preconditioned"
@@ -42,32 +57,9 @@ class ECSI(RealTimeBridge):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min must be in (0, 1), got {self.t_min!r}")
         self._check_positive("gamma_max")
-        self._check_common()
-
-    @property
-    def end(self) -> float:
-        """1."""
-        return 1.0
-
-    @property
-    def low(self) -> float:
-        """The smallest time."""
-        return self.t_min
+        super().__post_init__()
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
         """Weights at times in [0, 1]."""
         time = self._time(t)
         return Marginal(1 - time, time, 2 * self.gamma_max * np.sqrt(time * (1 - time)))
-
-    def weights(self, t: npt.ArrayLike) -> Weights:
-        """See :meth:`Bridge.weights`.
-
-        With the objective ``preconditioned``, c_skip has the square of the covariance where the formula has
-        the covariance. So has the published code, on which the published networks were trained.
-        """
-        found = super().weights(t)
-        if self.objective != "preconditioned":
-            return found
-        alpha, beta, _ = self.marginal(t)
-        c_skip = (alpha * self.sigma_data**2 + beta * self.cov**2) * found.i_x**2
-        return found._replace(p_x=c_skip)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Bridge
+from bbdm.bridges.base import Bridge, register
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective
 from bbdm.bridges.path import Array, Marginal
-from bbdm.bridges.registry import register
 
 LEFT = 0.005  # of the target at T, before the bridge pulls it to the source: exp(-theta_T)
 OFFSET = 0.008  # of the cosine schedule
@@ -48,10 +47,8 @@ class GOUB(Bridge):
     def __post_init__(self) -> None:
         if self.gamma is None:
             object.__setattr__(self, "gamma", np.inf)
-        self._check_common()
-        for name in ("noise_scale", "gamma"):
-            if not getattr(self, name) > 0 or (name == "noise_scale" and not np.isfinite(self.noise_scale)):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        super().__post_init__()
+        self._check_positive("noise_scale", *(["gamma"] if self.gamma != np.inf else []))
         if np.any(np.diff(self.nu(np.arange(self.num_steps + 1))) <= 0):
             raise ValueError(f"gamma must be larger, such as 1e4: with gamma={self.gamma:g} noise levels do not rise")
 

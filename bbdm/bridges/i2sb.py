@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Bridge
+from bbdm.bridges.base import Bridge, register
 from bbdm.bridges.densities import Density
-from bbdm.bridges.objectives import Objective, Weights
+from bbdm.bridges.objectives import OBJECTIVES, Function, Objective, Weights
 from bbdm.bridges.path import Array, Marginal
-from bbdm.bridges.registry import register
+
+
+def scaled(bridge: I2SB, t: npt.ArrayLike) -> Weights:
+    """F = (x_t - x0) / sqrt(S)."""
+    return Weights(1.0, 0.0, 1.0, 0.0, -np.sqrt(bridge._at(t)[0]))
 
 
 @register("i2sb")
@@ -35,6 +40,8 @@ class I2SB(Bridge):
         ValueError: an argument is out of range.
     """
 
+    objectives: ClassVar[Mapping[str, Function]] = {**OBJECTIVES, "scaled": scaled}
+
     num_steps: int = 1000
     beta_max: float = 0.3
     deterministic: bool = False
@@ -42,10 +49,8 @@ class I2SB(Bridge):
     density: Density = "uniform"
 
     def __post_init__(self) -> None:
-        self._check_common("scaled")
+        super().__post_init__()
         self._check_positive("beta_max")
-        if self.deterministic and self.objective in ("noise", "pinned"):
-            raise ValueError(f"objective {self.objective!r} needs noise, and the bridge is deterministic")
 
     @property
     def low(self) -> int:
@@ -76,14 +81,6 @@ class I2SB(Bridge):
         total = forward + backward
         sigma = np.sqrt(forward * backward / total)
         return Marginal(backward / total, forward / total, 0 * sigma if self.deterministic else sigma)
-
-    def weights(self, t: npt.ArrayLike) -> Weights:
-        """See :meth:`Bridge.weights`."""
-        if self.objective != "scaled":
-            return super().weights(t)
-        forward, _ = self._at(t)
-        one = np.ones_like(forward)
-        return Weights(one, 0 * one, one, 0 * one, -np.sqrt(forward))
 
     def network_time(self, t: npt.ArrayLike) -> Array:
         """The noise level that the paper's network sees, from N 1e-4 at index 0 to N at N - 1."""

@@ -18,7 +18,7 @@ Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinn
 
 
 class Weights(NamedTuple):
-    """The weights at some times; each is a number or has the shape of the times."""
+    """The weights at some times; an objective's are numbers, or have the shape of the times."""
 
     i_x: Any
     i_y: Any
@@ -27,16 +27,17 @@ class Weights(NamedTuple):
     p_f: Any
 
 
+Function = Callable[[Any, npt.ArrayLike], Weights]  # of a path and times
+
+
 def residual(path: Path, t: npt.ArrayLike) -> Weights:
     """F = x_t - x0; BBDM's ``grad``."""
-    one = np.ones_like(path.marginal(t).alpha)
-    return Weights(one, 0 * one, one, 0 * one, -one)
+    return Weights(1.0, 0.0, 1.0, 0.0, -1.0)
 
 
 def displacement(path: Path, t: npt.ArrayLike) -> Weights:
     """F = y - x0; BBDM's ``ysubx``, and the velocity of flows."""
-    one = np.ones_like(path.marginal(t).alpha)
-    return Weights(one, 0 * one, 0 * one, one, -one)
+    return Weights(1.0, 0.0, 0.0, 1.0, -1.0)
 
 
 def noise(path: Path, t: npt.ArrayLike) -> Weights:
@@ -48,7 +49,7 @@ def noise(path: Path, t: npt.ArrayLike) -> Weights:
     alpha, beta, sigma = path.marginal(t)
     if np.any(alpha == 0):
         raise ValueError(f"objective 'noise' has no x0hat at t = {path.end}; use t <= {path.top}")
-    return Weights(np.ones_like(alpha), np.zeros_like(alpha), 1 / alpha, -beta / alpha, -sigma / alpha)
+    return Weights(1.0, 0.0, 1 / alpha, -beta / alpha, -sigma / alpha)
 
 
 def preconditioned(path: Path, t: npt.ArrayLike) -> Weights:
@@ -58,8 +59,7 @@ def preconditioned(path: Path, t: npt.ArrayLike) -> Weights:
     total = alpha**2 * x0 + beta**2 * y + 2 * alpha * beta * both + sigma**2
     c_in = total**-0.5
     c_out = c_in * np.sqrt(beta**2 * (x0 * y - both**2) + x0 * sigma**2)
-    zero = np.zeros_like(alpha)
-    return Weights(c_in, zero, (alpha * x0 + beta * both) / total, zero, c_out)
+    return Weights(c_in, 0.0, (alpha * x0 + beta * both) / total, 0.0, c_out)
 
 
 def pinned(path: Path, t: npt.ArrayLike) -> Weights:
@@ -81,6 +81,6 @@ def pinned(path: Path, t: npt.ArrayLike) -> Weights:
     return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
 
 
-OBJECTIVES: dict[str, Callable[[Path, npt.ArrayLike], Weights]] = {
+OBJECTIVES: dict[str, Function] = {
     objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned)
 }

@@ -117,7 +117,7 @@ class Path(Statistics, ABC):
             return np.where(alpha > 0, (beta if self.deterministic else sigma) / alpha, np.inf)
 
     @property
-    def scale(self) -> float:
+    def level_scale(self) -> float:
         """What noise levels of pictures are multiplied by for this data; 1 without noise."""
         return 1.0 if self.deterministic else self.spread / PICTURES
 

@@ -55,7 +55,7 @@ def coarse(bridge: Bridge, steps: int | None = None) -> Timesteps:
     infinite = bool(np.isinf(bridge.nu(bridge.top)))
     first, high = ([bridge.top], highest(bridge)) if infinite else ([], bridge.top)
     levels = np.geomspace(
-        float(bridge.nu(high)), min(bridge.scale * COARSE, float(bridge.nu(high))), steps - len(first)
+        float(bridge.nu(high)), min(bridge.level_scale * COARSE, float(bridge.nu(high))), steps - len(first)
     )
     return _distinct([*first, *bridge.time_at(levels)], bridge)
 
@@ -70,12 +70,12 @@ def midpoint(bridge: Bridge, steps: int | None = None) -> Timesteps:
     if steps == 1:
         return _distinct([bridge.top], bridge)
     count = (steps + 1) // 2  # pairs, of which the last has one call
-    noise = reference_noise(bridge.nu([highest(bridge), bridge.low]) / bridge.scale)
-    most, least = noise.clip(LOWEST / bridge.scale).tolist()
+    noise = reference_noise(bridge.nu([highest(bridge), bridge.low]) / bridge.level_scale)
+    most, least = noise.clip(LOWEST / bridge.level_scale).tolist()
     rho = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count) ** RHO
     middles = np.sqrt(rho[:-1] * rho[1:])[: steps - 1 - count]
     levels = 1 / np.sqrt(np.append(rho, middles) ** -2 - REFERENCE**-2)
-    return _distinct([bridge.top, *bridge.time_at(bridge.scale * levels)], bridge)
+    return _distinct([bridge.top, *bridge.time_at(bridge.level_scale * levels)], bridge)
 
 
 def reference_noise(nu: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -89,9 +89,9 @@ def highest(bridge: Bridge) -> float:
 
     Of integers it is the next, or for a spread that is not 0.5, the nearest to that level.
     """
-    if bridge.scale == 1 and not bridge.continuous:
+    if bridge.level_scale == 1 and not bridge.continuous:
         return bridge.top - 1
-    time = float(bridge.time_at(bridge.scale * HIGHEST))
+    time = float(bridge.time_at(bridge.level_scale * HIGHEST))
     return time if bridge.continuous else min(bridge.top - 1, round(time))
 
 

@@ -34,8 +34,8 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     both = ", and their moving average" if unet.ema and unet.weights else ""
     yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}{both}"
     yield "settings", unet.config
-    if unet.config.kinds:
-        yield "conditions", unet.config.wanted
+    if unet.config.each:
+        yield "conditions", unet.config.described
     yield "bridge", bridge
     yield "objective", bridge.objective
     yield "image size", "not stated" if size is None else shown(size)

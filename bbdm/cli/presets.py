@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from bbdm.data.config import Crops
-from bbdm.networks import dit_config, unet_config
-from bbdm.networks.vqgan_config import PRESETS as VQGAN_PRESETS
+from bbdm.networks.config import DITS, UNETS
+from bbdm.networks.config import VQGANS as VQGAN_PRESETS
 
 __all__ = ["PRESETS", "PRESET_SETTINGS", "VQGAN_PRESETS", "BridgeName", "SourceAs"]
 SourceAs = Literal["concat", "tokens", "none"]
-PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit_config.PRESETS, unet_config.PRESETS)
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
 BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
@@ -30,7 +30,7 @@ SMALL = {
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
     "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
-    **{name: {"loss": "l2", "precision": "bf16"} for name in dit_config.PRESETS},
+    **{name: {"loss": "l2", "precision": "bf16"} for name in DITS},
     **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
     "volume": {
         **FEW_CALLS,

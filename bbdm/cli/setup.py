@@ -67,7 +67,7 @@ def build_network(
     if source_channels != channels and source_as == "none":
         raise ValueError(f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}")
     shown = config.condition_channels if source_as is None else source_as != "none"
-    seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.told())
+    seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.settings())
     seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
         how = {"tokens": "tokens", "concat": "channels"}.get(source_as or "", config.condition)

@@ -114,7 +114,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     import torch
 
     from bbdm.cli import setup
-    from bbdm.data.latents import LatentDataset, measure
+    from bbdm.data.cached import LatentDataset, measure
     from bbdm.training import fine_tuning, statistics
     from bbdm.training.previews import ValidationScores
     from bbdm.training.trainer import Trainer

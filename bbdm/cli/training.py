@@ -17,7 +17,6 @@ from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures.images import read_size
 
 if TYPE_CHECKING:
-    from bbdm.data.examples import Examples
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
     from bbdm.training.callback import Callback
@@ -127,12 +126,12 @@ def load_pairs(
         rows = read_rows(args.dataset, args.data_dir, split)
         cache = args.cache_images if crops or config.slices or args.dataset == "synthrad" else None
         if train is not None:
-            return Pairs(rows, train.complete, cache, config.degrade, args.skip_bad)
+            return Pairs(rows, train.spec, cache, config.degrade, args.skip_bad)
         seen = config.conditions or {}
         if known is not None:
             for name, each in seen.items():
-                if known.kinds.get(name) != each.kind:
-                    raise ValueError(f"the network takes {known.wanted or 'no conditions'}, got {name}={each}")
+                if name not in known.each or known.each[name].kind != each.kind:
+                    raise ValueError(f"the network takes {known.described}, got {name}={each}")
             seen = known_conditions(known, learned.conditions if learned else seen, rows)
         about: dict[str, Any] = {"size": size, "channels": channels, "axes": vars(args).get("axes", 2)}
         spec = config.spec(args.dataset, rows, learned=learned, crops=crops, conditions=seen, **about)
@@ -160,19 +159,19 @@ def load_pairs(
         validation = None if validation is None else checked(validation, "val")
     for line in checking.first_look(train):
         report(line)
-    if known is not None and (missing := [name for name in known.kinds if name not in train.further.kinds]):
+    if known is not None and (missing := [name for name in known.each if name not in train.further.each]):
         raise ValueError(f"the network takes {missing[0]!r} too, and `--drop` does not name it")
     return train, validation
 
 
 def cached_pictures(
     args: argparse.Namespace, pairs: Pairs, validation: Pairs | None, team: Processes
-) -> tuple[Examples, Examples | None]:
+) -> tuple[Pairs, Pairs | None]:
     """The pairs from the cache of ``--cache_images``, which is made where it is missing.
 
     Crops and slices have a cache of the decoded files.
     """
-    from bbdm.data.cache import CachedExamples
+    from bbdm.data.cached import CachedExamples
 
     if args.cache_images is None or pairs.cache is not None:
         return pairs, validation

@@ -7,13 +7,12 @@ through a codec in tiles.
 
 from bbdm.codec.base import Codec as Codec
 from bbdm.codec.base import LatentStatistics as LatentStatistics
-from bbdm.codec.base import Network as Network
 from bbdm.codec.base import Role as Role
-from bbdm.codec.diffusers import DiffusersCodec as DiffusersCodec
-from bbdm.codec.registry import CODECS as CODECS
-from bbdm.codec.registry import check as check
-from bbdm.codec.registry import from_config as from_config
+from bbdm.codec.kinds import KINDS as KINDS
+from bbdm.codec.kinds import WRAPPED as WRAPPED
+from bbdm.codec.kinds import DiffusersCodec as DiffusersCodec
+from bbdm.codec.kinds import VQGANCodec as VQGANCodec
+from bbdm.codec.kinds import check as check
+from bbdm.codec.kinds import from_config as from_config
+from bbdm.codec.kinds import wrap_codec as wrap_codec
 from bbdm.codec.tiles import Tiling as Tiling
-from bbdm.codec.vqgan import VQGANCodec as VQGANCodec
-from bbdm.codec.wrapped import WrappedCodec as WrappedCodec
-from bbdm.codec.wrapped import wrap_codec as wrap_codec

@@ -1,27 +1,22 @@
-"""What every codec is: its base class, and the statistics by which latents are normalised."""
+"""What a codec is: an autoencoder, its two functions, and the statistics by which latents are normalised."""
 
 from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from bbdm.codec.tiles import Tiling
+from bbdm.codec.tiles import Function, Tiling
+from bbdm.networks.checks import check_integers
 from bbdm.networks.restore import state_hash
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 Role = Literal["source", "target"]
-Network = Callable[[torch.Tensor], torch.Tensor]
-State = dict[str, torch.Tensor]
-Make = Callable[..., Any]  # :func:`~bbdm.networks.restore.restore`, or its ``fitting``, which builds without weights
+Transform = Callable[[Any, torch.Tensor], torch.Tensor]  # of an autoencoder and a batch
 
 
 @dataclass(frozen=True)
@@ -63,52 +58,72 @@ class LatentStatistics:
         return cls(*(tuple(row.tolist()) for i in range(2) for row in (means[i], stds[i])))
 
 
-class Codec(ABC):
+class Codec:
     """A frozen autoencoder between image space and the space of the bridge.
 
-    A subclass gives :attr:`kind`, :meth:`_encode`, :meth:`_decode` and :meth:`_settings`.
+    :mod:`bbdm.codec.kinds` has what makes one of an autoencoder: :func:`~bbdm.codec.VQGANCodec`,
+    :func:`~bbdm.codec.DiffusersCodec`, and :func:`~bbdm.codec.wrap_codec` for any module.
 
     Args:
         module: the autoencoder, with all its weights. It is frozen and not copied.
-        image_channels: the channels of an image.
+        encode: encode(module, image) gives latents, not normalised, of images in ``dtype``.
+        decode: decode(module, latents) gives the images of float32 latents, not normalised.
         channels: the channels of a latent.
         stride: image pixels along one side of a latent pixel.
+        image_channels: the channels of an image.
+        settings: the :meth:`config`, in which statistics are None.
+        cast: cast(module, dtype) converts the weights that may be of another dtype.
 
-    Attributes: the arguments; ``statistics`` that normalise latents, or None; ``encoder``, a function of a
-    batch of images in ``dtype`` to float32 latents, not normalised; ``decoder``, a function of these latents
-    to float32 images; ``tiling``, how much these two are given at once, which may be set.
+    Raises:
+        ValueError: a number is no integer, or below 1.
+
+    Attributes: the arguments but for the functions; ``statistics`` that normalise latents, or None;
+    ``encoder``, a function of a batch of images in ``dtype`` to float32 latents, not normalised; ``decoder``,
+    a function of these latents to float32 images; ``tiling``, how much they take at once, which may be set.
     """
 
-    kind: str  # its name in files
     tiling: Tiling = Tiling()
-    encoder: Network
-    decoder: Network
+    module: Any  # an nn.Module, with attributes that its kind knows
+    encoder: Function
+    decoder: Function
 
-    def __init__(self, module: nn.Module, image_channels: int, channels: int, stride: int) -> None:
-        self.module = module.eval().requires_grad_(False)
-        self.image_channels = image_channels
-        self.channels = channels
-        self.stride = stride
+    def __init__(
+        self,
+        module: nn.Module,
+        encode: Transform,
+        decode: Transform,
+        channels: int,
+        stride: int,
+        image_channels: int,
+        settings: dict[str, Any],
+        cast: Callable[[Any, torch.dtype], object] = nn.Module.to,
+    ) -> None:
+        self.channels, self.stride, self.image_channels = channels, stride, image_channels
+        check_integers(self, "channels", "stride", "image_channels")
+        self.settings = settings
         self.statistics: LatentStatistics | None = None
-        self._rows: dict[Any, torch.Tensor] = {}  # of statistics, on devices
-        self.encoder, self.decoder = self._encode, self._decode
+        self._encode, self._decode, self._cast = encode, decode, cast
+        self._rows: dict[str, torch.Tensor] = {}  # (C, 1, 1) of statistics, where the autoencoder is
+        self._set_module(module)
 
-    @abstractmethod
-    def _encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Images in ``dtype`` to float32 latents, not normalised."""
+    def _set_module(self, module: nn.Module) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.encoder, self.decoder = self._to_latents, self._to_image
 
-    @abstractmethod
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Float32 latents, not normalised, to float32 images."""
+    def _to_latents(self, image: torch.Tensor) -> torch.Tensor:
+        return self._encode(self.module, image).float()
 
-    @abstractmethod
-    def _settings(self) -> dict[str, Any]:
-        """The autoencoder's settings as plain values."""
+    def _to_image(self, latents: torch.Tensor) -> torch.Tensor:
+        return self._decode(self.module, latents).float()
+
+    @property
+    def kind(self) -> str:
+        """Its name in files, one of :data:`~bbdm.codec.kinds.KINDS`."""
+        return self.settings["kind"]
 
     def config(self) -> dict[str, Any]:
-        """Plain values, from which with :meth:`state_dict` :func:`from_config` builds the codec."""
-        statistics = None if self.statistics is None else asdict(self.statistics)
-        return {"kind": self.kind, "config": self._settings(), "statistics": statistics}
+        """Plain values, of which with :meth:`state_dict` :func:`~bbdm.codec.from_config` makes the codec."""
+        return {**self.settings, "statistics": None if self.statistics is None else asdict(self.statistics)}
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +133,7 @@ class Codec(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which images are encoded."""
-        return next(self.module.parameters()).dtype
+        return dtype_of(self.module)
 
     @torch.no_grad()
     def latents(self, image: torch.Tensor) -> torch.Tensor:
@@ -130,7 +145,7 @@ class Codec(ABC):
         """
         _check(image, "an image", self.image_channels, self.stride)
         image = image.to(self.device, self.dtype, memory_format=torch.channels_last)
-        return _with_channels(self.tiling.map(self.encoder, image, 1, self.stride), "latents", self.channels)
+        return self.tiling.map(self.encoder, image, self.channels, 1, self.stride)
 
     @torch.no_grad()
     def image(self, latents: torch.Tensor) -> torch.Tensor:
@@ -142,7 +157,7 @@ class Codec(ABC):
         """
         _check(latents, "latents", self.channels, 1)
         latents = latents.to(self.device, torch.float32, memory_format=torch.channels_last)
-        return _with_channels(self.tiling.map(self.decoder, latents, self.stride, 1), "images", self.image_channels)
+        return self.tiling.map(self.decoder, latents, self.image_channels, self.stride, 1)
 
     def encode(self, image: torch.Tensor, role: Role) -> torch.Tensor:
         """An image in the space of the bridge, (B, channels, H / stride, W / stride) float32."""
@@ -152,7 +167,7 @@ class Codec(ABC):
         """Latents in the space of the bridge."""
         if self.statistics is None:
             return latents
-        return (latents - self._row(f"{role}_mean", latents)) / self._row(f"{role}_std", latents)
+        return (latents - self._rows[f"{role}_mean"]) / self._rows[f"{role}_std"]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """A target in the space of the bridge, (B, channels, H, W), to its image, about [-1, 1], float32."""
@@ -162,9 +177,9 @@ class Codec(ABC):
         """The latents of a target in the space of the bridge."""
         if self.statistics is None:
             return latents
-        return latents * self._row("target_std", latents) + self._row("target_mean", latents)
+        return latents * self._rows["target_std"] + self._rows["target_mean"]
 
-    def with_statistics(self, statistics: LatentStatistics) -> Self:
+    def with_statistics(self, statistics: LatentStatistics) -> Codec:
         """A copy that normalises latents by these statistics.
 
         Raises:
@@ -174,41 +189,28 @@ class Codec(ABC):
             raise ValueError(f"statistics must be of {self.channels} channels, got {len(statistics.source_mean)}")
         codec = copy.copy(self)
         codec.statistics = statistics
+        codec._rows = {k: torch.tensor(v, device=self.device)[:, None, None] for k, v in asdict(statistics).items()}
         return codec
 
-    def _row(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """(1, C, 1, 1) of the statistics, copied to a device once: a GPU's host waits for a copy."""
-
-        def row() -> torch.Tensor:
-            values = getattr(self.statistics, name)
-            return torch.tensor(values, dtype=like.dtype, device=like.device)[None, :, None, None]
-
-        if torch.compiler.is_compiling():  # where tensors hold no numbers
-            return row()
-        key = self.statistics, name, like.dtype, like.device
-        if key not in self._rows:
-            with torch.inference_mode(False):  # else no gradient could flow past it later
-                self._rows[key] = row()
-        return self._rows[key]
-
-    def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Codec:
         """The codec on a device, in a dtype: itself where it is there already, a copy otherwise."""
         if (self.device, self.dtype) == (device, dtype):
             return self
-        codec = copy.copy(self)
-        codec.module = copy.deepcopy(self.module).to(device)
-        codec._cast(dtype)
-        codec.encoder, codec.decoder = codec._encode, codec._decode
+        codec = self.with_module(copy.deepcopy(self.module).to(device))
+        codec._cast(codec.module, dtype)
+        codec._rows = {name: row.to(device) for name, row in self._rows.items()}
         return codec
 
-    def _cast(self, dtype: torch.dtype) -> None:
-        """Convert the weights."""
-        self.module.to(dtype)
-
-    def compiled(self, compile: Callable[[Network], Network]) -> Self:
-        """A copy whose encoder and decoder are compiled by ``compile``."""
+    def with_module(self, module: nn.Module) -> Codec:
+        """A copy of another autoencoder of the same settings, such as one with other weights."""
         codec = copy.copy(self)
-        codec.encoder, codec.decoder = compile(codec._encode), compile(codec._decode)
+        codec._set_module(module)
+        return codec
+
+    def compiled(self, compile: Callable[[Function], Function]) -> Codec:
+        """A copy whose encoder and decoder are compiled by ``compile``."""
+        codec = self.with_module(self.module)
+        codec.encoder, codec.decoder = compile(codec.encoder), compile(codec.decoder)
         return codec
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -217,23 +219,21 @@ class Codec(ABC):
 
     def description(self) -> dict[str, Any]:
         """What latents before normalisation depend on: the settings, and a hash of the weights."""
-        return {**self.config(), "statistics": None, "weights": self.digest()}
+        return {**self.settings, "weights": self.digest()}
 
     def digest(self) -> str:
         """SHA-256 of its weights."""
         return state_hash(self.state_dict())
 
 
-def _check(given: torch.Tensor, what: str, channels: int, multiple: int) -> None:
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a network's first parameter."""
+    return next(module.parameters()).dtype
+
+
+def _check(batch: torch.Tensor, what: str, channels: int, multiple: int) -> None:
     """Raise ValueError where a batch is not (B, channels, H, W) with sides that are multiples of a number."""
-    shape = tuple(given.shape)
+    shape = tuple(batch.shape)
     if len(shape) != 4 or shape[1] != channels or any(side < 1 or side % multiple for side in shape[2:]):
         sides = f", with height and width multiples of {multiple}" if multiple > 1 else ""
         raise ValueError(f"{what} must be (B, {channels}, H, W){sides}, got {shape}")
-
-
-def _with_channels(made: torch.Tensor, what: str, channels: int) -> torch.Tensor:
-    """What an autoencoder made; ValueError where it has other channels."""
-    if made.shape[1] != channels:
-        raise ValueError(f"{what} must have {channels} channels, got {made.shape[1]} from the autoencoder")
-    return made

@@ -46,31 +46,32 @@ class Tiling:
         if 2 * self.overlap > self.side:
             raise ValueError(f"overlap must be at most half of side={self.side}, got {self.overlap}")
 
-    def map(self, function: Function, batch: torch.Tensor, cell: int, made: int) -> torch.Tensor:
+    def map(self, function: Function, batch: torch.Tensor, channels: int, cell: int, made: int) -> torch.Tensor:
         """The results of a function for a batch, which it gets in parts.
 
         Args:
-            function: (b, C, h, w) to (b, C', h cell / made, w cell / made).
+            function: (b, C, h, w) to (b, channels, h cell / made, w cell / made).
             batch: (B, C, H, W).
+            channels: of the results.
             cell: pixels along a side of one value of the batch.
             made: pixels along a side of one value of the result; ``cell`` and ``made`` divide one another.
 
         Returns:
-            (B, C', H cell / made, W cell / made).
+            (B, channels, H cell / made, W cell / made).
 
         Raises:
-            ValueError: the function gives another size.
+            ValueError: the function gives other channels or another size.
         """
         sides = self._sides(batch.shape, cell, max(cell, made))
         at_once = self._at_once(sides)
-        size = tuple(side.length // made for side in sides)
+        shape = channels, *(side.length // made for side in sides)
         tiled = any(len(side.starts) > 1 for side in sides)
 
         def taken(spans: list[Spans]) -> torch.Tensor:
             tile = batch[(..., *spans[0])].clone(memory_format=torch.channels_last) if tiled else batch
             result = torch.cat([function(part) for part in tile.split(at_once)])
-            if result.shape[2:] != size:
-                raise ValueError(f"{tuple(tile.shape)} must become {size} values, got {tuple(result.shape[2:])}")
+            if result.shape[1:] != shape:
+                raise ValueError(f"{tuple(tile.shape[1:])} must become {shape} values, got {tuple(result.shape[1:])}")
             return result
 
         if not tiled:

@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import Pairs
+from bbdm.data.reading import Column
 from bbdm.data.rows import named, shown
-from bbdm.data.spec import CONTRAST
+from bbdm.data.spec import CONTRAST, ROLES
 from bbdm.pictures.values import Values, check_finite
 
 LOOKED_AT = 8  # rows, at a glance
@@ -37,42 +38,40 @@ def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[i
 
 def _reason(pairs: Pairs, index: int) -> str:
     """Why a row cannot be trained on, or nothing."""
+    row = pairs.rows[index]
     try:
-        for role, part in pairs.pictures.whole(index).items():
+        for role, column in pairs.reader.whole(row).items():
             channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
-            if len(part.array) != channels.get(role, len(part.array)):
-                raise ValueError(f"its {role} has {len(part.array)} channels, and others have {channels[role]}")
-            check_finite(part.array, part.absent)
-        pairs.pictures.conditions(index)
+            if len(column.array) != channels.get(role, len(column.array)):
+                raise ValueError(f"its {role} has {len(column.array)} channels, and others have {channels[role]}")
+            check_finite(column.array, column.absent)
+        pairs.conditions(row)
     except (ValueError, FileNotFoundError) as error:
-        return " ".join(named(pairs.rows[index], error).split())
+        return " ".join(named(row, error).split())
     return ""
 
 
 def first_look(pairs: Pairs) -> list[str]:
     """What the first rows show: values outside of ranges, sources without contrast, stretched sides."""
-    found: list[str] = []
-    outside: dict[str, list[float]] = {"source": [], "target": []}
+    outside: dict[str, list[float]] = {role: [] for role in ROLES}
     flat: list[str] = []
     stretched: list[str] = []
     for index in range(min(LOOKED_AT, len(pairs.rows))):
         shapes: list[float] = []
         try:
-            parts = pairs.pictures.whole(index)
-            for role in outside.keys() & parts.keys():
-                part, values, shares = parts[role], getattr(pairs.spec, role), outside[role]
-                shapes.append(part.pictures[-1].shape[-1] / part.pictures[-1].shape[-2])
-                array = part.array[:, ~np.broadcast_to(part.absent, part.array.shape[1:])].astype(np.float64)
-                if not isinstance(values, Values) or not array.size:
-                    continue
-                low, high = (np.reshape(level, (-1, 1)) for level in (values.low, values.high))
-                shares.append(float(((array < low) | (array > high)).mean()))
-                if role == "source" and (np.ptp(array.clip(low, high), axis=1) < CONTRAST * (high - low)[:, 0]).all():
-                    flat.append(shown(pairs.rows[index]))
+            row = pairs.rows[index]
+            columns = pairs.reader.whole(row)
+            for role in outside.keys() & columns.keys():
+                height, width = pairs.reader.header(columns[role].cells[-1]).shape[-2:]
+                shapes.append(width / height)
+                share, contrast = _levels(columns[role], getattr(pairs.spec, role))
+                outside[role] += [] if share is None else [share]
+                flat += [shown(row)] if role == "source" and contrast < CONTRAST else []
         except (ValueError, FileNotFoundError):  # which is said where the example is read
             continue
-        if pairs.spec.size is not None and shapes and max(shapes) > SHAPES_DIFFER * min(shapes):
-            stretched.append(pairs.rows[index]["name"])
+        if pairs.spec.size is not None and max(shapes) > SHAPES_DIFFER * min(shapes):
+            stretched.append(row["name"])
+    found: list[str] = []
     for role, shares in outside.items():
         if shares and (share := float(np.mean(shares))) > CLIPPED:
             found.append(
@@ -85,3 +84,13 @@ def first_look(pairs: Pairs) -> list[str]:
         count = "1 pair has" if len(stretched) == 1 else f"{len(stretched)} of the first pairs have"
         found.append(f"{count} sides of different shapes, first {stretched[0]!r}: each side is stretched to one size")
     return found
+
+
+def _levels(column: Column, values: Any) -> tuple[float | None, float]:
+    """The share of values outside of a range, and the largest share of it that a channel uses."""
+    array = column.array[:, ~np.broadcast_to(column.absent, column.array.shape[1:])].astype(np.float64)
+    if not isinstance(values, Values) or not array.size:
+        return None, 1.0
+    low, high = (np.reshape(level, (-1, 1)) for level in (values.low, values.high))
+    used = np.ptp(array.clip(low, high), axis=1) / (high - low)[:, 0]
+    return float(((array < low) | (array > high)).mean()), float(used.max())

@@ -1,38 +1,34 @@
-"""The settings of a data set's pictures, as commands have them, and the spec that they make."""
+"""What the flags of commands say of a data set's pictures, and the spec that follows from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from bbdm import pictures
 from bbdm.base.settings import check, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import DATASETS as DATASETS
-from bbdm.data.rows import Half, Row, synthrad_values
-from bbdm.data.spec import Condition, Direction, Plane, Spec, read_conditions
+from bbdm.data.rows import Row, synthrad_values
+from bbdm.data.spec import ROLES, Condition, Direction, Plane, Spec, read_conditions
 from bbdm.pictures import images
-from bbdm.pictures.images import Resize, Size, read_sides
+from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import EIGHT_BIT, Values, read_values
-
-LOOKED_AT = 64  # rows, to find one that can be read
 
 
 class Crops(NamedTuple):
-    """Crops of a side or size, how many of a picture in an epoch, and which share is centred in the mask."""
+    """Fields of a spec: the size of crops, their number in an epoch, and the share centred in the mask."""
 
-    size: Size
-    of_each: int = 1
+    crop: Size
+    crops: int = 1
     in_mask: float = 0.0
 
 
 class Slices(NamedTuple):
-    """The plane of slices, and the slices on each side that a network sees too; None for the network's."""
+    """Fields of a spec: the plane of slices, and those seen on each side; None for the network's."""
 
-    plane: Plane
+    slices: Plane
     neighbours: int | None = None
 
 
@@ -65,6 +61,19 @@ def read_slices(text: str) -> Slices:
     return Slices(plane, int(number) if colon else None)  # pyright: ignore[reportArgumentType]
 
 
+def read_labels(text: str) -> dict[str, str]:
+    """Classes by the names of conditions, from ``NAME=CLASS`` with commas, such as ``season=winter``.
+
+    Raises:
+        ValueError: the text has another form, or a name is there twice.
+    """
+    parts = [each.partition("=") for each in text.split(",")]
+    labels = {name: value for name, _, value in parts}
+    if len(labels) < len(parts) or not all(name.isidentifier() and value for name, value in labels.items()):
+        raise ValueError(f"conditions of all sources are written as NAME=CLASS, with commas, got {text!r}")
+    return labels
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig:
     """The pictures of a data set. What has these settings checks them."""
@@ -95,25 +104,21 @@ class RowsConfig:
         rows: Sequence[Row],
         *,
         learned: Spec | None = None,
-        size: Size | None = None,
-        resize: Resize = "stretch",
-        channels: int | None = None,
-        axes: int = 2,
         crops: Crops | None = None,
-        conditions: Mapping[str, Condition] | None = None,
+        size: Size | None = None,
+        channels: int | None = None,
+        **further: Any,
     ) -> Spec:
         """What examples of rows are.
 
         Args:
             dataset: the layout of the rows.
             rows: of the data set, of which the first that can be read says what its pictures are.
-            learned: what a trained network has learned; None for none.
-            size: that whole pictures are resized to; None to keep theirs.
-            resize: what the size means.
-            channels: of a network's sources; photographs are converted to 1 or 3.
-            axes: the spatial axes of the network.
+            learned: what a trained network has learned, which settings must not contradict; None for none.
             crops: that are trained on; None for whole pictures.
-            conditions: what examples have besides the source.
+            size: that whole pictures are resized to; None to keep theirs.
+            channels: of a network's sources; photographs are converted to 1 or 3.
+            further: other fields of the spec, such as resize, axes and conditions.
 
         Raises:
             ValueError: settings differ from what a network has learned, or files have more than 8 bits and
@@ -121,48 +126,66 @@ class RowsConfig:
         """
         if self.degrade is not None and rows[0].get("target") is not None:
             raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), got {dataset!r}")
-        learned = learned or Spec()
-        given = {"source": self.source_values, "target": self.target_values}
-        slices = self.slices or (Slices(learned.slices, learned.neighbours) if learned.slices else None)
+        learned, unset = learned or Spec(), Spec()
+        further = {"axes": 2, "conditions": {}, **further}
+        said = {"source": self.source_values, "target": self.target_values}
         if dataset == "synthrad":
-            usual = synthrad_values(rows)
-            usual = usual if self.direction == "AtoB" else usual[::-1]
-            given = {name: given[name] or value for name, value in zip(given, usual, strict=True)}
-            slices = slices or (Slices("axial") if axes == 2 else None)
-        values: dict[str, Any] = {}
-        for name, own in given.items():
-            known = getattr(learned, name)
-            if known != EIGHT_BIT and own is not None and str(own) != str(known):
-                raise ValueError(f"{name}_values must be those of the network, {known}, got {own}")
-            values[name] = own if known == EIGHT_BIT else known
-        if slices and learned.slices not in (None, slices.plane):
-            raise ValueError(f"slices must be those of the network, {learned.slices}, got {slices.plane}")
-        neighbours = slices.neighbours if slices else 0
-        if learned.slices and neighbours not in (None, learned.neighbours):
-            raise ValueError(f"neighbours must be those of the network, {learned.neighbours}, got {neighbours}")
-        nodata = learned.nodata
-        heads = first_headers(rows, self.direction)
-        if heads is not None:
-            _check_known(heads, values)
-            if heads["target"] and isinstance(values["target"], Values) and learned.target == EIGHT_BIT:
-                values["target"] = values["target"].stored_like(heads["target"][0].dtype)
-                nodata = heads["target"][0].nodata
-        return Spec(
-            **{name: value or EIGHT_BIT for name, value in values.items()},
-            size=None if crops or axes == 3 else size,
-            resize=resize,
+            usual = synthrad_values(rows)[:: 1 if self.direction == "AtoB" else -1]
+            said = {name: said[name] or values for name, values in zip(ROLES, usual, strict=True)}
+            said["slices"] = learned.slices or ("axial" if further["axes"] == 2 else None)
+        said |= self.slices._asdict() if self.slices else {}
+        for name, value in said.items():
+            own = getattr(learned, name)
+            if own == getattr(unset, name) and not (name == "neighbours" and learned.slices):
+                continue
+            if value is not None and str(value) != str(own):
+                flag = f"{name}_values" if name in ROLES else name
+                raise ValueError(f"{flag} must be those of the network, {own}, got {value}")
+            said[name] = own
+        files = self._of_files(rows, said)
+        said |= files if learned.target == EIGHT_BIT else {}
+        return replace(
+            learned,
+            size=None if crops or further["axes"] == 3 else size,
             channels=channels if channels in (1, 3) else None,
-            crop=crops.size if crops else None,
-            crops=crops.of_each if crops else 1,
-            in_mask=crops.in_mask if crops else 0.0,
-            slices=slices.plane if slices else None,
-            neighbours=learned.neighbours if neighbours is None else neighbours,
-            axes=axes,  # pyright: ignore[reportArgumentType]
             direction=self.direction,
-            conditions=conditions or {},
-            spacing=learned.spacing,
-            nodata=nodata,
+            **(crops._asdict() if crops else {"crop": None}),
+            **further,
+            **{name: value for name, value in said.items() if value is not None},
         )
+
+    def _of_files(self, rows: Sequence[Row], said: Mapping[str, Any]) -> dict[str, Any]:
+        """The target's type and nodata, by the files of the first row that can be read.
+
+        Raises:
+            ValueError: they have more than 8 bits, and nobody said what their range is.
+        """
+        from bbdm.data.examples import BadPicturesError
+        from bbdm.data.reading import Reader, first
+
+        reader = Reader(Spec(direction=self.direction))
+        try:
+            heads, columns = first(rows, lambda row: (reader.heads(row), reader.columns(row)))
+        except BadPicturesError:  # which is said where the data set is built
+            return {}
+        unknown: dict[str, Any] = {}
+        for role in ROLES:
+            for cell, head in zip(columns[role], heads[role], strict=True):
+                if said[role] is None and head.dtype != np.uint8:
+                    unknown.setdefault(role, cell)
+        if unknown:
+            found = {role: reader.read(cell) for role, cell in unknown.items()}
+            ranges = ", ".join(f"the first {role} has {images.found_range(each)}" for role, each in found.items())
+            flags = " ".join(f"--{role}_values {images.usual_range(each)}" for role, each in found.items())
+            kinds = " and ".join(sorted({str(each.dtype) for each in found.values()}))
+            raise ValueError(
+                f"{next(iter(unknown.values()))}: pictures of {kinds} have no agreed range of values, and {ranges}: "
+                f"give ranges that hold all, such as {flags} ({'=, '.join(unknown)}= of a Spec in Python)"
+            )
+        if not heads["target"] or not isinstance(said["target"], Values):
+            return {}
+        head = heads["target"][0]
+        return {"target": said["target"].stored_like(head.dtype), "nodata": head.nodata}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,59 +212,3 @@ class DataConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         check(self)
-
-
-def read_labels(text: str) -> dict[str, str]:
-    """Classes by the names of conditions, from ``NAME=CLASS`` with commas, such as ``season=winter``.
-
-    Raises:
-        ValueError: the text has another form, or a name is there twice.
-    """
-    parts = [each.partition("=") for each in text.split(",")]
-    labels = {name: value for name, _, value in parts}
-    if len(labels) < len(parts) or not all(name.isidentifier() and value for name, value in labels.items()):
-        raise ValueError(f"conditions of all sources are written as NAME=CLASS, with commas, got {text!r}")
-    return labels
-
-
-def first_headers(rows: Sequence[Row], direction: Direction = "AtoB") -> dict[str, list[pictures.Header]] | None:
-    """The headers of the first row that can be read, by role; None for tables, or if none can be read."""
-    for row in rows[:LOOKED_AT]:
-        sides = {role: row.get(role) for role in ("source", "target")}
-        if direction == "BtoA":
-            sides = {"source": sides["target"], "target": sides["source"]}
-        values = {role: value if type(value) is tuple else (value,) for role, value in sides.items()}
-        try:
-            heads = {
-                role: [
-                    pictures.header(each.path if isinstance(each, Half) else each) for each in of if each is not None
-                ]
-                for role, of in values.items()
-            }
-        except TypeError:  # pictures inside a table, which are of 8 bits
-            return None
-        except (ValueError, FileNotFoundError):  # which is said where the example is read
-            continue
-        return heads
-    return None
-
-
-def _check_known(heads: Mapping[str, Sequence[pictures.Header]], values: Mapping[str, Any]) -> None:
-    """Raise ValueError where pictures have more than 8 bits, and nobody said what their range is."""
-    unknown = {
-        role: next(head for head in of if head.dtype != np.uint8)
-        for role, of in heads.items()
-        if values[role] is None and any(head.dtype != np.uint8 for head in of)
-    }
-    if unknown:
-        arrays: dict[str, Any] = {}
-        for role, head in unknown.items():
-            picture = pictures.read(head.path)
-            arrays[role] = np.asarray(picture)[:, ~picture.absent()]
-        found = ", ".join(f"the first {name} has {images.found_range(array)}" for name, array in arrays.items())
-        flags = " ".join(f"--{name}_values {images.usual_range(array)}" for name, array in arrays.items())
-        kinds = " and ".join(sorted({str(array.dtype) for array in arrays.values()}))
-        raise ValueError(
-            f"{next(iter(unknown.values())).path}: pictures of {kinds} have no agreed range of values, and {found}: "
-            f"give ranges that hold all, such as {flags} ({'=, '.join(unknown)}= of a Spec in Python)"
-        )

@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bbdm.data.examples import BadPicturesError, Example, Examples, Place
+from bbdm.data.examples import BadPicturesError, Example
+from bbdm.data.pairs import Pairs, Place
 from bbdm.pictures.picture import scale
 
 Batch = TypeVar("Batch")
@@ -79,7 +80,7 @@ class _Order:
 class Batches:
     """Batches of a data set on a device, the last one maybe smaller; workers persist from pass to pass."""
 
-    def __init__(self, dataset: Examples, batch_size: int, device: torch.device, workers: int = 0) -> None:
+    def __init__(self, dataset: Pairs, batch_size: int, device: torch.device, workers: int = 0) -> None:
         self.device = device
         self._dataset = dataset
         self._order = _Order()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bbdm.data.examples import Examples
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row
 from bbdm.data.spec import Condition, Spec
@@ -41,27 +40,46 @@ class _Items(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
-        value = self.dataset[range(len(self))[index]]
+        value, name = self.dataset[range(len(self))[index]], f"item {index} of the data set"
         try:
-            return {
-                "name": f"item {index} of the data set",
-                **self._row(value if self._item is None else self._item(value)),
-            }
+            return {"name": name, **_row(value if self._item is None else self._item(value))}
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"item {index} of the data set cannot be trained on: {error}") from error
+            raise ValueError(f"{name} cannot be trained on: {error}") from error
 
-    def _row(self, item: Any) -> Row:
-        if isinstance(item, tuple | list) and len(item) == 2:
-            item = dict(zip(ITEM, item, strict=False))
-        if not isinstance(item, Mapping) or not {"source", "target"} <= item.keys():
-            got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-            raise ValueError(f"it must be {EXPECTED}; got {got}")
-        roles = [name for name in ("source", "target", "mask") if item.get(name) is not None]
-        row: dict[str, Any] = {name: _array(name, item[name], (3, 4)) for name in roles}
-        for name, value in (item.get("conditions") or {}).items():
-            number = np.ndim(value) == 0 and not isinstance(value, Image.Image)
-            row[name] = _class(name, value) if number else _array(name, value, (2, 3, 4))
-        return {**row, **({"name": str(item["name"])} if item.get("name") else {})}
+    @property
+    def digest(self) -> str:
+        """The data set's ``digest()``, else SHA-256 of its length and of some items."""
+        own = getattr(self.dataset, "digest", None)
+        if callable(own):
+            return str(own())
+        digest = hashlib.sha256(str(len(self)).encode())
+        for index in sorted({round(i * (len(self) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
+            for name, value in sorted(self[index].items()):
+                digest.update(
+                    name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else str(value).encode())
+                )
+        return digest.hexdigest()
+
+
+def _row(item: Any) -> Row:
+    """An item as a row of arrays and numbers of classes."""
+    if isinstance(item, tuple | list) and len(item) == 2:
+        item = dict(zip(ITEM, item, strict=False))
+    if not isinstance(item, Mapping) or not {"source", "target"} <= item.keys():
+        got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
+        raise ValueError(f"it must be {EXPECTED}; got {got}")
+    row: dict[str, Any] = {"name": str(item["name"])} if item.get("name") else {}
+    for name in ("source", "target", "mask"):
+        if item.get(name) is not None:
+            row[name] = _array(name, item[name], (3, 4))
+    for name, value in (item.get("conditions") or {}).items():
+        if np.ndim(value) or isinstance(value, Image.Image):
+            row[name] = _array(name, value, (2, 3, 4))
+        elif int(value) != value or value < 0 or isinstance(value, float):
+            raise ValueError(f"{name} must be the number of a class, an image or tokens (L, D), got {value!r}")
+        else:
+            row[name] = int(value)
+    return row
 
 
 def _array(name: str, value: Any, axes: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -72,13 +90,6 @@ def _array(name: str, value: Any, axes: tuple[int, ...]) -> np.ndarray[Any, Any]
     if array.ndim not in axes or 0 in array.shape:
         raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)")
     return array.astype(np.float32) if array.dtype == np.float16 else array
-
-
-def _class(name: str, value: Any) -> int:
-    """The number of a class."""
-    if int(value) != value or value < 0 or isinstance(value, float):
-        raise ValueError(f"{name} must be the number of a class, an image or tokens (L, D), got {value!r}")
-    return int(value)
 
 
 class MappedDataset(Pairs):
@@ -102,28 +113,11 @@ class MappedDataset(Pairs):
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ValueError(f"a data set needs __len__ and __getitem__, and a {type(dataset).__name__} has not both")
         rows = _Items(dataset, item)
-        self.dataset, first = dataset, rows[0]
-        found = {name: _condition(value) for name, value in first.items() if name not in (*ITEM[:2], *ITEM[3:])}
-        axes = 3 if first["target"].ndim == 4 else 2
-        super().__init__(rows, replace(spec or Spec(), conditions=found, **{"axes": axes} if spec is None else {}))
+        first = rows[0]
+        spec = spec or Spec(axes=3 if first["target"].ndim == 4 else 2)
+        found = {name: _condition(value) for name, value in first.items() if name not in ITEM}
+        super().__init__(rows, replace(spec, conditions=found))
         self.read(0)
-
-    def names_digest(self) -> str:
-        """The data set's ``digest()``, else SHA-256 of its length and of some items."""
-        own = getattr(self.dataset, "digest", None)
-        if callable(own):
-            return str(own())
-        digest = hashlib.sha256(str(len(self)).encode())
-        for index in sorted({round(i * (len(self.rows) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
-            for name, value in sorted(self.rows[index].items()):
-                digest.update(
-                    name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else str(value).encode())
-                )
-        return digest.hexdigest()
-
-    def digest(self, columns: Collection[str] | None = None) -> str:
-        """See :meth:`names_digest`."""
-        return self.names_digest()
 
 
 def _condition(value: Any) -> Condition:
@@ -132,6 +126,6 @@ def _condition(value: Any) -> Condition:
     return Condition("tokens", size=value.shape[1]) if value.ndim == 2 else Condition("image", size=len(value))
 
 
-def as_examples(dataset: Examples | MapStyle) -> Examples:
+def as_pairs(dataset: Pairs | MapStyle) -> Pairs:
     """A data set as it is where it is one of this library, else the items of a map-style one."""
-    return dataset if isinstance(dataset, Examples) else MappedDataset(dataset)
+    return dataset if isinstance(dataset, Pairs) else MappedDataset(dataset)

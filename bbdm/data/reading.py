@@ -1,4 +1,4 @@
-"""Reading the pictures of a row, whole or in part, in stored values.
+"""The pictures of a row: its columns opened, cropped once and scaled, for examples and scores alike.
 
 A file of which no part can be read alone is decoded whole: once into a cache, or a few are kept in memory.
 """
@@ -6,12 +6,12 @@ A file of which no part can be read alone is decoded whole: once into a cache, o
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,15 @@ from PIL import Image
 from bbdm import pictures
 from bbdm.base.atomic import stamp
 from bbdm.data.cache import Cache
-from bbdm.data.crops import Window
-from bbdm.data.rows import Half
+from bbdm.data.crops import Window, crop_window
+from bbdm.data.degradations import Prepare
+from bbdm.data.examples import BadPicturesError
+from bbdm.data.grids import check_grids
+from bbdm.data.rows import Half, Row, shown
+from bbdm.data.spec import AXES, ROLES, Spec
+from bbdm.data.tables import OF_PHOTOGRAPH, decoded
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.picture import PHOTOGRAPH, same_grid
 from bbdm.pictures.values import (
     EIGHT_BIT,
     AnyValues,
@@ -35,68 +39,47 @@ from bbdm.pictures.values import (
     without_data,
 )
 
+LOOKED_AT = 64  # rows, to find one that can be read
 KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files
-DECODING = 4  # times the bytes of a picture that decoding it whole takes
-NPY = b"\x93NUMPY"  # how an array begins
-OF_PHOTOGRAPH = pictures.Geometry(format=PHOTOGRAPH)
 Array = npt.NDArray[Any]
 Change = Callable[[Image.Image], Image.Image]
+Found = TypeVar("Found")
+Plane = tuple[int, int]  # of a slice: the axis across it, and its index along that
 
 
-class Part(NamedTuple):
-    """Pictures of a role, or a window of them, in stored values."""
+class Column(NamedTuple):
+    """The pictures of a column in a row, or a window of them, in stored values."""
 
     array: Array  # (C, *S), the channels of all
     absent: Any  # (*S) where a pixel has no value, or False
-    pictures: Sequence[Picture]  # as they were read, to compare their grids
-
-    def scaled(self, name: str, values: Values | None, channels: int | None = None, first: Sequence[int] = ()) -> Array:
-        """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
-
-        Args:
-            name: of the column, for messages.
-            values: the range of stored values; None for 0 to 255 of uint8, and for floats in [-1, 1].
-            channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
-            first: the index of the first pixel in its picture, for messages.
-
-        Raises:
-            ValueError: values have no range, or are NaN or infinite.
-        """
-        array, absent, _ = self
-        holes = absent is not False and bool(np.any(absent))
-        if values not in (None, EIGHT_BIT):
-            try:
-                return scaled_present(values, array, np.asarray(absent), first)
-            except ValueError as error:
-                if array.dtype.kind == "f" and self.pictures[0].geometry.format == "geotiff":
-                    raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error
-                raise
-        if array.dtype == np.uint8:
-            array = array if channels in (None, len(array)) else images.recoloured(array, channels)
-            return np.where(absent, np.uint8(0), array) if holes else array
-        present = np.where(absent, array.dtype.type(0), array) if holes else array
-        check_finite(array, absent, first)
-        if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
-            found = array[:, ~absent] if holes else array
-            raise ValueError(
-                f"{name} has values from {images.found_range(found)} in {array.dtype}: give their range, such as "
-                f"{images.usual_range(found)}, or 8 bits, or floats in [-1, 1]"
-            )
-        return np.where(absent, -1, present).astype(np.float32)
+    pictures: Sequence[Picture]  # as they were read
+    cells: Sequence[Any]  # what the row has, such as paths
+    first: Sequence[int] = ()  # the index of the first pixel in its picture, for messages
+    around: Sequence[Column] = ()  # the slices from low to high indices, where a source has neighbours
 
 
 class Reader:
-    """Reads the values of rows: paths, halves of files, encoded pictures, and arrays.
+    """Opens the columns of rows that have pictures.
 
     Args:
+        spec: what an example is.
         cache: of decoded pictures; None to keep a few in memory.
+        prepare: changes the arrays of a row; None for none.
+        masked: whether pixels may not count.
     """
 
-    def __init__(self, cache: Cache | None = None) -> None:
-        self._cache = cache
+    def __init__(
+        self, spec: Spec, cache: Cache | None = None, prepare: Prepare | None = None, masked: bool = False
+    ) -> None:
+        self.spec, self.prepare, self.masked, self._cache = spec, prepare, masked, cache
+        self.images = [name for name, each in spec.conditions.items() if each.kind == "image"]
+        self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
+        self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
+        self._checked: set[str] = set()  # names of rows whose grids were compared
+        self._crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
+        self._size = None if self._crop else spec.size
         self.forget()
 
     def forget(self) -> None:
@@ -106,25 +89,40 @@ class Reader:
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_cache": self._cache}  # each process keeps its own
+    def __reduce__(self) -> Any:
+        return Reader, (self.spec, self._cache, self.prepare, self.masked)  # each process keeps its own pictures
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.forget()
+    def columns(self, row: Row) -> dict[str, tuple[Any, ...]]:
+        """The cells of a row's pictures: source and target by the direction, mask, and images of conditions.
 
-    def header(self, value: Any) -> Header | Picture:
-        """Sides, type and geometry of a value of a row; of what is in memory, the picture."""
-        if isinstance(value, Half):
-            head = self._headers(value.path)
+        Raises:
+            ValueError: the direction needs one source and one target, and a row has others.
+        """
+        found = {name: row.get(name) for name in (*ROLES, "mask", *self.images)}
+        if self.spec.direction == "BtoA":
+            if found["target"] is None or type(found["source"]) is tuple:
+                raise ValueError(f"{shown(row)}: direction 'BtoA' needs one source and one target")
+            found["source"], found["target"] = found["target"], found["source"]
+        if found["source"] is None:
+            raise ValueError(f"{shown(row)} has no source")
+        return {name: cell if type(cell) is tuple else () if cell is None else (cell,) for name, cell in found.items()}
+
+    def header(self, cell: Any) -> Header | Picture:
+        """Sides, type and geometry of a cell; of what is in memory, the picture."""
+        if isinstance(cell, Half):
+            head = self._headers(cell.path)
             return replace(head, shape=(*head.shape[:-1], head.shape[-1] // 2))
-        return self._headers(value) if isinstance(value, Path) else self.read(value)
+        return self._headers(cell) if isinstance(cell, Path) else self.read(cell)
 
-    def read(self, value: Any, window: Window = (), change: Change | None = None) -> Picture:
-        """A value of a row as a picture, or a window of it.
+    def heads(self, row: Row) -> dict[str, list[Header | Picture]]:
+        """The headers of a row's pictures by column; see :meth:`columns`."""
+        return {name: [*map(self.header, cells)] for name, cells in self.columns(row).items()}
+
+    def read(self, cell: Any, window: Window = (), change: Change | None = None) -> Picture:
+        """A cell as a picture, or a window of it.
 
         Args:
-            value: of a row's column, such as a path.
+            cell: of a row's column: a path, a half of a file, an encoded picture, or an array.
             window: a slice for each spatial axis; () for all.
             change: what the photograph of a file becomes, read as a whole.
 
@@ -132,22 +130,22 @@ class Reader:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or no picture.
         """
-        if isinstance(value, Path):
+        if isinstance(cell, Path):
             if not window:
-                return pictures.read(value, (), change)
-            head = self._headers(value)
+                return pictures.read(cell, (), change)
+            head = self._headers(cell)
             if head.windowed:
                 return pictures.read(head, window)
-            picture = self._whole(value)
-        elif isinstance(value, Half):
-            pixels = self._photograph(value.path)
+            picture = self._whole(cell)
+        elif isinstance(cell, Half):
+            pixels = self._photograph(cell.path)
             half, rest = divmod(pixels.shape[2], 2)
             if rest:
                 width = pixels.shape[2]
-                raise ValueError(f"{value} is {width} pixels wide: two pictures side by side need an even width")
-            picture = Picture(pixels[:, :, value.side * half : (value.side + 1) * half], OF_PHOTOGRAPH)
+                raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
+            picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
         else:
-            picture = decoded(value)
+            picture = decoded(cell)
         return cast(Picture, picture[(slice(None), *window)]) if window else picture
 
     def _cached(self, path: Path) -> Picture:
@@ -157,71 +155,194 @@ class Reader:
         stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
         return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
 
-    def part(
-        self,
-        values: Sequence[Any],
-        channels: int | None,
-        window: Window = (),
-        plane: tuple[int, int] | None = None,
-        size: Size | None = None,
-        resize: Resize = "stretch",
-    ) -> Part:
-        """The channels of some values of a row, one after another.
+    def column(self, name: str, cells: Sequence[Any], window: Window = (), plane: Plane | None = None) -> Column:
+        """The channels of some cells of a column, one after another.
+
+        Whole photographs of sources and targets have the size of examples, unless there are masks.
 
         Args:
-            values: of a row, of one column or several.
-            channels: 1 or 3, which photographs are converted to; None for the files' own.
+            name: of the column.
+            cells: of a row.
             window: of the spatial axes, without that across a plane; () for all.
-            plane: of a slice: the axis across it, and its index along that; None for the whole.
-            size: that whole photographs are resized to, where they are decoded; None to keep theirs.
-            resize: what the size means.
+            plane: of a slice; None for the whole.
         """
-        change = None
-        if not window and plane is None and (channels or size):
-            change = partial(changed, channels=channels, size=size, resize=resize)
-        arrays: list[Array] = []
-        read: list[Picture] = []
-        absent: Any = False
+        channels = self.spec.channels if name in ROLES else None
+        size = None if self.masked or name not in ROLES or getattr(self.spec, name) != EIGHT_BIT else self._size
+        change, at = None, window
         if plane is not None:
             flat = list(window) or [slice(None), slice(None)]
-            window = (*flat[: plane[0]], slice(plane[1], plane[1] + 1), *flat[plane[0] :])
-        for value in values:
-            picture = self.read(value, window, change)
-            read.append(picture)
-            array = np.asarray(picture)
-            array = array if plane is None else array.take(0, 1 + plane[0])
+            at = (*flat[: plane[0]], slice(plane[1], plane[1] + 1), *flat[plane[0] :])
+        elif not window and (channels or size):
+            change = partial(changed, channels=channels, size=size, resize=self.spec.resize)
+        opened = [self.read(cell, at, change) for cell in cells]
+        arrays: list[Array] = []
+        absent: Any = False
+        for picture in opened:
+            array = np.asarray(picture) if plane is None else np.asarray(picture).take(0, 1 + plane[0])
             if picture.geometry.nodata is not None:
                 absent = absent | without_data(array, picture.geometry.nodata)
             if channels is not None and array.ndim == 3 and len(array) != channels and picture.photograph:
                 array = images.recoloured(array, channels)
             arrays.append(array)
-        return Part(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), absent, read)
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return Column(array, absent, opened, cells, [part.start for part in window])
 
-    def values(self, values: AnyValues, of: Sequence[Any]) -> Values:
+    def open(
+        self,
+        row: Row,
+        names: Collection[str] | None = None,
+        plane: Plane | None = None,
+        crop: tuple[str, int] | None = None,
+    ) -> dict[str, Column]:
+        """The columns of a row, on one grid.
+
+        Args:
+            row: of a data set.
+            names: of columns; None for all that have pictures.
+            plane: of a slice; None for the whole.
+            crop: the key and the seed of the window that all are cropped to; None for whole pictures.
+
+        Raises:
+            ValueError: a file cannot be read, is smaller than the crop, or grids differ.
+        """
+        columns, window = self.columns(row), ()
+        if self._partial and row["name"] not in self._checked:
+            check_grids(columns, self.heads(row), columns)
+            self._checked.add(row["name"])
+        if self._crop and crop is not None:
+            shape = self.header(columns["source"][0]).shape[1:]
+            sides = tuple(side for axis, side in enumerate(shape) if axis != self.axis)
+            whole = tuple(slice(0, side) for side in sides)
+            inside = lambda: (self.column("mask", columns["mask"], whole, plane).array != 0).any(axis=0)  # noqa: E731
+            window = crop_window(sides, self._crop, *crop, self.spec.in_mask, inside if columns["mask"] else None)
+        found = {
+            name: self.column(name, cells, window, plane)
+            for name, cells in columns.items()
+            if cells and (names is None or name in names)
+        }
+        if not self._partial:
+            grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
+            if len(grids) > 1:
+                sized = columns.keys() - self.images if self.masked or self.spec.size is None else ()
+                check_grids(columns, {name: column.pictures for name, column in found.items()}, sized)
+        if plane is not None and self.spec.neighbours:
+            axis, count = plane[0], self.header(columns["source"][0]).shape[1 + plane[0]]
+            around = [(axis, index) for index in self.spec.around(plane[1], count)]
+            own = found["source"]
+            beside = [own if each == plane else self.column("source", own.cells, window, each) for each in around]
+            found["source"] = own._replace(around=beside)
+        return found
+
+    def scaled(self, name: str, column: Column, values: AnyValues | None, channels: int | None = None) -> Array:
+        """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
+
+        Whole pictures have the size of examples. The channels of a source are those of all slices around it.
+
+        Args:
+            name: of the column, for messages.
+            column: in stored values.
+            values: their range; None for 0 to 255 of uint8, and for floats in [-1, 1].
+            channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
+
+        Raises:
+            ValueError: values have no range, or are NaN or infinite.
+        """
+        values = values if isinstance(values, Values | None) else self.values(values, column.cells)
+        found: list[Array] = []
+        for array, absent, opened, _, first, _ in column.around or (column,):
+            holes = absent is not False and bool(np.any(absent))
+            if values not in (None, EIGHT_BIT):
+                try:
+                    array = scaled_present(values, array, np.asarray(absent), first)
+                except ValueError as error:
+                    if array.dtype.kind == "f" and opened[0].geometry.format == "geotiff":
+                        raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error
+                    raise
+            elif array.dtype == np.uint8:
+                array = array if channels in (None, len(array)) else images.recoloured(array, channels)
+                array = np.where(absent, np.uint8(0), array) if holes else array
+            else:
+                present = np.where(absent, array.dtype.type(0), array) if holes else array
+                check_finite(array, absent, first)
+                if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
+                    levels = array[:, ~absent] if holes else array
+                    raise ValueError(
+                        f"{name} has values from {images.found_range(levels)} in {array.dtype}: give their range, such "
+                        f"as {images.usual_range(levels)}, or 8 bits, or floats in [-1, 1]"
+                    )
+                array = np.where(absent, -1, present).astype(np.float32)
+            found.append(self.fitted(array))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def fitted(self, array: Array) -> Array:
+        """An array at the size that whole pictures are resized to, in memory of its own."""
+        if self._size is None:
+            return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
+        return images.fitted(array, self._size, self.spec.resize)
+
+    def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
         """The values of some pictures: percentiles are measured once, on the whole ones."""
         if isinstance(values, Values):
             return values
-        key = tuple(of) if all(isinstance(each, Path | Half) for each in of) else None
-        if key is None or key not in self._ranges:
-            found = values.of(np.concatenate([self._sample(each) for each in of]))
-            if key is None:
-                return found
-            self._ranges[key] = found
-        return self._ranges[key]
+        key = tuple(cells) if all(isinstance(each, Path | Half) for each in cells) else None
+        found = None if key is None else self._ranges.get(key)
+        if found is None:
+            found = values.of(np.concatenate([self._sample(each) for each in cells]))
+            if key is not None:
+                self._ranges[key] = found
+        return found
 
-    def _sample(self, value: Any) -> Array:
+    def _sample(self, cell: Any) -> Array:
         """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
-        head = self.header(value)
+        head = self.header(cell)
         step = -(-int(np.prod(head.sides)) // SAMPLED)
         if isinstance(head, Header) and head.windowed and step > 1:
             others = [slice(None)] * (len(head.sides) - 1)
-            rows = [self.read(value, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
+            rows = [self.read(cell, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
             array = np.concatenate(rows, axis=1)
         else:
             window = tuple(slice(0, side) for side in head.sides)  # by the cache, or what is kept
-            array = np.asarray(self.read(value, window))[:, ::step]
+            array = np.asarray(self.read(cell, window))[:, ::step]
         array = array.reshape(len(array), -1)
         return array[:, ~without_data(array, head.nodata)]
+
+    def channels(self, head: Header | Picture) -> int:
+        """The channels that a picture has in examples."""
+        return self.spec.channels or head.shape[0] if head.photograph else head.shape[0]
+
+    def slices(self, row: Row) -> Sequence[int]:
+        """The slices of a volume that are examples: those of which something lies in the mask.
+
+        Raises:
+            ValueError: it is no volume, or cannot be read.
+        """
+        assert self.axis is not None
+        columns = self.columns(row)
+        sides = self.header((columns["target"] or columns["source"])[0]).sides
+        if len(sides) != 3:
+            raise ValueError(f"{shown(row)} has {len(sides)} axes, and slices are of volumes, which have 3")
+        if not columns["mask"]:
+            return range(sides[self.axis])
+        inside = self.open(row, ["mask"])["mask"].array != 0
+        return np.flatnonzero(inside.any(axis=tuple(each for each in range(4) if each != 1 + self.axis))).tolist()
+
+    def whole(self, row: Row) -> dict[str, Column]:
+        """The source, target and mask of a row, which may be a volume of several examples.
+
+        They are in stored values. What is resized or prepared for examples is so here too, the mask aside.
+
+        Raises:
+            ValueError: a file cannot be read, or grids differ.
+        """
+        found = self.open(row, (*ROLES, "mask"))
+        if self.spec.size is None and self.prepare is None:
+            return found
+        arrays = {role: self.fitted(found[role].array) for role in ROLES if role in found}
+        arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
+        prepared = {
+            role: found.get(role, found["source"])._replace(array=array, absent=False) for role, array in arrays.items()
+        }
+        return {**found, **prepared}
 
 
 def changed(image: Image.Image, channels: int | None, size: Size | None, resize: Resize) -> Image.Image:
@@ -230,66 +351,16 @@ def changed(image: Image.Image, channels: int | None, size: Size | None, resize:
     return image if size is None else images.resized(image, size, resize)
 
 
-def check_grids(first: Header | Picture, others: Sequence[Header | Picture], names: Sequence[Any], sized: bool) -> None:
-    """Raise ValueError where pictures of a row do not lie on one grid.
-
-    Args:
-        first: the picture whose grid it is.
-        others: the further pictures of the row.
-        names: what messages call them, the first one's first.
-        sized: whether they must have one size, where they do not say where they lie.
-    """
-    for name, other in zip(names[1:], others, strict=True):
-        placed = None not in (first.geometry.affine, other.geometry.affine)
-        if (placed or sized or len(first.sides) != len(other.sides)) and not same_grid(other, first):
-            raise ValueError(
-                f"{name} and {names[0]} lie on different grids, {other.grid} and {first.grid}: resample the first to "
-                f"the second, {_resampling(first)}"
-            )
-
-
-def _resampling(picture: Header | Picture) -> str:
-    """How a picture is brought to the grid of another."""
-    if picture.geometry.affine is not None and len(picture.geometry.affine) == 4:
-        return "such as SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
-    if picture.geometry.kept.get("crs"):
-        return "such as rasterio.warp.reproject, or gdalwarp"
-    return "such as skimage.transform.resize(FIRST, SHAPE)"
-
-
-def decoded(value: Any) -> Picture:
-    """An encoded picture, an array (C, *S), or rows of numbers as (1, L, D); lists are arrays too.
+def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:
+    """What ``read`` gives of the first row that can be read.
 
     Raises:
-        ValueError: it is none of these, or damaged.
+        BadPicturesError: none of the first ``count`` can; it says why the very first cannot.
     """
-    if isinstance(value, bytes) and value.startswith(NPY):
-        array = np.load(io.BytesIO(value), allow_pickle=False)
-        return Picture(array[None] if array.ndim == 2 else array)
-    if isinstance(value, bytes):
-        return Picture(images.pixels(images.open_image(value, "in a table", FORMATS)), OF_PHOTOGRAPH)
-    if isinstance(value, list):
+    failed: Exception | None = None
+    for row in islice(rows, count):
         try:
-            array = np.array(value, np.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"it must be lists of as many numbers each, {error}") from error
-        return Picture(array if array.ndim > 2 else array[None])
-    if isinstance(value, np.ndarray):
-        return Picture(value[None] if value.ndim == 2 else value)
-    if isinstance(value, str):
-        raise FileNotFoundError(f"there is no picture {value}")
-    raise ValueError(f"it is neither a picture nor an array, but {value!r}")
-
-
-class Strips(NamedTuple):
-    """A source of which rows of pixels are read, in stored values."""
-
-    shape: tuple[int, ...]  # (C, H, W)
-    dtype: np.dtype[Any]
-    decoded: int  # bytes that decoding takes of files of which no part can be read alone
-    nodata: float | None  # what stands for no value in the first file
-    masked: bool  # whether a pixel may have no value
-    geometry: pictures.Geometry
-    values: Callable[[], Values]  # of the whole picture
-    read: Callable[[slice], tuple[Array, Array]]  # (C, rows, W), and (rows, W) where a pixel has no value
-    forget: Callable[[], Any]  # what is decoded
+            return read(row)
+        except (ValueError, FileNotFoundError) as error:
+            failed = failed or error
+    raise BadPicturesError(str(failed) if failed else "there are no rows")

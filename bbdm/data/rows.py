@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +43,10 @@ class Half(NamedTuple):
 
 def paths_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
     """The files and folders of a row's pictures, each once; of some columns, None for all."""
-    paths: dict[Path, None] = {}
-    for value in row.values() if columns is None else map(row.get, columns):
-        for each in value if type(value) is tuple else (value,):
-            if isinstance(each, Half | Path):
-                paths[each.path if isinstance(each, Half) else each] = None
-    return tuple(paths)
+    values = row.values() if columns is None else map(row.get, columns)
+    cells = chain.from_iterable(value if type(value) is tuple else (value,) for value in values)
+    paths = (cell.path if isinstance(cell, Half) else cell for cell in cells if isinstance(cell, Half | Path))
+    return tuple(dict.fromkeys(paths))
 
 
 def shown(row: Row) -> str:
@@ -166,12 +165,9 @@ def _matched(sources: Sequence[dict[str, Path]], targets: dict[str, Path]) -> li
             more = "" if len(single) == 1 else f", and {len(single) - 1} more have none"
             rule = "files are matched by name without suffix"
             raise ValueError(f"{single[0]} has no counterpart in {where}{more}: {rule}")
+    several = len(sources) > 1
     return [
-        {
-            "name": name,
-            "source": path if len(sources) == 1 else tuple(s[name] for s in sources),
-            "target": targets[name],
-        }
+        {"name": name, "source": tuple(each[name] for each in sources) if several else path, "target": targets[name]}
         for name, path in first.items()
     ]
 
@@ -259,33 +255,28 @@ def _patients(data_dir: str, split: str) -> list[Row]:
     root = Path(data_dir.replace("{split}", split))
     divided = any((root / name).is_dir() for name in ("train", "val"))
     root = root / split if divided else root
-    divided = divided or "{split}" in data_dir
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
     found: dict[Path, dict[str, Path]] = {}
     for path in sorted(root.rglob("*")):
         name = suffixes.stem_of(path) if suffixes.suffix_of(path) else ""
-        if name in (*SYNTHRAD, "ct", "mask"):
-            if name in found.setdefault(path.parent, {}):
-                raise ValueError(f"{path.parent} has {name} twice: remove one")
-            found[path.parent][name] = path
+        if name in (*SYNTHRAD, "ct", "mask") and found.setdefault(path.parent, {}).setdefault(name, path) != path:
+            raise ValueError(f"{path.parent} has {name} twice: remove one")
     kinds = {name for pictures in found.values() for name in pictures.keys() & SYNTHRAD.keys()}
     if len(kinds) != 1:
         what = "both mr and cbct: give the folder of one task" if kinds else f"no patients: {PATIENT}, is wanted"
         raise ValueError(f"{root} has {what}")
-    (source,) = kinds
-    columns = {"source": source, "mask": "mask"}
+    columns = {"source": kinds.pop(), "mask": "mask"}
     if any("ct" in pictures for pictures in found.values()):
         columns["target"] = "ct"
+    rows: list[Row] = []
     for folder, pictures in found.items():
         if missing := [name for name in columns.values() if name not in pictures]:
             others = ", or no ct of any patient" if missing[0] == "ct" else ""
             raise ValueError(f"patient {folder} has no {missing[0]}: {PATIENT}, is wanted{others}")
-    rows: list[Row] = [
-        {"name": folder.relative_to(root).as_posix(), **{key: pictures[name] for key, name in columns.items()}}
-        for folder, pictures in found.items()
-    ]
-    if divided or "target" not in columns:
+        paths = {column: pictures[name] for column, name in columns.items()}
+        rows.append({"name": folder.relative_to(root).as_posix(), **paths})
+    if divided or "{split}" in data_dir or "target" not in columns:
         return rows
     if len(rows) < 2:
         raise ValueError(f"{rows[0]['source'].parent} is the only patient, and one is needed for validation too")

@@ -21,6 +21,8 @@ from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds, read_value
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Direction = Literal["AtoB", "BtoA"]
+ROLES = ("source", "target")  # the columns that have values of their own
+LEARNED = ("crop", "slices", "neighbours", "spacing", "nodata")  # fields that a network's file keeps as they are
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
 BYTE = 255  # the largest value of 8 bits
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
@@ -142,8 +144,14 @@ class Spec:
             if (size := getattr(self, name)) is not None:
                 axes = len(size) if isinstance(size, list | tuple) and self.axes == 2 else self.axes
                 object.__setattr__(self, name, as_size(size, axes))
-        if self.spacing is not None and not (len(self.spacing) == 3 and all(0 < each < 1e9 for each in self.spacing)):
-            raise ValueError(f"spacing must be 3 lengths, got {self.spacing}")
+        spacing = self.spacing
+        if spacing is not None:
+            lengths = spacing if isinstance(spacing, list | tuple) and len(spacing) == 3 else ()
+            if not lengths or not all(isinstance(each, float | int) and 0 < each < 1e9 for each in lengths):
+                raise ValueError(f"spacing must be 3 lengths, got {spacing}")
+            object.__setattr__(self, "spacing", tuple(map(float, lengths)))
+        if not isinstance(self.nodata, float | int | None):
+            raise ValueError(f"nodata must be a number, got {self.nodata!r}")
 
     @property
     def planes(self) -> int:
@@ -236,18 +244,14 @@ class Spec:
 
     def config(self) -> dict[str, Any]:
         """What a network has learned, as plain values: what is not of whole 8-bit pictures."""
-        content: dict[str, Any] = {
-            f"{name}_values": getattr(self, name).config()
-            for name in ("source", "target")
-            if getattr(self, name) != EIGHT_BIT
-        }
-        for name in ("crop", "slices", "neighbours", "spacing"):
-            if getattr(self, name):
-                content[name] = getattr(self, name)
-        if self.nodata is not None:
-            content["nodata"] = self.nodata
+        unset = Spec()
+        sides = {f"{role}_values": getattr(self, role) for role in ROLES if getattr(self, role) != EIGHT_BIT}
         ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values is not None}
-        return content | ({"condition_values": ranges} if ranges else {})
+        return {
+            **{name: values.config() for name, values in sides.items()},
+            **{name: getattr(self, name) for name in LEARNED if getattr(self, name) != getattr(unset, name)},
+            **({"condition_values": ranges} if ranges else {}),
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Spec:
@@ -256,29 +260,17 @@ class Spec:
         Raises:
             ValueError: an entry is wrong.
         """
-        sides: dict[str, Any] = {
-            name: values.from_config(config[f"{name}_values"])
-            for name in ("source", "target")
-            if config.get(f"{name}_values") is not None
-        }
-        others: dict[str, Any] = {
-            name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None
-        }
-        if not isinstance(others.get("nodata", 0.0), float | int):
-            raise ValueError(f"nodata must be a number, got {others['nodata']!r}")
-        if (spacing := config.get("spacing")) is not None:
-            if not isinstance(spacing, list | tuple) or not all(isinstance(each, float | int) for each in spacing):
-                raise ValueError(f"spacing must be 3 lengths, got {spacing!r}")
-            others["spacing"] = tuple(map(float, spacing))
-        if (crop := config.get("crop")) is not None:
-            others["crop"] = crop
-        if isinstance(crop, list | tuple) and len(crop) == 3:
-            others["axes"] = 3
+        found: dict[str, Any] = {name: config[name] for name in LEARNED if config.get(name) is not None}
+        for role in ROLES:
+            if config.get(f"{role}_values") is not None:
+                found[role] = values.from_config(config[f"{role}_values"])
+        if isinstance(found.get("crop"), list | tuple) and len(found["crop"]) == 3:
+            found["axes"] = 3
         ranges = config.get("condition_values") or {}
         if not isinstance(ranges, Mapping):
             raise ValueError(f"condition_values must be a mapping of names to values, got {ranges!r}")
         conditions = {name: Condition("image", values.from_config(each)) for name, each in ranges.items()}
-        return cls(**sides, **others, conditions=conditions)
+        return cls(**found, conditions=conditions)
 
 
 def check_eight_bit(spec: Spec, what: str) -> None:

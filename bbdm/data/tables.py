@@ -6,30 +6,43 @@ A table of the layout ``hub`` is fetched once, and its files are mapped into mem
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from glob import glob
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from bbdm.base import optional
+from bbdm.pictures import Geometry, Picture, images
+from bbdm.pictures.picture import PHOTOGRAPH
 
 SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
 KEY = "__key__"  # WebDataset's name of a row
 MIXED = 1000  # rows of a stream that are mixed at a time
 SIDES = ("source", "target")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures
+NPY = b"\x93NUMPY"  # how an encoded array begins
+OF_PHOTOGRAPH = Geometry(format=PHOTOGRAPH)
 Order = Callable[[int, int], list[int]]
 Row = Mapping[str, Any]
 
 
-class Columns:
-    """What a table's columns are in rows.
+class TableRows(Sequence[Row]):
+    """The rows of a table, by index: pictures are bytes, classes and texts str, all else as it is.
 
     Args:
         table: of the ``datasets`` library.
         named: the table's columns by what they are in rows, such as source. Others have their own names;
             without one, source and target are the two columns of pictures.
+
+    Attributes:
+        columns: the table's columns by their names in rows.
+        digest: names the content of the rows.
 
     Raises:
         ValueError: there are no such columns, or they hold no pictures.
@@ -38,34 +51,50 @@ class Columns:
     def __init__(self, table: Any, named: Mapping[str, str]) -> None:
         from datasets import Image
 
-        self.features = table.features or {}
-        if missing := [column for column in named.values() if column not in self.features]:
-            raise ValueError(f"the table has no column {missing[0]!r}, but {', '.join(self.features)}")
-        pictures = [name for name, kind in self.features.items() if isinstance(kind, Image)]
-        own = {name.partition(".")[0]: name for name in self.features}  # WebDataset's are source.png, season.txt
-        self.names = {**own, **named}
+        self._features = table.features or {}
+        if missing := [column for column in named.values() if column not in self._features]:
+            raise ValueError(f"the table has no column {missing[0]!r}, but {', '.join(self._features)}")
+        pictures = [name for name, kind in self._features.items() if isinstance(kind, Image)]
+        own = {name.partition(".")[0]: name for name in self._features}  # WebDataset's are source.png, season.txt
+        self.columns = {**own, **named}
         if not named.keys() & {*SIDES} and own.get("source") not in pictures and len(pictures) == 2:
-            self.names |= dict(zip(SIDES, pictures, strict=True))
-        sides = [self.names[side] for side in SIDES if side in self.names]
-        if "source" not in self.names or not set(sides) <= set(pictures):
+            self.columns |= dict(zip(SIDES, pictures, strict=True))
+        sides = [self.columns[side] for side in SIDES if side in self.columns]
+        if "source" not in self.columns or not set(sides) <= set(pictures):
             raise ValueError(
                 f"a table with a column of pictures source, and maybe target, is needed; its columns of pictures are "
                 f"{pictures}: name them, such as ',source={pictures[0] if pictures else 'COLUMN'}'"
             )
+        self.digest = f"{getattr(table, '_fingerprint', '')} {self.columns}"
+        for name in pictures:
+            table = table.cast_column(name, Image(decode=False))  # to bytes of files
+        self._table = table
 
-    def encoded(self, table: Any) -> Any:
-        """The table with pictures as bytes of files."""
-        from datasets import Image
+    def select(self, names: Iterable[str]) -> TableRows:
+        """The rows with some of their columns, which alone are read."""
+        kept = {name: self.columns[name] for name in names if name in self.columns}
+        key = [KEY] if KEY in self._features else []
+        found = copy(self)
+        found.columns = kept
+        found._table = self._table.select_columns([*dict.fromkeys([*kept.values(), *key])])
+        return found
 
-        for name in self.names.values():
-            if isinstance(self.features[name], Image):
-                table = table.cast_column(name, Image(decode=False))
-        return table
+    def __len__(self) -> int:
+        return len(self._table)
 
-    def row(self, index: int, cells: Mapping[str, Any]) -> Row:
-        """A row of cells: pictures are bytes, classes and texts str, all else as it is; empty cells None."""
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        return self._row(index, self._table[range(len(self))[index]])
+
+    def classes(self, name: str) -> tuple[str, ...] | None:
+        """The labels of a ClassLabel, in its order; None of other columns."""
+        kind = self._features[self.columns[name]]
+        return tuple(kind.names) if hasattr(kind, "names") else None
+
+    def _row(self, index: int, cells: Mapping[str, Any]) -> Row:
         row: dict[str, Any] = {"name": cells.get(KEY) or f"{index:08d}"}
-        for name, column in self.names.items():
+        for name, column in self.columns.items():
             if column in cells and not column.startswith("__"):
                 row[name] = self._value(column, cells[column])
         return row
@@ -75,70 +104,27 @@ class Columns:
             if cell.get("bytes") is None and cell.get("path"):
                 return Path(cell["path"])
             return cell.get("bytes")
-        if isinstance(cell, int) and hasattr(self.features[column], "int2str"):
-            return self.features[column].int2str(cell) if cell >= 0 else None
+        if isinstance(cell, int) and hasattr(self._features[column], "int2str"):
+            return self._features[column].int2str(cell) if cell >= 0 else None
         return str(cell) if isinstance(cell, int | float) else cell
 
-    def classes(self, name: str) -> tuple[str, ...] | None:
-        """The labels of a ClassLabel, in its order; None of other columns."""
-        kind = self.features[self.names[name]]
-        return tuple(kind.names) if hasattr(kind, "names") else None
 
-
-class TableRows(Sequence[Row]):
-    """The rows of a table, by index.
-
-    Attributes:
-        digest: names the table's content.
-    """
-
-    def __init__(self, table: Any, columns: Columns) -> None:
-        self.columns, self.digest = columns, str(table._fingerprint)
-        self._table = columns.encoded(table)
-
-    def select(self, names: Iterable[str]) -> TableRows:
-        """The rows with some of their columns, which alone are read."""
-        kept = [self.columns.names[name] for name in names if name in self.columns.names]
-        key = [KEY] if KEY in self._table.column_names else []
-        return TableRows(self._table.select_columns([*dict.fromkeys([*kept, *key])]), self.columns)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
-        return self.columns.row(index, self._table[range(len(self))[index]])
-
-
-class Streamed(NamedTuple):
-    """A row of a stream, and its number."""
-
-    number: int
-    row: Row
-
-
-class StreamedRows(Sequence[Row]):
+class StreamedRows(TableRows):
     """The rows of a table that is streamed. Indices from the number of rows on are of an epoch's own order.
 
     Args:
         table: of the ``datasets`` library.
-        columns: what its columns are.
-        place: names the table and its split.
+        named: see :class:`TableRows`.
+        path: names the table and its split.
         count: the number of rows; None to count them, which reads all.
-        rank: of the process among those that share the rows.
-        processes: the number of those.
     """
 
-    def __init__(
-        self, table: Any, columns: Columns, place: str, count: int | None, rank: int = 0, processes: int = 1
-    ) -> None:
-        self.columns, self._place = columns, place
-        self._source, self._table = table, columns.encoded(table)
-        self._rank, self._processes = rank, processes
-        self._rows = sum(1 for _ in self._table) if count is None else count
-        self.digest = f"{place} {self._rows} {','.join(columns.names.values())}"
-        if not self._rows:
+    def __init__(self, table: Any, named: Mapping[str, str], path: str, count: int | None) -> None:
+        super().__init__(table, named)
+        self._rank, self._processes = 0, 1
+        self._count = sum(1 for _ in self._table) if count is None else count
+        self.digest = f"{path} {self._count} {self.columns}"
+        if not self._count:
             raise ValueError("the stream has no rows")
 
     def select(self, names: Iterable[str]) -> StreamedRows:
@@ -147,15 +133,16 @@ class StreamedRows(Sequence[Row]):
 
     def shared(self, rank: int, processes: int) -> StreamedRows:
         """The rows of one of several processes."""
-        return StreamedRows(self._source, self.columns, self._place, self._rows, rank, processes)
+        found = copy(self)
+        found._rank, found._processes = rank, processes
+        return found
 
     def __len__(self) -> int:
-        return self._rows
+        return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [row for _, row in self.rows(range(self._rows)[index], 0)]
-        return next(self.rows([range(self._rows)[index]], 0)).row
+        found = range(self._count)[index]
+        return next(self.rows([found], 0)) if isinstance(found, int) else [*self.rows(found, 0)]
 
     def order(self, crops: int = 1) -> Order:
         """The order of an epoch: positions in this process's own stream of it.
@@ -166,25 +153,24 @@ class StreamedRows(Sequence[Row]):
 
         def order(start: int, end: int) -> list[int]:
             share = end - start
-            first = max(0, start - self._rank * share) // self._processes
-            return [crops * self._rows + first + i for i in range(share)]
+            first = crops * self._count + max(0, start - self._rank * share) // self._processes
+            return [*range(first, first + share)]
 
         return order
 
-    def rows(self, order: Iterable[int], seed: int) -> Iterator[Streamed]:
+    def rows(self, order: Iterable[int], seed: int) -> Iterator[Row]:
         """The rows at rising indices; those from ``count`` on are of the order of an epoch's seed."""
         stream: Iterator[Row] | None = None
         position = 0
         for index in order:
-            at = index - self._rows if index >= self._rows else index
+            at = index - self._count if index >= self._count else index
             if stream is None:
-                stream = self._stream(seed if index >= self._rows else None)
+                stream = self._stream(seed if index >= self._count else None)
             while position < at:
                 next(stream)
                 position += 1
-            cells = next(stream)
             position += 1
-            yield Streamed(index, self.columns.row(at, cells))
+            yield self._row(at, next(stream))
 
     def _stream(self, seed: int | None) -> Iterator[Row]:
         """All rows, again and again: as stored, or this process's share in the order of a seed."""
@@ -199,7 +185,7 @@ class StreamedRows(Sequence[Row]):
             yield from table
 
 
-def open_table(place: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> TableRows:
+def open_table(path: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> TableRows:
     """A split of a table: ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the Hub, a folder, or files.
 
     Files are a path or URL that ends in ``.tar`` or ``.parquet``, with ``*`` for several. ``named`` are the
@@ -210,47 +196,64 @@ def open_table(place: str, split: str, named: Mapping[str, str] = MappingProxyTy
         ValueError: it has no such columns, or they hold no pictures.
         OSError: it cannot be fetched or read.
     """
-    table, _ = _load(place, split, streaming=False)
-    return TableRows(table, Columns(table, named))
+    return TableRows(_load(path, split, streaming=False)[0], named)
 
 
-def open_stream(place: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> StreamedRows:
+def open_stream(path: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> StreamedRows:
     """The same as a stream; see :func:`open_table`. Rows are counted where the table does not say it."""
-    table, name = _load(place, split, streaming=True)
+    table, name = _load(path, split, streaming=True)
     known = (table.info.splits or {}).get(str(table.split))
-    count = known.num_examples if known and known.num_examples else None
-    return StreamedRows(table, Columns(table, named), name, count)
+    return StreamedRows(table, named, name, known.num_examples or None if known else None)
 
 
 LAYOUTS = {"hub": open_table, "stream": open_stream}
 
 
-def _load(place: str, split: str, streaming: bool) -> tuple[Any, str]:
+def _load(path: str, split: str, streaming: bool) -> tuple[Any, str]:
     """A split of a table, and what names it."""
     datasets = optional.package("datasets", "a table")
-    if match := re.search(r"\.(tar|parquet)$", place):
-        if "://" not in place and not glob(place):
-            raise FileNotFoundError(f"there is no file {place}")
+    if match := re.search(r"\.(tar|parquet)$", path):
+        if "://" not in path and not glob(path):
+            raise FileNotFoundError(f"there is no file {path}")
         kind = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
-        return datasets.load_dataset(kind, data_files={split: place}, split=split, streaming=streaming), place
-    folder = Path(place)
-    if (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
-        table = datasets.load_from_disk(place)
-        return table.to_iterable_dataset() if streaming else table, place
-    if (folder / "dataset_dict.json").exists():
-        saved = datasets.load_from_disk(place)
-        table = saved[chosen := _chosen(place, split, list(saved))]
-        return table.to_iterable_dataset() if streaming else table, f"{place} {chosen}"
-    name, _, revision = (place, "", "") if folder.exists() else place.partition("@")
-    names = datasets.get_dataset_split_names(name, revision=revision or None)
-    chosen = _chosen(place, split, names)
-    table = datasets.load_dataset(name, split=chosen, revision=revision or None, streaming=streaming)
-    return table, f"{place} {chosen}"
+        return datasets.load_dataset(kind, data_files={split: path}, split=split, streaming=streaming), path
+    saved = [name for name in ("state.json", "dataset_dict.json") if (Path(path) / name).exists()]
+    if saved:  # by save_to_disk, one split or several
+        table, name = datasets.load_from_disk(path), path
+        if saved[0] == "dataset_dict.json":
+            table, name = table[chosen := _chosen(path, split, list(table))], f"{path} {chosen}"
+        return table.to_iterable_dataset() if streaming else table, name
+    name, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
+    where: dict[str, Any] = {"path": name, "revision": revision or None}
+    chosen = _chosen(path, split, datasets.get_dataset_split_names(**where))
+    return datasets.load_dataset(**where, split=chosen, streaming=streaming), f"{path} {chosen}"
 
 
-def _chosen(place: str, split: str, names: Sequence[Any]) -> Any:
+def _chosen(path: str, split: str, names: Sequence[Any]) -> Any:
     """The split of a table that has the name, or stands in for it."""
     for name in SPLITS.get(split, (split,)):
         if name in names:
             return name
-    raise FileNotFoundError(f"{place} has no split {split!r}, but {', '.join(map(str, names))}")
+    raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
+
+
+def decoded(cell: Any) -> Picture:
+    """An encoded picture, an array (C, *S), or rows of numbers as (1, L, D); lists are arrays too.
+
+    Raises:
+        ValueError: it is none of these, or damaged.
+    """
+    if isinstance(cell, bytes) and not cell.startswith(NPY):
+        return Picture(images.pixels(images.open_image(cell, "in a table", FORMATS)), OF_PHOTOGRAPH)
+    if isinstance(cell, str):
+        raise FileNotFoundError(f"there is no picture {cell}")
+    if isinstance(cell, bytes):
+        cell = np.load(io.BytesIO(cell), allow_pickle=False)
+    elif isinstance(cell, list):
+        try:
+            cell = np.array(cell, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it must be lists of as many numbers each, {error}") from error
+    if not isinstance(cell, np.ndarray):
+        raise ValueError(f"it is neither a picture nor an array, but {cell!r}")
+    return Picture(cell[None] if cell.ndim < 3 else cell)

@@ -22,7 +22,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
 from bbdm.base.settings import check
-from bbdm.files import inert, weights
+from bbdm.files import weights
 from bbdm.files.importers import states
 from bbdm.files.weights import Snapshot, State
 from bbdm.networks.checks import check_integers
@@ -173,13 +173,12 @@ def load_deeplab(path: str | os.PathLike[str], output_stride: Literal[8, 16] | N
 
 
 def _read(content: Any) -> tuple[DeepLabConfig, State]:
-    if isinstance(content, inert.Stub):  # the public A-Bridge code's converter pickles the whole network
-        content = inert.state_dict(content)
-    state = content.get("model_state", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
+    file = states.File(content)  # the public A-Bridge code's converter pickles the whole network
+    state = file.below("model_state.") or file.tensors
+    if not state:
         raise ValueError(f"it is {states.summary(content)}; wanted: a state dict, or one under 'model_state'")
     # some files hold weights of the criterion as well
-    state = {key: value for key, value in states.tensors(state).items() if "loss" not in key}
+    state = {key: value for key, value in state.items() if "loss" not in key}
     config = recognise(state)
     return config, states.load(DeepLab, config, state)
 

@@ -16,14 +16,15 @@ import numpy.typing as npt
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
-    from bbdm.data.examples import Example, Examples
+    from bbdm.data.examples import Example
+    from bbdm.data.pairs import Pairs
     from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
 Levels = tuple[float, float] | None  # the quantiles of the samples; None for mean and standard deviation
 
 
-def units_of(examples: Examples) -> list[list[int]]:
+def units_of(examples: Pairs) -> list[list[int]]:
     """The examples of each picture: of a data set of slices, those of a volume."""
     ends = examples.ends
     return [list(range(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -58,7 +59,7 @@ class Measure:
     """Compares the samples of pairs with their targets."""
 
     sampler: Sampler[Any]
-    examples: Examples
+    examples: Pairs
     units: list[list[int]]
     samples: int
     levels: Levels
@@ -115,7 +116,7 @@ class Measure:
 
         example, target = self._read(index)
         source = scale(example.source).numpy()[None]
-        kinds = self.sampler._shapes.conditions.kinds
+        kinds = self.sampler._shapes.conditions.each
         conditions: dict[str, Any] = dict.fromkeys(name for name in kinds if name not in example.conditions)
         for name, value in example.conditions.items():
             conditions[name] = (scale(value) if value.ndim > 2 else value).numpy()[None]

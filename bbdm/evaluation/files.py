@@ -17,10 +17,11 @@ from bbdm import pictures
 from bbdm.data.checking import check_rows
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Strips
+from bbdm.data.reading import Column
 from bbdm.data.rows import Half, paths_of, shown
 from bbdm.data.spec import AXES
-from bbdm.pictures import Picture, images, suffixes
+from bbdm.data.strips import Strips
+from bbdm.pictures import Header, Picture, images, suffixes
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
 
@@ -48,8 +49,16 @@ class Files:
     def __init__(self, pairs: Pairs, channels: int) -> None:
         self.pairs, self.channels = pairs, channels
         self.names: list[str] = [row["name"] for row in pairs.rows]
-        self.photographs = pairs.spec.eight_bit and all(head.photograph for head in pairs.pictures.headers(0, "source"))
+        self.photographs = pairs.spec.eight_bit and all(head.photograph for head in self._heads(0))
         self._axis = None if pairs.spec.slices is None else 1 + AXES[pairs.spec.slices]
+
+    def _heads(self, index: int) -> list[Header | Picture]:
+        """The headers of a row's source."""
+        return [*map(self.pairs.reader.header, self.pairs.reader.columns(self.pairs.rows[index])["source"])]
+
+    def _whole(self, index: int) -> dict[str, Column]:
+        """The source, target and mask of a row, in stored values."""
+        return self.pairs.reader.whole(self.pairs.rows[index])
 
     def shown(self, index: int) -> str:
         """What messages call a row."""
@@ -76,7 +85,7 @@ class Files:
 
     def description(self) -> dict[str, Any]:
         """What decides results, for manifests: masks do not."""
-        columns = ["source", "target", *self.pairs.further.kinds]
+        columns = ["source", "target", *self.pairs.further.each]
         return {**self.pairs.description(), "files": self.pairs.digest(columns)}
 
     @property
@@ -92,7 +101,7 @@ class Files:
         Raises:
             ValueError: something cannot be read, or does not fit; the message names it.
         """
-        rows = [self.pairs.pictures.conditions(index) for index in indices]
+        rows = [self.pairs.conditions(self.pairs.rows[index]) for index in indices]
         found: dict[str, Any] = {}
         for name in rows[0]:
             values = [each[name] for each in rows]
@@ -110,7 +119,7 @@ class Files:
 
     def suffix(self, index: int) -> str:
         """The suffix of a result: the source's where its format holds it; of a folder of DICOM .nii.gz."""
-        value = self.pairs.pictures.columns(self.pairs.rows[index])["source"][0]
+        value = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
         path = value.path if isinstance(value, Half) else value
         if not isinstance(path, Path):
             return suffixes.suffix_of_result("", self.channels, self.pairs.spec.target)
@@ -124,8 +133,8 @@ class Files:
         Raises:
             ValueError: a pixel that has a value is not finite, or a pixel has none and results cannot say so.
         """
-        spec, part = self.pairs.spec, self.pairs.pictures.whole(index)["source"]
-        values, array = self.pairs.pictures.values(index, "source"), part.array
+        spec, part = self.pairs.spec, self._whole(index)["source"]
+        values, array = self.pairs.reader.values(spec.source, part.cells), part.array
         geometry = part.pictures[0].geometry
         absent = np.broadcast_to(part.absent, array.shape[1:]) if np.any(part.absent) else None
         if absent is not None:
@@ -140,18 +149,16 @@ class Files:
         """About the (height, width) of a source; None of volumes."""
         if self.volumes:
             return None
-        height, width = (self.pairs.spec.size and images.sides(self.pairs.spec.size)) or self.pairs.pictures.headers(
-            index, "source"
-        )[0].sides
+        height, width = images.sides(self.pairs.spec.size) if self.pairs.spec.size else self._heads(index)[0].sides
         return height, width
 
     def strips(self, index: int) -> Strips:
         """The source of a row, of which rows of pixels are read."""
-        return self.pairs.pictures.strips(index)
+        return Strips.of(self.pairs.reader, self.pairs.rows[index])
 
     def save(self, index: int, result: Picture, source: Source, path: Path) -> None:
         """Write a result at its source's place; a pixel without a value in the source gets none."""
-        geometry = self.pairs.pictures.headers(index, "source")[0].geometry
+        geometry = self._heads(index)[0].geometry
         pictures.write(path, self.pairs.spec.placed(np.array(result), geometry, source.absent))
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
@@ -162,7 +169,7 @@ class Files:
         Raises:
             ValueError: there is no target, or one of its pixels is not finite.
         """
-        parts = self.pairs.pictures.whole(index)
+        parts = self._whole(index)
         if "target" not in parts:
             raise ValueError(f"{self.shown(index)} has no target to compare with")
         target = parts["target"]
@@ -200,10 +207,10 @@ class Files:
 
         Of slices, that in the middle is shown, and of a volume three planes.
         """
-        parts, target = self.pairs.pictures.whole(index), self.pairs.spec.target
-        sides = [(parts["source"].array, self.pairs.pictures.values(index, "source"))]
-        sides += [(np.asarray(pictures.read(path)), target) for path in paths]
-        sides += [(parts["target"].array, target)] if "target" in parts else []
+        parts, spec = self._whole(index), self.pairs.spec
+        sides = [(parts["source"].array, self.pairs.reader.values(spec.source, parts["source"].cells))]
+        sides += [(np.asarray(pictures.read(path)), spec.target) for path in paths]
+        sides += [(parts["target"].array, spec.target)] if "target" in parts else []
         return [self._picture(*side) for side in sides]
 
     def _picture(self, array: Array, values: Values) -> Image.Image:

@@ -29,8 +29,8 @@ from bbdm.evaluation.unseen import check_unseen
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
-    from bbdm.data.examples import Examples
     from bbdm.data.mapped import MapStyle
+    from bbdm.data.pairs import Pairs
     from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
@@ -38,7 +38,7 @@ By = Literal["quantiles", "std"]
 FORMAT, VERSION = "bbdm intervals", 1
 FITTED = 4  # of so many pairs, one chooses the groups' lambdas, and the others calibrate
 # The arguments of a call that decide its results
-CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval"}
+CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval", "guidance_prior"}
 
 
 class OtherSamplerError(ValueError):
@@ -87,7 +87,7 @@ class Intervals:
     def calibrate(
         cls,
         sampler: Sampler[Any],
-        pairs: Examples | MapStyle,
+        pairs: Pairs | MapStyle,
         alpha: float = 0.1,
         delta: float = 0.1,
         samples: int = 16,
@@ -135,12 +135,12 @@ class Intervals:
             ValueError: too few pairs, whose needed number is named; a target that is not finite; or an
                 argument is out of range.
         """
-        from bbdm.data.mapped import as_examples
+        from bbdm.data.mapped import as_pairs
 
         _check(alpha, delta, by, bound, groups)
         if unknown := windows.keys() - CALL:
             raise ValueError(f"calibrate takes {', '.join(sorted(CALL))}, got {', '.join(sorted(unknown))}")
-        examples = as_examples(pairs)
+        examples = as_pairs(pairs)
         check_unseen(examples, sampler.origin)
         units = units_of(examples)
         fitted = len(range(0, len(units), FITTED)) if groups > 1 else 0

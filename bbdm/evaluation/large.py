@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base import scripts
 from bbdm.base.memory import free_memory, shown
-from bbdm.data.reading import Strips
+from bbdm.data.strips import Strips
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.files import Files
 from bbdm.evaluation.results import Job
@@ -94,7 +94,7 @@ class LargePictures:
             )
         if self._config.guidance is not None:
             raise LargePictureError(f"{entry} is larger than memory, and then it cannot be guided: give more --memory")
-        if sampler.unet.further.kinds:
+        if sampler.unet.further.each:
             raise LargePictureError(f"{entry} is larger than memory, and the network is told more than the source")
         first = self._processes.first
         verbose = scripts.is_shown(self._config.show_verbose, self._config.quiet) and first

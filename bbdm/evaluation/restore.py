@@ -17,6 +17,7 @@ from bbdm.base.memory import free_memory, shown
 from bbdm.base.seeds import seed_of
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
+from bbdm.data.strips import Strips
 from bbdm.evaluation.config import RestoreConfig
 from bbdm.evaluation.large import translate_by_parts
 from bbdm.evaluation.photographs import Photograph
@@ -150,9 +151,8 @@ class Restorer:
 
     def _stream(self, path: Path, result: Path, windows: WindowGrid, seed: int) -> None:
         """Write the result of a photograph of 8-bit colours that is larger than memory."""
-        strips = Pairs(
-            [{"name": path.name, "source": path}], Spec(channels=self.sampler.unet.channels)
-        ).pictures.strips(0)
+        row = {"name": path.name, "source": path}
+        strips = Strips.of(Pairs([row], Spec(channels=self.sampler.unet.channels)).reader, row)
         if strips.dtype != EIGHT_BIT.dtype:
             raise ValueError(f"{path} is larger than memory and has {strips.dtype} values: give more --memory")
         about: dict[str, Any] = {"model": str(self.config.model), "photograph": str(path.resolve())}

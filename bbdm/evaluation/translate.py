@@ -97,7 +97,7 @@ class Translator:
         config, trained, known = self.config, self.checkpoint.pictures, self.checkpoint.unet.config
         rows = read_rows(config.dataset, config.data_dir, config.split)
         seen = known_conditions(known, trained.conditions, rows, config.conditions)
-        self._missing = dict.fromkeys(name for name in known.kinds if name not in seen)
+        self._missing = dict.fromkeys(name for name in known.each if name not in seen)
         of = channels if channels in (1, 3) else None  # photographs become grey or colour, others stay
         about: dict[str, Any] = {"learned": trained, "channels": of, "axes": known.axes, "conditions": seen}
         spec = config.spec(config.dataset, rows, **about)

@@ -13,7 +13,6 @@ from bbdm.data.rows import Row, paths_of, shown
 from bbdm.pictures import files
 
 if TYPE_CHECKING:
-    from bbdm.data.examples import Examples
     from bbdm.data.pairs import Pairs
     from bbdm.files.content import Origin
 
@@ -22,7 +21,7 @@ class SeenPairsError(ValueError):
     """Pairs that are to calibrate were in training."""
 
 
-def check_unseen(pairs: Examples, origin: Origin | None) -> None:
+def check_unseen(pairs: Pairs, origin: Origin | None) -> None:
     """Raise SeenPairsError where pairs are those that a network was trained on, by the records of its run.
 
     A checkpoint that training resumes from has digests of its pairs, and so has the folder of a run,

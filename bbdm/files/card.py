@@ -13,40 +13,25 @@ from PIL import Image
 
 from bbdm import solvers
 from bbdm.base import manifest, optional, sizes
-from bbdm.codec import WrappedCodec
+from bbdm.codec import WRAPPED
 from bbdm.data.spec import check_eight_bit
 from bbdm.files import hub
 from bbdm.networks.base import Wrapped
 from bbdm.pictures import images
 
 TASK = "image-to-image"
-TEMPLATE = """\
+TEXT = """\
 ---
-{{ card_data }}
+{metadata}
 ---
 
-# {{ title }}
+# {title}
 
 An image-to-image diffusion bridge, for `bbdm`.
-{% if card.examples %}
-![sources at the left, results at the right]({{ picture }})
-{% endif %}
+{picture}
 | | |
 |---|---|
-| data | {{ data or "not stated" }} |
-| licence of the weights | {{ card.license_name or card.license or "not stated" }} |
-{% if card.base_model -%}
-| trained from | {{ card.base_model }} |
-{% endif -%}
-| image size | {{ size or "not stated" }} |
-| values | {{ kind.source }} to {{ kind.target }} |
-{% if kind.slices -%}
-| slices of volumes | {{ kind.slices }}, each with {{ kind.neighbours }} on each side |
-{% endif -%}
-| network | {{ network }} |
-| space | {% if model.codec %}latents of a {{ codec }}{% else %}pictures{% endif %} |
-| bridge | `{{ model.bridge }}` |
-| objective | {{ model.bridge.objective }} |
+{facts}
 
 ## Use
 
@@ -57,48 +42,32 @@ pip install 'bbdm[hub]'
 ```python
 import bbdm
 
-sampler = bbdm.BridgeSampler.from_pretrained({{ arguments }})
-result = sampler("source.{{ suffix }}", seed=0{% if model.unet.further.kinds %}, conditions={...}{% endif %})[0]
-result.save("result.{{ suffix }}")
+sampler = bbdm.BridgeSampler.from_pretrained({arguments})
+result = sampler("source.{suffix}", seed=0{conditions})[0]
+result.save("result.{suffix}")
 ```
-{% if has_export %}
-Without PyTorch, on ONNX Runtime:
-
-```python
-from bbdm.runtime import OnnxBridgeSampler
-
-result = OnnxBridgeSampler.from_pretrained("{{ name }}")("source.{{ suffix }}", seed=0)[0]
-```
-{% endif %}
+{export}
 ## Solvers
 
 `solver` and `steps`, the number of network calls, may change at each call. The first is used above.
 
 | solver | network calls |
 |---|---|
-{% for solver, calls in solvers.items() -%}
-| `{{ solver }}` | {{ calls }} |
-{% endfor %}
-{%- if card.scores %}
-## Scores
+{solvers}
 
-| metric | score | solver | network calls | data |
-|---|---|---|---|---|
-{% for score in card.scores -%}
-| {{ score.metric_type }} | {{ "%.4g" % score.metric_value }} | `{{ score.metric_args.solver }}` | \
-{{ score.metric_args.steps }} | {{ data or score.dataset_type }}, {{ score.dataset_split or "val" }} |
-{% endfor %}
-{%- endif %}
 ## Limits
 
-- It knows pictures such as it was trained on, and nothing else.
-{% if size and not kind.crop -%}
-- Of much larger or smaller pictures than {{ size }} it knows little: resize them.
-{% endif -%}
-{% if model.calls -%}
-- It was distilled for network calls={{ model.calls }}: other solvers and more calls are worse.
-{% endif %}
-{{ card.limits or "No others are stated." }}
+{limits}
+"""
+PICTURE = "\n![sources at the left, results at the right](examples.png)\n"
+EXPORT = """
+Without PyTorch, on ONNX Runtime:
+
+```python
+from bbdm.runtime import OnnxBridgeSampler
+
+result = OnnxBridgeSampler.from_pretrained("{name}")("source.{suffix}", seed=0)[0]
+```
 """
 
 
@@ -172,8 +141,13 @@ class Card:
             ModuleNotFoundError: huggingface_hub is not installed.
         """
         package = optional.package("huggingface_hub", "a model card")
-        title, kind, size = name.rpartition("/")[2], model.pictures, model.image_size
-        data = package.ModelCardData(
+        title, kind, suffix = name.rpartition("/")[2], model.pictures, "png" if model.pictures.eight_bit else "npy"
+        size = None if model.image_size is None else sizes.shown(model.image_size)
+        own = {model.solver: len(model.table)}
+        choices = own | solvers.choices(model.bridge, model.calls) | own  # its own stands first
+        codes = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
+        codes |= {"codec=bbdm.wrap_codec(...)": model.codec is not None and model.codec.kind == WRAPPED}
+        metadata = package.ModelCardData(
             library_name="bbdm",
             pipeline_tag=TASK,
             tags=["diffusion-bridge"],
@@ -183,29 +157,41 @@ class Card:
             model_name=title if self.scores else None,
             eval_results=[package.EvalResult(**each) for each in self.scores] or None,
         )
-        codes = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
-        codes |= {"codec=bbdm.wrap_codec(...)": isinstance(model.codec, WrappedCodec)}
-        first = {model.solver: len(model.table)}
-        card = package.ModelCard.from_template(
-            data,
-            template_str=TEMPLATE,
-            card=self,
-            model=model,
-            name=name,
+        facts = {
+            "data": " ".join((self.data or "not stated").split()).replace("|", "\\|"),  # in a cell of a table
+            "licence of the weights": self.license_name or self.license or "not stated",
+            "trained from": self.base_model,
+            "image size": size or "not stated",
+            "values": f"{kind.source} to {kind.target}",
+            "slices of volumes": kind.slices and f"{kind.slices}, each with {kind.neighbours} on each side",
+            "network": _described(model.unet.module if isinstance(model.unet, Wrapped) else model.unet),
+            "space": f"latents of a {_described(model.codec.module)}" if model.codec else "pictures",
+            "bridge": f"`{model.bridge}`",
+            "objective": model.bridge.objective,
+        }
+        limits = ["- It knows pictures such as it was trained on, and nothing else."]
+        if size and not kind.crop:
+            limits += [f"- Of much larger or smaller pictures than {size} it knows little: resize them."]
+        if model.calls:
+            limits += [f"- It was distilled for network calls={model.calls}: other solvers and more calls are worse."]
+        return TEXT.format(
+            metadata=metadata.to_yaml(),
             title=title,
-            data=" ".join((self.data or "").split()).replace("|", "\\|"),  # in a cell of a table
-            picture=hub.PICTURE,
-            size=None if size is None else sizes.shown(size),
-            kind=kind,
-            network=_described(model.unet.module if isinstance(model.unet, Wrapped) else model.unet),
-            codec=model.codec and _described(model.codec.module),
+            picture=PICTURE if self.examples else "",
+            facts=_rows(facts),
             arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
-            suffix="png" if kind.eight_bit else "npy",
-            has_export=has_export,
-            solvers=first | solvers.choices(model.bridge, model.calls) | first,
+            suffix=suffix,
+            conditions=", conditions={...}" if model.unet.further.each else "",
+            export=EXPORT.format(name=name, suffix=suffix) if has_export else "",
+            solvers=_rows({f"`{each}`": calls for each, calls in choices.items()}),
+            limits="\n".join([*limits, "", self.limits or "No others are stated."]),
         )
-        return card.content
 
 
 def _described(module: Any) -> str:
     return f"{type(module).__name__}, {sum(each.numel() for each in module.parameters()) / 1e6:.1f} M parameters"
+
+
+def _rows(values: dict[str, Any]) -> str:
+    """Lines of a table of Markdown, of what is known."""
+    return "\n".join(f"| {name} | {value} |" for name, value in values.items() if value)

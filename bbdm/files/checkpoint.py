@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bbdm import bridges
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.spec import Spec
 from bbdm.files import importers, weights
-from bbdm.files.content import Checkpoint, CodecState, NetworkState, VQGANState
+from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, NetworkState, VQGANState
 from bbdm.files.hub import find_checkpoint
 from bbdm.files.weights import Snapshot
-from bbdm.networks.base import Network, check_network
-from bbdm.networks.restore import converted, find_dtype, state_hash
+from bbdm.networks.base import Network
+from bbdm.networks.restore import find_dtype
 from bbdm.networks.vqgan import VQGAN
-from bbdm.pictures.images import Size, as_size
-from bbdm.solvers import USUAL, Defaults
-
-FORMAT = "bbdm"
-VQGAN_FORMAT = "bbdm vqgan"
+from bbdm.pictures.images import Size
+from bbdm.solvers import Defaults
 
 
 def save_checkpoint(
@@ -74,39 +70,10 @@ def save_checkpoint(
     defaults = Defaults(calls=calls).over(solver, steps, timesteps)
     if defaults.solver is not None:
         defaults.table(bridge)  # or the bridge cannot take its steps
-    about = ema, codec, image_size, training, defaults, pictures, None if dtype is None else find_dtype(dtype)
-    weights.write(path, checkpoint_snapshot(unet, bridge, *about))
-
-
-def checkpoint_snapshot(
-    unet: Network,
-    bridge: Bridge,
-    ema: Network | None = None,
-    codec: Codec | None = None,
-    image_size: Size | None = None,
-    training: dict[str, Any] | None = None,
-    defaults: Defaults = USUAL,
-    pictures: Spec | None = None,
-    dtype: torch.dtype | None = None,
-) -> Snapshot:
-    """The content of a checkpoint, to be written later; see :func:`save_checkpoint`."""
-    check_network(unet)
-    states = {"weights": unet.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
-    states = states if dtype is None else {name: converted(state, dtype) for name, state in states.items()}
-    codec_settings = None if codec is None else codec.config()
-    if codec is not None and training is None:
-        states["codec"] = codec.state_dict()
-    elif codec is not None:
-        codec_settings = {**codec.config(), "sha256": state_hash(codec.state_dict(), torch.float32)}
-    settings = {
-        "unet": {"config": unet.description(), **({} if unet.kind == "unet" else {"kind": unet.kind})},
-        "bridge": bridge.config(),
-        "codec": codec_settings,
-        "image_size": image_size,
-        **defaults.config(),
-        **(pictures or Spec()).config(),
-    }
-    return Snapshot.take(FORMAT, settings, states, training)
+    network = NetworkState.of(unet, ema, None if dtype is None else find_dtype(dtype))
+    coded = None if codec is None else CodecState.of(codec)
+    content = Checkpoint(network, bridge, coded, image_size, training, defaults, pictures or Spec())
+    weights.write(path, content.snapshot())
 
 
 def save_vqgan(
@@ -123,13 +90,7 @@ def save_vqgan(
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
     """
-    weights.write(path, vqgan_snapshot(vqgan, ema, training))
-
-
-def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
-    """The content of a file of :func:`save_vqgan`, to be written later."""
-    states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
-    return Snapshot.take(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training)
+    weights.write(path, VQGANState.take(vqgan, ema, training))
 
 
 def load_checkpoint(
@@ -151,8 +112,8 @@ def load_checkpoint(
             with. Of one of :func:`~bbdm.codec.wrap_codec` a file holds all but the code: the file's weights
             replace those of the given one.
         config: the name of the settings that a file of another program leaves out: one of
-            :data:`bbdm.files.importers.adm.NAMED` for DDBM, DBIM, ECSI and I2SB, or of
-            :data:`bbdm.files.importers.original_bbdm.NAMED` for the original BBDM.
+            :data:`bbdm.files.importers.programs.PUBLISHED` for DDBM, DBIM, ECSI and I2SB, or of
+            :data:`bbdm.files.importers.programs.OBJECTIVES` for the original BBDM.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -168,23 +129,9 @@ def load_checkpoint(
         elif config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
         else:
-            found = _read(content, codec)
+            found = Checkpoint.read(content, codec)
         _check_arguments(found, num_steps, c_lambda, codec)
         return replace(found, path=file)
-
-
-def _read(content: Snapshot, codec: Codec | None) -> Checkpoint:
-    """A checkpoint of our own; where it only refers to its codec's weights, with those of ``codec``."""
-    settings = content.settings
-    network = NetworkState.read(settings["unet"], content.states)
-    bridge = bridges.from_config(settings["bridge"])
-    coded = None if settings["codec"] is None else CodecState.read(settings["codec"], content.states, codec)
-    image_size = settings.get("image_size")
-    image_size = None if image_size is None else as_size(image_size, network.config.axes)
-    defaults = Defaults.from_config(settings)
-    if defaults.solver is not None:
-        defaults.table(bridge)  # or the bridge cannot take its steps
-    return Checkpoint(network, bridge, coded, image_size, content.training, defaults, Spec.from_config(settings))
 
 
 def _check_arguments(found: Checkpoint, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> None:
@@ -213,7 +160,7 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
     """
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
         own = isinstance(content, Snapshot)
-        return VQGANState.read(content).build() if own else importers.read_vqgan(content)
+        return VQGANState.open(content).build() if own else importers.read_vqgan(content)
 
 
 def load_vqgan_state(path: str | os.PathLike[str]) -> VQGANState:
@@ -221,7 +168,7 @@ def load_vqgan_state(path: str | os.PathLike[str]) -> VQGANState:
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
         if not isinstance(content, Snapshot):
             raise ValueError("it is of another program: only its weights can be read")
-        return VQGANState.read(content)
+        return VQGANState.open(content)
 
 
 def load_codec(path: str | os.PathLike[str]) -> Codec:

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import copy
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from torch import nn
 
+from bbdm import bridges
 from bbdm import codec as codecs
+from bbdm.base.manifest import as_json
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, LatentStatistics, WrappedCodec
+from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
-from bbdm.networks.base import Network, Wrapped
+from bbdm.networks.base import Network, Wrapped, check_network
+from bbdm.networks.config import UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.endpoint import source_channels
-from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
+from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
-from bbdm.networks.wrapped_config import WrappedConfig
-from bbdm.pictures.images import Size
+from bbdm.pictures.images import Size, as_size
 from bbdm.solvers import USUAL, Defaults
 
-NETWORKS: dict[str, tuple[type[Network], type[Any]]] = {  # by the names in files; the classes of their settings
-    "unet": (UNet, UNetConfig),
-    "dit": (DiT, DiTConfig),
-    "wrapped": (Wrapped, WrappedConfig),
-}
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-
-def network_settings(network: Network) -> dict[str, Any]:
-    """All settings of a network, as a file's :class:`NetworkState` gives them, and its kind."""
-    _, settings = NETWORKS[network.kind]
-    return {"network": network.kind, **vars(settings(**network.description()))}
+FORMAT = "bbdm"
+VQGAN_FORMAT = "bbdm vqgan"
+Kinds = dict[str, tuple[type[nn.Module], type[Any]]]  # by the names in files; the classes of their settings
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,37 @@ class NetworkState:
 
     config: Any  # UNetConfig, or the settings of another kind; has axes, channels, condition_channels and stride
     weights: State | None
-    ema: State | None
+    ema: State | None = None
     kind: str = "unet"
+    kinds: ClassVar[Kinds] = {"unet": (UNet, UNetConfig), "dit": (DiT, DiTConfig), "wrapped": (Wrapped, WrappedConfig)}
+
+    @classmethod
+    def of(cls, network: Network, ema: Network | None = None, dtype: torch.dtype | None = None) -> NetworkState:
+        """The state of a network, and of one with its moving average, whose tensors are not copied.
+
+        Raises:
+            ValueError: a weight is beyond the range of ``dtype``, if given; or it is no network.
+        """
+        check_network(network)
+        states = [each.state_dict() for each in (network, ema) if each is not None]
+        weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
+        config = cls.kinds[network.kind][1](**network.description())
+        return cls(config, weights, average[0] if average else None, network.kind)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings, and the kind."""
+        return {"network": self.kind, **vars(self.config)}
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What a file says of the network: what :meth:`read` takes."""
+        return {"config": self.config.description(), **({} if self.kind == "unet" else {"kind": self.kind})}
+
+    @property
+    def states(self) -> dict[str, State]:
+        """The state dicts of a file, by name."""
+        return {name: each for name, each in (("weights", self.weights), ("ema", self.ema)) if each is not None}
 
     @property
     def source_channels(self) -> int:
@@ -54,18 +79,17 @@ class NetworkState:
         return source_channels(self.config.channels, self.config.condition_channels, self.config.endpoint)
 
     @classmethod
-    def read(cls, settings: dict[str, Any], states: dict[str, State]) -> NetworkState:
+    def read(cls, settings: dict[str, Any], states: dict[str, State]) -> Self:
         """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
-        kind = settings.get("kind", "unet")
-        if kind not in NETWORKS:
-            raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
-        network, config_class = NETWORKS[kind]
+        kind = settings.get("kind", cls.kind)
+        if kind not in cls.kinds:
+            raise ValueError(f"network kind must be one of {sorted(cls.kinds)}, got {kind!r}: update bbdm")
+        network, config_class = cls.kinds[kind]
         state = cls(config_class(**settings["config"]), states.get("weights"), states.get("ema"), kind)
-        found = [each for each in (state.weights, state.ema) if each is not None]
-        if not found:
+        if not state.states:
             raise ValueError("it holds neither weights nor their moving average")
         if issubclass(network, ConfiguredNetwork):
-            for each in found:
+            for each in state.states.values():
                 fitting(network.from_config, state.config, each)
         return state
 
@@ -76,14 +100,14 @@ class NetworkState:
         assert state is not None  # checked when the file was read
         return state
 
-    def build(self, ema: bool, network: Network | None) -> Network:
+    def build(self, ema: bool = True, network: Network | None = None) -> Any:
         """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
-        kind, _ = NETWORKS[self.kind]
+        kind, _ = self.kinds[self.kind]
         state = self.chosen(ema)
         if issubclass(kind, ConfiguredNetwork):
             if network is not None:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
-            return restore(kind.from_config, self.config, state, "the checkpoint's")  # pyright: ignore[reportReturnType]
+            return restore(kind.from_config, self.config, state, "the checkpoint's")
         described = f"of a {self.config.module} with {self.config.channels} channels"
         if network is None:
             raise IncompleteFileError(
@@ -102,6 +126,26 @@ class NetworkState:
 
 
 @dataclass(frozen=True)
+class VQGANState(NetworkState):
+    """A VQGAN or KL autoencoder in a file of its own, and the state of its training run, if any."""
+
+    kind: str = "vqgan"
+    training: dict[str, Any] | None = None
+    kinds: ClassVar[Kinds] = {"vqgan": (VQGAN, VQGANConfig)}
+
+    @classmethod
+    def take(cls, vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
+        """The content of a file of an autoencoder, of one with the moving average of its weights, or both."""
+        states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
+        return Snapshot.take(VQGAN_FORMAT, {"config": vqgan.description()}, states, training)
+
+    @classmethod
+    def open(cls, content: Snapshot) -> VQGANState:
+        """What the content of a file describes; errors as for :meth:`read`."""
+        return replace(cls.read(content.settings, content.states), training=content.training)
+
+
+@dataclass(frozen=True)
 class CodecState:
     """A codec in a file: its :meth:`~bbdm.codec.base.Codec.config`, and its weights or their hash."""
 
@@ -112,9 +156,8 @@ class CodecState:
 
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
-        """The state of a codec, on the CPU."""
-        state = {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()}
-        return cls(codec.config(), state, codec=codec)
+        """The state of a codec, whose tensors are not copied."""
+        return cls(codec.config(), codec.state_dict(), codec=codec)
 
     @classmethod
     def read(cls, settings: dict[str, Any], states: dict[str, State], codec: Codec | None) -> CodecState:
@@ -145,16 +188,17 @@ class CodecState:
 
     def same_latents(self, codec: Codec) -> bool:
         """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
-        configs = ({**config, "statistics": None} for config in (self.config, codec.config()))
-        return _same(*configs) and self._same_weights(codec)
+        configs = [as_json({**config, "statistics": None}) for config in (self.config, codec.config())]
+        return configs[0] == configs[1] and self.digest() == CodecState.of(codec).digest()
 
     def same_network(self, codec: Codec) -> bool:
         """Whether a codec has the same autoencoder, though perhaps other latents of it.
 
         A wrapped one may have other weights where the file holds them: the user's codec is but its code.
         """
-        same = _same(self.config["config"], codec.config()["config"])
-        return same and ((self._wrapped and self.sha256 is None) or self._same_weights(codec))
+        same = as_json(self.config["config"]) == as_json(codec.config()["config"])
+        free = self._wrapped and self.sha256 is None
+        return same and (free or self.digest() == CodecState.of(codec).digest())
 
     @property
     def missing(self) -> str | None:
@@ -180,32 +224,7 @@ class CodecState:
 
     @property
     def _wrapped(self) -> bool:
-        return self.config.get("kind") == WrappedCodec.kind
-
-    def _same_weights(self, codec: Codec) -> bool:
-        return self.digest() == state_hash(codec.state_dict(), torch.float32)
-
-
-@dataclass(frozen=True)
-class VQGANState:
-    """A VQGAN or KL autoencoder in a file of its own, and the state of its training run, if any."""
-
-    config: VQGANConfig
-    weights: State
-    ema: State | None = None
-    training: dict[str, Any] | None = None
-
-    @classmethod
-    def read(cls, content: Snapshot) -> VQGANState:
-        """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
-        config = VQGANConfig(**content.settings["config"])
-        for state in content.states.values():
-            fitting(VQGAN.from_config, config, state)
-        return cls(config, content.states["weights"], content.states.get("ema"), content.training)
-
-    def build(self) -> VQGAN:
-        """The network in float32 and evaluation mode, with the averaged weights if there are both."""
-        return restore(VQGAN.from_config, self.config, self.weights if self.ema is None else self.ema)
+        return self.config.get("kind") == WRAPPED
 
 
 class Origin(NamedTuple):
@@ -217,7 +236,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What :func:`~bbdm.files.checkpoint.load_checkpoint` returns."""
+    """The content of a checkpoint: what :func:`~bbdm.files.checkpoint.load_checkpoint` returns."""
 
     unet: NetworkState
     bridge: Bridge
@@ -227,6 +246,38 @@ class Checkpoint:
     defaults: Defaults = USUAL  # what samplers take where solver and steps are left out
     pictures: Spec = Spec()
     path: Path | None = None  # of the file
+
+    @classmethod
+    def read(cls, content: Snapshot, codec: Codec | None = None) -> Checkpoint:
+        """What a file of our own describes; ``codec`` has weights that it only refers to."""
+        settings = content.settings
+        network = NetworkState.read(settings["unet"], content.states)
+        bridge = bridges.from_config(settings["bridge"])
+        coded = None if settings["codec"] is None else CodecState.read(settings["codec"], content.states, codec)
+        image_size = settings.get("image_size")
+        image_size = None if image_size is None else as_size(image_size, network.config.axes)
+        defaults = Defaults.from_config(settings)
+        if defaults.solver is not None:
+            defaults.table(bridge)  # or the bridge cannot take its steps
+        return cls(network, bridge, coded, image_size, content.training, defaults, Spec.from_config(settings))
+
+    def snapshot(self) -> Snapshot:
+        """The content of a file, copied; where there is training state, with only the hash of the codec."""
+        states, codec = self.unet.states, self.codec
+        coded = None if codec is None else codec.config
+        if codec is not None and codec.weights is not None and self.training is None:
+            states["codec"] = codec.weights
+        elif codec is not None:
+            coded = {**codec.config, "sha256": codec.digest()}
+        settings = {
+            "unet": self.unet.header,
+            "bridge": self.bridge.config(),
+            "codec": coded,
+            "image_size": self.image_size,
+            **self.defaults.config(),
+            **self.pictures.config(),
+        }
+        return Snapshot.take(FORMAT, settings, states, self.training)
 
     @property
     def origin(self) -> Origin | None:
@@ -262,9 +313,3 @@ class Checkpoint:
                 codec is wrapped, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
         """
         return None if self.codec is None else self.codec.build()
-
-
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether settings are the same, of tuples or lists."""
-    first, second = (json.dumps(config, sort_keys=True) for config in (a, b))
-    return first == second

@@ -12,7 +12,7 @@ import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_MODULES, MAX_TENSORS = 20_000, 100_000  # of a network whose modules hold each other many times
+MAX_VALUES, LONGEST = 200_000, 200  # of what a file holds, and characters of a key, and of a name with keys below
 MAX_SHARING = 4  # largest ratio of the bytes of tensors to those of their storages; usual files have 1
 BLOCK = 2**20  # bytes read at a time
 LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of files before PyTorch 1.6
@@ -35,7 +35,6 @@ class Stub:
     dump_patches = False  # torch.load writes no file beside a class whose source has changed
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        self.args = args
         self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
@@ -47,18 +46,21 @@ class Stub:
     append = extend = add = update = __setitem__ = discard
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """The object's ``__dict__``, where its state has one; else empty."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
-        return next((part for part in parts if isinstance(part, dict)), {})
+    def name(self) -> str:
+        """The name of the class, without its module."""
+        return self.kind.rpartition(".")[2]
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """An attribute; of a torch.nn.Module also a parameter, a buffer or a child."""
-        attributes = self.attributes
-        for group in (attributes, *(attributes.get(key) for key in ("_parameters", "_buffers", "_modules"))):
-            if isinstance(group, dict) and name in group:
-                return group[name]
-        return default
+    @property
+    def entries(self) -> dict[Any, Any]:
+        """The object's ``__dict__``; of a torch.nn.Module with its modules and what its state dict has."""
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        found = next((part for part in parts if isinstance(part, dict)), {})
+        parameters, buffers, modules = (found.get(f"_{group}") for group in ("parameters", "buffers", "modules"))
+        if not (isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)):
+            return found
+        hidden = found.get("_non_persistent_buffers_set", ())
+        own = {name: value for name, value in found.items() if not isinstance(value, Tensor | dict)}
+        return {**own, **parameters, **{n: v for n, v in buffers.items() if n not in hidden}, **modules}
 
 
 class Unpickler(pickle.Unpickler):
@@ -71,9 +73,9 @@ class Unpickler(pickle.Unpickler):
         known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": self._parameter,
-            "torch._utils._rebuild_parameter_with_state": self._parameter,
-            "torch._tensor._rebuild_from_type_v2": self._typed,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+            "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(*args),  # as a plain one
             "collections.OrderedDict": OrderedDict,
             **dict.fromkeys(["builtins.set", "__builtin__.set"], set),
         }
@@ -92,15 +94,6 @@ class Unpickler(pickle.Unpickler):
         ):
             raise ValueError(f"it has a tensor of {size} numbers that ends at {last}, beyond its storage")
         return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), offset, size, stride)
-
-    @staticmethod
-    def _parameter(data: Any, *_: Any) -> Any:
-        return data
-
-    @staticmethod
-    def _typed(rebuild: Callable[..., Any], kind: Any, args: tuple[Any, ...], state: Any) -> Any:
-        """A tensor with attributes, or of a class of its own, as a plain one."""
-        return rebuild(*args)
 
 
 def load(path: Path) -> tuple[Any, bool]:
@@ -139,15 +132,14 @@ def check_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-            if any(name.endswith("/constants.pkl") for name in entries):
+            entries = archive.infolist()
+            names, size = {info.filename for info in entries}, sum(info.file_size for info in entries)
+            if any(name.endswith("/constants.pkl") for name in names):
                 raise ValueError("it is a TorchScript program; a file of torch.save was expected")
-            sizes = sum(info.file_size for info in entries.values())
-            if len(entries) < len(archive.infolist()) or sizes > path.stat().st_size:
+            compressed = any(info.compress_type for info in entries)
+            if compressed or len(names) < len(entries) or size > path.stat().st_size:
                 raise ValueError("its archive has entries that overlap, or are compressed")
-            if any(info.compress_type for info in entries.values()):
-                raise ValueError("its archive has compressed entries, which torch.save never writes")
-            for name in (name for name, info in entries.items() if info.CRC):
+            for name in (info.filename for info in entries if info.CRC):
                 with archive.open(name) as file:
                     while file.read(BLOCK):  # the last read compares the checksum
                         pass
@@ -173,39 +165,26 @@ def describe(value: Any) -> str:
     return "a tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def modules(network: Stub) -> Iterator[tuple[str, Stub]]:
-    """A pickled torch.nn.Module and its submodules, with the prefix of each in the state dict."""
-    pending, count = [("", network)], 0
+def flat(content: Any) -> dict[str, Any]:
+    """What a file holds by dotted names, as in a state dict: entries of mappings, and :attr:`Stub.entries`.
+
+    Objects are values too, and the content itself has the name "". Each mapping and object is entered once.
+
+    Raises:
+        ValueError: there are more values than a network has.
+    """
+    found: dict[str, Any] = {}
+    pending, entered = [("", content)], set[int]()
     while pending:
-        prefix, module = pending.pop()
-        yield prefix, module
-        count += 1
-        for name, child in _members(module, "_modules"):
-            if not isinstance(child, Stub):
-                raise ValueError(f"its module {prefix}{name} is {describe(child)}")
-            if count + len(pending) >= MAX_MODULES or len(prefix) > 1000:
-                raise ValueError(f"it has more than {MAX_MODULES} modules, or they are too deep within each other")
-            pending.append((f"{prefix}{name}.", child))
-
-
-def state_dict(network: Stub) -> dict[str, Any]:
-    """The state dict of a pickled torch.nn.Module."""
-    state = {}
-    for prefix, module in modules(network):
-        hidden = module.get("_non_persistent_buffers_set", ())
-        state |= {f"{prefix}{name}": value for name, value in _members(module, "_parameters")}
-        state |= {f"{prefix}{name}": value for name, value in _members(module, "_buffers") if name not in hidden}
-        if len(state) > MAX_TENSORS:
-            raise ValueError(f"it has more than {MAX_TENSORS} tensors")
-    return state
-
-
-def _members(module: Stub, group: str) -> Iterator[tuple[str, Any]]:
-    members = module.attributes.get(group)
-    if not isinstance(members, dict):
-        raise ValueError(f"{describe(module)} was found where a torch.nn.Module was expected")
-    for name, value in members.items():
-        if not isinstance(name, str) or len(name) > 200:
-            raise ValueError(f"{describe(module)} has a member whose name is no text, or too long")
-        if value is not None:
-            yield name, value
+        name, value = pending.pop()
+        if not isinstance(value, dict):
+            found[name] = value
+        inside = value.entries if isinstance(value, Stub) else value
+        if not isinstance(inside, dict) or id(value) in entered or len(name) > LONGEST:
+            continue
+        entered.add(id(value))
+        if len(found) + len(pending) + len(inside) > MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES} values")
+        inner = [(key, each) for key, each in inside.items() if isinstance(key, str) and len(key) <= LONGEST]
+        pending += [(f"{name}.{key}" if name else key, each) for key, each in reversed(inner)]
+    return found

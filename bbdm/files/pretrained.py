@@ -20,7 +20,7 @@ from bbdm.base.atomic import check_folder, make_folder, write_atomically
 from bbdm.files import hub, weights
 from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.card import Card
-from bbdm.files.checkpoint import checkpoint_snapshot
+from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.networks.restore import find_dtype
 
 
@@ -67,9 +67,11 @@ def save_pretrained(
         text = card.text(model, name or folder.resolve().name, onnx is not None)
     dtype = dtype or model.stored_dtype
     stored = None if dtype is None else find_dtype(dtype)
-    content = checkpoint_snapshot(
-        model.unet, model.bridge, None, model.codec, model.image_size, None, model.defaults, model.pictures, stored
-    )
+    network = NetworkState.of(model.unet, dtype=stored)
+    coded = None if model.codec is None else CodecState.of(model.codec)
+    content = Checkpoint(
+        network, model.bridge, coded, model.image_size, defaults=model.defaults, pictures=model.pictures
+    ).snapshot()
     make_folder(folder)
     weights.write(folder / hub.WEIGHTS, content)
     manifest.write(folder / hub.CONFIG, content.header)

@@ -38,17 +38,8 @@ def upsample_conv3x3(
 
 
 def upsample(x: torch.Tensor, factors: Sequence[int] = (2, 2)) -> torch.Tensor:
-    """Enlarge x (B, C, *S) by nearest neighbours, each side by its factor.
-
-    Compiled for training, by operators whose gradient is a sum, not a scatter of single numbers.
-    """
-    if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return F.interpolate(x, scale_factor=[float(factor) for factor in factors], mode="nearest")
-    b, c, *sides = x.shape
-    pairs = [n for pair in zip(sides, factors, strict=True) for n in pair]
-    repeated = x.movedim(1, -1)[(slice(None), *[slice(None), None] * len(sides))].expand(b, *pairs, c)
-    larger = [n * factor for n, factor in zip(sides, factors, strict=True)]
-    return repeated.reshape(b, *larger, c).movedim(-1, 1)
+    """Enlarge x (B, C, *S) by nearest neighbours, each side by its factor."""
+    return F.interpolate(x, scale_factor=[float(factor) for factor in factors], mode="nearest")
 
 
 def _phases(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

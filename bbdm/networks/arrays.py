@@ -42,7 +42,7 @@ def as_numpy(array: Any) -> npt.NDArray[Any]:
 
 
 def converted(array: Any, like: Any, dtype: bool = True) -> Any:
-    """An array or a tensor in the type, on the device and, unless told otherwise, in the dtype of another."""
+    """An array or a tensor in the type, on the device and, by default, in the dtype of another."""
     if isinstance(like, np.ndarray):
         return as_numpy(array).astype(like.dtype if dtype else array.dtype, copy=False)
     import torch

@@ -13,9 +13,9 @@ from torch import nn
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.checks import Stride, along, check_images
 from bbdm.networks.conditions import SOURCE as SOURCE
-from bbdm.networks.conditions import Classes, ConditionsConfig, Kind, described
+from bbdm.networks.conditions import Classes, ConditionsConfig, ImageInput
+from bbdm.networks.config import WrappedConfig
 from bbdm.networks.endpoint import in_channels, source_channels
-from bbdm.networks.wrapped_config import WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -41,7 +41,7 @@ class Network(nn.Module):
         images: the channels of further condition images, by name.
         classes: the number of classes, or their names, of conditions that are classes, by name.
         tokens: the width of conditions that are tokens, by name.
-        drop: the share of training examples that are not told a condition, by name. Such a condition may be
+        drop: the share of training examples without a condition, by name. Such a condition may be
             left out of a call.
         endpoint_channels: the source channels that the bridge ends in, one for each target channel; None for
             the source itself or, where the target has another number of channels, the mean over channels.
@@ -80,14 +80,8 @@ class Network(nn.Module):
 
         They are channels, numbers of classes, and widths. Those of a kind are sorted.
         """
-        made = {SOURCE: self.condition_channels} if self.condition_channels else {}
-        for sizes in (self.images, self.classes, self.tokens):
-            made |= {name: size if isinstance(size, int) else len(size) for name, size in sorted(sizes.items())}
-        return made
-
-    def kind_of(self, condition: str) -> Kind:
-        """What a condition is. The source is an image."""
-        return "class" if condition in self.classes else "tokens" if condition in self.tokens else "image"
+        source = {SOURCE: self.condition_channels} if self.condition_channels else {}
+        return source | {name: each.size for name, each in self.further.each.items()}
 
     @property
     def source_channels(self) -> int:
@@ -135,31 +129,23 @@ class Network(nn.Module):
         if not isinstance(conditions, Mapping):
             kind = type(conditions).__name__
             raise ValueError(f"conditions must be a mapping of names to tensors, got a {kind}: write {{'source': y}}")
-        wanted = self.conditions
-        if unknown := [name for name in conditions if name not in wanted]:
-            known = described({name: self.kind_of(name) for name in wanted}, wanted, self.classes)
+        source = ImageInput(SOURCE, self.condition_channels)
+        expected = ({SOURCE: source} if self.condition_channels else {}) | self.further.each
+        if unknown := [name for name in conditions if name not in expected]:
+            known = ", ".join(map(str, expected.values())) or "none"
             raise ValueError(f"conditions of this network are {known}, got {', '.join(map(repr, unknown))}")
-        for name, size in wanted.items():
-            kind = self.kind_of(name)
+        for name, each in expected.items():
             if name not in conditions:
-                raise ValueError(f"condition {name!r} is missing: it must have {_wanted(kind, size)}")
-            value = conditions[name]
-            if kind == "class":
-                fits = value.ndim == 1 and not value.is_floating_point()
-                if fits and value.device.type == "cpu" and not torch.compiler.is_compiling():
-                    fits = bool(((value >= 0) & (value < size + (name in self.drop))).all())
-            else:
-                fits = value.ndim == 3 and value.shape[2] == size if kind == "tokens" else value.shape[1] == size
-            if not fits:
-                got = value.shape[1] if kind == "image" else f"{tuple(value.shape)} of {value.dtype}"
-                got = value.tolist() if kind == "class" and value.ndim == 1 else got
-                raise ValueError(f"condition {name!r} must have {_wanted(kind, size)}, got {got}")
-        return {name: conditions[name] for name in wanted}
+                raise ValueError(f"condition {name!r} is missing: it must have {each.expected}")
+            if not each.fits(conditions[name]):
+                got = each.shown(conditions[name])
+                raise ValueError(f"condition {name!r} must have {each.expected}, got {got}")
+        return {name: conditions[name] for name in expected}
 
     def without(self, conditions: Conditions, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Conditions of which some are "none": the number of classes, or zeros."""
-        none = {name: self.conditions[name] if self.kind_of(name) == "class" else 0 for name in names}
-        return {name: v.new_full(v.shape, none[name]) if name in none else v for name, v in conditions.items()}
+        each = self.further.each
+        return {name: each[name].none(v) if name in names else v for name, v in conditions.items()}
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """What conditions alone decide, computed once for all steps: what :meth:`body` takes for them.
@@ -204,10 +190,6 @@ class Network(nn.Module):
         ``conditions`` are :meth:`prepared`: all of :attr:`conditions`, empty where there are none.
         """
 
-    def fixed(self) -> Body:
-        """:meth:`body` of weights that no longer change, of which a network may keep a faster form."""
-        return self.body
-
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """:meth:`embed` of times on any device, without keeping weights that it does not need."""
         device = next(self.parameters()).device
@@ -224,7 +206,7 @@ class Network(nn.Module):
     def description(self) -> dict[str, Any]:
         """Plain values by which a checkpoint names it: by default the class and the sizes."""
         sizes = self.channels, self.condition_channels, self.stride, self.endpoint_channels, self.axes
-        return WrappedConfig(type(self).__qualname__, *sizes, **self.further.told()).description()
+        return WrappedConfig(type(self).__qualname__, *sizes, **self.further.settings()).description()
 
 
 class Wrapped(Network):
@@ -281,7 +263,7 @@ def wrap(
             int64 each. The number of classes means "none".
         tokens: the width of tokens by name, such as ``{"text": 768}``: (B, L, 768) each, of any length L. A
             row of zeros is no token.
-        drop: the share of training examples that are not told a condition, by name; they are told "none". A
+        drop: the share of training examples without a condition, by name; they have "none" in its place. A
             call may leave these out, and take ``guidance``.
         endpoint: the source channels that the bridge ends in, one for each target channel; None for the
             source itself or, where the target has another number of channels, the mean over channels.
@@ -304,13 +286,6 @@ def wrap(
         raise ValueError(f"axes must be 2 or 3, and stride a number or one for each, got {axes!r} and {stride!r}")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, endpoint, axes, **further), call)
-
-
-def _wanted(kind: Kind, size: int) -> str:
-    """The tensor of a condition, for messages."""
-    if kind == "image":
-        return f"{size} channels"
-    return f"shape (B,) of int64, below {size}" if kind == "class" else f"shape (B, L, {size})"
 
 
 def check_network(network: Any) -> None:

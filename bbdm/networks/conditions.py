@@ -1,10 +1,21 @@
-"""What a network is told besides the source: images, classes and tokens by name. Nothing here needs torch."""
+"""The conditions of a network besides the source: images, classes and tokens. Nothing here needs torch.
+
+A kind of condition is a class: what its tensors are, what stands for none, what a call may give for it, and
+how a word of a command is read. No other code compares kinds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.networks.arrays import as_numpy, concatenated, converted
+from bbdm.pictures import images
 
 SOURCE = "source"  # the name of the source among the conditions
 TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")  # names of other inputs, in exports
@@ -12,13 +23,226 @@ Kind = Literal["image", "class", "tokens"]
 Classes = int | tuple[str, ...]  # how many there are, or their names in order
 
 
+@dataclass(frozen=True)
+class ConditionInput(ABC):
+    """A condition of a network besides the source.
+
+    Args:
+        name: that of the call's keyword.
+        size: channels of images, number of classes, or width of tokens.
+        names: of classes in order; empty where they are numbers.
+        droppable: whether training left it out at times, so that a call may.
+    """
+
+    name: str
+    size: int
+    names: tuple[str, ...] = ()
+    droppable: bool = False
+    kind: ClassVar[Kind]
+    dtype: ClassVar[str] = "float32"
+    spatial: ClassVar[bool] = False  # whether it has the places of the source
+
+    @abstractmethod
+    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
+        """The shape of the tensor of a number of images of a size; ``length`` is the number of tokens."""
+
+    @property
+    @abstractmethod
+    def expected(self) -> str:
+        """The tensor in words."""
+
+    @abstractmethod
+    def fits(self, value: Any) -> bool:
+        """Whether a tensor has the axes, the size and, where they can be seen at no cost, the values."""
+
+    @abstractmethod
+    def read(self, value: Any, source: Any, owners: Sequence[int]) -> Any:
+        """What a call gives for it, as an array with a row for each image; see :func:`read_conditions`."""
+
+    def shown(self, value: Any) -> Any:
+        """A tensor that does not fit, for messages."""
+        return f"{tuple(value.shape)} of {value.dtype}"
+
+    def none(self, value: Any) -> Any:
+        """What stands for it where it is left out, like a tensor or an array of it."""
+        return value * 0
+
+    def parse(self, text: str) -> Any:
+        """A word of a command as what a call takes: the path of a .npy file, or ``none``."""
+        if text == "none":
+            return None
+        if not text.endswith(".npy"):
+            raise ValueError(f"condition {self.name!r} takes FILE.npy or none, got {text!r}")
+        return np.load(text)
+
+    def rows(self, values: npt.NDArray[Any], owners: Sequence[int]) -> npt.NDArray[Any]:
+        """Values of sources, for each image."""
+        return values if len(values) == len(owners) else values[list(owners)]
+
+    def of_sources(self, value: Any, count: int, single: Callable[[Any], bool]) -> list[Any]:
+        """A value for each source, of one for all or of several."""
+        if value is None or isinstance(value, str) or single(value):
+            return [value] * count
+        values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
+        if len(values) not in (1, count):
+            raise ValueError(
+                f"condition {self.name!r} must be one value, or one for each of {count} sources, got {len(values)}"
+            )
+        return values * count if len(values) == 1 else values
+
+
+class ImageInput(ConditionInput):
+    """(B, channels, H, W) in [-1, 1]."""
+
+    kind, spatial = "image", True
+
+    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
+        """(B, channels, *sides)."""
+        return count, self.size, *sides
+
+    @property
+    def expected(self) -> str:
+        """The number of channels."""
+        return f"{self.size} channels"
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.size} channels)"
+
+    def fits(self, value: Any) -> bool:
+        """By the channels."""
+        return value.ndim > 3 and value.shape[1] == self.size
+
+    def shown(self, value: Any) -> Any:
+        """The channels."""
+        return value.shape[1] if value.ndim > 1 else super().shown(value)
+
+    def read(self, value: Any, source: Any, owners: Sequence[int]) -> Any:
+        """(N, C, *S) of images in [-1, 1], one for all or for each image; pictures are resized."""
+        sides, count = tuple(source.shape[2:]), len(owners)
+        shape = self.shape(count, sides)
+        if value is None:
+            return converted(np.zeros(shape, np.float32), source)
+        if "float" not in str(getattr(value, "dtype", "")):
+            got = getattr(value, "dtype", type(value).__name__)
+            raise ValueError(f"condition {self.name!r} must be an array or a tensor of floats in [-1, 1], got {got}")
+        got = tuple(value.shape)
+        resizes = len(sides) == 2 and len(got) == 4 and all(got)
+        same = len(got) == len(shape) and got[0] in (1, count) and got[1] == self.size
+        if not same or not (resizes or got[2:] == sides):
+            raise ValueError(f"condition {self.name!r} must have shape {shape}, got {got}")
+        if not np.isfinite(float(abs(value).max())):
+            raise ValueError(f"condition {self.name!r} must be finite, got NaN or infinity")
+        if got[2:] != sides:
+            value = np.stack([images.fitted(each, sides) for each in as_numpy(value).astype(np.float32)])
+        value = converted(value, source)
+        return value if len(value) == count else concatenated([value] * count)
+
+    def parse(self, text: str) -> Any:
+        """An image (C, H, W) of a .npy file."""
+        array = super().parse(text)
+        return None if array is None else array[None]
+
+
+class ClassInput(ConditionInput):
+    """(B,) int64; the number of classes means none."""
+
+    kind, dtype = "class", "int64"
+
+    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
+        """(B,)."""
+        return (count,)
+
+    @property
+    def expected(self) -> str:
+        """Numbers below that of classes."""
+        return f"shape (B,) of int64, below {self.size}"
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.size} classes{': ' if self.names else ''}{', '.join(self.names)})"
+
+    def fits(self, value: Any) -> bool:
+        """By the type and, on a CPU, by the numbers."""
+        if value.ndim != 1 or "int" not in str(value.dtype):
+            return False
+        if isinstance(value, np.ndarray) or value.device.type != "cpu" or _is_compiling():
+            return True
+        return bool(((value >= 0) & (value < self.size + self.droppable)).all())
+
+    def shown(self, value: Any) -> Any:
+        """The numbers."""
+        return value.tolist() if value.ndim == 1 else super().shown(value)
+
+    def none(self, value: Any) -> Any:
+        """The number of classes."""
+        return value * 0 + self.size
+
+    def read(self, value: Any, source: Any, owners: Sequence[int]) -> npt.NDArray[np.int64]:
+        """(N,) of a name, a number or None for all sources, or a list of these."""
+        numbers: list[int] = []
+        for each in self.of_sources(value, owners[-1] + 1, lambda each: np.ndim(each) == 0):
+            number = self.size if each is None else self.names.index(each) if each in self.names else each
+            if isinstance(number, str) or int(number) != number or not 0 <= number < self.size + self.droppable:
+                expected = ", ".join(self.names) or f"numbers from 0 to {self.size - 1}"
+                raise ValueError(f"condition {self.name!r} must be of {expected}, got {each!r}")
+            numbers.append(int(number))
+        return self.rows(np.array(numbers, np.int64), owners)
+
+    def parse(self, text: str) -> Any:
+        """A class by its name or number, or ``none``."""
+        if text in self.names:
+            return text
+        return None if text == "none" else int(text) if text.isdecimal() else text
+
+
+class TokensInput(ConditionInput):
+    """(B, L, width) of any length L; a row of zeros is no token, so that all rows zero means none."""
+
+    kind = "tokens"
+
+    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
+        """(B, L, width)."""
+        return count, length, self.size
+
+    @property
+    def expected(self) -> str:
+        """The width of a token."""
+        return f"shape (B, L, {self.size})"
+
+    def __str__(self) -> str:
+        return f"{self.name!r} (tokens of width {self.size})"
+
+    def fits(self, value: Any) -> bool:
+        """By the width."""
+        return value.ndim == 3 and value.shape[2] == self.size
+
+    def read(self, value: Any, source: Any, owners: Sequence[int]) -> npt.NDArray[np.float32]:
+        """(N, L, D), of tokens (L, D) or None for all sources, or of each; padded with rows of zeros."""
+        count = owners[-1] + 1
+        arrays: list[npt.NDArray[np.float32]] = []
+        for each in self.of_sources(value, count, lambda each: getattr(each, "ndim", 0) == 2):
+            array = np.zeros((0, self.size)) if each is None else as_numpy(each) if hasattr(each, "detach") else each
+            arrays.append(np.asarray(array, np.float32))
+            if arrays[-1].ndim != 2 or arrays[-1].shape[1] != self.size:
+                shapes = f"(L, {self.size}), or (B, L, {self.size})"
+                raise ValueError(f"condition {self.name!r} must be tokens {shapes}, got {arrays[-1].shape}")
+            if not np.isfinite(arrays[-1]).all():
+                raise ValueError(f"condition {self.name!r} must be finite, got NaN or infinity")
+        tokens = np.zeros((count, max(1, *map(len, arrays)), self.size), np.float32)
+        for row, each in zip(tokens, arrays, strict=True):
+            row[: len(each)] = each
+        return self.rows(tokens, owners)
+
+
+KINDS: dict[str, type[ConditionInput]] = {
+    "images": ImageInput,
+    "classes": ClassInput,
+    "tokens": TokensInput,
+}  # by the fields of :class:`ConditionsConfig`, in the order in which a network has them
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConditionsConfig:
-    """The conditions of a network besides the source.
-
-    As tensors, an image is (B, channels, H, W) in [-1, 1]; a class is (B,) int64, where the number of classes
-    means "none"; tokens are (B, L, width) of any length L, in which a row of zeros is no token, so that all
-    rows zero means "none".
+    """The conditions of a network besides the source, as its settings and its file name them.
 
     Raises:
         ValueError: a name or a number is out of range.
@@ -27,62 +251,85 @@ class ConditionsConfig:
     images: Mapping[str, int] = field(default_factory=dict, hash=False)  # channels by name
     classes: Mapping[str, Classes] = field(default_factory=dict, hash=False)  # by name
     tokens: Mapping[str, int] = field(default_factory=dict, hash=False)  # width of a token by name
-    drop: Mapping[str, float] = field(
-        default_factory=dict, hash=False
-    )  # share of training examples that are not told it
+    drop: Mapping[str, float] = field(default_factory=dict, hash=False)  # share of training examples without it
 
     def __post_init__(self) -> None:
         named = {name: as_classes(value) for name, value in self.classes.items()}
         object.__setattr__(self, "classes", named)
         for each in fields(ConditionsConfig):  # the same settings are the same bytes in files
             object.__setattr__(self, each.name, dict(sorted(getattr(self, each.name).items())))
-        sizes = [(what, name, value) for what in ("images", "tokens") for name, value in getattr(self, what).items()]
-        counts = [("classes", name, value if isinstance(value, int) else len(value)) for name, value in named.items()]
-        for what, name, value in sizes + counts:
+        sizes = [(what, name, value) for what in KINDS for name, value in getattr(self, what).items()]
+        for what, name, value in sizes:
             if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
                 rule = f"a name of {what} must be an identifier, and none of {', '.join(TAKEN)}"
                 raise ValueError(f"{rule}, got {name!r}")
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{what}[{name!r}] must be an integer of at least 1, got {value!r}")
-        if len(self.kinds) < len(sizes + counts):
-            raise ValueError(
-                f"each condition needs a name of its own, got {', '.join(n for _, n, _ in sizes + counts)}"
-            )
+            size = len(value) if isinstance(value, tuple) else value
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{what}[{name!r}] must be an integer of at least 1, got {size!r}")
+        if len({name for _, name, _ in sizes}) < len(sizes):
+            raise ValueError(f"each condition needs a name of its own, got {', '.join(name for _, name, _ in sizes)}")
         for name, share in self.drop.items():
-            if name not in self.kinds:
-                names = ", ".join(self.kinds) or "(there are none)"
+            if name not in self.each:
+                names = ", ".join(self.each) or "(there are none)"
                 raise ValueError(f"drop must be of the conditions {names}, got {name!r}")
             if not isinstance(share, int | float) or not 0 < share < 1:
                 raise ValueError(f"drop[{name!r}] must be above 0 and below 1, got {share!r}")
 
     @property
-    def kinds(self) -> dict[str, Kind]:
-        """The kind of each condition, in the order in which a network has them."""
-        return {
-            **dict.fromkeys(self.images, "image"),
-            **dict.fromkeys(self.classes, "class"),
-            **dict.fromkeys(self.tokens, "tokens"),
-        }
+    def each(self) -> dict[str, ConditionInput]:
+        """The conditions by name, in the order in which a network has them."""
+        conditions: dict[str, ConditionInput] = {}
+        for what, kind in KINDS.items():
+            for name, value in getattr(self, what).items():
+                size, names = (value, ()) if isinstance(value, int) else (len(value), value)
+                conditions[name] = kind(name, size, names, name in self.drop)
+        return conditions
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """Channels of images, numbers of classes, widths of tokens, in the order of :attr:`kinds`."""
-        counts = {name: value if isinstance(value, int) else len(value) for name, value in self.classes.items()}
-        return {**self.images, **counts, **self.tokens}
-
-    @property
-    def wanted(self) -> str:
+    def described(self) -> str:
         """The conditions in words, such as ``'style' (3 classes: ink, oil, chalk)``."""
-        return described(self.kinds, self.sizes, self.classes)
+        return ", ".join(map(str, self.each.values())) or "none"
 
-    def none(self, name: str, value: Any) -> Any:
-        """What stands for a condition that is left out, like a tensor or an array of it."""
-        return value * 0 + (self.sizes[name] if self.kinds[name] == "class" else 0)
-
-    def told(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The fields that are not empty, as plain values."""
         own = {each.name: getattr(self, each.name) for each in fields(ConditionsConfig)}
         return {name: value for name, value in own.items() if value}
+
+
+def read_conditions(
+    conditions: Mapping[str, Any] | None, known: ConditionsConfig, source: Any, owners: Sequence[int]
+) -> dict[str, Any]:
+    """The conditions of a call by name as a network takes them, a row for each image of the call.
+
+    Images are (N, C, H, W) of the type, dtype and device of a source (B, C', H, W), and have its size;
+    classes are (N,) int64, and tokens (N, L, D) float32.
+
+    Args:
+        conditions: those of a call, by name.
+        known: those of the network.
+        source: images of the call.
+        owners: of each image, the source that it is of. Classes and tokens are given for sources.
+
+    Raises:
+        ValueError: they are no mapping, or one is missing or unknown, of another kind or shape, or not
+            finite; or one is None that the network was never trained without.
+    """
+    conditions, expected = {} if conditions is None else conditions, known.each
+    if not isinstance(conditions, Mapping):
+        kind = type(conditions).__name__
+        raise ValueError(f"conditions must be a mapping of names to values, such as {{'sar': sar}}, got a {kind}")
+    if unknown := [name for name in conditions if name not in expected]:
+        names = known.described if expected else "none besides the source"
+        raise ValueError(f"conditions of this network are {names}, got {', '.join(map(repr, unknown))}")
+    for name, condition in expected.items():
+        if name not in conditions:
+            also = "; None leaves it out" if condition.droppable else ""
+            raise ValueError(f"condition {name!r} is missing: this network has {known.described}{also}")
+        value = conditions[name]
+        missing = value is None or (isinstance(value, list | tuple) and any(each is None for each in value))
+        if missing and not condition.droppable:
+            raise ValueError(f"condition {name!r} cannot be None: the network was never trained without it")
+    return {name: condition.read(conditions[name], source, owners) for name, condition in expected.items()}
 
 
 def as_classes(value: Any) -> Classes:
@@ -96,12 +343,7 @@ def as_classes(value: Any) -> Classes:
     return tuple(value)
 
 
-def described(kinds: Mapping[str, Kind], sizes: Mapping[str, int], classes: Mapping[str, Classes]) -> str:
-    """Conditions with their sizes and names of classes, for messages."""
-    units = {"image": "{} channels", "class": "{} classes", "tokens": "tokens of width {}"}
-    shown: list[str] = []
-    for name, size in sizes.items():
-        named = classes.get(name, size)
-        names = "" if isinstance(named, int) else f": {', '.join(named)}"
-        shown.append(f"{name!r} ({units[kinds.get(name, 'image')].format(size)}{names})")
-    return ", ".join(shown) or "none"
+def _is_compiling() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()

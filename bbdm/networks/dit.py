@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from bbdm.networks.base import SOURCE, Conditions
-from bbdm.networks.dit_config import PRESETS, DiTConfig
+from bbdm.networks.conditioning import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention
+from bbdm.networks.config import DITS, DiTConfig
 from bbdm.networks.layers import frequencies, sinusoids
-from bbdm.networks.told import Context, CrossAttention, Told, ToldNetwork
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 
@@ -48,7 +48,7 @@ class Block(nn.Module):
         return x + mlp_gate * self.mlp(_norm(x, mlp_shift, mlp_scale))
 
 
-class DiT(ToldNetwork):
+class DiT(ConditionedNetwork):
     """The network of a bridge: ``dit(x, t, conditions)`` predicts the bridge's objective.
 
     Args:
@@ -57,7 +57,7 @@ class DiT(ToldNetwork):
     Attributes: ``config``; ``gradient_checkpointing``, off unless set, trades compute for memory in training.
     """
 
-    presets = PRESETS
+    presets = DITS
     kind = "dit"
 
     def __init__(self, **settings: Any) -> None:
@@ -81,10 +81,10 @@ class DiT(ToldNetwork):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.zeros_(cast(nn.Parameter, module.bias))
                 nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
-        self.told = Told(config, width, self)
+        self.condition_embedding = ConditionEmbedding(config, width, self)
 
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """See :meth:`ToldNetwork.embedder`: shifts, scales and gates."""
+        """See :meth:`ConditionedNetwork.embedder`: shifts, scales and gates."""
         return partial(_embed, self.time, [] if self.classes else self._modulations())
 
     def _modulations(self) -> list[nn.Linear]:
@@ -100,10 +100,10 @@ class DiT(ToldNetwork):
         """The network after :meth:`embed`."""
         height, width = x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
         if self.classes:
-            embedding = _modulated(self._modulations(), self.told.embedding(conditions, embedding))
-        context = self.told.context(conditions)
+            embedding = _modulated(self._modulations(), self.condition_embedding.embedding(conditions, embedding))
+        context = self.condition_embedding.context(conditions)
         shown = [conditions[SOURCE]] if SOURCE in conditions and self.embed_source is None else []
-        x = torch.cat([x, *shown, *self.told.shown(conditions)], dim=1)
+        x = torch.cat([x, *shown, *self.condition_embedding.shown(conditions)], dim=1)
         places = _places(height, width, self.config.width, x)
         h = self.embed_patches(x).flatten(2).transpose(1, 2) + places
         if self.embed_source is not None:

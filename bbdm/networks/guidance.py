@@ -76,9 +76,9 @@ def read_guidance(
         ValueError: a value is out of range, or the network was never trained without a condition.
     """
     weights = guidance if isinstance(guidance, Mapping) else {} if guidance is None else {None: guidance}
-    if unknown := [name for name in weights if name is not None and name not in conditions.kinds]:
+    if unknown := [name for name in weights if name is not None and name not in conditions.each]:
         names = ", ".join(map(repr, unknown))
-        raise ValueError(f"guidance must be for conditions, {conditions.wanted}, got {names}")
+        raise ValueError(f"guidance must be for conditions, {conditions.described}, got {names}")
     variants: list[Variant] = []
     for name, weight in weights.items():
         check_number("guidance", weight)

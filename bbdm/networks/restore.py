@@ -32,7 +32,7 @@ class ConfiguredNetwork(nn.Module):
 
     @classmethod
     def from_preset(cls: type[Configured], name: str) -> Configured:
-        """A network of a preset's settings, with freshly initialised weights; ``PRESETS`` has the names.
+        """A network of a preset's settings, with freshly initialised weights; ``presets`` has the names.
 
         Raises:
             ValueError: there is no preset of that name.

@@ -17,7 +17,9 @@ from torch import nn
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.base import SOURCE, Body, Conditions
+from bbdm.networks.base import SOURCE, Conditions
+from bbdm.networks.conditioning import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.layers import (
     CONVOLUTIONS,
     Downsample,
@@ -31,8 +33,6 @@ from bbdm.networks.layers import (
     unshuffled,
     zeroed,
 )
-from bbdm.networks.told import Context, CrossAttention, Told, ToldNetwork
-from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 
 def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
@@ -81,16 +81,6 @@ class ResBlock(nn.Module):
         return self.skip_connection(self.resample(x)) + h
 
 
-def _downsample(channels: int, config: UNetConfig, strides: Sequence[int]) -> nn.Module:
-    residual = config.residual_resampling
-    return ResBlock(channels, channels, config, down=strides) if residual else Downsample(channels, strides)
-
-
-def _upsample(channels: int, config: UNetConfig, strides: Sequence[int]) -> nn.Module:
-    residual = config.residual_resampling
-    return ResBlock(channels, channels, config, up=strides) if residual else Upsample(channels, strides)
-
-
 class AttentionBlock(nn.Module):
     """Self-attention over positions, then attention to tokens, where there are any.
 
@@ -123,7 +113,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in a row; residual blocks take the modulation, and attention what is told as tokens."""
+    """Layers in a row; residual blocks take the modulation, and attention conditions that are tokens."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None
@@ -168,24 +158,9 @@ class Modulation:
         A block's columns are the weights and biases of its second norm or, without ``scale_shift``, what is
         added before that norm.
         """
-        return self._side_by_side([layers(emb).to(norm.weight.dtype) for layers, norm in self.blocks])
-
-    @torch.no_grad()
-    def joined(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M, E) and (M,): :meth:`columns` as weight and bias of one product with the embeddings' SiLU."""
-        outputs: list[torch.Tensor] = []
-        for layers, _ in self.blocks:
-            linear = cast(nn.Linear, layers[1])
-            bias = linear.bias.double()
-            outputs.append(torch.cat([bias[None], linear.weight.double().T + bias]))  # at 0, and at each unit vector
-        at = self._side_by_side(outputs)
-        dtype = self.blocks[0][1].weight.dtype
-        return (at[1:] - at[0]).T.to(dtype).contiguous(), at[0].to(dtype)
-
-    def _side_by_side(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The columns of all blocks, of the outputs of their embedding layers."""
         parts: list[torch.Tensor] = []
-        for (_, norm), columns in zip(self.blocks, outputs, strict=True):
+        for layers, norm in self.blocks:
+            columns = layers(emb).to(norm.weight.dtype)
             if self.scale_shift:
                 scale, shift = columns.chunk(2, dim=1)
                 parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
@@ -194,7 +169,7 @@ class Modulation:
         return torch.cat(parts, dim=1)
 
 
-class UNet(ToldNetwork):
+class UNet(ConditionedNetwork):
     """The network of a bridge: ``unet(x, t, conditions)`` predicts the bridge's objective.
 
     Args:
@@ -207,7 +182,7 @@ class UNet(ToldNetwork):
     unless set, trades a third more compute in training for activations of one stage at a time.
     """
 
-    presets = PRESETS
+    presets = UNETS
     kind = "unet"
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
@@ -228,7 +203,7 @@ class UNet(ToldNetwork):
                 channels = width * mult
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(Stage(_downsample(channels, config, config.level_strides[level])))
+                self.input_blocks.append(Stage(self._resampling(channels, down=config.level_strides[level])))
                 skips.append(channels)
 
         self.middle_block = Stage(
@@ -241,12 +216,12 @@ class UNet(ToldNetwork):
                 stage = self._stage(channels + skips.pop(), width * mult, level)
                 channels = width * mult
                 if level and block == config.num_res_blocks:
-                    stage.append(_upsample(channels, config, config.level_strides[level - 1]))
+                    stage.append(self._resampling(channels, up=config.level_strides[level - 1]))
                 self.output_blocks.append(stage)
 
         last = conv3x3(channels, cell * out_channels, axes=config.axes)
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(last))
-        self.told = Told(config, 4 * width, self)
+        self.condition_embedding = ConditionEmbedding(config, 4 * width, self)
         first = 0
         for block in self.res_blocks():
             block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
@@ -259,12 +234,18 @@ class UNet(ToldNetwork):
             stage.append(AttentionBlock(out_channels, self.config))
         return stage
 
+    def _resampling(self, channels: int, **strides: Sequence[int]) -> nn.Module:
+        """The layer between two levels: ``up`` or ``down``."""
+        if self.config.residual_resampling:
+            return ResBlock(channels, channels, self.config, **strides)
+        return Upsample(channels, strides["up"]) if "up" in strides else Downsample(channels, strides["down"])
+
     def res_blocks(self) -> Iterator[ResBlock]:
         """The blocks that the time modulates, in the order of the modulation's columns."""
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
     def embedder(self) -> Modulation:
-        """See :meth:`ToldNetwork.embedder`."""
+        """See :meth:`ConditionedNetwork.embedder`."""
         return Modulation(self)
 
     def units(self) -> Iterator[list[nn.Module]]:
@@ -272,47 +253,30 @@ class UNet(ToldNetwork):
         for block in self.res_blocks():
             yield [block.emb_layers]
             convs = [block.in_layers[2], block.out_layers[3], block.skip_connection]
-            yield [
-                conv for conv in convs[bool(block.up) :] if not isinstance(conv, nn.Identity)
-            ]  # enlarging: not called
+            convs = convs[bool(block.up) :]  # the first of a block that enlarges is read, not called
+            yield [conv for conv in convs if not isinstance(conv, nn.Identity)]
         for module in self.modules():
             if isinstance(module, AttentionBlock):
                 yield [module]
 
-    def fixed(self) -> Body:
-        """See :meth:`Network.fixed`: with classes, the modulation of each call is one product."""
-        if not self.classes:
-            return self.body
-        weight, bias = Modulation(self).joined()
-
-        def body(x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
-            emb = F.silu(self.told.embedding(conditions, embedding).to(weight.dtype))
-            return self._modulated(x, F.linear(emb, weight, bias), conditions)
-
-        return body
-
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         if self.classes:
-            told = self.told.embedding(conditions, embedding)
-            embedding = Modulation(self).columns(told.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
-        return self._modulated(x, embedding, conditions)
-
-    def _modulated(self, x: torch.Tensor, modulation: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """The network after the modulation (B, M) of all blocks."""
-        context = self.told.context(conditions)
-        shown = [*([conditions[SOURCE]] if SOURCE in conditions else []), *self.told.shown(conditions)]
+            added = self.condition_embedding.embedding(conditions, embedding)
+            embedding = Modulation(self).columns(added.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
+        context = self.condition_embedding.context(conditions)
+        shown = [*([conditions[SOURCE]] if SOURCE in conditions else []), *self.condition_embedding.shown(conditions)]
         h = torch.cat([x, *shown], dim=1) if shown else x
         if self.config.patch > 1:
             h = unshuffled(h, self.config.patch)
         h = h.to(memory_format=CHANNELS_LAST[h.ndim])
         skips: list[torch.Tensor] = []
         for stage in self.input_blocks:
-            h = self._run(stage, h, modulation, context)
+            h = self._run(stage, h, embedding, context)
             skips.append(h)
-        h = self._run(self.middle_block, h, modulation, context)
+        h = self._run(self.middle_block, h, embedding, context)
         for stage in self.output_blocks:
-            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), modulation, context)
+            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), embedding, context)
         norm, _, conv = self.out
         h = conv(norm_silu(norm, h))
         return shuffled(h, self.config.patch) if self.config.patch > 1 else h

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bbdm.kernels.nearest_code import nearest_code
 from bbdm.networks.checks import check_images
+from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.networks.layers import Upsample, conv3x3, norm_silu
 from bbdm.networks.restore import ConfiguredNetwork
-from bbdm.networks.vqgan_config import PRESETS, VQGANConfig
 
 LOG_VARIANCES = (-30.0, 20.0)  # the range of a KL autoencoder's, as in latent diffusion
+CHUNK = 256  # vectors that are compared with all codes at a time: their distances fit a cache
 
 
 def _norm(channels: int, config: VQGANConfig) -> nn.GroupNorm:
@@ -160,6 +160,41 @@ class Decoder(nn.Module):
         return norm_silu(self.norm_out, h)
 
 
+def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The index of the code nearest to each vector; the lowest index of several.
+
+    |z - e|^2 = |z|^2 + 2 (|e|^2 / 2 - z e), so the code with the least |e|^2 / 2 - z e is the nearest.
+
+    Args:
+        z: (..., C), any floating dtype.
+        codes: (N, C), any floating dtype.
+
+    Returns:
+        (...) int64. Arithmetic is in float32, or in float64 where both are; autocast does not change it.
+
+    Raises:
+        ValueError: a shape does not fit, or there are no codes.
+    """
+    if codes.ndim != 2 or not len(codes) or z.shape[-1:] != codes.shape[1:]:
+        raise ValueError(f"codes must be (N, {z.shape[-1]}) with N at least 1, got {tuple(codes.shape)}")
+    dtype = torch.float64 if z.dtype == codes.dtype == torch.float64 else torch.float32
+    return _nearest_code(z.reshape(-1, z.shape[-1]).to(dtype), codes.to(dtype)).view(z.shape[:-1])
+
+
+@torch.library.custom_op("bbdm::nearest_code", mutates_args=())  # one node to compilers, which would unroll the loop
+def _nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """(M,) indices, of (M, C) and (N, C)."""
+    half_squares = codes.square().sum(1) / 2
+    with torch.autocast(z.device.type, enabled=False):
+        parts = [torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1) for part in z.split(CHUNK)]
+    return torch.cat(parts)
+
+
+@_nearest_code.register_fake
+def _(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    return z.new_empty(len(z), dtype=torch.int64)
+
+
 class Codebook(nn.Module):
     """The codes, and the search for the nearest."""
 
@@ -190,7 +225,7 @@ class VQGAN(ConfiguredNetwork):
     ``VQGAN()`` is LDM's VQ-f4, 55.3 M parameters. Attribute: ``config``.
     """
 
-    presets = PRESETS
+    presets = VQGANS
     quantize: Codebook
 
     def __init__(self, **settings: Any) -> None:

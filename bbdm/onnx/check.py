@@ -67,7 +67,8 @@ def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
             yield Difference.of("decoder.onnx", y.shape, _run(exported, "decoder", latent=y), codec.decode(y))
         t = torch.tensor(sampler.table.network_times[len(sampler.table) // 2 :][:1], dtype=torch.float32)
         others: dict[str, torch.Tensor] = {}
-        for name, kind in unet.further.kinds.items():
+        for name, each in unet.further.each.items():
+            kind = each.kind
             count = unet.conditions[name]
             if kind == "class":
                 others[name] = torch.randint(count, (batch,), generator=generator)

@@ -54,7 +54,7 @@ class Exporter:
         if args.quantize:
             check_pictures(self.unet.axes, "--quantize")
         told = self.unet.further
-        if refused := told.kinds if args.quantize else told.images if self.codec is not None else {}:
+        if refused := told.each if args.quantize else told.images if self.codec is not None else {}:
             what = "int8 is calibrated on sources alone" if args.quantize else "with a codec, exports have no images"
             raise ValueError(f"{what}, and this network is told {', '.join(refused)} too")
 
@@ -101,7 +101,7 @@ class Exporter:
             further["source_channels"] = self.shapes.source_channels
         if network.endpoint_channels is not None:
             further["endpoint"] = list(network.endpoint_channels)
-        further |= (told := network.further.told())
+        further |= (told := network.further.settings())
         if network.axes != 2:
             further["axes"] = network.axes
         volumes = "axes" in further or not isinstance(self._stride, int)

@@ -100,10 +100,10 @@ def network_graph(network: Network, static: tuple[int, ...] | None, opset: int) 
     batch, *size = static or (2, *sizes)
     inputs = {"x": torch.zeros(batch, network.channels, *size), "t": torch.ones(1)}
     names = input_names(network)
-    for name, count in network.conditions.items():
-        places = {"image": (count, *size), "class": (), "tokens": (3, count)}[network.kind_of(name)]
-        kind = torch.int64 if network.kind_of(name) == "class" else torch.float32
-        inputs[names[name]] = torch.zeros(batch, *places, dtype=kind)
+    if network.condition_channels:
+        inputs[names[SOURCE]] = torch.zeros(batch, network.condition_channels, *size)
+    for name, each in network.further.each.items():
+        inputs[names[name]] = torch.zeros(each.shape(batch, size, length=3), dtype=getattr(torch, each.dtype))
     graph = UNetGraph(network) if isinstance(network, UNet) else NetworkGraph(network)
     return _export(graph, inputs, ("prediction", GRIDS[network.axes]), static is None, opset, fixed=2)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from bbdm.base import scripts
@@ -25,23 +24,15 @@ with scripts.imports():
     from bbdm.runtime.sampler import OnnxBridgeSampler
 
 
-def read_conditions(words: Sequence[str], further: ConditionsConfig) -> dict[str, Any]:
+def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
     """Conditions of a call from words NAME=VALUE. ValueError for a word of another form."""
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        kind, classes = further.kinds.get(name, "class"), further.classes.get(name)
-        known = isinstance(classes, tuple) and value in classes
-        if not equals or (kind != "class" and value != "none" and not value.endswith(".npy")):
-            raise ValueError(f"--condition takes NAME=CLASS, NAME=FILE.npy or NAME=none, got {word!r}")
-        if value == "none" and not known:
-            made[name] = None
-        elif kind == "class":
-            made[name] = int(value) if value.isdecimal() and not known else value
-        else:
-            array = np.load(value)
-            made[name] = array if kind == "tokens" else array[None]
-    return made
+        if not equals or name not in known.each:
+            raise ValueError(f"--condition takes NAME=VALUE, of the conditions {known.described}; got {word!r}")
+        values[name] = known.each[name].parse(value)
+    return values
 
 
 def _write(path: Path, picture: Picture | Image.Image) -> None:
@@ -74,8 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="what the network is told: a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; "
-        "one flag for each",
+        help="a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; one flag for each",
     )
     args = parser.parse_args(argv)
     if args.batch_size < 1:
@@ -101,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         results.append(args.output / f"{suffixes.stem_of(path)}{suffix}")
         if results[-1].resolve() in sources:
             raise ValueError(f"{results[-1]} would replace a source: give another output folder")
-    conditions = read_conditions(args.condition, conditions_of(sampler.settings))
+    conditions = read_words(args.condition, conditions_of(sampler.settings))
     seeds = resolve_seeds(args.seed, len(results))
     count, settings = args.batch_size, {**options.call, "conditions": conditions or None}
     if options.window_of(sampler.pictures.crop) is not None:  # pictures may be large

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -24,12 +25,12 @@ from bbdm.base.caller import warn
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
+from bbdm.networks.conditions import read_conditions
 from bbdm.networks.guidance import read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.batch import AT_ONCE, PIXELS_AT_ONCE, Batch, Shapes
-from bbdm.sampling.conditions import read_conditions
-from bbdm.sampling.distribution import Distribution, draw
+from bbdm.sampling.distribution import Distribution, draw, sample_seeds
 from bbdm.sampling.loop import Advance, Loop, Plan
 from bbdm.sampling.options import Options, Progress, Seed, Timesteps, WindowOptions
 from bbdm.sampling.sources import Scale, Sources, read_mask, read_sources
@@ -68,7 +69,7 @@ class Sampler(Loop, Generic[Array]):
     ) -> None:
         self.calls = calls
         self._shapes = shapes
-        self._conditioned = bool(shapes.conditions.kinds)
+        self._conditioned = bool(shapes.conditions.each)
         self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
         self._plans = Recent(self._make_plan, KEPT)
@@ -195,7 +196,15 @@ class Sampler(Loop, Generic[Array]):
         """
         if options.keys() & {"noise", "callback"}:
             raise ValueError("a distribution takes neither noise nor callback: its samples are those of seeds")
-        return draw(self, source, samples, seed, keep, Options.of(options, self._shapes.conditions))
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
+            raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
+        o = Options.of(options, self._shapes.conditions)
+        plan = self._plan(o)
+        sources, batches = self._read(plan, source, None, o, split=False)
+        seeds = sample_seeds(seed, sources.count, samples)
+        self._thread.seeds = tuple(each[0] for each in seeds)
+        progress = partial(self._progress, plan, progress=o.progress)
+        return draw(self, plan, sources, batches, seeds, keep, o.batch_size, progress)
 
     def window_grid(
         self, options: WindowOptions, size: Sequence[int] | None = None, batch_size: int | None = None

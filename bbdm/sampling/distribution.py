@@ -6,10 +6,11 @@ Nothing here needs torch. Sums are in float64, on the CPU.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,9 @@ from PIL import Image
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.arrays import as_numpy, converted
 from bbdm.pictures.picture import Picture
-from bbdm.sampling.batch import Batch
-from bbdm.sampling.options import Options
+from bbdm.sampling.batch import Batch, Shapes
+from bbdm.sampling.loop import Advance, Loop, Plan
 from bbdm.sampling.sources import Sources
-
-if TYPE_CHECKING:
-    from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
 
@@ -154,33 +152,39 @@ def _less(value: Any, low: Any, high: Any) -> Any:
 
 
 def draw(
-    sampler: Sampler[Any],
-    source: Any,
-    samples: int,
-    seed: int | Sequence[Sequence[int]] | None,
+    loop: Loop,
+    plan: Plan,
+    sources: Sources,
+    batches: Sequence[Batch],
+    seeds: list[list[int]],
     keep: bool,
-    o: Options,
+    batch_size: int | None,
+    progress: Callable[[list[Batch]], AbstractContextManager[Advance]],
 ) -> Distribution:
-    """See :meth:`bbdm.BridgeSampler.distribution`."""
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-        raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
-    plan = sampler._plan(o)
-    sources, groups = sampler._read(plan, source, None, o, split=False)
-    seeds = _seeds(seed, sources.count, samples)
-    sampler._thread.seeds = tuple(each[0] for each in seeds)
+    """Several results of each source; see :meth:`bbdm.BridgeSampler.distribution`.
+
+    Args:
+        loop: runs the steps.
+        plan: a solver with its table.
+        sources: of the call.
+        batches: their images, one for each size.
+        seeds: (sources, samples) the seed of each sample.
+        keep: whether the samples stay in memory.
+        batch_size: the largest number of results at once, or None.
+        progress: a context that reports the network calls of batches.
+    """
     found = Distribution(sources, seeds, keep)
-    runs = [run for group in groups for run in _runs(sampler, group, samples, o.batch_size)]
-    outlines = [_outline(images, part, size) for images, parts, size in runs for part in parts]
-    with sampler._progress(plan, outlines, o.progress) as advance:
+    runs = [run for batch in batches for run in _runs(loop._shapes, batch, len(seeds[0]), batch_size)]
+    with progress([_results(images, part, size) for images, parts, size in runs for part in parts]) as advance:
         for images, parts, size in runs:
-            with sampler._inference():
-                encoded = sampler._inputs(images)
+            with loop._inference():
+                encoded = loop._inputs(images)
             for part in parts:
                 full = part + part[-1:] * (size - len(part))  # the last is repeated where a batch is filled up
                 drawn = [seeds[sources.owners[images.indices[i]]][j] for i, j in full]
-                batch = _outline(images, part, size)
-                inputs = encoded.rows([i for i, _ in full], sampler._seeds(drawn))
-                results = as_numpy(sampler._translate(plan, batch, advance, inputs))
+                batch = _results(images, part, size)
+                inputs = encoded.rows([i for i, _ in full], loop._seeds(drawn))
+                results = as_numpy(loop._translate(plan, batch, advance, inputs))
                 for image, result in zip(batch.indices, results, strict=True):
                     found._add(image, result)
     return found
@@ -190,10 +194,10 @@ Part = list[tuple[int, int]]  # of each result of a batch, the number of its ima
 
 
 def _runs(
-    sampler: Sampler[Any], group: Batch, samples: int, batch_size: int | None
+    shapes: Shapes, group: Batch, samples: int, batch_size: int | None
 ) -> Iterator[tuple[Batch, list[Part], int]]:
     """Images that are encoded together, the batches of their results, and the size of full ones, or 0."""
-    whole, shapes = group.windows is None, sampler._shapes
+    whole = group.windows is None
     only = shapes.only[0] if whole and shapes.only else None
     fill = shapes.fill and whole
     size = only or group.most(batch_size)
@@ -202,7 +206,7 @@ def _runs(
         yield images, [results[start : start + size] for start in range(0, len(results), size)], size if fill else 0
 
 
-def _outline(images: Batch, part: Part, size: int) -> Batch:
+def _results(images: Batch, part: Part, size: int) -> Batch:
     """A batch of results of some images."""
     index = [i for i, _ in part]
     rows = index + index[-1:] * (size - len(index))
@@ -210,7 +214,7 @@ def _outline(images: Batch, part: Part, size: int) -> Batch:
     return replace(images, indices=[images.indices[i] for i in index], source=images.source[rows], mask=mask)
 
 
-def _seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:
+def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:
     """(sources, samples) the seed of each sample."""
     first: Any = secrets.randbelow(2**32) if seed is None else seed
     if not hasattr(first, "__iter__"):

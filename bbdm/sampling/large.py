@@ -19,7 +19,7 @@ import torch
 
 from bbdm.base import sizes
 from bbdm.base.memory import shown
-from bbdm.data.reading import Strips
+from bbdm.data.strips import Strips
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.philox import normal_rows
 from bbdm.networks.arrays import concatenated
@@ -201,8 +201,8 @@ class LargePicture(BridgeSampler):
 
     def _check_conditions(self) -> None:
         """Raise ValueError where windows of the source are not all that the network sees."""
-        if self.unet.further.kinds:
-            kinds = self.unet.further.wanted
+        if self.unet.further.each:
+            kinds = self.unet.further.described
             raise ValueError(f"a picture larger than memory has no conditions, and the network has {kinds}")
         sides = self._shapes.stride
         if self._shapes.shown:
@@ -334,11 +334,10 @@ class LargePicture(BridgeSampler):
         self._folder.check_free(state.nbytes + 2 * result.nbytes, "the result of this picture and its state")
         result.create()
         placed: Picture | None = None
-        geometry = replace(self._source.geometry, nodata=self._source.nodata)
         for rows in self._blocks(height):
             block = slice(None), slice(None), rows, slice(width)
             absent = None if source.absent is None else source.absent[block][0, 0].numpy()
-            placed = kind.result(state[block][0].numpy(), geometry, absent)
+            placed = kind.result(state[block][0].numpy(), self._source.geometry, absent)
             result[block] = np.asarray(placed)[None]
         assert placed is not None
         return Picture(result.mapped()[0], placed.geometry, kind.target.unit)

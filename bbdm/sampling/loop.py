@@ -122,19 +122,19 @@ class Loop(ABC):
 
     def _inputs(self, batch: Batch) -> Inputs:
         """A batch on the device, in the space of the bridge."""
-        shapes, none = self._shapes, self._shapes.conditions.none
+        shapes = self._shapes
         size = shapes.padded(batch.size)
         source = self._encode(padded(self._array(batch.source), size))
         same = shapes.endpoint is None and source.shape[1] == shapes.channels
         y = source if same else in_channels(source, shapes.channels, shapes.endpoint, concatenated)
         values = {SOURCE: source} if shapes.shown else {}
+        each = shapes.conditions.each if batch.conditions else {}
         for name, value in batch.conditions.items():
-            image = shapes.conditions.kinds[name] == "image"
-            values[name] = padded(self._array(value), size) if image else self._array(value)
+            values[name] = padded(self._array(value), size) if each[name].spatial else self._array(value)
         variants = () if batch.guidance is None else batch.guidance.variants
         conditions = [
             values,
-            *({k: none(k, v) if k in names else v for k, v in values.items()} for names, _ in variants),
+            *({k: each[k].none(v) if k in names else v for k, v in values.items()} for names, _ in variants),
         ]
         prepared = [self._prepared(each, y.shape[2:]) for each in conditions]
         noise = None if batch.noise is None else self._array(batch.noise)

@@ -172,8 +172,8 @@ class Options(GuidanceOptions):
         named = {name: value for name, value in options.items() if name not in option_names()}
         if not named:
             return cls(**options)
-        if unknown := [name for name in named if name not in conditions.kinds]:
-            known = conditions.wanted
+        if unknown := [name for name in named if name not in conditions.each]:
+            known = conditions.described
             raise TypeError(f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}")
         others = {name: value for name, value in options.items() if name not in named}
         mapping = others.get("conditions") or {}

@@ -172,7 +172,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
-        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.fixed())
+        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
         self._seen: set[Any] = set()  # shapes that are compiled
         captures = self.device.type == "cuda" and (self.compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None
@@ -312,13 +312,11 @@ class BridgeSampler(Sampler[torch.Tensor]):
     @torch.inference_mode()
     def _blank(self, count: int, size: Sequence[int]) -> dict[str, torch.Tensor]:
         """Conditions as the network's body takes them, of zeros, for sources of a size."""
-        kinds, grid = self._shapes.conditions.kinds, self._shapes.grid(size)
-        sides = {name: grid if name == SOURCE else self._shapes.padded(size) for name in self.unet.conditions}
-        zeros: dict[str, torch.Tensor] = {}
-        for name, channels in self.unet.conditions.items():
-            shape = {"class": (count,), "tokens": (count, 1, channels)}.get(kinds.get(name, "image"))
-            dtype = torch.int64 if kinds.get(name) == "class" else torch.float32
-            zeros[name] = self._array(torch.zeros(shape or (count, channels, *sides[name]), dtype=dtype))
+        padded, grid = self._shapes.padded(size), self._shapes.grid(size)
+        shapes = {name: (each.shape(count, padded), each.dtype) for name, each in self.unet.further.each.items()}
+        if self._shapes.shown:
+            shapes[SOURCE] = (count, self.unet.condition_channels, *grid), "float32"
+        zeros = {name: self._array(torch.zeros(shape, dtype=getattr(torch, d))) for name, (shape, d) in shapes.items()}
         return self._prepared(zeros, grid)
 
     # What the loop needs of a backend; see :class:`bbdm.sampling.base.Sampler`.

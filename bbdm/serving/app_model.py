@@ -69,7 +69,7 @@ class Call(NamedTuple):
     def settings(self, model: Model) -> dict[str, Any]:
         """The arguments of a call of the sampler besides the sources and seeds."""
         settings: dict[str, Any] = {"solver": self.solver, "steps": self.steps}
-        if model.further.kinds:
+        if model.further.each:
             settings["conditions"] = dict.fromkeys(model.further.drop) | {**self.told}
             settings["guidance"] = None if self.guidance == 1 else self.guidance
         return settings
@@ -119,14 +119,14 @@ def load(config: AppConfig) -> Model:
         bridge, calls, further = sampler.bridge, sampler.calls, sampler.unet.further
     check_eight_bit(sampler.pictures, "the app")
     check_pictures(sampler.axes, "the app")
-    if needed := [name for name, kind in further.kinds.items() if kind != "class" and name not in further.drop]:
+    if needed := [each.name for each in further.each.values() if each.kind != "class" and not each.droppable]:
         raise ValueError(f"this network is told {', '.join(needed)}: images and tokens, which the app cannot give")
     offered = list(solvers.choices(bridge, calls, len(sampler.table)))
     window = config.window_of(sampler.pictures.crop)
     windows = {**config.call, "window": window}
     if window is not None:  # refused now, and not when a visitor comes
         height, width = images.sides(window)
-        told = {name: None if name in further.drop else 0 for name in further.kinds}
+        told = {name: None if name in further.drop else 0 for name in further.each}
         sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, conditions=told or None, **windows)
     kept, most = window is not None and config.size is None, config.max_pixels or MAX_PIXELS[window is not None]
     size = config.size or sampler.image_size

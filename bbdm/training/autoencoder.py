@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bbdm.data.examples import Example, Examples
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
-from bbdm.files.checkpoint import load_vqgan_state, vqgan_snapshot
+from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.files.content import VQGANState
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
@@ -90,7 +91,7 @@ class AutoencoderTask(TrainingTask):
         self,
         vqgan: VQGAN,
         config: AutoencoderConfig,
-        train: Examples,
+        train: Pairs,
         processes: Processes | None = None,
         perceptual: Perceptual | None = None,
     ) -> None:
@@ -249,11 +250,11 @@ class AutoencoderTask(TrainingTask):
         """The settings of the network."""
         return {"vqgan": asdict(self.network.config)}
 
-    def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
+    def snapshot(self, train: Pairs, training: dict[str, Any] | None = None) -> Snapshot:
         """The averaged weights; with training state, the weights beside them."""
         if training is None:
-            return vqgan_snapshot(self.average)
-        return vqgan_snapshot(self.network, self.average, training)
+            return VQGANState.take(self.average)
+        return VQGANState.take(self.network, self.average, training)
 
     def stored(self, checkpoint: VQGANState) -> Stored:
         """See :meth:`TrainingTask.stored`."""

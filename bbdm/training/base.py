@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from bbdm.data.examples import Example, Examples
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
@@ -175,7 +176,7 @@ class TrainingTask(ABC):
         """What is trained, as plain values, for the folder of the run."""
 
     @abstractmethod
-    def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
+    def snapshot(self, train: Pairs, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, trained on ``train``, to be written; with training state, all to resume from."""
 
     @staticmethod
@@ -191,7 +192,7 @@ class TrainingTask(ABC):
     def stored(self, checkpoint: Any) -> Stored:
         """The weights in the content of a file, with its settings and those of this task."""
 
-    def resume(self, path: Path, checkpoint: Any, train: Examples) -> dict[str, Any]:
+    def resume(self, path: Path, checkpoint: Any, train: Pairs) -> dict[str, Any]:
         """Restore weights and state from the content of ``path``; returns the training state that it holds.
 
         Raises:

@@ -16,11 +16,12 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
-from bbdm.data.examples import Example, Examples
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
-from bbdm.files.checkpoint import checkpoint_snapshot, load_checkpoint
-from bbdm.files.content import Checkpoint, network_settings
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
 from bbdm.sampling.sampler import BridgeSampler
@@ -84,20 +85,21 @@ class BridgeTask(TrainingTask):
         coded = {} if self.codec is None else {"codec": self.codec.config()}
         return {"unet": self.network.description(), "bridge": self.bridge.config(), **coded}
 
-    def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
+    def snapshot(self, train: Pairs, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
         spec = replace(train.spec, spacing=train.spacing)
-        about = self.codec, train.image_size, training, self.defaults, spec
-        return checkpoint_snapshot(self.network, self.bridge, self.average, *about)
+        network = NetworkState.of(self.network, self.average)
+        coded = None if self.codec is None else CodecState.of(self.codec)
+        about = coded, train.image_size, training, self.defaults, spec
+        return Checkpoint(network, self.bridge, *about).snapshot()
 
     def stored(self, checkpoint: Checkpoint) -> Stored:
         """See :meth:`TrainingTask.stored`."""
-        unet = checkpoint.unet
-        settings = {"network": unet.kind, **vars(unet.config), **checkpoint.bridge.settings()}
-        asked = {**network_settings(self.network), **self.bridge.settings()}
-        return Stored(unet.weights, unet.ema, settings, asked)
+        unet, own = checkpoint.unet, NetworkState.of(self.network)
+        settings = {**unet.settings, **checkpoint.bridge.settings()}
+        return Stored(unet.weights, unet.ema, settings, {**own.settings, **self.bridge.settings()})
 
-    def resume(self, path: Path, checkpoint: Checkpoint, train: Examples) -> dict[str, Any]:
+    def resume(self, path: Path, checkpoint: Checkpoint, train: Pairs) -> dict[str, Any]:
         """See :meth:`TrainingTask.resume`; a codec takes the stored statistics."""
         codec = resumed_codec(checkpoint.codec, self.codec)
         state = super().resume(path, checkpoint, train)

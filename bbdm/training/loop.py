@@ -19,8 +19,9 @@ from typing import Any
 
 from bbdm.base import machine
 from bbdm.base.scripts import TERMINATED, StoppedError
-from bbdm.data.examples import Example, Examples
+from bbdm.data.examples import Example
 from bbdm.data.loading import Batches
+from bbdm.data.pairs import Pairs
 from bbdm.execution.device import keep_freed_memory
 from bbdm.files import weights
 from bbdm.training.base import TrainingTask, mixed, sample_seeds
@@ -61,8 +62,8 @@ class Training:
     def __init__(
         self,
         task: TrainingTask,
-        train: Examples,
-        validation: Examples | None,
+        train: Pairs,
+        validation: Pairs | None,
         folder: Path,
         callbacks: Sequence[Callback] = (),
     ) -> None:

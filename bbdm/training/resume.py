@@ -12,8 +12,8 @@ import torch
 from bbdm.base import sizes
 from bbdm.base.atomic import short
 from bbdm.codec import Codec
-from bbdm.data.examples import Examples
-from bbdm.data.latents import LatentDataset
+from bbdm.data.cached import LatentDataset
+from bbdm.data.pairs import Pairs
 from bbdm.files.content import CodecState
 from bbdm.networks.base import Network
 from bbdm.networks.checks import check_pictures
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
     asked: dict[str, Any]  # the settings of this run
 
 
-def check_batch(config: RunConfig, train: Examples, processes: int, parts: int = 1) -> None:
+def check_batch(config: RunConfig, train: Pairs, processes: int, parts: int = 1) -> None:
     """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
     if len(train) < config.batch_size:
         raise ValueError(f"batch_size must be at most the {len(train)} training pairs, got {config.batch_size}")
@@ -49,7 +49,7 @@ def check_batch(config: RunConfig, train: Examples, processes: int, parts: int =
         )
 
 
-def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Codec | None, processes: int) -> None:
+def check_start(unet: Network, config: TrainConfig, train: Pairs, codec: Codec | None, processes: int) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
     check_batch(config, train, processes, config.grad_accumulation)
     stride = 1 if codec is None else codec.stride
@@ -82,7 +82,7 @@ def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Code
             raise ValueError("shift and zoom change pictures, and must be 0 with latents that are computed once")
 
 
-def describe_pairs(train: Examples) -> dict[str, Any]:
+def describe_pairs(train: Pairs) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     spec = train.spec
     about = {"image_size": train.image_size, "direction": spec.direction, "crops": [spec.crops, spec.in_mask]}
@@ -99,7 +99,7 @@ def check_alike(starts: Sequence[dict[str, Any]]) -> None:
 
 
 def training_state(
-    path: Path, stored: Stored, state: dict[str, Any] | None, config: RunConfig, train: Examples
+    path: Path, stored: Stored, state: dict[str, Any] | None, config: RunConfig, train: Pairs
 ) -> dict[str, Any]:
     """The training state in the file ``path``, where this run is the same.
 

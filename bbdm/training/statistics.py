@@ -11,10 +11,11 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.data.examples import Example, Examples
-from bbdm.data.latents import LatentDataset
+from bbdm.data.cached import LatentDataset
+from bbdm.data.examples import Example
 from bbdm.data.loading import Batches
-from bbdm.data.mapped import MapStyle, as_examples
+from bbdm.data.mapped import MapStyle, as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.networks.base import Network
 from bbdm.training.bridge import encode
 
@@ -34,7 +35,7 @@ def used(bridge: Bridge) -> bool:
 def fitted(
     bridge: Fitted,
     network: Network,
-    dataset: Examples | MapStyle,
+    dataset: Pairs | MapStyle,
     codec: Codec | None = None,
     device: torch.device | None = None,
 ) -> Fitted:
@@ -71,10 +72,10 @@ def fitted(
 
 
 def first_batches(
-    dataset: Examples | MapStyle, codec: Codec | None = None, device: torch.device | None = None
+    dataset: Pairs | MapStyle, codec: Codec | None = None, device: torch.device | None = None
 ) -> Iterator[Example]:
     """The first 256 training examples of an epoch, in the space of the bridge."""
-    train = as_examples(dataset)
+    train = as_pairs(dataset)
     latents = isinstance(train, LatentDataset)
     batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
     for stored in batches(train.order(0)(0, min(PAIRS, len(train)))):

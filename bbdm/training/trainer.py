@@ -9,9 +9,9 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.data.examples import Examples
-from bbdm.data.latents import LatentDataset
-from bbdm.data.mapped import MapStyle, as_examples
+from bbdm.data.cached import LatentDataset
+from bbdm.data.mapped import MapStyle, as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.networks.base import Network
 from bbdm.training.bridge import BridgeTask
@@ -52,8 +52,8 @@ class Trainer(Training):
         unet: Network,
         bridge: Bridge,
         config: TrainConfig,
-        train: Examples | MapStyle,
-        validation: Examples | MapStyle | None,
+        train: Pairs | MapStyle,
+        validation: Pairs | MapStyle | None,
         folder: Path,
         codec: Codec | None = None,
         processes: Processes | None = None,
@@ -61,7 +61,7 @@ class Trainer(Training):
         task: type[BridgeTask] = BridgeTask,
     ) -> None:
         processes = Processes(next(unet.parameters()).device) if processes is None else processes
-        train, validation = as_examples(train), None if validation is None else as_examples(validation)
+        train, validation = as_pairs(train), None if validation is None else as_pairs(validation)
         check_start(unet, config, train, codec, processes.count)
         codec = None if codec is None else codec.placed(processes.device, torch.float32)
         total = config.total_steps(len(train))

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from bbdm.codec import Codec
-from bbdm.data.examples import Examples
 from bbdm.data.mapped import MapStyle
+from bbdm.data.pairs import Pairs
 from bbdm.networks.base import Network
 from bbdm.networks.layers import unshuffled
 from bbdm.networks.unet import UNet
@@ -26,7 +26,7 @@ PLACES = 64  # along an axis, at most, of which patches are taken
 
 @torch.no_grad()
 def whiten(
-    network: Network, dataset: Examples | MapStyle, codec: Codec | None = None, device: torch.device | None = None
+    network: Network, dataset: Pairs | MapStyle, codec: Codec | None = None, device: torch.device | None = None
 ) -> None:
     """Make the responses of an untrained UNet's first filters to sources white, with a mean square of 1.
 

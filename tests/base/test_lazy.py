@@ -30,6 +30,11 @@ def test_public_names_are_listed_and_exist(package: str):
         assert getattr(module, name) is not None
 
 
+def test_each_network_can_be_imported_by_name():
+    names = "DiT, Network, UNet, VQGAN, wrap"
+    assert run(f"from bbdm import {names}; print(DiT.__module__)").strip() == "bbdm.networks.dit"
+
+
 def test_submodules_are_attributes_and_other_names_are_not():
     assert run("import bbdm; print(bbdm.solvers.DEFAULT)").strip() == "dpm2m"
     with pytest.raises(AttributeError, match="module 'bbdm' has no attribute 'Unknown'"):

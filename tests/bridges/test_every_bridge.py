@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,13 @@ def test_what_older_files_lack_is_left_out_where_it_is_the_bridge_s_own_default(
         assert from_config(Sine(density=density).config()) == Sine(density=density)
     assert "density" not in ABridge().config()
     assert ABridge(density="high").config()["density"] == "high"
+
+
+def test_a_bridge_of_one_s_own_is_checked():
+    cases: list[tuple[dict[str, Any], str]] = [({"objective": "grad"}, "objective"), ({"density": "even"}, "density")]
+    for settings, message in cases:
+        with pytest.raises(ValueError, match=message):
+            Sine(**settings)
 
 
 @every_bridge

@@ -186,6 +186,7 @@ from pathlib import Path
 from torch import nn
 from bbdm import ABridge, BridgeSampler, pictures, wrap
 from bbdm.data import Pairs
+from bbdm.data.strips import Strips
 from bbdm.sampling.large import LargePicture
 from bbdm.sampling.options import WindowOptions
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -201,7 +202,8 @@ def make(side, name):
     row = np.arange(side, dtype=np.uint8)
     pictures.write(name + ".tif", np.broadcast_to(row, (3, side, side)))
     sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
-    strips = Pairs([{"name": name, "source": Path(name + ".tif")}]).pictures.strips(0)
+    row = {"name": name, "source": Path(name + ".tif")}
+    strips = Strips.of(Pairs([row]).reader, row)
     windows = sampler.window_grid(WindowOptions(window=256), (side, side), 16)
     LargePicture(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
 make(300, path + "/small")

@@ -21,7 +21,7 @@ from bbdm.data.degradations import Degradation
 from bbdm.data.examples import BadPicturesError, Example
 from bbdm.data.spec import Condition
 from bbdm.files.content import NetworkState
-from bbdm.networks.unet_config import PRESETS, UNetConfig
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
 from bbdm.training import optimizers
@@ -198,7 +198,7 @@ class TestMain:
         assert loaded.bridge.spread == pytest.approx(differences.square().mean().sqrt().item(), rel=1e-4)
         known: dict[str, Any] = loaded.bridge.statistics
         assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="high", **known)
-        assert loaded.unet.config == PRESETS["demo"]
+        assert loaded.unet.config == UNETS["demo"]
         assert loaded.unet.weights
         assert loaded.unet.ema
         sampler = bbdm.BridgeSampler.from_checkpoint(output, steps=2)
@@ -380,7 +380,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of 3 steps."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
         train.main(TestMain.arguments(data, folder / "model.pt", "-e", "3", "--lr_schedule", "constant"))
     return folder
 

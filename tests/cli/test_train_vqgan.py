@@ -16,7 +16,7 @@ from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train, train_vqgan, translate
 from bbdm.codec import LatentStatistics
 from bbdm.data.examples import Example
-from bbdm.networks import vqgan
+from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training.loop import Training
 from tests.conftest import SavePicture, load_pairs
@@ -30,7 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePic
     for name in ("train/1.png", "train/2.png", "train/3.png", "train/4.png", "val/5.png"):
         coarse = generator.integers(0, 256, (2, 4, 3), dtype=np.uint8)
         save_picture(tmp_path / "data" / name, Image.fromarray(coarse).resize((32, 16), Image.Resampling.NEAREST))
-    monkeypatch.setitem(vqgan.PRESETS, "demo", vqgan.VQGANConfig(**TINY_VQGAN))
+    monkeypatch.setitem(VQGANS, "demo", VQGANConfig(**TINY_VQGAN))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -149,7 +149,7 @@ def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, mon
     pictures, cache = statistics_of("pictures.pt"), statistics_of("cache.pt")
     assert pictures.source_mean == pytest.approx(cache.source_mean, rel=1e-4, abs=1e-5)
     assert pictures.target_std == pytest.approx(cache.target_std, rel=1e-4)
-    monkeypatch.setattr("bbdm.data.latents.measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("bbdm.data.cached.measure", lambda *_, **__: pytest.fail("measured again"))
     train.main(["edge2shoes", "data", "pictures.pt", *flags, "-e", "2"])
     assert statistics_of("pictures.pt") == pictures
 

@@ -7,7 +7,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
 
-from bbdm.codec import WrappedCodec, wrap_codec
+from bbdm.codec import Codec, wrap_codec
 
 
 def tiny_kl(seed: int = 0, **settings: Any) -> AutoencoderKL:
@@ -49,7 +49,7 @@ class Own(nn.Module):
         return self.gain * self.down(image), "no tensor"
 
 
-def own_codec(seed: int = 0, **settings: Any) -> WrappedCodec:
+def own_codec(seed: int = 0, **settings: Any) -> Codec:
     """Its codec."""
     return wrap_codec(
         Own(seed),

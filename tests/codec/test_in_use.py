@@ -1,4 +1,4 @@
-"""Bridges in latents of diffusers' and users' own autoencoders: trained, resumed, used, exported."""
+"""Bridges in latents: sampled, masked, trained, resumed and exported."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,73 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint, wrap
 from bbdm.cli import setup, train, translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
-from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.cached import LatentDataset, measure
 from bbdm.data.pairs import Pairs
 from bbdm.execution.compiled import Compiled
 from bbdm.runtime import OnnxBridgeSampler
+from bbdm.sampling.batch import Batch
 from tests.codec.autoencoders import own_codec, tiny_kl
 from tests.conftest import MakePairs, newest, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.onnx.exports import export
 
 BRIDGE = ABridge(num_steps=50)
+SOURCE = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
+STATISTICS = LatentStatistics((0.1, -0.2, 0.3), (2.0, 0.5, 1.5), (0.4, 0.0, -0.1), (0.7, 1.1, 3.0))
+
+
+def latent_sampler(normalised: bool = True, **settings: object) -> BridgeSampler:
+    codec = VQGANCodec(tiny_vqgan())
+    codec = codec.with_statistics(STATISTICS) if normalised else codec
+    return BridgeSampler(tiny_unet(), ABridge(), "sde-dpm2m", 4, codec=codec, **settings)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_latent_sampler_is_encode_sample_decode(normalised: bool):
+    sampler = latent_sampler(normalised)
+    codec = sampler.codec
+    assert codec is not None
+    plain = BridgeSampler(tiny_unet(), ABridge(), "sde-dpm2m", 4)
+    batch = Batch([0, 1, 2], codec.encode(SOURCE, "source"), [3, 4, 5])
+    *_, last = plain._states(plain._plan(), batch, plain._inputs(batch), lambda _: None)
+    expected = codec.decode(last.x)
+    made = sampler(SOURCE, seed=3)
+    torch.testing.assert_close(made, expected.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+    steps = list(sampler.stream(SOURCE, seed=3))
+    assert [step.x.shape for step in steps] == [(3, 3, 4, 4)] * 4
+    torch.testing.assert_close(codec.decode(steps[-1].x).clamp(-1, 1), made, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_are_padded_and_cropped():
+    sampler = latent_sampler()
+    source = torch.rand(2, 3, 9, 6) * 2 - 1  # the strides of both networks together are 4
+    padded = torch.nn.functional.pad(source, (0, 2, 0, 3), mode="replicate")
+    made = sampler(source, seed=0)
+    assert made.shape == source.shape
+    torch.testing.assert_close(made, sampler(padded, seed=0)[..., :9, :6], rtol=1e-4, atol=1e-4)
+    noise = torch.randn(4, 2, 3, 6, 4)
+    assert sampler(source, noise=noise).shape == source.shape
+    with pytest.raises(ValueError, match=r"noise must have shape \(4, 2, 3, 6, 4\), got \(4, 2, 3, 9, 6\)"):
+        sampler(source, noise=torch.randn(4, 2, 3, 9, 6))
+
+
+@pytest.mark.nightly
+def test_a_compiled_latent_sampler_is_eager():
+    expected = latent_sampler()(SOURCE, seed=3)
+    made = latent_sampler(compile=True, dtype=torch.float32)(SOURCE, seed=3)
+    assert expected.abs().lt(1).float().mean() > 0.25
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
+
+
+def test_channels_must_be_the_networks():
+    with pytest.raises(ValueError, match="codec must have the network's 3 channels, got 4"):
+        BridgeSampler(tiny_unet(), ABridge(), codec=VQGANCodec(tiny_vqgan(latent_channels=4)))
+    sampler = BridgeSampler(
+        tiny_unet(in_channels=4, out_channels=4), ABridge(), steps=2, codec=VQGANCodec(tiny_vqgan(latent_channels=4))
+    )
+    assert sampler(SOURCE, seed=0).shape == SOURCE.shape
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+        sampler(torch.zeros(1, 4, 8, 8), seed=0)
 
 
 def trainer(codec: Codec, pairs: Pairs | LatentDataset, folder: Path, epochs: int) -> Trainer:

@@ -1,4 +1,4 @@
-"""Inductor's code for an H100: whole, without the CPU, and with our kernels where a card has them."""
+"""Inductor's code for an H100: whole, without the CPU, and with norms that it fuses."""
 
 from typing import Any
 
@@ -11,7 +11,6 @@ from tests.conftest import TINY
 from tests.kernels.triton_aot import needs_compiler
 
 pytestmark = [pytest.mark.nightly, needs_compiler]
-NORM = "torch.ops.bbdm.group_norm_silu.default"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs PyTorch without a card")
@@ -19,9 +18,9 @@ NORM = "torch.ops.bbdm.group_norm_silu.default"
 def test_code_for_a_card(dtype: torch.dtype):
     with torch.device("meta"):
         unet = UNet(**TINY).to(dtype).eval()
-    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in unet.modules())
     sites: Any = code_of(unet, 2, 8)
-    assert sites.launches[NORM] == norms
+    assert not any("norm" in kernel for kernel in sites.launches)  # inductor writes them: ATen's copy their input
+    assert "rsqrt" in sites.source
     assert sites.launches["extern_kernels.convolution"] > 0
     assert "device='cpu'" not in sites.source
     assert ".item()" not in sites.source

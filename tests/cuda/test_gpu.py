@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from bbdm import ABridge, BridgeSampler
-from bbdm.codec import VQGANCodec
-from bbdm.codec.diffusers import DiffusersCodec
+from bbdm.codec import DiffusersCodec, VQGANCodec
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.evaluation.metrics import Scores

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from bbdm.codec import Codec, wrap_codec
-from bbdm.data.cache import Cache, CachedExamples
-from bbdm.data.examples import Example, Examples
-from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.cache import Cache
+from bbdm.data.cached import CachedExamples, LatentDataset, measure
+from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import read_rows
+from bbdm.data.rows import Row, read_rows
 from bbdm.data.spec import Spec, read_conditions
 from tests.data.making import SIZE, folders, load, pictures, pixels, save, valued
 
@@ -30,11 +30,11 @@ class Read(Pairs):
     seen: list[int]
     interrupted: int | None = None
 
-    def read(self, index: Any, seed: int = 0) -> Example:
+    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
         self.seen.append(index)
         if index == self.interrupted:
             raise KeyboardInterrupt
-        return super().read(index, seed)
+        return super().read(index, seed, row)
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def cached(pairs: Examples, folder: Path) -> CachedExamples:
+def cached(pairs: Pairs, folder: Path) -> CachedExamples:
     return CachedExamples(pairs, folder, block=2)
 
 
-def assert_same(made: Examples, wanted: Examples) -> None:
+def assert_same(made: Pairs, wanted: Pairs) -> None:
     """Bit for bit, masks and conditions too."""
     assert len(made) == len(wanted)
     for index in range(len(wanted)):
@@ -87,6 +87,7 @@ class TestOfExamples:
         made = CachedExamples(pairs, folder, block=3)
         assert_same(made, pairs)
         assert (made.further, made.masked, made.spacing) == (pairs.further, True, pairs.spacing)
+        assert made.ends == pairs.ends == [2, 4]  # slices of a volume stay one picture's
 
     def test_crops_are_refused_and_damaged_pictures_named(self, pairs: Read, tmp_path: Path, folder: Path) -> None:
         with pytest.raises(ValueError, match="crops are others in each epoch"):

@@ -38,7 +38,7 @@ def test_values_and_conditions_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("0,a\n1,b\n2,c")
     pairs = valued(f"{data_dir},style={tmp_path}/c.csv", conditions=read_conditions("style=class"))
     (tmp_path / "c.csv").write_text("0,a\n1,b\n2,z")
-    found = check_rows(valued(f"{data_dir},style={tmp_path}/c.csv", conditions=pairs.complete.conditions))
+    found = check_rows(valued(f"{data_dir},style={tmp_path}/c.csv", conditions=pairs.spec.conditions))
     assert list(found) == [1, 2]
     assert "A/1.npy: nan stands in channel 0 at (3, 4)" in found[1]
     assert "A/2.npy: 'z' is no class of 'style'" in found[2]

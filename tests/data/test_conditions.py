@@ -65,7 +65,7 @@ class TestOfFiles:
         pairs = pairs_of()
         classes = {"style": ("10", "ink", "oil")}
         assert pairs.further == ConditionsConfig(images={"sar": 1}, classes=classes, tokens={"text": WIDTH})
-        assert pairs.complete.conditions["style"].classes == ("10", "ink", "oil")
+        assert pairs.spec.conditions["style"].classes == ("10", "ink", "oil")
         example = pickle.loads(pickle.dumps(pairs)).read(3)
         assert (example.conditions["sar"].numpy() == grey(3)[None]).all()
         assert (example.conditions["text"].numpy() == tokens(3)).all()
@@ -121,7 +121,7 @@ class TestOfFiles:
         pairs = valued("C,D,depth=depth,style=labels.csv", crop=2, conditions=conditions, **how)
         example = pairs.read(len(pairs) - 1, 5)
         assert torch.equal(example.conditions["depth"], example.source)
-        whole = pairs.pictures.conditions(0)["depth"].numpy()
+        whole = pairs.conditions(pairs.rows[0])["depth"].numpy()
         np.testing.assert_allclose(whole, located(0, (1, 3, 4, 5)) / 2000 - 1, atol=1e-6)
 
 

@@ -13,6 +13,7 @@ import torch
 from bbdm.data.examples import BadPicturesError, Example
 from bbdm.data.loading import Batches, with_short_errors
 from bbdm.data.pairs import Pairs
+from bbdm.data.rows import Row
 from tests.data.making import damage, load, pictures
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def test_batches_are_the_examples_in_the_order(workers: int, pairs: Pairs) -> No
 class ProcessIds(Pairs):
     """A stand-in for the pictures is the worker's process id."""
 
-    def read(self, index: Any, seed: int = 0) -> Example:
+    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
         return Example(torch.tensor(os.getpid()), torch.tensor(index))
 
 

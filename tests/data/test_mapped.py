@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bbdm.data.loading import Batches
-from bbdm.data.mapped import MappedDataset, as_examples
+from bbdm.data.mapped import MappedDataset, as_pairs
 from bbdm.data.spec import Spec
 from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import pixels
@@ -29,8 +29,8 @@ class Own:
 
 
 def test_items_are_tuples_of_arrays_and_tensors() -> None:
-    pairs = as_examples(Own())
-    assert as_examples(pairs) is pairs
+    pairs = as_pairs(Own())
+    assert as_pairs(pairs) is pairs
     assert (len(pairs), pairs.source_channels, pairs.channels, pairs.image_size) == (4, 2, 1, 8)
     bands, difference = Own()[3]
     assert (pairs[3][0].numpy() == bands).all()
@@ -67,9 +67,9 @@ def test_conditions_make_batches_and_digests() -> None:
     assert batch.conditions["text"].sum((1, 2)).tolist() == [3, 6, 9]
     other = [{**each, "conditions": {**each["conditions"], "style": 2}} for each in items]
     assert MappedDataset(items).digest() != MappedDataset(other).digest()
-    assert MappedDataset(items).digest() == MappedDataset(list(items)).names_digest()
-    named = type("Named", (Own,), {"digest": lambda _: "mine"})()
-    assert MappedDataset(named).names_digest() == MappedDataset(named).digest() == "mine"
+    assert MappedDataset(items).digest() == MappedDataset(list(items)).digest()
+    one, same, other = (type("Named", (Own,), {"digest": lambda _, name=name: name})() for name in ("a", "a", "b"))
+    assert MappedDataset(one).digest() == MappedDataset(same).digest() != MappedDataset(other).digest()
 
 
 def test_values_make_the_unit_range() -> None:

@@ -108,7 +108,8 @@ class TestNodata:
         array = np.arange(HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
         array[0] = -9999
         save(tmp_path / "0.tif", array, nodata=-9999)
-        found = load(f"{tmp_path},{tmp_path}", source=Percentiles(0, 100), target=SOURCE).pictures.values(0, "source")
+        pairs = load(f"{tmp_path},{tmp_path}", source=Percentiles(0, 100), target=SOURCE)
+        found = pairs.reader.values(pairs.spec.source, [tmp_path / "0.tif"])
         assert (found.low, found.high) == ((WIDTH,), (HEIGHT * WIDTH - 1,))
 
 

@@ -243,9 +243,9 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}
     for name, content, message in (
         ("other", {"a": torch.zeros(1)}, "not a DeepLab's: they begin with a"),
-        ("empty", {}, "begin with nothing"),
+        ("empty", {}, "a dict of 0 entries"),
         ("number", 3, "it is a int; wanted: a state dict"),
-        ("nested", {"model": 3, "epoch": 4}, "model is a int, not a tensor"),
+        ("nested", {"model": 3, "epoch": 4}, "a dict of 2 entries"),
         ("missing", missing, r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$"),
         ("extra", {**good, "backbone.x": torch.zeros(1)}, r"extra: backbone.x$"),
         ("shape", {**good, first: torch.zeros(1)}, rf"of another shape: {first} \(1,\) \(wanted \(32, 3, 3, 3\)\)$"),

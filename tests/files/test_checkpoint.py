@@ -222,29 +222,13 @@ class TestWriting:
 
 
 class TestDamage:
-    @SUFFIXES
-    @pytest.mark.parametrize("kept", [0, 1, 100, 0.1, 0.5, 0.9, -1], ids=lambda kept: f"first-{kept}")
-    def test_truncated_or_renamed(self, suffix: str, kept: float, files: Path, tmp_path: Path) -> None:
-        content = (files / f"good{suffix}").read_bytes()
-        path, other = tmp_path / f"a{suffix}", tmp_path / f"a{'.pt' if suffix != '.pt' else '.safetensors'}"
-        path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-        other.write_bytes(content)
-        for each in (path, other):
-            refused(each, ".")
+    """What else becomes of files is in tests/hardening."""
 
     @SUFFIXES
-    def test_a_flipped_bit_is_noticed_or_means_nothing(self, suffix: str, files: Path, tmp_path: Path) -> None:
-        content, good = (files / f"good{suffix}").read_bytes(), load_checkpoint(files / f"good{suffix}")
-        path, noticed = tmp_path / f"a{suffix}", 0
-        for place in range(0, len(content), len(content) // 100):
-            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-            try:
-                found = load_checkpoint(path)
-            except ValueError:
-                noticed += 1
-            else:
-                assert_same_checkpoint(found, good)
-        assert noticed > 30
+    def test_renamed(self, suffix: str, files: Path, tmp_path: Path) -> None:
+        other = tmp_path / f"a{'.pt' if suffix != '.pt' else '.safetensors'}"
+        other.write_bytes((files / f"good{suffix}").read_bytes())
+        refused(other, "expected|header|Header")
 
     def test_a_hash_of_safetensors(self, files: Path, tmp_path: Path) -> None:
         """It may be missing, as in a file made by hand; one whose name is damaged is not missing."""

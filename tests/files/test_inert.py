@@ -22,6 +22,7 @@ from torch import nn
 
 from bbdm.files import inert
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.importers.states import File
 from bbdm.files.inert import Stub
 from tests.conftest import ROOT
 from tests.files.importers.common import save
@@ -104,27 +105,36 @@ class TestHonest:
         (thing, named, kind, queue, _), _ = inert.load(save(content, tmp_path / "a.pt", zipped))
         assert isinstance(thing, Stub)
         assert thing.kind == kind.kind == f"{__name__}.Thing"
-        assert (thing.get("size"), thing.get("other", 7)) == (3, 7)
-        assert torch.equal(thing.get("weights"), torch.ones(2))
+        assert thing.entries.keys() == {"size", "weights"}
+        assert thing.entries["size"] == 3
+        assert torch.equal(thing.entries["weights"], torch.ones(2))
         assert (named.kind, queue.kind) == (f"{__name__}.Named", "collections.deque")
 
     @FORMATS
     def test_state_dict_of_a_pickled_module(self, zipped: bool, tmp_path: Path):
         module = Outer()
-        state = inert.state_dict(inert.load(save(module, tmp_path / "a.pt", zipped))[0])
+        state = File(inert.load(save({"epoch": 3, "net": module}, tmp_path / "a.pt", zipped))[0]).below("net.")
         assert state.keys() == module.state_dict().keys()
         assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
 
-    def test_modules_within_themselves_are_refused(self, tmp_path: Path):
+    def test_modules_within_themselves_are_entered_once(self, tmp_path: Path):
         cycle = nn.Sequential(nn.Linear(1, 1))
         cycle.add_module("again", cycle)
         doubled: nn.Module = nn.Linear(1, 1)
         for _ in range(40):  # 2**40 modules, of 40 in the file
             doubled = nn.Sequential(doubled, doubled)
-        for module, message in ((cycle, "too deep"), (doubled, "more than 20000"), (Thing(), "Thing was found")):
-            content, _ = inert.load(save(module, tmp_path / "a.pt"))
-            with pytest.raises(ValueError, match=message):
-                inert.state_dict(content)
+        for module in (cycle, doubled):
+            file = File(inert.load(save(module, tmp_path / "a.pt"))[0])
+            assert [name.rpartition(".")[2] for name in sorted(file.tensors)] == ["bias", "weight"]
+
+    def test_more_values_than_any_network_has(self, tmp_path: Path):
+        content, _ = inert.load(save({"model": {str(i): i for i in range(300_000)}}, tmp_path / "a.pt"))
+        with pytest.raises(ValueError, match="holds more than 200000 values"):
+            inert.flat(content)
+        deep: Any = {"leaf": 1}
+        for i in range(100):
+            deep = {f"{i}": deep}
+        assert inert.flat({"a" * 201: 1, "b": 2, "deep": deep}) == {"b": 2}
 
 
 class Runs:

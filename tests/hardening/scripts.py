@@ -16,10 +16,10 @@ from PIL import Image
 from bbdm import save_checkpoint
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import distill, eval, train, train_vqgan, translate
-from bbdm.data import cache, latents
+from bbdm.data import cached
 from bbdm.data.rows import Row, read_rows
 from bbdm.files.checkpoint import save_vqgan
-from bbdm.networks import unet_config, vqgan_config
+from bbdm.networks import config as networks
 from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
 from tests.networks import test_vqgan
 
@@ -71,11 +71,11 @@ def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
     """Tiny networks, and small parts of caches, so that there are several."""
     patch = pytest.MonkeyPatch() if patch is None else patch
     torch.set_num_threads(1)
-    patch.setitem(unet_config.PRESETS, "demo", unet_config.UNetConfig(condition_channels=3, **TINY))
-    patch.setitem(vqgan_config.PRESETS, "demo", vqgan_config.VQGANConfig(**test_vqgan.TINY))
-    patch.setattr(cache, "CachedExamples", partial(cache.CachedExamples, block=2, at_once=2))
-    for name in ("BLOCK", "AT_ONCE"):
-        patch.setattr(latents, name, 2)
+    patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **TINY))
+    patch.setitem(networks.VQGANS, "demo", networks.VQGANConfig(**test_vqgan.TINY))
+    patch.setattr(cached, "CachedExamples", partial(cached.CachedExamples, block=2, at_once=2))
+    for name in ("LATENTS", "ENCODED"):
+        patch.setattr(cached, name, 2)
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:

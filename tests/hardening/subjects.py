@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from bbdm.data.cache import CachedExamples
-from bbdm.data.latents import LatentDataset
+from bbdm.data.cached import CachedExamples, LatentDataset
 from bbdm.evaluation import reports
 from bbdm.evaluation.results import Record
 from bbdm.execution import package

@@ -20,12 +20,8 @@ def words(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN, ids=["zeros", "ones", "pi"])
-def test_numpy_gives_the_published_words(counter: str, key: str, expected: str):
+def test_numpy_and_torch_give_the_published_words(counter: str, key: str, expected: str):
     assert philox_numpy.philox4x32(words(counter), words(key)).tolist() == words(expected)
-
-
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN, ids=["zeros", "ones", "pi"])
-def test_torch_gives_the_published_words(counter: str, key: str, expected: str):
     element, step, stream, lane = words(counter)
     low, high = words(key)
     seed = low | high << 32

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.kernels import nearest_code, noise_step
+from bbdm.kernels import noise_step
 from bbdm.kernels.jit import jit, tl
 from tests.kernels import test_bridge_step as bridge_steps
-from tests.kernels import test_group_norm_silu as norms
-from tests.kernels import test_nearest_code as codes
 from tests.kernels import test_noise_step as noise_steps
 from tests.kernels.memory import watched
 from tests.nightly import sweep
@@ -48,29 +46,6 @@ def interpreted_noise_step(case: int):
     with watched() as launches:
         noise_steps.check(noise_step._launch, shape, last, dtype, drawn=draw.random() < 0.5)
     assert [len(launch.stored) for launch in launches] == [2 * torch.Size(shape).numel()]
-
-
-@every_case
-def interpreted_group_norm(case: int):
-    draw = random.Random(case)
-    groups, size = draw.randint(1, 6), draw.choice((1, 3, 8, 20, 33))
-    shape = draw.randint(1, 3), groups * size, draw.randint(1, 13), draw.choice((1, 7, 8, 13))
-    settings: dict[str, Any] = {"mean": draw.choice((0.0, 3.0)), "shared": draw.random() < 0.5}
-    given = norms.Case(shape, groups, draw.choice(DTYPES), **settings, activation=draw.random() < 0.5)
-    if shape[2] * shape[3] * size == 1:
-        return  # one number has no spread, and what it becomes is rounding
-    with watched() as launches:
-        given.check(norms.kernels(given))
-    assert len(launches) == 4  # statistics, result, and the backward's two
-
-
-@every_case
-def interpreted_nearest_code(case: int):
-    draw = random.Random(case)
-    z, table = codes.given(draw.randint(1, 130), draw.randint(1, 8), draw.choice((1, 2, 15, 16, 17, 64, 100)))
-    with watched() as launches:
-        codes.check(nearest_code._launch(z, table), z, table)
-    assert [len(launch.stored) for launch in launches] == [len(z)]
 
 
 # Faults that are planted

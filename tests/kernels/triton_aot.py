@@ -12,13 +12,14 @@ The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest: ``
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
+from bbdm.kernels.elementwise import BLOCK
 from bbdm.kernels.jit import AVAILABLE, triton
 from tests.nightly import sweep
 
@@ -27,6 +28,7 @@ TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
 layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 every_dtype = pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])
 every_target = pytest.mark.parametrize("target", sweep(TARGETS, daily=["sm_90"]))
 needs_compiler = pytest.mark.skipif(
     not AVAILABLE or triton.knobs.runtime.interpret,  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,34 +73,26 @@ class CompiledKernel:
 
 
 def compile_kernel(
-    kernel: Any,
-    signature: Mapping[str, str],
-    constexprs: Mapping[str, object],
-    target: str,
-    num_warps: int = 4,
-    divisible: Collection[str] = (),
+    kernel: Any, target: str, constexprs: Mapping[str, object], types: Mapping[str, str]
 ) -> CompiledKernel:
-    """Compile a ``@jit`` kernel for a GPU, which this machine may lack.
+    """Compile the kernel of a step for a GPU, which this machine may lack.
 
-    ``signature`` has types of arguments at run time, such as ``"*fp32"`` and ``"i32"``, ``constexprs`` the
-    values of others; ``divisible`` are integers that are multiples of 16. A warp has 32 threads on NVIDIA,
-    64 on AMD.
+    ``constexprs`` has values at compile time, and ``types`` types of arguments; the others are pointers to
+    float32, and integers. Sizes are multiples of 16.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = kernel.arg_names
-    if set(names) != set(signature) | set(constexprs):
-        raise ValueError(f"need a type or a value for each of {names}, got {[*signature]} and {[*constexprs]}")
-    aligned = [i for i, name in enumerate(names) if signature.get(name, "").startswith("*") or name in divisible]
-    source = ASTSource(
-        fn=kernel,
-        signature={name: signature.get(name, "constexpr") for name in names},
-        constexprs=dict(constexprs),
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": num_warps})
-    if target.startswith("sm_"):
+    nvidia, names = target.startswith("sm_"), kernel.arg_names
+    constexprs = {**constexprs, "BLOCK": BLOCK}
+    signature = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names}
+    signature |= {**types, **dict.fromkeys(constexprs, "constexpr")}
+    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name in ("size", "pixels")]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    warps = 4 if nvidia else 2  # of 32 threads on NVIDIA, of 64 on AMD
+    built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
+    if nvidia:
         asm = built.asm["ptx"]
         usage = _resource_usage(built.asm["cubin"])
         registers = _number(r"REG:(\d+)", usage)

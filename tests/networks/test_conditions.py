@@ -18,9 +18,9 @@ from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.execution import package
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions, Network
+from bbdm.networks.conditioning import ConditionedNetwork
 from bbdm.networks.dit import DiT
 from bbdm.networks.endpoint import in_channels
-from bbdm.networks.told import ToldNetwork
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import TINY, tiny_unet
@@ -100,7 +100,7 @@ def y_of(network: Network, source: torch.Tensor) -> torch.Tensor:
 def module_of(make: Callable[[], Network]) -> dict[str, Any]:
     """The keyword with which its file is loaded."""
     network = make()
-    return {} if isinstance(network, ToldNetwork) else {"network": network}
+    return {} if isinstance(network, ConditionedNetwork) else {"network": network}
 
 
 def within(network: Network, other: float = 1e-4) -> float:

@@ -1,12 +1,11 @@
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import PRESETS, UNetConfig
-from tests.conftest import MakeUNet
+from tests.conftest import TINY, MakeUNet
 from tests.nightly import sweep
 
 
@@ -14,64 +13,25 @@ def state(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8, se
     return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-@cache
-def preset(name: str) -> UNet:
-    """The network of a preset, without memory for its weights."""
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("paper", 237_091_331),
+        ("bbdm", 237_091_331 + 3 * 9 * 128),  # three more input channels of the first 3x3 convolution
+        ("lbbdm-f4", 237_091_331),
+        ("lbbdm-f8", 237_091_331 + 9 * 128 + 9 * 128 + 1),  # one more channel in, and one more out with its bias
+    ],
+)
+def test_presets(name: str, parameters: int) -> None:
+    """Keys and values of the paper's network are compared with the public one's, in tests/peers."""
     with torch.device("meta"):
-        return UNet.from_preset(name)
+        assert sum(p.numel() for p in UNet.from_preset(name).parameters()) == parameters
+        assert UNet(3, 3).config == UNETS["paper"]
+    with pytest.raises(ValueError, match=r"preset must be one of \[.*'demo'.*\], got 'big'"):
+        UNet.from_preset("big")
 
 
-class TestPresets:
-    @pytest.mark.parametrize(
-        ("name", "parameters"),
-        [
-            ("paper", 237_091_331),
-            ("bbdm", 237_091_331 + 3 * 9 * 128),  # three more input channels of the first 3x3 convolution
-            ("lbbdm-f4", 237_091_331),
-            # one more channel in, and one more out with its bias
-            ("lbbdm-f8", 237_091_331 + 9 * 128 + 9 * 128 + 1),
-        ],
-    )
-    def test_parameter_count(self, name: str, parameters: int) -> None:
-        assert sum(p.numel() for p in preset(name).parameters()) == parameters
-
-    @pytest.mark.parametrize(
-        ("name", "key", "shape"),
-        [
-            ("paper", "time_embed.0.weight", (512, 128)),
-            ("paper", "time_embed.2.bias", (512,)),
-            ("paper", "input_blocks.0.0.weight", (128, 3, 3, 3)),
-            ("paper", "input_blocks.1.0.in_layers.0.weight", (128,)),
-            ("paper", "input_blocks.1.0.emb_layers.1.weight", (256, 512)),
-            ("paper", "input_blocks.1.0.out_layers.3.weight", (128, 128, 3, 3)),
-            ("paper", "input_blocks.3.0.in_layers.2.weight", (128, 128, 3, 3)),  # the first halving
-            ("paper", "input_blocks.4.0.skip_connection.weight", (512, 128, 1, 1)),
-            ("paper", "middle_block.1.norm.bias", (1024,)),
-            ("paper", "middle_block.1.qkv.weight", (3072, 1024, 1)),
-            ("paper", "middle_block.1.proj_out.weight", (1024, 1024, 1)),
-            ("paper", "output_blocks.0.0.skip_connection.weight", (1024, 2048, 1, 1)),
-            ("paper", "output_blocks.2.1.out_layers.3.weight", (1024, 1024, 3, 3)),  # the first doubling
-            ("paper", "output_blocks.8.0.in_layers.2.weight", (128, 256, 3, 3)),
-            ("paper", "out.0.weight", (128,)),
-            ("paper", "out.2.weight", (3, 128, 3, 3)),
-            ("bbdm", "input_blocks.0.0.weight", (128, 6, 3, 3)),
-            ("lbbdm-f16", "input_blocks.7.1.qkv.weight", (3072, 1024, 1)),
-            ("lbbdm-f16", "output_blocks.2.2.in_layers.2.weight", (1024, 1024, 3, 3)),  # doubling after attention
-        ],
-    )
-    def test_keys_of_the_released_weights(self, name: str, key: str, shape: tuple[int, ...]) -> None:
-        assert tuple(preset(name).state_dict()[key].shape) == shape
-
-    def test_has_no_other_keys(self) -> None:
-        """The paper's network has attention only in the middle, and buffers are not saved."""
-        keys = preset("paper").state_dict().keys()
-        assert [key for key in keys if "qkv" in key] == ["middle_block.1.qkv.weight", "middle_block.1.qkv.bias"]
-        parts = {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"}
-        assert {key.split(".")[0] for key in keys} == parts
-        with torch.device("meta"):
-            assert UNet(3, 3).config == PRESETS["paper"]
-        with pytest.raises(ValueError, match=r"preset must be one of \[.*'demo'.*\], got 'big'"):
-            UNet.from_preset("big")
+LEVELS = {"channel_mult": (1, 3), "num_groups": 4}
 
 
 class TestConfig:
@@ -100,22 +60,21 @@ class TestConfig:
             ({"channel_mult": ()}, "channel_mult must have a number for each level"),
             ({"channel_mult": (1, 0)}, r"channel_mult must be at least 1, got \(1, 0\)"),
             ({"channel_mult": [1.0]}, r"channel_mult must be of integers, got \(1.0,\)"),
-            ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
-            ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-            ({"dropout": -0.5}, r"dropout must be in \[0, 1\), got -0.5"),
+            *(
+                ({"dropout": value}, rf"dropout must be in \[0, 1\), got {value}")
+                for value in (float("nan"), 1.0, -0.5)
+            ),
             ({"num_groups": 24}, "128 channels wide, not a multiple of num_groups=24"),
             ({"head_channels": 96}, "attention.* 1024 channels.* 96"),
             ({"num_heads": 24}, "attention.* 1024 channels.* num_heads=24"),
-            (
-                {"channel_mult": (1, 3), "attention_resolutions": (1,), "head_channels": 96, "num_groups": 4},
-                "attention.* 128 channels.* 96",
-            ),
-            (
-                {"model_channels": 15, "channel_mult": (1,), "head_channels": 15, "num_groups": 5},
-                "model_channels must be even, got 15",  # half of the embedding is cosines, half is sines
-            ),
+            ({**LEVELS, "attention_resolutions": (1,), "head_channels": 96}, "attention.* 128 channels.* 96"),
+            ({**LEVELS, "model_channels": 15, "num_groups": 5}, "model_channels must be even, got 15"),
+            ({"axes": 4}, "axes must be 2, of pictures, or 3, of volumes, got 4"),
+            ({"axes": 3, "strides": ((2, 2),) * 2}, "strides must be 2 tuples of 3 numbers, each 1 or 2, got"),
+            ({"strides": ((2, 3), (2, 2))}, r"strides must be 2 tuples of 2 numbers, .* got \(\(2, 3\), \(2, 2\)\)"),
+            ({"strides": ((2, 2),)}, r"strides must be 2 tuples of 2 numbers, each 1 or 2, got \(\(2, 2\),\)"),
         ],
-        ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+        ids=str,
     )
     def test_refuses(self, settings: dict[str, Any], reason: str) -> None:
         with pytest.raises(ValueError, match=reason):
@@ -131,18 +90,13 @@ class TestConfig:
 
 
 class TestForward:
-    @pytest.mark.parametrize(
-        ("batch", "height", "width"),
-        [(1, 8, 8), (2, 2, 2), (3, 4, 10), (0, 8, 8)],
-        ids=["one", "least", "oblong", "none"],
-    )
+    @pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (2, 2, 2), (3, 4, 10), (0, 8, 8)])
     def test_shape(self, batch: int, height: int, width: int, make_unet: MakeUNet) -> None:
         unet = make_unet(in_channels=4, out_channels=2, condition_channels=1)
         condition = state(batch, 1, height, width)
         out = unet(state(batch, 4, height, width), torch.ones(batch), {"source": condition})
         assert out.shape == (batch, 2, height, width)
-        fresh = UNet(3, 3, model_channels=8, channel_mult=(1, 2), head_channels=8, num_groups=4)
-        assert not fresh(state(), torch.tensor([1, 7])).any()  # before training it predicts zero
+        assert not UNet(**TINY)(state(), torch.tensor([1, 7])).any()  # before training it predicts zero
 
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
     def test_is_channels_last_whatever_comes_in(self, layout: torch.memory_format, make_unet: MakeUNet) -> None:
@@ -172,6 +126,7 @@ class TestForward:
             (3, state(), None, "condition 'source' is missing: it must have 3 channels"),
             (0, state(), {"source": state()}, "conditions of this network are none, got 'source'"),
             (3, state(), {"source": state(channels=1)}, "condition 'source' must have 3 channels, got 1"),
+            (0, state()[:, :, None], None, r"x must be \(B, 3, H, W\), got shape \(2, 3, 1, 8, 8\)"),
             (3, state(), {"source": state(), "sar": state()}, r"are 'source' \(3 channels\), got 'sar'"),
             (3, state(), state(), "must be a mapping of names to tensors, got a Tensor: write {'source': y}"),
             (0, state(channels=4), None, "x must have 3 channels, got 4"),
@@ -185,21 +140,13 @@ class TestForward:
 
 
 class TestTime:
-    def test_embedding_is_cosines_then_sines(self) -> None:
-        unet = UNet(1, 1, model_channels=4, channel_mult=(1,), head_channels=4, num_groups=1)
-        seen: list[torch.Tensor] = []
-        unet.time_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        unet(torch.zeros(1, 1, 2, 2), torch.tensor([2.5]))
-        # cos 2.5, cos 0.025, sin 2.5, sin 0.025
-        torch.testing.assert_close(seen[0], torch.tensor([[-0.80114362, 0.99968752, 0.59847214, 0.02499740]]))
-
     @pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.float64], ids=str)
     def test_integer_and_float_are_one(self, dtype: torch.dtype, make_unet: MakeUNet) -> None:
         unet, x = make_unet(), state()
         assert torch.equal(unet(x, torch.tensor([5, 900], dtype=dtype)), unet(x, torch.tensor([5, 900])))
 
     def test_late_times_stay_apart_in_half_precision(self, make_unet: MakeUNet) -> None:
-        """bfloat16 rounds 999 to 1000, and the frequencies: so the angles are computed in float32."""
+        """Cosines, then sines. bfloat16 rounds 999 to 1000, and the frequencies: so angles are in float32."""
         unet = make_unet().to(torch.bfloat16)
         seen: list[torch.Tensor] = []
         unet.time_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -209,24 +156,20 @@ class TestTime:
         torch.testing.assert_close(seen[0][0].double(), wanted, rtol=0, atol=2**-8)  # half a unit of bfloat16 below 1
 
 
-class TestTraining:
-    def gradients(self, unet: UNet) -> dict[str, torch.Tensor]:
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"axes": 3, "strides": ((1, 2, 2),)}], ids=str)
+def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any], make_unet: MakeUNet) -> None:
+    unet, t = make_unet(**settings).train(), torch.tensor([5, 40])
+    x = state() if unet.axes == 2 else state()[:, :, None].expand(-1, -1, 3, -1, -1)
+    gradients: list[dict[str, torch.Tensor | None]] = []
+    for checkpointing in (False, True):
+        unet.gradient_checkpointing = checkpointing
         unet.zero_grad()
         torch.manual_seed(3)  # of dropout
-        unet(state(), torch.tensor([5, 40])).square().sum().backward()
-        return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
-
-    @pytest.mark.parametrize("dropout", [0.0, 0.3])
-    def test_gradient_checkpointing_changes_no_gradient(self, dropout: float, make_unet: MakeUNet) -> None:
-        unet = make_unet(dropout=dropout).train()
-        plain = self.gradients(unet)
-        assert plain.keys() == {name for name, _ in unet.named_parameters()}
-        unet.gradient_checkpointing = True
-        for name, gradient in self.gradients(unet).items():
-            torch.testing.assert_close(gradient, plain[name], msg=name)
-        t = torch.tensor([5, 40])
-        assert torch.equal(unet.train()(state(), t), unet(state(), t)) == (dropout == 0)
-        assert torch.equal(unet.eval()(state(), t), unet(state(), t))
+        unet(x, t).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in unet.named_parameters()})
+    torch.testing.assert_close(*gradients)
+    assert torch.equal(unet(x, t), unet(x, t)) == ("dropout" not in settings)
+    assert torch.equal(unet.eval()(x, t), unet(x, t))
 
 
 class TestGraphs:

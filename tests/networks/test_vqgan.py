@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from bbdm.networks.vqgan import CHUNK, VQGAN, VQGANConfig, nearest_code
 from tests.conftest import relative_gap
 
 TINY: dict[str, Any] = {
@@ -135,3 +135,29 @@ def test_what_does_not_fit_is_named(call: Any, message: str):
 def test_configs_that_no_network_has(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         VQGANConfig(**{**TINY, **settings})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 3, 7), (CHUNK + 1, 4, 65), (64, 8, 1000)], ids=str)
+def test_no_code_is_nearer(size: tuple[int, int, int], dtype: torch.dtype):
+    """In float64, up to rounding of a squared distance; in any leading shape, and under autocast."""
+    vectors, channels, count = size
+    z, codes = torch.randn(2, vectors, channels).to(dtype), torch.randn(count, channels).to(dtype)
+    index = nearest_code(z, codes)
+    distances = torch.cdist(z.double(), codes.double()).square()
+    chosen = distances.gather(2, index[..., None])[..., 0]
+    assert index.dtype == torch.int64
+    assert (chosen - distances.amin(2)).max() <= 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_code(z, codes), index)
+    assert torch.equal(nearest_code(z.transpose(0, 1), codes), index.T)
+    torch.library.opcheck(torch.ops.bbdm.nearest_code.default, (z[0].float(), codes.float()))
+
+
+def test_ties_go_to_the_first_code():
+    codes = torch.arange(200.0)[:, None].repeat(1, 3)
+    assert torch.equal(nearest_code(codes, codes), torch.arange(200))
+    assert torch.equal(nearest_code(codes[:3], codes[:3].repeat(90, 1)), torch.arange(3))
+    for size in ((4,), (4, 2), (0, 3)):
+        with pytest.raises(ValueError, match=r"codes must be \(N, 3\) with N at least 1, got"):
+            nearest_code(torch.zeros(5, 3), torch.zeros(size))

@@ -43,7 +43,7 @@ GUIDED: dict[str, dict[str, Any]] = {
 }
 
 
-class Told(nn.Module):
+class ConditionEmbedding(nn.Module):
     """Colours by a class and by the mean of tokens."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Told(nn.Module):
 
 def wrapped() -> Network:
     torch.manual_seed(0)
-    return bbdm.wrap(Told(), 3, 3, **TOLD).eval()
+    return bbdm.wrap(ConditionEmbedding(), 3, 3, **TOLD).eval()
 
 
 @pytest.fixture(scope="module")

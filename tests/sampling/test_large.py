@@ -16,9 +16,9 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
-from bbdm.data.reading import Reader, Strips
-from bbdm.data.row_pictures import RowPictures
+from bbdm.data.reading import Reader
 from bbdm.data.spec import Spec
+from bbdm.data.strips import Strips
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
@@ -63,8 +63,7 @@ def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
 
 
 def strips_of(sampler: BridgeSampler, *paths: Path) -> Strips:
-    rows = [{"name": "a", "source": paths}]
-    return RowPictures(rows, sampler.pictures, {}, Reader(), None).strips(0)
+    return Strips.of(Reader(sampler.pictures), {"name": "a", "source": paths})
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bbdm.cli import train
-from bbdm.networks.unet_config import PRESETS, UNetConfig
+from bbdm.networks.config import UNETS, UNetConfig
 from tests.conftest import TINY, SavePicture, save_random_pairs
 from tests.training.launching import arguments
 
@@ -21,6 +21,6 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of one process."""
     output = tmp_path_factory.mktemp("alone") / "model.pt"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
         train.main(arguments(data, output))
     return output

@@ -12,8 +12,8 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge
-from bbdm.data.examples import Example, Examples
-from bbdm.data.spec import Spec
+from bbdm.data.examples import Example
+from bbdm.data.mapped import MappedDataset
 from bbdm.execution.processes import Processes
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
@@ -30,24 +30,15 @@ CPU = torch.device("cpu")
 COUNT, SIZE = 16, 8
 
 
-class Radar(Examples):
+class Radar:
     """Pictures of 3 channels that say nothing of the target, and radar of 2, whose second is half of it."""
-
-    def __init__(self) -> None:
-        super().__init__(Spec(), SIZE, 1, 3)
 
     def __len__(self) -> int:
         return COUNT
 
-    def digest(self) -> str:
-        return "radar"
-
-    names_digest = digest
-
-    def read(self, index: int, seed: int = 0) -> Example:
-        place = range(COUNT)[index]
-        images = torch.rand(5, SIZE, SIZE, generator=torch.Generator().manual_seed(place)) - 0.5
-        return Example(images[:3], 2 * images[4:], {"sar": images[3:]}, name=str(place))
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        images = torch.rand(5, SIZE, SIZE, generator=torch.Generator().manual_seed(index)) - 0.5
+        return {"source": images[:3], "target": 2 * images[4:], "conditions": {"sar": images[3:]}}
 
 
 class Reader(nn.Module):
@@ -66,12 +57,8 @@ def reader() -> Network:
     return bbdm.wrap(Reader(), channels=1, condition_channels=3, images={"sar": 2})
 
 
-def batch_of(data: Examples, count: int) -> Example:
-    examples = [data.read(i) for i in range(count)]
-    source, target, sar = (
-        torch.stack(v) for v in zip(*((e.source, e.target, e.conditions["sar"]) for e in examples), strict=True)
-    )
-    return Example(source, target, {"sar": sar})
+def batch_of(data: Radar, count: int) -> Example:
+    return MappedDataset(data).batch((index,) for index in range(count))
 
 
 @pytest.fixture(scope="module")

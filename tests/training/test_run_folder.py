@@ -16,7 +16,7 @@ from PIL import Image
 from bbdm import Callback, bridges
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
-from bbdm.networks.unet_config import UNetConfig
+from bbdm.networks.config import UNetConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training import tracking

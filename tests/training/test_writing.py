@@ -15,7 +15,7 @@ from bbdm.base.scripts import StoppedError
 from bbdm.bridges import ABridge
 from bbdm.data.examples import Example
 from bbdm.files import weights
-from bbdm.files.checkpoint import checkpoint_snapshot
+from bbdm.files.content import Checkpoint, NetworkState
 from bbdm.files.weights import copied
 from bbdm.training.trainer import Trainer
 from bbdm.training.writing import Writing
@@ -43,7 +43,7 @@ def test_a_copy_is_of_before(tmp_path: Path) -> None:
     unet, moment = tiny_unet(), torch.arange(4.0).view(2, 2).T
     wanted = {key: value.clone() for key, value in unet.state_dict().items()}
     training = {"moments": [moment], "step": 3}
-    snapshot = checkpoint_snapshot(unet, ABridge(), training=training)
+    snapshot = Checkpoint(NetworkState.of(unet), ABridge(), training=training).snapshot()
     with torch.no_grad():
         for value in (*unet.parameters(), moment):
             value.zero_()

@@ -12,7 +12,7 @@ import torch
 
 from bbdm import cli
 from bbdm.data.examples import Example
-from bbdm.networks import unet_config, vqgan_config
+from bbdm.networks import config as networks
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
@@ -20,8 +20,8 @@ from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 def set_up() -> None:
     torch.set_num_threads(1)
-    unet_config.PRESETS["demo"] = unet_config.UNetConfig(condition_channels=3, **TINY)
-    vqgan_config.PRESETS["demo"] = vqgan_config.VQGANConfig(**TINY_VQGAN)
+    networks.UNETS["demo"] = networks.UNetConfig(condition_channels=3, **TINY)
+    networks.VQGANS["demo"] = networks.VQGANConfig(**TINY_VQGAN)
 
 
 def watch_steps() -> None:

@@ -1,34 +1,63 @@
-"""State dicts in foreign files: how they are found, cut, compared by key and loaded."""
+"""The content of another program's file by dotted names, and state dicts that are found in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from bbdm.files import inert
-from bbdm.files.importers import shapes
 from bbdm.files.inert import Stub, describe
-from bbdm.networks.restore import fitting, restore
-from bbdm.networks.vqgan import VQGAN
+from bbdm.networks.restore import fitting
 
-State = Mapping[Any, Any]
-
+State = Mapping[str, torch.Tensor]
 FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
-CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # keys that every VQGAN has one of
-TRAINING = ("loss.", "discriminator.", "model_ema.")  # prefixes of what only its training needs
+NETWORKS = ("state_dict.", "model.")  # entries of files that hold the network, where others are like it
 
 
-def find(content: Any) -> State:
-    """The state dict in a file: the content, an entry under a usual name or a pickled module's; or empty."""
-    for name in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict | Stub):
-            content = content[name]
-    if isinstance(content, Stub):
-        return inert.state_dict(content) if "_modules" in content.attributes else {}
-    return content if isinstance(content, dict) else {}
+class File:
+    """What a file holds: ``values`` by names, of :func:`~bbdm.files.inert.flat`, and its ``tensors``."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+        self.values = inert.flat(content)
+        self.tensors = {key: value for key, value in self.values.items() if isinstance(value, torch.Tensor)}
+
+    def below(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors whose names begin with ``prefix``, which is removed."""
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+    def prefixes(self, *ends: str) -> list[str]:
+        """The prefixes of the tensors whose names end in one of ``ends``, sorted."""
+        found = ((key, end) for key in self.tensors for end in ends)
+        return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
+
+    def prefix(self, expected: str, things: str, *ends: str) -> str:
+        """The prefix of the one tensor whose name ends in one of ``ends``; ValueError of none or several."""
+        found = self.prefixes(*ends)
+        found = [each for each in found if each.startswith(NETWORKS)] or found
+        if len(found) != 1:
+            got = f"it is {summary(self.content)} with {len(found) or 'no'} {things} in it"
+            raise ValueError(f"{got}; wanted: {expected} with one tensor whose name ends in {' or '.join(ends)}")
+        return found[0]
+
+    def around(self, prefix: str) -> tuple[list[Stub], dict[str, Any]]:
+        """What holds the tensors of a prefix: its objects, the outermost first, and all their values.
+
+        Values are by the last part of the name, the innermost one where there are several.
+        """
+        objects = [value for key, value in self.values.items() if isinstance(value, Stub) and _holds(key, prefix)]
+        inside = sorted(
+            (key for key in self.values if _holds(key.rpartition(".")[0], prefix)), key=lambda k: k.count(".")
+        )
+        return objects, {key.rpartition(".")[2]: self.values[key] for key in inside}
+
+
+def _holds(name: str, prefix: str) -> bool:
+    return prefix.startswith(f"{name}." if name else "")
 
 
 def summary(content: Any) -> str:
@@ -39,27 +68,23 @@ def summary(content: Any) -> str:
     return f"a dict of {len(content)} entries ({names}{', ...' if len(content) > 8 else ''})"
 
 
-def below(state: State, prefix: str) -> dict[str, Any]:
-    """The entries whose keys begin with ``prefix``, which is removed."""
-    return {key.removeprefix(prefix): v for key, v in state.items() if isinstance(key, str) and key.startswith(prefix)}
+def renamed(state: State, rows: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]) -> dict[str, torch.Tensor]:
+    """A state dict with other keys, by rows of a regular expression and its replacement, in turn.
+
+    Raises:
+        ValueError: two keys become the same.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        for pattern, replacement in rows:
+            key = re.sub(pattern, replacement, key)
+        if key in found:
+            raise ValueError(f"several of its keys name the same weight of the network, {key}")
+        found[key] = value
+    return found
 
 
-def prefixes(state: State, *ends: str) -> list[str]:
-    """The prefixes of the keys that end in one of ``ends``, sorted."""
-    found = ((key, end) for key in state if isinstance(key, str) for end in ends)
-    return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
-
-
-def only_prefix(content: Any, state: State, expected: str, things: str, *ends: str) -> str:
-    """The prefix of the one key that ends in one of ``ends``; ValueError where there are none or several."""
-    found = prefixes(state, *ends)
-    if len(found) != 1:
-        got = f"it is {summary(content)} with {len(found) or 'no'} {things} in it"
-        raise ValueError(f"{got}; wanted: {expected} with one key that ends in {' or '.join(ends)}")
-    return found[0]
-
-
-def tensors(state: State) -> dict[str, torch.Tensor]:
+def tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     """The state dict; ValueError where a value is not a tensor."""
     for key, value in state.items():
         if not isinstance(value, torch.Tensor):
@@ -67,29 +92,9 @@ def tensors(state: State) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def load(build: Callable[[Any], nn.Module], config: Any, state: State) -> dict[str, torch.Tensor]:
+def load(build: Callable[[Any], nn.Module], config: Any, state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     """Copies of the weights of a network, which may be mapped; ValueError where they do not fit."""
     found = tensors(state)
     fitting(build, config, found)
     inert.check_sharing(found.values())
     return {key: value.detach().clone() for key, value in found.items()}
-
-
-def numbers(state: State, key: str) -> torch.Tensor:
-    """(N,) the values of a tensor in the file, float64; ValueError where there is no such tensor."""
-    return tensors({key: state.get(key)})[key].double().flatten()
-
-
-def build_vqgan(state: State, **known: Any) -> VQGAN:
-    """A VQGAN with latent diffusion's keys or the A-Bridge scripts', in evaluation mode."""
-    state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
-    if any(key.startswith("encoder.down_sampling.") for key in state):
-        # These scripts' blocks differ in two places from the network that the weights were trained in, and
-        # bridges were trained on the latents of these blocks.
-        known = {"eps": 1e-5, "projects_attention": False, "num_groups": 32}
-        names = shapes.abridge_vqgan_names(state)
-        if len(set(names.values())) < len(names):
-            raise ValueError("several of its keys name the same weight of the network")
-        state = {names[key]: value for key, value in state.items()}
-    config = shapes.vqgan_config(tensors(state), **known)
-    return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bbdm import DDBM, ECSI, I2SB, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge
-from bbdm.files.importers import adm, shapes
+from bbdm.files.importers import programs, shapes
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import skeleton
 from bbdm.networks.unet import UNet
@@ -184,12 +184,12 @@ def test_the_published_sampler_of_i2sb(tmp_path: Path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks(name: str):
     """Names, bridges and sizes are those of the programs' scripts, and the documentation has each name."""
-    assert [*adm.NAMED] == [*PUBLISHED]
-    published, size = adm.NAMED[name], 64 if "-64" in name else 256
+    assert [*programs.PUBLISHED] == [*PUBLISHED]
+    published, size = programs.PUBLISHED[name], 64 if "-64" in name else 256
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
     with torch.device("meta"):
         state = build(**SIZES[size]).state_dict()
-    config = shapes.unet_config(state, **adm.KNOWN)
+    config = shapes.unet_config(state, **programs.KNOWN)
     shown = skeleton(UNet.from_config, config).state_dict()
     assert {key: value.shape for key, value in shown.items()} == {key: value.shape for key, value in state.items()}
     assert (config.heads(512), config.num_groups, config.condition_channels) == (8, 32, 3)
@@ -214,12 +214,10 @@ def test_weights_that_do_not_fit(tmp_path: Path):
         ({k: v for k, v in state.items() if k != "out.2.bias"}, r"missing: out\.2\.bias"),
         ({**state, "more": torch.ones(1)}, "extra: more"),
         ({**state, "out.2.bias": torch.ones(4)}, r"out\.2\.bias \(4,\) \(wanted \(3,\)\)"),
-        ({**state, "out.2.bias": "text"}, r"out\.2\.bias is a str, not a tensor"),
+        ({**state, "out.2.bias": "text"}, r"missing: out\.2\.bias"),
         ({**state, "label_emb.weight": torch.ones(10, 128)}, "takes a class"),
         (ddbm(resblock_updown=False).state_dict(), r"extra: .*op\.bias"),
         (ddbm(use_scale_shift_norm=False).state_dict(), r"of another shape: .*emb_layers\.1\.bias"),
-        ({"a": torch.ones(1)}, r"it is a dict of 1 entries \('a'\) with no UNets"),
-        ({"opt": {"state": 1}}, "with no UNets"),
         ([1], "it is a list with no UNets"),
     ]
     for content, message in cases:

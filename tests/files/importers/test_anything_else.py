@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.networks.config import VQGANS, UNetConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
-from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import expected, refused, save
 
@@ -27,8 +26,8 @@ from tests.files.importers.common import expected, refused, save
         (nn.Linear(1, 1), "it is a torch.nn.modules.linear.Linear with no UNets"),
         (argparse.Namespace(a=1), "it is a argparse.Namespace with no UNets"),
         (dict.fromkeys("abcdefghij"), r"a dict of 10 entries \('a', .*'h', \.\.\.\)"),
-        ({"input_blocks.0.0.weight": 1}, r"input_blocks\.0\.0\.weight is a int, not a tensor"),
-        ({"input_blocks.0.0.weight": torch.ones(3)}, r"missing entry 'out\.2\.weight'|impossible shape"),
+        ({"input_blocks.0.0.weight": 1}, r"it is a dict of 1 entries \('input_blocks\.0\.0\.weight'\) with no UNets"),
+        ({"input_blocks.0.0.weight": torch.ones(3)}, "does not state its num_steps or c_lambda"),
         ({f"{p}.input_blocks.0.0.weight": torch.ones(1) for p in "ab"}, "with 2 UNets in it"),
         ({"m_t": torch.ones(3)}, "give config="),
     ],

@@ -93,9 +93,8 @@ def test_latent_model(name: str, tmp_path: Path):
         assert torch.equal(loaded.build_unet(ema=False)(x, t), network(x, t))
     for arguments in ({}, {"codec": VQGANCodec(vqgan)}, {"codec": VQGANCodec(vqgan, before_quant_conv=True)}):
         codec = load(path, config="bbdm", **arguments).build_codec()
-        assert isinstance(codec, VQGANCodec)
-        before = bool(arguments) and arguments["codec"].before_quant_conv
-        assert (codec.vqgan.config, codec.before_quant_conv, codec.statistics) == (vqgan.config, before, None)
+        assert codec is not None
+        assert codec.config() == arguments.get("codec", VQGANCodec(vqgan)).config()
         assert all(torch.equal(value, vqgan.state_dict()[key]) for key, value in codec.state_dict().items())
     refused(path, "another codec", config="bbdm", codec=VQGANCodec(small_vqgan(num_codes=7)))
 
@@ -115,7 +114,7 @@ def test_statistics_of_latents(tmp_path: Path):
         "source_std": (4.0, 5.0, 6.0),
     }
     del content["ori_latent_std"]
-    refused(save(content, path), "ori_latent_std is a NoneType, not a tensor", config="bbdm")
+    refused(save(content, path), "missing entry 'ori_latent_std'", config="bbdm")
 
 
 @pytest.mark.parametrize("schedule", ["linear", "sin"])

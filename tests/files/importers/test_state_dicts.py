@@ -8,8 +8,8 @@ import torch
 
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.importers import shapes
+from bbdm.networks.config import UNETS
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import PRESETS as UNETS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import expected, fill, images, save, small_vqgan
 
@@ -29,9 +29,10 @@ def test_state_dict_of_our_small_unet(tmp_path: Path, name: str):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", [name for name, config in UNETS.items() if config.axes == 2])  # as those of others
 def test_shapes_of_a_presets_unet(name: str):
-    found = shapes.unet_config(expected(UNet, UNETS[name]))
-    for setting in ("in_channels", "condition_channels", "head_channels", "num_groups", "patch"):
-        assert getattr(found, setting) == getattr(UNETS[name], setting)
+    preset, known = UNETS[name], {"dropout": UNETS[name].dropout}
+    levels = [2**level for level in range(len(preset.channel_mult))]
+    reached = tuple(value for value in levels if value in preset.attention_resolutions)
+    assert shapes.unet_config(expected(UNet, preset), **known) == replace(preset, attention_resolutions=reached)
 
 
 @pytest.mark.filterwarnings("error")

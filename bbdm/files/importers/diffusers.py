@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 
 from bbdm.codec import Codec, from_config
-from bbdm.codec.diffusers import CLASSES, EITHER, known_settings
+from bbdm.codec.kinds import CLASSES, EITHER, known_settings
 from bbdm.files.weights import readable
 
 CONFIG = "config.json"
@@ -18,8 +18,8 @@ OLD_ATTENTION = re.compile(r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\."
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def read(path: Path) -> Codec:
-    """The codec of a folder, or of a weights file with its config beside it."""
+def read_codec(path: Path) -> Codec:
+    """A codec from a foreign folder or .safetensors; see :func:`bbdm.files.checkpoint.load_codec`."""
     folder, file = (path, path / WEIGHTS) if path.is_dir() else (path.parent, path)
     if not (folder / CONFIG).is_file():
         pipeline = (

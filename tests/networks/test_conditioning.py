@@ -14,10 +14,9 @@ import bbdm
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.config import DiTConfig, UNetConfig
 from bbdm.networks.dit import DiT
-from bbdm.networks.dit_config import DiTConfig
 from bbdm.networks.unet import UNet
-from bbdm.networks.unet_config import UNetConfig
 from tests.conftest import TINY, tiny_dit, tiny_unet
 
 BRIDGE = ABridge(50)

@@ -1,4 +1,4 @@
-"""How the networks of this library take in what they are told besides the source."""
+"""How the networks of this library take in conditions besides the source."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ABSENT = 1e4  # subtracted from the scores of what is no token: its weight is 0 
 
 
 class CrossAttention(nn.Module):
-    """Attention of positions to what a network is told as tokens; it begins as no change.
+    """Attention of positions to conditions that are tokens; it begins as no change.
 
-    Keys and values depend on the tokens alone. So a :class:`Told` makes those of all layers once, and this
-    layer takes its columns.
+    Keys and values depend on the tokens alone. So a :class:`ConditionEmbedding` makes those of all layers
+    once, and this layer takes its columns.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -32,7 +32,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q = nn.Linear(channels, channels)
         self.proj_out = zeroed(nn.Linear(channels, channels))
-        self.columns = slice(0, 0)  # of the keys and values of all layers; Told sets it
+        self.columns = slice(0, 0)  # of the keys and values of all layers; ConditionEmbedding sets it
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``bias`` (B, 1, 1, L)."""
@@ -59,7 +59,7 @@ class Tokens(nn.Module):
         return self.to_kv(torch.cat([self.none.expand(len(tokens), -1, -1), tokens], dim=1))
 
 
-class Told(nn.Module):
+class ConditionEmbedding(nn.Module):
     """The part of a network that depends on its conditions alone.
 
     Embeddings of classes begin at zero.
@@ -72,16 +72,16 @@ class Told(nn.Module):
 
     def __init__(self, config: ConditionsConfig, width: int, network: nn.Module) -> None:
         super().__init__()
-        sizes, columns = config.sizes, 0
+        each, columns = config.each, 0
         for layer in network.modules():
             if isinstance(layer, CrossAttention):
                 layer.columns = slice(columns, columns + 2 * layer.q.out_features)
                 columns = layer.columns.stop
         self.images = tuple(config.images)
         self.classes = nn.ModuleDict(
-            {_key(name): zeroed(nn.Embedding(sizes[name] + (name in config.drop), width)) for name in config.classes}
+            {_key(name): zeroed(nn.Embedding(each[name].size + each[name].droppable, width)) for name in config.classes}
         )
-        self.tokens = nn.ModuleDict({_key(name): Tokens(sizes[name], columns) for name in config.tokens})
+        self.tokens = nn.ModuleDict({_key(name): Tokens(each[name].size, columns) for name in config.tokens})
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """Images in the size of the state, embeddings, keys and values; other conditions stay.
@@ -131,10 +131,10 @@ def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
     return made.to(image.dtype)
 
 
-class ToldNetwork(ConfiguredNetwork, Network):
-    """What the networks of this library share: a :class:`Told`, and a part that depends on the time alone."""
+class ConditionedNetwork(ConfiguredNetwork, Network):
+    """What the networks of this library share: embeddings of conditions, and one of the time alone."""
 
-    told: Told
+    condition_embedding: ConditionEmbedding
     gradient_checkpointing = False
 
     def description(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class ToldNetwork(ConfiguredNetwork, Network):
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
-        return self.told.prepared(conditions, sides)
+        return self.condition_embedding.prepared(conditions, sides)
 
     def _run(self, module: nn.Module, h: torch.Tensor, *others: Any) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -1,0 +1,171 @@
+"""Data sets whose examples are computed once and stored on a disk: resized pictures, and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from bbdm.base.atomic import locked
+from bbdm.codec import Codec, LatentStatistics
+from bbdm.data.cache import Cache, Tensors
+from bbdm.data.examples import Example, trimmed
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import Row
+from bbdm.pictures.picture import scale
+
+AT_ONCE = 64  # examples in a file, and read at a time
+LATENTS, ENCODED = 256, 8  # examples in a file, and encoded at a time
+PAIRS_IN_STATISTICS = 16  # in a batch
+CONDITION = "condition."  # before the name of a condition in an entry
+
+
+def tensors_of(batch: Example) -> Tensors:
+    """What is stored of a batch: source, target, conditions, and the mask if there is one."""
+    conditions = {f"{CONDITION}{name}": value for name, value in batch.conditions.items()}
+    mask = {} if batch.mask is None else {"mask": batch.mask}
+    return {"source": batch.source, "target": batch.target, **conditions, **mask}
+
+
+class CachedExamples(Pairs):
+    """Another data set whose examples are stored: the same tensors, bit for bit.
+
+    Args:
+        dataset: the examples that are stored.
+        folder: of the cache, made where it does not exist. An interrupted one is completed.
+        make: the tensors that are stored of a batch.
+        what: is stored, for messages.
+        settings: what decides the tensors besides the examples.
+        block: examples in an entry.
+        at_once: examples in a batch; fewer where a block is no multiple of it.
+        workers: processes that read examples while the cache is filled.
+        progress: show a progress bar.
+
+    Attributes:
+        dataset: the examples that it is of.
+        folder: that the cache is in.
+
+    Raises:
+        ValueError: the folder holds others, or a file that has changed; examples are crops; or a picture
+            cannot be read.
+        OSError: the disk is full.
+    """
+
+    def __init__(
+        self,
+        dataset: Pairs,
+        folder: Path,
+        make: Callable[[Example], Tensors] = tensors_of,
+        what: str = "pictures",
+        settings: Mapping[str, Any] | None = None,
+        block: int = AT_ONCE,
+        at_once: int = AT_ONCE,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> None:
+        if dataset.spec.crop is not None:
+            raise ValueError(f"crops are others in each epoch, and a cache of {what} would keep those of the first")
+        vars(self).update(vars(dataset))
+        self.stream = None  # stored examples are read by index
+        self.dataset, self.folder, self._block = dataset, folder, block
+        about = {"count": len(self), "block": block, "image_size": self.image_size, "direction": self.spec.direction}
+        self._cache = Cache(folder, what, {**about, **dataset.description(), **(settings or {})})
+        entries = {f"{i // block:05d}": range(len(self))[i : i + block] for i in range(0, len(self), block)}
+        with locked(folder):
+            missing = {key: entries[key] for key in self._cache.missing(entries)}
+            order = [index for block in missing.values() for index in block]
+            at_once = gcd(at_once, block)  # no batch is of two entries
+            bar = tqdm(total=len(order), desc=what, unit="pair", disable=not progress or not missing)
+            with bar, closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
+                stored = batches.stored(order)
+                for key, entry in missing.items():
+                    parts: list[Tensors] = []
+                    for batch in islice(stored, -(-len(entry) // at_once)):
+                        parts.append(make(batch))
+                        bar.update(len(batch.source))
+                    self._cache.write(key, {name: _joined([part[name] for part in parts]) for name in parts[0]})
+
+    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
+        """Example ``index`` as it is stored."""
+        block, at = divmod(range(len(self))[index], self._block)
+        stored = self._cache(f"{block:05d}", lambda: {})
+        parts = {name: tensor[at].clone() for name, tensor in stored.items()}
+        conditions = {
+            name.removeprefix(CONDITION): trimmed(value) if value.ndim == 2 else value
+            for name, value in parts.items()
+            if name.startswith(CONDITION)
+        }
+        return Example(parts["source"], parts["target"], conditions, parts.get("mask"))
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Batches as one; tokens (B, L, D) of several lengths get rows of zeros."""
+    most = max(part.shape[1] for part in parts) if parts[0].ndim == 3 else 0
+    return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) if most else part for part in parts])
+
+
+class LatentDataset(CachedExamples):
+    """Pairs as latents, not normalised. Encoding costs more than a latent training step.
+
+    Item i is (source, target), each (C, H, W) float32; with ``flip``, each is (2, C, H, W): plain, mirrored.
+
+    Args:
+        dataset: the pairs of pictures.
+        codec: encodes pictures as latents.
+        folder: of the cache, made where it does not exist. An interrupted one is completed.
+        flip: store the latents of mirrored pairs too, which differ from mirrored latents.
+        progress: show a progress bar.
+
+    Attributes:
+        flip: whether there are latents of mirrored pairs.
+        codec: the :meth:`~bbdm.codec.base.Codec.description` of the codec.
+
+    Raises:
+        ValueError: the folder holds other latents, or a file that has changed.
+        OSError: the disk is full.
+    """
+
+    def __init__(self, dataset: Pairs, codec: Codec, folder: Path, flip: bool = False, progress: bool = False) -> None:
+        def encode(batch: Example) -> Tensors:
+            pictures = torch.stack([scale(batch.source), scale(batch.target)], dim=1)[:, :, None]
+            if flip:
+                pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
+            latents = codec.latents(pictures.flatten(0, 2)).cpu()
+            source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
+            stored = tensors_of(batch)
+            if flip:
+                seen = {name: v for name, v in stored.items() if name.startswith(CONDITION) and v.ndim >= 4}
+                stored |= {name: torch.stack([v, v.flip(-1)], dim=1) for name, v in seen.items()}
+            return {**stored, "source": source, "target": target}
+
+        settings = {"flip": flip, "codec": codec.description()}
+        super().__init__(dataset, folder, encode, "latents", settings, LATENTS, ENCODED, progress=progress)
+        self.flip, self.codec = flip, codec.description()
+
+    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
+        """The latents of example ``index``."""
+        stored = super().read(index)
+        return stored if self.flip else stored._replace(source=stored.source[0], target=stored.target[0])
+
+
+def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: bool = False) -> LatentStatistics:
+    """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is of latents."""
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for pair in tqdm(DataLoader(dataset, PAIRS_IN_STATISTICS), desc="statistics", disable=not progress):
+            if isinstance(dataset, LatentDataset):
+                source, target = (v.flatten(0, 1) if dataset.flip else v for v in pair)
+            else:
+                source, target = (codec.latents(torch.cat([v, v.flip(-1)]) if flip else v) for v in pair)
+            yield source, target
+
+    return LatentStatistics.of(batches())

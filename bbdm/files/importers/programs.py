@@ -1,0 +1,241 @@
+"""Three programs that save UNets and their bridges: how a file of each is recognised, and what it says.
+
+:data:`PROGRAMS` has a row for each. :data:`PUBLISHED` and :data:`OBJECTIVES` have the names of settings that
+files leave out. The arguments of each reader are those of :func:`bbdm.files.checkpoint.load_checkpoint`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from bbdm.bridges import DDBM, ECSI, I2SB, ABridge, Bridge, BrownianBridge, Objective
+from bbdm.codec import Codec, LatentStatistics, VQGANCodec
+from bbdm.files.content import Checkpoint, CodecState, NetworkState
+from bbdm.files.importers import vqgans
+from bbdm.files.importers.shapes import dim, unet_config
+from bbdm.files.importers.states import FIRST, File, State, load, renamed
+from bbdm.files.inert import Stub, describe
+from bbdm.files.weights import IncompleteFileError
+from bbdm.networks.unet import UNet
+
+Row = TypeVar("Row")
+
+
+class Published(NamedTuple):
+    """What the files of a published network leave out."""
+
+    bridge: Bridge
+    image_size: int
+    dropout: float = 0.1
+    heads_last: bool = True  # attention has q, k and v first and the heads within them, not the other way round
+
+
+PUBLISHED: dict[str, Published] = {  # of DDBM, DBIM, ECSI and I2SB
+    "ddbm-edges2handbags-64": Published(DDBM("vp"), 64),
+    "ddbm-edges2handbags-64-ve": Published(DDBM("ve", 0.002, 80.0), 64),
+    "ddbm-diode-256": Published(DDBM("vp"), 256),
+    "ddbm-diode-256-ve": Published(DDBM("ve", 0.0005, 20.0), 256),
+    "ecsi-edges2handbags-64": Published(ECSI(0.125, 1e-4, cov=0.125), 64),
+    "ecsi-diode-256": Published(ECSI(0.25, 1e-4, cov=0.125), 256),
+    # restoration of JPEG, superresolution; then deblurring, inpainting
+    "i2sb-256": Published(I2SB(1000, 0.3), 256, dropout=0.0, heads_last=False),
+    "i2sb-256-ode": Published(I2SB(1000, 1.0, True), 256, dropout=0.0, heads_last=False),
+}
+KNOWN = {"head_channels": 64, "num_groups": 32}  # of every published network
+OBJECTIVES: dict[str, Objective] = {  # of the original BBDM: that of its templates, "grad", and its two others
+    "bbdm": "residual",
+    "bbdm-noise": "noise",
+    "bbdm-ysubx": "displacement",
+}
+STATISTICS = {  # of latents, by their names in files of the original BBDM
+    "source_mean": "cond_latent_mean",
+    "source_std": "cond_latent_std",
+    "target_mean": "ori_latent_mean",
+    "target_std": "ori_latent_std",
+}
+ABRIDGES = ("ABridgeModule", "SDEBBDMManager", "BBDMSDELinerRefinedWithLambdaV2With1000")
+BROWNIAN = ("BBDMModule", "SDEBBDMModule", "BBDMManager", "BBDMSpecialCaseManager")
+Bridges = dict[str, Callable[..., Bridge]]  # of sde-bbdm, by the class of the module or, in older files, the manager
+SDE_BRIDGES: Bridges = {**dict.fromkeys(ABRIDGES, ABridge), **dict.fromkeys(BROWNIAN, BrownianBridge)}
+
+
+def _checkpoint(
+    weights: State,
+    bridge: Bridge,
+    ema: State | None = None,
+    codec: Codec | None = None,
+    image_size: int | None = None,
+    heads_last: bool = False,
+    **known: Any,
+) -> Checkpoint:
+    """What a file says, whose UNet has our keys; ``known`` are settings that its shapes do not show."""
+    unet = unet_config(weights, **known)
+    if codec is not None and codec.channels != unet.in_channels:
+        latents = f"the codec's latents have {codec.channels}"
+        raise ValueError(f"its UNet works on {unet.in_channels} channels, and {latents}")
+    states = [load(UNet.from_config, unet, each) for each in (weights, ema) if each is not None]
+    for state in states if heads_last else ():
+        for key in [key for key in state if ".qkv." in key]:  # q, k and v within the heads, as ours
+            heads = unet.heads(len(state[key]) // 3)
+            state[key] = state[key].unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+    network = NetworkState(unet, states[0], None if ema is None else states[1])
+    return Checkpoint(network, bridge, None if codec is None else CodecState.of(codec), image_size)
+
+
+def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
+    """The row of a name that a user gives; ``missing`` is what the file does not state."""
+    if config is None:
+        raise IncompleteFileError(f"it does not state its {missing}: give config=, one of {sorted(rows)}")
+    if config not in rows:
+        raise ValueError(f"config must be one of {sorted(rows)}, got {config!r}")
+    return rows[config]
+
+
+def bbdm(file: File, num_steps: Any, c_lambda: Any, codec: Codec | None, config: str | None) -> Checkpoint:
+    """A ``.pth`` of the original BBDM's runner (Li et al., CVPR 2023), which has the schedule in its buffers.
+
+    The ``before_quant_conv`` of a ``codec`` says where the latents of a latent model are taken.
+    """
+    root = file.prefix("a file of the original BBDM", "schedules", "m_t")
+    state = file.below(root)
+    weights, ema = file.below(f"{root}denoise_fn."), file.below("ema.denoise_fn.") or None
+    if file.below(f"{root}cond_stage_model.channel_mapper."):
+        raise ValueError("it is conditioned by a SpatialRescaler (cond_stage_model.*), which is not supported")
+    bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
+    before = codec is not None and codec.settings.get("before_quant_conv", False)
+    codec = None
+    if autoencoder := file.below(f"{root}vqgan."):
+        codec = VQGANCodec(vqgans.build(autoencoder, num_groups=32), before)
+        if file.tensors.keys() & STATISTICS.values():
+            found = {name: file.tensors[key].double().flatten().tolist() for name, key in STATISTICS.items()}
+            codec = codec.with_statistics(LatentStatistics(**{name: tuple(found[name]) for name in found}))
+        if (seen := dim(weights, FIRST, 1)) != codec.channels:
+            raise ValueError(f"its UNet is shown {seen} channels; a latent model's is shown the {codec.channels}")
+    return _checkpoint(weights, bridge, ema, codec, num_groups=32)
+
+
+def _bbdm_bridge(state: State, objective: Objective) -> BrownianBridge:
+    """The bridge whose complete schedule is in the buffers."""
+    m, variance = (state[name].double().flatten().numpy() for name in ("m_t", "variance_t"))
+    steps = len(m)
+    if steps < 2 or len(variance) != steps:
+        raise ValueError(f"its buffers m_t and variance_t are of {steps} and {len(variance)} steps")
+    middle = steps // 2
+    scale = float(f"{variance[middle] / (2 * m[middle] * (1 - m[middle])):.6g}")  # the buffers are of float32
+    for schedule in ("linear", "sin"):
+        bridge = BrownianBridge.bbdm(steps, scale, schedule, objective)
+        _, beta, sigma = bridge.marginal(np.arange(steps))
+        if np.allclose(m, beta, rtol=1e-5, atol=0) and np.allclose(variance, sigma**2, rtol=1e-4, atol=0):
+            return bridge
+    raise ValueError("its buffers m_t and variance_t are of neither of the schedules linear and sin")
+
+
+def guided(file: File, num_steps: Any, c_lambda: Any, codec: Any, config: str | None) -> Checkpoint:
+    """Guided diffusion's network in DDBM, DBIM and ECSI, a bare state dict, or in I2SB's ``latest.pt``.
+
+    The latter has the moving average without names, in the order of the network's parameters.
+    """
+    prefix = file.prefix("I2SB's latest.pt, or a state dict", "UNets", FIRST)
+    if file.around(prefix)[0] and config is not None:
+        raise ValueError(f"config={config} was given, but the file describes its network itself")
+    published = _named(PUBLISHED, config, "bridge")
+    weights = {key: _as_1d(key, value) for key, value in file.below(prefix).items()}
+    if any(key.startswith("label_emb.") for key in weights):
+        raise ValueError("its network takes a class (label_emb), which is not supported")
+    average, ema = file.content.get("ema") if prefix.startswith("net.") else None, None
+    if average is not None:
+        values = average.get("shadow_params") if isinstance(average, dict) else None
+        if not isinstance(values, list):
+            raise ValueError(f"its ema is {describe(average)} without shadow_params; wanted the state of torch_ema")
+        if len(values) != len(weights):
+            raise ValueError(f"its moving average has {len(values)} tensors, and its network {len(weights)}")
+        ema = dict(zip(weights, values, strict=True))
+    known = {"heads_last": published.heads_last, "dropout": published.dropout, **KNOWN}
+    return _checkpoint(weights, published.bridge, ema, None, published.image_size, **known)
+
+
+def _as_1d(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Weights of attention's 2D convolutions as of 1D ones."""
+    return value.squeeze(3) if key.endswith((".qkv.weight", ".proj_out.weight")) and value.shape[3:] == (1,) else value
+
+
+def _is_guided(file: File, config: str | None) -> bool:
+    """Whether a file is of these programs, for certain or by its ``config``."""
+    i2sb = any(prefix.startswith("net.") for prefix in file.prefixes(FIRST))
+    square = (value.ndim == 4 for key, value in file.tensors.items() if key.endswith(".qkv.weight"))
+    return config is not None or i2sb or any(square)  # attention of 2D convolutions is DDBM's and ECSI's alone
+
+
+def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: Codec | None, config: Any) -> Checkpoint:
+    """A checkpoint, a manager, a module or a network of sde-bbdm and torchmanager, or a state dict of one."""
+    expected = "a checkpoint, module or network of sde-bbdm, a .pth of the original BBDM, or a state dict"
+    prefix = file.prefix(expected, "UNets", FIRST)
+    objects, around = file.around(prefix)
+    kinds = [SDE_BRIDGES[each.name] for each in reversed(objects) if each.name in SDE_BRIDGES]
+    build = [*kinds, SDE_BRIDGES["ABridgeModule"]][0]
+    # A private attribute is saved with the name of the class that defines it.
+    steps = around.get("time_steps", around.get("_DiffusionModule__time_steps"))
+    settings: dict[str, Any] = {"num_steps": num_steps if steps is None else steps}
+    if build is not BrownianBridge:
+        settings["c_lambda"] = around.get("c_lambda", c_lambda)
+    if missing := [name for name, value in settings.items() if value is None]:
+        needed = " and ".join(f"{name}=" for name in missing)
+        other = f". If it is of DDBM, DBIM, ECSI or I2SB, give config=, one of {sorted(PUBLISHED)}"
+        also = other if not objects and len(missing) == 2 else ""
+        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {needed}{also}")
+    if wrong := [name for name, value in settings.items() if not isinstance(value, int | float)]:
+        raise ValueError(f"its {wrong[0]} is {describe(settings[wrong[0]])}, not a number")
+    bridge = build(settings.pop("num_steps"), *map(float, settings.values()))
+    codec = None if kinds else codec
+    parts = ((re.fullmatch(vqgans.PARTS, key), value) for key, value in file.tensors.items())
+    autoencoder = {found[2]: value for found, value in parts if found and prefix.startswith(found[1])}
+    if autoencoder:
+        codec = VQGANCodec(vqgans.build(renamed(autoencoder, vqgans.SEQUENTIAL)))
+    known = _pickled_settings(file, prefix) if file.values.get(prefix[:-1]) in objects else {}
+    return _checkpoint(file.below(prefix), bridge, None, codec, **known)
+
+
+def _pickled_settings(file: File, prefix: str) -> dict[str, Any]:
+    """The settings of a UNet that only its pickled modules have."""
+
+    def named(end: str, kind: Any) -> dict[str, Any]:  # values of the modules, by the names of these
+        found = {name.removesuffix(end): value for name, value in file.values.items() if name.endswith(end)}
+        return {name: value for name, value in found.items() if name.startswith(prefix) and isinstance(value, kind)}
+
+    heads = {**named(".heads", int), **named(".num_heads", int)}
+    if any(order.name == "QKVAttention" for order in named(".attention", Stub).values()):
+        raise ValueError("its attention has the new order of q, k and v; only the legacy order is read")
+    found = {
+        "head_channels": {
+            weight.shape[1] // heads[name] for name, weight in named(".qkv.weight", torch.Tensor).items()
+        },
+        "num_groups": {*named(".num_groups", int).values()},
+        "dropout": {float(share) for share in named(".p", int | float).values()},
+    }
+    for name, several in found.items():
+        if len(several) > 1:
+            raise ValueError(f"its blocks have different {name}, {sorted(several)[:8]}; wanted one for all")
+    known = {name: each.pop() for name, each in found.items() if each}
+    resolutions = file.values.get(f"{prefix}attention_resolutions")
+    if isinstance(resolutions, list | tuple) and all(isinstance(value, int) for value in resolutions):
+        known["attention_resolutions"] = tuple(resolutions)
+    return known
+
+
+class Program(NamedTuple):
+    """How a program's files are recognised, with the name of settings that a user gives, and read."""
+
+    wrote: Callable[[File, str | None], bool]
+    read: Callable[[File, int | None, float | None, Codec | None, str | None], Checkpoint]
+
+
+PROGRAMS = {  # by name; the first that fits
+    "BBDM": Program(lambda file, config: bool(file.prefixes("m_t")), bbdm),
+    "guided diffusion (DDBM, DBIM, ECSI or I2SB)": Program(_is_guided, guided),
+    "sde-bbdm": Program(lambda file, config: True, sde_bbdm),
+}

@@ -1,0 +1,79 @@
+"""VQGANs of latent diffusion, whose keys are ours, and of the A-Bridge scripts, which have others."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bbdm.files.importers import shapes
+from bbdm.files.importers.states import File, State, load, renamed
+from bbdm.networks.restore import restore
+from bbdm.networks.vqgan import VQGAN
+
+CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # keys that every VQGAN has one of
+IN_OTHERS = ("first_stage_model.", "vqgan.")  # of a diffusion model; it may hold a second one, for its condition
+TRAINING = ("loss.", "discriminator.", "model_ema.")  # of what only its training needs
+PARTS = r"((?:.*?\.)?)((?:encoder|decoder)\..*)"
+SEQUENTIAL = (  # encoder and decoder of sde-bbdm's modules and managers, a Sequential each
+    (r"^(encoder|decoder)\.module\.", r"\1."),
+    (r"^encoder\.1\.", "quant_conv."),
+    (r"^decoder\.0\.", "quantize."),
+    (r"^decoder\.1\.", "post_quant_conv."),
+    (r"^encoder\.0\.", "encoder."),
+    (r"^decoder\.2\.", "decoder."),
+)
+ABRIDGE = (  # the parts of blocks, and layers
+    (r"\.block\.0\.(\w+)$", r".norm1.\1"),
+    (r"\.block\.2\.(\w+)$", r".conv1.\1"),
+    (r"\.block\.3\.(\w+)$", r".norm2.\1"),
+    (r"\.block\.5\.(\w+)$", r".conv2.\1"),
+    (r"\.channel_up\.(\w+)$", r".nin_shortcut.\1"),
+    (r"\.gn\.(\w+)$", r".norm.\1"),
+    (r"^quantizer\.", "quantize."),
+    (r"^encoder\.mid_blocks\.3\.", "encoder.norm_out."),
+    (r"^encoder\.mid_blocks\.", "encoder.mid."),
+    (r"^(encoder|decoder)\.mid\.0\.", r"\1.mid.block_1."),
+    (r"^(encoder|decoder)\.mid\.1\.", r"\1.mid.attn_1."),
+    (r"^(encoder|decoder)\.mid\.2\.", r"\1.mid.block_2."),
+    (r"^encoder\.down_sampling\.0\.(\w+)$", r"encoder.conv_in.\1"),
+)
+SEQUENCE = r"^encoder\.down_sampling\.([1-9]\d{0,5})\."
+
+
+def find(file: File) -> State:
+    """The state dict of the one VQGAN in a file."""
+    known = [each for each in file.prefixes(*CODES) if each.endswith(IN_OTHERS)]
+    expected = "a VQGAN of latent diffusion or of the A-Bridge scripts,"
+    return file.below(known[0] if len(known) == 1 else file.prefix(expected, "codebooks", *CODES))
+
+
+def build(state: State, **known: Any) -> VQGAN:
+    """A VQGAN with latent diffusion's keys or the A-Bridge scripts', in evaluation mode."""
+    state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
+    if any(key.startswith("encoder.down_sampling.") for key in state):
+        # These scripts' blocks differ in two places from the network that the weights were trained in, and
+        # bridges were trained on the latents of these blocks.
+        known = {"eps": 1e-5, "projects_attention": False, "num_groups": 32}
+        state = renamed(state, ABRIDGE)
+        blocks = _sequence(state)
+        state = renamed(state, [(SEQUENCE, lambda found: blocks[int(found[1])])])
+    config = shapes.vqgan_config(state, **known)
+    return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))
+
+
+def _sequence(state: State) -> dict[int, str]:
+    """Our names of the A-Bridge scripts' encoder blocks, where those of all levels are one sequence."""
+    parts: dict[int, set[str]] = {}
+    for key in state:
+        if found := re.match(SEQUENCE + r"(\w+)", key):
+            parts.setdefault(int(found[1]), set()).add(found[2])
+    names: dict[int, str] = {}
+    level, block = 0, 0
+    for index, inside in sorted(parts.items()):
+        if "conv1" in inside:
+            names[index], block = f"encoder.down.{level}.block.{block}.", block + 1
+        elif "conv" in inside:
+            names[index], level, block = f"encoder.down.{level}.downsample.", level + 1, 0
+        else:
+            names[index] = f"encoder.down.{level}.attn.{block - 1}."
+    return names

@@ -1,0 +1,272 @@
+"""The settings of networks, which decide their shapes, and their presets; without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, get_args
+
+from bbdm.networks.checks import Stride, check_integers
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.endpoint import check_endpoint
+
+SIZES = ("int", "int | None", "tuple[int, ...]")  # annotations of fields that are integers of at least 1,
+MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
+Condition = Literal["channels", "tokens"]
+
+
+def check_sizes(config: Any) -> None:
+    """Make tuples of lists, and raise ValueError where a size is no integer or out of range."""
+    for each in fields(config):
+        value = _tuples(getattr(config, each.name))
+        object.__setattr__(config, each.name, value)
+        if each.type in SIZES and value is not None:
+            check_integers(config, each.name, least=0 if each.name in MAY_BE_ZERO else 1)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def check_levels(config: UNetConfig | VQGANConfig) -> list[int]:
+    """The widths of all levels; ValueError where there is none, or one that groups do not divide."""
+    if not config.channel_mult:
+        raise ValueError("channel_mult must have a number for each level, got none")
+    widths = [config.model_channels * mult for mult in config.channel_mult]
+    for width in (config.model_channels, *widths):
+        if width % config.num_groups:
+            raise ValueError(f"a level is {width} channels wide, not a multiple of num_groups={config.num_groups}")
+    return widths
+
+
+@dataclass(frozen=True)
+class NetworkConfig(ConditionsConfig):
+    """What the settings of all networks of bridges have: conditions, sizes and an endpoint.
+
+    Raises:
+        ValueError: no network can be built from a value.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("endpoint",)  # what older files lack: written where it is not the default
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self)
+        own: Any = self  # the fields that every subclass has
+        check_endpoint(own.endpoint, own.channels, own.condition_channels)
+
+    def description(self) -> dict[str, Any]:
+        """Plain values from which a file builds it; conditions and ``LATER`` only where there are any."""
+        usual = {each.name: each.default for each in fields(self) if each.name in self.LATER}
+        usual |= {each.name: {} for each in fields(ConditionsConfig)}
+        return {name: value for name, value in asdict(self).items() if name not in usual or value != usual[name]}
+
+
+@dataclass(frozen=True)
+class WrappedConfig(NetworkConfig):
+    """What a file says of a network that its user has to give: see :func:`bbdm.networks.base.wrap`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("endpoint", "axes")
+    module: str  # the name of its class
+    channels: int  # channels of the state, and of the prediction
+    condition_channels: int  # channels of the source; 0 where it is not shown
+    stride: Stride  # sides are multiples of it: a number, or one for each axis
+    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+    axes: int = 2  # spatial: 2 for pictures, 3 for volumes
+
+
+@dataclass(frozen=True)
+class UNetConfig(NetworkConfig):
+    """The settings of a UNet.
+
+    Condition images are concatenated to x, a class adds its embedding to the time's, and positions with
+    self-attention attend to tokens too.
+
+    Raises:
+        ValueError: no network can be built from a value.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = (
+        *("num_heads", "scale_shift", "residual_resampling", "patch", "endpoint", "axes", "strides"),
+    )
+    in_channels: int = 3  # channels of the state x
+    out_channels: int = 3  # channels of the prediction
+    condition_channels: int = 0  # channels of the source, concatenated to x; 0 where it is not shown
+    model_channels: int = 128  # width of the first level
+    channel_mult: tuple[int, ...] = (1, 4, 8)  # width of each level, in model_channels; each level halves the size
+    num_res_blocks: int = 2  # residual blocks a level on the way down, one more on the way up
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)  # levels with attention, as factors from the first level
+    head_channels: int = 64  # width of an attention head
+    num_groups: int = 32  # groups of every GroupNorm
+    dropout: float = 0.0  # before the last convolution of a residual block
+    num_heads: int | None = None  # of every attention, in place of head_channels
+    scale_shift: bool = True  # the time scales and shifts the second norm of a block; False: it is added before it
+    residual_resampling: bool = True  # residual blocks change the size; False: single convolutions
+    patch: int = 1  # side of the square of pixels, or cube of voxels, that is one position of the first level
+    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+    axes: int = 2  # spatial: 2 for pictures (H, W), 3 for volumes (D, H, W)
+    strides: tuple[tuple[int, ...], ...] | None = None  # of each axis from a level to the next, 1 or 2; None: all 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.axes not in (2, 3):
+            raise ValueError(f"axes must be 2, of pictures, or 3, of volumes, got {self.axes!r}")
+        widths = check_levels(self)
+        strides = self.level_strides
+        if len(strides) + 1 != len(widths) or any(len(each) != self.axes or {*each} - {1, 2} for each in strides):
+            wanted = f"{len(widths) - 1} tuples of {self.axes} numbers, each 1 or 2"
+            raise ValueError(f"strides must be {wanted}, got {self.strides!r}")
+        if self.model_channels % 2:
+            raise ValueError(f"model_channels must be even, got {self.model_channels}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        heads = f"heads of {self.head_channels}" if self.num_heads is None else f"num_heads={self.num_heads}"
+        for level, width in enumerate(widths):
+            attended = 2**level in self.attention_resolutions or level == len(widths) - 1
+            if attended and width % (self.num_heads or self.head_channels):
+                raise ValueError(f"attention on {width} channels does not split into {heads}")
+
+    def heads(self, channels: int) -> int:
+        """The number of heads of attention on so many channels."""
+        return self.num_heads or channels // self.head_channels
+
+    @property
+    def channels(self) -> int:
+        """Of the state."""
+        return self.in_channels
+
+    @property
+    def level_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Of each axis, from each level to the next."""
+        every = ((2,) * self.axes,) * (len(self.channel_mult) - 1)
+        return every if self.strides is None else self.strides
+
+    @property
+    def stride(self) -> Stride:
+        """Sides must be multiples of this: a number for all, or one for each axis."""
+        made = tuple(self.patch * math.prod(each[axis] for each in self.level_strides) for axis in range(self.axes))
+        return made[0] if len(set(made)) == 1 else made
+
+
+@dataclass(frozen=True)
+class DiTConfig(NetworkConfig):
+    """The settings of a transformer.
+
+    Condition images are concatenated to x, a class adds its embedding to the time's, and each block attends
+    to tokens after itself.
+
+    Raises:
+        ValueError: no network can be built from a value.
+    """
+
+    axes: ClassVar[int] = 2  # spatial: pictures alone
+    channels: int = 3  # of the state, and of the prediction
+    condition_channels: int = 3  # of the source; 0 where it is not shown
+    condition: Condition = "channels"  # how the source is shown
+    patch: int = 4  # side of a token, in pixels; sides of pictures must be multiples of it
+    width: int = 384  # channels of a token
+    depth: int = 12  # blocks
+    heads: int = 6  # heads of every attention
+    mlp_ratio: int = 4  # width of the MLP, in ``width``
+    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.condition not in get_args(Condition):
+            raise ValueError(f"condition must be one of {get_args(Condition)}, got {self.condition!r}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads={self.heads} and of 4, got {self.width}")
+
+    @property
+    def stride(self) -> int:
+        """Height and width must be multiples of this."""
+        return self.patch
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """The settings of an autoencoder.
+
+    Raises:
+        ValueError: no network can be built from a value.
+    """
+
+    image_channels: int = 3  # channels of an image
+    latent_channels: int = 3  # also the length of a code
+    num_codes: int = 8192  # 0: no codebook, a KL autoencoder
+    model_channels: int = 128  # width of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, in model_channels; each level halves the size
+    num_res_blocks: int = 2  # residual blocks a level of the encoder, one more in the decoder
+    attention_resolutions: tuple[int, ...] = ()  # downsampling factors of levels with attention, besides the middle
+    num_groups: int = 32  # groups of every GroupNorm
+    eps: float = 1e-6  # of every GroupNorm
+    projects_attention: bool = True  # False: no projection after attention, as in the A-Bridge scripts
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        check_levels(self)
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must be in (0, 1), got {self.eps}")
+
+    @property
+    def stride(self) -> int:
+        """Image pixels along one side of a latent pixel; sides of images must be multiples of this."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def encoded_channels(self) -> int:
+        """What the encoder gives: latents, or mean and log variance."""
+        return self.latent_channels * (1 if self.num_codes else 2)
+
+
+UNETS: dict[str, UNetConfig] = {
+    "paper": UNetConfig(),  # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
+    "paper-pinned": UNetConfig(condition_channels=3),  # the same, to be trained for few calls
+    "bbdm": UNetConfig(condition_channels=3),  # the original BBDM's pixel model
+    "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
+    "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),
+    "lbbdm-f16": UNetConfig(in_channels=8, out_channels=8, attention_resolutions=(16, 8, 4)),
+    "volume": UNetConfig(  # CT and MR, for crops of 64 x 96 x 96 voxels, slices farther apart; 17.2 M parameters
+        in_channels=1,
+        out_channels=1,
+        condition_channels=1,
+        model_channels=32,
+        channel_mult=(1, 2, 4, 5),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        head_channels=32,
+        num_groups=8,
+        axes=3,
+        strides=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
+    ),
+    "demo": UNetConfig(
+        condition_channels=3,
+        model_channels=64,
+        channel_mult=(1, 2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(2, 4),
+        num_groups=8,
+        patch=2,
+    ),
+    "demo-residual": UNetConfig(  # what demo was before it was trained for few calls
+        condition_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2, 4, 4),
+        attention_resolutions=(8,),
+        head_channels=32,
+        num_groups=8,
+    ),
+}
+DITS: dict[str, DiTConfig] = {  # the paper's sizes
+    "dit-s": DiTConfig(width=384, depth=12, heads=6),  # 33 M parameters
+    "dit-b": DiTConfig(width=768, depth=12, heads=12),  # 131 M
+    "dit-l": DiTConfig(width=1024, depth=24, heads=16),  # 459 M
+}
+VQGANS: dict[str, VQGANConfig] = {
+    "vq-f4": VQGANConfig(),
+    "vq-f8": VQGANConfig(latent_channels=4, num_codes=16384, channel_mult=(1, 2, 2, 4), attention_resolutions=(8,)),
+    "vq-f16": VQGANConfig(
+        latent_channels=8, num_codes=16384, channel_mult=(1, 1, 2, 2, 4), attention_resolutions=(16,)
+    ),
+    "demo": VQGANConfig(num_codes=512, model_channels=32, num_res_blocks=1, num_groups=8),
+}

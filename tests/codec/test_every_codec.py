@@ -1,0 +1,337 @@
+"""Every kind of codec against its network's own functions: latents, images, dtypes, graphs, checkpoints."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL
+from torch import Tensor, nn
+
+from bbdm import ABridge, BridgeSampler, DiffusersCodec, VQGANCodec, load_checkpoint, save_checkpoint, wrap_codec
+from bbdm.codec import Codec, LatentStatistics, Tiling, from_config
+from bbdm.execution.compiled import Compiled
+from bbdm.files.weights import IncompleteFileError
+from bbdm.onnx import graphs
+from tests.codec.autoencoders import Own, own_codec, tiny_kl, tiny_tiny
+from tests.conftest import relative_gap, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+from tests.nightly import sweep
+
+IMAGE = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+CPU, NAN = torch.device("cpu"), float("nan")
+SUFFIXES = [".pt", ".safetensors"]
+
+
+class Kind(NamedTuple):
+    """A codec, and what it does in the words of its network."""
+
+    make: Callable[..., Codec]  # of a seed, 0 by default
+    sizes: tuple[str, int, int]  # kind, channels and stride
+    encode: Callable[[Any], Tensor]  # the latents of IMAGE
+    decode: Callable[[Any, Tensor], Tensor]
+
+
+def vqgan(seed: int = 0, before: bool = False, **settings: Any) -> Codec:
+    return VQGANCodec(tiny_vqgan(seed, **settings), before)
+
+
+def diffusers(
+    make: Callable[..., nn.Module], scale: float = 0.18215, shift: float | None = None
+) -> Callable[..., Codec]:
+    return lambda seed=0: DiffusersCodec(make(seed, scaling_factor=scale, shift_factor=shift))
+
+
+KINDS = {
+    "vqgan": Kind(vqgan, ("vqgan", 3, 2), lambda m: m.encode(IMAGE), lambda m, z: m.decode(z)),
+    "vqgan, before quant_conv": Kind(
+        partial(vqgan, before=True),
+        ("vqgan", 3, 2),
+        lambda m: m.encoder(IMAGE),
+        lambda m, z: m.decode(m.quant_conv(z)),
+    ),
+    "kl of our own": Kind(
+        partial(vqgan, num_codes=0),
+        ("vqgan", 3, 2),
+        lambda m: m.quant_conv(m.encoder(IMAGE))[:, :3],
+        lambda m, z: m.decoder(m.post_quant_conv(z)),
+    ),
+    "kl": Kind(
+        diffusers(tiny_kl),
+        ("kl", 4, 2),
+        lambda m: 0.18215 * m.encode(IMAGE).latent_dist.mean,
+        lambda m, z: m.decode(z / 0.18215).sample,
+    ),
+    "kl, shifted": Kind(
+        diffusers(tiny_kl, 0.5, 0.25),
+        ("kl", 4, 2),
+        lambda m: (m.encode(IMAGE).latent_dist.mean - 0.25) / 2,
+        lambda m, z: m.decode(2 * z + 0.25).sample,
+    ),
+    "tiny": Kind(
+        diffusers(tiny_tiny, 1.5, 0.25),
+        ("tiny", 4, 4),
+        lambda m: (m.encode(IMAGE).latents - 0.25) * 1.5,
+        lambda m, z: m.decode(z / 1.5 + 0.25).sample,
+    ),
+    "wrapped": Kind(own_codec, ("wrapped", 5, 2), lambda m: 2 * m.down(IMAGE), lambda m, z: m.up(z)),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def statistics_of(channels: int) -> LatentStatistics:
+    """Of each channel another."""
+    one = tuple(1 + i / 10 for i in range(channels))
+    return LatentStatistics(one, tuple(2 * v for v in one), tuple(-v for v in one), tuple(3 * v for v in one))
+
+
+def rows(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1)
+
+
+def saved(path: Path, codec: Codec) -> Path:
+    save_checkpoint(path, tiny_unet(in_channels=codec.channels, out_channels=codec.channels), ABridge(), codec=codec)
+    return path
+
+
+@every_kind
+@torch.no_grad()
+def test_latents_and_images_are_the_network_s_own(kind: Kind):
+    codec = kind.make()
+    assert ((codec.kind, codec.channels, codec.stride), codec.image_channels) == (kind.sizes, 3)
+    latents = codec.latents(IMAGE)
+    torch.testing.assert_close(latents, kind.encode(codec.module))
+    torch.testing.assert_close(codec.encode(IMAGE, "source"), latents, rtol=0, atol=0)
+    torch.testing.assert_close(codec.decode(latents), kind.decode(codec.module, latents))
+    assert not any(parameter.requires_grad for parameter in codec.module.parameters())
+    assert not codec.module.training
+
+
+@every_kind
+def test_normalised_sources_and_targets_apart(kind: Kind):
+    plain = kind.make()
+    statistics = statistics_of(plain.channels)
+    codec = plain.with_statistics(statistics)
+    latents = plain.latents(IMAGE)
+    source = (latents - rows(statistics.source_mean)) / rows(statistics.source_std)
+    target = (latents - rows(statistics.target_mean)) / rows(statistics.target_std)
+    torch.testing.assert_close(codec.encode(IMAGE, "source"), source)
+    torch.testing.assert_close(codec.encode(IMAGE, "target"), target)
+    torch.testing.assert_close(codec.decode(target), plain.decode(latents), rtol=1e-4, atol=1e-4)
+    assert (plain.statistics, codec.statistics) == (None, statistics)
+
+
+def test_statistics_are_the_mean_and_spread():
+    pairs = [(torch.randn(n, 3, 4, 4) * 3 + 1, torch.randn(n, 3, 4, 4) - 2) for n in (2, 5)]
+    measured = LatentStatistics.of(pairs)
+    for latents, mean, std in (
+        (torch.cat([s for s, _ in pairs]), measured.source_mean, measured.source_std),
+        (torch.cat([t for _, t in pairs]), measured.target_mean, measured.target_std),
+    ):
+        torch.testing.assert_close(torch.tensor(mean), latents.mean((0, 2, 3)))
+        torch.testing.assert_close(torch.tensor(std), latents.std((0, 2, 3), correction=0))
+
+
+@every_kind
+def test_placed_in_bfloat16(kind: Kind):
+    codec = kind.make()
+    codec = codec.with_statistics(statistics_of(codec.channels))
+    codec.tiling = Tiling(images=1)
+    assert codec.placed(CPU, torch.float32) is codec
+    placed = codec.placed(CPU, torch.bfloat16)
+    assert (placed.dtype, codec.dtype) == (torch.bfloat16, torch.float32)
+    assert (placed.statistics, placed.tiling) == (codec.statistics, codec.tiling)
+    latents = codec.encode(IMAGE, "target")
+    assert placed.encode(IMAGE, "target").dtype == placed.decode(latents).dtype == torch.float32
+    assert 0 < relative_gap(placed.encode(IMAGE, "target"), latents) < 0.05
+    assert 0 < relative_gap(placed.decode(latents), codec.decode(latents)) < 0.05
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_codes_stay_in_float32(before: bool):
+    """Rounded, they would change which is nearest."""
+    module = vqgan(before=before).placed(CPU, torch.bfloat16).module
+    assert module.quantize.embedding.weight.dtype == torch.float32
+    assert module.quant_conv.weight.dtype == (torch.float32 if before else torch.bfloat16)
+
+
+def test_a_network_that_overflows_in_float16_stays_in_float32():
+    for upcast, dtype, expected in (
+        (True, torch.float16, torch.float32),
+        (True, torch.bfloat16, torch.bfloat16),
+        (False, torch.float16, torch.float16),
+    ):
+        assert DiffusersCodec(tiny_kl(force_upcast=upcast)).placed(CPU, dtype).dtype == expected
+
+
+@pytest.mark.parametrize("backend", sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
+@pytest.mark.parametrize("name", sweep(["vqgan", "kl", "tiny", "wrapped"], daily=["vqgan", "tiny", "wrapped"]))
+def test_compiled_is_eager(name: str, backend: str):
+    """As one graph."""
+    codec = KINDS[name].make()
+    traced = partial(torch.compile, fullgraph=True, backend=backend)
+    compiled = codec.compiled(lambda function: Compiled(function, CPU) if backend == "inductor" else traced(function))
+    latents = codec.latents(IMAGE)
+    torch.testing.assert_close(compiled.latents(IMAGE), latents, rtol=0, atol=1e-4)
+    torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sweep(["kl", "tiny"], daily=["tiny"]))
+def test_graphs_are_torch_s(name: str):
+    codec = KINDS[name].make()
+    codec = codec.with_statistics(statistics_of(codec.channels))
+    latents = codec.encode(IMAGE, "source")
+    for model, inputs, expected in (
+        (graphs.encoder_graph(codec, None, 23), {"image": IMAGE}, latents),
+        (graphs.decoder_graph(codec, None, 23), {"latent": latents}, codec.decode(latents)),
+    ):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (outputs,) = session.run(None, {name: value.contiguous().numpy() for name, value in inputs.items()})
+        assert np.abs(np.asarray(outputs) - expected.numpy()).max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "wrapped"])
+def test_a_checkpoint_holds_all(name: str, normalised: bool, suffix: str, tmp_path: Path):
+    make = KINDS[name].make
+    codec = make()
+    codec = codec.with_statistics(statistics_of(codec.channels)) if normalised else codec
+    path = saved(tmp_path / f"bridge{suffix}", codec)
+    loaded = load_checkpoint(path).build_codec()
+    assert loaded is not None
+    assert (loaded.config(), loaded.digest()) == (codec.config(), codec.digest())
+    torch.testing.assert_close(loaded.encode(IMAGE, "target"), codec.encode(IMAGE, "target"), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.decode(loaded.latents(IMAGE)), codec.decode(codec.latents(IMAGE)), rtol=0, atol=0)
+    load_checkpoint(path, codec=make())
+    others = [make(seed=1), vqgan(projects_attention=False), diffusers(tiny_kl, 2.0)(), diffusers(tiny_tiny, 2.0)()]
+    for other in others:
+        with pytest.raises(ValueError, match="another codec was given"):
+            load_checkpoint(path, codec=other)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_checkpoint_of_a_wrapped_codec_needs_it_and_has_its_weights(suffix: str, tmp_path: Path):
+    codec = own_codec().with_statistics(statistics_of(5))
+    path = saved(tmp_path / f"bridge{suffix}", codec)
+    with pytest.raises(IncompleteFileError, match=r"wrapped tests\.codec\.autoencoders\.Own: give the codec, .*codec="):
+        load_checkpoint(path).build_codec()
+    own = own_codec(seed=1).with_statistics(statistics_of(5))
+    own.tiling = Tiling(whole=64, side=8, overlap=2)
+    loaded = load_checkpoint(path, codec=own).build_codec()
+    assert loaded is not None
+    assert (loaded.config(), loaded.digest(), loaded.tiling) == (codec.config(), codec.digest(), own.tiling)
+    assert own.digest() == own_codec(seed=1).digest() != codec.digest()
+    loaded.tiling = Tiling()
+    torch.testing.assert_close(loaded.encode(IMAGE, "source"), codec.encode(IMAGE, "source"), rtol=0, atol=0)
+    sampler = BridgeSampler.from_checkpoint(path, codec=own, steps=2)
+    other = BridgeSampler(tiny_unet(in_channels=5, out_channels=5), ABridge(), steps=2, codec=codec)
+    torch.testing.assert_close(sampler(IMAGE, seed=0), other(IMAGE, seed=0))
+    for given in (own_codec(image_channels=1), vqgan()):
+        with pytest.raises(ValueError, match=r"codec must be wrapped with|another codec was given"):
+            load_checkpoint(path, codec=given)
+
+
+EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
+    "no statistics": ("vqgan", lambda c: c.pop("statistics"), "statistics cannot be read: 'statistics'"),
+    "statistics of nothing": ("kl", lambda c: c.update(statistics={}), "statistics cannot be read"),
+    "NaN": ("vqgan", lambda c: c["statistics"].update(source_std=(1, NAN, 1)), "source_std must be finite"),
+    "short": ("vqgan", lambda c: c.update(statistics=dict.fromkeys(c["statistics"], (1,))), "must be of 3 channels"),
+    "vqgan, no config": ("vqgan", lambda c: c.pop("config"), "none of a VQGAN's: 'config'"),
+    "no before": ("vqgan", lambda c: c.pop("before_quant_conv"), "before_quant_conv must be true or false, got None"),
+    "before of text": ("vqgan", lambda c: c.update(before_quant_conv="no"), "before_quant_conv must be true or false"),
+    "vqgan, unknown": ("vqgan", lambda c: c["config"].update(speed=1), "none of a VQGAN's: .*speed"),
+    "fraction": ("vqgan", lambda c: c["config"].update(num_codes=1.5), "num_codes must be of integers, got 1.5"),
+    "vqgan, weights": ("vqgan", lambda c: c["weights"].pop("quant_conv.bias"), r"missing: quant_conv\.bias$"),
+    "kl, no config": ("kl", lambda c: c.pop("config"), "must be those of an AutoencoderKL, got None"),
+    "kl, unknown": ("kl", lambda c: c["config"].update(speed=1), "none of an AutoencoderKL: .*'speed'"),
+    "blocks": ("kl", lambda c: c["config"].update(layers_per_block=10**9), "2000000000 blocks, for"),
+    "text": ("kl", lambda c: c["config"].update(block_out_channels="ab"), "none of an AutoencoderKL"),
+    "type": ("kl", lambda c: c["config"].update(down_block_types=["X", "Y"]), "none of an AutoencoderKL: X"),
+    "kl, weights": ("kl", lambda c: c["weights"].pop("quant_conv.bias"), r"the codec's .* missing: quant_conv\.bias$"),
+    "another kind": ("kl", lambda c: c.update(kind="tiny"), "none of an AutoencoderTiny"),
+    "wrapped": ("wrapped", lambda c: c["config"].update(stride="2"), "codec must be wrapped with .*'stride': '2'"),
+    "wrapped, weights": (
+        "wrapped",
+        lambda c: c["weights"].update({"up.bias": torch.zeros(4)}),
+        r"the codec's weights do not fit .* up\.bias \(4,\) \(wanted \(3,\)\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "edit", "message"), EDITS.values(), ids=EDITS)
+def test_a_damaged_checkpoint_is_refused(
+    name: str, edit: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+):
+    codec = KINDS[name].make()
+    path = saved(tmp_path / "a.pt", codec.with_statistics(statistics_of(codec.channels)))
+    content = torch.load(path, weights_only=True)
+    stored = content["codec"] | {"weights": content["states"]["codec"]}
+    edit(stored)
+    content["states"]["codec"] = stored.pop("weights")
+    content["codec"] = stored
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"cannot read .*a\.pt as a checkpoint: .*{message}"):
+        load_checkpoint(path, codec=own_codec() if name == "wrapped" else None)
+
+
+def wrapped(module: Any = None, **settings: Any) -> Codec:
+    module = Own() if module is None else module
+    return wrap_codec(module, lambda _, x: x, lambda _, z: z, **{"channels": 5, "stride": 2, **settings})
+
+
+def statistics(mean: Any = (0.0,), std: Any = (1.0,), target_mean: Any = (0.0,)) -> LatentStatistics:
+    return LatentStatistics(mean, std, target_mean, (1.0,))
+
+
+ONES = torch.ones(1, 3, 2, 2)
+IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
+    (lambda: vqgan(before=True, num_codes=0), "before_quant_conv must be False for a KL autoencoder"),
+    (lambda: DiffusersCodec(nn.Linear(2, 2)), "a diffusers AutoencoderKL or AutoencoderTiny, got a Linear"),
+    (lambda: DiffusersCodec(AsymmetricAutoencoderKL(norm_num_groups=1)), "got a AsymmetricAutoencoderKL"),
+    (lambda: DiffusersCodec(tiny_kl(out_channels=4)), "the autoencoder's out_channels must be 3, got 4"),
+    (lambda: DiffusersCodec(tiny_tiny(upsampling_scaling_factor=3)), "upsampling_scaling_factor must be 2, got 3"),
+    (lambda: wrapped("text"), r"module must be a torch\.nn\.Module, got str"),
+    (lambda: wrapped(nn.ReLU()), "module must have parameters, got a ReLU without any"),
+    (lambda: wrapped(channels=0), "channels must be at least 1, got 0"),
+    (lambda: wrapped(stride=1.5), r"stride must be of integers, got 1\.5"),
+    (lambda: own_codec(stride=4).latents(IMAGE), r"\(3, 16, 24\) must become \(5, 4, 6\) values, got \(5, 8, 12\)"),
+    (lambda: own_codec(channels=4).latents(IMAGE), r"must become \(4, 8, 12\) values, got \(5, 8, 12\)"),
+    (lambda: own_codec(image_channels=4).image(torch.zeros(1, 5, 2, 2)), r"must become \(4, 4, 4\) values, got"),
+    (lambda: LatentStatistics.of([]), "at least one batch"),
+    (lambda: LatentStatistics.of([(ONES, ONES)]), "source_std must be positive"),
+    (lambda: statistics(std=(NAN,)), "source_std must be finite"),
+    (lambda: statistics(std=(float("inf"),)), "source_std must be finite"),
+    (lambda: statistics(target_mean=(NAN,)), "target_mean must be finite"),
+    (lambda: statistics(target_mean=(0.0, 0.0)), "target_mean must have 1 numbers, got 2"),
+    (lambda: vqgan().with_statistics(statistics()), "must be of 3 channels, got 1"),
+    (lambda: from_config({"kind": "fsq"}, {}), r"kind must be one of \['kl', .*'vqgan', .*\], got 'fsq'"),
+    (lambda: from_config(own_codec().config(), own_codec().state_dict()), "codec must be wrapped with .*, got None"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), IMPOSSIBLE)
+def test_what_cannot_be(make: Callable[[], object], message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 3, 8, 9), (1, 1, 8, 8), (1, 3, 0, 8), (3, 8, 8)], ids=str)
+def test_images_that_have_no_latents(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), with height and width multiples of 2, got"):
+        vqgan().latents(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"latents must be \(B, 3, H, W\), got"):
+        vqgan().image(torch.zeros(shape)[..., :0])
+
+
+def test_images_of_one_channel():
+    kl = tiny_kl(latent_channels=16, in_channels=1, out_channels=1, use_quant_conv=False, use_post_quant_conv=False)
+    codec = DiffusersCodec(kl)
+    assert (codec.image_channels, codec.channels) == (1, 16)
+    assert codec.image(codec.latents(IMAGE[:, :1])).shape == (2, 1, 16, 24)
+    with pytest.raises(ValueError, match=r"an image must be \(B, 1, H, W\), with height and width multiples of 2"):
+        codec.latents(IMAGE)
