@@ -77,7 +77,7 @@ def of_autoencoder(codec: Codec) -> Iterator[Row]:
 
 def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     """Rows of an ONNX export."""
-    size, static = settings.get("image_size"), settings["static"]
+    size = settings.get("image_size")
     yield "graphs", ", ".join(settings["files"])
     yield "dtype", settings["dtype"]
     if told := ", ".join(name for kind in ("images", "classes", "tokens") for name in settings.get(kind, {})):
@@ -86,7 +86,7 @@ def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
     yield "image size", "not stated" if size is None else shown(size)
     yield from of_pictures(Spec.from_config(settings))
-    yield "takes", "any number of pictures of any size" if static is None else f"{' x '.join(map(str, static))} alone"
+    yield "takes", "any number of pictures of any size"
     yield "network calls", settings.get("calls") or ANY_CALLS
     yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())
 

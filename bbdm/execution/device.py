@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Callable
 from functools import cache
 from timeit import timeit
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from bbdm.base.machine import cpuinfo, processor
+from bbdm.networks.restore import find_dtype
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+VECTORS = ("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16", "i8mm")  # how flags of such instructions begin
 BFLOAT16_PAYS = 1.2  # bfloat16 is chosen where its convolution is faster than float32's by this factor
 
 
@@ -52,6 +58,44 @@ def best_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.bfloat16 if bfloat16_pays(torch.get_num_threads()) else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """What compiled code depends on: a GPU, or a processor with its instruction sets and threads."""
+    if device.type != "cpu":
+        return {"GPU": processor(device)}
+    flags = (cpuinfo("flags") or cpuinfo("Features")).split()
+    return {
+        "processor": processor(device),
+        "instruction sets": " ".join(sorted(flag for flag in flags if flag.startswith(VECTORS))),
+        "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def choose_dtype(
+    wanted: str | torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: Any = None
+) -> torch.dtype:
+    """The package's dtype, the one wanted, the fastest for a compiled network, or the network's own.
+
+    Args:
+        wanted: a dtype or its name, or None.
+        own: the network's.
+        device: where it runs.
+        compile: whether it is compiled.
+        package: a :class:`~bbdm.execution.package.PackagedNetwork`, or None.
+
+    Raises:
+        ValueError: the one wanted is none, or not the package's.
+    """
+    dtype = None if wanted is None else find_dtype(wanted)
+    if package is not None:
+        if dtype not in (None, package.dtype):
+            raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")
+        return package.dtype
+    if dtype is not None:
+        return dtype
+    return best_dtype(device) if compile and own == torch.float32 else own
 
 
 def keep_freed_memory() -> None:

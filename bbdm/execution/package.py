@@ -1,36 +1,24 @@
-"""A compiled network in one file, which a new process loads without a compiler.
+"""A compiled network in a file, which a new process loads without a compiler.
 
-The code is an AOTInductor archive without constants. The constants are beside it, byte for byte as the
-compiler laid them out for this machine, so that they are read into aligned memory. (In the archive they are
-not aligned, and matrix units are a third slower.)
+A package is an archive of AOTInductor, with the weights, and a JSON file beside it that says what it fits.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
-from bbdm.base.atomic import short, write_atomically
-from bbdm.execution.device import best_dtype
-from bbdm.files.weights import described, intact
+from bbdm.base.atomic import file_sha256, short, write_named_atomically
+from bbdm.execution.compiled import compile_options, freezes
+from bbdm.execution.device import machine_of
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Conditions, Network
 from bbdm.networks.restore import find_dtype, state_hash
-
-FORMAT = "bbdm compiled network"
-VERSION = 2
-TESTED = ("2.13", "2.15")  # versions of torch; packages use its private interfaces
-CODE = "code"  # the AOTInductor archive
-CONSTANT = "constant."  # before the name of a constant
 
 
 class PackagedNetwork:
@@ -39,163 +27,92 @@ class PackagedNetwork:
     Loading runs machine code from the file: load only packages of your own.
 
     Args:
-        path: a file that :func:`save_package` wrote.
-        network: the one that it was made of, in a floating-point dtype at least as wide as the package's.
+        path: a ``.pt2`` file that :func:`save_package` wrote.
+        network: the one it was compiled from, in a floating-point dtype at least as wide as the package's.
         device: where the network runs.
 
     Threads take turns. Attributes: ``shape`` is the only shape of x that it takes, ``dtype`` its dtype.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a package, is damaged, or is of other weights, another device, machine, number
-            of threads or version; or packages were not tested with this torch.
+        FileNotFoundError: the package, or the JSON file beside it, is missing.
+        ValueError: the JSON file cannot be read, or the package is damaged or fits something else.
     """
 
     def __init__(self, path: str | os.PathLike[str], network: Network, device: torch.device) -> None:
-        _check_torch()
-        content, tensors = _read(path)
-        self.path = path
-        self.shape = torch.Size(content["shape"])
-        self.dtype: torch.dtype = getattr(torch, content["dtype"])
-        _check_fingerprint(path, content["fingerprint"], fingerprint(network, self.dtype, device))
-        from bbdm.execution import aoti
+        self.path, self._names, self._lock = path, list(network.conditions), threading.Lock()
+        try:
+            saved = json.loads(Path(f"{path}.json").read_text())
+            fits, digest, self.shape = dict(saved["fits"]), saved["sha256"], torch.Size(saved["shape"])
+            self.dtype = find_dtype(fits["dtype"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"cannot read {path}.json: {type(error).__name__} {error}") from error
+        here = fingerprint(network, self.dtype, device)
+        for name in {**here, **fits}:
+            if fits.get(name) != here.get(name):
+                hint = f", or set OMP_NUM_THREADS={fits.get(name)}" if name == "threads" else ""
+                values = f"{short(fits.get(name))}, here it is {short(here.get(name))}"
+                raise ValueError(f"{path} was saved for {name} {values}: save it anew{hint}")
+        if file_sha256(Path(path)) != digest:
+            raise ValueError(f"{path} has changed since it was saved: save it anew")
+        from torch._inductor import aoti_load_package  # it takes two seconds
 
-        layouts = content["constants"]
-        # Copied to memory of its own, which is aligned: the file's is not. The loader does not keep it
-        self._memory = {name: tensors[CONSTANT + name].to(device, copy=True) for name in layouts}
-        self._constants = {name: aoti.constant_on(self._memory[name], **layouts[name]) for name in layouts}
-        self._loader = aoti.load(tensors[CODE].numpy().tobytes(), self._constants, device)
-        self._lock = threading.Lock()
-        self._names = list(network.conditions)
+        # Single-threaded code does not wait for other threads' events, so that CUDA can capture it
+        self._body = aoti_load_package(str(path), device.type == "cuda", -1 if device.index is None else device.index)
 
     def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
-        """See :class:`bbdm.networks.base.Body`.
-
-        Raises:
-            ValueError: another shape than the package's.
-        """
+        """See :class:`bbdm.networks.base.Body`; ValueError for another shape than the package's."""
         if x.shape != self.shape:
             raise ValueError(f"{self.path} was saved for shape {tuple(self.shape)}, got {tuple(x.shape)}")
         with self._lock:  # on CUDA the code is built for one thread at a time
-            return self._loader.boxed_run([x, embedding, *(conditions[name] for name in self._names)])[0]
+            return self._body(x, embedding, *(conditions[name] for name in self._names))
 
 
-def choose_dtype(
-    wanted: str | torch.dtype | None,
-    own: torch.dtype,
-    device: torch.device,
-    compile: bool,
-    package: PackagedNetwork | None,
-) -> torch.dtype:
-    """The package's dtype, the one given, the fastest of the device, or the network's own.
+class _Body(torch.nn.Module):
+    """A network's body as a module, with conditions in their order."""
 
-    Raises:
-        ValueError: the one given is none, or not the package's.
-    """
-    dtype = None if wanted is None else find_dtype(wanted)
-    if package is not None:
-        if dtype not in (None, package.dtype):
-            raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")
-        return package.dtype
-    if dtype is not None:
-        return dtype
-    return best_dtype(device) if compile and own == torch.float32 else own
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+        return self.network.body(x, embedding, dict(zip(self.network.conditions, conditions, strict=True)))
 
 
+@torch.no_grad()
 def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable[int], conditions: Conditions) -> None:
     """Compile a network's body in its dtype, on its device, for one shape of x, and write it atomically.
 
-    ``conditions`` are such as the body takes.
-
-    Raises:
-        ValueError: packages were not tested with this torch, or the network is told tokens.
+    ``conditions`` are such as the body takes. ValueError where the path has another suffix than ``.pt2``, or
+    the network is told tokens.
     """
-    _check_torch()
+    if Path(path).suffix != ".pt2":
+        raise ValueError(f"the name of a package ends in .pt2, got {path}")
     if network.tokens:
         raise ValueError(f"a package is of one shape, and {', '.join(network.tokens)} are tokens of any length")
-    from bbdm.execution import aoti
+    from torch._inductor import aoti_compile_and_package
 
-    shape = tuple(shape)
-    code, constants = aoti.compile_body(network, _example(network, shape, conditions))
-    tensors = {CODE: torch.frombuffer(bytearray(code), dtype=torch.uint8)}
-    tensors |= {CONSTANT + name: aoti.memory_of(constant) for name, constant in constants.items()}
-    weight = next(network.parameters())
-    content = {
-        "version": VERSION,
-        "shape": shape,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(network, weight.dtype, weight.device),
-        "constants": {name: aoti.layout_of(constant) for name, constant in constants.items()},
-    }
-    metadata = described(FORMAT, content, tensors)
-    write_atomically(Path(path), lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+    weight, shape = next(network.parameters()), tuple(shape)
+    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=layout(len(shape)))
+    embedding = network.embed(torch.ones(1, device=weight.device)).to(torch.promote_types(weight.dtype, torch.float32))
+    others = [conditions[name] for name in network.conditions]
+    program = torch.export.export(_Body(network), (x, embedding, *others))
+    options = {"freezing": freezes(x), **compile_options(x.device)}
+
+    def write(temporary: Path) -> None:
+        aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+        content = {"shape": shape, "fits": fingerprint(network, x.dtype, x.device), "sha256": file_sha256(temporary)}
+        Path(f"{temporary}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+    write_named_atomically(Path(path), write)
 
 
-def fingerprint(network: Network, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What a package depends on besides its shape: format, torch, machine, threads, network and weights."""
-    if device.type == "cuda":
-        machine: dict[str, Any] = {"GPU": torch.cuda.get_device_name(device)}
-    else:
-        abilities = torch.cpu.get_capabilities()
-        machine = {
-            "processor": abilities.get("cpu_name", platform.processor()),
-            "instruction sets": ", ".join(sorted(name for name, value in abilities.items() if value is True)),
-            "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA"),
-            "threads": torch.get_num_threads(),
-        }
+def fingerprint(network: Network, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """What a package depends on besides its shape."""
     return {
-        "package version": VERSION,
         "torch": torch.__version__,
         "device": device.type,
-        **machine,
+        **machine_of(device),
+        "dtype": str(dtype).removeprefix("torch."),
         "network": json.loads(json.dumps(network.description())),
         "weights": state_hash(network.state_dict(), dtype),
     }
-
-
-def _check_torch() -> None:
-    """Raise ValueError for a version of torch that packages were not tested with."""
-    if ".".join(torch.__version__.split(".")[:2]) not in TESTED:
-        raise ValueError(
-            f"packages of compiled networks were tested with torch {', '.join(TESTED)} only, and this is "
-            f"{torch.__version__}; the rest of bbdm works with it, compile=True included"
-        )
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The description and the tensors of a package, checked against its hashes."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no package {path}")
-    try:
-        file = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a package that save_compiled wrote: {error}") from error
-    with file:
-        metadata = file.metadata() or {}
-        if FORMAT not in metadata:
-            raise ValueError(f"{path} is not a package that save_compiled wrote")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    if not intact(metadata, FORMAT, tensors):
-        raise ValueError(f"{path} has changed since save_compiled wrote it: save it anew")
-    return json.loads(metadata[FORMAT]), tensors
-
-
-def _check_fingerprint(path: str | os.PathLike[str], saved: dict[str, Any], here: dict[str, Any]) -> None:
-    for name, value in saved.items():
-        if value != here.get(name):
-            message = f"{path} was saved for {name} {short(value)}, here it is {short(here.get(name))}: save it anew"
-            if name == "threads":
-                message += f", or set OMP_NUM_THREADS={value} or call torch.set_num_threads({value})"
-            raise ValueError(message)
-
-
-def _example(network: Network, shape: tuple[int, ...], conditions: Conditions) -> tuple[torch.Tensor, ...]:
-    """Arguments of a network's body, for an x of a shape; conditions are in their order."""
-    weight = next(network.parameters())
-    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=layout(len(shape)))
-    others = [conditions[name] for name in network.conditions]
-    with torch.no_grad():
-        embedding = network.embed(torch.ones(1, device=weight.device)).to(
-            torch.promote_types(weight.dtype, torch.float32)
-        )
-    return x, embedding, *others

@@ -45,7 +45,6 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "solver": (lambda value: isinstance(value, str), "a name"),
     "dtype": (lambda value: isinstance(value, str), "a name"),
     "conditioned": (lambda value: isinstance(value, bool), "true or false"),
-    "static": (lambda value: value is None or _is_counts(value, 3, 4), "null or [number, height, width]"),
     "stride": (lambda value: _is_count(value) or _is_counts(value, 2, 3), COUNT),
     "channels": (_is_count, COUNT),
     "image_channels": (_is_count, COUNT),
@@ -135,9 +134,8 @@ def _check(settings: dict[str, Any]) -> None:
         if (name in settings or name not in OPTIONAL) and not fits(settings[name]):
             raise ValueError(f"{name} must be {expected}, got {short(settings[name])}")
     axes = settings.get("axes", 2)
-    for name, others in (("static", 1), ("stride", 0)):  # numbers besides the sides
-        if isinstance(settings[name], list) and len(settings[name]) != axes + others:
-            raise ValueError(f"{name} must be of {axes} axes, got {short(settings[name])}")
+    if isinstance(settings["stride"], list) and len(settings["stride"]) != axes:
+        raise ValueError(f"stride must be of {axes} axes, got {short(settings['stride'])}")
     if "endpoint" in settings:
         channels = settings["channels"], settings.get("source_channels", settings["channels"])
         check_endpoint(tuple(settings["endpoint"]), *channels)

@@ -55,7 +55,7 @@ def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: flo
     if x.dtype == torch.float16:
         return reference(x.float(), num_groups, weight, bias, eps, activation).half()
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if len(weight) == len(bias) == 1:
+    if weight.shape[0] == bias.shape[0] == 1:
         z = F.group_norm(x, num_groups, weight[0], bias[0], eps)
     else:
         one = (..., *[None] * (x.ndim - 2))  # for each channel, whatever the position

@@ -221,7 +221,7 @@ class Wrapped(Network):
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The module's prediction; the embedding is the time."""
-        t = embedding.expand(len(x))
+        t = embedding.expand(x.shape[0])
         if self._call is not None:
             return self._call(self.module, x, t, conditions)
         if conditions.keys() - {SOURCE}:

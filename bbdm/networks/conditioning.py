@@ -56,7 +56,7 @@ class Tokens(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, L, width) to (B, L + 1, M)."""
         tokens = tokens.to(self.none.dtype)
-        return self.to_kv(torch.cat([self.none.expand(len(tokens), -1, -1), tokens], dim=1))
+        return self.to_kv(torch.cat([self.none.expand(tokens.shape[0], -1, -1), tokens], dim=1))
 
 
 class ConditionEmbedding(nn.Module):

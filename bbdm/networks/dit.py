@@ -115,7 +115,7 @@ class DiT(ConditionedNetwork):
         h = self.out(_norm(h[:, : height * width], shift, scale))
         h = h.unflatten(1, (height, width)).unflatten(-1, (self.config.patch, self.config.patch, self.channels))
         h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
-        return h.reshape(len(x), self.channels, height * self.config.patch, width * self.config.patch)
+        return h.reshape(x.shape[0], self.channels, height * self.config.patch, width * self.config.patch)
 
 
 def _embed(time: nn.Sequential, layers: Sequence[nn.Linear], t: torch.Tensor) -> torch.Tensor:

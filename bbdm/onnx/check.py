@@ -49,12 +49,11 @@ def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
     stride = along(exported.settings["stride"], exported.axes)
     size = [4 * step for step in stride]
     longer = *size[:-1], size[-1] + stride[-1]
-    shapes = [(1, *size), (2, *size), (5, *longer)]
     generator = torch.Generator().manual_seed(0)
     unet, codec = sampler.unet, sampler.codec
     pipeline = folder / PIPELINE
     whole = onnxruntime.InferenceSession(pipeline, providers=["CPUExecutionProvider"]) if pipeline.exists() else None
-    for batch, *sides in shapes:
+    for batch, *sides in [(1, *size), (2, *size), (5, *longer)]:
 
         def drawn(channels: int, size: tuple[int, ...] = (batch, *sides)) -> torch.Tensor:
             return torch.rand(size[0], channels, *size[1:], generator=generator) * 2 - 1
@@ -68,12 +67,8 @@ def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
         t = torch.tensor(sampler.table.network_times[len(sampler.table) // 2 :][:1], dtype=torch.float32)
         others: dict[str, torch.Tensor] = {}
         for name, each in unet.further.each.items():
-            kind = each.kind
-            count = unet.conditions[name]
-            if kind == "class":
-                others[name] = torch.randint(count, (batch,), generator=generator)
-            else:
-                others[name] = drawn(count) if kind == "image" else torch.randn(batch, 5, count, generator=generator)
+            values = torch.rand(each.shape(batch, sides, length=5), generator=generator)
+            others[name] = (values * each.size).long() if each.dtype == "int64" else values * 2 - 1
         arrays = {name: value.numpy() for name, value in others.items()}
         conditions, y = unet.given(y, others), unet.endpoint(y)
         names = input_names(unet)

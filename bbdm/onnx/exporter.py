@@ -17,11 +17,11 @@ import torch
 from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
-from bbdm.base.sizes import SIDES, shown
+from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
 from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
 from bbdm.networks.base import Network
-from bbdm.networks.checks import check_pictures, listed
+from bbdm.networks.checks import check_pictures
 from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.sampling.network_config import FileConfig
@@ -46,17 +46,12 @@ class Exporter:
         self.sampler = BridgeSampler(self.unet, self.bridge, *settings, codec=self.codec, defaults=checkpoint.defaults)
         self.shapes = self.sampler._shapes
         self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures
-        if args.static and len(args.static) != 1 + self.unet.axes:
-            raise ValueError(f"--static needs B, {SIDES[self.unet.axes]} of this network, got {args.static}")
-        if args.static and any(side % step for side, step in zip(args.static[1:], self.shapes.stride, strict=True)):
-            names, stride = listed(self.unet.axes), self._stride
-            raise ValueError(f"--static needs {names} that are multiples of {stride}, got {args.static}")
         if args.quantize:
             check_pictures(self.unet.axes, "--quantize")
-        told = self.unet.further
-        if refused := told.each if args.quantize else told.images if self.codec is not None else {}:
+        others = self.unet.further
+        if refused := others.each if args.quantize else others.images if self.codec is not None else {}:
             what = "int8 is calibrated on sources alone" if args.quantize else "with a codec, exports have no images"
-            raise ValueError(f"{what}, and this network is told {', '.join(refused)} too")
+            raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
 
     @property
     def _stride(self) -> int | list[int]:
@@ -66,19 +61,17 @@ class Exporter:
     def graphs(self, scratch: Path) -> dict[str, onnx.ModelProto]:
         """The graphs by file name."""
         args, dtype = self.args, DTYPES[self.args.dtype]
-        static = args.static
         sources = self.calibration() if args.quantize else []
-        latent = static and (static[0], *(side // self.shapes.cell for side in static[1:]))
-        made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
+        made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), args.opset)}
         if args.quantize:
             from bbdm.onnx.quantize import quantized
 
             made["unet.onnx"] = quantized(made["unet.onnx"], self.sampler, sources, scratch)
         if self.codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
             encoder = self.codec.placed(torch.device("cpu"), dtype)
-            made["encoder.onnx"] = graphs.encoder_graph(encoder, static, args.opset)
-            made["decoder.onnx"] = graphs.decoder_graph(self.codec, static, args.opset)
-        made["step.onnx"] = pipeline.step_graph(args.opset, self.unet.axes)
+            made["encoder.onnx"] = graphs.encoder_graph(encoder, args.opset)
+            made["decoder.onnx"] = graphs.decoder_graph(self.codec, args.opset)
+        made["step.onnx"] = graphs.step_graph(args.opset, self.unet.axes)
         if args.pipeline:
             parts = made["unet.onnx"], made.get("encoder.onnx"), made.get("decoder.onnx")
             made[PIPELINE] = pipeline.pipeline_graph(*parts, self.sampler.table, self.shapes, args.mask)
@@ -86,12 +79,12 @@ class Exporter:
 
     def calibration(self) -> list[torch.Tensor]:
         """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
-        size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.shapes.stride[0]
+        size = self.image_size or 64 * self.shapes.stride[0]
         channels = self.shapes.source_channels
         rows = read_rows("folder", str(self.args.calibrate), "val")
         chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
-        drawn = (resized(convert(open_image(path), channels), size) for path in chosen)
-        return [torch.from_numpy(to_array(picture, channels))[None] for picture in drawn]
+        images = (to_array(resized(convert(open_image(path), channels), size), channels) for path in chosen)
+        return [torch.from_numpy(image)[None] for image in images]
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""
@@ -101,12 +94,12 @@ class Exporter:
             further["source_channels"] = self.shapes.source_channels
         if network.endpoint_channels is not None:
             further["endpoint"] = list(network.endpoint_channels)
-        further |= (told := network.further.settings())
+        further |= (conditions := network.further.settings())
         if network.axes != 2:
             further["axes"] = network.axes
         volumes = "axes" in further or not isinstance(self._stride, int)
         version = VOLUMES if volumes else VALUED if further else PLAIN
-        version = VERSION if told.keys() - {"images"} else version
+        version = VERSION if conditions.keys() - {"images"} else version
         return {
             "format": FORMAT,
             "version": version,
@@ -124,7 +117,6 @@ class Exporter:
             "stride": self._stride,
             "latent_stride": self.shapes.cell,
             "latent_statistics": None if self.codec is None else self.codec.config()["statistics"],
-            "static": args.static,
             "dtype": args.quantize or args.dtype,
             "opset": args.opset,
             "versions": machine.versions(PACKAGES),

@@ -1,74 +1,110 @@
-"""The step of a sampling loop as a graph, and a whole translation as one graph.
-
-Both take the table's rows as numbers, so neither depends on the bridge or the solver.
-"""
+"""A whole translation as one graph: the loop over a table as a module, around the graphs of its networks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, parser
+import torch
+import torch.nn.functional as F
+from onnx import defs
+from onnxscript import opset21, values
+from torch import nn
+from torch._higher_order_ops.while_loop import while_loop
 
-from bbdm.onnx.graphs import CONDITION, GRIDS, name_dims
+from bbdm.networks.endpoint import in_channels
+from bbdm.onnx.graphs import CONDITION, GRIDS, LATENT, export_graph, name_dims, step, subgraphs
 from bbdm.onnx.opsets import IR_VERSIONS
 from bbdm.sampling.batch import Shapes
 from bbdm.solvers import StepTable
 
-STEP = """
-  p_x, p_y, p_prediction, c_x, c_y, c_x0hat, c_before, c_z, i_x, i_y = Split <axis = 0, num_outputs = 10> (row)
-  part_x = Mul (p_x, x)
-  part_y = Mul (p_y, y)
-  part_prediction = Mul (p_prediction, prediction)
-  estimate = Sum (part_x, part_y, part_prediction)
-  made = Mul (mask, estimate)
-  all = Constant <value_float = 1.0> ()
-  rest = Sub (all, mask)
-  kept = Mul (rest, y)
-  x0hat_next = Add (made, kept)
-  term_x = Mul (c_x, x)
-  term_y = Mul (c_y, y)
-  term_x0hat = Mul (c_x0hat, x0hat_next)
-  term_before = Mul (c_before, x0hat)
-  term_z = Mul (c_z, z)
-  x_next = Sum (term_x, term_y, term_x0hat, term_before, term_z)
-  shown_x = Mul (i_x, x_next)
-  shown_y = Mul (i_y, y)
-  inputs_next = Sum (shown_x, shown_y)
-"""
-KEEP = """
-keep (float[n] clipped, float[n] mask, float[n] stays, float high) => (float[n] image) {
-  made_part = Mul (mask, clipped)
-  kept_share = Sub (high, mask)
-  kept_part = Mul (kept_share, stays)
-  image = Add (made_part, kept_part)
-}"""
-Proto = TypeVar("Proto", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
+DOMAIN = "bbdm"  # of nodes that stand for a graph
+MIXED = defs.OpSchema.FormalParameter(
+    "inputs", "T", param_option=defs.OpSchema.FormalParameterOption.Variadic, is_homogeneous=False
+)
+TYPES = [("T", ["tensor(float)", "tensor(int64)"], "")]
+RESULT = defs.OpSchema.FormalParameter("result", "tensor(float)")
 
 
-def _image(axes: int) -> str:
-    """The type of images of some axes."""
-    return f"float[{', '.join(GRIDS[axes])}]"
+@torch.library.custom_op("bbdm::onnx_graph", mutates_args=())
+def _onnx_graph(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
+    """The result of the graph of a name, of a shape or that of the first input; for the exporter alone."""
+    raise NotImplementedError(f"{name} is a graph of ONNX")
 
 
-def step_graph(opset: int, axes: int = 2) -> onnx.ModelProto:
-    """One step, to ``x_next``, ``x0hat_next`` and what the network is shown next, ``inputs_next``.
+@_onnx_graph.register_fake
+def _(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
+    return inputs[0].new_empty(shape or inputs[0].shape)
 
-    Its inputs are ``x``, the previous step's ``x0hat``, ``prediction``, ``y`` and noise ``z``, all
-    (B, C, H, W), the table's ``row``, (10,), and ``mask``, (B, 1, H, W) or, for a whole picture, a 1 of shape
-    (1, 1, 1, 1). For a row without noise z may be (1, 1, 1, 1). Of volumes, of 3 ``axes``, they have 5 sides.
-    """
-    image, sides = _image(axes), GRIDS[axes][2:]
-    z = f"float[z_batch, z_channels, {', '.join(f'z_{side}' for side in sides)}] z"
-    mask = f"float[mask_batch, one, {', '.join(f'mask_{side}' for side in sides)}] mask"
-    inputs = ", ".join(f"{image} {name}" for name in ("x", "x0hat", "prediction", "y"))
-    outputs = ", ".join(f"{image} {name}_next" for name in ("x", "x0hat", "inputs"))
-    return parser.parse_model(
-        f'<ir_version: {IR_VERSIONS[opset]}, opset_import: ["": {opset}]>\n'
-        f"step ({inputs}, {z}, float[10] row, {mask}) => ({outputs}) {{{STEP}}}"
-    )
+
+def _stand_in(name: str, inputs: list[object], shape: list[int]) -> object:
+    """The node of an :func:`_onnx_graph`, which :func:`_insert` replaces."""
+    schema = defs.OpSchema(name, DOMAIN, 1, inputs=[MIXED], outputs=[RESULT], type_constraints=TYPES)
+    return values.Op(values.Opset(DOMAIN, 1), name, schema)(*inputs)
+
+
+def _stride(image: Any, axis: int) -> Any:
+    """The stride of an axis, from which torch.export may take the size of another; images are contiguous."""
+    op: Any = opset21
+    return op.ReduceProd(op.Shape(image, start=axis + 1), keepdims=0)
+
+
+class Pipeline(nn.Module):
+    """A translation: the source, the network's further conditions, noise and a mask to the image."""
+
+    def __init__(self, table: StepTable, shapes: Shapes, network: list[str], latent: bool, masked: bool) -> None:
+        super().__init__()
+        self.shapes, self.network, self.latent, self.masked = shapes, network, latent, masked
+        self.start, self.shown = table.start, table.inputs[0].tolist()
+        slots = np.zeros(len(table), np.int64)
+        slots[table.noisy] = np.arange(len(table.noisy))
+        self.noisy, self.slots = bool(table.noisy), nn.Buffer(torch.from_numpy(slots))
+        self.rows = nn.Buffer(torch.from_numpy(table.rows).float())
+        self.times = nn.Buffer(torch.tensor(table.network_times, dtype=torch.float32))
+
+    def forward(self, source: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """``others`` are conditions in the network's order, noise and a mask, where there are these."""
+        conditions = list(others)
+        mask = pixels = conditions.pop() if self.masked else source.new_ones((1,) * source.ndim)
+        noise = conditions.pop() if self.noisy else source.new_zeros((1,) * (1 + source.ndim))
+        cell, shapes = self.shapes.cell, self.shapes
+        grid = [source.shape[0], shapes.channels, *(side // cell for side in source.shape[2:])]
+        if self.latent:
+            y = torch.ops.bbdm.onnx_graph("encoder", [source], grid)
+            mask = F.max_pool2d(mask, cell) if self.masked else mask
+        else:
+            y = in_channels(source, shapes.channels, shapes.endpoint, torch.cat)
+        if CONDITION in self.network:
+            conditions.insert(self.network.index(CONDITION) - 2, y if self.latent else source)
+        of_y, of_z = self.start
+        x = of_y * y + of_z * noise[-1] if of_z else of_y * y
+        i_x, i_y = self.shown
+
+        def goes_on(index: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return index < len(self.rows)
+
+        def advance(
+            index: torch.Tensor, x: torch.Tensor, x0hat: torch.Tensor, inputs: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
+            at = index.reshape(1)
+            t = self.times.index_select(0, at)
+            prediction = torch.ops.bbdm.onnx_graph(
+                "unet", [inputs, t, *conditions], []
+            )  # no sides: torch reads them off strides
+            z = noise.index_select(0, self.slots.index_select(0, at)).squeeze(0)
+            row = self.rows.index_select(0, at).squeeze(0)
+            return index + 1, *step(x, x0hat, prediction, y, z, row, mask)
+
+        first = torch.zeros((), dtype=torch.int64), x, y.clone(), i_x * x + i_y * y
+        _, x, _, _ = while_loop(goes_on, advance, first)
+        if self.latent:
+            size = [source.shape[0], shapes.image_channels, *source.shape[2:]]
+            x = torch.ops.bbdm.onnx_graph("decoder", [x], size)
+        image = x.clamp(-1, 1)
+        if not self.masked:
+            return image
+        return pixels * image + (1 - pixels) * (source if self.latent else y)  # also what a codec lost
 
 
 def pipeline_graph(
@@ -89,167 +125,64 @@ def pipeline_graph(
     last for a start from noise. Where none is needed the graph has no such input. With ``masked`` there is an
     input ``mask``, (B, 1, H, W) in [0, 1]: 0 where the source stays, in the target's channels.
     """
-    dims = unet.graph.input[0].type.tensor_type.shape.dim
-    axes = len(dims) - 2
-    names = GRIDS[axes]
-    noisy = table.noisy
-    slots = np.zeros(len(table), np.int64)
-    slots[noisy] = np.arange(len(noisy))
-    first = dict(zip(("start_y", "start_z", "show_x", "show_y"), (*table.start, *table.inputs[0]), strict=True))
-    graph = onnx.GraphProto(name="pipeline")
-    for name, values in (
-        ("times", np.asarray(table.network_times, np.float32)),
-        ("rows", table.rows.astype(np.float32)),
-        ("slots", slots),
-        ("steps", np.array(len(table))),
-        ("low", np.array(-1.0, np.float32)),
-        ("high", np.array(1.0, np.float32)),
-        *((name, np.array(value, np.float32)) for name, value in first.items()),
-    ):
-        graph.initializer.append(numpy_helper.from_array(values, name))
-    graph.initializer.extend(_weights(unet.graph, "unet/"))  # outside the loop, so that there is one copy
-    if encoder is not None:
-        _include(graph, encoder.graph, {"image": "source", "latent": "y"}, "encoder/")
-        graph.initializer.extend(_weights(encoder.graph, "encoder/"))
-    else:
-        channels = dims[1].dim_value
-        graph.node.extend(_ended(shapes.source_channels, channels, shapes.endpoint, _image(axes)))
-    seen = {CONDITION: "source" if encoder is None else "y"}
-    body = _loop_body(unet.graph, bool(noisy), seen, _image(axes))
-    graph.node.extend(_first_state(bool(table.start[1]), _image(axes)))
-    carried = ["x_last", "x0hat_last", "inputs_last"]
-    graph.node.append(helper.make_node("Loop", ["steps", "", "x_first", "y", "inputs_first"], carried, body=body))
+    cell, axes = shapes.cell, len(shapes.stride)
+    names = [value.name for value in unet.graph.input]
+    batch, *sides = map(torch.export.Dim, ("batch", *(GRIDS[axes][2:] if cell == 1 else LATENT)))
+    latent = [8 + 2 * axis for axis in range(axes)]
+    pixels = [side * cell for side in latent]
+    grid = {0: batch, **{2 + axis: side if cell == 1 else cell * side for axis, side in enumerate(sides)}}
+    inputs, free = {"source": torch.zeros(2, shapes.source_channels, *pixels)}, {"source": grid}
+    for value in unet.graph.input:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if value.name in ("x", "t", CONDITION):
+            continue
+        if len(dims) == 1:
+            inputs[value.name], free[value.name] = torch.zeros(2, dtype=torch.int64), {0: batch}
+        elif len(dims) == 3:
+            length = torch.export.Dim(f"{value.name}_length")
+            inputs[value.name], free[value.name] = torch.zeros(2, 3, dims[2]), {0: batch, 1: length}
+        else:
+            inputs[value.name], free[value.name] = torch.zeros(2, dims[1], *pixels), grid
+    if table.noisy:
+        inputs["noise"] = torch.zeros(len(table.noisy), 2, shapes.channels, *latent)
+        free["noise"] = {1: batch, **{3 + axis: side for axis, side in enumerate(sides)}}
     if masked:
-        side = [shapes.cell] * axes
-        graph.node.insert(0, helper.make_node("MaxPool", ["mask"], ["grid_mask"], kernel_shape=side, strides=side))
-        sizes = ["batch", 1, *names[2:]]
-        graph.input.append(helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, sizes))
-    else:
-        graph.initializer.append(numpy_helper.from_array(np.ones((1,) * (2 + axes), np.float32), "grid_mask"))
-    last = "x_last"
-    if decoder is not None:
-        _include(graph, decoder.graph, {"latent": last, "image": "decoded"}, "decoder/")
-        graph.initializer.extend(_weights(decoder.graph, "decoder/"))
-        last = "decoded"
-    graph.node.append(helper.make_node("Clip", [last, "low", "high"], ["clipped" if masked else "image"]))
-    if masked:  # also what a codec lost
-        graph.node.append(helper.make_node("Identity", ["y" if encoder is None else "source"], ["stays"]))
-        graph.node.extend(parser.parse_graph(KEEP).node)
-
-    source = _like((encoder or unet).graph.input[0], "source", names)
-    source.type.tensor_type.shape.dim[1].dim_value = shapes.source_channels
-    graph.input.append(source)
-    graph.input.extend(
-        _like(value, value.name, names if len(value.type.tensor_type.shape.dim) > 3 else ())
-        for value in unet.graph.input
-        if value.name not in ("x", "t", CONDITION)
-    )
-    if noisy:
-        grid = names if encoder is None else ("batch", "channels", "latent_height", "latent_width")
-        shape = [dim.dim_value or name for name, dim in zip(grid, dims, strict=True)]
-        graph.input.append(helper.make_tensor_value_info("noise", onnx.TensorProto.FLOAT, [len(noisy), *shape]))
-    graph.output.append(_like((decoder or unet).graph.output[0], "image", names))
-    opset = helper.make_opsetid("", unet.opset_import[0].version)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSIONS[opset.version])
+        inputs["mask"], free["mask"] = torch.zeros(2, 1, *pixels), grid
+    module = Pipeline(table, shapes, names, encoder is not None, masked)
+    opset = unet.opset_import[0].version
+    operators = {torch.ops.bbdm.onnx_graph.default: _stand_in, torch.ops.aten.sym_stride.int: _stride}
+    model = export_graph(module, inputs, free, {"image": GRIDS[axes]}, opset, fixed=1, table=operators)
+    for value in model.graph.input:
+        if free[value.name] is grid:
+            name_dims(value, GRIDS[axes])  # not as multiples of a latent's
+    parts = {"unet": unet, "encoder": encoder, "decoder": decoder}
+    graphs = {name: part.graph for name, part in parts.items() if part is not None}
+    for graph in reversed(list(subgraphs(model.graph))):  # inner ones first: an outer one copies them
+        _insert(graph, graphs)
+    for name, part in graphs.items():  # outside the loop, so that there is one copy
+        for tensor in part.initializer:
+            model.graph.initializer.add().CopyFrom(tensor)
+            model.graph.initializer[-1].name = f"{name}/{tensor.name}"
+    del model.opset_import[:]
+    model.opset_import.add(version=opset)
+    model.ir_version = IR_VERSIONS[opset]
+    return model
 
 
-def _ended(count: int, channels: int, endpoint: Sequence[int] | None, image: str) -> Iterable[onnx.NodeProto]:
-    """Nodes that make ``y``, of some channels, from ``source``, of ``count``."""
-    if count == channels and endpoint is None:
-        return [helper.make_node("Identity", ["source"], ["y"])]
-    chosen = ", ".join(map(str, [0] * channels if endpoint is None else endpoint))
-    mean = "all_channels = Identity (source)"
-    if endpoint is None:
-        mean = (
-            "mean_axis = Constant <value_ints = [1]> ()\n all_channels = ReduceMean <keepdims = 1> (source, mean_axis)"
-        )
-    return parser.parse_graph(
-        f"""
-        ended ({image} source) => ({image} y) {{
-          {mean}
-          chosen_channels = Constant <value_ints = [{chosen}]> ()
-          y = Gather <axis = 1> (all_channels, chosen_channels)
-        }}"""
-    ).node
-
-
-def _loop_body(unet: onnx.GraphProto, noisy: bool, seen: dict[str, str], image: str) -> onnx.GraphProto:
-    """One step of the Loop: the network, then :data:`STEP` with the row of the step's index.
-
-    ``seen`` are names outside the loop of the network's conditions that have others there.
-    """
-    draw = "z = Gather (noise, slot)" if noisy else "z = Constant <value_floats = [0.0]> ()"
-    body = parser.parse_graph(
-        f"""
-        step (int64 index, bool go, {image} x, {image} x0hat, {image} inputs)
-          => (bool again, {image} x_next, {image} x0hat_next, {image} inputs_next) {{
-          again = Identity (go)
-          axis = Constant <value_ints = [0]> ()
-          one = Unsqueeze (index, axis)
-          t = Gather (times, one)
-          row = Gather (rows, index)
-          slot = Gather (slots, index)
-          {draw}
-          {STEP.replace("mask", "grid_mask")}
-        }}"""
-    )
-    inner = {value.name: value.name for value in unet.input} | seen
-    inner |= {"x": "inputs", "t": "t", "prediction": "prediction"}
-    before = next(i for i, node in enumerate(body.node) if node.op_type == "Split")
-    after = list(body.node[before:])
-    del body.node[before:]
-    _include(body, unet, inner, "unet/")
-    body.node.extend(after)
-    return body
-
-
-def _first_state(noisy: bool, image: str) -> Iterable[onnx.NodeProto]:
-    """Nodes that make ``x_first`` and what the network is shown of it; a start's noise has the last slot."""
-    drawn = "first_z = Gather (noise, first_slot)" if noisy else "first_z = Identity (first_slot_value)"
-    return parser.parse_graph(
-        f"""
-        first ({image} y) => ({image} x_first, {image} inputs_first) {{
-          first_slot = Constant <value_int = -1> ()
-          first_slot_value = Constant <value_float = 0.0> ()
-          {drawn}
-          first_part_y = Mul (start_y, y)
-          first_part_z = Mul (start_z, first_z)
-          x_first = Add (first_part_y, first_part_z)
-          first_shown_x = Mul (show_x, x_first)
-          first_shown_y = Mul (show_y, y)
-          inputs_first = Add (first_shown_x, first_shown_y)
-        }}"""
-    ).node
-
-
-def _include(graph: onnx.GraphProto, other: onnx.GraphProto, known: dict[str, str], prefix: str) -> None:
-    """Append another graph's nodes: known values under their new names, the others with a prefix."""
-
-    def rename(name: str) -> str:
-        return known.get(name, prefix + name) if name else name
-
-    for node in other.node:
-        copy = _copy(node, prefix + node.name if node.name else "")
-        copy.input[:] = map(rename, node.input)
-        copy.output[:] = map(rename, node.output)
-        graph.node.append(copy)
-    graph.value_info.extend(_copy(value, prefix + value.name) for value in other.value_info)
-
-
-def _weights(graph: onnx.GraphProto, prefix: str) -> Iterable[onnx.TensorProto]:
-    return (_copy(tensor, prefix + tensor.name) for tensor in graph.initializer)
-
-
-def _like(value: onnx.ValueInfoProto, name: str, dims: tuple[str, ...]) -> onnx.ValueInfoProto:
-    """An input or output like another, with names for the dimensions that are not fixed."""
-    copy = _copy(value, name)
-    name_dims(copy, dims)
-    return copy
-
-
-def _copy(message: Proto, name: str) -> Proto:
-    """A copy under another name."""
-    copy = type(message)()
-    copy.CopyFrom(message)
-    copy.name = name
-    return copy
+def _insert(graph: onnx.GraphProto, parts: dict[str, onnx.GraphProto]) -> None:
+    """Replace the nodes that stand for other graphs by the nodes of these."""
+    nodes = list(graph.node)
+    graph.ClearField("node")
+    for node in nodes:
+        if node.domain != DOMAIN:
+            graph.node.append(node)
+            continue
+        part = parts[node.op_type]
+        known = {"": "", **dict(zip([v.name for v in part.input], node.input, strict=True))}
+        known |= dict(zip([v.name for v in part.output], node.output, strict=True))
+        for inner in part.node:
+            copy = graph.node.add()
+            copy.CopyFrom(inner)
+            copy.name = f"{node.op_type}/{inner.name}"
+            copy.input[:] = [known.get(name, f"{node.op_type}/{name}") for name in inner.input]
+            copy.output[:] = [known.get(name, f"{node.op_type}/{name}") for name in inner.output]

@@ -18,9 +18,9 @@ from bbdm.base.recent import Recent
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.execution.compiled import Compiled, check_compilation
-from bbdm.execution.device import find_device
+from bbdm.execution.device import choose_dtype, find_device
 from bbdm.execution.graph import Graphs
-from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
+from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
@@ -289,13 +289,13 @@ class BridgeSampler(Sampler[torch.Tensor]):
         any other is refused. Solver and steps are free: the sampler that loads the package has its own.
 
         Args:
-            path: where to write, such as ``unet.pt2``.
+            path: where to write, such as ``unet.pt2``. What the package fits goes to ``unet.pt2.json``.
             batch_size: number of images at a time.
             size: their (height, width); None for the size of the training pictures, where that is known.
 
         Raises:
             ValueError: the sampler was not built with ``compile=True``, the size is not known, ``path`` is a
-                folder, or the network has tokens, which are of any length.
+                folder or does not end in ``.pt2``, or the network has tokens, which are of any length.
         """
         if not self.compile:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")

@@ -16,7 +16,7 @@ from bbdm.cli import translate
 from bbdm.evaluation.config import MapsConfig
 from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, Translator
-from bbdm.execution import package as package_module
+from bbdm.execution import device as device_module
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
 from tests.conftest import tiny_unet
@@ -98,7 +98,7 @@ def test_compiled_results_are_the_same(place: Path):
 
 def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyPatch):
     """Each process chooses by timing, and all take the first's choice."""
-    monkeypatch.setattr(package_module, "best_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
     translator = Translator(translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16

@@ -15,7 +15,6 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
-from bbdm.execution import package
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions, Network
 from bbdm.networks.conditioning import ConditionedNetwork
@@ -251,9 +250,6 @@ def test_it_is_compiled(make: Callable[[], Network]):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(
-    ".".join(torch.__version__.split(".")[:2]) not in package.TESTED, reason="packages are tested with other versions"
-)
 @every_network
 def test_it_is_packaged(make: Callable[[], Network], tmp_path: Path):
     network = make().eval()

@@ -11,16 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint, solvers, wrap
-from bbdm.cli.export import parse
 from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
-from bbdm.pictures.images import from_array, open_image, to_array
+from bbdm.pictures.images import from_pil, open_image, to_pil
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, once, tiny_codec
@@ -51,13 +51,6 @@ def latent_folder(latent_file: Path, tmp_path_factory: pytest.TempPathFactory) -
     return export(latent_file, tmp_path_factory.mktemp("export") / "latent", *flags)
 
 
-@pytest.fixture(scope="module")
-def unusual_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every flag that changes the UNet's graph or its file."""
-    flags = ("--static", "2,16,24", "--opset", "21", "--dtype", "fp16", "--external-data", "--pipeline", "--steps", "3")
-    return export(file, tmp_path_factory.mktemp("export") / "unusual", *flags)
-
-
 def test_the_check_of_a_network_that_was_trained_on_crops(tmp_path: Path):
     """The check takes pictures that are larger than these crops; windows are no part of it."""
     unet = tiny_unet(0, condition_channels=3)
@@ -77,28 +70,37 @@ def by_pipeline(folder: Path, image: torch.Tensor, noise: torch.Tensor) -> np.nd
     return np.asarray(session.run(None, {"source": image.numpy(), "noise": noise[rows].numpy()})[0])
 
 
+@pytest.mark.parametrize("latent", [False, True], ids=["pixels", "latents"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_images_are_those_of_pytorch(file: Path, folder: Path, shape: tuple[int, int, int]):
-    sampler = BridgeSampler.from_checkpoint(file, steps=STEPS)
-    image = source(*shape)
-    noise = torch.randn(STEPS, *image.shape, generator=torch.Generator().manual_seed(0))
-    assert sampler(image, seed=4).std() > 0.1
-    made = OnnxBridgeSampler(folder)(image.numpy(), seed=4)
-    np.testing.assert_allclose(made, sampler(image, seed=4).numpy(), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(
-        by_pipeline(folder, image, noise), sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_latent_images_are_those_of_pytorch(latent_file: Path, latent_folder: Path, shape: tuple[int, int, int]):
-    sampler = BridgeSampler.from_checkpoint(latent_file, solver="sde-dpm2m", steps=STEPS)
-    image = source(*shape)
-    noise = torch.randn(STEPS, shape[0], 3, shape[1] // 2, shape[2] // 2, generator=torch.Generator().manual_seed(0))
-    made = OnnxBridgeSampler(latent_folder)(image.numpy(), seed=4)
-    np.testing.assert_allclose(made, sampler(image, seed=4).numpy(), rtol=0, atol=1e-4)
-    made = by_pipeline(latent_folder, image, noise)
+def test_images_are_those_of_pytorch(latent: bool, shape: tuple[int, int, int], request: pytest.FixtureRequest):
+    """Step by step by the runtime, and by pipeline.onnx with explicit noise."""
+    file, folder = (request.getfixturevalue(f"latent_{name}" if latent else name) for name in ("file", "folder"))
+    sampler = BridgeSampler.from_checkpoint(file, solver="sde-dpm2m" if latent else None, steps=STEPS)
+    image, cell = source(*shape), 2 if latent else 1
+    noise = torch.randn(STEPS, shape[0], 3, shape[1] // cell, shape[2] // cell)
+    wanted = sampler(image, seed=4)
+    assert wanted.std() > 0.1
+    np.testing.assert_allclose(OnnxBridgeSampler(folder)(image.numpy(), seed=4), wanted.numpy(), rtol=0, atol=1e-4)
+    made = by_pipeline(folder, image, noise)
     np.testing.assert_allclose(made, sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4)
+
+
+def test_the_reference_evaluator_runs_the_pipeline(tmp_path: Path):
+    """ONNX's own, which runs a loop with an empty condition zero times; with a mask."""
+    unet = tiny_unet(channel_mult=(1,), attention_resolutions=()).eval()
+    save_checkpoint(tmp_path / "small.pt", unet, BRIDGE)
+    flags = ("--pipeline", "--mask", "--solver", "sde-dpm2m", "--steps", "3")
+    model = onnx.load(export(tmp_path / "small.pt", tmp_path / "onnx", *flags) / "pipeline.onnx")
+    image, noise = source(2, 6, 8), torch.randn(3, 2, 3, 6, 8)
+    mask = (torch.rand(2, 1, 6, 8) > 0.5).float()
+    sampler = BridgeSampler(unet, BRIDGE, "sde-dpm2m", steps=3)
+    wanted = sampler(image, noise=noise, mask=mask)
+    feeds = {"source": image.numpy(), "noise": noise.numpy()[sampler.table.noisy], "mask": mask.numpy()}
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    assert {value.name for value in session.get_inputs()} == feeds.keys()
+    for evaluator in (session, ReferenceEvaluator(model)):
+        (made,) = evaluator.run(None, feeds)
+        np.testing.assert_allclose(np.asarray(made), wanted.numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("error:the network was trained on pictures of")
@@ -129,47 +131,28 @@ def assert_norms_and_softmax_in_float32(model: onnx.ModelProto) -> None:
     assert onnx.TensorProto.FLOAT16 in by_kind["Conv"]
 
 
-def test_unusual_flags(file: Path, unusual_folder: Path):
-    model = onnx.load(unusual_folder / "unet.onnx")
-    assert model.opset_import[0].version == 21
-    assert_weights_of(model, "fp16")
-    assert_norms_and_softmax_in_float32(model)
-    for name in ("unet.onnx", "pipeline.onnx"):
-        dims = onnx.load(unusual_folder / name).graph.input[0].type.tensor_type.shape.dim
-        assert [dim.dim_value for dim in dims] == [2, 3, 16, 24]
-    graph, weights = unusual_folder / "unet.onnx", unusual_folder / "unet.onnx.data"
-    assert graph.stat().st_size < weights.stat().st_size > 100_000
-    assert "unet.onnx.data" in read_settings(unusual_folder)["files"]
-    image = source(3, 15, 24)  # padded, and in two batches
-    wanted = BridgeSampler.from_checkpoint(file, steps=3)(image, seed=0)
-    made = OnnxBridgeSampler(unusual_folder)(image.numpy(), seed=0)
-    np.testing.assert_allclose(made, wanted.numpy(), rtol=0, atol=2e-2)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("opset", [21, 22, 23])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_every_opset_and_dtype(file: Path, tmp_path: Path, opset: int, dtype: str):
-    made = export(file, tmp_path / "made", "--opset", str(opset), "--dtype", dtype, "--steps", str(STEPS), "--pipeline")
-    sampler = BridgeSampler.from_checkpoint(file, steps=STEPS)
-    image, tolerance = source(2, 16, 24), 1e-4 if dtype == "fp32" else 2e-2
-    result = OnnxBridgeSampler(made)(image.numpy(), seed=0)
-    np.testing.assert_allclose(result, sampler(image, seed=0).numpy(), rtol=0, atol=tolerance)
-    model = onnx.load(made / "unet.onnx")
-    assert model.opset_import[0].version == opset
+@pytest.mark.parametrize(
+    ("dtype", "opset"),
+    [("fp16", 21), *(pytest.param(*each, marks=pytest.mark.nightly) for each in (("fp32", 22), ("fp16", 23)))],
+)
+def test_dtypes_and_opsets(latent_file: Path, tmp_path: Path, dtype: str, opset: int):
+    """Float16 keeps norms, softmax and the decoder in float32; weights may be a second file."""
+    flags = ("--dtype", dtype, "--opset", str(opset), "--steps", "3", "--pipeline", "--external-data")
+    made = export(latent_file, tmp_path / "made", *flags)
+    model, decoder = (onnx.load(made / name) for name in ("unet.onnx", "decoder.onnx"))
+    assert model.opset_import[0].version == onnx.load(made / "pipeline.onnx").opset_import[0].version == opset
     assert_weights_of(model, dtype)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("opset", [21, 23])
-def test_fp16_keeps_norms_softmax_and_decoder_in_float32(latent_file: Path, tmp_path: Path, opset: int):
-    made = export(latent_file, tmp_path / "made", "--opset", str(opset), "--dtype", "fp16")
-    assert_norms_and_softmax_in_float32(onnx.load(made / "unet.onnx"))
-    decoder = onnx.load(made / "decoder.onnx")
-    assert {tensor.data_type for tensor in decoder.graph.initializer} <= {
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.INT64,
-    }
+    if dtype == "fp16":
+        assert_norms_and_softmax_in_float32(model)
+    kinds = {tensor.data_type for tensor in decoder.graph.initializer}
+    assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    assert (made / "unet.onnx").stat().st_size < (made / "unet.onnx.data").stat().st_size > 100_000
+    assert "unet.onnx.data" in read_settings(made)["files"]
+    image = source(3, 15, 24)  # padded
+    wanted = BridgeSampler.from_checkpoint(latent_file, steps=3)(image, seed=0)
+    tolerance = 1e-4 if dtype == "fp32" else 2e-2
+    result = OnnxBridgeSampler(made)(image.numpy(), seed=0)
+    np.testing.assert_allclose(result, wanted.numpy(), rtol=0, atol=tolerance)
 
 
 def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder: Path, latent_folder: Path):
@@ -181,27 +164,40 @@ def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder:
     assert counts["GroupNormalization"] == sum(isinstance(m, torch.nn.GroupNorm) for m in unet.modules())
     assert not counts.keys() & {"Dropout", "BatchNormalization", "If", "Loop", "ReduceMean", "Identity"}
     whole = onnx.load(folder / "pipeline.onnx").graph
-    made = Counter(node.op_type for node in whole.node)  # nothing is made twice around the loop
-    assert made == {"Identity": 2, "Constant": 2, "Mul": 4, "Add": 2, "Loop": 1, "Clip": 1}
+    made = Counter(node.op_type for node in whole.node)
+    assert made["Loop"] == made["Clip"] == 1
+    assert not made.keys() & {"Conv", "GroupNormalization", "Attention"}  # nothing is made twice around the loop
+    (loop,) = (node for node in whole.node if node.op_type == "Loop")
+    assert loop.input[1]  # its condition
+    for name, cells in ((folder, ("height", "width")), (latent_folder, ("latent_height", "latent_width"))):
+        inputs = {value.name: value for value in onnx.load(name / "pipeline.onnx").graph.input}
+        shapes = {
+            name: [d.dim_param for d in v.type.tensor_type.shape.dim if d.dim_param] for name, v in inputs.items()
+        }
+        assert shapes == {"source": ["batch", "height", "width"], "noise": ["batch", *cells]}
     weights = sum(np.prod(tensor.dims) for tensor in whole.initializer)
     assert weights == pytest.approx(sum(p.numel() for p in unet.parameters()), rel=0.05)  # one copy
 
 
+def test_conditions_take_no_norm_apart():
+    """A batch that torch.export takes for fixed is exported again, in minutes, and without these nodes."""
+    settings: dict[str, Any] = {"classes": {"style": 2}, "tokens": {"text": 4}, "condition_channels": 3}
+    unet = tiny_unet(channel_mult=(1,), attention_resolutions=(1,), **settings)
+    model = graphs.network_graph(unet, 23)
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert counts["GroupNormalization"] == sum(isinstance(m, torch.nn.GroupNorm) for m in unet.modules())
+    shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    grid = ["batch", 3, "height", "width"]
+    assert shapes == {"x": grid, "t": [1], "condition": grid, "style": ["batch"], "text": ["batch", "text_length", 4]}
+
+
 def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
+    noise = {value.name: value for value in onnx.load(folder / "pipeline.onnx").graph.input}["noise"]
+    assert noise.type.tensor_type.shape.dim[0].dim_value == 1  # dpm2m: only the first step has noise
     shapes = BridgeSampler.from_checkpoint(file)._shapes
-
-    def with_solver(solver: str, steps: int) -> onnx.ModelProto:
-        table = solvers.build(BRIDGE, solver, steps=steps)
-        return pipeline.pipeline_graph(onnx.load(folder / "unet.onnx"), None, None, table, shapes)
-
-    def slots(model: onnx.ModelProto) -> int | None:
-        noise = [value for value in model.graph.input if value.name == "noise"]
-        return noise[0].type.tensor_type.shape.dim[0].dim_value if noise else None
-
-    assert slots(onnx.load(folder / "pipeline.onnx")) == 1  # dpm2m: only the first step has noise
-    assert slots(with_solver("fast", 6)) == 5
-    none = with_solver("dpm2m", 1)
-    assert slots(none) is None
+    table = solvers.build(BRIDGE, "dpm2m", steps=1)
+    none = pipeline.pipeline_graph(onnx.load(folder / "unet.onnx"), None, None, table, shapes)
+    assert [value.name for value in none.graph.input] == ["source"]
     image = source(1, 16, 16)
     (made,) = onnxruntime.InferenceSession(none.SerializeToString()).run(None, {"source": image.numpy()})
     wanted = BridgeSampler.from_checkpoint(file, steps=1)(image, seed=0)
@@ -211,7 +207,7 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
 def test_int8_is_small_and_near(file: Path, tmp_path: Path):
     for i in range(4):
         (tmp_path / "pictures").mkdir(exist_ok=True)
-        from_array(source(i + 1, 16, 16)[0].numpy()).save(tmp_path / "pictures" / f"{i}.png")
+        to_pil(source(i + 1, 16, 16)[0]).save(tmp_path / "pictures" / f"{i}.png")
     made = export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "pictures"))
     counts = Counter(node.op_type for node in onnx.load(made / "unet.onnx").graph.node)
     assert counts["QuantizeLinear"] > 20
@@ -291,7 +287,8 @@ def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
         (["--opset", "17"], r"--opset must be in \[21, 23\], got 17"),
         (["--quantize", "int8"], "need each other"),
         (["--quantize", "int8", "--calibrate", "x", "--dtype", "fp16"], "leaves the rest in fp32"),
-        (["--static", "1,64"], "invalid|three positive numbers"),
+        (["--mask"], "--mask is of --pipeline"),
+        (["--dtype", "bf16"], "bf16 is of --compiled"),
     ],
 )
 def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], message: str, capfd: Any):
@@ -304,8 +301,6 @@ def test_what_is_noticed_at_once(file: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(graphs, "network_graph", pytest.fail)
     with pytest.raises((ValueError, FileNotFoundError), match="no folder"):
         export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="multiples of 2"):
-        export(file, tmp_path / "made", "--static", "1,15,16")
 
 
 def test_float16_does_not_overflow_on_real_activations():
@@ -335,8 +330,7 @@ def test_the_bundled_network(tmp_path: Path, dtype: str):
     sampler = BridgeSampler(checkpoint.build_unet(), checkpoint.bridge, steps=STEPS)
     exact = BridgeSampler(checkpoint.build_unet().double(), checkpoint.bridge, steps=STEPS)
     exported, tolerance = OnnxBridgeSampler(made), 1e-4 if dtype == "fp32" else 3e-2
-    paths = sorted((DEMO / "drawings").glob("*.png"))
-    drawings = torch.from_numpy(np.stack([to_array(Image.open(path)) for path in paths]))
+    drawings = torch.stack([from_pil(Image.open(path)) for path in sorted((DEMO / "drawings").glob("*.png"))])
     for noise in (source(1, 64, 64), source(2, 64, 64), source(5, 48, 40)):
         result = exported(noise.numpy(), seed=0)
         np.testing.assert_allclose(result, sampler(noise, seed=0).numpy(), rtol=0, atol=tolerance)
@@ -364,14 +358,3 @@ def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.Cap
     print(capsys.readouterr().out)
     for path in made.glob("*.onnx"):
         onnx.checker.check_model(path, full_check=True)
-
-
-@pytest.mark.nightly
-def test_a_pipeline_with_a_mask(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The check compares it with PyTorch's."""
-    folder = export(file, tmp_path / "masked", "--steps", "2", "--pipeline", "--mask", "--check")
-    inputs = onnxruntime.InferenceSession(folder / "pipeline.onnx").get_inputs()
-    assert {value.name for value in inputs} == {"source", "noise", "mask"}
-    assert "image, pipeline.onnx" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        parse([str(file), "--mask"])

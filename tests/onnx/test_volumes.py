@@ -58,17 +58,3 @@ def test_earlier_versions_refuse_it(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bridge_json, "VERSION", 4)
     with pytest.raises(ValueError, match=r"version 5 is newer than this library reads \(4\): update bbdm"):
         OnnxBridgeSampler(folder)
-
-
-def test_one_size(model: Path, tmp_path: Path) -> None:
-    made = export(model, tmp_path / "onnx", "--static", "1,4,8,8")
-    exported = OnnxBridgeSampler(made)
-    assert exported.static == (1, 4, 8, 8)
-    source = SOURCE[:1, :, :4, :8].numpy()
-    wanted = BridgeSampler.from_checkpoint(model)(source, seed=2)
-    assert np.abs(exported(source, seed=2) - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    with pytest.raises(ValueError, match=r"takes pictures of depth x height x width 4 x 8 x 8 only, got 5 x 10 x 7"):
-        exported(SOURCE.numpy(), seed=2)
-    for static, message in (("1,8,8", "needs B, D, H, W of this network"), ("1,4,8,6", "depth, height and width that")):
-        with pytest.raises(ValueError, match=message):
-            export(model, tmp_path / "other", "--static", static)

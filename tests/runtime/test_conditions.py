@@ -205,7 +205,7 @@ def transformer() -> Network:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("flags", [[], ["--opset", "21"]], ids=["any", "opset 21"])
+@pytest.mark.parametrize("flags", [[], ["--opset", "21"]], ids=["opset 23", "opset 21"])
 @pytest.mark.parametrize("make", [wrapped, transformer, unet])
 def test_other_networks_and_kinds_of_export(make: Any, flags: list[str], tmp_path: Path):
     network = make()

@@ -26,11 +26,6 @@ from tests.serving.pages import EXPORT, noise, same
 
 
 @pytest.fixture(scope="module")
-def static(file: Path) -> Path:
-    return export(file, file.parent / "static", "--steps", "3", "--static", f"2,{SIZE},{SIZE}")
-
-
-@pytest.fixture(scope="module")
 def model(file: Path) -> Model:
     return app.load(AppConfig(file, device="cpu"))
 
@@ -84,19 +79,6 @@ def test_an_export_takes_any_solver_and_steps():
     assert (progress.done, progress.total) == (3, 3)
     wanted = OnnxBridgeSampler(EXPORT)(noise(0), seed=1, solver="dpm2m", steps=3)[0]
     assert same(progress.results[0].picture, wanted)
-
-
-@pytest.mark.nightly
-def test_a_static_export_has_its_size_and_number(static: Path, sampler: BridgeSampler):
-    model = app.load(AppConfig(static))
-    assert (model.size, model.resize, model.results) == ((SIZE, SIZE), "stretch", 2)
-    source = read(noise(0, 40, 8), model, SIZE**2)
-    assert source.picture.size == (SIZE, SIZE)
-    results = last(model, [source], "dpm2m", 3, 4, 2).results
-    wanted = sampler([source.picture] * 2, seed=4, steps=3)
-    assert all(same(each.picture, picture) for each, picture in zip(results, wanted, strict=True))
-    with pytest.raises(ValueError, match=r"size is fixed: .*static takes height x width \(16, 16\) alone"):
-        app.load(AppConfig(static, size=32))
 
 
 @pytest.mark.parametrize("exported", [False, pytest.param(True, marks=pytest.mark.nightly)])
@@ -314,12 +296,6 @@ def test_the_page_begins_with_the_solver_of_an_export(gradio: Any):
     )
     with pytest.raises(ValueError, match="network calls must be a whole number from 1 to 4, got 5"):
         page(model, AppConfig(EXPORT, max_steps=4))
-
-
-@pytest.mark.nightly
-def test_the_page_fixes_the_results_of_a_static_export(gradio: Any, static: Path):
-    found = controls(page(app.load(AppConfig(static)), AppConfig(static)))
-    assert (found["Results (as exported)"]["value"], found["Results (as exported)"]["interactive"]) == (2, False)
 
 
 @pytest.fixture
