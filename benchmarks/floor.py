@@ -9,11 +9,13 @@ bandwidth, or their products and sums over the peak of bfloat16, whichever takes
 """
 
 import argparse
+import ctypes
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm.networks.base import Network
 from bbdm.networks.unet import UNet
-from tests.cuda.runtime import register_guard
 
 BANDWIDTH, PEAK = 3.35e12, 990e12  # bytes and bfloat16 operations a second of an H100 SXM, by its data sheet
 H100 = SimpleNamespace(
@@ -50,6 +51,7 @@ H100 = SimpleNamespace(
     shared_memory_per_block_optin=227 * 2**10,
     shared_memory_per_multiprocessor=228 * 2**10,
 )
+CUDA, LAZY, DEVICES = 1, 17, 22  # c10::DeviceType
 LAUNCH = re.compile(r"^\s+(?:\S+ = )?(triton_\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE)
 
 
@@ -82,6 +84,18 @@ def _triton_asked_anew() -> Iterator[None]:
     finally:
         for function in answers:
             function.cache_clear()
+
+
+def register_guard() -> None:
+    """Give C++ a device guard for CUDA, which a build without CUDA lacks: PyTorch's own that does nothing.
+
+    ``_ensureCUDADeviceGuardSet`` registers it in place of a guard with no devices: that of lazy tensors.
+    """
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * DEVICES).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    if guards[CUDA] is None:
+        guards[CUDA] = guards[LAZY]
+    torch._C._ensureCUDADeviceGuardSet()
 
 
 @contextmanager

@@ -201,9 +201,9 @@ def unet_call(rounds: int) -> Any:
     modulation = unet.embed(t)
     rows: dict[str, Row] = {
         "sde-bbdm float32": lambda: public(x, t),
-        "compiled": lambda: sampler._own.loop.network(inputs, modulation, {}),
+        "compiled": lambda: sampler._body(inputs, modulation, {}),
     }
-    error = networks.relative_error(sampler._own.loop.network(inputs, modulation, {}), public(x, t))
+    error = networks.relative_error(sampler._body(inputs, modulation, {}), public(x, t))
     seconds = interleaved(rows, rounds)
     return {"seconds": seconds, "dtype": str(sampler.dtype).removeprefix("torch."), "relative_error": error}
 

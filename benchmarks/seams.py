@@ -20,23 +20,24 @@ from torch import Tensor
 
 from bbdm import BridgeSampler
 from bbdm.base import scripts
-from bbdm.networks.windows import Windowing, blend
+from bbdm.networks.windows import WindowGrid, blend
+from bbdm.sampling.options import WindowOptions
 
 AT_ONCE = 16
 GRID = 8
 
 
-def independent(sampler: BridgeSampler, source: Tensor, windowing: Windowing) -> Tensor:
+def independent(sampler: BridgeSampler, source: Tensor, grid: WindowGrid) -> Tensor:
     """Each window translated alone, with its own seed, then blended."""
-    sides = windowing.sides(source.shape[2:])
+    sides = grid.sides(source.shape[2:])
     places = list(product(*(range(len(each.starts)) for each in sides)))
     cut = torch.cat([source[(..., *(s.span(i) for i, s in zip(place, sides, strict=True)))] for place in places])
     made = iter(sampler(cut, seed=0, batch_size=AT_ONCE, window=None))
-    weights = [torch.from_numpy(each).float() for each in windowing.weights(sides)]
+    weights = [torch.from_numpy(each).float() for each in grid.weights(source.shape[2:])]
     return blend(lambda spans: torch.stack([next(made) for _ in spans]), sides, weights)
 
 
-def seam(image: Tensor, windowing: Windowing) -> tuple[float, float, float, float]:
+def seam(image: Tensor, grid: WindowGrid) -> tuple[float, float, float, float]:
     """Mean steps between neighbours.
 
     Returns:
@@ -44,16 +45,16 @@ def seam(image: Tensor, windowing: Windowing) -> tuple[float, float, float, floa
         of what neighbouring windows share, and in the middle of windows.
     """
     found: list[list[float]] = [[], [], [], []]
-    for axis, side in enumerate(windowing.sides(image.shape[2:])):
+    for axis, side in enumerate(grid.sides(image.shape[2:])):
         steps = image.diff(dim=2 + axis).abs().mean((0, 1, 3 - axis)).numpy()  # steps[i]: from i to i + 1
-        grid = set(range(GRID, side.size, GRID))
-        edges = {edge for start in side.starts for edge in (start, start + side.length)} & grid
+        blocks = set(range(GRID, side.size, GRID))
+        edges = {edge for start in side.starts for edge in (start, start + side.length)} & blocks
         shared = [(start + before + side.length) // 2 for before, start in pairwise(side.starts)]
         middles = [start + side.length // 2 for start in side.starts]
-        found[0] += [steps[edge - 1] for edge in edges]
-        found[1] += [steps[edge - 1] for edge in grid - edges]
-        found[2] += [steps[at - GRID // 2 : at + GRID // 2].mean() for at in shared]
-        found[3] += [steps[at - GRID // 2 : at + GRID // 2].mean() for at in middles]
+        found[0] += [float(steps[edge - 1]) for edge in edges]
+        found[1] += [float(steps[edge - 1]) for edge in blocks - edges]
+        found[2] += [float(steps[at - GRID // 2 : at + GRID // 2].mean()) for at in shared]
+        found[3] += [float(steps[at - GRID // 2 : at + GRID // 2].mean()) for at in middles]
     at, elsewhere, shared, middle = (float(np.mean(each)) for each in found)
     return at, elsewhere, shared, middle
 
@@ -67,15 +68,15 @@ def seams(args: Any) -> None:
         with Image.open(path) as opened:
             pixels = np.asarray(opened.convert("RGB")).transpose(2, 0, 1).copy()
         source = torch.from_numpy(pixels).float()[None] / 127.5 - 1
-        windowing = sampler._shapes.windows(source.shape[2:], crop, args.overlap, 0, None, AT_ONCE)
-        assert windowing is not None
+        grid = sampler.window_grid(WindowOptions(window=crop, overlap=args.overlap), source.shape[2:], AT_ONCE)
+        assert grid is not None
         made = {
             "source": source,
             "windows": sampler(source, seed=0, window=crop, overlap=args.overlap, batch_size=AT_ONCE),
-            "independent tiles": independent(sampler, source, windowing),
+            "independent tiles": independent(sampler, source, grid),
         }
         for name, image in made.items():
-            ratios.setdefault(name, []).append(seam(image, windowing))
+            ratios.setdefault(name, []).append(seam(image, grid))
             if args.folder is not None:
                 args.folder.mkdir(exist_ok=True, parents=True)
                 array = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy().transpose(1, 2, 0)

@@ -1,8 +1,8 @@
 """What conditions and guidance cost: calls of the demo's network, plain, told a class, and guided.
 
 All rows have the same weights besides those of the class. ``class`` is told one; ``guided`` evaluates each
-with and without it; ``guided, half of the steps`` does so in an interval of times that holds half of them;
-``prior`` is guidance by a blurred state, of the network without a class. Rows of exports are ONNX Runtime's.
+with and without it; ``guided, half of the steps`` does so in an interval of times that holds half of them.
+Rows of exports are ONNX Runtime's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "class": {"style": 1},
     "guided": {"style": 1, "guidance": 2.0},
     "guided, half of the steps": {"style": 1, "guidance": 2.0, "guidance_interval": (0.0, 0.7)},
-    "prior": {"guidance_prior": "blur:1"},
 }
 EXPORTS = ["plain, ONNX", "class, ONNX"]
 TIMES = [1000, 800, 600, 400]  # of which the interval holds two

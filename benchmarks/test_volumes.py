@@ -64,15 +64,12 @@ def windows(quick: bool) -> Comparison:
             progress=lambda _, total: calls.update(bbdm=total),
         )
 
-    @torch.inference_mode()
     def by_monai() -> None:
         done: list[int] = []
-        inferred = copy.copy(sampler._own.loop)
-        inferred.network = of_monai(sampler, window, 1, done.append)
-        y = source.clone(memory_format=torch.channels_last_3d)
-        state = inferred.start(y, torch.zeros(1, dtype=torch.int64, device=DEVICE), conditions=unet.given(y))
-        inferred.run(state)
-        made["MONAI"], calls["MONAI"] = state.x, len(done)
+        inferred = copy.copy(sampler)
+        inferred._body = of_monai(sampler, window, 1, done.append)
+        made["MONAI"] = inferred(source, seed=0, window=None)
+        calls["MONAI"] = len(done)
 
     rows: dict[str, Row] = {"bbdm": by_windows}
     comparison = Comparison(f"Volume of {size}, {STEPS} steps", "MONAI", {})

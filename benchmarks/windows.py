@@ -18,16 +18,15 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from bbdm.networks.windowed import Windowed
 from torch import Tensor
 
 from bbdm import BridgeSampler
 from bbdm.base import machine, scripts
 from bbdm.cli import setup
 from bbdm.kernels.elementwise import CHANNELS_LAST
-from bbdm.networks.base import Body, Conditions
+from bbdm.networks.base import SOURCE, Body, Conditions
 from bbdm.networks.checks import along
-from bbdm.networks.windows import Windowing
+from bbdm.sampling.options import WindowOptions
 from benchmarks.timing import interleaved, seconds_of
 
 OVERLAP, AT_ONCE = 0.25, 16
@@ -42,13 +41,6 @@ def sampler_of(network: str, dtype: str) -> BridgeSampler:
     return BridgeSampler(unet, bridge, "ddim", steps=1, dtype=dtype)
 
 
-def windowing_of(sampler: BridgeSampler, side: int, window: int) -> Windowing:
-    """The windows of a call."""
-    made = sampler._shapes.windows((side, side), window, OVERLAP, 0, None, AT_ONCE)
-    assert made is not None
-    return made
-
-
 def of_monai(
     sampler: BridgeSampler,
     window: int | tuple[int, ...],
@@ -59,7 +51,7 @@ def of_monai(
     from monai.inferers import SlidingWindowInferer  # pyright: ignore[reportPrivateImportUsage]
 
     infer = SlidingWindowInferer(along(window, sampler.axes), at_once, OVERLAP, mode="gaussian")
-    body = sampler._network
+    body = sampler._body
 
     def network(x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
         names = list(conditions)
@@ -83,40 +75,32 @@ def rows_of(
     """What is timed; ``around`` wraps the network's body."""
     window = NETWORKS[network]
     sampler = sampler_of(network, dtype)
+    sampler._body = around(sampler._body)
     source = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    loop, windowing = copy.copy(sampler._own.loop), windowing_of(sampler, side, window)
-    loop.network = around(loop.network)
+    grid = sampler.window_grid(WindowOptions(window=window, overlap=OVERLAP), (side, side), AT_ONCE)
+    assert grid is not None
+    inferred = copy.copy(sampler)
+    inferred._body = of_monai(sampler, window)
 
     @torch.inference_mode()
     def alone() -> None:
         """The calls of the network on batches that are there."""
-        state = loop.start(*given())
-        wrapped = Windowed(loop.network, windowing)
-        x, embedding, conditions = wrapped.first(state.inputs, loop.embedding[:1], state.conditions)
-        left = math.prod(len(each.starts) for each in windowing.sides((side, side)))
+        conditions = sampler.unet.prepared({SOURCE: source}, (side, side))
+        spans = [tuple(s.span(0) for s in grid.sides((side, side)))] * AT_ONCE
+        _, parts = next(grid.batches([source, *conditions.values()], spans))
+        left = math.prod(len(each.starts) for each in grid.sides((side, side)))
         while left > 0:
             if left < AT_ONCE:
-                x, conditions = x[:left].clone(), {name: value[:left].clone() for name, value in conditions.items()}
-            loop.network(x, embedding, conditions)
+                parts = [part[:left].clone() for part in parts]
+            x, *others = map(sampler._put, parts)
+            sampler._network(sampler._plan(), x, 0, dict(zip(conditions, others, strict=True)))
             left -= AT_ONCE
 
-    def given() -> tuple[Tensor, Tensor, None, None, dict[str, Tensor]]:
-        y = source.contiguous(memory_format=torch.channels_last)
-        return y, torch.zeros(1, dtype=torch.int64), None, None, sampler.unet.given(y)
-
-    @torch.inference_mode()
-    def by_monai() -> None:
-        inferred = copy.copy(loop)
-        inferred.network = of_monai(sampler, window)
-        state = inferred.start(*given())
-        inferred.run(state)
-
-    @torch.inference_mode()
-    def by_windows() -> None:
-        windows = loop.over(windowing)
-        windows.run(windows.start(*given()))
-
-    return {"calls alone": alone, "windows": by_windows, "MONAI": by_monai}
+    return {
+        "calls alone": alone,
+        "windows": lambda: sampler(source, seed=0, window=window, overlap=OVERLAP, batch_size=AT_ONCE),
+        "MONAI": lambda: inferred(source, seed=0, window=None),
+    }
 
 
 def peak(network: str, dtype: str, side: int, row: str, threads: int) -> float:

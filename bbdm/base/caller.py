@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
-ROOT = str(Path(__file__).parents[1])
+ROOT = f"{Path(__file__).parents[1]}{os.sep}"  # not a folder beside it, such as bbdm_scripts
 BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
 
 

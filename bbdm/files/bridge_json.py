@@ -22,6 +22,7 @@ FORMAT = "bbdm onnx"
 PLAIN = 3  # 8-bit pictures whose sources have the target's channels, and no other conditions
 VALUED = 4  # sources of other channels, images beside them, pictures of other values
 VOLUMES = 5  # volumes, and strides for each axis
+OLDEST = 2  # whose steps take masks
 VERSION = 6  # classes, tokens, and conditions that may be left out
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a complete translation as one graph, for other programs
@@ -117,6 +118,12 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
     if settings["version"] > VERSION:
         raise ValueError(f"version {settings['version']} is newer than this library reads ({VERSION}): update bbdm")
+    if settings["version"] < OLDEST:
+        raise ValueError(
+            f"version {settings['version']} is older than this library reads ({OLDEST}): export the checkpoint again"
+        )
+    if settings.get("static") is not None:
+        raise ValueError(f"static is {settings['static']}, and exports take any size now: export the checkpoint again")
     files = dict(settings["files"])
     if missing := sorted({"unet.onnx", "step.onnx"} - files.keys()):
         raise ValueError(f"it lists no {missing[0]}")

@@ -82,10 +82,11 @@ class Batch:
         for start in range(0, len(self.indices), count):
             part = slice(start, start + count)  # not a list, which would be copied to a GPU
 
-            def taken(rows: Any, part: slice = part) -> Any:
-                rows = rows[part]
-                missing = count - len(rows) if fill else 0
-                return concatenated([rows, *[rows[-1:]] * missing]) if missing else rows
+            def taken(rows: Any, axis: int = 0, part: slice = part) -> Any:
+                whole = (slice(None),) * axis
+                rows = rows[(*whole, part)]
+                missing = count - rows.shape[axis] if fill else 0
+                return concatenated([rows, *[rows[(*whole, slice(-1, None))]] * missing], axis)
 
             seeds = self.seeds[part]
             yield replace(
@@ -93,7 +94,7 @@ class Batch:
                 indices=self.indices[part],
                 source=taken(self.source),
                 seeds=seeds + seeds[-1:] * (count - len(seeds) if fill else 0),
-                noise=None if self.noise is None else self.noise[:, part],
+                noise=None if self.noise is None else taken(self.noise, 1),
                 mask=None if self.mask is None else taken(self.mask),
                 conditions={name: taken(value) for name, value in self.conditions.items()},
             )

@@ -187,10 +187,11 @@ class LargePicture(BridgeSampler):
         plan = self._plan()
         self._source, self._report, self._done = source, report, 0
         self._size = self._shapes.grid(source.shape[1:])
-        self._batch = Batch([0], None, [seed], windows=self._fitting(windows, memory))
+        fitting = self._fitting(windows, memory)
+        self._batch = Batch([0], None, [seed], windows=fitting)
         self._about = {"table": plan.table.description(), "seed": seed}
         self._about["windows"] = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
-        self._total = windows.calls(1, self._size) * len(plan.times)
+        self._total = fitting.calls(1, self._size) * len(plan.times)
         self._history = bool((plan.table.rows[:, C_H] != 0).any())
         self._same = bool((plan.table.inputs == (1, 0)).all())  # the network is shown the state itself
         kinds = 1 + self._history + (not self._same)

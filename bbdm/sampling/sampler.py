@@ -26,7 +26,7 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
 from bbdm.kernels.bridge_step import unchecked
 from bbdm.kernels.elementwise import layout
-from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
+from bbdm.networks.base import SOURCE, Body, Network, Wrapped, check_network, placed
 from bbdm.networks.checks import check_pictures
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
@@ -172,7 +172,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
-        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
+        self._body: Body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
         self._seen: set[Any] = set()  # shapes that are compiled
         captures = self.device.type == "cuda" and (self.compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None

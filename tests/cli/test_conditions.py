@@ -182,7 +182,7 @@ def test_a_student_is_told_what_its_teacher_is(network: Path) -> None:
     flags = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
     distill.main(["c.pt", TOLD, "student.pt", *flags])
     config = load_checkpoint("student.pt").unet.config
-    assert replace(config, drop={}).told() == ConditionsConfig(**NETWORK).told()
+    assert replace(config, drop={}).settings() == ConditionsConfig(**NETWORK).settings()
 
 
 def test_a_teacher_has_other_conditions(network: Path) -> None:

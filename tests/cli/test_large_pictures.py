@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bbdm.sampling.streaming import Stream
 from PIL import Image
 
 from bbdm import ABridge, cli, pictures, save_checkpoint
@@ -21,6 +20,7 @@ from bbdm.evaluation import large
 from bbdm.evaluation.large import LargePictureError
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Values
+from bbdm.sampling.large import LargePicture
 from tests.conftest import tiny_unet
 
 HEIGHT, WIDTH, LITTLE = 46, 62, "600K"
@@ -128,15 +128,15 @@ def test_without_windows_a_large_picture_is_refused(place: Path):
 
 def test_sigterm_leaves_nothing_of_a_picture(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
-    advance = Stream._advance
+    advance = LargePicture._advance
 
-    def stop(self: Stream, calls: int) -> None:
+    def stop(self: LargePicture, calls: int) -> None:
         if self._done == 3:
             assert Path("out/.a.png.steps/x.0").exists()
             os.kill(os.getpid(), signal.SIGTERM)
         advance(self, calls)
 
-    monkeypatch.setattr(large.Stream, "_advance", stop)
+    monkeypatch.setattr(LargePicture, "_advance", stop)
     words = ["folder", "own", "c.pt", "out", "--steps", "2", "--window", "16", "--size", "keep", "--memory", LITTLE]
     with pytest.raises(SystemExit) as caught:
         cli.run("translate", words)
@@ -148,14 +148,14 @@ def test_sigterm_leaves_nothing_of_a_picture(place: Path, monkeypatch: pytest.Mo
 KILLED = """
 import os, signal, sys
 from bbdm.cli import translate
-from bbdm.sampling.streaming import Stream
-advance = Stream._advance
+from bbdm.sampling.large import LargePicture
+advance = LargePicture._advance
 def report(self, calls):
     advance(self, calls)
     print("call", self._done, flush=True)
     if self._done == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-Stream._advance = report
+LargePicture._advance = report
 translate.main(sys.argv[2:])
 """
 
@@ -187,7 +187,8 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, pictures, wrap
 from bbdm.data import Pairs
 from bbdm.data.strips import Strips
-from bbdm.sampling.streaming import Stream
+from bbdm.sampling.large import LargePicture
+from bbdm.sampling.options import WindowOptions
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 class Net(nn.Module):
     def __init__(self):
@@ -203,8 +204,8 @@ def make(side, name):
     sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
     row = {"name": name, "source": Path(name + ".tif")}
     strips = Strips.of(Pairs([row]).reader, row)
-    windows = sampler._shapes.windows((side, side), 256, 0.25, 0, None, 16)
-    Stream(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
+    windows = sampler.window_grid(WindowOptions(window=256), (side, side), 16)
+    LargePicture(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
 make(300, path + "/small")
 before = peak()
 make(side, path + "/large")

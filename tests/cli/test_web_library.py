@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from bbdm import demo, save_checkpoint
-from bbdm.networks.windows import Windowing
+from bbdm.networks.windows import WindowGrid
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from examples.web import tables
@@ -72,7 +72,7 @@ def case(
 
 def side(size: int, length: int, overlap: float, unit: int) -> dict[str, Any]:
     """Python's windows of a side, for tests/export.test.ts."""
-    (made,) = Windowing((length,), overlap, 0, unit, 1, False).sides((size,))
+    (made,) = WindowGrid((length,), overlap, 0, unit, 1, False).sides((size,))
     given = [size, length, overlap, unit]
     return {"given": given, "starts": made.starts, "weights": made.gaussians().tolist()}
 

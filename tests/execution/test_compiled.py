@@ -63,7 +63,7 @@ def build(
     """A sampler of the short network, one for each set of arguments; all solvers share a compiled network."""
     sampler = new_sampler(solver, dtype=dtype, compile=compile, clamp=clamp, device=device)
     if compile and (solver, clamp) != ("sde-dpm2m", None):
-        sampler._own.loop.network = build(dtype=dtype, device=device)._own.loop.network
+        sampler._body = build(dtype=dtype, device=device)._body
     return sampler
 
 
@@ -168,38 +168,43 @@ def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypa
 def test_modulation_is_that_of_the_weights_before_they_are_rounded():
     sampler = build(dtype=torch.bfloat16, compile=False)
     expected = short_unet().embed(torch.tensor(sampler.table.timesteps))
-    assert torch.equal(sampler._own.loop.embedding, expected.detach())
+    assert torch.equal(sampler._plan().loaded.embedding, expected.detach())
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("noise", [False, True], ids=["seeds", "noise"])
-def test_steps_work_in_place(noise: bool, compile: bool):
-    sampler = build(compile=compile)
-    given = torch.randn(STEPS, 3, 3, 8, 6) if noise else None
-    y, conditions = sampler._given(Batch([0, 1, 2], ODD, [0, 1, 2], None))
-    state = sampler._own.loop.start(y, torch.tensor([0, 1, 2]), given, conditions=conditions)
-    before = {name: value.data_ptr() for name, value in vars(state).items() if isinstance(value, Tensor)}
-    assert len(set(before.values())) == len(before) == 8 - (not noise)
+@pytest.mark.parametrize("noise", [None, torch.randn(STEPS, 3, 3, 8, 6)], ids=["seeds", "noise"])
+@pytest.mark.usefixtures("compilations")
+def test_steps_work_in_place_and_in_channels_last(noise: Tensor | None, compile: bool, monkeypatch: pytest.MonkeyPatch):
+    """Of the state, and of what the network is shown; nothing is converted between two steps."""
+    sampler, seen = new_sampler(compile=compile), list[Tensor]()
+    body = sampler._body
+    monkeypatch.setattr(
+        sampler,
+        "_body",
+        lambda x, t, c: seen.extend([x, *c.values()]) or body(x, t, c),  # pyright: ignore
+    )
+    batch = Batch([0, 1, 2], ODD, [0, 1, 2], noise)
     with torch.inference_mode():
-        for index in range(STEPS):
-            sampler._own.loop.advance(state, index)
-            assert {
-                name: value.data_ptr() for name, value in vars(state).items() if isinstance(value, Tensor)
-            } == before
+        states = sampler._states(sampler._plan(), batch, sampler._inputs(batch), lambda _: None)
+        buffers = [[value.data_ptr() for value in vars(state).values()] for state in states]
+    assert buffers == buffers[:1] * STEPS
+    assert len(set(buffers[0])) == len(buffers[0]) == 4
+    assert [each.data_ptr() for each in seen] == [seen[0].data_ptr(), seen[1].data_ptr()] * STEPS
+    assert seen[0].data_ptr() in buffers[0]
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)
 
 
-def test_compiling_has_a_bar_of_its_own(compilations: list[weakref.ref[object]], capsys: pytest.CaptureFixture[str]):
+def test_a_line_says_what_is_compiled_for(compilations: list[weakref.ref[object]], capsys: pytest.CaptureFixture[str]):
     sampler = new_sampler(compile=True)
-    sampler(ODD, seed=0, progress=True)
-    compiling, steps = capsys.readouterr().err.split("1/1")[:2]
-    assert "compiling for 3 x 7 x 5" in compiling
-    assert "step" not in compiling, "the bar of steps began before"
-    assert f"{STEPS}/{STEPS}" in steps
-    sampler(ODD, seed=0, progress=True, steps=2)
-    assert "compiling" not in capsys.readouterr().err
-    assert len(compilations) == 1
-    list(sampler.stream(ODD[:2], seed=0, progress=True))
-    assert "compiling for 2 x 7 x 5" in capsys.readouterr().err
+    for call, note in (
+        (lambda: sampler(ODD, seed=0, progress=True), "compiling for 3 x 7 x 5"),
+        (lambda: sampler(ODD, seed=0, progress=True, steps=2), None),
+        (lambda: list(sampler.stream(ODD[:2], seed=0, progress=True)), "compiling for 2 x 7 x 5"),
+    ):
+        call()
+        shown = capsys.readouterr().err
+        assert ("compiling" in shown) == (note is not None)
+        assert f"network call 0 of {STEPS} ({note}" in shown if note else "network call 0 of 2\r" in shown
     assert len(compilations) == 2
 
 
@@ -246,6 +251,7 @@ def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]])
         assert len(rest) == 1  # of calls of their own too
     torch.testing.assert_close(sampler(SOURCE[4:], seed=11, batch_size=2), seeded[4:], rtol=0, atol=FLOAT32)
     assert len(compilations) == 1
+    torch.testing.assert_close(sampler(SOURCE, noise=noise, batch_size=3), given, rtol=0, atol=FLOAT32)  # of 3 and 2
 
 
 @pytest.mark.nightly

@@ -209,6 +209,7 @@ def test_bad_settings(settings: dict[str, Any], message: str):
         ({"style": "ink", "guidance": {"s": 2}}, ValueError, "guidance must be for conditions, 'sar' .*, got 's'"),
         ({"style": "ink", "guidance_rescale": 1.5}, ValueError, "guidance_rescale must be at most 1, got 1.5"),
         ({"style": "ink", "guidance_interval": (1, 0)}, ValueError, r"must be \(low, high\) in \[0, 1\], got \(1, 0\)"),
+        ({"style": "ink", "guidance_prior": "blur:1"}, TypeError, "'guidance_prior' is no argument of a call"),
     ],
 )
 def test_bad_calls(others: dict[str, Any], error: type[Exception], message: str):

@@ -20,7 +20,7 @@ from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
-from bbdm.pictures.images import from_pil, open_image, to_pil
+from bbdm.pictures.images import from_array, open_image, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, once, tiny_codec
@@ -207,7 +207,7 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
 def test_int8_is_small_and_near(file: Path, tmp_path: Path):
     for i in range(4):
         (tmp_path / "pictures").mkdir(exist_ok=True)
-        to_pil(source(i + 1, 16, 16)[0]).save(tmp_path / "pictures" / f"{i}.png")
+        from_array(source(i + 1, 16, 16)[0].numpy()).save(tmp_path / "pictures" / f"{i}.png")
     made = export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "pictures"))
     counts = Counter(node.op_type for node in onnx.load(made / "unet.onnx").graph.node)
     assert counts["QuantizeLinear"] > 20
@@ -330,7 +330,7 @@ def test_the_bundled_network(tmp_path: Path, dtype: str):
     sampler = BridgeSampler(checkpoint.build_unet(), checkpoint.bridge, steps=STEPS)
     exact = BridgeSampler(checkpoint.build_unet().double(), checkpoint.bridge, steps=STEPS)
     exported, tolerance = OnnxBridgeSampler(made), 1e-4 if dtype == "fp32" else 3e-2
-    drawings = torch.stack([from_pil(Image.open(path)) for path in sorted((DEMO / "drawings").glob("*.png"))])
+    drawings = torch.from_numpy(np.stack([to_array(Image.open(p)) for p in sorted((DEMO / "drawings").glob("*.png"))]))
     for noise in (source(1, 64, 64), source(2, 64, 64), source(5, 48, 40)):
         result = exported(noise.numpy(), seed=0)
         np.testing.assert_allclose(result, sampler(noise, seed=0).numpy(), rtol=0, atol=tolerance)

@@ -11,13 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bbdm.runtime.guided import blurred
 from PIL import Image
 from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, save_checkpoint
-from bbdm.bridges import DDBM
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.runtime.__main__ import main
@@ -41,8 +39,6 @@ GUIDED: dict[str, dict[str, Any]] = {
     "guided": {"guidance": 3.0},
     "by name": {"guidance": {"style": 2, "text": 0.5}, "guidance_rescale": 0.7},
     "interval": {"guidance": 4, "guidance_interval": (0.3, 1), "steps": 4},
-    "blur": {"guidance_prior": "blur:0.7:2"},
-    "noise": {"guidance_prior": "noise:0.2", "guidance": 2},
     "windows": {"guidance": 2, "window": 4, "batch_size": 3},
 }
 
@@ -134,26 +130,6 @@ def test_the_whole_translation_in_one_graph(network: Network, folder: Path):
     np.testing.assert_allclose(np.asarray(made), wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sigma", [0.4, 1.5])
-def test_blur_is_scipy_s(sigma: float):
-    import scipy.ndimage as filters
-
-    reach = int(np.ceil(3 * sigma))
-    wanted = filters.gaussian_filter(SOURCE, (0, 0, sigma, sigma), mode="nearest", radius=(0, 0, reach, reach))
-    np.testing.assert_allclose(blurred(SOURCE, sigma), wanted, rtol=0, atol=1e-6)
-
-
-def test_guidance_where_the_network_sees_logarithms():
-    """Of the time 1, the logarithm is 0."""
-    network = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=()).eval()
-    sampler = BridgeSampler(network, DDBM(), steps=3)
-    source = torch.from_numpy(SOURCE)
-    made = sampler(source, seed=0, guidance_prior="blur:1:3", guidance_interval=(0, 0.999))
-    assert (made - sampler(source, seed=0)).abs().max() > 1e-3
-    none = sampler(source, seed=0, guidance_prior="blur:1:3", guidance_interval=(0, 1e-9))
-    assert torch.equal(none, sampler(source, seed=0))
-
-
 def test_settings_say_what_the_network_is_told(folder: Path, tmp_path: Path):
     settings = json.loads((folder / "bridge.json").read_text())
     assert settings["version"] == 6
@@ -189,10 +165,7 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
     assert np.array_equal(made(*told), wanted(conditions=given))
     flags = ["--guidance", "style=3,sar=0.5", "--guidance_rescale", "0.5", "--guidance_interval", "0.1:0.99"]
     guided = {"guidance": {"style": 3, "sar": 0.5}, "guidance_rescale": 0.5, "guidance_interval": (0.1, 0.99)}
-    prior = {"guidance_prior": "noise:0.1:2"}
-    assert np.array_equal(
-        made(*told, *flags, "--guidance_prior", "noise:0.1:2"), wanted(conditions=given, **guided, **prior)
-    )
+    assert np.array_equal(made(*told, *flags), wanted(conditions=given, **guided))
     left_out = [f"--condition={name}=none" for name in ("style", "text", "sar")]
     assert np.array_equal(made(*left_out), wanted(conditions=dict.fromkeys(given)))
     for words, message in (
@@ -204,7 +177,7 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
     ):
         with pytest.raises(ValueError, match=message):
             main([*command, *words])
-    for flag in (["--guidance", "much"], ["--guidance_interval", "0.2"], ["--guidance_prior", "sepia:1"]):
+    for flag in (["--guidance", "much"], ["--guidance_interval", "0.2"]):
         with pytest.raises(SystemExit, match="2"):
             main([*command, *told, *flag])
 
@@ -239,4 +212,4 @@ def test_other_networks_and_kinds_of_export(make: Any, flags: list[str], tmp_pat
     save_checkpoint(tmp_path / "c.pt", network, BRIDGE, solver="sde-dpm2m", steps=3)
     others = {"network": make()} if make is wrapped else {}
     sampler = OnnxBridgeSampler(export(tmp_path / "c.pt", tmp_path / "onnx", "--check", *flags, **others))
-    compare(network, sampler, CONDITIONS, guidance={"style": 2, "text": 3}, guidance_prior="blur:1")
+    compare(network, sampler, CONDITIONS, guidance={"style": 2, "text": 3})

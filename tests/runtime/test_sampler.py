@@ -26,7 +26,8 @@ from tests.onnx.exports import checkpoint, export, tiny_codec
 
 DEMO = ROOT / "bbdm" / "demo"
 EXPORT = ROOT / "examples" / "demo" / "onnx"
-SOURCE = np.random.default_rng(0).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
+RNG = np.random.default_rng(0)
+SOURCE = RNG.uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +50,67 @@ def reference(file: Path) -> BridgeSampler:
     return BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=4)
 
 
-def near(made: Any, wanted: torch.Tensor, tolerance: float = 1e-4) -> None:
-    np.testing.assert_allclose(made, wanted.numpy(), rtol=0, atol=tolerance)
+def near(made: Any, wanted: Any, tolerance: float = 1e-4) -> None:
+    np.testing.assert_allclose(made, np.asarray(wanted), rtol=0, atol=tolerance)
 
 
-def test_the_exported_solver_named_takes_the_exported_steps(sampler: OnnxBridgeSampler):
-    assert len(list(sampler.stream(SOURCE, seed=0, solver="sde-dpm2m"))) == 4
-    assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10
+def tensors(values: Any) -> Any:
+    """Floats of arrays as the other sampler takes them."""
+    if isinstance(values, dict):
+        return {name: tensors(value) for name, value in values.items()}
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
 
-def test_seeds_and_batches(sampler: OnnxBridgeSampler, reference: BridgeSampler):
-    near(sampler(SOURCE, seed=7), reference(torch.from_numpy(SOURCE), seed=7))
-    near(sampler(SOURCE, seed=7, batch_size=2), reference(torch.from_numpy(SOURCE), seed=7))
-    near(sampler(SOURCE, seed=[9, 1, 1, 5, 3]), reference(torch.from_numpy(SOURCE), seed=[9, 1, 1, 5, 3]))
-    assert sampler.last_seeds == (9, 1, 1, 5, 3)
+ODD, LARGE = SOURCE[:2, :, :15, :13], RNG.uniform(-1, 1, (2, 3, 29, 45)).astype(np.float32)
+NOISE = RNG.standard_normal((4, 2, 3, 16, 14)).astype(np.float32)
+MASK = np.zeros((2, 1, 15, 13), np.float32)
+MASK[:, :, 3:9, 2:11] = 1
+CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "seed": (SOURCE, {}),
+    "seeds": (SOURCE, {"seed": [9, 1, 1, 5, 3]}),
+    "padding": (ODD, {}),
+    "noise": (ODD, {"noise": NOISE}),
+    "mask": (ODD, {"mask": MASK}),
+    "steps": (SOURCE, {"steps": 7}),
+    "solver": (SOURCE, {"solver": "ddim", "steps": 3}),
+    "times": (SOURCE, {"timesteps": [100, 40, 3]}),
+    "mean": (SOURCE, {"solver": "mean"}),
+    "windows": (LARGE, {"window": 16, "overlap": 0.4, "margin": 2}),
+    "range": ((LARGE + 1) / 2, {"range": (0, 1)}),
+    "values": (LARGE * 2000, {"source_values": (-2000, 2000), "target_values": (0, 1)}),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_gives_pytorchs_pictures(
+    call: str, batch_size: int | None, sampler: OnnxBridgeSampler, reference: BridgeSampler
+):
+    """One seed is one picture of both, at every batch size; a stream's steps are those of the call."""
+    source, options = CALLS[call]
+    options = {"seed": 7, **options}
+    wanted = reference(torch.from_numpy(source), **tensors(options))
+    made = sampler(source, **options, batch_size=batch_size)
+    near(made, wanted)
+    if call == "mask":
+        np.testing.assert_array_equal(np.where(MASK == 0, made, 0), np.where(MASK == 0, source, 0))
+    if batch_size == 2:
+        ours = list(sampler.stream(source, **options, batch_size=2))
+        theirs = list(reference.stream(torch.from_numpy(source), **tensors(options), batch_size=2))
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.index, one.t, one.images) == (other.index, other.t, other.images)
+            near(one.x, other.x)
+            near(one.x0hat, other.x0hat)
+
+
+def test_seeds_are_reported_and_threads_share_a_sampler(sampler: OnnxBridgeSampler):
     drawn = sampler(SOURCE)
-    np.testing.assert_allclose(drawn, sampler(SOURCE, seed=sampler.last_seeds), rtol=0, atol=1e-6)
-
-
-def test_given_noise_and_padding(sampler: OnnxBridgeSampler, reference: BridgeSampler):
-    odd = SOURCE[:2, :, :15, :13]
-    near(sampler(odd, seed=0), reference(torch.from_numpy(odd), seed=0))
-    noise = np.random.default_rng(1).standard_normal((4, 2, 3, 16, 14)).astype(np.float32)
-    near(sampler(odd, noise=noise), reference(torch.from_numpy(odd), noise=torch.from_numpy(noise)))
-    near(sampler(odd, noise=noise, batch_size=1), reference(torch.from_numpy(odd), noise=torch.from_numpy(noise)))
+    near(drawn, sampler(SOURCE, seed=sampler.last_seeds), 1e-6)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: (sampler(SOURCE[i : i + 1], seed=i), sampler.last_seeds), range(5)))
+    for i, (made, seeds) in enumerate(together):
+        assert seeds == (i,)
+        near(made, sampler(SOURCE[i : i + 1], seed=i), 1e-6)
 
 
 def test_pictures_of_several_sizes_and_modes(sampler: OnnxBridgeSampler, reference: BridgeSampler):
@@ -84,29 +122,15 @@ def test_pictures_of_several_sizes_and_modes(sampler: OnnxBridgeSampler, referen
     made, wanted = sampler(pictures, seed=2), reference(pictures, seed=2)
     assert [picture.size for picture in made] == [(16, 16), (9, 12), (16, 16)]
     for one, other in zip(made, wanted, strict=True):
-        assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
+        near(np.asarray(one, int), np.asarray(other, int), 1)
     assert np.array_equal(np.asarray(sampler(pictures[0], seed=2)[0]), np.asarray(made[0]))
 
 
-def test_stream(sampler: OnnxBridgeSampler, reference: BridgeSampler):
-    odd = SOURCE[:2, :, :15]
-    ours, theirs = list(sampler.stream(odd, 3)), list(reference.stream(torch.from_numpy(odd), 3))
-    assert [(step.index, step.t) for step in ours] == [(step.index, step.t) for step in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        near(one.x, other.x)
-        near(one.x0hat, other.x0hat)
-
-
-LARGE = np.random.default_rng(2).uniform(-1, 1, (2, 3, 29, 45)).astype(np.float32)
-
-
-def test_windows(sampler: OnnxBridgeSampler, reference: BridgeSampler):
-    """The places, weights and noise of the other sampler; the calls are reported."""
+def test_the_calls_of_windows_are_reported(sampler: OnnxBridgeSampler):
+    """15 x 23 cells of 2 pixels, windows of 8 that overlap by 4, as 0.4 of 16 is 6.4: 3 x 5 of each image."""
     seen: list[tuple[int, int]] = []
     settings: dict[str, Any] = {"seed": 3, "window": 16, "overlap": 0.4, "margin": 2, "batch_size": 4}
     made = sampler(LARGE, **settings, progress=lambda *each: seen.append(each))
-    near(made, reference(torch.from_numpy(LARGE), **settings))
-    # 15 x 23 cells of 2 pixels, windows of 8 that overlap by 4, as 0.4 of 16 is 6.4: 3 x 5
     assert seen == [(done, 32) for done in range(1, 33)]
     assert np.abs(made - sampler(LARGE, seed=3)).max() > 1e-2
 
@@ -123,24 +147,15 @@ def test_latent_space(tmp_path: Path):
         near(one.x, other.x)
 
 
-def test_another_solver_and_other_steps_than_exported(folder: Path, file: Path):
+def test_a_sampler_of_another_solver_than_exported(folder: Path, file: Path, sampler: OnnxBridgeSampler):
     several: list[dict[str, Any]] = [{"steps": 7}, {"solver": "ddim", "steps": 3}, {"timesteps": [100, 40, 3]}]
     for settings in several:
-        ours = OnnxBridgeSampler(folder, **settings)
         theirs = BridgeSampler.from_checkpoint(file, **{"solver": "sde-dpm2m", **settings})
-        near(ours(SOURCE, seed=0), theirs(torch.from_numpy(SOURCE), seed=0))
-        near(OnnxBridgeSampler(folder)(SOURCE, seed=0, **settings), theirs(torch.from_numpy(SOURCE), seed=0))
+        near(OnnxBridgeSampler(folder, **settings)(SOURCE, seed=0), theirs(torch.from_numpy(SOURCE), seed=0))
+    assert len(list(sampler.stream(SOURCE, seed=0, solver="sde-dpm2m"))) == 4  # named or not, as exported
+    assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10
     with pytest.raises(ValueError, match="solver must be one of"):
         OnnxBridgeSampler(folder, solver="euler")
-
-
-def test_threads_share_a_sampler(sampler: OnnxBridgeSampler):
-    alone = [sampler(SOURCE[i : i + 1], seed=i) for i in range(5)]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda i: (sampler(SOURCE[i : i + 1], seed=i), sampler.last_seeds), range(5)))
-    for i, (made, seeds) in enumerate(together):
-        assert seeds == (i,)
-        np.testing.assert_allclose(made, alone[i], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +208,8 @@ def test_a_folder_that_is_no_export(folder: Path, tmp_path: Path):
     copy = copy_of(folder, tmp_path)
     for change, message in (
         ({"version": 99}, "version 99 is newer"),
+        ({"version": 1}, "version 1 is older .* export the checkpoint again"),
+        ({"static": [2, 16, 16]}, r"static is \[2, 16, 16\], .* export the checkpoint again"),
         ({"format": "other"}, "its format is 'other'"),
         ({"files": {}}, r"lists no step\.onnx"),
         ({"files": {"../unet.onnx": "", "unet.onnx": "", "step.onnx": ""}}, r"lists \.\./unet\.onnx"),
@@ -342,25 +359,3 @@ def test_in_an_environment_without_torch(drawing: Path, tmp_path: Path):
     )
     assert "BridgeSampler needs PyTorch, which is not installed; bbdm.runtime runs without it" in missing.stderr
     check_command(python, drawing, ["-m", "bbdm.runtime"])
-
-
-@pytest.mark.parametrize("size", [(16, 16), (15, 13)])
-def test_a_mask(sampler: OnnxBridgeSampler, reference: BridgeSampler, size: tuple[int, int]):
-    source = SOURCE[:2, :, : size[0], : size[1]]
-    mask = np.zeros((2, 1, *size), np.float32)
-    mask[:, :, 3:9, 2:11] = 1
-    made = sampler(source, seed=0, mask=mask)
-    near(made, reference(torch.from_numpy(source), seed=0, mask=torch.from_numpy(mask)))
-    np.testing.assert_array_equal(np.where(mask == 0, made, 0), np.where(mask == 0, source, 0))
-
-
-def test_an_export_of_version_1_still_runs():
-    """Of a tiny network, written by commit 9f6b000: rows of 8, integer times, and a step without a mask."""
-    folder = Path(__file__).parent / "version_1"
-    old = OnnxBridgeSampler(folder, solver="dpm2m", steps=3)
-    assert old.settings["version"] == 1
-    new = BridgeSampler.from_checkpoint(folder / "network.safetensors", steps=3)
-    source = np.tanh(np.random.default_rng(0).normal(size=(1, 3, 16, 16))).astype(np.float32)
-    np.testing.assert_allclose(old(source, seed=0), new(torch.from_numpy(source), seed=0), rtol=0, atol=2e-2)
-    with pytest.raises(ValueError, match="made before masks: export the checkpoint again"):
-        old(source, seed=0, mask=np.ones((1, 1, 16, 16), np.float32))

@@ -1,8 +1,10 @@
 """BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
 
 import inspect
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers
 from bbdm.kernels import philox
 from bbdm.pictures import Geometry, Picture, header
@@ -45,16 +49,60 @@ def test_image_of_a_batch_equals_the_image_alone(unet: UNet, source: torch.Tenso
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-5)
 
 
-def test_a_warning_of_the_range_names_the_line_of_the_call(unet: UNet):
-    sampler, bright = BridgeSampler(unet, ABridge(), steps=1), torch.full((1, 3, 8, 8), 0.5)
-    for call in (
-        lambda: sampler(bright, seed=0),
-        lambda: sampler([bright[0]], seed=0),
-        lambda: sampler.stream(bright, seed=0),
-    ):
-        with pytest.warns(UserWarning, match="pass range=") as record:
-            call()
-        assert [each.filename for each in record] == [__file__]
+def warned_lines(call: Callable[[], Any], message: str) -> list[str]:
+    """The files that a call's warnings name."""
+    with pytest.warns(UserWarning, match=message) as record:
+        call()
+    return [each.filename for each in record]
+
+
+WARNED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # settings, options and the warning
+    "range": ({}, {}, "pass range="),
+    "size": ({"image_size": 32}, {}, "trained on pictures of 32 x 32"),
+    "calls": ({"calls": 2}, {"solver": "dpm2m", "steps": 3}, "distilled for calls=2"),
+    "guidance": ({"classes": {"a": 2}, "drop": {"a": 0.5}}, {"a": None, "guidance": 2}, "nothing to guide to"),
+}
+
+
+@pytest.mark.parametrize("how", ["call", "list", "stream", "distribution", "within", "generator"])
+@pytest.mark.parametrize("what", WARNED)
+def test_a_warning_names_the_line_that_called(what: str, how: str):
+    settings, options, message = WARNED[what]
+    told = {name: settings[name] for name in ("classes", "drop") if name in settings}
+    made = BridgeSampler(tiny_unet(condition_channels=3, **told), BrownianBridge(objective="pinned"), steps=1)
+    if "calls" in settings:
+        made = BridgeSampler(made.unet, made.bridge, calls=settings["calls"])
+    made.image_size = settings.get("image_size")
+    source = torch.full((1, 3, 8, 8), 0.5 if what == "range" else -0.5)
+
+    def generator() -> Iterator[Tensor]:
+        yield made(source, seed=0, **options)
+
+    def within() -> Tensor:
+        with torch.no_grad(), nullcontext():
+            return made(source, seed=0, **options)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "call": lambda: made(source, seed=0, **options),
+        "list": lambda: made([source[0]], seed=0, **options),
+        "stream": lambda: list(made.stream(source, seed=0, **options)),
+        "distribution": lambda: made.distribution(source, 2, 0, **options),
+        "within": within,
+        "generator": lambda: list(generator()),
+    }
+    assert warned_lines(calls[how], message) == [__file__]
+
+
+def test_a_folder_whose_name_begins_like_the_librarys_is_no_part_of_it(unet: UNet):
+    file = f"{Path(bbdm.__file__).parent}_scripts/own.py"
+    call = compile("lambda sampler, source: sampler(source, seed=0)", file, "eval")
+    bright = torch.full((1, 3, 8, 8), 0.5)
+    assert warned_lines(lambda: eval(call)(BridgeSampler(unet, ABridge(), steps=1), bright), "pass range=") == [file]
+
+
+def test_a_warning_at_the_start_names_the_line_that_built_the_sampler():
+    build = partial(BridgeSampler, small_unet(), BrownianBridge(objective="pinned"), "dpm2m", 5, calls=2)
+    assert warned_lines(lambda: build(), "distilled for calls=2") == [__file__]
 
 
 def test_given_noise_takes_the_place_of_the_seed(unet: UNet, source: torch.Tensor):
@@ -62,6 +110,9 @@ def test_given_noise_takes_the_place_of_the_seed(unet: UNet, source: torch.Tenso
     noise = torch.stack([philox.normal(torch.arange(5), k, (3, 8, 8)) for k in range(4)])
     assert torch.equal(sampler(source, noise=noise), sampler(source, seed=0))
     assert torch.equal(sampler(source, noise=noise, batch_size=2), sampler(source, seed=0, batch_size=2))
+    assert torch.equal(sampler(source, noise=noise[:2], steps=2), sampler(source, seed=0, steps=2))
+    with pytest.raises(ValueError, match=r"noise must have shape \(3, 5, 3, 8, 8\)"):
+        sampler(source, noise=noise, steps=3)
 
 
 def test_seeds_matter_and_none_is_reported(unet: UNet, source: torch.Tensor):
@@ -81,6 +132,50 @@ def test_stream_ends_in_the_image(unet: UNet, source: torch.Tensor):
     assert torch.equal(steps[-1].x, steps[-1].x0hat)
     index, t, x, x0hat = steps[0]
     assert (index, t, x.shape, x0hat.shape) == (0, 1000, source.shape, source.shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        ({}, [[0, 2], [1]]),
+        ({"batch_size": 1}, [[0], [2], [1]]),
+        ({"source_values": (0, 255), "target_values": (0, 1)}, [[0, 2], [1]]),
+        ({"window": 4, "batch_size": 2}, [[0, 2], [1]]),
+    ],
+)
+def test_a_stream_takes_what_a_call_takes(unet: UNet, options: dict[str, Any], images: list[list[int]]):
+    """Batches come one after the other, of several sizes too."""
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=2)
+    pictures = [np.asarray(picture("RGB", size)) for size in ((8, 6), (4, 4), (8, 6))]
+    called: list[list[int]] = []
+    steps = list(sampler.stream(pictures, seed=3, callback=lambda step: called.append(step.images), **options))
+    assert [(step.index, step.images) for step in steps] == [(i, each) for each in images for i in (0, 1)]
+    assert called == [step.images for step in steps]
+    made = sampler(pictures, seed=3, **options)
+    top = 1 if "target_values" in options else 255
+    for step in steps[1::2]:
+        for image, x in zip(step.images, step.x.clamp(-1, 1), strict=True):
+            wanted = (x.permute(1, 2, 0).numpy() + 1) / 2 * top
+            np.testing.assert_allclose(made[image], wanted, rtol=0, atol=0.5 + 1e-3 if top == 255 else 1e-6)
+
+
+def test_a_solver_that_is_the_own_one_shares_its_plan(unet: UNet, monkeypatch: pytest.MonkeyPatch):
+    loaded: list[Any] = []
+    load = BridgeSampler._load
+    monkeypatch.setattr(BridgeSampler, "_load", lambda self, table: loaded.append(table) or load(self, table))
+    cases: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
+        ({}, [{"solver": "dpm2m"}, {"steps": 10}, {"solver": "dpm2m", "steps": 10}]),
+        ({"solver": "ddim", "steps": 3}, [{"solver": "ddim"}, {"steps": 3}, {"solver": "ddim", "steps": 3}]),
+        ({"calls": 2}, [{"solver": "consistency"}, {"steps": 2}]),
+    ]
+    for settings, same in cases:
+        sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), **settings)
+        loaded.clear()
+        for options in same:
+            assert len(list(sampler.stream(GOOD, seed=0, **options))) == len(sampler.table)
+        assert loaded == []
+        sampler(GOOD, seed=0, solver="posterior", steps=4)
+        assert len(loaded) == 1
 
 
 def test_sizes_off_the_stride_are_padded_and_cropped(unet: UNet):
@@ -121,16 +216,20 @@ def picture(mode: str, size: tuple[int, int] = (8, 6)) -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-def test_a_list_of_pictures_of_several_sizes_keeps_its_order_and_seeds(unet: UNet):
+def test_a_list_keeps_its_order_seeds_types_and_sizes(unet: UNet, source: torch.Tensor, tmp_path: Path):
     sampler = BridgeSampler(unet, ABridge(), steps=2)
-    pictures = [picture("RGB", size) for size in ((8, 6), (4, 4), (8, 6), (7, 5))]
-    results = sampler(pictures, seed=20)
-    assert [r.size for r in results] == [p.size for p in pictures]
-    for i, (given, made) in enumerate(zip(pictures, results, strict=True)):
-        alone = np.asarray(sampler(given, seed=20 + i)[0], dtype=int)
-        assert np.abs(np.asarray(made, dtype=int) - alone).max() <= 1  # float32 rounding may cross half a level
-    sampler(pictures, seed=5)
-    assert sampler.last_seeds == (5, 6, 7, 8)
+    picture("RGB", (7, 5)).save(tmp_path / "small.png")
+    array = source[0].permute(1, 2, 0).numpy()
+    given = [picture("RGB"), tmp_path / "small.png", picture("RGB", (4, 4)), array, source[1], picture("RGB")]
+    results = sampler(given, seed=20)
+    assert sampler.last_seeds == (20, 21, 22, 23, 24, 25)
+    assert [r.size for r in results if isinstance(r, Image.Image)] == [(8, 6), (7, 5), (4, 4), (8, 6)]
+    for i, (each, made) in enumerate(zip(given, results, strict=True)):
+        (alone,) = sampler([each], seed=20 + i)
+        assert type(made) is type(alone)
+        rounding = 1 if isinstance(made, Image.Image) else 1e-5  # float32 rounding may cross half a level
+        assert np.abs(np.asarray(made, float) - np.asarray(alone, float)).max() <= rounding
+    np.testing.assert_allclose(sampler(source.numpy(), seed=0), sampler(source, seed=0), rtol=0, atol=1e-6)
     (grey,) = BridgeSampler(small_unet(1, 1), ABridge(), steps=2)([picture("RGB")], seed=0)
     assert grey.mode == "L"
 
@@ -166,12 +265,14 @@ def test_threads_share_a_sampler(unet: UNet, source: torch.Tensor):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def test_progress_bar_counts_network_calls(unet: UNet, source: torch.Tensor, capsys: pytest.CaptureFixture[str]):
+def test_progress_counts_network_calls(unet: UNet, source: torch.Tensor, capsys: pytest.CaptureFixture[str]):
     sampler = BridgeSampler(unet, ABridge(), steps=3)
     sampler(source, seed=0, batch_size=2, progress=True)
-    assert "9/9" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\rnetwork call 8 of 9\rnetwork call 9 of 9\n")
     list(sampler.stream(source, seed=0, progress=True))
-    assert "3/3" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\rnetwork call 3 of 3\n")
+    sampler.distribution(source, 2, seed=0, batch_size=5, progress=True)  # two sources are encoded together
+    assert capsys.readouterr().err.endswith("\rnetwork call 9 of 9\n")
     sampler(source, seed=0)
     assert capsys.readouterr().err == ""
 
@@ -209,28 +310,6 @@ def test_tables_of_the_last_few_calls_are_kept(unet: UNet, source: torch.Tensor,
     for steps in (2, 3, 2, 4, 5, 6, 2, 3, 7, 8, 4):
         sampler(source, seed=0, steps=steps)
     assert built == [3, 2, 4, 5, 6, 7, 8, 4]  # four are kept besides the sampler's own: 4 is built again
-
-
-def test_noise_fits_the_steps_of_the_call(unet: UNet, source: torch.Tensor):
-    sampler = BridgeSampler(unet, ABridge(), steps=3)
-    noise = torch.stack([philox.normal(torch.arange(5), k, (3, 8, 8)) for k in range(2)])
-    assert torch.equal(sampler(source, noise=noise, steps=2), sampler(source, seed=0, steps=2))
-    with pytest.raises(ValueError, match=r"noise must have shape \(3, 5, 3, 8, 8\)"):
-        sampler(source, noise=noise)
-
-
-def test_mixed_sources_are_each_translated_as_alone(unet: UNet, source: torch.Tensor, tmp_path: Path):
-    sampler = BridgeSampler(unet, ABridge(), steps=2)
-    small = picture("RGB")
-    small.save(tmp_path / "small.png")
-    array = source[0].permute(1, 2, 0).numpy()
-    made = sampler([tmp_path / "small.png", array, source[1]], seed=4)
-    alone = [sampler(small, seed=4)[0], sampler(array, seed=5), sampler(source[1:2], seed=6)[0]]
-    assert isinstance(made[0], Image.Image)
-    for one, other in zip(made, alone, strict=True):
-        np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), atol=1e-5)
-    batch = source.numpy()
-    np.testing.assert_allclose(sampler(batch, seed=0), sampler(source, seed=0), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("format", ["tiff", "geotiff"])
@@ -317,13 +396,14 @@ def test_to_a_device(unet: UNet, source: torch.Tensor):
     assert sampler.to("cpu") is sampler
     moved = sampler.to("meta")
     assert (moved.device.type, next(moved.unet.parameters()).device.type) == ("meta", "meta")
-    assert moved._own.loop.rows.device.type == "meta"
+    assert moved._plan().loaded.rows.device.type == "meta"
     assert next(unet.parameters()).device.type == "cpu", "the network given was moved"
     with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
         sampler.to("nowhere")
 
 
 GOOD = torch.full((2, 3, 8, 8), -0.5)
+SIZES = [picture("RGB"), picture("RGB", (9, 8))]
 
 
 @pytest.mark.parametrize(
@@ -366,6 +446,16 @@ GOOD = torch.full((2, 3, 8, 8), -0.5)
         ({"source": GOOD, "solver": "ancestral"}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
         ({"source": GOOD, "seed": 1.5}, "seed must be an integer or a list of integers, got 1.5"),
         ({"source": GOOD, "seed": [0.7, 1]}, "seed must be an integer or a list of integers"),
+        (
+            {"source": GOOD, "mask": torch.zeros(2, 1, 8, 7)},
+            r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got",
+        ),
+        ({"source": GOOD, "mask": torch.zeros(2, 3, 8, 8)}, "mask must have shape"),
+        ({"source": GOOD, "mask": torch.full((2, 1, 8, 8), 2.0)}, r"mask must be in \[0, 1\], got values from 2 to 2"),
+        ({"source": GOOD, "mask": torch.full((2, 1, 8, 8), float("nan"))}, r"mask must be in .*, got values from nan"),
+        ({"source": GOOD, "mask": [1]}, "mask must be a tensor, a picture, a path or an .* array, got list"),
+        ({"source": SIZES, "mask": torch.ones(1, 1, 8, 8)}, "mask needs pictures of one size"),
+        ({"source": SIZES, "noise": torch.zeros(3, 2, 3, 8, 8)}, "noise needs pictures of one size"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
@@ -390,8 +480,6 @@ def test_bad_settings(unet: UNet, settings: dict[str, Any], message: str):
         BridgeSampler(unet, ABridge(), **settings)
     with pytest.raises(ValueError, match="non-empty"):  # a stream checks at the call
         BridgeSampler(unet, ABridge()).stream(torch.zeros(3, 8, 8))
-    with pytest.raises(ValueError, match="stream needs sources of one size, got several"):
-        BridgeSampler(unet, ABridge()).stream([picture("RGB"), picture("RGB").resize((9, 8))])
 
 
 @on_a_gpu
@@ -428,20 +516,3 @@ def test_masks_of_every_type(unet: UNet, tmp_path: Path):
         np.testing.assert_array_equal(made[0], other)
     outside = pixels == 0
     np.testing.assert_array_equal(made[0][outside], np.asarray(given)[outside])
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (torch.zeros(2, 1, 8, 7), r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got \(2, 1, 8, 7\)"),
-        (torch.zeros(2, 3, 8, 8), "mask must have shape"),
-        (torch.full((2, 1, 8, 8), 2.0), r"mask must be in \[0, 1\], got values from 2 to 2"),
-        (torch.full((2, 1, 8, 8), float("nan")), r"mask must be in \[0, 1\], got values from nan"),
-        ([1], "mask must be a tensor, a picture, a path or an .* array, got list"),
-    ],
-)
-def test_bad_masks(unet: UNet, mask: Any, message: str):
-    with pytest.raises(ValueError, match=message):
-        BridgeSampler(unet, ABridge(), steps=3)(GOOD, seed=0, mask=mask)
-    with pytest.raises(ValueError, match="mask needs pictures of one size"):
-        BridgeSampler(unet, ABridge())([picture("RGB"), picture("RGB").resize((9, 8))], mask=torch.ones(1, 1, 8, 8))

@@ -1,24 +1,24 @@
 """Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bbdm.networks.windowed import Windowed
-from bbdm.sampling.bands import Bands
-from bbdm.sampling.shapes import Shapes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bbdm import ABridge, BridgeSampler, Network, wrap
+from bbdm import ABridge, BridgeSampler, wrap
 from bbdm.codec import wrap_codec
 from bbdm.data.spec import Spec
-from bbdm.networks.windows import Spans, Windowing, Windows, blend, concatenated, sweep
+from bbdm.networks.arrays import concatenated
+from bbdm.networks.base import Wrapped
+from bbdm.networks.windows import Windows, blend
 
 REACH = 3  # pixels around one that three convolutions of 3 x 3 see
 SOURCE = torch.rand(2, 3, 50, 77, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -44,7 +44,7 @@ class Convolutions(nn.Module):
         return nn.functional.pixel_shuffle(h, self.stride)
 
 
-def network(stride: int = 1) -> Network:
+def network(stride: int = 1) -> Wrapped:
     torch.manual_seed(0)
     return wrap(Convolutions(stride), condition_channels=3, stride=stride).eval()
 
@@ -101,7 +101,7 @@ def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
 @pytest.mark.parametrize("together", [1, 3, 100])
 def test_blending_of_values_is_the_values(kind: Callable[[Any], Any], together: int):
-    """A function of single pixels gives the same on windows; its rows come in order, each once."""
+    """A function of single pixels gives the same on windows, in memory of one's own too."""
     image = kind(np.random.default_rng(0).random((2, 3, 40, 33), dtype=np.float32))
     sides = [Windows.spread(40, 12, 3), Windows.spread(33, 10, 6)]
     weights = [kind(side.gaussians().astype(np.float32)) for side in sides]
@@ -111,9 +111,9 @@ def test_blending_of_values_is_the_values(kind: Callable[[Any], Any], together: 
 
     whole = blend(squares, sides, weights, together)
     np.testing.assert_allclose(np.asarray(whole), np.asarray(image) ** 2, atol=1e-6)
-    rows = [each for each, _ in sweep(squares, sides, weights, together, rows=slice(7, 31))]
-    assert [rows[0].start, rows[-1].stop] == [7, 31]
-    assert all(one.stop == other.start for one, other in pairwise(rows))
+    out = kind(np.zeros((2, 3, 40, 33), np.float32))
+    assert blend(squares, sides, weights, together, out=out) is out
+    np.testing.assert_array_equal(np.asarray(out), np.asarray(whole))
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency"])
@@ -183,7 +183,7 @@ def test_a_network_of_one_shape_gets_full_batches(monkeypatch: pytest.MonkeyPatc
     """As a compiled one does."""
     recorder = Recorder()
     made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
-    monkeypatch.setattr(made, "_shapes", Shapes(**{**vars(made._shapes), "fill": True}))
+    monkeypatch.setattr(made, "_shapes", replace(made._shapes, fill=True))
     made(torch.full((3, 3, 100, 40), -0.5), seed=0, window=32, batch_size=5)
     made(torch.full((1, 3, 64, 70), -0.5), seed=0, window=32, batch_size=5)
     assert set(recorder.shapes) == {(5, 3, 32, 32)}
@@ -226,39 +226,31 @@ def test_latents_are_seen_by_windows():
 
 def test_bfloat16_is_blended_in_float32():
     """A third of a prediction of 1/2 cannot be written in bfloat16: sums of such would be off by 1 %."""
-    windowing = Windowing((16, 16), overlap=0.8, margin=0, unit=1, at_once=4, fill=False)
-    half = Windowed(lambda x, embedding, conditions: torch.full_like(x, 0.5), windowing)
-    made = half(SOURCE.bfloat16(), torch.zeros(1, 1), {})
-    torch.testing.assert_close(made, torch.full_like(SOURCE, 0.5), rtol=0, atol=1e-6)
+    half = wrap(nn.Conv2d(3, 3, 1), call=lambda conv, x, t, conditions: 0 * conv(x) + 0.5)
+    made = BridgeSampler(half, ABridge(), "ddim", steps=2, dtype="bf16")
+    whole, windows = made(SOURCE, seed=0), made(SOURCE, seed=0, window=16, overlap=0.8)
+    torch.testing.assert_close(windows, whole, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast"])
-@pytest.mark.parametrize("cuts", [(23,), (10, 20, 40)])
-def test_bands_are_the_whole_call(solver: str, cuts: tuple[int, ...]):
-    """Bands of rows, each from the rows that its windows see."""
-    made = sampler(solver)
-    source = SOURCE[:1]
-    wanted = made(source, seed=9, window=24)
-    batch = 16
-    windows = made._shapes.windows(source.shape[2:], 24, 0.25, 0, None, batch)
-    assert windows is not None
-    bands = Bands(made.unet, made._own.loop, windows, (3, 50, 77), seed=9)
-    rows = [slice(a, b) for a, b in zip((0, *cuts), (*cuts, 50), strict=True)]
-    state = {"source": source}
+class Prepared(Wrapped):
+    """Sees the square of its source, which it computes once for each call, of whole pictures."""
 
-    def read(name: str, place: Spans) -> Tensor:
-        return state[name][(..., *place)]
+    def prepared(self, conditions: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Tensor]:
+        assert tuple(sides) == tuple(conditions["source"].shape[2:])
+        return {"source": conditions["source"].square()}
 
-    with torch.inference_mode():
-        for index in range(-1, bands.steps):
-            made_now: dict[str, list[Tensor]] = {"x": [], "x0hat": []}
-            for band in rows:
-                parts = [(band, *bands.start(band, read))] if index < 0 else bands.step(index, band, read)
-                for _, x, x0hat in parts:
-                    made_now["x"].append(x)
-                    made_now["x0hat"].append(x0hat)
-            state |= {name: torch.cat(each, 2) for name, each in made_now.items()}
-    torch.testing.assert_close(state["x"].clamp(-1, 1), wanted, rtol=0, atol=2e-6)
+
+def of_square() -> Prepared:
+    own = network()
+    return Prepared(own.module, own.config, None).eval()
+
+
+def test_what_a_network_prepares_is_the_same_on_windows():
+    made = BridgeSampler(of_square(), ABridge(), "sde-dpm2m", steps=3)
+    whole = made(SOURCE, seed=3)
+    torch.testing.assert_close(made(SOURCE, seed=3, window=24, margin=REACH), whole, rtol=0, atol=1e-5)
+    plain = BridgeSampler(network(), ABridge(), "sde-dpm2m", steps=3)
+    assert (plain(SOURCE, seed=3) - whole).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_pictures_by_windows_are_those_of_the_sampler(tmp_path: Path):
     config = serve.parse([str(path), "--window", "16", "--margin", "2", "--steps", "2"])
     sampler = config.sampler(path, "cpu")
     source = picture(0, (24, 40))
-    (made,) = translate_together(sampler, [Item(np.asarray(source), None, None, 5)], 8, **config.windows)
+    (made,) = translate_together(sampler, [Item(np.asarray(source), None, None, 5)], 8, **config.call)
     assert isinstance(made, Made)
     for window, same in ((16, True), (None, False)):
         alone = sampler(source, seed=5, window=window, margin=2)[0]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bbdm.sampling.streaming import Stream, in_memory
 from filelock import FileLock
 from torch import nn
 
@@ -24,8 +23,12 @@ from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling import state
-from bbdm.sampling.state import DiskFullError, Plane, ResultInUseError, folder_of
+from bbdm.sampling.large import FileArray, LargePicture, in_memory
+from bbdm.sampling.options import WindowOptions
+from bbdm.sampling.state import DiskFullError, ResultInUseError, folder_of
+from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.sampling.test_windows import of_square
 
 HEIGHT, WIDTH, WINDOW = 53, 46, 16  # no multiples of the stride
 SETTINGS: dict[str, Any] = {"window": WINDOW, "overlap": 0.3}
@@ -74,6 +77,20 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source.npy"
 
 
+def large_picture(
+    sampler: BridgeSampler,
+    strips: Strips,
+    memory: int = LITTLE,
+    report: Callable[[int, int], Any] = lambda done, total: None,
+    batch_size: int | None = 4,
+    seed: int = 5,
+    **settings: Any,
+) -> LargePicture:
+    grid = sampler.window_grid(WindowOptions(**{**SETTINGS, **settings}), strips.shape[1:], batch_size)
+    assert grid is not None
+    return LargePicture(sampler, strips, grid, seed, memory, report)
+
+
 def stream(
     sampler: BridgeSampler,
     source: Path,
@@ -86,10 +103,7 @@ def stream(
 ) -> Any:
     """The values of the result that is made of a source."""
     strips = strips_of(sampler, source)
-    asked = {"margin": 0, "crop": None, "batch_size": batch_size, **SETTINGS, **settings}
-    windows = sampler._shapes.windows(strips.shape[1:], **asked)
-    assert windows is not None
-    Stream(sampler, strips, windows, seed, memory, report).run(result, {"of": "a test"})
+    large_picture(sampler, strips, memory, report, batch_size, seed, **settings).run(result, {"of": "a test"})
     assert not folder_of(result).exists()
     return np.asarray(read(result))
 
@@ -145,9 +159,7 @@ def test_channels_of_two_files_and_percentiles_of_the_whole(channels: int, sourc
     for i, part in enumerate(parts):
         np.save(tmp_path / f"{i}.npy", part)
     strips = strips_of(sampler, *(tmp_path / f"{i}.npy" for i, _ in enumerate(parts)))
-    windows = sampler._shapes.windows((HEIGHT, WIDTH), WINDOW, 0.3, 0, None, 4)
-    assert windows is not None
-    Stream(sampler, strips, windows, 5, LITTLE).run(tmp_path / "result.npy", {})
+    large_picture(sampler, strips).run(tmp_path / "result.npy", {})
     same(np.load(tmp_path / "result.npy"), called(sampler, Picture(array)))
 
 
@@ -253,15 +265,15 @@ def test_a_disk_that_is_too_small_is_named_before(source: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("rows", [1, 9])
 def test_a_disk_that_becomes_full_is_named(rows: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    append, left = Plane.append, [rows]
+    write, left = FileArray.__setitem__, [rows]
 
-    def full(self: Plane, *args: Any) -> None:
+    def full(self: FileArray, *args: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(self, *args)
+        write(self, *args)
 
-    monkeypatch.setattr(Plane, "append", full)
+    monkeypatch.setattr(FileArray, "__setitem__", full)
     with pytest.raises(DiskFullError, match=r"the disk of .*\.result\.npy\.steps became full, when .* were in this"):
         stream(make(), source, tmp_path / "result.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
@@ -300,11 +312,31 @@ def test_a_file_without_parts_must_fit(tmp_path: Path):
     same(stream(make(), tmp_path / "source.npz", tmp_path / "result.npy"), called(make(), Picture(numbers())))
 
 
-def test_latents_are_refused(source: Path, tmp_path: Path):
+def latent() -> BridgeSampler:
     codec = VQGANCodec(tiny_vqgan())
     network = wrap(Net(codec.channels, codec.channels), codec.channels, codec.channels, stride=1)
-    sampler = BridgeSampler(network, ABridge(num_steps=100), codec=codec)
-    with pytest.raises(ValueError, match="larger than memory are translated by networks of image space"):
+    return BridgeSampler(network, ABridge(num_steps=100), codec=codec)
+
+
+REFUSED: dict[str, tuple[Callable[[], BridgeSampler], str]] = {
+    "latents": (latent, "larger than memory are translated by networks of image space"),
+    "prepared": (
+        lambda: BridgeSampler(of_square(), ABridge(), steps=2),
+        "the network prepares the whole source, which a picture larger than memory has not",
+    ),
+    "conditions": (
+        lambda: BridgeSampler(tiny_unet(condition_channels=3, classes={"style": 2}), ABridge(), steps=2),
+        "has no conditions, and the network has 'style'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_networks_that_see_more_than_windows_are_refused(what: str, source: Path, tmp_path: Path):
+    build, message = REFUSED[what]
+    sampler = build()
+    sampler.pictures = Spec(source=U16, target=U16)
+    with pytest.raises(ValueError, match=message):
         stream(sampler, source, tmp_path / "result.npy", MUCH)
 
 
@@ -314,16 +346,12 @@ def test_what_a_call_needs_grows_with_the_picture():
 
 
 def test_parts_of_a_file_are_those_of_an_array(tmp_path: Path):
-    array = numbers()
-    plane = Plane(tmp_path / "x", array.shape, array.dtype)
-    with plane.written() as file:
-        plane.append(file, array[:, :20])
-        plane.append(file, array[:, 20:])
-    assert plane.path.stat().st_size == plane.nbytes == array.nbytes
-    padded = np.pad(array, ((0, 0), (0, 8), (0, 8)), mode="edge")
-    for rows, columns in ((slice(0, 53), slice(0, 46)), (slice(5, 9), slice(3, 17)), (slice(50, 61), slice(40, 54))):
-        assert (plane.read(rows, columns) == padded[:, rows, columns]).all()
-    assert (plane.read(slice(54, 56), slice(48, 50)) == padded[:, 54:56, 48:50]).all()
-    plane.path.write_bytes(plane.path.read_bytes()[:-1])
+    array = numbers()[None]
+    file = FileArray(tmp_path / "x", array.shape, array.dtype).create()
+    file[:, :, :20], file[:, :, 20:] = array[:, :, :20], torch.from_numpy(array[:, :, 20:])
+    assert file.path.stat().st_size == file.nbytes == array.nbytes
+    for index in ((0, 1), (..., slice(5, 9), slice(3, 17)), (slice(None), slice(None), slice(50, 53))):
+        assert (file[index].numpy() == array[index]).all()
+    file.path.write_bytes(file.path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is shorter than it was"):
-        plane.read(slice(0, 53), slice(0, 46))
+        _ = file[0]

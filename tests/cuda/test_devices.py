@@ -1,0 +1,99 @@
+"""What a loop reads is on its device, in channels_last: on the meta device, where nothing can be awaited."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bbdm import ABridge, BridgeSampler
+from bbdm.kernels.elementwise import layout
+from bbdm.sampling.options import Options
+from tests.conftest import tiny_unet
+from tests.cuda.test_graph import CASES, SOURCE, with_image
+from tests.sampling.test_volumes import unet as volume_unet
+
+
+class WrongDeviceError(AssertionError):
+    """An operator got a tensor of another device."""
+
+
+class OneDevice(TorchDispatchMode):
+    """Operators get tensors of one device alone, and no single numbers of another, which would be copied."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor) and each.device != self.device:
+                raise WrongDeviceError(f"{func} got a tensor of {tuple(each.shape)} on {each.device}")
+        return func(*args, **(kwargs or {}))
+
+
+def run(sampler: BridgeSampler, source: Tensor, options: dict[str, Any]) -> None:
+    """The loop of a call, twice; the second time all that it needs is on the device."""
+    o = Options.of(options, sampler._shapes.conditions)
+    plan = sampler._plan(o)
+    _, batches = sampler._read(plan, source, 0, o)
+    with torch.inference_mode():
+        inputs = [sampler._inputs(batch) for batch in batches]
+        for mode in (torch.inference_mode(), OneDevice(sampler.device)):
+            with mode:
+                for batch, each in zip(batches, inputs, strict=True):
+                    *_, last = sampler._states(plan, batch, each, lambda _: None)
+                    assert (last.x.device, last.x0hat.device) == (sampler.device, sampler.device)
+
+
+MASK = torch.ones(3, 1, 7, 5)
+MORE: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {
+    "noise": ({}, SOURCE, [{"noise": torch.randn(3, 3, 3, 8, 6)}]),
+    "mask": ({}, SOURCE, [{"mask": MASK}]),
+    "mean": (
+        {"network": lambda: tiny_unet(in_channels=1, out_channels=1, condition_channels=3, attention_resolutions=())},
+        SOURCE,
+        [{}],
+    ),
+    "volume": ({"network": volume_unet}, SOURCE[:, None, :1].expand(3, 1, 2, 7, 5), [{}, {"window": (2, 4, 4)}]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", [*CASES, *MORE])
+def test_a_loop_stays_on_its_device(case: str, dtype: str):
+    settings, source, calls = {**CASES, **MORE}[case]
+    built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
+    built.setdefault("network", tiny_unet(condition_channels=3, attention_resolutions=()).eval())
+    sampler = BridgeSampler(
+        built.pop("network"), ABridge(), built.pop("solver", "sde-dpm2m"), 3, dtype=dtype, device="meta", **built
+    )
+    body, seen = sampler._body, list[Tensor]()
+
+    def noting(x: Tensor, embedding: Tensor, conditions: Any) -> Tensor:
+        seen.extend([x, *(each for each in conditions.values() if each.ndim == x.ndim)])
+        assert embedding.dtype == torch.float32
+        return body(x, embedding, conditions)
+
+    sampler._body = noting  # pyright: ignore[reportAttributeAccessIssue]
+    run(sampler, source, calls[-1])
+    assert all(each.is_contiguous(memory_format=layout(each.ndim)) for each in seen)
+    assert {each.dtype for each in seen} == {sampler.dtype}
+
+
+def test_finds_a_tensor_that_is_left_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    sampler = BridgeSampler(with_image(), ABridge(), steps=2, device="meta")
+    body, weight = sampler._body, torch.ones(3, 1, 1)
+    sampler._body = lambda x, t, c: body(x, t, c) * weight  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises((WrongDeviceError, RuntimeError), match=r"on cpu|device"):
+        run(sampler, SOURCE, {"sar": torch.zeros(3, 2, 7, 5)})
+
+
+def test_finds_a_wait():
+    sampler = BridgeSampler(tiny_unet(condition_channels=3).eval(), ABridge(), steps=2, device="meta")
+    body = sampler._body
+    sampler._body = lambda x, t, c: body(x, t, c) * float(x.max())  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError, match="meta"):
+        run(sampler, SOURCE, {})

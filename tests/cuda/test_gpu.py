@@ -1,0 +1,119 @@
+"""On a card: the CPU's pictures, losses and scores, and no more waiting than there must be."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm import ABridge, BridgeSampler
+from bbdm.codec import DiffusersCodec, VQGANCodec
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import Pairs
+from bbdm.evaluation.metrics import Scores
+from tests.codec.autoencoders import tiny_kl
+from tests.conftest import MakeTrainer, metrics_of, tiny_unet
+from tests.cuda.test_graph import CASES
+from tests.cuda.test_training import CASES as TASKS
+from tests.cuda.test_training import STEPS, bridge_task
+from tests.execution.test_compiled import short_unet
+from tests.networks.test_vqgan import tiny_vqgan
+from tests.training.watched_script import Features
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA = torch.device("cuda")
+TOLERANCE = 1e-3  # other algorithms for convolutions, other orders of sums
+
+
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions are not rounded to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("case", CASES)
+def test_gpu_pictures_are_the_cpus(case: str, compile: bool):
+    settings, source, calls = CASES[case]
+    built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
+    network, solver = built.pop("network", None) or short_unet(), built.pop("solver", "sde-dpm2m")
+    here = BridgeSampler(network, ABridge(), solver, STEPS, **built)
+    there = BridgeSampler(network, ABridge(), solver, STEPS, device=CUDA, compile=compile, dtype="fp32", **built)
+    for seed, options in enumerate(calls):
+        on_card = {name: v.cuda() if isinstance(v, torch.Tensor) else v for name, v in options.items()}
+        wanted = here(source, seed=seed, **options)
+        torch.testing.assert_close(there(source, seed=seed, **options), wanted, rtol=0, atol=TOLERANCE)
+        found = there(source.cuda(), seed=seed, **on_card)
+        assert found.is_cuda
+        torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=TOLERANCE)
+
+
+def waits(call: Any) -> list[str]:
+    """The lines at which a call makes the host wait."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [each.filename for each in seen if "synchronizing" in str(each.message)]
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_gpu_losses_are_the_cpus_and_a_step_waits_once(case: str):
+    settings, expected = TASKS[case]
+    (mine, batch), (theirs, own) = (bridge_task(**settings, device=device) for device in (CUDA, torch.device("cpu")))
+    wanted = [theirs(own, index) for index in range(STEPS)]
+    losses: list[float] = []
+    seen = [waits(lambda index=index: losses.append(mine(batch, index))) for index in range(STEPS)]
+    assert losses == pytest.approx(wanted, abs=1e-2 if "precision" in settings else TOLERANCE)
+    assert [len(each) for each in seen[1:]] == [len(expected) + (case == "TensorBoard")] * (STEPS - 1)
+
+
+def test_gpu_a_run_is_the_cpus(make_trainer: MakeTrainer, pairs: Pairs):
+    """Loader, steps, validation, previews and checkpoints."""
+
+    def run(device: str) -> list[dict[str, Any]]:
+        unet = tiny_unet(condition_channels=3).to(device)
+        trainer = make_trainer(device, unet, validation=pairs, preview_every=1, save_every=1, workers=0)
+        trainer.fit()
+        return metrics_of(trainer)
+
+    for mine, theirs in zip(run("cuda"), run("cpu"), strict=True):
+        for name in ("loss", "validation_loss"):
+            assert mine[name] == pytest.approx(theirs[name], abs=TOLERANCE)
+
+
+def test_gpu_batches_come_without_waiting(pairs: Pairs):
+    batches: list[Any] = []
+    assert waits(lambda: batches.extend(Batches(pairs, 2, CUDA)())) == []
+    for batch in batches:
+        assert batch.source.is_cuda
+        assert batch.source.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("make", [lambda: VQGANCodec(tiny_vqgan()), lambda: DiffusersCodec(tiny_kl())])
+def test_gpu_codecs_are_the_cpus(make: Any):
+    picture = torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    here, there = make(), make().placed(CUDA, torch.float32)
+    latents = here.latents(picture)
+    torch.testing.assert_close(there.latents(picture).cpu(), latents, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(there.image(latents.cuda()).cpu(), here.image(latents), rtol=0, atol=TOLERANCE)
+
+
+def test_gpu_scores_are_the_cpus(tmp_path: Path):
+    draw = torch.Generator().manual_seed(0)
+    results = torch.randint(0, 256, (6, 2, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    targets = torch.randint(0, 256, (6, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    found: list[Any] = []
+    for device in ("cuda", "cpu"):
+        scores = Scores(["fid", "psnr", "ssim", "diversity"], 2, features=Features(), device=device)
+        scores.update(results, targets)
+        found.append(scores.compute())
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
