@@ -9,7 +9,7 @@ from typing import Literal
 
 from bbdm.base import demo
 from bbdm.base.memory import read_memory
-from bbdm.base.settings import setting
+from bbdm.base.settings import check, setting
 from bbdm.data.config import RowsConfig, read_labels
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
 from bbdm.sampling.options import WindowOptions
@@ -138,5 +138,6 @@ class RestoreConfig(WindowOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self)
         if self.mean and (self.samples > 1 or self.steps is not None):
             raise ValueError("mean is one picture of one network call: samples and steps are of random results")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.checks import Stride, along, check_images
 from bbdm.networks.conditions import SOURCE as SOURCE
-from bbdm.networks.conditions import Classes, ConditionsConfig, ImageInput
+from bbdm.networks.conditions import Classes, ConditionInput, ConditionsConfig, ImageInput
 from bbdm.networks.config import WrappedConfig
 from bbdm.networks.endpoint import in_channels, source_channels
 
@@ -80,8 +81,13 @@ class Network(nn.Module):
 
         They are channels, numbers of classes, and widths. Those of a kind are sorted.
         """
-        source = {SOURCE: self.condition_channels} if self.condition_channels else {}
-        return source | {name: each.size for name, each in self.further.each.items()}
+        return {name: each.size for name, each in self.inputs.items()}
+
+    @cached_property
+    def inputs(self) -> dict[str, ConditionInput]:
+        """All conditions by name: ``source``, where it is seen, then images, classes and tokens."""
+        source = {SOURCE: ImageInput(SOURCE, self.condition_channels)} if self.condition_channels else {}
+        return source | self.further.each
 
     @property
     def source_channels(self) -> int:
@@ -129,8 +135,7 @@ class Network(nn.Module):
         if not isinstance(conditions, Mapping):
             kind = type(conditions).__name__
             raise ValueError(f"conditions must be a mapping of names to tensors, got a {kind}: write {{'source': y}}")
-        source = ImageInput(SOURCE, self.condition_channels)
-        expected = ({SOURCE: source} if self.condition_channels else {}) | self.further.each
+        expected = self.inputs
         if unknown := [name for name in conditions if name not in expected]:
             known = ", ".join(map(str, expected.values())) or "none"
             raise ValueError(f"conditions of this network are {known}, got {', '.join(map(repr, unknown))}")
@@ -144,8 +149,7 @@ class Network(nn.Module):
 
     def without(self, conditions: Conditions, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Conditions of which some are "none": the number of classes, or zeros."""
-        each = self.further.each
-        return {name: each[name].none(v) if name in names else v for name, v in conditions.items()}
+        return {name: self.inputs[name].none(v) if name in names else v for name, v in conditions.items()}
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """What conditions alone decide, computed once for all steps: what :meth:`body` takes for them.

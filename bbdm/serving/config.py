@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from bbdm.base import demo
-from bbdm.base.settings import setting
+from bbdm.base.settings import check, setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
@@ -117,6 +117,7 @@ class AppConfig(WindowOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self)
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
         if self.exported and (self.device or self.dtype or self.compile):

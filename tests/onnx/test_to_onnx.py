@@ -149,10 +149,10 @@ def test_dtypes_and_opsets(latent_file: Path, tmp_path: Path, dtype: str, opset:
     assert (made / "unet.onnx").stat().st_size < (made / "unet.onnx.data").stat().st_size > 100_000
     assert "unet.onnx.data" in read_settings(made)["files"]
     image = source(3, 15, 24)  # padded
-    wanted = BridgeSampler.from_checkpoint(latent_file, steps=3)(image, seed=0)
-    tolerance = 1e-4 if dtype == "fp32" else 2e-2
-    result = OnnxBridgeSampler(made)(image.numpy(), seed=0)
-    np.testing.assert_allclose(result, wanted.numpy(), rtol=0, atol=tolerance)
+    *_, wanted = BridgeSampler.from_checkpoint(latent_file, steps=3).stream(image, seed=0)
+    *_, result = OnnxBridgeSampler(made).stream(image.numpy(), seed=0)
+    tolerance = 1e-4 if dtype == "fp32" else 2e-2  # of latents: rounding may choose a neighbouring code
+    np.testing.assert_allclose(result.x, wanted.x.numpy(), rtol=0, atol=tolerance)
 
 
 def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder: Path, latent_folder: Path):

@@ -123,7 +123,7 @@ def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
     several: list[tuple[dict[str, Any], tuple[int, int]]] = [
         ({}, (40, 24)),
         ({"size": 32}, (32, 19)),
-        ({"window": "none"}, (16, 10)),
+        ({"window": None}, (16, 10)),
     ]
     for settings, size in several:
         model = app.load(AppConfig(tmp_path / "crops.pt", device="cpu", **settings))
