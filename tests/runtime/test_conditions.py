@@ -172,7 +172,7 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
         (told[:2], "condition 'style' is missing: this network has 'sar'"),
         ([*told[:2], "--condition=style=comic"], "condition 'style' must be of ink, oil, got 'comic'"),
         ([*told[1:], "--condition=text=hello"], r"condition 'text' takes FILE\.npy or none, got 'hello'"),
-        ([*told, "--condition=light=1"], "conditions of this network are .*, got 'light'"),
+        ([*told, "--condition=light=1"], r"--condition takes NAME=VALUE, of the conditions 'sar' .*; got 'light=1'"),
         ([*told, "--guidance", "light=2"], "guidance must be for conditions, .*, got 'light'"),
     ):
         with pytest.raises(ValueError, match=message):
