@@ -171,8 +171,8 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
     for words, message in (
         (told[:2], "condition 'style' is missing: this network has 'sar'"),
         ([*told[:2], "--condition=style=comic"], "condition 'style' must be of ink, oil, got 'comic'"),
-        ([*told[1:], "--condition=text=hello"], r"takes NAME=CLASS, NAME=FILE\.npy or NAME=none, got 'text=hello'"),
-        ([*told, "--condition=light=1"], "conditions of this network are .*, got 'light'"),
+        ([*told[1:], "--condition=text=hello"], r"condition 'text' takes FILE\.npy or none, got 'hello'"),
+        ([*told, "--condition=light=1"], r"--condition takes NAME=VALUE, of the conditions 'sar' .*; got 'light=1'"),
         ([*told, "--guidance", "light=2"], "guidance must be for conditions, .*, got 'light'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -186,7 +186,7 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
 def test_exports_that_are_refused(tmp_path: Path, flags: list[str]):
     unet = tiny_unet(0, condition_channels=3, images={"sar": 2}, classes={"style": 2})
     save_checkpoint(tmp_path / "c.pt", unet, BRIDGE, codec=None if flags else tiny_codec())
-    message = "sources alone, .* told sar, style too" if flags else "with a codec, .* told sar too"
+    message = "sources alone, .* has sar, style too" if flags else "with a codec, .* has sar too"
     with pytest.raises(ValueError, match=message):
         export(tmp_path / "c.pt", tmp_path / "onnx", *flags)
 
