@@ -132,7 +132,7 @@ def register(name: str, times: Times) -> Callable[[Table], Table]:
     """A decorator that gives a name to a solver, a function of (bridge, times).
 
     Args:
-        name: for :func:`build`.
+        name: what :func:`build` calls it.
         times: of (bridge, steps), the times where none are named; steps may be None.
 
     Raises:
@@ -321,8 +321,8 @@ def family(
 
     Args:
         bridge: the bridge to sample.
-        times: strictly decreasing.
-        noise: of each step.
+        times: strictly decreasing times of the bridge.
+        noise: the noise of each step.
         first: of the first one, from the source; None where the general row is valid there too.
         multistep: use the x0hat before, as DPM-Solver++(2M) does.
         midpoint: every second row is that of DBMSolver.

@@ -155,8 +155,8 @@ def from_config(config: dict[str, Any], weights: State, codec: Codec | None = No
     """The codec of a :meth:`Codec.config` and a :meth:`Codec.state_dict`.
 
     Args:
-        config: plain values.
-        weights: of the autoencoder.
+        config: the plain values of a file.
+        weights: the autoencoder's state dict.
         codec: one of the same settings, which a file of :func:`wrap_codec` needs. It is copied.
         make: :func:`~bbdm.networks.restore.restore`, or its ``fitting`` for a network without weights.
 

@@ -52,7 +52,7 @@ class Tiling:
         Args:
             function: (b, C, h, w) to (b, channels, h cell / made, w cell / made).
             batch: (B, C, H, W).
-            channels: of the results.
+            channels: their number in the results.
             cell: pixels along a side of one value of the batch.
             made: pixels along a side of one value of the result; ``cell`` and ``made`` divide one another.
 

@@ -129,7 +129,7 @@ def read(
         conditions: with their sizes and classes.
         row: of the data set.
         columns: its images, cropped as its source is.
-        reader: opens rows.
+        reader: opens the columns of rows.
 
     Raises:
         ValueError: something cannot be read, or does not fit; the message names it.

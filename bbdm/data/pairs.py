@@ -160,7 +160,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Example ``index``; with ``skip_bad``, the next one that can be read.
 
         Args:
-            index: of the example.
+            index: the number of the example.
             seed: of what is drawn anew for each epoch, such as the place of a crop.
             row: that of the example, of a stream; None to look it up.
 

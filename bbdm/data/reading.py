@@ -161,8 +161,8 @@ class Reader:
         Whole photographs of sources and targets have the size of examples, unless there are masks.
 
         Args:
-            name: of the column.
-            cells: of a row.
+            name: the name of the column.
+            cells: what the row has in the column.
             window: of the spatial axes, without that across a plane; () for all.
             plane: of a slice; None for the whole.
         """
@@ -240,7 +240,7 @@ class Reader:
 
         Args:
             name: of the column, for messages.
-            column: in stored values.
+            column: an opened column, in stored values.
             values: their range; None for 0 to 255 of uint8, and for floats in [-1, 1].
             channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
 

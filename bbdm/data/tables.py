@@ -114,7 +114,7 @@ class StreamedRows(TableRows):
 
     Args:
         table: of the ``datasets`` library.
-        named: see :class:`TableRows`.
+        named: the names of columns, see :class:`TableRows`.
         path: names the table and its split.
         count: the number of rows; None to count them, which reads all.
     """

@@ -80,8 +80,8 @@ def choose_dtype(
 
     Args:
         wanted: a dtype or its name, or None.
-        own: the network's.
-        device: where it runs.
+        own: the dtype of the network.
+        device: where the network runs.
         compile: whether it is compiled.
         package: a :class:`~bbdm.execution.package.PackagedNetwork`, or None.
 

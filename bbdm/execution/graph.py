@@ -37,7 +37,7 @@ class Graphs:
         Args:
             key: of the graph, besides the shapes of ``tensors``.
             function: of the tensors; what else it reads on the device must not change.
-            tensors: on the device.
+            tensors: what the function gets, on the device.
             reads: returns what else the graph reads, such as weights, which must outlive it.
         """
         with self._captured.lock, torch.cuda.device(self._device):

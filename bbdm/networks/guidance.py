@@ -47,7 +47,7 @@ class Guidance:
         Args:
             network: returns predictions of at least 32 bits.
             x: (B, C, *S) what the network is shown.
-            index: of the step.
+            index: the number of the step.
             conditions: of each evaluation, (B, ...); or one mapping of all, (N B, ...), for one batch.
         """
         if len(conditions) > 1:

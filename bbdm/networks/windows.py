@@ -182,8 +182,8 @@ class WindowGrid:
             network: called with windows of x and of conditions, and the index of the step. It returns
                 predictions of at least 32 bits, which are summed.
             x: (B, C, *S) what the network is shown.
-            index: of the step.
-            conditions: (B, ...) each.
+            index: the number of the step.
+            conditions: those of x, (B, ...) each.
             weights: those of :meth:`weights`, in the type of predictions.
             out: zeros (B, C, *S) for the sum; None for memory of its own.
         """

@@ -164,9 +164,9 @@ def draw(
     """Several results of each source; see :meth:`bbdm.BridgeSampler.distribution`.
 
     Args:
-        loop: runs the steps.
+        loop: the sampler, which runs the steps.
         plan: a solver with its table.
-        sources: of the call.
+        sources: the images of the call.
         batches: their images, one for each size.
         seeds: (sources, samples) the seed of each sample.
         keep: whether the samples stay in memory.

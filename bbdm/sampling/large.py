@@ -65,9 +65,9 @@ class FileArray:
     """An array (1, C, H, W) in a file: indexing reads a tensor, and what is assigned is written.
 
     Args:
-        path: of the file.
+        path: where the file is.
         shape: (1, C, H, W).
-        dtype: of the values.
+        dtype: the type of the values.
     """
 
     ndim = 4

@@ -111,8 +111,8 @@ def read_sources(source: Any, array: type[Any], noun: str, channels: int, scale:
         source: a batch (B, C, H, W), a picture, a path, an array, or a list of these.
         array: the sampler's arrays, tensors or those of NumPy.
         noun: of one of them, for messages.
-        channels: of sources.
-        scale: what values are.
+        channels: the number that sources have.
+        scale: what the values of sources are.
 
     Raises:
         FileNotFoundError: a path leads to no file.
