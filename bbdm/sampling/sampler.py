@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,37 +23,19 @@ from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
-from bbdm.kernels.bridge_step import unchecked
-from bbdm.kernels.elementwise import layout
-from bbdm.networks.base import SOURCE, Body, Network, Wrapped, check_network, placed
+from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
 from bbdm.networks.checks import check_pictures
-from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
 from bbdm.sampling.base import KEPT, Sampler
-from bbdm.sampling.batch import Batch, Inputs, Shapes
-from bbdm.sampling.loop import Plan, State
+from bbdm.sampling.batch import Batch, Shapes
+from bbdm.sampling.loop import Loop
 from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
+from bbdm.sampling.torch_loop import TorchLoop
 from bbdm.solvers import StepTable
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A step table on the device."""
-
-    rows: torch.Tensor  # (K, 10)
-    opening: torch.Tensor  # (K, 10), of which the last row makes the first state
-    embedding: torch.Tensor  # (K, M) what the network computes of the times alone
-
-
-@dataclass
-class Buffers(State):
-    """The buffers of one run, which each step overwrites; images are (B, C, H, W), channels_last."""
-
-    index: torch.Tensor  # (1,) int64, the row of the table
-
-
-class BridgeSampler(Sampler[torch.Tensor]):
+class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
     """Translates images with a trained network.
 
     Args:
@@ -94,7 +75,6 @@ class BridgeSampler(Sampler[torch.Tensor]):
         ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
-    array, noun, _inference = torch.Tensor, "a tensor", torch.inference_mode
     _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
 
     def __init__(
@@ -172,11 +152,11 @@ class BridgeSampler(Sampler[torch.Tensor]):
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
-        self._body: Body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
+        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
         self._seen: set[Any] = set()  # shapes that are compiled
         captures = self.device.type == "cuda" and (self.compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None
-        self._kept_weights: Recent[list[torch.Tensor]] = Recent(super()._weights, KEPT)
+        self._kept_weights = Recent(partial(Loop._weights, self), KEPT)
 
     def _shapes_of(self, unet: Network, codec: Codec | None) -> Shapes:
         """What the network takes, with a codec or as a package."""
@@ -319,42 +299,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         zeros = {name: self._array(torch.zeros(shape, dtype=getattr(torch, d))) for name, (shape, d) in shapes.items()}
         return self._prepared(zeros, grid)
 
-    # What the loop needs of a backend; see :class:`bbdm.sampling.base.Sampler`.
-
     def _table(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         solver, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
         return solver, solvers.build(self.bridge, solver, timesteps, steps)
-
-    def _load(self, table: StepTable) -> Rows:
-        with torch.no_grad():
-            seen = torch.tensor(table.network_times, dtype=torch.float32)
-            values = torch.from_numpy(table.rows), torch.from_numpy(table.opening), self._embedder(seen)
-            return Rows(*(value.to(self.device, self._state_dtype) for value in values))
-
-    def _array(self, array: Any) -> torch.Tensor:
-        tensor = torch.as_tensor(array)
-        return tensor.to(self.device, self._state_dtype if tensor.is_floating_point() else tensor.dtype)
-
-    def _seeds(self, seeds: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(seeds, dtype=torch.int64, device=self.device)
-
-    def _encode(self, source: torch.Tensor) -> torch.Tensor:
-        y = source if self.codec is None else self.codec.encode(source.float(), "source").to(self._state_dtype)
-        return y.contiguous(memory_format=layout(y.ndim))
-
-    def _decode(self, state: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return state if self.codec is None else self.codec.decode(state)
-
-    def _prepared(self, conditions: Mapping[str, torch.Tensor], size: Sequence[int]) -> dict[str, torch.Tensor]:
-        return {name: self._put(value) for name, value in self.unet.prepared(conditions, size).items()}
-
-    def _put(self, array: torch.Tensor) -> torch.Tensor:
-        array = array.to(self.dtype) if array.is_floating_point() else array
-        return array.contiguous(memory_format=layout(array.ndim))
-
-    def _get(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(self._state_dtype)
 
     def _note(self, batches: Sequence[Batch]) -> str:
         shapes = {(tuple(batch.source.shape), batch.windows, batch.guidance): batch for batch in batches}
@@ -365,41 +312,6 @@ class BridgeSampler(Sampler[torch.Tensor]):
         return (
             f" (compiling for {', '.join(sizes.shown((n, *size)) for (n, _, *size), _, _ in missing)}: a minute or two)"
         )
-
-    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[torch.Tensor]:
-        return self._kept_weights.get((windows, tuple(size)), windows, size)  # a captured graph cannot copy them
-
-    def _network(self, plan: Plan, x: torch.Tensor, index: int, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._body(x, plan.loaded.embedding[index : index + 1], conditions)
-
-    def _start(self, plan: Plan, inputs: Inputs) -> State:
-        y = inputs.y
-        x, x0hat, shown = (torch.empty_like(y, dtype=dtype) for dtype in (y.dtype, y.dtype, self.dtype))
-        state = Buffers(x, x0hat, shown, torch.zeros(1, dtype=torch.int64, device=self.device))
-        self._step(plan, inputs, state, y, -1)
-        return state
-
-    def _step(self, plan: Plan, inputs: Inputs, state: Any, prediction: torch.Tensor, index: int) -> None:
-        rows, index = (plan.loaded.rows, index) if index >= 0 else (plan.loaded.opening, len(plan.times) - 1)
-        state.index.fill_(index)
-        seeds, noise = (inputs.seeds, None) if inputs.noise is None else (None, inputs.noise[index])
-        images = state.x, state.x0hat, state.inputs, prediction, inputs.y
-        unchecked(*images, rows, state.index, seeds, noise, inputs.mask, *(self.clamp or (None, None)))
-
-    def _replayed(self, plan: Plan, batch: Batch, inputs: Inputs) -> torch.Tensor:
-        names = [list(each) for each in inputs.conditions]
-
-        def run(tensors: list[torch.Tensor]) -> torch.Tensor:
-            y, seeds, *rest = tensors
-            values = iter(rest)
-            again = Inputs(y, [{name: next(values) for name in each} for each in names], seeds)
-            *_, last = self._states(plan, batch, again, lambda _: None)
-            return last.x
-
-        assert self._graphs is not None
-        tensors = [inputs.y, inputs.seeds, *(value for each in inputs.conditions for value in each.values())]
-        key = plan, batch.windows, batch.guidance, tuple(map(tuple, names))
-        return self._graphs(key, run, tensors, lambda: (self, getattr(self._body, "functions", list)()))
 
 
 def check_codec(unet: Network, codec: Codec | None) -> None:

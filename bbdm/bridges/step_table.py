@@ -1,0 +1,95 @@
+"""The table that a sampling loop runs: the weights of every step, whatever the bridge and the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ARRAYS: dict[str, tuple[int, ...]] = {  # of a table, and the columns of each
+    "timesteps": (),
+    "prediction": (3,),
+    "coefficients": (5,),
+    "inputs": (2,),
+    "network_times": (),
+}
+
+
+def _unset() -> npt.NDArray[np.float64]:
+    return np.zeros(0)
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The weights of every step of a sampling loop, one row for each network call; float64."""
+
+    timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
+    prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
+    coefficients: npt.NDArray[np.float64]  # (K, 5) the next x as weights of x, y, x0hat, the previous x0hat, noise
+    inputs: npt.NDArray[np.float64] = field(
+        default_factory=_unset
+    )  # (K, 2) what the network is shown, as weights of x and y; x if unset
+    network_times: npt.NDArray[np.float64] = field(
+        default_factory=_unset
+    )  # (K,) what it sees of the times; the times if unset
+    start: tuple[float, float] = (1.0, 0.0)  # the first state as weights of y and noise
+
+    def __post_init__(self) -> None:
+        if not self.inputs.size:
+            object.__setattr__(self, "inputs", np.tile([1.0, 0.0], (len(self.timesteps), 1)))
+        if not self.network_times.size:
+            object.__setattr__(self, "network_times", np.asarray(self.timesteps, dtype=np.float64))
+        for name in ARRAYS:
+            owned = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
+            owned.setflags(write=False)
+            object.__setattr__(self, name, owned)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @classmethod
+    def from_description(cls, values: Mapping[str, Any]) -> StepTable:
+        """The table of a :meth:`description`, among other values; what older files lack is unset.
+
+        Raises:
+            ValueError: an array is missing, of another shape, or not of finite numbers.
+        """
+        stored = {name: np.array(values[name]) for name in ARRAYS if name in values}
+        start = np.array(values.get("start", (1.0, 0.0)))
+        missing = {"timesteps", "prediction", "coefficients"} - stored.keys()
+        if missing:
+            raise ValueError(f"a table needs {sorted(missing)[0]}")
+        count = stored["timesteps"].size
+        wanted = {"start": (start, (2,)), **{name: (v, (count, *ARRAYS[name])) for name, v in stored.items()}}
+        for name, (array, shape) in wanted.items():
+            if array.dtype.kind not in "if" or array.shape != shape or not count or not np.isfinite(array).all():
+                raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
+        return cls(**stored, start=tuple(start.tolist()))
+
+    def description(self) -> dict[str, Any]:
+        """Plain values, as exports hold them."""
+        return {**{name: getattr(self, name).tolist() for name in ARRAYS}, "start": self.start}
+
+    @property
+    def rows(self) -> npt.NDArray[np.float64]:
+        """(K, 10) prediction, coefficients, and the next time's inputs side by side, as a step takes them."""
+        following = np.concatenate([self.inputs[1:], [[1.0, 0.0]]])
+        return np.concatenate([self.prediction, self.coefficients, following], axis=1)
+
+    @property
+    def opening(self) -> npt.NDArray[np.float64]:
+        """(K, 10) rows as :attr:`rows`, of which only the last is used: it makes the first state.
+
+        So noise of the start has the number of the last row, which takes none itself.
+        """
+        opening = np.zeros((len(self), 10))
+        opening[-1, [4, 7, 8, 9]] = *self.start, *self.inputs[0]
+        return opening
+
+    @property
+    def noisy(self) -> list[int]:
+        """The rows that need noise; the last one's is of the start."""
+        return np.flatnonzero(np.append(self.coefficients[:-1, 4], self.start[1])).tolist()
