@@ -123,8 +123,8 @@ class Loop(ABC):
     def _inputs(self, batch: Batch) -> Inputs:
         """A batch on the device, in the space of the bridge."""
         shapes = self._shapes
-        size = shapes.padded(batch.size)
-        source = self._encode(padded(self._array(batch.source), size))
+        size, source = shapes.padded(batch.size), self._array(batch.source)
+        source = self._encode(source if size == batch.size else padded(source, size))
         same = shapes.endpoint is None and source.shape[1] == shapes.channels
         y = source if same else in_channels(source, shapes.channels, shapes.endpoint, concatenated)
         values = {SOURCE: source} if shapes.shown else {}

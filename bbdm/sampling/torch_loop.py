@@ -12,7 +12,7 @@ from bbdm.base.recent import Recent
 from bbdm.codec import Codec
 from bbdm.execution.graph import Graphs
 from bbdm.kernels.bridge_step import unchecked
-from bbdm.kernels.elementwise import layout
+from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.base import Body, Network
 from bbdm.networks.windows import WindowGrid
 from bbdm.sampling.batch import Batch, Inputs
@@ -74,7 +74,7 @@ class TorchLoop(Loop):
 
     def _encode(self, source: torch.Tensor) -> torch.Tensor:
         y = source if self.codec is None else self.codec.encode(source.float(), "source").to(self._state_dtype)
-        return y.contiguous(memory_format=layout(y.ndim))
+        return y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
 
     def _decode(self, state: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
