@@ -191,18 +191,16 @@ class Training:
         return self.run.how_to_resume()
 
     def save(self, path: Path) -> None:
-        """Write the weights, in the first process. The others need not call this, unless ``task.sharded``."""
-        if self.processes.first or self.task.sharded:
-            snapshot = self.task.snapshot(self.train)
-            if self.processes.first:
-                weights.write(path, snapshot)
+        """Write the weights, in the first process. The others need not call this."""
+        if self.processes.first:
+            weights.write(path, self.task.snapshot(self.train))
 
     def _save(self, best: bool = False) -> None:
         """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
         if not self.task.finite():
             raise self._diverged("weights are not finite")
         self._saved = self.step
-        if not (self.processes.first or self.task.sharded):
+        if not self.processes.first:
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.task.state(), "config": asdict(self.config)}
@@ -210,8 +208,7 @@ class Training:
         self.writing.wait()  # so that there is one copy of the state at a time
         files = {self.run.best: self.task.snapshot(self.train)} if best else {}
         files[self.run.checkpoint(self.step)] = self.task.snapshot(self.train, state)
-        if self.processes.first:
-            self.writing.start(self.run.write, files)
+        self.writing.start(self.run.write, files)
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
         return kind(f"{reason}. {todo}; {self.how_to_resume()}")
@@ -241,14 +238,13 @@ class Training:
         record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
         if self.validation is not None and made:
             self._save()  # validation may take long
-        with self.task.averaged():
-            if self.validation is not None:
-                record |= self.validate()
-            record |= self.task.report()
-            if made:
-                record["images_per_second"] = made * self.config.batch_size / seconds
-            record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
-            self._end_epoch(record)
+        if self.validation is not None:
+            record |= self.validate()
+        record |= self.task.report()
+        if made:
+            record["images_per_second"] = made * self.config.batch_size / seconds
+        record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
+        self._end_epoch(record)
 
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
@@ -302,12 +298,11 @@ class Training:
         return [i for i in range(len(self.validation)) if i // self.share % count == rank]
 
     def _readable(self, batches: Iterable[Example]) -> Iterator[Example]:
-        """The batches; where one cannot be read, the run ends, saved if this process alone can save it."""
+        """The batches; where one cannot be read, the run ends, saved."""
         try:
             yield from batches
         except (OSError, ValueError) as error:
-            if not self.task.sharded:
-                self._save()
+            self._save()
             raise self._stopped(f"{error}", "Repair the file") from error
 
     def train_step(self, batch: Example) -> float:
