@@ -225,7 +225,7 @@ def finish(trainer: Training, args: argparse.Namespace, team: Processes) -> None
         with scripts.termination() as asked:
             trainer.fit(shown(args), asked)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(trainer.how_to_resume()) from None
+        raise KeyboardInterrupt(trainer.run.how_to_resume()) from None
     trainer.save(args.output_model)
     if team.first:
         print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")

@@ -38,7 +38,7 @@ class IncompleteFileError(ValueError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a file: it can be written later, in another thread."""
+    """The content of a file."""
 
     format: str  # its name
     settings: dict[str, Any]

@@ -31,7 +31,6 @@ from bbdm.training.progress import Progress
 from bbdm.training.resume import check_alike, describe_pairs
 from bbdm.training.run_folder import LEASE, RunFolder
 from bbdm.training.tracking import Tracker
-from bbdm.training.writing import Writing
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,6 @@ class Training:
         self.validation = validation
         self.folder = folder
         self.run = RunFolder(folder, config.keep, task.read, LEASE if self.processes.count > 1 else 0)
-        self.writing = Writing()
         self.callbacks: list[Callback] = [Previews(), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -155,7 +153,6 @@ class Training:
             if self.processes.first:
                 ends.callback(self.run.end)
                 self.run.begin(self.epoch, self._settings())
-                ends.callback(self.writing.settle)
                 with suppress(ImportError):  # without TensorBoard, no events are written
                     self.task.tracker = Tracker(self.run.events, self.step)
                     ends.callback(setattr, self.task, "tracker", None)
@@ -178,17 +175,11 @@ class Training:
         try:
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            self.writing.wait()
             if self.processes.first:
                 self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
         except (OSError, ValueError) as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
-
-    def how_to_resume(self) -> str:
-        """Which step is saved, and from where the same command resumes."""
-        self.writing.settle()
-        return self.run.how_to_resume()
 
     def save(self, path: Path) -> None:
         """Write the weights, in the first process. The others need not call this."""
@@ -196,7 +187,7 @@ class Training:
             weights.write(path, self.task.snapshot(self.train))
 
     def _save(self, best: bool = False) -> None:
-        """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
+        """Write a checkpoint, after the best weights where these are, unless the weights have diverged."""
         if not self.task.finite():
             raise self._diverged("weights are not finite")
         self._saved = self.step
@@ -205,29 +196,26 @@ class Training:
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.task.state(), "config": asdict(self.config)}
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
-        self.writing.wait()  # so that there is one copy of the state at a time
-        files = {self.run.best: self.task.snapshot(self.train)} if best else {}
-        files[self.run.checkpoint(self.step)] = self.task.snapshot(self.train, state)
-        self.writing.start(self.run.write, files)
+        if best:
+            weights.write(self.run.best, self.task.snapshot(self.train))
+        self.run.write(self.step, self.task.snapshot(self.train, state))
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
-        return kind(f"{reason}. {todo}; {self.how_to_resume()}")
+        return kind(f"{reason}. {todo}; {self.run.how_to_resume()}")
 
     def _diverged(self, what: str) -> StoppedError:
         return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
 
     def check_stop(self) -> None:
-        """End the run, saved, with a StoppedError, if it was asked to end; raises what a write raised.
+        """End the run, saved, with a StoppedError, if it was asked to end.
 
         At a step that is saved, the checkpoint stays: while an epoch ends, it is of before that.
         """
-        self.writing.check()
         if self.processes.sum(self._stop()):
             if self.step != self._saved:
                 self._save()
-            self.writing.wait()
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
-            raise StoppedError(f"asked to end; {self.how_to_resume()}", TERMINATED)
+            raise StoppedError(f"asked to end; {self.run.how_to_resume()}", TERMINATED)
 
     def _run_epoch(self) -> None:
         """The remaining steps of an epoch, then validation, metrics and a checkpoint."""

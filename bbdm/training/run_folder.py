@@ -161,12 +161,11 @@ class RunFolder:
         """Let other runs use the folder."""
         self._lock.release()
 
-    def write(self, files: dict[Path, Snapshot]) -> None:
-        """Write files, of which a checkpoint is the last, and delete the oldest beyond those to keep."""
-        path = [*files][-1]
+    def write(self, step: int, snapshot: Snapshot) -> None:
+        """Write the checkpoint of a step, and delete the oldest beyond those to keep."""
+        path = self.checkpoint(step)
         again = path.exists()  # at the end of an epoch, the state is written before and after validation
-        for each, snapshot in files.items():
-            weights.write(each, snapshot)
+        weights.write(path, snapshot)
         for old in list(self.checkpoints().values())[self.keep :]:
             old.unlink()
         if not again:

@@ -88,7 +88,7 @@ def test_it_resumes(
     def started(launcher: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         return run([*launcher, TRAIN, *arguments(data, tmp_path / "model.pt")], **environment)
 
-    done = started(launcher, PAUSE="0.5", **how)  # in which step 6 is written before step 7 ends
+    done = started(launcher, PAUSE="0.5", **how)  # in which the first writes step 6 while the other does step 7
     assert done.returncode != 0
     assert launcher is ALONE or "DIE" not in how or "Signal 9 (SIGKILL)" in done.stderr
     saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
