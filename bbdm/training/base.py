@@ -6,8 +6,8 @@ The loop over epochs is :mod:`bbdm.training.loop`. It knows no bridge and no aut
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ class TrainingTask(ABC):
         ema: the moving average of the network's weights.
         average: the network with the averaged weights.
         tracker: TensorBoard, where it is installed, during the run, in the process that writes; else None.
-        phase: a context that is entered with the name of each phase of a step.
     """
 
     betas = (0.9, 0.999)
@@ -69,7 +68,6 @@ class TrainingTask(ABC):
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.plateau = Plateau(config.plateau_patience)
         self.tracker: Tracker | None = None
-        self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def parallel(self, network: nn.Module) -> Any:
         """A network, compiled where the run is, with gradients averaged over processes."""
@@ -109,15 +107,13 @@ class TrainingTask(ABC):
 
     def move_weights(self, step: int) -> torch.Tensor | None:
         """Move weights and average by the gradients of step ``step``; returns :meth:`gradient_norm`."""
-        with self.phase("optimizer"):
-            norm = self.gradient_norm(step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(step)
-            self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-        with self.phase("average of weights"):
-            self.ema.update(self.network, step)
+        norm = self.gradient_norm(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.network, step)
         return norm
 
     def record(self, step: int, norm: torch.Tensor | None, loss: float, **more: float) -> None:

@@ -121,19 +121,16 @@ class BridgeTask(TrainingTask):
         for index, chunk in enumerate(chunks, start=1):
             with nullcontext() if index == parts else self.processes.alone(self.replica):
                 loss = self._loss(*chunk, step) / parts
-                with self.phase("backward"):
-                    self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         return total
 
     def _loss(self, batch: Example, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """The loss of a batch from the data set, one seed for each example."""
-        with self.phase("augment, encode"):
-            batch = encode(augment(batch, seeds, step, self.config, self.latents), self.codec, self.latents)
-            batch = dropped(batch, seeds, step, self.network)
-        with self.phase("forward"):
-            losses, t = self.losses(self.replica, batch, seeds, step)
+        batch = encode(augment(batch, seeds, step, self.config, self.latents), self.codec, self.latents)
+        batch = dropped(batch, seeds, step, self.network)
+        losses, t = self.losses(self.replica, batch, seeds, step)
         if self.tracker is not None:
             self.by_time.add(losses, t)
         return losses.mean()

@@ -237,12 +237,7 @@ class Training:
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
         drawn = mixed(self.config.seed, self.epoch)  # of crops
-        batches = self._readable(self.train_batches(self._order(done), drawn))
-        while True:
-            with self.task.phase("waiting for pairs"):
-                batch = next(batches, None)
-            if batch is None:
-                break
+        for batch in self._readable(self.train_batches(self._order(done), drawn)):
             loss = self.train_step(batch)
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}")

@@ -23,7 +23,7 @@ from bbdm.files.weights import Snapshot
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
-METRICS, CONFIG, SUMMARY, TRACE = "metrics.jsonl", "config.json", "summary.json", "trace.json"
+METRICS, CONFIG, SUMMARY = "metrics.jsonl", "config.json", "summary.json"
 
 
 class UnreadableRunError(ValueError):
@@ -110,7 +110,7 @@ class RunFolder:
             if other > step:
                 path.unlink()
         if step == 0:
-            for path in (self.best, self.path / TRACE, *self.path.glob("step_*.damaged")):
+            for path in (self.best, *self.path.glob("step_*.damaged")):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.events, ignore_errors=True)
         self._lock.release()
