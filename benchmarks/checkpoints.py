@@ -1,13 +1,12 @@
 """How long training waits for a checkpoint: python -m benchmarks.checkpoints FOLDER [flags].
 
-A run of the preset dit-b (129.6 M parameters, 64 x 64) has its checkpoints written to FOLDER in turns: by the
-thread, while the next steps are done, and in line. Then a new run resumes from the newest one.
+A run of the preset dit-b (129.6 M parameters, 64 x 64) writes checkpoints to FOLDER between steps. Then a new
+run resumes from the newest one.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where checkpoints are written; it must not exist")
     parser.add_argument("--preset", default="dit-b", help="the network")
     parser.add_argument("-b", dest="batch_size", type=int, default=4, help="pairs of a step")
-    parser.add_argument("--rounds", type=int, default=7, help="checkpoints of each kind")
+    parser.add_argument("--rounds", type=int, default=7, help="checkpoints")
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True)
     run = make_run(args.preset, args.batch_size, args.folder)
@@ -54,16 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         run.train_step(batch)
     for _ in range(args.rounds):
         seconds["a step"].append(seconds_of(partial(run.train_step, batch)))
-        file, began = run.run.checkpoint(run.step), time.perf_counter()
-        seconds["wait, with the thread"].append(seconds_of(run._save))
-        beside: list[float] = []
-        while not file.exists():
-            beside.append(seconds_of(partial(run.train_step, batch)))
-        run.writing.wait()
-        seconds["until the thread has written"].append(time.perf_counter() - began)
-        seconds["a step beside the thread"].append(statistics.fmean(beside))
-        run.train_step(batch)
-        seconds["wait, in line"].append(seconds_of(lambda: (run._save(), run.writing.wait())))
+        seconds["a checkpoint"].append(seconds_of(run._save))
     size = run.run.checkpoint(run.step).stat().st_size
     print(f"{args.preset}, batch {args.batch_size}, a file of {size / 1e9:.2f} GB")
     for _ in range(3):

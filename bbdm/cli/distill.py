@@ -72,8 +72,8 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     known = teacher.unet.config
     pairs, validation = training.load_pairs(args, size, channels, team, teacher.pictures, known)
     torch.manual_seed(args.seed)
-    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, training.callbacks(args)
-    return training.resume(Trainer(*parts, StudentTask), args, resumed, team)
+    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team
+    return training.resume(Trainer(*parts, task=StudentTask), args, resumed, team)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from bbdm.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
+    from bbdm.training.callback import Callback
     from bbdm.training.trainer import Trainer
 
 OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
@@ -146,7 +147,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
                 print(line)
 
     pairs, validation = training.cached_pictures(args, pairs, validation, team)
-    callbacks = training.callbacks(args)
+    callbacks: list[Callback] = []
     with team.first_before_others():  # the others find what the first caches and downloads
         if codec is not None and args.cache_latents is not None:
             pairs = LatentDataset(pairs, codec, args.cache_latents, args.flip, verbose)

@@ -102,8 +102,7 @@ def build(args: argparse.Namespace, team: Processes) -> Training:
     with team.first_before_others():  # the others find what the first downloads
         perceptual = perceptual_loss(config, args.lpips_weights, team.device)
     task = AutoencoderTask(vqgan, config, pairs, team, perceptual)
-    run = Training(task, pairs, validation, folder.path, training.callbacks(args))
-    return training.resume(run, args, resumed, team)
+    return training.resume(Training(task, pairs, validation, folder.path), args, resumed, team)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -19,7 +19,6 @@ from bbdm.pictures.images import read_size
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
-    from bbdm.training.callback import Callback
     from bbdm.training.loop import Training
     from bbdm.training.run_folder import RunFolder
 
@@ -50,7 +49,6 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     flag("--overwrite", action="store_true", help="delete later steps in the folder, and begin")
     flag("--device", help="cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu")
     flag("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
-    flag("--profile", action="store_true", help="print where the time of some steps goes, and write a trace")
     flag("--skip_bad", action="store_true", help="the next pair takes the place of one that cannot be read")
     flag("--check", action="store_true", help="read all pairs before training, and list what is wrong")
     flag("--show_verbose", action="store_true", help="show the run, as on a terminal")
@@ -181,13 +179,6 @@ def cached_pictures(
         return cached, None if validation is None else CachedExamples(validation, args.cache_images / "val", **how)
 
 
-def callbacks(args: argparse.Namespace) -> list[Callback]:
-    """What ``--profile`` adds to a run."""
-    from bbdm.training.profiling import Profile
-
-    return [Profile()] if args.profile else []
-
-
 def resume(trainer: Run, args: argparse.Namespace, resumed: Resumed, team: Processes) -> Run:
     """Bring a run to the step that it resumes from, and delete later ones if they are to be overwritten."""
     if resumed is not None:
@@ -225,7 +216,7 @@ def finish(trainer: Training, args: argparse.Namespace, team: Processes) -> None
         with scripts.termination() as asked:
             trainer.fit(shown(args), asked)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(trainer.how_to_resume()) from None
+        raise KeyboardInterrupt(trainer.run.how_to_resume()) from None
     trainer.save(args.output_model)
     if team.first:
         print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")

@@ -25,7 +25,6 @@ from safetensors import safe_open
 
 from bbdm.base.atomic import SUFFIXES, check_suffix, write_atomically
 from bbdm.files import inert
-from bbdm.networks.base import is_sharded
 from bbdm.networks.restore import state_hash
 
 VERSION = 1  # of all formats
@@ -39,7 +38,7 @@ class IncompleteFileError(ValueError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a file: it can be written later, in another thread."""
+    """The content of a file."""
 
     format: str  # its name
     settings: dict[str, Any]
@@ -168,18 +167,10 @@ def is_own(path: Path) -> bool:
 def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
     """Plain containers with copies of their tensors in the memory of the CPU."""
     if isinstance(content, torch.Tensor):
-        if is_sharded(content):
-            content = _gathered(content)
         return content.detach().to("cpu", copy=True, memory_format=layout)
     if isinstance(content, dict):
         return {name: copied(each, layout) for name, each in content.items()}
     return type(content)(copied(each, layout) for each in content) if isinstance(content, list | tuple) else content
-
-
-def _gathered(shares: Any) -> torch.Tensor:
-    """A sharded tensor, all-gathered, in the first process, which writes; the others drop it."""
-    full = shares.full_tensor()
-    return full if shares.device_mesh.get_rank() == 0 else full[:0]
 
 
 def described(format: str, header: dict[str, Any], tensors: State) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -199,14 +199,6 @@ class Network(nn.Module):
         device = next(self.parameters()).device
         return lambda t: self.embed(t.to(device))
 
-    def units(self) -> Iterator[list[nn.Module]]:
-        """Groups of modules, inner ones first, whose weights are read only while they are called.
-
-        Sharded weights of a group are all-gathered for the time of its calls. The rest of the network, by
-        default all of it, is all-gathered for each call of the network.
-        """
-        return iter(())
-
     def description(self) -> dict[str, Any]:
         """Plain values by which a checkpoint names it: by default the class and the sizes."""
         sizes = self.channels, self.condition_channels, self.stride, self.endpoint_channels, self.axes
@@ -298,11 +290,6 @@ def check_network(network: Any) -> None:
         raise ValueError(f"it must be a network, got {type(network).__name__}: bbdm.wrap makes one of any module")
     if next(network.parameters(), None) is None:
         raise ValueError(f"a network must have parameters, got a {type(network).__name__} without any")
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether a weight is sharded over processes (a DTensor); see :mod:`bbdm.execution.sharing`."""
-    return hasattr(tensor, "full_tensor")
 
 
 Placed = TypeVar("Placed", bound=Network)

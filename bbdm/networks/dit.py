@@ -6,7 +6,7 @@ source is shown as further channels or as further tokens. Any size that the patc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -89,12 +89,6 @@ class DiT(ConditionedNetwork):
 
     def _modulations(self) -> list[nn.Linear]:
         return [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
-
-    def units(self) -> Iterator[list[nn.Module]]:
-        """Blocks, and their modulations, which are read with the time's embedding."""
-        for block in self.blocks:
-            yield [cast(Block, block).modulation]
-            yield [block]
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""

@@ -248,17 +248,6 @@ class UNet(ConditionedNetwork):
         """See :meth:`ConditionedNetwork.embedder`."""
         return Modulation(self)
 
-    def units(self) -> Iterator[list[nn.Module]]:
-        """Convolutions and embeddings of blocks, and attention; norms are read with the time's embedding."""
-        for block in self.res_blocks():
-            yield [block.emb_layers]
-            convs = [block.in_layers[2], block.out_layers[3], block.skip_connection]
-            convs = convs[bool(block.up) :]  # the first of a block that enlarges is read, not called
-            yield [conv for conv in convs if not isinstance(conv, nn.Identity)]
-        for module in self.modules():
-            if isinstance(module, AttentionBlock):
-                yield [module]
-
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         if self.classes:

@@ -123,34 +123,29 @@ class AutoencoderTask(TrainingTask):
     def __call__(self, batch: Example, step: int) -> float:
         """See :meth:`TrainingTask.__call__`. The loss leaves out the adversary's, which is no distance."""
         seeds, decoder = self.seeds(len(batch.source)), self.network.decoder
-        with self.phase("augment"):
-            changed = augment(batch, seeds, step, self.config)
-            x = pictures(changed.source, changed.target)
-        with self.phase("forward"), self.autocast():
+        changed = augment(batch, seeds, step, self.config)
+        x = pictures(changed.source, changed.target)
+        with self.autocast():
             h, z, more = self.replica(x, *self._noise(x, seeds, step))
             image = decoder.conv_out(h).float()
         z = z.float()
-        with self.phase("losses"):
-            latent, parts = self._latent_loss(z, more, x[0].numel())
-            seen = image.detach().requires_grad_()
-            distance = self._distance(seen, x, parts)
-            gradient = torch.autograd.grad(distance, seen)[0]
-            parts["loss"] = distance + latent
+        latent, parts = self._latent_loss(z, more, x[0].numel())
+        seen = image.detach().requires_grad_()
+        distance = self._distance(seen, x, parts)
+        gradient = torch.autograd.grad(distance, seen)[0]
+        parts["loss"] = distance + latent
         logits = None
         if self.adversary is not None and step >= self.config.adversarial_start:
-            with self.phase("adversary"):
-                with self.autocast():
-                    logits = self.adversary.look(x, seen)
-                parts["adversarial"] = -logits[1].mean()
-                against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
-                parts["adversarial_weight"] = self._adversarial_weight(image, gradient, against)
-                gradient = gradient + parts["adversarial_weight"] * against
-        with self.phase("backward"):
-            (image * gradient).sum().add(latent).backward()  # the gradient at the images is this one
+            with self.autocast():
+                logits = self.adversary.look(x, seen)
+            parts["adversarial"] = -logits[1].mean()
+            against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
+            parts["adversarial_weight"] = self._adversarial_weight(image, gradient, against)
+            gradient = gradient + parts["adversarial_weight"] * against
+        (image * gradient).sum().add(latent).backward()  # the gradient at the images is this one
         norm = self.move_weights(step)
         if self.adversary is not None and logits is not None:
-            with self.phase("adversary"):
-                parts["discriminator"] = self.adversary.learn(*logits, self.rate(step))
+            parts["discriminator"] = self.adversary.learn(*logits, self.rate(step))
         if self.use is not None:
             self.use.add(more)
             self._restart(z, step)

@@ -6,8 +6,8 @@ The loop over epochs is :mod:`bbdm.training.loop`. It knows no bridge and no aut
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch.amp import GradScaler
 
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
 from bbdm.training.augmentation import Pair
@@ -52,13 +51,9 @@ class TrainingTask(ABC):
         ema: the moving average of the network's weights.
         average: the network with the averaged weights.
         tracker: TensorBoard, where it is installed, during the run, in the process that writes; else None.
-        phase: a context that is entered with the name of each phase of a step.
-        sharded: whether weights, average and optimizer are sharded over processes. Then all must call what
-            reads all weights, such as :meth:`snapshot`.
     """
 
     betas = (0.9, 0.999)
-    sharded = False
 
     def __init__(self, network: Any, config: RunConfig, processes: Processes, total: int) -> None:
         self.network = network.train()
@@ -73,7 +68,6 @@ class TrainingTask(ABC):
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.plateau = Plateau(config.plateau_patience)
         self.tracker: Tracker | None = None
-        self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def parallel(self, network: nn.Module) -> Any:
         """A network, compiled where the run is, with gradients averaged over processes."""
@@ -105,23 +99,21 @@ class TrainingTask(ABC):
     def gradient_norm(self, step: int) -> torch.Tensor | None:
         """The norm of all gradients before they are clipped, or None where nothing needs it."""
         if self.config.grad_clip:
-            return sharing.full(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip))
-        if self.due(step) is not None or (self.sharded and Tracker.due(step + 1)):
+            return nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+        if self.due(step) is not None:
             gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
-            return sharing.full(nn.utils.get_total_norm(gradients))
+            return nn.utils.get_total_norm(gradients)
         return None
 
     def move_weights(self, step: int) -> torch.Tensor | None:
         """Move weights and average by the gradients of step ``step``; returns :meth:`gradient_norm`."""
-        with self.phase("optimizer"):
-            norm = self.gradient_norm(step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(step)
-            self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-        with self.phase("average of weights"):
-            self.ema.update(self.network, step)
+        norm = self.gradient_norm(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.network, step)
         return norm
 
     def record(self, step: int, norm: torch.Tensor | None, loss: float, **more: float) -> None:
@@ -133,12 +125,7 @@ class TrainingTask(ABC):
 
     def finite(self) -> bool:
         """Whether all weights are finite."""
-        finite = torch.stack([sharing.local(weight).isfinite().all() for weight in self.network.parameters()]).all()
-        return not self.processes.sum(float(~finite)) if self.sharded else bool(finite)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """A context for what calls the averaged weights."""
-        return nullcontext()
+        return bool(torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all())
 
     @abstractmethod
     def __call__(self, batch: Example, step: int) -> float:
@@ -166,7 +153,7 @@ class TrainingTask(ABC):
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a :meth:`state` of the same settings."""
-        sharing.load_optimizer(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
@@ -203,7 +190,7 @@ class TrainingTask(ABC):
         state = training_state(path, stored, checkpoint.training, self.config, train)
         for network, weights in ((self.network, stored.weights), (self.average, stored.average)):
             assert weights is not None  # checked with the state
-            sharing.load_weights(network, weights)
+            network.load_state_dict(weights)
         self.load(state)
         return state
 

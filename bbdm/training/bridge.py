@@ -7,7 +7,7 @@ resumed run draws the same ones as an uninterrupted run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
@@ -57,8 +56,7 @@ class BridgeTask(TrainingTask):
         latents: bool,
         total: int,
     ) -> None:
-        self.sharded = config.shard and processes.count > 1
-        super().__init__(unet if self.sharded else unet.to(processes.device), config, processes, total)
+        super().__init__(unet.to(processes.device), config, processes, total)
         self.config = config
         self.bridge = bridge
         self.codec = codec
@@ -66,19 +64,6 @@ class BridgeTask(TrainingTask):
         self.random = any(isinstance(module, DROPOUT) and module.p for module in unet.modules())
         self.by_time = LossesByTime(bridge.train_interval, self.device)
         self.defaults = Defaults("mean") if bridge.density == "top" else USUAL  # how results are made
-
-    def parallel(self, network: Any) -> Any:
-        """See :meth:`TrainingTask.parallel`; with ``shard``, the weights and their average are sharded."""
-        if not self.sharded:
-            return super().parallel(network)
-        mesh = sharing.mesh_of(self.processes)
-        sharing.shard(network, mesh, units=True)
-        sharing.shard(self.average, mesh, units=False)
-        return network
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """A context for what calls the averaged weights, in which each process has all of them."""
-        return sharing.all_gathered(self.average) if self.sharded else nullcontext()
 
     def description(self) -> dict[str, Any]:
         """The settings of network, bridge and codec."""
@@ -134,21 +119,18 @@ class BridgeTask(TrainingTask):
         total = torch.zeros((), device=self.device)
         chunks = zip(_chunks(batch, parts), self.seeds(len(batch.source)).chunk(parts), strict=True)
         for index, chunk in enumerate(chunks, start=1):
-            with nullcontext() if index == parts or self.sharded else self.processes.alone(self.replica):
+            with nullcontext() if index == parts else self.processes.alone(self.replica):
                 loss = self._loss(*chunk, step) / parts
-                with self.phase("backward"):
-                    self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         return total
 
     def _loss(self, batch: Example, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """The loss of a batch from the data set, one seed for each example."""
-        with self.phase("augment, encode"):
-            batch = encode(augment(batch, seeds, step, self.config, self.latents), self.codec, self.latents)
-            batch = dropped(batch, seeds, step, self.network)
-        with self.phase("forward"):
-            losses, t = self.losses(self.replica, batch, seeds, step)
+        batch = encode(augment(batch, seeds, step, self.config, self.latents), self.codec, self.latents)
+        batch = dropped(batch, seeds, step, self.network)
+        losses, t = self.losses(self.replica, batch, seeds, step)
         if self.tracker is not None:
             self.by_time.add(losses, t)
         return losses.mean()

@@ -18,7 +18,6 @@ FREE = {  # what may change when a run resumes
     "grad_accumulation",
     "grad_clip",
     "compile",
-    "shard",
     "workers",
     "preview_every",
     "save_every",
@@ -99,13 +98,10 @@ class TrainConfig(RunConfig):
     """How to train a bridge."""
 
     grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step", least=1)
-    shard: bool = setting(False, "shard weights, their average and the optimizer's state over processes (FSDP2)")
     loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.shard and self.compile:
-            raise ValueError("shard and compile exclude each other: the compiled network is one graph")
         if self.batch_size % self.grad_accumulation:
             parts = self.grad_accumulation
             raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")

@@ -31,7 +31,6 @@ from bbdm.training.progress import Progress
 from bbdm.training.resume import check_alike, describe_pairs
 from bbdm.training.run_folder import LEASE, RunFolder
 from bbdm.training.tracking import Tracker
-from bbdm.training.writing import Writing
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,6 @@ class Training:
         self.validation = validation
         self.folder = folder
         self.run = RunFolder(folder, config.keep, task.read, LEASE if self.processes.count > 1 else 0)
-        self.writing = Writing()
         self.callbacks: list[Callback] = [Previews(), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -155,7 +153,6 @@ class Training:
             if self.processes.first:
                 ends.callback(self.run.end)
                 self.run.begin(self.epoch, self._settings())
-                ends.callback(self.writing.settle)
                 with suppress(ImportError):  # without TensorBoard, no events are written
                     self.task.tracker = Tracker(self.run.events, self.step)
                     ends.callback(setattr, self.task, "tracker", None)
@@ -178,59 +175,47 @@ class Training:
         try:
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            self.writing.wait()
             if self.processes.first:
                 self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
         except (OSError, ValueError) as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
 
-    def how_to_resume(self) -> str:
-        """Which step is saved, and from where the same command resumes."""
-        self.writing.settle()
-        return self.run.how_to_resume()
-
     def save(self, path: Path) -> None:
-        """Write the weights, in the first process. The others need not call this, unless ``task.sharded``."""
-        if self.processes.first or self.task.sharded:
-            snapshot = self.task.snapshot(self.train)
-            if self.processes.first:
-                weights.write(path, snapshot)
+        """Write the weights, in the first process. The others need not call this."""
+        if self.processes.first:
+            weights.write(path, self.task.snapshot(self.train))
 
     def _save(self, best: bool = False) -> None:
-        """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
+        """Write a checkpoint, after the best weights where these are, unless the weights have diverged."""
         if not self.task.finite():
             raise self._diverged("weights are not finite")
         self._saved = self.step
-        if not (self.processes.first or self.task.sharded):
+        if not self.processes.first:
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.task.state(), "config": asdict(self.config)}
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
-        self.writing.wait()  # so that there is one copy of the state at a time
-        files = {self.run.best: self.task.snapshot(self.train)} if best else {}
-        files[self.run.checkpoint(self.step)] = self.task.snapshot(self.train, state)
-        if self.processes.first:
-            self.writing.start(self.run.write, files)
+        if best:
+            weights.write(self.run.best, self.task.snapshot(self.train))
+        self.run.write(self.step, self.task.snapshot(self.train, state))
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
-        return kind(f"{reason}. {todo}; {self.how_to_resume()}")
+        return kind(f"{reason}. {todo}; {self.run.how_to_resume()}")
 
     def _diverged(self, what: str) -> StoppedError:
         return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
 
     def check_stop(self) -> None:
-        """End the run, saved, with a StoppedError, if it was asked to end; raises what a write raised.
+        """End the run, saved, with a StoppedError, if it was asked to end.
 
         At a step that is saved, the checkpoint stays: while an epoch ends, it is of before that.
         """
-        self.writing.check()
         if self.processes.sum(self._stop()):
             if self.step != self._saved:
                 self._save()
-            self.writing.wait()
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
-            raise StoppedError(f"asked to end; {self.how_to_resume()}", TERMINATED)
+            raise StoppedError(f"asked to end; {self.run.how_to_resume()}", TERMINATED)
 
     def _run_epoch(self) -> None:
         """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
@@ -241,24 +226,18 @@ class Training:
         record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
         if self.validation is not None and made:
             self._save()  # validation may take long
-        with self.task.averaged():
-            if self.validation is not None:
-                record |= self.validate()
-            record |= self.task.report()
-            if made:
-                record["images_per_second"] = made * self.config.batch_size / seconds
-            record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
-            self._end_epoch(record)
+        if self.validation is not None:
+            record |= self.validate()
+        record |= self.task.report()
+        if made:
+            record["images_per_second"] = made * self.config.batch_size / seconds
+        record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
+        self._end_epoch(record)
 
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
         drawn = mixed(self.config.seed, self.epoch)  # of crops
-        batches = self._readable(self.train_batches(self._order(done), drawn))
-        while True:
-            with self.task.phase("waiting for pairs"):
-                batch = next(batches, None)
-            if batch is None:
-                break
+        for batch in self._readable(self.train_batches(self._order(done), drawn)):
             loss = self.train_step(batch)
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}")
@@ -302,12 +281,11 @@ class Training:
         return [i for i in range(len(self.validation)) if i // self.share % count == rank]
 
     def _readable(self, batches: Iterable[Example]) -> Iterator[Example]:
-        """The batches; where one cannot be read, the run ends, saved if this process alone can save it."""
+        """The batches; where one cannot be read, the run ends, saved."""
         try:
             yield from batches
         except (OSError, ValueError) as error:
-            if not self.task.sharded:
-                self._save()
+            self._save()
             raise self._stopped(f"{error}", "Repair the file") from error
 
     def train_step(self, batch: Example) -> float:

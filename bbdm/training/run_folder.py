@@ -23,7 +23,7 @@ from bbdm.files.weights import Snapshot
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
-METRICS, CONFIG, SUMMARY, TRACE = "metrics.jsonl", "config.json", "summary.json", "trace.json"
+METRICS, CONFIG, SUMMARY = "metrics.jsonl", "config.json", "summary.json"
 
 
 class UnreadableRunError(ValueError):
@@ -110,7 +110,7 @@ class RunFolder:
             if other > step:
                 path.unlink()
         if step == 0:
-            for path in (self.best, self.path / TRACE, *self.path.glob("step_*.damaged")):
+            for path in (self.best, *self.path.glob("step_*.damaged")):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.events, ignore_errors=True)
         self._lock.release()
@@ -161,12 +161,11 @@ class RunFolder:
         """Let other runs use the folder."""
         self._lock.release()
 
-    def write(self, files: dict[Path, Snapshot]) -> None:
-        """Write files, of which a checkpoint is the last, and delete the oldest beyond those to keep."""
-        path = [*files][-1]
+    def write(self, step: int, snapshot: Snapshot) -> None:
+        """Write the checkpoint of a step, and delete the oldest beyond those to keep."""
+        path = self.checkpoint(step)
         again = path.exists()  # at the end of an epoch, the state is written before and after validation
-        for each, snapshot in files.items():
-            weights.write(each, snapshot)
+        weights.write(path, snapshot)
         for old in list(self.checkpoints().values())[self.keep :]:
             old.unlink()
         if not again:

@@ -17,7 +17,6 @@ from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, percep
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, StudentTask
-from bbdm.training.profiling import Profile
 from tests.conftest import SIZE, MakePairs
 from tests.cuda.card import Waits
 from tests.cuda.test_graph import codec
@@ -66,14 +65,6 @@ class Tracked(BridgeTask):
         self.written: list[dict[str, float]] = []
 
 
-class Profiled(BridgeTask):
-    """The phases of each step are recorded."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.phase = Profile()._phase
-
-
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "plain": ({}, [LOSS]),
     "bfloat16": ({"precision": "bf16"}, [LOSS]),
@@ -85,7 +76,6 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "wide density": ({"bridge": BrownianBridge(50, density="wide")}, [LOSS]),
     "table of times": ({"bridge": I2SB(50)}, [LOSS]),
-    "profile": ({"kind": Profiled}, [LOSS]),
     "TensorBoard": ({"kind": Tracked}, [LOSS, "training.base.record: item"]),  # and the norm of gradients
 }
 

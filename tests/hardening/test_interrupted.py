@@ -207,7 +207,6 @@ def test_a_disk_that_fills(place: Path, undisturbed: Undisturbed, small_disk: Pa
     other = small_disk / "other"
 
     def fill(trainer: Training, patch: pytest.MonkeyPatch) -> None:
-        trainer.writing.wait()  # a file that is replaced later would leave its room
         status = os.statvfs(small_disk)
         half = trainer.run.checkpoint(6).stat().st_size // 2
         other.write_bytes(bytes(status.f_bavail * status.f_frsize - half))

@@ -1,4 +1,4 @@
-"""Training in two processes on CPUs (gloo): the same run as in one, with whole weights or sharded ones."""
+"""Training in two processes on CPUs (gloo): the same run as in one."""
 
 import os
 import subprocess
@@ -24,9 +24,8 @@ TRAIN = "tests.training.tiny_train"
     [
         ("", "--grad_accumulation 2"),
         ("--compile", ""),
-        ("--grad_clip 0.1", "--shard"),
-        ("", "--grad_accumulation 2 --shard"),
-        ("--gradient_checkpointing", "--shard"),
+        ("--grad_clip 0.1", ""),
+        ("--gradient_checkpointing", ""),
         ("--workers 1", "a table"),
     ],
 )
@@ -78,8 +77,7 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
         pytest.param(TORCHRUN, {"DIE": "1,7"}, ALONE, id="killed, in one"),
         pytest.param(TORCHRUN, {"TERM_AT": "1,7"}, TORCHRUN, id="SIGTERM to one, in two"),
         pytest.param(TORCHRUN, {"TERM_AT": "1,7"}, ALONE, id="SIGTERM to one, in one"),
-        pytest.param([*TORCHRUN, "--shard"], {"DIE": "1,7"}, ALONE, id="sharded, then not"),
-        pytest.param(ALONE, {"DIE": "0,7"}, [*TORCHRUN, "--shard"], id="not sharded, then so"),
+        pytest.param(ALONE, {"DIE": "0,7"}, TORCHRUN, id="killed in one, in two"),
     ],
 )
 def test_it_resumes(
@@ -88,11 +86,9 @@ def test_it_resumes(
     """A process that dies, or is asked to end, ends all; the next run goes on from what was saved."""
 
     def started(launcher: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-        shard = [flag for flag in launcher if flag == "--shard"]
-        command = [word for word in launcher if word not in shard]
-        return run([*command, TRAIN, *arguments(data, tmp_path / "model.pt", *shard)], **environment)
+        return run([*launcher, TRAIN, *arguments(data, tmp_path / "model.pt")], **environment)
 
-    done = started(launcher, PAUSE="0.5", **how)  # in which step 6 is written before step 7 ends
+    done = started(launcher, PAUSE="0.5", **how)  # in which the first writes step 6 while the other does step 7
     assert done.returncode != 0
     assert launcher is ALONE or "DIE" not in how or "Signal 9 (SIGKILL)" in done.stderr
     saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
