@@ -196,7 +196,7 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
     assert noise.type.tensor_type.shape.dim[0].dim_value == 1  # dpm2m: only the first step has noise
     shapes = BridgeSampler.from_checkpoint(file)._shapes
     table = solvers.build(BRIDGE, "dpm2m", steps=1)
-    none = pipeline.pipeline_graph(onnx.load(folder / "unet.onnx"), None, None, table, shapes)
+    none = pipeline.pipeline_graph({"unet": onnx.load(folder / "unet.onnx")}, table, shapes)
     assert [value.name for value in none.graph.input] == ["source"]
     image = source(1, 16, 16)
     (made,) = onnxruntime.InferenceSession(none.SerializeToString()).run(None, {"source": image.numpy()})
