@@ -7,7 +7,6 @@ Inputs and outputs of a graph are float32, whatever the dtype of its weights. Gr
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,12 +223,8 @@ def export_graph(
         raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
     values = examples(inputs, known)
     free = tuple(
-        {
-            axis: torch.export.Dim.DYNAMIC
-            for axis, dim in enumerate(each.dims)
-            if isinstance(dim, str) and values[name].shape[axis] > 1
-        }
-        for name, each in inputs.items()
+        {axis: dim for axis, dim in enumerate(inputs[name].dims) if isinstance(dim, str) and value.shape[axis] > 1}
+        for name, value in values.items()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
@@ -249,32 +244,12 @@ def export_graph(
     optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     model = program.model_proto
     _tidy(model, half=any(p.dtype == torch.float16 for p in module.parameters()))
-    _name_dims(model, {name: each.dims for name, each in inputs.items()}, outputs)
-    return model
-
-
-def _name_dims(
-    model: onnx.ModelProto,
-    inputs: Mapping[str, Dims],
-    outputs: Mapping[str, Dims],
-) -> None:
-    """Name the dimensions of inputs and outputs, and by them those of all values between."""
-    symbols: dict[str, str] = {}
-    for value in model.graph.input:
-        for dim, name in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=True):
+    dims = {name: each.dims for name, each in inputs.items()} | dict(outputs)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, name in zip(value.type.tensor_type.shape.dim, dims[value.name], strict=True):
             if isinstance(name, str):
-                symbols.setdefault(dim.dim_param, name)
                 dim.dim_param = name
-    for value in model.graph.output:
-        for dim, name in zip(value.type.tensor_type.shape.dim, outputs[value.name], strict=True):
-            if isinstance(name, str) and not dim.HasField("dim_value"):
-                dim.dim_param = name
-    for graph in subgraphs(model.graph):
-        inner = () if graph is model.graph else (*graph.input, *graph.output)
-        for value in (*inner, *graph.value_info):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:
-                    dim.dim_param = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), dim.dim_param)
+    return model
 
 
 def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

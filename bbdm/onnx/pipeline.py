@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import defs
+from onnx import defs, helper, inliner
 from onnxscript import opset21, values
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
@@ -40,7 +40,7 @@ def _(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
 
 
 def _stand_in(name: str, inputs: list[object], shape: list[int]) -> object:
-    """The node of an :func:`_onnx_graph`, which :func:`_insert` replaces."""
+    """The node of an :func:`_onnx_graph`, which the graph replaces."""
     schema = defs.OpSchema(name, DOMAIN, 1, inputs=[MIXED], outputs=[RESULT], type_constraints=TYPES)
     return values.Op(values.Opset(DOMAIN, 1), name, schema)(*inputs)
 
@@ -151,8 +151,15 @@ def pipeline_graph(
     operators = {torch.ops.bbdm.onnx_graph.default: _stand_in, torch.ops.aten.sym_stride.int: _stride}
     module = Pipeline(table, shapes, "encoder" in parts, list(inputs))
     model = export_graph(module, inputs, outputs, known, opset, operators)
-    for graph in reversed(list(subgraphs(model.graph))):  # inner ones first: an outer one copies them
-        _insert(graph, parts)
+    for name, part in parts.items():
+        weights = {tensor.name: f"{name}/{tensor.name}" for tensor in part.graph.initializer}
+        names = [value.name for value in part.graph.input], [value.name for value in part.graph.output]
+        body = part.graph.node, part.opset_import
+        model.functions.append(helper.make_function(DOMAIN, name, [*names[0], *weights], names[1], *body))
+        for node in (node for graph in subgraphs(model.graph) for node in graph.node):
+            if (node.domain, node.op_type) == (DOMAIN, name):
+                node.input.extend(weights.values())
+    model = inliner.inline_local_functions(model)
     for name, part in parts.items():  # outside the loop, so that there is one copy
         for tensor in part.graph.initializer:
             model.graph.initializer.add().CopyFrom(tensor)
@@ -160,22 +167,3 @@ def pipeline_graph(
     del model.opset_import[:]
     model.opset_import.add(version=opset)
     return model
-
-
-def _insert(graph: onnx.GraphProto, parts: Mapping[str, onnx.ModelProto]) -> None:
-    """Replace the nodes that stand for other graphs by the nodes of these."""
-    nodes = list(graph.node)
-    graph.ClearField("node")
-    for node in nodes:
-        if node.domain != DOMAIN:
-            graph.node.append(node)
-            continue
-        part = parts[node.op_type].graph
-        known = {"": "", **dict(zip([v.name for v in part.input], node.input, strict=True))}
-        known |= dict(zip([v.name for v in part.output], node.output, strict=True))
-        for inner in part.node:
-            copy = graph.node.add()
-            copy.CopyFrom(inner)
-            copy.name = f"{node.op_type}/{inner.name}" if inner.name else ""  # names are unique
-            copy.input[:] = [known.get(name, f"{node.op_type}/{name}") for name in inner.input]
-            copy.output[:] = [known.get(name, f"{node.op_type}/{name}") for name in inner.output]
