@@ -40,7 +40,7 @@ def _(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
 
 
 def _stand_in(name: str, inputs: list[object], shape: list[int]) -> object:
-    """The node of an :func:`_onnx_graph`, which the graph replaces."""
+    """The node of an :func:`_onnx_graph`, which :func:`pipeline_graph` replaces."""
     schema = defs.OpSchema(name, DOMAIN, 1, inputs=[MIXED], outputs=[RESULT], type_constraints=TYPES)
     return values.Op(values.Opset(DOMAIN, 1), name, schema)(*inputs)
 
