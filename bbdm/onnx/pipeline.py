@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import defs, helper, inliner
-from onnxscript import opset21, values
+from onnx import helper, inliner
+from onnxscript import opset21
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
@@ -21,28 +21,12 @@ from bbdm.sampling.batch import Shapes
 from bbdm.solvers import StepTable
 
 DOMAIN = "bbdm"  # of nodes that stand for a graph
-MIXED = defs.OpSchema.FormalParameter(
-    "inputs", "T", param_option=defs.OpSchema.FormalParameterOption.Variadic, is_homogeneous=False
-)
-TYPES = [("T", ["tensor(float)", "tensor(int64)"], "")]
-RESULT = defs.OpSchema.FormalParameter("result", "tensor(float)")
 
 
-@torch.library.custom_op("bbdm::onnx_graph", mutates_args=())
-def _onnx_graph(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
-    """The result of the graph of a name, of a shape or that of the first input; for the exporter alone."""
-    raise NotImplementedError(f"{name} is a graph of ONNX")
-
-
-@_onnx_graph.register_fake
-def _(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
-    return inputs[0].new_empty(shape or inputs[0].shape)
-
-
-def _stand_in(name: str, inputs: list[object], shape: list[int]) -> object:
-    """The node of an :func:`_onnx_graph`, which :func:`pipeline_graph` replaces."""
-    schema = defs.OpSchema(name, DOMAIN, 1, inputs=[MIXED], outputs=[RESULT], type_constraints=TYPES)
-    return values.Op(values.Opset(DOMAIN, 1), name, schema)(*inputs)
+@torch.compiler.allow_in_graph
+def _node(name: str, inputs: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """The result of a graph, float32 of a shape: a node that :func:`pipeline_graph` replaces by the graph."""
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, dtype=torch.float32, shape=shape, version=1)
 
 
 def _stride(image: Any, axis: int) -> Any:
@@ -73,7 +57,7 @@ class Pipeline(nn.Module):
         mask = source.new_ones(ones) if pixels is None else pixels
         grid = [source.shape[0], shapes.channels, *(side // cell for side in source.shape[2:])]
         if self.latent:
-            y = torch.ops.bbdm.onnx_graph("encoder", [source], grid)
+            y = _node("encoder", [source], grid)
             mask = mask if pixels is None else F.max_pool2d(mask, cell)
         else:
             y = in_channels(source, shapes.channels, shapes.endpoint, torch.cat)
@@ -90,9 +74,7 @@ class Pipeline(nn.Module):
         ) -> tuple[torch.Tensor, ...]:
             at = index.reshape(1)
             t = self.times.index_select(0, at)
-            prediction = torch.ops.bbdm.onnx_graph(
-                "unet", [inputs, t, *conditions], []
-            )  # no sides: torch reads them off strides
+            prediction = _node("unet", [inputs, t, *conditions], inputs.shape)
             z = noise.index_select(0, self.slots.index_select(0, at)).squeeze(0)
             row = self.rows.index_select(0, at).squeeze(0)
             return index + 1, *step(x, x0hat, prediction, y, z, row, mask)
@@ -101,7 +83,7 @@ class Pipeline(nn.Module):
         _, x, _, _ = while_loop(goes_on, advance, first)
         if self.latent:
             size = [source.shape[0], shapes.image_channels, *source.shape[2:]]
-            x = torch.ops.bbdm.onnx_graph("decoder", [x], size)
+            x = _node("decoder", [x], size)
         image = x.clamp(-1, 1)
         if pixels is None:
             return image
@@ -148,7 +130,7 @@ def pipeline_graph(
     inputs = pipeline_inputs(shapes, len(table.noisy), masked)
     outputs = {"image": ("batch", shapes.image_channels, *NAMES[axes])}
     known = sizes(2, [cells * shapes.cell for cells in CELLS[:axes]], shapes.cell)
-    operators = {torch.ops.bbdm.onnx_graph.default: _stand_in, torch.ops.aten.sym_stride.int: _stride}
+    operators = {torch.ops.aten.sym_stride.int: _stride}
     module = Pipeline(table, shapes, "encoder" in parts, list(inputs))
     model = export_graph(module, inputs, outputs, known, opset, operators)
     for name, part in parts.items():
