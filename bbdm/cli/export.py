@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, get_args
 from bbdm import solvers
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
-from bbdm.onnx.opsets import OPSETS
+from bbdm.onnx import OPSETS
 from bbdm.pictures.images import read_sides, sides
 from bbdm.sampling.network_config import FileConfig
 
@@ -98,22 +98,11 @@ def compile_package(args: argparse.Namespace, network: Network | None) -> None:
     """
     import torch
 
-    from bbdm.sampling.sampler import BridgeSampler
-
     path = args.folder / "unet.pt2"
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: --overwrite replaces it")
-    config = from_values(FileConfig, vars(args))
-    sampler = BridgeSampler.from_checkpoint(
-        args.checkpoint,
-        codec=config.codec(),
-        num_steps=config.time_steps,
-        c_lambda=config.c_lambda,
-        config=config.config,
-        network=network,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        dtype=args.dtype,
-        compile=True,
-    )
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {"network": network, "device": device, "dtype": args.dtype, "compile": True}
+    sampler = from_values(FileConfig, vars(args)).build_sampler(args.checkpoint, **settings)
     sampler.save_compiled(path, size=sides(args.compiled, sampler.unet.axes))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")

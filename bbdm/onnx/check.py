@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 
+from bbdm.base.sizes import shown
 from bbdm.files.bridge_json import PIPELINE
-from bbdm.networks.checks import along
-from bbdm.onnx.graphs import input_names
+from bbdm.onnx.graphs import examples, input_name, sizes
+from bbdm.onnx.pipeline import pipeline_inputs
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -36,6 +39,29 @@ class Difference:
         return cls(graph, tuple(shape), float(off.max() / scale), float(off.mean() / scale))
 
 
+def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
+    """Print an export's differences from PyTorch.
+
+    Args:
+        folder: the folder of the export.
+        sampler: as for :func:`differences`.
+        limit: of the largest relative difference; None for any.
+
+    Raises:
+        ValueError: a difference is above the limit.
+    """
+    print(f"{'against PyTorch float32':24}{'input':>20}{'largest':>12}{'mean':>12}")
+    worst: Difference | None = None
+    for each in differences(folder, sampler):
+        print(f"{each.graph:24}{shown(each.shape):>20}{each.largest:12.1e}{each.mean:12.1e}")
+        # With a codec, rounding may choose a neighbouring code.
+        judged = sampler.codec is None or not each.graph.startswith("image")
+        if limit is not None and judged and not each.largest <= limit:
+            worst = each
+    if worst is not None:
+        raise ValueError(f"{worst.graph} differs by {worst.largest:.1e} from PyTorch, more than {limit:.0e}")
+
+
 @torch.inference_mode()
 def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
     """Differences of a folder's graphs, of the loop's image and of ``pipeline.onnx`` from a float32 sampler.
@@ -44,56 +70,40 @@ def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
         folder: the folder of the export.
         sampler: has the same checkpoint, solver and steps.
     """
-    exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
-    exported.image_size = None  # any size serves here: no warning of another than the training's
-    stride = along(exported.settings["stride"], exported.axes)
-    size = [4 * step for step in stride]
-    longer = *size[:-1], size[-1] + stride[-1]
+    exported, sampler = OnnxBridgeSampler(folder, ["CPUExecutionProvider"]), copy.copy(sampler)
+    exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
+    shapes, unet, codec, table = sampler._shapes, sampler.unet, sampler.codec, sampler.table
     generator = torch.Generator().manual_seed(0)
-    unet, codec = sampler.unet, sampler.codec
     pipeline = folder / PIPELINE
     whole = onnxruntime.InferenceSession(pipeline, providers=["CPUExecutionProvider"]) if pipeline.exists() else None
-    for batch, *sides in [(1, *size), (2, *size), (5, *longer)]:
-
-        def drawn(channels: int, size: tuple[int, ...] = (batch, *sides)) -> torch.Tensor:
-            return torch.rand(size[0], channels, *size[1:], generator=generator) * 2 - 1
-
-        image = drawn(unet.source_channels if codec is None else codec.image_channels)
-        y = image
+    size = [4 * step for step in shapes.stride]
+    longer = [*size[:-1], size[-1] + shapes.stride[-1]]
+    for batch, sides in [(1, size), (2, size), (5, longer)]:
+        inputs = pipeline_inputs(shapes, len(table), masked=True)
+        values = examples(inputs, sizes(batch, sides, shapes.cell), generator)
+        image, noise, mask = values.pop("source"), values.pop("noise"), (values.pop("mask") > 0).float()
+        seen = image if codec is None else codec.encode(image, "source")
         if codec is not None:
-            y = codec.encode(image, "source")
-            yield Difference.of("encoder.onnx", image.shape, _run(exported, "encoder", image=image), y)
-            yield Difference.of("decoder.onnx", y.shape, _run(exported, "decoder", latent=y), codec.decode(y))
-        t = torch.tensor(sampler.table.network_times[len(sampler.table) // 2 :][:1], dtype=torch.float32)
-        others: dict[str, torch.Tensor] = {}
-        for name, each in unet.further.each.items():
-            values = torch.rand(each.shape(batch, sides, length=5), generator=generator)
-            others[name] = (values * each.size).long() if each.dtype == "int64" else values * 2 - 1
-        arrays = {name: value.numpy() for name, value in others.items()}
-        conditions, y = unet.given(y, others), unet.endpoint(y)
-        names = input_names(unet)
-        inputs = {"x": y, "t": t} | {names[name]: value for name, value in conditions.items()}
-        yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **inputs), unet(y, t, conditions))
+            yield Difference.of("encoder.onnx", image.shape, _run(exported, "encoder", image=image), seen)
+            yield Difference.of("decoder.onnx", seen.shape, _run(exported, "decoder", latent=seen), codec.decode(seen))
+        t = torch.tensor(table.network_times[len(table) // 2 :][:1], dtype=torch.float32)
+        conditions, y = unet.given(seen, values), unet.endpoint(seen)
+        feeds = {"x": y, "t": t, **{input_name(name): value for name, value in conditions.items()}}
+        yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **feeds), unet(y, t, conditions))
         # both on whole pictures, where the network was trained on crops too
-        wanted = sampler(image, seed=0, conditions=others, window=None)
-        made = exported(image.numpy(), seed=0, conditions=arrays, window=None)
-        yield Difference.of("image, step by step", image.shape, made, wanted)
+        settings: dict[str, Any] = {"conditions": values, "window": None}
+        arrays = {name: value.numpy() for name, value in values.items()}
+        result = exported(image.numpy(), seed=0, conditions=arrays, window=None)
+        yield Difference.of("image, step by step", image.shape, result, sampler(image, seed=0, **settings))
         if whole is not None:
-            noise = torch.randn(len(sampler.table), *y.shape, generator=generator)
-            feeds = {"source": image.numpy(), **arrays}
-            if sampler.table.noisy:
-                feeds["noise"] = noise.numpy()[sampler.table.noisy]
-            mask = (torch.rand(batch, 1, *sides, generator=generator) > 0.5).float()
-            if "mask" in [each.name for each in whole.get_inputs()]:
-                feeds["mask"] = mask.numpy()
-            (made,) = whole.run(None, feeds)
-            wanted = sampler(image, noise=noise, mask=mask if "mask" in feeds else None, conditions=others, window=None)
-            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), wanted)
+            taken = [each.name for each in whole.get_inputs()]
+            arrays |= {"source": image.numpy(), "noise": noise.numpy()[table.noisy], "mask": mask.numpy()}
+            (result,) = whole.run(None, {name: arrays[name] for name in taken})
+            expected = sampler(image, noise=noise, mask=mask if "mask" in taken else None, **settings)
+            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(result), expected)
 
 
 def _run(exported: OnnxBridgeSampler, graph: str, **inputs: torch.Tensor) -> np.ndarray:
     """The first output of a graph."""
-    values = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy(value.contiguous().numpy()) for name, value in inputs.items()
-    }
-    return exported.graphs[graph].run(values)[0].numpy()
+    arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
+    return exported.graphs[graph].run({name: exported._put(array) for name, array in arrays.items()})[0].numpy()

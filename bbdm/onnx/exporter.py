@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import secrets
@@ -17,143 +16,111 @@ import torch
 from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
-from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
-from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
-from bbdm.networks.base import Network
+from bbdm.files.bridge_json import FORMAT, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
+from bbdm.networks.base import Network, placed
 from bbdm.networks.checks import check_pictures
 from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
 
+CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
 CALIBRATION = 8  # pictures
 
 
-class Exporter:
-    """Writes a checkpoint as a folder of graphs, and checks it."""
+def load(args: argparse.Namespace, network: Network | None = None) -> BridgeSampler:
+    """The sampler of the flags; arguments and errors are those of :func:`export`."""
+    config = from_values(FileConfig, vars(args))
+    sampler = config.build_sampler(args.checkpoint, network=network, solver=args.solver, steps=args.steps)
+    if args.quantize:
+        check_pictures(sampler.unet.axes, "--quantize")
+    others = sampler.unet.further
+    if refused := others.each if args.quantize else others.images if sampler.codec is not None else {}:
+        what = "int8 is calibrated on sources alone" if args.quantize else "with a codec, exports have no images"
+        raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
+    return sampler
 
-    def __init__(self, args: argparse.Namespace, network: Network | None = None) -> None:
-        self.args = args
-        checkpoint = from_values(FileConfig, vars(args)).load(args.checkpoint)
-        self.unet = checkpoint.build_unet(network=network)
-        self.codec = checkpoint.build_codec()
-        self.bridge = checkpoint.bridge
-        settings = args.solver, args.steps
-        self.sampler = BridgeSampler(self.unet, self.bridge, *settings, codec=self.codec, defaults=checkpoint.defaults)
-        self.shapes = self.sampler._shapes
-        self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures
-        if args.quantize:
-            check_pictures(self.unet.axes, "--quantize")
-        others = self.unet.further
-        if refused := others.each if args.quantize else others.images if self.codec is not None else {}:
-            what = "int8 is calibrated on sources alone" if args.quantize else "with a codec, exports have no images"
-            raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
 
-    @property
-    def _stride(self) -> int | list[int]:
-        """That of all axes or, where they differ, of each."""
-        return self.shapes.stride[0] if len(set(self.shapes.stride)) == 1 else list(self.shapes.stride)
+def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
+    """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
+    channels, size = sampler._shapes.source_channels, sampler.image_size or 64 * sampler._shapes.stride[0]
+    rows = read_rows("folder", str(folder), "val")
+    chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
+    images = (to_array(resized(convert(open_image(path), channels), size), channels) for path in chosen)
+    return [torch.from_numpy(image)[None] for image in images]
 
-    def graphs(self, scratch: Path) -> dict[str, onnx.ModelProto]:
-        """The graphs by file name."""
-        args, dtype = self.args, DTYPES[self.args.dtype]
-        sources = self.calibration() if args.quantize else []
-        made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), args.opset)}
-        if args.quantize:
-            from bbdm.onnx.quantize import quantized
 
-            made["unet.onnx"] = quantized(made["unet.onnx"], self.sampler, sources, scratch)
-        if self.codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
-            encoder = self.codec.placed(torch.device("cpu"), dtype)
-            made["encoder.onnx"] = graphs.encoder_graph(encoder, args.opset)
-            made["decoder.onnx"] = graphs.decoder_graph(self.codec, args.opset)
-        made["step.onnx"] = graphs.step_graph(args.opset, self.unet.axes)
-        if args.pipeline:
-            parts = made["unet.onnx"], made.get("encoder.onnx"), made.get("decoder.onnx")
-            made[PIPELINE] = pipeline.pipeline_graph(*parts, self.sampler.table, self.shapes, args.mask)
-        return made
+def build_graphs(args: argparse.Namespace, sampler: BridgeSampler, scratch: Path) -> dict[str, onnx.ModelProto]:
+    """The graphs by name; ``scratch`` is an empty folder for temporary files."""
+    dtype, codec = DTYPES[args.dtype], sampler.codec
+    sources = calibration(args.calibrate, sampler) if args.quantize else []
+    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype), args.opset)}
+    if args.quantize:
+        from bbdm.onnx.quantize import quantized
 
-    def calibration(self) -> list[torch.Tensor]:
-        """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
-        size = self.image_size or 64 * self.shapes.stride[0]
-        channels = self.shapes.source_channels
-        rows = read_rows("folder", str(self.args.calibrate), "val")
-        chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
-        images = (to_array(resized(convert(open_image(path), channels), size), channels) for path in chosen)
-        return [torch.from_numpy(image)[None] for image in images]
+        models["unet"] = quantized(models["unet"], sampler, sources, scratch)
+    if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
+        models["encoder"] = graphs.encoder_graph(codec.placed(CPU, dtype), args.opset)
+        models["decoder"] = graphs.decoder_graph(codec, args.opset)
+    whole = pipeline.pipeline_graph(models, sampler.table, sampler._shapes, args.mask) if args.pipeline else None
+    models["step"] = graphs.step_graph(args.opset, sampler.unet.axes)
+    return models if whole is None else {**models, "pipeline": whole}
 
-    def settings(self, folder: Path) -> dict[str, Any]:
-        """The content of bridge.json for the files in a folder."""
-        args, table, network = self.args, self.sampler.table, self.unet
-        further = self.pictures.config()
-        if self.shapes.source_channels != self.shapes.image_channels:
-            further["source_channels"] = self.shapes.source_channels
-        if network.endpoint_channels is not None:
-            further["endpoint"] = list(network.endpoint_channels)
-        further |= (conditions := network.further.settings())
-        if network.axes != 2:
-            further["axes"] = network.axes
-        volumes = "axes" in further or not isinstance(self._stride, int)
-        version = VOLUMES if volumes else VALUED if further else PLAIN
-        version = VERSION if conditions.keys() - {"images"} else version
-        return {
-            "format": FORMAT,
-            "version": version,
-            "bridge": self.bridge.config(),
-            "solver": self.sampler.solver,
-            "calls": self.sampler.calls,
-            **table.description(),
-            "noise_rows": table.noisy,
-            "channels": network.channels,
-            "conditioned": network.condition_channels > 0,
-            "image_channels": self.shapes.image_channels,
-            **further,
-            "image_size": self.image_size,
-            "value_range": [-1, 1],
-            "stride": self._stride,
-            "latent_stride": self.shapes.cell,
-            "latent_statistics": None if self.codec is None else self.codec.config()["statistics"],
-            "dtype": args.quantize or args.dtype,
-            "opset": args.opset,
-            "versions": machine.versions(PACKAGES),
-            "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-            "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        }
 
-    def write(self, folder: Path) -> None:
-        """Write all files into an empty folder."""
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = self.graphs(Path(scratch))
-        for name, model in made.items():
-            external = self.args.external_data
-            external = model.ByteSize() > EXTERNAL if external is None else external and name != "step.onnx"
-            onnx.save_model(model, folder / name, save_as_external_data=external, location=f"{name}.data")
-            onnx.checker.check_model(folder / name, full_check=True)
-        (folder / SETTINGS).write_text(json.dumps(self.settings(folder), indent=1) + "\n")
+def settings(args: argparse.Namespace, sampler: BridgeSampler, folder: Path) -> dict[str, Any]:
+    """The content of bridge.json for the files in a folder."""
+    network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
+    stride = shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride)  # of all axes, or of each
+    conditions = network.further.settings()
+    optional = {
+        **sampler.pictures.config(),
+        **({} if shapes.source_channels == shapes.image_channels else {"source_channels": shapes.source_channels}),
+        **({} if network.endpoint_channels is None else {"endpoint": list(network.endpoint_channels)}),
+        **conditions,
+        **({} if network.axes == 2 else {"axes": network.axes}),
+    }
+    version = VALUED if optional else PLAIN
+    version = VOLUMES if network.axes != 2 or isinstance(stride, list) else version
+    version = VERSION if conditions.keys() - {"images"} else version
+    return {
+        "format": FORMAT,
+        "version": version,
+        "bridge": sampler.bridge.config(),
+        "solver": sampler.solver,
+        "calls": sampler.calls,
+        **sampler.table.description(),
+        "noise_rows": sampler.table.noisy,
+        "channels": network.channels,
+        "conditioned": shapes.shown,
+        "image_channels": shapes.image_channels,
+        **optional,
+        "image_size": sampler.image_size,
+        "value_range": [-1, 1],
+        "stride": stride,
+        "latent_stride": shapes.cell,
+        "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
+        "dtype": args.quantize or args.dtype,
+        "opset": args.opset,
+        "versions": machine.versions(PACKAGES),
+        "files": {path.name: file_sha256(path) for path in files},
+        "sizes": {path.name: path.stat().st_size for path in files},
+    }
 
-    def check(self, folder: Path) -> None:
-        """Print the export's differences from PyTorch.
 
-        Raises:
-            ValueError: a difference is above the limit of its dtype.
-        """
-        limit = None if self.args.quantize else check.LIMITS[self.args.dtype]
-        print(f"{'against PyTorch float32':24}{'input':>20}{'largest':>12}{'mean':>12}")
-        worst: check.Difference | None = None
-        for difference in check.differences(folder, self.sampler):
-            print(
-                f"{difference.graph:24}{shown(difference.shape):>20}{difference.largest:12.1e}{difference.mean:12.1e}"
-            )
-            # With a codec, rounding may choose a neighbouring code.
-            judged = self.codec is None or not difference.graph.startswith("image")
-            if limit is not None and judged and not difference.largest <= limit:
-                worst = difference
-        if worst is not None:
-            raise ValueError(f"{worst.graph} differs by {worst.largest:.1e} from PyTorch, more than {limit:.0e}")
+def write(args: argparse.Namespace, sampler: BridgeSampler, folder: Path) -> None:
+    """Write all files into an empty folder."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        models = build_graphs(args, sampler, Path(scratch))
+    for name, model in models.items():
+        path, external = folder / f"{name}.onnx", args.external_data
+        external = model.ByteSize() > EXTERNAL if external is None else external and name != "step"
+        onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}.data")
+        onnx.checker.check_model(path, full_check=True)
+    (folder / SETTINGS).write_text(json.dumps(settings(args, sampler, folder), indent=1) + "\n")
 
 
 def export(args: argparse.Namespace, network: Network | None = None) -> None:
@@ -170,16 +137,17 @@ def export(args: argparse.Namespace, network: Network | None = None) -> None:
         raise ValueError(f"{args.folder} exists and is not an export: give another folder")
     if args.folder.exists() and not args.overwrite:
         raise ValueError(f"{args.folder} exists: --overwrite replaces it")
-    exporter = Exporter(args, network)
+    sampler = load(args, network)
     args.folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder.parent, prefix=f".{args.folder.name}.") as temporary:
-        made = Path(temporary) / "made"
-        made.mkdir()
-        exporter.write(made)
+        written = Path(temporary) / "written"
+        written.mkdir()
+        write(args, sampler, written)
         if args.check:
-            exporter.check(made)
+            check.check(written, sampler, None if args.quantize else check.LIMITS[args.dtype])
         if args.folder.exists():
             args.folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
-        made.rename(args.folder)
-    size = sum(path.stat().st_size for path in args.folder.iterdir())
-    print(f"{args.folder}: {', '.join(sorted(path.name for path in args.folder.iterdir()))}; {size / 1e6:.1f} MB")
+        written.rename(args.folder)
+    files = sorted(args.folder.iterdir())
+    size = sum(path.stat().st_size for path in files)
+    print(f"{args.folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")

@@ -7,9 +7,10 @@ Inputs and outputs of a graph are float32, whatever the dtype of its weights. Gr
 from __future__ import annotations
 
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import onnx
@@ -21,72 +22,78 @@ from torch import nn
 from bbdm.codec import Codec
 from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.checks import NAMES
+from bbdm.networks.conditions import ConditionInput
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet
-from bbdm.onnx.opsets import IR_VERSIONS, OPSETS
+from bbdm.onnx import IR_VERSIONS, OPSETS
 
 # It warns that torchvision is missing, which no export needs.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 FOLDED = 2**31  # numbers: constants of any size
-GRIDS = {axes: ("batch", "channels", *names) for axes, names in NAMES.items()}
-GRID = GRIDS[2]
-LATENT, IMAGE = ("latent_height", "latent_width"), ("image_height", "image_width")
+CELLS = (8, 10, 12)  # sides of examples, in strides: of each axis another
+Dims = tuple[int | str, ...]  # sizes, and names of the dimensions that are of any size
 CONDITION = "condition"  # the name of the source as an input; others have their own
 
 
-class NetworkGraph(nn.Module):
-    """A network: what it is shown of the state, the time and its conditions to the prediction."""
+@dataclass(frozen=True)
+class Input:
+    """An input of a graph."""
 
-    def __init__(self, network: Network) -> None:
+    dims: Dims
+    classes: int = 0  # the integers are below it; 0 for float32
+
+
+def sizes(batch: int, sides: Sequence[int], cell: int = 1) -> dict[str, int]:
+    """Sizes of dimensions by name, for a batch of pictures with these sides."""
+    names = dict(zip(NAMES[len(sides)], sides, strict=True))
+    return {"batch": batch, **names, **{f"latent_{name}": side // cell for name, side in names.items()}}
+
+
+def examples(
+    inputs: Mapping[str, Input], sizes: Mapping[str, int], generator: torch.Generator | None = None
+) -> dict[str, torch.Tensor]:
+    """Random values of inputs: integers below ``classes``, or floats in [-1, 1].
+
+    Args:
+        inputs: what a graph takes, by name.
+        sizes: of dimensions by name. Those that it lacks, of tokens, are 3, 5, 7 and so on.
+        generator: of the values; a new one if None.
+    """
+    generator = generator or torch.Generator()
+    lengths = {dim for each in inputs.values() for dim in each.dims if isinstance(dim, str)} - sizes.keys()
+    known = {**sizes, **dict(zip(sorted(lengths), count(3, 2), strict=False))}
+    values: dict[str, torch.Tensor] = {}
+    for name, each in inputs.items():
+        value = torch.rand([known[dim] if isinstance(dim, str) else dim for dim in each.dims], generator=generator)
+        values[name] = (value * each.classes).long() if each.classes else value * 2 - 1
+    return values
+
+
+def condition_inputs(conditions: Mapping[str, ConditionInput], axes: int) -> dict[str, Input]:
+    """The inputs for conditions, by their names in graphs."""
+    inputs: dict[str, Input] = {}
+    for name, each in conditions.items():
+        shape: Callable[..., Any] = each.shape  # of names, in place of sizes
+        dims = shape("batch", NAMES[axes], f"{name}_length")
+        inputs[input_name(name)] = Input(dims, each.size if each.dtype == "int64" else 0)
+    return inputs
+
+
+def input_name(condition: str) -> str:
+    """The name of a condition as an input."""
+    return CONDITION if condition == SOURCE else condition
+
+
+class Function(nn.Module):
+    """A function of tensors, and the module whose weights it reads, if any."""
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.function, self.module = function, module
 
-    def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """What depends on the time alone."""
-        return self.network.embed(t)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W), (1,) and conditions in their order to (B, C, H, W), all float32 but classes."""
-        dtype = next(self.network.parameters()).dtype
-        given = dict(zip(self.network.conditions, conditions, strict=True))
-        given = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.items()}
-        seen = self.network.prepared(given, x.shape[2:])
-        return self.network.body(x.to(dtype), self.embed(t), seen).float()
-
-
-class UNetGraph(NetworkGraph):
-    """The UNet, with frequencies that are not folded."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__(unet)
-        # Computed here: constants that the exporter folds differ in the last bit, which a time of 1000
-        # multiplies.
-        self.frequencies = nn.Buffer(frequencies(unet.config.model_channels))
-        self.modulation = unet.embedder()
-
-    def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """The modulation or, with classes, the time's embedding."""
-        return self.modulation.of(sinusoids(t, self.frequencies))
-
-
-class CodecGraph(nn.Module):
-    """A function of a codec, whose weights are those of the graph."""
-
-    def __init__(self, codec: Codec, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.module, self.function = codec.module, function
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """The function of a batch."""
-        return self.function(batch)
-
-
-class StepGraph(nn.Module):
-    """One step of the loop: :func:`step` with all of its arguments."""
-
-    def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x, x0hat, prediction, y, z, row and mask to the three results."""
-        return step(*arguments)
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """The function of all inputs."""
+        return self.function(*inputs)
 
 
 def step(
@@ -116,25 +123,15 @@ def step_graph(opset: int, axes: int = 2) -> onnx.ModelProto:
     (B, C, H, W), the table's ``row``, (10,), and ``mask``, (B, 1, H, W) or, for a whole picture, a 1 of shape
     (1, 1, 1, 1). For a row without noise z may be (1, 1, 1, 1). Of volumes, of 3 ``axes``, they have 5 sides.
     """
-    names = GRIDS[axes]
-    image = dict(enumerate(map(torch.export.Dim, names)))
-    shapes: dict[str, dict[int, Any]] = dict.fromkeys(("x", "x0hat", "prediction", "y"), image)
-    inputs = {name: torch.zeros(2, 3, *range(4, 4 + axes)) for name in shapes}
-    inputs |= {"z": torch.ones((1,) * (2 + axes)), "row": torch.zeros(10), "mask": torch.ones((1,) * (2 + axes))}
-    shapes |= {"z": {}, "row": {}, "mask": {}}
-    outputs: dict[str, tuple[str, ...]] = dict.fromkeys(("x_next", "x0hat_next", "inputs_next"), names)
-    model = export_graph(StepGraph(), inputs, shapes, outputs, opset, fixed=0)
-    for value in model.graph.input:
-        if value.name in ("z", "mask"):  # of size 1 or that of the picture
-            for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
-                dim.dim_param = f"{value.name}_{name}"
-    del model.graph.value_info[:]
+    dims = ("batch", "channels", *NAMES[axes])
+    inputs = dict.fromkeys(("x", "x0hat", "prediction", "y"), Input(dims))
+    single = {name: tuple(f"{name}_{dim}" for dim in dims) for name in ("z", "mask")}  # of size 1, or the picture's
+    inputs |= {"z": Input(single["z"]), "row": Input((10,)), "mask": Input(single["mask"])}
+    known = sizes(2, CELLS[:axes]) | {"channels": 3} | dict.fromkeys(single["z"] + single["mask"], 1)
+    outputs: dict[str, Dims] = dict.fromkeys(("x_next", "x0hat_next", "inputs_next"), dims)
+    model = export_graph(Function(step), inputs, outputs, known, opset)
+    del model.graph.value_info[:]  # of a mask of size 1
     return model
-
-
-def input_names(network: Network) -> dict[str, str]:
-    """The names of a network's conditions as inputs of its graph."""
-    return {name: CONDITION if name == SOURCE else name for name in network.conditions}
 
 
 def network_graph(network: Network, opset: int) -> onnx.ModelProto:
@@ -147,38 +144,49 @@ def network_graph(network: Network, opset: int) -> onnx.ModelProto:
         network: in float32 or float16.
         opset: the ONNX operator set, one of ``OPSETS``.
     """
-    size = [cells * step for cells, step in zip((8, 10, 12), network.strides, strict=False)]  # of each axis another
-    inputs = {"x": torch.zeros(2, network.channels, *size), "t": torch.ones(1)}
-    names = input_names(network)
-    if network.condition_channels:
-        inputs[names[SOURCE]] = torch.zeros(2, network.condition_channels, *size)
-    for name, each in network.further.each.items():
-        inputs[names[name]] = torch.zeros(each.shape(2, size, length=3), dtype=getattr(torch, each.dtype))
-    graph = UNetGraph(network) if isinstance(network, UNet) else NetworkGraph(network)
-    shapes = {name: dict.fromkeys(free_axes(value), torch.export.Dim.DYNAMIC) for name, value in inputs.items()}
-    shapes["t"] = {}
-    return export_graph(graph, inputs, shapes, {"prediction": GRIDS[network.axes]}, opset, fixed=2)
+    dtype = next(network.parameters()).dtype
+    embed: Callable[[torch.Tensor], torch.Tensor] = network.embed
+    if isinstance(network, UNet):
+        modulation = network.embedder()
+        # Computed here: constants that the exporter folds differ in the last bit, which a time of 1000
+        # multiplies.
+        of_time = frequencies(network.config.model_channels)
+        embed = lambda t: modulation.of(sinusoids(t, of_time))  # noqa: E731
+
+    def predict(x: torch.Tensor, t: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        conditions = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in zip(network.conditions, values, strict=True)
+        }
+        return network.body(x.to(dtype), embed(t), network.prepared(conditions, x.shape[2:])).float()
+
+    x = "batch", network.channels, *NAMES[network.axes]
+    inputs = {"x": Input(x), "t": Input((1,)), **condition_inputs(network.inputs, network.axes)}
+    known = sizes(2, [cells * step for cells, step in zip(CELLS, network.strides, strict=False)])
+    return export_graph(Function(predict, network), inputs, {"prediction": x}, known, opset)
 
 
 def encoder_graph(codec: Codec, opset: int) -> onnx.ModelProto:
     """The graph of a codec's encoder, ``image`` to ``latent``."""
-    image = torch.zeros(2, codec.image_channels, 8 * codec.stride, 10 * codec.stride)
-    graph = CodecGraph(codec, lambda image: codec.normalize(codec.encoder(image.to(codec.dtype)), "source"))
-    return _codec_graph(graph, {"image": image}, {"latent": ("batch", "channels", *LATENT)}, opset)
+
+    def encode(image: torch.Tensor) -> torch.Tensor:
+        return codec.normalize(codec.encoder(image.to(codec.dtype)), "source")
+
+    inputs = {"image": Input(("batch", codec.image_channels, *NAMES[2]))}
+    outputs = {"latent": ("batch", codec.channels, "latent_height", "latent_width")}
+    known = sizes(2, [cells * codec.stride for cells in CELLS[:2]])
+    return export_graph(Function(encode, codec.module), inputs, outputs, known, opset)
 
 
 def decoder_graph(codec: Codec, opset: int) -> onnx.ModelProto:
     """The graph of a codec's decoder, ``latent`` to ``image``."""
-    latent = torch.zeros(2, codec.channels, 8, 10)
-    graph = CodecGraph(codec, lambda latent: codec.decoder(codec.denormalize(latent)))
-    return _codec_graph(graph, {"latent": latent}, {"image": ("batch", "channels", *IMAGE)}, opset)
 
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        return codec.decoder(codec.denormalize(latent))
 
-def _codec_graph(
-    graph: nn.Module, inputs: dict[str, torch.Tensor], outputs: dict[str, tuple[str, ...]], opset: int
-) -> onnx.ModelProto:
-    shapes = {name: dict.fromkeys(free_axes(v), torch.export.Dim.DYNAMIC) for name, v in inputs.items()}
-    return export_graph(graph, inputs, shapes, outputs, opset, fixed=1)
+    inputs = {"latent": Input(("batch", codec.channels, *NAMES[2]))}
+    outputs = {"image": ("batch", codec.image_channels, "image_height", "image_width")}
+    return export_graph(Function(decode, codec.module), inputs, outputs, sizes(2, CELLS[:2]), opset)
 
 
 def _nearest_code(z: Any, codes: Any) -> Any:
@@ -195,37 +203,39 @@ TRANSLATED = {torch.ops.bbdm.nearest_code.default: _nearest_code}
 @torch.no_grad()
 def export_graph(
     module: nn.Module,
-    inputs: Mapping[str, torch.Tensor],
-    shapes: Mapping[str, Mapping[int, Any]],
-    outputs: Mapping[str, tuple[str, ...]],
+    inputs: Mapping[str, Input],
+    outputs: Mapping[str, Dims],
+    known: Mapping[str, int],
     opset: int,
-    fixed: int,
     table: Mapping[Any, Callable[..., Any]] = TRANSLATED,
 ) -> onnx.ModelProto:
     """A module as a graph, with names for the dimensions that are not fixed.
 
     Args:
-        module: its ``forward`` takes ``fixed`` arguments, then any others.
-        inputs: examples of all arguments by their names in the graph.
-        shapes: for each input, the axes that are not fixed, as torch.export takes them.
-        outputs: the names of results, with those of their dimensions.
+        module: its ``forward`` takes ``*inputs``.
+        inputs: all of them by their names in the graph, in order.
+        outputs: the dimensions of results, by their names.
+        known: sizes of dimensions in the example that is traced; those of size 1 are broadcast.
         opset: the ONNX operator set, one of ``OPSETS``.
-        fixed: the number of arguments of ``forward`` before ``*arguments``.
         table: functions of onnxscript for operators of torch that are ours.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
-    values, free = list(inputs.values()), [dict(shapes[name]) for name in inputs]
+    values = examples(inputs, known)
+    free = tuple(
+        {axis: dim for axis, dim in enumerate(inputs[name].dims) if isinstance(dim, str) and value.shape[axis] > 1}
+        for name, value in values.items()
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.onnx.export(
             module.eval().requires_grad_(False),
-            tuple(values),
+            tuple(values.values()),
             dynamo=True,
             opset_version=opset,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=(*free[:fixed], *([tuple(free[fixed:])] if free[fixed:] else [])),
+            dynamic_shapes=(free,),
             custom_translation_table=dict(table),
             verbose=False,
         )
@@ -234,23 +244,12 @@ def export_graph(
     optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     model = program.model_proto
     _tidy(model, half=any(p.dtype == torch.float16 for p in module.parameters()))
-    symbols = {v.name: [dim.dim_param for dim in v.type.tensor_type.shape.dim] for v in model.graph.input}
-    names = {of[1]: f"{name}_length" for name, of in symbols.items() if inputs[name].ndim == 3}
-    grid = symbols[model.graph.input[0].name]
-    names |= {symbol: name for symbol, name in zip(grid, GRIDS[len(grid) - 2], strict=True) if symbol}
-    for graph in subgraphs(model.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:
-                    dim.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.dim_param)
-    for value in model.graph.output:
-        name_dims(value, outputs[value.name])
+    dims = {name: each.dims for name, each in inputs.items()} | dict(outputs)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, name in zip(value.type.tensor_type.shape.dim, dims[value.name], strict=True):
+            if isinstance(name, str):
+                dim.dim_param = name
     return model
-
-
-def free_axes(value: torch.Tensor) -> list[int]:
-    """The axes of an input that may have any size: batch, sides and, of tokens (B, L, width), L."""
-    return [0, 1] if value.ndim == 3 else [0, *range(2, value.ndim)]
 
 
 def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -299,10 +298,3 @@ def _all_rows(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     ]
     node.input[3] = mask
     return made
-
-
-def name_dims(value: onnx.ValueInfoProto, names: tuple[str, ...]) -> None:
-    """Name the dimensions that are not fixed."""
-    for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
-        if not dim.HasField("dim_value"):
-            dim.dim_param = name

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import defs
-from onnxscript import opset21, values
+from onnx import helper, inliner
+from onnxscript import opset21
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
+from bbdm.networks.checks import NAMES
 from bbdm.networks.endpoint import in_channels
-from bbdm.onnx.graphs import CONDITION, GRIDS, LATENT, export_graph, name_dims, step, subgraphs
-from bbdm.onnx.opsets import IR_VERSIONS
+from bbdm.onnx.graphs import CELLS, Input, condition_inputs, export_graph, sizes, step, subgraphs
 from bbdm.sampling.batch import Shapes
 from bbdm.solvers import StepTable
 
 DOMAIN = "bbdm"  # of nodes that stand for a graph
-MIXED = defs.OpSchema.FormalParameter(
-    "inputs", "T", param_option=defs.OpSchema.FormalParameterOption.Variadic, is_homogeneous=False
-)
-TYPES = [("T", ["tensor(float)", "tensor(int64)"], "")]
-RESULT = defs.OpSchema.FormalParameter("result", "tensor(float)")
 
 
-@torch.library.custom_op("bbdm::onnx_graph", mutates_args=())
-def _onnx_graph(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
-    """The result of the graph of a name, of a shape or that of the first input; for the exporter alone."""
-    raise NotImplementedError(f"{name} is a graph of ONNX")
-
-
-@_onnx_graph.register_fake
-def _(name: str, inputs: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
-    return inputs[0].new_empty(shape or inputs[0].shape)
-
-
-def _stand_in(name: str, inputs: list[object], shape: list[int]) -> object:
-    """The node of an :func:`_onnx_graph`, which :func:`_insert` replaces."""
-    schema = defs.OpSchema(name, DOMAIN, 1, inputs=[MIXED], outputs=[RESULT], type_constraints=TYPES)
-    return values.Op(values.Opset(DOMAIN, 1), name, schema)(*inputs)
+@torch.compiler.allow_in_graph
+def _node(name: str, inputs: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """The result of a graph, float32 of a shape: a node that :func:`pipeline_graph` replaces by the graph."""
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, dtype=torch.float32, shape=shape, version=1)
 
 
 def _stride(image: Any, axis: int) -> Any:
@@ -51,32 +36,32 @@ def _stride(image: Any, axis: int) -> Any:
 
 
 class Pipeline(nn.Module):
-    """A translation: the source, the network's further conditions, noise and a mask to the image."""
+    """A translation: the inputs of :func:`pipeline_inputs` to the image."""
 
-    def __init__(self, table: StepTable, shapes: Shapes, network: list[str], latent: bool, masked: bool) -> None:
+    def __init__(self, table: StepTable, shapes: Shapes, latent: bool, names: list[str]) -> None:
         super().__init__()
-        self.shapes, self.network, self.latent, self.masked = shapes, network, latent, masked
+        self.shapes, self.latent, self.names = shapes, latent, names
         self.start, self.shown = table.start, table.inputs[0].tolist()
         slots = np.zeros(len(table), np.int64)
         slots[table.noisy] = np.arange(len(table.noisy))
-        self.noisy, self.slots = bool(table.noisy), nn.Buffer(torch.from_numpy(slots))
+        self.slots = nn.Buffer(torch.from_numpy(slots))
         self.rows = nn.Buffer(torch.from_numpy(table.rows).float())
         self.times = nn.Buffer(torch.tensor(table.network_times, dtype=torch.float32))
 
-    def forward(self, source: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """``others`` are conditions in the network's order, noise and a mask, where there are these."""
-        conditions = list(others)
-        mask = pixels = conditions.pop() if self.masked else source.new_ones((1,) * source.ndim)
-        noise = conditions.pop() if self.noisy else source.new_zeros((1,) * (1 + source.ndim))
-        cell, shapes = self.shapes.cell, self.shapes
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The inputs in the order of ``names``."""
+        known = dict(zip(self.names, inputs, strict=True))
+        source, pixels = known.pop("source"), known.pop("mask", None)
+        cell, shapes, ones = self.shapes.cell, self.shapes, (1,) * source.ndim
+        noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
+        mask = source.new_ones(ones) if pixels is None else pixels
         grid = [source.shape[0], shapes.channels, *(side // cell for side in source.shape[2:])]
         if self.latent:
-            y = torch.ops.bbdm.onnx_graph("encoder", [source], grid)
-            mask = F.max_pool2d(mask, cell) if self.masked else mask
+            y = _node("encoder", [source], grid)
+            mask = mask if pixels is None else F.max_pool2d(mask, cell)
         else:
             y = in_channels(source, shapes.channels, shapes.endpoint, torch.cat)
-        if CONDITION in self.network:
-            conditions.insert(self.network.index(CONDITION) - 2, y if self.latent else source)
+        conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
         of_y, of_z = self.start
         x = of_y * y + of_z * noise[-1] if of_z else of_y * y
         i_x, i_y = self.shown
@@ -89,9 +74,7 @@ class Pipeline(nn.Module):
         ) -> tuple[torch.Tensor, ...]:
             at = index.reshape(1)
             t = self.times.index_select(0, at)
-            prediction = torch.ops.bbdm.onnx_graph(
-                "unet", [inputs, t, *conditions], []
-            )  # no sides: torch reads them off strides
+            prediction = _node("unet", [inputs, t, *conditions], inputs.shape)
             z = noise.index_select(0, self.slots.index_select(0, at)).squeeze(0)
             row = self.rows.index_select(0, at).squeeze(0)
             return index + 1, *step(x, x0hat, prediction, y, z, row, mask)
@@ -100,20 +83,32 @@ class Pipeline(nn.Module):
         _, x, _, _ = while_loop(goes_on, advance, first)
         if self.latent:
             size = [source.shape[0], shapes.image_channels, *source.shape[2:]]
-            x = torch.ops.bbdm.onnx_graph("decoder", [x], size)
+            x = _node("decoder", [x], size)
         image = x.clamp(-1, 1)
-        if not self.masked:
+        if pixels is None:
             return image
         return pixels * image + (1 - pixels) * (source if self.latent else y)  # also what a codec lost
 
 
+def pipeline_inputs(shapes: Shapes, slots: int, masked: bool) -> dict[str, Input]:
+    """The inputs of a translation: ``source``, the network's further conditions, ``noise`` and ``mask``.
+
+    Args:
+        shapes: what the network takes.
+        slots: the number of steps that have noise; without any there is no such input.
+        masked: whether there is a mask.
+    """
+    sides = NAMES[len(shapes.stride)]
+    inputs = {"source": Input(("batch", shapes.source_channels, *sides))}
+    inputs |= condition_inputs(shapes.conditions.each, len(sides))
+    if slots:
+        cells = sides if shapes.cell == 1 else [f"latent_{side}" for side in sides]
+        inputs["noise"] = Input((slots, "batch", shapes.channels, *cells))
+    return inputs | ({"mask": Input(("batch", 1, *sides))} if masked else {})
+
+
 def pipeline_graph(
-    unet: onnx.ModelProto,
-    encoder: onnx.ModelProto | None,
-    decoder: onnx.ModelProto | None,
-    table: StepTable,
-    shapes: Shapes,
-    masked: bool = False,
+    parts: Mapping[str, onnx.ModelProto], table: StepTable, shapes: Shapes, masked: bool = False
 ) -> onnx.ModelProto:
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
@@ -124,65 +119,33 @@ def pipeline_graph(
     the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the
     last for a start from noise. Where none is needed the graph has no such input. With ``masked`` there is an
     input ``mask``, (B, 1, H, W) in [0, 1]: 0 where the source stays, in the target's channels.
+
+    Args:
+        parts: the graph ``unet`` and, with a codec, ``encoder`` and ``decoder``.
+        table: the steps.
+        shapes: what the network takes.
+        masked: whether there is a mask.
     """
-    cell, axes = shapes.cell, len(shapes.stride)
-    names = [value.name for value in unet.graph.input]
-    batch, *sides = map(torch.export.Dim, ("batch", *(GRIDS[axes][2:] if cell == 1 else LATENT)))
-    latent = [8 + 2 * axis for axis in range(axes)]
-    pixels = [side * cell for side in latent]
-    grid = {0: batch, **{2 + axis: side if cell == 1 else cell * side for axis, side in enumerate(sides)}}
-    inputs, free = {"source": torch.zeros(2, shapes.source_channels, *pixels)}, {"source": grid}
-    for value in unet.graph.input:
-        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        if value.name in ("x", "t", CONDITION):
-            continue
-        if len(dims) == 1:
-            inputs[value.name], free[value.name] = torch.zeros(2, dtype=torch.int64), {0: batch}
-        elif len(dims) == 3:
-            length = torch.export.Dim(f"{value.name}_length")
-            inputs[value.name], free[value.name] = torch.zeros(2, 3, dims[2]), {0: batch, 1: length}
-        else:
-            inputs[value.name], free[value.name] = torch.zeros(2, dims[1], *pixels), grid
-    if table.noisy:
-        inputs["noise"] = torch.zeros(len(table.noisy), 2, shapes.channels, *latent)
-        free["noise"] = {1: batch, **{3 + axis: side for axis, side in enumerate(sides)}}
-    if masked:
-        inputs["mask"], free["mask"] = torch.zeros(2, 1, *pixels), grid
-    module = Pipeline(table, shapes, names, encoder is not None, masked)
-    opset = unet.opset_import[0].version
-    operators = {torch.ops.bbdm.onnx_graph.default: _stand_in, torch.ops.aten.sym_stride.int: _stride}
-    model = export_graph(module, inputs, free, {"image": GRIDS[axes]}, opset, fixed=1, table=operators)
-    for value in model.graph.input:
-        if free[value.name] is grid:
-            name_dims(value, GRIDS[axes])  # not as multiples of a latent's
-    parts = {"unet": unet, "encoder": encoder, "decoder": decoder}
-    graphs = {name: part.graph for name, part in parts.items() if part is not None}
-    for graph in reversed(list(subgraphs(model.graph))):  # inner ones first: an outer one copies them
-        _insert(graph, graphs)
-    for name, part in graphs.items():  # outside the loop, so that there is one copy
-        for tensor in part.initializer:
+    axes, opset = len(shapes.stride), parts["unet"].opset_import[0].version
+    inputs = pipeline_inputs(shapes, len(table.noisy), masked)
+    outputs = {"image": ("batch", shapes.image_channels, *NAMES[axes])}
+    known = sizes(2, [cells * shapes.cell for cells in CELLS[:axes]], shapes.cell)
+    operators = {torch.ops.aten.sym_stride.int: _stride}
+    module = Pipeline(table, shapes, "encoder" in parts, list(inputs))
+    model = export_graph(module, inputs, outputs, known, opset, operators)
+    for name, part in parts.items():
+        weights = {tensor.name: f"{name}/{tensor.name}" for tensor in part.graph.initializer}
+        names = [value.name for value in part.graph.input], [value.name for value in part.graph.output]
+        body = part.graph.node, part.opset_import
+        model.functions.append(helper.make_function(DOMAIN, name, [*names[0], *weights], names[1], *body))
+        for node in (node for graph in subgraphs(model.graph) for node in graph.node):
+            if (node.domain, node.op_type) == (DOMAIN, name):
+                node.input.extend(weights.values())
+    model = inliner.inline_local_functions(model)
+    for name, part in parts.items():  # outside the loop, so that there is one copy
+        for tensor in part.graph.initializer:
             model.graph.initializer.add().CopyFrom(tensor)
             model.graph.initializer[-1].name = f"{name}/{tensor.name}"
     del model.opset_import[:]
     model.opset_import.add(version=opset)
-    model.ir_version = IR_VERSIONS[opset]
     return model
-
-
-def _insert(graph: onnx.GraphProto, parts: dict[str, onnx.GraphProto]) -> None:
-    """Replace the nodes that stand for other graphs by the nodes of these."""
-    nodes = list(graph.node)
-    graph.ClearField("node")
-    for node in nodes:
-        if node.domain != DOMAIN:
-            graph.node.append(node)
-            continue
-        part = parts[node.op_type]
-        known = {"": "", **dict(zip([v.name for v in part.input], node.input, strict=True))}
-        known |= dict(zip([v.name for v in part.output], node.output, strict=True))
-        for inner in part.node:
-            copy = graph.node.add()
-            copy.CopyFrom(inner)
-            copy.name = f"{node.op_type}/{inner.name}"
-            copy.input[:] = [known.get(name, f"{node.op_type}/{name}") for name in inner.input]
-            copy.output[:] = [known.get(name, f"{node.op_type}/{name}") for name in inner.output]

@@ -17,6 +17,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from bbdm.kernels import philox
+from bbdm.onnx.graphs import CONDITION
 from bbdm.sampling.sampler import BridgeSampler
 
 
@@ -24,25 +25,23 @@ class _Trajectory(CalibrationDataReader):
     """Inputs of the graph: every state of every picture's translation."""
 
     def __init__(self, sampler: BridgeSampler, sources: list[torch.Tensor]) -> None:
-        self._feeds = self._states(sampler, sources)
+        self._feeds = (feed for seed, source in enumerate(sources) for feed in _states(sampler, source, seed))
 
     def get_next(self) -> dict[str, Any]:
         return next(self._feeds, {})
 
-    @staticmethod
-    def _states(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
-        for seed, source in enumerate(sources):
-            seen = source if sampler.codec is None else sampler.codec.encode(source, "source")
-            y = sampler.unet.endpoint(seen)
-            table = sampler.table
-            of_y, of_z = table.start
-            x = of_y * y + of_z * philox.normal(torch.tensor([seed]), len(table) - 1, tuple(y.shape[1:]))
-            for step in sampler.stream(source, seed):
-                i_x, i_y = table.inputs[step.index].tolist()
-                t = table.network_times[step.index : step.index + 1].astype(np.float32)
-                feed = {"x": (i_x * x + i_y * y).numpy(), "t": t}
-                yield feed | ({"condition": seen.numpy()} if sampler.unet.condition_channels else {})
-                x = step.x
+
+def _states(sampler: BridgeSampler, source: torch.Tensor, seed: int) -> Iterator[dict[str, Any]]:
+    table, seen = sampler.table, source if sampler.codec is None else sampler.codec.encode(source, "source")
+    y = sampler.unet.endpoint(seen)
+    condition = {CONDITION: seen.numpy()} if sampler.unet.condition_channels else {}
+    of_y, of_z = table.start
+    x = of_y * y + of_z * philox.normal(torch.tensor([seed]), len(table) - 1, tuple(y.shape[1:]))
+    times = table.network_times.astype(np.float32)
+    for step in sampler.stream(source, seed):
+        i_x, i_y = table.inputs[step.index].tolist()
+        yield {"x": (i_x * x + i_y * y).numpy(), "t": times[step.index : step.index + 1], **condition}
+        x = step.x
 
 
 def quantized(
@@ -75,7 +74,4 @@ def quantized(
         )
     finally:
         logging.disable(logging.NOTSET)
-    result = onnx.load(small)
-    for path in folder.glob("*"):
-        path.unlink()
-    return result
+    return onnx.load(small)

@@ -62,6 +62,13 @@ class FileConfig:
 
         return load_checkpoint(path, self.time_steps, self.c_lambda, self.codec(), self.config)
 
+    def build_sampler(self, path: Path, **settings: Any) -> BridgeSampler:
+        """The sampler of a network's file, as :meth:`bbdm.BridgeSampler.from_checkpoint` makes it."""
+        from bbdm.sampling.sampler import BridgeSampler
+
+        absent = {"num_steps": self.time_steps, "c_lambda": self.c_lambda, "config": self.config}
+        return BridgeSampler.from_checkpoint(path, codec=self.codec(), **absent, **settings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(GuidanceOptions, FileConfig):
@@ -94,14 +101,8 @@ class NetworkConfig(GuidanceOptions, FileConfig):
 
     def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
         """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""
-        from bbdm.sampling.sampler import BridgeSampler
-
-        return BridgeSampler.from_checkpoint(
+        return self.build_sampler(
             path,
-            codec=self.codec(),
-            num_steps=self.time_steps,
-            c_lambda=self.c_lambda,
-            config=self.config,
             solver=self.chosen_solver,
             steps=self.steps,
             device=device,

@@ -14,7 +14,7 @@ from bbdm import ABridge, BridgeSampler, BrownianBridge, demo, load_checkpoint, 
 from bbdm.cli import export, translate
 from bbdm.cli.eval import read_sweep
 from bbdm.cli.info import describe
-from bbdm.onnx.exporter import Exporter
+from bbdm.onnx import exporter
 from bbdm.sampling.network_config import FileConfig
 from bbdm.serving import app_model
 from bbdm.serving.config import AppConfig, ServeConfig
@@ -89,7 +89,7 @@ def commands() -> dict[str, Callable[[Path], Found]]:
         "info": described,
         "serve": served,
         "app": lambda path: found(app_model.load(AppConfig(model=path)).sampler),
-        "export": lambda path: found(Exporter(export.parse([str(path)])).sampler),
+        "export": lambda path: found(exporter.load(export.parse([str(path)]))),
         "eval --sweep": swept,
     }
 

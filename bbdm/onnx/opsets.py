@@ -1,4 +1,0 @@
-"""The versions of ONNX's operators that are written."""
-
-OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
-IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
