@@ -44,7 +44,7 @@ def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
 
     Args:
         folder: the folder of the export.
-        sampler: as for :func:`differences`.
+        sampler: has the same checkpoint, solver and steps.
         limit: of the largest relative difference; None for any.
 
     Raises:

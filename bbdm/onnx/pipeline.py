@@ -122,7 +122,7 @@ def pipeline_graph(
 
     Args:
         parts: the graph ``unet`` and, with a codec, ``encoder`` and ``decoder``.
-        table: the steps.
+        table: the steps of the loop, one row each.
         shapes: what the network takes.
         masked: whether there is a mask.
     """
