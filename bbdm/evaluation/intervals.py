@@ -38,7 +38,7 @@ By = Literal["quantiles", "std"]
 FORMAT, VERSION = "bbdm intervals", 1
 FITTED = 4  # of so many pairs, one chooses the groups' lambdas, and the others calibrate
 # The arguments of a call that decide its results
-CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval", "guidance_prior"}
+CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval"}
 
 
 class OtherSamplerError(ValueError):
