@@ -175,7 +175,8 @@ def draw(
     """
     found = Distribution(sources, seeds, keep)
     runs = [run for batch in batches for run in _runs(loop._shapes, batch, len(seeds[0]), batch_size)]
-    with progress([_results(images, part, size) for images, parts, size in runs for part in parts]) as advance:
+    outlines = [_outline(images, size or len(part)) for images, parts, size in runs for part in parts]
+    with progress(outlines) as advance:
         for images, parts, size in runs:
             with loop._inference():
                 encoded = loop._inputs(images)
@@ -204,6 +205,11 @@ def _runs(
     for images in group.split(only or max(1, size // samples), fill):
         results = [(i, j) for i, _ in enumerate(images.indices) for j in range(samples)]
         yield images, [results[start : start + size] for start in range(0, len(results), size)], size if fill else 0
+
+
+def _outline(images: Batch, count: int) -> Batch:
+    """A batch of a number of results, whose source takes no memory: what progress and compiling need."""
+    return replace(images, source=np.broadcast_to(np.float32(0), (count, *images.source.shape[1:])))
 
 
 def _results(images: Batch, part: Part, size: int) -> Batch:

@@ -1,5 +1,6 @@
 """Distributions of results: equal to closed forms with the ideal denoiser, made of a sampler's own calls."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_memory_of_sums_alone(sampler: BridgeSampler):
     for what in (lambda: found.samples, lambda: found.quantile(0.5)):
         with pytest.raises(ValueError, match="quantiles and samples need the samples: leave out keep=False"):
             what()
+
+
+def test_memory_does_not_grow_with_the_number_of_samples():
+    sampler, source = BridgeSampler(tiny_unet(), BRIDGE, steps=1), -np.ones((1, 3, 64, 64), np.float32)
+    sampler.distribution(source, 2, seed=0, keep=False, batch_size=2)  # what is imported and kept at a first call
+    tracemalloc.start()
+    sampler.distribution(source, 40, seed=0, keep=False, batch_size=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 25 * source.nbytes  # of NumPy's arrays: sums in float64, and two results
 
 
 def test_results_have_the_kind_of_their_sources(sampler: BridgeSampler, tmp_path: Path):
