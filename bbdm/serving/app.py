@@ -174,7 +174,7 @@ def add(panel: Panel) -> None:
     import gradio as gr
 
     model, config = panel.model, panel.config
-    check(config, len(model.sampler.table), model.results or 1, 1)
+    check(config, len(model.sampler.table), 1, 1)
 
     def choose(results: list[Result], event: Any) -> Any:
         return pair(results[event.index]) if event.index < len(results) else gr.skip()
@@ -195,8 +195,8 @@ def add(panel: Panel) -> None:
     tab = gr.State(panel.tabs[0])
     inputs: dict[str, Any] = {}
 
-    def whole(most: int, value: int, label: str, **more: Any) -> gr.Slider:
-        return gr.Slider(1, max(2, most), value, step=1, label=label, visible=most > 1, **more)
+    def whole(most: int, value: int, label: str) -> gr.Slider:
+        return gr.Slider(1, max(2, most), value, step=1, label=label, visible=most > 1)
 
     def add_picture() -> None:
         inputs["Picture"] = made = gr.Image(
@@ -243,10 +243,9 @@ def add(panel: Panel) -> None:
                 )
                 examples.select(take, None, [inputs["Picture"], tab, tabs], queue=False)
             count = whole(
-                model.results or config.max_results,
-                model.results or (min(4, config.max_results) if model.windows["window"] is None else 1),
-                "Results (as exported)" if model.results else "Results",
-                interactive=not model.results,
+                config.max_results,
+                min(4, config.max_results) if model.windows["window"] is None else 1,
+                "Results",
             )
             told = told_fields(model.further)
             with gr.Row():

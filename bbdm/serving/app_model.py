@@ -35,8 +35,6 @@ class Model(NamedTuple):
     solver: str
     solvers: list[str]  # others that take the sampler's number of network calls
     size: images.Size | None  # that sources are made to fit; None: they stay as they are
-    resize: images.Resize
-    results: int | None  # the only number that the network takes
     kept: bool  # whether sources other than drawings stay as they are all the same
     windows: dict[str, Any]  # the arguments of a call that say which windows of a source the network sees
     max_pixels: int  # of a source
@@ -130,7 +128,7 @@ def load(config: AppConfig) -> Model:
         sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, conditions=told or None, **windows)
     kept, most = window is not None and config.size is None, config.max_pixels or MAX_PIXELS[window is not None]
     size = config.size or sampler.image_size
-    return Model(sampler, sampler.solver, offered, size, "fit", None, kept, windows, most, further)
+    return Model(sampler, sampler.solver, offered, size, kept, windows, most, further)
 
 
 def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
@@ -147,7 +145,7 @@ def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
     except ValueError as error:
         raise ValueError(f"cannot take the picture {name}: {error}") from error
     if model.size is not None and (drawn or not model.kept):
-        picture = images.resized(picture, model.size, model.resize)
+        picture = images.resized(picture, model.size, "fit")
     if picture.width * picture.height > max_pixels:
         size = f"{picture.height} x {picture.width}"
         raise ValueError(f"a picture may have at most {max_pixels} pixels, got {name} of height x width {size}")
