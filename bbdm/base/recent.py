@@ -24,9 +24,6 @@ class Recent(Generic[Value]):
         self._values: OrderedDict[Any, Value] = OrderedDict()
         self.lock = threading.RLock()
 
-    def __contains__(self, key: Any) -> bool:
-        return key in self._values
-
     def values(self) -> list[Value]:
         """The values that are kept."""
         with self.lock:

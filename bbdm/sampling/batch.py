@@ -73,6 +73,10 @@ class Batch:
         """The (height, width) of the images."""
         return tuple(self.source.shape[2:])
 
+    def guides(self, times: Sequence[float]) -> list[bool]:
+        """Which steps are guided, of a table's times."""
+        return [False] * len(times) if self.guidance is None else self.guidance.guides(times)
+
     def split(self, count: int | None, fill: bool) -> Iterator[Batch]:
         """Batches of at most a number; with ``fill``, the last image is repeated where one is short."""
         count = count or len(self.indices)

@@ -123,10 +123,9 @@ class Loop(ABC):
     def _inputs(self, batch: Batch) -> Inputs:
         """A batch on the device, in the space of the bridge."""
         shapes = self._shapes
-        size, source = shapes.padded(batch.size), self._array(batch.source)
-        source = self._encode(source if size == batch.size else padded(source, size))
-        same = shapes.endpoint is None and source.shape[1] == shapes.channels
-        y = source if same else in_channels(source, shapes.channels, shapes.endpoint, concatenated)
+        size = shapes.padded(batch.size)
+        source = self._encode(padded(self._array(batch.source), size))
+        y = in_channels(source, shapes.channels, shapes.endpoint, concatenated)
         values = {SOURCE: source} if shapes.shown else {}
         each = shapes.conditions.each if batch.conditions else {}
         for name, value in batch.conditions.items():
@@ -178,7 +177,7 @@ class Loop(ABC):
             return windows.predict(network, x, index, conditions, self._weights(windows, x.shape[2:]), self._blended(x))
 
         called = network if windows is None else windowed
-        guides = [False] * len(plan.times) if guidance is None else guidance.guides(plan.times)
+        guides = batch.guides(plan.times)
         if guidance is not None and (windows is not None or self._shapes.only is None):  # one batch
             together = [{k: concatenated([each[k] for each in evaluations]) for k in evaluations[0]}]
         else:
@@ -240,7 +239,6 @@ class Loop(ABC):
         """The network calls of all steps of a batch."""
         if batch.windows is None:
             return len(plan.times)
-        guides = [False] * len(plan.times) if batch.guidance is None else batch.guidance.guides(plan.times)
         evaluations = 1 if batch.guidance is None else batch.guidance.evaluations
         count, size = len(batch.source), self._shapes.grid(batch.size)
-        return sum(batch.windows.calls(count * (evaluations if each else 1), size) for each in guides)
+        return sum(batch.windows.calls(count * (evaluations if each else 1), size) for each in batch.guides(plan.times))

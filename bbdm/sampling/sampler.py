@@ -304,7 +304,7 @@ class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
         return solver, solvers.build(self.bridge, solver, timesteps, steps)
 
     def _note(self, batches: Sequence[Batch]) -> str:
-        shapes = {(tuple(batch.source.shape), batch.windows, batch.guidance): batch for batch in batches}
+        shapes = dict.fromkeys((tuple(batch.source.shape), batch.windows, batch.guidance) for batch in batches)
         missing = [key for key in shapes if key not in self._seen]
         self._seen.update(missing)
         if not self.compile or not missing:
