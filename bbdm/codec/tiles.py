@@ -79,12 +79,6 @@ class Tiling:
         weights = on_device([side.ramps(made) for side in sides], batch)
         return blend(taken, sides, weights, cell=cell, made=made)
 
-    def part_shapes(self, shape: Sequence[int], cell: int = 1, stride: int = 1) -> list[torch.Size]:
-        """The shapes of the parts in which a codec of a stride takes a batch; see :meth:`map`."""
-        sides = self._sides(shape, cell, stride)
-        batch = torch.empty(*shape[:2], *(side.length // cell for side in sides), device="meta")
-        return [part.shape for part in batch.split(self._at_once(sides))]
-
     def _sides(self, shape: Sequence[int], cell: int, unit: int) -> list[Windows]:
         sizes = [size * cell for size in shape[2:]]
         if math.prod(sizes) <= self.whole:

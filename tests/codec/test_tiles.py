@@ -72,14 +72,30 @@ def test_tiles_overlap_and_stay_inside():
     assert len(at) == 15
 
 
+def taken(tiling: Tiling, shape: tuple[int, ...], cell: int = 1, stride: int = 1) -> list[tuple[int, ...]]:
+    """The shapes in which a codec of a stride, encoder or decoder by the cell, gets each tile of a batch."""
+    shapes: list[tuple[int, ...]] = []
+    made = stride if cell == 1 else 1
+
+    def function(part: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(part.shape))
+        return part.new_empty(*part.shape[:2], *(side * cell // made for side in part.shape[2:]))
+
+    tiling.map(function, torch.empty(shape, device="meta"), 3, cell, made)
+    assert sum(count for count, *_ in shapes) % shape[0] == 0
+    each = shapes[: next(n for n in range(1, len(shapes) + 1) if sum(s[0] for s in shapes[:n]) == shape[0])]
+    assert shapes == each * (len(shapes) // len(each))
+    return each
+
+
 def test_what_is_taken_at_once():
     whole = Tiling()
-    assert whole.part_shapes((40, 3, 64, 64)) == [(16, 3, 64, 64), (16, 3, 64, 64), (8, 3, 64, 64)]
-    assert whole.part_shapes((3, 3, 1024, 512)) == [(2, 3, 1024, 512), (1, 3, 1024, 512)]
-    assert whole.part_shapes((1, 3, 1024, 1024)) == [(1, 3, 1024, 1024)]
-    assert whole.part_shapes((5, 3, 1024, 1028), stride=4) == [(4, 3, 512, 512), (1, 3, 512, 512)]
-    assert whole.part_shapes((1, 3, 256, 257), 4, 4) == [(1, 3, 128, 128)]
-    assert SMALL.part_shapes((1, 3, 64, 64), 1, 4) == [(1, 3, 32, 32)]
+    assert taken(whole, (40, 3, 64, 64)) == [(16, 3, 64, 64), (16, 3, 64, 64), (8, 3, 64, 64)]
+    assert taken(whole, (3, 3, 1024, 512)) == [(2, 3, 1024, 512), (1, 3, 1024, 512)]
+    assert taken(whole, (1, 3, 1024, 1024)) == [(1, 3, 1024, 1024)]
+    assert taken(whole, (5, 3, 1024, 1028), stride=4) == [(4, 3, 512, 512), (1, 3, 512, 512)]
+    assert taken(whole, (1, 3, 256, 257), 4, 4) == [(1, 3, 128, 128)]
+    assert taken(SMALL, (1, 3, 64, 64), 1, 4) == [(1, 3, 32, 32)]
 
 
 def test_images_up_to_the_limit_are_whole():
