@@ -123,4 +123,5 @@ class TorchLoop(Loop):
         assert self._graphs is not None
         tensors = [inputs.y, inputs.seeds, *(value for each in inputs.conditions for value in each.values())]
         key = plan, batch.windows, batch.guidance, tuple(map(tuple, names))
-        return self._graphs(key, run, tensors, lambda: (self, getattr(self._body, "functions", list)()))
+        reads = getattr(self._body, "functions", list), self._kept_weights.values
+        return self._graphs(key, run, tensors, lambda: [read() for read in reads])

@@ -1,5 +1,7 @@
 """The loop as a CUDA graph: what is captured, what waits for what, and what each replay reads and gives."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
 from bbdm.execution.graph import Graphs
 from bbdm.networks.base import Network
+from bbdm.sampling.base import KEPT
 from tests.conftest import tiny_dit, tiny_unet
 from tests.cuda.card import CaptureError, Card, card
 from tests.execution.test_compiled import Short, short_unet
@@ -116,6 +119,20 @@ def test_each_shape_and_each_way_has_a_graph(card: Card, monkeypatch: pytest.Mon
     for source, call, captures in calls:
         torch.testing.assert_close(made(source, seed=0, **call), eager(source, seed=0, **call), rtol=0, atol=ROUNDING)
         assert len(card.graphs) == captures
+
+
+def test_a_graph_keeps_the_weights_of_its_windows(card: Card):
+    """Which it reads at each replay, after other sizes of pictures took their place in the cache."""
+    made = sampler()
+    made(LARGE, seed=0, **WINDOWS)
+    (weights,) = made._kept_weights.values()
+    first = weakref.ref(weights[0])
+    del weights
+    for width in range(12, 12 + 4 * (KEPT + 1), 4):  # each another size of states
+        made(torch.zeros(1, 3, 14, width) - 1, seed=0, **WINDOWS)
+    gc.collect()
+    assert len(card.graphs) == KEPT + 2
+    assert first() is not None
 
 
 def test_what_no_graph_takes(card: Card):
