@@ -20,7 +20,6 @@ from tests.conftest import ROOT
 from tests.onnx.exports import checkpoint, export
 
 WEB = ROOT / "examples" / "web"
-EXPORT = ROOT / "examples" / "demo" / "onnx"
 PATIENCE = 120  # seconds: the machine may be busy
 
 
