@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, count, product
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ from benchmarks import trust
 
 DEMO = PRESET_SETTINGS["demo"]
 RECIPE = {name: DEMO[name] for name in ("batch_size", "lr_schedule", "warmup_steps", "flip", "precision", "ema_decay")}
-KINDS = list(product(["regression"], ("hoeffding-bentkus", "conformal"), (1, 4)))
+KINDS = [("regression", bound) for bound in ("hoeffding-bentkus", "conformal")]
 AnyTask = TypeVar("AnyTask", bound=BridgeTask)
 LEAST = 1 / 255  # of f - l and u - f: half a level of 8 bits, to which targets are rounded
 

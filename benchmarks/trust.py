@@ -30,15 +30,14 @@ from bbdm.base.atomic import file_sha256, write_atomically
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
-from bbdm.evaluation import risk
 from bbdm.evaluation.distributions import energy_score
-from bbdm.evaluation.excess import compared
-from bbdm.evaluation.risk import Groups, Losses
+from bbdm.evaluation.excess import By, compared
+from bbdm.evaluation.risk import Losses, needed
 from bbdm.pictures import images
 
-KINDS = list(product(("quantiles", "std"), ("hoeffding-bentkus", "conformal"), (1, 4)))  # by, bound, groups
+WAYS: tuple[By, By] = ("quantiles", "std")
+KINDS = list(product(WAYS, ("hoeffding-bentkus", "conformal")))  # by, bound
 SHOWN = 8  # pairs of a figure
-FITTED = 4  # of so many calibrating pairs, one chooses the groups' lambdas
 Array = npt.NDArray[Any]
 
 
@@ -48,10 +47,7 @@ def measure(sampler: BridgeSampler, pair: Any, index: int, count: int, samples: 
     seeds = [[index + j * count for j in range(samples)]]
     found = sampler.distribution(source, samples, seeds)
     results, wanted = torch.stack(found.samples)[:, 0].double(), target[0].double()
-    kept = {
-        name: compared(found, levels, wanted.numpy())
-        for name, levels in (("quantiles", (alpha / 2, 1 - alpha / 2)), ("std", None))
-    }
+    kept = {by: compared(found, by, alpha, wanted.numpy()) for by in WAYS}
     sizes = [size for size in (1, 4, 16) if size <= samples]
     means = [sampler(source, solver="mean", steps=1)[0].double(), *(results[:size].mean(0) for size in sizes)]
     psnr = [10 * np.log10(4 / float((mean - wanted).square().mean())) for mean in means]
@@ -61,23 +57,16 @@ def measure(sampler: BridgeSampler, pair: Any, index: int, count: int, samples: 
     return {name: np.asarray(value, np.float32) for name, value in made.items()}
 
 
-def split(pairs: list[dict[str, Array]], chosen: Array, alpha: float, delta: float, kind: tuple[str, Any, int]) -> Any:
+def split(pairs: list[dict[str, Array]], chosen: Array, alpha: float, delta: float, kind: tuple[str, Any]) -> Any:
     """Risk, length and correlation on the pairs that were not chosen; risk and length by quartile."""
-    by, bound, groups = kind
+    by, bound = kind
     flat = [pair[by].reshape(2, -1) for pair in pairs]
-    calibrating, made = [flat[i] for i in chosen], Groups((), (0.0,))
-    if groups > 1:
-        fitting = calibrating[::FITTED]
-        calibrating = [image for i, image in enumerate(calibrating) if i % FITTED]
-        target = risk.allowed(alpha, delta, bound, len(calibrating))
-        made = risk.shortest(Losses.of(fitting), groups, target, by != "quantiles")
-    made = made.calibrated(Losses.of(calibrating), risk.allowed(alpha, delta, bound, len(calibrating)))
+    lambda_ = Losses.of([flat[i] for i in chosen]).calibrated(alpha, delta, bound)
     test = np.setdiff1d(np.arange(len(pairs)), chosen)
     outside, length = [], []
     for excess, uncertainty in (flat[i] for i in test):
-        wider = made.at(uncertainty)
-        outside.append(excess > wider)
-        half = uncertainty / 2 + wider if by == "quantiles" else uncertainty * wider
+        outside.append(excess > lambda_)
+        half = uncertainty / 2 + lambda_ if by == "quantiles" else uncertainty * lambda_
         length.append(half.clip(0, 1))
     outside, length = np.stack(outside), np.stack(length)
     error = np.stack([pairs[i]["error"].ravel() for i in test])
@@ -91,18 +80,15 @@ def split(pairs: list[dict[str, Array]], chosen: Array, alpha: float, delta: flo
     }
 
 
-def on_splits(
-    pairs: list[dict[str, Array]], kinds: Sequence[tuple[str, Any, int]], args: Namespace
-) -> dict[str, list[Any]]:
+def on_splits(pairs: list[dict[str, Array]], kinds: Sequence[tuple[str, Any]], args: Namespace) -> dict[str, list[Any]]:
     """What :func:`split` finds, by kind of interval, on random splits that are the same for any measure."""
     count = args.calibrating or len(pairs) // 2
     rng = np.random.default_rng(0)
     splits = [rng.permutation(len(pairs))[:count] for _ in range(args.splits)]
     results: dict[str, list[Any]] = {}
     for kind in kinds:
-        left = count - (len(range(0, count, FITTED)) if kind[2] > 1 else 0)
-        if left >= risk.needed(args.alpha, args.delta, kind[1]):
-            name = ":".join(map(str, kind))
+        if count >= needed(args.alpha, args.delta, kind[1]):
+            name = ":".join(kind)
             results[name] = [split(pairs, chosen, args.alpha, args.delta, kind) for chosen in tqdm(splits, name)]
     return results
 
@@ -118,9 +104,9 @@ def add_split_flags(parser: scripts.Parser) -> None:
 def table(results: dict[str, list[Any]], alpha: float) -> str:
     """Markdown, a row for each kind of interval; lengths are in percent of the range of values."""
     lines = [
-        f"| interval | bound | groups | splits of a risk above {alpha:g} | risk | length, % "
+        f"| interval | bound | splits of a risk above {alpha:g} | risk | length, % "
         "| by quartile of length: risk | length, % | correlation of length and error |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, splits in results.items():
         risks, lengths = (np.array([each[key] for each in splits]) for key in ("risk", "length"))
@@ -163,14 +149,13 @@ def figure(sampler: BridgeSampler, dataset: Any, pairs: list[dict[str, Array]], 
     """
     shown = np.linspace(0, len(dataset) - 1, SHOWN).round().astype(int).tolist()
     losses = Losses.of([pair["std"].reshape(2, -1) for i, pair in enumerate(pairs) if i not in shown])
-    target = risk.allowed(alpha, alpha, "conformal", len(pairs) - len(shown))
-    (width,) = Groups((), (0.0,)).calibrated(losses, target).lambdas
+    lambda_ = losses.calibrated(alpha, alpha, "conformal")
     rows: list[list[Image.Image]] = []
     for index in shown:
         source, target = dataset[index]
         found = sampler.distribution(source[None], samples, [[index + j * len(dataset) for j in range(samples)]])
         std, mean = found.std[0], found.mean[0]
-        maps = [each.mean(0, keepdim=True) for each in (std, (2 * width * std).clip(0, 2), (mean - target).abs())]
+        maps = [each.mean(0, keepdim=True) for each in (std, (2 * lambda_ * std).clip(0, 2), (mean - target).abs())]
         shown = (source, found.samples[0][0], mean, *(2 * v - 1 for v in maps), target)
         rows.append([images.from_array(v.numpy()) for v in shown])
     return images.grid(rows)
