@@ -1,4 +1,4 @@
-"""Bounds of a risk against closed forms, SciPy and MAPIE, and calibrations whose true risk is known."""
+"""Bounds of a risk against closed forms and SciPy, and calibrations whose true risk is known."""
 
 from collections.abc import Callable
 from functools import cache
