@@ -58,6 +58,7 @@ class CalibrateConfig(RowsConfig, NetworkConfig):
         "--condition",
         parse=read_labels,
     )
+    output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o", parse=Path)
     overwrite: bool = setting(False, "calibrate again, and replace the intervals")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
@@ -75,8 +76,8 @@ def place_of(model: Path) -> Path:
     return model.with_name(model.stem + SUFFIX)
 
 
-def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
-    """Calibrate, and write the intervals. What is measured of each pair is kept beside them until then.
+def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
+    """Calibrate, and write the intervals to a file. What is measured is kept beside it until then.
 
     Raises:
         FileNotFoundError: the network or the data set is missing.
@@ -89,6 +90,7 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
     from bbdm.evaluation.results import ResultsError
     from bbdm.evaluation.translate import Translator
 
+    output = config.output or place_of(config.model)
     if output.exists() and not config.overwrite:
         raise IntervalsExistError(f"{output} exists already")
     parts = output.with_name(output.name + ".parts")
@@ -122,7 +124,7 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
         raise
     made.save(output)
     shutil.rmtree(parts)
-    return made
+    return made, output
 
 
 def _training_part(config: CalibrateConfig) -> Sequence[Row]:
