@@ -49,7 +49,7 @@ class Intervals:
     """Calibrated intervals of a sampler's results; :meth:`calibrate` and :meth:`load` make them.
 
     Attributes:
-        sampler, alpha, delta, samples, by, bound: as they were calibrated.
+        sampler, alpha, delta, samples, by, bound: arguments of :meth:`calibrate`.
         lambda_: how far both quantiles are moved, in values of [-1, 1]; or the number of standard deviations.
         pairs: the number of pairs that calibrated: those that have values.
         loss: the mean loss of these pairs.
@@ -106,8 +106,8 @@ class Intervals:
             sampler: with the solver and steps of later calls.
             pairs: of the kind that the sampler will be used on, and that training has not seen: a data set of
                 this library, or any of items that :class:`~bbdm.data.mapped.MappedDataset` takes. The slices
-                of a volume are one picture. Values outside a mask do not count, nor does a wholly
-                masked picture.
+                of a volume are one picture. Values outside a mask do not count, nor does a picture that is
+                wholly masked.
             alpha: the largest risk, in (0, 1).
             delta: the probability that the guarantee fails, in (0, 1).
             samples: results of each source, at least 2.

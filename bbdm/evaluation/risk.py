@@ -62,7 +62,7 @@ def allowed(alpha: float, delta: float, bound: Bound, count: int, masked: int = 
     Args:
         alpha: the largest risk, in (0, 1).
         delta: the probability that the risk is larger; it counts for nothing by ``conformal``.
-        bound: of the risk.
+        bound: the bound of the risk.
         count: the number n of losses, each of a picture that has values.
         masked: the number of pictures that have none, which are no losses.
 
