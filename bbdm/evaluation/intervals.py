@@ -49,7 +49,7 @@ class Intervals:
     """Calibrated intervals of a sampler's results; :meth:`calibrate` and :meth:`load` make them.
 
     Attributes:
-        sampler, alpha, delta, samples, by, bound: arguments of :meth:`calibrate`.
+        sampler, alpha, delta, samples, by, bound: the arguments of :meth:`calibrate`.
         lambda_: how far both quantiles are moved, in values of [-1, 1]; or the number of standard deviations.
         pairs: the number of pairs that calibrated: those that have values.
         loss: the mean loss of these pairs.
