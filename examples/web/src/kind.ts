@@ -10,18 +10,19 @@ const CUT = 0.01; // of a picture's pixels: it was cut out where more are transp
 const [FEW, MOST] = [6, 0.45]; // colours of a drawing, and their share of its opaque pixels at least
 
 /**
- * Of a picture on white: black lines alone, a drawing that has colours or large dark areas, or a photograph.
- * Transparent pixels are white, unless what is opaque has the many colours of a photograph.
+ * Of a picture on white: black lines alone, a drawing that has colours or large dark areas, or a photograph, which
+ * one is too that was cut out.
  */
 export function kindOf({ data }: Pixels): Kind {
   const step = 4 * Math.max(1, Math.floor(data.length / 4 / LARGEST));
   if (manyColours(data, step)) return "photograph";
   let [white, coloured, all] = [0, 0, 0];
   for (let i = 0; i < data.length; i += step, all++) {
-    const [red, green, blue, alpha] = [data[i]!, data[i + 1]!, data[i + 2]!, data[i + 3]!];
-    const least = alpha ? Math.min(red, green, blue) : 255;
+    const alpha = data[i + 3]! / 255;
+    const channels = [0, 1, 2].map((c) => 255 - alpha * (255 - data[i + c]!)); // on white
+    const least = Math.min(...channels);
     if (least >= WHITE) white++;
-    else if (alpha && Math.max(red, green, blue) - least >= COLOURFUL) coloured++;
+    else if (Math.max(...channels) - least >= COLOURFUL) coloured++;
   }
   if (white < 0.35 * all) return "photograph";
   return white >= 0.55 * all && coloured <= 0.02 * all ? "lines" : "filled";
