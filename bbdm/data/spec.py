@@ -35,20 +35,19 @@ class Condition:
 
     Args:
         kind: ``image``, ``class`` or ``tokens``.
-        values: the range of an image's stored values; None for 8 bits, and for floats in [-1, 1].
-        size: the channels of images, or the width of tokens; None until rows are looked at.
-        classes: the names of classes in order, or their number; None until rows are looked at.
+        values: the range of an image's stored values; of 8 bits also for floats in [-1, 1].
+        size: the channels of images, the width of tokens, the number of classes or their names in order; None
+            until rows are looked at.
         label: the class of all examples; None where each row has its own.
     """
 
     kind: Kind
-    values: AnyValues | None = None
-    size: int | None = None
-    classes: Classes | None = None
+    values: AnyValues = EIGHT_BIT
+    size: Classes | None = None
     label: str | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.values is None else f"{self.kind}@{self.values}"
+        return self.kind if self.values == EIGHT_BIT else f"{self.kind}@{self.values}"
 
 
 def read_conditions(text: str) -> dict[str, Condition]:
@@ -69,7 +68,7 @@ def read_conditions(text: str) -> dict[str, Condition]:
                 f"conditions are written as NAME=KIND, with commas, each name once, where KIND is image, "
                 f"image@LOW:HIGH, class or tokens; got {text!r}"
             )
-        conditions[name] = Condition(kind, read_values(values.replace(";", ",")) if mark else None)  # pyright: ignore[reportArgumentType]
+        conditions[name] = Condition(kind, read_values(values.replace(";", ",")) if mark else EIGHT_BIT)  # pyright: ignore[reportArgumentType]
     return conditions
 
 
@@ -246,7 +245,7 @@ class Spec:
         """What a network has learned, as plain values: what is not of whole 8-bit pictures."""
         unset = Spec()
         sides = {f"{role}_values": getattr(self, role) for role in ROLES if getattr(self, role) != EIGHT_BIT}
-        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values is not None}
+        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values != EIGHT_BIT}
         return {
             **{name: values.config() for name, values in sides.items()},
             **{name: getattr(self, name) for name in LEARNED if getattr(self, name) != getattr(unset, name)},

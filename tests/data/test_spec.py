@@ -36,7 +36,7 @@ def specs(draw: Any) -> Spec:
         neighbours=draw(st.integers(0, 3)) if slices else 0,
         spacing=draw(st.none() | st.tuples(*[st.floats(1e-3, 100)] * 3)),
         nodata=draw(st.none() | st.integers(-9999, 0).map(float)),
-        conditions=draw(st.dictionaries(st.sampled_from("abc"), ANY.map(lambda values: Condition("image", values)))),
+        conditions=draw(st.dictionaries(st.sampled_from("abc"), VALUES.map(lambda values: Condition("image", values)))),
     )
 
 
