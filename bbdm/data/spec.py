@@ -118,14 +118,11 @@ class Spec:
     def __post_init__(self) -> None:
         if not isinstance(self.target, Values):
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
-        for name, choices in {
-            "slices": (None, *AXES),
-            "direction": get_args(Direction),
-            "channels": (None, 1, 3),
-        }.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(str(each) for each in choices if each is not None)
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        choices = {"slices": (None, *AXES), "direction": get_args(Direction), "channels": (None, 1, 3)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(str(each) for each in allowed if each is not None)
+                raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
             raise ValueError(
                 f"neighbours must be a number of slices, at least 0, and need slices; got {self.neighbours}"
@@ -188,10 +185,11 @@ class Spec:
             )
         if not isinstance(self.source, Values) or self.source == EIGHT_BIT:
             return
+        width = np.subtract(self.source.high, self.source.low)
         array = np.asarray(source)[:, ~source.absent()].clip(np.min(self.source.low), np.max(self.source.high))
-        if array.size and np.ptp(array) < CONTRAST * np.min(np.subtract(self.source.high, self.source.low)):
+        if array.size and np.ptp(array) < CONTRAST * width.min():
             warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
-        if source.dtype == np.uint8 and np.subtract(self.source.high, self.source.low).max() > 2 * BYTE:
+        if source.dtype == np.uint8 and width.max() > 2 * BYTE:
             warnings.warn(
                 f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}: store it in "
                 f"these values, or give its own to a call in Python, source_values=(0, {BYTE})",
@@ -200,9 +198,8 @@ class Spec:
 
     def result_nodata(self, source: float | None) -> float | None:
         """What stands for no value in a result: the targets' own, or the source's where the type holds it."""
-        if self.nodata is not None:
-            return self.nodata
-        return source if source is not None and holds(np.dtype(self.target.dtype), source) else None
+        kept = source is not None and holds(np.dtype(self.target.dtype), source)
+        return self.nodata if self.nodata is not None or not kept else source
 
     def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
         """Raise ValueError where pixels of a source have no value, and results cannot say so."""
@@ -259,10 +256,9 @@ class Spec:
         Raises:
             ValueError: an entry is wrong.
         """
+        sides = {role: config.get(f"{role}_values") for role in ROLES}
         found: dict[str, Any] = {name: config[name] for name in LEARNED if config.get(name) is not None}
-        for role in ROLES:
-            if config.get(f"{role}_values") is not None:
-                found[role] = values.from_config(config[f"{role}_values"])
+        found |= {role: values.from_config(each) for role, each in sides.items() if each is not None}
         if isinstance(found.get("crop"), list | tuple) and len(found["crop"]) == 3:
             found["axes"] = 3
         ranges = config.get("condition_values") or {}
