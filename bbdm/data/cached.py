@@ -84,14 +84,11 @@ class CachedExamples(Pairs):
             missing = {key: entries[key] for key in self._cache.missing(entries)}
             order = [index for block in missing.values() for index in block]
             at_once = gcd(at_once, block)  # no batch is of two entries
-            bar = tqdm(total=len(order), desc=what, unit="pair", disable=not progress or not missing)
-            with bar, closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
-                stored = batches.stored(order)
+            hidden, count = not progress or not missing, -(-len(order) // at_once)
+            with closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
+                stored = iter(tqdm(batches.stored(order), what, count, unit="pair", unit_scale=at_once, disable=hidden))
                 for key, entry in missing.items():
-                    parts: list[Tensors] = []
-                    for batch in islice(stored, -(-len(entry) // at_once)):
-                        parts.append(make(batch))
-                        bar.update(len(batch.source))
+                    parts = [make(batch) for batch in islice(stored, -(-len(entry) // at_once))]
                     self._cache.write(key, {name: _joined([part[name] for part in parts]) for name in parts[0]})
 
     def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:

@@ -79,6 +79,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
         self.stream = rows if isinstance(rows, StreamedRows) else None
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
+        self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
         self.left_out: set[str] = set()
         row, heads = first(self.rows, lambda row: (row, self.reader.heads(row)), LOOKED_AT if skip_bad else 1)
         sides = heads["source"][0].sides
@@ -199,7 +200,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if not good:
             raise BadPicturesError(reasons[0])
         full = [good[i % len(good)] if each is None else each for i, each in enumerate(examples)]
-        return collate([full[0]._replace(left_out="\n".join(reasons)), *full[1:]] if reasons else full)
+        full[0] = full[0]._replace(left_out="\n".join(reasons)) if reasons else full[0]
+        return collate(full)
 
     def leave_out(self, reasons: Iterable[str]) -> None:
         """Name and count examples that cannot be read, each once, by the lines in :class:`Example`."""
@@ -254,9 +256,14 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 found += [] if spacing is None else [spacing]
         return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
 
+    @property
+    def _own_digest(self) -> str | None:
+        """What names the rows of a table or of a map-style data set; None of files."""
+        return getattr(self.rows, "digest", None)
+
     def same_rows(self, other: Pairs) -> bool:
         """Whether another data set has the same rows."""
-        mine, others = (getattr(each.rows, "digest", None) for each in (self, other))
+        mine, others = self._own_digest, other._own_digest
         return mine == others if mine or others else list(self.rows) == list(other.rows)
 
     def without(self, indices: Collection[int]) -> Pairs:
@@ -264,15 +271,10 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
         return Pairs(rows, self.spec, self.cache, self.prepare, self.skip_bad) if indices else self
 
-    @property
-    def _prepared(self) -> str:
-        """The name of what prepares examples, the same in each process; "" for nothing."""
-        return "" if self.prepare is None else getattr(self.prepare, "__qualname__", None) or str(self.prepare)
-
     def settings(self) -> dict[str, Any]:
         """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
         labels = {name: each.label for name, each in self.spec.conditions.items() if each.label is not None}
-        prepared = {} if self.prepare is None else {"degradation": self._prepared}
+        prepared = {"degradation": self._prepared} if self._prepared else {}
         return {**self.spec.config(), **prepared, **({"labels": labels} if labels else {})}
 
     def description(self) -> dict[str, Any]:
@@ -282,27 +284,23 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def digest(self, columns: Collection[str] | None = None) -> str:
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
-        for row in self.rows if getattr(self.rows, "digest", None) is None else ():
+        for row in self.rows if self._own_digest is None else ():
             hashes = (file_sha256(file) for path in paths_of(row, columns) for file in files.files_of(path))
             digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
         return digest.hexdigest()
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
-        known = self.spec.conditions
+        known, own = self.spec.conditions, self._own_digest
         about = {name: [str(each), each.size, each.label] for name, each in known.items()}
-        digest = hashlib.sha256(json.dumps([self._ends, self._prepared, about]).encode())
-        if (own := getattr(self.rows, "digest", None)) is not None:
-            digest.update(own.encode())
-            return digest.hexdigest()
-        labels = [name for name, each in known.items() if each.kind == "class" and each.label is None]
-        for row in self.rows:
-            digest.update("\n".join([row["name"], *(str(row.get(name)) for name in labels)]).encode())
-        return digest.hexdigest()
+        columns = ["name", *(name for name, each in known.items() if each.kind == "class" and each.label is None)]
+        texts = [own] if own is not None else ("\n".join(str(row.get(name)) for name in columns) for row in self.rows)
+        content = "".join([json.dumps([self._ends, self._prepared, about]), *texts])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def stamps_digest(self) -> str:
         """SHA-256 of the paths, sizes and times of all files; "" where there are none."""
-        rows = self.rows if getattr(self.rows, "digest", None) is None else ()
+        rows = self.rows if self._own_digest is None else ()
         paths = {file for row in rows for path in paths_of(row) for file in files.files_of(path)}
         stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
         return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""

@@ -350,10 +350,8 @@ class Reader:
             return found
         arrays = {role: self.fitted(found[role].array) for role in ROLES if role in found}
         arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
-        prepared = {
-            role: found.get(role, found["source"])._replace(array=array, absent=False) for role, array in arrays.items()
-        }
-        return {**found, **prepared}
+        like = {role: found.get(role, found["source"]) for role in arrays}
+        return found | {role: like[role]._replace(array=array, absent=False) for role, array in arrays.items()}
 
 
 def changed(image: Image.Image, channels: int | None, size: Size | None, resize: Resize) -> Image.Image:
