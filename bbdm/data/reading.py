@@ -21,14 +21,14 @@ from PIL import Image
 from bbdm import pictures
 from bbdm.base.atomic import stamp
 from bbdm.data.cache import Cache
-from bbdm.data.crops import Window, crop_window
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import BadPicturesError
-from bbdm.data.grids import check_grids
+from bbdm.data.grids import check_grids, crop_window
 from bbdm.data.rows import Half, Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.data.tables import OF_PHOTOGRAPH, decoded
 from bbdm.pictures import Header, Picture, images
+from bbdm.pictures.checks import Window
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.values import (
     EIGHT_BIT,

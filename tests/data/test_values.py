@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bbdm.data.crops import crop_window
+from bbdm.data.grids import crop_window
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures.values import Percentiles, Values, read_values
