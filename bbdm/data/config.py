@@ -11,7 +11,7 @@ import numpy as np
 from bbdm.base.settings import check, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from bbdm.data.rows import Row, synthrad_values
-from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions
+from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import EIGHT_BIT, Values, read_values
@@ -53,16 +53,8 @@ def read_slices(text: str) -> Slices:
 
 
 def read_labels(text: str) -> dict[str, str]:
-    """Classes by the names of conditions, from ``NAME=CLASS`` with commas, such as ``season=winter``.
-
-    Raises:
-        ValueError: the text has another form, or a name is there twice.
-    """
-    parts = [each.partition("=") for each in text.split(",")]
-    labels = {name: value for name, _, value in parts}
-    if len(labels) < len(parts) or not all(name.isidentifier() and value for name, value in labels.items()):
-        raise ValueError(f"conditions of all sources are written as NAME=CLASS, with commas, got {text!r}")
-    return labels
+    """Classes by the names of conditions, from ``NAME=CLASS`` with commas; see :func:`read_named`."""
+    return read_named(text, "conditions of all sources are written as NAME=CLASS")
 
 
 @dataclass(frozen=True, kw_only=True)

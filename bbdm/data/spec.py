@@ -50,6 +50,15 @@ class Condition:
         return self.kind if self.values == EIGHT_BIT else f"{self.kind}@{self.values}"
 
 
+def read_named(text: str, form: str) -> dict[str, str]:
+    """Texts by name, from ``NAME=TEXT`` with commas; of any other a ValueError that begins with ``form``."""
+    parts = [each.partition("=") for each in text.split(",")]
+    found = {name: value for name, _, value in parts}
+    if len(found) < len(parts) or not all(name.isidentifier() and value for name, value in found.items()):
+        raise ValueError(f"{form}, with commas, each name once; got {text!r}")
+    return found
+
+
 def read_conditions(text: str) -> dict[str, Condition]:
     """Conditions from text: ``NAME=KIND`` with commas, such as ``sar=image@-25:0,season=class,text=tokens``.
 
@@ -58,16 +67,12 @@ def read_conditions(text: str) -> dict[str, Condition]:
     Raises:
         ValueError: the text has another form, or a name is there twice.
     """
+    form = "conditions are written as NAME=KIND, KIND being image, image@LOW:HIGH, class or tokens"
     conditions: dict[str, Condition] = {}
-    parts = text.split(",")
-    for part in parts:
-        name, _, kind = part.partition("=")
-        kind, mark, values = kind.partition("@")
-        if not name.isidentifier() or kind not in get_args(Kind) or (mark and kind != "image") or name in conditions:
-            raise ValueError(
-                f"conditions are written as NAME=KIND, with commas, each name once, where KIND is image, "
-                f"image@LOW:HIGH, class or tokens; got {text!r}"
-            )
+    for name, each in read_named(text, form).items():
+        kind, mark, values = each.partition("@")
+        if kind not in get_args(Kind) or (mark and kind != "image"):
+            raise ValueError(f"{form}, with commas; got {text!r}")
         conditions[name] = Condition(kind, read_values(values.replace(";", ",")) if mark else EIGHT_BIT)  # pyright: ignore[reportArgumentType]
     return conditions
 

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from glob import glob
 from itertools import chain, repeat
 from pathlib import Path
@@ -176,28 +177,27 @@ class StreamedRows(TableRows):
         return chain.from_iterable(repeat(table))
 
 
-def open_table(path: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> TableRows:
+def open_table(
+    path: str, split: str, named: Mapping[str, str] = MappingProxyType({}), streaming: bool = False
+) -> TableRows:
     """A split of a table: ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the Hub, a folder, or files.
 
     Files are a path or URL that ends in ``.tar`` or ``.parquet``, with ``*`` for several. ``named`` are the
-    table's columns by what they are in rows.
+    table's columns by what they are in rows. Rows of a stream are counted where the table does not say it.
 
     Raises:
         FileNotFoundError: there is no such table or split.
         ValueError: it has no such columns, or they hold no pictures.
         OSError: it cannot be fetched or read.
     """
-    return TableRows(_load(path, split, streaming=False)[0], named)
-
-
-def open_stream(path: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> StreamedRows:
-    """The same as a stream; see :func:`open_table`. Rows are counted where the table does not say it."""
-    table, name = _load(path, split, streaming=True)
+    table, name = _load(path, split, streaming)
+    if not streaming:
+        return TableRows(table, named)
     known = (table.info.splits or {}).get(str(table.split))
     return StreamedRows(table, named, name, known.num_examples or None if known else None)
 
 
-LAYOUTS = {"hub": open_table, "stream": open_stream}
+LAYOUTS: dict[str, Callable[..., TableRows]] = {"hub": open_table, "stream": partial(open_table, streaming=True)}
 
 
 def _load(path: str, split: str, streaming: bool) -> tuple[Any, str]:
