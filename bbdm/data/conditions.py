@@ -115,7 +115,7 @@ def read(
     """What a row has besides the source, by name: images (C, *S), classes () int64, tokens (L, D).
 
     Args:
-        conditions: with their sizes.
+        conditions: by name, with their sizes.
         row: of the data set.
         columns: its images, cropped as its source is.
         reader: opens the columns of rows.
