@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from bbdm.base.atomic import locked
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data.cache import Cache, Tensors
-from bbdm.data.examples import Example, trimmed
+from bbdm.data.examples import CONDITION, Example, trimmed
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row
@@ -26,14 +26,6 @@ from bbdm.pictures.picture import scale
 AT_ONCE = 64  # examples in a file, and read at a time
 LATENTS, ENCODED = 256, 8  # examples in a file, and encoded at a time
 PAIRS_IN_STATISTICS = 16  # in a batch
-CONDITION = "condition."  # before the name of a condition in an entry
-
-
-def tensors_of(batch: Example) -> Tensors:
-    """What is stored of a batch: source, target, conditions, and the mask if there is one."""
-    conditions = {f"{CONDITION}{name}": value for name, value in batch.conditions.items()}
-    mask = {} if batch.mask is None else {"mask": batch.mask}
-    return {"source": batch.source, "target": batch.target, **conditions, **mask}
 
 
 class CachedExamples(Pairs):
@@ -64,7 +56,7 @@ class CachedExamples(Pairs):
         self,
         dataset: Pairs,
         folder: Path,
-        make: Callable[[Example], Tensors] = tensors_of,
+        make: Callable[[Example], Tensors] = Example.tensors,
         what: str = "pictures",
         settings: Mapping[str, Any] | None = None,
         block: int = AT_ONCE,
@@ -84,14 +76,11 @@ class CachedExamples(Pairs):
             missing = {key: entries[key] for key in self._cache.missing(entries)}
             order = [index for block in missing.values() for index in block]
             at_once = gcd(at_once, block)  # no batch is of two entries
-            bar = tqdm(total=len(order), desc=what, unit="pair", disable=not progress or not missing)
-            with bar, closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
-                stored = batches.stored(order)
+            hidden, count = not progress or not missing, -(-len(order) // at_once)
+            with closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
+                stored = iter(tqdm(batches.stored(order), what, count, unit="pair", unit_scale=at_once, disable=hidden))
                 for key, entry in missing.items():
-                    parts: list[Tensors] = []
-                    for batch in islice(stored, -(-len(entry) // at_once)):
-                        parts.append(make(batch))
-                        bar.update(len(batch.source))
+                    parts = [make(batch) for batch in islice(stored, -(-len(entry) // at_once))]
                     self._cache.write(key, {name: _joined([part[name] for part in parts]) for name in parts[0]})
 
     def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
@@ -99,12 +88,7 @@ class CachedExamples(Pairs):
         block, at = divmod(range(len(self))[index], self._block)
         stored = self._cache(f"{block:05d}", lambda: {})
         parts = {name: tensor[at].clone() for name, tensor in stored.items()}
-        conditions = {
-            name.removeprefix(CONDITION): trimmed(value) if value.ndim == 2 else value
-            for name, value in parts.items()
-            if name.startswith(CONDITION)
-        }
-        return Example(parts["source"], parts["target"], conditions, parts.get("mask"))
+        return Example(None, None).with_tensors({n: trimmed(v) if v.ndim == 2 else v for n, v in parts.items()})
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -141,7 +125,7 @@ class LatentDataset(CachedExamples):
                 pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
             latents = codec.latents(pictures.flatten(0, 2)).cpu()
             source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
-            stored = tensors_of(batch)
+            stored = batch.tensors()
             if flip:
                 seen = {name: v for name, v in stored.items() if name.startswith(CONDITION) and v.ndim >= 4}
                 stored |= {name: torch.stack([v, v.flip(-1)], dim=1) for name, v in seen.items()}

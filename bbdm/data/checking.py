@@ -53,29 +53,28 @@ def _reason(pairs: Pairs, index: int) -> str:
 
 def first_look(pairs: Pairs) -> list[str]:
     """What the first rows show: values outside of ranges, sources without contrast, stretched sides."""
-    outside: dict[str, list[float]] = {role: [] for role in ROLES}
-    flat: list[str] = []
-    stretched: list[str] = []
+    shares, flat, stretched = {role: list[float]() for role in ROLES}, list[str](), list[str]()
     for index in range(min(LOOKED_AT, len(pairs.rows))):
-        shapes: list[float] = []
         try:
             row = pairs.rows[index]
             columns = pairs.reader.whole(row)
-            for role in outside.keys() & columns.keys():
-                height, width = pairs.reader.header(columns[role].cells[-1]).shape[-2:]
-                shapes.append(width / height)
-                share, contrast = _levels(columns[role], getattr(pairs.spec, role))
-                outside[role] += [] if share is None else [share]
-                flat += [shown(row)] if role == "source" and contrast < CONTRAST else []
+            sides = [pairs.reader.header(columns[role].cells[-1]).shape[-2:] for role in ROLES if role in columns]
         except (ValueError, FileNotFoundError):  # which is said where the example is read
             continue
+        shapes = [width / height for height, width in sides]
         if pairs.spec.size is not None and max(shapes) > SHAPES_DIFFER * min(shapes):
             stretched.append(row["name"])
+        for role in ROLES:
+            values = getattr(pairs.spec, role)
+            if role in columns and isinstance(values, Values):
+                share, contrast = _levels(columns[role], values)
+                shares[role].append(share)
+                flat += [shown(row)] if role == "source" and contrast < CONTRAST else []
     found: list[str] = []
-    for role, shares in outside.items():
-        if shares and (share := float(np.mean(shares))) > CLIPPED:
+    for role, each in shares.items():
+        if each and (share := float(np.mean(each))) > CLIPPED:
             found.append(
-                f"{100 * share:.2g} % of the values of the first {len(shares)} {role}s are outside of their range, "
+                f"{100 * share:.2g} % of the values of the first {len(each)} {role}s are outside of their range, "
                 f"{getattr(pairs.spec, role)}, and clipped to it"
             )
     if flat:
@@ -86,11 +85,11 @@ def first_look(pairs: Pairs) -> list[str]:
     return found
 
 
-def _levels(column: Column, values: Any) -> tuple[float | None, float]:
+def _levels(column: Column, values: Values) -> tuple[float, float]:
     """The share of values outside of a range, and the largest share of it that a channel uses."""
     array = column.array[:, ~np.broadcast_to(column.absent, column.array.shape[1:])].astype(np.float64)
-    if not isinstance(values, Values) or not array.size:
-        return None, 1.0
+    if not array.size:
+        return 0.0, 1.0
     low, high = (np.reshape(level, (-1, 1)) for level in (values.low, values.high))
     used = np.ptp(array.clip(low, high), axis=1) / (high - low)[:, 0]
     return float(((array < low) | (array > high)).mean()), float(used.max())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,31 +14,30 @@ from bbdm.data.examples import trimmed
 from bbdm.data.reading import Column, Reader, first
 from bbdm.data.rows import Row, shown
 from bbdm.data.spec import Condition
-from bbdm.networks.conditions import ConditionsConfig, Kind
+from bbdm.networks.conditions import KINDS, Classes, ConditionsConfig
+from bbdm.pictures.values import EIGHT_BIT
 
 
 def fitted(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Reader) -> dict[str, Condition]:
-    """The conditions with their sizes and classes, by the rows.
+    """The conditions with their sizes, by the rows.
 
     Raises:
         ValueError: rows have no such column, or nothing in it can be read.
     """
-    sizes: dict[Kind, Callable[[str, Row], int]] = {
-        "image": lambda name, row: reader.header(_cell(row, name)).shape[0],
-        "tokens": lambda name, row: tokens(name, row, reader).shape[1],
+    sizes: dict[str, Callable[[str], Classes | None]] = {
+        "image": lambda name: first(rows, lambda row: reader.header(_cell(row, name)).shape[0]),
+        "tokens": lambda name: first(rows, lambda row: _tokens(name, Condition("tokens"), row, {}, reader).shape[1]),
+        "class": lambda name: None if isinstance(rows[0][name], int) else labels(rows, name),
     }
-    complete: dict[str, Condition] = {}
     for name, each in conditions.items():
         if each.label is None and not has_column(rows, name):
             raise ValueError(
                 f"rows have no column {name!r}: add ',{name}=WHERE' behind the data set's folder, or a table's"
             )
-        if each.kind == "class" and each.classes is None and not isinstance(rows[0][name], int):
-            each = replace(each, classes=labels(rows, name))
-        elif each.size is None and each.kind != "class":
-            each = replace(each, size=first(rows, lambda row, name=name, kind=each.kind: sizes[kind](name, row)))
-        complete[name] = each
-    return complete
+    return {
+        name: each if each.size is not None else replace(each, size=sizes[each.kind](name))
+        for name, each in conditions.items()
+    }
 
 
 def known_conditions(
@@ -60,16 +59,15 @@ def known_conditions(
     """
     labels = labels or {}
     for name, label in labels.items():
-        names = known.classes.get(name, ())
-        if name not in known.classes or (not isinstance(names, int) and label not in names):
+        classes = known.classes.get(name, ())
+        if name not in known.classes or (not isinstance(classes, int) and label not in classes):
             raise ValueError(f"the network takes {known.described}, got {name}={label}")
     conditions: dict[str, Condition] = {}
     for name, each in known.each.items():
         if name in labels or has_column(rows, name):
-            values = stored[name].values if name in stored else None
-            size = None if name in known.classes else each.size
-            conditions[name] = Condition(each.kind, values, size, known.classes.get(name), labels.get(name))
-        elif name not in known.drop:
+            values = stored[name].values if name in stored else EIGHT_BIT
+            conditions[name] = Condition(each.kind, values, each.names or each.size, labels.get(name))
+        elif not each.droppable:
             raise ValueError(
                 f"this network takes {known.described}: give a column {name!r}, such as ',{name}=WHERE' behind the "
                 "data set's folder"
@@ -78,13 +76,13 @@ def known_conditions(
 
 
 def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
-    """The values of conditions whose sizes and classes are known."""
-    of = {kind: {name: each for name, each in conditions.items() if each.kind == kind} for kind in get_args(Kind)}
-    return ConditionsConfig(
-        images={name: each.size or 0 for name, each in of["image"].items()},
-        classes={name: each.classes for name, each in of["class"].items() if each.classes is not None},
-        tokens={name: each.size or 0 for name, each in of["tokens"].items()},
-    )
+    """Conditions whose sizes are known, as a network has them."""
+    known = {name: each for name, each in conditions.items() if each.size is not None}
+    settings: dict[str, Any] = {
+        field: {name: each.size for name, each in known.items() if each.kind == kind.kind}
+        for field, kind in KINDS.items()
+    }
+    return ConditionsConfig(**settings)
 
 
 def has_column(rows: Sequence[Row], name: str) -> bool:
@@ -105,19 +103,10 @@ def labels(rows: Any, name: str) -> tuple[str, ...]:
     found: set[str] = set()
     for row in rows:
         with suppress(ValueError):  # which is said where the example is read
-            found.add(label(name, row))
+            found.add(_label(name, row))
     if not found:
         raise ValueError(f"no example has a label of {name!r}")
     return tuple(sorted(found, key=lambda each: (0, int(each), each) if each.isdecimal() else (1, 0, each)))
-
-
-def label(name: str, row: Row) -> str:
-    """A label as text. Raises ValueError for what is no text, or empty."""
-    value = _cell(row, name)
-    text = value.decode(errors="replace") if isinstance(value, bytes) else value
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{name} of {shown(row)} must be text, a label; got {text!r}")
-    return text.strip()
 
 
 def read(
@@ -126,7 +115,7 @@ def read(
     """What a row has besides the source, by name: images (C, *S), classes () int64, tokens (L, D).
 
     Args:
-        conditions: with their sizes and classes.
+        conditions: by name, with their sizes.
         row: of the data set.
         columns: its images, cropped as its source is.
         reader: opens the columns of rows.
@@ -134,43 +123,49 @@ def read(
     Raises:
         ValueError: something cannot be read, or does not fit; the message names it.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for name, each in conditions.items():
-        if each.kind == "class":
-            tensors[name] = class_number(name, each, row)
-        elif each.kind == "tokens":
-            tensors[name] = tokens(name, row, reader, each.size)
-        else:
-            _cell(row, name)
-            array = reader.scaled(f"{name} of {shown(row)}", columns[name], each.values, each.size)
-            if len(array) != each.size:
-                raise ValueError(f"{name} of {shown(row)} has {len(array)} channels, and others have {each.size}")
-            tensors[name] = torch.from_numpy(array)
-    return tensors
+    return {name: READ[each.kind](name, each, row, columns, reader) for name, each in conditions.items()}
 
 
-def class_number(name: str, condition: Condition, row: Row) -> torch.Tensor:
+def _image(name: str, condition: Condition, row: Row, columns: Mapping[str, Column], reader: Reader) -> torch.Tensor:
+    """(C, *S) uint8 of 8 bits, else float32 in [-1, 1]. Raises ValueError for other channels."""
+    _cell(row, name)
+    array = reader.scaled(f"{name} of {shown(row)}", columns[name], condition.values, condition.size)  # pyright: ignore
+    if len(array) != condition.size:
+        raise ValueError(f"{name} of {shown(row)} has {len(array)} channels, and others have {condition.size}")
+    return torch.from_numpy(array)
+
+
+def _class(name: str, condition: Condition, row: Row, columns: Any, reader: Reader) -> torch.Tensor:
     """() int64, the number of a row's class. Raises ValueError for a label that is no class."""
-    classes = condition.classes
-    if isinstance(row.get(name), int) and classes is None:  # of a data set of one's own
+    classes = condition.size
+    if classes is None:  # of a data set of one's own
         return torch.tensor(row[name])
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes or ()
-    found = condition.label or label(name, row)
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
+    found = condition.label or _label(name, row)
     if found not in names:
         raise ValueError(f"{shown(row)}: {found!r} is no class of {name!r}, which are {', '.join(names)}")
     return torch.tensor(names.index(found))
 
 
-def tokens(name: str, row: Row, reader: Reader, width: int | None = None) -> torch.Tensor:
+def _label(name: str, row: Row) -> str:
+    """A label as text. Raises ValueError for what is no text, or empty."""
+    value = _cell(row, name)
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} of {shown(row)} must be text, a label; got {text!r}")
+    return text.strip()
+
+
+def _tokens(name: str, condition: Condition, row: Row, columns: Any, reader: Reader) -> torch.Tensor:
     """(L, D) float32, a row's tokens without the rows of zeros at the end.
 
     Raises:
         ValueError: they are no tokens, not finite, or of another width.
     """
-    where = f"{name} of {shown(row)}"
+    where, width = f"{name} of {shown(row)}", condition.size
     array = np.asarray(reader.read(_cell(row, name)))
     if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or (width or array.shape[2]) != array.shape[2]:
-        wanted = f"(L, {width})" if width else "(L, D)"
+        wanted = f"(L, {width or 'D'})"
         raise ValueError(f"{where}: tokens must be {wanted} of floats, got {array.shape[1:]} of {array.dtype}")
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: tokens have NaN or infinity")
@@ -183,3 +178,6 @@ def _cell(row: Row, name: str) -> Any:
     if value is None:
         raise ValueError(f"{shown(row)} has no {name}")
     return value
+
+
+READ: dict[str, Callable[..., torch.Tensor]] = {"image": _image, "class": _class, "tokens": _tokens}

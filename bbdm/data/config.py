@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bbdm.base.settings import check, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from bbdm.data.rows import Row, synthrad_values
-from bbdm.data.spec import ROLES, Condition, Direction, Plane, Spec, read_conditions
+from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import EIGHT_BIT, Values, read_values
@@ -32,46 +32,29 @@ class Slices(NamedTuple):
     neighbours: int | None = None
 
 
-def read_crops(text: str) -> Crops:
-    """Crops from ``SIZE``, ``SIZE:COUNT`` or ``SIZE:COUNT:SHARE``, such as ``96:8:0.5``.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    size, *numbers = text.split(":")
+def _parts(text: str, what: str, forms: str, *kinds: Callable[[str], Any]) -> list[Any]:
+    """Values from text with ``:`` between them, of which the last may be missing."""
+    parts = text.split(":")
     try:
-        kinds: list[Callable[[str], Any]] = [int, float]
-        if len(numbers) > len(kinds):
-            raise ValueError
-        return Crops(read_sides(size), *(kind(number) for kind, number in zip(kinds, numbers, strict=False)))
-    except ValueError as error:
-        raise ValueError(f"crops are written as SIZE, SIZE:COUNT or SIZE:COUNT:SHARE, got {text!r}") from error
+        return [kind(part) for kind, part in zip(kinds[: len(parts)], parts, strict=True)]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{what} are written as {forms}, got {text!r}") from error
+
+
+def read_crops(text: str) -> Crops:
+    """Crops from ``SIZE``, ``SIZE:COUNT`` or ``SIZE:COUNT:SHARE``, as ``96:8:0.5``; else a ValueError."""
+    return Crops(*_parts(text, "crops", "SIZE, SIZE:COUNT or SIZE:COUNT:SHARE", read_sides, int, float))
 
 
 def read_slices(text: str) -> Slices:
-    """Slices from ``PLANE`` or ``PLANE:NEIGHBOURS``, such as ``axial:1``.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    plane, colon, number = text.partition(":")
-    if plane not in get_args(Plane) or (colon and not number.isdecimal()):
-        planes = ", ".join(get_args(Plane))
-        raise ValueError(f"slices are written as PLANE or PLANE:NEIGHBOURS, of the planes {planes}; got {text!r}")
-    return Slices(plane, int(number) if colon else None)  # pyright: ignore[reportArgumentType]
+    """Slices from ``PLANE`` or ``PLANE:NEIGHBOURS``, such as ``axial:1``; else a ValueError."""
+    forms = f"PLANE or PLANE:NEIGHBOURS, of the planes {', '.join(AXES)}"
+    return Slices(*_parts(text, "slices", forms, {plane: plane for plane in AXES}.__getitem__, int))
 
 
 def read_labels(text: str) -> dict[str, str]:
-    """Classes by the names of conditions, from ``NAME=CLASS`` with commas, such as ``season=winter``.
-
-    Raises:
-        ValueError: the text has another form, or a name is there twice.
-    """
-    parts = [each.partition("=") for each in text.split(",")]
-    labels = {name: value for name, _, value in parts}
-    if len(labels) < len(parts) or not all(name.isidentifier() and value for name, value in labels.items()):
-        raise ValueError(f"conditions of all sources are written as NAME=CLASS, with commas, got {text!r}")
-    return labels
+    """Classes by the names of conditions, from ``NAME=CLASS`` with commas; see :func:`read_named`."""
+    return read_named(text, "conditions of all sources are written as NAME=CLASS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +152,9 @@ class RowsConfig:
         except BadPicturesError:  # which is said where the data set is built
             return {}
         unknown: dict[str, Any] = {}
-        for role in ROLES:
-            for cell, head in zip(columns[role], heads[role], strict=True):
-                if said[role] is None and head.dtype != np.uint8:
-                    unknown.setdefault(role, cell)
+        for role in (role for role in ROLES if said[role] is None):
+            wide = [cell for cell, head in zip(columns[role], heads[role], strict=True) if head.dtype != np.uint8]
+            unknown |= {role: wide[0]} if wide else {}
         if unknown:
             found = {role: reader.read(cell) for role, cell in unknown.items()}
             ranges = ", ".join(f"the first {role} has {images.found_range(each)}" for role, each in found.items())

@@ -9,6 +9,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
+CONDITION = "condition."  # before the name of a condition
+
 
 class Example(NamedTuple):
     """An example as tensors, or a batch of examples, from the data set to the network."""
@@ -20,6 +22,18 @@ class Example(NamedTuple):
     name: Any = ""
     left_out: Any = ""  # why examples before it could not be read, by lines; of a batch, a list
 
+    def tensors(self) -> dict[str, Any]:
+        """All tensors by name; those of conditions begin with ``condition.``."""
+        conditions = {f"{CONDITION}{name}": value for name, value in self.conditions.items()}
+        found = {"source": self.source, "target": self.target, "mask": self.mask, **conditions}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> Example:
+        """The example with other tensors, by the names of :meth:`tensors`."""
+        named = {name: value for name, value in tensors.items() if not name.startswith(CONDITION)}
+        conditions = {name.removeprefix(CONDITION): tensors[name] for name in tensors if name not in named}
+        return self._replace(conditions=conditions, **named)
+
 
 class BadPicturesError(ValueError):
     """Pictures of a data set cannot be read."""
@@ -30,7 +44,7 @@ class NoTargetError(ValueError):
 
 
 def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A condition of several examples as (B, ...); tokens (L, D) of several lengths get rows of zeros."""
+    """A tensor of several examples as (B, ...); tokens (L, D) of several lengths get rows of zeros."""
     return pad_sequence(list(values), batch_first=True) if values[0].ndim == 2 else default_collate(list(values))
 
 
@@ -55,7 +69,6 @@ def collate(examples: Sequence[Example]) -> Example:
                     f"the {side} of {each.name} is {sizes[1]}, and that of {first.name} {sizes[0]}: a batch is of one "
                     "size; train on crops, such as --crop 96"
                 )
-    conditions = {name: stacked([each.conditions[name] for each in examples]) for name in first.conditions}
-    mask = None if first.mask is None else default_collate([each.mask for each in examples])
-    source, target = (default_collate([each[side] for each in examples]) for side in (0, 1))
-    return Example(source, target, conditions, mask, [each.name for each in examples], [e.left_out for e in examples])
+    all_tensors = [each.tensors() for each in examples]
+    batch = first.with_tensors({name: stacked([each[name] for each in all_tensors]) for name in all_tensors[0]})
+    return batch._replace(name=[each.name for each in examples], left_out=[each.left_out for each in examples])

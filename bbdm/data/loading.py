@@ -112,10 +112,7 @@ class Batches:
 
     def placed(self, batch: Example) -> Example:
         """A batch on the device: floats in [-1, 1], or latents."""
-        conditions = {name: self._placed(value) for name, value in batch.conditions.items()}
-        mask = None if batch.mask is None else self._placed(batch.mask)
-        source, target = self._placed(batch.source), self._placed(batch.target)
-        return batch._replace(source=source, target=target, conditions=conditions, mask=mask)
+        return batch.with_tensors({name: self._placed(each) for name, each in batch.tensors().items()})
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""

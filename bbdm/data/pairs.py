@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate, chain, groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from bbdm.data import conditions
 from bbdm.data.cache import Cache
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import BadPicturesError, Example, NoTargetError, collate
-from bbdm.data.reading import LOOKED_AT, Column, Plane, Reader, first
+from bbdm.data.reading import LOOKED_AT, Column, Reader, first
 from bbdm.data.rows import Row, named, paths_of, shown
 from bbdm.data.spec import ROLES, Spec
 from bbdm.data.tables import StreamedRows, TableRows
@@ -80,6 +79,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
         self.stream = rows if isinstance(rows, StreamedRows) else None
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
+        self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
         self.left_out: set[str] = set()
         row, heads = first(self.rows, lambda row: (row, self.reader.heads(row)), LOOKED_AT if skip_bad else 1)
         sides = heads["source"][0].sides
@@ -97,21 +97,19 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
         self.reader.masked, self.further = self.masked, conditions.config_of(known)
         self._bytes = {role: [head.dtype.itemsize == 1 for head in heads[role]] for role in ROLES}
-        self._planes = None if spec.slices is None else [self._slices(row) for row in self.rows]
-        self._ends = [] if self._planes is None else list(accumulate(map(len, self._planes)))
-        if self._planes is not None and not self._ends[-1]:
+        self._slices: list[tuple[int, int]] = []  # the row and the index of each
+        self._ends: list[int] = []
+        for number, row in enumerate(self.rows if spec.slices else ()):
+            try:
+                self._slices += [(number, index) for index in self.reader.slices(row)]
+            except (ValueError, FileNotFoundError) as error:
+                if not skip_bad:
+                    raise
+                self.leave_out([" ".join(str(error).split())])
+            self._ends.append(len(self._slices))
+        if spec.slices and not self._slices:
             raise ValueError("no slice has anything in its mask")
-        self._count = spec.crops * (len(self.rows) if self._planes is None else self._ends[-1])
-
-    def _slices(self, row: Row) -> Sequence[int]:
-        """The slices of a volume that are examples; with ``skip_bad``, none of one that cannot be read."""
-        try:
-            return self.reader.slices(row)
-        except (ValueError, FileNotFoundError) as error:
-            if not self.skip_bad:
-                raise
-            self.leave_out([" ".join(str(error).split())])
-            return ()
+        self._count = spec.crops * (len(self._slices) or len(self.rows))
 
     def __len__(self) -> int:
         return self._count
@@ -172,10 +170,10 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         reasons: dict[str, None] = {}
         for number in range(start, start + (self._count if self.skip_bad and row is None else 1)):
             at, crop = divmod(number % self._count, self.spec.crops)
-            at, plane = (at, None) if self._planes is None else self._slice(at)
+            at, slice_index = self._slices[at] if self._slices else (at, None)
             found = self.rows[at] if row is None else row
             try:
-                example = self._example(found, plane, crop, seed)
+                example = self._example(found, slice_index, crop, seed)
                 return example._replace(left_out="\n".join(reasons)) if reasons else example
             except NoTargetError:
                 raise
@@ -202,7 +200,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if not good:
             raise BadPicturesError(reasons[0])
         full = [good[i % len(good)] if each is None else each for i, each in enumerate(examples)]
-        return collate([full[0]._replace(left_out="\n".join(reasons)), *full[1:]] if reasons else full)
+        full[0] = full[0]._replace(left_out="\n".join(reasons)) if reasons else full[0]
+        return collate(full)
 
     def leave_out(self, reasons: Iterable[str]) -> None:
         """Name and count examples that cannot be read, each once, by the lines in :class:`Example`."""
@@ -211,28 +210,20 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 self.left_out.add(reason)
                 log.warning("left out: %s (%d so far)", reason, len(self.left_out))
 
-    def _slice(self, index: int) -> tuple[int, Plane]:
-        """The row and the plane of a slice."""
-        assert self._planes is not None
-        assert self.reader.axis is not None
-        volume = bisect_right(self._ends, index)
-        first = self._ends[volume - 1] if volume else 0
-        return volume, (self.reader.axis, self._planes[volume][index - first])
-
-    def _example(self, row: Row, plane: Plane | None, crop: int, seed: int) -> Example:
+    def _example(self, row: Row, index: int | None, crop: int, seed: int) -> Example:
         """Uint8 of 8-bit pictures, else float32; pixels without a value are 0, or -1."""
-        name = row["name"] if plane is None else f"{row['name']}/{plane[1]:04d}"
+        name = row["name"] if index is None else f"{row['name']}/{index:04d}"
         key = f"{name} {crop}"
-        found = self.reader.open(row, None, plane, (key, seed))
+        found = self.reader.open(row, None, index, (key, seed))
         if "target" not in found and self.prepare is None:
             raise NoTargetError(f"{shown(row)} has no target: this data set can only be translated")
         arrays: dict[str, Any] = {}
-        for role, values in zip(ROLES, (self.spec.source, self.spec.target), strict=True):
+        for role in ROLES:
             if (column := found.get(role)) is not None:
                 if self._bytes[role] and self._bytes[role] != [each.dtype.itemsize == 1 for each in column.pictures]:
                     kinds = ", ".join(str(each.dtype) for each in column.pictures)
                     raise ValueError(f"its {role} has values of {kinds}, and that of the first pair other bits")
-                arrays[role] = self.reader.scaled(role, column, values)
+                arrays[role] = self.reader.scaled(role, column, getattr(self.spec, role))
         if self.prepare is not None:
             arrays = self.prepare(arrays, f"{key} {seed}" if self.spec.crop else name)
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
@@ -241,11 +232,13 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _mask(self, found: Mapping[str, Column]) -> torch.Tensor:
         """(1, *S) float32, 1 where pixels count: in the mask, with a value in source and target."""
-        valid = np.ones(found["source"].array.shape[1:], bool)
+        valid: Any = True
         for role in ROLES:
-            valid = valid & ~np.asarray(found[role].absent if role in found else False)
+            if role in found:
+                valid = valid & ~self.reader.own(found[role], found[role].absent)
         if "mask" in found:
-            valid = valid & (found["mask"].array != 0).any(axis=0)
+            valid = valid & self.reader.own(found["mask"], (found["mask"].array != 0).any(axis=0))
+        valid = np.broadcast_to(valid, self.reader.own(found["source"], found["source"].array).shape[1:])
         return torch.from_numpy(self.reader.fitted(valid[None].astype(np.float32)))
 
     def conditions(self, row: Row) -> dict[str, torch.Tensor]:
@@ -263,9 +256,14 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 found += [] if spacing is None else [spacing]
         return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
 
+    @property
+    def _own_digest(self) -> str | None:
+        """What names the rows of a table or of a map-style data set; None of files."""
+        return getattr(self.rows, "digest", None)
+
     def same_rows(self, other: Pairs) -> bool:
         """Whether another data set has the same rows."""
-        mine, others = (getattr(each.rows, "digest", None) for each in (self, other))
+        mine, others = self._own_digest, other._own_digest
         return mine == others if mine or others else list(self.rows) == list(other.rows)
 
     def without(self, indices: Collection[int]) -> Pairs:
@@ -273,15 +271,10 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
         return Pairs(rows, self.spec, self.cache, self.prepare, self.skip_bad) if indices else self
 
-    @property
-    def _prepared(self) -> str:
-        """The name of what prepares examples, the same in each process; "" for nothing."""
-        return "" if self.prepare is None else getattr(self.prepare, "__qualname__", None) or str(self.prepare)
-
     def settings(self) -> dict[str, Any]:
         """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
         labels = {name: each.label for name, each in self.spec.conditions.items() if each.label is not None}
-        prepared = {} if self.prepare is None else {"degradation": self._prepared}
+        prepared = {"degradation": self._prepared} if self._prepared else {}
         return {**self.spec.config(), **prepared, **({"labels": labels} if labels else {})}
 
     def description(self) -> dict[str, Any]:
@@ -291,27 +284,23 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def digest(self, columns: Collection[str] | None = None) -> str:
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
-        for row in self.rows if getattr(self.rows, "digest", None) is None else ():
+        for row in self.rows if self._own_digest is None else ():
             hashes = (file_sha256(file) for path in paths_of(row, columns) for file in files.files_of(path))
             digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
         return digest.hexdigest()
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
-        known = self.spec.conditions
-        about = {name: [str(each), each.size, each.classes, each.label] for name, each in known.items()}
-        digest = hashlib.sha256(json.dumps([self._ends, self._prepared, about]).encode())
-        if (own := getattr(self.rows, "digest", None)) is not None:
-            digest.update(own.encode())
-            return digest.hexdigest()
-        labels = [name for name, each in known.items() if each.kind == "class" and each.label is None]
-        for row in self.rows:
-            digest.update("\n".join([row["name"], *(str(row.get(name)) for name in labels)]).encode())
-        return digest.hexdigest()
+        known, own = self.spec.conditions, self._own_digest
+        about = {name: [str(each), each.size, each.label] for name, each in known.items()}
+        columns = ["name", *(name for name, each in known.items() if each.kind == "class" and each.label is None)]
+        texts = [own] if own is not None else ("\n".join(str(row.get(name)) for name in columns) for row in self.rows)
+        content = "".join([json.dumps([self._ends, self._prepared, about]), *texts])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def stamps_digest(self) -> str:
         """SHA-256 of the paths, sizes and times of all files; "" where there are none."""
-        rows = self.rows if getattr(self.rows, "digest", None) is None else ()
+        rows = self.rows if self._own_digest is None else ()
         paths = {file for row in rows for path in paths_of(row) for file in files.files_of(path)}
         stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
         return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""

@@ -6,7 +6,7 @@ A file of which no part can be read alone is decoded whole: once into a cache, o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -21,14 +21,14 @@ from PIL import Image
 from bbdm import pictures
 from bbdm.base.atomic import stamp
 from bbdm.data.cache import Cache
-from bbdm.data.crops import Window, crop_window
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import BadPicturesError
-from bbdm.data.grids import check_grids
+from bbdm.data.grids import check_grids, crop_window
 from bbdm.data.rows import Half, Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.data.tables import OF_PHOTOGRAPH, decoded
 from bbdm.pictures import Header, Picture, images
+from bbdm.pictures.checks import Window
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.values import (
     EIGHT_BIT,
@@ -46,7 +46,6 @@ SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an ev
 Array = npt.NDArray[Any]
 Change = Callable[[Image.Image], Image.Image]
 Found = TypeVar("Found")
-Plane = tuple[int, int]  # of a slice: the axis across it, and its index along that
 
 
 class Column(NamedTuple):
@@ -57,7 +56,7 @@ class Column(NamedTuple):
     pictures: Sequence[Picture]  # as they were read
     cells: Sequence[Any]  # what the row has, such as paths
     first: Sequence[int] = ()  # the index of the first pixel in its picture, for messages
-    around: Sequence[Column] = ()  # the slices from low to high indices, where a source has neighbours
+    slices: Sequence[int] = ()  # those that an example has, by their indices in the window; () for the whole
 
 
 class Reader:
@@ -78,7 +77,8 @@ class Reader:
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
         self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
         self._checked: set[str] = set()  # names of rows whose grids were compared
-        self._crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
+        crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
+        self._crop = crop if self.axis is None or not crop else (*crop[: self.axis], 1, *crop[self.axis :])
         self._size = None if self._crop else spec.size
         self.forget()
 
@@ -155,7 +155,7 @@ class Reader:
         stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
         return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
 
-    def column(self, name: str, cells: Sequence[Any], window: Window = (), plane: Plane | None = None) -> Column:
+    def column(self, name: str, cells: Sequence[Any], window: Window = ()) -> Column:
         """The channels of some cells of a column, one after another.
 
         Whole photographs of sources and targets have the size of examples, unless there are masks.
@@ -163,35 +163,38 @@ class Reader:
         Args:
             name: the name of the column.
             cells: what the row has in the column.
-            window: of the spatial axes, without that across a plane; () for all.
-            plane: of a slice; None for the whole.
+            window: of the spatial axes, () for all. A source of slices gets the neighbours of its own too.
         """
+        slices: Sequence[int] = ()
+        if window and self.axis is not None:
+            around = [window[self.axis].start]
+            if name == "source" and self.spec.neighbours:
+                around = self.spec.around(around[0], self.header(cells[0]).sides[self.axis])
+            window = (*window[: self.axis], slice(around[0], around[-1] + 1), *window[self.axis + 1 :])
+            slices = [each - around[0] for each in around]
         channels = self.spec.channels if name in ROLES else None
         size = None if self.masked or name not in ROLES or getattr(self.spec, name) != EIGHT_BIT else self._size
-        change, at = None, window
-        if plane is not None:
-            flat = list(window) or [slice(None), slice(None)]
-            at = (*flat[: plane[0]], slice(plane[1], plane[1] + 1), *flat[plane[0] :])
-        elif not window and (channels or size):
+        change = None
+        if not window and (channels or size):
             change = partial(changed, channels=channels, size=size, resize=self.spec.resize)
-        opened = [self.read(cell, at, change) for cell in cells]
+        opened = [self.read(cell, window, change) for cell in cells]
         arrays: list[Array] = []
         absent: Any = False
         for picture in opened:
-            array = np.asarray(picture) if plane is None else np.asarray(picture).take(0, 1 + plane[0])
+            array = np.asarray(picture)
             if picture.geometry.nodata is not None:
                 absent = absent | without_data(array, picture.geometry.nodata)
             if channels is not None and array.ndim == 3 and len(array) != channels and picture.photograph:
                 array = images.recoloured(array, channels)
             arrays.append(array)
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return Column(array, absent, opened, cells, [part.start for part in window])
+        return Column(array, absent, opened, cells, [part.start for part in window], slices)
 
     def open(
         self,
         row: Row,
         names: Collection[str] | None = None,
-        plane: Plane | None = None,
+        index: int | None = None,
         crop: tuple[str, int] | None = None,
     ) -> dict[str, Column]:
         """The columns of a row, on one grid.
@@ -199,24 +202,20 @@ class Reader:
         Args:
             row: of a data set.
             names: of columns; None for all that have pictures.
-            plane: of a slice; None for the whole.
+            index: of a slice; None for the whole.
             crop: the key and the seed of the window that all are cropped to; None for whole pictures.
 
         Raises:
             ValueError: a file cannot be read, is smaller than the crop, or grids differ.
         """
-        columns, window = self.columns(row), ()
+        columns, window = self.columns(row), Window()
         if self._partial and row["name"] not in self._checked:
             check_grids(columns, self.heads(row), columns)
             self._checked.add(row["name"])
-        if self._crop and crop is not None:
-            shape = self.header(columns["source"][0]).shape[1:]
-            sides = tuple(side for axis, side in enumerate(shape) if axis != self.axis)
-            whole = tuple(slice(0, side) for side in sides)
-            inside = lambda: (self.column("mask", columns["mask"], whole, plane).array != 0).any(axis=0)  # noqa: E731
-            window = crop_window(sides, self._crop, *crop, self.spec.in_mask, inside if columns["mask"] else None)
+        if index is not None or (self._crop and crop is not None):
+            window = self._window(columns, index, crop)
         found = {
-            name: self.column(name, cells, window, plane)
+            name: self.column(name, cells, window)
             for name, cells in columns.items()
             if cells and (names is None or name in names)
         }
@@ -225,15 +224,19 @@ class Reader:
             if len(grids) > 1:
                 sized = columns.keys() - self.images if self.masked or self.spec.size is None else ()
                 check_grids(columns, {name: column.pictures for name, column in found.items()}, sized)
-        if plane is not None and self.spec.neighbours:
-            axis, count = plane[0], self.header(columns["source"][0]).shape[1 + plane[0]]
-            around = [(axis, index) for index in self.spec.around(plane[1], count)]
-            own = found["source"]
-            beside = [own if each == plane else self.column("source", own.cells, window, each) for each in around]
-            found["source"] = own._replace(around=beside)
         return found
 
-    def scaled(self, name: str, column: Column, values: AnyValues | None, channels: int | None = None) -> Array:
+    def _window(self, columns: Mapping[str, Sequence[Any]], index: int | None, crop: tuple[str, int] | None) -> Window:
+        """The window of an example: of a slice, of the crop of a key and a seed, or both."""
+        whole = tuple(slice(0, side) for side in self.header(columns["source"][0]).shape[1:])
+        if self.axis is not None and index is not None:
+            whole = (*whole[: self.axis], slice(index, index + 1), *whole[self.axis + 1 :])
+        if not self._crop or crop is None:
+            return whole
+        inside = lambda: (self.column("mask", columns["mask"], whole).array != 0).any(axis=0)  # noqa: E731
+        return crop_window(whole, self._crop, *crop, self.spec.in_mask, inside if columns["mask"] else None)
+
+    def scaled(self, name: str, column: Column, values: AnyValues, channels: int | None = None) -> Array:
         """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
 
         Whole pictures have the size of examples. The channels of a source are those of all slices around it.
@@ -241,38 +244,46 @@ class Reader:
         Args:
             name: of the column, for messages.
             column: an opened column, in stored values.
-            values: their range; None for 0 to 255 of uint8, and for floats in [-1, 1].
+            values: their range; 0 to 255 of uint8, and also for floats in [-1, 1].
             channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
 
         Raises:
             ValueError: values have no range, or are NaN or infinite.
         """
-        values = values if isinstance(values, Values | None) else self.values(values, column.cells)
-        found: list[Array] = []
-        for array, absent, opened, _, first, _ in column.around or (column,):
-            holes = absent is not False and bool(np.any(absent))
-            if values not in (None, EIGHT_BIT):
-                try:
-                    array = scaled_present(values, array, np.asarray(absent), first)
-                except ValueError as error:
-                    if array.dtype.kind == "f" and opened[0].geometry.format == "geotiff":
-                        raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error
-                    raise
-            elif array.dtype == np.uint8:
-                array = array if channels in (None, len(array)) else images.recoloured(array, channels)
-                array = np.where(absent, np.uint8(0), array) if holes else array
-            else:
-                present = np.where(absent, array.dtype.type(0), array) if holes else array
-                check_finite(array, absent, first)
-                if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
-                    levels = array[:, ~absent] if holes else array
-                    raise ValueError(
-                        f"{name} has values from {images.found_range(levels)} in {array.dtype}: give their range, such "
-                        f"as {images.usual_range(levels)}, or 8 bits, or floats in [-1, 1]"
-                    )
-                array = np.where(absent, -1, present).astype(np.float32)
-            found.append(self.fitted(array))
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        values = values if isinstance(values, Values) else self.values(values, column.cells)
+        array, absent, first = column.array, column.absent, column.first
+        holes = absent is not False and bool(np.any(absent))
+        if values != EIGHT_BIT:
+            try:
+                array = scaled_present(values, array, np.asarray(absent), first)
+            except ValueError as error:
+                if array.dtype.kind == "f" and column.pictures[0].geometry.format == "geotiff":
+                    raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error
+                raise
+        elif array.dtype == np.uint8:
+            array = array if channels in (None, len(array)) else images.recoloured(array, channels)
+            array = np.where(absent, np.uint8(0), array) if holes else array
+        else:
+            check_finite(array, absent, first)
+            levels = array[:, ~absent] if holes else array
+            if array.dtype.kind != "f" or abs(levels).max(initial=0) > images.RANGE_LIMIT:
+                raise ValueError(
+                    f"{name} has values from {images.found_range(levels)} in {array.dtype}: give their range, such as "
+                    f"{images.usual_range(levels)}, or 8 bits, or floats in [-1, 1]"
+                )
+            array = np.where(absent, -1, array).astype(np.float32)
+        if column.slices:
+            assert self.axis is not None
+            array = np.concatenate([array.take(index, 1 + self.axis) for index in column.slices])
+        return self.fitted(array)
+
+    def own(self, column: Column, array: Any) -> Array:
+        """The slice of an example in an array (..., *S) of a column; of the whole, the array."""
+        array = np.asarray(array)
+        if not column.slices or not array.ndim:
+            return array
+        assert self.axis is not None
+        return array.take(column.slices[len(column.slices) // 2], self.axis - 3)
 
     def fitted(self, array: Array) -> Array:
         """An array at the size that whole pictures are resized to, in memory of its own."""
@@ -339,10 +350,8 @@ class Reader:
             return found
         arrays = {role: self.fitted(found[role].array) for role in ROLES if role in found}
         arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
-        prepared = {
-            role: found.get(role, found["source"])._replace(array=array, absent=False) for role, array in arrays.items()
-        }
-        return {**found, **prepared}
+        like = {role: found.get(role, found["source"]) for role in arrays}
+        return found | {role: like[role]._replace(array=array, absent=False) for role, array in arrays.items()}
 
 
 def changed(image: Image.Image, channels: int | None, size: Size | None, resize: Resize) -> Image.Image:

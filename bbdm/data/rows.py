@@ -1,7 +1,7 @@
 """The rows of a data set: where the pictures of each example lie, by layout. Nothing here imports torch.
 
 A row is a mapping of columns: name, source, target, and whatever else there is, such as mask, sar or season.
-A layout is a function of its folder and a split that returns rows.
+A layout is a function of its folder and a split that says where the cells of each column are.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from bbdm.pictures.values import AnyValues, Percentiles, Values
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
+SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
-PICTURES = ("source", "target", "mask")  # columns of a table that are always paths
+PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
 HU = Values(-1024, 3071, "HU", "int16")
 SYNTHRAD: dict[str, AnyValues] = {"mr": Percentiles(0.5, 99.5), "cbct": HU}  # sources and their values
 PATIENT = "a folder for each patient, with mr.mha or cbct.mha, ct.mha and mask.mha, or .nii.gz"
@@ -39,6 +40,14 @@ class Half(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+class Part(NamedTuple):
+    """Cells of a column, by the names of rows. Several parts of one column are a tuple in a row."""
+
+    column: str
+    where: Path  # for messages
+    cells: Mapping[str, Any]
 
 
 def paths_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
@@ -82,38 +91,34 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
     columns = {name: where.replace("{split}", split) for name, _, where in (each.partition("=") for each in others)}
     if dataset in tables.LAYOUTS:
         return DATASETS[dataset](folders.replace("{split}", split), split, columns)
-    rows = DATASETS[dataset](folders, split)
+    parts: list[Part] = DATASETS[dataset](folders, split)
     for name, where in columns.items():
-        rows = _with_column(rows, name, Path(where))
+        if name in ("name", *(part.column for part in parts)):
+            raise ValueError(f"rows have a {name} already: {where} would be another")
+        try:
+            parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
+        except FileNotFoundError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Part]) -> list[Row]:
+    """Rows of the cells of equal names; ValueError where a source, or a target, has no counterpart."""
+    first, *others = parts
+    for part in others:
+        for one, other in ((first, part), (part, first)) if part.column in SIDES else ((first, part),):
+            if alone := sorted(one.cells.keys() - other.cells.keys()):
+                more = "" if len(alone) == 1 else f", and {len(alone) - 1} more have none"
+                rule = "files are matched by name without suffix"
+                raise ValueError(f"{one.cells[alone[0]]} has no {other.column} in {other.where}{more}: {rule}")
+    rows: list[Row] = []
+    for name in first.cells:
+        row: dict[str, Any] = {"name": name}
+        for part in parts:
+            before, cell = row.get(part.column), part.cells[name]
+            row[part.column] = cell if before is None else (*(before if type(before) is tuple else (before,)), cell)
+        rows.append(row)
     return rows
-
-
-def _with_column(rows: Sequence[Row], name: str, where: Path) -> Sequence[Row]:
-    """The rows with a column of files in a folder, or of labels in a CSV."""
-    try:
-        cells: Mapping[str, Any] = _labels(where) if where.suffix == ".csv" else _pictures(where)
-    except FileNotFoundError as error:
-        raise ValueError(f"{name}: {error}") from error
-    for row in rows:
-        if name in row:
-            raise ValueError(f"{shown(row)} has a {name} already: {where} would be another")
-        if row["name"] not in cells:
-            raise ValueError(f"{shown(row)} has no {name} in {where}: files are matched by name without suffix")
-    return [{**row, name: cells[row["name"]]} for row in rows]
-
-
-def _labels(path: Path) -> dict[str, str]:
-    """Labels by the names of rows, from lines ``name,class``."""
-    labels: dict[str, str] = {}
-    for number, cells in enumerate(_lines(path), start=1):
-        if len(cells) != 2 or not all(cells):
-            raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(cells)!r}")
-        if labels.setdefault(*cells) != cells[1]:
-            raise ValueError(
-                f"line {number} of {path}: {cells[0]!r} is of the class {labels[cells[0]]!r} above; where two splits "
-                "have pictures of one name, give labels_{split}.csv: {split} in a path is train or val"
-            )
-    return labels
 
 
 def _lines(path: Path) -> list[list[str]]:
@@ -127,8 +132,24 @@ def _lines(path: Path) -> list[list[str]]:
     return [[cell.strip() for cell in line] for line in lines if any(line)]
 
 
-def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
-    """Pictures by their path below ``folder`` without suffix and ``ending``, in the order of these paths."""
+def _labels(column: str, where: str) -> Part:
+    """Labels by the names of rows, from lines ``name,class``."""
+    path, labels = Path(where), dict[str, str]()
+    for number, cells in enumerate(_lines(path), start=1):
+        if len(cells) != 2 or not all(cells):
+            raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(cells)!r}")
+        if labels.setdefault(*cells) != cells[1]:
+            raise ValueError(
+                f"line {number} of {path}: {cells[0]!r} is of the class {labels[cells[0]]!r} above; where two splits "
+                "have pictures of one name, give labels_{split}.csv: {split} in a path is train or val"
+            )
+    return Part(column, path, labels)
+
+
+def _pictures(column: str, where: str, optional: bool = False) -> Part:
+    """The pictures of a folder, or of FOLDER/*ENDING, by their paths in it without suffix and ending."""
+    text, _, ending = where.partition("*")
+    folder, stems = Path(text), dict[str, Path]()
     if folder.is_file():
         raise ValueError(f"{folder} is a file, not a folder of pictures")
     if not folder.is_dir():
@@ -141,78 +162,58 @@ def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     if skipped:
         count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
         log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
-    if not found:
-        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(suffixes.SUFFIXES))})")
-    stems: dict[str, Path] = {}
     for path in found:
-        full = suffixes.stem_of(path)
-        if full.endswith(ending):
-            stem = path.with_name(full.removesuffix(ending)).as_posix()
-            if stem in stems:
-                raise ValueError(f"{stems[stem]} and {folder / path} have the same name: rename or remove one")
-            stems[stem] = folder / path
-    if not stems:
-        raise ValueError(f"there are no pictures *{ending} in {folder}")
-    return dict(sorted(stems.items()))
+        full = path.with_name(suffixes.stem_of(path)).as_posix()
+        if full.endswith(ending) and stems.setdefault(full.removesuffix(ending), folder / path) != folder / path:
+            other = stems[full.removesuffix(ending)]
+            raise ValueError(f"{other} and {folder / path} have the same name: rename or remove one")
+    if not stems and not optional:
+        suffix = ", ".join(sorted(suffixes.SUFFIXES))
+        raise ValueError(f"there are no pictures in {where} (looked for {suffix})")
+    return Part(column, folder, dict(sorted(stems.items())))
 
 
-def _matched(sources: Sequence[dict[str, Path]], targets: dict[str, Path]) -> list[Row]:
-    """Rows of files of equal names; ValueError where one has no counterpart."""
-    first = sources[0]
-    for other in (*sources[1:], targets):
-        if single := sorted({**first, **other}[stem] for stem in first.keys() ^ other.keys()):
-            where = next(iter((other if single[0] in first.values() else first).values())).parent
-            more = "" if len(single) == 1 else f", and {len(single) - 1} more have none"
-            rule = "files are matched by name without suffix"
-            raise ValueError(f"{single[0]} has no counterpart in {where}{more}: {rule}")
-    several = len(sources) > 1
-    return [
-        {"name": name, "source": tuple(each[name] for each in sources) if several else path, "target": targets[name]}
-        for name, path in first.items()
-    ]
+def _below(source: str, target: str) -> Callable[[str, str], list[Part]]:
+    """Sources and targets in folders below that of the data set."""
+    columns = {"source": source, "target": target}.items()
+    return lambda data_dir, split: [_pictures(c, f"{data_dir}/{f}".replace("{split}", split)) for c, f in columns]
 
 
-def _side_by_side(data_dir: str, split: str) -> list[Row]:
+def _root(data_dir: str, split: str) -> tuple[Path, bool]:
+    """A folder, or SPLIT in it where there is train/ or val/; and whether it is of the split alone."""
+    root = Path(data_dir.replace("{split}", split))
+    divided = any((root / name).is_dir() for name in ("train", "val"))
+    return root / split if divided else root, divided or "{split}" in data_dir
+
+
+def _side_by_side(data_dir: str, split: str) -> list[Part]:
     """SPLIT/*.jpg, the source on the left, the target on the right."""
     root = Path(data_dir) / split
     if (root / "A").is_dir() and (root / "B").is_dir():
         raise ValueError(
             f"{root} has the folders A and B, which is the layout of 'celeba'; here a picture holds both sides"
         )
-    return [{"name": name, "source": Half(path, 0), "target": Half(path, 1)} for name, path in _pictures(root).items()]
+    both = _pictures("source", f"{root}").cells
+    halves = ({name: Half(path, side) for name, path in both.items()} for side in (0, 1))
+    return [Part(column, root, cells) for column, cells in zip(SIDES, halves, strict=True)]
 
 
-def _folders_a_b(data_dir: str, split: str) -> list[Row]:
-    """SPLIT/A/* and SPLIT/B/*."""
-    root = Path(data_dir) / split
-    return _matched([_pictures(root / "A")], _pictures(root / "B"))
-
-
-def _cityscapes(data_dir: str, split: str) -> list[Row]:
-    """gtFine/SPLIT/*/*_gtFine_color.png and leftImg8bit/SPLIT/*/*_leftImg8bit.png."""
-    labels, photos = Path(data_dir) / "gtFine" / split, Path(data_dir) / "leftImg8bit" / split
-    return _matched([_pictures(labels, "_gtFine_color")], _pictures(photos, "_leftImg8bit"))
-
-
-def _paired(data_dir: str, split: str) -> list[Row]:
+def _paired(data_dir: str, split: str) -> list[Part]:
     """SOURCES,TARGETS; of several sources, whose channels follow each other, FIRST,SECOND;TARGETS."""
     sources, mark, target = data_dir.replace("{split}", split).rpartition(";" if ";" in data_dir else ",")
     folders = sources.split(",")
     if not all([*folders, target]) or (len(folders) > 1 and mark != ";"):
         also = "; of several sources, FIRST,SECOND;TARGETS"
         raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}{also}")
-    return _matched([_pictures(Path(folder)) for folder in folders], _pictures(Path(target)))
+    return [*(_pictures("source", folder) for folder in folders), _pictures("target", target)]
 
 
-def _folder(data_dir: str, split: str) -> list[Row]:
+def _folder(data_dir: str, split: str) -> list[Part]:
     """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
-    root = Path(data_dir.replace("{split}", split))
-    if any((root / name).is_dir() for name in ("train", "val")):
-        root = root / split
-    return [{"name": name, "source": path} for name, path in _pictures(root).items()]
+    return [_pictures("source", str(_root(data_dir, split)[0]))]
 
 
-def _table(data_dir: str, split: str) -> list[Row]:
+def _table(data_dir: str, split: str) -> list[Part]:
     """A CSV with the columns name, source, target and others; paths are relative to the file.
 
     A name is that of the source without suffix where there is no such column. A source of several files has
@@ -223,66 +224,48 @@ def _table(data_dir: str, split: str) -> list[Row]:
     header = lines[0] if lines else []
     if "source" not in header or len(set(header)) < len(header):
         raise ValueError(f"{path} must begin with a line of column names, each once, source among them; got {header}")
-    rows: dict[str, Row] = {}
+    columns: dict[str, dict[str, Any]] = {"source": {}}
     for number, cells in enumerate(lines[1:], start=2):
         if len(cells) != len(header):
             raise ValueError(f"line {number} of {path} has {len(cells)} cells, and its header {len(header)}")
-        row: dict[str, Any] = {}
-        for column, cell in zip(header, cells, strict=True):
-            if not cell:
-                raise ValueError(f"line {number} of {path} has no {column}")
-            parts = [path.parent / part.strip() for part in cell.split(";")]
-            if column == "source" and len(parts) > 1:
-                row[column] = tuple(parts)
-            else:
-                is_file = column != "name" and (column in PICTURES or (suffixes.suffix_of(cell) and parts[0].exists()))
-                row[column] = parts[0] if is_file else cell
-        name = row.setdefault("name", Path(cells[header.index("source")].split(";")[0]).with_suffix("").as_posix())
-        if name in rows:
+        row = dict(zip(header, cells, strict=True))
+        if empty := [column for column, cell in row.items() if not cell]:
+            raise ValueError(f"line {number} of {path} has no {empty[0]}")
+        name = row.pop("name", Path(row["source"].split(";")[0]).with_suffix("").as_posix())
+        if name in columns["source"]:
             raise ValueError(f"line {number} of {path}: the name {name!r} is there twice")
-        rows[name] = row
-    if not rows:
+        for column, cell in row.items():
+            paths = [path.parent / each.strip() for each in cell.split(";")]
+            is_file = column in PICTURES or (suffixes.suffix_of(cell) and paths[0].exists())
+            several = column == "source" and len(paths) > 1
+            columns.setdefault(column, {})[name] = tuple(paths) if several else paths[0] if is_file else cell
+    if not columns["source"]:
         raise ValueError(f"there are no rows in {path}")
-    return list(rows.values())
+    return [Part(column, path, cells) for column, cells in columns.items()]
 
 
-def _patients(data_dir: str, split: str) -> list[Row]:
+def _patients(data_dir: str, split: str) -> list[Part]:
     """The patients of the SynthRAD challenges 2023 and 2025, a folder each, with MR or CBCT, CT, and a mask.
 
     Where there are no folders ``train`` and ``val``, a tenth of the patients is for validation, chosen by
     their names. Where no patient has a CT, each split has all of them, as sources alone.
     """
-    root = Path(data_dir.replace("{split}", split))
-    divided = any((root / name).is_dir() for name in ("train", "val"))
-    root = root / split if divided else root
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}")
-    found: dict[Path, dict[str, Path]] = {}
-    for path in sorted(root.rglob("*")):
-        name = suffixes.stem_of(path) if suffixes.suffix_of(path) else ""
-        if name in (*SYNTHRAD, "ct", "mask") and found.setdefault(path.parent, {}).setdefault(name, path) != path:
-            raise ValueError(f"{path.parent} has {name} twice: remove one")
-    kinds = {name for pictures in found.values() for name in pictures.keys() & SYNTHRAD.keys()}
+    root, divided = _root(data_dir, split)
+    mask, target = _pictures("mask", f"{root}/*/mask", True), _pictures("target", f"{root}/*/ct", True)
+    kinds = [part for part in (_pictures("source", f"{root}/*/{name}", True) for name in SYNTHRAD) if part.cells]
     if len(kinds) != 1:
         what = "both mr and cbct: give the folder of one task" if kinds else f"no patients: {PATIENT}, is wanted"
         raise ValueError(f"{root} has {what}")
-    columns = {"source": kinds.pop(), "mask": "mask"}
-    if any("ct" in pictures for pictures in found.values()):
-        columns["target"] = "ct"
-    rows: list[Row] = []
-    for folder, pictures in found.items():
-        if missing := [name for name in columns.values() if name not in pictures]:
-            others = ", or no ct of any patient" if missing[0] == "ct" else ""
-            raise ValueError(f"patient {folder} has no {missing[0]}: {PATIENT}, is wanted{others}")
-        paths = {column: pictures[name] for column, name in columns.items()}
-        rows.append({"name": folder.relative_to(root).as_posix(), **paths})
-    if divided or "{split}" in data_dir or "target" not in columns:
-        return rows
-    if len(rows) < 2:
-        raise ValueError(f"{rows[0]['source'].parent} is the only patient, and one is needed for validation too")
-    order = sorted(rows, key=lambda row: hashlib.sha256(row["source"].parent.name.encode()).hexdigest())
-    validation = order[: max(1, round(len(rows) / VALIDATED))]
-    return [row for row in rows if (row in validation) == (split != "train")]
+    parts = [*kinds, mask, *([target] if target.cells else [])]
+    if divided or not target.cells:
+        return parts
+    patients: list[str] = [row["name"] for row in _joined(parts)]
+    if len(patients) < 2:
+        raise ValueError(f"{root / patients[0]} is the only patient, and one is needed for validation too")
+    order = sorted(patients, key=lambda name: hashlib.sha256(name.rpartition("/")[2].encode()).hexdigest())
+    validation = {*order[: max(1, round(len(order) / VALIDATED))]}
+    inside = {*patients} - validation if split == "train" else validation
+    return [part._replace(cells={name: part.cells[name] for name in part.cells if name in inside}) for part in parts]
 
 
 def synthrad_values(rows: Iterable[Row]) -> tuple[AnyValues, Values]:
@@ -304,12 +287,13 @@ def read_layout(text: str) -> str:
     return text
 
 
-DATASETS: dict[str, Callable[..., Sequence[Row]]] = {
+A_B = _below("{split}/A", "{split}/B")
+DATASETS: dict[str, Callable[..., Any]] = {
     "edge2shoes": _side_by_side,
     "edge2handbags": _side_by_side,
-    "celeba": _folders_a_b,
-    "face2comics": _folders_a_b,
-    "cityscapes": _cityscapes,
+    "celeba": A_B,
+    "face2comics": A_B,
+    "cityscapes": _below("gtFine/{split}/*_gtFine_color", "leftImg8bit/{split}/*_leftImg8bit"),
     "paired": _paired,
     "folder": _folder,
     "table": _table,

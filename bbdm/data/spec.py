@@ -35,20 +35,28 @@ class Condition:
 
     Args:
         kind: ``image``, ``class`` or ``tokens``.
-        values: the range of an image's stored values; None for 8 bits, and for floats in [-1, 1].
-        size: the channels of images, or the width of tokens; None until rows are looked at.
-        classes: the names of classes in order, or their number; None until rows are looked at.
+        values: the range of an image's stored values; of 8 bits also for floats in [-1, 1].
+        size: the channels of images, the width of tokens, the number of classes or their names in order; None
+            until rows are looked at.
         label: the class of all examples; None where each row has its own.
     """
 
     kind: Kind
-    values: AnyValues | None = None
-    size: int | None = None
-    classes: Classes | None = None
+    values: AnyValues = EIGHT_BIT
+    size: Classes | None = None
     label: str | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.values is None else f"{self.kind}@{self.values}"
+        return self.kind if self.values == EIGHT_BIT else f"{self.kind}@{self.values}"
+
+
+def read_named(text: str, form: str) -> dict[str, str]:
+    """Texts by name, from ``NAME=TEXT`` with commas; of any other a ValueError that begins with ``form``."""
+    parts = [each.partition("=") for each in text.split(",")]
+    found = {name: value for name, _, value in parts}
+    if len(found) < len(parts) or not all(name.isidentifier() and value for name, value in found.items()):
+        raise ValueError(f"{form}, with commas, each name once; got {text!r}")
+    return found
 
 
 def read_conditions(text: str) -> dict[str, Condition]:
@@ -59,17 +67,13 @@ def read_conditions(text: str) -> dict[str, Condition]:
     Raises:
         ValueError: the text has another form, or a name is there twice.
     """
+    form = "conditions are written as NAME=KIND, KIND being image, image@LOW:HIGH, class or tokens"
     conditions: dict[str, Condition] = {}
-    parts = text.split(",")
-    for part in parts:
-        name, _, kind = part.partition("=")
-        kind, mark, values = kind.partition("@")
-        if not name.isidentifier() or kind not in get_args(Kind) or (mark and kind != "image") or name in conditions:
-            raise ValueError(
-                f"conditions are written as NAME=KIND, with commas, each name once, where KIND is image, "
-                f"image@LOW:HIGH, class or tokens; got {text!r}"
-            )
-        conditions[name] = Condition(kind, read_values(values.replace(";", ",")) if mark else None)  # pyright: ignore[reportArgumentType]
+    for name, each in read_named(text, form).items():
+        kind, mark, values = each.partition("@")
+        if kind not in get_args(Kind) or (mark and kind != "image"):
+            raise ValueError(f"{form}, with commas; got {text!r}")
+        conditions[name] = Condition(kind, read_values(values.replace(";", ",")) if mark else EIGHT_BIT)  # pyright: ignore[reportArgumentType]
     return conditions
 
 
@@ -119,14 +123,11 @@ class Spec:
     def __post_init__(self) -> None:
         if not isinstance(self.target, Values):
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
-        for name, choices in {
-            "slices": (None, *AXES),
-            "direction": get_args(Direction),
-            "channels": (None, 1, 3),
-        }.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(str(each) for each in choices if each is not None)
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        choices = {"slices": (None, *AXES), "direction": get_args(Direction), "channels": (None, 1, 3)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(str(each) for each in allowed if each is not None)
+                raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
             raise ValueError(
                 f"neighbours must be a number of slices, at least 0, and need slices; got {self.neighbours}"
@@ -189,10 +190,11 @@ class Spec:
             )
         if not isinstance(self.source, Values) or self.source == EIGHT_BIT:
             return
+        width = np.subtract(self.source.high, self.source.low)
         array = np.asarray(source)[:, ~source.absent()].clip(np.min(self.source.low), np.max(self.source.high))
-        if array.size and np.ptp(array) < CONTRAST * np.min(np.subtract(self.source.high, self.source.low)):
+        if array.size and np.ptp(array) < CONTRAST * width.min():
             warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
-        if source.dtype == np.uint8 and np.subtract(self.source.high, self.source.low).max() > 2 * BYTE:
+        if source.dtype == np.uint8 and width.max() > 2 * BYTE:
             warnings.warn(
                 f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}: store it in "
                 f"these values, or give its own to a call in Python, source_values=(0, {BYTE})",
@@ -201,9 +203,8 @@ class Spec:
 
     def result_nodata(self, source: float | None) -> float | None:
         """What stands for no value in a result: the targets' own, or the source's where the type holds it."""
-        if self.nodata is not None:
-            return self.nodata
-        return source if source is not None and holds(np.dtype(self.target.dtype), source) else None
+        kept = source is not None and holds(np.dtype(self.target.dtype), source)
+        return self.nodata if self.nodata is not None or not kept else source
 
     def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
         """Raise ValueError where pixels of a source have no value, and results cannot say so."""
@@ -246,7 +247,7 @@ class Spec:
         """What a network has learned, as plain values: what is not of whole 8-bit pictures."""
         unset = Spec()
         sides = {f"{role}_values": getattr(self, role) for role in ROLES if getattr(self, role) != EIGHT_BIT}
-        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values is not None}
+        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values != EIGHT_BIT}
         return {
             **{name: values.config() for name, values in sides.items()},
             **{name: getattr(self, name) for name in LEARNED if getattr(self, name) != getattr(unset, name)},
@@ -260,10 +261,9 @@ class Spec:
         Raises:
             ValueError: an entry is wrong.
         """
+        sides = {role: config.get(f"{role}_values") for role in ROLES}
         found: dict[str, Any] = {name: config[name] for name in LEARNED if config.get(name) is not None}
-        for role in ROLES:
-            if config.get(f"{role}_values") is not None:
-                found[role] = values.from_config(config[f"{role}_values"])
+        found |= {role: values.from_config(each) for role, each in sides.items() if each is not None}
         if isinstance(found.get("crop"), list | tuple) and len(found["crop"]) == 3:
             found["axes"] = 3
         ranges = config.get("condition_values") or {}

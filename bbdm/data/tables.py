@@ -10,7 +10,9 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from glob import glob
+from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -72,11 +74,10 @@ class TableRows(Sequence[Row]):
 
     def select(self, names: Iterable[str]) -> TableRows:
         """The rows with some of their columns, which alone are read."""
-        kept = {name: self.columns[name] for name in names if name in self.columns}
-        key = [KEY] if KEY in self._features else []
         found = copy(self)
-        found.columns = kept
-        found._table = self._table.select_columns([*dict.fromkeys([*kept.values(), *key])])
+        found.columns = {name: self.columns[name] for name in names if name in self.columns}
+        kept = dict.fromkeys([*found.columns.values(), *[KEY][: KEY in self._features]])
+        found._table = self._table.select_columns([*kept])
         return found
 
     def __len__(self) -> int:
@@ -93,17 +94,14 @@ class TableRows(Sequence[Row]):
         return tuple(kind.names) if hasattr(kind, "names") else None
 
     def _row(self, index: int, cells: Mapping[str, Any]) -> Row:
-        row: dict[str, Any] = {"name": cells.get(KEY) or f"{index:08d}"}
-        for name, column in self.columns.items():
-            if column in cells and not column.startswith("__"):
-                row[name] = self._value(column, cells[column])
-        return row
+        known = {name: column for name, column in self.columns.items() if column in cells and column[:2] != "__"}
+        values = {name: self._value(column, cells[column]) for name, column in known.items()}
+        return {"name": cells.get(KEY) or f"{index:08d}", **values}
 
     def _value(self, column: str, cell: Any) -> Any:
         if isinstance(cell, Mapping):
-            if cell.get("bytes") is None and cell.get("path"):
-                return Path(cell["path"])
-            return cell.get("bytes")
+            data, path = cell.get("bytes"), cell.get("path")
+            return Path(path) if data is None and path else data
         if isinstance(cell, int) and hasattr(self._features[column], "int2str"):
             return self._features[column].int2str(cell) if cell >= 0 else None
         return str(cell) if isinstance(cell, int | float) else cell
@@ -160,19 +158,14 @@ class StreamedRows(TableRows):
 
     def rows(self, order: Iterable[int], seed: int) -> Iterator[Row]:
         """The rows at rising indices; those from ``count`` on are of the order of an epoch's seed."""
-        stream: Iterator[Row] | None = None
-        position = 0
-        for index in order:
+        stream: Iterator[tuple[int, Any]] = iter(())
+        for number, index in enumerate(order):
             at = index - self._count if index >= self._count else index
-            if stream is None:
-                stream = self._stream(seed if index >= self._count else None)
-            while position < at:
-                next(stream)
-                position += 1
-            position += 1
-            yield self._row(at, next(stream))
+            if number == 0:
+                stream = enumerate(self._stream(seed if index >= self._count else None))
+            yield self._row(at, next(cells for position, cells in stream if position == at))
 
-    def _stream(self, seed: int | None) -> Iterator[Row]:
+    def _stream(self, seed: int | None) -> Iterator[Any]:
         """All rows, again and again: as stored, or this process's share in the order of a seed."""
         table = self._table
         if seed is not None:
@@ -181,32 +174,30 @@ class StreamedRows(TableRows):
             table = table.shuffle(seed=seed, buffer_size=MIXED)
             if self._processes > 1:
                 table = split_dataset_by_node(table, self._rank, self._processes)
-        while True:
-            yield from table
+        return chain.from_iterable(repeat(table))
 
 
-def open_table(path: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> TableRows:
+def open_table(
+    path: str, split: str, named: Mapping[str, str] = MappingProxyType({}), streaming: bool = False
+) -> TableRows:
     """A split of a table: ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the Hub, a folder, or files.
 
     Files are a path or URL that ends in ``.tar`` or ``.parquet``, with ``*`` for several. ``named`` are the
-    table's columns by what they are in rows.
+    table's columns by what they are in rows. Rows of a stream are counted where the table does not say it.
 
     Raises:
         FileNotFoundError: there is no such table or split.
         ValueError: it has no such columns, or they hold no pictures.
         OSError: it cannot be fetched or read.
     """
-    return TableRows(_load(path, split, streaming=False)[0], named)
-
-
-def open_stream(path: str, split: str, named: Mapping[str, str] = MappingProxyType({})) -> StreamedRows:
-    """The same as a stream; see :func:`open_table`. Rows are counted where the table does not say it."""
-    table, name = _load(path, split, streaming=True)
+    table, name = _load(path, split, streaming)
+    if not streaming:
+        return TableRows(table, named)
     known = (table.info.splits or {}).get(str(table.split))
     return StreamedRows(table, named, name, known.num_examples or None if known else None)
 
 
-LAYOUTS = {"hub": open_table, "stream": open_stream}
+LAYOUTS: dict[str, Callable[..., TableRows]] = {"hub": open_table, "stream": partial(open_table, streaming=True)}
 
 
 def _load(path: str, split: str, streaming: bool) -> tuple[Any, str]:

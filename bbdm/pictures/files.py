@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,9 +21,9 @@ from bbdm.pictures.picture import Header, Picture
 
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of it begins
-TIFF_PAGES = 8  # pages that are looked at
 PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
-KIND, WIDTH, HEIGHT, BITS, MEANING, TURN, CHANNELS, EXTRA, FORM = TAGS = (254, 256, 257, 258, 262, 274, 277, 338, 339)
+TAGS = {256: 0, 257: 0, 258: 1, 262: 0, 274: 1, 277: 1, 338: 1, 339: 1}  # width, height, bits, meaning of values, turn,
+# channels, meaning of further channels, kind of numbers; with what they are where they are missing
 
 
 def read(
@@ -140,38 +141,24 @@ def _reader_of_tiff(path: Path) -> str:
 
     Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer, grey or colours, perhaps alpha.
     """
-    pages = _pages(path)
-    if not pages:
-        return "tifffile"
-    page, pixels = pages[0], pages[0][WIDTH][0] * pages[0][HEIGHT][0]
-    simple = (
-        len(pages) == 1
-        and max(page[BITS]) <= 8
-        and {*page[FORM]} == {1}  # unsigned integers
-        and page[CHANNELS][0] <= 4
-        and 0 not in page[EXTRA]  # no channel without a meaning
-        and pixels <= 2 * (Image.MAX_IMAGE_PIXELS or pixels)
-    )
-    if any(tag in page for tag in PLACE_TAGS) and (find_spec("rasterio") or not simple):
-        return "rasterio"
-    seen = page[MEANING][0], page[CHANNELS][0], page[TURN][0]
-    as_stored = {*page[BITS]} == {8} and seen in ((1, 1, 1), (2, 3, 1))  # black is 0, or RGB; upright
-    return "pillow" if simple and not (as_stored and find_spec("tifffile")) else "tifffile"
-
-
-def _pages(path: Path) -> list[dict[int, tuple[int, ...]]]:
-    """The tags of the first pages, of which reduced copies and masks are left out."""
-    pages: list[dict[int, tuple[int, ...]]] = []
+    tags: Any = {}
     with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
         start = file.read(8)
-        start += file.read(8) if b"+" in start[2:4] else b""
-        offset = ImageFileDirectory_v2(start).next
-        while offset and len(pages) < TIFF_PAGES:
-            page: Any = ImageFileDirectory_v2(start)
-            file.seek(offset)
-            page.load(file)
-            found = {tag: page.get(tag, int(tag in (BITS, TURN, CHANNELS, EXTRA, FORM))) for tag in TAGS}
-            found |= {tag: () for tag in PLACE_TAGS if tag in page}
-            pages.append({tag: value if isinstance(value, tuple) else (value,) for tag, value in found.items()})
-            offset = page.next
-    return [page for i, page in enumerate(pages) if i == 0 or not page[KIND][0] & (1 | 4)]
+        tags = ImageFileDirectory_v2(start + (file.read(8) if b"+" in start[2:4] else b""))
+        file.seek(tags.next)
+        tags.load(file)
+    found = (tags.get(tag, default) for tag, default in TAGS.items())
+    width, height, bits, meaning, turn, channels, extra, form = (v if isinstance(v, tuple) else (v,) for v in found)
+    simple = (
+        not getattr(tags, "next", 1)
+        and max(bits) <= 8
+        and {*form} == {1}  # unsigned integers
+        and channels[0] <= 4
+        and 0 not in extra  # no channel without a meaning
+        and width[0] * height[0] <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+    )
+    if any(tag in tags for tag in PLACE_TAGS) and (find_spec("rasterio") or not simple):
+        return "rasterio"
+    seen = meaning[0], channels[0], turn[0]
+    as_stored = {*bits} == {8} and seen in ((1, 1, 1), (2, 3, 1))  # black is 0, or RGB; upright
+    return "pillow" if simple and not (as_stored and find_spec("tifffile")) else "tifffile"

@@ -62,6 +62,13 @@ class Geometry:
         axes = [int(np.abs(column).argmax()) for column in columns]
         return "".join("RLAPIS"[2 * axis + (column[axis] > 0)] for axis, column in zip(axes, columns, strict=True))
 
+    def steps(self, axes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """The arguments of :func:`as_affine`; None without an affine of so many axes."""
+        if self.affine is None or len(self.affine) != axes + 1:
+            return None
+        matrix = np.asarray(self.affine, np.float64)
+        return matrix[:-1, -2::-1], matrix[:-1, -1]
+
     def without(self, *names: str) -> Geometry:
         """The geometry without some entries of ``kept``."""
         return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
@@ -72,7 +79,7 @@ class Geometry:
             return self
         matrix = np.array(self.affine, dtype=np.float64)
         matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(start)
-        return replace(self, affine=as_affine(matrix))
+        return replace(self, affine=tuple(map(tuple, matrix.tolist())))
 
 
 NOWHERE = Geometry()
@@ -199,9 +206,11 @@ def scale(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / half - 1
 
 
-def as_affine(matrix: npt.ArrayLike) -> Affine:
-    """A matrix as a tuple of rows of floats."""
-    return tuple(tuple(row) for row in np.asarray(matrix, dtype=np.float64).tolist())
+def as_affine(steps: npt.ArrayLike, origin: npt.ArrayLike) -> Affine:
+    """The affine of axes (..., y, x): of (n, n) steps in the world along x, y, ..., and the first pixel."""
+    columns = np.asarray(steps, np.float64)[:, ::-1]
+    matrix = np.vstack([np.column_stack([columns, origin]), [0.0] * len(columns) + [1.0]])
+    return tuple(map(tuple, matrix.tolist()))
 
 
 def same_grid(one: Header | Picture, other: Header | Picture) -> bool:

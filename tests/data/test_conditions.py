@@ -65,7 +65,7 @@ class TestOfFiles:
         pairs = pairs_of()
         classes = {"style": ("10", "ink", "oil")}
         assert pairs.further == ConditionsConfig(images={"sar": 1}, classes=classes, tokens={"text": WIDTH})
-        assert pairs.spec.conditions["style"].classes == ("10", "ink", "oil")
+        assert pairs.spec.conditions["style"].size == ("10", "ink", "oil")
         example = pickle.loads(pickle.dumps(pairs)).read(3)
         assert (example.conditions["sar"].numpy() == grey(3)[None]).all()
         assert (example.conditions["text"].numpy() == tokens(3)).all()

@@ -36,7 +36,7 @@ def specs(draw: Any) -> Spec:
         neighbours=draw(st.integers(0, 3)) if slices else 0,
         spacing=draw(st.none() | st.tuples(*[st.floats(1e-3, 100)] * 3)),
         nodata=draw(st.none() | st.integers(-9999, 0).map(float)),
-        conditions=draw(st.dictionaries(st.sampled_from("abc"), ANY.map(lambda values: Condition("image", values)))),
+        conditions=draw(st.dictionaries(st.sampled_from("abc"), VALUES.map(lambda values: Condition("image", values)))),
     )
 
 
@@ -109,7 +109,7 @@ class TestTexts:
             "text": Condition("tokens"),
         }
         for text in ("", "sar", "=image", "s r=image", "a=map", "a=class@0:1", "a=class,a=image"):
-            with pytest.raises(ValueError, match="NAME=KIND, with commas, each name once"):
+            with pytest.raises(ValueError, match=r"NAME=KIND, .* with commas"):
                 read_conditions(text)
 
     def test_crops_and_slices(self) -> None:
@@ -120,7 +120,7 @@ class TestTexts:
         for text in ("", "a", "96:", "96:8:0.5:1", "96:1.5"):
             with pytest.raises(ValueError, match=r"SIZE, SIZE:COUNT or SIZE:COUNT:SHARE, got"):
                 read_crops(text)
-        for text in ("", "oblique", "axial:", "axial:-1", "axial:x"):
+        for text in ("", "oblique", "axial:", "axial:1:1", "axial:x"):
             with pytest.raises(ValueError, match=r"PLANE or PLANE:NEIGHBOURS"):
                 read_slices(text)
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bbdm.data.crops import crop_window
+from bbdm.data.grids import crop_window
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures.values import Percentiles, Values, read_values
@@ -123,9 +123,10 @@ class TestCrops:
         inside = np.zeros(sides, np.uint8)
         inside[at] = 1
         key, seed = data.draw(st.text()), data.draw(st.integers(0, 2**40))
-        window = crop_window(sides, size, key, seed)
-        assert window == crop_window(sides, size, key, seed)
-        centred = crop_window(sides, size, key, seed, 1.0, lambda: inside)
+        whole = tuple(slice(0, side) for side in sides)
+        window = crop_window(whole, size, key, seed)
+        assert window == crop_window(whole, size, key, seed)
+        centred = crop_window(whole, size, key, seed, 1.0, lambda: inside)
         for part, other, side, length, middle in zip(window, centred, sides, size, at, strict=True):
             assert 0 <= part.start <= part.stop == part.start + length <= side
             assert other.start <= middle < other.stop  # as near to the middle as the picture's edges let it
@@ -133,7 +134,7 @@ class TestCrops:
 
     def test_windows_are_everywhere(self) -> None:
         """16 places, 1600 draws: each count within 5 sigma of 100, a false alarm of 1e-5."""
-        windows = [crop_window((8, 8), (5, 5), key, seed) for key in ("a 0", "a 1") for seed in range(800)]
+        windows = [crop_window((slice(0, 8),) * 2, (5, 5), key, seed) for key in ("a 0", "a 1") for seed in range(800)]
         counts = np.zeros((4, 4))
         np.add.at(counts, tuple(np.array([[part.start for part in window] for window in windows]).T), 1)
         assert abs(counts - 100).max() < 5 * np.sqrt(1600 / 16 * 15 / 16)

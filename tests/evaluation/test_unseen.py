@@ -65,7 +65,7 @@ def test_pairs_are_known_whatever_they_are_told(make_trainer: MakeTrainer, make_
     trainer = make_trainer("w.run", unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=1)
     trainer.fit()
     trainer.save(tmp_path / "w.pt")
-    for told in (labels, {"style": Condition("class", classes=("a", "b"), label="a")}, {}):
+    for told in (labels, {"style": Condition("class", size=("a", "b"), label="a")}, {}):
         pairs = load_pairs("paired", places, size=SIZE, conditions=told)
         for file in (tmp_path / "w.pt", newest(trainer)):
             with pytest.raises(SeenPairsError, match="these 4 pairs were in training, by"):

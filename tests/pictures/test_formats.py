@@ -15,7 +15,6 @@ import SimpleITK as sitk  # noqa: N813
 from PIL import Image, ImageOps
 
 from bbdm.pictures import Geometry, Picture, header, images, read, suffixes, write
-from bbdm.pictures.formats import numpy as numpy_files
 from bbdm.pictures.picture import Header, same_grid
 from bbdm.pictures.suffixes import SUFFIXES, suffix_of, suffix_of_result
 from bbdm.pictures.values import EIGHT_BIT, Values
@@ -259,8 +258,7 @@ class TestNumpy:
         np.savez(tmp_path / "a.npz", array=np.ones((2, 3)), other=np.zeros(3))
         assert (read(tmp_path / "a.npz") == 1).all()
 
-    def test_a_mapped_picture_is_written_by_blocks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(numpy_files, "BLOCK", 20)
+    def test_a_mapped_picture_is_written_as_it_is(self, tmp_path: Path) -> None:
         array = numbers((3, 31, 17), "int16")
         np.save(tmp_path / "a.npy", array)
         write(tmp_path / "b.npy", read(tmp_path / "a.npy"))

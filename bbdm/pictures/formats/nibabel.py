@@ -67,15 +67,13 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     if header.windowed:
         array = checks.mapped(header.path, dtype, offset, shape)
     else:
-        array = np.empty(shape, dtype)
-        rest: memoryview = array.view(np.uint8).reshape(-1).data
         with gzip.open(header.path) as file:
             file.seek(offset)
-            while rest and (count := file.readinto(rest)):  # pyright: ignore[reportAttributeAccessIssue]
-                rest = rest[count:]
+            data = file.read(math.prod(shape) * dtype.itemsize)
             file.read(1)  # at its end, the checksum is compared
-        if rest:
-            raise ValueError(f"its compressed values end {len(rest)} bytes early: it is truncated")
+        if len(data) < math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"its compressed values end after {len(data)} bytes: it is truncated")
+        array = np.frombuffer(data, dtype).reshape(shape)
     if dtype.names:
         array = np.moveaxis(array.view(np.dtype(dtype[0])).reshape(*shape, len(dtype.names)), -1, 0)
     part = array.reshape(header.shape)[(slice(None), *window)]
@@ -94,10 +92,10 @@ def write(path: Path, picture: Picture) -> None:
     array = np.asarray(picture).T
     array = array[..., 0] if channels == 1 else array.reshape(*array.shape[:-1], *[1] * (4 - axes), channels)
     matrix = None
-    if geometry.affine is not None and len(geometry.affine) == axes + 1:
-        placed, given = np.eye(4), np.asarray(geometry.affine)
-        placed[:axes, :axes], placed[:axes, 3] = given[:-1, -2::-1], given[:-1, -1]
-        matrix = LPS @ placed
+    if (steps := geometry.steps(axes)) is not None:
+        matrix = np.eye(4)
+        matrix[:axes, :axes], matrix[:axes, 3] = steps
+        matrix = LPS @ matrix
     kept = geometry.kept.get("header") if geometry.format == NAME else None
     large = kept is not None and len(kept) > package.Nifti1Header.sizeof_hdr
     kind = package.Nifti2Image if large else package.Nifti1Image
@@ -161,6 +159,4 @@ def _affine(nifti: Any, count: int, path: Path) -> Affine:
         warnings.warn(f"{path} {text}", stacklevel=2)
     matrix = LPS @ forms[0] if forms else np.diag([*nifti["pixdim"][1 : count + 1], *[1.0] * (4 - count)])
     matrix[:3] *= MM.get(int(nifti["xyzt_units"]) & 7, 1.0)
-    affine = np.eye(count + 1)
-    affine[:count, :count], affine[:count, count] = matrix[:count, count - 1 :: -1], matrix[:count, 3]
-    return as_affine(affine)
+    return as_affine(matrix[:count, :count], matrix[:count, 3])

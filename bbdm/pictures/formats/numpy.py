@@ -19,7 +19,6 @@ from bbdm.pictures import checks
 from bbdm.pictures.picture import Header, Picture
 
 KEY = "array"  # of an npz with several arrays
-BLOCK = 2**24  # values that are written at once
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -31,13 +30,19 @@ def header(path: Path) -> Header:
             says; or it has several arrays, and none is named "array".
     """
     with _opened(path) as (file, size, most):
-        shape, _, dtype = _layout(file)
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"it has version {version} of npy's header, which is of structured arrays")
+        shape, fortran, dtype = HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError("it has pickled objects, which are never loaded: save numbers")
         if math.prod(shape) * dtype.itemsize > size - file.tell():
             raise ValueError(f"its header says {shape} of {dtype}: it is truncated")
-    if len(shape) not in (2, 3, 4):
+        stored = file.tell(), shape, "F" if fortran else "C", dtype
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise ValueError(f"it must be (H, W), (C, H, W) or (C, D, H, W), got {shape}")
-    shape = (1, *shape) if len(shape) == 2 else shape
-    return Header(path, shape, checks.real(dtype), windowed=path.suffix.lower() == ".npy", most=most)
+    shape, kind = ((1, *shape) if len(shape) == 2 else shape), checks.real(dtype)
+    return Header(path, shape, kind, windowed=path.suffix.lower() == ".npy", most=most, stored=stored)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -46,34 +51,27 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     Raises:
         ValueError: an npz is damaged.
     """
-    with _opened(header.path) as (file, _, _):
-        shape, order, dtype = _layout(file)
-        if header.windowed:
-            array = checks.mapped(header.path, dtype, file.tell(), shape, order)
-        else:
-            data = file.read(math.prod(shape) * dtype.itemsize)
+    offset, shape, order, dtype = header.stored
+    if header.windowed:
+        array = checks.mapped(header.path, dtype, offset, shape, order)
+    else:
+        with _opened(header.path) as (file, *_):
+            data = file.read(offset + math.prod(shape) * dtype.itemsize)
             file.read(1)  # at its end, the checksum is compared
-            array = np.frombuffer(data, dtype).reshape(shape, order=order)
+        array = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape, order=order)
     return np.asarray(array.reshape(header.shape)[(slice(None), *window)], header.dtype)
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write the array as it is, an npy by blocks; neither format has an entry for a geometry.
+    """Write the array as it is; neither format has an entry for a geometry.
 
     Raises:
         ValueError: the values are not real numbers, or the spatial axes not 2 or 3.
     """
     checks.check_held(path.suffix, picture, (*checks.REAL, "float16"))
-    array = np.asarray(picture)
     if path.suffix.lower() == ".npz":
-        return np.savez_compressed(path, array=array)  # the name is KEY
-    layout = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, layout)
-        rows = max(1, BLOCK // math.prod(array.shape[2:]))
-        for channel in array:
-            for start in range(0, len(channel), rows):
-                file.write(np.ascontiguousarray(channel[start : start + rows]).data)
+        return np.savez_compressed(path, array=np.asarray(picture))  # the name is KEY
+    return np.save(path, np.asarray(picture))  # a mapped picture is not copied
 
 
 @contextmanager
@@ -92,16 +90,3 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int, int]]:
         member = archive.getinfo(f"{KEY}.npy" if f"{KEY}.npy" in names else names[0])
         with archive.open(member) as file:
             yield file, member.file_size, checks.RATIO * member.compress_size
-
-
-def _layout(file: IO[bytes]) -> tuple[tuple[int, ...], checks.Order, np.dtype[Any]]:
-    """The shape, the order, and the type."""
-    version = np.lib.format.read_magic(file)
-    if version not in HEADERS:
-        raise ValueError(f"it has version {version} of npy's header, which is of structured arrays")
-    shape, fortran, dtype = HEADERS[version](file)
-    if dtype.hasobject:
-        raise ValueError("it has pickled objects, which are never loaded: save numbers")
-    if min(shape, default=0) < 1:
-        raise ValueError(f"an array of shape {shape} has no pixels")
-    return shape, "F" if fortran else "C", dtype

@@ -43,7 +43,7 @@ def header(path: Path) -> Header:
             **{name: getattr(file, name) for name in OF_BANDS},
         }
         a, b, c, d, e, f = tuple(file.transform)[:6]
-        affine = None if file.transform.is_identity else as_affine([[b, a, c], [e, d, f], [0, 0, 1]])
+        affine = None if file.transform.is_identity else as_affine([[a, b], [d, e]], [c, f])
         windowed = any(block != file.shape for block in file.block_shapes)
         geometry = Geometry(affine, NAME, kept, file.nodata)
         most = checks.RATIO * path.stat().st_size
@@ -71,9 +71,8 @@ def write(path: Path, picture: Picture) -> None:
         **{"nodata": geometry.nodata, "crs": kept.get("crs")},
         **({"photometric": "minisblack"} if channels != 3 else {}),
     }
-    if geometry.affine is not None and len(geometry.affine) == 3:
-        (b, a, c), (e, d, f), _ = geometry.affine
-        profile["transform"] = optional.package("affine", "a GeoTIFF").Affine(a, b, c, d, e, f)
+    if (steps := geometry.steps(2)) is not None:
+        profile["transform"] = optional.package("affine", "a GeoTIFF").Affine(*np.column_stack(steps).ravel().tolist())
     with _gdal(GDAL_CACHEMAX=CACHE) as rasterio, rasterio.open(path, "w", **profile) as file:
         file.update_tags(**kept.get("tags", {}))
         if len(kept.get("colors", ())) == channels:

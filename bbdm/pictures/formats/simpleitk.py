@@ -97,15 +97,14 @@ def write(path: Path, picture: Picture) -> None:
     pixels = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     image = package.GetImageFromArray(np.ascontiguousarray(pixels), isVector=len(array) > 1)
     kept = geometry.kept if geometry.format == NAME else {}
-    if geometry.affine is not None and len(geometry.affine) == array.ndim:
-        matrix = np.asarray(geometry.affine)
-        columns, origin = matrix[:-1, -2::-1], matrix[:-1, -1].tolist()
+    if (steps := geometry.steps(array.ndim - 1)) is not None:
+        columns, origin = steps
         spacing, direction = kept.get("spacing"), kept.get("direction")
         if spacing is None or _geometry(spacing, origin, direction).affine != geometry.affine:
             spacing = np.linalg.norm(columns, axis=0).tolist()
             direction = (columns / np.asarray(spacing)).ravel().tolist()
         image.SetSpacing(spacing)
-        image.SetOrigin(origin)
+        image.SetOrigin(origin.tolist())
         image.SetDirection(direction)
     if kept.get("suffix") == _family(path):
         for key, text in kept["entries"].items():
@@ -161,14 +160,11 @@ def _dtype(package: Any, reader: Any) -> np.dtype[Any]:
     return np.dtype(f"{'u' if unsigned else ''}{kind}{bits}")
 
 
-def _geometry(spacing: Sequence[float], origin: Sequence[float], direction: Any, **kept: Any) -> Geometry:
+def _geometry(spacing: Sequence[float], origin: npt.ArrayLike, direction: Any, **kept: Any) -> Geometry:
     """Of what SimpleITK has of (x, y, ...): its affine is from (..., y, x) to the world."""
-    count = len(spacing)
-    matrix, turn = np.eye(count + 1), np.reshape(direction, (count, count))
-    matrix[:count, :count] = (turn * np.asarray(spacing))[:, ::-1]
-    matrix[:count, count] = origin
+    turn = np.reshape(direction, (len(spacing), len(spacing)))
     known = {"spacing": tuple(spacing), "direction": tuple(turn.ravel().tolist())}
-    return Geometry(as_affine(matrix), NAME, {**known, **kept})
+    return Geometry(as_affine(turn * np.asarray(spacing), origin), NAME, {**known, **kept})
 
 
 def _family(path: Path) -> str:
@@ -264,10 +260,9 @@ def _series(package: Any, path: Path) -> Header:
     if len(readers) > 1:
         if depth > 1:
             raise ValueError("it has several files of several slices: put each into a folder of its own")
-        texts = [_text(reader, POSITION).split("\\") for reader in readers]
-        if lost := [file.name for file, text in zip(files, texts, strict=True) if len(text) != 3]:
+        if lost := [file.name for file, reader in zip(files, readers, strict=True) if not _text(reader, POSITION)]:
             raise ValueError(f"{lost[0]} does not say where its slice lies")
-        positions = np.array(texts, dtype=np.float64)  # of the first pixels, in mm
+        positions = np.array([reader.GetOrigin() for reader in readers])  # of the first pixels, in mm
         order = np.argsort(positions @ direction[:, 2], kind="stable")
         files, step = [files[i] for i in order], _step(positions[order])
         length = float(np.linalg.norm(step))

@@ -220,11 +220,7 @@ def _geometry(file: Any, page: Any, shape: tuple[int, ...]) -> Geometry:
             ome = _ome_of(lengths, unit)
     kept |= {"ome": ome} if ome or file.is_ome else {}
     spacing: list[Any] = [ome.get(name) for name in SIZES[:axes]]  # x, y, z
-    affine = None
-    if all(spacing):
-        matrix = np.eye(axes + 1)
-        matrix[:axes, :axes] = np.fliplr(np.diag(spacing))
-        affine = as_affine(matrix)
+    affine = as_affine(np.diag(spacing), np.zeros(axes)) if all(spacing) else None
     return Geometry(affine, NAME, kept, float(page.nodata) if NODATA in page.tags else None)
 
 
