@@ -13,7 +13,7 @@ from bbdm.base import demo
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values, named
 from bbdm.cli.translate import translate
-from bbdm.evaluation.config import MapsConfig
+from bbdm.translation.config import MapsConfig
 
 
 def main(argv: Sequence[str]) -> None:

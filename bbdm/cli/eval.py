@@ -24,11 +24,11 @@ from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.bridges import Bridge
 from bbdm.cli.training import DATA_DIR, add_layout
-from bbdm.evaluation.config import TranslateConfig
-from bbdm.evaluation.table import BONE, METRICS, LPIPSNet, defaults
+from bbdm.evaluation.table import BONE, METRICS, LPIPSNet, Setup, defaults
+from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:
-    from bbdm.evaluation.translate import Translator
+    from bbdm.translation.translator import Translator
 
 Run = tuple[str | None, int | None]  # solver, and its steps; None for the default
 Report = dict[str, Any]  # as bbdm.evaluation.reports reads and writes it
@@ -92,8 +92,8 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
             lpips_net=args.lpips_net,
             lpips_weights=args.lpips_weights,
             device=processes.device,
-            values=translator.setup.values,
-            channels=translator.setup.channels,
+            values=translator.dataset.spec.target,
+            channels=translator.files.channels,
             masked=translator.files.masked,
             dice_above=args.dice_above,
             per_channel=args.per_channel,
@@ -103,7 +103,7 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
     several = None
     batches = translator.pictures(jobs)
     if args.num_samples > 1:
-        several = distributions.DistributionScores(args.num_samples, translator.setup.values)
+        several = distributions.DistributionScores(args.num_samples, translator.dataset.spec.target)
         batches = several.counted(batches)
     if translator.files.volumes and all(METRICS[name].masks for name in args.metrics):
         each = patients.score(scores, translator, batches)
@@ -167,14 +167,15 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module."""
     args, config = parse(argv)
     from bbdm.evaluation import distributions, patients, reports
-    from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
+    from bbdm.translation.translator import Translator
 
     optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
     if config.use_multi_gpus:
         start_on_each_gpu(["eval", *argv])
     translator = Translator(config)
-    args.metrics = args.metrics or defaults(translator.setup)
+    setup = Setup(translator.dataset.spec.target, translator.files.channels, config.num_samples)
+    args.metrics = args.metrics or defaults(setup)
     if args.sweep:
         sweep(translator, args)
     else:

@@ -20,16 +20,16 @@ from bbdm.base.atomic import file_sha256
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.data.spec import check_eight_bit
-from bbdm.evaluation.config import TranslateConfig
 from bbdm.pictures import images
+from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:
     import torch
 
     from bbdm.data.rows import Row
-    from bbdm.evaluation.results import Job
     from bbdm.evaluation.segmentation import SegmentationScore
-    from bbdm.evaluation.translate import Translator
+    from bbdm.translation.results import Job
+    from bbdm.translation.translator import Translator
 
 Report = dict[str, Any]
 
@@ -117,8 +117,8 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module."""
     args, config = parse(argv)
     from bbdm.evaluation.reports import seconds
-    from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
+    from bbdm.translation.translator import Translator
 
     optional.package("torchmetrics", "bbdm eval-miou")  # before a network is loaded
     if config.use_multi_gpus:

@@ -1,7 +1,8 @@
 """Restore photographs: bbdm restore PHOTO... -o DIR [flags].
 
 JPEGs of any quality, noise, blur and pictures that were enlarged, of any size, in grey or colour of 8 or 16
-bits. Results are PNG files with the bits, the transparency and the colour profile of their photographs.
+bits. The result is the expected picture, which is nearest to the clean one; --samples N gives N random ones,
+with grain. Results are PNG files with the bits, the transparency and the colour profile of their photographs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from bbdm.base.scripts import Parser, StoppedError
 from bbdm.base.settings import add_flags, from_values
-from bbdm.evaluation.config import RestoreConfig
+from bbdm.translation.config import RestoreConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,16 +24,14 @@ def main(argv: Sequence[str]) -> None:
     add_flags(parser, RestoreConfig)
     args = vars(parser.parse_args(argv))
     config = from_values(RestoreConfig, {**args, "photographs": tuple(args["photographs"])})
-    from bbdm.evaluation.restore import Restorer
+    from bbdm.translation.restore import restore
 
-    failed = 0
-    for outcome in Restorer(config)():
-        for path in outcome.written:
-            print(path)
-        for path in outcome.kept:
-            print(f"{path} was there: --overwrite makes it again")
-        if outcome.error is not None:
-            failed += 1
-            print(f"error: {outcome.error}", file=sys.stderr)
-    if failed:
+    outcome = restore(config)
+    for path in outcome.results:
+        print(path)
+    for path in outcome.kept:
+        print(f"{path} was there: --overwrite makes it again")
+    for error in outcome.errors:
+        print(f"error: {error}", file=sys.stderr)
+    if failed := len(outcome.errors):
         raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")

@@ -6,7 +6,9 @@ which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,12 @@ from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values, named
 from bbdm.cli.training import add_layout
-from bbdm.evaluation.config import MapsConfig
 from bbdm.pictures import images
+from bbdm.translation.config import MapsConfig
 
 if TYPE_CHECKING:
-    from bbdm.evaluation.files import Files
-    from bbdm.evaluation.results import Job
+    from bbdm.translation.files import Files
+    from bbdm.translation.results import Job
 
 GRID_PAIRS = 16  # at most
 GRIDS = ("grid.png", "grid_of_results.png")  # the first that is no result's name
@@ -44,7 +46,7 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     """(source | results | target) of the first sources, in a sheet about as high as wide."""
     results: dict[int, list[Path]] = {}
     for job in jobs:
-        results.setdefault(job.index, []).append(job.path)
+        results.setdefault(job.index, []).extend(job.paths.values())
     examples = [files.pictures(index, paths) for index, paths in list(results.items())[:GRID_PAIRS]]
     count = len(results[jobs[0].index])
     names = ["source", *["result"] * count, *["target"] * (len(examples[0]) - 1 - count)]
@@ -53,22 +55,30 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
 
 def translate(config: MapsConfig, words: Sequence[str]) -> None:
     """Translate, and draw the grid; ``words`` are the command's, to start it again for each GPU."""
-    from bbdm.evaluation.maps import MapTranslator
-    from bbdm.evaluation.results import check_places
-    from bbdm.evaluation.translate import Translator
+    from bbdm.evaluation.calibration import as_calibrated, place_of
+    from bbdm.evaluation.intervals import Intervals
     from bbdm.execution.processes import start_on_each_gpu
+    from bbdm.files.hub import find_checkpoint
+    from bbdm.translation.results import check_paths, paths_of
+    from bbdm.translation.translator import Translator
 
     if config.use_multi_gpus:
         start_on_each_gpu(words)
-    translator = (MapTranslator if config.maps else Translator)(config)
+    load = None
+    if config.with_ends:
+        path = config.intervals or place_of(find_checkpoint(config.model))
+        config, load = as_calibrated(config, path), partial(Intervals.load, path)
+    translator = Translator(config, load_intervals=load)
     folder = config.output_dir
-    planned = [job.path for job in translator.plan(folder)]
+    planned = paths_of(translator.plan(folder))
     grid = next(path for name in GRIDS if (path := folder / name) not in planned)
-    check_places(translator.files, [grid, *planned])
+    check_paths(translator.files, [grid, *planned])
     kept = 0 if config.overwrite else sum(path.exists() for path in planned)
-    jobs, _ = translator.run(translator.config.chosen_solver, translator.config.steps, folder)
+    began = time.perf_counter()
+    jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
     if translator.processes.first:
-        print(f"{len(jobs) - kept} results in {folder}" + (f", and {kept} that were there" if kept else ""))
+        kept_too = f", and {kept} that were there" if kept else ""
+        print(f"{len(paths_of(jobs)) - kept} results in {folder}{kept_too} ({time.perf_counter() - began:.1f} s)")
         if small := translator.shown(jobs):
             sheet = draw_grid(translator.files, small)
             write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from bbdm.base import scripts
 from bbdm.base.settings import setting
 from bbdm.data.config import RowsConfig, read_labels
 from bbdm.data.rows import Row, read_rows
-from bbdm.evaluation.config import TranslateConfig
-from bbdm.evaluation.intervals import By, Intervals, check_risk
+from bbdm.evaluation.intervals import By, Intervals, OtherSamplerError, check_risk
 from bbdm.evaluation.risk import Bound, NoLambdaError, TooFewPairsError
 from bbdm.evaluation.unseen import check_copies
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.translation.config import MapsConfig, TranslateConfig
 
 SUFFIX = ".intervals.json"
 
@@ -87,8 +87,8 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
         TooFewPairsError: too few pairs have values. What is measured is deleted.
         ValueError: an argument is refused; see :meth:`Intervals.calibrate`.
     """
-    from bbdm.evaluation.results import ResultsError
-    from bbdm.evaluation.translate import Translator
+    from bbdm.translation.results import ResultsError
+    from bbdm.translation.translator import Translator
 
     output = config.output or place_of(config.model)
     if output.exists() and not config.overwrite:
@@ -100,7 +100,7 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     given: dict[str, Any] = {name: getattr(config, name) for name in shared}
     given |= {"output_dir": parts, "batch_size": config.batch_size or 16}
     translator = Translator(TranslateConfig(**given))
-    pairs = translator.dataset.without(translator._bad)
+    pairs = translator.dataset.without(translator.bad)
     check_copies(pairs, _training_part(config))
     try:
         made = Intervals.calibrate(
@@ -125,6 +125,27 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     made.save(output)
     shutil.rmtree(parts)
     return made, output
+
+
+def as_calibrated(config: MapsConfig, path: Path) -> MapsConfig:
+    """A translation with what the file of intervals fixes: solver, steps, samples, windows and guidance.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OtherSamplerError: a setting that was given, or is not the default, says otherwise.
+    """
+    fixed = Intervals.call_of(path)
+    fixed["num_samples"] = fixed.pop("samples")
+    usual = {each.name: each.default for each in fields(config)}
+    for name, value in fixed.items():
+        own = config.chosen_solver if name == "solver" else getattr(config, name)
+        if own != value and (name in config.named or own != usual[name]):
+            raise OtherSamplerError(
+                f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
+            )
+    if config.image_size is None and config.window != fixed["window"]:  # which keeps pictures as they are, if named
+        fixed["image_size"] = "fit" if config.dataset == "folder" else "train"
+    return replace(config, **fixed, intervals=path, fast_sampling=False)
 
 
 def _training_part(config: CalibrateConfig) -> Sequence[Row]:

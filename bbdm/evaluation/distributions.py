@@ -18,7 +18,7 @@ from bbdm.execution.processes import Processes
 from bbdm.pictures.values import Values
 
 if TYPE_CHECKING:
-    from bbdm.evaluation.translate import Batch
+    from bbdm.translation.translator import Batch
 
 NOMINAL = 0.9  # of the interval whose coverage and length are scored; the nearest that the samples have
 BINS = 2048  # of lengths and of standard deviations, over the range of the values

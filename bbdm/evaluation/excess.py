@@ -84,7 +84,7 @@ class Measure:
         if folder is None:
             yield from map(self._unit, self.units)
             return
-        from bbdm.evaluation.results import Record
+        from bbdm.translation.results import Record
 
         names = [f"{number:06d}.npy" for number in range(len(self.units))]
         levels = None if self.by == "std" else (self.alpha / 2, 1 - self.alpha / 2)

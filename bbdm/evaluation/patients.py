@@ -12,7 +12,7 @@ from bbdm.evaluation.table import METRICS, metric_of
 
 if TYPE_CHECKING:
     from bbdm.evaluation.scores import Scores
-    from bbdm.evaluation.translate import Batch, Translator
+    from bbdm.translation.translator import Batch, Translator
 
 
 def score(scores: Scores, translator: Translator, batches: Iterator[Batch]) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
 """Reports of scores: read and merged with earlier ones, as a table, and as plots.
 
 A report is a dictionary with ``settings``, ``scores``, ``solver``, ``nfe``, ``pictures`` and
-``seconds_per_picture``, as :meth:`bbdm.evaluation.translate.Translator.run` and a metric give them.
+``seconds_per_picture``, as :meth:`bbdm.translation.translator.Translator.run` and a metric give them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of a cluster's translation, of a server and of the app. Nothing here needs torch or Ray."""
+"""The settings of a server and of the app. Nothing here needs torch or Ray."""
 
 from __future__ import annotations
 
@@ -10,52 +10,9 @@ from bbdm.base import demo
 from bbdm.base.settings import check, setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.sampling.network_config import NetworkConfig
 from bbdm.sampling.options import WindowOptions
 from bbdm.serving.connection import LOOPBACK
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig(NetworkConfig):
-    """Which pictures a cluster translates, by which network, and how.
-
-    Raises:
-        ValueError: a number below 1, or settings that contradict each other.
-    """
-
-    sources: str  # a folder of pictures or of parquet files, or its address; or the file of one large picture
-    results: str  # the folder of the results, or its address
-    model: Path  # the checkpoint, or its name on the Hub
-    batch_size: int = setting(64, "pictures in a batch, or windows in a network call", "-b", least=1)
-    workers: int | None = setting(
-        None, "samplers; one for each GPU, or for as many cores as threads, if unset", least=1
-    )
-    threads: int = setting(1, "cores of a worker", least=1)
-    seed: int = setting(0, "a picture's seed is a function of this and of its name")
-    image_size: SizeSetting | None = setting(
-        None,
-        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
-        "keep: as they are. With windows keep, else fit, if unset",
-        "--size",
-        parse=read_size_setting,
-    )
-    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
-    overwrite: bool = setting(False, "make existing results again")
-    name_column: str = setting("name", "of parquet files: the names of pictures")
-    image_column: str = setting("image", "of parquet files: pictures as bytes, or as a struct with 'bytes'")
-    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
-    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
-    quiet: bool = setting(False, "no progress bar")
-
-    @property
-    def columns(self) -> tuple[str, str]:
-        """Of parquet files: that of the names, and that of the pictures."""
-        return self.name_column, self.image_column
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compile and self.dtype is None:
-            raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ import torch
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, __version__, cli, demo, save_checkpoint, save_vqgan
 from bbdm.cli import demo as demo_command
 from bbdm.cli import info
-from bbdm.evaluation.config import TranslateConfig
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import IncompleteFileError
+from bbdm.translation.config import TranslateConfig
 from tests.conftest import BRIDGE, ROOT, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 

@@ -16,11 +16,11 @@ from bbdm import ABridge, cli, pictures, save_checkpoint
 from bbdm.base import scripts
 from bbdm.cli import translate
 from bbdm.data.spec import Spec
-from bbdm.evaluation import large
-from bbdm.evaluation.large import LargePictureError
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Values
 from bbdm.sampling.large import LargePicture
+from bbdm.translation import large
+from bbdm.translation.large import LargePictureError
 from tests.conftest import tiny_unet
 
 HEIGHT, WIDTH, LITTLE = 46, 62, "600K"
@@ -142,13 +142,14 @@ def test_sigterm_leaves_nothing_of_a_picture(place: Path, monkeypatch: pytest.Mo
         cli.run("translate", words)
     assert caught.value.code == scripts.TERMINATED
     assert "stopped: SIGTERM came while a.png was made" in capsys.readouterr().err
-    assert [path.name for path in Path("out").iterdir()] == ["settings.json"]
+    assert not Path("out").exists()
 
 
 KILLED = """
 import os, signal, sys
 from bbdm.cli import translate
 from bbdm.sampling.large import LargePicture
+from bbdm.translation import large
 advance = LargePicture._advance
 def report(self, calls):
     advance(self, calls)
@@ -188,6 +189,7 @@ from bbdm import ABridge, BridgeSampler, pictures, wrap
 from bbdm.data import Pairs
 from bbdm.data.strips import Strips
 from bbdm.sampling.large import LargePicture
+from bbdm.translation import large
 from bbdm.sampling.options import WindowOptions
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 class Net(nn.Module):

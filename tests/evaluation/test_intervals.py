@@ -14,8 +14,8 @@ from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wra
 from bbdm.data.mapped import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.evaluation.intervals import OtherSamplerError
-from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.risk import TooFewPairsError
+from bbdm.translation.results import ResultsError
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal
 

@@ -111,7 +111,8 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
     out = two("translate", *words(place, tmp_path / "two"), *FLAGS, "--overwrite")
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
     assert two.wrote(".png") == {**SHARES, "grid.png": "0"}
-    assert out.splitlines() == [f"10 results in {tmp_path}/two", f"to look at: {tmp_path}/two/grid.png"]
+    assert out.splitlines()[1:] == [f"to look at: {tmp_path}/two/grid.png"]
+    assert out.startswith(f"10 results in {tmp_path}/two (")
     shares = {"a_1.png": "0", "b_0.png": "0", "c_0.png": "0", "d_1.png": "1", "e_0.png": "1"}
     for name in shares:
         (tmp_path / "one" / name).unlink()
@@ -122,7 +123,7 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
     assert two.wrote("_0.png") | two.wrote("_1.png") == shares
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
-    assert out.splitlines()[0] == f"5 results in {tmp_path}/two, and 5 that were there"
+    assert out.startswith(f"5 results in {tmp_path}/two, and 5 that were there (")
 
 
 def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Path):
@@ -137,8 +138,6 @@ def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Pat
     assert {line for line in two.lines() if line[1].endswith(".json")} == {("0", "settings.json"), ("0", "scores.json")}
     report = read(tmp_path / "two" / "scores.json")
     assert_same_report(report, read(tmp_path / "one" / "scores.json"))
-    assert read(tmp_path / "two" / "settings.json")["timing"]["pictures"] == 3  # the first's second batch
-    assert report["seconds_per_picture"] < 0.6  # not of the second process, which is slow
     assert out.count("| dpm2m |") == out.count("results and scores.json") == 1
 
 

@@ -15,12 +15,12 @@ from safetensors import safe_open
 from bbdm.base.atomic import file_sha256
 from bbdm.data.cached import CachedExamples, LatentDataset
 from bbdm.evaluation import reports
-from bbdm.evaluation.results import Record
 from bbdm.execution import package
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.files.weights import described
 from bbdm.pictures import images
 from bbdm.runtime import OnnxBridgeSampler
+from bbdm.translation.results import Record
 from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
@@ -168,7 +168,7 @@ def latent_cache(folder: Path) -> Subject:
 
 def results(folder: Path) -> Subject:
     settings = {"solver": "dpm2m", "nfe": 4, "weights": "a" * 64, "nested": {"seed": 0}}
-    Record(folder, settings, [], overwrite=False).add(3, 1.5)
+    Record(folder, settings, [], overwrite=False)
     return Subject(folder / "settings.json", lambda: Record(folder, settings, [], False).settings, of_json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 import pytest
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
-from bbdm.serving import translation
-from bbdm.serving.sources import Sources
-from bbdm.serving.translation import Task, Worker
 from tests.conftest import tiny_unet
 from tests.serving.pages import model_file
 
@@ -35,21 +31,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampler(file: Path) -> BridgeSampler:
     """That of the app's checkpoint."""
     return BridgeSampler.from_checkpoint(file)
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sources]:
-    """The blocks that a translation sends to its workers, which are in this process."""
-    blocks: list[Sources] = []
-
-    def outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
-        for block in waiting:
-            blocks.append(block)
-            yield len(block), Worker(task).make(block)
-
-    monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
-    monkeypatch.setattr(translation, "_outcomes", outcomes)
-    return blocks
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +17,17 @@ from bbdm import pictures
 from bbdm.data.checking import check_rows
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Column
+from bbdm.data.reading import Column, first
 from bbdm.data.rows import Half, paths_of, shown
 from bbdm.data.spec import AXES
 from bbdm.data.strips import Strips
 from bbdm.pictures import Header, Picture, images, suffixes
 from bbdm.pictures.picture import scale
-from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
+from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
 
-SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already
 SHOWN = 512  # pixels of the longest side in a grid
 Array = npt.NDArray[Any]
 Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-
-
-class Source(NamedTuple):
-    """A source as the sampler takes it."""
-
-    picture: Picture
-    absent: npt.NDArray[np.bool_] | None = None  # (*S), pixels without a value; None for none
 
 
 class Files:
@@ -48,8 +40,9 @@ class Files:
 
     def __init__(self, pairs: Pairs, channels: int) -> None:
         self.pairs, self.channels = pairs, channels
-        self.names: list[str] = [row["name"] for row in pairs.rows]
-        self.photographs = pairs.spec.eight_bit and all(head.photograph for head in self._heads(0))
+        self.names: list[str] = getattr(pairs.rows, "names", None) or [row["name"] for row in pairs.rows]
+        heads = first(pairs.rows, lambda row: pairs.reader.heads(row)["source"])
+        self.photographs = pairs.spec.eight_bit and all(head.photograph for head in heads)
         self._axis = None if pairs.spec.slices is None else 1 + AXES[pairs.spec.slices]
 
     def _heads(self, index: int) -> list[Header | Picture]:
@@ -70,8 +63,13 @@ class Files:
 
     @property
     def volumes(self) -> bool:
-        """Whether a row is a volume, and a batch."""
+        """Whether rows are volumes, whose slices are translated in batches."""
         return self._axis is not None or self.pairs.spec.axes == 3
+
+    @property
+    def alone(self) -> bool:
+        """Whether sources are translated one at a time."""
+        return self.volumes
 
     @property
     def masked(self) -> bool:
@@ -86,12 +84,7 @@ class Files:
     def description(self) -> dict[str, Any]:
         """What decides results, for manifests: masks do not."""
         columns = ["source", "target", *self.pairs.further.each]
-        return {**self.pairs.description(), "files": self.pairs.digest(columns)}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Values of percentiles are those of a whole picture without the pixels that have none."""
-        return {"source_values": SCALED} if isinstance(self.pairs.spec.source, Percentiles) else {}
+        return {**self.pairs.settings(), "files": self.pairs.digest(columns)}
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Any]:
         """What the network sees besides some sources, by name.
@@ -127,23 +120,14 @@ class Files:
             return ".nii.gz"
         return suffixes.suffix_of_result(suffixes.suffix_of(path), self.channels, self.pairs.spec.target)
 
-    def source(self, index: int) -> Source:
-        """The source of a row; pixels without a value have the lowest of the range.
-
-        Raises:
-            ValueError: a pixel that has a value is not finite, or a pixel has none and results cannot say so.
-        """
-        spec, part = self.pairs.spec, self._whole(index)["source"]
-        values, array = self.pairs.reader.values(spec.source, part.cells), part.array
-        geometry = part.pictures[0].geometry
-        absent = np.broadcast_to(part.absent, array.shape[1:]) if np.any(part.absent) else None
-        if absent is not None:
-            spec.check_nodata(geometry.nodata, absent, self.shown(index))
-            low = np.reshape(values.low, (-1, *[1] * absent.ndim))
-            array = np.where(absent, low, array).astype(array.dtype if values == EIGHT_BIT else np.float32)
-        if isinstance(spec.source, Percentiles):
-            array = values.scaled(array, axes=array.ndim - 1)
-        return Source(Picture(array, replace(geometry, nodata=None), values.unit, self.shown(index)), absent)
+    def source(self, index: int) -> tuple[Any, Any]:
+        """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result."""
+        part = self._whole(index)["source"]
+        array, geometry = part.array, part.pictures[0].geometry
+        if len(part.pictures) > 1 and np.any(part.absent):  # in any of several files
+            nodata = next(each.geometry.nodata for each in part.pictures if each.geometry.nodata is not None)
+            array, geometry = np.where(part.absent, array.dtype.type(nodata), array), replace(geometry, nodata=nodata)
+        return Picture(array, geometry, name=self.shown(index)), None
 
     def size(self, index: int) -> tuple[int, int] | None:
         """About the (height, width) of a source; None of volumes."""
@@ -156,10 +140,9 @@ class Files:
         """The source of a row, of which rows of pixels are read."""
         return Strips.of(self.pairs.reader, self.pairs.rows[index])
 
-    def save(self, index: int, result: Picture, source: Source, path: Path) -> None:
-        """Write a result at its source's place; a pixel without a value in the source gets none."""
-        geometry = self._heads(index)[0].geometry
-        pictures.write(path, self.pairs.spec.placed(np.array(result), geometry, source.absent))
+    def save(self, result: Any, about: Any, path: Path) -> None:
+        """Write a result, which has its source's place and nodata."""
+        pictures.write(path, result)
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
         """(S, C, *S) results and (C, *S) target of a row for scores, and (1, *S) mask.

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, pictures, save_checkpoint
+from bbdm.base.seeds import seed_of
 from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
 from bbdm.data.spec import Spec
-from bbdm.evaluation.results import ResultsError
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
+from bbdm.translation.results import ResultsError
 from tests.conftest import tiny_unet
 
 SIZE = 16
@@ -79,11 +80,11 @@ def test_a_folder_of_nifti_becomes_one():
     found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.*"))
     assert found == ["a.nii.gz", "grid.png", "settings.json", "ward/b.nii.gz"]
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
-    for number, name in enumerate(("a", "ward/b")):
+    for name in ("a", "ward/b"):
         source, result = (pictures.read(f"{folder}/{name}.nii.gz") for folder in ("mr", "out"))
         assert (result.shape, result.dtype) == (source.shape, np.int16)
         assert np.allclose(result.geometry.affine, source.geometry.affine)  # pyright: ignore[reportArgumentType]
-        (expected,) = sampler(f"mr/{name}.nii.gz", seed=4 + number)
+        (expected,) = sampler(f"mr/{name}.nii.gz", seed=seed_of(name, 4))
         assert expected.unit == "HU"
         difference = np.abs(np.asarray(expected, dtype=int) - np.asarray(result))
         assert difference.max() <= 1, "sources of percentiles are scaled twice, in float32"
@@ -105,7 +106,7 @@ def test_three_orientations_are_the_mean_of_three_results():
     results: list[Array] = []
     for plane in ("axial", "coronal", "sagittal"):
         sampler.pictures = replace(kind, slices=plane)
-        results.append(np.asarray(sampler("mr/a.nii", seed=4)[0], dtype=float))
+        results.append(np.asarray(sampler("mr/a.nii", seed=seed_of("a", 4))[0], dtype=float))
     assert all(np.abs(results[0] - each).max() > 5 for each in results[1:])
     assert np.abs(np.asarray(result) - np.mean(results, axis=0)).max() <= 1
     with pytest.raises(ResultsError, match="orientations"):
@@ -134,7 +135,7 @@ def test_geotiff_keeps_place_bands_and_nodata():
         assert (values[:, 3:6, 4:9] == 0).all() == (name == "x")
         assert np.median(values) > 0
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
-    assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=1)[0]), read("out/y.tif"))
+    assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=seed_of("y"))[0]), read("out/y.tif"))
 
 
 def test_nodata_that_the_result_cannot_hold_is_refused():
@@ -159,10 +160,10 @@ def test_16_bit_pictures(suffix: str):
         write(f"in/{name}{suffix}", random.integers(0, 65536, (2, *size)).astype(np.uint16))
     network(2, Spec(source=Values(0, 65535, dtype="uint16"), target=Values(-1, 1, "mV", "float32")))
     run("folder", "in", "c.pt", "out")
-    for number, (name, size) in enumerate((("x", (18, 30)), ("y", (20, 17)))):
+    for name, size in (("x", (18, 30)), ("y", (20, 17))):
         result = read(f"out/{name}{suffix}")
         assert (result.shape, result.dtype) == ((2, *size), np.float32)
-        expected = BridgeSampler.from_checkpoint("c.pt", steps=2)(f"in/{name}{suffix}", seed=number)[0]
+        expected = BridgeSampler.from_checkpoint("c.pt", steps=2)(f"in/{name}{suffix}", seed=seed_of(name))[0]
         assert np.allclose(result, expected, atol=1e-6)
 
 

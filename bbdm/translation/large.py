@@ -1,0 +1,124 @@
+"""Pictures of a data set that are larger than the memory: which they are, and how they are translated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from bbdm.base import scripts
+from bbdm.base.memory import free_memory, shown
+from bbdm.execution.processes import Processes
+from bbdm.networks.windows import WindowGrid
+from bbdm.sampling.large import LargePicture, in_memory
+from bbdm.sampling.sampler import BridgeSampler
+from bbdm.sampling.state import ResultInUseError, folder_of, state_folder
+from bbdm.translation.config import TranslateConfig
+from bbdm.translation.files import Files
+from bbdm.translation.results import Job
+
+DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
+
+
+class LargePictureError(ValueError):
+    """A picture needs more memory than there is, and the network is called on whole pictures."""
+
+
+class LargePictures:
+    """Divides the pictures of a data set by the memory that they need.
+
+    Args:
+        files: the pictures of the data set.
+        config: how they are translated; ``memory`` is for the pictures of this process.
+        processes: those that translate; the default of ``memory``, half of what is free, is for all of them.
+    """
+
+    def __init__(self, files: Files, config: TranslateConfig, processes: Processes) -> None:
+        self._files, self._config, self._first = files, config, processes.first
+        self._limit = config.memory or free_memory() // 2 // processes.count
+
+    def small(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs whose pictures can be drawn."""
+        sizes = {job.index: self._files.size(job.index) or () for job in jobs}
+        return [job for job in jobs if DRAWN * self._files.channels * math.prod(sizes[job.index]) <= self._limit]
+
+    def split(self, sampler: BridgeSampler, batch: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
+        """The jobs of a batch that are in memory together, and those whose pictures are too large for it."""
+        groups: list[list[Job]] = []
+        large: list[Job] = []
+        used = 0
+        for job in batch:
+            size = self._files.size(job.index)
+            needed = 0 if size is None else in_memory(sampler, size, self._windows(sampler, size))
+            if needed > self._limit:
+                large.append(job)
+                continue
+            if not groups or used + needed > self._limit:
+                groups.append([])
+                used = 0
+            groups[-1].append(job)
+            used += needed
+        return groups, large
+
+    def remove_left(self, jobs: Sequence[Job]) -> None:
+        """Delete the states of results that exist: a process was killed when it had made one."""
+        for job in jobs:
+            for path in job.paths.values():
+                if path.exists() and folder_of(path).is_dir():
+                    with suppress(ResultInUseError), state_folder(path, {}):
+                        pass
+
+    def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
+        return sampler.window_grid(self._config, size, self._config.batch_size)
+
+    def translate(self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], verbose: bool) -> None:
+        """Make and write the result of a picture by windows.
+
+        Args:
+            sampler: of the network.
+            job: a sample of the picture.
+            about: the settings; states of others are not used.
+            verbose: show the network calls.
+
+        Raises:
+            DiskFullError: the disk is too small, or became full.
+            LargePictureError: there are no windows, there is guidance, or it is a map.
+            ResultInUseError: another process makes this result.
+            StoppedError: SIGTERM came while it was made.
+            ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
+        """
+        source, name, strips = self._files.shown(job.index), job.path.name, self._files.strips(job.index)
+        size = strips.shape[1:]
+        windows = self._windows(sampler, size)
+        if windows is None:
+            raise LargePictureError(
+                f"{source} of {size[0]} x {size[1]} needs about {shown(in_memory(sampler, size))} of memory, more than "
+                f"{shown(self._limit)}, and the network is called on whole pictures"
+            )
+        for cause, what in (
+            (self._config.maps, "no maps are made of it"),
+            (self._config.guidance is not None, "it cannot be guided"),
+            (sampler.unet.further.each, "the network sees more than the source"),
+        ):
+            if cause:
+                raise LargePictureError(f"{source} is larger than memory, and then {what}: give more --memory")
+        about = {**about, "source": self._files.names[job.index]}
+        with scripts.termination() as asked, tqdm(desc=name, unit="call", leave=False, disable=not verbose) as bar:
+
+            def report(done: int, total: int) -> None:
+                if asked():
+                    raise scripts.StoppedError(f"SIGTERM came while {name} was made", scripts.TERMINATED)
+                if bar.total is None:
+                    bar.total, bar.initial, bar.n = total, done, done
+                bar.update(done - bar.n)
+
+            try:
+                picture = LargePicture(sampler, strips, windows, job.seeds[0], self._limit, report)
+                if self._first:
+                    print(f"{name}: its steps take up to {shown(picture.disk)} of the disk, in {folder_of(job.path)}")
+                picture.run(job.path, about)
+            except ValueError as error:
+                raise type(error)(f"{source}: {error}") from error

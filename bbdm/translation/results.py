@@ -1,0 +1,147 @@
+"""Results in a folder: the jobs that make them, and the manifest of what made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bbdm.base import manifest
+from bbdm.base.places import Place
+from bbdm.base.seeds import seed_of
+from bbdm.sampling.sampler import BridgeSampler
+from bbdm.translation.files import Files
+
+SETTINGS = "settings.json"
+
+
+class ResultsError(ValueError):
+    """A folder holds results that were made in another way."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to make of a source.
+
+    Args:
+        index: of the source among those of the data set.
+        seeds: of its samples.
+        paths: the file of each kind of result; see :func:`~bbdm.translation.kinds.make`.
+    """
+
+    index: int
+    seeds: tuple[int, ...]
+    paths: Mapping[str, Path]
+
+    @property
+    def path(self) -> Path:
+        """The file of the first kind, of a sample the only one."""
+        return next(iter(self.paths.values()))
+
+
+def paths_of(jobs: Iterable[Job]) -> list[Path]:
+    """The files of all results."""
+    return [path for job in jobs for path in job.paths.values()]
+
+
+def missing(jobs: Iterable[Job], exists: Callable[[Path], bool] = Path.exists) -> list[Job]:
+    """What of jobs is not there yet."""
+    left = (replace(job, paths={kind: path for kind, path in job.paths.items() if not exists(path)}) for job in jobs)
+    return [job for job in left if job.paths]
+
+
+def seeds_of(names: Sequence[str], index: int, samples: int, seed: int, by_name: bool) -> list[int]:
+    """The seeds of a source's samples.
+
+    Sample j of source i has the seed ``seed + i + j * (number of sources)``, or by its name
+    ``seed_of(name, seed + j)``, whatever other sources there are; see :func:`~bbdm.base.seeds.seed_of`.
+    """
+    if by_name:
+        return [seed_of(names[index], seed + j) for j in range(samples)]
+    return [seed + index + j * len(names) for j in range(samples)]
+
+
+def check_paths(files: Files, paths: Sequence[Path]) -> None:
+    """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
+    taken = {path.resolve() for index in range(len(files.names)) for path in files.paths(index)}
+    for path in paths:
+        if path.resolve() in taken:
+            raise ValueError(f"{path} would replace another picture: give another output_dir")
+        taken.add(path.resolve())
+
+
+def description(sampler: BridgeSampler, weights: str) -> dict[str, Any]:
+    """What of a sampler and of the SHA-256 of its weights decides the results."""
+    codec = sampler.codec
+    return {
+        "weights": weights,
+        "unet": sampler.unet.description(),
+        "codec": None if codec is None else {**codec.description(), **codec.config()},
+        "bridge": sampler.bridge.config(),
+        "solver": sampler.solver,
+        "timesteps": sampler.table.timesteps.tolist(),
+        "dtype": str(sampler.dtype).removeprefix("torch."),
+    }
+
+
+class Record:
+    """``settings.json``, the manifest of results: what made them, and which they are. One process writes it.
+
+    Temporary files that a killed process left beside results are deleted.
+
+    Args:
+        folder: of the results, a path or an address.
+        settings: all that decides the results.
+        names: the files of all results, as paths below the folder.
+        overwrite: delete the results that exist, and start again.
+        further: results of other names may be there already, and more may come later.
+
+    Attributes:
+        existing: the files of the results that there are, and that stay.
+
+    Raises:
+        ResultsError: there are results of other settings, or without a manifest.
+        ValueError: the manifest is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: dict[str, Any],
+        names: Collection[str],
+        overwrite: bool,
+        further: bool = False,
+    ) -> None:
+        self.place = Place.of(str(folder))
+        self.settings = manifest.as_json(settings)
+        self.place.remove_leftovers(names)
+        self.existing = self.place.existing(names)
+        differing, known = self._before(str(folder), further) if self.place.exists(SETTINGS) else ("", set[str]())
+        if overwrite:
+            self.place.remove(self.existing)
+            self.existing = set()
+        elif differing:
+            raise ResultsError(f"{folder} holds results of other settings ({differing})")
+        elif unknown := sorted(self.existing - known):
+            raise ResultsError(f"{folder}/{unknown[0]} exists, but no {folder}/{SETTINGS} says what made it")
+        self._names = {*names} if differing else known.union(names)
+        content: dict[str, Any] = {"settings": self.settings}
+        content |= {"results": sorted(self._names)} if further else {}
+        self.place.write(SETTINGS, f"{json.dumps(content, indent=1)}\n".encode())
+
+    def _before(self, folder: str, further: bool) -> tuple[str, set[str]]:
+        """How settings differ from those of the manifest, and the results that are known to be of these."""
+        with manifest.parsing(f"{folder}/{SETTINGS}", f"give another output_dir, or delete {folder}"):
+            content = json.loads(self.place.read(SETTINGS))
+            known = set(map(str, content["results"])) if further else self.existing
+            return manifest.differences(content["settings"], self.settings), known
+
+    def close(self) -> None:
+        """Delete the manifest where there are no results, and a folder here that is empty then."""
+        if not self.place.existing(self._names) and self.place.exists(SETTINGS):
+            self.place.remove([SETTINGS])
+            folder = Path(self.place.folder)
+            if self.place.is_here and not any(folder.iterdir()):
+                folder.rmdir()

@@ -1,0 +1,339 @@
+"""The engine of results: jobs of a data set in; out files, named after their sources, and a manifest.
+
+Results that exist are kept, so that an interrupted command can be repeated. :meth:`Translator.run` writes a
+:class:`~bbdm.translation.results.Record` beside them and refuses results of other settings.
+
+Several processes (see :mod:`bbdm.execution.processes`) share the batches of one process, so the files are the
+same. All call the same methods in the same order; the first alone prints and writes the record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from bbdm.base import machine, scripts
+from bbdm.base.atomic import check_folder, file_sha256
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import Row, named, read_rows
+from bbdm.data.spec import Spec
+from bbdm.execution.processes import Processes
+from bbdm.files.hub import find_checkpoint
+from bbdm.networks.restore import find_dtype
+from bbdm.sampling.sampler import BridgeSampler
+from bbdm.translation.config import TranslateConfig
+from bbdm.translation.files import Files
+from bbdm.translation.kinds import make
+from bbdm.translation.large import LargePictures
+from bbdm.translation.results import Job, Record, check_paths, description, missing, paths_of, seeds_of
+from bbdm.translation.spec import spec_of
+
+# The names of sources, and arguments of Scores.update
+Batch = tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
+
+
+class TooLargeError(ValueError):
+    """A batch needs more memory than there is."""
+
+
+class Translator:
+    """A trained network and a data set to translate. Only the first process shows progress.
+
+    Args:
+        config: which they are.
+        rows: those of the data set; None to read them.
+        spec: what its pictures are; None to take them as the network was trained, and as ``config`` says.
+        files: opens sources and writes results.
+        load_intervals: gives the intervals of a sampler, whose ends are among the maps.
+        independent: pictures may be added later, and what is wrong with one is its entry in ``bad``.
+
+    Attributes:
+        bad: why there are no results of sources, by their indices.
+
+    Raises:
+        FileNotFoundError, ValueError: the network or the data set cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: TranslateConfig,
+        rows: Sequence[Row] | None = None,
+        spec: Spec | None = None,
+        files: type[Files] = Files,
+        load_intervals: Callable[[BridgeSampler], Any] | None = None,
+        independent: bool = False,
+    ) -> None:
+        self.config, self._load_intervals, self._independent = config, load_intervals, independent
+        self._by_name = independent or config.dataset == "folder"  # the rule of seeds
+        self.processes = Processes.join(config.device)
+        self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
+        check_folder(config.output_dir)
+        self.processes.check_shared(config.output_dir)
+        self._model = find_checkpoint(config.model)
+        self.checkpoint = config.load(self._model)
+        self.bridge = self.checkpoint.bridge
+        self.codec = self.checkpoint.build_codec()
+        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        rows = read_rows(config.dataset, config.data_dir, config.split) if rows is None else rows
+        spec, self._described, notes = spec_of(config, self.checkpoint, rows) if spec is None else (spec, "keep", [])
+        self._own_sizes = isinstance(self._described, str)  # not resized to one
+        self._missing = dict.fromkeys(self.checkpoint.unet.config.each.keys() - spec.conditions)
+        self._open(rows, spec, files, channels)
+        if not self.files.photographs and config.image_size not in (None, "train", "keep"):
+            raise ValueError("image_size is of photographs of 8 bits: pictures of other values keep their size")
+        if config.orientations != 1 and spec.slices is None:
+            raise ValueError("orientations are of networks of slices of volumes, and this one is of none")
+        if config.orientations != 1 and self.dataset.further.images:
+            raise ValueError("orientations are of networks that see no further images, and this one sees some")
+        self.bad = self.files.bad(self.verbose) if config.skip_bad and not independent else {}
+        for line in [*notes, *(f"left out: {reason}" for reason in self.bad.values())] if self.processes.first else ():
+            print(line)
+        self._network = self.checkpoint.build_unet()
+
+    def _open(self, rows: Sequence[Row], spec: Spec, files: type[Files], channels: int) -> None:
+        skip = self.config.skip_bad or self._independent
+        self.dataset = Pairs(rows, spec, prepare=self.config.degrade, skip_bad=skip)
+        self.files = files(self.dataset, channels)
+        self._large = LargePictures(self.files, self.config, self.processes)
+
+    def of_rows(self, rows: Sequence[Row]) -> Translator:
+        """The same network for other rows of pictures of the same kind."""
+        found = copy(self)
+        found._open(rows, self.dataset.spec, type(self.files), self.files.channels)
+        found.bad = {}
+        return found
+
+    def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
+        """The sampler with this solver, of the same dtype in all processes.
+
+        Raises:
+            TooLargeError: the device is out of memory.
+        """
+
+        def build(dtype: torch.dtype | None) -> BridgeSampler:
+            return BridgeSampler(
+                self._network,
+                self.bridge,
+                solver,
+                steps,
+                codec=self.codec,
+                defaults=self.checkpoint.defaults,
+                device=self.processes.device,
+                dtype=dtype,
+                compile=self.config.compile,
+            )
+
+        with self._memory():
+            sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
+            chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
+            sampler = sampler if sampler.dtype == chosen else build(chosen)
+            sampler.origin = self.checkpoint.origin
+            sampler.pictures = replace(self.dataset.spec, crop=self.checkpoint.pictures.crop)
+            if not self.files.photographs and self.checkpoint.pictures.crop is None:
+                sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
+            return sampler
+
+    def plan(self, folder: Path) -> list[Job]:
+        """The jobs of all results in a folder: of each source one for each sample, or one for its maps."""
+        config, names = self.config, self.files.names
+        jobs: list[Job] = []
+        for i, name in enumerate(names):
+            if i in self.bad:
+                continue
+            seeds, suffix = seeds_of(names, i, config.num_samples, config.seed, self._by_name), self.files.suffix(i)
+            if config.maps:
+                jobs.append(Job(i, tuple(seeds), {kind: folder / f"{name}_{kind}{suffix}" for kind in config.maps}))
+                continue
+            endings = [f"_{j}" for j in range(len(seeds))] if len(seeds) > 1 else [""]
+            jobs += [Job(i, (s,), {"0": folder / f"{name}{e}{suffix}"}) for s, e in zip(seeds, endings, strict=True)]
+        return jobs
+
+    def make(
+        self, sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], intervals: Any = None
+    ) -> None:
+        """Make and write results: batch i in process i modulo their number. Returns when all are written.
+
+        Args:
+            sampler: of this network.
+            jobs: what is missing, the same in all processes.
+            about: the settings that name states of pictures which are larger than memory.
+            intervals: those of the sampler, where their ends are made.
+        """
+        windowed = sampler.window_grid(self.config) is not None
+        alone = self.files.alone or self.config.maps or (self.dataset.further.images and self._own_sizes)
+        count = 1 if alone else min(self.config.batch_size, max(1, len(jobs)))
+        whole = self.files.volumes or windowed or self.config.maps
+        options = {"batch_size": self.config.batch_size if whole else count, **self.config.call}
+        batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
+        share = batches[self.processes.rank :: self.processes.count]
+        self.processes.wait()  # until all have looked which results exist
+        with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
+            if self.verbose and windowed:
+                options["progress"] = lambda done, total: bar.set_postfix_str(f"network call {done} of {total}")
+
+            def make_batch(jobs: Sequence[Job]) -> None:
+                groups, large = self._large.split(sampler, jobs)
+                for group in groups:
+                    self._batch(sampler, group, intervals, options)
+                for job in large:
+                    self._large.translate(sampler, job, about, self.verbose)
+
+            for batch in share:
+                self._attempt(make_batch, batch)
+                bar.update(len(batch))
+        self.processes.wait()
+        for bad in self.processes.gather(self.bad):
+            self.bad = {**self.bad, **bad}
+
+    def _attempt(self, make_batch: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> None:
+        """Make a batch; of independent pictures, one after the other where something is wrong with one."""
+        try:
+            make_batch(jobs)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            if not self._independent:
+                raise
+            if len(jobs) == 1:
+                self.bad[jobs[0].index] = named(self.dataset.rows[jobs[0].index], error)
+            for job in missing(jobs) if len(jobs) > 1 else ():
+                self._attempt(make_batch, [job])
+
+    def _batch(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
+        """Make and write the results of a batch in memory."""
+        size = self.files.size(jobs[0].index)
+        if intervals is not None and size and sorted(size) != sorted(intervals.size or size):
+            intervals.check_size(size)  # before it is read; a picture may be turned then
+        sources = [self.files.source(job.index) for job in jobs]
+        results = make(
+            sampler,
+            [source for source, _ in sources],
+            [job.seeds for job in jobs],
+            jobs[0].paths,
+            intervals,
+            self.config.orientations,
+            conditions={**self._missing, **self.files.conditions([job.index for job in jobs])} or None,
+            **options,
+        )
+        for job, result, (_, about) in zip(jobs, results, sources, strict=True):
+            for kind, path in job.paths.items():
+                self.files.save(result[kind], about, path)
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Turns any device's error for lack of memory into one; other errors pass."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not known and not any(s in str(error) for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
+                raise
+            raise TooLargeError(
+                f"out of memory at batch_size {self.config.batch_size} and image_size {self._described}"
+            ) from error
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What decides the results, whatever the solver."""
+        config = self.config
+        pictures = self.dataset.settings()
+        if not self._independent:
+            pictures = {"dataset": config.dataset, "split": config.split, "direction": config.direction}
+            pictures |= {"sources": len(self.files.names), **self.files.description()}
+        return {
+            **pictures,
+            **({"seeds": "by name"} if self._by_name else {}),
+            "weights": file_sha256(self._model),
+            "config": config.config,
+            "num_samples": config.num_samples,
+            "seed": config.seed,
+            **({} if config.orientations == 1 else {"orientations": config.orientations}),
+            **config.call,
+        }
+
+    def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
+        """All that decides the results, for the manifest."""
+        ends = self.config.intervals if self._load_intervals is not None else None
+        return {
+            **self._settings,
+            "solver": sampler.solver,
+            "nfe": len(sampler.table),
+            **description(sampler, self._settings["weights"]),
+            "image_size": self._described,
+            **({} if ends is None else {"intervals": file_sha256(ends)}),
+        }
+
+    def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
+        """Make the results that do not exist yet, and describe all.
+
+        Returns:
+            The results, and for a report: solver, nfe, pictures, seconds_per_picture (of the pictures of this
+            run; None where all were there), settings, environment. It is empty in the other processes.
+
+        Raises:
+            LargePictureError: a picture is larger than memory, and there are no windows.
+            ResultsError: the folder holds results of other settings, in the first process.
+            TooLargeError: the device is out of memory.
+        """
+        jobs = self.plan(folder)
+        check_paths(self.files, paths_of(jobs))
+        sampler = self.sampler(solver, steps)
+        intervals = None if self._load_intervals is None else self._load_intervals(sampler)
+        settings, record = self.settings(sampler), None
+        with self.processes.first_before_others():
+            if self.processes.first:
+                names = [path.relative_to(folder).as_posix() for path in paths_of(jobs)]
+                record = Record(folder, settings, names, self.config.overwrite, self._independent)
+                self._large.remove_left(jobs)
+            todo = missing(jobs)
+        began = time.perf_counter()
+        try:
+            self.make(sampler, todo, settings, intervals)
+        finally:
+            if record is not None and self.processes.count == 1:
+                record.close()
+        jobs = [job for job in jobs if job.index not in self.bad]
+        if record is None:
+            return jobs, {}
+        count = len(paths_of(job for job in todo if job.index not in self.bad))
+        return jobs, {
+            "solver": sampler.solver,
+            "nfe": len(sampler.table),
+            "pictures": len(paths_of(jobs)),
+            "seconds_per_picture": (time.perf_counter() - began) / count if count else None,
+            "settings": record.settings,
+            "environment": {
+                **machine.versions(["bbdm"]),
+                "processes": self.processes.count,
+                **machine.describe(sampler.device, PACKAGES),
+            },
+        }
+
+    def shown(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those whose pictures fit into the memory, to be looked at."""
+        return self._large.small(jobs)
+
+    def pictures(self, jobs: Sequence[Job]) -> Iterator[Batch]:
+        """The names of sources, and arguments of :meth:`bbdm.evaluation.scores.Scores.update`.
+
+        They are of this process's share of the results. Pictures that keep their size are batches of one.
+        """
+        samples = self.config.num_samples
+        count = 1 if self._described == "keep" else max(1, self.config.batch_size // samples)
+        starts = range(0, len(jobs), count * samples)[self.processes.rank :: self.processes.count]
+        for start in tqdm(starts, unit="batch", disable=not self.verbose):
+            batch = jobs[start : start + count * samples]
+            sources = [batch[i : i + samples] for i in range(0, len(batch), samples)]
+            found = [self.files.compared(same[0].index, [job.path for job in same]) for same in sources]
+            results, targets, masks = zip(*found, strict=True)
+            valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
+            names = [self.files.names[same[0].index] for same in sources]
+            yield names, (torch.stack(results), torch.stack(targets), valid)
