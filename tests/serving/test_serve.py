@@ -113,7 +113,7 @@ def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], ca
     """16 clients, with two kinds of requests, of the bundled network; times are printed."""
     server = start("--max_batch_size", str(batch), "--batch_wait_ms", "50", "--steps", "5", checkpoint=demo.WEIGHTS)
     paths, alone = sorted(demo.DRAWINGS.glob("*.png")), BridgeSampler.from_checkpoint(demo.WEIGHTS)
-    kinds: list[tuple[str, dict[str, Any]]] = [("", {"steps": 5}), ("&solver=mean", {"solver": "mean"})]
+    kinds: list[tuple[str, dict[str, Any]]] = [("", {"steps": 5}), ("&steps=3", {"steps": 3})]
     outputs = [[np.asarray(alone(path, i, **call)[0], dtype=int) for i, path in enumerate(paths)] for _, call in kinds]
     end = time.monotonic() + LOAD
 
