@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -74,8 +75,10 @@ def facts(config: ServeConfig) -> Facts:
     name, own = sampler.solver, len(sampler.table)
     if own > config.max_steps:
         raise ValueError(f"max_steps must be at least the {own} steps of {name!r}, got {config.max_steps}")
-    others = solvers.choices(sampler.bridge, sampler.calls)
-    steps = {each: len(sampler._plan(Options(solver=each)).table) for each in others} | {name: own}
+    steps = {name: own}
+    for each in solvers.choices(sampler.bridge, sampler.calls):
+        with suppress(ValueError):  # it does not take the settings' steps
+            steps[each] = len(sampler._plan(Options(solver=each)).table)
     shapes, most = sampler._shapes, (config.max_steps, config.max_pixels, config.max_bytes)
     return Facts(config.model.name, shapes.source_channels, max(shapes.stride), sampler.image_size, name, steps, *most)
 

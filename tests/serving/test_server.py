@@ -234,6 +234,8 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):
             facts(ServeConfig(**settings))
+    steps = facts(ServeConfig(model=checkpoint, steps=2)).steps
+    assert (steps["dpm2m"], steps["mean"], "ancestral" in steps) == (2, 1, False)
 
 
 @pytest.mark.parametrize(
