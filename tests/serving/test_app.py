@@ -206,6 +206,23 @@ def test_each_bundled_network_has_a_tab(monkeypatch: pytest.MonkeyPatch):
     assert (sheet["canvas_size"], sheet["brush"]["default_size"]) == ([512, 512], 8)  # a radius: 2 pixels of 64
 
 
+def test_uploads_are_of_known_formats_and_not_opened_by_gradio(tmp_path: Path):
+    """The page refuses others before it shows them; an error of Gradio's would have the server's path."""
+    from gradio.components.gallery import GalleryData, GalleryImage
+    from gradio.data_classes import ImageData
+
+    def uploaded(name: str) -> Any:
+        (tmp_path / name).write_bytes(b"")
+        image = GalleryImage(image=ImageData(path=str(tmp_path / name), orig_name=name), caption=None)
+        return app.uploads().preprocess(GalleryData(root=[image]))
+
+    assert uploaded("empty.png") == [(str(tmp_path / "empty.png"), None)]
+    with pytest.raises(gr.Error, match="Invalid file type") as caught:
+        uploaded("a.svg")
+    assert str(tmp_path) not in caught.value.message
+    assert ".svg" not in app.uploads().get_config()["file_types"]
+
+
 def run(panel: Panel, *inputs: Any) -> list[tuple[Any, ...]]:
     """All that a page shows; inputs are in the order of its fields."""
     return list(panel.run(VISITOR, lambda *_, **__: None, *inputs))  # pyright: ignore[reportArgumentType]
