@@ -184,9 +184,9 @@ def uploads() -> gr.Gallery:
     )
 
 
-def number(label: str, most: int, value: int) -> gr.Slider:
-    """A slider of whole numbers from 1, which refuses others."""
-    return gr.Slider(1, most, value, step=1, precision=0, label=label, visible=most > 1)
+def number(label: str, most: int, value: int) -> gr.Slider | gr.State:
+    """A slider of whole numbers from 1, which refuses others; 1 alone is not shown."""
+    return gr.Slider(1, most, value, step=1, precision=0, label=label) if most > 1 else gr.State(1)
 
 
 def choose(results: list[Result], event: gr.SelectData) -> Any:

@@ -191,6 +191,7 @@ def test_a_page_offers_what_a_network_takes(file: Path):
     assert sliders == [(10, 30), (4, 6)]
     assert [Path(each["image"]["path"]).name for each in found["Examples"]["value"]] == ["0.png", "1.png"]
     assert "Guidance" not in found
+    assert "Results" not in controls(panel(Network(AppConfig(file, device="cpu", max_results=1))))
     found = controls(panel(Network(AppConfig(EXPORT, examples=file.parent))))
     assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 5)
     assert "Examples" not in found
