@@ -23,7 +23,7 @@ from bbdm.serving.app_model import DRAWING, PICTURES, Network, Result, load
 from bbdm.serving.config import AppConfig
 from tests.conftest import ROOT, noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, export
-from tests.serving.pages import EXPORT, same
+from tests.serving.pages import same
 
 VISITOR: Any = SimpleNamespace(session_hash="visitor")
 
@@ -69,11 +69,11 @@ def test_results_are_compared_by_their_mean_and_standard_deviation(network: Netw
         assert np.asarray(mean.pair()[1]).shape == (*grey.shape, 3)
 
 
-@pytest.mark.parametrize("exported", [False, True])
-def test_a_larger_picture_by_windows(exported: bool, file: Path, sampler: BridgeSampler, tmp_path: Path):
+@pytest.mark.parametrize("by_export", [False, True])
+def test_a_larger_picture_by_windows(by_export: bool, file: Path, sampler: BridgeSampler, tmp_path: Path):
     """72 x 40 has 8 x 4 windows that overlap by a half: 2 calls of 16 a step, results one after the other."""
     settings: dict[str, Any] = {"window": SIZE, "overlap": 0.5}
-    config = AppConfig(export(file, tmp_path / "onnx"), **settings) if exported else AppConfig(file, **settings)
+    config = AppConfig(export(file, tmp_path / "onnx"), **settings) if by_export else AppConfig(file, **settings)
     network, calls = Network(config), list[tuple[int, int]]()
     noise(2, 72, 40).save(tmp_path / "large.png")
     picture = network.read(str(tmp_path / "large.png"))
@@ -138,14 +138,14 @@ def test_what_a_visitor_gives_is_limited(file: Path, network: Network, tmp_path:
         ({"max_results": 0}, "max_results must be at least 1, got 0"),
         ({"port": 65536}, "port must be at most 65535, got 65536"),
         ({"overlap": 1}, r"overlap must be above 0 and at most 0\.9, got 1"),
-        ({"device": "cpu"}, "device, dtype and compile are for checkpoints, and .*onnx is an ONNX export"),
-        ({"window": 60}, "window must be a multiple of the network's stride 8, got 60"),
-        ({"max_steps": 4}, "max_steps must be at least the network's 5, got 4"),
+        ({"device": "cpu"}, "device, dtype and compile are for checkpoints, .*onnx is an ONNX export"),
+        ({"window": 15}, "window must be a multiple of the network's stride 2, got 15"),
+        ({"max_steps": 3}, "max_steps must be at least the network's 4, got 3"),
     ],
 )
-def test_settings_that_no_network_takes(settings: dict[str, Any], message: str):
+def test_settings_that_no_network_takes(settings: dict[str, Any], message: str, exported: Path):
     with pytest.raises(ValueError, match=message):
-        load(AppConfig(EXPORT, **settings))
+        load(AppConfig(exported, **settings))
 
 
 def test_photographs_are_restored_in_the_faster_arithmetic(monkeypatch: pytest.MonkeyPatch):
@@ -155,20 +155,20 @@ def test_photographs_are_restored_in_the_faster_arithmetic(monkeypatch: pytest.M
     assert found == [torch.bfloat16, torch.float32, torch.float32]
 
 
-def test_folders_of_models(sampler: BridgeSampler, tmp_path: Path):
+def test_folders_of_models(sampler: BridgeSampler, exported: Path, tmp_path: Path):
     """Of ``save_pretrained``, and exports, which take any solver and need no torch."""
     sampler.save_pretrained(tmp_path)
     results = last(Network(AppConfig(tmp_path, device="cpu")), {"a": noise(0)}, 1, 5, steps=2)
     assert same(results[0].picture, sampler(noise(0), 5, steps=2)[0])
-    exported, picture = Network(AppConfig(EXPORT)), noise(0, 64, 64)
+    model, picture = Network(AppConfig(exported)), noise(0, 64, 64)
     for options in ({}, {"solver": "ddim", "steps": 3}):
-        output = OnnxBridgeSampler(EXPORT)(picture, 5, **options)[0]
-        assert same(last(exported, {"a": picture}, 1, 5, **options)[0].picture, output)
+        output = OnnxBridgeSampler(exported)(picture, 5, **options)[0]
+        assert same(last(model, {"a": picture}, 1, 5, **options)[0].picture, output)
     code = (
         "import sys; from pathlib import Path; from bbdm.serving.app import *; from bbdm.serving.app_model import *; "
     )
     code += "load(AppConfig(Path(sys.argv[1]))); print('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, str(EXPORT)]
+    command = [sys.executable, "-c", code, str(exported)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
@@ -182,7 +182,7 @@ def panel(network: Network, *tabs: str) -> Panel:
     return Panel("tiny", "", tabs or (PICTURES, DRAWING), network)
 
 
-def test_a_page_offers_what_a_network_takes(file: Path):
+def test_a_page_offers_what_a_network_takes(file: Path, exported: Path):
     found = controls(panel(Network(AppConfig(file, device="cpu", max_steps=30, max_results=6))))
     assert [value for _, value in found["Solver"]["choices"]] == [
         *("dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast")  # not each takes 10 calls
@@ -192,8 +192,8 @@ def test_a_page_offers_what_a_network_takes(file: Path):
     assert [Path(each["image"]["path"]).name for each in found["Examples"]["value"]] == ["0.png", "1.png"]
     assert "Guidance" not in found
     assert "Results" not in controls(panel(Network(AppConfig(file, device="cpu", max_results=1))))
-    found = controls(panel(Network(AppConfig(EXPORT, examples=file.parent))))
-    assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 5)
+    found = controls(panel(Network(AppConfig(exported, examples=file.parent))))
+    assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 4)
     assert "Examples" not in found
 
 

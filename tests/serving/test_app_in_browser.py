@@ -20,7 +20,7 @@ from bbdm import BridgeSampler, demo
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import ROOT
 from tests.onnx.exports import SIZE
-from tests.serving.pages import EXPORT, Visitor, noise, same, until
+from tests.serving.pages import Visitor, noise, same, until
 
 pytestmark = pytest.mark.nightly
 Visit = Callable[[str], Visitor]
@@ -163,14 +163,14 @@ def test_two_visitors_at_once(visit: Visit, url: str, sampler: BridgeSampler, tm
         assert same(results[i][f"seed {30 + i}"], sampler(noise(20 + i), 30 + i, steps=60)[0])
 
 
-def test_an_export(visit: Visit, serve: Callable[..., tuple[str, object]]):
-    page = visit(serve(EXPORT, "--examples", demo.DRAWINGS)[0])
+def test_an_export(visit: Visit, serve: Callable[..., tuple[str, object]], exported: Path):
+    page = visit(serve(exported, "--examples", demo.DRAWINGS)[0])
     until(lambda: len(page.images()) == 4, "the examples")
     page.images()[0].click()
     until(lambda: len(page.images()) == 5, "the example")
     page.enter(Seed=5, Results=1)
     results = page.translate("1 result, seed 5")
-    assert same(results["seed 5"], OnnxBridgeSampler(EXPORT)(min(demo.DRAWINGS.glob("*.png")), 5)[0])
+    assert same(results["seed 5"], OnnxBridgeSampler(exported)(min(demo.DRAWINGS.glob("*.png")), 5)[0])
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
