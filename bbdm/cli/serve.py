@@ -1,7 +1,8 @@
 """Serve a network over HTTP: bbdm serve CHECKPOINT [flags].
 
-POST a picture (PNG, JPEG, WebP) to /, and get its translation as PNG. The query takes solver, steps and seed:
-curl --data-binary @drawing.png 'http://127.0.0.1:8000/?steps=20&seed=0' -o result.png
+POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver, steps
+and seed:
+curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def main(argv: Sequence[str]) -> None:
     config = parse(argv)
     from bbdm.serving.requests import facts
 
-    served = facts(config)
+    known = facts(config)
     with connected(config.address):
         from bbdm.serving import serving  # which imports Ray, after it was told where to listen
 
-        serving.run(served, partial(print, flush=True))
+        serving.run(config, known, partial(print, flush=True))

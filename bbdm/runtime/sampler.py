@@ -55,8 +55,8 @@ class OnnxBridgeSampler(Sampler[Array]):
         timesteps: other times, in place of ``steps``.
 
     On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes:
-    ``settings``, the content of ``bridge.json``; ``image_size``, the side or (height, width) of its training
-    pictures, or None; ``pictures``, their values. Solver and steps may change at each call.
+    ``settings``, the content of ``bridge.json``; ``bridge``; ``image_size``, the side or (height, width) of
+    its training pictures, or None; ``pictures``, their values. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -78,6 +78,7 @@ class OnnxBridgeSampler(Sampler[Array]):
     ) -> None:
         folder = Path(folder)
         self.settings = settings = read_settings(folder)
+        self.bridge = bridges.from_config(settings["bridge"])
         self.providers = with_options(providers)
         axes, size = settings.get("axes", 2), settings.get("image_size")
         self.image_size = None if size is None else images.as_size(size, axes)
@@ -119,7 +120,7 @@ class OnnxBridgeSampler(Sampler[Array]):
 
     def __repr__(self) -> str:
         parts = [
-            repr(bridges.from_config(self.settings["bridge"])),
+            repr(self.bridge),
             f"solver={self.solver!r}",
             f"steps={len(self.table)}",
             f"dtype={self.settings['dtype']!r}",
@@ -135,8 +136,7 @@ class OnnxBridgeSampler(Sampler[Array]):
         exported: str = self.settings["solver"]
         if steps is timesteps is None and solver in (None, exported):
             return exported, StepTable.from_description(self.settings)
-        bridge = bridges.from_config(self.settings["bridge"])
-        return solver or exported, solvers.build(bridge, solver or exported, timesteps, steps)
+        return solver or exported, solvers.build(self.bridge, solver or exported, timesteps, steps)
 
     def _load(self, table: StepTable) -> Rows:
         rows = [self._put(row) for row in table.rows.astype(np.float32)]

@@ -1,23 +1,19 @@
-"""What the app translates, and how: nothing here knows of Gradio, nor needs torch for an export."""
+"""What the app translates, and how. Nothing here knows of Gradio, nor needs torch for an export."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from bbdm import bridges, solvers
+from bbdm import solvers
 from bbdm.base import demo
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import check_eight_bit
-from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.checks import check_pictures
-from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import images
 from bbdm.serving.config import AppConfig
 
@@ -25,73 +21,32 @@ if TYPE_CHECKING:
     from bbdm import BridgeSampler
     from bbdm.runtime import OnnxBridgeSampler
 
+EXAMPLES = ("drawings", "examples")  # folders beside a checkpoint
+FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
 MAX_PIXELS = {False: 2**20, True: 2**24}  # of a source, by whether the network is called on windows of larger ones
-
-
-class Model(NamedTuple):
-    """A sampler and what the page must know of it."""
-
-    sampler: BridgeSampler | OnnxBridgeSampler
-    solver: str
-    solvers: list[str]  # others that take the sampler's number of network calls
-    size: images.Size | None  # that sources are made to fit; None: they stay as they are
-    kept: bool  # whether sources other than drawings stay as they are all the same
-    windows: dict[str, Any]  # the arguments of a call that say which windows of a source the network sees
-    max_pixels: int  # of a source
-    further: ConditionsConfig  # what the network is told besides the source
-
-    def windowed(self, picture: Image.Image) -> bool:
-        """Whether the network is called on windows of a picture."""
-        window = self.windows["window"]
-        return window is not None and any(map(int.__gt__, picture.size[::-1], images.sides(window)))
-
-
-class Source(NamedTuple):
-    """A picture to translate, and the name of its results."""
-
-    name: str
-    picture: Image.Image
-
-
-class Call(NamedTuple):
-    """What a visitor asks for."""
-
-    sources: Sequence[Source]
-    solver: str
-    steps: int
-    seed: int | None  # of the first result; None draws one
-    results: int  # of each source
-    told: Mapping[str, str | int | None] = {}  # classes; what is missing and may be is left out
-    guidance: float = 1.0
-
-    def settings(self, model: Model) -> dict[str, Any]:
-        """The arguments of a call of the sampler besides the sources and seeds."""
-        settings: dict[str, Any] = {"solver": self.solver, "steps": self.steps}
-        if model.further.each:
-            settings["conditions"] = dict.fromkeys(model.further.drop) | {**self.told}
-            settings["guidance"] = None if self.guidance == 1 else self.guidance
-        return settings
+SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
+DRAWING, PICTURES = "Drawing", "Pictures"  # the tabs of sources
 
 
 class Result(NamedTuple):
     """A translated picture, a preview of one, or a map of several."""
 
-    source: Source
-    seed: int  # of a map, the first one's
+    name: str  # of the source
+    kind: str  # the seed, or mean or std
+    source: Image.Image
     picture: Image.Image
-    map: str = ""  # mean or std, of a map
+
+    def pair(self) -> tuple[Image.Image, Image.Image]:
+        """Source and picture as the page shows them, which takes no long time of larger ones; std in grey."""
+        picture = self.picture
+        if self.kind == "std":
+            picture = picture.convert("L").point([min(255, 2 * level) for level in range(256)])
+        both = self.source, picture
+        first, second = (images.resized(each, SHOWN, "fit") if max(each.size) > SHOWN else each for each in both)
+        return first, second
 
 
-class Progress(NamedTuple):
-    """What is there after a network call: finished results, then previews of those in work."""
-
-    done: int
-    total: int  # network calls, as if all pictures had the size of the one in work
-    results: list[Result]  # none within a step
-    first: int  # of the results in work
-
-
-def load(config: AppConfig) -> Model:
+def load(config: AppConfig) -> BridgeSampler | OnnxBridgeSampler:
     """The sampler of a checkpoint, of a model's folder or name on the Hub, or of an ONNX export.
 
     Raises:
@@ -101,8 +56,6 @@ def load(config: AppConfig) -> Model:
         from bbdm.runtime import OnnxBridgeSampler
 
         sampler = OnnxBridgeSampler(config.model)
-        bridge, calls = bridges.from_config(sampler.settings["bridge"]), sampler.settings.get("calls")
-        further = conditions_of(sampler.settings)
     else:
         import torch
 
@@ -110,143 +63,117 @@ def load(config: AppConfig) -> Model:
         from bbdm.execution.device import best_dtype
 
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = config.dtype
-        if dtype is None and config.model == demo.PHOTOGRAPHS:
-            dtype = best_dtype(torch.device(device))
+        faster = best_dtype(torch.device(device)) if config.model == demo.PHOTOGRAPHS else None
+        dtype = config.dtype or faster
         sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=dtype, compile=config.compile)
-        bridge, calls, further = sampler.bridge, sampler.calls, sampler.unet.further
     check_eight_bit(sampler.pictures, "the app")
     check_pictures(sampler.axes, "the app")
-    if needed := [each.name for each in further.each.values() if each.kind != "class" and not each.droppable]:
-        raise ValueError(f"this network is told {', '.join(needed)}: images and tokens, which the app cannot give")
-    offered = list(solvers.choices(bridge, calls, len(sampler.table)))
-    window = config.window_of(sampler.pictures.crop)
-    windows = {**config.call, "window": window}
-    if window is not None:  # refused now, and not when a visitor comes
-        height, width = images.sides(window)
-        told = {name: None if name in further.drop else 0 for name in further.each}
-        sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, conditions=told or None, **windows)
-    kept, most = window is not None and config.size is None, config.max_pixels or MAX_PIXELS[window is not None]
-    size = config.size or sampler.image_size
-    return Model(sampler, sampler.solver, offered, size, kept, windows, most, further)
+    conditions = sampler._shapes.conditions.each.values()
+    if needed := [each.name for each in conditions if each.kind != "class" and not each.droppable]:
+        raise ValueError(f"this network needs {', '.join(needed)}: images and tokens, which the app cannot give")
+    sampler.window_grid(config)  # refused now, and not when a visitor comes
+    if len(sampler.table) > config.max_steps:
+        raise ValueError(f"max_steps must be at least the network's {len(sampler.table)}, got {config.max_steps}")
+    return sampler
 
 
-def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
-    """An uploaded file or a drawing as the network takes it.
+class Network:
+    """A network on the page: what it takes, and what it makes of that. Errors as for :func:`load`."""
 
-    Raises:
-        ValueError: the file cannot be read, or the picture has more than ``max_pixels``. It is known by its
-            name alone.
-    """
-    name, drawn = ("drawing", True) if isinstance(given, Image.Image) else (Path(given).stem, False)
-    picture = given if isinstance(given, Image.Image) else _opened(Path(given))
-    try:
-        picture = images.convert(picture)
-    except ValueError as error:
-        raise ValueError(f"cannot take the picture {name}: {error}") from error
-    if model.size is not None and (drawn or not model.kept):
-        picture = images.resized(picture, model.size, "fit")
-    if picture.width * picture.height > max_pixels:
-        size = f"{picture.height} x {picture.width}"
-        raise ValueError(f"a picture may have at most {max_pixels} pixels, got {name} of height x width {size}")
-    return Source(name, picture)
+    def __init__(self, config: AppConfig) -> None:
+        self.config = config
+        self.sampler = load(config)
+        self.conditions = self.sampler._shapes.conditions
+        self.window = config.window_of(self.sampler.pictures.crop)
+        bridge, calls = self.sampler.bridge, self.sampler.calls
+        offered = solvers.choices(bridge, calls, len(self.sampler.table))
+        self.solvers = [*dict.fromkeys([self.sampler.solver, *offered])]
+        self.size = config.size or self.sampler.image_size  # of drawings; and of others, but for windows
+        beside = [folder / name for folder in (config.model, config.model.parent) for name in EXAMPLES]
+        folders = beside if config.examples is None else [config.examples]
+        found = (sorted(str(path) for path in each.glob("*") if path.suffix.lower() in FORMATS) for each in folders)
+        self.examples = next(filter(None, found), [])
 
+    def read(self, file: str | Image.Image) -> Image.Image:
+        """An uploaded file or a drawing as the network takes it.
 
-def _opened(path: Path) -> Image.Image:
-    """A visitor's file, which messages call by its name: where the server keeps it is nobody's business."""
-    try:
-        return images.open_image(path.read_bytes(), path.name)
-    except OSError as error:
-        raise ValueError(f"{path.name} is no longer there: upload it again") from error
+        Raises:
+            ValueError: the file cannot be read, or has too many pixels. It is known by its name alone.
+        """
+        drawn = isinstance(file, Image.Image)
+        name = "drawing" if drawn else Path(file).name
+        picture = images.convert(file if drawn else images.open_image(Path(file).read_bytes(), name))
+        if self.size is not None and (drawn or self.window is None or self.config.size is not None):
+            picture = images.resized(picture, self.size, "fit")
+        most = self.config.max_pixels or MAX_PIXELS[self.window is not None]
+        if picture.width * picture.height > most:
+            got = f"{picture.height} x {picture.width}"
+            raise ValueError(f"a picture may have at most {most} pixels, got {name} of height x width {got}")
+        return picture
 
+    def sources(
+        self, tab: str, drawing: Mapping[str, Any] | None, files: Sequence[tuple[str, Any]] | None
+    ) -> tuple[dict[str, Image.Image], list[str]]:
+        """The pictures of a tab by name, and why others cannot be read.
 
-def translate(model: Model, call: Call) -> Iterator[Progress]:
-    """Translate each source, one after the other, and report after each network call.
+        Raises:
+            ValueError: there is none, or there are too many.
+        """
+        inputs: list[Any] = [path for path, _ in files or []]
+        if tab == DRAWING:
+            sheet = drawing["composite"] if drawing else None
+            inputs = [sheet] if sheet and ImageOps.invert(images.convert(sheet)).getbbox() else []  # not all white
+        if not inputs:
+            raise ValueError("the sheet is empty: draw something" if tab == DRAWING else "choose a picture first")
+        if len(inputs) > self.config.max_files:
+            raise ValueError(f"there may be at most {self.config.max_files} pictures, got {len(inputs)}")
+        sources: dict[str, Image.Image] = {}
+        errors: list[str] = []
+        for each in inputs:
+            name = "drawing" if tab == DRAWING else Path(each).stem
+            try:
+                sources[f"{name}_{len(sources)}" if name in sources else name] = self.read(each)
+            except ValueError as error:
+                errors.append(str(error))
+        if not sources:
+            raise ValueError("; ".join(errors))
+        return sources, errors
 
-    Result i of all has the call's seed + i. The last report has the results that a call of the sampler gives.
-    Results by windows are made one after the other, since they may be large.
-    """
-    settings, count = call.settings(model), call.results
-    seeds = resolve_seeds(call.seed, len(call.sources) * count)
-    groups: list[tuple[Source, list[int]]] = []
-    for i, source in enumerate(call.sources):
-        own, each = seeds[i * count : (i + 1) * count], 1 if model.windowed(source.picture) else count
-        groups += [(source, own[start : start + each]) for start in range(0, count, each)]
-    finished: list[Result] = []
-    before = 0
-    for i, (source, own) in enumerate(groups):
-        done, results = before, []
-        for calls, of, previews in _calls(model, source, own, **settings):
-            results = [Result(source, *each) for each in zip(own, previews, strict=True)] if previews else []
-            done, total = before + calls, before + of * (len(groups) - i)
-            yield Progress(done, total, finished + results if results else [], len(finished))
-        before, finished = done, finished + results
+    def translate(
+        self, sources: Mapping[str, Image.Image], count: int, seed: int | None, report: Any, **options: Any
+    ) -> Iterator[list[Result]]:
+        """Translate each source, one after the other. Result i of all has the seed + i; None draws one.
 
+        ``report`` is called after each network call with the number that are done, and of all as if all
+        sources had the size of the one in work. ``options`` are those of the sampler.
 
-def compare(model: Model, call: Call) -> Iterator[Progress]:
-    """Translate each source as :func:`translate` does, and compare its results.
+        Yields:
+            After each step, the results that are finished, then previews.
+        """
+        seeds, parts = resolve_seeds(seed, len(sources) * count), list[tuple[str, list[int]]]()
+        for i, (name, picture) in enumerate(sources.items()):
+            large = self.window and any(map(int.__gt__, picture.size[::-1], images.sides(self.window)))
+            own, each = seeds[i * count : (i + 1) * count], 1 if large else count  # at a time
+            parts += [(name, own[start : start + each]) for start in range(0, count, each)]
+        results: list[Result] = []
+        for i, (name, part) in enumerate(parts):
+            previews: list[Result] = []
+            progress = partial(lambda i, done, total: report(i * total + done, len(parts) * total), i)
+            for step in self.sampler.stream([sources[name]] * len(part), part, progress=progress, **options):
+                shown = zip(part, step.preview(), strict=True)
+                previews = [Result(name, str(each), sources[name], picture) for each, picture in shown]
+                yield results + previews
+            results += previews
 
-    The last report has for each source the mean of its results, their standard deviation, and the results, of
-    the seeds of :meth:`bbdm.BridgeSampler.distribution`.
-    """
-    settings = call.settings(model) | model.windows
-    sources, count = call.sources, call.results
-    pictures = [source.picture for source in sources]
-
-    def work(put: Callable[..., None]) -> None:
-        def report(done: int, total: int) -> None:
-            if done < total:
-                put(Progress(done, total, [], 0))
-
-        found = model.sampler.distribution(pictures, count, call.seed, progress=report, **settings)
-        made: list[Result] = []
-        for source, seeds, mean, std, *results in zip(
-            sources, found.seeds, found.mean, found.std, *found.samples, strict=True
-        ):
-            made += [Result(source, seeds[0], mean, "mean"), Result(source, seeds[0], std, "std")]
-            made += map(Result, [source] * count, seeds, results)
-        put(Progress(count, count, made, 0))
-
-    yield from _followed(work)
-
-
-def _calls(
-    model: Model, source: Source, seeds: list[int], **settings: Any
-) -> Iterator[tuple[int, int, list[Image.Image]]]:
-    """After each network call: how many are done, of how many, and at the end of a step its previews."""
-
-    def work(put: Callable[..., None]) -> None:
-        last = 0, 0
-
-        def report(done: int, total: int) -> None:
-            nonlocal last
-            last = done, total
-            if done % (total // settings["steps"]):
-                put((done, total, []))
-
-        given = [source.picture] * len(seeds)
-        for step in model.sampler.stream(given, seeds, progress=report, **settings, **model.windows):
-            put((*last, step.preview()))
-
-    yield from _followed(work)
-
-
-def _followed(work: Callable[[Callable[..., None]], None]) -> Iterator[Any]:
-    """What ``work`` puts, from a thread; once nobody waits for it, ``work`` ends at the next that it puts."""
-    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    left = threading.Event()
-
-    def put(each: Any) -> None:
-        if left.is_set():
-            raise CancelledError
-        made.put(each)
-
-    pool = ThreadPoolExecutor(1)
-    working = pool.submit(work, put)
-    working.add_done_callback(lambda _: made.put(None))
-    try:
-        yield from iter(made.get, None)
-        working.result()
-    finally:
-        left.set()
-        pool.shutdown(wait=False)
+    def compare(
+        self, sources: Mapping[str, Image.Image], count: int, seed: int | None, report: Any, **options: Any
+    ) -> Iterator[list[Result]]:
+        """Mean, standard deviation and results of each source, by the sampler's ``distribution``."""
+        found = self.sampler.distribution([*sources.values()], count, seed, progress=report, **options)
+        pictures = [found.mean, found.std, *found.samples]
+        kinds = [["mean", "std", *map(str, seeds)] for seeds in found.seeds]
+        yield [
+            Result(name, kind, source, column[i])
+            for i, (name, source) in enumerate(sources.items())
+            for kind, column in zip(kinds[i], pictures, strict=True)
+        ]

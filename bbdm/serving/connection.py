@@ -26,6 +26,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no other machine may join
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as where nobody chose, of which Ray warns
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -53,13 +54,6 @@ def room_for(threads: int) -> tuple[int, bool]:
         most = _most_cores(machines)
         raise ValueError(f"threads must be at most the {most} cores of a machine, got {threads}")
     return count, any(gpus for _, gpus in machines)
-
-
-def threads_for(workers: int) -> int:
-    """The most cores that each of a number of workers can have; 1 if there is no room for all of them."""
-    machines = _machines()
-    fitting = (cores for cores in range(_most_cores(machines), 0, -1) if _room(machines, cores) >= workers)
-    return next(fitting, 1)
 
 
 def _machines() -> list[tuple[int, int]]:

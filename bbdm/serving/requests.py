@@ -1,54 +1,67 @@
-"""What a server is asked: its settings, and the checks of a request before any work is done for it.
-
-Nothing here needs Ray.
-"""
+"""Pictures of ``bbdm serve``: what is refused, and what is translated together. Nothing here needs Ray."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterable
+import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+from fastapi import HTTPException
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from bbdm import solvers
 from bbdm.data.spec import check_eight_bit
 from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.pictures.checks import UnknownFormatError
+from bbdm.sampling.options import Options
 from bbdm.serving.config import ServeConfig
 
+log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
-HEADER_BYTES = 16 * 2**10  # at most, names and values together
-QUERY = ("solver", "steps", "seed")
 FAILED = "the picture could not be translated"
-
-
-class RequestError(ValueError):
-    """A request is refused; ``status`` is that of HTTP."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)  # both, so that it can be sent to another process
-        self.status = status
-
-    def __str__(self) -> str:
-        return self.args[1]
+Answer = tuple[int, Any]  # HTTP's status, with a result or why there is none
+Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
 
 
 @dataclass(frozen=True)
-class Served:
-    """What requests are checked against: the settings, and facts of the network."""
+class Facts:
+    """The network that is served, and what a request may ask for."""
 
-    config: ServeConfig
+    name: str
     channels: int  # of pictures
     stride: int  # heights and widths are padded to multiples of it
+    image_size: images.Size | None  # of training pictures
     solver: str  # of requests that name none
-    steps: int  # as the solver
+    steps: dict[str, int]  # of requests that name none, by solver
+    max_steps: int
+    max_pixels: int  # of a padded picture
+    max_bytes: int  # of its file
 
 
-def facts(config: ServeConfig) -> Served:
-    """What requests are checked against.
+class Query(BaseModel, extra="forbid"):
+    """What a request's query may say."""
+
+    solver: solvers.Solver | None = None
+    steps: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+
+
+class Item(NamedTuple):
+    """A picture to translate, and how."""
+
+    pixels: Pixels
+    solver: str | None
+    steps: int | None
+    seed: int
+
+
+def facts(config: ServeConfig) -> Facts:
+    """The network that is served, and what a request may ask for.
 
     Raises:
         ValueError: the network cannot be used, or requests that name no steps would take too many.
@@ -57,89 +70,62 @@ def facts(config: ServeConfig) -> Served:
     check_eight_bit(sampler.pictures, "the server")
     check_pictures(sampler.axes, "the server")
     sampler.window_grid(config)  # before a request fails
-    steps = len(sampler.table)
-    if steps > config.max_steps:
-        raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
-    shapes = sampler._shapes
-    return Served(config, shapes.source_channels, max(shapes.stride), sampler.solver, steps)
+    if names := ", ".join(sampler.unet.further.each):
+        raise ValueError(f"the server is for networks without conditions, and this one has {names}: use bbdm translate")
+    name, own = sampler.solver, len(sampler.table)
+    if own > config.max_steps:
+        raise ValueError(f"max_steps must be at least the {own} steps of {name!r}, got {config.max_steps}")
+    steps = {name: own}
+    for each in solvers.choices(sampler.bridge, sampler.calls):
+        with suppress(ValueError):  # it does not take the settings' steps
+            steps[each] = len(sampler._plan(Options(solver=each)).table)
+    shapes, most = sampler._shapes, (config.max_steps, config.max_pixels, config.max_bytes)
+    return Facts(config.model.name, shapes.source_channels, max(shapes.stride), sampler.image_size, name, steps, *most)
 
 
-def read_query(given: Iterable[tuple[str, str]], served: Served) -> tuple[str | None, int | None, int]:
-    """Solver, steps and seed of a query, each named once at most; a seed is drawn if unset.
-
-    Solver and steps are both None where neither is named.
-
-    Raises:
-        RequestError: 422, an unknown name or a value out of range.
-    """
-    values: dict[str, str] = {}
-    for name, value in given:
-        if name not in QUERY or name in values:
-            raise RequestError(422, f"the query takes {', '.join(QUERY)}, each once; got {name[:20]!r}")
-        values[name] = value
-    solver, known = values.get("solver"), get_args(solvers.Solver)
-    if solver is not None and solver not in known:
-        raise RequestError(422, f"solver must be one of {', '.join(known)}; got {solver[:20]!r}")
-    steps = integer("steps", values.get("steps"), 1, served.config.max_steps)
-    seed = integer("seed", values.get("seed"), 0, 2**63 - 1)
-    if solver is not None or steps is not None:
-        solver, steps = solver or served.solver, steps or served.steps
-    return solver, steps, secrets.randbelow(2**32) if seed is None else seed
-
-
-def integer(name: str, text: str | None, low: int, high: int) -> int | None:
-    """An integer in a range from text, or None for None. Raises RequestError with the status 422."""
-    if text is None:
-        return None
-    plain = text.isascii() and text.isdigit() and len(text) <= len(str(high))
-    if not plain or not low <= int(text) <= high:
-        raise RequestError(422, f"{name} must be an integer from {low} to {high}, got {text[:20]!r}")
-    return int(text)
-
-
-def check_headers(headers: Iterable[tuple[str, str]], served: Served) -> None:
-    """Check a request's headers before its body is read.
+def decode(data: bytes, known: Facts) -> Pixels:
+    """A picture, upright, in the network's channels. Its size is checked before it is decoded.
 
     Raises:
-        RequestError: 431, they are too long; 413, the body is; 400, its length is not a number.
-    """
-    pairs = list(headers)
-    if sum(len(name) + len(value) for name, value in pairs) > HEADER_BYTES:
-        raise RequestError(431, f"headers must be at most {HEADER_BYTES} bytes")
-    length = next((value for name, value in pairs if name.lower() == "content-length"), "0")
-    if not (length.isascii() and length.isdigit()):
-        raise RequestError(400, f"content-length must be a number, got {length[:20]!r}")
-    check_bytes(int(length.lstrip("0")[:18] or "0"), served)  # more digits are more bytes than anybody takes
-
-
-def check_bytes(count: int, served: Served) -> None:
-    """Raise RequestError with the status 413 if a body has more bytes than are taken."""
-    if count > served.config.max_bytes:
-        raise RequestError(413, f"a picture's file must be at most {served.config.max_bytes} bytes")
-
-
-def read_picture(data: bytes, served: Served) -> Image.Image:
-    """The picture of a request, upright, in the network's channels. Its size is checked before it is decoded.
-
-    Raises:
-        RequestError: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels or values of no agreed
+        HTTPException: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels or values of no agreed
             range; 400, it cannot be decoded.
     """
 
     def check_size(width: int, height: int) -> None:
-        padded = (height + -height % served.stride) * (width + -width % served.stride)
-        if padded > served.config.max_pixels:
-            bound = f"at most {served.config.max_pixels} pixels, with sides padded to multiples of {served.stride}"
-            raise RequestError(422, f"a picture must have {bound}; got {width} x {height}")
+        if (height + -height % known.stride) * (width + -width % known.stride) > known.max_pixels:
+            bound = f"at most {known.max_pixels} pixels, with sides padded to multiples of {known.stride}"
+            raise HTTPException(422, f"a picture must have {bound}; got {width} x {height}")
 
     status = 400
     try:
         image = images.open_image(data, "of the request", FORMATS, check_size)
         status = 422
-        return images.convert(image, served.channels)
-    except RequestError:
-        raise
+        return np.asarray(images.convert(image, known.channels))
     except UnknownFormatError as error:
-        raise RequestError(415, str(error)) from error
+        raise HTTPException(415, str(error)) from error
     except ValueError as error:
-        raise RequestError(status, str(error)) from error
+        bomb = isinstance(error.__cause__, Image.DecompressionBombError)
+        raise HTTPException(422 if bomb else status, str(error)) from error
+
+
+def translate_together(sampler: Any, items: list[Item], **settings: Any) -> list[Pixels | Answer]:
+    """Translate pictures: those of one solver, number of steps and size in one batch, the others apart.
+
+    ``settings`` are further arguments of the sampler's calls.
+    An error of some is theirs alone: a ValueError with the status 422, any other with 500, and logged.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault((item.pixels.shape, item.solver, item.steps), []).append(index)
+    answers: dict[int, Pixels | Answer] = {}
+    for (_, solver, steps), indices in groups.items():
+        sources, seeds = [items[i].pixels for i in indices], [items[i].seed for i in indices]
+        try:
+            results = sampler(sources, seeds, solver=solver, steps=steps, **settings)
+            answers |= zip(indices, results, strict=True)
+        except ValueError as error:
+            answers |= dict.fromkeys(indices, (422, str(error)))
+        except Exception:  # such as a lack of memory for pictures of this size
+            log.exception("%d pictures could not be translated", len(indices))
+            answers |= dict.fromkeys(indices, (500, FAILED))
+    return [answers[index] for index in range(len(items))]

@@ -78,7 +78,7 @@ def commands() -> dict[str, Callable[[Path], Found]]:
         return solver, int(steps.removesuffix(" steps"))
 
     def served(path: Path) -> Found:
-        return (asked := facts(ServeConfig(model=path))).solver, asked.steps
+        return (known := facts(ServeConfig(model=path))).solver, known.steps[known.solver]
 
     def swept(path: Path) -> Found:
         ((solver, steps),) = read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)
@@ -88,7 +88,7 @@ def commands() -> dict[str, Callable[[Path], Found]]:
         "translate": translated,
         "info": described,
         "serve": served,
-        "app": lambda path: found(app_model.load(AppConfig(model=path)).sampler),
+        "app": lambda path: found(app_model.load(AppConfig(model=path))),
         "export": lambda path: found(exporter.load(export.parse([str(path)]))),
         "eval --sweep": swept,
     }

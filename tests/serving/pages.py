@@ -19,31 +19,19 @@ BROWSER_FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
-    "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--window-size=1200,1600",
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
 ]
-WATCH = """
-window.seen = [];
-const texts = document.getElementsByClassName("prose");
-window.shownStatus = () => [...texts].find((each) => each.closest(".status") && each.offsetParent)?.innerText;
-new MutationObserver(() => {
-    const text = shownStatus();
-    if (text && text !== seen.at(-1)) seen.push(text);
-}).observe(document.body, {subtree: true, childList: true, characterData: true});
-"""
 Found = TypeVar("Found")
 
 
-def same(made: Image.Image, wanted: Image.Image) -> bool:
+def same(picture: Image.Image, output: Image.Image) -> bool:
     """Whether two pictures differ by rounding alone."""
-    assert made.size == wanted.size
-    return int(np.abs(np.asarray(made.convert("RGB"), int) - np.asarray(wanted, int)).max()) <= 1
+    assert picture.size == output.size
+    return int(np.abs(np.asarray(picture.convert("RGB"), int) - np.asarray(output, int)).max()) <= 1
 
 
 def model_file(folder: Path) -> Path:
@@ -70,13 +58,14 @@ def until(found: Callable[[], Found | None], what: str) -> Found:
     raise AssertionError(f"not within {SECONDS} seconds: {what}")
 
 
-def fetch(url: str) -> Image.Image:
+def fetch(url: str | None) -> Image.Image:
+    assert url is not None
     with urllib.request.urlopen(url) as answer:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
 class Visitor:
-    """A browser on the page, with a camera of test pictures, and a folder for downloads."""
+    """A browser on the page, with a folder for downloads."""
 
     def __init__(self, url: str, folder: Path) -> None:
         from selenium import webdriver
@@ -91,57 +80,48 @@ class Visitor:
         self.driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
         self.driver.get(url)
         until(lambda: self.button("Translate"), "the page")
-        self.driver.execute_script(WATCH)
 
     def all(self, selector: str) -> list[Any]:
         return [each for each in self.driver.find_elements("css selector", selector) if each.is_displayed()]
 
-    def button(self, text: str, selector: str = "button") -> Any:
-        return next((each for each in self.all(selector) if each.text == text), None)
+    def button(self, text: str) -> Any:
+        return next((each for each in self.all("button") if each.text == text), None)
 
-    def click(self, text: str, selector: str = "button") -> None:
-        until(lambda: self.button(text, selector), text).click()
-
-    def click_icon(self, label: str) -> None:
-        until(lambda: self.all(f"button[aria-label='{label}']"), label)[0].click()
+    def click(self, text: str) -> None:
+        until(lambda: self.button(text), text).click()
 
     def upload(self, *paths: Path) -> None:
-        """Give files to the open tab."""
+        """Give files to the open tab of pictures, in place of those that are there."""
+        for each in self.all("button[aria-label='Clear']"):
+            each.click()
+        opened = "return arguments[0].closest('[role=tabpanel]').offsetParent !== null"
+        before = len(self.images())
         fields = self.driver.find_elements("css selector", "input[type=file]")
-        is_open = "return arguments[0].closest('[role=tabpanel]').offsetParent !== null"
-        (field,) = [each for each in fields if self.driver.execute_script(is_open, each)]
-        field.send_keys("\n".join(map(str, paths)))
-        until(lambda: self.all(".source img") or len(self.all("tr.file")) == len(paths), "the upload")
+        next(each for each in fields if self.driver.execute_script(opened, each)).send_keys("\n".join(map(str, paths)))
+        until(lambda: len(self.images()) == before + len(paths), "the upload")
+
+    def images(self) -> list[Any]:
+        """The images of all galleries."""
+        return self.all("button[aria-label^=Thumbnail] img")
 
     def enter(self, **numbers: int | str) -> None:
+        """Enter numbers, by label, with _ in place of spaces."""
         from selenium.webdriver.common.keys import Keys
 
-        fields = {
-            "calls": "input[aria-label^='number input for Network calls']",
-            "results": "input[aria-label='number input for Results']",
-            "seed": ".seed :is(input, textarea)",
-        }
-        self.open_advanced()
+        if not self.all("input[aria-label='number input for Network calls']"):
+            self.all("button.label-wrap")[0].click()
+            until(lambda: self.all("input[aria-label='number input for Network calls']"), "the settings")
         for name, number in numbers.items():
-            (field,) = self.all(fields[name])
+            label = name.replace("_", " ")
+            path = f"//input[@aria-label='number input for {label}']"
+            path += f" | //label[span[normalize-space()='{label}']]//textarea"
+            (field,) = [each for each in self.driver.find_elements("xpath", path) if each.is_displayed()]
             field.send_keys(Keys.CONTROL, "a")
-            field.send_keys(str(number), Keys.TAB)
+            field.send_keys(str(number) or Keys.DELETE, Keys.TAB)
 
-    def open_advanced(self) -> None:
-        if not self.all(".seed"):
-            until(lambda: self.all("button.label-wrap"), "Advanced")[0].click()
-            until(lambda: self.all(".seed"), "the settings")
-
-    def choose(self, solver: str) -> None:
-        self.open_advanced()
-        (field,) = self.all("input[aria-label='How it answers']")
-        field.click()
-        until(lambda: [each for each in self.all("[role=option]") if each.text.endswith(f"({solver})")], solver)[
-            0
-        ].click()
-
-    def status(self) -> str:
-        return self.driver.execute_script("return shownStatus() || ''")
+    def text(self) -> str:
+        """All that the page says."""
+        return self.driver.find_element("tag name", "body").text
 
     def draw_line(self) -> None:
         """Draw a line through the middle of the sheet."""
@@ -149,23 +129,19 @@ class Visitor:
 
         canvas = until(lambda: self.all("canvas"), "the canvas")[0]
         time.sleep(2)  # the brush is there a little later
-        chain = ActionChains(self.driver).move_to_element_with_offset(canvas, -150, 0).click_and_hold()
-        chain.move_by_offset(300, 0).release().perform()
+        chain = ActionChains(self.driver).move_to_element_with_offset(canvas, -100, 0).click_and_hold()
+        chain.move_by_offset(200, 0).release().perform()
 
-    def said(self) -> str:
-        """The page's messages."""
-        return " ".join(each.text for each in self.all(".toast-body"))
+    def translate(self, end: str, button: str = "Translate") -> dict[str, Image.Image]:
+        """The results of a translation that ends with a status, by caption."""
+        self.click(button)
+        until(lambda: end in self.text(), end)
+        captions = until(lambda: self.all(".caption-label"), "captions")
+        images = [each.find_element("xpath", "./ancestor::button[1]//img") for each in captions]
+        return {each.text: fetch(image.get_attribute("src")) for each, image in zip(captions, images, strict=True)}
 
-    def translate(self, end: str) -> dict[str, Image.Image]:
-        """The gallery of a translation that ends with a status, by caption."""
-        self.click("Translate")
-        until(lambda: self.status() == end, end)
-        captions, images = self.all(".results .caption-label"), self.all(".results .gallery-item img")
-        return {
-            caption.text: fetch(image.get_attribute("src")) for caption, image in zip(captions, images, strict=True)
-        }
-
-    def compared(self) -> tuple[Image.Image, Image.Image]:
+    def compared(self) -> list[Image.Image]:
         """What the slider shows: source and result."""
-        source, result = (fetch(each.get_attribute("src")) for each in self.all(".compared img"))
-        return source, result
+        path = "//label[contains(., 'Before and after')]/ancestor::div[contains(@class, 'block')][1]//img"
+        images = [each for each in self.driver.find_elements("xpath", path) if each.is_displayed()]
+        return [fetch(each.get_attribute("src")) for each in images]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bbdm.serving.connection import room_for, threads_for
+from bbdm.serving.connection import room_for
 
 Cluster = Callable[..., None]
 
@@ -31,12 +31,3 @@ def test_a_worker_is_on_one_machine(cluster: Cluster):
     assert [room_for(threads) for threads in (1, 4, 5, 8)] == [(3, True), (3, True), (2, True), (2, True)]
     with pytest.raises(ValueError, match="threads must be at most the 8 cores of a machine, got 9"):
         room_for(9)
-
-
-def test_workers_have_the_cores_of_one_machine(cluster: Cluster):
-    cluster((8, 0), (8, 0))
-    assert [threads_for(workers) for workers in (1, 2, 3, 4, 5, 16, 17)] == [8, 8, 4, 4, 2, 1, 1]
-    cluster((8, 0))
-    assert [threads_for(workers) for workers in (1, 2, 3, 9)] == [8, 4, 2, 1]
-    cluster((8, 2), (4, 1), (64, 0))
-    assert [threads_for(workers) for workers in (1, 2, 3, 4)] == [8, 4, 4, 1]
