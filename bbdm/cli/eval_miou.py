@@ -116,7 +116,6 @@ def table(report: Report) -> str:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module."""
     args, config = parse(argv)
-    from bbdm.evaluation.reports import seconds
     from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
 
@@ -127,6 +126,8 @@ def main(argv: Sequence[str]) -> None:
     report = evaluate(translator, args.deeplab, args.output_stride)
     if translator.processes.first:
         print(table(report))
-        print(f"{report['solver']}, {report['nfe']} NFE, {seconds(report, 3)} s / picture")
+        print(
+            f"{report['solver']}, {report['nfe']} NFE, {report['seconds_per_picture'] or float('nan'):.3f} s / picture"
+        )
         print(f"results and scores.json: {config.output_dir}")
     translator.processes.leave()

@@ -31,8 +31,8 @@ from bbdm.data.spec import AXES, Spec
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.files import Files
 from bbdm.evaluation.large import LargePictures
+from bbdm.evaluation.metrics import Setup
 from bbdm.evaluation.results import Job, Record, check_places, description, plan
-from bbdm.evaluation.table import Setup
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.restore import find_dtype

@@ -15,7 +15,7 @@ from bbdm import ABridge, save_checkpoint
 from bbdm.cli import eval as eval_script
 from bbdm.cli import eval_miou, translate
 from bbdm.data.spec import Spec
-from bbdm.evaluation import metrics
+from bbdm.evaluation import perceptual
 from bbdm.pictures.values import Values
 from tests.cli.test_eval_miou import make_city
 from tests.conftest import tiny_unet
@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "Inception", Features)
+    monkeypatch.setattr(perceptual, "inception", Features)
 
 
 def words(place: Path, output: Path) -> list[str]:
