@@ -158,7 +158,7 @@ def test_each_channel_alone():
 def test_8_bits_as_values_have_the_same_scores():
     results, targets = (RANDOM.integers(0, 256, shape).astype(float) for shape in ((3, 2, 3, 12, 12), (3, 3, 12, 12)))
     eight = Scores(["psnr", "ssim", "mae", "diversity"], 2)
-    eight.update(*(torch.from_numpy(v.astype(np.uint8)) for v in (results, targets)))
+    eight.update(torch.from_numpy(results.astype(np.uint8)), torch.from_numpy(targets.astype(np.uint8)))
     found = eight.compute()
     stored = score(list(found), results, targets, values=Values(0, 255, dtype="float32"))
     assert found == pytest.approx(stored, rel=1e-5)
