@@ -135,7 +135,8 @@ def scores(counts: torch.Tensor, classes: Sequence[str] = tuple(CITYSCAPES)) -> 
         raise ValueError("mIoU needs at least one pixel with a class")
 
     def index(average: Literal["macro", "none"]) -> torch.Tensor:
-        metric = MulticlassJaccardIndex(len(classes), average=average, ignore_index=IGNORED)
+        about = {"ignore_index": IGNORED, "sync_on_compute": False}  # the counts are of all processes
+        metric = MulticlassJaccardIndex(len(classes), average=average, **about)
         metric.confmat = counts
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the counts came without an update

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +14,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import get_model_weights
 
-from bbdm.evaluation.metrics import LPIPSNet
 from bbdm.files import inert
 from bbdm.files.importers import states
 from bbdm.files.weights import readable
 
-BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
 
 
 class DownloadError(ValueError):
@@ -51,7 +50,7 @@ def inception(weights: Path | None = None) -> nn.Module:
     return _with_weights(Inception, weights, URL_INCEPTION_V3, "fid_weights", "Inception")
 
 
-def lpips_network(net: LPIPSNet = "alex", weights: Path | None = None) -> nn.Module:
+def lpips_network(net: str = "alex", weights: Path | None = None) -> nn.Module:
     """The network of LPIPS (Zhang et al. 2018): two (B, 3, H, W) in [-1, 1] to distances (B, 1, 1, 1).
 
     With ``normalize=True``, pictures are in [0, 1].
@@ -67,7 +66,7 @@ def lpips_network(net: LPIPSNet = "alex", weights: Path | None = None) -> nn.Mod
         ValueError: the file does not fit the network.
     """
     if net not in BACKBONES:
-        raise ValueError(f"net must be one of {get_args(LPIPSNet)}, got {net!r}")
+        raise ValueError(f"net must be one of {tuple(BACKBONES)}, got {net!r}")
     url = get_model_weights(BACKBONES[net]).DEFAULT.url  # pyright: ignore[reportAttributeAccessIssue]
     build = partial(LearnedPerceptualImagePatchSimilarity, net)
     return _with_weights(build, weights, url, "lpips_weights", BACKBONES[net]).net
