@@ -68,7 +68,7 @@ def lpips_network(net: str = "alex", weights: Path | None = None) -> nn.Module:
     if net not in BACKBONES:
         raise ValueError(f"net must be one of {tuple(BACKBONES)}, got {net!r}")
     url = get_model_weights(BACKBONES[net]).DEFAULT.url  # pyright: ignore[reportAttributeAccessIssue]
-    build = partial(LearnedPerceptualImagePatchSimilarity, net)
+    build = partial(LearnedPerceptualImagePatchSimilarity, net)  # pyright: ignore[reportArgumentType]
     return _with_weights(build, weights, url, "lpips_weights", BACKBONES[net]).net
 
 
