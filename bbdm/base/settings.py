@@ -42,6 +42,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             options |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
+        elif get_origin(kind) is tuple and parse is None:
+            options |= {"nargs": "+", "type": get_args(kind)[0]}
         else:
             options["type"] = kind if parse is None else flag_type(parse)
         parser.add_argument(*each.metadata["names"], f"--{each.name}", **options)
@@ -80,7 +82,8 @@ def check(settings: Any) -> None:
 def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     """A settings dataclass of those values that are its fields."""
     names = {each.name for each in fields(settings)}  # pyright: ignore[reportArgumentType]
-    return settings(**{name: value for name, value in values.items() if name in names})
+    found = {name: value for name, value in values.items() if name in names}
+    return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 
 def named(parser: argparse.ArgumentParser, argv: Sequence[str], settings: type[Any]) -> frozenset[str]:

@@ -35,7 +35,6 @@ COMMANDS = {  # a module each; - in a name is _ in the module's
     "translate": Command("translate pictures or a data set", RESUMES),
     "calibrate": Command("calibrate intervals of results", RESUMES),
     "eval": Command("score a network on a data set", RESUMES),
-    "eval-miou": Command("mIoU of translated street scenes", RESUMES),
     "distill": Command("distil a network into one of few calls", without=("OtherCodecError",)),
     "train-vqgan": Command("train an autoencoder"),
     "info": Command("what a file, a folder or a name on the Hub holds"),
@@ -46,7 +45,6 @@ COMMANDS = {  # a module each; - in a name is _ in the module's
         "translate pictures on many machines", "results are kept, and the same command makes what is missing"
     ),
     "convert-vqgan": Command("convert a VQGAN of latent diffusion"),
-    "convert-deeplab": Command("convert a DeepLab for eval-miou"),
 }
 HINTS = {  # what a user can do about an error of the library, by the error's class
     "BadPicturesError": "--skip_bad leaves them out",

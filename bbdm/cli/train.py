@@ -152,7 +152,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
         if codec is not None and args.cache_latents is not None:
             pairs = LatentDataset(pairs, codec, args.cache_latents, args.flip, verbose)
         if args.score:
-            from bbdm.evaluation.metrics import Scores  # needs torchmetrics
+            from bbdm.evaluation.scores import Scores  # needs torchmetrics
 
             weights = {"fid_weights": args.fid_weights, "lpips_weights": args.lpips_weights}
             of = {"values": pairs.spec.target, "channels": pairs.channels, "masked": pairs.masked}

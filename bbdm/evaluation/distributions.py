@@ -1,24 +1,21 @@
 """Scores of several results of each source as a distribution: how near the target is, how honest the spread.
 
 Energy score and CRPS are proper scores (Gneiting and Raftery 2007): the true distribution has the lowest.
+:data:`DISTRIBUTION` is a metric that has them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bbdm.base.atomic import write_atomically
-from bbdm.execution.processes import Processes
-from bbdm.pictures.values import Values
-
-if TYPE_CHECKING:
-    from bbdm.translation.translator import Batch
+from bbdm.evaluation.metrics import Metric, Setup
 
 NOMINAL = 0.9  # of the interval whose coverage and length are scored; the nearest that the samples have
 BINS = 2048  # of lengths and of standard deviations, over the range of the values
@@ -50,127 +47,101 @@ def crps(results: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (results - target).abs().mean(0) - (ordered * weights).sum(-1) / (count * (count - 1))
 
 
-class DistributionScores:
-    """Scores of several results of each source over a data set.
+def _inner(samples: int) -> int:
+    """Samples on each side of the scored interval, with its end."""
+    return max(1, round((samples + 1) * (1 - NOMINAL) / 2))
+
+
+def sums(results: torch.Tensor, targets: torch.Tensor, setup: Setup) -> torch.Tensor:
+    """What adds up over sources: means, ranks, lengths of intervals, and standard deviations.
 
     Args:
-        samples: results of each source, at least 2.
-        values: of targets and results, whose unit energy score, CRPS, lengths and errors have.
+        results: (B, S, C, *S) in stored values.
+        targets: (B, C, *S) in stored values.
+        setup: whose values have the range.
+
+    Returns:
+        (5 + S + 1 + 7 BINS,) float64; each picture has the same weight.
     """
-
-    def __init__(self, samples: int, values: Values) -> None:
-        if samples < 2:
-            raise ValueError(f"scores of distributions need at least 2 results of each source, got {samples}")
-        self.samples = samples
-        self._range = float(np.max(values.high) - np.min(values.low))
-        self._inner = max(1, round((samples + 1) * (1 - NOMINAL) / 2))  # samples on each side, with the interval's end
-        zeros = {"means": 5, "ranks": samples + 1, "lengths": (4, BINS), "spreads": (3, BINS)}
-        self._sums: dict[str, Any] = {name: np.zeros(shape) for name, shape in zeros.items()}
-
-    @torch.inference_mode()
-    def update(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:
-        """Add pictures; the arguments are those of :meth:`bbdm.evaluation.scores.Scores.update`.
-
-        Args:
-            results: (B, S, C, *S) in stored values.
-            targets: (B, C, *S) in stored values.
-            masks: (B, 1, *S), not 0 where pixels count; None where all do.
-        """
-        for number, (result, target) in enumerate(zip(results.double(), targets.double(), strict=True)):
-            if masks is not None:
-                inside = (masks[number] != 0).expand(target.shape)
-                result, target = result[:, inside], target[inside]
-            if target.numel():
-                self._add(result.flatten(1).cpu(), target.flatten().cpu())
-
-    def _add(self, result: torch.Tensor, target: torch.Tensor) -> None:
-        """Add the values (S, V) and (V,) of a picture; each picture has the same weight."""
-        from scipy.stats import spearmanr
-
-        weight = 1 / len(target)
-        std, error = result.std(0), (result.mean(0) - target).abs()
-        both = bool(std.min() < std.max() and error.min() < error.max())
-        related = float(spearmanr(std, error).statistic) if both else 0.0  # pyright: ignore[reportAttributeAccessIssue]
-        self._sums["means"] += 1, energy_score(result, target)[0], float(crps(result, target).mean()), related, both
-        below, equal = (result < target).sum(0), (result == target).sum(0)
-        share = weight / (equal + 1).numpy()  # a target that equals samples has all of their ranks in parts
-        steps = np.zeros(self.samples + 2)
-        np.add.at(steps, below.numpy(), share)
-        np.add.at(steps, (below + equal + 1).numpy(), -share)
-        self._sums["ranks"] += steps.cumsum()[:-1]
-        ordered = result.sort(0).values
-        low, high = ordered[self._inner - 1], ordered[-self._inner]
-        covered = (low <= target) & (target <= high)
-        for name, size, of in (
-            ("lengths", high - low, (high - low, covered.double(), error)),
-            ("spreads", 2 * std, (std.square(), error.square())),
-        ):
-            place = (size * (BINS / self._range)).long().clip(0, BINS - 1)
-            for row, values in enumerate((torch.ones_like(size), *of)):
-                self._sums[name][row] += np.bincount(place, values * weight, BINS)
-
-    def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, each counted before it passes."""
-        for names, batch in batches:
-            self.update(*batch)
-            yield names, batch
-
-    def collect(self, processes: Processes) -> None:
-        """Add the pictures of all other processes to the first's; every process calls it."""
-        _, *others = processes.gather(self._sums)
-        for sums in others if processes.first else []:
-            for name, value in sums.items():
-                self._sums[name] += value
-
-    def compute(self) -> dict[str, Any]:
-        """The scores of all pictures so far, as plain values.
-
-        ``energy``, ``crps`` and ``rank_correlation`` (Spearman's, of standard deviation and absolute error of
-        the mean) are means over pictures. ``interval`` is between two ordered samples: ``expected`` is the
-        share of targets inside where they are as the samples, ``coverage`` the true share. ``calibration``
-        has both for all such intervals, ``ranks`` the share of targets at each rank among the samples, and
-        ``error_of_std`` the root mean square error of the mean where the standard deviation is about the
-        first value.
-
-        Raises:
-            ValueError: there are no pictures.
-        """
-        pictures, energy, score, related, varied = self._sums["means"]
-        if not pictures:
-            raise ValueError("scores of distributions need pictures with pixels in their masks, got none")
-        ranks, count = self._sums["ranks"] / pictures, self.samples
-        lengths = self._sums["lengths"] / pictures
-        curve = [
-            ((count + 1 - 2 * k) / (count + 1), float(ranks[k : count + 1 - k].sum())) for k in range(count // 2, 0, -1)
-        ]
-        spreads = _parts(self._sums["spreads"], POINTS)
-        return {
-            "samples": count,
-            "pictures": int(pictures),
-            "energy": energy / pictures,
-            "crps": score / pictures,
-            "rank_correlation": related / varied if varied else None,
-            "interval": {
-                "expected": (count + 1 - 2 * self._inner) / (count + 1),
-                "coverage": float(lengths[2].sum()),
-                "length": float(lengths[1].sum()),
-                "by_quartile": [
-                    dict(zip(("share", "length", "coverage", "error"), (share, *means), strict=True))
-                    for share, *means in _parts(self._sums["lengths"], 4)
-                ],
-            },
-            "calibration": curve,
-            "ranks": ranks.tolist(),
-            "error_of_std": [(float(np.sqrt(variance)), float(np.sqrt(error))) for _, variance, error in spreads],
-        }
+    width = float(np.max(setup.values.high) - np.min(setup.values.low)) / BINS
+    pairs = zip(results.double().cpu().flatten(2), targets.double().cpu().flatten(1), strict=True)
+    return torch.from_numpy(sum(_of_picture(*pair, width) for pair in pairs))
 
 
-def _parts(table: Any, count: int) -> list[list[float]]:
+def _of_picture(result: torch.Tensor, target: torch.Tensor, width: float) -> Any:
+    """:func:`sums` of one source, of samples (S, V) and values (V,), in bins of a width."""
+    from scipy.stats import spearmanr
+
+    samples, weight = len(result), 1 / len(target)
+    std, error = result.std(0), (result.mean(0) - target).abs()
+    both = bool(std.min() < std.max() and error.min() < error.max())
+    related = float(spearmanr(std, error).statistic) if both else 0.0  # pyright: ignore[reportAttributeAccessIssue]
+    means = [1, energy_score(result, target)[0], float(crps(result, target).mean()), related, both]
+    below, equal = (result < target).sum(0).numpy(), (result == target).sum(0).numpy()
+    steps = np.zeros(samples + 2)  # a target that equals samples has all of their ranks in parts
+    np.add.at(steps, below, weight / (equal + 1))
+    np.add.at(steps, below + equal + 1, -weight / (equal + 1))
+    ordered = result.sort(0).values
+    low, high = ordered[_inner(samples) - 1], ordered[-_inner(samples)]
+    covered = ((low <= target) & (target <= high)).double()
+    ones, length = torch.ones_like(std), high - low
+    lengths = _binned(length, [ones, length, covered, error], width, weight)
+    spreads = _binned(2 * std, [ones, std.square(), error.square()], width, weight)
+    return np.concatenate([means, steps.cumsum()[:-1], *lengths, *spreads])
+
+
+def _binned(size: torch.Tensor, rows: list[torch.Tensor], width: float, weight: float) -> list[Any]:
+    """Rows of values (V,), added up in the bins of sizes."""
+    index = (size / width).long().clip(0, BINS - 1).numpy()
+    return [np.bincount(index, row.numpy() * weight, BINS) for row in rows]
+
+
+def total(added: torch.Tensor) -> dict[str, Any]:
+    """The scores of :func:`sums`, as plain values.
+
+    ``energy``, ``crps`` and ``rank_correlation`` (Spearman's, of standard deviation and absolute error of
+    the mean) are means over pictures. ``interval`` is between two ordered samples: ``expected`` is the
+    share of targets inside where they are as the samples, ``coverage`` the true share. ``calibration``
+    has both for all such intervals, ``ranks`` the share of targets at each rank among the samples, and
+    ``error_of_std`` the root mean square error of the mean where the standard deviation is about the
+    first value.
+    """
+    values = added.cpu().numpy()
+    pictures, energy, score, related, varied = values[:5].tolist()
+    ranks, lengths = values[5 : -7 * BINS] / pictures, values[-7 * BINS : -3 * BINS].reshape(4, BINS) / pictures
+    samples = len(ranks) - 1
+    inside = {
+        k: ((samples + 1 - 2 * k) / (samples + 1), float(ranks[k : samples + 1 - k].sum())) for k in range(samples)
+    }
+    quartiles = [dict(zip(("share", "length", "coverage", "error"), each, strict=True)) for each in _parts(lengths, 4)]
+    spreads = _parts(values[-3 * BINS :].reshape(3, BINS), POINTS)
+    return {
+        "samples": samples,
+        "pictures": int(pictures),
+        "energy": energy / pictures,
+        "crps": score / pictures,
+        "rank_correlation": related / varied if varied else None,
+        "interval": {
+            "expected": inside[_inner(samples)][0],
+            "coverage": float(lengths[2].sum()),
+            "length": float(lengths[1].sum()),
+            "by_quartile": quartiles,
+        },
+        "calibration": [inside[k] for k in range(samples // 2, 0, -1)],
+        "ranks": ranks.tolist(),
+        "error_of_std": [(float(np.sqrt(variance)), float(np.sqrt(error))) for _, variance, error in spreads],
+    }
+
+
+DISTRIBUTION = Metric(sums, False, "samples", masks="pixels", joint=True, needs=lambda setup: setup, total=total)
+
+
+def _parts(table: npt.NDArray[np.float64], count: int) -> list[list[float]]:
     """Bins, whose first row is their weight, as about ``count`` parts of one weight: shares and means."""
     weight = table[0]
-    place = np.minimum(count * (weight.cumsum() - weight / 2) / weight.sum(), count - 1e-9).astype(int)
-    sums = np.stack([np.bincount(place, row, count) for row in table], axis=1)
-    return [[total / weight.sum(), *(each / total for each in rest)] for total, *rest in sums.tolist() if total]
+    part = np.minimum(count * (weight.cumsum() - weight / 2) / weight.sum(), count - 1e-9).astype(int)
+    added = np.stack([np.bincount(part, row, count) for row in table], axis=1)
+    return [[first / weight.sum(), *(each / first for each in rest)] for first, *rest in added.tolist() if first]
 
 
 def summary(scores: dict[str, Any]) -> str:

@@ -1,258 +1,319 @@
-"""The metrics: FID, LPIPS, PSNR, SSIM, MS-SSIM, Dice, MAE, RMSE, SAM, ERGAS, diversity, and those of a user.
+"""The metrics: rows of :data:`METRICS`, each a function of results and targets.
 
-They are rows of :data:`METRICS`, to which a statement adds one:
+Nothing here imports torch before a metric is computed.
 
-    METRICS["bias"] = Kind(mean_of(bias), higher_is_better=False, masks="pixels")
+Pictures (N, C, H, W) become (N,) scores. A statement adds a row of a user's own:
 
-mIoU is in :mod:`bbdm.evaluation.segmentation`.
+    METRICS["bias"] = Metric(bias, higher_is_better=False, masks="pixels")
+
+:class:`bbdm.evaluation.scores.Scores` has them of a data set; :func:`volume_scores` and :func:`dice` are the
+same functions, of one volume.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-from torchmetrics import Metric
-from torchmetrics.functional.image import (
-    error_relative_global_dimensionless_synthesis,
-    spectral_angle_mapper,
-    structural_similarity_index_measure,
-)
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-from torchvision.models import get_model_weights
+import numpy as np
+import numpy.typing as npt
 
-from bbdm.evaluation.scores import Scores as Scores
-from bbdm.evaluation.table import METRICS as METRICS
-from bbdm.evaluation.table import Kind as Kind
-from bbdm.evaluation.table import LPIPSNet, Setup
-from bbdm.evaluation.volumes import dice as dice
-from bbdm.evaluation.volumes import ms_ssim
-from bbdm.evaluation.volumes import volume_scores as volume_scores
-from bbdm.files import inert
-from bbdm.files.importers import states
-from bbdm.files.weights import readable
+from bbdm.pictures.values import EIGHT_BIT, Values
 
-Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (N, C, H, W) results and targets to (N,) scores
-BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BONE = 200.0  # HU
 SSIM_SIDE = 6  # at least, of pictures that its window is reflected in
 SLICES = 32  # of a volume, whose similarity is computed at once
-_ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of levels, the finest first (Wang et al. 2003)
+MS_SSIM_SIDE = 97  # at least, of a volume whose levels are compared
+MS_SSIM_WINDOW = 7  # side of the cube that means and variances are of
+K1, K2 = 0.01, 0.03
+LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
 
-class DownloadError(ValueError):
-    """Weights of a metric's network cannot be downloaded."""
+@dataclass(frozen=True)
+class Setup:
+    """What metrics are computed of, and with which networks."""
+
+    values: Values = EIGHT_BIT  # of targets and results
+    channels: int = 3  # of targets and results
+    samples: int = 1  # results of each source
+    masked: bool = False  # whether pictures have masks
+    per_channel: bool = False  # whether each channel has scores NAME[i] of its own, from 0, of the metrics that can
+    features: Any = None  # the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception
+    fid_weights: Path | None = None  # file of the weights that torch-fidelity publishes; None downloads them
+    lpips_net: LPIPSNet = "alex"  # the network of LPIPS
+    lpips_weights: Path | None = None  # file of torchvision's ImageNet weights for it; None downloads them
+    dice_above: float = BONE  # values above it are compared by the Dice coefficient; bone is above 200 HU
+
+    @property
+    def colour(self) -> bool:
+        """Whether pictures are 8-bit grey or RGB; grey is compared as RGB."""
+        return self.values == EIGHT_BIT and self.channels in (1, 3)
+
+    def of_channel(self, channel: int) -> Setup:
+        """The setup of one channel alone."""
+        low, high = (v[channel] if isinstance(v, tuple) else v for v in (self.values.low, self.values.high))
+        return replace(self, values=replace(self.values, low=low, high=high), channels=1)
 
 
-class Inception(nn.Module):
-    """The Inception V3 that FID is defined with, (B, 3, H, W) uint8 to (B, 2048).
+@dataclass(frozen=True)
+class Metric:
+    """A metric, a row of :data:`METRICS`.
 
-    torch-fidelity's, whose features and resizing are those of the original TensorFlow program.
+    ``takes``: of ``stored``, results and targets are floats in stored values; of ``unit``, the same with the
+    range of the values as 0 to 1, clipped; of ``samples``, (B, S, C, H, W) results of B sources and
+    (B, C, H, W) targets as they are, uint8 of 8-bit pictures, and scores (B,).
 
-    Args:
-        weights: file of the weights that torch-fidelity publishes; None downloads them.
-
-    Raises:
-        DownloadError: weights could not be downloaded.
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no Inception of torch-fidelity.
+    ``masks``: of ``pixels``, the order of pixels does not matter: those in the mask are one row, and a volume
+    is one picture. Of ``map``, ``score`` gets masks (N, 1, *S), bool, as a third argument, and volumes
+    (N, C, D, H, W). Of None, pictures with masks are refused, and the slices of a volume are pictures.
     """
 
-    num_features = 2048  # torchmetrics reads it
-
-    def __init__(self, weights: Path | None = None) -> None:
-        super().__init__()
-        build = partial(FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"])
-        self.extractor = _with_weights(build, weights, URL_INCEPTION_V3, "fid_weights", "Inception")
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) uint8 to (B, 2048)."""
-        return self.extractor(images)[0]
-
-
-def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPerceptualImagePatchSimilarity:
-    """LPIPS (Zhang et al. 2018) of pictures in [0, 1].
-
-    Args:
-        net: the network whose features are compared.
-        weights: file of torchvision's ImageNet weights for that network; None downloads them. The linear
-            layers are part of torchmetrics.
-
-    Raises:
-        DownloadError: weights could not be downloaded.
-        FileNotFoundError: there is no such file.
-        ValueError: the file does not fit the network.
-    """
-    if net not in BACKBONES:
-        raise ValueError(f"net must be one of {get_args(LPIPSNet)}, got {net!r}")
-    url = get_model_weights(BACKBONES[net]).DEFAULT.url  # pyright: ignore[reportAttributeAccessIssue]
-    build = partial(LearnedPerceptualImagePatchSimilarity, net, normalize=True, **_ALONE)
-    return _with_weights(build, weights, url, "lpips_weights", BACKBONES[net])
+    score: Callable[..., Tensor]  # (N, C, H, W) results and targets to (N,); NaN of one that does not count
+    higher_is_better: bool  # whether a greater score is of better results
+    takes: Literal["stored", "unit", "samples"] = "stored"
+    masks: Literal["pixels", "map"] | None = None
+    joint: bool = False  # whether it is of all channels together, and never of one alone
+    colour: bool = False  # whether it is of 8-bit grey or RGB pictures alone
+    unit: bool = False  # whether the score has the unit of the targets' values
+    form: str = ".4f"  # how the score is shown
+    needs: Callable[[Setup], Any] | None = None  # makes the last argument of score, once: a network, or a number
+    total: Callable[[Tensor], Any] | None = None  # the score of a sum, where score returns what adds up over batches
 
 
-def _with_weights(build: Callable[[], Any], weights: Path | None, url: str, argument: str, name: str) -> Any:
-    """``build()``, in which torch.hub finds a local file or downloads; errors say what to do."""
-    if weights is None:
-        try:
-            return build()
-        except OSError as error:
-            raise DownloadError(
-                f"the {name} weights could not be downloaded ({error}): fetch {url} elsewhere and give it as {argument}"
-            ) from error
-    if not weights.is_file():
-        raise FileNotFoundError(f"there is no file {weights} of {name} weights")
-    before = torch.hub.get_dir()
-    with readable(weights, f"file of {name} weights, as of {url}"), tempfile.TemporaryDirectory() as folder:
-        content, _ = inert.load(weights)
-        state = states.tensors(content)
-        # The libraries run the pickle that they load: they get a copy with nothing but tensors
-        place = Path(folder) / "checkpoints" / url.rpartition("/")[2]
-        place.parent.mkdir()
-        torch.save(state, place)
-        torch.hub.set_dir(folder)
-        try:
-            return build()
-        finally:
-            torch.hub.set_dir(before)
+def mae(results: Tensor, targets: Tensor) -> Tensor:
+    """Mean absolute error, in the unit."""
+    return (results - targets).abs().double().mean((1, 2, 3))
 
 
-class PictureMean(Metric):
-    """The mean of a function's scores of pictures.
-
-    A score of NaN is of a picture without one, and does not count.
-
-    Args:
-        compare: (N, C, H, W) results and targets to (N,) scores.
-    """
-
-    total: torch.Tensor
-    count: torch.Tensor
-
-    def __init__(self, compare: Compare) -> None:
-        super().__init__(**_ALONE)
-        self._compare = compare
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), "sum")
-        self.set_dtype(torch.float64)
-
-    def update(self, results: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add pictures: (N, C, H, W), or what else the function takes."""
-        scores = self._compare(results, targets).double()
-        self.total += scores.nansum()
-        self.count += (~scores.isnan()).sum()
-
-    def compute(self) -> torch.Tensor:
-        """The mean; NaN of no picture."""
-        return self.total / self.count
+def rmse(results: Tensor, targets: Tensor) -> Tensor:
+    """Root mean square error, in the unit."""
+    return (results - targets).square().double().mean((1, 2, 3)).sqrt()
 
 
-def mean_of(compare: Compare) -> Callable[[Setup], PictureMean]:
-    """What builds the metric that is the mean of a function's scores; see :class:`PictureMean`."""
-    return lambda setup: PictureMean(compare)
+def psnr(results: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, of values in [0, 1]; infinite of equal pictures."""
+    return -10 * (results - targets).square().double().mean((1, 2, 3)).log10()
 
 
-def _mae(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (results - targets).abs().mean((1, 2, 3), dtype=torch.float64)
+def overlap(results: Tensor, targets: Tensor, above: float) -> Tensor:
+    """Dice coefficient of the values above a threshold; NaN where neither has any."""
+    one, other = results > above, targets > above
+    return 2 * (one & other).sum((1, 2, 3)).double() / (one.sum((1, 2, 3)) + other.sum((1, 2, 3)))
 
 
-def _rmse(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (results - targets).square().mean((1, 2, 3), dtype=torch.float64).sqrt()
+def sam(results: Tensor, targets: Tensor) -> Tensor:
+    """Spectral angle (Yuhas et al. 1992) in radians. A pixel of zeros has no angle, and does not count."""
+    from torchmetrics.functional.image import spectral_angle_mapper
 
-
-def _sam(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Radians. A pixel of zeros has no angle, and does not count."""
     return spectral_angle_mapper(results.double(), targets.double(), reduction="none").nanmean((1, 2))
 
 
-def _ergas(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """With 4 pixels of the target along one of the source, torchmetrics' default."""
+def ergas(results: Tensor, targets: Tensor) -> Tensor:
+    """Relative error of all bands (Wald 2000), with 4 pixels of the target along one of the source."""
+    from torchmetrics.functional.image import error_relative_global_dimensionless_synthesis
+
     return error_relative_global_dimensionless_synthesis(results.double(), targets.double(), reduction="none")
 
 
-def _diversity(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def diversity(results: Tensor, targets: Tensor) -> Tensor:
+    """Standard deviation over a source's results (Li et al., BBDM, 2023), without Bessel's correction."""
     return results.double().std(dim=1, correction=0).mean((1, 2, 3))
 
 
-class _FID(FrechetInceptionDistance):
-    def update(self, results: torch.Tensor, targets: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().update(results.flatten(0, 1), real=False)
-        super().update(targets, real=True)
+def ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) in planes (H, W), of values in [0, 1], mean over the mask.
+
+    The window is a Gaussian of 1.5 in 11 x 11 pixels; beyond an edge, pictures are reflected.
+    """
+    import torch
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+
+    if min(results.shape[-2:]) < SSIM_SIDE:
+        raise ValueError(f"ssim needs at least {SSIM_SIDE} pixels a side, got {tuple(results.shape[-2:])}")
+    scores: list[Tensor] = []
+    for *pair, mask in zip(results, targets, masks, strict=True):
+        planes = [picture.reshape(len(picture), -1, *picture.shape[-2:]).transpose(0, 1) for picture in pair]
+        parts = zip(*(each.split(SLICES) for each in planes), strict=True)  # (D, C, H, W)
+        found = [similarity(*part, data_range=1.0, return_full_image=True)[1].mean(1) for part in parts]
+        scores.append(torch.cat(found).reshape(mask.shape)[mask].double().mean())
+    return torch.stack(scores)
 
 
-class _SSIM(StructuralSimilarityIndexMeasure):
-    """In the plane of the last two axes; within a mask, the mean of the map over it."""
+def ms_ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
+    """Similarity of volumes (N, C, D, H, W) in [0, 1] at five scales, as SynthRAD 2025 defines it.
 
-    def update(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if min(results.shape[-2:]) < SSIM_SIDE:
-            raise ValueError(f"ssim needs at least {SSIM_SIDE} pixels a side, got {tuple(results.shape[-2:])}")
-        if masks is None and results.ndim == 4:
-            super().update(results, targets)
-            return
-        for number, pair in enumerate(zip(results, targets, strict=True)):
-            self.similarity += _similarity(*pair, None if masks is None else masks[number])
-            self.total += 1
+    It is the product over levels of the mean over the mask less 3 voxels at each edge. Outside the mask both
+    are 0. Volumes of fewer than 97 voxels a side are padded with those at their edges.
+    """
+    import torch
+    from torch.nn.functional import avg_pool3d, pad
 
-
-class _MSSSIM(PictureMean):
-    """Of volumes, within masks; see :func:`bbdm.evaluation.volumes.ms_ssim`."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda results, targets: results.new_tensor([]))
-
-    def update(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if results.ndim != 5:
-            raise ValueError(f"ms_ssim is of volumes, got pictures of {tuple(results.shape[2:])}: take ssim")
-        inside = torch.ones_like(targets[:, :1], dtype=torch.bool) if masks is None else masks
-        for result, target, mask in zip(results, targets, inside, strict=True):
-            for pair in zip(result, target, strict=True):  # channels
-                x, y = (each.double().cpu().numpy() for each in pair)
-                self.total += ms_ssim(x, y, mask[0].cpu().numpy()) / len(result)
-            self.count += 1
+    if results.ndim != 5:
+        raise ValueError(f"ms_ssim is of volumes, got pictures of {tuple(results.shape[2:])}: take ssim")
+    missing = [max(0, MS_SSIM_SIDE - side) for side in reversed(results.shape[2:])]
+    edges = [width for n in missing for width in (n // 2, n - n // 2)]
+    inner = (..., *[slice(MS_SSIM_WINDOW // 2, -(MS_SSIM_WINDOW // 2))] * 3)
+    scores: list[Tensor] = []
+    for *pair, inside in zip(results, targets, masks, strict=True):
+        x, y = (pad(each.double().where(inside, 0.0)[None], edges, mode="replicate")[0] for each in pair)
+        mask = pad(inside[None].double(), edges, mode="replicate")[0, 0] > 0
+        product = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        for level, weight in enumerate(MS_SSIM_WEIGHTS):
+            if level:  # every second of means of 2 x 2 x 2, each of a voxel and those before it; outside it is 0
+                x, y = (avg_pool3d(pad(each, (1, 0) * 3), 2) for each in (x, y))
+                mask = mask[::2, ::2, ::2]
+            found = [_similarity(*channel, weight)[mask[inner]].mean() for channel in zip(x, y, strict=True)]
+            product *= torch.stack(found).clip(0, 1)
+        scores.append(product.mean())
+    return torch.stack(scores)
 
 
-def _similarity(result: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The mean of the map over the mask (1, *S) of a picture (C, *S)."""
-    planes = [(v[:, None] if v.ndim == 3 else v).transpose(0, 1) for v in (result, target)]  # (D, C, H, W)
-    weights = torch.ones_like(planes[0][:, :1]) if mask is None else mask.reshape(planes[0][:, :1].shape).float()
-    total = planes[0].new_zeros(())
-    for part in zip(*(v.split(SLICES) for v in (*planes, weights)), strict=True):
-        _, found = structural_similarity_index_measure(part[0], part[1], data_range=1.0, return_full_image=True)
-        total += (found.mean(1, keepdim=True) * part[2]).sum()
-    return total / weights.sum()
+def _similarity(x: Tensor, y: Tensor, weight: float) -> Tensor:
+    """Luminance, contrast and structure of (D, H, W) to the power of the level's weight, without edges."""
+    means = [x, y, x * x, y * y, x * y]
+    for axis in range(3):
+        means = [each.unfold(axis, MS_SSIM_WINDOW, 1).mean(-1) for each in means]
+    x, y, xx, yy, xy = means
+    sample = MS_SSIM_WINDOW**3 / (MS_SSIM_WINDOW**3 - 1)
+    var_x, var_y, cov = sample * (xx - x * x), sample * (yy - y * y), sample * (xy - x * y)
+    product = var_x.clip(0).sqrt() * var_y.clip(0).sqrt()
+    c1, c2 = K1**2, K2**2
+    luminance = (2 * x * y + c1) / (x * x + y * y + c1)
+    contrast = (2 * product + c2) / (var_x + var_y + c2)
+    structure = (cov + c2 / 2) / (product + c2 / 2)
+    return (luminance.clip(0) * contrast.clip(0) * structure.clip(0)) ** weight
 
 
-def _sam_of(setup: Setup) -> Metric:
-    if setup.channels < 2:
-        raise ValueError("sam compares channels with each other, and there is one")
-    return PictureMean(_sam)
+def lpips(results: Tensor, targets: Tensor, network: Any) -> Tensor:
+    """Learned perceptual distance (Zhang et al. 2018) of pictures (N, 3, H, W) in [0, 1]."""
+    return network(results, targets, normalize=True).flatten()
 
 
-def _dice_of(setup: Setup) -> Metric:
-    def compare(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        one, other = results > setup.dice_above, targets > setup.dice_above
-        both = (one & other).sum((1, 2, 3), dtype=torch.float64)
-        return 2 * both / (one.sum((1, 2, 3)) + other.sum((1, 2, 3)))  # 0 / 0 is NaN, which has no score
+def feature_sums(results: Tensor, targets: Tensor, network: Any) -> Tensor:
+    """(2, D + 1, D + 1) sums over results and over targets of products of their features and a 1."""
+    import torch
+    from torch.nn.functional import pad
 
-    return PictureMean(compare)
+    features = [pad(network(each).double(), (0, 1), value=1.0) for each in (results.flatten(0, 1), targets)]
+    return torch.stack([each.T @ each for each in features])
 
 
-BUILT_IN: dict[str, Callable[[Setup], Metric]] = {  # what builds each metric of METRICS
-    "fid": lambda setup: _FID(setup.features or Inception(setup.fid_weights), **_ALONE),
-    "lpips": lambda setup: lpips(setup.lpips_net, setup.lpips_weights),
-    "psnr": lambda setup: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE),
-    "ssim": lambda setup: _SSIM(data_range=1.0, **_ALONE),  # Wang et al. 2004, a Gaussian window of 11 pixels
-    "ms_ssim": lambda setup: _MSSSIM(),  # SynthRAD 2025
-    "dice": _dice_of,
-    "mae": mean_of(_mae),
-    "rmse": mean_of(_rmse),
-    "sam": _sam_of,  # the spectral angle, Yuhas et al. 1992
-    "ergas": mean_of(_ergas),
-    "diversity": mean_of(_diversity),
+def frechet(sums: Tensor) -> float:
+    """Fréchet distance (Heusel et al. 2017, equation 6) of :func:`feature_sums`."""
+    import torch
+
+    counts = sums[:, -1, -1, None, None]
+    means = sums[:, -1:, :-1] / counts
+    first, second = (sums[:, :-1, :-1] - counts * means.mT @ means) / (counts - 1)
+    root = torch.linalg.eigvals(first @ second).sqrt().real.sum()
+    return float((means[0] - means[1]).square().sum() + first.trace() + second.trace() - 2 * root)
+
+
+def _features(setup: Setup) -> Any:
+    from bbdm.evaluation import perceptual
+
+    return setup.features or perceptual.inception(setup.fid_weights)
+
+
+def _distances(setup: Setup) -> Any:
+    from bbdm.evaluation import perceptual
+
+    return perceptual.lpips_network(setup.lpips_net, setup.lpips_weights)
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric(
+        feature_sums, False, takes="samples", joint=True, colour=True, form=".2f", needs=_features, total=frechet
+    ),
+    "lpips": Metric(lpips, False, takes="unit", joint=True, colour=True, needs=_distances),
+    "psnr": Metric(psnr, True, takes="unit", masks="pixels", form=".2f"),
+    "ssim": Metric(ssim, True, takes="unit", masks="map"),
+    "ms_ssim": Metric(ms_ssim, True, takes="unit", masks="map"),
+    "dice": Metric(overlap, True, masks="pixels", needs=lambda setup: setup.dice_above),
+    "mae": Metric(mae, False, masks="pixels", unit=True, form=".5g"),
+    "rmse": Metric(rmse, False, masks="pixels", unit=True, form=".5g"),
+    "sam": Metric(sam, False, masks="pixels", joint=True),
+    "ergas": Metric(ergas, False, masks="pixels", joint=True),
+    "diversity": Metric(diversity, True, takes="samples", masks="pixels", unit=True, form=".2f"),
 }
+
+
+def metric_of(score: str) -> str:
+    """The metric of a score's name: ``mae`` of ``mae`` and of ``mae[3]``, channel 3 alone."""
+    return score.partition("[")[0]
+
+
+def defaults(setup: Setup) -> list[str]:
+    """The metrics where none are named."""
+    names = ["fid", "lpips"] if setup.colour else ["mae", "psnr", "ssim"]
+    return [*names, *(["diversity"] if setup.samples > 1 else [])]
+
+
+def as_unit(stored: Tensor, values: Values) -> Tensor:
+    """(N, C, *S) of stored values with their range as 0 to 1, clipped."""
+    import torch
+
+    if values == EIGHT_BIT:
+        return stored / 255
+    low, high = (torch.tensor(v, dtype=stored.dtype, device=stored.device) for v in (values.low, values.high))
+    if low.ndim or high.ndim:  # of each channel
+        low, high = (v.reshape(-1, *[1] * (stored.ndim - 2)) for v in (low, high))
+    return ((stored - low) / (high - low)).clip(0, 1)
+
+
+def volume_scores(
+    truth: npt.ArrayLike,
+    result: npt.ArrayLike,
+    mask: npt.ArrayLike | None = None,
+    low: float = -1024,
+    high: float = 3071,
+) -> dict[str, float]:
+    """Scores of a volume against the true one: ``mae`` in the unit, ``psnr`` in dB, ``ms_ssim``.
+
+    MAE is the mean over the mask, of values that are not clipped. PSNR is over the mask, of values in
+    [low, high]; so is MS-SSIM, see :func:`ms_ssim`.
+
+    Args:
+        truth: (D, H, W) in the unit.
+        result: (D, H, W) in the unit.
+        mask: (D, H, W), not 0 where voxels count; None where all do.
+        low: the least value of the unit.
+        high: the largest value of the unit.
+
+    Raises:
+        ValueError: the arrays have other axes or different shapes, or no voxel counts.
+    """
+    shapes = [np.shape(each) for each in (truth, result, truth if mask is None else mask)]
+    if len(shapes[0]) != 3 or len({*shapes}) > 1:
+        raise ValueError(f"truth, result and mask must be (D, H, W), got {', '.join(map(str, shapes))}")
+    (x, y, inside), pixels = _tensors(truth, result, mask)
+    if not inside.any():
+        raise ValueError("no voxel is in the mask")
+    values = Values(low, high, dtype="float64")
+    scores = {
+        "mae": mae(*pixels),
+        "psnr": psnr(*(as_unit(each, values) for each in pixels)),
+        "ms_ssim": ms_ssim(as_unit(x, values), as_unit(y, values), inside),
+    }
+    return {name: each.item() for name, each in scores.items()}
+
+
+def dice(truth: npt.ArrayLike, result: npt.ArrayLike, above: float, mask: npt.ArrayLike | None = None) -> float:
+    """Dice coefficient of voxels above a threshold, such as 200 HU for bone; NaN where neither has any."""
+    _, pixels = _tensors(truth, result, mask)
+    return overlap(pixels[0], pixels[1], above).item()
+
+
+def _tensors(truth: npt.ArrayLike, result: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[list[Tensor], ...]:
+    """Result, truth and mask as (1, 1, *S), and result and truth in the mask as (1, 1, P, 1)."""
+    import torch
+
+    pair = [torch.from_numpy(np.array(each, dtype=np.float64)) for each in (result, truth)]
+    inside = torch.from_numpy(np.ones(pair[0].shape, bool) if mask is None else np.array(mask) != 0)
+    return [each[None, None] for each in (*pair, inside)], [each[inside][None, None, :, None] for each in pair]

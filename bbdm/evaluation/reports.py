@@ -1,4 +1,4 @@
-"""Reports of scores: read and merged with earlier ones, as a table, and as plots.
+"""Reports of scores: read and merged with earlier ones, as tables, and as plots.
 
 A report is a dictionary with ``settings``, ``scores``, ``solver``, ``nfe``, ``pictures`` and
 ``seconds_per_picture``, as :meth:`bbdm.translation.translator.Translator.run` and a metric give them.
@@ -6,17 +6,21 @@ A report is a dictionary with ``settings``, ``scores``, ``solver``, ``nfe``, ``p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean, stdev
+from typing import Any
 
 from bbdm.base import manifest
 from bbdm.base.atomic import write_atomically
-from bbdm.evaluation.table import METRICS, metric_of
+from bbdm.evaluation.metrics import METRICS, metric_of
 
 Report = dict[str, Any]
-LABELS = {"nfe": "network calls", "seconds_per_picture": "seconds a picture"}
-SAME_PLACE = 1.05  # ratio of values whose ticks overlap
+PLOTS = {  # over which a plot is drawn: its file, and the label
+    "nfe": ("quality_nfe.png", "network calls"),
+    "seconds_per_picture": ("quality_seconds.png", "seconds a picture"),
+}
 ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "sam", "ergas")  # which titles have in capitals
 
 
@@ -59,33 +63,66 @@ def merge(before: Sequence[Report], reports: Sequence[Report]) -> list[Report]:
         settings = {k: v for k, v in report["settings"].items() if k not in ("solver", "nfe", "timesteps")}
         return {"settings": settings, "masks": report.get("masks")}
 
-    made = {run_of(report) for report in reports}
-    return [*(r for r in before if common(r) == common(reports[0]) and run_of(r) not in made), *reports]
+    runs = {run_of(report) for report in reports}
+    return [*(r for r in before if common(r) == common(reports[0]) and run_of(r) not in runs), *reports]
+
+
+def by_patient(metric: str, values: Mapping[str, float]) -> dict[str, Any]:
+    """``mean``, ``std`` (None of one patient), the name of the ``worst`` and all ``patients`` of a score.
+
+    What has no score, such as the Dice coefficient of volumes without bone, is None, and does not count.
+    """
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    worst = min if METRICS[metric_of(metric)].higher_is_better else max
+    return {
+        "mean": fmean(known.values()) if known else None,
+        "std": stdev(known.values()) if len(known) > 1 else None,
+        "worst": worst(known, key=lambda name: known[name]) if known else None,
+        "patients": {name: known.get(name) for name in values},
+    }
 
 
 def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
     """Markdown, a row for each report, of the scores of these metrics: of all channels, and of each alone."""
-    names = [name for metric in metrics for name in reports[0]["scores"] if metric_of(name) == metric]
-    titles = [title(name, reports[0]) for name in names]
-    rows = [["solver", "NFE", "pictures", *titles, "s / picture"], ["---"] * (len(names) + 4)]
+    names = _names(reports[0]["scores"], metrics)
+    rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
     for report in reports:
-        scores = [f"{report['scores'][name]:{METRICS[metric_of(name)].form}}" for name in names]
-        solver, nfe, pictures = report["solver"], str(report["nfe"]), str(report["pictures"])
-        rows.append([solver, nfe, pictures, *scores, seconds(report, 4)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        solver, nfe, pictures, seconds = (report[key] for key in ("solver", "nfe", "pictures", "seconds_per_picture"))
+        scores = [_shown(name, report["scores"][name]) for name in names]
+        rows.append([solver, f"{nfe}", f"{pictures}", *scores, "unknown" if seconds is None else f"{seconds:.4f}"])
+    return _markdown(rows)
 
 
-def seconds(report: Report, digits: int) -> str:
-    """The seconds for each picture, for printing."""
-    value = report["seconds_per_picture"]
-    return "unknown" if value is None else f"{value:.{digits}f}"
+def patients_table(report: Report, metrics: Sequence[str]) -> str:
+    """Markdown, a row for each score of these metrics: mean, standard deviation, and the worst patient."""
+    rows = [["score by patient", "mean", "std", "worst", "of"]]
+    for name in _names(report["by_patient"], metrics):
+        found = report["by_patient"][name]
+        numbers = found["mean"], found["std"], found["patients"].get(found["worst"])
+        rows.append([title(name, report), *(_shown(name, number) for number in numbers), found["worst"] or "-"])
+    return _markdown(rows)
 
 
-def draw(reports: Sequence[Report], over: Literal["nfe", "seconds_per_picture"], path: Path) -> bool:
-    """Write a plot with a panel for each metric and a line for each solver; False where there is no point."""
-    measured = [report for report in reports if report[over]]
-    if not measured:
-        return False
+def _names(scores: Iterable[str], metrics: Sequence[str]) -> list[str]:
+    return [name for metric in metrics for name in scores if metric_of(name) == metric]
+
+
+def _shown(name: str, score: float | None) -> str:
+    return "-" if score is None else f"{score:{METRICS[metric_of(name)].form}}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def draw(reports: Sequence[Report], folder: Path) -> list[Path]:
+    """Write the plots that have points, over network calls and over seconds, and return their paths."""
+    points = {over: [report for report in reports if report[over]] for over in PLOTS}
+    return [_draw(measured, over, folder) for over, measured in points.items() if measured]
+
+
+def _draw(measured: Sequence[Report], over: str, folder: Path) -> Path:
+    """Write a plot with a panel for each metric and a line for each solver."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -93,35 +130,35 @@ def draw(reports: Sequence[Report], over: Literal["nfe", "seconds_per_picture"],
     figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for solver in dict.fromkeys(report["solver"] for report in measured):
-            of = [report for report in measured if report["solver"] == solver and name in report["scores"]]
-            points = sorted((report[over], report["scores"][name]) for report in of)
+            known = [r for r in measured if r["solver"] == solver and r["scores"].get(name) is not None]
+            points = sorted((report[over], report["scores"][name]) for report in known)
             panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
-        panel.set(xscale="log", xlabel=LABELS[over], ylabel=title(name, measured[0]))
+        panel.set(xscale="log", xlabel=PLOTS[over][1], ylabel=title(name, measured[0]))
         panel.xaxis.set_major_locator(FixedLocator(_ticks([report[over] for report in measured])))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}" if over != "nfe" else f"{value:.0f}")
         panel.tick_params(axis="x", labelrotation=45)
         panel.grid(alpha=0.3)
     figure.axes[0].legend()
-    figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
+    figure.suptitle(f"{measured[0]['pictures']} pictures", fontsize="medium")
+    path = folder / PLOTS[over][0]
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    return True
+    return path
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
-    """A tick for each measured value, one for several that would have the same place."""
+    """A tick for each measured value, one for several whose labels would overlap."""
     ticks: list[float] = []
     for value in sorted(values):
-        if not ticks or value > SAME_PLACE * ticks[-1]:
+        if not ticks or value > 1.05 * ticks[-1]:
             ticks.append(value)
     return ticks
 
 
 def title(name: str, report: Report) -> str:
     """A score's name, its unit, and which way is better; of a metric that is not registered, the name."""
-    metric = metric_of(name)
-    kind = METRICS.get(metric)
-    title = name.replace(metric, metric.upper()) if metric in ACRONYMS else name
-    unit = report["settings"].get("target_values", {}).get("unit", "") if kind and kind.unit else ""
-    better = "" if kind is None else "↑" if kind.higher_is_better else "↓"
+    metric = METRICS.get(metric_of(name))
+    title = name.replace(metric_of(name), metric_of(name).upper()) if metric_of(name) in ACRONYMS else name
+    unit = report["settings"].get("target_values", {}).get("unit", "") if metric and metric.unit else ""
+    better = "" if metric is None else "↑" if metric.higher_is_better else "↓"
     return " ".join(filter(None, (title, unit, better)))

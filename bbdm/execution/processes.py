@@ -30,14 +30,15 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start_on_each_gpu(words: Sequence[str]) -> None:
-    """Replace this process by torchrun with ``bbdm WORDS`` for each GPU, where there are several."""
+def start_on_each_gpu(words: Sequence[str], script: str | None = None) -> None:
+    """Replace this process by torchrun for each GPU, where there are several: ``bbdm WORDS``, or a script."""
     count = torch.cuda.device_count()
     if started() == 1 and count == 0:
         print("there is no GPU here: one process works on the CPU")
     if started() == 1 and count > 1:
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m", "bbdm"]
-        os.execv(sys.executable, [sys.executable, *several, *words])
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        program = ["-m", "bbdm"] if script is None else [script]
+        os.execv(sys.executable, [sys.executable, *several, *program, *words])
 
 
 @dataclass(frozen=True)

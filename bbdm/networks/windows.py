@@ -47,12 +47,6 @@ class Windows:
         gaps = -(-free // max(1, longest - -(-overlap // unit)))
         return cls(size, longest * unit, tuple(i * free // gaps * unit for i in range(gaps + 1)))
 
-    @classmethod
-    def stepped(cls, size: int, length: int, step: int) -> Windows:
-        """Windows at multiples of a step, the last at the end; one where the side is no longer than that."""
-        last = max(size - length, 0)
-        return cls(size, min(length, size), (*range(0, last, step), last))
-
     def ramps(self, cell: int) -> Weights:
         """(windows, length / cell) weights that fall linearly to 0 at the edges of a window inside the image.
 
@@ -68,10 +62,6 @@ class Windows:
             weights[i] *= np.clip(at / width, 0, 1)
             weights[i - 1] *= 1 - np.clip((at + np.float32(before - start)) / width, 0, 1)
         return self._shares(weights, cell)
-
-    def means(self) -> Weights:
-        """(windows, length) weights of a mean over the windows that a pixel is in."""
-        return self._shares(np.ones((len(self.starts), self.length)))
 
     def gaussians(self, margin: int = 0) -> Weights:
         """(windows, length) weights that fall from the middle of a window; those of a pixel add up to 1.

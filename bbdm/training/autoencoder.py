@@ -53,9 +53,9 @@ def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: tor
     if config.perceptual == "none":
         return None
     try:
-        from bbdm.evaluation.metrics import lpips
+        from bbdm.evaluation.perceptual import lpips_network
 
-        network = lpips(config.perceptual, weights).net.to(device)
+        network = lpips_network(config.perceptual, weights).to(device)
     except (ImportError, OSError, ValueError) as error:
         raise PerceptualError(f"without the network of perceptual={config.perceptual!r}, LPIPS: {error}") from error
     return lambda image, x: network(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()

@@ -16,7 +16,7 @@ from bbdm.pictures.values import EIGHT_BIT, Values
 from bbdm.training.callback import Callback
 
 if TYPE_CHECKING:
-    from bbdm.evaluation.metrics import Scores
+    from bbdm.evaluation.scores import Scores
 
 log = logging.getLogger(__name__)
 PREVIEW_PAIRS = 8

@@ -43,7 +43,6 @@ def test_a_missing_package_names_its_extra(name: str, message: str, monkeypatch:
 
 EXTRAS = {  # a command, and the package and extra that it says are missing
     "bbdm eval edge2shoes DATA MODEL": ("torchmetrics", "eval"),
-    "bbdm eval-miou DEEPLAB DATA MODEL": ("torchmetrics", "eval"),
     "bbdm export MODEL": ("onnx", "export"),
     "bbdm app MODEL": ("gradio", "app"),
     "bbdm.runtime FOLDER PICTURE -o OUT": ("onnxruntime", "export"),

@@ -24,11 +24,10 @@ from tests.conftest import BRIDGE, ROOT, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
 SCRIPTS = {  # the papers' names, and ours
-    **{f"examples/{name}.py": name.replace("_", "-") for name in ("train", "eval", "eval_miou", "distill", "serve")},
+    **{f"examples/{name}.py": name.replace("_", "-") for name in ("train", "eval", "distill", "serve")},
     **{f"examples/{name}.py": name.replace("_", "-") for name in ("app", "translate_ray", "train_vqgan")},
     "examples/generate.py": "translate",
     "examples/convert_vqgan.py": "convert-vqgan",
-    "examples/convert_deeplabv3.py": "convert-deeplab",
     "export/to_onnx.py": "export",
 }
 HELP = """

@@ -1,35 +1,37 @@
-"""`bbdm eval-miou` as a user runs it, with networks too small to be good."""
+"""examples/eval_miou.py as a user runs it, with networks too small to be good, and its numbers by hand."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import eval_miou
 import numpy as np
 import pytest
 import torch
+from deeplab import DeepLab, DeepLabConfig, save_deeplab
+from eval_miou import CITYSCAPES, IGNORED, confusion, read_labels, scores, sliding_logits
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 from bbdm import ABridge, save_checkpoint
-from bbdm.cli import eval_miou
-from bbdm.evaluation.deeplab import DeepLab, DeepLabConfig, save_deeplab
-from bbdm.evaluation.segmentation import read_labels
 from tests.conftest import tiny_unet
 
 
-def make_city(place: Path) -> None:
+def make_city(folder: Path) -> None:
     """Cityscapes' layout with two streets in two towns, and a DeepLab with random weights."""
     generator = np.random.default_rng(0)
     for town, name in (("aachen", "aachen_000000_000019"), ("bonn", "bonn_000001_000019")):
         for kind in ("gtFine", "leftImg8bit"):
-            (place / "city" / kind / "val" / town).mkdir(parents=True)
-        labels = place / "city" / "gtFine" / "val" / town / f"{name}_gtFine"
+            (folder / "city" / kind / "val" / town).mkdir(parents=True)
+        labels = folder / "city" / "gtFine" / "val" / town / f"{name}_gtFine"
         Image.fromarray(generator.integers(0, 256, (32, 64, 4), dtype=np.uint8)).save(f"{labels}_color.png")
         Image.fromarray(generator.integers(0, 34, (32, 64), dtype=np.uint8)).save(f"{labels}_labelIds.png")
         photo = Image.fromarray(generator.integers(0, 256, (32, 64, 3), dtype=np.uint8))
-        photo.save(place / "city" / "leftImg8bit" / "val" / town / f"{name}_leftImg8bit.png")
+        photo.save(folder / "city" / "leftImg8bit" / "val" / town / f"{name}_leftImg8bit.png")
     torch.manual_seed(0)
-    save_deeplab(place / "deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
+    save_deeplab(folder / "deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
 
 
 @pytest.fixture
@@ -108,8 +110,8 @@ def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatc
             right = next(labels).clamp(max=18)
             return nn.functional.one_hot(right, 19).permute(2, 0, 1)[None].float()
 
-    monkeypatch.setattr("bbdm.evaluation.deeplab.load_deeplab", lambda *_: Perfect())
-    assert run_miou()["scores"]["miou"] == 1
+    monkeypatch.setattr("eval_miou.load_deeplab", lambda *_: Perfect())
+    assert run_miou()["scores"]["miou"] == pytest.approx(1)
 
 
 def test_missing_files_for_miou_are_an_error_before_anything_is_made(city: Path, count: list[int]):
@@ -120,3 +122,97 @@ def test_missing_files_for_miou_are_an_error_before_anything_is_made(city: Path,
     with pytest.raises(ValueError, match=r"deeplab.pt must have 19 classes, got 21"):
         run_miou()
     assert count == []
+
+
+def test_the_classes_are_the_official_ones():
+    """The ids of cityscapesScripts, in the order of the training ids."""
+    assert [*CITYSCAPES][:3] + [*CITYSCAPES][-2:] == ["road", "sidewalk", "building", "motorcycle", "bicycle"]
+    assert list(CITYSCAPES.values()) == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+
+
+def test_labels_from_a_file(tmp_path: Path):
+    ids = np.array([[7, 8, 0], [33, 29, 255]], dtype=np.uint8)  # road, sidewalk, unlabeled; bicycle, caravan, nothing
+    Image.fromarray(ids).save(tmp_path / "x_gtFine_labelIds.png")
+    labels = read_labels(tmp_path / "x_gtFine_labelIds.png")
+    assert labels.tolist() == [[0, 1, IGNORED], [18, IGNORED, IGNORED]]
+    with pytest.raises(FileNotFoundError, match="mIoU needs the official"):
+        read_labels(tmp_path / "none.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
+    with pytest.raises(ValueError, match="one 8-bit channel of label ids, got \\(2, 2, 3\\)"):
+        read_labels(tmp_path / "colour.png")
+
+
+def by_brightness(images: torch.Tensor) -> torch.Tensor:
+    """A network that knows dark, grey and bright, normalised for ImageNet, and a class it never finds."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (eval_miou.IMAGENET_MEAN, eval_miou.IMAGENET_STD))
+    grey = (images * std + mean).mean(1, keepdim=True)
+    return -torch.cat([(grey - level).abs() for level in (0.0, 0.5, 1.0, 9.0)], dim=1)
+
+
+def test_miou_by_hand():
+    """Six pixels that count and two that don't.
+
+    Labels 0 0 0 1 1 1, found 0 0 1 1 1 2: class 0 has 2 hits of a union of 3, class 1 has 2 of 4, class 2
+    none of 1, and class 3 never occurs."""
+    found = torch.tensor([[0, 0, 128, 128, 128, 255, 255, 0]], dtype=torch.uint8)
+    labels = torch.tensor([[0, 0, 0, 1, 1, 1, IGNORED, IGNORED]])
+    counts = confusion(by_brightness, found.expand(1, 3, 1, 8), labels[None], 4)
+    assert counts.tolist() == [[2, 1, 0, 0], [0, 2, 1, 0], [0] * 4, [0] * 4]
+    iou = {"dark": 2 / 3, "grey": 2 / 4, "bright": 0, "none": None}
+    assert scores(counts, [*iou]) == {"miou": pytest.approx((2 / 3 + 2 / 4) / 3), "iou": pytest.approx(iou)}
+
+
+def test_miou_is_over_the_data_set():
+    """Random counts of 19 classes, of which one occurs nowhere; not the mean of the pictures' own."""
+    counts = torch.randint(0, 10**6, (2, 19, 19), generator=torch.Generator().manual_seed(0))
+    counts[:, 5], counts[:, :, 5] = 0, 0
+    total = counts.sum(0).double().numpy()
+    iou = np.diag(total) / np.maximum(total.sum(0) + total.sum(1) - np.diag(total), 1)
+    assert scores(counts.sum(0))["miou"] == pytest.approx(np.delete(iou, 5).mean(), rel=1e-6)
+
+
+def test_pictures_are_upsampled_to_their_labels():
+    seen: list[torch.Size] = []
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.shape)
+        return images
+
+    confusion(network, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(1, 1024, 2048, dtype=torch.int64), 3)
+    assert seen == [(1, 3, 768, 768)] * 8
+
+
+def test_what_segmentation_refuses():
+    with pytest.raises(ValueError, match="the network must have 19 classes, got 4"):
+        confusion(by_brightness, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4).long(), 19)
+    with pytest.raises(ValueError, match="at least one pixel with a class"):
+        scores(torch.zeros(19, 19).long())
+    with pytest.raises(ValueError, match="stride must be from 1 to the window's 8, got 9"):
+        sliding_logits(by_brightness, torch.zeros(1, 3, 16, 16), window=8, stride=9)
+    with pytest.raises(ValueError, match="mIoU is of photographs: leave out direction"):
+        eval_miou.parse(["d.pt", "data", "c.pt", "--direction", "BtoA"])
+
+
+def test_flags_of_the_public_code():
+    config = eval_miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
+    assert (config.chosen_solver, config.dataset, config.output_dir) == ("fast", "cityscapes", Path("out/c-miou"))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 16), st.data())
+def test_windows_cover_everything(height: int, width: int, window: int, data: st.DataObject):
+    """A network that returns its input: its average over windows is the input. No window is larger."""
+    stride = data.draw(st.integers(1, window))
+    image = torch.arange(2 * height * width, dtype=torch.float64).reshape(1, 2, height, width)
+
+    def network(part: torch.Tensor) -> torch.Tensor:
+        assert part.shape[-2:] == (min(window, height), min(window, width))
+        return part
+
+    torch.testing.assert_close(sliding_logits(network, image, window, stride), image)
+
+
+def test_windows_are_averaged_where_they_overlap():
+    """Windows of 4 from 0 and 2 over 6 pixels; the n-th window is n everywhere."""
+    calls = iter([1.0, 2.0])
+    logits = sliding_logits(lambda part: torch.full_like(part, next(calls)), torch.zeros(1, 1, 1, 6), 4, 2)
+    assert logits.flatten().tolist() == [1, 1, 1.5, 1.5, 2, 2]

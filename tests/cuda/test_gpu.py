@@ -11,7 +11,7 @@ from bbdm import ABridge, BridgeSampler
 from bbdm.codec import DiffusersCodec, VQGANCodec
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.evaluation.metrics import Scores
+from bbdm.evaluation.scores import Scores
 from tests.codec.autoencoders import tiny_kl
 from tests.conftest import MakeTrainer, metrics_of, tiny_unet
 from tests.cuda.test_graph import CASES

@@ -114,7 +114,7 @@ def test_an_autoencoders_step_waits_for_its_losses_alone(
     settings: dict[str, Any], expected: Any, make_pairs: MakePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """They come at once, which is no operator on the CPU."""
-    monkeypatch.setattr("bbdm.evaluation.metrics.lpips", lambda *_: SimpleNamespace(net=Edges()))
+    monkeypatch.setattr("bbdm.evaluation.perceptual.lpips_network", lambda *_: Edges())
     pairs = Pairs(make_pairs(tmp_path / "pairs", 4).rows, Spec(size=24))
     codes = {"num_codes": settings.pop("num_codes")} if "num_codes" in settings else {}
     given = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}

@@ -1,13 +1,15 @@
 """Scores of distributions against closed forms and SciPy."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import energy_distance, norm
 
-from bbdm.evaluation.distributions import DistributionScores, crps, draw, energy_score, summary
+from bbdm.evaluation.distributions import DISTRIBUTION, crps, draw, energy_score, summary
+from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import EIGHT_BIT, Values
 
 UNIT = Values(-4, 4, dtype="float32")
@@ -36,15 +38,21 @@ def test_scores_of_one_value_are_scipys_energy_distance():
     assert (energy, spread) == pytest.approx((wanted, inner * 7 / 6))
 
 
-def scored(results: torch.Tensor, targets: torch.Tensor, values: Values = UNIT) -> DistributionScores:
-    scores = DistributionScores(results.shape[1], values)
-    scores.update(results, targets)
-    return scores
+def scored(
+    results: torch.Tensor, targets: torch.Tensor, values: Values = UNIT, masks: torch.Tensor | None = None
+) -> dict[str, Any]:
+    about = {"values": values, "channels": targets.shape[1], "masked": masks is not None}
+    scores = Scores({"distribution": DISTRIBUTION}, results.shape[1], **about)
+    for part in range(len(targets)):
+        each = slice(part, part + 1)
+        scores.update(results[each], targets[each], None if masks is None else masks[each])
+    found: Any = scores.compute()["distribution"]
+    return found
 
 
 def test_targets_that_are_as_the_samples():
     """Ranks are even, and each interval holds its share; 5 standard errors of 40,000 values."""
-    found = scored(normals(4, 8, 1, 100, 100), normals(4, 1, 100, 100, seed=1)).compute()
+    found = scored(normals(4, 8, 1, 100, 100), normals(4, 1, 100, 100, seed=1))
     error = 5 * 0.5 / np.sqrt(40_000)
     assert found["ranks"] == pytest.approx([1 / 9] * 9, abs=error)
     assert [expected for expected, _ in found["calibration"]] == pytest.approx([1 / 9, 3 / 9, 5 / 9, 7 / 9])
@@ -61,7 +69,7 @@ def test_intervals_by_quartile_of_their_length():
     spreads = torch.tensor([0.001, 0.01, 0.1, 1.0], dtype=torch.float64).repeat_interleave(64)[:, None]
     found = scored(
         normals(2, 2, 1, 256, 64) * spreads, normals(2, 1, 256, 64, seed=1) * spreads, Values(-8, 8, dtype="float32")
-    ).compute()
+    )
     assert found["interval"]["length"] == pytest.approx(2 / np.sqrt(np.pi) * 1.111 / 4, rel=0.05)
     assert found["interval"]["coverage"] == pytest.approx(1 / 3, abs=0.02)
     quartiles = found["interval"]["by_quartile"]
@@ -75,41 +83,29 @@ def test_intervals_by_quartile_of_their_length():
 def test_equal_values_share_their_ranks():
     """White paper, where all samples and the target are 255."""
     same = torch.full((1, 3, 1, 4, 4), 255, dtype=torch.uint8)
-    found = scored(same, same[:, 0], EIGHT_BIT).compute()
+    found = scored(same, same[:, 0], EIGHT_BIT)
     assert found["ranks"] == pytest.approx([0.25] * 4)
     assert found["rank_correlation"] is None
-    assert (found["energy"], found["crps"], found["interval"]["coverage"]) == (0, 0, 1)
+    assert (found["energy"], found["crps"]) == (0, 0)
+    assert found["interval"]["coverage"] == pytest.approx(1)
     assert "rank correlation" not in summary(found)
 
 
-def test_masked_pixels_do_not_count_and_processes_add_up(tmp_path: Path):
+def test_masked_pixels_do_not_count(tmp_path: Path):
     results, targets = normals(2, 4, 1, 8, 8), normals(2, 1, 8, 8, seed=1)
     masks = torch.zeros(2, 1, 8, 8)
     masks[..., :4] = 1
-    part = DistributionScores(4, UNIT)
     changed = results.clone()
     changed[..., 4:] = 3
-    part.update(changed, targets, masks)
-    whole = scored(results[..., :4], targets[..., :4]).compute()
-    assert part.compute() == whole
-    first, second = (scored(results[i : i + 1, ..., :4], targets[i : i + 1, ..., :4]) for i in range(2))
-
-    class Two:
-        first = True
-
-        def gather(self, value: object) -> list[object]:
-            return [value, second._sums]
-
-    first.collect(Two())  # pyright: ignore[reportArgumentType]
-    found = first.compute()
-    assert found["energy"] == pytest.approx(whole["energy"])
-    assert found["ranks"] == pytest.approx(whole["ranks"])
+    found = scored(changed, targets, masks=masks)
+    assert found == scored(results[..., :4], targets[..., :4])
     draw(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+    empty = torch.zeros_like(masks)
+    with pytest.raises(ValueError, match=r"pictures with pixels in their masks.* got 0"):
+        scored(changed, targets, masks=empty)
 
 
-def test_what_is_refused():
+def test_one_result_is_no_distribution():
     with pytest.raises(ValueError, match="at least 2 results of each source, got 1"):
-        DistributionScores(1, UNIT)
-    with pytest.raises(ValueError, match="pictures with pixels in their masks, got none"):
-        DistributionScores(2, UNIT).compute()
+        scored(normals(1, 1, 1, 4, 4), normals(1, 1, 4, 4))

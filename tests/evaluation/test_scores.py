@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torchmetrics.functional.image import visual_information_fidelity
 from torchmetrics.image import VisualInformationFidelity
 
 from bbdm.cli import eval as eval_script
 from bbdm.evaluation import reports
-from bbdm.evaluation.metrics import METRICS, Kind, Scores, mean_of
+from bbdm.evaluation.metrics import METRICS, Metric
+from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import Values
 
 HU = Values(-1024, 3071, "HU", "int16")
@@ -23,7 +25,7 @@ RANDOM = np.random.default_rng(0)
 Array = npt.NDArray[np.float64]
 
 
-def made(*shape: int, low: float = -1024, high: float = 3071, spread: float = 200) -> tuple[Array, Array]:
+def pair(*shape: int, low: float = -1024, high: float = 3071, spread: float = 200) -> tuple[Array, Array]:
     """Results and targets (B, S, C, *S) and (B, C, *S) of whole numbers, some outside of the range."""
     targets = RANDOM.integers(int(low) - 100, int(high) + 100, (shape[0], *shape[2:])).astype(float)
     return np.rint(targets[:, None] + RANDOM.normal(0, spread, shape)), targets
@@ -91,7 +93,7 @@ def ergas(result: Array, target: Array) -> float:
 @pytest.mark.parametrize("shape", [(3, 2, 1, 9, 12), (2, 1, 2, 4, 9, 12)], ids=["pictures", "volumes"])
 def test_errors_are_in_the_unit(shape: tuple[int, ...], masked: bool):
     """A volume is one picture; outside of the range, the errors count in full, but not in PSNR."""
-    results, targets = made(*shape)
+    results, targets = pair(*shape)
     masks = masks_of(targets) if masked else None
     found = score(["mae", "rmse", "psnr"], results, targets, masks, values=HU)
     assert found["mae"] == pytest.approx(each(lambda r, t: float(abs(r - t).mean()), results, targets, masks), rel=1e-6)
@@ -102,7 +104,7 @@ def test_errors_are_in_the_unit(shape: tuple[int, ...], masked: bool):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "in masks"])
 def test_bands_are_compared(masked: bool):
-    results, targets = made(2, 2, 5, 8, 9, low=200, high=10000)
+    results, targets = pair(2, 2, 5, 8, 9, low=200, high=10000)
     masks = masks_of(targets) if masked else None
     found = score(["sam", "ergas"], results, targets, masks, values=Values(0, 10000, dtype="uint16"))
     assert found["sam"] == pytest.approx(each(sam, results, targets, masks), rel=1e-6)
@@ -126,7 +128,7 @@ def similarity(result: Array, target: Array, size: float) -> Array:
 @pytest.mark.parametrize("shape", [(2, 2, 1, 14, 17), (2, 1, 2, 3, 14, 17)], ids=["pictures", "volumes"])
 def test_ssim_is_its_formula(shape: tuple[int, ...], masked: bool):
     """Of values above the lowest. Of a volume, that of its planes, and the mean over the mask is over all."""
-    results, targets = (v.clip(-1024, 3071) for v in made(*shape, spread=900))
+    results, targets = (v.clip(-1024, 3071) for v in pair(*shape, spread=900))
     masks = masks_of(targets) if masked else np.ones((len(targets), 1, *targets.shape[2:]), dtype=bool)
     expected: list[float] = []
     for samples, target, mask in zip(results, targets, masks, strict=True):
@@ -140,7 +142,7 @@ def test_ssim_is_its_formula(shape: tuple[int, ...], masked: bool):
 
 def test_each_channel_alone():
     """With the range of each, and no score of one channel where a metric compares channels."""
-    results, targets = made(2, 1, 3, 8, 9, low=100, high=9000)
+    results, targets = pair(2, 1, 3, 8, 9, low=100, high=9000)
     results[:, :, 2], targets[:, 2] = RANDOM.random((2, 1, 8, 9)), RANDOM.random((2, 8, 9))
     found = score(["mae", "psnr", "sam"], results, targets, values=BANDS, per_channel=True)
     assert list(found) == ["mae", "mae[0]", "mae[1]", "mae[2]", "psnr", "psnr[0]", "psnr[1]", "psnr[2]", "sam"]
@@ -156,12 +158,26 @@ def test_each_channel_alone():
 def test_8_bits_as_values_have_the_same_scores():
     results, targets = (RANDOM.integers(0, 256, shape).astype(float) for shape in ((3, 2, 3, 12, 12), (3, 3, 12, 12)))
     eight = Scores(["psnr", "ssim", "mae", "diversity"], 2)
-    eight.update(*(torch.from_numpy(v.astype(np.uint8)) for v in (results, targets)))
+    eight.update(torch.from_numpy(results.astype(np.uint8)), torch.from_numpy(targets.astype(np.uint8)))
     found = eight.compute()
-    assert found == pytest.approx(
-        score(list(found), results, targets, values=Values(0, 255, dtype="float32")), rel=1e-5
-    )
+    stored = score(list(found), results, targets, values=Values(0, 255, dtype="float32"))
+    assert found == pytest.approx(stored, rel=1e-5)
     assert found["mae"] == pytest.approx(abs(results - targets[:, None]).mean(), rel=1e-6)
+    errors = ((results - targets[:, None]) ** 2).mean((2, 3, 4))
+    assert found["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), rel=1e-5)
+    assert found["diversity"] == pytest.approx(results.std(axis=1).mean(), rel=1e-9)
+
+
+def test_ssim_of_the_same_is_one_and_falls_with_noise():
+    targets = torch.from_numpy(RANDOM.integers(60, 190, (3, 3, 32, 32)).astype(np.uint8))
+    values: list[float] = []
+    for noise in (0, 20, 60):
+        scores = Scores(["ssim"])
+        scores.update((targets + torch.randint(0, noise + 1, targets.shape, dtype=torch.uint8))[:, None], targets)
+        values.append(scores.compute()["ssim"])
+    assert values[0] == pytest.approx(1)
+    assert values[0] > values[1] > values[2]
+    assert values[2] < 0.9
 
 
 def test_grey_is_compared_as_rgb():
@@ -175,21 +191,23 @@ def test_grey_is_compared_as_rgb():
 
 
 def test_pictures_outside_of_their_masks_do_not_count():
-    results, targets = made(3, 1, 1, 9, 12)
+    results, targets = pair(3, 1, 1, 9, 12)
     masks = masks_of(targets)
     masks[1] = False
     names = ["mae", "psnr", "ssim"]
     found = score(names, results, targets, masks, values=HU)
-    assert found == pytest.approx(score(names, results[::2], targets[::2], masks[::2], values=HU))
+    assert found == score(names, results[::2], targets[::2], masks[::2], values=HU)
     batch = Scores(names, values=HU, channels=1, masked=True)
-    batch.update(*(torch.from_numpy(v.astype(np.float32)) for v in (results, targets, masks)))
-    assert batch.compute() == pytest.approx(found, rel=1e-6)
+    r, t, m = (torch.from_numpy(v.astype(np.float32)) for v in (results, targets, masks))
+    batch.update(r, t, m, ["a", "b", "c"])
+    assert batch.compute() == found
+    assert [*batch.by_source()["mae"]] == ["a", "c"]
     with pytest.raises(ValueError, match=r"scores need pictures with pixels in their masks.* got 0"):
         score(names, results[1:2], targets[1:2], masks[1:2], values=HU)
 
 
 def test_a_pixel_of_zeros_has_no_angle():
-    results, targets = made(1, 1, 3, 6, 6, low=200, high=900)
+    results, targets = pair(1, 1, 3, 6, 6, low=200, high=900)
     targets[:, :, 2, 3] = 0
     keep = np.ones((1, 1, 6, 6), dtype=bool)
     keep[..., 2, 3] = False
@@ -198,54 +216,90 @@ def test_a_pixel_of_zeros_has_no_angle():
     assert score(["sam"], results, targets, values=values) == pytest.approx(expected, rel=1e-9)
 
 
-def test_parts_in_masks_add_up():
-    """The states that processes send to the first."""
-    results, targets = made(5, 2, 1, 9, 12)
+class Two:
+    """The first of two processes."""
+
+    first = True
+
+    def __init__(self, other: Scores) -> None:
+        self.other = other
+
+    def gather(self, value: object) -> list[object]:
+        return [value, self.other.state()]
+
+
+@pytest.mark.parametrize("empty", [0, 1, None], ids=["first has none", "second has none", "both have some"])
+def test_parts_in_masks_are_the_whole(empty: int | None):
+    """Of two processes, of which one may have pictures with nothing in their masks alone."""
+    results, targets = pair(5, 2, 1, 9, 12)
     masks = masks_of(targets)
+    if empty is not None:
+        masks[empty::2] = False
     names = ["mae", "rmse", "psnr", "ssim", "diversity"]
     parts = [Scores(names, 2, values=HU, channels=1, masked=True) for _ in range(2)]
     for i in range(5):
-        parts[i % 2].update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]))
-    parts[0].add(pickle.loads(pickle.dumps(parts[1].state())))
-    assert parts[0].compute() == pytest.approx(score(names, results, targets, masks, values=HU), rel=1e-6)
+        parts[i % 2].update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]), [f"{i}"])
+    parts[0].collect(Two(parts[1]))  # pyright: ignore[reportArgumentType]
+    assert parts[0].compute() == score(names, results, targets, masks, values=HU)
+    expected = [i for i in range(5) if masks[i].any()]
+    assert sorted(parts[0].by_source()["mae"], key=int) == [f"{i}" for i in expected]
+
+
+def test_what_has_no_score_does_not_count():
+    """Volumes with voxels at the edge of a mask alone have no MS-SSIM, and those without bone no Dice."""
+    results, targets = pair(3, 1, 1, 12, 14, 16)
+    masks = np.ones((3, 1, 12, 14, 16), dtype=bool)
+    masks[1], masks[1, 0, 0, 0, 0] = False, True
+    results[2], targets[2] = results[2].clip(None, 0), targets[2].clip(None, 0)
+    scores = Scores(["ms_ssim", "dice"], values=HU, channels=1, masked=True)
+    for i in range(3):
+        scores.update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]))
+    found = {name: [*values.values()] for name, values in scores.by_source().items()}
+    assert np.isnan(found["ms_ssim"]).tolist() == [False, True, False]
+    assert np.isnan(found["dice"]).tolist()[::2] == [False, True]
+    for name, value in scores.compute().items():
+        assert value == pytest.approx(np.nanmean(found[name]), rel=1e-12)
 
 
 # What a user adds
 
 
-def dice(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Of bone."""
-    bone, wanted = results > 300, targets > 300
-    return 2 * (bone & wanted).sum((1, 2, 3)) / (bone.sum((1, 2, 3)) + wanted.sum((1, 2, 3)))
+def bone(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    both, total = (results > 300) & (targets > 300), (results > 300).sum((1, 2, 3)) + (targets > 300).sum((1, 2, 3))
+    return 2 * both.sum((1, 2, 3)) / total
 
 
 def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     """Of a function, by one statement: in masks, on the command line and in the table."""
-    monkeypatch.setitem(METRICS, "dice", Kind(mean_of(dice), higher_is_better=True, masks="pixels"))
-    results, targets = made(3, 1, 1, 9, 12)
+    monkeypatch.setitem(METRICS, "bone", Metric(bone, higher_is_better=True, masks="pixels"))
+    results, targets = pair(3, 1, 1, 9, 12)
     masks = masks_of(targets)
 
     def formula(result: Array, target: Array) -> float:
         return float(2 * ((result > 300) & (target > 300)).sum() / ((result > 300).sum() + (target > 300).sum()))
 
-    found = score(["dice"], results, targets, masks, values=HU)
-    assert found["dice"] == pytest.approx(each(formula, results, targets, masks), rel=1e-6)
-    args, _ = eval_script.parse(["paired", "a,b", "c.pt", "--metrics", "dice", "mae"])
-    assert args.metrics == ["dice", "mae"]
+    found = score(["bone"], results, targets, masks, values=HU)
+    assert found["bone"] == pytest.approx(each(formula, results, targets, masks), rel=1e-6)
+    assert eval_script.parse(["paired", "a,b", "c.pt", "--metrics", "bone", "mae"]).metrics == ("bone", "mae")
     report = {
-        "scores": {"dice": 0.81234, "mae": 63.274, "mae[0]": 63.274},
+        "scores": {"bone": 0.81234, "mae": 63.274, "mae[0]": 63.274, "dice": None},
         **{"solver": "dpm2m", "nfe": 5, "pictures": 3, "seconds_per_picture": 0.5},
         "settings": {"target_values": HU.config()},
     }
-    lines = reports.table([report], ["dice", "mae"]).splitlines()
-    assert lines[0] == "| solver | NFE | pictures | dice ↑ | MAE HU ↓ | MAE[0] HU ↓ | s / picture |"
-    assert lines[2] == "| dpm2m | 5 | 3 | 0.8123 | 63.274 | 63.274 | 0.5000 |"
+    lines = reports.table([report], ["bone", "mae", "dice"]).splitlines()
+    assert lines[0] == "| solver | NFE | pictures | bone ↑ | MAE HU ↓ | MAE[0] HU ↓ | dice ↑ | s / picture |"
+    assert lines[2] == "| dpm2m | 5 | 3 | 0.8123 | 63.274 | 63.274 | - | 0.5000 |"
 
 
 def test_a_metric_of_torchmetrics(monkeypatch: pytest.MonkeyPatch):
     """One of whole pictures: masks are refused, and the slices of a volume are pictures."""
-    monkeypatch.setitem(METRICS, "vif", Kind(lambda setup: VisualInformationFidelity(), higher_is_better=True))
-    results, targets = made(2, 1, 1, 2, 48, 48, spread=400)
+
+    def vif(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        pairs = zip(results[:, None], targets[:, None], strict=True)
+        return torch.stack([visual_information_fidelity(*each) for each in pairs])
+
+    monkeypatch.setitem(METRICS, "vif", Metric(vif, higher_is_better=True))
+    results, targets = pair(2, 1, 1, 2, 48, 48, spread=400)
     peer = VisualInformationFidelity()
     peer.update(*(torch.from_numpy(v.reshape(4, 1, 48, 48).astype(np.float32)) for v in (results, targets)))
     assert score(["vif"], results, targets, values=HU)["vif"] == pytest.approx(peer.compute().item(), rel=1e-5)
@@ -253,18 +307,39 @@ def test_a_metric_of_torchmetrics(monkeypatch: pytest.MonkeyPatch):
         score(["vif"], results, targets, masks_of(targets), values=HU)
 
 
-def test_what_scores_of_values_refuse():
-    with pytest.raises(ValueError, match=r"fid is of 8-bit grey or RGB .* have 1 channels of -1024:3071:HU"):
-        Scores(["mae", "fid"], values=HU, channels=1)
-    with pytest.raises(ValueError, match="lpips is of whole pictures, and these have masks"):
-        Scores(["lpips"], masked=True)
-    with pytest.raises(ValueError, match="sam compares channels with each other, and there is one"):
-        Scores(["sam"], values=HU, channels=1)
-    floats = torch.zeros(2, 1, 1, 8, 8), torch.zeros(2, 1, 8, 8)
-    with pytest.raises(ValueError, match=r"results must be \(B, 1, 2, H, W\) and targets \(B, 2, H, W\), got"):
-        Scores(["mae"], values=HU, channels=2).update(*floats)
-    scores = Scores(["mae"], values=HU, channels=1)
-    with pytest.raises(ValueError, match="pictures must be floats in stored values"):
-        scores.update(floats[0].short(), floats[1].short())
-    with pytest.raises(ValueError, match=r"masks must be \(2, 1, 8, 8\), got \(2, 8, 8\)"):
-        scores.update(*floats, torch.ones(2, 8, 8))
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        (["psnr", "kid"], {}, "metrics must be among fid, .*, got kid"),
+        ([], {}, "got none"),
+        (["diversity"], {}, "diversity needs at least 2 results of each source, got 1"),
+        (["lpips"], {"lpips_net": "resnet"}, "net must be one of .*squeeze.*, got 'resnet'"),
+        (["mae", "fid"], {"values": HU, "channels": 1}, "fid is of 8-bit .* 1 channels of -1024:3071:HU"),
+        (["lpips"], {"masked": True}, "lpips is of whole pictures, and these have masks"),
+        (["sam"], {"values": HU, "channels": 1}, "sam compares channels"),
+    ],
+)
+def test_metrics_that_pictures_do_not_have(names: list[str], settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Scores(names, **settings)
+
+
+BYTES, FLOATS = {"dtype": torch.uint8}, {"dtype": torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("results", "targets", "masks", "settings", "message"),
+    [
+        ((4, 1, 3, 8, 8), BYTES, None, {"samples": 2}, r"\(B, 2, 3, H, W\) .* got \(4, 1, 3, 8, 8\)"),
+        ((4, 1, 3, 8, 8), FLOATS, None, {}, "uint8, got torch.float32"),
+        ((2, 1, 1, 8, 8), FLOATS, None, {"values": HU, "channels": 2}, r"\(B, 1, 2, H, W\)"),
+        ((2, 1, 1, 8, 8), {"dtype": torch.int16}, None, {"values": HU, "channels": 1}, "must be floats"),
+        ((2, 1, 1, 8, 8), FLOATS, (2, 8, 8), {"values": HU, "channels": 1}, r"masks must be \(2, 1, 8, 8\)"),
+        ((2, 1, 1, 4, 8), FLOATS, None, {"values": HU, "channels": 1}, "ssim needs at least 6 pixels"),
+    ],
+)
+def test_pictures_that_scores_refuse(results: tuple[int, ...], targets: Any, masks: Any, settings: Any, message: str):
+    found = torch.zeros(results, **targets)
+    inside = None if masks is None else torch.ones(masks)
+    with pytest.raises(ValueError, match=message):
+        Scores(["psnr", "ssim"], **settings).update(found, found[:, 0], inside)

@@ -1,10 +1,11 @@
-"""translate, eval and eval-miou in two processes on CPUs (gloo): the files and the scores of one."""
+"""translate, eval and eval_miou.py in two processes on CPUs (gloo): the files and the scores of one."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import eval_miou
 import numpy as np
 import pytest
 import torch
@@ -13,9 +14,9 @@ from PIL import Image
 
 from bbdm import ABridge, save_checkpoint
 from bbdm.cli import eval as eval_script
-from bbdm.cli import eval_miou, translate
+from bbdm.cli import translate
 from bbdm.data.spec import Spec
-from bbdm.evaluation import metrics
+from bbdm.evaluation import perceptual
 from bbdm.pictures.values import Values
 from tests.cli.test_eval_miou import make_city
 from tests.conftest import tiny_unet
@@ -46,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "Inception", Features)
+    monkeypatch.setattr(perceptual, "inception", Features)
 
 
 def words(place: Path, output: Path) -> list[str]:
@@ -198,7 +199,7 @@ def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):
     common = [str(tmp_path / "deeplab.pt"), str(tmp_path / "city"), str(place / "c.pt")]
     flags = ["--steps", "2", "-r", "3", "-b", "2", "--device", "cpu"]
     eval_miou.main([*common, str(tmp_path / "one"), *flags])
-    out = two("eval-miou", *common, str(tmp_path / "two"), *flags)
+    out = two("eval_miou", *common, str(tmp_path / "two"), *flags)
     mine, other = (read(tmp_path / folder / "scores.json") for folder in ("two", "one"))
     assert mine["scores"] == other["scores"]
     assert_same_report({**mine, "scores": {}}, {**other, "scores": {}})

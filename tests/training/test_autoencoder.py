@@ -133,7 +133,8 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     """Random weights; L1, and LPIPS by its weight, as the metric has it of pictures in [0, 1]."""
     import torchvision.models as models
 
-    import bbdm.evaluation.metrics as metrics
+    from bbdm.evaluation.metrics import lpips
+    from bbdm.evaluation.perceptual import lpips_network
 
     torch.manual_seed(0)
     torch.save(models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
@@ -149,8 +150,8 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     with torch.no_grad():
         image = step.ema.unet.decode(step.ema.unet.encode(x))
         assert image.abs().max() <= 1  # as the metric wants
-        metric = metrics.lpips("squeeze", tmp_path / "squeeze.pth")
-        wanted = (image - x).abs().mean() + 3 * metric((image + 1) / 2, (x + 1) / 2)
+        network = lpips_network("squeeze", tmp_path / "squeeze.pth")
+        wanted = (image - x).abs().mean() + 3 * lpips((image + 1) / 2, (x + 1) / 2, network).mean()
     assert step.validation_loss(Example(y, x0), torch.arange(2)) == pytest.approx(2 * wanted.item(), rel=1e-4)
     assert math.isfinite(step(Example(y, x0), 0))
     assert step.report()["lpips"] > 0
@@ -187,12 +188,12 @@ def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Mak
 
 def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
     """A checkpoint is a codec with the averaged weights, whose reconstructions are scored."""
-    import bbdm.evaluation.metrics as metrics
+    from bbdm.evaluation.scores import Scores
 
     training = make(epochs=1, adversarial_weight=0.0)
     assert isinstance(training.task, AutoencoderTask)
     assert training.task.adversary is None
-    training.callbacks.append(ValidationScores(metrics.Scores(["psnr"])))
+    training.callbacks.append(ValidationScores(Scores(["psnr"])))
     training.fit()
     record = json.loads((training.folder / "metrics.jsonl").read_text())
     assert "discriminator" not in record

@@ -11,7 +11,7 @@ from PIL import Image
 from bbdm import BridgeSampler, Callback
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
-from bbdm.evaluation.metrics import Scores
+from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import Values
 from bbdm.training.loop import Training
 from bbdm.training.previews import ValidationScores

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import eval_miou
 import pytest
 import torch
 
-from bbdm.cli import eval, eval_miou, train, translate
+from bbdm.cli import eval, train, translate
 from bbdm.execution.processes import Processes
 from tests.conftest import ROOT, SavePicture, wait_until
 from tests.hardening.scripts import from_tars, make_place
@@ -125,7 +126,7 @@ def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 COMMANDS = {"train": (train, "edge2shoes"), "translate": (translate, "edge2shoes"), "eval": (eval, "edge2shoes")}
-COMMANDS["eval-miou"] = (eval_miou, "deeplab.pt")
+COMMANDS["eval_miou"] = (eval_miou, "deeplab.pt")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -144,7 +145,8 @@ def test_each_gpu_gets_a_process(flag: str, name: str, monkeypatch: pytest.Monke
     with pytest.raises(SystemExit):
         module.main(argv)
     assert calls[0][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-    assert calls[0][6:] == ["-m", "bbdm", name, *argv]
+    program = [eval_miou.__file__] if module is eval_miou else ["-m", "bbdm", name]
+    assert calls[0][6:] == [*program, *argv]
 
 
 @pytest.mark.usefixtures("tiny_demo")

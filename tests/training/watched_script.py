@@ -27,8 +27,6 @@ RANK = os.environ.get("RANK", "0")
 class Features(nn.Module):
     """A stand-in for Inception: the mean colour."""
 
-    num_features = 3
-
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
 
@@ -53,15 +51,16 @@ def watch_files() -> None:
 
 
 def watch_scores() -> None:
-    metrics: Any = import_module("bbdm.evaluation.metrics")
-    original = metrics.Scores.update
+    perceptual: Any = import_module("bbdm.evaluation.perceptual")
+    scores = import_module("bbdm.evaluation.scores").Scores
+    original = scores.update
 
-    def update(self: Any, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:
-        original(self, results, targets, masks)
-        record(f"scored {len(targets)}")
+    def update(self: Any, results: torch.Tensor, *args: Any, **settings: Any) -> None:
+        original(self, results, *args, **settings)
+        record(f"scored {len(results)}")
 
-    metrics.Scores.update = update
-    metrics.Inception = Features
+    scores.update = update
+    perceptual.inception = Features
 
 
 def be_slow() -> None:
@@ -90,4 +89,8 @@ if __name__ == "__main__":
         watch_scores()
     if os.environ.get("SLOW") == RANK:
         be_slow()
-    cli.run(name)
+    if name == "eval_miou":
+        sys.path.append("examples")
+        import_module(name).main()
+    else:
+        cli.run(name)

@@ -1,5 +1,7 @@
 """DeepLabV3 and DeepLabV3+ for semantic segmentation, on torchvision's backbones.
 
+For eval_miou.py and convert_deeplabv3.py.
+
 Papers: Chen et al. 2017 (arXiv:1706.05587) and 2018 (arXiv:1802.02611). State-dict keys, paddings and
 dilations are those of github.com/VainF/DeepLabV3Plus-Pytorch, so that its published Cityscapes weights load.
 In order: the configuration, the network, its two heads, files of weights.

@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import convert_deeplabv3
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise, save_deeplab
 from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.segmentation import deeplabv3_resnet101
 
-from bbdm.cli import convert_deeplab
-from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise, save_deeplab
 from bbdm.networks.restore import restore
 from tests.files.test_inert import Runs
 from tests.nightly import sweep
@@ -187,11 +187,11 @@ def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[s
     model = published(tmp_path / "best.pth.tar")
     out = tmp_path / f"deeplab{suffix}"
     with pytest.raises(ValueError, match=r"has 19 classes, got -n 21"):
-        convert_deeplab.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "21"])
+        convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "21"])
     with pytest.raises(ValueError, match=r"ends in .pt or .safetensors, got .*out.pth"):
-        convert_deeplab.main([str(tmp_path / "best.pth.tar"), str(tmp_path / "out.pth")])
+        convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(tmp_path / "out.pth")])
     assert not out.exists()
-    convert_deeplab.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "19"])
+    convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "19"])
     assert "deeplabv3plus on mobilenet, 19 classes" in capsys.readouterr().out
     loaded = load_deeplab(out)
     assert loaded.config == model.config
