@@ -36,12 +36,12 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.device import keep_freed_memory
-from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.networks.base import Network
 from bbdm.networks.unet import UNet
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
+from bbdm.training.task import Losses
 from benchmarks import trust
 
 DEMO = PRESET_SETTINGS["demo"]
@@ -86,19 +86,17 @@ class RegressionTask(BridgeTask):
 
     alpha: float
 
-    def losses(
-        self, network: Callable[..., torch.Tensor], batch: Example, seeds: torch.Tensor, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses and times, both (B,)."""
+    def losses(self, network: Callable[..., torch.Tensor], batch: Example, seeds: torch.Tensor, step: int) -> Losses:
+        """Losses (B,)."""
         with self.autocast():
             predicted = predict(network, self.bridge, batch.source)
-        return loss(predicted.float(), batch.target, self.alpha), seeds.new_full(seeds.shape, self.bridge.top)
+        return loss(predicted.float(), batch.target, self.alpha), {}
 
 
 def build_task(kind: type[AnyTask], unet: UNet, bridge: Bridge, rate: float) -> AnyTask:
     """What is trained, by the recipe of the preset ``demo``."""
     config = TrainConfig(learning_rate=rate, shift=0.05, loss="l2", **RECIPE)
-    return kind(unet, bridge, config, None, Processes(torch.device("cpu")), False, 1)
+    return kind(unet, bridge, config)
 
 
 def train(task: BridgeTask, pairs: Pairs, seconds: float) -> tuple[Network, int]:

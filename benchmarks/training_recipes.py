@@ -29,12 +29,12 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.device import keep_freed_memory
-from bbdm.execution.processes import Processes
 from bbdm.networks.config import UNetConfig
 from bbdm.networks.unet import UNet
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
+from bbdm.training.task import Losses
 from benchmarks import demo_quality
 
 SIZE, SEEDS = 32, 4
@@ -75,13 +75,13 @@ class Recipe:
         bridge = build_bridge(**{"name": "abridge", **self.bridge})
         config = replace(CONFIG, seed=seed, **self.train)
         unet = UNet.from_config(replace(NETWORK, **self.network)).train()
-        step = BridgeTask(unet, bridge, config, None, Processes(torch.device("cpu")), False, steps)
+        step = BridgeTask(unet, bridge, config, total=steps)
         if self.weight is not None:
             weight, losses = self.weight, step.losses
 
-            def weighted(*args: Any, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
-                each, t = losses(*args, **keywords)
-                return each * weight(bridge, t), t
+            def weighted(*args: Any, **keywords: Any) -> Losses:
+                each, times = losses(*args, **keywords)
+                return each * weight(bridge, times["t"]), times
 
             vars(step)["losses"] = weighted
         return step
@@ -154,7 +154,7 @@ def measure(step: BridgeTask, y: torch.Tensor, x0: torch.Tensor) -> dict[str, An
     """Scores of each validation pair, by solver."""
     found: dict[str, Any] = {}
     for solver, calls in RUNS:
-        sampler = BridgeSampler(step.ema.unet, step.bridge, solver, steps=calls, device="cpu", dtype=torch.bfloat16)
+        sampler = BridgeSampler(step.average, step.bridge, solver, steps=calls, device="cpu", dtype=torch.bfloat16)
         scores = demo_quality.measure(sampler, list(range(len(y))), y, x0, SEEDS, batch=77)
         mean = {name: float(np.nanmean(values)) for name, values in scores.items()}
         found[f"{solver} {calls}"] = {

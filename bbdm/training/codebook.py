@@ -61,12 +61,12 @@ class CodebookUse:
         self.restarted = 0
         return found
 
-    def state(self) -> dict[str, Any]:
-        """The state that :meth:`load` restores."""
+    def state_dict(self) -> dict[str, Any]:
+        """The state that :meth:`load_state_dict` restores."""
         return {"counts": self.counts, "used": self.used, "restarted": self.restarted}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a :meth:`state_dict`."""
         self.counts.copy_(state["counts"])
         self.used.copy_(state["used"])
         self.restarted = state["restarted"]

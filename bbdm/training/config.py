@@ -85,20 +85,22 @@ class RunConfig:
             "results will look like noise; lower warmup_steps, or train longer"
         ]
 
-    def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of optimizer step ``step`` of ``total``, before a plateau lowers it."""
-        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+    def lr_at(self, step: int, total: int, rate: float | None = None) -> float:
+        """The learning rate of optimizer step ``step`` of ``total``, before a plateau lowers it.
+
+        ``rate`` is the one in place of ``learning_rate``, of an optimizer that was made by a function.
+        """
+        rate = (self.learning_rate if rate is None else rate) * min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.lr_schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
         return rate
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
-    """How to train a bridge."""
+class BridgeConfig(RunConfig):
+    """How to train the network of a bridge, by whatever loss."""
 
     grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step", least=1)
-    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,8 +110,15 @@ class TrainConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class DistillConfig(TrainConfig):
-    """How to distil."""
+class TrainConfig(BridgeConfig):
+    """How to train a bridge."""
+
+    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
+
+
+@dataclass(frozen=True)
+class DistillConfig(BridgeConfig):
+    """How to distil; the loss is the energy score."""
 
     calls: int = setting(2, "network calls of the student", least=1)
     results: int = setting(2, "of each pair, that the energy score compares", least=2)

@@ -81,4 +81,4 @@ def first_batches(
     for stored in batches(train.order(0)(0, min(PAIRS, len(train)))):
         if latents and train.flip:
             stored = stored._replace(source=stored.source.flatten(0, 1), target=stored.target.flatten(0, 1))
-        yield encode(stored, codec, latents)
+        yield stored if codec is None else encode(stored, codec, latents)

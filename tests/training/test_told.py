@@ -69,7 +69,7 @@ def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path):
     bridge = ABridge(50, density="top", objective="pinned")
     trainer = Trainer(network(), bridge, config, data, Law(64, 1), tmp_path)  # pyright: ignore
     trainer.fit()
-    sampler = BridgeSampler(trainer.ema.unet, bridge, "mean")
+    sampler = BridgeSampler(trainer.average, bridge, "mean")
     source = torch.zeros(1, 1, 4, 4)
     mean = EFFECT[torch.from_numpy(data.classes)].mean().item()
 
