@@ -143,6 +143,13 @@ class Bridge(Path):
     def _device_tables(self) -> dict[tuple[str, torch.device, torch.dtype], torch.Tensor]:
         return {}
 
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Load the kernel that adds noise, and make its table on a device: the first step need not."""
+        import bbdm.kernels.noise_step  # noqa: F401
+
+        if not self.continuous:
+            self._on_device("noise_table", device, dtype)
+
     def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """An array of this bridge, copied to a device once: a GPU's host waits for a copy."""
         import torch

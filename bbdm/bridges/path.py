@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -69,22 +70,22 @@ class Path(Statistics, ABC):
             ValueError: a time outside the bridge.
         """
 
-    @property
+    @cached_property
     def end(self) -> float:
         """The largest time that the bridge has; sampling may start below it."""
         return self.num_steps if self.low else self.top
 
-    @property
+    @cached_property
     def low(self) -> float:
         """The smallest time in training and sampling."""
         return 1
 
-    @property
+    @cached_property
     def top(self) -> float:
         """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
         return self.num_steps - (self.objective == "noise")
 
-    @property
+    @cached_property
     def train_range(self) -> tuple[float, float]:
         """The first and the last time that training draws, both included."""
         return self.low, self.top

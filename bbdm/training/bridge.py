@@ -14,7 +14,6 @@ from bbdm.codec import Codec, Role
 from bbdm.data.cached import LatentDataset
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
@@ -77,7 +76,13 @@ class BridgeTask(Task):
         self.latents = isinstance(train, LatentDataset)
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
-        self.defaults = Defaults("mean") if bridge.density == "top" else USUAL  # how results are made
+        bridge.prepare(self.device, torch.float32)
+        self.describe()
+
+    @property
+    def defaults(self) -> Defaults:
+        """The solver and the steps that results are made by."""
+        return Defaults("mean") if self.bridge.density == "top" else USUAL
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch in the space of the bridge; some examples lack conditions that the network drops."""
@@ -93,14 +98,10 @@ class BridgeTask(Task):
         bridge = self.bridge
         t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
         y, seen = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
-        about: dict[str, Any] = {"conditions": seen, "seeds": seeds, "step": step, "mask": self.mask(batch)}
+        about: dict[str, Any] = {"conditions": seen, "seeds": seeds, "step": step, "mask": batch.mask}
         with self.autocast():
             losses = bridge_loss(network, bridge, batch.target, y, t, loss=self.loss, per_image=True, **about)
         return losses, {"t": t}
-
-    def mask(self, batch: Example) -> torch.Tensor | None:
-        """The batch's mask, where pixels are those of the bridge's space."""
-        return batch.mask if self.codec is None else None
 
     @torch.no_grad()
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
@@ -128,17 +129,24 @@ class BridgeTask(Task):
         source = batch.source if own else self.network.endpoint(batch.source)
         return {"source": source, "result": self.results(batch)[0], "target": batch.target}
 
-    def description(self) -> dict[str, Any]:
-        """The settings of network, bridge and codec."""
-        coded = {} if self.codec is None else {"codec": self.codec.config()}
-        return {"unet": self.network.description(), "bridge": self.bridge.config(), **coded}
+    def describe(self) -> None:
+        """Decide what files say besides the weights, which is the same in each; where there are pairs."""
+        if (train := self.train) is None or not self.processes.first:
+            return
+        network, coded = NetworkState.of(self.network), None if self.codec is None else CodecState.of(self.codec)
+        about = self.defaults, replace(train.spec, spacing=train.spacing)
+        self._final, self._resumable = (
+            Checkpoint(network, self.bridge, coded, train.image_size, training, *about).snapshot()
+            for training in (None, {})
+        )
+        self.description = {"unet": self.network.description(), "bridge": self.bridge.config()}
+        self.description |= {} if self.codec is None else {"codec": self.codec.config()}
 
     def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
-        coded, train = None if self.codec is None else CodecState.of(self.codec), self.train
-        spec = Spec() if train is None else replace(train.spec, spacing=train.spacing)
-        network, size = NetworkState.of(self.network, self.average), None if train is None else train.image_size
-        return Checkpoint(network, self.bridge, coded, size, training, self.defaults, spec).snapshot()
+        content = self._final if training is None else self._resumable
+        weights = {"weights": self.network.state_dict(), "ema": self.average.state_dict()}
+        return replace(content, states={**content.states, **weights}, training=training)
 
     def stored(self, checkpoint: Checkpoint) -> Stored:
         """See :meth:`~bbdm.training.task.Task.stored`."""
@@ -151,12 +159,13 @@ class BridgeTask(Task):
         codec = resumed_codec(checkpoint.codec, self.codec)
         state = super().resume(path, checkpoint, pairs)
         self.codec = codec
+        self.describe()
         return state
 
 
 def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
-    """A batch of pictures, or of latents from a cache, in the space of the bridge. Conditions stay."""
+    """A batch of pictures, or of latents from a cache, as the codec has it; its mask, of pixels, goes."""
     coded = codec.normalize if latents else codec.encode
     roles: dict[Role, torch.Tensor] = {"source": batch.source, "target": batch.target}
     source, target = (coded(v, r).contiguous(memory_format=torch.channels_last) for r, v in roles.items())
-    return batch._replace(source=source, target=target)
+    return batch._replace(source=source, target=target, mask=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,16 +83,6 @@ class RunConfig:
             f"the learning rate rises over warmup_steps={self.warmup_steps} optimizer steps, and the run has {steps}: "
             "results will look like noise; lower warmup_steps, or train longer"
         ]
-
-    def lr_at(self, step: int, total: int, rate: float | None = None) -> float:
-        """The learning rate of optimizer step ``step`` of ``total``, before a plateau lowers it.
-
-        ``rate`` is the one in place of ``learning_rate``, of an optimizer that was made by a function.
-        """
-        rate = (self.learning_rate if rate is None else rate) * min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.lr_schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-        return rate
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,11 @@ class StudentTask(BridgeTask):
             if functions.get(name) is not None:
                 raise ValueError(f"{name} must be None for a student, whose loss is the energy score of its own calls")
         super().__init__(*args, **functions)
-        self.defaults = solvers.Defaults(calls=self.config.calls)
+
+    @property
+    def defaults(self) -> solvers.Defaults:
+        """How results are made: by as many calls."""
+        return solvers.Defaults(calls=self.config.calls)
 
     @cached_property
     def table(self) -> StepTable:
@@ -93,7 +97,7 @@ class StudentTask(BridgeTask):
             for row in range(last):
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
                 x = c_y * ends + c_0 * self._estimate(network, row, x, ends, conditions) + c_z * noise(row)
-        mask = self.mask(batch)
+        mask = batch.mask
         images = (*self._estimate(network, last, x, ends, conditions).chunk(count), batch.target)
         *results, target = ((each if mask is None else each * mask).flatten(1) for each in images)
         error = torch.stack([(each - target).norm(dim=1) for each in results]).mean(0)

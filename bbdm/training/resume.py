@@ -15,7 +15,7 @@ from bbdm.codec import Codec
 from bbdm.data.cached import LatentDataset
 from bbdm.data.pairs import Pairs
 from bbdm.files.content import CodecState
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.training.config import FREE, BridgeConfig, RunConfig
@@ -62,6 +62,9 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if codec is not None:
         check_pictures(network.axes, "a codec")
+    takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.further.each))
+    if takes != have:
+        raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")
     size = images.sides(train.image_size, train.spec.axes)
     if len(size) != network.axes:
         shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (network.axes, len(size))]

@@ -141,10 +141,11 @@ class RunFolder:
         self._lock_folder()
         remove_all_leftovers(self.path)
         metrics = self.path / METRICS
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        with manifest.parsing(metrics, "repair or delete it"):
-            known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
-        write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
+        metrics.touch()
+        if lines := metrics.read_text().splitlines(keepends=True):
+            with manifest.parsing(metrics, "repair or delete it"):
+                known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+            write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
             epoch = grid.stem.removeprefix("epoch_")
             if epoch.isdigit() and int(epoch) > epochs:

@@ -6,6 +6,7 @@ draws what an uninterrupted run draws. The loop over epochs is :mod:`bbdm.traini
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ class Task(ABC):
         replica: ``network``, compiled, and with gradients averaged over processes.
         average: the network with the averaged weights.
         stateful: what else a checkpoint holds the state of, by name.
+        description: what is trained, as plain values, for the folder of the run.
         tracker: TensorBoard, where it is installed, during the run, in the process that writes; else None.
 
     Raises:
@@ -106,6 +108,7 @@ class Task(ABC):
         self.stateful: dict[str, Any] = {"optimizer": self.optimizer, "scaler": self.scaler, "plateau": self.plateau}
         self.sums: Counter[str] = Counter()  # of what losses report, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that reported it
+        self.description: dict[str, Any] = {}
         self.tracker: tracking.Tracker | None = None
         self.by_time = tracking.LossesByTime(self.times, self.device)
 
@@ -134,7 +137,9 @@ class Task(ABC):
         """The learning rate of optimizer step ``step``, where the optimizer was made with ``rate``."""
         if self._schedule is not None:
             return rate * self._schedule(step, self.total)
-        rate = self.config.lr_at(step, self.total, rate)
+        rate *= min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+        if self.config.lr_schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
         return self.plateau.rate(rate) if self.config.lr_schedule == "plateau" else rate
 
     # One optimizer step
@@ -248,10 +253,6 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def description(self) -> dict[str, Any]:
-        """What is trained, as plain values, for the folder of the run."""
-
-    @abstractmethod
     def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:
         """The content of a file of the weights; with training state, all to resume from."""
 
@@ -263,10 +264,6 @@ class Task(ABC):
         """The training state besides the network and its average."""
         parts = {name: part.state_dict() for name, part in self.stateful.items()}
         return {**parts, "sums": dict(self.sums), "counted": dict(self.counted)}
-
-    def warnings(self) -> list[str]:
-        """What makes this run show nothing, or less than it could."""
-        return [] if self._schedule is not None else self.config.warnings(self.total)
 
     def resume(self, path: Path, checkpoint: Any, pairs: Mapping[str, Any]) -> dict[str, Any]:
         """Restore weights and state from the content of ``path``; returns the training state that it holds.

@@ -133,6 +133,8 @@ class Trainer:
         self.train_batches = Batches(self.train, *loading)
         self.validation_batches = None if self.validation is None else Batches(self.validation, *loading)
         self.pairs = describe_pairs(self.train)
+        self._warnings = [] if schedule is not None else config.warnings(self.total_steps)
+        self._machine = machine.describe(self.device, ["bbdm", "torch"])
         self._validation_names = None if self.validation is None else self.validation.names_digest()
         self.resumed_from: Path | None = None
         self.best: dict[str, Any] | None = None
@@ -224,7 +226,7 @@ class Trainer:
                     self.task.tracker = Tracker(self.run.events, self.step)
                     ends.callback(setattr, self.task, "tracker", None)
                     ends.callback(self.task.tracker.close)
-            for line in self.task.warnings() if self.processes.first and not self.step else ():
+            for line in self._warnings if self.processes.first and not self.step else ():
                 log.warning(line)
             for callback in self.callbacks:
                 callback.begin(self)
@@ -236,7 +238,7 @@ class Trainer:
         train, validation = self.train, 0 if self.validation is None else len(self.validation)
         pairs = {"training": len(train), "validation": validation, "channels": train.channels, **self.pairs}
         pairs |= {"stamps": train.stamps_digest()}
-        return {"train": asdict(self.config), **self.task.description(), "pairs": pairs}
+        return {"train": asdict(self.config), **self.task.description, "pairs": pairs}
 
     def _epochs(self) -> bool:
         """The epochs that are left; see :meth:`fit`."""
@@ -244,8 +246,7 @@ class Trainer:
             while self.epoch < self.config.epochs and self._reason is None:
                 self._epoch()
             if self.processes.first:
-                about = {"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])}
-                self.run.write_summary(about)
+                self.run.write_summary({"best": self.best, "machine": self._machine})
             return True
         except _AskedError:
             return False

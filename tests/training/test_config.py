@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import AutoencoderConfig, DistillConfig, TrainConfig
+from tests.conftest import BRIDGE, tiny_unet
 
 LEAST = {
     (TrainConfig, 1): "epochs batch_size preview_every save_every keep grad_accumulation plateau_patience ema_every",
@@ -72,8 +74,9 @@ class TestTrainConfig:
         ],
     )
     def test_learning_rates(self, schedule: Any, warmup: int, total: int, rates: dict[int, float]) -> None:
-        config = TrainConfig(learning_rate=8.0, lr_schedule=schedule, warmup_steps=warmup)
-        assert {step: config.lr_at(step, total) for step in rates} == pytest.approx(rates, abs=1e-12)
+        config = TrainConfig(lr_schedule=schedule, warmup_steps=warmup)
+        task = BridgeTask(tiny_unet(), BRIDGE, config, total=total)
+        assert {step: task.rate(step, 8.0) for step in rates} == pytest.approx(rates, abs=1e-12)
 
     def test_settings_do_not_change(self) -> None:
         with pytest.raises(FrozenInstanceError):
