@@ -29,7 +29,6 @@ from bbdm.training.adversary import Adversary, adaptive_weight
 from bbdm.training.augmentation import Pair
 from bbdm.training.codebook import CodebookUse
 from bbdm.training.config import AutoencoderConfig
-from bbdm.training.resume import Stored
 from bbdm.training.task import Forward, Losses, Task, mixed
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
@@ -74,15 +73,8 @@ def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tenso
 class AutoencoderTask(Task):
     """The training of an autoencoder, and of its adversary.
 
-    Args:
-        network: the autoencoder.
-        bridge: None.
-        config: the settings of the run.
-        train: pairs, whose sources and targets are its pictures.
-        processes: the processes that share the work.
-        codec: None.
-        perceptual: what :func:`perceptual_loss` returns.
-        functions: ``optimizer`` and ``schedule``; see :class:`~bbdm.training.task.Task`.
+    The sources and targets of ``train`` are its pictures, and ``perceptual`` is what :func:`perceptual_loss`
+    returns. The other arguments are those of a :class:`~bbdm.training.task.Task`.
 
     Raises:
         ValueError: fewer pairs than one batch, or pictures that the autoencoder or the discriminator cannot
@@ -236,6 +228,6 @@ class AutoencoderTask(Task):
             return VQGANState.take(self.average)
         return VQGANState.take(self.network, self.average, training)
 
-    def stored(self, checkpoint: VQGANState) -> Stored:
+    def stored(self, checkpoint: VQGANState) -> tuple[VQGANState, dict[str, Any], dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`."""
-        return Stored(checkpoint.weights, checkpoint.ema, asdict(checkpoint.config), asdict(self.network.config))
+        return checkpoint, asdict(checkpoint.config), asdict(self.network.config)

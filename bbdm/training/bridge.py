@@ -24,7 +24,7 @@ from bbdm.solvers import USUAL, Defaults
 from bbdm.training.augmentation import Pair, augment, dropped
 from bbdm.training.config import BridgeConfig
 from bbdm.training.losses import Errors, bridge_loss
-from bbdm.training.resume import Stored, check_start, resumed_codec
+from bbdm.training.resume import check_start, resumed_codec
 from bbdm.training.task import Forward, Losses, Task
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
@@ -34,19 +34,8 @@ Times = Callable[[torch.Tensor, int, Bridge], torch.Tensor]
 class BridgeTask(Task):
     """The training of a bridge's network.
 
-    Args:
-        network: the network.
-        bridge: the bridge that it is trained on.
-        config: the settings of the run.
-        train: pairs, or their latents, which batches are of.
-        processes: the processes that share the work.
-        codec: encodes pictures into the space of the bridge, on the device; None in image space.
-        loss: the errors of (prediction, target), of their shape, in place of ``config.loss``.
-        times: the (B,) times of (seeds, step, bridge), in place of ``bridge.draw_times``.
-        functions: see :class:`~bbdm.training.task.Task`.
-
-    Raises:
-        ValueError: the network cannot be trained on the pairs; see :class:`~bbdm.training.trainer.Trainer`.
+    Arguments and errors are those of a :class:`~bbdm.training.trainer.Trainer` and a
+    :class:`~bbdm.training.task.Task`. Without ``train``, batches come from elsewhere.
     """
 
     network: Network
@@ -148,11 +137,11 @@ class BridgeTask(Task):
         weights = {"weights": self.network.state_dict(), "ema": self.average.state_dict()}
         return replace(content, states={**content.states, **weights}, training=training)
 
-    def stored(self, checkpoint: Checkpoint) -> Stored:
+    def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any], dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`."""
-        unet, own = checkpoint.unet, NetworkState.of(self.network)
-        settings = {**unet.settings, **checkpoint.bridge.settings()}
-        return Stored(unet.weights, unet.ema, settings, {**own.settings, **self.bridge.settings()})
+        both = (checkpoint.unet, checkpoint.bridge), (NetworkState.of(self.network), self.bridge)
+        stored, own = ({**network.settings, **bridge.settings()} for network, bridge in both)
+        return checkpoint.unet, stored, own
 
     def resume(self, path: Path, checkpoint: Checkpoint, pairs: Any) -> dict[str, Any]:
         """See :meth:`~bbdm.training.task.Task.resume`; a codec takes the stored statistics."""

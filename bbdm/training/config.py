@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from bbdm.base.settings import check, setting
 
@@ -22,6 +22,7 @@ FREE = {  # what may change when a run resumes
     "save_every",
     "keep",
 }
+ONLY = {"weight_decay": ("optimizer", "adamw"), "plateau_patience": ("lr_schedule", "plateau")}  # where they count
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class RunConfig:
     def total_steps(self, pairs: int) -> int:
         """The optimizer steps of a run on a number of pairs; the last short batch of an epoch is dropped."""
         return self.epochs * (pairs // self.batch_size)
+
+    def compared(self) -> dict[str, Any]:
+        """The settings that a run which resumes must have too: not those that are free, or have no effect."""
+        idle = {name for name, (setting, value) in ONLY.items() if getattr(self, setting) != value}
+        return {name: value for name, value in asdict(self).items() if name not in FREE | idle}
 
     def warnings(self, steps: int) -> list[str]:
         """What makes a run of a number of optimizer steps show nothing."""
@@ -129,6 +135,11 @@ class AutoencoderConfig(RunConfig):
     adversarial_start: int = setting(50000, "optimizer steps before the adversary begins", least=0)
     discriminator_width: int = setting(64, "channels of its first layer", least=1)
     decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")
+
+    def compared(self) -> dict[str, Any]:
+        """The settings that a run which resumes must have too: not those that are free, or have no effect."""
+        idle = {name for name, (setting, value) in ONLY.items() if getattr(self, setting) != value}
+        return {name: value for name, value in asdict(self).items() if name not in FREE | idle}
 
     def warnings(self, steps: int) -> list[str]:
         """What makes a run of a number of optimizer steps show less than it could."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from bbdm.base import sizes
 from bbdm.base.atomic import short
@@ -18,7 +15,7 @@ from bbdm.files.content import CodecState
 from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
-from bbdm.training.config import FREE, BridgeConfig, RunConfig
+from bbdm.training.config import BridgeConfig, RunConfig
 
 
 class OtherRunError(ValueError):
@@ -27,15 +24,6 @@ class OtherRunError(ValueError):
 
 class OtherCodecError(ValueError):
     """A checkpoint was trained in another space."""
-
-
-class Stored(NamedTuple):
-    """What a checkpoint trained, beside what this run trains."""
-
-    weights: dict[str, torch.Tensor] | None
-    average: dict[str, torch.Tensor] | None
-    settings: dict[str, Any]
-    asked: dict[str, Any]  # the settings of this run
 
 
 def check_batch(config: RunConfig, train: Pairs, processes: int, parts: int = 1) -> None:
@@ -101,18 +89,31 @@ def check_alike(starts: Sequence[dict[str, Any]]) -> None:
 
 
 def training_state(
-    path: Path, stored: Stored, state: dict[str, Any] | None, config: RunConfig, pairs: Mapping[str, Any]
+    path: Path,
+    state: dict[str, Any] | None,
+    stored: dict[str, Any],
+    own: dict[str, Any],
+    config: RunConfig,
+    pairs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The training state in the file ``path``, where this run is the same.
+
+    Args:
+        path: the file.
+        state: what it holds.
+        stored: the settings of what it trained.
+        own: those of what this run trains.
+        config: the settings of this run.
+        pairs: of :func:`describe_pairs`.
 
     Raises:
         ValueError: it has no training state.
         OtherRunError: it is of another run; the message names the differences.
     """
-    if state is None or stored.weights is None or stored.average is None:
+    if state is None:
         raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-    settings, asked = {**stored.settings, **state["config"]}, {**stored.asked, **asdict(config)}
-    changed = [f"{k}={settings[k]}" for k, v in asked.items() if k not in FREE and settings.get(k, v) != v]
+    settings, own = {**stored, **state["config"]}, {**own, **config.compared()}
+    changed = [f"{name}={settings[name]}" for name, value in own.items() if settings.get(name, value) != value]
     old = dict(state["pairs"])
     if not changed and old != pairs:
         both = {name: (old.get(name), pairs.get(name)) for name in {**pairs, **old} if "names" not in name}

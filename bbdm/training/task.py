@@ -26,7 +26,7 @@ from bbdm.training import tracking
 from bbdm.training.augmentation import Pair, augment
 from bbdm.training.config import Precision, RunConfig
 from bbdm.training.optimizers import EMA, MakeOptimizer, Plateau, make_optimizer, trained
-from bbdm.training.resume import Stored, check_batch, training_state
+from bbdm.training.resume import check_batch, training_state
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -257,8 +257,8 @@ class Task(ABC):
         """The content of a file of the weights; with training state, all to resume from."""
 
     @abstractmethod
-    def stored(self, checkpoint: Any) -> Stored:
-        """The weights in the content of a file, with its settings and those of this task."""
+    def stored(self, checkpoint: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """The network in the content of a file, with its settings and those of this task."""
 
     def state(self) -> dict[str, Any]:
         """The training state besides the network and its average."""
@@ -274,11 +274,10 @@ class Task(ABC):
             ValueError: it has none, or is of another run. Only the settings in
                 :data:`~bbdm.training.config.FREE` may change; functions are not compared.
         """
-        stored = self.stored(checkpoint)
-        state = training_state(path, stored, checkpoint.training, self.config, pairs)
-        for network, weights in ((self.network, stored.weights), (self.average, stored.average)):
-            assert weights is not None  # checked with the state
-            network.load_state_dict(weights)
+        network, stored, own = self.stored(checkpoint)
+        state = training_state(path, checkpoint.training, stored, own, self.config, pairs)
+        self.network.load_state_dict(network.weights)
+        self.average.load_state_dict(network.ema)
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.sums, self.counted = Counter(state["sums"]), Counter(state["counted"])

@@ -143,16 +143,6 @@ class Trainer:
         self._asked: Callable[[], bool] = lambda: False
         self._reason: str | None = None  # of :meth:`stop`
 
-    @property
-    def codec(self) -> Codec | None:
-        """Encodes pictures into the space of the bridge, on the device; None in image space."""
-        return getattr(self.task, "codec", None)
-
-    @property
-    def previews_due(self) -> bool:
-        """Whether grids and scores are due: at each ``preview_every``-th epoch and after the last."""
-        return self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs
-
     def resume(self, path: str | os.PathLike[str], checkpoint: Any = None) -> None:
         """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
 
@@ -387,8 +377,8 @@ class Trainer:
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
             raise _AskedError
 
-    def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
-        return kind(f"{reason}. {todo}; {self.run.how_to_resume()}")
+    def _stopped(self, reason: str, todo: str) -> StoppedError:
+        return StoppedError(f"{reason}. {todo}; {self.run.how_to_resume()}")
 
-    def _diverged(self, what: str) -> StoppedError:
-        return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(f"{self._stopped(f'{what} at step {self.step}', 'Lower learning_rate or set grad_clip')}")

@@ -118,6 +118,13 @@ def test_a_network_of_other_sides_than_the_pairs_is_refused(tmp_path: Path):
                 TrainConfig(batch_size=4), Radar(), None, tmp_path)  # fmt: skip
 
 
+@pytest.mark.parametrize("images", [{}, {"sar": 2, "dem": 1}], ids=["fewer", "more"])
+def test_a_network_of_other_conditions_than_the_pairs_is_refused(images: dict[str, int], tmp_path: Path):
+    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=3, images=images)
+    with pytest.raises(ValueError, match=r"takes the conditions \[.*\] besides the source, .* pairs have \['sar'\]"):
+        Trainer(network, ABridge(50), TrainConfig(batch_size=4), Radar(), None, tmp_path)
+
+
 @pytest.mark.parametrize("channels", [(3, 1), (2, 3)], ids=["3 to 1", "2 to 3"])
 def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int, int]):
     """The loss of a step is that of the batch by hand, with y in the target's channels."""
