@@ -129,17 +129,17 @@ class BrownianBridge(Bridge):
         """Whether there is no noise."""
         return self.max_variance == 0
 
-    @cached_property
+    @property
     def low(self) -> int:
         """1, or 0 for the original code's indices."""
         return 1 if self.schedule == "exact" else 0
 
-    @cached_property
+    @property
     def top(self) -> float:
         """T, or T - 1 for the original code's indices and the noise objective."""
         return super().top if self.schedule == "exact" else self.num_steps - 1
 
-    @cached_property
+    @property
     def train_range(self) -> tuple[float, float]:
         """``low`` to T - 1, the times that BBDM trains on."""
         return self.low, self.num_steps - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,17 +24,17 @@ class RealTimeBridge(Bridge):
     t_min: Any
     t_max: Any
 
-    @cached_property
+    @property
     def low(self) -> float:
         """The smallest time."""
         return self.t_min
 
-    @cached_property
+    @property
     def end(self) -> float:
         """T."""
         return self.t_max
 
-    @cached_property
+    @property
     def top(self) -> float:
         """The end; for the noise objective, which has no x0hat there, just below it."""
         return self.end - (self.objective == "noise") * 1e-4 * (self.end - self.low)

@@ -52,7 +52,7 @@ class GOUB(Bridge):
         if np.any(np.diff(self.nu(np.arange(self.num_steps + 1))) <= 0):
             raise ValueError(f"gamma must be larger, such as 1e4: with gamma={self.gamma:g} noise levels do not rise")
 
-    @cached_property
+    @property
     def train_range(self) -> tuple[float, float]:
         """1 to T - 1."""
         return self.low, self.num_steps - 1

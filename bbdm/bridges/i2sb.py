@@ -52,12 +52,12 @@ class I2SB(Bridge):
         super().__post_init__()
         self._check_positive("beta_max")
 
-    @cached_property
+    @property
     def low(self) -> int:
         """0."""
         return 0
 
-    @cached_property
+    @property
     def top(self) -> int:
         """N - 1, where a little of the target is left."""
         return self.num_steps - 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -70,22 +69,22 @@ class Path(Statistics, ABC):
             ValueError: a time outside the bridge.
         """
 
-    @cached_property
+    @property
     def end(self) -> float:
         """The largest time that the bridge has; sampling may start below it."""
         return self.num_steps if self.low else self.top
 
-    @cached_property
+    @property
     def low(self) -> float:
         """The smallest time in training and sampling."""
         return 1
 
-    @cached_property
+    @property
     def top(self) -> float:
         """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
         return self.num_steps - (self.objective == "noise")
 
-    @cached_property
+    @property
     def train_range(self) -> tuple[float, float]:
         """The first and the last time that training draws, both included."""
         return self.low, self.top
