@@ -50,7 +50,7 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if codec is not None:
         check_pictures(network.axes, "a codec")
-    takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.further.each))
+    takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
     if takes != have:
         raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")
     size = images.sides(train.image_size, train.spec.axes)
