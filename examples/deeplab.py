@@ -152,7 +152,7 @@ def save_deeplab(path: str | os.PathLike[str], model: DeepLab) -> None:
         ValueError: the name does not end in ``.pt`` or ``.safetensors``.
     """
     content = {"config": asdict(model.config)}, {"weights": model.state_dict()}
-    weights.write(path, Snapshot.take(FORMAT, *content))
+    weights.write(path, Snapshot(FORMAT, *content))
 
 
 def load_deeplab(path: str | os.PathLike[str], output_stride: Literal[8, 16] | None = None) -> DeepLab:

@@ -26,7 +26,7 @@ from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
-from bbdm.training.trainer import Trainer, Training
+from bbdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 OPENMOJI64 = Path(os.environ.get("OPENMOJI64", ROOT.parent / "shared" / "data" / "openmoji64"))  # train/, val/
@@ -209,11 +209,11 @@ def relative_gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def metrics_of(trainer: Training) -> list[dict[str, Any]]:
+def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
     """What a run wrote of its epochs."""
     return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def newest(trainer: Training) -> Path:
+def newest(trainer: Trainer) -> Path:
     """A run's newest checkpoint."""
     return next(iter(trainer.run.checkpoints().values()))

@@ -143,6 +143,18 @@ class Bridge(Path):
     def _device_tables(self) -> dict[tuple[str, torch.device, torch.dtype], torch.Tensor]:
         return {}
 
+    @cached_property
+    def _ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Of all times, and of those of training."""
+        return (self.low, self.top), self.train_range
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """What training looks up, on a device: the first step need not load the kernel and make its table."""
+        import bbdm.kernels.noise_step  # noqa: F401
+
+        if self._ranges and not self.continuous:
+            self._on_device("noise_table", device, dtype)
+
     def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """An array of this bridge, copied to a device once: a GPU's host waits for a copy."""
         import torch
@@ -158,7 +170,7 @@ class Bridge(Path):
 
         from bbdm.kernels import philox
 
-        low, high = self.train_range
+        low, high = self._ranges[1]
         if self.density == "uniform" and self.objective != "pinned" and not self.continuous:
             return philox.timesteps(seeds, step, int(low), int(high))
         rows = philox.timesteps(seeds, step, 0, densities.POINTS - 1)
@@ -214,8 +226,9 @@ class Bridge(Path):
         integer = not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
         if t.shape != x0.shape[:1] or not (real or integer):
             raise ValueError(f"t must be {len(x0)} {kind}, got shape {tuple(t.shape)} of {t.dtype}")
-        if t.device.type == "cpu" and len(t) and not (self.low <= float(t.min()) and float(t.max()) <= self.top):
-            raise ValueError(f"t must be in [{self.low}, {self.top}], got [{t.min().item()}, {t.max().item()}]")
+        low, top = self._ranges[0]
+        if t.device.type == "cpu" and len(t) and not (low <= float(t.min()) and float(t.max()) <= top):
+            raise ValueError(f"t must be in [{low}, {top}], got [{t.min().item()}, {t.max().item()}]")
         key = x0.device, torch.float64 if x0.dtype == torch.float64 else torch.float32
         if self.continuous:  # the times come to the host, after a step that waited for the device anyway
             rows = torch.from_numpy(self.training_weights(t.double().cpu().numpy()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from bbdm.training.config import AutoencoderConfig
 if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.networks.vqgan import VQGAN
-    from bbdm.training.loop import Training
+    from bbdm.training.trainer import Trainer
 
 DEFAULTS = {
     "epochs": 50,
@@ -84,13 +85,13 @@ def build_network(args: argparse.Namespace) -> VQGAN:
     return vqgan
 
 
-def build(args: argparse.Namespace, team: Processes) -> Training:
+def build(args: argparse.Namespace, team: Processes) -> Trainer:
     """The training run that the flags describe, at the step where it begins or resumes."""
     import torch
 
     from bbdm.files.checkpoint import load_vqgan_state
     from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
-    from bbdm.training.loop import Training
+    from bbdm.training.trainer import Trainer
 
     config = from_values(AutoencoderConfig, vars(args))
     folder = training.run_folder(args, load_vqgan_state)
@@ -101,8 +102,9 @@ def build(args: argparse.Namespace, team: Processes) -> Training:
     pairs, validation = training.cached_pictures(args, *splits, team)
     with team.first_before_others():  # the others find what the first downloads
         perceptual = perceptual_loss(config, args.lpips_weights, team.device)
-    task = AutoencoderTask(vqgan, config, pairs, team, perceptual)
-    return training.resume(Training(task, pairs, validation, folder.path), args, resumed, team)
+    task = partial(AutoencoderTask, perceptual=perceptual)
+    trainer = Trainer(vqgan, None, config, pairs, validation, folder.path, processes=team, task=task)
+    return training.resume(trainer, args, resumed, team)
 
 
 def main(argv: Sequence[str]) -> None:

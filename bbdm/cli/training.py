@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
@@ -19,10 +19,9 @@ from bbdm.pictures.images import read_size
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
-    from bbdm.training.loop import Training
     from bbdm.training.run_folder import RunFolder
+    from bbdm.training.trainer import Trainer
 
-Run = TypeVar("Run", bound="Training")
 Resumed = tuple[Path, Any] | None  # the checkpoint that a run resumes from, and its content
 DATA_DIR = "the data set's folder; for 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column: see docs/data.md"
 
@@ -179,7 +178,7 @@ def cached_pictures(
         return cached, None if validation is None else CachedExamples(validation, args.cache_images / "val", **how)
 
 
-def resume(trainer: Run, args: argparse.Namespace, resumed: Resumed, team: Processes) -> Run:
+def resume(trainer: Trainer, args: argparse.Namespace, resumed: Resumed, team: Processes) -> Trainer:
     """Bring a run to the step that it resumes from, and delete later ones if they are to be overwritten."""
     if resumed is not None:
         trainer.resume(*resumed)
@@ -195,7 +194,7 @@ def train(
     command: str,
     argv: Sequence[str],
     args: argparse.Namespace,
-    build: Callable[[argparse.Namespace, Processes], Training],
+    build: Callable[[argparse.Namespace, Processes], Trainer],
 ) -> None:
     """Train to the end and write the weights; ``build`` makes the run, where it begins or resumes."""
     from bbdm.execution.processes import Processes, start_on_each_gpu
@@ -208,15 +207,17 @@ def train(
     finish(build(args, team), args, team)
 
 
-def finish(trainer: Training, args: argparse.Namespace, team: Processes) -> None:
+def finish(trainer: Trainer, args: argparse.Namespace, team: Processes) -> None:
     """Train to the end, write the weights, and leave the team."""
     if team.first and trainer.epoch >= args.epochs:
         print(f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
     try:
         with scripts.termination() as asked:
-            trainer.fit(shown(args), asked)
+            done = trainer.fit(shown(args), asked)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(trainer.run.how_to_resume()) from None
+    if not done:
+        raise scripts.StoppedError(f"asked to end; {trainer.run.how_to_resume()}", scripts.TERMINATED)
     trainer.save(args.output_model)
     if team.first:
         print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")

@@ -137,7 +137,7 @@ class VQGANState(NetworkState):
     def take(cls, vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
         """The content of a file of an autoencoder, of one with the moving average of its weights, or both."""
         states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
-        return Snapshot.take(VQGAN_FORMAT, {"config": vqgan.description()}, states, training)
+        return Snapshot(VQGAN_FORMAT, {"config": vqgan.description()}, states, training)
 
     @classmethod
     def open(cls, content: Snapshot) -> VQGANState:
@@ -262,7 +262,7 @@ class Checkpoint:
         return cls(network, bridge, coded, image_size, content.training, defaults, Spec.from_config(settings))
 
     def snapshot(self) -> Snapshot:
-        """The content of a file, copied; where there is training state, with only the hash of the codec."""
+        """The content of a file; where there is training state, with only the hash of the codec."""
         states, codec = self.unet.states, self.codec
         coded = None if codec is None else codec.config
         if codec is not None and codec.weights is not None and self.training is None:
@@ -277,7 +277,7 @@ class Checkpoint:
             **self.defaults.config(),
             **self.pictures.config(),
         }
-        return Snapshot.take(FORMAT, settings, states, self.training)
+        return Snapshot(FORMAT, settings, states, self.training)
 
     @property
     def origin(self) -> Origin | None:

@@ -38,19 +38,12 @@ class IncompleteFileError(ValueError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a file."""
+    """The content of a file. Its tensors, which are not copied, may be on any device."""
 
     format: str  # its name
     settings: dict[str, Any]
     states: dict[str, State]
     training: dict[str, Any] | None = None  # state to resume from, of plain containers and tensors; only in a .pt
-
-    @classmethod
-    def take(
-        cls, format: str, settings: dict[str, Any], states: dict[str, State], training: dict[str, Any] | None = None
-    ) -> Snapshot:
-        """The content of a file, copied to the memory of the CPU."""
-        return cls(format, settings, copied(states, torch.contiguous_format), copied(training))
 
     @property
     def header(self) -> dict[str, Any]:
@@ -67,13 +60,15 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """
     path = Path(path)
     check_suffix(path)
+    stored: dict[int, torch.Tensor] = {}
+    states = {kind: {key: _own(v, stored) for key, v in state.items()} for kind, state in snapshot.states.items()}
     if path.suffix == ".pt":
-        content = {**snapshot.header, "states": snapshot.states, "training": snapshot.training}
+        content = {**snapshot.header, "states": states, "training": on_cpu(snapshot.training)}
         write_atomically(path, lambda temporary: _save(content, temporary))
     elif snapshot.training is not None:
         raise ValueError(f"training state needs a .pt file, got {path}")
     else:
-        tensors = {f"{kind}.{key}": v for kind, state in snapshot.states.items() for key, v in state.items()}
+        tensors = {f"{kind}.{key}": v for kind, state in states.items() for key, v in state.items()}
         metadata = described(snapshot.format, snapshot.header, tensors)
         write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
@@ -164,13 +159,23 @@ def is_own(path: Path) -> bool:
         return any(name.startswith("bbdm") for name in file.metadata() or {})
 
 
-def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
-    """Plain containers with copies of their tensors in the memory of the CPU."""
+def _own(tensor: torch.Tensor, stored: dict[int, torch.Tensor]) -> torch.Tensor:
+    """A contiguous tensor of the CPU with memory of its own, unlike those ``stored``, which it joins."""
+    tensor = tensor.detach().to("cpu").contiguous()
+    memory = tensor.untyped_storage()
+    if memory.nbytes() != tensor.nbytes or memory.data_ptr() in stored:
+        tensor = tensor.clone()
+    stored[tensor.data_ptr()] = tensor
+    return tensor
+
+
+def on_cpu(content: Any) -> Any:
+    """Plain containers with their tensors in the memory of the CPU; those that are there are not copied."""
     if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu", copy=True, memory_format=layout)
+        return content.detach().to("cpu")
     if isinstance(content, dict):
-        return {name: copied(each, layout) for name, each in content.items()}
-    return type(content)(copied(each, layout) for each in content) if isinstance(content, list | tuple) else content
+        return {name: on_cpu(each) for name, each in content.items()}
+    return type(content)(map(on_cpu, content)) if isinstance(content, list | tuple) else content
 
 
 def described(format: str, header: dict[str, Any], tensors: State) -> dict[str, str]:

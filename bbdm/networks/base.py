@@ -89,7 +89,7 @@ class Network(nn.Module):
         source = {SOURCE: ImageInput(SOURCE, self.condition_channels)} if self.condition_channels else {}
         return source | self.further.each
 
-    @property
+    @cached_property
     def source_channels(self) -> int:
         """The channels of sources.
 

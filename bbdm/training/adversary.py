@@ -12,17 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bbdm.execution.processes import Processes
 from bbdm.networks.discriminator import PatchGAN
-from bbdm.training.config import RunConfig
-from bbdm.training.optimizers import make_optimizer
+from bbdm.training.task import Task
 
 SMALLEST, LARGEST = 1e-4, 1e4
 
 
-def hinge_loss(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-    """The discriminator's loss of its logits, (mean max(0, 1 - real) + mean max(0, 1 + made)) / 2."""
-    return (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
+def hinge_loss(real: torch.Tensor, false: torch.Tensor) -> torch.Tensor:
+    """The discriminator's loss of its logits, (mean max(0, 1 - real) + mean max(0, 1 + false)) / 2."""
+    return (F.relu(1 - real).mean() + F.relu(1 + false).mean()) / 2
 
 
 def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
@@ -31,38 +29,32 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor) -> 
 
 
 class Adversary:
-    """A discriminator with its optimizer, of the settings of a run, and its own step.
+    """A discriminator of ``width`` channels with its optimizer, whose rate is that of the task's step."""
 
-    ``discriminator`` is on the device. Processes share the work.
-    """
+    def __init__(self, task: Task, width: int) -> None:
+        channels = task.network.config.image_channels
+        self.discriminator = PatchGAN(channels, width).to(task.device)
+        self.network = task.processes.parallel(self.discriminator)
+        self.optimizer = task.new_optimizer(self.discriminator)
 
-    def __init__(
-        self, discriminator: PatchGAN, config: RunConfig, betas: tuple[float, float], processes: Processes
-    ) -> None:
-        self.discriminator = discriminator
-        self.network = processes.parallel(discriminator)
-        self.optimizer = make_optimizer(discriminator, config, betas)
+    def logits(self, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of real and of false images, float32; :meth:`learn` uses their graph."""
+        real, false = self.network(torch.cat([x, image])).float().chunk(2)
+        return real, false
 
-    def look(self, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits of real and of made images, float32; :meth:`learn` uses their graph."""
-        real, made = self.network(torch.cat([x, image])).float().chunk(2)
-        return real, made
-
-    def learn(self, real: torch.Tensor, made: torch.Tensor, rate: float) -> torch.Tensor:
-        """Do an optimizer step on the logits of :meth:`look`; returns the loss before it."""
-        loss = hinge_loss(real, made)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def learn(self, real: torch.Tensor, false: torch.Tensor) -> torch.Tensor:
+        """Do an optimizer step on the logits of :meth:`logits`; returns the loss before it."""
+        loss = hinge_loss(real, false)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def state(self) -> dict[str, Any]:
-        """The state that :meth:`load` restores."""
+    def state_dict(self) -> dict[str, Any]:
+        """The state that :meth:`load_state_dict` restores."""
         return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state` of the same settings."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a :meth:`state_dict` of the same settings."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -7,7 +7,6 @@ values, so that the KL divergence of an image is divided by the number of its va
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +22,14 @@ from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.files.content import VQGANState
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
-from bbdm.networks.discriminator import LEAST, PatchGAN
+from bbdm.networks.discriminator import LEAST
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import sides
 from bbdm.training.adversary import Adversary, adaptive_weight
-from bbdm.training.augmentation import Pair, augment
-from bbdm.training.base import TrainingTask, mixed
+from bbdm.training.augmentation import Pair
 from bbdm.training.codebook import CodebookUse
 from bbdm.training.config import AutoencoderConfig
-from bbdm.training.resume import Stored, check_batch
+from bbdm.training.task import Forward, Losses, Task, mixed
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
 STREAMS = (2, 3)  # of noise, of sources and of targets
@@ -72,10 +70,11 @@ def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tenso
     return each.sum((1, 2, 3)).mean() / 2
 
 
-class AutoencoderTask(TrainingTask):
-    """An optimizer step of an autoencoder and its adversary.
+class AutoencoderTask(Task):
+    """The training of an autoencoder, and of its adversary.
 
-    ``perceptual`` is what :func:`perceptual_loss` makes; ``processes`` share the work, None: this one alone.
+    The sources and targets of ``train`` are its pictures, and ``perceptual`` is what :func:`perceptual_loss`
+    returns. The other arguments are those of a :class:`~bbdm.training.task.Task`.
 
     Raises:
         ValueError: fewer pairs than one batch, or pictures that the autoencoder or the discriminator cannot
@@ -89,73 +88,63 @@ class AutoencoderTask(TrainingTask):
 
     def __init__(
         self,
-        vqgan: VQGAN,
+        network: VQGAN,
+        bridge: None,
         config: AutoencoderConfig,
         train: Pairs,
         processes: Processes | None = None,
+        codec: None = None,
+        *,
         perceptual: Perceptual | None = None,
+        **functions: Any,
     ) -> None:
-        processes = Processes(next(vqgan.parameters()).device) if processes is None else processes
-        settings, size = vqgan.config, sides(train.image_size)
-        check_batch(config, train, processes.count)
+        settings, size = network.config, sides(train.image_size)
         if not train.source_channels == train.channels == settings.image_channels:
             raise ValueError(
                 f"the autoencoder takes {settings.image_channels} channels, and pairs have {train.channels}"
             )
         if any(side % settings.stride for side in size):
             raise ValueError(f"image_size {train.image_size} is not a multiple of the autoencoder's {settings.stride}")
+        if config.adversarial_weight and min(size) < LEAST:
+            raise ValueError(f"an adversary needs pictures of at least {LEAST} x {LEAST}, got {size}")
         if config.decoder_only:
-            vqgan.requires_grad_(False)
-            vqgan.decoder.requires_grad_(True)
-            vqgan.post_quant_conv.requires_grad_(True)
-        super().__init__(vqgan, config, processes, config.total_steps(len(train)))
+            network.requires_grad_(False)
+            network.decoder.requires_grad_(True)
+            network.post_quant_conv.requires_grad_(True)
+        super().__init__(network, config, train, processes, **functions)
+        self.description = {"vqgan": asdict(settings)}
         self.perceptual = perceptual
-        self.use = CodebookUse(settings.num_codes, processes) if settings.num_codes else None
-        self.adversary: Adversary | None = None
-        if config.adversarial_weight:
-            if min(size) < LEAST:
-                raise ValueError(f"an adversary needs pictures of at least {LEAST} x {LEAST}, got {size}")
-            discriminator = PatchGAN(settings.image_channels, config.discriminator_width).to(processes.device)
-            self.adversary = Adversary(discriminator, config, self.betas, processes)
-        self.sums: Counter[str] = Counter()  # of each part of the loss, since the epoch began
-        self.counted: Counter[str] = Counter()  # the steps that had it
+        self.use = CodebookUse(settings.num_codes, self.processes) if settings.num_codes else None
+        self.adversary = Adversary(self, config.discriminator_width) if config.adversarial_weight else None
+        self.stateful |= {} if self.use is None else {"use": self.use}
+        self.stateful |= {} if self.adversary is None else {"adversary": self.adversary}
 
-    def __call__(self, batch: Example, step: int) -> float:
-        """See :meth:`TrainingTask.__call__`. The loss leaves out the adversary's, which is no distance."""
-        seeds, decoder = self.seeds(len(batch.source)), self.network.decoder
-        changed = augment(batch, seeds, step, self.config)
-        x = pictures(changed.source, changed.target)
+    def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
+        """See :meth:`~bbdm.training.task.Task.losses`. The adversary, where it has begun, does its own step.
+
+        ``loss`` leaves out the adversary's, which is no distance.
+        """
+        x = pictures(batch.source, batch.target)
         with self.autocast():
-            h, z, more = self.replica(x, *self._noise(x, seeds, step))
-            image = decoder.conv_out(h).float()
-        z = z.float()
+            h, z, more = network(x, *self._noise(x, seeds, step))
+            image = self.network.decoder.conv_out(h).float()
+        z = self._latents = z.float()
         latent, parts = self._latent_loss(z, more, x[0].numel())
         seen = image.detach().requires_grad_()
         distance = self._distance(seen, x, parts)
         gradient = torch.autograd.grad(distance, seen)[0]
         parts["loss"] = distance + latent
-        logits = None
         if self.adversary is not None and step >= self.config.adversarial_start:
             with self.autocast():
-                logits = self.adversary.look(x, seen)
-            parts["adversarial"] = -logits[1].mean()
+                real, false = self.adversary.logits(x, seen)
+            parts["adversarial"] = -false.mean()
             against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
             parts["adversarial_weight"] = self._adversarial_weight(image, gradient, against)
             gradient = gradient + parts["adversarial_weight"] * against
-        (image * gradient).sum().add(latent).backward()  # the gradient at the images is this one
-        norm = self.move_weights(step)
-        if self.adversary is not None and logits is not None:
-            parts["discriminator"] = self.adversary.learn(*logits, self.rate(step))
+            parts["discriminator"] = self.adversary.learn(real, false)
         if self.use is not None:
             self.use.add(more)
-            self._restart(z, step)
-        own = torch.stack([part.detach().float() for part in parts.values()])
-        values = (self.processes.total(own) / self.processes.count).tolist()  # waits for the device
-        found = dict(zip(parts, values, strict=True))
-        self.sums.update(found)
-        self.counted.update(found.keys())
-        self.record(step, norm, **found)
-        return found["loss"]
+        return (image * gradient).sum().add(latent), parts  # the gradient at the images is this one
 
     def _distance(self, image: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         """The distance of images from pictures, of which ``parts`` gets L1 and LPIPS."""
@@ -191,20 +180,18 @@ class AutoencoderTask(TrainingTask):
         means = self.processes.total(torch.stack(both)) / self.processes.count
         return self.config.adversarial_weight * adaptive_weight(*means)
 
-    def _restart(self, z: torch.Tensor, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Move unused codes, if that is due: ``restarts`` times over the first half of the run."""
-        assert self.use is not None
-        times = 0 if self.config.decoder_only else self.config.restarts
+        times = 0 if self.config.decoder_only or self.use is None else self.config.restarts
         if times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
+            assert self.use is not None
             codes = [vqgan.quantize.embedding.weight for vqgan in (self.network, self.average)]
-            self.use.restart(codes, z, mixed(self.config.seed, step))
+            self.use.restart(codes, self._latents, mixed(self.config.seed, step))
+        del self._latents
 
     def report(self) -> dict[str, float]:
         """The mean of each part of the loss over the epoch, and the use of codes."""
-        found = {name: value / self.counted[name] for name, value in self.sums.items() if name != "loss"}
-        self.sums.clear()
-        self.counted.clear()
-        return found if self.use is None else {**found, **self.use.report()}
+        return super().report() | ({} if self.use is None else self.use.report())
 
     @torch.no_grad()
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
@@ -213,47 +200,10 @@ class AutoencoderTask(TrainingTask):
             return self.average.decode(self.average.encode(x)).float()
 
     @torch.no_grad()
-    def validation_loss(self, batch: Example, seeds: torch.Tensor) -> float:
+    def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
         """The distance of reconstructions by the averaged weights, L1 and LPIPS; the sum over pairs."""
         x = pictures(batch.source, batch.target)
-        return self._distance(self.reconstruct(x), x, {}).item() * len(batch.source)
-
-    def _parts(self) -> dict[str, CodebookUse | Adversary]:
-        """What has a state of its own."""
-        parts = {"use": self.use, "adversary": self.adversary}
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def state(self) -> dict[str, Any]:
-        """The state that :meth:`load` restores, besides the network and its average."""
-        more = {name: part.state() for name, part in self._parts().items()}
-        return {**super().state(), **more, "sums": dict(self.sums), "counted": dict(self.counted)}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state` of the same settings."""
-        super().load(state)
-        for name, part in self._parts().items():
-            part.load(state[name])
-        self.sums, self.counted = Counter(state["sums"]), Counter(state["counted"])
-
-    def release(self) -> None:
-        """See :meth:`TrainingTask.release`."""
-        super().release()
-        if self.adversary is not None:
-            self.adversary.network = self.adversary.discriminator
-
-    def description(self) -> dict[str, Any]:
-        """The settings of the network."""
-        return {"vqgan": asdict(self.network.config)}
-
-    def snapshot(self, train: Pairs, training: dict[str, Any] | None = None) -> Snapshot:
-        """The averaged weights; with training state, the weights beside them."""
-        if training is None:
-            return VQGANState.take(self.average)
-        return VQGANState.take(self.network, self.average, training)
-
-    def stored(self, checkpoint: VQGANState) -> Stored:
-        """See :meth:`TrainingTask.stored`."""
-        return Stored(checkpoint.weights, checkpoint.ema, asdict(checkpoint.config), asdict(self.network.config))
+        return {"validation_loss": self._distance(self.reconstruct(x), x, {}).item() * len(batch.source)}
 
     def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
         """Reconstructions of sources and targets, and both."""
@@ -265,3 +215,19 @@ class AutoencoderTask(TrainingTask):
         y, x0 = batch.source, batch.target
         sources, targets = self.reconstruct(pictures(y, x0)).unflatten(0, (-1, 2)).unbind(1)
         return {"source": y, "its reconstruction": sources, "target": x0, "the target's": targets}
+
+    def release(self) -> None:
+        """See :meth:`~bbdm.training.task.Task.release`."""
+        super().release()
+        if self.adversary is not None:
+            self.adversary.network = self.adversary.discriminator
+
+    def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:
+        """The averaged weights; with training state, the weights beside them."""
+        if training is None:
+            return VQGANState.take(self.average)
+        return VQGANState.take(self.network, self.average, training)
+
+    def stored(self, checkpoint: VQGANState) -> tuple[VQGANState, dict[str, Any], dict[str, Any]]:
+        """See :meth:`~bbdm.training.task.Task.stored`."""
+        return checkpoint, asdict(checkpoint.config), asdict(self.network.config)

@@ -6,13 +6,14 @@ from typing import Any
 
 
 class Callback:
-    """Base class of the callbacks of a :class:`~bbdm.training.loop.Training`: override what is needed.
+    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Trainer`: override what is needed.
 
-    ``trainer`` is the run, a :class:`~bbdm.training.trainer.Trainer` for a bridge; it has the type
-    Any, so that a callback may name its own. Each of several processes calls its own callbacks;
-    ``trainer.processes.first`` is true in the one that writes files. A callback ends the run by raising
-    :class:`~bbdm.base.scripts.StoppedError`. A resumed run calls :meth:`begin` again; the state of a callback
-    is not in the checkpoint.
+    ``trainer`` is the run; it has the type Any, so that a callback may name its own. Each of several
+    processes calls its own callbacks; ``trainer.processes.first`` is true in the one that writes files.
+    ``trainer.stop(reason)`` ends the run after the epoch that it is in. A
+    :class:`~bbdm.base.scripts.StoppedError` ends it with an error: at once, or raised in :meth:`after_epoch`,
+    when the epoch is written. A resumed run calls :meth:`begin` again; the state of a callback is not in the
+    checkpoint.
     """
 
     def begin(self, trainer: Any) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import nn
 
 from bbdm.execution.processes import Processes
 
 
-class CodebookUse:
+class CodebookUse(nn.Module):
     """Counts which of a number of codes batches take. Each of several processes has a share of a batch."""
 
     def __init__(self, codes: int, processes: Processes) -> None:
+        super().__init__()
         self.processes = processes
-        self.counts = torch.zeros(codes, dtype=torch.int64, device=processes.device)  # since the epoch began
-        self.used = torch.zeros(codes, dtype=torch.bool, device=processes.device)  # since the last restart
-        self.restarted = 0  # since the epoch began
+        self.counts = nn.Buffer(torch.zeros(codes, dtype=torch.int64, device=processes.device))  # in this epoch
+        self.used = nn.Buffer(torch.zeros(codes, dtype=torch.bool, device=processes.device))  # since the last restart
+        self.restarted = nn.Buffer(torch.tensor(0))  # in this epoch
 
     def add(self, index: torch.Tensor) -> None:
         """Count the codes of this process's share of a batch, indices of any shape."""
@@ -55,18 +55,8 @@ class CodebookUse:
         found = {
             "codes_used": (self.counts > 0).double().mean().item(),
             "perplexity": torch.special.entr(shares).sum().exp().item(),
-            "codes_restarted": self.restarted,
+            "codes_restarted": int(self.restarted),
         }
         self.counts.zero_()
-        self.restarted = 0
+        self.restarted.zero_()
         return found
-
-    def state(self) -> dict[str, Any]:
-        """The state that :meth:`load` restores."""
-        return {"counts": self.counts, "used": self.used, "restarted": self.restarted}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state`."""
-        self.counts.copy_(state["counts"])
-        self.used.copy_(state["used"])
-        self.restarted = state["restarted"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from bbdm.base.settings import check, setting
 
@@ -23,6 +22,7 @@ FREE = {  # what may change when a run resumes
     "save_every",
     "keep",
 }
+ONLY = {"weight_decay": ("optimizer", "adamw"), "plateau_patience": ("lr_schedule", "plateau")}  # where they count
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class RunConfig:
         """The optimizer steps of a run on a number of pairs; the last short batch of an epoch is dropped."""
         return self.epochs * (pairs // self.batch_size)
 
+    def compared(self) -> dict[str, Any]:
+        """The settings that a run which resumes must have too: not those that are free, or have no effect."""
+        idle = {name for name, (setting, value) in ONLY.items() if getattr(self, setting) != value}
+        return {name: value for name, value in asdict(self).items() if name not in FREE | idle}
+
     def warnings(self, steps: int) -> list[str]:
         """What makes a run of a number of optimizer steps show nothing."""
         if steps > self.warmup_steps:
@@ -85,20 +90,12 @@ class RunConfig:
             "results will look like noise; lower warmup_steps, or train longer"
         ]
 
-    def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of optimizer step ``step`` of ``total``, before a plateau lowers it."""
-        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.lr_schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-        return rate
-
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
-    """How to train a bridge."""
+class BridgeConfig(RunConfig):
+    """How to train the network of a bridge, by whatever loss."""
 
     grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step", least=1)
-    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,8 +105,15 @@ class TrainConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class DistillConfig(TrainConfig):
-    """How to distil."""
+class TrainConfig(BridgeConfig):
+    """How to train a bridge."""
+
+    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
+
+
+@dataclass(frozen=True)
+class DistillConfig(BridgeConfig):
+    """How to distil; the loss is the energy score."""
 
     calls: int = setting(2, "network calls of the student", least=1)
     results: int = setting(2, "of each pair, that the energy score compares", least=2)
@@ -131,6 +135,11 @@ class AutoencoderConfig(RunConfig):
     adversarial_start: int = setting(50000, "optimizer steps before the adversary begins", least=0)
     discriminator_width: int = setting(64, "channels of its first layer", least=1)
     decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")
+
+    def compared(self) -> dict[str, Any]:
+        """The settings that a run which resumes must have too: not those that are free, or have no effect."""
+        idle = {name for name, (setting, value) in ONLY.items() if getattr(self, setting) != value}
+        return {name: value for name, value in asdict(self).items() if name not in FREE | idle}
 
     def warnings(self, steps: int) -> list[str]:
         """What makes a run of a number of optimizer steps show less than it could."""

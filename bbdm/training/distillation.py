@@ -1,9 +1,9 @@
 """Distilling a trained network into one that needs few calls, by the energy score of its own results.
 
 Sampling starts from noise. Each call's estimate is noised again for the next time, as the solver
-``consistency`` does. Call k of the student is trained on what its calls before made, so that training sees
-what sampling sees. Its loss is the energy score (Gneiting and Raftery 2007, equation 22; De Bortoli et al.
-2025, Distributional Diffusion Models): with m results x_j of one pair,
+``consistency`` does. Call k of the student is trained on the results of its calls before, so that training
+sees what sampling sees. Its loss is the energy score (Gneiting and Raftery 2007, equation 22; De Bortoli et
+al. 2025, Distributional Diffusion Models): with m results x_j of one pair,
 
     mean_j |x0 - x_j| - 1 / (2 m (m - 1)) sum_{j, k} |x_j - x_k|
 
@@ -24,9 +24,9 @@ from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
 from bbdm.networks.base import Conditions, Network
 from bbdm.solvers import StepTable
-from bbdm.training.augmentation import Pair
-from bbdm.training.bridge import DROPOUT, VALIDATION_STEPS, BridgeTask, Forward
+from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import DistillConfig
+from bbdm.training.task import DROPOUT, Forward, Losses
 
 FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
 
@@ -52,29 +52,40 @@ def student_of(teacher: Checkpoint, calls: int) -> Network:
 
 
 class StudentTask(BridgeTask):
-    """An optimizer step of a student; ``config`` is a :class:`DistillConfig`."""
+    """The training of a student; ``config`` is a :class:`DistillConfig`.
+
+    Raises:
+        ValueError: a loss or times are given, which a student has of its own.
+    """
 
     config: DistillConfig
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.defaults = solvers.Defaults(calls=self.config.calls)
+    def __init__(self, *args: Any, **functions: Any) -> None:
+        for name in ("loss", "times"):
+            if functions.get(name) is not None:
+                raise ValueError(f"{name} must be None for a student, whose loss is the energy score of its own calls")
+        super().__init__(*args, **functions)
+
+    @property
+    def defaults(self) -> solvers.Defaults:
+        """How results are made: by as many calls."""
+        return solvers.Defaults(calls=self.config.calls)
 
     @cached_property
     def table(self) -> StepTable:
         """The student's steps, as samplers take them by default."""
         return solvers.build(self.bridge, solvers.DISTILLED, steps=self.config.calls)
 
-    def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Pair:
+    def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Energy scores and times, both (B,), of the call whose turn it is; in validation, of the last.
 
         Gradients flow through this call alone.
         """
         last = (-1 if step in VALIDATION_STEPS else step) % self.config.calls
         count, table = self.config.results, self.table
-        y, given = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
+        y, seen = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
         ends = torch.cat([y] * count)
-        conditions = {name: torch.cat([value] * count) for name, value in given.items()}
+        conditions = {name: torch.cat([value] * count) for name, value in seen.items()}
 
         def noise(row: int) -> torch.Tensor:
             streams = [FIRST_STREAM + row + j * len(table) for j in range(count)]
@@ -86,12 +97,12 @@ class StudentTask(BridgeTask):
             for row in range(last):
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
                 x = c_y * ends + c_0 * self._estimate(network, row, x, ends, conditions) + c_z * noise(row)
-        mask = self.counted(batch)
-        results = (*self._estimate(network, last, x, ends, conditions).chunk(count), batch.target)
-        *made, wanted = ((each if mask is None else each * mask).flatten(1) for each in results)
-        error = torch.stack([(each - wanted).norm(dim=1) for each in made]).mean(0)
-        spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(made, 2)]).mean(0)
-        return error - spread / 2, torch.full_like(error, float(table.timesteps[last])).detach()
+        mask = batch.mask
+        images = (*self._estimate(network, last, x, ends, conditions).chunk(count), batch.target)
+        *results, target = ((each if mask is None else each * mask).flatten(1) for each in images)
+        error = torch.stack([(each - target).norm(dim=1) for each in results]).mean(0)
+        spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(results, 2)]).mean(0)
+        return error - spread / 2, {"t": torch.full_like(error, float(table.timesteps[last])).detach()}
 
     def _estimate(
         self, network: Forward, row: int, x: torch.Tensor, y: torch.Tensor, conditions: Conditions

@@ -1,9 +1,11 @@
-"""Optimizers, and the original BBDM's schedule: a learning rate that falls when the loss stops falling."""
+"""What moves weights: optimizers, the original BBDM's schedule, and the moving average of weights."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +14,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from bbdm.training.config import RunConfig
 
 LOWEST_RATE = 5e-7
+Network = TypeVar("Network", bound=nn.Module)
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 def make_optimizer(
@@ -21,11 +25,15 @@ def make_optimizer(
     make = torch.optim.Adam
     if config.optimizer == "adamw":
         make = partial(torch.optim.AdamW, weight_decay=config.weight_decay)
-    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        return make(weights, config.learning_rate, betas, fused=True)
+        return make(trained(network), config.learning_rate, betas, fused=True)
     except RuntimeError:  # not on this device
-        return make(weights, config.learning_rate, betas, fused=False)
+        return make(trained(network), config.learning_rate, betas, fused=False)
+
+
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training moves."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 class Plateau(ReduceLROnPlateau):
@@ -39,7 +47,7 @@ class Plateau(ReduceLROnPlateau):
         super().__init__(scale, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, eps=0)
 
     def rate(self, learning_rate: float) -> float:
-        """The learning rate after the reductions so far; never above the given one."""
+        """The learning rate after the reductions so far; never above the one that it is of."""
         return min(learning_rate, max(LOWEST_RATE, learning_rate * self.optimizer.param_groups[0]["lr"]))
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,3 +59,35 @@ class Plateau(ReduceLROnPlateau):
         """Restore a :meth:`state_dict`."""
         self.best, self.num_bad_epochs = state_dict["lowest"], state_dict["waited"]
         self.cooldown_counter, self.optimizer.param_groups[0]["lr"] = state_dict["resting"], state_dict["scale"]
+
+
+class EMA(Generic[Network]):
+    """Exponential moving average of a network's weights, with decay min(decay, (1 + n) / (10 + n)) at step n.
+
+    Args:
+        network: whose copy it begins with.
+        decay: the share of the average that an update keeps.
+        start: optimizer steps during which updates copy the weights.
+        every: optimizer steps from one update to the next.
+
+    Attributes:
+        network: the network with the averaged weights, in evaluation mode.
+    """
+
+    def __init__(self, network: Network, decay: float, start: int = 0, every: int = 1) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.start = start
+        self.every = every
+
+    @torch.no_grad()
+    def update(self, network: Network, step: int) -> None:
+        """Update the average and copy buffers after optimizer step ``step``, counted from 0, if it is due."""
+        if (step + 1) % self.every:
+            return
+        decay = min(self.decay, (1 + step) / (10 + step)) if step + 1 >= self.start else 0.0
+        averages: list[torch.Tensor] = [*self.network.parameters()]
+        weights: list[torch.Tensor] = [*network.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            mine.copy_(theirs)

@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 PREVIEW_PAIRS = 8
 
 
+def due(trainer: Any) -> bool:
+    """Whether grids and scores are due: at each ``preview_every``-th epoch and after the last."""
+    return trainer.epoch % trainer.config.preview_every == 0 or trainer.epoch == trainer.config.epochs
+
+
 class Previews(Callback):
     """Writes grids of the first validation pairs: of a bridge (source, result, target).
 
@@ -32,7 +37,7 @@ class Previews(Callback):
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write the grid of the epoch, if one is due."""
         pairs = trainer.validation
-        if pairs is None or not trainer.processes.first or not trainer.previews_due:
+        if pairs is None or not trainer.processes.first or not due(trainer):
             return
         examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
         columns = trainer.task.columns(trainer.validation_batches.placed(collate(examples)))
@@ -48,8 +53,8 @@ class Previews(Callback):
 
 def stored(side: torch.Tensor, values: Values) -> npt.NDArray[Any]:
     """(B, C, H, W) in [-1, 1] as stored values: uint8 of 8-bit pictures, else float32."""
-    made = values.stored(side)
-    return made if values == EIGHT_BIT else made.astype(np.float32)
+    array = values.stored(side)
+    return array if values == EIGHT_BIT else array.astype(np.float32)
 
 
 class ValidationScores(Callback):
@@ -72,7 +77,7 @@ class ValidationScores(Callback):
 
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Make results of this process's share; the first process adds the scores of all to the metrics."""
-        if trainer.validation_batches is None or not trainer.previews_due:
+        if trainer.validation_batches is None or not due(trainer):
             return
         self.scores.reset()
         share, done = trainer.validation_share(), 0
@@ -83,8 +88,8 @@ class ValidationScores(Callback):
             sides = trainer.task.results(batch, seed=share[done : done + count])
             done += count
             values = trainer.validation.spec.target
-            found, wanted = (torch.from_numpy(stored(side, values)) for side in sides)
-            self.scores.update(found[:, None], wanted, batch.mask)
+            results, targets = (torch.from_numpy(stored(side, values)) for side in sides)
+            self.scores.update(results[:, None], targets, batch.mask)
         self.scores.collect(trainer.processes)
         if trainer.processes.first:
             metrics.update(self.scores.compute())

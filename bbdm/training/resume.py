@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from bbdm.base import sizes
 from bbdm.base.atomic import short
@@ -15,10 +12,10 @@ from bbdm.codec import Codec
 from bbdm.data.cached import LatentDataset
 from bbdm.data.pairs import Pairs
 from bbdm.files.content import CodecState
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
-from bbdm.training.config import FREE, RunConfig, TrainConfig
+from bbdm.training.config import BridgeConfig, RunConfig
 
 
 class OtherRunError(ValueError):
@@ -29,53 +26,46 @@ class OtherCodecError(ValueError):
     """A checkpoint was trained in another space."""
 
 
-class Stored(NamedTuple):
-    """What a checkpoint trained, beside what this run trains."""
-
-    weights: dict[str, torch.Tensor] | None
-    average: dict[str, torch.Tensor] | None
-    settings: dict[str, Any]
-    asked: dict[str, Any]  # the settings of this run
-
-
 def check_batch(config: RunConfig, train: Pairs, processes: int, parts: int = 1) -> None:
     """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
     if len(train) < config.batch_size:
         raise ValueError(f"batch_size must be at most the {len(train)} training pairs, got {config.batch_size}")
     if config.batch_size % (parts * processes):
-        computed = f" with grad_accumulation={parts}" if isinstance(config, TrainConfig) else ""
+        computed = f" with grad_accumulation={parts}" if isinstance(config, BridgeConfig) else ""
         raise ValueError(
             f"batch_size {config.batch_size} does not split into equal parts for {processes} processes{computed}"
         )
 
 
-def check_start(unet: Network, config: TrainConfig, train: Pairs, codec: Codec | None, processes: int) -> None:
+def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Codec | None) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
-    check_batch(config, train, processes, config.grad_accumulation)
     stride = 1 if codec is None else codec.stride
     sides = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
-    if (unet.source_channels, unet.channels) != sides:
+    if (network.source_channels, network.channels) != sides:
         kind = "pairs" if codec is None else "latents"
         takes, have = (
             f"{target} channels" if source == target else f"sources of {source} and targets of {target} channels"
-            for source, target in ((unet.source_channels, unet.channels), sides)
+            for source, target in ((network.source_channels, network.channels), sides)
         )
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if codec is not None:
-        check_pictures(unet.axes, "a codec")
+        check_pictures(network.axes, "a codec")
+    takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
+    if takes != have:
+        raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")
     size = images.sides(train.image_size, train.spec.axes)
-    if len(size) != unet.axes:
-        shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (unet.axes, len(size))]
+    if len(size) != network.axes:
+        shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (network.axes, len(size))]
         raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
-    if any(side % (each * stride) for side, each in zip(size, unet.strides, strict=True)):
-        factors = f"the network's {unet.stride}"
+    if any(side % (each * stride) for side, each in zip(size, network.strides, strict=True)):
+        factors = f"the network's {network.stride}"
         if codec is not None:
-            factors = f"{unet.strides[0] * stride}, {factors} times the autoencoder's {stride}"
+            factors = f"{network.strides[0] * stride}, {factors} times the autoencoder's {stride}"
         raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
     if isinstance(train, LatentDataset):
         if codec is None or train.codec != codec.description():
-            given = "none" if codec is None else "another one"
-            raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {given}")
+            got = "none" if codec is None else "another one"
+            raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {got}")
         if train.flip != config.flip:
             raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
         if config.shift or config.zoom:
@@ -99,20 +89,31 @@ def check_alike(starts: Sequence[dict[str, Any]]) -> None:
 
 
 def training_state(
-    path: Path, stored: Stored, state: dict[str, Any] | None, config: RunConfig, train: Pairs
+    path: Path,
+    state: dict[str, Any] | None,
+    stored: dict[str, Any],
+    own: dict[str, Any],
+    config: RunConfig,
+    pairs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The training state in the file ``path``, where this run is the same.
+
+    Args:
+        path: the file.
+        state: what it holds.
+        stored: the settings of what it trained.
+        own: those of what this run trains.
+        config: the settings of this run.
+        pairs: of :func:`describe_pairs`.
 
     Raises:
         ValueError: it has no training state.
         OtherRunError: it is of another run; the message names the differences.
     """
-    if state is None or stored.weights is None or stored.average is None:
+    if state is None:
         raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-    settings = {**stored.settings, **asdict(type(config)()), **state["config"]}  # a file lacks those that came later
-    asked = {**stored.asked, **asdict(config)}
-    changed = [f"{k}={settings[k]}" for k, v in asked.items() if k not in FREE and settings.get(k, v) != v]
-    pairs = describe_pairs(train)
+    settings, own = {**stored, **state["config"]}, {**own, **config.compared()}
+    changed = [f"{name}={settings[name]}" for name, value in own.items() if settings.get(name, value) != value]
     old = dict(state["pairs"])
     if not changed and old != pairs:
         both = {name: (old.get(name), pairs.get(name)) for name in {**pairs, **old} if "names" not in name}

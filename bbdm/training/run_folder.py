@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,9 +50,13 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, keep: int, read: Callable[[Path], Any] = load_checkpoint, patience: float = 0
+        self,
+        path: str | os.PathLike[str],
+        keep: int,
+        read: Callable[[Path], Any] = load_checkpoint,
+        patience: float = 0,
     ) -> None:
-        self.path = path
+        self.path = path = Path(path)
         self.keep = keep
         self.read = read
         self.patience = patience
@@ -64,10 +69,10 @@ class RunFolder:
         return self.path / f"step_{step:08d}.pt"
 
     def checkpoints(self) -> dict[int, Path]:
-        """The existing checkpoints by step, the newest first; some may be damaged."""
-        named = [path.stem.removeprefix("step_") for path in self.path.glob("step_*.pt")]
-        steps = sorted((int(step) for step in named if step.isdigit()), reverse=True)
-        return {step: self.checkpoint(step) for step in steps}
+        """The existing checkpoints by step, the newest first; some may be damaged. Others are not a run's."""
+        named = [(path.stem.removeprefix("step_"), path) for path in self.path.glob("step_*.pt")]
+        found = {int(step): path for step, path in named if step.isdigit() and self.checkpoint(int(step)) == path}
+        return dict(sorted(found.items(), reverse=True))
 
     def how_to_resume(self) -> str:
         """Which step is saved, and from where the same command resumes."""
@@ -136,10 +141,11 @@ class RunFolder:
         self._lock_folder()
         remove_all_leftovers(self.path)
         metrics = self.path / METRICS
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        with manifest.parsing(metrics, "repair or delete it"):
-            known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
-        write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
+        metrics.touch()
+        if lines := metrics.read_text().splitlines(keepends=True):
+            with manifest.parsing(metrics, "repair or delete it"):
+                known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+            write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
             epoch = grid.stem.removeprefix("epoch_")
             if epoch.isdigit() and int(epoch) > epochs:

@@ -56,7 +56,7 @@ def fitted(
     sums = torch.zeros(6, dtype=torch.float64)
     for batch in first_batches(dataset, codec, device):
         x, y = batch.target.double(), network.endpoint(batch.source).double()
-        counted = torch.ones_like(x) if batch.mask is None or codec is not None else batch.mask.double().expand_as(x)
+        counted = torch.ones_like(x) if batch.mask is None else batch.mask.double().expand_as(x)
         moments = (torch.ones_like(x), x, y, x * x, y * y, x * y)
         sums += torch.stack([(counted * moment).sum() for moment in moments]).cpu()
     mean_x, mean_y, xx, yy, xy = (sums[1:] / sums[0]).tolist()
@@ -81,4 +81,4 @@ def first_batches(
     for stored in batches(train.order(0)(0, min(PAIRS, len(train)))):
         if latents and train.flip:
             stored = stored._replace(source=stored.source.flatten(0, 1), target=stored.target.flatten(0, 1))
-        yield encode(stored, codec, latents)
+        yield stored if codec is None else encode(stored, codec, latents)

@@ -28,11 +28,6 @@ class Tracker:
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    @staticmethod
-    def due(step: int) -> bool:
-        """Whether a point is written after optimizer step ``step``, counted from 1."""
-        return step % EVERY == 0
-
     def write(self, step: int, **values: float) -> None:
         """Write a point of each value."""
         for name, value in values.items():

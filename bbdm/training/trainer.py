@@ -1,77 +1,384 @@
-"""The training run of a bridge. The loop over epochs is :mod:`.loop`, an optimizer step :mod:`.bridge`."""
+"""Training: the loop over epochs, and its checkpoints. What is trained, and one step, is of :mod:`.task`.
+
+The order of an epoch is a function of (run seed, epoch), so a resumed run sees the pairs in the same order as
+an uninterrupted run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import logging
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bbdm.base import machine
+from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.data.cached import LatentDataset
+from bbdm.data.examples import Example
+from bbdm.data.loading import Batches
 from bbdm.data.mapped import MapStyle, as_pairs
 from bbdm.data.pairs import Pairs
+from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
-from bbdm.networks.base import Network
-from bbdm.training.bridge import BridgeTask
+from bbdm.files import weights
+from bbdm.training.bridge import BridgeTask, Times
 from bbdm.training.callback import Callback
-from bbdm.training.config import TrainConfig
-from bbdm.training.loop import Training
-from bbdm.training.resume import check_start
+from bbdm.training.config import RunConfig
+from bbdm.training.losses import Errors
+from bbdm.training.optimizers import MakeOptimizer
+from bbdm.training.previews import Previews
+from bbdm.training.progress import Progress
+from bbdm.training.resume import check_alike, describe_pairs
+from bbdm.training.run_folder import LEASE, RunFolder
+from bbdm.training.task import Schedule, Task, mixed, sample_seeds
+from bbdm.training.tracking import Tracker
+
+log = logging.getLogger(__name__)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Trainer(Training):
-    """The training run of a bridge.
+class DivergedError(StoppedError):
+    """The loss or the weights are no longer finite."""
+
+
+class _AskedError(Exception):
+    """The function ``stop`` of :meth:`Trainer.fit` returned True, and the run is saved."""
+
+
+class Trainer:
+    """A training run: how far it is, and the loop.
+
+    On a CPU it calls :func:`~bbdm.execution.device.keep_freed_memory`, which holds for the whole process.
 
     Args:
-        unet: the network, on the device to train on; it is moved to that of ``processes``.
-        bridge: the bridge to train it on.
+        network: the network, on the device to train on; it is moved to that of ``processes``.
+        bridge: the bridge to train it on; None for an autoencoder.
         config: the settings of the run.
         train: pairs to learn from, or their latents; or any map-style data set of
-            :class:`~bbdm.data.mapped.MappedDataset`'s items.
+            :class:`~bbdm.data.mapped.MappedDataset`'s items. The last short batch of an epoch is dropped.
         validation: pairs for the validation loss and previews, or None.
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
         callbacks: what is called after :class:`~bbdm.training.previews.Previews`.
-        task: what an optimizer step does: a :class:`~bbdm.training.bridge.BridgeTask`, or a subclass.
+        task: what is trained: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
+            for the network, the bridge, the settings, the pairs, the processes and the codec.
+        optimizer: makes the optimizer of a list of parameters, in place of the settings'.
+        schedule: the factor of the learning rates at (step, total steps), in place of the settings'.
+        loss: the errors of (prediction, target), of their shape, in place of the settings'.
+        times: the (B,) times of training of (seeds, step, bridge), in place of the bridge's.
+
+    A checkpoint does not hold functions: a run that resumes needs the same ones, and cannot check it.
 
     Attributes:
-        ema: the average of the network's weights; ``ema.unet`` is the network with them.
+        epoch: the number of epochs done.
+        step: the number of optimizer steps done.
+        best: the metrics of the epoch with the lowest validation loss, or None.
+        resumed_from: the checkpoint of the last resume, or None.
+        average: the network with the averaged weights.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
             another number of channels, or latents of another codec or another ``flip``.
     """
 
-    task: BridgeTask
-
     def __init__(
         self,
-        unet: Network,
-        bridge: Bridge,
-        config: TrainConfig,
+        network: Any,
+        bridge: Bridge | None,
+        config: RunConfig,
         train: Pairs | MapStyle,
         validation: Pairs | MapStyle | None,
-        folder: Path,
+        folder: str | os.PathLike[str],
         codec: Codec | None = None,
         processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
-        task: type[BridgeTask] = BridgeTask,
+        task: Callable[..., Task] = BridgeTask,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        schedule: Schedule | None = None,
+        loss: Errors | None = None,
+        times: Times | None = None,
     ) -> None:
-        processes = Processes(next(unet.parameters()).device) if processes is None else processes
-        train, validation = as_pairs(train), None if validation is None else as_pairs(validation)
-        check_start(unet, config, train, codec, processes.count)
-        codec = None if codec is None else codec.placed(processes.device, torch.float32)
-        total = config.total_steps(len(train))
-        made = task(unet, bridge, config, codec, processes, isinstance(train, LatentDataset), total)
-        super().__init__(made, train, validation, folder, callbacks)
-        self.unet = unet
-        self.bridge = bridge
-        self.ema = made.ema
+        train, self.validation = as_pairs(train), None if validation is None else as_pairs(validation)
+        functions = {"optimizer": optimizer, "schedule": schedule, "loss": loss, "times": times}
+        functions = {name: function for name, function in functions.items() if function is not None}
+        self.task = task(network, bridge, config, train, processes, codec, **functions)
+        self.network, self.average = self.task.network, self.task.average
+        self.bridge: Any = bridge
+        self.config = config
+        self.processes = self.task.processes
+        self.device = self.task.device
+        self.train = train.shared(self.processes.rank, self.processes.count)
+        self.folder = Path(folder)
+        self.run = RunFolder(self.folder, config.keep, self.task.read, LEASE if self.processes.count > 1 else 0)
+        self.callbacks: list[Callback] = [*([] if validation is None else [Previews()]), *callbacks]
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.steps_per_epoch = len(train) // config.batch_size
+        self.total_steps = config.total_steps(len(train))
+        self.epoch = self.step = 0
+        self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
+        loading = (self.share, self.device, config.workers)
+        self.train_batches = Batches(self.train, *loading)
+        self.validation_batches = None if self.validation is None else Batches(self.validation, *loading)
+        self.pairs = describe_pairs(self.train)
+        self._warnings = [] if schedule is not None else config.warnings(self.total_steps)
+        self._machine = machine.describe(self.device, ["bbdm", "torch"])
+        self._validation_names = None if self.validation is None else self.validation.names_digest()
+        self.resumed_from: Path | None = None
+        self.best: dict[str, Any] | None = None
+        self._epoch_loss = 0.0  # sum over the steps of this epoch
+        self._saved: int | None = None  # the step of the last checkpoint
+        self._asked: Callable[[], bool] = lambda: False
+        self._reason: str | None = None  # of :meth:`stop`
 
-    @property
-    def codec(self) -> Codec | None:
-        """Encodes pictures into the space of the bridge, on the device; None in image space."""
-        return self.task.codec
+    def resume(self, path: str | os.PathLike[str], checkpoint: Any = None) -> None:
+        """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
+
+        Raises:
+            ValueError: it has no training state, or is of another network, bridge, codec, number of pairs,
+                size, direction or settings. Only the settings in :data:`~bbdm.training.config.FREE` may
+                change.
+        """
+        path = Path(path)
+        state = self.task.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.pairs)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        self._saved = self.step
+        self.resumed_from = path
+        if self.best is not None and state["validation"] != self._validation_names:
+            log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
+            self.best = None
+
+    def resume_newest(self) -> bool:
+        """Resume from the newest undamaged checkpoint in the run's folder; returns False if there is none.
+
+        Raises:
+            ValueError: all are damaged, or :meth:`resume` refuses it.
+        """
+        newest = self.run.newest()
+        if newest is not None:
+            self.resume(*newest)
+        return newest is not None
+
+    def stop(self, reason: str) -> None:
+        """End :meth:`fit` after the epoch that it is in, whose metrics and checkpoint are written.
+
+        A callback may call it, in any process. The reason is logged. A run that resumes goes on.
+        """
+        self._reason = reason
+
+    def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train until ``config.epochs`` are done.
+
+        Args:
+            progress: show the run on standard error: a bar, and lines; see
+                :class:`~bbdm.training.progress.Progress`.
+            stop: called before each step and each batch of validation; once True, the run is saved and ends.
+
+        Returns:
+            Whether the run is done: False where ``stop`` ended it.
+
+        Raises:
+            ValueError: the folder holds checkpoints of later steps, a validation picture cannot be read, or
+                the processes differ in the step where they begin, or in their pairs.
+            StoppedError: the loss is no longer finite, a picture cannot be read, the disk is full, or a
+                callback raised it. The message says what to do next. Nothing that was saved is lost.
+        """
+        self.run.check_later(self.step)
+        if self.processes.count > 1:
+            check_alike(self.processes.gather({"step": self.step, **self.pairs}))
+        self._asked, self._reason = stop, None
+        with ExitStack() as ends:
+            if progress and self.processes.first:
+                self.callbacks.append(shown := Progress())
+                ends.callback(self.callbacks.remove, shown)
+            ends.callback(self.train_batches.close)
+            if self.validation_batches is not None:
+                ends.callback(self.validation_batches.close)
+                for _ in self.validation_batches(self.validation_share()):
+                    pass  # a broken picture is found now, not after an epoch
+            if self.processes.first:
+                ends.callback(self.run.end)
+                self.run.begin(self.epoch, self._settings())
+                with suppress(ImportError):  # without TensorBoard, no events are written
+                    self.task.tracker = Tracker(self.run.events, self.step)
+                    ends.callback(setattr, self.task, "tracker", None)
+                    ends.callback(self.task.tracker.close)
+            for line in self._warnings if self.processes.first and not self.step else ():
+                log.warning(line)
+            for callback in self.callbacks:
+                callback.begin(self)
+                ends.callback(callback.end, self)
+            return self._epochs()
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the run, for its folder."""
+        train, validation = self.train, 0 if self.validation is None else len(self.validation)
+        pairs = {"training": len(train), "validation": validation, "channels": train.channels, **self.pairs}
+        pairs |= {"stamps": train.stamps_digest()}
+        return {"train": asdict(self.config), **self.task.description, "pairs": pairs}
+
+    def _epochs(self) -> bool:
+        """The epochs that are left; see :meth:`fit`."""
+        try:
+            while self.epoch < self.config.epochs and self._reason is None:
+                self._epoch()
+            if self.processes.first:
+                self.run.write_summary({"best": self.best, "machine": self._machine})
+            return True
+        except _AskedError:
+            return False
+        except (OSError, ValueError) as error:
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
+            raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
+
+    def _epoch(self) -> None:
+        """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
+        done = self.step - self.epoch * self.steps_per_epoch
+        started = time.perf_counter()
+        drawn = mixed(self.config.seed, self.epoch)  # of crops
+        self.check_stop()
+        for batch in self._readable(self.train_batches(self._order(done), drawn)):
+            loss = self.train_step(batch)
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss}")
+            self._epoch_loss += loss
+            for callback in self.callbacks:
+                callback.after_step(self, loss)
+            if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
+                self._save()
+            self.check_stop()
+        seconds, steps = time.perf_counter() - started, self.steps_per_epoch - done
+        record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
+        if self.validation is not None and steps:
+            self._save()  # validation may take long
+        if self.validation is not None:
+            record |= self.validate()
+        record |= self.task.report()
+        if steps:
+            record["images_per_second"] = steps * self.config.batch_size / seconds
+        record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
+        self._end_epoch(record)
+
+    def _end_epoch(self, record: dict[str, Any]) -> None:
+        """Run callbacks, write metrics, and the checkpoint last: a run killed before it repeats the rest.
+
+        A StoppedError of a callback ends the run after that.
+        """
+        self.epoch += 1
+        self._epoch_loss = 0.0
+        stopped: list[StoppedError] = []
+        for callback in self.callbacks:
+            try:
+                callback.after_epoch(self, record)
+            except StoppedError as error:
+                stopped.append(error)
+        for name, value in record.items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"metrics must be numbers, and a callback added {name!r} {value!r}")
+        lowest = math.inf if self.best is None else self.best["validation_loss"]
+        best = self.validation is not None and record["validation_loss"] < lowest
+        if best:
+            self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
+        if self.processes.first:
+            self.run.add_metrics(record)
+        if self.task.tracker is not None:
+            self.task.tracker.write_epoch(self.step, record)
+        self._save(best)
+        if stopped:
+            raise stopped[0]
+        if self.processes.count > 1:
+            self._reason = next((each for each in self.processes.gather(self._reason) if each is not None), None)
+        if self._reason is not None and self.processes.first:
+            log.info("ended after epoch %s: %s", self.epoch, self._reason)
+
+    def train_step(self, batch: Example) -> float:
+        """Do one optimizer step on a batch from the data set; returns the loss before it."""
+        loss = self.task(batch, self.step)
+        self.step += 1
+        return loss
+
+    def validate(self) -> dict[str, float]:
+        """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
+        assert self.validation is not None
+        assert self.validation_batches is not None
+        totals: defaultdict[str, float] = defaultdict(float)
+        first = self.processes.rank * self.share
+        for batch in self._readable(self.validation_batches(self.validation_share())):
+            if self.processes.count == 1:  # several may have different numbers of batches
+                self.check_stop()
+            seeds = sample_seeds(0, first, len(batch.source), self.device)
+            for name, loss in self.task.validation_losses(batch, seeds).items():
+                totals[name] += loss
+            first += self.config.batch_size
+        names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
+        return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}
+
+    def validation_share(self) -> list[int]:
+        """This process's validation pairs: of N processes, each Nth batch."""
+        assert self.validation is not None
+        rank, count = self.processes.rank, self.processes.count
+        return [i for i in range(len(self.validation)) if i // self.share % count == rank]
+
+    def _order(self, done: int) -> Iterator[int]:
+        """This process's pairs of this epoch's whole batches after the first ``done``."""
+        order = self.train.order(mixed(self.config.seed, self.epoch))
+        for step in range(done, self.steps_per_epoch):
+            first = step * self.config.batch_size + self.processes.rank * self.share
+            yield from order(first, first + self.share)
+
+    def _readable(self, batches: Iterable[Example]) -> Iterator[Example]:
+        """The batches; where one cannot be read, the run ends, saved."""
+        try:
+            yield from batches
+        except (OSError, ValueError) as error:
+            self._save()
+            raise self._stopped(f"{error}", "Repair the file") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights, in the first process. The others need not call this."""
+        if self.processes.first:
+            weights.write(path, self.task.snapshot())
+
+    def _save(self, best: bool = False) -> None:
+        """Write a checkpoint, after the best weights where these are, unless the weights have diverged."""
+        if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
+            raise self._diverged("weights are not finite")
+        self._saved = self.step
+        if not self.processes.first:
+            return
+        state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
+        state |= {**self.task.state(), "config": asdict(self.config)}
+        state |= {"pairs": self.pairs, "validation": self._validation_names}
+        if best:
+            weights.write(self.run.best, self.task.snapshot())
+        self.run.write(self.step, self.task.snapshot(state))
+
+    def check_stop(self) -> None:
+        """End the run, saved, if it was asked to end.
+
+        At a step that is saved, the checkpoint stays: while an epoch ends, it is of before that.
+        """
+        if self.processes.sum(self._asked()):
+            if self.step != self._saved and self.step:
+                self._save()
+            self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
+            raise _AskedError
+
+    def _stopped(self, reason: str, todo: str) -> StoppedError:
+        return StoppedError(f"{reason}. {todo}; {self.run.how_to_resume()}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(f"{self._stopped(f'{what} at step {self.step}', 'Lower learning_rate or set grad_clip')}")

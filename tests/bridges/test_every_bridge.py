@@ -80,7 +80,7 @@ def test_it_is_trained_and_resumes(bridge: Bridge, make_trainer: MakeTrainer):
     resumed = make_trainer("half", bridge=bridge)
     assert resumed.resume_newest()
     resumed.fit()
-    for one, other in zip(undisturbed.unet.parameters(), resumed.unet.parameters(), strict=True):
+    for one, other in zip(undisturbed.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.isfinite().all()
     assert load_checkpoint(newest(resumed)).bridge == bridge

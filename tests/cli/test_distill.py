@@ -51,6 +51,13 @@ def averaged(student: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def test_there_is_no_loss_to_choose(teacher: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    """A student's is the energy score."""
+    with pytest.raises(SystemExit):
+        distill.main(words(teacher, data, "--loss", "l2"))
+    assert "--loss" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_student_is_sampled_with_its_calls_by_every_program(calls: int, teacher: Path, data: Path, tmp_path: Path):
     distill.main(words(teacher, data, "--calls", calls))

@@ -18,7 +18,7 @@ from bbdm.codec import LatentStatistics
 from bbdm.data.examples import Example
 from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.pictures.images import NAME_HEIGHT
-from bbdm.training.loop import Training
+from bbdm.training.trainer import Trainer
 from tests.conftest import SavePicture, load_pairs
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
@@ -75,15 +75,15 @@ def test_the_same_command_resumes_after_sigterm(place: Path, monkeypatch: pytest
             Image.open(path).resize((64, 32), Image.Resampling.NEAREST).save(path)
     flags = [*TINY_RUN, "--image_size", "32", "--adversarial_start", "1", "--discriminator_width", "4", "-e", "3"]
     train_vqgan.main(["edge2shoes", "data", "whole.pt", *flags])
-    original = Training.train_step
+    original = Trainer.train_step
 
-    def terminated(self: Training, batch: Example) -> float:
+    def terminated(self: Trainer, batch: Example) -> float:
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Training, "train_step", terminated)
+        patched.setattr(Trainer, "train_step", terminated)
         with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 3") as caught:
             train_vqgan.main(["edge2shoes", "data", "parts.pt", *flags])
     assert caught.value.status == TERMINATED

@@ -20,7 +20,7 @@ import torch
 
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train
-from bbdm.training.loop import Training
+from bbdm.training.trainer import Trainer
 from tests.conftest import ROOT, SavePicture, wait_until
 from tests.hardening.killing import assert_content, content
 from tests.hardening.scripts import SCRIPTS, STEPS, make_place, make_small, training
@@ -35,21 +35,21 @@ class KilledError(BaseException):
     """Stands for the end of the process."""
 
 
-def terminate(trainer: Training, patch: pytest.MonkeyPatch) -> None:
+def terminate(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def kill(trainer: Training, patch: pytest.MonkeyPatch) -> None:
+def kill(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     raise KilledError
 
 
-def diverge(trainer: Training, patch: pytest.MonkeyPatch) -> None:
+def diverge(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     """The loss is finite, its gradient was not."""
     with torch.no_grad():
         next(trainer.task.network.parameters()).fill_(torch.nan)
 
 
-def fill_disk(trainer: Training, patch: pytest.MonkeyPatch) -> None:
+def fill_disk(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     """As torch reports it: a RuntimeError, raised while the reason was."""
 
     def save(content: Any, file: IO[bytes]) -> None:
@@ -68,7 +68,7 @@ class Moment:
 
     method: str
     call: int
-    act: Callable[[Training, pytest.MonkeyPatch], None]
+    act: Callable[[Trainer, pytest.MonkeyPatch], None]
     error: type[BaseException] = StoppedError
     message: str = ""
 
@@ -95,17 +95,17 @@ DAILY = {("train", moment) for moment in {*MOMENTS} - EVERY_NIGHT}  # the loop i
 
 def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> pytest.ExceptionInfo[BaseException]:
     """Run a script, which ends at the moment; returns the error."""
-    original, left = getattr(Training, moment.method), moment.call
+    original, left = getattr(Trainer, moment.method), moment.call
     with pytest.MonkeyPatch.context() as patch:
 
-        def watched(self: Training, *arguments: Any) -> Any:
+        def watched(self: Trainer, *arguments: Any) -> Any:
             nonlocal left
             left -= 1
             if left == 0:
                 moment.act(self, patch)
             return original(self, *arguments)
 
-        patch.setattr(Training, moment.method, watched)
+        patch.setattr(Trainer, moment.method, watched)
         with pytest.raises(moment.error, match=moment.message) as caught:
             SCRIPTS[script].main([*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before])
     assert not list(folder.rglob(".*.tmp"))
@@ -206,7 +206,7 @@ def test_a_disk_that_fills(place: Path, undisturbed: Undisturbed, small_disk: Pa
     """A real one: what else is on it grows until there is room for half a checkpoint."""
     other = small_disk / "other"
 
-    def fill(trainer: Training, patch: pytest.MonkeyPatch) -> None:
+    def fill(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
         status = os.statvfs(small_disk)
         half = trainer.run.checkpoint(6).stat().st_size // 2
         other.write_bytes(bytes(status.f_bavail * status.f_frsize - half))
@@ -226,15 +226,15 @@ def test_a_picture_that_cannot_be_read(
     """What was trained before it is saved."""
     shutil.copytree(place / "data", tmp_path / "data")
     victim, argv = tmp_path / "data" / "train" / "03.png", training(tmp_path, tmp_path / "run", "--workers", workers)
-    original, run_epoch = victim.read_bytes(), Training._run_epoch
+    original, epoch = victim.read_bytes(), Trainer._epoch
 
-    def damaged(self: Training) -> None:
+    def damaged(self: Trainer) -> None:
         if self.epoch == 1:
             victim.unlink() if not fault else victim.write_bytes(fault)
-        run_epoch(self)
+        epoch(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "_run_epoch", damaged)
+        patch.setattr(Trainer, "_epoch", damaged)
         with pytest.raises(StoppedError, match=r"^[^\n]*train/03\.png[^\n]*\. Repair the file; the same command res"):
             train.main(argv)
     victim.write_bytes(original)

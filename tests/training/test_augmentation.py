@@ -4,8 +4,8 @@ import torch
 
 from bbdm.data.examples import Example
 from bbdm.training.augmentation import augment
-from bbdm.training.base import sample_seeds
 from bbdm.training.config import TrainConfig
+from bbdm.training.task import sample_seeds
 
 SEEDS = sample_seeds(0, 0, 64, torch.device("cpu"))
 

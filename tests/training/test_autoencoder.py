@@ -22,13 +22,13 @@ from bbdm.kernels import philox
 from bbdm.training import autoencoder
 from bbdm.training.adversary import Adversary
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, PerceptualError, perceptual_loss, pictures
-from bbdm.training.loop import DivergedError, Training
 from bbdm.training.previews import ValidationScores
+from bbdm.training.trainer import DivergedError, Trainer
 from tests.conftest import MakePairs
 from tests.networks.test_vqgan import tiny_vqgan
 
 SIDE = 24
-Make = Callable[..., Training]
+Make = Callable[..., Trainer]
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
 def make(pairs: Pairs, tmp_path: Path) -> Make:
     """make(folder="run", seed=0, num_codes=40, **config): 2 epochs of 2 steps with an adversary."""
 
-    def make(folder: str = "run", seed: int = 0, num_codes: int = 40, train: Pairs = pairs, **config: Any) -> Training:
+    def make(folder: str = "run", seed: int = 0, num_codes: int = 40, train: Pairs = pairs, **more: Any) -> Trainer:
         settings: dict[str, Any] = {"epochs": 2, "batch_size": 2, "perceptual": "none", "adversarial_start": 0}
-        settings |= {"discriminator_width": 4, "learning_rate": 1e-3, **config}
-        step = AutoencoderTask(tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings), train)
-        return Training(step, train, pairs, tmp_path / folder)
+        settings |= {"discriminator_width": 4, "learning_rate": 1e-3, **more}
+        vqgan, config = tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings)
+        return Trainer(vqgan, None, config, train, pairs, tmp_path / folder, task=AutoencoderTask)
 
     return make
 
@@ -124,7 +124,7 @@ def test_the_decoder_alone(num_codes: int, make: Make):
     before = weights_of(training.task.network)
     training.fit()
     trained = ("decoder.", "post_quant_conv.")
-    for vqgan in (training.task.network, training.task.ema.unet):
+    for vqgan in (training.task.network, training.average):
         same = {key for key, value in weights_of(vqgan).items() if torch.equal(value, before[key])}
         assert same == {key for key in before if not key.startswith(trained)}
 
@@ -144,15 +144,17 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     wide = Pairs(pairs.rows, Spec(size=64))
     vqgan = tiny_vqgan(num_codes=0)
     vqgan.decoder.conv_out.weight.data *= 0.1
-    step = AutoencoderTask(vqgan, config, wide, perceptual=perceptual)
+    step = AutoencoderTask(vqgan, None, config, wide, perceptual=perceptual)
     y, x0, *_ = batch(wide)
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     with torch.no_grad():
-        image = step.ema.unet.decode(step.ema.unet.encode(x))
+        image = step.average.decode(step.average.encode(x))
         assert image.abs().max() <= 1  # as the metric wants
         network = lpips_network("squeeze", tmp_path / "squeeze.pth")
         wanted = (image - x).abs().mean() + 3 * lpips((image + 1) / 2, (x + 1) / 2, network).mean()
-    assert step.validation_loss(Example(y, x0), torch.arange(2)) == pytest.approx(2 * wanted.item(), rel=1e-4)
+    assert step.validation_losses(Example(y, x0), torch.arange(2))["validation_loss"] == pytest.approx(
+        2 * wanted.item(), rel=1e-4
+    )
     assert math.isfinite(step(Example(y, x0), 0))
     assert step.report()["lpips"] > 0
     grey = torch.rand(1, 1, 64, 64) * 2 - 1
@@ -198,7 +200,7 @@ def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
     record = json.loads((training.folder / "metrics.jsonl").read_text())
     assert "discriminator" not in record
     x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
-    made, wanted = training.task.ema.unet.decode(training.task.ema.unet.encode(x)), (x + 1) / 2
+    made, wanted = training.average.decode(training.average.encode(x)), (x + 1) / 2
     made = (((made + 1) / 2).clamp(0, 1) * 255).round() / 255
     psnr = -10 * (made - wanted).square().mean((1, 2, 3)).log10()
     assert record["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-3)
@@ -206,7 +208,7 @@ def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
     for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
         codec = load_codec(path)
         assert codec.kind == "vqgan"
-        assert_equal(weights_of(codec.module), weights_of(training.task.ema.unet))
+        assert_equal(weights_of(codec.module), weights_of(training.average))
 
 
 @pytest.mark.nightly

@@ -13,7 +13,6 @@ from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
 from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import Values
-from bbdm.training.loop import Training
 from bbdm.training.previews import ValidationScores
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, MakeTrainer, load_pairs, metrics_of, tiny_unet
@@ -30,19 +29,19 @@ class Diary(Callback):
         self.entries: list[Any] = []
         self.last, self.error = last, error
 
-    def begin(self, trainer: Training) -> None:
+    def begin(self, trainer: Trainer) -> None:
         self.entries.append(("begin", trainer.step))
 
-    def after_step(self, trainer: Training, loss: float) -> None:
+    def after_step(self, trainer: Trainer, loss: float) -> None:
         self.entries.append((trainer.step, loss))
         if trainer.step == self.last:
             raise self.error("enough")
 
-    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         self.entries.append(("epoch", trainer.epoch))
         metrics["entries"] = len(self.entries)
 
-    def end(self, trainer: Training) -> None:
+    def end(self, trainer: Trainer) -> None:
         self.entries.append("end")
 
 
@@ -69,6 +68,51 @@ def test_one_that_ends_the_run_ends_all(error: type[Exception], make_trainer: Ma
     assert list(trainer.run.checkpoints()) == [2]
 
 
+class Ends(Callback):
+    """Ends the run in its first epoch, by an error or a request."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def after_step(self, trainer: Trainer, loss: float) -> None:
+        if self.how == "stop in a step":
+            trainer.stop("enough")
+
+    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        if self.how == "StoppedError":
+            raise StoppedError("enough")
+        trainer.stop("enough")
+
+
+@pytest.mark.parametrize("how", ["stop", "stop in a step", "StoppedError"])
+def test_an_early_stop_keeps_its_epoch(
+    how: str, make_trainer: MakeTrainer, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its metrics, its best and its checkpoint; a run that resumes goes on to the undisturbed end."""
+    diary, trainer = Diary(), make_trainer(validation=pairs, callbacks=[Ends(how)])
+    trainer.callbacks.append(diary)
+    caplog.set_level("INFO", "bbdm")
+    if how == "StoppedError":
+        with pytest.raises(StoppedError, match="enough"):
+            trainer.fit()
+    else:
+        assert trainer.fit()
+        assert "ended after epoch 1: enough" in caplog.text
+        assert (trainer.folder / "summary.json").is_file()
+    (record,) = metrics_of(trainer)
+    assert trainer.best == {"epoch": 1, "step": 2, "validation_loss": record["validation_loss"]}
+    assert trainer.run.best.is_file()
+    assert diary.entries[-2:] == [("epoch", 1), "end"]
+    assert list(trainer.run.checkpoints()) == [2]
+    resumed, whole = make_trainer(validation=pairs), make_trainer("whole", validation=pairs)
+    assert resumed.resume_newest()
+    for each in (resumed, whole):
+        each.fit()
+    for mine, theirs in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert resumed.best == whole.best
+
+
 def test_a_resumed_run_begins_again(make_trainer: MakeTrainer) -> None:
     with pytest.raises(StoppedError):
         make_trainer(callbacks=[Diary(3)]).fit()
@@ -86,7 +130,7 @@ def test_they_change_nothing(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     ]
     for trainer in runs:
         trainer.fit()
-    for mine, theirs in zip(*(trainer.unet.parameters() for trainer in runs), strict=True):
+    for mine, theirs in zip(*(trainer.network.parameters() for trainer in runs), strict=True):
         assert torch.equal(mine, theirs)
     records = [[{**each, "images_per_second": 0, "entries": 0} for each in metrics_of(trainer)] for trainer in runs]
     assert [{**each, "entries": 0} for each in records[0]] == records[1]
@@ -97,7 +141,7 @@ class TestValidationScores:
         """PSNR from its formula, of results that the sampler makes of pictures with seeds 0, 1, 2 and 3."""
         trainer = make_trainer(validation=pairs, callbacks=[ValidationScores(Scores(["psnr"]))], learning_rate=1e-2)
         trainer.fit()
-        results = BridgeSampler(trainer.ema.unet, BRIDGE)([picture(pairs, i, "source") for i in range(4)], seed=0)
+        results = BridgeSampler(trainer.average, BRIDGE)([picture(pairs, i, "source") for i in range(4)], seed=0)
         wanted = []
         for i, result in enumerate(results):
             error = np.asarray(result) / 255 - np.asarray(picture(pairs, i, "target")) / 255
@@ -118,7 +162,7 @@ class TestValidationScores:
         unet = tiny_unet(in_channels=1, out_channels=1)
         trainer = make_trainer("hu", unet, train=pairs, validation=pairs, callbacks=[scores], epochs=1)
         trainer.fit()
-        sampler = BridgeSampler(trainer.ema.unet, BRIDGE)
+        sampler = BridgeSampler(trainer.average, BRIDGE)
         sampler.pictures = pairs.spec
         wanted = []
         for i in range(3):
@@ -144,8 +188,7 @@ class TestValidationScores:
 
         plain, first = trainer("a"), trainer("b")
         plain.fit()
-        with pytest.raises(StoppedError, match="asked to end"):
-            first.fit(stop=lambda: first.epoch == 1)
+        assert not first.fit(stop=lambda: first.epoch == 1)
         assert first.step == first.steps_per_epoch
         resumed = trainer("b")
         assert resumed.resume_newest()

@@ -14,14 +14,13 @@ import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge
 from bbdm.data.examples import Example
 from bbdm.data.mapped import MappedDataset
-from bbdm.execution.processes import Processes
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.training.augmentation import augment
-from bbdm.training.base import sample_seeds
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import DistillConfig, TrainConfig
 from bbdm.training.distillation import StudentTask
+from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, newest, tiny_unet
 from tests.onnx.exports import export
@@ -74,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 def test_the_network_learns_from_it(trained: Trainer):
     """The target is the radar's second channel twice, whatever the picture."""
     batch = batch_of(Radar(), 4)
-    sampler = BridgeSampler(trained.ema.unet, trained.bridge, steps=5)
+    sampler = BridgeSampler(trained.average, trained.bridge, steps=5)
     made = sampler(batch.source, seed=0, conditions=batch.conditions)
     assert (made - batch.target).abs().max() < 0.1
     other = sampler(batch.source, seed=0, conditions={"sar": batch.conditions["sar"].flip(0)})
@@ -90,7 +89,7 @@ def test_a_run_resumes_exactly(tmp_path: Path):
         trainer = Trainer(reader(), ABridge(50), config, Radar(), None, tmp_path / folder)
         trainer.resume_newest()
         trainer.fit()
-        return torch.cat([p.flatten() for p in trainer.unet.parameters()])
+        return torch.cat([p.flatten() for p in trainer.network.parameters()])
 
     whole = run("whole", 2)
     run("parts", 1)
@@ -107,7 +106,7 @@ def test_it_is_exported_and_runs_without_torch(trained: Trainer, tmp_path: Path)
 
 def test_a_condition_that_the_network_does_not_know_is_named():
     network = tiny_unet(in_channels=1, out_channels=1, condition_channels=3)
-    task = BridgeTask(network, ABridge(50), TrainConfig(batch_size=4), None, Processes(CPU), False, 10)
+    task = BridgeTask(network, ABridge(50), TrainConfig(batch_size=4), total=10)
     with pytest.raises(ValueError, match=r"conditions of this network are 'source' \(3 channels\), got 'sar'"):
         task(batch_of(Radar(), 4), 0)
 
@@ -119,6 +118,13 @@ def test_a_network_of_other_sides_than_the_pairs_is_refused(tmp_path: Path):
                 TrainConfig(batch_size=4), Radar(), None, tmp_path)  # fmt: skip
 
 
+@pytest.mark.parametrize("images", [{}, {"sar": 2, "dem": 1}], ids=["fewer", "more"])
+def test_a_network_of_other_conditions_than_the_pairs_is_refused(images: dict[str, int], tmp_path: Path):
+    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=3, images=images)
+    with pytest.raises(ValueError, match=r"takes the conditions \[.*\] besides the source, .* pairs have \['sar'\]"):
+        Trainer(network, ABridge(50), TrainConfig(batch_size=4), Radar(), None, tmp_path)
+
+
 @pytest.mark.parametrize("channels", [(3, 1), (2, 3)], ids=["3 to 1", "2 to 3"])
 def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int, int]):
     """The loss of a step is that of the batch by hand, with y in the target's channels."""
@@ -128,7 +134,7 @@ def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int
     settings: dict[str, Any] = {**TINY, "in_channels": made, "out_channels": made, "condition_channels": seen}
     network = tiny_unet(**settings)
     bridge, seeds = ABridge(50), sample_seeds(0, 0, 4, CPU)
-    task = BridgeTask(network, bridge, TrainConfig(batch_size=4), None, Processes(CPU), False, 10)
+    task = BridgeTask(network, bridge, TrainConfig(batch_size=4), total=10)
     t = bridge.draw_times(seeds, 0)
     y = source.mean(1, keepdim=True).expand(-1, made, -1, -1)
     shown, wanted = bridge.add_noise(target, y.contiguous(), t, seeds=seeds, step=0)
@@ -138,7 +144,7 @@ def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int
     assert task.columns(Example(source, target))["result"].shape == target.shape
 
     student = StudentTask(tiny_unet(**settings), BrownianBridge(objective="pinned"), DistillConfig(batch_size=4),
-                          None, Processes(CPU), False, 10)  # fmt: skip
+                          total=10)  # fmt: skip
     before = torch.cat([p.detach().flatten() for p in student.network.parameters()])
     assert student(Example(source, target), 0) > 0
     assert not torch.equal(torch.cat([p.detach().flatten() for p in student.network.parameters()]), before)

@@ -1,12 +1,14 @@
 """The settings of a training run: what they refuse, and the learning rate."""
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 from typing import Any
 
 import pytest
 
-from bbdm.training.config import AutoencoderConfig, DistillConfig, TrainConfig
+from bbdm.training.bridge import BridgeTask
+from bbdm.training.config import FREE, ONLY, AutoencoderConfig, DistillConfig, TrainConfig
+from tests.conftest import BRIDGE, ROOT, tiny_unet
 
 LEAST = {
     (TrainConfig, 1): "epochs batch_size preview_every save_every keep grad_accumulation plateau_patience ema_every",
@@ -72,8 +74,21 @@ class TestTrainConfig:
         ],
     )
     def test_learning_rates(self, schedule: Any, warmup: int, total: int, rates: dict[int, float]) -> None:
-        config = TrainConfig(learning_rate=8.0, lr_schedule=schedule, warmup_steps=warmup)
-        assert {step: config.lr_at(step, total) for step in rates} == pytest.approx(rates, abs=1e-12)
+        config = TrainConfig(lr_schedule=schedule, warmup_steps=warmup)
+        task = BridgeTask(tiny_unet(), BRIDGE, config, total=total)
+        assert {step: task.rate(step, 8.0) for step in rates} == pytest.approx(rates, abs=1e-12)
+
+    def test_what_a_resume_compares(self) -> None:
+        """Settings that are free may change, and those that have no effect; the guide names the free ones."""
+        for config in (TrainConfig(), DistillConfig(), AutoencoderConfig()):
+            assert {*asdict(config)} - {*config.compared()} == FREE & {*asdict(config)} | {*ONLY}
+        assert "loss" not in DistillConfig().compared()
+        assert {"weight_decay", "loss"} <= {*TrainConfig(optimizer="adamw").compared()}
+        assert "plateau_patience" in TrainConfig(lr_schedule="plateau").compared()
+        assert {*asdict(TrainConfig())} >= FREE
+        names = {"epochs": "-e", "learning_rate": "-lr"}
+        guide = (ROOT / "docs" / "training.md").read_text().split("These settings may change: ")[1].split(". With")[0]
+        assert all(f"`{names.get(name, '--' + name)}`" in guide for name in FREE)
 
     def test_settings_do_not_change(self) -> None:
         with pytest.raises(FrozenInstanceError):

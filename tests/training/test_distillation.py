@@ -11,12 +11,11 @@ from bbdm import BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
 from bbdm.networks.unet import UNet
 from bbdm.training import distillation
-from bbdm.training.base import sample_seeds
 from bbdm.training.distillation import DistillConfig, StudentTask, student_of
+from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import newest, tiny_unet
 
@@ -27,7 +26,7 @@ SEEDS = sample_seeds(0, 0, 3, CPU)
 
 def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> StudentTask:
     settings = DistillConfig(**{"batch_size": 3, **config})
-    return StudentTask(unet, bridge, settings, None, Processes(CPU), False, 10)
+    return StudentTask(unet, bridge, settings, total=10)
 
 
 def pairs_of(seed: int) -> Example:
@@ -56,7 +55,7 @@ def test_loss_is_the_energy_score_of_what_the_sampler_makes(calls: int, results:
         spread = [float((a[i] - b[i]).norm()) for a in made for b in made]
         expected = error - sum(spread) / (2 * results * (results - 1))
         assert losses[i].item() == pytest.approx(expected, rel=1e-4)
-    assert times.tolist() == [sampler.table.timesteps[-1]] * 3
+    assert times["t"].tolist() == [sampler.table.timesteps[-1]] * 3
 
 
 def test_calls_take_turns_and_only_one_is_differentiated():
@@ -72,7 +71,7 @@ def test_calls_take_turns_and_only_one_is_differentiated():
         grads.clear()
         losses, times = step.losses(network, pairs_of(0), SEEDS, turn)
         assert grads == expected
-        assert times.tolist() == [step.table.timesteps[turn]] * 3
+        assert times["t"].tolist() == [step.table.timesteps[turn]] * 3
         losses.sum().backward()
 
 
@@ -97,13 +96,13 @@ def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     y = torch.full((16, 3, 8, 8), -0.1)
     x0 = torch.where(torch.arange(16)[:, None, None, None] % 2 == 0, 0.8, -0.8).expand_as(y).contiguous()
     pairs = Example(y, x0)
-    before = step.validation_loss(pairs, sample_seeds(0, 0, 16, CPU))
+    before = step.validation_losses(pairs, sample_seeds(0, 0, 16, CPU))["validation_loss"]
     for index in range(400):
         step(pairs, index)
-    made = BridgeSampler(step.ema.unet.eval(), BRIDGE, calls=1)(y.repeat(4, 1, 1, 1), seed=0).mean((1, 2, 3))
+    made = BridgeSampler(step.average.eval(), BRIDGE, calls=1)(y.repeat(4, 1, 1, 1), seed=0).mean((1, 2, 3))
     assert made.abs().mean() > 0.6
     assert min((made > 0.5).sum(), (made < -0.5).sum()) >= 6
-    assert step.validation_loss(pairs, sample_seeds(0, 0, 16, CPU)) < 0.7 * before  # 0.5 at best
+    assert step.validation_losses(pairs, sample_seeds(0, 0, 16, CPU))["validation_loss"] < 0.7 * before  # 0.5 at best
 
 
 def test_files_say_for_how_many_calls(pairs: Pairs, tmp_path: Path):

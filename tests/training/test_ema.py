@@ -5,8 +5,8 @@ import torch
 
 from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
-from bbdm.training.ema import EMA
-from bbdm.training.loop import Training
+from bbdm.training.optimizers import EMA
+from bbdm.training.trainer import Trainer
 from tests.conftest import MakeTrainer, MakeUNet
 
 
@@ -19,7 +19,7 @@ class TestEMA:
         return unet
 
     def check(self, ema: EMA, value: float) -> None:
-        for parameter in ema.unet.parameters():
+        for parameter in ema.network.parameters():
             torch.testing.assert_close(parameter, torch.full_like(parameter, value))
 
     def test_bbdm_settings(self, make_unet: MakeUNet) -> None:
@@ -37,7 +37,7 @@ class TestEMA:
         ema = EMA(begin, decay=0.995)
         ema.update(unet, step)
         weight = 1 - min(0.995, (1 + step) / (10 + step))
-        for average, before, now in zip(ema.unet.parameters(), begin.parameters(), unet.parameters(), strict=True):
+        for average, before, now in zip(ema.network.parameters(), begin.parameters(), unet.parameters(), strict=True):
             assert torch.equal(average, torch.lerp(before, now, weight))
 
     def test_buffers_are_copied(self, make_unet: MakeUNet) -> None:
@@ -50,15 +50,15 @@ class TestEMA:
             unet.get_buffer("mean").fill_(step + 1.0)
             unet.get_buffer("count").fill_(step + 1)
             ema.update(unet, step)
-            assert ema.unet.get_buffer("mean").tolist() == [float(expected)] * 3
-            assert ema.unet.get_buffer("count").item() == expected
+            assert ema.network.get_buffer("mean").tolist() == [float(expected)] * 3
+            assert ema.network.get_buffer("count").item() == expected
 
     def test_is_a_frozen_copy(self, make_unet: MakeUNet) -> None:
         unet = make_unet().train()
         ema = EMA(unet, decay=0.9)
         assert unet.training
-        assert not ema.unet.training
-        for mine, theirs in zip(ema.unet.parameters(), unet.parameters(), strict=True):
+        assert not ema.network.training
+        for mine, theirs in zip(ema.network.parameters(), unet.parameters(), strict=True):
             assert theirs.requires_grad
             assert not mine.requires_grad
             assert mine.data_ptr() != theirs.data_ptr()
@@ -70,7 +70,7 @@ class WeightsOfSteps(Callback):
     def __init__(self) -> None:
         self.weights: list[list[torch.Tensor]] = []
 
-    def after_step(self, trainer: Training, loss: float) -> None:
+    def after_step(self, trainer: Trainer, loss: float) -> None:
         self.weights.append([parameter.detach().double() for parameter in trainer.task.network.parameters()])
 
 
@@ -91,5 +91,5 @@ def test_training_averages_the_weights_of_its_steps(
     for step, decay in decays.items():
         pairs = zip(averages, steps.weights[step], strict=True)
         averages = [decay * average + (1 - decay) * weight for average, weight in pairs]
-    for parameter, average in zip(trainer.ema.unet.parameters(), averages, strict=True):
+    for parameter, average in zip(trainer.average.parameters(), averages, strict=True):
         torch.testing.assert_close(parameter.double(), average, rtol=1e-6, atol=1e-6)

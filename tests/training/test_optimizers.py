@@ -9,7 +9,7 @@ import torch
 
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.training import base
+from bbdm.training import task
 from bbdm.training.config import TrainConfig
 from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.trainer import Trainer
@@ -69,7 +69,7 @@ class TestOptimizers:
         """Collect the gradients that the optimizer gets."""
 
         def collect(*_: Any) -> None:
-            found.append(torch.cat([p.grad.flatten() for p in trainer.unet.parameters() if p.grad is not None]))
+            found.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters() if p.grad is not None]))
 
         trainer.task.optimizer.register_step_pre_hook(collect)
 
@@ -123,24 +123,24 @@ class TestFloat16:
         trainer = make_trainer(precision="fp16")
         scaler = trainer.task.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})
-        before = [p.clone() for p in trainer.unet.parameters()]
+        before = [p.clone() for p in trainer.network.parameters()]
         assert math.isfinite(trainer.train_step(batch))
-        assert all(torch.equal(*pair) for pair in zip(before, trainer.unet.parameters(), strict=True))
+        assert all(torch.equal(*pair) for pair in zip(before, trainer.network.parameters(), strict=True))
         assert scaler.get_scale() == 2.0**59
         scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
         trainer.train_step(batch)
-        assert not all(torch.equal(*pair) for pair in zip(before, trainer.unet.parameters(), strict=True))
-        assert {p.dtype for p in trainer.unet.parameters()} == {torch.float32}
+        assert not all(torch.equal(*pair) for pair in zip(before, trainer.network.parameters(), strict=True))
+        assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
 
     def test_the_scale_is_the_same_after_a_resume(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
         """A scale that falls and rises within 6 steps, and bitwise the weights of the undisturbed run."""
-        monkeypatch.setattr(base, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
+        monkeypatch.setattr(task, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
         runs = {name: make_trainer(name, epochs=3, precision="fp16") for name in ("straight", "resumed")}
         make_trainer("resumed", epochs=1, precision="fp16").fit()
         assert runs["resumed"].resume_newest()
         for trainer in runs.values():
             trainer.fit()
-        weights = [torch.cat([p.flatten() for p in trainer.unet.parameters()]) for trainer in runs.values()]
+        weights = [torch.cat([p.flatten() for p in trainer.network.parameters()]) for trainer in runs.values()]
         assert torch.equal(*weights)
         scales = [trainer.task.scaler.state_dict() for trainer in runs.values()]
         assert scales[0] == scales[1]

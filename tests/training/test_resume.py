@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler
-from bbdm.base.scripts import StoppedError
 from bbdm.bridges import ABridge, BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import Pairs
@@ -29,13 +28,12 @@ class TestResume:
         settings: dict[str, Any] = {"compile": True, "epochs": 3, "precision": "bf16"}
         straight, broken = make_trainer("straight", **settings), make_trainer("resumed", **settings)
         straight.fit()
-        with pytest.raises(StoppedError, match="resumes from step 5"):
-            broken.fit(stop=lambda: broken.step == 5)
+        assert not broken.fit(stop=lambda: broken.step == 5)
         resumed = make_trainer("resumed", **settings)
         assert resumed.resume_newest()
         assert (resumed.epoch, resumed.step) == (2, 5)
         resumed.fit()
-        for mine, theirs in zip(resumed.unet.parameters(), straight.unet.parameters(), strict=True):
+        for mine, theirs in zip(resumed.network.parameters(), straight.network.parameters(), strict=True):
             assert torch.equal(mine, theirs)
 
     def test_more_epochs_or_none(self, make_trainer: MakeTrainer) -> None:
@@ -83,11 +81,11 @@ class TestResume:
         trained = trainer(**before)
         trained.fit()
         other = trainer(**after)
-        weights = copy.deepcopy(other.unet.state_dict())
+        weights = copy.deepcopy(other.network.state_dict())
         message = rf"step_0000000\d\.pt was trained with .*{reason}.*: resume with the same"
         with pytest.raises(ValueError, match=message):
             other.resume(newest(trained))
-        assert all(torch.equal(value, weights[key]) for key, value in other.unet.state_dict().items())
+        assert all(torch.equal(value, weights[key]) for key, value in other.network.state_dict().items())
         trained.save(tmp_path / "a.pt")
         with pytest.raises(ValueError, match=r"a\.pt holds no training state"):
             trained.resume(tmp_path / "a.pt")
@@ -102,10 +100,16 @@ class TestResume:
             assert (None if trainer.best is None else trainer.best["epoch"]) == best
         assert "the validation pairs have changed" in caplog.text
 
-    def test_a_run_that_ends_before_its_first_checkpoint_writes_one(self, make_trainer: MakeTrainer) -> None:
+    @pytest.mark.parametrize("steps", range(5))
+    def test_a_run_that_is_asked_to_end_does_no_further_step(self, steps: int, make_trainer: MakeTrainer) -> None:
+        """Of 2 epochs of 2 steps. It is saved, and ends without an error."""
         run = make_trainer()
-        with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 1, "):
-            run.fit(stop=lambda: True)
+        assert not run.fit(stop=lambda: run.step >= steps)
+        assert run.step == steps
+        assert next(iter(run.run.checkpoints()), 0) == steps
+        assert run.resume_newest() == (steps > 0)
+        assert run.fit()
+        assert [record["step"] for record in metrics_of(run)] == [2, 4]
 
     @pytest.mark.parametrize("stopped", [5, None], ids=["stopped", "undisturbed"])
     def test_the_best_epoch_is_kept_with_its_averaged_weights(
@@ -115,8 +119,7 @@ class TestResume:
         monkeypatch.setattr(Trainer, "validate", lambda self: {"validation_loss": next(losses)})
         run = make_trainer(validation=pairs, epochs=4, keep=4)
         if stopped:
-            with pytest.raises(StoppedError, match="asked to end"):
-                run.fit(stop=lambda: run.step == stopped)
+            assert not run.fit(stop=lambda: run.step == stopped)
             before = run.run.best.read_bytes()
             run = make_trainer(validation=pairs, epochs=4, keep=4)
             assert run.resume_newest()
@@ -180,5 +183,5 @@ class TestCodec:
         for trainer in runs:
             assert trainer.resume_newest()
             trainer.fit()
-        for mine, theirs in zip(*(trainer.unet.parameters() for trainer in runs), strict=True):
+        for mine, theirs in zip(*(trainer.network.parameters() for trainer in runs), strict=True):
             assert torch.equal(mine, theirs)

@@ -21,12 +21,30 @@ from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training import tracking
 from bbdm.training.config import TrainConfig
-from bbdm.training.loop import Training
 from bbdm.training.run_folder import RunFolder
-from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest
+from bbdm.training.trainer import Trainer
+from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest, tiny_unet
 
 
 class TestFiles:
+    def test_paths_may_be_text(self, pairs: Pairs, tmp_path: Path) -> None:
+        folder = f"{tmp_path}/runs/a"
+        config = TrainConfig(epochs=1, batch_size=2)
+        trainer = Trainer(tiny_unet(condition_channels=3), BRIDGE, config, pairs, None, folder)
+        trainer.fit()
+        trainer.save(f"{tmp_path}/model.safetensors")
+        trainer.resume(f"{folder}/step_00000002.pt")
+        assert list(RunFolder(folder, 2).checkpoints()) == [2]
+        assert (tmp_path / "model.safetensors").is_file()
+
+    def test_other_names_are_no_checkpoints(self, tmp_path: Path) -> None:
+        for name in ("step_5.pt", "step_000000007.pt", "step_best.pt", "step_00000003.pt"):
+            (tmp_path / name).touch()
+        run = RunFolder(tmp_path, keep=1)
+        assert run.checkpoints() == {3: tmp_path / "step_00000003.pt"}
+        run.forget_after(0)
+        assert (tmp_path / "step_5.pt").exists()
+
     def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8, preview_every=2)
         trainer.fit()
@@ -61,7 +79,7 @@ class TestFiles:
         monkeypatch.setattr(tracking, "EVERY", 2)
 
         class Killed(Callback):
-            def after_step(self, trainer: Training, loss: float) -> None:
+            def after_step(self, trainer: Trainer, loss: float) -> None:
                 if trainer.step == 6:
                     raise KeyboardInterrupt
 
@@ -103,7 +121,7 @@ class TestFiles:
         assert "validation_loss" not in metrics_of(trainer)[0]
         content = json.loads((trainer.folder / "config.json").read_text())  # from which the settings come back
         assert TrainConfig(**content["train"]) == trainer.config
-        assert UNetConfig(**content["unet"]) == trainer.unet.config
+        assert UNetConfig(**content["unet"]) == trainer.network.config
         assert bridges.from_config(content["bridge"]) == BRIDGE
 
     def test_damaged_metrics_are_named_and_a_half_written_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
@@ -124,7 +142,7 @@ class TestFiles:
         other = make_trainer()
 
         class Second(Callback):
-            def begin(self, trainer: Training) -> None:
+            def begin(self, trainer: Trainer) -> None:
                 for begin in (other.fit, lambda: other.run.forget_after(0)):
                     with pytest.raises(ValueError, match=r"another run works in .*run: each needs a folder"):
                         begin()
@@ -161,10 +179,10 @@ class TestFiles:
 
     def test_numbers_alone_are_metrics(self, make_trainer: MakeTrainer) -> None:
         class Words(Callback):
-            def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
+            def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
                 metrics["note"] = "good"
 
-        with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback made 'note' 'good'\."):
+        with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback added 'note' 'good'\."):
             make_trainer(callbacks=[Words()]).fit()
 
     def test_forgets_later_checkpoints_and_from_step_0_the_best_one_too(self, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ class TestTrainer:
         first = trainer.validate()
         trainer.step, trainer.epoch = 7, 3
         assert trainer.validate() == first
-        for unet, same in ((trainer.unet, True), (trainer.ema.unet, False)):
+        for unet, same in ((trainer.network, True), (trainer.average, False)):
             with torch.no_grad():
                 for parameter in unet.parameters():
                     parameter.zero_()

@@ -95,11 +95,11 @@ def test_a_run(tmp_path: Path) -> None:
     again.fit()
     straight = Trainer(unet(), bridge, TrainConfig(**{**SETTINGS, "epochs": 3}), Volumes(), Volumes(2), tmp_path / "b")
     straight.fit()
-    for one, other in zip(again.unet.parameters(), straight.unet.parameters(), strict=True):
+    for one, other in zip(again.network.parameters(), straight.network.parameters(), strict=True):
         assert torch.equal(one, other)
     again.save(tmp_path / "model.safetensors")
     made = BridgeSampler.from_checkpoint(tmp_path / "model.safetensors", steps=2)(volumes, seed=0)
-    assert torch.equal(made, BridgeSampler(again.ema.unet, bridge, steps=2)(volumes, seed=0))
+    assert torch.equal(made, BridgeSampler(again.average, bridge, steps=2)(volumes, seed=0))
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_monai(tmp_path: Path) -> None:
     volumes = Volumes(2).volumes[..., :7]
     made = sampler(volumes, seed=0)
     assert made.shape == volumes.shape
-    average = trainer.ema.unet.requires_grad_(True)  # as of a file: PyTorch's products depend on it, by an ulp
+    average = trainer.average.requires_grad_(True)  # as of a file: PyTorch's products depend on it, by an ulp
     assert torch.equal(made, BridgeSampler(average, BRIDGE, steps=2)(volumes, seed=0))
     flat = wrap(torch.nn.Identity(), 1, 1, stride=2)
     with pytest.raises(ValueError, match=r"wrapped with .*'axes': 3.*; the one given has "):

@@ -21,7 +21,7 @@ from bbdm.training.trainer import Trainer
 from tests.conftest import tiny_unet
 
 EFFECT = torch.tensor([-0.5, 0.1, 0.4])  # of a class on the target; their mean is 0
-SHARE = 0.3  # of examples that are not told it
+SHARE = 0.3  # of examples that lack it
 
 
 class Law(torch.utils.data.Dataset[Any]):
@@ -46,10 +46,10 @@ class Linear(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen, self.told = nn.Conv2d(2, 1, 1), nn.Embedding(4, 1)
+        self.seen, self.effect = nn.Conv2d(2, 1, 1), nn.Embedding(4, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        return self.seen(torch.cat([x, conditions["source"]], 1)) + self.told(conditions["style"])[:, :, None, None]
+        return self.seen(torch.cat([x, conditions["source"]], 1)) + self.effect(conditions["style"])[:, :, None, None]
 
 
 def network() -> Network:
@@ -69,12 +69,12 @@ def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path):
     bridge = ABridge(50, density="top", objective="pinned")
     trainer = Trainer(network(), bridge, config, data, Law(64, 1), tmp_path)  # pyright: ignore
     trainer.fit()
-    sampler = BridgeSampler(trainer.ema.unet, bridge, "mean")
+    sampler = BridgeSampler(trainer.average, bridge, "mean")
     source = torch.zeros(1, 1, 4, 4)
     mean = EFFECT[torch.from_numpy(data.classes)].mean().item()
 
-    def effect(**told: Any) -> float:
-        return sampler(source, 0, **told).mean().item()
+    def effect(**conditions: Any) -> float:
+        return sampler(source, 0, **conditions).mean().item()
 
     for style, wanted in enumerate(EFFECT.tolist()):
         assert effect(style=style) == pytest.approx(wanted, abs=0.05 * EFFECT.abs().max().item())
@@ -89,20 +89,20 @@ def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path):
 def test_each_condition_is_dropped_alone_by_its_share():
     net = tiny_unet(classes={"a": 3}, tokens={"b": 4}, images={"c": 1}, drop={"a": 0.2, "b": 0.5, "c": 0.1})
     count = 4000
-    told = {"a": torch.zeros(count).long(), "b": torch.ones(count, 2, 4), "c": torch.ones(count, 1, 2, 2)}
-    batch = Example(torch.zeros(count, 3, 2, 2), torch.zeros(count, 3, 2, 2), told)
+    conditions = {"a": torch.zeros(count).long(), "b": torch.ones(count, 2, 4), "c": torch.ones(count, 1, 2, 2)}
+    batch = Example(torch.zeros(count, 3, 2, 2), torch.zeros(count, 3, 2, 2), conditions)
     seeds = torch.arange(count) << 32
-    made = dropped(batch, seeds, 7, net).conditions
-    without = {"a": made["a"] == 3, "b": (made["b"] == 0).all((1, 2)), "c": (made["c"] == 0).all((1, 2, 3))}
+    found = dropped(batch, seeds, 7, net).conditions
+    without = {"a": found["a"] == 3, "b": (found["b"] == 0).all((1, 2)), "c": (found["c"] == 0).all((1, 2, 3))}
     for name, share in net.drop.items():
         spread = (share * (1 - share) / count) ** 0.5
         assert abs(without[name].double().mean().item() - share) < 4 * spread
     both = (without["a"] & without["b"]).double().mean().item()
     assert both == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / count) ** 0.5)  # independent
-    assert torch.equal(made["a"][~without["a"]], told["a"][~without["a"]])
+    assert torch.equal(found["a"][~without["a"]], conditions["a"][~without["a"]])
     again = dropped(batch, seeds, 7, net).conditions
-    assert all(torch.equal(again[name], made[name]) for name in made)
-    assert not torch.equal(dropped(batch, seeds, 8, net).conditions["a"], made["a"])
+    assert all(torch.equal(again[name], found[name]) for name in found)
+    assert not torch.equal(dropped(batch, seeds, 8, net).conditions["a"], found["a"])
 
 
 def test_nothing_is_dropped_where_nothing_may_be():

@@ -1,0 +1,120 @@
+"""Optimizer, schedule, loss and times that are functions of the caller, and a task of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm.bridges import Bridge
+from bbdm.data.pairs import Pairs
+from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
+from bbdm.training.bridge import BridgeTask
+from bbdm.training.config import DistillConfig, TrainConfig
+from bbdm.training.distillation import StudentTask
+from bbdm.training.losses import bridge_loss
+from bbdm.training.trainer import Trainer
+from tests.conftest import BRIDGE, metrics_of, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+
+def trainer(pairs: Pairs, folder: Path, epochs: int = 1, **more: Any) -> Trainer:
+    """Of 2 steps an epoch, and a rate of 0.5 that functions may replace."""
+    config = TrainConfig(epochs=epochs, batch_size=2, learning_rate=0.5, warmup_steps=7)
+    return Trainer(tiny_unet(condition_channels=3), BRIDGE, config, pairs, None, folder, **more)
+
+
+def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Two groups, of which each has its rate."""
+    return torch.optim.SGD([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.2}], momentum=0.9)
+
+
+def schedule(step: int, total: int) -> float:
+    return (step + 1) / (2 * total)
+
+
+def test_an_optimizer_and_a_schedule_by_plain_torch(pairs: Pairs, tmp_path: Path) -> None:
+    """The weights after two steps are those of torch's SGD on the gradients of the same losses."""
+    run = trainer(pairs, tmp_path / "run", optimizer=sgd, schedule=schedule)
+    network = tiny_unet(condition_channels=3)
+    optimizer = sgd(list(network.parameters()))
+    seeds = torch.arange(2) << 32
+    order = run.train.order(0)(0, 4)
+    for step, factor in enumerate((0.25, 0.5)):
+        y, x0 = (torch.stack(side) for side in zip(*(pairs[i] for i in order[2 * step :][:2]), strict=True))
+        t = BRIDGE.draw_times(seeds, step)
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.1 * factor, 0.2 * factor
+        optimizer.zero_grad()
+        bridge_loss(network, BRIDGE, x0, y, t, conditions={"source": y}, seeds=seeds, step=step).backward()
+        optimizer.step()
+    run.fit()
+    assert metrics_of(run)[0]["learning_rate"] == 0.05
+    for mine, wanted in zip(run.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_with_functions_resumes_exactly(pairs: Pairs, tmp_path: Path) -> None:
+    functions: dict[str, Any] = {"optimizer": sgd, "loss": lambda a, b: (a - b).abs().sqrt(), "times": at_7}
+    functions["schedule"] = lambda step, total: 1 / (1 + step)
+    runs = [trainer(pairs, tmp_path / name, 2, **functions) for name in ("whole", "parts")]
+    trainer(pairs, tmp_path / "parts", 1, **functions).fit()
+    assert runs[1].resume_newest()
+    for run in runs:
+        run.fit()
+    for mine, theirs in zip(*(run.network.parameters() for run in runs), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def at_7(seeds: torch.Tensor, step: int, bridge: Bridge) -> torch.Tensor:
+    assert bridge is BRIDGE
+    return seeds.new_full(seeds.shape, 7 + step)
+
+
+def test_a_loss_and_times_are_those_of_the_functions(pairs: Pairs) -> None:
+    task = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, TrainConfig(batch_size=2, loss="l1"), pairs,
+                      loss=lambda a, b: (a - b).square(), times=at_7)  # fmt: skip
+    batch, seeds = pairs.batch((index,) for index in range(2)), torch.arange(2)
+    batch = batch._replace(**{side: getattr(batch, side) / 127.5 - 1 for side in ("source", "target")})
+    losses, reported = task.losses(task.network, batch, seeds, 3)
+    assert reported["t"].tolist() == [10, 10]
+    about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 3, "per_image": True}
+    wanted = bridge_loss(task.network, BRIDGE, batch.target, batch.source, reported["t"], loss="l2", **about)
+    torch.testing.assert_close(losses, wanted)
+
+
+def test_functions_that_do_not_fit_are_refused(pairs: Pairs, tmp_path: Path) -> None:
+    run = trainer(pairs, tmp_path, loss=torch.nn.functional.l1_loss)
+    batch = next(run.train_batches())
+    with pytest.raises(ValueError, match=r"loss must return errors of the target's shape, \(2, 3, 8, 8\), got \(\)"):
+        run.train_step(batch)
+    student: dict[str, Any] = {"task": StudentTask, "times": at_7}
+    with pytest.raises(ValueError, match="times must be None for a student"):
+        Trainer(tiny_unet(), BRIDGE, DistillConfig(batch_size=2), pairs, None, tmp_path, **student)
+    with pytest.raises(TypeError, match="loss"):
+        AutoencoderTask(tiny_vqgan(), None, AutoencoderConfig(batch_size=2, adversarial_weight=0), pairs,
+                        loss=torch.nn.functional.l1_loss)  # fmt: skip
+
+
+class Regression(BridgeTask):
+    """Of the source in one call; it reports a number, and needs no times."""
+
+    def losses(self, network: Any, batch: Any, seeds: torch.Tensor, step: int) -> Any:
+        result = network(batch.source, torch.full((1,), 50.0), {"source": batch.source})
+        losses = (result - batch.target).square().flatten(1).mean(1)
+        return losses, {"brightness": result.mean()}
+
+
+def test_a_task_of_its_own_is_a_loss(pairs: Pairs, tmp_path: Path) -> None:
+    """What it reports is a metric: the mean over the steps of an epoch."""
+    config = TrainConfig(epochs=2, batch_size=2, learning_rate=1e-9, grad_accumulation=2)
+    network = tiny_unet(condition_channels=3)
+    run = Trainer(network, BRIDGE, config, pairs, pairs, tmp_path, task=Regression)
+    sources = torch.stack([pairs[i][0] for i in range(4)])
+    with torch.no_grad():
+        results = network(sources, torch.full((1,), 50.0), {"source": sources})
+    run.fit()
+    records = metrics_of(run)
+    assert [each["brightness"] for each in records] == pytest.approx([results.mean().item()] * 2, rel=1e-3)
+    error = (results - torch.stack([pairs[i][1] for i in range(4)])).square().mean().item()
+    assert records[0]["loss"] == pytest.approx(error, rel=1e-3)
+    assert records[0]["validation_loss"] == pytest.approx(error, rel=1e-3)
