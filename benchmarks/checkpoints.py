@@ -30,7 +30,7 @@ EXAMPLES = "bbdm/demo"  # its 16 pairs
 def make_run(preset: str, batch_size: int, folder: Path) -> Trainer:
     """A run that nothing has begun, on one step an epoch."""
     size = ["--image_size", "64", "-b", str(batch_size)]
-    flags = train_script.parse(["edge2shoes", EXAMPLES, "x.pt", "--preset", preset, *size])
+    flags = train_script.Train.parse(["edge2shoes", EXAMPLES, "x.pt", "--preset", preset, *size])
     pairs = Pairs(read_rows("edge2shoes", EXAMPLES, "val"), Spec(size=64))
     torch.manual_seed(0)
     bridge = setup.build_bridge(flags.bridge, None, flags.c_lambda, flags.objective, flags.density)

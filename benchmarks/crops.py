@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=30, help="of each kind")
     parser.add_argument("--workers", type=int, default=1, help="processes that read pictures")
     args = parser.parse_args(argv)
-    flags = train_script.parse(["paired", "A,B", "x.pt", "--preset", "demo", "-b", "8"])
+    flags = train_script.Train.parse(["paired", "A,B", "x.pt", "--preset", "demo", "-b", "8"])
     torch.manual_seed(0)
     config = from_values(TrainConfig, vars(flags))
     bridge = setup.build_bridge(flags.bridge, None, flags.c_lambda, flags.objective, flags.density)

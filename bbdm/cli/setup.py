@@ -17,10 +17,6 @@ from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 
 
-class PresetError(ValueError):
-    """A preset's network does not fit the latents of an autoencoder."""
-
-
 def build_bridge(
     name: BridgeName,
     num_steps: int | None = None,
@@ -81,14 +77,14 @@ def codec_for(path: str | os.PathLike[str], preset: str, device: torch.device) -
     """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
 
     Raises:
-        PresetError: the preset is of latents with another number of channels. Presets of pictures fit any.
+        ValueError: the preset is of latents with another number of channels. Presets of pictures fit any.
     """
     codec = load_codec(path).placed(device, torch.float32)
     channels = {name: config.channels for name, config in PRESETS.items()}
     fitting = [name for name in PRESETS if channels[name] == codec.channels or not name.startswith("lbbdm")]
     if preset not in fitting:
-        raise PresetError(
+        raise ValueError(
             f"preset {preset} takes {channels[preset]} channels, and this autoencoder's latents have "
-            f"{codec.channels}; presets for it: {', '.join(fitting)}"
+            f"{codec.channels}; preset must be one of {', '.join(fitting)}"
         )
     return codec
