@@ -63,8 +63,8 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         DataConfig.__post_init__(self)
         DistillConfig.__post_init__(self)
 
-    def build(self, team: Processes) -> Trainer:
-        """The run, at the step where it begins or resumes."""
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
         import torch
 
         from bbdm.training.distillation import StudentTask, student_of
@@ -76,14 +76,11 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         size = self.image_size or teacher.image_size
         if size is None:
             raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
-        folder = self.run_folder
-        resumed = self.find_resumed(folder, team)
         channels = teacher.unet.source_channels if codec is None else codec.image_channels
         channels = channels if channels in (1, 3) else None  # of other pictures, the channels stay
         pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
         torch.manual_seed(self.seed)
-        parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team
-        return self.resumed(Trainer(*parts, task=StudentTask), resumed, team)
+        return Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
 
 
 main = Distill.main

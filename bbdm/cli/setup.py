@@ -16,6 +16,11 @@ from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
+    "bbdm": ("brownian", {"schedule": "linear"}),
+    "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
+}
+
 
 def build_bridge(
     name: BridgeName,
@@ -34,12 +39,10 @@ def build_bridge(
     """
     if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
         raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
-    kind = {"bbdm": "brownian", "flow": "brownian"}.get(name, name)
-    given: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
-    given |= {"c_lambda": c_lambda} if name == "abridge" else {}
-    given |= {"schedule": "linear"} if name == "bbdm" else {}
-    given |= {"max_variance": 0.0, "objective": objective or "displacement"} if name == "flow" else {}
-    return BRIDGES[kind](**{key: value for key, value in given.items() if value is not None})
+    kind, usual = VARIANTS.get(name, (name, {}))
+    settings: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
+    settings |= {"c_lambda": c_lambda} if name == "abridge" else {}
+    return BRIDGES[kind](**usual | {key: value for key, value in settings.items() if value is not None})
 
 
 def build_network(

@@ -128,8 +128,8 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
-    def build(self, team: Processes) -> Trainer:
-        """The run, at the step where it begins or resumes."""
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
         import torch
 
         from bbdm.cli import setup
@@ -139,11 +139,10 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         from bbdm.training.trainer import Trainer
         from bbdm.training.whitening import whiten
 
-        verbose, folder = self.shown and team.first, self.run_folder
-        resumed = self.find_resumed(folder, team, self.cache_latents)
+        verbose = self.shown and team.first
         codec = None if self.vqgan_path is None else setup.codec_for(self.vqgan_path, self.preset, team.device)
         channels = self.channels or 3 if codec is None else codec.image_channels
-        known = None if resumed is None else resumed[1].unet.config
+        known = None if resumed is None else resumed.unet.config
         splits = self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
 
         torch.manual_seed(self.seed)
@@ -155,7 +154,7 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         unet.gradient_checkpointing = self.gradient_checkpointing
         bridge = setup.build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
         spread = {} if self.spread is None else {"spread": self.spread}
-        measured = {} if resumed is None else resumed[1].bridge.statistics
+        measured = {} if resumed is None else resumed.bridge.statistics
         if self.init_from is not None and resumed is None:
             trained = fine_tuning.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             measured = trained.bridge.statistics
@@ -176,7 +175,7 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
                 of = {"values": pairs.spec.target, "channels": pairs.channels, "masked": pairs.masked}
                 callbacks.append(ValidationScores(Scores(list(self.score), **weights, **of, device=team.device)))
         if codec is not None and self.normalize_latents:
-            stored = resumed and resumed[1].codec and resumed[1].codec.statistics
+            stored = resumed and resumed.codec and resumed.codec.statistics
             codec = codec.with_statistics(stored or measure(pairs, codec, self.flip, progress=verbose))
 
         if self.whiten and resumed is None:
@@ -187,8 +186,7 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
             if team.first:
                 print(f"measured: {', '.join(f'{name} {value:g}' for name, value in bridge.statistics.items())}")
         config = from_values(TrainConfig, vars(self))
-        trainer = Trainer(unet, bridge, config, pairs, validation, folder.path, codec, team, callbacks)
-        return self.resumed(trainer, resumed, team)
+        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks)
 
 
 main = Train.main

@@ -94,15 +94,14 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
             raise ValueError(f"{self.init_from} is of another kind than {self.kind!r}")
         return vqgan
 
-    def build(self, team: Processes) -> Training:
-        """The run, at the step where it begins or resumes."""
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Training:
+        """The run before its first step; see the base class."""
         import torch
 
         from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
         from bbdm.training.loop import Training
 
-        config, folder = from_values(AutoencoderConfig, vars(self)), self.run_folder
-        resumed = self.find_resumed(folder, team)
+        config = from_values(AutoencoderConfig, vars(self))
         torch.manual_seed(self.seed)
         vqgan = self.network().to(team.device)
         splits = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
@@ -110,7 +109,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         with team.first_before_others():  # the others find what the first downloads
             perceptual = perceptual_loss(config, self.lpips_weights, team.device)
         task = AutoencoderTask(vqgan, config, pairs, team, perceptual)
-        return self.resumed(Training(task, pairs, validation, folder.path), resumed, team)
+        return Training(task, pairs, validation, folder)
 
 
 main = TrainVQGAN.main

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from bbdm.training.loop import Training
     from bbdm.training.run_folder import RunFolder
 
-Run = TypeVar("Run", bound="Training")
-Resumed = tuple[Path, Any] | None  # the checkpoint that a run resumes from, and its content
 Splits = tuple["Pairs", "Pairs | None"]  # the training pairs, and the validation pairs if there are any
 DATA_DIR = "its folder; of 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column"
 NO_TARGETS = "the data set 'folder' has no targets: degrade makes sources, and the pictures are targets"
@@ -95,7 +93,7 @@ class TrainingCommand(Command, RowsConfig):
         if team.first and team.device.type == "cpu":
             count = torch.get_num_threads()
             print(f"threads: {count} (OMP_NUM_THREADS sets it; fewer are faster on a busy machine)")
-        trainer = self.build(team)
+        trainer = self._begin(team)
         if team.first and trainer.epoch >= self.run_config.epochs:
             print(f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
         try:
@@ -110,8 +108,33 @@ class TrainingCommand(Command, RowsConfig):
         trainer.task.release()
         team.leave()
 
-    def build(self, team: Processes) -> Training:
-        """The run, at the step where it begins or resumes."""
+    def _begin(self, team: Processes) -> Training:
+        """The run at the step where it begins or resumes, without later ones if ``overwrite`` says so."""
+        folder = self.run_folder
+        for path in (folder.path, self.cache_images, getattr(self, "cache_latents", None)):
+            if path is not None:
+                team.check_shared(path)
+        with team.first_before_others():
+            path, newest = self.ckpt_path, not self.overwrite
+            resumed = (path, folder.read(path)) if path is not None else folder.newest() if newest else None
+        trainer = self.build(team, folder.path, None if resumed is None else resumed[1])
+        if resumed is not None:
+            trainer.resume(*resumed)
+            if resumed[0].resolve().parent != trainer.folder.resolve() or self.overwrite:
+                trainer.best = None  # of epochs of another run
+        if self.overwrite:
+            with team.first_before_others():
+                trainer.run.forget_after(trainer.step)
+        return trainer
+
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Training:
+        """The run before its first step.
+
+        Args:
+            team: the processes of the run.
+            folder: where its checkpoints are.
+            resumed: the content of the checkpoint that it resumes from; None if it begins.
+        """
         raise NotImplementedError
 
     @property
@@ -130,16 +153,6 @@ class TrainingCommand(Command, RowsConfig):
         from bbdm.training.run_folder import RunFolder
 
         return RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.run_config.keep)
-
-    def find_resumed(self, folder: RunFolder, team: Processes, *caches: Path | None) -> Resumed:
-        """Where the run resumes; None if it begins. Checks that processes share the folder, and caches."""
-        for path in (folder.path, self.cache_images, *caches):
-            if path is not None:
-                team.check_shared(path)
-        with team.first_before_others():
-            if self.ckpt_path is not None:
-                return self.ckpt_path, folder.read(self.ckpt_path)
-            return None if self.overwrite else folder.newest()
 
     def load_pairs(
         self,
@@ -236,17 +249,6 @@ class TrainingCommand(Command, RowsConfig):
         with team.first_before_others():  # the others find what the first caches
             cached = CachedExamples(train, self.cache_images / "train", **how)
             return cached, None if validation is None else CachedExamples(validation, self.cache_images / "val", **how)
-
-    def resumed(self, trainer: Run, resumed: Resumed, team: Processes) -> Run:
-        """Bring a run to the step that it resumes from, and delete later ones if ``overwrite`` says so."""
-        if resumed is not None:
-            trainer.resume(*resumed)
-            if resumed[0].resolve().parent != trainer.folder.resolve() or self.overwrite:
-                trainer.best = None  # of epochs of another run
-        if self.overwrite:
-            with team.first_before_others():
-                trainer.run.forget_after(trainer.step)
-        return trainer
 
 
 def _report(team: Processes, line: str) -> None:

@@ -205,9 +205,10 @@ class TestMain:
         common = ["--preset", "demo", "--image_size", "16", "-b", "2", "-e", "1", "--device", "cpu", "-t", "50"]
         return ["edge2shoes", str(data), str(output), *common, *flags]
 
-    def test_demo_trains_and_the_output_samples(self, data: Path, tmp_path: Path) -> None:
+    def test_demo_trains_and_the_output_samples(self, data: Path, tmp_path: Path, capsys: Any) -> None:
         output = tmp_path / "model.safetensors"
         train.main(self.arguments(data, output))
+        assert f"threads: {torch.get_num_threads()} (OMP_NUM_THREADS sets it" in capsys.readouterr().out
         loaded = bbdm.load_checkpoint(output)
         pairs = load_pairs("edge2shoes", str(data), size=16)
         differences = torch.stack([target - source for source, target in (pairs[i] for i in range(len(pairs)))])
