@@ -90,10 +90,8 @@ def test_presets_are_the_same_in_python(preset: str) -> None:
     names = dict(zip(("dataset", "data_dir", "output_model"), DATA, strict=True))
     assert command == train.Train.of(**names, preset=preset, **values)
     assert presets.PRESET_SETTINGS[preset].items() <= vars(command).items()
-
-
-def test_defaults_are_those_of_the_library() -> None:
-    assert from_values(TrainConfig, vars(train.Train.parse(DATA))) == TrainConfig()
+    if preset == "paper":
+        assert from_values(TrainConfig, vars(command)) == TrainConfig()
 
 
 @pytest.mark.parametrize("preset", ["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"])
@@ -118,17 +116,6 @@ def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.Mo
     assert all(word in screen for word in f"{first} --source_values --target_values --overwrite resumes".split())
     assert "(default: 50)" in screen  # of the preset
     assert "training:" in lines[24:]
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [["--image_size", "64x"], ["--preset", "huge"], ["--loss", "l3"], ["--bridge", "slerp"], ["-b", "many"]],
-    ids=lambda flags: flags[0],
-)
-def test_words_that_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train.Train.parse([*DATA, *flags])
-    assert flags[1] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
