@@ -54,7 +54,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
     image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
     init_from: Path | None = setting(None, "begin with this autoencoder, in place of a preset; restarts are 0 if unset")
     channels: Literal[1, 3] | None = setting(
-        None, "1 for grey pictures; 3 if unset, or those of --init_from", group="pictures"
+        None, "1 for grey pictures; 3 if unset, or those of --init_from", group="data"
     )
     lpips_weights: Path | None = setting(None, "torchvision's weights of the LPIPS network, if they are not downloaded")
 

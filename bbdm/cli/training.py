@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.base.command import Command
 from bbdm.base.settings import flag_type, from_values, position, setting
+from bbdm.cli.gpus import GPUsCommand
 from bbdm.data.config import Crops, RowsConfig
 from bbdm.data.rows import DATASETS, read_layout
 from bbdm.data.spec import Spec
@@ -42,7 +41,7 @@ def layout(help: str = "layout of the data set, see docs/data.md; 'folder' has n
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingCommand(Command, RowsConfig):
+class TrainingCommand(GPUsCommand, RowsConfig):
     """A training: which pairs, where it is written, and where it resumes.
 
     Raises:
@@ -55,14 +54,13 @@ class TrainingCommand(Command, RowsConfig):
     data_dir: str = position(DATA_DIR)
     output_model: Path = position("the trained weights: .pt or .safetensors")
     image_size: Size | None = setting(None, "side, or HxW, that pictures are resized to", parse=read_size)
-    cache_images: Path | None = setting(None, "folder of what is decoded and resized once", group="pictures")
+    cache_images: Path | None = setting(None, "folder of what is decoded and resized once", group="data")
     experiment: Path | None = setting(None, "folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset")
     ckpt_path: Path | None = setting(None, "resume from this, not the newest; the same command resumes")
     overwrite: bool = setting(False, "delete later steps of the run, and begin anew")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu")
-    use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
-    skip_bad: bool = setting(False, "the next pair takes the place of one that cannot be read", group="pictures")
-    check: bool = setting(False, "read all pairs before training, and list what is wrong", group="pictures")
+    skip_bad: bool = setting(False, "the next pair takes the place of one that cannot be read", group="data")
+    check: bool = setting(False, "read all pairs before training, and list what is wrong", group="data")
     show_verbose: bool = setting(False, "show the run, as on a terminal")
     quiet: bool = setting(False, "do not show the run")
 
@@ -70,16 +68,6 @@ class TrainingCommand(Command, RowsConfig):
         super().__post_init__()
         if self.dataset == "folder" and self.degrade is None:
             raise ValueError(NO_TARGETS)
-
-    @classmethod
-    def main(cls, words: Sequence[str]) -> None:
-        """Parse words, and train: in a process for each GPU where that is asked for."""
-        command = cls.parse(words)
-        if command.use_multi_gpus:
-            from bbdm.execution.processes import start_on_each_gpu
-
-            start_on_each_gpu([cls.program().removeprefix("bbdm "), *words])
-        command.run()
 
     def run(self) -> None:
         """Train to the end, and write the weights."""
