@@ -30,6 +30,7 @@ class Command:
 
     def __post_init__(self) -> None:
         check(self)
+        getattr(super(), "__post_init__", lambda: None)()  # of settings that a command is made of
 
     def run(self) -> Any:
         """Do what the command does."""

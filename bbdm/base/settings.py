@@ -149,6 +149,13 @@ def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings
     return settings(**{name: value for name, value in values.items() if name in names})
 
 
+def named(parser: argparse.ArgumentParser, argv: Sequence[str], settings: type[Any]) -> frozenset[str]:
+    """The fields that the words of a command name, also where they name the default."""
+    unset = object()
+    args = parser.parse_args(argv, argparse.Namespace(**{each.name: unset for each in fields(settings)}))
+    return frozenset(name for name, value in vars(args).items() if value is not unset)
+
+
 def _without_none(kind: Any) -> Any:
     """The type of a value that may be None, None excluded; a union of several types stays one."""
     members = [each for each in get_args(kind) if each is not NoneType]

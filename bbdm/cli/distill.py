@@ -60,7 +60,6 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        DataConfig.__post_init__(self)
         DistillConfig.__post_init__(self)
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:

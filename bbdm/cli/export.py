@@ -26,9 +26,6 @@ class Export(Command, ExportConfig):
 
     FIRST: ClassVar[tuple[str, ...]] = ("checkpoint", "folder", "dtype", "solver", "steps", "compiled", "overwrite")
 
-    def __post_init__(self) -> None:
-        ExportConfig.__post_init__(self)
-
     def run(self, network: Network | None = None) -> None:
         """Write the folder.
 

@@ -100,7 +100,6 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        DataConfig.__post_init__(self)
         TrainConfig.__post_init__(self)
         latent = self.vqgan_path is not None
         if not latent and (self.cache_latents or self.normalize_latents):

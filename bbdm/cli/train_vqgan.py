@@ -65,7 +65,6 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        AutoencoderConfig.__post_init__(self)
         if self.decoder_only and self.init_from is None:
             raise ValueError("decoder_only trains the decoder of a trained autoencoder: init_from names it")
 
