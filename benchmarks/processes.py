@@ -159,7 +159,7 @@ def bare_steps(data: str, device: str, compiled: bool) -> Any:
     """Seconds of each of our steps with that network, on one batch in memory, after the first two."""
     pairs = Pairs(read_rows("edge2shoes", data), Spec(size=64))
     flags = ["edge2shoes", data, "model.pt", "--preset", "demo-residual", *(["--compile"] * compiled)]
-    config = from_values(TrainConfig, vars(train_script.parse(flags)))
+    config = from_values(TrainConfig, vars(train_script.Train.parse(flags)))
     trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
     batch = next(trainer.train_batches(range(BATCH)))
     seconds = [seconds_of(lambda: trainer.train_step(batch)) for _ in range(len(pairs) // BATCH + 2)]

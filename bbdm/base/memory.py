@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 UNKNOWN = 2**32  # bytes that are taken to be free where the system does not say
-LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+CGROUP = Path("/sys/fs/cgroup")  # of a container
+CONTAINERS = (  # the files of its limit and use, and the name in memory.stat of pages that can be dropped
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def read_memory(text: str) -> int:
@@ -39,6 +44,9 @@ def free_memory() -> int:
     elif hasattr(os, "sysconf"):
         name = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
         found.append(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE"))
-    if LIMIT.exists() and (most := LIMIT.read_text().strip()).isdecimal():
-        found.append(int(most))
+    for limit, used, cached in CONTAINERS:  # a container's is its limit, less what is used but for files' pages
+        with suppress(OSError, ValueError, KeyError):  # no such file, or no limit, which is the word max
+            pages = dict(line.split() for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines())
+            free = int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()) + int(pages[cached])
+            found.append(max(free, 0))
     return min(found, default=UNKNOWN)

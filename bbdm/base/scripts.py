@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -20,16 +20,39 @@ from bbdm.base import optional
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
+SHORT = 30  # characters of choices that stand beside the flag
 COMPLETION = "_ARGCOMPLETE"  # set by argcomplete's shell function: the number of words that name the program
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of a flag, but for those that are off."""
+    """Shows the default of a flag, but for those that are off, and long choices after the help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        flags, value = action.option_strings, "" if action.nargs == 0 else self._value(action)
+        if isinstance(action, argparse.BooleanOptionalAction) and action.default is False:
+            flags = [flag for flag in flags if not flag.startswith("--no-")]
+        return f"{', '.join(flags)} {value}".strip()
+
+    def _value(self, action: argparse.Action) -> str:
+        choices = _words(action)
+        inside = f"{{{','.join(choices)}}}"
+        short = choices and len(inside) <= SHORT and action.metavar is None
+        return inside if short else f"{action.metavar or action.dest.upper()}{'...' if action.nargs == '+' else ''}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help or ""
-        without = not action.option_strings or any(action.default is v for v in (None, False, argparse.SUPPRESS))
+        text, choices = action.help or "", _words(action)
+        if choices and not self._value(action).startswith("{"):
+            text += f": {', '.join(choices)}"
+        without = not action.option_strings or any(action.default is v for v in (None, False, (), argparse.SUPPRESS))
         return text if without or "(default: " in text else f"{text} (default: %(default)s)"
+
+
+def _words(action: argparse.Action) -> list[str]:
+    """The choices of a flag."""
+    return [str(each) for each in action.choices or ()]
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,16 +113,12 @@ def imports() -> Iterator[None]:
         raise SystemExit(f"error: {error}{optional.install(error)}") from error
 
 
-def run(
-    main: Callable[[], None], after: str = "the same command starts anew", hints: Mapping[str, str] | None = None
-) -> None:
+def run(main: Callable[[], None], after: str = "the same command starts anew") -> None:
     """Run a command's ``main``, and turn an expected error into one line and an exit status.
 
     Args:
         main: the command. A KeyboardInterrupt that it raises with a message replaces ``after``.
         after: the state after an interruption, and how to resume.
-        hints: what a user can do about an error of the library, by the name of the error's class. The hint
-            follows the error's message.
     """
     try:
         warnings.formatwarning = _without_code
@@ -109,18 +128,12 @@ def run(
         print(f"\ninterrupted: {error if error.args else after}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
-        print(f"stopped: {hinted(error, hints)}", file=sys.stderr)
+        print(f"stopped: {error}", file=sys.stderr)
         raise SystemExit(error.status) from error
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {hinted(error, hints)}") from error
+        raise SystemExit(f"error: {error}") from error
 
 
 def _without_code(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning of a command as a line."""
     return f"warning: {message}\n"
-
-
-def hinted(error: Exception, hints: Mapping[str, str] | None) -> str:
-    """The message of an error, followed by the hint for its class if there is one."""
-    fitting = [hints[kind.__name__] for kind in type(error).__mro__ if hints and kind.__name__ in hints]
-    return "; ".join([str(error), *fitting[:1]])

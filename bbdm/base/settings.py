@@ -1,52 +1,109 @@
-"""Settings that are declared once: a dataclass field with its help, from which a script makes a flag."""
+"""Settings that are declared once: a dataclass field with its help, from which flags and checks follow."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from inspect import get_annotations
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
+METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
 
 
 def setting(
-    default: Any, help: str, *names: str, parse: Callable[[str], Any] | None = None, least: float | None = None
+    default: Any,
+    help: str,
+    *names: str,
+    parse: Callable[[str], Any] | None = None,
+    least: float | None = None,
+    choices: Iterable[Any] = (),
+    words: Iterable[str] = (),
+    metavar: str | None = None,
+    group: str | None = None,
 ) -> Any:
-    """A field of a settings dataclass.
+    """A field of a settings dataclass, which is a flag of a command.
 
     Args:
-        default: its value where none is given.
-        help: what it is, as a script's help prints it.
+        default: its value where none is given; ``...`` for a field that must be given.
+        help: what it is, as a command's help prints it.
         names: other names of its flag, such as ``-b``; ``--FIELD`` is always one.
         parse: makes the value from a flag's text, or raises ValueError; None for the field's type.
         least: the least value that :func:`check` lets pass; None for any.
+        choices: the values that it may have; those of a ``Literal`` need not be repeated.
+        words: what a shell completes, where other values are allowed too.
+        metavar: what stands for the value in the help; None for a word by its type or name.
+        group: the heading in the help; None for the ``HEADING`` of the dataclass that declares the field, or
+            else for the name of its room.
     """
-    return field(default=default, metadata={"help": help, "names": names, "parse": parse, "least": least})
+    about = {"help": help, "names": names, "parse": parse, "least": least, "choices": tuple(choices)}
+    about |= {"words": tuple(words), "metavar": metavar, "group": group}
+    return field(default=MISSING if default is ... else default, metadata=about)
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
-    """Add a flag for each field that :func:`setting` made: its name, type, choices, default and help.
+def position(help: str, default: Any = ..., **about: Any) -> Any:
+    """A field that a command takes by its position, which must be given unless it has a default.
+
+    A field whose type is a tuple takes one word or more. Other arguments are those of :func:`setting`.
+    """
+    made = setting(default, help, **about)
+    return field(default=made.default, metadata={**made.metadata, "position": True})
+
+
+def flag_fields(settings: type[Any]) -> dict[str, Field[Any]]:
+    """The fields of a dataclass that are flags or positions, by name."""
+    return {each.name: each for each in fields(settings) if "help" in each.metadata}
+
+
+def heading(settings: type[Any], name: str) -> str:
+    """The heading of a field in the help."""
+    owner = next(each for each in settings.__mro__ if name in get_annotations(each))
+    return settings.__dataclass_fields__[name].metadata["group"] or vars(owner).get(
+        "HEADING", owner.__module__.split(".")[1]
+    )
+
+
+def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = None) -> None:
+    """Add a flag, or a position, for each field: its names, type, choices, default and help.
 
     A field of type bool becomes ``--NAME`` and ``--no-NAME``; the values of a ``Literal`` become choices.
     ``parser.set_defaults`` replaces the fields' own defaults, in the help too.
+
+    Args:
+        parser: a parser of argparse, or a group of one.
+        settings: the dataclass.
+        names: the fields, in order; None for all.
     """
-    hints = get_type_hints(settings)
-    for each in fields(settings):
-        if "help" not in each.metadata:
-            continue
-        kind, parse = _without_none(hints[each.name]), each.metadata["parse"]
-        options: dict[str, Any] = {"dest": each.name, "default": each.default, "help": each.metadata["help"]}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(kind) is Literal:
-            options |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
-        elif get_origin(kind) is tuple and parse is None:
+    hints, known = get_type_hints(settings), flag_fields(settings)
+    for name in known if names is None else names:
+        about, kind = known[name].metadata, _without_none(hints[name])
+        default, at = known[name].default, about.get("position", False)
+        metavar = about["metavar"] or METAVARS.get(kind, name.rpartition("_")[2].upper())
+        options: dict[str, Any] = {"help": about["help"], "metavar": metavar}
+        options |= {} if default is MISSING else {"default": default}
+        choices = about["choices"] or (get_args(kind) if get_origin(kind) is Literal else ())
+        if about["parse"] is not None:
+            options["type"] = flag_type(about["parse"])
+        elif choices:
+            options |= {"choices": choices, "type": type(choices[0]), "metavar": about["metavar"]}
+        elif kind is bool:
+            options = {"action": argparse.BooleanOptionalAction, "default": default, "help": about["help"]}
+        elif get_origin(kind) is tuple:
             options |= {"nargs": "+", "type": get_args(kind)[0]}
         else:
-            options["type"] = kind if parse is None else flag_type(parse)
-        parser.add_argument(*each.metadata["names"], f"--{each.name}", **options)
+            options["type"] = kind
+        if at:
+            options["metavar"] = about["metavar"] or name.upper()
+            options |= {} if default is MISSING or "nargs" in options else {"nargs": "?"}
+            action = parser.add_argument(name, **options)
+        else:
+            required = {"required": True} if default is MISSING else {}
+            action = parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **required)
+        if about["words"]:
+            action.completer = lambda words=about["words"], **_: words
 
 
 def flag_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -70,11 +127,18 @@ def check_least(settings: Any, least: float, *names: str) -> None:
 
 
 def check(settings: Any) -> None:
-    """Raise ValueError where a field is below its least value, or is no value of its ``Literal``."""
-    for name, kind in get_type_hints(type(settings)).items():
-        if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
-            raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(settings, name)!r}")
+    """Raise ValueError where a field is below its least value, or is none of its choices.
+
+    A path may be given as a string; this makes it a path.
+    """
+    hints = get_type_hints(type(settings))
     for each in fields(settings):
+        kind, value = _without_none(hints[each.name]), getattr(settings, each.name)
+        choices = each.metadata.get("choices") or (get_args(kind) if get_origin(kind) is Literal else ())
+        if choices and value not in choices and not (value is None and kind != hints[each.name]):
+            raise ValueError(f"{each.name} must be one of {choices}, got {value!r}")
+        if kind is Path and isinstance(value, str):
+            object.__setattr__(settings, each.name, Path(value))
         if (least := each.metadata.get("least")) is not None:
             check_least(settings, least, each.name)
 

@@ -1,7 +1,7 @@
-"""The command ``bbdm``: its subcommands, each a module of this package with ``main(argv)``.
+"""The command ``bbdm``: each subcommand is a module with a :class:`~bbdm.base.command.Command`.
 
-The scripts in ``examples/`` and ``export/`` call :func:`run` too. Modules import PyTorch in ``main``, after
-the flags were checked.
+The scripts in ``examples/`` and ``export/`` call :func:`run` too. Modules import PyTorch in ``run``, after
+the settings were checked.
 """
 
 from __future__ import annotations
@@ -25,47 +25,25 @@ class Command(NamedTuple):
 
     summary: str
     interrupted: str = STARTS_ANEW  # the state after Ctrl-C, and how to go on
-    without: tuple[str, ...] = ()  # errors whose hint names flags that it lacks
 
 
 COMMANDS = {  # a module each; - in a name is _ in the module's
     "demo": Command("translate the bundled drawings with the bundled weights", RESUMES),
     "restore": Command("restore photographs of any size", RESUMES),
-    "train": Command("train a bridge on pairs", without=("IncompleteFileError",)),
+    "train": Command("train a bridge on pairs"),
     "translate": Command("translate pictures or a data set", RESUMES),
     "calibrate": Command("calibrate intervals of results", RESUMES),
     "eval": Command("score a network on a data set", RESUMES),
-    "distill": Command("distil a network into one of few calls", without=("OtherCodecError",)),
+    "distill": Command("distil a network into one of few calls"),
     "train-vqgan": Command("train an autoencoder"),
     "info": Command("what a file, a folder or a name on the Hub holds"),
     "export": Command("write ONNX graphs, which run without PyTorch"),
-    "app": Command("translate in the browser", without=("IncompleteFileError",)),
+    "app": Command("translate in the browser"),
     "serve": Command("serve a network over HTTP"),
     "translate-ray": Command(
         "translate pictures on many machines", "results are kept, and the same command makes what is missing"
     ),
     "convert-vqgan": Command("convert a VQGAN of latent diffusion"),
-}
-HINTS = {  # what a user can do about an error of the library, by the error's class
-    "BadPicturesError": "--skip_bad leaves them out",
-    "DivergedError": "the flags of learning_rate and grad_clip are -lr and --grad_clip",
-    "DownloadError": "the flags are --fid_weights and --lpips_weights",
-    "FolderInUseError": "--experiment gives another folder",
-    "IncompleteFileError": "the flags are -t, -l, -vq and --config",
-    "IntervalsExistError": "--overwrite calibrates again, and --output gives another file",
-    "LargePictureError": "--window gives the side of windows, and --memory more memory",
-    "LaterStepsError": "so does the command without --ckpt_path; --overwrite deletes it, --experiment gives another "
-    "folder",
-    "NoLambdaError": "the flag is --by quantiles",
-    "OtherCodecError": "-vq gives the autoencoder, and --normalize_latents normalises its latents",
-    "OtherNetworkError": "--preset names the network of this run",
-    "OtherRunError": "--overwrite starts anew, and --experiment gives another folder",
-    "PerceptualError": "--lpips_weights gives them as a file, and --perceptual none trains without",
-    "PresetError": "--preset names the network",
-    "ResultsError": "give another folder for results, or --overwrite to make all results again",
-    "SingleResultError": "the flag is --samples",
-    "TooLargeError": "lower -b or --size",
-    "UnreadableRunError": "--overwrite starts the run anew",
 }
 
 
@@ -77,9 +55,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         argv: its words; None for those of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    _, interrupted, without = COMMANDS[command]
-    hints = {error: hint for error, hint in HINTS.items() if error not in without}
-    scripts.run(lambda: import_module(f"{__name__}.{command.replace('-', '_')}").main(words), interrupted, hints)
+    module = f"{__name__}.{command.replace('-', '_')}"
+    scripts.run(lambda: import_module(module).main(words), COMMANDS[command].interrupted)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,38 +1,48 @@
-"""Convert a VQGAN of latent diffusion, or one that the public A-Bridge scripts converted, for -vq.
+"""Convert a VQGAN, for -vq: bbdm convert-vqgan STATE_DICT OUTPUT [flags].
 
-bbdm convert-vqgan STATE_DICT OUT.pt
+STATE_DICT is of latent diffusion, or one that the public A-Bridge scripts converted.
 
 Weights are matched by name; an error names each key that is missing or left over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from bbdm.base.atomic import check_suffix
-from bbdm.base.scripts import Parser
+from bbdm.base.command import Command
+from bbdm.base.settings import position, setting
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    parser = Parser(__doc__, prog="bbdm convert-vqgan")
-    parser.add_argument("state_dict", type=Path, help="a state dict, a full checkpoint, or a pickled VQGAN")
-    parser.add_argument("output", type=Path, help="the converted VQGAN: .pt or .safetensors")
-    parser.add_argument("-c", "--in_channels", type=int, help="that its images must have (default: any)")
-    parser.add_argument("--assert_weights_mapping", action="store_true", help="no effect: it is always checked")
-    args = parser.parse_args(argv)
-    from bbdm.files.checkpoint import load_vqgan, save_vqgan
+@dataclass(frozen=True, kw_only=True)
+class ConvertVQGAN(Command):
+    """A conversion of a VQGAN."""
 
-    check_suffix(args.output)
-    vqgan = load_vqgan(args.state_dict)
-    config = vqgan.config
-    if args.in_channels not in (None, config.image_channels):
-        raise ValueError(
-            f"{args.state_dict} is for images of {config.image_channels} channels, got -c {args.in_channels}"
-        )
-    save_vqgan(args.output, vqgan)
-    print(
-        f"{args.output}: VQ-f{config.stride}, {config.num_codes} codes of {config.latent_channels} channels, images of "
-        f"{config.image_channels} channels{'' if config.projects_attention else ', as the A-Bridge scripts compute it'}"
-    )
+    HEADING: ClassVar[str] = "further"
+
+    state_dict: Path = position("a state dict, a full checkpoint, or a pickled VQGAN")
+    output: Path = position("the converted VQGAN: .pt or .safetensors")
+    in_channels: int | None = setting(None, "that its images must have; any if unset", "-c")
+    assert_weights_mapping: bool = setting(False, "no effect: it is always checked")
+
+    def run(self) -> None:
+        """Convert; ValueError where weights are missing or left over, or images have other channels."""
+        from bbdm.files.checkpoint import load_vqgan, save_vqgan
+
+        check_suffix(self.output)
+        vqgan = load_vqgan(self.state_dict)
+        config = vqgan.config
+        channels = config.image_channels
+        if self.in_channels not in (None, channels):
+            raise ValueError(
+                f"{self.state_dict} is for images of {channels} channels, got in_channels {self.in_channels}"
+            )
+        save_vqgan(self.output, vqgan)
+        origin = "" if config.projects_attention else ", as the A-Bridge scripts compute it"
+        codes = f"{config.num_codes} codes of {config.latent_channels} channels"
+        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {channels} channels{origin}")
+
+
+main = ConvertVQGAN.main

@@ -7,14 +7,15 @@ by torchrun --nproc_per_node N -m bbdm distill ...
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
-from bbdm.cli import training
+from bbdm.base.settings import from_values, position, setting
+from bbdm.cli.training import DATA_DIR, TrainingCommand
+from bbdm.data.config import DataConfig
+from bbdm.data.rows import DATASETS, read_layout
 from bbdm.sampling.network_config import FileConfig
 from bbdm.training.config import DistillConfig
 
@@ -34,48 +35,51 @@ DEFAULTS = {
 }
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags."""
-    parser = Parser(__doc__, prog="bbdm distill")
-    flag = parser.add_argument
-    flag("teacher", type=Path, help="a file that bbdm.load_checkpoint reads")
-    flag("data_dir", help=training.DATA_DIR)
-    flag("output_model", type=Path, metavar="STUDENT", help="the distilled weights: .pt or .safetensors")
-    training.add_layout(parser, "--dataset", default="edge2shoes", help="the layout of the data set")
-    training.add_data_flags(parser, None, "that pictures are resized to; the teacher's if unset")
-    add_flags(parser, FileConfig)
-    add_flags(parser, DistillConfig)
-    training.add_run_flags(parser)
-    parser.set_defaults(**DEFAULTS)
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
+    """A distillation. ``Distill.of(...)`` has the defaults of the command.
+
+    Raises:
+        ValueError: a field is out of range, or fields contradict each other.
+    """
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("teacher", "data_dir", "output_model", "dataset", "calls", "epochs", "batch_size"),
+        *("device", "ckpt_path", "overwrite"),
+    )
+
+    teacher: Path = position("a file that bbdm.load_checkpoint reads")
+    data_dir: str = position(DATA_DIR)
+    output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
+    dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout, words=DATASETS)
+
+    @classmethod
+    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of all distillations."""
+        return DEFAULTS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        DistillConfig.__post_init__(self)
+
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
+        import torch
+
+        from bbdm.training.distillation import StudentTask, student_of
+        from bbdm.training.trainer import Trainer
+
+        config = from_values(DistillConfig, vars(self))
+        teacher = self.load(self.teacher)
+        student, codec, known = student_of(teacher, self.calls), teacher.build_codec(), teacher.unet.config
+        size = self.image_size or teacher.image_size
+        if size is None:
+            raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
+        channels = teacher.unet.source_channels if codec is None else codec.image_channels
+        channels = channels if channels in (1, 3) else None  # of other pictures, the channels stay
+        pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
+        torch.manual_seed(self.seed)
+        return Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
 
 
-def build(args: argparse.Namespace, team: Processes) -> Trainer:
-    """The run that the flags describe, at the step where it begins or resumes."""
-    import torch
-
-    from bbdm.training.distillation import StudentTask, student_of
-    from bbdm.training.trainer import Trainer
-
-    config = from_values(DistillConfig, vars(args))
-    teacher = from_values(FileConfig, vars(args)).load(args.teacher)
-    student = student_of(teacher, config.calls)
-    codec = teacher.build_codec()
-    args.axes = teacher.unet.config.axes
-    size = args.image_size or teacher.image_size
-    if size is None:
-        raise ValueError(f"{args.teacher} does not hold the size of its pictures: give --image_size")
-    folder = training.run_folder(args)
-    resumed = training.find_resumed(args, folder, team)
-    channels = teacher.unet.source_channels if codec is None else codec.image_channels
-    channels = channels if channels in (1, 3) else None  # of other pictures, the channels stay
-    known = teacher.unet.config
-    pairs, validation = training.load_pairs(args, size, channels, team, teacher.pictures, known)
-    torch.manual_seed(args.seed)
-    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team
-    return training.resume(Trainer(*parts, task=StudentTask), args, resumed, team)
-
-
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    training.train("distill", argv, parse(argv), build)
+main = Distill.main

@@ -6,13 +6,14 @@ save_pretrained wrote; or the folder of a training run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.command import Command
+from bbdm.base.settings import position
 from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
 from bbdm.sampling.network_config import FileConfig
@@ -80,8 +81,8 @@ def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     size = settings.get("image_size")
     yield "graphs", ", ".join(settings["files"])
     yield "dtype", settings["dtype"]
-    if told := ", ".join(name for kind in ("images", "classes", "tokens") for name in settings.get(kind, {})):
-        yield "conditions", told
+    if names := ", ".join(name for kind in ("images", "classes", "tokens") for name in settings.get(kind, {})):
+        yield "conditions", names
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
     yield "image size", "not stated" if size is None else shown(size)
@@ -146,13 +147,18 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     return f"a checkpoint {kind}" + (", with an ONNX export" if exported else ""), rows
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    parser = Parser(__doc__, prog="bbdm info")
-    parser.add_argument("file", type=Path, help="a file, a folder, or a name on the Hub")
-    add_flags(parser, FileConfig)
-    args = parser.parse_args(argv)
-    title, rows = describe(args.file, from_values(FileConfig, vars(args)))
-    print(f"{args.file}: {title}")
-    for name, value in rows:
-        print(f"  {name:14}{value}")
+@dataclass(frozen=True, kw_only=True)
+class Info(Command, FileConfig):
+    """A look into a file."""
+
+    file: Path = position("a file, a folder, or a name on the Hub")
+
+    def run(self) -> None:
+        """Print what it is, and its rows."""
+        title, rows = describe(self.file, self)
+        print(f"{self.file}: {title}")
+        for name, value in rows:
+            print(f"  {name:14}{value}")
+
+
+main = Info.main

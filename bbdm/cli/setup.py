@@ -16,9 +16,10 @@ from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 
-
-class PresetError(ValueError):
-    """A preset's network does not fit the latents of an autoencoder."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
+    "bbdm": ("brownian", {"schedule": "linear"}),
+    "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
+}
 
 
 def build_bridge(
@@ -38,12 +39,10 @@ def build_bridge(
     """
     if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
         raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
-    kind = {"bbdm": "brownian", "flow": "brownian"}.get(name, name)
-    given: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
-    given |= {"c_lambda": c_lambda} if name == "abridge" else {}
-    given |= {"schedule": "linear"} if name == "bbdm" else {}
-    given |= {"max_variance": 0.0, "objective": objective or "displacement"} if name == "flow" else {}
-    return BRIDGES[kind](**{key: value for key, value in given.items() if value is not None})
+    kind, usual = VARIANTS.get(name, (name, {}))
+    settings: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
+    settings |= {"c_lambda": c_lambda} if name == "abridge" else {}
+    return BRIDGES[kind](**usual | {key: value for key, value in settings.items() if value is not None})
 
 
 def build_network(
@@ -81,14 +80,14 @@ def codec_for(path: str | os.PathLike[str], preset: str, device: torch.device) -
     """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
 
     Raises:
-        PresetError: the preset is of latents with another number of channels. Presets of pictures fit any.
+        ValueError: the preset is of latents with another number of channels. Presets of pictures fit any.
     """
     codec = load_codec(path).placed(device, torch.float32)
     channels = {name: config.channels for name, config in PRESETS.items()}
     fitting = [name for name in PRESETS if channels[name] == codec.channels or not name.startswith("lbbdm")]
     if preset not in fitting:
-        raise PresetError(
+        raise ValueError(
             f"preset {preset} takes {channels[preset]} channels, and this autoencoder's latents have "
-            f"{codec.channels}; presets for it: {', '.join(fitting)}"
+            f"{codec.channels}; preset must be one of {', '.join(fitting)}"
         )
     return codec

@@ -7,24 +7,22 @@ It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind v
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, flag_type, from_values
-from bbdm.cli import training
+from bbdm.base.settings import from_values, setting
 from bbdm.cli.presets import VQGAN_PRESETS
-from bbdm.data.config import RowsConfig
-from bbdm.pictures.images import read_size
+from bbdm.cli.training import TrainingCommand
+from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import AutoencoderConfig
 
 if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.networks.vqgan import VQGAN
+    from bbdm.training.run_folder import RunFolder
     from bbdm.training.trainer import Trainer
 
 DEFAULTS = {
@@ -37,78 +35,81 @@ DEFAULTS = {
 }
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags. A trained codebook keeps its codes unless --restarts says otherwise."""
-    parser = Parser(__doc__, prog="bbdm train-vqgan")
-    flag = parser.add_argument
-    training.add_layout(parser, help="'folder' is of pictures alone, and needs --degrade")
-    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
-    flag("output_model", type=Path, help="the trained weights: .pt or .safetensors")
-    flag("--preset", choices=sorted(VQGAN_PRESETS), default="vq-f4", help="the network")
-    flag("--kind", choices=["vq", "kl"], default="vq", help="with a codebook, or with latents that are drawn")
-    flag("--init_from", type=Path, help="begin with this autoencoder, in place of a preset; restarts are 0 if unset")
-    flag("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, that pictures are resized to")
-    flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or those of --init_from")
-    add_flags(parser, RowsConfig)
-    flag("--cache_images", type=Path, help="folder of what is decoded and resized once")
-    flag("--lpips_weights", type=Path, help="torchvision's weights of the LPIPS network, if they are not downloaded")
-    add_flags(parser, AutoencoderConfig)
-    training.add_run_flags(parser)
-    parser.set_defaults(**DEFAULTS)
-    if parser.parse_args(argv).init_from is not None:
-        parser.set_defaults(restarts=0)
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class TrainVQGAN(TrainingCommand, AutoencoderConfig):
+    """A training of an autoencoder. ``TrainVQGAN.of(...)`` has the defaults of the command.
+
+    Raises:
+        ValueError: a field is out of range, or fields contradict each other.
+    """
+
+    HEADING: ClassVar[str] = "autoencoder"
+    DECIDING: ClassVar[tuple[str, ...]] = ("init_from",)
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("dataset", "data_dir", "output_model", "preset", "kind", "epochs", "batch_size", "image_size"),
+        *("device", "ckpt_path", "overwrite"),
+    )
+
+    preset: str = setting("vq-f4", "the network", choices=sorted(VQGAN_PRESETS))
+    kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")
+    image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
+    init_from: Path | None = setting(None, "begin with this autoencoder, in place of a preset; restarts are 0 if unset")
+    channels: Literal[1, 3] | None = setting(
+        None, "1 for grey pictures; 3 if unset, or those of --init_from", group="data"
+    )
+    lpips_weights: Path | None = setting(None, "torchvision's weights of the LPIPS network, if they are not downloaded")
+
+    @classmethod
+    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of all autoencoders; a trained codebook keeps its codes."""
+        return DEFAULTS if values.get("init_from") is None else {**DEFAULTS, "restarts": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_only and self.init_from is None:
+            raise ValueError("decoder_only trains the decoder of a trained autoencoder: init_from names it")
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """The folder of the run, whose checkpoints are autoencoders."""
+        from bbdm.files.checkpoint import load_vqgan_state
+
+        folder = super().run_folder
+        folder.read = load_vqgan_state
+        return folder
+
+    def network(self) -> VQGAN:
+        """The autoencoder that a run begins with."""
+        from bbdm.files.checkpoint import load_vqgan
+        from bbdm.networks.vqgan import VQGAN
+
+        if self.init_from is None:
+            settings = replace(VQGAN_PRESETS[self.preset], image_channels=self.channels or 3)
+            return VQGAN.from_config(replace(settings, num_codes=0) if self.kind == "kl" else settings)
+        vqgan = load_vqgan(self.init_from)
+        channels = vqgan.config.image_channels
+        if self.channels not in (None, channels):
+            raise ValueError(f"{self.init_from} is for images of {channels} channels: leave channels out")
+        if (self.kind == "kl") != (vqgan.config.num_codes == 0):
+            raise ValueError(f"{self.init_from} is of another kind than {self.kind!r}")
+        return vqgan
+
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
+        import torch
+
+        from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
+        from bbdm.training.trainer import Trainer
+
+        config = from_values(AutoencoderConfig, vars(self))
+        torch.manual_seed(self.seed)
+        vqgan = self.network().to(team.device)
+        splits = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
+        pairs, validation = self.cached_pictures(splits, team)
+        with team.first_before_others():  # the others find what the first downloads
+            perceptual = perceptual_loss(config, self.lpips_weights, team.device)
+        task = partial(AutoencoderTask, perceptual=perceptual)
+        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=task)
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Raise ValueError where flags contradict each other."""
-    training.check_targets(args)
-    if args.decoder_only and args.init_from is None:
-        raise ValueError("--decoder_only trains the decoder of a trained autoencoder: --init_from names it")
-
-
-def build_network(args: argparse.Namespace) -> VQGAN:
-    """The autoencoder that a run begins with."""
-    from bbdm.files.checkpoint import load_vqgan
-    from bbdm.networks.vqgan import VQGAN
-
-    if args.init_from is None:
-        settings = replace(VQGAN_PRESETS[args.preset], image_channels=args.channels or 3)
-        return VQGAN.from_config(replace(settings, num_codes=0) if args.kind == "kl" else settings)
-    vqgan = load_vqgan(args.init_from)
-    if args.channels not in (None, vqgan.config.image_channels):
-        raise ValueError(
-            f"{args.init_from} is for images of {vqgan.config.image_channels} channels: leave --channels out"
-        )
-    if (args.kind == "kl") != (vqgan.config.num_codes == 0):
-        raise ValueError(f"{args.init_from} is of the other --kind than {args.kind}")
-    return vqgan
-
-
-def build(args: argparse.Namespace, team: Processes) -> Trainer:
-    """The training run that the flags describe, at the step where it begins or resumes."""
-    import torch
-
-    from bbdm.files.checkpoint import load_vqgan_state
-    from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
-    from bbdm.training.trainer import Trainer
-
-    config = from_values(AutoencoderConfig, vars(args))
-    folder = training.run_folder(args, load_vqgan_state)
-    resumed = training.find_resumed(args, folder, team)
-    torch.manual_seed(args.seed)
-    vqgan = build_network(args).to(team.device)
-    splits = training.load_pairs(args, args.image_size, vqgan.config.image_channels, team)
-    pairs, validation = training.cached_pictures(args, *splits, team)
-    with team.first_before_others():  # the others find what the first downloads
-        perceptual = perceptual_loss(config, args.lpips_weights, team.device)
-    task = partial(AutoencoderTask, perceptual=perceptual)
-    trainer = Trainer(vqgan, None, config, pairs, validation, folder.path, processes=team, task=task)
-    return training.resume(trainer, args, resumed, team)
-
-
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    args = parse(argv)
-    check_flags(args)
-    training.train("train-vqgan", argv, args, build)
+main = TrainVQGAN.main

@@ -64,11 +64,12 @@ class RowsConfig:
     direction: Direction = setting("AtoB", "AtoB translates A into B, BtoA targets into sources")
     source_values: Any = setting(
         None,
-        "range of the sources' values, LOW:HIGH or LOW:HIGH:UNIT, or pLOW:HIGH for percentiles of each picture; "
-        "of several channels, ranges with commas; the network's if unset, or 0:255",
+        "range of sources: LOW:HIGH, LOW:HIGH:UNIT, pLOW:HIGH percentiles; channels with commas",
         parse=read_values,
     )
-    target_values: Any = setting(None, "range of the targets' values, LOW:HIGH:UNIT", parse=read_values)
+    target_values: Any = setting(
+        None, "range of targets: LOW:HIGH or LOW:HIGH:UNIT; 0:255 if unset, or the network's", parse=read_values
+    )
     slices: Slices | None = setting(
         None,
         "PLANE of the slices that volumes are read in; PLANE:N shows the network N slices on each side too",
@@ -179,10 +180,7 @@ class DataConfig(RowsConfig):
     """
 
     crop: Crops | None = setting(
-        None,
-        "train on crops, not on resized pictures: SIZE, a side, HxW or DxHxW; SIZE:COUNT for several of a picture in "
-        "an epoch; SIZE:COUNT:SHARE for a share that is centred in the mask",
-        parse=read_crops,
+        None, "train on crops: SIZE, SIZE:COUNT in an epoch, SIZE:COUNT:SHARE in the mask", parse=read_crops
     )
     conditions: dict[str, Condition] | None = setting(
         None,

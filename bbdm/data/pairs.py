@@ -180,7 +180,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             except (ValueError, FileNotFoundError) as error:  # other OSErrors say nothing of a file: a disk fails
                 reason = named(found, error)
                 if not self.skip_bad or row is not None:
-                    raise BadPicturesError(reason) from error
+                    leave_out = "" if self.skip_bad else "; skip_bad leaves it out"
+                    raise BadPicturesError(reason + leave_out) from error
                 reasons[" ".join(reason.split())] = None
         raise BadPicturesError(f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}")
 

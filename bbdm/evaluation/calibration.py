@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bbdm.base import scripts
-from bbdm.base.settings import setting
+from bbdm.base.settings import position, setting
 from bbdm.data.config import RowsConfig, read_labels
-from bbdm.data.rows import Row, read_rows
+from bbdm.data.rows import DATASETS, Row, read_layout, read_rows
 from bbdm.evaluation.intervals import By, Intervals, OtherSamplerError, check_risk
 from bbdm.evaluation.risk import Bound, NoLambdaError, TooFewPairsError
 from bbdm.evaluation.unseen import check_copies
@@ -34,9 +34,9 @@ class CalibrateConfig(RowsConfig, NetworkConfig):
         ValueError: a number is out of range, or settings contradict each other.
     """
 
-    model: Path  # the checkpoint, or its name on the Hub
-    dataset: str  # the name of the layout
-    data_dir: str  # the folder of the data set, or what else the layout takes
+    model: Path = position("a file, or a name on the Hub")
+    dataset: str = position("layout of the data set", parse=read_layout, words=DATASETS)
+    data_dir: str = position("the folder of the data set, or what else the layout takes")
     alpha: float = setting(0.1, "the largest share of values outside that is expected of a picture")
     delta: float = setting(0.1, "the probability that the guarantee fails")
     samples: int = setting(16, "results of each source", "-r", least=2)
@@ -58,7 +58,7 @@ class CalibrateConfig(RowsConfig, NetworkConfig):
         "--condition",
         parse=read_labels,
     )
-    output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o", parse=Path)
+    output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o")
     overwrite: bool = setting(False, "calibrate again, and replace the intervals")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
@@ -68,7 +68,7 @@ class CalibrateConfig(RowsConfig, NetworkConfig):
         super().__post_init__()
         check_risk(self.alpha, self.delta, self.by, self.bound)
         if self.dataset == "folder" and self.degrade is None:
-            raise ValueError("the data set 'folder' has no targets to compare with: --degrade makes sources of them")
+            raise ValueError("the data set 'folder' has no targets to compare with: degrade makes sources of them")
 
 
 def place_of(model: Path) -> Path:
@@ -92,7 +92,7 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
 
     output = config.output or place_of(config.model)
     if output.exists() and not config.overwrite:
-        raise IntervalsExistError(f"{output} exists already")
+        raise IntervalsExistError(f"{output} exists already: overwrite calibrates again, output gives another file")
     parts = output.with_name(output.name + ".parts")
     if config.overwrite:
         shutil.rmtree(parts, ignore_errors=True)
@@ -118,7 +118,7 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
             **config.call,
         )
     except ResultsError as error:
-        raise IntervalsExistError(f"a calibration was interrupted: {error}") from error
+        raise IntervalsExistError(f"a calibration was interrupted: {error}; overwrite calibrates again") from error
     except (NoLambdaError, TooFewPairsError):
         shutil.rmtree(parts, ignore_errors=True)
         raise

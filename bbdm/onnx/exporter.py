@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import secrets
@@ -15,14 +14,13 @@ import torch
 
 from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
-from bbdm.base.settings import from_values
 from bbdm.data.rows import read_rows
 from bbdm.files.bridge_json import FORMAT, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
 from bbdm.networks.base import Network, placed
 from bbdm.networks.checks import check_pictures
 from bbdm.onnx import check, graphs, pipeline
+from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import convert, open_image, resized, to_array
-from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
@@ -32,15 +30,14 @@ EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf ho
 CALIBRATION = 8  # pictures
 
 
-def load(args: argparse.Namespace, network: Network | None = None) -> BridgeSampler:
+def load(config: ExportConfig, network: Network | None = None) -> BridgeSampler:
     """The sampler of the flags; arguments and errors are those of :func:`export`."""
-    config = from_values(FileConfig, vars(args))
-    sampler = config.build_sampler(args.checkpoint, network=network, solver=args.solver, steps=args.steps)
-    if args.quantize:
-        check_pictures(sampler.unet.axes, "--quantize")
+    sampler = config.build_sampler(config.checkpoint, network=network, solver=config.solver, steps=config.steps)
+    if config.quantize:
+        check_pictures(sampler.unet.axes, "quantize")
     others = sampler.unet.further
-    if refused := others.each if args.quantize else others.images if sampler.codec is not None else {}:
-        what = "int8 is calibrated on sources alone" if args.quantize else "with a codec, exports have no images"
+    if refused := others.each if config.quantize else others.images if sampler.codec is not None else {}:
+        what = "int8 is calibrated on sources alone" if config.quantize else "with a codec, exports have no images"
         raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
     return sampler
 
@@ -54,24 +51,24 @@ def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
     return [torch.from_numpy(image)[None] for image in images]
 
 
-def build_graphs(args: argparse.Namespace, sampler: BridgeSampler, scratch: Path) -> dict[str, onnx.ModelProto]:
+def build_graphs(config: ExportConfig, sampler: BridgeSampler, scratch: Path) -> dict[str, onnx.ModelProto]:
     """The graphs by name; ``scratch`` is an empty folder for temporary files."""
-    dtype, codec = DTYPES[args.dtype], sampler.codec
-    sources = calibration(args.calibrate, sampler) if args.quantize else []
-    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype), args.opset)}
-    if args.quantize:
+    dtype, codec = DTYPES[config.dtype or "fp32"], sampler.codec
+    sources = [] if config.calibrate is None else calibration(config.calibrate, sampler)
+    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype), config.opset)}
+    if config.quantize:
         from bbdm.onnx.quantize import quantized
 
         models["unet"] = quantized(models["unet"], sampler, sources, scratch)
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
-        models["encoder"] = graphs.encoder_graph(codec.placed(CPU, dtype), args.opset)
-        models["decoder"] = graphs.decoder_graph(codec, args.opset)
-    whole = pipeline.pipeline_graph(models, sampler.table, sampler._shapes, args.mask) if args.pipeline else None
-    models["step"] = graphs.step_graph(args.opset, sampler.unet.axes)
+        models["encoder"] = graphs.encoder_graph(codec.placed(CPU, dtype), config.opset)
+        models["decoder"] = graphs.decoder_graph(codec, config.opset)
+    whole = pipeline.pipeline_graph(models, sampler.table, sampler._shapes, config.mask) if config.pipeline else None
+    models["step"] = graphs.step_graph(config.opset, sampler.unet.axes)
     return models if whole is None else {**models, "pipeline": whole}
 
 
-def settings(args: argparse.Namespace, sampler: BridgeSampler, folder: Path) -> dict[str, Any]:
+def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, Any]:
     """The content of bridge.json for the files in a folder."""
     network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
     stride = shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride)  # of all axes, or of each
@@ -103,51 +100,52 @@ def settings(args: argparse.Namespace, sampler: BridgeSampler, folder: Path) -> 
         "stride": stride,
         "latent_stride": shapes.cell,
         "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
-        "dtype": args.quantize or args.dtype,
-        "opset": args.opset,
+        "dtype": config.quantize or config.dtype or "fp32",
+        "opset": config.opset,
         "versions": machine.versions(PACKAGES),
         "files": {path.name: file_sha256(path) for path in files},
         "sizes": {path.name: path.stat().st_size for path in files},
     }
 
 
-def write(args: argparse.Namespace, sampler: BridgeSampler, folder: Path) -> None:
+def write(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> None:
     """Write all files into an empty folder."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        models = build_graphs(args, sampler, Path(scratch))
+        models = build_graphs(config, sampler, Path(scratch))
     for name, model in models.items():
-        path, external = folder / f"{name}.onnx", args.external_data
+        path, external = folder / f"{name}.onnx", config.external_data
         external = model.ByteSize() > EXTERNAL if external is None else external and name != "step"
         onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}.data")
         onnx.checker.check_model(path, full_check=True)
-    (folder / SETTINGS).write_text(json.dumps(settings(args, sampler, folder), indent=1) + "\n")
+    (folder / SETTINGS).write_text(json.dumps(settings(config, sampler, folder), indent=1) + "\n")
 
 
-def export(args: argparse.Namespace, network: Network | None = None) -> None:
-    """Write the folder that the flags of :mod:`bbdm.cli.export` describe, check it, and print what it holds.
+def export(config: ExportConfig, network: Network | None = None) -> None:
+    """Write a folder of graphs, check it, and print what it holds.
 
     Args:
-        args: the flags of the command.
+        config: what is exported, and how.
         network: the network that a file of a wrapped network is of.
 
     Raises:
         ValueError: the folder exists, or the graphs differ from PyTorch.
     """
-    if args.folder.exists() and not (args.folder / SETTINGS).is_file():
-        raise ValueError(f"{args.folder} exists and is not an export: give another folder")
-    if args.folder.exists() and not args.overwrite:
-        raise ValueError(f"{args.folder} exists: --overwrite replaces it")
-    sampler = load(args, network)
-    args.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.folder.parent, prefix=f".{args.folder.name}.") as temporary:
+    folder = config.output
+    if folder.exists() and not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder} exists and is not an export: give another folder")
+    if folder.exists() and not config.overwrite:
+        raise ValueError(f"{folder} exists: overwrite replaces it")
+    sampler = load(config, network)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         written = Path(temporary) / "written"
         written.mkdir()
-        write(args, sampler, written)
-        if args.check:
-            check.check(written, sampler, None if args.quantize else check.LIMITS[args.dtype])
-        if args.folder.exists():
-            args.folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
-        written.rename(args.folder)
-    files = sorted(args.folder.iterdir())
+        write(config, sampler, written)
+        if config.check:
+            check.check(written, sampler, None if config.quantize else check.LIMITS[config.dtype or "fp32"])
+        if folder.exists():
+            folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
+        written.rename(folder)
+    files = sorted(folder.iterdir())
     size = sum(path.stat().st_size for path in files)
-    print(f"{args.folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")
+    print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")

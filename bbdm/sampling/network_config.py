@@ -43,10 +43,12 @@ def described_size(size: Size, resize: Resize) -> Any:
 class FileConfig:
     """What a trained network's file leaves out."""
 
-    time_steps: int | None = setting(None, "number of times of the bridge, for files that leave it out", "-t", "--t")
+    time_steps: int | None = setting(
+        None, "number of times of the bridge, for files that leave it out", "-t", "--t", "--num_steps"
+    )
     c_lambda: float | None = setting(None, "noise scale of the A-Bridge, for files that leave it out", "-l")
     vqgan_path: Path | None = setting(
-        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
+        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq", "--codec"
     )
     config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
 

@@ -55,7 +55,10 @@ def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: tor
 
         network = lpips_network(config.perceptual, weights).to(device)
     except (ImportError, OSError, ValueError) as error:
-        raise PerceptualError(f"without the network of perceptual={config.perceptual!r}, LPIPS: {error}") from error
+        raise PerceptualError(
+            f"without the network of perceptual={config.perceptual!r}, LPIPS: {error}; lpips_weights gives its "
+            "weights as a file, and perceptual='none' trains without"
+        ) from error
     return lambda image, x: network(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()
 
 

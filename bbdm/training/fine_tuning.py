@@ -39,7 +39,8 @@ def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
     fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
     if 2 * len(fitting) < len(own):
         raise OtherNetworkError(
-            f"only {len(fitting)} of {len(own)} weights fit: they are of another network, {checkpoint.unet.config}"
+            f"only {len(fitting)} of {len(own)} weights fit: they are of another network (preset), "
+            f"{checkpoint.unet.config}"
         )
     for key in fitting:
         own[key].copy_(trained[key])

@@ -121,7 +121,8 @@ def training_state(
         changed = changed or ["pairs of other names"]
     if changed:
         raise OtherRunError(
-            f"{path} was trained with {', '.join(changed)}: resume with the same, or begin anew in another folder"
+            f"{path} was trained with {', '.join(changed)}: resume with the same, begin anew in another "
+            "folder (experiment), or overwrite this run"
         )
     return state
 
@@ -135,9 +136,12 @@ def resumed_codec(stored: CodecState | None, codec: Codec | None) -> Codec | Non
     where = "training can resume only in the space where it began"
     if stored is None:
         if codec is not None:
-            raise OtherCodecError(f"{where}: without a codec")
+            raise OtherCodecError(f"{where}: without a codec (vqgan_path)")
         return None
     normalises = stored.statistics is not None
     if codec is None or not stored.same_latents(codec) or (codec.statistics is not None) != normalises:
-        raise OtherCodecError(f"{where}: with the same codec, {'with' if normalises else 'without'} normalised latents")
+        how = "with" if normalises else "without"
+        raise OtherCodecError(
+            f"{where}: with the same codec (vqgan_path), {how} normalised latents (normalize_latents)"
+        )
     return codec if stored.statistics is None else codec.with_statistics(stored.statistics)

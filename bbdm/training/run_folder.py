@@ -101,7 +101,10 @@ class RunFolder:
                 other.rename(other.with_name(f"{other.name}.damaged"))
             return path, checkpoint
         if damaged:
-            raise UnreadableRunError(f"no checkpoint in {self.path} can be read: all {len(damaged)} are damaged")
+            raise UnreadableRunError(
+                f"no checkpoint in {self.path} can be read: all {len(damaged)} are damaged: "
+                "overwrite the run, or begin another in another folder"
+            )
         return None
 
     def forget_after(self, step: int) -> None:
@@ -126,7 +129,8 @@ class RunFolder:
         if later:
             raise LaterStepsError(
                 f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
-                "Trainer.resume_newest() resumes it"
+                "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
+                "folder (experiment)"
             )
 
     def begin(self, epochs: int, config: dict[str, Any]) -> None:
@@ -159,7 +163,9 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=self.patience)
         except Timeout:
-            raise FolderInUseError(f"another run works in {self.path}: each needs a folder of its own") from None
+            raise FolderInUseError(
+                f"another run works in {self.path}: each needs a folder (experiment) of its own"
+            ) from None
         except NotImplementedError:
             log.warning("%s cannot be locked on its file system: start only one run in it", self.path)
 

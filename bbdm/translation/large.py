@@ -96,7 +96,7 @@ class LargePictures:
         if windows is None:
             raise LargePictureError(
                 f"{source} of {size[0]} x {size[1]} needs about {shown(in_memory(sampler, size))} of memory, more than "
-                f"{shown(self._limit)}, and the network is called on whole pictures"
+                f"{shown(self._limit)}, and the network is called on whole pictures: give window, the side of windows, or more memory"
             )
         for cause, what in (
             (self._config.maps, "no maps are made of it"),
@@ -104,7 +104,7 @@ class LargePictures:
             (sampler.unet.further.each, "the network sees more than the source"),
         ):
             if cause:
-                raise LargePictureError(f"{source} is larger than memory, and then {what}: give more --memory")
+                raise LargePictureError(f"{source} is larger than memory, and then {what}: give more memory")
         about = {**about, "source": self._files.names[job.index]}
         with scripts.termination() as asked, tqdm(desc=name, unit="call", leave=False, disable=not verbose) as bar:
 

@@ -89,5 +89,5 @@ class Photographs(Files):
         strips = super().strips(index)
         if strips.dtype != EIGHT_BIT.dtype:
             found = f"{self.shown(index)} is larger than memory and has {strips.dtype} values"
-            raise ValueError(f"{found}: give more --memory")
+            raise ValueError(f"{found}: give more memory")
         return strips

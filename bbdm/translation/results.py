@@ -123,9 +123,9 @@ class Record:
             self.place.remove(self.existing)
             self.existing = set()
         elif differing:
-            raise ResultsError(f"{folder} holds results of other settings ({differing})")
+            raise ResultsError(f"{folder} holds results of other settings ({differing}): give another folder, or overwrite them")
         elif unknown := sorted(self.existing - known):
-            raise ResultsError(f"{folder}/{unknown[0]} exists, but no {folder}/{SETTINGS} says what made it")
+            raise ResultsError(f"{folder}/{unknown[0]} exists, but no {folder}/{SETTINGS} says what made it: give another folder")
         self._names = {*names} if differing else known.union(names)
         content: dict[str, Any] = {"settings": self.settings}
         content |= {"results": sorted(self._names)} if further else {}

@@ -23,11 +23,26 @@ def test_other_text_is_refused(text: str):
         read_memory(text)
 
 
-def test_what_is_free_is_at_most_what_a_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "LIMIT", tmp_path / "memory.max")
-    free = free_memory()
-    assert 2**24 < free < 2**50
-    for text, least in (("max\n", 2**24), ("1000\n", 1000)):
-        (tmp_path / "memory.max").write_text(text)
-        assert free_memory() >= least
-    assert free_memory() == 1000
+@pytest.mark.parametrize(
+    ("limit", "used", "cached"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["v2", "v1"],
+)
+def test_free_in_a_container_is_its_limit_less_what_is_used(
+    limit: str, used: str, cached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Pages of files that can be dropped are free."""
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert 2**24 < free_memory() < 2**50
+    for name, text in ((limit, "9000\n"), (used, "5000\n"), ("memory.stat", f"anon 3\n{cached} 1500\n")):
+        path = (tmp_path / limit).with_name(name) if name == "memory.stat" else tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert free_memory() == 9000 - 5000 + 1500
+    (tmp_path / used).write_text("99000")
+    assert free_memory() == 0
+    (tmp_path / limit).write_text("max\n")
+    assert free_memory() > 2**24

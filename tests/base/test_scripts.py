@@ -85,40 +85,22 @@ def test_an_interruption_is_one_line(own: tuple[str, ...], message: str, capsys:
     assert capsys.readouterr().err.strip() == f"interrupted: {message}"
 
 
-class BusyError(ValueError):
-    pass
-
-
-class StillBusyError(BusyError):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("error", "end", "message"),
-    [
-        (BusyError("in use"), SystemExit, "^error: in use; --folder gives another$"),
-        (StillBusyError("in use"), SystemExit, "^error: in use; --folder gives another$"),
-        (ValueError("in use"), SystemExit, "^error: in use$"),
-        (TypeError("a fault"), TypeError, "^a fault$"),  # of the program: it keeps its traceback
-    ],
-    ids=["class", "subclass", "other", "fault"],
-)
-def test_a_hint_follows_the_errors_of_its_class(error: Exception, end: type[BaseException], message: str):
+def test_a_fault_of_the_program_keeps_its_traceback():
     def main() -> None:
-        raise error
+        raise TypeError("a fault")
 
-    with pytest.raises(end, match=message):
-        scripts.run(main, hints={"OSError": "no", "BusyError": "--folder gives another"})
+    with pytest.raises(TypeError, match=r"^a fault$"):
+        scripts.run(main)
 
 
-def test_a_hint_follows_what_stopped_the_work(capsys: pytest.CaptureFixture[str]):
+def test_what_stopped_the_work_decides_the_status(capsys: pytest.CaptureFixture[str]):
     def main() -> None:
         raise scripts.StoppedError("the loss is nan", 3)
 
     with pytest.raises(SystemExit) as caught:
-        scripts.run(main, hints={"StoppedError": "-lr lowers it"})
+        scripts.run(main)
     assert caught.value.code == 3
-    assert capsys.readouterr().err.strip() == "stopped: the loss is nan; -lr lowers it"
+    assert capsys.readouterr().err.strip() == "stopped: the loss is nan"
 
 
 def parser() -> scripts.Parser:

@@ -76,7 +76,7 @@ def test_an_interrupted_command_resumes(place: Path, monkeypatch: pytest.MonkeyP
 def test_what_a_failed_calibration_measured_does_not_block_the_advised_one(place: Path):
     """The mean is one picture, so no number of its standard deviations is enough."""
     words = ["c.pt", "edge2shoes", "data", *FLAGS[:4], "--solver", "mean", "--quiet"]
-    with pytest.raises(SystemExit, match="take by='quantiles'; the flag is --by quantiles"):
+    with pytest.raises(SystemExit, match="take by='quantiles'"):
         cli.run("calibrate", [*words, "--by", "std"])
     cli.run("calibrate", [*words, "--by", "quantiles"])
     assert json.loads(Path("c.intervals.json").read_text())["by"] == "quantiles"
@@ -87,7 +87,7 @@ def test_an_interrupted_calibration_of_other_settings(place: Path, monkeypatch: 
         patched.setattr(BridgeSampler, "distribution", None)
         with pytest.raises(TypeError):
             run("--by", "std")
-    with pytest.raises(SystemExit, match=r"c.intervals.json.parts holds .*levels None, now .*; --overwrite calibrates"):
+    with pytest.raises(SystemExit, match=r"c.intervals.json.parts holds .*levels None, now .*; overwrite calibrates"):
         cli.run("calibrate", ["c.pt", "edge2shoes", "data", *FLAGS])
     run("--overwrite")
 
@@ -119,7 +119,7 @@ def test_pairs_of_a_checkpoint_that_training_resumes_from(place: Path, make_trai
 
 
 def test_a_folder_of_pictures_alone_is_refused():
-    with pytest.raises(ValueError, match="the data set 'folder' has no targets to compare with: --degrade makes"):
+    with pytest.raises(ValueError, match="the data set 'folder' has no targets to compare with: degrade makes"):
         calibrate.main(["c.pt", "folder", "data"])
 
 
@@ -226,7 +226,7 @@ def test_maps_that_there_are_not(flags: list[str], message: str, capsys: pytest.
 
 
 def test_maps_of_one_result_are_refused():
-    with pytest.raises(SystemExit, match=r"num_samples must be at least 2, got 1; the flag is --samples$"):
+    with pytest.raises(SystemExit, match=r"num_samples must be at least 2, got 1$"):
         cli.run("translate", ["edge2shoes", "data", "c.pt", "--maps", "mean"])
 
 

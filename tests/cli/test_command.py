@@ -1,10 +1,7 @@
 """The command ``bbdm``: its subcommands, what they cost at the start, completion, and ``bbdm info``."""
 
-import ast
-import importlib
 import json
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -15,11 +12,9 @@ import pytest
 import torch
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, __version__, cli, demo, save_checkpoint, save_vqgan
-from bbdm.cli import demo as demo_command
 from bbdm.cli import info
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import IncompleteFileError
-from bbdm.translation.config import TranslateConfig
 from tests.conftest import BRIDGE, ROOT, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -91,14 +86,6 @@ def test_a_script_is_a_command(script: str, command: str, monkeypatch: pytest.Mo
     assert command in cli.COMMANDS
 
 
-def test_every_hint_is_of_an_error_of_the_library():
-    files = (ROOT / "bbdm").rglob("*.py")
-    classes = {
-        node.name for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)
-    }
-    assert set(cli.HINTS) <= classes
-
-
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
@@ -122,10 +109,9 @@ class TestInfo:
         title, *lines = capsys.readouterr().out.splitlines()
         return title.removeprefix(f"{file}: "), {line[2:16].strip(): line[16:] for line in lines}
 
-    def test_the_bundled_weights(self, capsys: pytest.CaptureFixture[str]):
+    def test_what_the_package_brings(self, capsys: pytest.CaptureFixture[str]):
         title, rows = self.rows(demo.WEIGHTS, capsys)
-        network = load_checkpoint(demo.WEIGHTS).build_unet()
-        count = sum(parameter.numel() for parameter in network.parameters())
+        count = sum(parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters())
         assert title == "a checkpoint of bbdm"
         assert rows["network"] == f"unet, {count / 1e6:.1f} M parameters in float16"
         assert (rows["image size"], rows["objective"], rows["network calls"]) == ("64 x 64", "pinned", "any number")
@@ -144,22 +130,19 @@ class TestInfo:
         assert (title, rows["network calls"], rows["image size"]) == ("a checkpoint of bbdm", "2", "not stated")
         assert rows["codec"].startswith("vqgan, ")
 
-    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-    def test_an_autoencoder(self, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        vqgan: VQGAN = tiny_vqgan()
-        save_vqgan(tmp_path / f"v{suffix}", vqgan)
-        title, rows = self.rows(tmp_path / f"v{suffix}", capsys)
-        assert title == "an autoencoder of bbdm"
-        assert rows["latents"].startswith(f"{vqgan.config.latent_channels} channels, one position for ")
-
-    def test_the_folder_of_a_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def test_autoencoders_and_folders_of_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         for step in (5, 10):
             path = tmp_path / f"step_{step:08d}.pt"
             save_checkpoint(path, tiny_unet(), BRIDGE, image_size=16, training={"step": step, "epoch": 1})
         title, rows = self.rows(tmp_path, capsys)
         assert title == "a checkpoint of bbdm, step_00000010.pt of a training run"
         assert rows["training"] == "10 optimizer steps, to resume from"
-        save_vqgan(tmp_path / "v" / "step_00000004.pt", tiny_vqgan(), training={"step": 4})
+        vqgan: VQGAN = tiny_vqgan()
+        save_vqgan(tmp_path / "v.safetensors", vqgan)
+        title, rows = self.rows(tmp_path / "v.safetensors", capsys)
+        assert title == "an autoencoder of bbdm"
+        assert rows["latents"].startswith(f"{vqgan.config.latent_channels} channels, one position for ")
+        save_vqgan(tmp_path / "v" / "step_00000004.pt", vqgan, training={"step": 4})
         title, rows = self.rows(tmp_path / "v", capsys)
         assert title == "an autoencoder of bbdm, step_00000004.pt of a training run"
         assert rows["autoencoder"].startswith("VQGAN, ")
@@ -173,45 +156,15 @@ class TestInfo:
         assert title == "a checkpoint of sde-bbdm"
         assert rows["bridge"].startswith("ABridge(num_steps=50, c_lambda=3.0")
 
-    def test_what_is_no_model_is_refused(self, tmp_path: Path):
+    @pytest.mark.parametrize(
+        ("name", "error", "message"),
+        [
+            ("a.pt", ValueError, r"cannot read .*a\.pt as a checkpoint"),
+            ("b.pt", FileNotFoundError, r"there is no checkpoint .*b\.pt"),
+            ("", ValueError, r"holds a\.pt, and info takes a file of weights, or the folder of a run, "),
+        ],
+    )
+    def test_what_is_no_model_is_refused(self, name: str, error: type[Exception], message: str, tmp_path: Path):
         (tmp_path / "a.pt").write_text("text")
-        with pytest.raises(ValueError, match=re.escape(f"cannot read {tmp_path / 'a.pt'} as a checkpoint")):
-            info.describe(tmp_path / "a.pt", info.FileConfig())
-        with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*b\.pt"):
-            info.describe(tmp_path / "b.pt", info.FileConfig())
-        with pytest.raises(
-            ValueError, match=r"holds a\.pt, and info takes a file of weights, or the folder of a run, "
-        ):
-            info.describe(tmp_path, info.FileConfig())
-
-
-@pytest.mark.parametrize(
-    ("flags", "wanted"),
-    [
-        ([], (None, None, False)),
-        (["--solver", "dpm2m"], ("dpm2m", None, False)),
-        (["--steps", "3"], (None, 3, False)),
-        (["--fast_sampling"], (None, None, True)),
-    ],
-)
-def test_the_demo_is_translated_as_asked(flags: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch):
-    made: list[TranslateConfig] = []
-    monkeypatch.setattr(demo_command, "translate", lambda config, words: made.append(config))
-    demo_command.main(flags)
-    assert (made[0].solver, made[0].steps, made[0].fast_sampling) == wanted
-    assert made[0].model == demo.WEIGHTS
-
-
-def test_a_hint_names_flags_that_the_command_has(monkeypatch: pytest.MonkeyPatch):
-    def fail(words: list[str]) -> None:
-        raise IncompleteFileError("it leaves something out")
-
-    ends: dict[str, Any] = {}
-    for name in ("app", "translate"):
-        module = importlib.import_module(f"bbdm.cli.{name}")
-        monkeypatch.setattr(module, "main", fail)
-        with pytest.raises(SystemExit) as end:
-            cli.run(name, [])
-        ends[name] = end.value.code
-    assert ends["app"] == "error: it leaves something out"
-    assert ends["translate"] == "error: it leaves something out; the flags are -t, -l, -vq and --config"
+        with pytest.raises(error, match=message):
+            info.Info(file=tmp_path / name).run()

@@ -97,7 +97,7 @@ def test_validation_has_the_classes_of_training(place: Path) -> None:
     with pytest.raises(ValueError, match=r"data/val/05.png: 'c' is no class of 'style', which are a, b"):
         train.main([*TRAIN, "--condition", "style=class", "-e", "1"])
     Path("labels.csv").write_text("\n".join(f"{i:02d},a" for i in range(7)))
-    with pytest.raises(ValueError, match=r"--drop must be of the conditions style, got 'stile'"):
+    with pytest.raises(ValueError, match=r"drop must be of the conditions style, got 'stile'"):
         train.main([*TRAIN, "--condition", "style=class", "--drop", "stile:0.1", "-e", "1"])
 
 

@@ -34,7 +34,7 @@ def test_converts(name: str, vqgan: VQGAN, state_dict: Path, tmp_path: Path, cap
 
 def test_refuses(state_dict: Path, tmp_path: Path):
     out = tmp_path / "out.pt"
-    with pytest.raises(ValueError, match=r"model\.ckpt is for images of 3 channels, got -c 1"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is for images of 3 channels, got in_channels 1"):
         main([str(state_dict), str(out), "-c", "1"])
     with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors, got .*out\.pth"):
         main([str(state_dict), str(tmp_path / "out.pth")])

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 import bbdm
-from bbdm import ABridge, BridgeSampler, VQGANCodec, cli, load_checkpoint, save_checkpoint, save_vqgan
-from bbdm.base import scripts
+from bbdm import ABridge, BridgeSampler, VQGANCodec, load_checkpoint, save_checkpoint, save_vqgan
 from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
 from bbdm.data.spec import Spec
@@ -141,10 +140,8 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int]):
         (["--dtype", "bf16"], "dtype float32, now bfloat16"),
         (["--image_size", "12"], "image_size 16, now 12"),
     ):
-        with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}\)") as caught:
+        with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}\)"):
             run(*flags)
-        message = scripts.hinted(caught.value, cli.HINTS)
-        assert message.endswith("); give another folder for results, or --overwrite to make all results again")
     with pytest.raises(ValueError, match=r"nfe 3, now 2, timesteps"):
         run(steps="2")
     save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)

@@ -99,9 +99,9 @@ def test_the_decoder_of_a_trained_autoencoder(place: Path):
     before, after = load_vqgan("vqgan.pt").state_dict(), load_vqgan("sharp.pt").state_dict()
     changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"decoder", "post_quant_conv"}
-    with pytest.raises(ValueError, match="--decoder_only trains the decoder of a trained autoencoder"):
+    with pytest.raises(ValueError, match="decoder_only trains the decoder of a trained autoencoder"):
         train_vqgan.main(["edge2shoes", "data", "other.pt", *ALONE, "--decoder_only"])
-    with pytest.raises(ValueError, match=r"vqgan\.pt is of the other --kind than kl"):
+    with pytest.raises(ValueError, match=r"vqgan\.pt is of another kind than 'kl'"):
         train_vqgan.main(["edge2shoes", "data", "other.pt", *ALONE, "--init_from", "vqgan.pt", "--kind", "kl"])
     assert not Path("other.pt").exists()
 
@@ -128,12 +128,14 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, place: Path):
 def test_what_a_latent_bridge_is_refused_for(place: Path):
     train_tiny_vqgan(1)
     train.main(["edge2shoes", "data", "model.pt", *BRIDGE_RUN, "-e", "1", "-vq", "vqgan.pt", "--normalize_latents"])
-    channels = "lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3; presets for it: paper, paper-pinned"
+    channels = (
+        "lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3; preset must be one of paper, paper-pinned"
+    )
     for output, flags, message in (
-        ("other.pt", ["--cache_latents", "latents"], "need -vq"),
-        ("other.pt", ["--preset", "lbbdm-f4"], "--preset lbbdm-f4 is of latents: it needs -vq"),
+        ("other.pt", ["--cache_latents", "latents"], "need vqgan_path"),
+        ("other.pt", ["--preset", "lbbdm-f4"], "preset lbbdm-f4 is of latents: it needs vqgan_path"),
         ("other.pt", ["--preset", "lbbdm-f8", "-vq", "vqgan.pt"], channels),
-        ("model.pt", BRIDGE_RUN, "where it began: with the same codec, with normalised latents"),
+        ("model.pt", BRIDGE_RUN, "where it began: with the same codec .vqgan_path., with normalised latents"),
     ):
         with pytest.raises(ValueError, match=message):
             train.main(["edge2shoes", "data", output, *flags])

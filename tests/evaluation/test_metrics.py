@@ -14,8 +14,6 @@ import torch
 import torchvision
 from torch import nn
 
-from bbdm import cli
-from bbdm.base import scripts
 from bbdm.evaluation import perceptual
 from bbdm.evaluation.metrics import LPIPSNet
 from bbdm.evaluation.perceptual import DownloadError
@@ -138,9 +136,8 @@ def test_a_missing_download_names_the_argument(monkeypatch: pytest.MonkeyPatch, 
         raise URLError("no route to host")
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
-    with pytest.raises(DownloadError, match=r"Inception .* fid_weights") as e:
+    with pytest.raises(DownloadError, match=r"Inception weights could not be downloaded .* give it as fid_weights"):
         Scores(["fid"])
-    assert scripts.hinted(e.value, cli.HINTS).endswith("; the flags are --fid_weights and --lpips_weights")
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"alexnet .* lpips_weights"):

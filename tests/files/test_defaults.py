@@ -89,7 +89,7 @@ def commands() -> dict[str, Callable[[Path], Found]]:
         "info": described,
         "serve": served,
         "app": lambda path: found(app_model.load(AppConfig(model=path))),
-        "export": lambda path: found(exporter.load(export.parse([str(path)]))),
+        "export": lambda path: found(exporter.load(export.Export(checkpoint=path))),
         "eval --sweep": swept,
     }
 

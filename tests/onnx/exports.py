@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import nn
 
 from bbdm import VQGAN, ABridge, VQGANCodec, save_checkpoint
-from bbdm.cli.export import main
+from bbdm.cli.export import Export
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.networks.base import Network
 from bbdm.networks.restore import state_hash
@@ -69,5 +69,6 @@ def export(file: Path, folder: Path, *flags: str, network: Network | None = None
         for name in ("network_graph", "encoder_graph", "decoder_graph"):
             if (function := getattr(graphs, name)).__module__ == graphs.__name__:  # no test's own
                 patch.setattr(graphs, name, once(function))
-        main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
+        words = [str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags]
+        Export.parse(words).run(network)
     return folder

@@ -1,7 +1,6 @@
 """`bbdm export`: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -271,7 +270,7 @@ def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
     made = export(file, tmp_path / "made", "--steps", "2", "--pipeline")
     (made / "pipeline.onnx").unlink()  # which may be shipped apart
     assert OnnxBridgeSampler(made)(source(1, 16, 16).numpy(), seed=0).shape == (1, 3, 16, 16)
-    with pytest.raises(ValueError, match="exists: --overwrite replaces it"):
+    with pytest.raises(ValueError, match="exists: overwrite replaces it"):
         export(file, made, "--steps", "3")
     assert len(read_settings(made)["timesteps"]) == 2
     export(file, made, "--steps", "3", "--overwrite")
@@ -285,17 +284,16 @@ def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--opset", "17"], r"--opset must be in \[21, 23\], got 17"),
+        (["--opset", "17"], r"opset must be in \[21, 23\], got 17"),
         (["--quantize", "int8"], "need each other"),
         (["--quantize", "int8", "--calibrate", "x", "--dtype", "fp16"], "leaves the rest in fp32"),
-        (["--mask"], "--mask is of --pipeline"),
-        (["--dtype", "bf16"], "bf16 is of --compiled"),
+        (["--mask"], "mask is of pipeline"),
+        (["--dtype", "bf16"], "bf16 is of compiled"),
     ],
 )
-def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], message: str, capfd: Any):
-    with pytest.raises(SystemExit):
+def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
         export(file, tmp_path / "made", *flags)
-    assert re.search(message, capfd.readouterr().err)
 
 
 def test_what_is_noticed_at_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

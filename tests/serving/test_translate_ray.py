@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from bbdm import BridgeSampler, pictures, save_checkpoint
-from bbdm.base import scripts
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import ABridge
-from bbdm.cli import HINTS, translate, translate_ray
+from bbdm.cli import translate, translate_ray
 from bbdm.data.examples import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image
@@ -157,7 +156,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
     words = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), *STEPS, "-b", "3"]
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(2 of 4 pictures; the others are tr") as caught:
         translate_ray.main(words)
-    assert "--skip_bad" in scripts.hinted(caught.value, HINTS)
+    assert "skip_bad" in str(caught.value)
     assert results(tmp_path / "out").keys() == {"0/0000.png", "1/0001.png"}
     translate_ray.main([*words, "--skip_bad"])
     printed = capsys.readouterr().out

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bbdm import BridgeSampler, BrownianBridge, Trainer, UNet, wrap
 from bbdm.cli import train
+from bbdm.cli.presets import PRESETS
 from bbdm.codec import wrap_codec
 from bbdm.data.config import Crops
 from bbdm.data.examples import Example
@@ -121,14 +122,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
         Trainer(unet(), BRIDGE, TrainConfig(**SETTINGS), Volumes(), None, tmp_path, codec)
     with pytest.raises(ValueError, match=message):
         BridgeSampler(unet(), BRIDGE, codec=codec)
-    with pytest.raises(ValueError, match="-vq is for pictures"):
-        train.check_flags(train.parse(["paired", "A,B", "model.pt", "--preset", "volume", "-vq", "vqgan.pt"]))
+    with pytest.raises(ValueError, match="vqgan_path is for pictures"):
+        train.Train.of(dataset="paired", data_dir="A,B", output_model="m.pt", preset="volume", vqgan_path="vqgan.pt")
 
 
 def test_the_preset_asks_for_crops_of_volumes() -> None:
-    args = train.parse(["paired", "A,B", "model.pt", "--preset", "volume"])
-    assert (args.axes, args.crop, args.channels) == (3, Crops((64, 96, 96)), 1)
-    assert train.parse(["paired", "A,B", "model.pt"]).axes == 2
+    command = train.Train.of(dataset="paired", data_dir="A,B", output_model="m.pt", preset="volume")
+    assert (PRESETS["volume"].axes, command.crop, command.channels) == (3, Crops((64, 96, 96)), 1)
 
 
 def test_whitened_filters() -> None:
