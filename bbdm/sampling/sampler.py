@@ -28,6 +28,7 @@ from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.sampling.base import KEPT, Sampler
 from bbdm.sampling.batch import Batch, Shapes
+from bbdm.sampling.inversion import Inverting
 from bbdm.sampling.loop import Loop
 from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
@@ -35,7 +36,7 @@ from bbdm.sampling.torch_loop import TorchLoop
 from bbdm.solvers import AnySolver, StepTable
 
 
-class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
+class BridgeSampler(Inverting, TorchLoop, Sampler[torch.Tensor]):
     """Translates images with a trained network.
 
     Args:
