@@ -12,22 +12,26 @@ network has a quarter of the preset's width, so that five calls take minutes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bbdm import BridgeSampler, BrownianBridge
 from bbdm.execution.device import best_dtype
+from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.networks.base import Conditions
+from bbdm.networks.checks import along
 from benchmarks import networks, processes
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.timing import Comparison, Row, interleaved
-from benchmarks.windows import OVERLAP, of_monai
 
 TRAINING = {"plain PyTorch": "plain", "bbdm": "kept", "bbdm, gradient checkpointing": "checkpointed"}
 WINDOWS = ["MONAI", "bbdm"]
-STEPS = 5
+STEPS, OVERLAP = 5, 0.25
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def windows(quick: bool) -> Comparison:
     def by_monai() -> None:
         done: list[int] = []
         inferred = copy.copy(sampler)
-        inferred._body = of_monai(sampler, window, 1, done.append)
+        inferred._body = of_monai(sampler, window, done.append)
         made["MONAI"] = inferred(source, seed=0, window=None)
         calls["MONAI"] = len(done)
 
@@ -87,6 +91,33 @@ def windows(quick: bool) -> Comparison:
         error = networks.relative_error(made["bbdm"], made["MONAI"].float())
         comparison.info["bbdm"]["relative_difference"] = error
     return comparison
+
+
+def of_monai(
+    sampler: BridgeSampler,
+    window: tuple[int, ...],
+    report: Callable[[int], Any],
+) -> Callable[..., Tensor]:
+    """The network's body inside MONAI's inferer; ``report`` is called after each call of it with 1."""
+    from monai.inferers import SlidingWindowInferer  # pyright: ignore[reportPrivateImportUsage]
+
+    infer = SlidingWindowInferer(along(window, sampler.axes), 1, OVERLAP, mode="gaussian")
+    body = sampler._body
+
+    def network(x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
+        names = list(conditions)
+        together = torch.cat([x, *conditions.values()], 1)
+
+        def predict(part: Tensor) -> Tensor:
+            each = part.split([x.shape[1], *(conditions[name].shape[1] for name in names)], 1)
+            state, *seen = (part.contiguous(memory_format=CHANNELS_LAST[part.ndim]) for part in each)
+            prediction = body(state, embedding, dict(zip(names, seen, strict=True))).float()
+            report(1)
+            return prediction
+
+        return infer(together, predict).contiguous(memory_format=CHANNELS_LAST[x.ndim])  # pyright: ignore
+
+    return network
 
 
 @pytest.mark.parametrize("row", TRAINING)

@@ -16,6 +16,7 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
+from bbdm import demo
 from bbdm.bridges import ABridge, Bridge
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
@@ -92,6 +93,23 @@ def tiny_dit(seed: int = 0, **settings: Any) -> DiT:
 def make_unet() -> MakeUNet:
     """make_unet(seed=0, **settings): see :func:`tiny_unet`."""
     return tiny_unet
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a tiny network by 4 calls of sde-dpm2m; its checkpoint is ``bridge.pt`` beside it."""
+    from tests.onnx.exports import checkpoint, export
+
+    folder = tmp_path_factory.mktemp("exported")
+    return export(checkpoint(folder / "bridge.pt"), folder / "onnx", "--solver", "sde-dpm2m", "--steps", "4")
+
+
+@pytest.fixture(scope="session")
+def bundled_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled network in float16, as the docs export it. It takes half a minute: for nightly tests."""
+    from tests.onnx.exports import export
+
+    return export(demo.WEIGHTS, tmp_path_factory.mktemp("bundled") / "onnx", "--dtype", "fp16")
 
 
 @pytest.fixture

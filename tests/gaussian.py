@@ -1,7 +1,7 @@
 """Distances of solvers' results from the true conditional distribution, with the ideal denoiser.
 
 For x0 ~ N(mu, s^2) and one source y, every state is Gaussian: the table maps the mean and covariance of
-(x, previous x0hat) exactly, without sampling. benchmarks/solvers_plot.py draws the distance against NFE.
+(x, previous x0hat) exactly, without sampling.
 """
 
 from collections.abc import Callable

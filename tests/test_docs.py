@@ -81,11 +81,21 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("page", "mark", "snippet"), snippets())
-def test_snippet_runs(page: str, mark: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_snippet_runs(
+    page: str,
+    mark: str,
+    snippet: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+):
     code = compile(snippet, page, "exec")
     if mark == "compile only":
         return
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    if "out/onnx" in snippet:  # what a command before it exports
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/onnx").symlink_to(request.getfixturevalue("bundled_export"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     exec(code, {"__name__": "__main__"})

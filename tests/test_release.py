@@ -13,6 +13,7 @@ import bbdm
 from tests.conftest import ROOT
 
 LINK = re.compile(r'(?:\]\(|(?:src|srcset|href)=")([^)"\s]+)')
+BUILT = re.compile(r"(^|/)(node_modules|dist|exports|site|out|__pycache__|[^/]*\.run)/")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
 
@@ -43,7 +44,7 @@ def test_the_source_distribution_has_what_its_tests_need_and_nothing_built():
     names = files_of(SdistBuilder(str(ROOT)))
     assert {"README.md", "CITATION.cff", "LICENSE", "tests/conftest.py"} <= names
     assert {"examples/web/package-lock.json", "examples/demo/metrics.jsonl", "mkdocs.yml"} <= names
-    assert not [name for name in names if re.search(r"(^|/)(node_modules|dist|site|out|__pycache__|[^/]*\.run)/", name)]
+    assert not [name for name in names if BUILT.search(name)]
     assert sum((ROOT / name).stat().st_size for name in names) < 80e6  # the package index takes 100 MB
 
 

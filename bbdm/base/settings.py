@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -81,6 +81,13 @@ def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings
     """A settings dataclass of those values that are its fields."""
     names = {each.name for each in fields(settings)}  # pyright: ignore[reportArgumentType]
     return settings(**{name: value for name, value in values.items() if name in names})
+
+
+def named(parser: argparse.ArgumentParser, argv: Sequence[str], settings: type[Any]) -> frozenset[str]:
+    """The fields that the words of a command name, also where they name the default."""
+    unset = object()
+    args = parser.parse_args(argv, argparse.Namespace(**{each.name: unset for each in fields(settings)}))
+    return frozenset(name for name, value in vars(args).items() if value is not unset)
 
 
 def _without_none(kind: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.cli.training import DATA_DIR, add_layout
-from bbdm.evaluation.calibration import CalibrateConfig, place_of
+from bbdm.evaluation.calibration import CalibrateConfig, calibrate
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,16 +22,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
     add_layout(parser, help="'folder' is of pictures alone, and needs --degrade")
     parser.add_argument("data_dir", help=DATA_DIR)
-    parser.add_argument("-o", "--output", type=Path, help="where intervals are written; MODEL.intervals.json if unset")
     add_flags(parser, CalibrateConfig)
-    args = parser.parse_args(argv)
-    if args.dataset == "folder" and args.degrade is None:
-        parser.error("the data set 'folder' has no targets to compare with: --degrade makes sources of them")
-    config = from_values(CalibrateConfig, vars(args))
-    from bbdm.evaluation.calibration import calibrate
-
-    output = args.output or place_of(config.model)
-    made = calibrate(config, output)
-    widths = ", ".join(f"{each:.4g}" for each in made.lambdas)
-    print(f"{made.pairs} pairs: {100 * made.loss:.3g} % of values outside; lambda {widths}")
+    made, output = calibrate(from_values(CalibrateConfig, vars(parser.parse_args(argv))))
+    print(f"{made.pairs} pairs: {100 * made.loss:.3g} % of values outside; lambda {made.lambda_:.4g}")
     print(f"mean length {100 * made.length:.3g} % of the range; {output}")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bbdm.base import demo
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, from_values, named
 from bbdm.cli.translate import translate
 from bbdm.evaluation.config import MapsConfig
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(__doc__, prog="bbdm demo")
     parser.add_argument("output_dir", type=Path, nargs="?", default=Path("out/demo"), help="where results are written")
     add_flags(parser, MapsConfig)
-    given = {"dataset": "edge2shoes", "data_dir": str(demo.FOLDER), "model": demo.WEIGHTS}
+    given: dict[str, Any] = {"dataset": "edge2shoes", "data_dir": str(demo.FOLDER), "model": demo.WEIGHTS}
     args = vars(parser.parse_args(argv))
+    given |= {"named": named(parser, argv, MapsConfig)}
     translate(from_values(MapsConfig, {**args, **given}), ["demo", *argv])

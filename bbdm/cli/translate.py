@@ -14,7 +14,7 @@ from PIL import Image
 
 from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, from_values, named
 from bbdm.cli.training import add_layout
 from bbdm.evaluation.config import MapsConfig
 from bbdm.pictures import images
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> MapsConfig:
     add_flags(parser, MapsConfig)
     args = parser.parse_args(argv)
     args.output_dir = args.output_dir or Path("out") / args.model.stem
-    return from_values(MapsConfig, vars(args))
+    return from_values(MapsConfig, {**vars(args), "named": named(parser, argv, MapsConfig)})
 
 
 def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
@@ -66,7 +66,7 @@ def translate(config: MapsConfig, words: Sequence[str]) -> None:
     grid = next(path for name in GRIDS if (path := folder / name) not in planned)
     check_places(translator.files, [grid, *planned])
     kept = 0 if config.overwrite else sum(path.exists() for path in planned)
-    jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
+    jobs, _ = translator.run(translator.config.chosen_solver, translator.config.steps, folder)
     if translator.processes.first:
         print(f"{len(jobs) - kept} results in {folder}" + (f", and {kept} that were there" if kept else ""))
         if small := translator.shown(jobs):

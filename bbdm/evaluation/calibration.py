@@ -14,8 +14,8 @@ from bbdm.base.settings import setting
 from bbdm.data.config import RowsConfig, read_labels
 from bbdm.data.rows import Row, read_rows
 from bbdm.evaluation.config import TranslateConfig
-from bbdm.evaluation.intervals import By, Intervals
-from bbdm.evaluation.risk import Bound, NoLambdaError
+from bbdm.evaluation.intervals import By, Intervals, check_risk
+from bbdm.evaluation.risk import Bound, NoLambdaError, TooFewPairsError
 from bbdm.evaluation.unseen import check_copies
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
 
@@ -42,7 +42,6 @@ class CalibrateConfig(RowsConfig, NetworkConfig):
     samples: int = setting(16, "results of each source", "-r", least=2)
     by: By = setting("quantiles", "what is widened: the samples' quantiles, or their mean by standard deviations")
     bound: Bound = setting("hoeffding-bentkus", "of the risk; conformal is for few pairs, and in expectation")
-    groups: int = setting(1, "groups of values by their uncertainty, each with a width of its own", least=1)
     split: str = setting("val", "the part of the data set to calibrate on")
     batch_size: int | None = setting(None, "results in a batch; 16 or fewer if unset", "-b", least=1)
     seed: int = setting(0, "sample j of pair i gets this seed + i + j times the number of pairs")
@@ -59,10 +58,17 @@ class CalibrateConfig(RowsConfig, NetworkConfig):
         "--condition",
         parse=read_labels,
     )
+    output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o", parse=Path)
     overwrite: bool = setting(False, "calibrate again, and replace the intervals")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
     quiet: bool = setting(False, "no progress bar")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_risk(self.alpha, self.delta, self.by, self.bound)
+        if self.dataset == "folder" and self.degrade is None:
+            raise ValueError("the data set 'folder' has no targets to compare with: --degrade makes sources of them")
 
 
 def place_of(model: Path) -> Path:
@@ -70,19 +76,21 @@ def place_of(model: Path) -> Path:
     return model.with_name(model.stem + SUFFIX)
 
 
-def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
-    """Calibrate, and write the intervals. What is measured of each pair is kept beside them until then.
+def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
+    """Calibrate, and write the intervals to a file. What is measured is kept beside it until then.
 
     Raises:
         FileNotFoundError: the network or the data set is missing.
         IntervalsExistError: the file exists, or an interrupted calibration had other settings.
         NoLambdaError: all samples of too many values are equal. What is measured is deleted.
         SeenPairsError: a pair was in training.
+        TooFewPairsError: too few pairs have values. What is measured is deleted.
         ValueError: an argument is refused; see :meth:`Intervals.calibrate`.
     """
     from bbdm.evaluation.results import ResultsError
     from bbdm.evaluation.translate import Translator
 
+    output = config.output or place_of(config.model)
     if output.exists() and not config.overwrite:
         raise IntervalsExistError(f"{output} exists already")
     parts = output.with_name(output.name + ".parts")
@@ -103,7 +111,6 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
             config.samples,
             config.by,
             config.bound,
-            config.groups,
             seed=config.seed,
             batch_size=config.batch_size,
             progress=scripts.is_shown(config.show_verbose, config.quiet),
@@ -112,12 +119,12 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
         )
     except ResultsError as error:
         raise IntervalsExistError(f"a calibration was interrupted: {error}") from error
-    except NoLambdaError:
-        shutil.rmtree(parts)
+    except (NoLambdaError, TooFewPairsError):
+        shutil.rmtree(parts, ignore_errors=True)
         raise
     made.save(output)
     shutil.rmtree(parts)
-    return made
+    return made, output
 
 
 def _training_part(config: CalibrateConfig) -> Sequence[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -95,11 +95,21 @@ class MapsConfig(TranslateConfig):
         "of the intervals of bbdm calibrate",
         parse=read_maps,
     )
-    intervals: Path | None = setting(None, "the file of the intervals; MODEL.intervals.json if unset")
+    intervals: Path | None = setting(
+        None,
+        "the file of the intervals, which low and high take solver, steps, samples, windows and guidance from; "
+        "MODEL.intervals.json if unset",
+    )
+    named: frozenset[str] = field(default=frozenset(), compare=False)  # settings that were given, also as by default
+
+    @property
+    def with_ends(self) -> bool:
+        """Whether ends of intervals are wanted."""
+        return not {"low", "high"}.isdisjoint(self.maps)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.maps and self.num_samples < 2:
+        if self.maps and not self.with_ends and self.num_samples < 2:
             raise SingleResultError(
                 f"maps are of several results: num_samples must be at least 2, got {self.num_samples}"
             )

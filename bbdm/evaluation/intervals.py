@@ -2,19 +2,20 @@
 
 The lower and upper quantiles of some samples are moved apart by a number lambda, or the mean of the samples
 gets lambda standard deviations on each side. Lambda is the least for which a bound of the risk is at most
-alpha, on pairs that training has not seen. The risk is the expectation, over pictures, of the share of values
-outside.
+alpha, on pairs that training has not seen. The risk is the expectation, over pictures that have values, of
+the share of values outside.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,11 @@ from tqdm.auto import tqdm
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
 from bbdm.evaluation import risk
-from bbdm.evaluation.excess import Measure, ends, units_of
-from bbdm.evaluation.risk import Bound, Groups, Losses
+from bbdm.evaluation.excess import By, Measure, ends
+from bbdm.evaluation.risk import Bound, Losses
 from bbdm.evaluation.unseen import check_unseen
 from bbdm.sampling.distribution import Distribution
+from bbdm.sampling.options import GuidanceOptions
 
 if TYPE_CHECKING:
     from bbdm.data.mapped import MapStyle
@@ -34,11 +36,8 @@ if TYPE_CHECKING:
     from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
-By = Literal["quantiles", "std"]
 FORMAT, VERSION = "bbdm intervals", 1
-FITTED = 4  # of so many pairs, one chooses the groups' lambdas, and the others calibrate
-# The arguments of a call that decide its results
-CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval"}
+OPTIONS = tuple(each.name for each in fields(GuidanceOptions))  # of a call, which decide its results
 
 
 class OtherSamplerError(ValueError):
@@ -50,21 +49,18 @@ class Intervals:
     """Calibrated intervals of a sampler's results; :meth:`calibrate` and :meth:`load` make them.
 
     Attributes:
-        sampler: what makes the samples.
-        alpha: the risk that is guaranteed.
-        delta: the share of calibrations that may fail.
-        samples: results of each source.
-        by: what the intervals are made of.
-        bound: the bound of the risk.
-        edges: the uncertainties between the groups of values; none for one group.
-        lambdas: that of each group.
-        pairs: the number of pairs that calibrated.
+        sampler, alpha, delta, samples, by, bound: the arguments of :meth:`calibrate`.
+        lambda_: how far both quantiles are moved, in values of [-1, 1]; or the number of standard deviations.
+        pairs: the number of pairs that calibrated: those that have values.
         loss: the mean loss of these pairs.
         length: their mean length of the intervals, as a share of the range of values.
         size: the sides of their pictures; None where they had several sizes.
         data: SHA-256 of all pairs.
         sampled: what sampler they are of; another one is refused.
-        windows: arguments of the sampler's calls.
+        options: windows and guidance of the sampler's calls.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     sampler: Sampler[Any]
@@ -73,15 +69,19 @@ class Intervals:
     samples: int
     by: By
     bound: Bound
-    edges: tuple[float, ...]
-    lambdas: tuple[float, ...]
+    lambda_: float
     pairs: int
     loss: float
     length: float
     size: tuple[int, ...] | None
     data: str
     sampled: dict[str, Any]
-    windows: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_risk(self.alpha, self.delta, self.by, self.bound)
+        if not 0 <= self.lambda_ < math.inf:
+            raise ValueError(f"lambda_ must be at least 0 and finite, got {self.lambda_!r}")
 
     @classmethod
     def calibrate(
@@ -93,25 +93,21 @@ class Intervals:
         samples: int = 16,
         by: By = "quantiles",
         bound: Bound = "hoeffding-bentkus",
-        groups: int = 1,
         *,
         seed: int = 0,
         batch_size: int | None = None,
         progress: bool | Callable[[int, int], Any] = False,
         folder: str | os.PathLike[str] | None = None,
-        **windows: Any,
+        **options: Any,
     ) -> Intervals:
         """Intervals whose risk is at most ``alpha``, with a probability of 1 - ``delta`` over the pairs.
-
-        With several groups, one of four pairs chooses the lambda of each group so that intervals are short,
-        and the others calibrate one number that is added to all. The guarantee is of all values of a picture
-        together, as with one group; none is given of a group alone.
 
         Args:
             sampler: with the solver and steps of later calls.
             pairs: of the kind that the sampler will be used on, and that training has not seen: a data set of
                 this library, or any of items that :class:`~bbdm.data.mapped.MappedDataset` takes. The slices
-                of a volume are one picture. Values outside a mask do not count.
+                of a volume are one picture. Values outside a mask do not count, nor does a picture that is
+                wholly masked.
             alpha: the largest risk, in (0, 1).
             delta: the probability that the guarantee fails, in (0, 1).
             samples: results of each source, at least 2.
@@ -119,67 +115,45 @@ class Intervals:
                 takes lambda standard deviations around the mean.
             bound: ``hoeffding-bentkus``, or ``conformal`` for few pairs, where the risk is at most alpha in
                 expectation over the pairs too, and delta counts for nothing.
-            groups: of values by their uncertainty, at least 1.
             seed: sample j of pair i has the seed ``seed + i + j * len(pairs)``.
             batch_size: the largest number of results at once.
             progress: show the pairs that are done and the time left; or a function that gets the number of
                 pairs that are done and that of all.
             folder: what is measured of each pair is kept there, so that a calibration that was interrupted
                 resumes; None for none.
-            windows: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
+            options: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
 
         Raises:
+            NoLambdaError: all samples of too many values are equal.
             ResultsError: the folder is of another calibration.
             SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
                 folder of its run; see :func:`~bbdm.evaluation.unseen.check_unseen`.
-            ValueError: too few pairs, whose needed number is named; a target that is not finite; or an
-                argument is out of range.
+            TooFewPairsError: too few pairs have values; the number that is needed is named.
+            ValueError: a target that is not finite, or an argument is out of range.
         """
         from bbdm.data.mapped import as_pairs
 
-        _check(alpha, delta, by, bound, groups)
-        if unknown := windows.keys() - CALL:
-            raise ValueError(f"calibrate takes {', '.join(sorted(CALL))}, got {', '.join(sorted(unknown))}")
+        check_risk(alpha, delta, by, bound)
+        if unknown := sorted(options.keys() - {*OPTIONS}):
+            raise ValueError(f"calibrate takes {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}")
+        options = asdict(GuidanceOptions(**options))
         examples = as_pairs(pairs)
         check_unseen(examples, sampler.origin)
-        units = units_of(examples)
-        fitted = len(range(0, len(units), FITTED)) if groups > 1 else 0
-        if len(units) - fitted < (least := risk.needed(alpha, delta, bound)):
-            total = next(n for n in range(len(units), 2 * least + 4) if n - (n + 3) // FITTED * (groups > 1) >= least)
-            raise ValueError(
-                f"alpha {alpha:g} and delta {delta:g} need at least {total} pairs by the bound {bound!r} with "
-                f"groups={groups}, got {len(units)}"
-            )
-        about = describe(sampler)
-        levels = (alpha / 2, 1 - alpha / 2) if by == "quantiles" else None
-        measure = Measure(sampler, examples, units, samples, levels, seed, {"batch_size": batch_size, **windows})
-        images = list(_shown(measure.all({**about, **windows}, folder), len(units), progress))
-        chosen = Groups((), (0.0,))
-        calibrating = images
-        if groups > 1:
-            calibrating = [image for i, image in enumerate(images) if i % FITTED]
-            target = risk.allowed(alpha, delta, bound, len(calibrating))
-            chosen = risk.shortest(Losses.of(images[::FITTED]), groups, target, by == "std")
-        losses = Losses.of(calibrating)
-        chosen = chosen.calibrated(losses, risk.allowed(alpha, delta, bound, len(calibrating)))
-        lambdas = chosen.at(losses.uncertainty)
-        half = losses.uncertainty * lambdas if by == "std" else losses.uncertainty / 2 + lambdas
-        return cls(
-            sampler,
-            alpha,
-            delta,
-            samples,
-            by,
-            bound,
-            *chosen,
-            pairs=len(calibrating),
-            loss=chosen.loss(losses),
-            length=float((losses.weights * half.clip(0, 1)).sum()),
-            size=measure.size,
-            data=measure.digest.hexdigest(),
-            sampled=about,
-            windows=windows,
-        )
+        measure = Measure(sampler, examples, samples, by, alpha, seed, {"batch_size": batch_size, **options})
+        total = len(measure.units)
+        risk.allowed(alpha, delta, bound, total)  # refuses too few before anything is sampled
+        about, measured = describe(sampler), list[Array]()
+        pictures = measure.all({**about, **options}, folder)
+        for each in tqdm(pictures, "calibrating", total, unit="pair", disable=progress is not True):
+            measured.append(each)
+            if callable(progress):
+                progress(len(measured), total)
+        losses = Losses.of(measured)
+        lambda_ = losses.calibrated(alpha, delta, bound)
+        half = losses.uncertainty * lambda_ if by == "std" else losses.uncertainty / 2 + lambda_
+        length = float((losses.weights * half.clip(0, 1)).sum())
+        found = lambda_, losses.valued, losses.mean(lambda_), length, measure.size, measure.digest.hexdigest()
+        return cls(sampler, alpha, delta, samples, by, bound, *found, about, options)
 
     def __call__(self, source: Any, seed: Any = None, **settings: Any) -> tuple[Any, Any]:
         """The lower and upper ends of the intervals of sources.
@@ -196,34 +170,27 @@ class Intervals:
         Raises:
             ValueError: the pictures have another size than those that calibrated, or a setting is another.
         """
-        fixed = {"solver", "steps", "timesteps", "keep", *CALL}
-        if given := sorted(fixed & settings.keys()):
+        if given := sorted({"solver", "steps", "timesteps", "samples", "keep", "mask", *OPTIONS} & settings.keys()):
             raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(given)} cannot be given")
-        made = self.sampler.distribution(
-            source, self.samples, seed, keep=self.by == "quantiles", **self.windows, **settings
-        )
-        return self.of(made)
+        keep = self.by == "quantiles"
+        return self.of(self.sampler.distribution(source, self.samples, seed, keep=keep, **self.options, **settings))
 
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError for results of another size than that of the calibration; None of it is any."""
         if self.size is not None and tuple(size) != self.size:
-            sizes = [shown(each) for each in (self.size, size)]
             raise ValueError(
-                f"the intervals were calibrated on pictures of {sizes[0]}, got {sizes[1]}: calibrate on pictures of "
-                "this size"
+                f"the intervals were calibrated on pictures of {shown(self.size)}, got {shown(size)}: calibrate on "
+                "pictures of this size"
             )
 
     def of(self, distribution: Distribution) -> tuple[Any, Any]:
         """The ends of the intervals of a distribution that the sampler made with as many samples."""
         if distribution.count != self.samples:
             raise ValueError(f"the intervals are of {self.samples} samples, got {distribution.count}")
-        groups = Groups(self.edges, self.lambdas)
-        levels = (self.alpha / 2, 1 - self.alpha / 2) if self.by == "quantiles" else None
-        lows: list[Array] = []
-        highs: list[Array] = []
-        for low, high, uncertainty in zip(*ends(distribution, levels), strict=True):
+        lows, highs = list[Array](), list[Array]()
+        for low, high, uncertainty in ends(distribution, self.by, self.alpha):
             self.check_size(low.shape[1:])
-            wider = groups.at(uncertainty) * (1 if levels else uncertainty)
+            wider = self.lambda_ * (uncertainty if self.by == "std" else np.ones(low.shape))
             lows.append((low - wider).clip(-1, 1))
             highs.append((high + wider).clip(-1, 1))
         return distribution.restored(lows), distribution.restored(highs)
@@ -242,21 +209,41 @@ class Intervals:
             OtherSamplerError: they are of another solver, other steps, values or weights.
             ValueError: the file is damaged.
         """
+        found = cls._read(path, sampler)
+        if differing := manifest.differences(found.sampled, describe(sampler)):
+            raise OtherSamplerError(f"{path} was calibrated for another sampler ({differing}): calibrate again")
+        return found
+
+    @classmethod
+    def call_of(cls, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What a file of :meth:`save` fixes of every use: solver, steps, samples, and windows and guidance.
+
+        The names are those of a call's options, and ``samples``. A sampler that was given other times than
+        those of its number of steps is known by :meth:`load` alone.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged.
+        """
+        found = cls._read(path, None)
+        solver, times = found.sampled["solver"], found.sampled["timesteps"]
+        return {"solver": solver, "steps": len(times), "samples": found.samples, **found.options}
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str], sampler: Any) -> Intervals:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there are no intervals {path}: bbdm calibrate makes them")
         with manifest.reading(path, "calibrate again") as content:
-            if content.pop("format") != FORMAT or content.pop("version") > VERSION:
+            if content.pop("format") != FORMAT or content.pop("version") != VERSION:
                 raise ValueError("another format")
-            content |= {name: tuple(content[name]) for name in ("edges", "lambdas")}
-            content["size"] = None if content["size"] is None else tuple(content["size"])
-            found = cls(sampler, **content)
-            _check(found.alpha, found.delta, found.by, found.bound, len(found.lambdas))
-            if len(found.edges) != len(found.lambdas) - 1 or not np.isfinite([*found.edges, *found.lambdas]).all():
-                raise ValueError("lambdas of other groups")
-        if differing := manifest.differences(found.sampled, describe(sampler)):
-            raise OtherSamplerError(f"{path} was calibrated for another sampler ({differing}): calibrate again")
-        return found
+            size, options, times = content["size"], content["options"], content["sampled"]["timesteps"]
+            if isinstance(options["window"], list):
+                options["window"] = tuple(options["window"])
+            content |= {"size": size and tuple(size), "options": asdict(GuidanceOptions(**options))}
+            if not times or options.keys() != {*OPTIONS} or not isinstance(content["sampled"]["solver"], str):
+                raise ValueError("not all that decides a call")
+            return cls(sampler, **content)
 
 
 def describe(sampler: Sampler[Any]) -> dict[str, Any]:
@@ -283,23 +270,11 @@ def describe(sampler: Sampler[Any]) -> dict[str, Any]:
     return manifest.as_json({**network, **values, "crop": kind.crop, "solver": sampler.solver, "timesteps": times})
 
 
-def _check(alpha: float, delta: float, by: str, bound: str, groups: int) -> None:
-    """Raise ValueError where an argument is out of range."""
+def check_risk(alpha: Any, delta: Any, by: Any, bound: Any) -> None:
+    """Raise ValueError unless both numbers are in (0, 1), and the others are known."""
     for name, value in (("alpha", alpha), ("delta", delta)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise ValueError(f"{name} must be above 0 and below 1, got {value!r}")
     for name, value, known in (("by", by, get_args(By)), ("bound", bound, get_args(Bound))):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be an integer of at least 1, got {groups!r}")
-
-
-def _shown(images: Iterator[Array], total: int, progress: bool | Callable[[int, int], Any]) -> Iterator[Array]:
-    """The images, whose progress is shown."""
-    report = progress if callable(progress) else None
-    with tqdm(images, "calibrating", total, unit="pair", disable=progress is not True) as bar:
-        for done, image in enumerate(bar, 1):
-            yield image
-            if report is not None:
-                report(done, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256
 from bbdm.evaluation.calibration import place_of
-from bbdm.evaluation.intervals import Intervals
+from bbdm.evaluation.intervals import Intervals, OtherSamplerError
 from bbdm.evaluation.large import LargePictureError
 from bbdm.evaluation.results import Job, Record
 from bbdm.evaluation.translate import Translator
+from bbdm.files.hub import find_checkpoint
 
 if TYPE_CHECKING:
     from bbdm.evaluation.config import MapsConfig
@@ -31,15 +33,12 @@ class MapTranslator(Translator):
 
     config: MapsConfig
 
-    @cached_property
-    def _intervals(self) -> Path | None:
-        """The file of the intervals, where their ends are wanted."""
-        if not {"low", "high"} & set(self.config.maps):
-            return None
-        path = self.config.intervals or place_of(self._model)
-        if not path.is_file():
-            raise FileNotFoundError(f"there are no intervals {path}: bbdm calibrate makes them")
-        return path
+    def __init__(self, config: MapsConfig) -> None:
+        self._intervals: Path | None = None
+        if config.with_ends:
+            self._intervals = config.intervals or place_of(find_checkpoint(config.model))
+            config = as_calibrated(config, self._intervals)
+        super().__init__(config)
 
     def plan(self, folder: Path) -> list[Job]:
         """A job for each map of each source that was not left out, with the seed of its first sample."""
@@ -86,6 +85,27 @@ class MapTranslator(Translator):
                 for job in of:
                     self.files.save(index, (ends.get(job.kind) or _map(made, job.kind))[0], source, job.path)
         self.processes.wait()
+
+
+def as_calibrated(config: MapsConfig, path: Path) -> MapsConfig:
+    """A translation with what the file of intervals fixes: solver, steps, samples, windows and guidance.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OtherSamplerError: a setting that was given, or is not the default, says otherwise.
+    """
+    fixed = Intervals.call_of(path)
+    fixed["num_samples"] = fixed.pop("samples")
+    usual = {each.name: each.default for each in fields(config)}
+    for name, value in fixed.items():
+        given = config.chosen_solver if name == "solver" else getattr(config, name)
+        if given != value and (name in config.named or given != usual[name]):
+            raise OtherSamplerError(
+                f"{name} is {given}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
+            )
+    if config.image_size is None and config.window != fixed["window"]:  # which keeps pictures as they are, if named
+        fixed["image_size"] = "fit" if config.dataset == "folder" else "train"
+    return replace(config, **fixed, fast_sampling=False)
 
 
 def _map(distribution: Distribution, kind: str) -> Any:

@@ -1,14 +1,24 @@
 /** npm run build: the page, the exports beside it, its opening pictures, and what the service worker keeps. */
+import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
+import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { gzipSync } from "node:zlib";
 import { defaultClientConditions, defineConfig, runnerImport, type Plugin } from "vite";
 
-const EXPORTS = Object.entries({ drawings: "../demo/onnx", photographs: "../demo/photographs" })
-  .map(([name, folder]) => [name, fileURLToPath(new URL(folder, import.meta.url))] as const)
-  .filter(([, folder]) => existsSync(folder)); // put beside the page; the archive of a release has the first alone
+const EXPORTS = ["drawings", "photographs"]; // what exports.py writes, and what is put beside the page
 const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
+
+/** Exports the bundled networks into exports/, with Python: $PYTHON, or python. */
+function exported(): Promise<void> {
+  const python = process.env.PYTHON ?? "python";
+  const child = spawn(python, ["-m", "examples.web.exports"], { cwd: "../..", stdio: "inherit" });
+  return new Promise((resolve, reject) => {
+    const failed = (reason: string): void =>
+      reject(new Error(`${python} -m examples.web.exports ${reason}; it needs pip install -e '.[export]', and PYTHON may name another`));
+    child.on("error", (error) => failed(`cannot run: ${error.message}`));
+    child.on("exit", (code) => (code === 0 ? resolve() : failed(`ended with ${code}`)));
+  });
+}
 
 /** The files of dist/. */
 function written(): string[] {
@@ -41,12 +51,17 @@ function list(): void {
 }
 
 function beside(): Plugin {
+  let exports: Promise<void>;
   return {
     name: "beside",
     apply: "build", // not where vitest reads this file
-    transformIndexHtml: (html) => html.replace("<body>", `<body data-exports="${EXPORTS.map(([name]) => name).join(" ")}">`),
+    buildStart() {
+      exports ??= exported(); // beside the page's own build
+      exports.catch(() => undefined); // it is awaited below
+    },
     async closeBundle() {
-      for (const [name, folder] of EXPORTS) copy(folder, `dist/${name}`);
+      await exports;
+      for (const name of EXPORTS) copy(`exports/${name}`, `dist/${name}`);
       const { module } = await runnerImport<typeof import("./opening")>("./opening.ts");
       writeFileSync("dist/opening.png", await module.openingPicture("dist/drawings"));
       for (const name of written().filter((each) => /\.(wasm|onnx)$/.test(each))) pack(`dist/${name}`);

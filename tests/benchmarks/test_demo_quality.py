@@ -9,17 +9,15 @@ from benchmarks import demo_quality
 from tests.conftest import ROOT
 
 DEMO = ROOT / "bbdm" / "demo"
-EXPORT = ROOT / "examples" / "demo" / "onnx"
 
 
-def test_an_export_has_the_scores_of_its_checkpoint(tmp_path: Path) -> None:
-    """The weights are in float16 on both sides, which compute in float32."""
-    runs = ["--seeds", "2", "--runs", "dpm2m:2:2"]
-    demo_quality.main([str(DEMO), str(tmp_path / "torch.json"), *runs])
-    flags = ["--checkpoint", str(EXPORT), "--base", str(tmp_path / "torch.json")]
-    demo_quality.main([str(DEMO), str(tmp_path / "onnx.json"), *flags, *runs])
+def test_an_export_has_the_scores_of_its_checkpoint(exported: Path, tmp_path: Path) -> None:
+    runs = ["--seeds", "2", "--runs", "dpm2m:2:2", "--checkpoint"]
+    demo_quality.main([str(DEMO), str(tmp_path / "torch.json"), *runs, str(exported.parent / "bridge.pt")])
+    base = ["--base", str(tmp_path / "torch.json")]
+    demo_quality.main([str(DEMO), str(tmp_path / "onnx.json"), *base, *runs, str(exported)])
     by_torch, by_onnx = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("torch", "onnx"))
-    assert (by_torch["setting"]["dtype"], by_onnx["setting"]["dtype"]) == ("float32", "fp16")
+    assert (by_torch["setting"]["dtype"], by_onnx["setting"]["dtype"]) == ("float32", "fp32")
     for score in ("energy", "spread", "saturation", "flatness"):
         first, second = by_torch["runs"]["dpm2m:2:2"][score], by_onnx["runs"]["dpm2m:2:2"][score]
         assert len(first) == 2

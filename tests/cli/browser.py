@@ -13,6 +13,7 @@ from selenium.webdriver.common.actions import interaction
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from examples.web import tables
@@ -20,7 +21,6 @@ from tests.conftest import ROOT
 from tests.onnx.exports import checkpoint, export
 
 WEB = ROOT / "examples" / "web"
-EXPORT = ROOT / "examples" / "demo" / "onnx"
 PATIENCE = 120  # seconds: the machine may be busy
 
 
@@ -44,6 +44,10 @@ class Site:
         class Handler(http.server.SimpleHTTPRequestHandler):
             def log_message(self, format: str, *args: Any) -> None:
                 site.asked.append(self.path.split("?")[0])
+
+            def end_headers(self) -> None:
+                self.send_header("Vary", "Origin")  # as many hosts, and `npm run preview`
+                super().end_headers()
 
             def copyfile(self, source: Any, outputfile: Any) -> None:
                 content = source.read(site.cut.get(self.path.split("?")[0], -1))
@@ -119,6 +123,11 @@ class Page:
         self.driver.execute_script("arguments[0].open = true", self.by_id("advanced"))
         for name, value in values.items():
             Select(self.by_id(f"advanced-{name}")).select_by_value(str(value))
+        return self
+
+    def enter_seed(self, seed: str) -> Page:
+        """Replaces what the field of the seed holds."""
+        self.choose().by_id("advanced-seed").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE, seed, Keys.TAB)
         return self
 
     def give(self, file: Path) -> Page:

@@ -1,6 +1,7 @@
 """`bbdm calibrate` and `bbdm translate --maps` as a user runs them, with networks too small to be good."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from bbdm import ABridge, BridgeSampler, Intervals, Values, cli, pictures, save_
 from bbdm.cli import calibrate, translate
 from bbdm.data.spec import Spec
 from bbdm.evaluation.calibration import IntervalsExistError
+from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.unseen import SeenPairsError
 from bbdm.pictures import Picture
+from bbdm.sampling.options import GuidanceOptions
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, MakeTrainer, SavePicture, load_pairs, newest, save_random_pairs, tiny_unet
@@ -115,9 +118,14 @@ def test_pairs_of_a_checkpoint_that_training_resumes_from(place: Path, make_trai
         calibrate.main([str(file), "paired", f"{place}/pairs/A,{place}/pairs/B", *FLAGS, "--alpha", "0.4"])
 
 
+def test_a_folder_of_pictures_alone_is_refused():
+    with pytest.raises(ValueError, match="the data set 'folder' has no targets to compare with: --degrade makes"):
+        calibrate.main(["c.pt", "folder", "data"])
+
+
 def test_too_few_pairs_are_said_before_any_network_call(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(BridgeSampler, "distribution", None)
-    with pytest.raises(ValueError, match=r"alpha 0.05 and delta 0.1 need at least 19 pairs.*, got 10"):
+    with pytest.raises(ValueError, match=r"alpha 0.05 needs at least 19 pairs.*, got 10"):
         run("--alpha", "0.05")
 
 
@@ -139,10 +147,13 @@ def test_maps_are_those_of_the_results_in_files(place: Path):
             assert abs(made - wanted).max() <= 1.1, kind
 
 
+MAPS = ["edge2shoes", "data", "c.pt", "maps", "--maps", "low,high", "--quiet"]
+
+
 def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Solver, steps and samples are those of the file."""
     run("--alpha", "0.2")
-    maps = ["edge2shoes", "data", "c.pt", "maps", *FLAGS[4:], "--samples", "3", "--maps", "low,high"]
-    translate.main(maps)
+    translate.main(MAPS)
     sampler = BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
     found = Intervals.load("c.intervals.json", sampler)
     source = Image.open("data/val/06.png").crop((0, 0, SIZE, SIZE))
@@ -151,10 +162,54 @@ def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patched:
         patched.setattr(BridgeSampler, "distribution", None)  # it is refused before anything is made
         with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
-            translate.main([*maps, "--overwrite", "--size", "8"])
+            translate.main([*MAPS, "--overwrite", "--size", "8"])
     Path("c.intervals.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
-        translate.main([*maps, "--overwrite"])
+        translate.main([*MAPS, "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--solver dpm2m", "solver is dpm2m, and c.intervals.json was calibrated with solver sde-dpm2m: leave it out"),
+        ("--fast_sampling", "solver is fast, and .* solver sde-dpm2m"),
+        ("--steps 3", "steps is 3, and .* steps 2"),
+        ("--samples 16", "num_samples is 16, and .* num_samples 3"),
+        ("-r 1", "num_samples is 1, and .* num_samples 3"),
+        ("--window none", "window is None, and .* window 8"),
+        ("--window auto", "window is auto, and .* window 8"),
+        ("--overlap 0.25", "overlap is 0.25, and .* overlap 0.5"),
+        ("--margin 2", "margin is 2, and .* margin 0"),
+        ("--guidance 1.5", "guidance is 1.5, and .* guidance None"),
+        ("--guidance_rescale 0.5", "guidance_rescale is 0.5, and .* guidance_rescale 0.0"),
+        ("--guidance_interval 0:0.5", r"guidance_interval is \(0.0, 0.5\), and .* guidance_interval \(0.0, 1.0\)"),
+    ],
+)
+def test_flags_that_contradict_intervals(place: Path, monkeypatch: pytest.MonkeyPatch, flags: str, message: str):
+    """Also those that name the command's default, which another calibration lacks."""
+    options = GuidanceOptions(window=8, overlap=0.5)
+    sampled = {"solver": "sde-dpm2m", "timesteps": [1.0, 0.5]}
+    values = 0.1, 0.1, 3, "std", "conformal", 1.0, 10, 0.0, 0.1, (SIZE, SIZE), "", sampled, asdict(options)
+    Intervals(None, *values).save("c.intervals.json")  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(BridgeSampler, "distribution", None)
+    with pytest.raises(OtherSamplerError, match=message):
+        translate.main([*MAPS, *flags.split()])
+
+
+def test_windows_are_those_of_the_calibration(place: Path):
+    """And pictures have the size of training, as there; flags that say so too are taken."""
+    save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100), image_size=SIZE)
+    assert run("--alpha", "0.2", "--window", "8", "--overlap", "0.5")["options"]["window"] == 8
+    translate.main(MAPS)
+    sampler = BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
+    source = Image.open("data/val/06.png").crop((0, 0, SIZE, SIZE))
+    seeds = [[4 + 10 * j for j in range(3)]]
+    low, _ = Intervals.load("c.intervals.json", sampler)(source, seed=seeds)
+    written = np.asarray(Image.open("maps/06_low.png"))
+    assert np.array_equal(written, np.asarray(low[0]))
+    other = sampler.distribution(source, 3, seeds, window=None)
+    assert not np.array_equal(written, np.asarray(Intervals.load("c.intervals.json", sampler).of(other)[0][0]))
+    translate.main([*MAPS, *FLAGS[4:], "--samples", "3", "--window", "8", "--overlap", "0.5", "--size", "train"])
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,9 @@ class TestInfo:
         assert rows["network"] == f"unet, {count / 1e6:.1f} M parameters in float16"
         assert (rows["image size"], rows["objective"], rows["network calls"]) == ("64 x 64", "pinned", "any number")
 
-    def test_an_export(self, capsys: pytest.CaptureFixture[str]):
-        folder = ROOT / "examples/demo/onnx"
-        title, rows = self.rows(folder, capsys)
-        settings = json.loads((folder / "bridge.json").read_text())
+    def test_an_export(self, exported: Path, capsys: pytest.CaptureFixture[str]):
+        title, rows = self.rows(exported, capsys)
+        settings = json.loads((exported / "bridge.json").read_text())
         assert title == "an ONNX export"
         assert rows["solver"] == f"{settings['solver']}, {len(settings['timesteps'])} steps"
         assert f"torch {settings['versions']['torch']}" in rows["made by"]

@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 
 from bbdm import bridges, solvers
-from bbdm.bridges import step_table
 from examples.web import tables
-from tests.conftest import ROOT
-
-BUNDLED = ROOT / "examples/demo/onnx"
 
 
 @pytest.fixture
-def export(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(BUNDLED, tmp_path / "onnx"))
+def export(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "onnx"))
 
 
 def change(folder: Path, **entries: object) -> None:
@@ -37,21 +33,18 @@ def written(folder: Path) -> dict[str, solvers.StepTable]:
     return made
 
 
-def test_the_bundled_tables_are_of_the_bundled_export(export: Path):
-    """If it fails, run: python examples/web/tables.py examples/demo/onnx."""
-    tables.main([str(export)])
-    made, bundled = written(export), written(BUNDLED)
-    assert made.keys() == bundled.keys()
-    for name, table in made.items():  # processors differ in the last digits of a logarithm
-        for values in step_table.ARRAYS:
-            assert np.allclose(getattr(table, values), getattr(bundled[name], values), rtol=1e-12, atol=1e-12)
-
-
-def test_tables_are_the_solvers_own(export: Path):
-    tables.main([str(export), "ddim:4", "posterior:3,6"])
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["ddim:4", "posterior:3,6"], "ddim:4 posterior:3 posterior:6"),
+        ([], "dpm2m:3 dpm2m:5 dpm2m:10 dpm2m:20 sde-dpm2m:5 sde-dpm2m:10 sde-dpm2m:20 mean:1"),
+    ],
+)
+def test_tables_are_the_solvers_own(export: Path, words: list[str], wanted: str):
+    tables.main([str(export), *words])
     bridge = bridges.from_config(json.loads((export / "bridge.json").read_text())["bridge"])
     made = written(export)
-    assert list(made) == ["ddim:4", "posterior:3", "posterior:6"]
+    assert list(made) == wanted.split()
     for name, table in made.items():
         solver, calls = name.split(":")
         np.testing.assert_array_equal(table.rows, solvers.build(bridge, solver, steps=int(calls)).rows)

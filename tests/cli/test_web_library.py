@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from bbdm import demo, save_checkpoint
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
-from examples.web import tables
-from tests.cli.browser import EXPORT, WEB, export_tiny
+from examples.web import exports, tables
+from tests.cli.browser import WEB, export_tiny
 from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, checkpoint, export, tiny_codec
 
@@ -85,6 +86,10 @@ def kinds() -> Iterator[dict[str, Any]]:
         for name, kind, left in ((f"lines of {path.name}", "lines", 0), (path.name, coloured, pair.height)):
             picture = pair.crop((left, 0, left + pair.height, pair.height))
             yield {"name": name, "kind": kind, "data": list(picture.tobytes())}
+            if kind == "lines":
+                ink = Image.new("RGBA", picture.size)
+                ink.putalpha(ImageChops.invert(picture.convert("L")))
+                yield {"name": f"{name}, transparent", "kind": kind, "data": list(ink.tobytes())}
     for package, folder in (("matplotlib", "mpl-data/sample_data"), ("gradio", "media_assets/images")):
         spec = find_spec(package)
         assert spec is not None
@@ -92,11 +97,13 @@ def kinds() -> Iterator[dict[str, Any]]:
         for path in sorted(Path(spec.origin).parent.glob(f"{folder}/*.jpg")):
             photograph = Image.open(path).convert("RGBA").resize((200, 200))
             yield {"name": path.name, "kind": "photograph", "data": list(photograph.tobytes())}
+            photograph.putalpha(Image.fromarray(np.pad(np.full((100, 100), 255, np.uint8), 50)))
+            yield {"name": f"{path.name}, cut out", "kind": "photograph", "data": list(photograph.tobytes())}
 
 
 @pytest.mark.nightly
 @in_node
-def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
+def test_the_library_makes_the_pictures_of_python(tiny: Path, bundled_export: Path, tmp_path: Path):
     """float32 within 1e-3, float16 within 2e-2: classes, guidance, padding, noise at the start, a codec."""
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
     unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
@@ -110,11 +117,11 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
         case(tiny, 16, 16, "consistency", 2),
         case(latent, 16, 16),
         case(export(demo.WEIGHTS, tmp_path / "bundled", "--steps", "5"), 16, 16),
-        case(EXPORT, 16, 16, "dpm2m", 3, within=2e-2),
+        case(bundled_export, 16, 16, "dpm2m", 3, within=2e-2),
         case(tiny, 16, 12, window=(16, 16)),  # no larger than a window
         case(tiny, 37, 18, window=(16, 24)),
         case(latent, 30, 44, window=(16, 16)),
-        case(EXPORT, 72, 16, "dpm2m", 3, within=2e-2, window=(64, 64)),
+        case(bundled_export, 72, 16, "dpm2m", 3, within=2e-2, window=(64, 64)),
     ]
     sides = [side(64, 64, 0.25, 8), side(752, 64, 0.25, 8), side(4000, 96, 0.3, 4), side(51, 17, 0.9, 1)]
     written = {"cases": cases, "sides": sides, "kinds": [*kinds()]}
@@ -129,15 +136,20 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
 @pytest.mark.nightly
 @pytest.mark.skipif(NPM is None, reason="needs npm")
 def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
+    """With the package and its weights beside it, of which Python exports what the page computes with."""
     web = Path(shutil.copytree(WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")))
-    (tmp_path / "examples/demo").symlink_to(ROOT / "examples/demo")
+    (tmp_path / "bbdm").symlink_to(ROOT / "bbdm")
+    environment = {**os.environ, "PYTHON": sys.executable}
     assert '"resolved"' not in (web / "package-lock.json").read_text()
     for command in ("npm ci", "npm run build"):
-        done = subprocess.run(command.split(), cwd=web, capture_output=True, text=True, check=False)
+        done = subprocess.run(command.split(), cwd=web, env=environment, capture_output=True, text=True, check=False)
         if "npm error network" in done.stderr:
             pytest.skip("npm reaches no registry")
         assert done.returncode == 0, done.stdout + done.stderr
-    bundled = json.loads((web / "dist/drawings/bridge.json").read_text())
-    unpacked = gzip.decompress((web / "dist/drawings/unet.onnx.gzip").read_bytes())
-    assert hashlib.sha256(unpacked).hexdigest() == bundled["files"]["unet.onnx"]
+    for name in exports.WEIGHTS:
+        written, built = (json.loads((web / each / name / "bridge.json").read_text()) for each in ("exports", "dist"))
+        assert built == {**written, "packed": True}
+        assert (built["dtype"], built["solver"], len(built["timesteps"])) == ("fp16", "sde-dpm2m", 5)
+        unpacked = gzip.decompress((web / f"dist/{name}/unet.onnx.gzip").read_bytes())
+        assert hashlib.sha256(unpacked).hexdigest() == built["files"]["unet.onnx"]
     assert "https://" not in (web / "dist/index.html").read_text()

@@ -1,6 +1,7 @@
 """Intervals of a sampler: calibrated on Gaussian pixels with the ideal denoiser, kept in a file, refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bbdm.data.mapped import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.results import ResultsError
+from bbdm.evaluation.risk import TooFewPairsError
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal
 
@@ -43,26 +45,26 @@ def outside(intervals: Intervals, pairs: Pairs) -> float:
 
 
 @pytest.mark.parametrize("by", ["quantiles", "std"])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_intervals_of_a_network_that_is_too_sure_hold_new_targets(by: Any, groups: int):
+def test_intervals_of_a_network_that_is_too_sure_hold_new_targets(by: Any):
     """The least half length for 0.1 is 0.1645 of spread 0.1 around the mean, which samples know about."""
     new = make_pairs(32, seed=1)
-    pairs = make_pairs(48)
-    found = Intervals.calibrate(make_sampler(), pairs, samples=8, by=by, groups=groups)
-    assert (found.pairs, len(found.lambdas)) == ((48, 1) if groups == 1 else (36, 3))
-    assert found.loss <= 0.1
+    found = Intervals.calibrate(make_sampler(), make_pairs(48), samples=8, by=by)
+    assert (found.pairs, found.loss <= 0.1) == (48, True)
     assert 0 < outside(found, new) < 0.1
     assert 0.1645 < found.length < 2 * 0.1645
-    bare = Intervals(**{**vars(found), "lambdas": (0.0,) * groups if by == "quantiles" else (1.645,) * groups})
+    bare = replace(found, lambda_=0.0 if by == "quantiles" else 1.645)
     assert outside(bare, new) > 0.3
 
 
 def test_a_file_and_what_it_refuses(tmp_path: Path):
     sampler = make_sampler()
-    found = Intervals.calibrate(sampler, make_pairs(30), samples=4, groups=1)
+    found = Intervals.calibrate(sampler, make_pairs(30), samples=4)
     found.save(tmp_path / "a.intervals.json")
     again = Intervals.load(tmp_path / "a.intervals.json", sampler)
     assert vars(again) == vars(found)
+    usual = {"window": "auto", "overlap": 0.25, "margin": 0, "guidance": None, "guidance_rescale": 0.0}
+    fixed = {"solver": "sde-dpm2m", "steps": 4, "samples": 4, **usual, "guidance_interval": (0.0, 1.0)}
+    assert Intervals.call_of(tmp_path / "a.intervals.json") == fixed
     source = make_pairs(2, seed=3)[0][0][None]
     for one, other in zip(again(source, seed=1), found(source, seed=1), strict=True):
         assert torch.equal(one, other)
@@ -79,23 +81,48 @@ def test_a_file_and_what_it_refuses(tmp_path: Path):
     sampler.pictures = Spec()
     with pytest.raises(ValueError, match=r"calibrated on pictures of 8 x 8, got 8 x 16"):
         found(torch.cat([source, source], 3))
-    with pytest.raises(ValueError, match="as it was calibrated: solver, steps cannot be given"):
-        found(source, solver="dpm2m", steps=2)
+    for given in ({"solver": "dpm2m", "steps": 2}, {"window": None}, {"guidance": 2.0}, {"mask": source}):
+        with pytest.raises(ValueError, match=f"as it was calibrated: {', '.join(given)} cannot be given"):
+            found(source, **given)
     with pytest.raises(ValueError, match="the intervals are of 4 samples, got 5"):
         found.of(sampler.distribution(source, 5))
     with pytest.raises(FileNotFoundError, match=r"there are no intervals .*: bbdm calibrate makes them"):
         Intervals.load(tmp_path / "none.json", sampler)
 
 
-@pytest.mark.parametrize(
-    "change", [{"format": "x"}, {"version": 2}, {"lambdas": []}, {"lambdas": [float("nan")]}, {"alpha": "x"}, {"k": 1}]
-)
-def test_damaged_files(tmp_path: Path, change: dict[str, Any]):
+def test_the_windows_of_a_file_are_those_of_its_calls(tmp_path: Path):
+    sampler, options = make_sampler(), {"window": (8, 8), "overlap": 0.5, "margin": 1, "guidance_rescale": 0.5}
+    wide = [tuple(torch.cat([side, side], 2) for side in pair) for pair in make_pairs(9)]
+    Intervals.calibrate(sampler, wide, samples=2, bound="conformal", **options).save(tmp_path / "a.json")
+    assert Intervals.call_of(tmp_path / "a.json").items() >= options.items()
+    seen: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(BridgeSampler, "distribution", lambda self, *args, **settings: seen.append(settings))
+        with pytest.raises(AttributeError):
+            Intervals.load(tmp_path / "a.json", sampler)(wide[0][0][None])
+    assert seen[0].items() >= options.items()
+
+
+DAMAGE = {
+    "format": "x",
+    "version": 2,
+    "lambda_": float("nan"),
+    "alpha": "x",
+    "k": 1,
+    "options": {},
+    "sampled": {},
+}
+
+
+def test_damaged_files(tmp_path: Path):
     path = tmp_path / "a.json"
     Intervals.calibrate(make_sampler(), make_pairs(9), samples=2, bound="conformal").save(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
-        Intervals.load(path, make_sampler())
+    content = json.loads(path.read_text())
+    for name, value in DAMAGE.items():
+        path.write_text(json.dumps({**content, name: value}))
+        for read in (lambda: Intervals.load(path, make_sampler()), lambda: Intervals.call_of(path)):
+            with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
+                read()
 
 
 @pytest.mark.parametrize(
@@ -104,11 +131,10 @@ def test_damaged_files(tmp_path: Path, change: dict[str, Any]):
         ({"alpha": 0}, "alpha must be above 0 and below 1, got 0"),
         ({"delta": 1.0}, "delta must be above 0 and below 1, got 1.0"),
         ({"by": "mean"}, r"by must be one of \('quantiles', 'std'\), got 'mean'"),
-        ({"groups": 0}, "groups must be an integer of at least 1, got 0"),
         ({"windows": 8}, "calibrate takes guidance, .*, overlap, window, got windows"),
-        ({}, "alpha 0.1 and delta 0.1 need at least 22 pairs by the bound 'hoeffding-bentkus' with groups=1, got 12"),
-        ({"groups": 2}, "need at least 30 pairs"),  # 8 choose the lambdas of the groups
-        ({"bound": "conformal", "alpha": 0.05}, "need at least 19 pairs by the bound 'conformal'"),
+        ({"overlap": 2}, "overlap must be above 0 and at most 0.9, got 2"),
+        ({}, "alpha 0.1 and delta 0.1 need at least 22 pairs by the bound 'hoeffding-bentkus', got 12"),
+        ({"bound": "conformal", "alpha": 0.05}, "alpha 0.05 needs at least 19 pairs by the bound 'conformal', got 12"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], message: str):
@@ -123,41 +149,70 @@ def test_a_target_that_is_not_finite_is_named():
         Intervals.calibrate(make_sampler(), pairs, samples=2, bound="conformal")
 
 
+def masked_pairs(count: int) -> list[dict[str, torch.Tensor]]:
+    return [{"source": y, "target": x.clone(), "mask": torch.ones(1, SIDE, SIDE)} for y, x in make_pairs(count)]
+
+
+@pytest.mark.parametrize(
+    ("masked", "message"),
+    [
+        (21, "need at least 22 pairs by the bound .*, got 1 that have values, and 21 that are wholly masked"),
+        (22, "all 22 pairs are wholly masked: they have no value that counts"),
+    ],
+)
+def test_wholly_masked_pictures_do_not_count(masked: int, message: str, monkeypatch: pytest.MonkeyPatch):
+    pairs = masked_pairs(22 + masked)
+    for pair in pairs[:masked]:
+        pair["mask"][:] = 0
+    sampled = count_calls(monkeypatch)
+    found = Intervals.calibrate(make_sampler(), pairs, samples=2)
+    assert (found.pairs, len(sampled)) == (22, 22)
+    with pytest.raises(TooFewPairsError, match=message):
+        Intervals.calibrate(make_sampler(), pairs[:22], samples=2)
+
+
 def test_masked_values_do_not_count():
     """Where the targets of one half are elsewhere, the intervals without a mask are far wider."""
-    pairs = [{"source": y, "target": x.clone(), "mask": torch.ones(1, SIDE, SIDE)} for y, x in make_pairs(30)]
+    pairs = masked_pairs(30)
     plain = Intervals.calibrate(make_sampler(), pairs, samples=4)
     for pair in pairs:
         pair["target"][..., 4:], pair["mask"][..., 4:] = 0.9, 0
     masked = Intervals.calibrate(make_sampler(), pairs, samples=4)
-    assert masked.lambdas[0] == pytest.approx(plain.lambdas[0], rel=0.2)
+    assert masked.lambda_ == pytest.approx(plain.lambda_, rel=0.2)
     for pair in pairs:
         pair["mask"][:] = 1
-    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambdas[0] > 3 * plain.lambdas[0]
+    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ > 3 * plain.lambda_
 
 
-def test_an_interrupted_calibration_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pairs, calls = make_pairs(24), []
-    whole = Intervals.calibrate(make_sampler(), pairs, samples=2)
-    original = BridgeSampler.distribution
+def count_calls(patched: pytest.MonkeyPatch, most: int = 1000) -> list[int]:
+    """A list that grows by each call of ``distribution``, which is interrupted after the last."""
+    calls, original = list[int](), BridgeSampler.distribution
 
     def counted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
-        if len(calls) == 10:
+        if len(calls) == most:
             raise KeyboardInterrupt
         calls.append(1)
         return original(self, *args, **settings)
 
-    monkeypatch.setattr(BridgeSampler, "distribution", counted)
-    with pytest.raises(KeyboardInterrupt):
-        Intervals.calibrate(make_sampler(), pairs, samples=2, folder=tmp_path / "parts")
-    assert len(list((tmp_path / "parts").glob("*.npy"))) == 10
-    monkeypatch.setattr(BridgeSampler, "distribution", original)
+    patched.setattr(BridgeSampler, "distribution", counted)
+    return calls
+
+
+def test_an_interrupted_calibration_resumes(tmp_path: Path):
+    pairs: Any = masked_pairs(26)
+    pairs[3]["mask"][:] = 0
+    whole = Intervals.calibrate(make_sampler(), pairs, samples=2)
+    with pytest.MonkeyPatch.context() as patched:
+        count_calls(patched, most=10)
+        with pytest.raises(KeyboardInterrupt):
+            Intervals.calibrate(make_sampler(), pairs, samples=2, folder=tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.npy"))) == 11  # a masked one is known without a call
     done: list[tuple[int, int]] = []
     again = Intervals.calibrate(
         make_sampler(), pairs, samples=2, folder=tmp_path / "parts", progress=lambda *pair: done.append(pair)
     )
     assert {**vars(again), "sampler": 0} == {**vars(whole), "sampler": 0}
-    assert done == [(i + 1, 24) for i in range(24)]
+    assert done == [(i + 1, 26) for i in range(26)]
     with pytest.raises(ResultsError, match=r"holds results of other settings .*seed 0, now 1"):
         Intervals.calibrate(make_sampler(), pairs, samples=2, folder=tmp_path / "parts", seed=1)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from bbdm import BridgeSampler, BrownianBridge, Values, demo
 from bbdm.data.spec import Spec
 from bbdm.pictures import images
-from tests.conftest import ROOT, noise, tiny_unet
+from tests.conftest import noise, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
 REPORT = {  # as bbdm eval writes it
@@ -144,12 +144,12 @@ def test_its_lines_run(values: bool, sampler: BridgeSampler, tmp_path: Path, mon
 
 
 @pytest.mark.nightly
-def test_its_lines_for_onnx_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_its_lines_for_onnx_run(bundled_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Those of the bundled network and its export, each after the other on one drawing."""
     source = demo.DRAWINGS / "1F383.png"
     (tmp_path / "source.png").write_bytes(source.read_bytes())
     sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)
-    text = written(sampler, tmp_path / "colours", onnx=ROOT / "examples" / "demo" / "onnx")
+    text = written(sampler, tmp_path / "colours", onnx=bundled_export)
     monkeypatch.chdir(tmp_path)
     found: list[Any] = []
     for each in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):

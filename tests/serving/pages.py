@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from tests.conftest import ROOT, noise
+from tests.conftest import noise
 from tests.onnx.exports import checkpoint
 
-EXPORT = ROOT / "examples" / "demo" / "onnx"  # 20 calls of sde-dpm2m, in float16
 SECONDS = 180  # for the page to do anything, on a busy machine
 BROWSER_FLAGS = [
     "--headless",

@@ -22,7 +22,7 @@ from bbdm.serving.app_model import Call, Model, Progress, Source, compare, read,
 from bbdm.serving.config import AppConfig
 from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, export
-from tests.serving.pages import EXPORT, noise, same
+from tests.serving.pages import noise, same
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,12 @@ def test_results_are_compared_by_their_mean_and_standard_deviation(model: Model,
         assert np.abs(grey - (2 * levels.std(0, ddof=1).mean(-1)).clip(0, 255)).max() < 2.1  # rounded twice
 
 
-def test_an_export_takes_any_solver_and_steps():
-    model = app.load(AppConfig(EXPORT))
-    assert (model.solver, model.size) == ("sde-dpm2m", 64)
+def test_an_export_takes_any_solver_and_steps(exported: Path):
+    model = app.load(AppConfig(exported))
+    assert (model.solver, model.size) == ("sde-dpm2m", SIZE)
     progress = last(model, [Source("a", noise(0))], "dpm2m", 3, 1, 1)
     assert (progress.done, progress.total) == (3, 3)
-    wanted = OnnxBridgeSampler(EXPORT)(noise(0), seed=1, solver="dpm2m", steps=3)[0]
+    wanted = OnnxBridgeSampler(exported)(noise(0), seed=1, solver="dpm2m", steps=3)[0]
     assert same(progress.results[0].picture, wanted)
 
 
@@ -103,17 +103,17 @@ def test_a_larger_picture_by_windows(exported: bool, file: Path, sampler: Bridge
     assert not same(progress[-1].results[0].picture, whole[0])
 
 
-def test_windows_are_for_pictures_larger_than_the_network_knows(file: Path):
+def test_windows_are_for_pictures_larger_than_the_network_knows(file: Path, exported: Path):
     """Drawings fit as before; with windows 12 megapixels are taken."""
     model = app.load(AppConfig(file, device="cpu", window=SIZE))
     assert read(noise(2, 64, 32), model, model.max_pixels).picture.size == (SIZE, SIZE // 2)
     assert (model.max_pixels, app.load(AppConfig(file, device="cpu")).max_pixels) == (2**24, 2**20)
-    assert app.load(AppConfig(EXPORT, max_pixels=99, window=64)).max_pixels == 99
+    assert app.load(AppConfig(exported, max_pixels=99, window=SIZE)).max_pixels == 99
     assert app_visit.shown(noise(0, 2 * app_visit.SHOWN, 8)).size == (app_visit.SHOWN, 4)
-    with pytest.raises(ValueError, match="window must be a multiple of the network's stride 8, got 60"):
-        app.load(AppConfig(EXPORT, window=60))
+    with pytest.raises(ValueError, match="window must be a multiple of the network's stride 2, got 15"):
+        app.load(AppConfig(exported, window=15))
     with pytest.raises(ValueError, match=r"overlap must be above 0 and at most 0\.9, got 1"):
-        AppConfig(EXPORT, overlap=1)
+        AppConfig(exported, overlap=1)
 
 
 def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
@@ -143,10 +143,10 @@ def test_a_translation_that_nobody_waits_for_ends(follow: Any, model: Model):
         assert not each.is_alive()
 
 
-def test_an_export_needs_no_torch():
+def test_an_export_needs_no_torch(exported: Path):
     load = "from pathlib import Path; from bbdm.serving.app import *; load(AppConfig(Path(sys.argv[1])))"
     code = f"import sys; {load}; print('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, str(EXPORT)]
+    command = [sys.executable, "-c", code, str(exported)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
@@ -163,7 +163,7 @@ def test_sources_are_made_to_fit(file: Path, model: Model, tmp_path: Path):
     assert (name, picture.getpixel((8, 2)), picture.getpixel((8, 13))) == ("drawing", (255, 0, 0), (255, 255, 255))
 
 
-def test_what_a_visitor_gives_is_limited(model: Model, tmp_path: Path):
+def test_what_a_visitor_gives_is_limited(model: Model, exported: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="at most 255 pixels, got drawing of height x width 16 x 16"):
         read(noise(0), model, SIZE**2 - 1)
     (tmp_path / "text.png").write_text("no picture")
@@ -182,7 +182,7 @@ def test_what_a_visitor_gives_is_limited(model: Model, tmp_path: Path):
     for settings, text in (
         ({"model": Path("c.pt"), "max_results": 0}, "max_results must be at least 1, got 0"),
         ({"model": Path("c.pt"), "port": 65536}, "port must be at most 65535, got 65536"),
-        ({"model": EXPORT, "device": "cpu"}, "device, dtype and compile are for checkpoints, and .*onnx is an ONNX ex"),
+        ({"model": exported, "device": "cpu"}, "device, dtype and compile are for checkpoints, .*onnx is an ONNX ex"),
     ):
         with pytest.raises(ValueError, match=text):
             AppConfig(**settings)
@@ -287,15 +287,15 @@ def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model:
     assert (found["Results"]["value"], found["Results"]["maximum"]) == (4, 6)
 
 
-def test_the_page_begins_with_the_solver_of_an_export(gradio: Any):
-    model = app.load(AppConfig(EXPORT))
-    found = controls(page(model, AppConfig(EXPORT)))
+def test_the_page_begins_with_the_solver_of_an_export(gradio: Any, exported: Path):
+    model = app.load(AppConfig(exported))
+    found = controls(page(model, AppConfig(exported)))
     assert (found["How it answers"]["value"], found["Network calls: more are finer and slower"]["value"]) == (
         "sde-dpm2m",
-        5,
+        4,
     )
-    with pytest.raises(ValueError, match="network calls must be a whole number from 1 to 4, got 5"):
-        page(model, AppConfig(EXPORT, max_steps=4))
+    with pytest.raises(ValueError, match="network calls must be a whole number from 1 to 3, got 4"):
+        page(model, AppConfig(exported, max_steps=3))
 
 
 @pytest.fixture

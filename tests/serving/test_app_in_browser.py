@@ -21,7 +21,7 @@ from bbdm import BridgeSampler, demo
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import ROOT
 from tests.onnx.exports import SIZE
-from tests.serving.pages import EXPORT, Visitor, noise, same, until
+from tests.serving.pages import Visitor, noise, same, until
 
 pytestmark = pytest.mark.nightly
 Visit = Callable[[str], Visitor]
@@ -245,14 +245,14 @@ def test_the_page_fetches_nothing_from_elsewhere(visit: Visit, url: str):
     assert [each for each in sent if not each.startswith((url, "data:", "blob:", "chrome"))] == []
 
 
-def test_an_export_is_translated_with(visit: Visit, serve: Callable[..., str]):
-    page = visit(serve(EXPORT, "--examples", str(demo.DRAWINGS)))
+def test_an_export_is_translated_with(visit: Visit, serve: Callable[..., str], exported: Path):
+    page = visit(serve(exported, "--examples", str(demo.DRAWINGS)))
     until(lambda: page.all(".examples button"), "the examples")[0].click()
     until(lambda: page.all(".source img"), "the example")
     page.enter(seed=5, results=1)
     made = page.translate("1 result, seed 5")
     drawing = sorted(demo.DRAWINGS.glob("*.png"))[0]
-    assert same(made["seed 5"], OnnxBridgeSampler(EXPORT)(drawing, 5)[0])
+    assert same(made["seed 5"], OnnxBridgeSampler(exported)(drawing, 5)[0])
 
 
 def test_a_larger_picture_by_windows(

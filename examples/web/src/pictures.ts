@@ -1,5 +1,7 @@
 /** Pictures as the network has them, and as pixels of a canvas. */
 
+const WHITE = 250; // of 255 at least: JPEG and scaling change white a little
+
 /** A picture: (channels, height, width) values in [-1, 1]. */
 export interface Picture {
   data: Float32Array;
@@ -39,6 +41,11 @@ export function toPixels({ data, channels, height, width }: Picture): Uint8Clamp
     }
   }
   return pixels;
+}
+
+/** Whether pixels are white all over. */
+export function isWhite({ data }: Pixels): boolean {
+  return data.every((value) => value >= WHITE);
 }
 
 /** The next multiple of a stride. */

@@ -104,6 +104,7 @@ export function encode(strokes: readonly Stroke[]): string {
 
 /** The strokes of a text. Throws an Error where it is none of {@link encode}. */
 export function decode(text: string): Stroke[] {
+  if (!/^[\w-]*$/.test(text) || text.length % 4 === 1) throw new Error("the text is damaged");
   const bytes = [...atob(text.replaceAll("-", "+").replaceAll("_", "/"))].map((each) => each.charCodeAt(0));
   let at = 0;
   const take = (): number => {

@@ -28,6 +28,14 @@ it("tells lines on white from what has colours, dark areas, or no white", () => 
   expect(of([10, ...white], [90, ...grey])).toBe("photograph");
 });
 
+it("tells what was cut out: a photograph has many colours, a drawing few, and what is transparent is white", () => {
+  const colours = (count: number): [number, ...number[]][] =>
+    Array.from({ length: count }, (_, i) => [40 / count, 6 * i, 255 - 6 * i, 100, 255]);
+  expect(of([60, 0, 0, 0, 0], ...colours(40))).toBe("photograph");
+  expect(of([60, 0, 0, 0, 0], ...colours(4))).toBe("filled");
+  expect(of([60, 255, 255, 255, 255], ...colours(40))).toBe("filled"); // on white, as before
+});
+
 it.skipIf(!CASES.length)("tells drawings, coloured ones and photographs of files", () => {
   const got = CASES.map(({ name, data }) => [name, kindOf({ data: Uint8ClampedArray.from(data), height: 1, width: 1 })]);
   expect(got).toEqual(CASES.map(({ name, kind }) => [name, kind]));

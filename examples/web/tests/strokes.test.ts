@@ -53,7 +53,13 @@ describe("encode", () => {
     expect(decode("")).toEqual([]);
   });
 
-  it.each(["BAAA", "gA", "A", "%%%", "AoCAAQA"])("is not of %j", (text) => {
-    expect(() => decode(text)).toThrow();
+  it.each([
+    ["BAAA", "cut short"],
+    ["gA", "cut short"],
+    ["A", "the text is damaged"],
+    ["%%%", "the text is damaged"],
+    ["AoCAAQA", "far from its sheet"],
+  ])("is not of %j", (text, message) => {
+    expect(() => decode(text)).toThrow(message);
   });
 });

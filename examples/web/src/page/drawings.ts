@@ -1,6 +1,7 @@
 /** The tab of drawings: a sheet, which is coloured after each stroke, and four pictures beside it. */
 import { pictureSize, type Settings } from "../bbdm";
 import { kindOf } from "../kind";
+import { isWhite } from "../pictures";
 import { withText } from "../png";
 import { decode, encode, rasterize, type Sketch } from "../strokes";
 import { EXAMPLES, OPENING } from "./examples";
@@ -24,13 +25,13 @@ export class Drawings extends Tab {
 
   /**
    * @param own whether the export is the page's own, of which the opening pictures are
-   * @param photograph called with a file that is one, where there is a tab for it
+   * @param photograph called with a file that is one
    */
   constructor(
     root: HTMLElement,
     model: string,
     private readonly own: boolean,
-    private readonly photograph?: (file: File) => void,
+    private readonly photograph: (file: File) => void,
   ) {
     super(root, model, ["solver", "calls", "seed", "pictures", "line", "device"]);
     this.results = new Results(this.element("results"), (...given) => void this.save(...given));
@@ -81,39 +82,45 @@ export class Drawings extends Tab {
 
   /** Shows the drawing that an address, a saved picture or the browser's storage holds. */
   async load(address: URLSearchParams): Promise<void> {
+    const newest = this.turn();
     try {
       const strokes = decode(address.get("drawing") ?? "");
       const picture = address.get("picture");
       let base: Sketch["base"] = null;
       if (picture) {
         if (!picture.startsWith("data:image/png;base64,")) throw new Error("the picture is no PNG");
-        const image = await open(await (await fetch(picture)).blob());
-        if (!image) throw new Error("the picture cannot be read");
+        const image = await fetch(picture).then(async (response) => open(await response.blob()), () => null);
+        if (!image) throw new Error("the picture in it is damaged");
         base = fit(image, ...pictureSize(await this.opened));
       }
+      if (!newest()) return;
       this.options.read(address);
       this.compare(address.has("compared"));
       this.shape();
       this.sheet.show({ strokes, base });
     } catch (error) {
+      if (!newest()) return;
       this.results.end(false);
       this.warn(`The drawing cannot be read: ${error instanceof Error ? error.message : error}.`);
     }
   }
 
   async give(file: File): Promise<void> {
+    const newest = this.turn();
     this.warn("");
     const image = await open(file);
+    if (!newest()) return;
     if (!image) return this.warn(`${file.name} is not a picture that this browser can read.`);
     const kind = kindOf(pixels(image, SEEN));
     const base = fit(image, ...pictureSize(await this.opened));
+    if (!newest()) return;
+    if (isWhite(base)) return this.warn(`${file.name} is white all over: there is nothing to colour.`);
     this.sheet.show({ strokes: [], base });
     this.say(`${file.name} is on the sheet.`);
     if (!this.own || kind === "lines") return;
     const knows = "This network knows black lines on white alone, so its colours will be off.";
     if (kind === "filled") return this.warn(`${file.name} has colours or dark areas. ${knows}`);
-    const action = this.photograph && "Open it as a photograph";
-    this.warn(`${file.name} looks like a photograph. ${knows}`, action, () => this.photograph?.(file));
+    this.warn(`${file.name} looks like a photograph. ${knows}`, "Open it as a photograph", () => this.photograph(file));
   }
 
   protected chosen(): void {
@@ -160,11 +167,7 @@ export class Drawings extends Tab {
     this.opening = false;
     keep(this.address());
     for (const name of ["other", "compare"]) this.element<HTMLButtonElement>(name).disabled = sheet.empty;
-    if (sheet.empty) {
-      this.stop();
-      this.results.clear();
-      return this.say("The sheet is empty: draw something.");
-    }
+    if (sheet.empty) return this.nothing();
     this.results.wait();
     this.timer = window.setTimeout(() => void this.colour(), pause ? PAUSE : 0);
   }
@@ -173,15 +176,24 @@ export class Drawings extends Tab {
     const [height, width] = pictureSize(await this.opened);
     try {
       const { compared, options } = this;
+      const source = rasterize(this.sheet.sketch, height, width, options.line);
+      if (isWhite(source)) return this.nothing(); // all of it was erased, or the picture of a link is
       const seeds = compared ? options.seeds(COMPARED) : options.seeds();
       this.made = seeds.length;
       this.results.begin(seeds, height, width, compared);
-      this.translate(rasterize(this.sheet.sketch, height, width, options.line), seeds, false, compared);
+      this.translate(source, seeds, false, compared);
     } catch (error) {
       this.stop();
       this.results.end(false);
       this.warn(error instanceof Error ? error.message : String(error));
     }
+  }
+
+  /** There is nothing on the sheet. */
+  private nothing(): void {
+    this.stop();
+    this.results.clear();
+    this.say("The sheet is empty: draw something.");
   }
 
   /** Chooses between pictures, and where they differ. */
@@ -240,7 +252,10 @@ export class Drawings extends Tab {
     button.setAttribute("aria-label", `Colour the ${name}`);
     const sketch: Sketch = { strokes: decode(drawing), base: null };
     button.append(canvasOf(rasterize(sketch, 96, 96)));
-    button.addEventListener("click", () => this.sheet.show(sketch));
+    button.addEventListener("click", () => {
+      this.turn(); // a file that is being read comes too late
+      this.sheet.show(sketch);
+    });
     this.element("examples").append(button);
   }
 

@@ -3,6 +3,7 @@ import { textOf } from "../png";
 import { Drawings } from "./drawings";
 import { Photographs } from "./photographs";
 import type { Tab } from "./tab";
+import { turns } from "./turns";
 import "./style.css";
 
 const query = new URLSearchParams(location.search);
@@ -17,20 +18,12 @@ function model(name: string, folder: string): string {
   return new URL(given.endsWith("/") ? given : `${given}/`, document.baseURI).href;
 }
 
-const beside = document.body.dataset.exports?.split(" ") ?? ["drawings", "photographs"]; // folders of exports
-const restores = query.has("photographs") || beside.includes("photographs");
-
 function asPhotograph(file: File): void {
   select("photographs");
   void photographs.give(file);
 }
 
-const drawings = new Drawings(
-  element("drawings"),
-  model("model", "drawings/"),
-  !query.has("model"),
-  restores ? asPhotograph : undefined,
-);
+const drawings = new Drawings(element("drawings"), model("model", "drawings/"), !query.has("model"), asPhotograph);
 const own = !query.has("photographs");
 const photographs = new Photographs(element("photographs"), model("photographs", "photographs/"), own, (file) => {
   select("drawings");
@@ -50,15 +43,18 @@ function select(name: string): void {
   tabs[name]!.open();
 }
 
+const turn = turns(); // of files
+
 /** A picture that this page saved opens its drawing; others go to the tab that is shown. */
 async function give(file: File): Promise<void> {
+  const newest = turn();
   const text = textOf(new Uint8Array(await file.slice(0, 2 ** 20).arrayBuffer()));
+  if (!newest()) return;
   if (text === undefined) return tabs[shown]!.give(file);
   select("drawings");
   await drawings.load(new URLSearchParams(text));
 }
 
-element("tabs").hidden = !restores;
 for (const name of Object.keys(tabs)) {
   const button = element(`${name}-tab`);
   button.addEventListener("click", () => select(name));
@@ -90,6 +86,6 @@ window.addEventListener("hashchange", () => {
 const address = new URLSearchParams(location.hash.slice(1));
 for (const [name, value] of query) if (!address.has(name)) address.set(name, value);
 drawings.begin(address);
-if (restores) photographs.begin(query);
-select(restores && address.get("tab") === "photographs" ? "photographs" : "drawings");
+photographs.begin(query);
+select(address.get("tab") === "photographs" ? "photographs" : "drawings");
 void navigator.serviceWorker?.register("sw.js").catch(() => undefined); // without it, all works but offline and threads

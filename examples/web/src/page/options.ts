@@ -75,7 +75,7 @@ export class Options {
 
   /** One seed for each picture: as in Python, picture i has the seed SEED + i. Throws an Error where there is none. */
   seeds(pictures = Number(this.value("pictures"))): bigint[] {
-    const [text, count] = [this.value("seed").trim(), BigInt(pictures)];
+    const [text, count] = [this.seed, BigInt(pictures)];
     if (!/^\d{1,19}$/.test(text) || BigInt(text) + count > SEEDS) {
       const taken = count > 1n ? `; ${count} pictures take it and the next ${count - 1n}` : "";
       throw new Error(`The seed must be a whole number from 0 to ${SEEDS - count}${taken}.`);
@@ -110,7 +110,8 @@ export class Options {
 
   /** Adds what makes the same pictures to an address. */
   write(address: URLSearchParams): void {
-    for (const name of ["seed", "pictures", "line"] as const) address.set(name, this.value(name));
+    address.set("seed", this.seed);
+    for (const name of ["pictures", "line"] as const) address.set(name, this.value(name));
     this.toldFields.write(address);
     if (this.tables.length && key(this.table) !== key(this.tables[0]!)) {
       for (const name of ["solver", "calls"] as const) address.set(name, this.value(name));
@@ -119,6 +120,12 @@ export class Options {
 
   private field(name: Name): Field {
     return this.fields.get(name)!;
+  }
+
+  /** The text of the field; where it is empty, a seed is drawn. */
+  private get seed(): string {
+    if (!this.value("seed").trim()) this.drawSeed();
+    return this.value("seed").trim();
   }
 
   private value(name: Name): string {

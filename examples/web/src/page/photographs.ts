@@ -40,9 +40,11 @@ export class Photographs extends Tab {
   }
 
   async give(file: File): Promise<void> {
+    const newest = this.turn();
     this.open();
     this.warn("");
     const image = await open(file);
+    if (!newest()) return;
     if (!image) return this.warn(`${file.name} is not a picture that this browser can read, or is too large for it.`);
     if (image.width * image.height > LARGEST) {
       const [has, most] = [image.width * image.height, LARGEST].map((count) => (count / 1e6).toFixed(1));

@@ -2,6 +2,7 @@
 import type { Pixels, Settings, Table } from "../bbdm";
 import type { Reply, Request } from "../protocol";
 import { Options, type Name } from "./options";
+import { turns } from "./turns";
 
 export type Answer<Kind extends Reply["kind"]> = Reply & { kind: Kind };
 
@@ -11,6 +12,7 @@ export abstract class Tab {
   protected running = 0; // the number of the translation that goes on, or 0
   protected readonly options: Options;
   protected readonly opened: Promise<Settings>;
+  protected readonly turn = turns(); // of files and addresses that are read
   private worker: Worker | null = null;
   private count = 0; // of translations
   private hasOpened!: (settings: Settings) => void;

@@ -33,7 +33,7 @@ async function answer(request: Request): Promise<Response> {
   const cache = await caches.open(CACHE);
   const { origin, pathname } = new URL(request.url);
   const fixed = pathname.startsWith(new URL("assets/", worker.registration.scope).pathname);
-  const kept = await cache.match(request, { ignoreSearch: request.mode === "navigate" });
+  const kept = await cache.match(request, { ignoreSearch: request.mode === "navigate", ignoreVary: true });
   if (fixed && kept) return isolated(kept);
   const fetched = await fetch(request).catch(() => null);
   const place = request.mode === "navigate" ? origin + pathname : request;

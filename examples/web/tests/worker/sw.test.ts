@@ -1,4 +1,4 @@
-/** The service worker, with a cache that takes nothing. */
+/** The service worker, with a cache that takes nothing, and holds what a test puts into it. */
 import { expect, it, vi } from "vitest";
 import "../../src/worker/sw";
 
@@ -6,7 +6,7 @@ const ADDRESS = "https://host/page/";
 const { handlers, cache } = vi.hoisted(() => {
   const handlers = new Map<string, (event: unknown) => void>();
   const full = new DOMException("no space left", "QuotaExceededError");
-  const cache = { match: async () => undefined, put: async () => Promise.reject(full) };
+  const cache = { match: async (..._: unknown[]): Promise<Response | undefined> => undefined, put: async () => Promise.reject(full) };
   vi.stubGlobal("__BUILD__", "tested");
   vi.stubGlobal("caches", { open: async () => cache });
   vi.stubGlobal("fetch", async () => new Response("from the network"));
@@ -18,11 +18,21 @@ const { handlers, cache } = vi.hoisted(() => {
   return { handlers, cache };
 });
 
+async function answer(path: string): Promise<string> {
+  const respondWith = vi.fn<(response: Promise<Response>) => void>();
+  handlers.get("fetch")!({ request: new Request(ADDRESS + path), respondWith });
+  return (await respondWith.mock.calls[0]![0]).text();
+}
+
 it("answers from the network where the cache takes nothing", async () => {
   const put = vi.spyOn(cache, "put");
-  const respondWith = vi.fn<(response: Promise<Response>) => void>();
-  handlers.get("fetch")!({ request: new Request(ADDRESS), respondWith });
-  const response = await respondWith.mock.calls[0]![0];
-  expect(await response.text()).toBe("from the network");
+  expect(await answer("")).toBe("from the network");
   expect(put).toHaveBeenCalledOnce();
+});
+
+it("answers with what is kept, whatever request it is of: servers send Vary: Origin", async () => {
+  vi.spyOn(cache, "match").mockImplementation(async (_, options) =>
+    (options as CacheQueryOptions).ignoreVary ? new Response("kept") : undefined,
+  );
+  expect(await answer("assets/index-1.js")).toBe("kept");
 });
