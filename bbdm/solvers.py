@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,42 +35,58 @@ NONE: Noise = (0, 0)
 POSTERIOR: Noise = (0, 1)
 
 
-Table = Callable[[Bridge, skips.Timesteps], StepTable]
 Times = Callable[[Bridge, int | None], skips.Timesteps]
+OfSteps = Callable[[Bridge, int | None], StepTable]  # a solver of a number of steps, or None for its own
+AnySolver = str | StepTable | OfSteps  # a name in SOLVERS, a table, or a function that makes one
+Function = TypeVar("Function", bound=Callable[..., StepTable])
+
+# Functions of (bridge, times) with those of (bridge, steps or None), or functions of (bridge, steps or None)
+SOLVERS: dict[str, tuple[Callable[[Bridge, skips.Timesteps], StepTable], Times] | OfSteps] = {}
 
 
-SOLVERS: dict[str, tuple[Table, Times]] = {}  # tables of (bridge, times), and the times of (bridge, steps or None)
+def register(name: str, times: Times | None = None) -> Callable[[Function], Function]:
+    """A decorator that gives a name to a solver, for commands, files, exports and servers.
 
-
-def register(name: str, times: Times) -> Callable[[Table], Table]:
-    """A decorator that gives a name to a solver, a function of (bridge, times).
+    Whoever reads a file that names it imports its module before; exports hold the table, and need no module.
 
     Args:
         name: what :func:`build` calls it.
-        times: of (bridge, steps), the times where none are named; steps may be None.
+        times: of (bridge, steps), the times where none are named, for a solver that is a function of (bridge,
+            times); steps may be None. None for a function of (bridge, steps), which takes no ``timesteps``.
 
     Raises:
         ValueError: another solver has this name.
     """
 
-    def named(table: Table) -> Table:
+    def named(solver: Function) -> Function:
         if name in SOLVERS:
             raise ValueError(f"solver {name!r} is taken")
-        SOLVERS[name] = table, times
-        return table
+        SOLVERS[name] = solver if times is None else (solver, times)
+        return solver
 
     return named
 
 
+def name_of(solver: AnySolver) -> str:
+    """What messages and results call a solver."""
+    if isinstance(solver, StepTable):
+        return f"table of {len(solver)}"
+    return solver if isinstance(solver, str) else getattr(solver, "__name__", type(solver).__name__)
+
+
 def build(
-    bridge: Bridge, solver: str = DEFAULT, timesteps: str | Iterable[float] | None = None, steps: int | None = None
+    bridge: Bridge,
+    solver: AnySolver = DEFAULT,
+    timesteps: str | Iterable[float] | None = None,
+    steps: int | None = None,
 ) -> StepTable:
     """The table of a solver.
 
     Args:
         bridge: the bridge to sample.
         solver: ``dpm2m``, ``sde-dpm2m``, ``midpoint``, ``ddim``, ``posterior``, ``fast``, ``consistency``,
-            ``ancestral``, or ``mean``: one call at the top, the mean of all results.
+            ``ancestral``, or ``mean``: one call at the top, the mean of all results. Or a name of
+            :func:`register`, a table, or a function of (bridge, steps) that makes one; steps may be None.
         timesteps: a name from :mod:`bbdm.bridges.timesteps`, or strictly decreasing times from
             ``bridge.top``. Times that begin below it start from noise, by
             :meth:`~bbdm.bridges.base.Bridge.start`.
@@ -81,7 +97,16 @@ def build(
             solver cannot take.
     """
     _check_choice(solver, timesteps, steps)
-    make, default = SOLVERS[solver]
+    chosen = SOLVERS[solver] if isinstance(solver, str) else solver
+    if isinstance(chosen, StepTable) and steps is timesteps is None:
+        return chosen
+    if isinstance(chosen, StepTable):
+        raise ValueError(f"a table has its own steps, got steps={steps} and timesteps={timesteps!r} too")
+    if not isinstance(chosen, tuple):
+        if timesteps is not None:
+            raise ValueError(f"solver {name_of(solver)!r} takes steps, and no timesteps; got {timesteps!r}")
+        return chosen(bridge, steps)
+    make, default = chosen
     return make(bridge, default(bridge, steps) if timesteps is None else skips.resolve(bridge, timesteps, steps))
 
 
@@ -114,8 +139,8 @@ class Defaults:
             raise ValueError("steps and timesteps of a network are those of its solver: give the solver too")
 
     def fill(
-        self, solver: str | None = None, steps: int | None = None, timesteps: str | Iterable[float] | None = None
-    ) -> tuple[str, int | None, str | Iterable[float] | None]:
+        self, solver: Any = None, steps: int | None = None, timesteps: str | Iterable[float] | None = None
+    ) -> tuple[Any, int | None, str | Iterable[float] | None]:
         """Solver, steps and timesteps for :func:`build`: those that are given, or else these."""
         chosen = solver or self.solver or (DEFAULT if self.calls is None else DISTILLED)
         if steps is timesteps is None and chosen == self.solver:
@@ -143,7 +168,11 @@ class Defaults:
 
     @classmethod
     def from_config(cls, content: Mapping[str, Any]) -> Defaults:
-        """Those of a file's content; older files have ``calls`` alone, or nothing."""
+        """Those of a file's content; of a solver that is not registered here, with a warning, none."""
+        solver = content.get("solver")
+        if isinstance(solver, str) and solver not in SOLVERS:
+            warn(f"the file names the solver {solver!r}, which no module has registered: the default takes its place")
+            return cls(calls=content.get("calls"))
         return cls(**{each.name: content.get(each.name) for each in fields(cls)})
 
 
@@ -177,8 +206,8 @@ def check_calls(calls: int | None, solver: str, table: StepTable) -> None:
         )
 
 
-def _check_choice(solver: str, timesteps: Any, steps: int | None) -> None:
-    if not isinstance(solver, str) or solver not in SOLVERS:
+def _check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
+    if solver not in SOLVERS if isinstance(solver, str) else not (callable(solver) or isinstance(solver, StepTable)):
         raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
     if steps is not None and timesteps is not None:
         raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
@@ -241,7 +270,7 @@ def family(
         multistep: use the x0hat before, as DPM-Solver++(2M) does.
         midpoint: every second row is that of DBMSolver.
     """
-    alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
+    alpha, beta, sigma = (weights.tolist() for weights in bridge.at(times))
     nu = bridge.nu(times).tolist()  # infinite, if anywhere, on the first row
     if bridge.deterministic:  # the source takes the place of the noise: x keeps its share of it
         beta, sigma = [0.0] * len(times), beta
@@ -272,7 +301,7 @@ def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
     The state comes to times[1] by the row of ddim. x0hat is linear in -ln rho through both calls, and is
     integrated exactly along the probability flow.
     """
-    alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
+    alpha, beta, sigma = (weights.tolist() for weights in bridge.at(times))
     nu = bridge.nu(times) / bridge.level_scale
     level, q = -np.log(skips.reference_noise(nu)), skips.REFERENCE / nu
     integral = level[2] - level[0] - 1 + (q[0] + np.arctan(q[2]) - np.arctan(q[0])) / q[2]

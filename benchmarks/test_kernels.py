@@ -51,7 +51,7 @@ def noise_rows(size: Size, drawn: bool) -> tuple[Rows, int]:
     """Training's noise, in float32: explicit, or drawn from seeds."""
     x0, y, noise = random(*size), random(*size).flip(0), random(*size).flip(1)
     t = torch.arange(1, size[0] + 1, device=DEVICE)
-    table = torch.from_numpy(BRIDGE.noise_table).to(DEVICE, torch.float32)
+    table = torch.from_numpy(BRIDGE.training_weights(range(BRIDGE.num_steps + 1))).to(DEVICE, torch.float32)
     seeds, step = torch.arange(size[0], device=DEVICE), torch.ones(1, dtype=torch.int64, device=DEVICE)
     arguments = (x0, y, t, table, None, seeds, step) if drawn else (x0, y, t, table, noise, None, None)
     plain = _noise_step._init_fn

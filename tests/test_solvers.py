@@ -207,6 +207,31 @@ def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="solver 'jump' is taken"):
         solvers.register("jump", timesteps.uniform)(jump)
 
+    @solvers.register("halves")
+    def halves(bridge: Bridge, steps: int | None) -> solvers.StepTable:
+        return solvers.build(bridge, "ddim", [1000 >> i for i in range(steps or 5)])
+
+    for solver in ("halves", halves):
+        assert solvers.build(ABridge(), solver, steps=3).timesteps.tolist() == [1000, 500, 250]
+        with pytest.raises(ValueError, match=r"'halves' takes steps, and no timesteps; got \[3\]"):
+            solvers.build(ABridge(), solver, timesteps=[3])
+    assert len(solvers.Defaults("halves").table(ABridge())) == 5
+
+
+def test_a_table_is_a_solver():
+    table = solvers.build(ABridge(), "ddim", steps=3)
+    assert solvers.build(ABridge(), table) is table
+    with pytest.raises(ValueError, match="a table has its own steps, got steps=2"):
+        solvers.build(ABridge(), table, steps=2)
+    with pytest.raises(ValueError, match=r"coefficients of a table must be finite numbers of shape \(1, 5\)"):
+        solvers.StepTable(np.array([1]), np.ones((1, 3)), np.ones((1, 4)))
+
+
+def test_a_file_of_a_solver_that_is_not_here_opens_with_the_default():
+    content = {"solver": "theirs", "steps": 3, "calls": 2}
+    with pytest.warns(UserWarning, match="the solver 'theirs', which no module has registered"):
+        assert solvers.Defaults.from_config(content) == solvers.Defaults(calls=2)
+
 
 def test_the_names_are_those_that_commands_offer():
     assert tuple(solvers.SOLVERS) == get_args(solvers.Solver)

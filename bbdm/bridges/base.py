@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bbdm.bridges import densities
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import OBJECTIVES, Function, Weights
-from bbdm.bridges.path import Array, Path, Statistics
+from bbdm.bridges.path import ENDS, Array, Path, Statistics
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,9 @@ LATER = {"density": "uniform", **Statistics().statistics}  # settings that older
 class Bridge(Path):
     """The base class of bridges, which are frozen dataclasses.
 
-    A subclass has :meth:`~bbdm.bridges.path.Path.marginal`, and the fields ``objective`` and, if it is to be
-    chosen, ``density``. To be saved it is registered under a name: see :func:`bbdm.bridges.register`.
+    A subclass has :meth:`~bbdm.bridges.path.Path.marginal`, and the fields ``num_steps``, ``objective`` and,
+    if it is to be chosen, ``density``. :meth:`check` says what they must satisfy. To be saved it is
+    registered under a name: see :func:`bbdm.bridges.register`.
 
     Raises:
         ValueError: a setting that no bridge can have.
@@ -55,6 +56,44 @@ class Bridge(Path):
         if not abs(self.cov) < self.sigma_data * self.sigma_source:
             limit = self.sigma_data * self.sigma_source
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
+
+    def check(self) -> None:
+        """Check the path, as samplers and trainings do when they are built.
+
+        - alpha, beta and sigma are finite at all times.
+        - The path is ``closed``: x0 at time 0, and y at ``end``, where alpha and sigma are 0, both to 1e-6. A
+          bridge with ``closed = False`` stops short of one of them, as some published schedules do.
+        - The noise level nu = sigma / alpha, without noise beta / alpha, increases from ``low`` to ``top``.
+        - ``network_time`` is finite. Networks of this library embed times from 0 to about 1,000.
+        - ``objective`` and ``density`` are known. Densities but ``uniform`` are of nu, in units of
+          ``spread``.
+
+        Raises:
+            ValueError: one of these does not hold; the message says which, and at what time.
+        """
+        Bridge.__post_init__(self)
+        name = type(self).__name__
+        times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
+        for weight, values in self.marginal(times)._asdict().items():
+            if len(bad := times[~np.isfinite(np.broadcast_to(values, times.shape))]):
+                raise ValueError(f"{weight} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
+        for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
+            found = [float(weight) for weight in self.marginal(time)]
+            if np.max(np.abs(np.subtract(found, expected))) > ENDS:
+                raise ValueError(
+                    f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {found}: mend "
+                    "marginal, or set closed = False where the path stops short of its ends"
+                )
+        times = times[times <= self.top]
+        levels = self.nu(times)
+        if len(bad := np.flatnonzero(~(np.diff(levels) > 0))):
+            first, second = times[bad[0] : bad[0] + 2]
+            raise ValueError(
+                f"the noise level of {name} must increase, got {levels[bad[0]]:g} at t = {first:g} and "
+                f"{levels[bad[0] + 1]:g} at t = {second:g}"
+            )
+        if not np.isfinite(self.network_time(times)).all():
+            raise ValueError(f"network_time of {name} must be finite")
 
     def _check_positive(self, *names: str) -> None:
         """Raise ValueError where a field in ``names`` is not a finite number above 0."""
@@ -87,7 +126,7 @@ class Bridge(Path):
         if self.deterministic or not self.nu(t) >= self.level_scale:
             wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.level_scale:g}"
             raise ValueError(f"timesteps must start at {wanted}, got {t}")
-        alpha, beta, sigma = (float(weight) for weight in self.marginal(t))
+        alpha, beta, sigma = (float(weight) for weight in self.at(t))
         return alpha + beta, float(np.hypot(sigma, alpha * self.spread))
 
     def input(self, t: npt.ArrayLike) -> Array:
@@ -126,7 +165,7 @@ class Bridge(Path):
 
         The target follows from x0hat = p_x x_t + p_y y + p_f F: it is the F that gives x0.
         """
-        alpha, beta, sigma = self.marginal(t)
+        alpha, beta, sigma = self.at(t)
         i_x, i_y, p_x, p_y, p_f = self.weights(t)
         with np.errstate(divide="ignore", invalid="ignore"):
             target = (1 - p_x * alpha) / p_f, -(p_x * beta + p_y) / p_f, -p_x * sigma / p_f
@@ -134,35 +173,47 @@ class Bridge(Path):
         known = np.isfinite(columns) & (np.abs(columns) > ROUNDING)  # at times without noise, F may have no weight
         return np.where(known, columns, 0.0)
 
-    @cached_property
-    def noise_table(self) -> Array:
-        """(top + 1, 6): the :meth:`training_weights` of the integers 0..top."""
-        return self.training_weights(np.arange(self.top + 1))
+    def state_weights(self, t: npt.ArrayLike) -> Array:
+        """(..., 6) weights of x0, y and noise in x_t, then zeros, as :meth:`training_weights` has them."""
+        weights = np.stack(self.at(t), axis=-1)
+        return np.concatenate([weights, np.zeros_like(weights)], axis=-1)
 
     @cached_property
     def _device_tables(self) -> dict[tuple[str, torch.device, torch.dtype], torch.Tensor]:
         return {}
 
-    @cached_property
-    def _ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Of all times, and of those of training."""
-        return (self.low, self.top), self.train_range
-
-    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
-        """What training looks up, on a device: the first step need not load the kernel and make its table."""
-        import bbdm.kernels.noise_step  # noqa: F401
-
-        if self._ranges and not self.continuous:
-            self._on_device("noise_table", device, dtype)
-
     def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """An array of this bridge, copied to a device once: a GPU's host waits for a copy."""
+        """An array of this bridge, or a method's at the integers 0..top, copied to a device once."""
         import torch
 
         key = name, device, dtype
         if key not in self._device_tables:
-            self._device_tables[key] = torch.from_numpy(getattr(self, name)).to(device=device, dtype=dtype)
+            found = getattr(self, name)
+            array = found(np.arange(self.top + 1)) if callable(found) else found
+            self._device_tables[key] = torch.from_numpy(array).to(device=device, dtype=dtype)
         return self._device_tables[key]
+
+    def _rows(self, name: str, t: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of (B,) times in a table of a method, and the table, for images (B, C, H, W).
+
+        Raises:
+            ValueError: t is not a (B,) tensor of times in range. The range is checked only on the CPU, where
+                that costs no synchronisation.
+        """
+        import torch
+
+        kind = "numbers" if self.continuous else "integers"
+        real = t.is_floating_point() and self.continuous
+        integer = not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
+        if t.shape != images.shape[:1] or not (real or integer):
+            raise ValueError(f"t must be {len(images)} {kind}, got shape {tuple(t.shape)} of {t.dtype}")
+        if t.device.type == "cpu" and len(t) and not (self.low <= float(t.min()) and float(t.max()) <= self.top):
+            raise ValueError(f"t must be in [{self.low}, {self.top}], got [{t.min().item()}, {t.max().item()}]")
+        device, dtype = images.device, torch.float64 if images.dtype == torch.float64 else torch.float32
+        if not self.continuous:
+            return t, self._on_device(name, device, dtype)
+        rows = torch.from_numpy(getattr(self, name)(t.double().cpu().numpy()))  # a step waited for the device anyway
+        return torch.arange(len(t), device=device), rows.to(device=device, dtype=dtype)
 
     def draw_times(self, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """(B,) times of training by ``density``: a function of (B,) int64 seeds and the optimizer step."""
@@ -170,7 +221,7 @@ class Bridge(Path):
 
         from bbdm.kernels import philox
 
-        low, high = self._ranges[1]
+        low, high = self.train_range
         if self.density == "uniform" and self.objective != "pinned" and not self.continuous:
             return philox.timesteps(seeds, step, int(low), int(high))
         rows = philox.timesteps(seeds, step, 0, densities.POINTS - 1)
@@ -180,11 +231,6 @@ class Bridge(Path):
     @cached_property
     def _training_times(self) -> Array:
         return np.asarray(densities.quantiles(self, self.density), dtype=np.float64)
-
-    @cached_property
-    def _network_times(self) -> Array:
-        """Of the integers 0..top."""
-        return self.network_time(np.arange(self.top + 1))
 
     def add_noise(
         self,
@@ -214,28 +260,56 @@ class Bridge(Path):
             ValueError: shapes differ, or t is not a (B,) tensor of times in range. The range is checked only
                 on the CPU, where that costs no synchronisation.
         """
-        import torch  # here, as tables are built without it
+        return self._forward("training_weights", x0, y, t, noise, seeds, step)
 
-        from bbdm.kernels.noise_step import noise_step
+    def state(
+        self,
+        x0: torch.Tensor,
+        y: torch.Tensor,
+        t: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        *,
+        seeds: torch.Tensor | None = None,
+        step: int | None = None,
+    ) -> torch.Tensor:
+        """x_t (B, C, H, W) itself, of the noise that :meth:`add_noise` takes; its arguments and errors."""
+        return self._forward("state_weights", x0, y, t, noise, seeds, step)[0]
+
+    def _forward(
+        self,
+        name: str,
+        x0: torch.Tensor,
+        y: torch.Tensor,
+        t: torch.Tensor,
+        noise: torch.Tensor | None,
+        seeds: torch.Tensor | None,
+        step: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from bbdm.kernels.noise_step import noise_step  # here, as tables are built without torch
 
         shapes = [tuple(v.shape) for v in (x0, y, noise) if v is not None]
         if len(set(shapes)) > 1:
             raise ValueError(f"x0, y and noise must have one shape, got {shapes}")
-        kind = "numbers" if self.continuous else "integers"
-        real = t.is_floating_point() and self.continuous
-        integer = not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
-        if t.shape != x0.shape[:1] or not (real or integer):
-            raise ValueError(f"t must be {len(x0)} {kind}, got shape {tuple(t.shape)} of {t.dtype}")
-        low, top = self._ranges[0]
-        if t.device.type == "cpu" and len(t) and not (low <= float(t.min()) and float(t.max()) <= top):
-            raise ValueError(f"t must be in [{low}, {top}], got [{t.min().item()}, {t.max().item()}]")
-        key = x0.device, torch.float64 if x0.dtype == torch.float64 else torch.float32
-        if self.continuous:  # the times come to the host, after a step that waited for the device anyway
-            rows = torch.from_numpy(self.training_weights(t.double().cpu().numpy()))
-            t, table = torch.arange(len(t), device=x0.device), rows.to(device=key[0], dtype=key[1])
-        else:
-            table = self._on_device("noise_table", *key)
-        return noise_step(x0, y, t, table, noise, seeds, step)
+        return noise_step(x0, y, *self._rows(name, t, x0), noise, seeds, step)
+
+    def estimate(self, x_t: torch.Tensor, y: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x0hat, the target that a network's output stands for: p_x x_t + p_y y + p_F F; differentiable.
+
+        Args:
+            x_t: (B, C, H, W) the state, see :meth:`state`.
+            y: (B, C, H, W) source images.
+            prediction: (B, C, H, W) the network's output F.
+            t: (B,) times in [``low``, ``top``], as for :meth:`add_noise`.
+
+        Raises:
+            ValueError: shapes differ, or t is not a (B,) tensor of times in range.
+        """
+        shapes = [tuple(v.shape) for v in (x_t, y, prediction)]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"x_t, y and prediction must have one shape, got {shapes}")
+        rows, table = self._rows("prediction", t, x_t)
+        p_x, p_y, p_f = table[rows.long()].view(-1, 3, *[1] * (x_t.ndim - 1)).unbind(1)
+        return p_x * x_t + p_y * y + p_f * prediction
 
     def seen(self, t: torch.Tensor) -> torch.Tensor:
         """(B,) what the network sees of (B,) times, float32; see :meth:`network_time`."""
@@ -244,7 +318,7 @@ class Bridge(Path):
         if type(self).network_time is Bridge.network_time:
             return t.float()
         if not t.is_floating_point():
-            return self._on_device("_network_times", t.device, torch.float32)[t.long()]
+            return self._on_device("network_time", t.device, torch.float32)[t.long()]
         return torch.from_numpy(self.network_time(t.double().cpu().numpy())).to(t.device, torch.float32)
 
     def config(self) -> dict[str, Any]:

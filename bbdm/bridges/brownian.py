@@ -130,6 +130,11 @@ class BrownianBridge(Bridge):
         return self.max_variance == 0
 
     @property
+    def closed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the path ends in target and source; the original code's schedules stop short of both."""
+        return self.schedule == "exact"
+
+    @property
     def low(self) -> int:
         """1, or 0 for the original code's indices."""
         return 1 if self.schedule == "exact" else 0

@@ -22,7 +22,7 @@ def preconditioned(bridge: ECSI, t: npt.ArrayLike) -> Weights:
 
     So has the published code, on which the published networks were trained.
     """
-    weights, (alpha, beta, _) = objectives.preconditioned(bridge, t), bridge.marginal(t)
+    weights, (alpha, beta, _) = objectives.preconditioned(bridge, t), bridge.at(t)
     return weights._replace(p_x=(alpha * bridge.sigma_data**2 + beta * bridge.cov**2) * weights.i_x**2)
 
 

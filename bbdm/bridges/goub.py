@@ -75,6 +75,11 @@ class GOUB(Bridge):
         alpha = np.exp(-pulled) * (weight + after) / (weight + whole)
         return Marginal(alpha, 1 - alpha, self.noise_scale * np.sqrt(before * after / whole))
 
+    @property
+    def closed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the path ends in the source: with a finite gamma, a little of the target is left at T."""
+        return self.gamma is None or bool(np.isinf(self.gamma))
+
     def nu(self, t: npt.ArrayLike) -> Array:
         """Noise level; infinite at T, where the state is the source also for a finite gamma."""
         return np.where(np.asarray(t) >= self.num_steps, np.inf, super().nu(t))

@@ -52,6 +52,8 @@ class I2SB(Bridge):
         super().__post_init__()
         self._check_positive("beta_max")
 
+    closed = False  # a little of the other end is left at both
+
     @property
     def low(self) -> int:
         """0."""

@@ -46,7 +46,7 @@ def noise(path: Path, t: npt.ArrayLike) -> Weights:
     Raises:
         ValueError: alpha is 0 at a time.
     """
-    alpha, beta, sigma = path.marginal(t)
+    alpha, beta, sigma = path.at(t)
     if np.any(alpha == 0):
         raise ValueError(f"objective 'noise' has no x0hat at t = {path.end}; use t <= {path.top}")
     return Weights(1.0, 0.0, 1 / alpha, -beta / alpha, -sigma / alpha)
@@ -54,7 +54,7 @@ def noise(path: Path, t: npt.ArrayLike) -> Weights:
 
 def preconditioned(path: Path, t: npt.ArrayLike) -> Weights:
     """Unit variance of input and target (Karras et al. 2022; for bridges Zhou et al. 2024, DDBM, eq. 13)."""
-    alpha, beta, sigma = path.marginal(t)
+    alpha, beta, sigma = path.at(t)
     x0, y, both = path.sigma_data**2, path.sigma_source**2, path.cov
     total = alpha**2 * x0 + beta**2 * y + 2 * alpha * beta * both + sigma**2
     c_in = total**-0.5
@@ -67,7 +67,7 @@ def pinned(path: Path, t: npt.ArrayLike) -> Weights:
 
     Where nu is infinite the network is shown nothing of the state, and predicts x0 - y at unit variance.
     """
-    alpha, beta, _ = path.marginal(t)
+    alpha, beta, _ = path.at(t)
     spread, nu = path.spread, path.nu(t)
     finite = np.isfinite(nu)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+ENDS = 1e-6  # how near the ends of a path are to target and source; less is rounding
 PICTURES = 0.5  # the spread that levels of densities and timesteps are written for, of pictures in [-1, 1]
 
 
@@ -58,6 +59,7 @@ class Path(Statistics, ABC):
 
     continuous: ClassVar[bool] = False
     deterministic: bool = False  # sigma is 0 everywhere
+    closed: bool = True  # the path ends in the target and in the source; published schedules stop short of them
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
 
@@ -68,6 +70,15 @@ class Path(Statistics, ABC):
         Raises:
             ValueError: a time outside the bridge.
         """
+
+    def at(self, t: npt.ArrayLike) -> Marginal:
+        """:meth:`marginal`, whose end is the source exactly where only rounding is left of target and noise.
+
+        Without it an alpha of 4e-33 would be a noise level of 1e16 in place of an infinite one.
+        """
+        alpha, beta, sigma = self.marginal(t)
+        last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS) & self.closed
+        return Marginal(np.where(last, 0.0, alpha), np.where(last, 1.0, beta), np.where(last, 0.0, sigma))
 
     @property
     def end(self) -> float:
@@ -97,22 +108,22 @@ class Path(Statistics, ABC):
 
     def alpha(self, t: npt.ArrayLike) -> Array:
         """Weight of x0 in x_t."""
-        return self.marginal(t).alpha
+        return self.at(t).alpha
 
     def beta(self, t: npt.ArrayLike) -> Array:
         """Weight of y in x_t."""
-        return self.marginal(t).beta
+        return self.at(t).beta
 
     def sigma(self, t: npt.ArrayLike) -> Array:
         """Standard deviation of x_t given x0 and y."""
-        return self.marginal(t).sigma
+        return self.at(t).sigma
 
     def nu(self, t: npt.ArrayLike) -> Array:
         """Noise level sigma / alpha of (x_t - beta y) / alpha; increasing, and infinite where alpha is 0.
 
         Without noise it is beta / alpha: the source is what is removed.
         """
-        alpha, beta, sigma = self.marginal(t)
+        alpha, beta, sigma = self.at(t)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(alpha > 0, (beta if self.deterministic else sigma) / alpha, np.inf)
 

@@ -22,9 +22,13 @@ def _unset() -> npt.NDArray[np.float64]:
     return np.zeros(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepTable:
-    """The weights of every step of a sampling loop, one row for each network call; float64."""
+    """The weights of every step of a sampling loop, one row for each network call; float64.
+
+    Raises:
+        ValueError: an array is of another shape, or not of finite numbers.
+    """
 
     timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
     prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
@@ -42,10 +46,17 @@ class StepTable:
             object.__setattr__(self, "inputs", np.tile([1.0, 0.0], (len(self.timesteps), 1)))
         if not self.network_times.size:
             object.__setattr__(self, "network_times", np.asarray(self.timesteps, dtype=np.float64))
+        count = np.size(self.timesteps)
+        expected = {"start": (2,), **{name: (count, *columns) for name, columns in ARRAYS.items()}}
+        for name, shape in expected.items():
+            array = np.asarray(getattr(self, name))
+            if array.dtype.kind not in "if" or array.shape != shape or not count or not np.isfinite(array).all():
+                raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
         for name in ARRAYS:
             owned = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
             owned.setflags(write=False)
             object.__setattr__(self, name, owned)
+        object.__setattr__(self, "start", tuple(map(float, self.start)))
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -58,16 +69,10 @@ class StepTable:
             ValueError: an array is missing, of another shape, or not of finite numbers.
         """
         stored = {name: np.array(values[name]) for name in ARRAYS if name in values}
-        start = np.array(values.get("start", (1.0, 0.0)))
         missing = {"timesteps", "prediction", "coefficients"} - stored.keys()
         if missing:
             raise ValueError(f"a table needs {sorted(missing)[0]}")
-        count = stored["timesteps"].size
-        wanted = {"start": (start, (2,)), **{name: (v, (count, *ARRAYS[name])) for name, v in stored.items()}}
-        for name, (array, shape) in wanted.items():
-            if array.dtype.kind not in "if" or array.shape != shape or not count or not np.isfinite(array).all():
-                raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
-        return cls(**stored, start=tuple(start.tolist()))
+        return cls(**stored, start=values.get("start", (1.0, 0.0)))
 
     def description(self) -> dict[str, Any]:
         """Plain values, as exports hold them."""

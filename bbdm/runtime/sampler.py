@@ -25,7 +25,7 @@ from bbdm.sampling.batch import Inputs, Shapes
 from bbdm.sampling.loop import Plan, State
 from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
-from bbdm.solvers import StepTable
+from bbdm.solvers import AnySolver, StepTable
 
 Array = npt.NDArray[np.float32]
 NOISE = 4  # the column of a table's coefficients that is the weight of noise
@@ -72,7 +72,7 @@ class OnnxBridgeSampler(Sampler[Array]):
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
         *,
-        solver: str | None = None,
+        solver: AnySolver | None = None,
         steps: int | None = None,
         timesteps: Timesteps = None,
     ) -> None:
@@ -131,12 +131,13 @@ class OnnxBridgeSampler(Sampler[Array]):
     # What the loop needs of a backend; see :class:`bbdm.sampling.base.Sampler`. States and predictions are on
     # the device; all else is in arrays, which conditions and windows are cut from.
 
-    def _table(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
+    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
-        if steps is timesteps is None and solver in (None, exported):
+        if steps is timesteps is None and (solver is None or solver == exported):
             return exported, StepTable.from_description(self.settings)
-        return solver or exported, solvers.build(self.bridge, solver or exported, timesteps, steps)
+        chosen = solver or exported
+        return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
 
     def _load(self, table: StepTable) -> Rows:
         rows = [self._put(row) for row in table.rows.astype(np.float32)]

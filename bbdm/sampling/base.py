@@ -35,7 +35,7 @@ from bbdm.sampling.loop import Advance, Loop, Plan
 from bbdm.sampling.options import Options, Progress, Seed, Timesteps, WindowOptions
 from bbdm.sampling.sources import Scale, Sources, read_mask, read_sources
 from bbdm.sampling.step import Step
-from bbdm.solvers import StepTable
+from bbdm.solvers import AnySolver, StepTable
 
 if TYPE_CHECKING:
     from bbdm.files.content import Origin
@@ -65,7 +65,7 @@ class Sampler(Loop, Generic[Array]):
     _fixed = False  # whether public attributes refuse to be set
 
     def __init__(
-        self, shapes: Shapes, calls: int | None, solver: str | None, steps: int | None, timesteps: Timesteps
+        self, shapes: Shapes, calls: int | None, solver: AnySolver | None, steps: int | None, timesteps: Timesteps
     ) -> None:
         self.calls = calls
         self._shapes = shapes
@@ -240,12 +240,12 @@ class Sampler(Loop, Generic[Array]):
         if o is None or o.solver is o.steps is o.timesteps is None:
             return self._own
         solver, steps, timesteps, own = o.solver, o.steps, o.timesteps, self._settings
-        if steps is timesteps is None and solver != "mean":  # which has one step, whatever others have
-            steps, timesteps = own.steps, own.timesteps
+        if steps is timesteps is None and solver != "mean" and not isinstance(solver, StepTable):
+            steps, timesteps = own.steps, None if callable(solver) else own.timesteps
         key: Any = solver or own.solver, steps, timesteps
         return self._own if key == (own.solver, own.steps, own.timesteps) else self._plans.get(key, *key)
 
-    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> Plan:
+    def _make_plan(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> Plan:
         name, table = self._table(solver, steps, timesteps)
         own = self._own
         if own is not None and name == own.solver and table.description() == own.table.description():

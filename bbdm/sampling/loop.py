@@ -22,7 +22,7 @@ from bbdm.pictures import images
 from bbdm.sampling.batch import Batch, Inputs, Shapes
 from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Callback, Step
-from bbdm.solvers import StepTable
+from bbdm.solvers import AnySolver, StepTable
 
 Advance = Callable[[int], Any]  # reports a number of network calls as done
 
@@ -59,7 +59,7 @@ class Loop(ABC):
     # What a backend says.
 
     @abstractmethod
-    def _table(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
+    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         """The name and the table of a solver; see :func:`bbdm.solvers.build`."""
 
     @abstractmethod

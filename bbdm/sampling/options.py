@@ -19,6 +19,7 @@ from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.sampling.step import Callback
+from bbdm.solvers import AnySolver
 
 Seed = Any  # an integer, a sequence of them, or None
 Timesteps = str | Iterable[float] | None
@@ -91,7 +92,7 @@ class Options(GuidanceOptions):
     """The options of a call of a sampler.
 
     Args:
-        solver: for this call; None for the sampler's own.
+        solver: for this call; see :func:`bbdm.solvers.build`. None for the sampler's own.
         steps: for this call; each is one network call. None for the sampler's own. Tables of the last few
             solvers and steps are kept.
         timesteps: the times of this call, in place of ``steps``.
@@ -135,7 +136,7 @@ class Options(GuidanceOptions):
         ValueError: an option is out of range.
     """
 
-    solver: str | None = None
+    solver: AnySolver | None = None
     steps: int | None = None
     timesteps: Timesteps = None
     range: Range = UNIT

@@ -28,14 +28,15 @@ from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.sampling.base import KEPT, Sampler
 from bbdm.sampling.batch import Batch, Shapes
+from bbdm.sampling.inversion import Inverting
 from bbdm.sampling.loop import Loop
 from bbdm.sampling.options import Timesteps
 from bbdm.sampling.step import Step as Step
 from bbdm.sampling.torch_loop import TorchLoop
-from bbdm.solvers import StepTable
+from bbdm.solvers import AnySolver, StepTable
 
 
-class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
+class BridgeSampler(Inverting, TorchLoop, Sampler[torch.Tensor]):
     """Translates images with a trained network.
 
     Args:
@@ -81,7 +82,7 @@ class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
         self,
         unet: Network,
         bridge: Bridge,
-        solver: str | None = None,
+        solver: AnySolver | None = None,
         steps: int | None = None,
         timesteps: Timesteps = None,
         *,
@@ -99,6 +100,7 @@ class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
         self.device = weight.device if device is None else find_device(device)
         if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
             raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
+        bridge.check()
         check_codec(unet, codec)
         check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
@@ -186,7 +188,7 @@ class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
         c_lambda: float | None = None,
         config: str | None = None,
         network: Network | None = None,
-        solver: str | None = None,
+        solver: AnySolver | None = None,
         steps: int | None = None,
         timesteps: Timesteps = None,
         clamp: tuple[float, float] | None = None,
@@ -223,8 +225,14 @@ class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
 
     @property
     def defaults(self) -> solvers.Defaults:
-        """What a file of this sampler keeps of solver, steps and calls; empty where nothing was chosen."""
+        """What a file of this sampler keeps of solver, steps and calls.
+
+        They are those of its network where nothing was chosen. A solver without a registered name cannot be
+        kept, nor can its steps.
+        """
         own = self._settings
+        if not isinstance(own.solver, str | None):
+            return self._defaults
         return self._defaults.over(own.solver, own.steps, own.timesteps)
 
     @property
@@ -299,9 +307,9 @@ class BridgeSampler(TorchLoop, Sampler[torch.Tensor]):
         zeros = {name: self._array(torch.zeros(shape, dtype=getattr(torch, d))) for name, (shape, d) in shapes.items()}
         return self._prepared(zeros, grid)
 
-    def _table(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
-        solver, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
-        return solver, solvers.build(self.bridge, solver, timesteps, steps)
+    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
+        chosen, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
+        return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
 
     def _note(self, batches: Sequence[Batch]) -> str:
         shapes = dict.fromkeys((tuple(batch.source.shape), batch.windows, batch.guidance) for batch in batches)

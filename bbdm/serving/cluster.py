@@ -82,7 +82,9 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
             record.close()
     if bad and not config.skip_bad:
         first = next(iter(bad.values()))
-        raise BadPicturesError(f"{first} ({len(bad)} of {len(rows)} pictures; the others are translated, and skip_bad leaves them out)")
+        raise BadPicturesError(
+            f"{first} ({len(bad)} of {len(rows)} pictures; the others are translated, and skip_bad leaves them out)"
+        )
     results = paths_of(job for job in jobs if rows[job.index]["name"] not in bad)
     return Outcome(len(results) - len(record.existing), len(record.existing), bad)
 

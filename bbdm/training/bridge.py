@@ -65,7 +65,7 @@ class BridgeTask(Task):
         self.latents = isinstance(train, LatentDataset)
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
-        bridge.prepare(self.device, torch.float32)
+        bridge.check()
         self.describe()
 
     @property

@@ -96,7 +96,8 @@ class LargePictures:
         if windows is None:
             raise LargePictureError(
                 f"{source} of {size[0]} x {size[1]} needs about {shown(in_memory(sampler, size))} of memory, more than "
-                f"{shown(self._limit)}, and the network is called on whole pictures: give window, the side of windows, or more memory"
+                f"{shown(self._limit)}, and the network is called on whole pictures: give window, the side of windows, "
+                "or more memory"
             )
         for cause, what in (
             (self._config.maps, "no maps are made of it"),

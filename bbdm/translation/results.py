@@ -123,9 +123,13 @@ class Record:
             self.place.remove(self.existing)
             self.existing = set()
         elif differing:
-            raise ResultsError(f"{folder} holds results of other settings ({differing}): give another folder, or overwrite them")
+            raise ResultsError(
+                f"{folder} holds results of other settings ({differing}): give another folder, or overwrite"
+            )
         elif unknown := sorted(self.existing - known):
-            raise ResultsError(f"{folder}/{unknown[0]} exists, but no {folder}/{SETTINGS} says what made it: give another folder")
+            raise ResultsError(
+                f"{folder}/{unknown[0]} exists, but no {folder}/{SETTINGS} says what made it: give another folder"
+            )
         self._names = {*names} if differing else known.union(names)
         content: dict[str, Any] = {"settings": self.settings}
         content |= {"results": sorted(self._names)} if further else {}

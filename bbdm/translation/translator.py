@@ -237,7 +237,7 @@ class Translator:
             if not known and not any(s in str(error) for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
                 raise
             raise TooLargeError(
-                f"out of memory at batch_size {self.config.batch_size} and image_size {self._described}: lower one of them"
+                f"out of memory at batch_size {self.config.batch_size} and image_size {self._described}: lower one"
             ) from error
 
     @cached_property

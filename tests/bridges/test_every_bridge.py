@@ -73,6 +73,74 @@ def test_a_bridge_of_one_s_own_is_checked():
 
 
 @every_bridge
+def test_the_bridges_of_the_library_pass_the_check(bridge: Bridge):
+    bridge.check()
+
+
+@dataclass(frozen=True)
+class Own(Bridge):
+    """A user's bridge of three functions of m = t / T."""
+
+    alpha_of: Any = None
+    sigma_of: Any = None
+    num_steps: int = 100
+    objective: str = "pinned"
+
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        m = np.asarray(t, dtype=np.float64) / self.num_steps
+        alpha = self.alpha_of(m)
+        return Marginal(alpha, 1 - alpha, self.sigma_of(m))
+
+
+def arc(m: Any) -> Any:
+    return np.sqrt(m * (1 - m))
+
+
+def test_an_end_that_is_0_but_for_rounding_is_the_source():
+    bridge = Own(alpha_of=lambda m: np.cos(np.pi / 2 * m) ** 2, sigma_of=lambda m: np.sin(np.pi * m) / 2)
+    assert 0 < bridge.marginal(100).alpha < 1e-30
+    bridge.check()
+    assert bridge.nu(100) == np.inf
+    assert bridge.at(100) == (0, 1, 0)
+    table = solvers.build(bridge, "dpm2m", steps=10)
+    assert np.isfinite(table.rows).all()
+    assert table.coefficients[0, 0] == 0  # of the source itself, not of rounding
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "message"),
+    [
+        (lambda m: 1 - m, lambda m: arc(m) / (1 - m), "sigma of Own must be finite, got .* at t = 100"),
+        (lambda m: 1 - m, lambda m: 1 - m, r"must be \(1, 0, 0\) at t = 0, got \[1.0, 0.0, 1.0\]"),
+        (lambda m: 1 - 0.9 * m, arc, r"must be \(0, 1, 0\) at t = 100, got \[0.0999"),
+        (lambda m: 1 - m, lambda m: arc(m) * (1 + np.sin(20 * m)), "noise level of Own must increase, got .* at t = "),
+    ],
+    ids=["finite", "target", "source", "increasing"],
+)
+def test_a_path_that_is_none_is_refused_where_it_is_used(alpha: Any, sigma: Any, message: str):
+    with pytest.raises(ValueError, match=message), np.errstate(all="ignore"):
+        BridgeSampler(tiny_unet(), Own(alpha_of=alpha, sigma_of=sigma))
+
+
+@every_bridge
+def test_the_estimate_of_the_training_target_is_x0_and_has_a_gradient(bridge: Bridge):
+    x0, y, noise = torch.randn(3, 4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(bridge.low, bridge.top, 6, dtype=torch.float64)[1:-1]
+    t = t if bridge.continuous else t.long()
+    alpha, beta, sigma = (torch.from_numpy(w).view(-1, 1, 1, 1) for w in bridge.marginal(t.numpy()))
+    x_t, (_, target) = bridge.state(x0, y, t, noise), bridge.add_noise(x0, y, t, noise)
+    torch.testing.assert_close(x_t, alpha * x0 + beta * y + sigma * noise)
+    target.requires_grad_()
+    estimate = bridge.estimate(x_t, y, target, t)
+    torch.testing.assert_close(estimate, x0)
+    (gradient,) = torch.autograd.grad(estimate.sum(), target)
+    torch.testing.assert_close(gradient[:, 0, 0, 0], torch.from_numpy(bridge.prediction(t.numpy())[:, 2]))
+    for bad in (t[:2], t.double() + 2 * bridge.end if bridge.continuous else t + int(bridge.end)):
+        with pytest.raises(ValueError, match="t must be"):
+            bridge.estimate(x_t, y, target, bad)
+
+
+@every_bridge
 def test_it_is_trained_and_resumes(bridge: Bridge, make_trainer: MakeTrainer):
     undisturbed = make_trainer("whole", bridge=bridge)
     undisturbed.fit()

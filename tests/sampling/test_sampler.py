@@ -178,6 +178,22 @@ def test_a_solver_that_is_the_own_one_shares_its_plan(unet: UNet, monkeypatch: p
         assert len(loaded) == 1
 
 
+def test_a_table_and_a_function_are_solvers(unet: UNet, source: torch.Tensor):
+    def mine(bridge: Any, steps: int | None) -> solvers.StepTable:
+        return solvers.build(bridge, "ddim", steps=steps or 4)
+
+    bridge = ABridge(100)
+    usual, of_table = BridgeSampler(unet, bridge, "ddim", 4), solvers.build(bridge, "ddim", steps=4)
+    expected = usual(source, seed=0)
+    for solver, name in ((mine, "mine"), (of_table, "table of 4")):
+        sampler = BridgeSampler(unet, bridge, solver)
+        assert (sampler.solver, len(sampler.table)) == (name, 4)
+        assert sampler(source, seed=0).equal(expected)
+        assert BridgeSampler(unet, bridge, steps=4)(source, seed=0, solver=solver).equal(expected)
+    assert len(list(usual.stream(source, 0, solver=mine, steps=2))) == 2
+    assert BridgeSampler(unet, bridge, mine).defaults == solvers.Defaults()  # a file cannot hold it
+
+
 def test_sizes_off_the_stride_are_padded_and_cropped(unet: UNet):
     sampler = BridgeSampler(unet, ABridge(), steps=3)
     source = torch.rand(2, 3, 7, 9) * 2 - 1

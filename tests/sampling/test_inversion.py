@@ -1,0 +1,100 @@
+"""From a target back to its noise, with an ideal network whose way is known in closed form."""
+
+import numpy as np
+import pytest
+import torch
+
+from bbdm import VQGAN, ABridge, BridgeSampler, BrownianBridge, VQGANCodec, wrap
+from bbdm.bridges import Bridge, timesteps
+from tests.conftest import tiny_unet
+from tests.gaussian import Ideal
+
+SPREAD = 0.3
+SOURCE = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+NORMALS = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+TARGET = SOURCE / 4 + SPREAD * NORMALS
+CASES: dict[str, tuple[Bridge, bool]] = {  # and whether times begin below the top, in noise
+    "infinite at the top": (ABridge(), False),
+    "larger noise": (BrownianBridge(), False),
+    "finite at the top": (BrownianBridge.bbdm(), False),
+    "from noise": (BrownianBridge(), True),
+}
+
+
+def ideal(bridge: Bridge) -> BridgeSampler:
+    """Of pixels x0 ~ N(y / 4, 0.3^2): with many steps, ddim makes y / 4 + 0.3 z of the noise z."""
+    network = Ideal(bridge, lambda y: y / 4, lambda y: torch.full_like(y, SPREAD))
+    return BridgeSampler(wrap(network, 1, 1), bridge)
+
+
+@pytest.mark.parametrize(("bridge", "from_noise"), CASES.values(), ids=CASES.keys())
+def test_the_noise_of_a_target_leads_back_to_it(bridge: Bridge, from_noise: bool):
+    sampler = ideal(bridge)
+    errors: list[float] = []
+    for steps in (10, 40):
+        times = (timesteps.noise if from_noise else timesteps.karras)(bridge, steps).tolist()
+        noise = sampler.encode(TARGET, SOURCE, timesteps=times)
+        drawn = steps - 1 if from_noise else 0  # noise of the start has the number of the last row
+        assert noise.shape == (steps, 2, 1, 8, 8)
+        assert noise.abs().flatten(1).sum(1).nonzero().flatten().tolist() == [drawn]
+        result = sampler(SOURCE, noise=noise, solver="ddim", timesteps=times)
+        errors.append((result - TARGET).square().mean().sqrt().item() / SPREAD)
+    assert errors[1] < errors[0] / 2
+    assert errors[1] < 0.15
+    assert (noise[drawn] - NORMALS).square().mean() < 0.02  # of variance 1
+
+
+def test_without_noise_it_is_what_takes_the_place_of_the_source():
+    bridge = BrownianBridge(100, 0.0, "displacement")
+    sampler = BridgeSampler(wrap(Shift()), bridge, "ddim", 10)
+    target = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 4 - 0.5
+    found = sampler.encode(target, torch.zeros(1, 3, 8, 8), steps=10)
+    torch.testing.assert_close(sampler(found, seed=0), target, atol=2e-3, rtol=0)  # 0.1 of the last step's 1 / 100
+
+
+class Shift(torch.nn.Module):
+    """The velocity y - x0 of targets that are the sources and 0.1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(-0.1))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.weight.expand_as(x)
+
+
+def test_pictures_batches_windows_and_latents():
+    sampler = BridgeSampler(tiny_unet(condition_channels=3), ABridge(100))
+    source, target = (np.asarray((SOURCE[0].expand(3, 8, 8) + 0.5 + i / 9) * 255 / 2, np.uint8) for i in range(2))
+    sources, targets = ([side.transpose(1, 2, 0)] * 3 for side in (source, target))
+    noise = sampler.encode(targets, sources, steps=4)
+    assert noise.shape == (4, 3, 3, 8, 8)
+    torch.testing.assert_close(sampler.encode(targets, sources, steps=4, batch_size=2), noise)
+    assert sampler.encode(targets, sources, steps=4, window=4).shape == noise.shape
+    latent = BridgeSampler(tiny_unet(), ABridge(100), codec=VQGANCodec(VQGAN.from_preset("demo")))
+    assert latent.encode(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), steps=3).shape == (3, 1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8), 4, r"as many pictures of one size, got 2 of \(8, 8\) and 1 of \(8, 8\)"),
+        (torch.zeros(2, 3, 4, 8), 4, r"as many pictures of one size, got 2 of \(8, 8\) and 2 of \(4, 8\)"),
+        (torch.zeros(2, 3, 8, 8), 1, "at least 2 steps, got 1"),
+    ],
+)
+def test_bad_calls(target: torch.Tensor, steps: int, message: str):
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(tiny_unet(), ABridge(100)).encode(target, torch.zeros(2, 3, 8, 8), steps=steps)
+
+
+def test_noise_is_what_seeds_draw():
+    sampler = BridgeSampler(tiny_unet(condition_channels=3), ABridge(100), "sde-dpm2m", 4)
+    source = torch.zeros(2, 3, 8, 8)
+    for options in ({}, {"solver": "posterior", "steps": 6}):
+        noise = sampler.noise(source, [5, 9], **options)
+        assert noise.shape[0] == options.get("steps", 4)
+        assert sampler(source, noise=noise, **options).equal(sampler(source, [5, 9], **options))
+    assert sampler.last_seeds == (5, 9)
+    with pytest.raises(ValueError, match="one size"):
+        sampler.noise([torch.zeros(3, 8, 8), torch.zeros(3, 4, 4)])
