@@ -115,7 +115,6 @@ class AutoencoderTask(Task):
             network.decoder.requires_grad_(True)
             network.post_quant_conv.requires_grad_(True)
         super().__init__(network, config, train, processes, **functions)
-        self.description = {"vqgan": asdict(settings)}
         self.perceptual = perceptual
         self.use = CodebookUse(settings.num_codes, self.processes) if settings.num_codes else None
         self.adversary = Adversary(self, config.discriminator_width) if config.adversarial_weight else None
@@ -224,6 +223,11 @@ class AutoencoderTask(Task):
         super().release()
         if self.adversary is not None:
             self.adversary.network = self.adversary.discriminator
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """See :class:`~bbdm.training.task.Task`."""
+        return {"vqgan": asdict(self.network.config)}
 
     def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:
         """The averaged weights; with training state, the weights beside them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,6 @@ class BridgeTask(Task):
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
         bridge.check()
-        self.describe()
 
     @property
     def defaults(self) -> Defaults:
@@ -118,24 +118,27 @@ class BridgeTask(Task):
         source = batch.source if own else self.network.endpoint(batch.source)
         return {"source": source, "result": self.results(batch)[0], "target": batch.target}
 
-    def describe(self) -> None:
-        """Decide what files say besides the weights, which is the same in each; where there are pairs."""
-        if (train := self.train) is None or not self.processes.first:
-            return
-        network, coded = NetworkState.of(self.network), None if self.codec is None else CodecState.of(self.codec)
-        about = self.defaults, replace(train.spec, spacing=train.spacing)
-        self._final, self._resumable = (
-            Checkpoint(network, self.bridge, coded, train.image_size, training, *about).snapshot()
-            for training in (None, {})
-        )
-        self.description = {"unet": self.network.description(), "bridge": self.bridge.config()}
-        self.description |= {} if self.codec is None else {"codec": self.codec.config()}
+    @property
+    def description(self) -> dict[str, Any]:
+        """See :class:`~bbdm.training.task.Task`."""
+        codec = {} if self.codec is None else {"codec": self.codec.config()}
+        return {"unet": self.network.description(), "bridge": self.bridge.config(), **codec}
+
+    @cached_property
+    def codec_hash(self) -> str:
+        """The SHA-256 of the codec's weights, which a run does not change."""
+        assert self.codec is not None
+        return CodecState.of(self.codec).digest()
 
     def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
-        content = self._final if training is None else self._resumable
-        weights = {"weights": self.network.state_dict(), "ema": self.average.state_dict()}
-        return replace(content, states={**content.states, **weights}, training=training)
+        codec = None if self.codec is None else CodecState.of(self.codec)
+        if codec is not None and training is not None:
+            codec = replace(codec, weights=None, sha256=self.codec_hash)
+        assert self.train is not None
+        pictures = replace(self.train.spec, spacing=self.train.spacing)
+        network, size = NetworkState.of(self.network, self.average), self.train.image_size
+        return Checkpoint(network, self.bridge, codec, size, training, self.defaults, pictures).snapshot()
 
     def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any], dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`."""
@@ -148,7 +151,6 @@ class BridgeTask(Task):
         codec = resumed_codec(checkpoint.codec, self.codec)
         state = super().resume(path, checkpoint, pairs)
         self.codec = codec
-        self.describe()
         return state
 
 

@@ -136,11 +136,6 @@ class AutoencoderConfig(RunConfig):
     discriminator_width: int = setting(64, "channels of its first layer", least=1)
     decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")
 
-    def compared(self) -> dict[str, Any]:
-        """The settings that a run which resumes must have too: not those that are free, or have no effect."""
-        idle = {name for name, (setting, value) in ONLY.items() if getattr(self, setting) != value}
-        return {name: value for name, value in asdict(self).items() if name not in FREE | idle}
-
     def warnings(self, steps: int) -> list[str]:
         """What makes a run of a number of optimizer steps show less than it could."""
         found = super().warnings(steps)

@@ -21,8 +21,9 @@ import torch
 from bbdm import solvers
 from bbdm.data.examples import Example
 from bbdm.files.content import Checkpoint
+from bbdm.files.weights import IncompleteFileError
 from bbdm.kernels import philox
-from bbdm.networks.base import Conditions, Network
+from bbdm.networks.base import Conditions, Network, Wrapped
 from bbdm.solvers import StepTable
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import DistillConfig
@@ -31,12 +32,18 @@ from bbdm.training.task import DROPOUT, Forward, Losses
 FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
 
 
-def student_of(teacher: Checkpoint, calls: int) -> Network:
-    """The network that a student of so many calls begins with: the teacher's, without dropout.
+def student_of(teacher: Checkpoint, calls: int, network: Network | None = None) -> Network:
+    """The network that a student begins with: the teacher's, without dropout.
+
+    Args:
+        teacher: the content of the teacher's file.
+        calls: the network calls of the student.
+        network: the wrapped network of a file that holds only its weights; it is copied.
 
     Raises:
-        ValueError: the teacher was distilled for fewer calls, or noise does not hide the target at the top of
-            its bridge, so that sampling cannot start from noise.
+        IncompleteFileError: the file is of a wrapped network, and ``network`` is None.
+        ValueError: the teacher was distilled for fewer calls, or is of another network; or noise does not
+            hide the target at the top of its bridge, so that sampling cannot start from noise.
     """
     if teacher.calls is not None and teacher.calls < calls:
         raise ValueError(
@@ -44,7 +51,12 @@ def student_of(teacher: Checkpoint, calls: int) -> Network:
         )
     if not solvers.build(teacher.bridge, solvers.DISTILLED, steps=calls).start[1]:
         raise ValueError(f"a student starts from noise, and {teacher.bridge} has too little at its top")
-    student = teacher.build_unet()
+    if network is None and teacher.unet.kind == Wrapped.kind:
+        raise IncompleteFileError(
+            f"the teacher's file holds weights of a wrapped {teacher.unet.config.module} alone: give the network in "
+            "Python, student_of(teacher, calls, network=bbdm.wrap(module, ...))"
+        )
+    student = teacher.build_unet(network=network)
     for module in student.modules():
         if isinstance(module, DROPOUT):
             module.p = 0.0
@@ -55,7 +67,7 @@ class StudentTask(BridgeTask):
     """The training of a student; ``config`` is a :class:`DistillConfig`.
 
     Raises:
-        ValueError: a loss or times are given, which a student has of its own.
+        ValueError: ``loss`` or ``times`` is not None: a student has its own.
     """
 
     config: DistillConfig

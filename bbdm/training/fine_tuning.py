@@ -21,7 +21,7 @@ class OtherNetworkError(ValueError):
 
 
 @torch.no_grad()
-def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
+def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
     """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
 
     Other weights stay as initialised, except that the first convolution of a network that is shown more
@@ -35,7 +35,7 @@ def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
     """
     trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
     assert trained is not None  # checked when the file was read
-    own = unet.state_dict()
+    own = network.state_dict()
     fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
     if 2 * len(fitting) < len(own):
         raise OtherNetworkError(
@@ -44,18 +44,18 @@ def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
         )
     for key in fitting:
         own[key].copy_(trained[key])
-    others = [_copy_part(unet, checkpoint, key, own[key], trained.get(key)) for key in own.keys() - set(fitting)]
+    others = [_copy_part(network, checkpoint, key, own[key], trained.get(key)) for key in own.keys() - set(fitting)]
     return sorted(others) + [f"{key} has no place in this network" for key in sorted(trained.keys() - own.keys())]
 
 
 def _copy_part(
-    unet: Network, checkpoint: Checkpoint, key: str, value: torch.Tensor, trained: torch.Tensor | None
+    network: Network, checkpoint: Checkpoint, key: str, value: torch.Tensor, trained: torch.Tensor | None
 ) -> str:
     """Copy the part of a weight that fits, if any; returns the line that reports it."""
     if trained is None:
         return f"{key} is left as initialised: the checkpoint has none"
     before = checkpoint.unet.config
-    if key == FIRST and _grown(before, unet) and trained.shape[0] == value.shape[0]:
+    if key == FIRST and _grown(before, network) and trained.shape[0] == value.shape[0]:
         channels = trained.shape[1]
         value.zero_()
         value[:, :channels].copy_(trained)
@@ -63,10 +63,10 @@ def _copy_part(
     return f"{key} is left as initialised: its shape is {tuple(value.shape)}, the checkpoint's {tuple(trained.shape)}"
 
 
-def _grown(before: Any, unet: Network) -> bool:
+def _grown(before: Any, network: Network) -> bool:
     """Whether what a network is shown is what one of settings ``before`` was, then more."""
     shown = {"x": before.channels, SOURCE: before.condition_channels, **before.images}
-    now = {"x": unet.channels, SOURCE: unet.condition_channels, **dict(sorted(unet.images.items()))}
+    now = {"x": network.channels, SOURCE: network.condition_channels, **dict(sorted(network.images.items()))}
     first, following = ([*filter(lambda each: each[1], sizes.items())] for sizes in (shown, now))
     return len(first) < len(following) and following[: len(first)] == first
 
@@ -79,7 +79,7 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None
         return load_checkpoint(path, num_steps, c_lambda, config=config)
 
 
-def begin_from(trained: Checkpoint, path: Path, unet: Network, bridge: Bridge, codec: Codec | None) -> list[str]:
+def begin_from(trained: Checkpoint, path: Path, network: Network, bridge: Bridge, codec: Codec | None) -> list[str]:
     """Copy the weights of ``trained``, the content of ``path``, into the network of a run.
 
     Returns:
@@ -89,7 +89,7 @@ def begin_from(trained: Checkpoint, path: Path, unet: Network, bridge: Bridge, c
         OtherNetworkError: the weights are of another network.
     """
     try:
-        differences = copy_weights(unet, trained)
+        differences = copy_weights(network, trained)
     except OtherNetworkError as error:
         raise OtherNetworkError(f"{path}: {error}") from error
     if trained.bridge != bridge:

@@ -40,15 +40,14 @@ class Previews(Callback):
         if pairs is None or not trainer.processes.first or not due(trainer):
             return
         examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
-        columns = trainer.task.columns(trainer.validation_batches.placed(collate(examples)))
+        columns = trainer.task.columns(trainer.batches.train.placed(collate(examples)))
         arrays = [column.float().cpu().numpy() for column in columns.values()]
         rows = [[images.preview(array) for array in row] for row in zip(*arrays, strict=True)]
         sheet = images.grid(rows, names=list(columns))
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
         log.info("grid: %s", path)
-        if trainer.task.tracker is not None:
-            trainer.task.tracker.write_image(trainer.step, ", ".join(columns), sheet)
+        trainer.images[", ".join(columns)] = sheet
 
 
 def stored(side: torch.Tensor, values: Values) -> npt.NDArray[Any]:
@@ -77,16 +76,11 @@ class ValidationScores(Callback):
 
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Make results of this process's share; the first process adds the scores of all to the metrics."""
-        if trainer.validation_batches is None or not due(trainer):
+        if not due(trainer):
             return
         self.scores.reset()
-        share, done = trainer.validation_share(), 0
-        for batch in trainer.validation_batches(share):
-            if trainer.processes.count == 1:  # several may have different numbers of batches
-                trainer.check_stop()
-            count = len(batch.source)
-            sides = trainer.task.results(batch, seed=share[done : done + count])
-            done += count
+        for indices, batch in trainer.validation_batches():
+            sides = trainer.task.results(batch, seed=indices)
             values = trainer.validation.spec.target
             results, targets = (torch.from_numpy(stored(side, values)) for side in sides)
             self.scores.update(results[:, None], targets, batch.mask)

@@ -79,6 +79,12 @@ def describe_pairs(train: Pairs) -> dict[str, Any]:
     return {**about, **train.settings(), "number": len(train), "names": train.names_digest()}
 
 
+def describe_data(train: Pairs, validation: Pairs | None) -> dict[str, Any]:
+    """What the folder of a run says of its data besides :func:`describe_pairs`."""
+    counts = {"training": len(train), "validation": 0 if validation is None else len(validation)}
+    return {**counts, "channels": train.channels, "stamps": train.stamps_digest()}
+
+
 def check_alike(starts: Sequence[dict[str, Any]]) -> None:
     """Raise ValueError where the processes of a run, in order of rank, begin differently."""
     for rank, start in enumerate(starts):

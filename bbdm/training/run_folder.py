@@ -173,8 +173,10 @@ class RunFolder:
         """Let other runs use the folder."""
         self._lock.release()
 
-    def write(self, step: int, snapshot: Snapshot) -> None:
-        """Write the checkpoint of a step, and delete the oldest beyond those to keep."""
+    def write(self, step: int, snapshot: Snapshot, best: Snapshot | None = None) -> None:
+        """Write the checkpoint of a step, after new best weights, and delete the oldest ones."""
+        if best is not None:
+            weights.write(self.best, best)
         path = self.checkpoint(step)
         again = path.exists()  # at the end of an epoch, the state is written before and after validation
         weights.write(path, snapshot)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,6 +33,16 @@ DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 Forward = Callable[..., torch.Tensor]  # of a network
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 Schedule = Callable[[int, int], float]
+Timed = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Step(NamedTuple):
+    """What an optimizer step did, for those who show it."""
+
+    means: dict[str, float]  # over the whole batch, of what it reported
+    rate: float  # of learning
+    norm: torch.Tensor | None  # of the gradients, where it was due
+    timed: Timed  # this process's losses and their times, both (B,), of each part
 
 
 def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
@@ -65,8 +75,7 @@ class Task(ABC):
         replica: ``network``, compiled, and with gradients averaged over processes.
         average: the network with the averaged weights.
         stateful: what else a checkpoint holds the state of, by name.
-        description: what is trained, as plain values, for the folder of the run.
-        tracker: TensorBoard, where it is installed, during the run, in the process that writes; else None.
+        last: what the last optimizer step did.
 
     Raises:
         ValueError: fewer pairs than one batch, or processes and parts that do not share it equally.
@@ -108,9 +117,7 @@ class Task(ABC):
         self.stateful: dict[str, Any] = {"optimizer": self.optimizer, "scaler": self.scaler, "plateau": self.plateau}
         self.sums: Counter[str] = Counter()  # of what losses report, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that reported it
-        self.description: dict[str, Any] = {}
-        self.tracker: tracking.Tracker | None = None
-        self.by_time = tracking.LossesByTime(self.times, self.device)
+        self.last: Step | None = None
 
     def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of a network's trained weights, whose rates follow the schedule."""
@@ -142,6 +149,10 @@ class Task(ABC):
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
         return self.plateau.rate(rate) if self.config.lr_schedule == "plateau" else rate
 
+    def warnings(self) -> list[str]:
+        """What makes the run show nothing, as far as the settings say."""
+        return [] if self._schedule is not None else self.config.warnings(self.total)
+
     # One optimizer step
 
     def __call__(self, batch: Example, step: int) -> float:
@@ -154,12 +165,11 @@ class Task(ABC):
         for optimizer, rates in self._rates:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.rate(step, rate)
-        reported = self._gradients(batch, step)
-        due = self.tracker is not None and (step + 1) % tracking.EVERY == 0
+        reported, timed = self._gradients(batch, step)
         norm = None
         if self.config.grad_clip:
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
-        elif due:
+        elif (step + 1) % tracking.EVERY == 0:
             norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
         self.scaler.update()
@@ -171,15 +181,12 @@ class Task(ABC):
         self.sums.update(means)
         self.counted.update(means.keys())
         self.plateau.step(means["loss"])
-        if self.tracker is not None and norm is not None and due:
-            rate = self.optimizer.param_groups[0]["lr"]
-            about = {"learning_rate": rate, "gradient_norm": norm.item()}
-            self.tracker.write(step + 1, **means, **about, **self.by_time.take())
+        self.last = Step(means, self.optimizer.param_groups[0]["lr"], norm, timed)
         return means["loss"]
 
-    def _gradients(self, batch: Example, step: int) -> dict[str, torch.Tensor]:
+    def _gradients(self, batch: Example, step: int) -> tuple[dict[str, torch.Tensor], Timed]:
         """Compute the gradients of the batch, part by part; returns what this process's share reports."""
-        count, found = len(batch.source), dict[str, torch.Tensor]()
+        count, found, timed = len(batch.source), dict[str, torch.Tensor](), Timed()
         seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
         parts = [(batch, seeds)] if self.parts == 1 else [*_chunks(batch, seeds, self.parts)]
         for index, (part, part_seeds) in enumerate(parts, start=1):
@@ -188,13 +195,13 @@ class Task(ABC):
                 losses, reported = self.losses(self.replica, prepared, part_seeds, step)
                 mean = losses.mean()
                 self.scaler.scale(mean / self.parts).backward()
-            if self.tracker is not None and "t" in reported:
-                self.by_time.add(losses, reported["t"])
+            if "t" in reported:
+                timed.append((losses.detach(), reported["t"]))
             for name, value in {"loss": mean, **reported}.items():
                 if name != "t":
                     found[name] = found.get(name, 0) + value.detach().float() / self.parts
         self.scaler.unscale_(self.optimizer)
-        return found
+        return found, timed
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch that :meth:`losses` gets, of one from the data set: mirrored, moved, of another size."""
@@ -242,6 +249,11 @@ class Task(ABC):
         """The columns of a grid of pairs by their names, each (B, C, H, W)."""
 
     # Files
+
+    @property
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What is trained, as plain values, for the folder of the run."""
 
     @staticmethod
     @abstractmethod

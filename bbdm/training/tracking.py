@@ -3,49 +3,67 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+
+from bbdm.training.callback import Callback
 
 EVERY = 50  # optimizer steps between points
+BY_STEP = {"epoch", "step", "loss", "learning_rate"}
 QUARTERS = 4
 
 
-class Tracker:
-    """Writes the events of a run to a folder.
+class TensorBoard(Callback):
+    """Writes the events of a run to its folder, in the process that writes, where TensorBoard is installed.
 
-    Args:
-        step: optimizer steps done; points that an earlier process wrote of later steps are not shown.
-
-    Raises:
-        ImportError: TensorBoard is not installed.
+    What a step reports is written every 50 steps, and the metrics and the images of each epoch. Points that
+    an earlier process wrote of later steps are not shown.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    _writer: Any = None
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+    def begin(self, trainer: Any) -> None:
+        """Open the folder of the events."""
+        if not trainer.processes.first:
+            return
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
 
-    def write(self, step: int, **values: float) -> None:
+            self._writer = SummaryWriter(str(trainer.run.events), purge_step=trainer.step + 1)
+        self._by_time = LossesByTime(trainer.task.times, trainer.device)
+
+    def after_step(self, trainer: Any, loss: float) -> None:
+        """Write what the step reported, if that is due."""
+        if self._writer is None:
+            return
+        step = trainer.task.last
+        for losses, t in step.timed:
+            self._by_time.add(losses, t)
+        if trainer.step % EVERY == 0:
+            about = {"learning_rate": step.rate, "gradient_norm": step.norm.item()}
+            self._write(trainer.step, {**step.means, **about, **self._by_time.take()})
+
+    def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Write the metrics of an epoch, except those that are written by step, and its images."""
+        if self._writer is None:
+            return
+        shown = {name: value for name, value in metrics.items() if name not in BY_STEP}
+        self._write(trainer.step, {**shown, "loss of the epoch": metrics["loss"]})
+        for name, image in trainer.images.items():
+            self._writer.add_image(name, np.asarray(image), trainer.step, dataformats="HWC")
+
+    def end(self, trainer: Any) -> None:
+        """Write the remaining points; a full disk loses them without an error."""
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
         """Write a point of each value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-
-    def write_epoch(self, step: int, record: dict[str, float]) -> None:
-        """Write a point of each metric of an epoch, except those that are written by step."""
-        shown = record.keys() - {"epoch", "step", "loss", "learning_rate"}
-        self.write(step, **{name: record[name] for name in sorted(shown)}, **{"loss of the epoch": record["loss"]})
-
-    def write_image(self, step: int, name: str, image: Image.Image) -> None:
-        """Write a picture."""
-        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Write the remaining points; a full disk loses them without an error."""
-        with suppress(OSError):
-            self._writer.close()
 
 
 class LossesByTime:

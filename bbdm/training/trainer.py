@@ -1,7 +1,6 @@
-"""Training: the loop over epochs, and its checkpoints. What is trained, and one step, is of :mod:`.task`.
+"""Training: the loop over epochs, and its checkpoints.
 
-The order of an epoch is a function of (run seed, epoch), so a resumed run sees the pairs in the same order as
-an uninterrupted run.
+What is trained, and one step, is of :mod:`.task`; the order of the pairs is of :mod:`.batches`.
 """
 
 from __future__ import annotations
@@ -11,26 +10,27 @@ import logging
 import math
 import os
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from bbdm.base import machine
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.examples import Example
-from bbdm.data.loading import Batches
 from bbdm.data.mapped import MapStyle, as_pairs
 from bbdm.data.pairs import Pairs
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
+from bbdm.training.batches import RunBatches
 from bbdm.training.bridge import BridgeTask, Times
 from bbdm.training.callback import Callback
 from bbdm.training.config import RunConfig
@@ -38,10 +38,10 @@ from bbdm.training.losses import Errors
 from bbdm.training.optimizers import MakeOptimizer
 from bbdm.training.previews import Previews
 from bbdm.training.progress import Progress
-from bbdm.training.resume import check_alike, describe_pairs
+from bbdm.training.resume import check_alike, describe_data, describe_pairs
 from bbdm.training.run_folder import LEASE, RunFolder
-from bbdm.training.task import Schedule, Task, mixed, sample_seeds
-from bbdm.training.tracking import Tracker
+from bbdm.training.task import Schedule, Task, sample_seeds
+from bbdm.training.tracking import TensorBoard
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -70,7 +70,8 @@ class Trainer:
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: what is called after :class:`~bbdm.training.previews.Previews`.
+        callbacks: what is called after :class:`~bbdm.training.previews.Previews`, and before
+            :class:`~bbdm.training.tracking.TensorBoard`.
         task: what is trained: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
         optimizer: makes the optimizer of a list of parameters, in place of the settings'.
@@ -86,6 +87,7 @@ class Trainer:
         best: the metrics of the epoch with the lowest validation loss, or None.
         resumed_from: the checkpoint of the last resume, or None.
         average: the network with the averaged weights.
+        images: pictures that callbacks show of the epoch that ends, by name, for TensorBoard.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
@@ -111,33 +113,28 @@ class Trainer:
         times: Times | None = None,
     ) -> None:
         train, self.validation = as_pairs(train), None if validation is None else as_pairs(validation)
-        functions = {"optimizer": optimizer, "schedule": schedule, "loss": loss, "times": times}
-        functions = {name: function for name, function in functions.items() if function is not None}
+        functions = (("optimizer", optimizer), ("schedule", schedule), ("loss", loss), ("times", times))
+        functions = {name: function for name, function in functions if function is not None}
         self.task = task(network, bridge, config, train, processes, codec, **functions)
         self.network, self.average = self.task.network, self.task.average
         self.bridge: Any = bridge
         self.config = config
-        self.processes = self.task.processes
-        self.device = self.task.device
+        self.processes, self.device = self.task.processes, self.task.device
         self.train = train.shared(self.processes.rank, self.processes.count)
         self.folder = Path(folder)
         self.run = RunFolder(self.folder, config.keep, self.task.read, LEASE if self.processes.count > 1 else 0)
         self.callbacks: list[Callback] = [*([] if validation is None else [Previews()]), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.steps_per_epoch = len(train) // config.batch_size
-        self.total_steps = config.total_steps(len(train))
         self.epoch = self.step = 0
-        self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
-        loading = (self.share, self.device, config.workers)
-        self.train_batches = Batches(self.train, *loading)
-        self.validation_batches = None if self.validation is None else Batches(self.validation, *loading)
+        self.total_steps = self.task.total
+        self.batches = RunBatches(self.train, self.validation, config, self.processes)
+        self.steps_per_epoch = self.batches.per_epoch
         self.pairs = describe_pairs(self.train)
-        self._warnings = [] if schedule is not None else config.warnings(self.total_steps)
-        self._machine = machine.describe(self.device, ["bbdm", "torch"])
         self._validation_names = None if self.validation is None else self.validation.names_digest()
         self.resumed_from: Path | None = None
         self.best: dict[str, Any] | None = None
+        self.images: dict[str, Image] = {}
         self._epoch_loss = 0.0  # sum over the steps of this epoch
         self._saved: int | None = None  # the step of the last checkpoint
         self._asked: Callable[[], bool] = lambda: False
@@ -197,38 +194,24 @@ class Trainer:
                 callback raised it. The message says what to do next. Nothing that was saved is lost.
         """
         self.run.check_later(self.step)
-        if self.processes.count > 1:
-            check_alike(self.processes.gather({"step": self.step, **self.pairs}))
+        check_alike(self.processes.gather({"step": self.step, **self.pairs}))
         self._asked, self._reason = stop, None
+        shown = [Progress()] if progress and self.processes.first else []
+        self._called: list[Callback] = [*self.callbacks, TensorBoard(), *shown]
         with ExitStack() as ends:
-            if progress and self.processes.first:
-                self.callbacks.append(shown := Progress())
-                ends.callback(self.callbacks.remove, shown)
-            ends.callback(self.train_batches.close)
-            if self.validation_batches is not None:
-                ends.callback(self.validation_batches.close)
-                for _ in self.validation_batches(self.validation_share()):
-                    pass  # a broken picture is found now, not after an epoch
+            ends.callback(self.batches.close)
+            for _ in self.batches.validated():
+                pass  # a broken picture is found now, not after an epoch
             if self.processes.first:
                 ends.callback(self.run.end)
-                self.run.begin(self.epoch, self._settings())
-                with suppress(ImportError):  # without TensorBoard, no events are written
-                    self.task.tracker = Tracker(self.run.events, self.step)
-                    ends.callback(setattr, self.task, "tracker", None)
-                    ends.callback(self.task.tracker.close)
-            for line in self._warnings if self.processes.first and not self.step else ():
-                log.warning(line)
-            for callback in self.callbacks:
+                pairs = self.pairs | describe_data(self.train, self.validation)
+                self.run.begin(self.epoch, {"train": asdict(self.config), **self.task.description, "pairs": pairs})
+                for line in () if self.step else self.task.warnings():
+                    log.warning(line)
+            for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)
             return self._epochs()
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings of the run, for its folder."""
-        train, validation = self.train, 0 if self.validation is None else len(self.validation)
-        pairs = {"training": len(train), "validation": validation, "channels": train.channels, **self.pairs}
-        pairs |= {"stamps": train.stamps_digest()}
-        return {"train": asdict(self.config), **self.task.description, "pairs": pairs}
 
     def _epochs(self) -> bool:
         """The epochs that are left; see :meth:`fit`."""
@@ -236,7 +219,7 @@ class Trainer:
             while self.epoch < self.config.epochs and self._reason is None:
                 self._epoch()
             if self.processes.first:
-                self.run.write_summary({"best": self.best, "machine": self._machine})
+                self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
             return True
         except _AskedError:
             return False
@@ -248,27 +231,25 @@ class Trainer:
         """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
         done = self.step - self.epoch * self.steps_per_epoch
         started = time.perf_counter()
-        drawn = mixed(self.config.seed, self.epoch)  # of crops
         self.check_stop()
-        for batch in self._readable(self.train_batches(self._order(done), drawn)):
+        for batch in self._readable(self.batches.epoch(self.epoch, done)):
             loss = self.train_step(batch)
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}")
             self._epoch_loss += loss
-            for callback in self.callbacks:
+            for callback in self._called:
                 callback.after_step(self, loss)
             if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
                 self._save()
             self.check_stop()
         seconds, steps = time.perf_counter() - started, self.steps_per_epoch - done
         record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
-        if self.validation is not None and steps:
-            self._save()  # validation may take long
         if self.validation is not None:
+            if steps:
+                self._save()  # validation may take long
             record |= self.validate()
         record |= self.task.report()
-        if steps:
-            record["images_per_second"] = steps * self.config.batch_size / seconds
+        record |= {"images_per_second": steps * self.config.batch_size / seconds} if steps else {}
         record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
         self._end_epoch(record)
 
@@ -280,27 +261,24 @@ class Trainer:
         self.epoch += 1
         self._epoch_loss = 0.0
         stopped: list[StoppedError] = []
-        for callback in self.callbacks:
+        for callback in self._called:
             try:
                 callback.after_epoch(self, record)
             except StoppedError as error:
                 stopped.append(error)
-        for name, value in record.items():
-            if not isinstance(value, int | float):
-                raise ValueError(f"metrics must be numbers, and a callback added {name!r} {value!r}")
+            for name, value in record.items():
+                if not isinstance(value, int | float):
+                    raise ValueError(f"metrics must be numbers, and a callback added {name!r} {value!r}")
+        self.images.clear()
         lowest = math.inf if self.best is None else self.best["validation_loss"]
-        best = self.validation is not None and record["validation_loss"] < lowest
-        if best:
+        if best := self.validation is not None and record["validation_loss"] < lowest:
             self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
         if self.processes.first:
             self.run.add_metrics(record)
-        if self.task.tracker is not None:
-            self.task.tracker.write_epoch(self.step, record)
         self._save(best)
         if stopped:
             raise stopped[0]
-        if self.processes.count > 1:
-            self._reason = next((each for each in self.processes.gather(self._reason) if each is not None), None)
+        self._reason = next((each for each in self.processes.gather(self._reason) if each is not None), None)
         if self._reason is not None and self.processes.first:
             log.info("ended after epoch %s: %s", self.epoch, self._reason)
 
@@ -313,38 +291,27 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
-        assert self.validation_batches is not None
-        totals: defaultdict[str, float] = defaultdict(float)
-        first = self.processes.rank * self.share
-        for batch in self._readable(self.validation_batches(self.validation_share())):
-            if self.processes.count == 1:  # several may have different numbers of batches
-                self.check_stop()
-            seeds = sample_seeds(0, first, len(batch.source), self.device)
-            for name, loss in self.task.validation_losses(batch, seeds).items():
-                totals[name] += loss
-            first += self.config.batch_size
+        totals: Counter[str] = Counter()
+        for indices, batch in self.validation_batches():
+            seeds = sample_seeds(0, indices[0], len(indices), self.device)
+            totals.update(self.task.validation_losses(batch, seeds))
         names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
         return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}
 
-    def validation_share(self) -> list[int]:
-        """This process's validation pairs: of N processes, each Nth batch."""
-        assert self.validation is not None
-        rank, count = self.processes.rank, self.processes.count
-        return [i for i in range(len(self.validation)) if i // self.share % count == rank]
+    def validation_batches(self) -> Iterator[tuple[Sequence[int], Example]]:
+        """This process's batches of validation pairs, each with the indices of its pairs."""
+        for indices, batch in self._readable(self.batches.validated()):
+            if self.processes.count == 1:  # several may have different numbers of batches
+                self.check_stop()
+            yield indices, batch
 
-    def _order(self, done: int) -> Iterator[int]:
-        """This process's pairs of this epoch's whole batches after the first ``done``."""
-        order = self.train.order(mixed(self.config.seed, self.epoch))
-        for step in range(done, self.steps_per_epoch):
-            first = step * self.config.batch_size + self.processes.rank * self.share
-            yield from order(first, first + self.share)
-
-    def _readable(self, batches: Iterable[Example]) -> Iterator[Example]:
+    def _readable(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; where one cannot be read, the run ends, saved."""
         try:
             yield from batches
         except (OSError, ValueError) as error:
-            self._save()
+            if self.step != self._saved:
+                self._save()
             raise self._stopped(f"{error}", "Repair the file") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -362,9 +329,7 @@ class Trainer:
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.task.state(), "config": asdict(self.config)}
         state |= {"pairs": self.pairs, "validation": self._validation_names}
-        if best:
-            weights.write(self.run.best, self.task.snapshot())
-        self.run.write(self.step, self.task.snapshot(state))
+        self.run.write(self.step, self.task.snapshot(state), self.task.snapshot() if best else None)
 
     def check_stop(self) -> None:
         """End the run, saved, if it was asked to end.

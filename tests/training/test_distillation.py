@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from bbdm import BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm import BridgeSampler, load_checkpoint, save_checkpoint, wrap
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
+from bbdm.cli import distill
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.kernels import philox
@@ -147,6 +149,36 @@ def test_a_student_has_the_teachers_weights_and_no_dropout(tmp_path: Path):
     with torch.no_grad():
         seen = {"source": x}
         assert torch.equal(student(x, t, seen), copy.deepcopy(unet).eval()(x, t, seen))
+
+
+class Mixed(nn.Module):
+    """A module of a user: a weighted sum of state and source."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(6, 3, 1))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat([x, y], 1))
+
+
+def test_a_wrapped_teacher_needs_its_module(pairs: Pairs, tmp_path: Path):
+    """A file has its weights alone; Python has the module, whose copy is trained, and saved again."""
+    path, (network, other) = tmp_path / "teacher.pt", (wrap(Mixed(seed), 3, 3) for seed in (0, 1))
+    save_checkpoint(path, network, BRIDGE, image_size=8)
+    for start in (lambda: student_of(load_checkpoint(path), 2), lambda: distill.main([str(path), "A", "B", "-b", "2"])):
+        with pytest.raises(ValueError, match=r"holds weights of a wrapped .*Mixed alone: .*student_of\(.*network="):
+            start()
+    student = student_of(load_checkpoint(path), 2, network=other)
+    x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
+    assert torch.equal(student.train()(x, t, {"source": x}), network.eval()(x, t, {"source": x}))
+    config = DistillConfig(epochs=1, batch_size=2, learning_rate=1e-2)
+    trainer = Trainer(student, BRIDGE, config, pairs, None, tmp_path / "run", task=StudentTask)
+    trainer.fit()
+    found = load_checkpoint(newest(trainer)).build_unet(ema=False, network=other).state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in trainer.network.state_dict().items())
+    assert not any(torch.equal(value, found[key]) for key, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_loss_and_times_are_those_of_the_functions(pairs: Pairs) -> None:
 
 def test_functions_that_do_not_fit_are_refused(pairs: Pairs, tmp_path: Path) -> None:
     run = trainer(pairs, tmp_path, loss=torch.nn.functional.l1_loss)
-    batch = next(run.train_batches())
+    batch = next(run.batches.train())
     with pytest.raises(ValueError, match=r"loss must return errors of the target's shape, \(2, 3, 8, 8\), got \(\)"):
         run.train_step(batch)
     student: dict[str, Any] = {"task": StudentTask, "times": at_7}

@@ -73,14 +73,14 @@ class TestFiles:
                     torch.testing.assert_close(cell, wanted)
 
     def test_tensorboard(self, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
-        """Points every 2 steps. Killed after step 6, a run resumes from step 4; none is shown twice."""
+        """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
         import tensorboard.backend.event_processing.event_accumulator as accumulators
 
         monkeypatch.setattr(tracking, "EVERY", 2)
 
         class Killed(Callback):
             def after_step(self, trainer: Trainer, loss: float) -> None:
-                if trainer.step == 6:
+                if trainer.step == 7:
                     raise KeyboardInterrupt
 
         settings = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1, "learning_rate": 1e-3}
@@ -149,7 +149,7 @@ class TestFiles:
 
         make_trainer(callbacks=[Second()]).fit()
         before = {file.name: file.read_bytes() for file in other.folder.glob("*.*")}
-        with pytest.raises(ValueError, match=r"run holds a run of 4 steps already, .* begin at 0: Trainer\.resume"):
+        with pytest.raises(ValueError, match=r"run holds a run of 4 steps already, .* begin at 0: resume the newest"):
             other.fit()  # which is free again
         assert {file.name: file.read_bytes() for file in other.folder.glob("*.*")} == before
 
