@@ -167,7 +167,7 @@ def test_a_wrapped_teacher_needs_its_module(pairs: Pairs, tmp_path: Path):
     """A file has its weights alone; Python has the module, whose copy is trained, and saved again."""
     path, (network, other) = tmp_path / "teacher.pt", (wrap(Mixed(seed), 3, 3) for seed in (0, 1))
     save_checkpoint(path, network, BRIDGE, image_size=8)
-    for start in (lambda: student_of(load_checkpoint(path), 2), lambda: distill.main([str(path), "A", "B", "-b", "2"])):
+    for start in (lambda: student_of(load_checkpoint(path), 2), lambda: distill.main([str(path), "A", f"{path}.pt"])):
         with pytest.raises(ValueError, match=r"holds weights of a wrapped .*Mixed alone: .*student_of\(.*network="):
             start()
     student = student_of(load_checkpoint(path), 2, network=other)
