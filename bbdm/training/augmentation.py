@@ -1,6 +1,6 @@
 """Random changes of an example, the same for all its images: mirrored, moved, another size.
 
-They are a function of (seed, optimizer step), like times and noise, and are made on the training device.
+They are a function of (seed, optimizer step), like times and noise, and drawn on the training device.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) ->
         return batch
     drawn = philox.uniforms(seeds, step, len(network.drop), philox.DROP_LANE)
     conditions = dict(batch.conditions)
-    for place, (name, share) in enumerate(network.drop.items()):
+    for column, (name, share) in enumerate(network.drop.items()):
         value = conditions[name]
-        without = (drawn[:, place] < share)[(..., *[None] * (value.ndim - 1))]
+        without = (drawn[:, column] < share)[(..., *[None] * (value.ndim - 1))]
         conditions[name] = torch.where(without, network.without({name: value}, [name])[name], value)
     return batch._replace(conditions=conditions)
 
@@ -62,7 +62,7 @@ def _changed(batch: Example, change: Callable[[torch.Tensor, bool], torch.Tensor
 
 
 def _grid(v: torch.Tensor, seeds: torch.Tensor, step: int, config: RunConfig) -> torch.Tensor:
-    """(B, *S, axes) places in [-1, 1] where the pixels of moved pictures are read, the last side first."""
+    """(B, *S, axes) positions in [-1, 1] where the pixels of moved pictures are read, the last side first."""
     sides = v.shape[2:]
     axes = len(sides)
     drawn = philox.uniforms(seeds, step, axes + 1) * 2 - 1  # across, down, of volumes deep, size
@@ -75,7 +75,7 @@ def _grid(v: torch.Tensor, seeds: torch.Tensor, step: int, config: RunConfig) ->
 
 
 def _resampled(v: torch.Tensor, grid: torch.Tensor, smooth: bool) -> torch.Tensor:
-    """Pictures read at the places of a grid; beyond a side they go on as at it."""
+    """Pictures read at the positions of a grid; beyond a side they go on as at it."""
     mode = ("bicubic" if v.ndim == 4 else "bilinear") if smooth else "nearest"  # of volumes there is no bicubic
     moved = F.grid_sample(v.float(), grid, mode=mode, padding_mode="border", align_corners=False)
     return moved.clamp(-1, 1).to(v.dtype).contiguous(memory_format=CHANNELS_LAST[v.ndim])

@@ -70,17 +70,15 @@ class BridgeTask(Task):
 
     @property
     def defaults(self) -> Defaults:
-        """The solver and the steps that results are made by."""
+        """The solver and the steps of results."""
         return Defaults("mean") if self.bridge.density == "top" else USUAL
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch in the space of the bridge; some examples lack conditions that the network drops."""
-        config = self.config
-        if config.flip or config.shift or config.zoom:
-            batch = augment(batch, seeds, step, config, self.latents)
+        batch = augment(batch, seeds, step, self.config, self.latents)
         if self.codec is not None:
             batch = encode(batch, self.codec, self.latents)
-        return dropped(batch, seeds, step, self.network) if self.network.drop else batch
+        return dropped(batch, seeds, step, self.network)
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of a batch in the space of the bridge, and their times."""

@@ -1,4 +1,4 @@
-"""How a VQGAN uses its codes in training: counts of an epoch, and a new place for codes that are not used."""
+"""How a VQGAN uses its codes in training: counts of an epoch, and restarts of codes that are not used."""
 
 from __future__ import annotations
 

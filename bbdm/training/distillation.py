@@ -80,7 +80,7 @@ class StudentTask(BridgeTask):
 
     @property
     def defaults(self) -> solvers.Defaults:
-        """How results are made: by as many calls."""
+        """The solver of results, by as many calls."""
         return solvers.Defaults(calls=self.config.calls)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Callbacks that make results of validation pairs during training: grids of them, and their scores."""
+"""Callbacks of the results of validation pairs during training: grids of them, and their scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def stored(side: torch.Tensor, values: Values) -> npt.NDArray[Any]:
 
 
 class ValidationScores(Callback):
-    """Adds scores of what is made of validation pairs, such as FID, to the metrics of an epoch.
+    """Adds scores of the results of validation pairs, such as FID, to the metrics of an epoch.
 
     They are due when :class:`Previews` are. The averaged weights make results of pair i with seed i, a bridge
     with the sampler's default solver and steps. Several processes share the pairs. ``scores`` takes one

@@ -65,7 +65,7 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
     if isinstance(train, LatentDataset):
         if codec is None or train.codec != codec.description():
             got = "none" if codec is None else "another one"
-            raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {got}")
+            raise ValueError(f"codec must be that of the latents in {train.folder}, got {got}")
         if train.flip != config.flip:
             raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
         if config.shift or config.zoom:
@@ -105,12 +105,12 @@ def training_state(
     """The training state in the file ``path``, where this run is the same.
 
     Args:
-        path: the file.
-        state: what it holds.
+        path: the file of the checkpoint.
+        state: the training state that it holds.
         stored: the settings of what it trained.
         own: those of what this run trains.
         config: the settings of this run.
-        pairs: of :func:`describe_pairs`.
+        pairs: what :func:`describe_pairs` says of them.
 
     Raises:
         ValueError: it has no training state.

@@ -132,7 +132,7 @@ class Task(ABC):
         return self.processes.parallel(compiled)
 
     def release(self) -> None:
-        """Let go of what :meth:`parallel` made, before the processes part."""
+        """Let go of the result of :meth:`parallel`, before the processes part."""
         self.replica = self.network
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -141,7 +141,7 @@ class Task(ABC):
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def rate(self, step: int, rate: float) -> float:
-        """The learning rate of optimizer step ``step``, where the optimizer was made with ``rate``."""
+        """The learning rate of optimizer step ``step``, where the optimizer was created with ``rate``."""
         if self._schedule is not None:
             return rate * self._schedule(step, self.total)
         rate *= min(1.0, (step + 1) / max(1, self.config.warmup_steps))
@@ -188,7 +188,7 @@ class Task(ABC):
         """Compute the gradients of the batch, part by part; returns what this process's share reports."""
         count, found, timed = len(batch.source), dict[str, torch.Tensor](), Timed()
         seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
-        parts = [(batch, seeds)] if self.parts == 1 else [*_chunks(batch, seeds, self.parts)]
+        parts = [*_chunks(batch, seeds, self.parts)]
         for index, (part, part_seeds) in enumerate(parts, start=1):
             with nullcontext() if index == len(parts) else self.processes.alone(self.replica):
                 prepared = self.prepared(part, part_seeds, step)
@@ -205,8 +205,7 @@ class Task(ABC):
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch that :meth:`losses` gets, of one from the data set: mirrored, moved, of another size."""
-        config = self.config
-        return augment(batch, seeds, step, config) if config.flip or config.shift or config.zoom else batch
+        return augment(batch, seeds, step, self.config)
 
     @abstractmethod
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
@@ -214,9 +213,9 @@ class Task(ABC):
 
         Args:
             network: :attr:`replica`, or in validation :attr:`average`.
-            batch: of :meth:`prepared`.
+            batch: what :meth:`prepared` returned of a batch.
             seeds: (B,) int64, one for each example, of what is drawn.
-            step: the optimizer step.
+            step: the number of the optimizer step.
 
         Returns:
             The losses, (B,) or a scalar, and scalars by name, whose means over an epoch are metrics. ``loss``
@@ -301,7 +300,4 @@ def _chunks(batch: Example, seeds: torch.Tensor, parts: int) -> Iterator[tuple[E
     size = -(-len(seeds) // parts)
     for start in range(0, len(seeds), size):
         rows = slice(start, start + size)
-        conditions = {name: value[rows] for name, value in batch.conditions.items()}
-        mask = None if batch.mask is None else batch.mask[rows]
-        about = {"conditions": conditions, "mask": mask}
-        yield batch._replace(source=batch.source[rows], target=batch.target[rows], **about), seeds[rows]
+        yield batch.with_tensors({name: each[rows] for name, each in batch.tensors().items()}), seeds[rows]

@@ -21,7 +21,7 @@ from bbdm.networks.unet import UNet
 from bbdm.training.statistics import first_batches
 
 FLOOR = 0.02  # in [-1, 1]: fainter detail is not raised to the same response
-PLACES = 64  # along an axis, at most, of which patches are taken
+POSITIONS = 64  # along an axis, at most, of which patches are taken
 
 
 @torch.no_grad()
@@ -60,5 +60,5 @@ def _patches(x: torch.Tensor) -> torch.Tensor:
     """(N, C K) what a kernel of 3 along each axis sees of (B, C, *S), at equal distances."""
     axes = range(2, x.ndim)
     for axis in axes:
-        x = x.unfold(axis, 3, max(1, x.shape[axis] // PLACES))
+        x = x.unfold(axis, 3, max(1, x.shape[axis] // POSITIONS))
     return x.movedim(1, len(axes) + 1).flatten(len(axes) + 1).flatten(0, len(axes))
