@@ -18,6 +18,7 @@ from torch import nn
 
 from bbdm import demo
 from bbdm.bridges import ABridge, Bridge
+from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
@@ -207,6 +208,17 @@ def wait_until(done: Callable[[], object], what: str, seconds: float = 120) -> N
 def relative_gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The norm of a difference, as a share of that of what is wanted."""
     return float((found - wanted).norm() / wanted.norm())
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Whether two networks have the same weights and buffers, to the bit."""
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def batch_of(pairs: Pairs, count: int) -> Example:
+    """The first pairs as a batch, with values in [-1, 1]."""
+    return Example(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(count)), strict=True)))
 
 
 def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:

@@ -18,14 +18,6 @@ from bbdm.pictures import images
 from bbdm.training.config import BridgeConfig, RunConfig
 
 
-class OtherRunError(ValueError):
-    """A checkpoint was trained with other settings or pairs."""
-
-
-class OtherCodecError(ValueError):
-    """A checkpoint was trained in another space."""
-
-
 def check_batch(config: RunConfig, train: Pairs, processes: int, parts: int = 1) -> None:
     """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
     if len(train) < config.batch_size:
@@ -114,7 +106,7 @@ def training_state(
 
     Raises:
         ValueError: it has no training state.
-        OtherRunError: it is of another run; the message names the differences.
+        ValueError: it is of another run; the message names the differences.
     """
     if state is None:
         raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
@@ -126,7 +118,7 @@ def training_state(
         changed = [f"{name}={was} of the pairs, not {is_now}" for name, (was, is_now) in both.items() if was != is_now]
         changed = changed or ["pairs of other names"]
     if changed:
-        raise OtherRunError(
+        raise ValueError(
             f"{path} was trained with {', '.join(changed)}: resume with the same, begin anew in another "
             "folder (experiment), or overwrite this run"
         )
@@ -137,17 +129,15 @@ def resumed_codec(stored: CodecState | None, codec: Codec | None) -> Codec | Non
     """The codec of a run that resumes, with the stored statistics.
 
     Raises:
-        OtherCodecError: ``codec`` is not the stored one, or only one of them normalises.
+        ValueError: ``codec`` is not the stored one, or only one of them normalises.
     """
     where = "training can resume only in the space where it began"
     if stored is None:
         if codec is not None:
-            raise OtherCodecError(f"{where}: without a codec (vqgan_path)")
+            raise ValueError(f"{where}: without a codec (vqgan_path)")
         return None
     normalises = stored.statistics is not None
     if codec is None or not stored.same_latents(codec) or (codec.statistics is not None) != normalises:
         how = "with" if normalises else "without"
-        raise OtherCodecError(
-            f"{where}: with the same codec (vqgan_path), {how} normalised latents (normalize_latents)"
-        )
+        raise ValueError(f"{where}: with the same codec (vqgan_path), {how} normalised latents (normalize_latents)")
     return codec if stored.statistics is None else codec.with_statistics(stored.statistics)

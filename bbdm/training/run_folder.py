@@ -27,18 +27,6 @@ LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
 METRICS, CONFIG, SUMMARY = "metrics.jsonl", "config.json", "summary.json"
 
 
-class UnreadableRunError(ValueError):
-    """A run's folder has checkpoints, and all are damaged."""
-
-
-class LaterStepsError(ValueError):
-    """A run's folder has checkpoints of later steps than the run that begins."""
-
-
-class FolderInUseError(ValueError):
-    """Another run works in the folder."""
-
-
 class RunFolder:
     """A run's folder, which need not exist yet.
 
@@ -87,7 +75,7 @@ class RunFolder:
         Damaged ones that are newer are renamed to ``*.damaged``.
 
         Raises:
-            UnreadableRunError: all of them are damaged.
+            ValueError: all of them are damaged.
         """
         damaged: list[Path] = []
         for path in self.checkpoints().values():
@@ -101,7 +89,7 @@ class RunFolder:
                 other.rename(other.with_name(f"{other.name}.damaged"))
             return path, checkpoint
         if damaged:
-            raise UnreadableRunError(
+            raise ValueError(
                 f"no checkpoint in {self.path} can be read: all {len(damaged)} are damaged: "
                 "overwrite the run, or begin another in another folder"
             )
@@ -111,7 +99,7 @@ class RunFolder:
         """Delete the checkpoints after a step; with step 0 also the best weights, the trace and the events.
 
         Raises:
-            FolderInUseError: another run works in the folder.
+            ValueError: another run works in the folder.
         """
         self._lock_folder()
         for other, path in self.checkpoints().items():
@@ -124,10 +112,10 @@ class RunFolder:
         self._lock.release()
 
     def check_later(self, step: int) -> None:
-        """Raise LaterStepsError where the folder has checkpoints after a step."""
+        """Raise ValueError where the folder has checkpoints after a step."""
         later = [each for each in self.checkpoints() if each > step]
         if later:
-            raise LaterStepsError(
+            raise ValueError(
                 f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
                 "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
                 "folder (experiment)"
@@ -139,7 +127,7 @@ class RunFolder:
         Half-written files of killed processes are deleted, and metrics, grids and summary of later epochs.
 
         Raises:
-            FolderInUseError: another run works in the folder.
+            ValueError: another run works in the folder.
             ValueError: the metrics are damaged.
         """
         self._lock_folder()
@@ -163,9 +151,7 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=self.patience)
         except Timeout:
-            raise FolderInUseError(
-                f"another run works in {self.path}: each needs a folder (experiment) of its own"
-            ) from None
+            raise ValueError(f"another run works in {self.path}: each needs a folder (experiment) of its own") from None
         except NotImplementedError:
             log.warning("%s cannot be locked on its file system: start only one run in it", self.path)
 

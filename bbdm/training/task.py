@@ -33,7 +33,6 @@ DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 Forward = Callable[..., torch.Tensor]  # of a network
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 Schedule = Callable[[int, int], float]
-Timed = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Step(NamedTuple):
@@ -42,7 +41,7 @@ class Step(NamedTuple):
     means: dict[str, float]  # over the whole batch, of what it reported
     rate: float  # of learning
     norm: torch.Tensor | None  # of the gradients, where it was due
-    timed: Timed  # this process's losses and their times, both (B,), of each part
+    timed: tracking.Timed  # this process's losses and their times, both (B,), of each part
 
 
 def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
@@ -184,9 +183,9 @@ class Task(ABC):
         self.last = Step(means, self.optimizer.param_groups[0]["lr"], norm, timed)
         return means["loss"]
 
-    def _gradients(self, batch: Example, step: int) -> tuple[dict[str, torch.Tensor], Timed]:
+    def _gradients(self, batch: Example, step: int) -> tuple[dict[str, torch.Tensor], tracking.Timed]:
         """Compute the gradients of the batch, part by part; returns what this process's share reports."""
-        count, found, timed = len(batch.source), dict[str, torch.Tensor](), Timed()
+        count, found, timed = len(batch.source), dict[str, torch.Tensor](), tracking.Timed()
         seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
         parts = [*_chunks(batch, seeds, self.parts)]
         for index, (part, part_seeds) in enumerate(parts, start=1):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import suppress
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from bbdm.training.callback import Callback
 
 EVERY = 50  # optimizer steps between points
 BY_STEP = {"epoch", "step", "loss", "learning_rate"}
+Timed = list[tuple[torch.Tensor, torch.Tensor]]
 QUARTERS = 4
 
 
@@ -32,18 +35,18 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(trainer.run.events), purge_step=trainer.step + 1)
-        self._by_time = LossesByTime(trainer.task.times, trainer.device)
+        self._timed: Timed = []
 
     def after_step(self, trainer: Any, loss: float) -> None:
         """Write what the step reported, if that is due."""
         if self._writer is None:
             return
         step = trainer.task.last
-        for losses, t in step.timed:
-            self._by_time.add(losses, t)
+        self._timed += step.timed
         if trainer.step % EVERY == 0:
             about = {"learning_rate": step.rate, "gradient_norm": step.norm.item()}
-            self._write(trainer.step, {**step.means, **about, **self._by_time.take()})
+            self._write(trainer.step, {**step.means, **about, **losses_by_time(self._timed, *trainer.task.times)})
+            self._timed = []
 
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write the metrics of an epoch, except those that are written by step, and its images."""
@@ -66,25 +69,16 @@ class TensorBoard(Callback):
             self._writer.add_scalar(name, value, step)
 
 
-class LossesByTime:
-    """The mean losses of each quarter of the times of training.
+def losses_by_time(timed: Timed, low: float, end: float) -> dict[str, float]:
+    """The mean losses of each quarter of the times of training, of those that had any.
 
     Args:
-        times: the lowest t of training, and where its range ends: for integers, after the highest.
-        device: the device of the losses.
+        timed: losses and their times, both (B,), of several batches.
+        low: the lowest t of training.
+        end: the end of its range: for integers, after the highest.
     """
-
-    def __init__(self, times: tuple[float, float], device: torch.device) -> None:
-        self.low, self.end = times
-        self._sums = torch.zeros(2, QUARTERS, device=device)  # sums of losses, and their counts
-
-    def add(self, losses: torch.Tensor, t: torch.Tensor) -> None:
-        """Add the losses (B,) of images at times t (B,)."""
-        quarter = ((t - self.low) * QUARTERS / (self.end - self.low)).long().clamp(max=QUARTERS - 1)
-        self._sums.index_add_(1, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
-
-    def take(self) -> dict[str, float]:
-        """The mean of each quarter that had losses since the last call."""
-        sums = self._sums.T.tolist()
-        self._sums.zero_()
-        return {f"loss by t/quarter {i}": total / count for i, (total, count) in enumerate(sums, start=1) if count}
+    quarters: defaultdict[int, list[float]] = defaultdict(list)
+    columns = [torch.cat(column).tolist() for column in zip(*timed, strict=True)]  # waits for the device
+    for loss, t in zip(*columns, strict=True):
+        quarters[min(QUARTERS, 1 + int((t - low) * QUARTERS / (end - low)))].append(loss)
+    return {f"loss by t/quarter {i}": fmean(losses) for i, losses in sorted(quarters.items())}

@@ -15,7 +15,6 @@ from bbdm.cli import eval as eval_script
 from bbdm.cli import train, translate
 from bbdm.data.degradations import Degradation
 from bbdm.pictures import images
-from bbdm.training.resume import OtherRunError
 from bbdm.translation.results import ResultsError
 from tests.conftest import SavePicture, noise, tiny_unet
 
@@ -63,9 +62,9 @@ class TestTrain:
         assert "validation_loss" in json.loads(lines[-1])
         assert json.loads(Path("straight.run/config.json").read_text())["pairs"]["degradation"] == "inpaint@0"
         message = "degradation=inpaint@0 of the pairs, not"
-        with pytest.raises(OtherRunError, match=f"{message} blur:2@0: resume with the same"):
+        with pytest.raises(ValueError, match=f"{message} blur:2@0: resume with the same"):
             train_on("data", "resumed.pt", degrade="blur")
-        with pytest.raises(OtherRunError, match=f"{message} inpaint@1"):
+        with pytest.raises(ValueError, match=f"{message} inpaint@1"):
             train_on("data", "resumed.pt", degrade="inpaint@1")
         with pytest.raises(ValueError, match=r"of other pictures \(.*degradation inpaint@0, now sr4@0"):
             train_on("data", "other.pt", "--cache_images", "cache", degrade="sr4")

@@ -17,7 +17,7 @@ from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, percep
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, StudentTask
-from bbdm.training.tracking import LossesByTime, TensorBoard
+from bbdm.training.tracking import TensorBoard
 from tests.conftest import SIZE, MakePairs
 from tests.cuda.card import Waits
 from tests.cuda.test_graph import codec
@@ -65,7 +65,7 @@ class Tracked(BridgeTask):
         self.written: dict[str, float] = {}
         self.board = TensorBoard()
         self.board._writer = SimpleNamespace(add_scalar=lambda name, value, _: self.written.update({name: value}))
-        self.board._by_time = LossesByTime(self.times, self.device)
+        self.board._timed = []
 
     def __call__(self, batch: Example, step: int) -> float:
         loss = super().__call__(batch, step)

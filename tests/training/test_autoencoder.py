@@ -21,10 +21,10 @@ from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
 from bbdm.training.adversary import Adversary
-from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, PerceptualError, perceptual_loss, pictures
+from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss, pictures
 from bbdm.training.previews import ValidationScores
 from bbdm.training.trainer import DivergedError, Trainer
-from tests.conftest import MakePairs
+from tests.conftest import MakePairs, batch_of
 from tests.networks.test_vqgan import tiny_vqgan
 
 SIDE = 24
@@ -49,11 +49,6 @@ def make(pairs: Pairs, tmp_path: Path) -> Make:
     return make
 
 
-def batch(pairs: Pairs) -> Example:
-    source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
-    return Example(source, target)
-
-
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
@@ -69,7 +64,7 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     assert isinstance(update, AutoencoderTask)
     assert isinstance(update.adversary, Adversary)
     vqgan, discriminator = copy.deepcopy(update.network), copy.deepcopy(update.adversary.discriminator)
-    y, x0, *_ = batch(pairs)
+    y, x0, *_ = batch_of(pairs, 2)
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     z = vqgan.quant_conv(vqgan.encoder(x))
     if num_codes:
@@ -108,10 +103,10 @@ def test_the_adversary_begins_at_its_step(make: Make, pairs: Pairs):
     assert isinstance(training.task, AutoencoderTask)
     assert training.task.adversary is not None
     before = weights_of(training.task.adversary.discriminator)
-    training.train_step(batch(pairs))
+    training.train_step(batch_of(pairs, 2))
     assert "adversarial" not in training.task.sums
     assert_equal(weights_of(training.task.adversary.discriminator), before)
-    training.train_step(batch(pairs))
+    training.train_step(batch_of(pairs, 2))
     assert training.task.counted["adversarial"] == 1
     after = weights_of(training.task.adversary.discriminator)
     assert not any(torch.equal(after[key], value) for key, value in before.items() if key.endswith("weight"))
@@ -145,7 +140,7 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     vqgan = tiny_vqgan(num_codes=0)
     vqgan.decoder.conv_out.weight.data *= 0.1
     step = AutoencoderTask(vqgan, None, config, wide, perceptual=perceptual)
-    y, x0, *_ = batch(wide)
+    y, x0, *_ = batch_of(wide, 2)
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     with torch.no_grad():
         image = step.average.decode(step.average.encode(x))
@@ -159,7 +154,7 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     assert step.report()["lpips"] > 0
     grey = torch.rand(1, 1, 64, 64) * 2 - 1
     assert perceptual(grey, grey) == 0
-    with pytest.raises(PerceptualError, match=r"network of perceptual='vgg', LPIPS: there is no file .*vgg\.pth"):
+    with pytest.raises(ValueError, match=r"network of perceptual='vgg', LPIPS: there is no file .*vgg\.pth"):
         perceptual_loss(AutoencoderConfig(), tmp_path / "vgg.pth", torch.device("cpu"))
 
 
@@ -180,7 +175,7 @@ def test_other_settings_and_losses_that_are_no_number(make: Make, tmp_path: Path
 def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Make, pairs: Pairs):
     training = make(epochs=1)
     training.fit()
-    x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
+    x = pictures(*batch_of(pairs, 4)[:2])
     with torch.no_grad():
         vqgan = load_vqgan(training.run.best)
         wanted = (vqgan.decode(vqgan.encode(x)) - x).abs().mean().item()
@@ -199,10 +194,10 @@ def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
     training.fit()
     record = json.loads((training.folder / "metrics.jsonl").read_text())
     assert "discriminator" not in record
-    x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
-    made, wanted = training.average.decode(training.average.encode(x)), (x + 1) / 2
-    made = (((made + 1) / 2).clamp(0, 1) * 255).round() / 255
-    psnr = -10 * (made - wanted).square().mean((1, 2, 3)).log10()
+    x = pictures(*batch_of(pairs, 4)[:2])
+    outputs, wanted = training.average.decode(training.average.encode(x)), (x + 1) / 2
+    outputs = (((outputs + 1) / 2).clamp(0, 1) * 255).round() / 255
+    psnr = -10 * (outputs - wanted).square().mean((1, 2, 3)).log10()
     assert record["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-3)
     training.save(tmp_path / "final.safetensors")
     for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
@@ -216,7 +211,7 @@ def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
 def test_a_compiled_step_is_the_eager_one(num_codes: int, make: Make, pairs: Pairs, monkeypatch: Any):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     runs = [make(str(compile), num_codes=num_codes, compile=compile) for compile in (False, True)]
-    losses = [[run.train_step(batch(pairs)) for _ in range(2)] for run in runs]
+    losses = [[run.train_step(batch_of(pairs, 2)) for _ in range(2)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, Callback
@@ -15,7 +14,7 @@ from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import Values
 from bbdm.training.previews import ValidationScores
 from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, MakeTrainer, load_pairs, metrics_of, tiny_unet
+from tests.conftest import BRIDGE, MakeTrainer, load_pairs, metrics_of, same_weights, tiny_unet
 
 
 def picture(pairs: Pairs, index: int, side: str) -> Image.Image:
@@ -108,8 +107,7 @@ def test_an_early_stop_keeps_its_epoch(
     assert resumed.resume_newest()
     for each in (resumed, whole):
         each.fit()
-    for mine, theirs in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+    assert same_weights(resumed.network, whole.network)
     assert resumed.best == whole.best
 
 
@@ -130,8 +128,7 @@ def test_they_change_nothing(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     ]
     for trainer in runs:
         trainer.fit()
-    for mine, theirs in zip(*(trainer.network.parameters() for trainer in runs), strict=True):
-        assert torch.equal(mine, theirs)
+    assert same_weights(*(trainer.network for trainer in runs))
     records = [[{**each, "images_per_second": 0, "entries": 0} for each in metrics_of(trainer)] for trainer in runs]
     assert [{**each, "entries": 0} for each in records[0]] == records[1]
 

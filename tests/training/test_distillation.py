@@ -46,15 +46,15 @@ def test_loss_is_the_energy_score_of_what_the_sampler_makes(calls: int, results:
     step = 5 * calls + calls - 1  # the turn of the last call
     losses, times = make_step(unet, calls=calls, results=results).losses(unet, pairs, SEEDS, step)
     sampler = BridgeSampler(unet, BRIDGE, calls=calls)
-    made = []
+    outputs = []
     for j in range(results):
         streams = [distillation.FIRST_STREAM + row + j * calls for row in range(calls)]
         noise = torch.stack([philox.normal(SEEDS, step, (3, 8, 8), stream) for stream in streams])
-        made.append(list(sampler.stream(pairs.source, noise=noise))[-1].x.flatten(1))
+        outputs.append(list(sampler.stream(pairs.source, noise=noise))[-1].x.flatten(1))
     flat = pairs.target.flatten(1)
     for i in range(3):
-        error = sum(float((m[i] - flat[i]).norm()) for m in made) / results
-        spread = [float((a[i] - b[i]).norm()) for a in made for b in made]
+        error = sum(float((m[i] - flat[i]).norm()) for m in outputs) / results
+        spread = [float((a[i] - b[i]).norm()) for a in outputs for b in outputs]
         expected = error - sum(spread) / (2 * results * (results - 1))
         assert losses[i].item() == pytest.approx(expected, rel=1e-4)
     assert times["t"].tolist() == [sampler.table.timesteps[-1]] * 3
@@ -101,9 +101,9 @@ def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     before = step.validation_losses(pairs, sample_seeds(0, 0, 16, CPU))["validation_loss"]
     for index in range(400):
         step(pairs, index)
-    made = BridgeSampler(step.average.eval(), BRIDGE, calls=1)(y.repeat(4, 1, 1, 1), seed=0).mean((1, 2, 3))
-    assert made.abs().mean() > 0.6
-    assert min((made > 0.5).sum(), (made < -0.5).sum()) >= 6
+    outputs = BridgeSampler(step.average.eval(), BRIDGE, calls=1)(y.repeat(4, 1, 1, 1), seed=0).mean((1, 2, 3))
+    assert outputs.abs().mean() > 0.6
+    assert min((outputs > 0.5).sum(), (outputs < -0.5).sum()) >= 6
     assert step.validation_losses(pairs, sample_seeds(0, 0, 16, CPU))["validation_loss"] < 0.7 * before  # 0.5 at best
 
 
@@ -113,10 +113,10 @@ def test_files_say_for_how_many_calls(pairs: Pairs, tmp_path: Path):
         unet = tiny_unet(condition_channels=3)
         return Trainer(unet, BRIDGE, config, pairs, pairs, tmp_path / "run", task=StudentTask)
 
-    made = trainer(2)
-    made.fit()
-    made.save(tmp_path / "student.safetensors")
-    for path in (tmp_path / "student.safetensors", newest(made), made.run.best):
+    run = trainer(2)
+    run.fit()
+    run.save(tmp_path / "student.safetensors")
+    for path in (tmp_path / "student.safetensors", newest(run), run.run.best):
         assert load_checkpoint(path).calls == 2
     sampler = BridgeSampler.from_checkpoint(tmp_path / "student.safetensors")
     assert (sampler.solver, len(sampler.table), sampler.table.start[1] > 0) == ("consistency", 2, True)

@@ -36,15 +36,15 @@ def test_a_condition_that_is_new_changes_nothing_at_first(tmp_path: Path):
 
 
 @pytest.mark.parametrize("before", [{}, {"condition_channels": 3}, {"condition_channels": 3, "images": {"dem": 1}}])
-def test_what_is_told_anew_changes_nothing_at_first(before: dict[str, Any], tmp_path: Path):
+def test_new_conditions_change_nothing_at_first(before: dict[str, Any], tmp_path: Path):
     """With patches too; a class and tokens begin without influence."""
     now = {**before, "images": {**before.get("images", {}), "sar": 2}, "patch": 2, "classes": {"style": 3}}
     trained, unet = tiny_unet(0, **before, patch=2), UNet(**TINY, **now)
     copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
     seen = {name: torch.randn(2, count, 8, 8) for name, count in trained.conditions.items()}
-    told = {**seen, "sar": torch.randn(2, 2, 8, 8), "style": torch.tensor([0, 2])}
-    torch.testing.assert_close(unet(x, t, told), trained(x, t, seen))
+    conditions = {**seen, "sar": torch.randn(2, 2, 8, 8), "style": torch.tensor([0, 2])}
+    torch.testing.assert_close(unet(x, t, conditions), trained(x, t, seen))
 
 
 @pytest.mark.parametrize(

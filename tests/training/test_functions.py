@@ -53,18 +53,6 @@ def test_an_optimizer_and_a_schedule_by_plain_torch(pairs: Pairs, tmp_path: Path
         torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_with_functions_resumes_exactly(pairs: Pairs, tmp_path: Path) -> None:
-    functions: dict[str, Any] = {"optimizer": sgd, "loss": lambda a, b: (a - b).abs().sqrt(), "times": at_7}
-    functions["schedule"] = lambda step, total: 1 / (1 + step)
-    runs = [trainer(pairs, tmp_path / name, 2, **functions) for name in ("whole", "parts")]
-    trainer(pairs, tmp_path / "parts", 1, **functions).fit()
-    assert runs[1].resume_newest()
-    for run in runs:
-        run.fit()
-    for mine, theirs in zip(*(run.network.parameters() for run in runs), strict=True):
-        assert torch.equal(mine, theirs)
-
-
 def at_7(seeds: torch.Tensor, step: int, bridge: Bridge) -> torch.Tensor:
     assert bridge is BRIDGE
     return seeds.new_full(seeds.shape, 7 + step)

@@ -1,19 +1,16 @@
 """Optimizers, schedules, and gradients computed in parts."""
 
 import math
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.training import task
 from bbdm.training.config import TrainConfig
 from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.trainer import Trainer
-from tests.conftest import MakeTrainer, MakeUNet, metrics_of
+from tests.conftest import MakeTrainer, MakeUNet, batch_of, metrics_of
 
 
 class TestOptimizers:
@@ -77,35 +74,21 @@ class TestOptimizers:
         """All but for rounding: gradients of 4 pairs at once, and of 4 parts of one, which may be cut."""
         found: list[torch.Tensor] = []
         losses: list[float] = []
-        source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
         for parts, clip in ((1, 1e9), (4, 1e9), (4, 0.01)):
             settings = {"batch_size": 4, "flip": True, "grad_accumulation": parts, "grad_clip": clip}
             trainer = make_trainer(f"{parts} {clip}", **settings)
             self.watch(trainer, found)
-            losses.append(trainer.train_step(Example(source, target)))
+            losses.append(trainer.train_step(batch_of(pairs, 4)))
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
         assert found[2].norm().item() == pytest.approx(0.01, rel=1e-3)
-
-    def test_dropout_is_the_same_after_a_resume(self, make_trainer: MakeTrainer, make_unet: MakeUNet) -> None:
-        ends = []
-        for epochs in ([2], [1, 2]):
-            unet = make_unet(condition_channels=3, dropout=0.5)
-            for number in epochs:
-                trainer = make_trainer(str(epochs), unet, epochs=number)
-                assert trainer.resume_newest() == (number == 2 and len(epochs) == 2)
-                torch.rand(number)  # what else draws from the generator changes nothing
-                trainer.fit()
-            ends.append(torch.cat([p.flatten() for p in unet.parameters()]))
-        assert torch.equal(*ends)
 
 
 class TestFloat16:
     """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
 
     def test_the_step_is_that_of_float32(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
-        source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
-        batch = Example(source, target)
+        batch = batch_of(pairs, 4)
         losses, norms = [], []
         for precision in ("fp32", "fp16"):
             trainer = make_trainer(precision, batch_size=4, precision=precision, grad_clip=1e9)
@@ -118,8 +101,7 @@ class TestFloat16:
         assert norms[1] == pytest.approx(norms[0], rel=2e-2)
 
     def test_a_step_that_overflows_changes_no_weights(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
-        source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True))
-        batch = Example(source, target)
+        batch = batch_of(pairs, 2)
         trainer = make_trainer(precision="fp16")
         scaler = trainer.task.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})
@@ -131,17 +113,3 @@ class TestFloat16:
         trainer.train_step(batch)
         assert not all(torch.equal(*pair) for pair in zip(before, trainer.network.parameters(), strict=True))
         assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
-
-    def test_the_scale_is_the_same_after_a_resume(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-        """A scale that falls and rises within 6 steps, and bitwise the weights of the undisturbed run."""
-        monkeypatch.setattr(task, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
-        runs = {name: make_trainer(name, epochs=3, precision="fp16") for name in ("straight", "resumed")}
-        make_trainer("resumed", epochs=1, precision="fp16").fit()
-        assert runs["resumed"].resume_newest()
-        for trainer in runs.values():
-            trainer.fit()
-        weights = [torch.cat([p.flatten() for p in trainer.network.parameters()]) for trainer in runs.values()]
-        assert torch.equal(*weights)
-        scales = [trainer.task.scaler.state_dict() for trainer in runs.values()]
-        assert scales[0] == scales[1]
-        assert scales[0]["scale"] != 65536

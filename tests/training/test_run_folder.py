@@ -105,11 +105,11 @@ class TestFiles:
 
     def test_losses_by_quarter_of_t(self) -> None:
         """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
-        losses = tracking.LossesByTime((1, 8), torch.device("cpu"))
-        losses.add(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 2, 8]))
-        losses.add(torch.tensor([6.0, 7.0]), torch.tensor([1, 5]))
-        assert losses.take() == {f"loss by t/quarter {i}": mean for i, mean in ((1, 3.0), (3, 7.0), (4, 5.0))}
-        assert losses.take() == {}
+        batches = [([1.0, 2.0, 5.0], [1, 2, 8]), ([6.0, 7.0], [1, 5])]
+        timed = [(torch.tensor(losses), torch.tensor(t)) for losses, t in batches]
+        means = {f"loss by t/quarter {i}": mean for i, mean in ((1, 3.0), (3, 7.0), (4, 5.0))}
+        assert tracking.losses_by_time(timed, 1, 8) == means
+        assert tracking.losses_by_time([], 1, 8) == {}
 
     def test_without_validation(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
         """And without TensorBoard."""

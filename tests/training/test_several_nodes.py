@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from bbdm.execution.processes import Processes
 from bbdm.training import resume
-from bbdm.training.run_folder import FolderInUseError, RunFolder
+from bbdm.training.run_folder import RunFolder
 from tests.conftest import ROOT, wait_until
 from tests.training.launching import ALONE, arguments, assert_close
 
@@ -135,15 +135,15 @@ def test_in_a_loop_nodes_outlive_the_host(nodes: Nodes, alone: Path, tmp_path: P
 @pytest.mark.nightly
 @pytest.mark.parametrize("nodes", ["2"], indirect=True)
 def test_a_folder_that_one_node_does_not_see(nodes: Nodes, tmp_path: Path) -> None:
-    places = [tmp_path / "a", tmp_path / "b"]
-    for place in places:
-        place.mkdir()
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
     nodes.launcher[nodes.launcher.index("--max_restarts") + 1] = "0"
-    agents = [nodes.start("--experiment", str(place), host=place is places[0]) for place in places]
+    agents = [nodes.start("--experiment", str(folder), host=folder is folders[0]) for folder in folders]
     output = "".join(agent.communicate(timeout=200)[0] for agent in agents)
     assert all(agent.returncode for agent in agents)
     assert "must be on a disk that all nodes share: what the first process writes there on " in output
-    assert not [file for place in places for file in place.iterdir()]
+    assert not [file for folder in folders for file in folder.iterdir()]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -178,7 +178,7 @@ def test_processes_that_begin_differently_are_refused() -> None:
 def test_a_run_waits_for_the_lock_of_a_lost_one(tmp_path: Path) -> None:
     other = FileLock(tmp_path / ".lock", thread_local=False)
     other.acquire()
-    with pytest.raises(FolderInUseError):
+    with pytest.raises(ValueError, match="another run works in"):
         RunFolder(tmp_path, 2, patience=0.1).begin(0, {})
     threading.Timer(0.3, other.release).start()
     patient = RunFolder(tmp_path, 2, patience=60)

@@ -18,7 +18,7 @@ def network(**settings: Any) -> UNet:
     return UNet(**{"model_channels": 32, "channel_mult": (1,), "head_channels": 32, **settings})
 
 
-def made(count: int = 40) -> list[dict[str, torch.Tensor]]:
+def drawn(count: int = 40) -> list[dict[str, torch.Tensor]]:
     draws = torch.Generator().manual_seed(0)
     sources = 0.3 + 0.2 * torch.randn(count, 3, 8, 8, generator=draws)
     targets = sources + 0.05 * torch.randn(count, 3, 8, 8, generator=draws) + 0.02
@@ -26,7 +26,7 @@ def made(count: int = 40) -> list[dict[str, torch.Tensor]]:
 
 
 def test_they_are_those_of_the_pairs() -> None:
-    items = made()
+    items = drawn()
     x, y = (torch.stack([item[side] for item in items]).double().flatten().numpy() for side in ("target", "source"))
     cov = np.cov(x, y, bias=True)
     found = fitted(BRIDGE, network(), items)
@@ -37,7 +37,7 @@ def test_they_are_those_of_the_pairs() -> None:
 
 
 def test_only_the_pixels_of_masks_count() -> None:
-    items = made(4)
+    items = drawn(4)
     for item in items:
         item["mask"] = torch.zeros(1, 8, 8)
         item["mask"][:, :4] = 1
@@ -47,7 +47,7 @@ def test_only_the_pixels_of_masks_count() -> None:
 
 
 def test_sources_of_other_channels_are_brought_to_the_endpoint() -> None:
-    items = [{"source": item["source"][:1], "target": item["target"]} for item in made(8)]
+    items = [{"source": item["source"][:1], "target": item["target"]} for item in drawn(8)]
     x, y = (torch.stack([item[side] for item in items]).double() for side in ("target", "source"))
     found = fitted(BRIDGE, network(condition_channels=1, endpoint=(0, 0, 0)), items)
     assert found.spread == pytest.approx((x - y).square().mean().sqrt().item(), rel=1e-5)

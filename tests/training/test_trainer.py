@@ -11,7 +11,6 @@ from torch._dynamo.exc import Unsupported
 
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge, BrownianBridge
-from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
 from bbdm.files.checkpoint import load_checkpoint
@@ -22,7 +21,7 @@ from bbdm.sampling.sampler import BridgeSampler
 from bbdm.training import bridge as bridge_module
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
-from tests.conftest import SIZE, MakeTrainer, metrics_of, newest, tiny_unet
+from tests.conftest import SIZE, MakeTrainer, batch_of, metrics_of, newest, tiny_unet
 
 
 @pytest.mark.nightly
@@ -210,8 +209,7 @@ class TestTrainer:
         self, backend: str, levels: Any, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: Any
     ) -> None:
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-        source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
-        batch = Example(source, target)
+        batch = batch_of(pairs, 4)
         seeds = torch.arange(4)
         losses: list[torch.Tensor] = []
         gradients: list[dict[str, torch.Tensor]] = []
@@ -253,7 +251,7 @@ def test_a_network_trained_at_the_top_is_called_there(make_trainer: MakeTrainer)
     trainer = make_trainer(bridge=bridge, epochs=1)
     trainer.fit()
     assert load_checkpoint(newest(trainer)).defaults.solver == "mean"
-    made = BridgeSampler.from_checkpoint(newest(trainer))
+    sampler = BridgeSampler.from_checkpoint(newest(trainer))
     source = -torch.ones(1, 3, SIZE, SIZE)
-    assert made.table.timesteps.tolist() == [bridge.top]
-    assert made(source, seed=0).equal(made(source, seed=1))
+    assert sampler.table.timesteps.tolist() == [bridge.top]
+    assert sampler(source, seed=0).equal(sampler(source, seed=1))

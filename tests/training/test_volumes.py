@@ -22,7 +22,7 @@ from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
 from bbdm.training.statistics import fitted
 from bbdm.training.whitening import whiten
-from tests.conftest import newest, tiny_unet
+from tests.conftest import newest, same_weights, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "preview_every": 1}
@@ -66,8 +66,8 @@ def test_volumes_are_moved_by_whole_voxels() -> None:
     volumes = torch.full((64, 1, 8, 12, 16), -1.0)
     volumes[:, :, 4, 6, 8] = 1
     seeds = torch.arange(64)
-    made = augment(Example(volumes, volumes), seeds, 0, TrainConfig(shift=0.25)).source
-    places = (made > 0.99).nonzero()
+    outputs = augment(Example(volumes, volumes), seeds, 0, TrainConfig(shift=0.25)).source
+    places = (outputs > 0.99).nonzero()
     assert len(places) == 64
     offsets = places[:, 2:] - torch.tensor([4, 6, 8])
     assert (offsets.abs() <= torch.tensor([2, 3, 4])).all()
@@ -96,22 +96,21 @@ def test_a_run(tmp_path: Path) -> None:
     again.fit()
     straight = Trainer(unet(), bridge, TrainConfig(**{**SETTINGS, "epochs": 3}), Volumes(), Volumes(2), tmp_path / "b")
     straight.fit()
-    for one, other in zip(again.network.parameters(), straight.network.parameters(), strict=True):
-        assert torch.equal(one, other)
+    assert same_weights(again.network, straight.network)
     again.save(tmp_path / "model.safetensors")
-    made = BridgeSampler.from_checkpoint(tmp_path / "model.safetensors", steps=2)(volumes, seed=0)
-    assert torch.equal(made, BridgeSampler(again.average, bridge, steps=2)(volumes, seed=0))
+    outputs = BridgeSampler.from_checkpoint(tmp_path / "model.safetensors", steps=2)(volumes, seed=0)
+    assert torch.equal(outputs, BridgeSampler(again.average, bridge, steps=2)(volumes, seed=0))
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
     flat = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
     images = [(torch.zeros(1, 8, 8), torch.ones(1, 8, 8))] * 2
-    given: list[tuple[Network, Any, str]] = [
+    cases: list[tuple[Network, Any, str]] = [
         (flat, Volumes(), "the network takes (B, C, H, W), and the pairs are (B, C, D, H, W), of 4 x 8 x 8"),
         (unet(), images, "the network takes (B, C, D, H, W), and the pairs are (B, C, H, W), of 8 x 8"),
         (tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3), Volumes(depth=3), "not a multiple of"),
     ]
-    for network, data, message in given:
+    for network, data, message in cases:
         with pytest.raises(ValueError, match=re.escape(message)):
             Trainer(network, BRIDGE, TrainConfig(**SETTINGS), data, None, tmp_path)
     codec = wrap_codec(
@@ -163,10 +162,10 @@ def test_monai(tmp_path: Path) -> None:
     trainer.save(tmp_path / "model.pt")
     sampler = BridgeSampler.from_checkpoint(tmp_path / "model.pt", network=monai_network(), steps=2)
     volumes = Volumes(2).volumes[..., :7]
-    made = sampler(volumes, seed=0)
-    assert made.shape == volumes.shape
+    outputs = sampler(volumes, seed=0)
+    assert outputs.shape == volumes.shape
     average = trainer.average.requires_grad_(True)  # as of a file: PyTorch's products depend on it, by an ulp
-    assert torch.equal(made, BridgeSampler(average, BRIDGE, steps=2)(volumes, seed=0))
+    assert torch.equal(outputs, BridgeSampler(average, BRIDGE, steps=2)(volumes, seed=0))
     flat = wrap(torch.nn.Identity(), 1, 1, stride=2)
     with pytest.raises(ValueError, match=r"wrapped with .*'axes': 3.*; the one given has "):
         BridgeSampler.from_checkpoint(tmp_path / "model.pt", network=flat)

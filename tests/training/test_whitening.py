@@ -26,9 +26,9 @@ def photographs(count: int = 6, side: int = 32) -> list[tuple[torch.Tensor, torc
     frequencies = torch.fft.fftfreq(side)
     falling = (frequencies[:, None] ** 2 + frequencies**2 + 1 / side**2) ** -1.0
     noise = torch.randn(count, 3, side, side, generator=draws)
-    made = torch.fft.ifft2(torch.fft.fft2(noise) * falling).real
-    made = made / made.abs().amax()
-    return [(each, each) for each in made]
+    pictures = torch.fft.ifft2(torch.fft.fft2(noise) * falling).real
+    pictures = pictures / pictures.abs().amax()
+    return [(each, each) for each in pictures]
 
 
 def of_source(unet: UNet) -> torch.Tensor:
