@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import BridgeConfig, TrainConfig
 from bbdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -168,9 +168,10 @@ def make_pairs(save_picture: SavePicture) -> MakePairs:
 @pytest.fixture
 def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> MakeTrainer:
     """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, train=None, callbacks=(),
-    **config).
+    kind=TrainConfig, further={}, **config).
 
-    2 epochs of 2 steps on 4 pairs, unless the arguments say otherwise.
+    ``further`` are other arguments of the trainer. 2 epochs of 2 steps on 4 pairs, unless the arguments say
+    otherwise.
     """
     pairs = make_pairs(tmp_path / "pairs", 4)
 
@@ -181,12 +182,15 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
         validation: Pairs | None = None,
         train: Pairs | None = None,
         callbacks: Sequence[Callback] = (),
+        kind: type[BridgeConfig] = TrainConfig,
+        further: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> Trainer:
-        settings = TrainConfig(**{"epochs": 2, "batch_size": 2, **config})
+        settings = kind(**{"epochs": 2, "batch_size": 2, **config})
         unet = make_unet(condition_channels=3) if unet is None else unet
         train = pairs if train is None else train
-        return Trainer(unet, bridge, settings, train, validation, tmp_path / folder, callbacks=callbacks)
+        about = {"callbacks": callbacks, **(further or {})}
+        return Trainer(unet, bridge, settings, train, validation, tmp_path / folder, **about)
 
     return make
 
@@ -218,7 +222,8 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 
 def batch_of(pairs: Pairs, count: int) -> Example:
     """The first pairs as a batch, with values in [-1, 1]."""
-    return Example(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(count)), strict=True)))
+    source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(count)), strict=True))
+    return Example(source, target)
 
 
 def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:

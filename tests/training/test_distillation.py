@@ -19,7 +19,7 @@ from bbdm.training import distillation
 from bbdm.training.distillation import DistillConfig, StudentTask, student_of
 from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
-from tests.conftest import newest, tiny_unet
+from tests.conftest import MakeTrainer, newest, tiny_unet
 
 BRIDGE = BrownianBridge(1000, objective="pinned")
 CPU = torch.device("cpu")
@@ -107,11 +107,12 @@ def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     assert step.validation_losses(pairs, sample_seeds(0, 0, 16, CPU))["validation_loss"] < 0.7 * before  # 0.5 at best
 
 
-def test_files_say_for_how_many_calls(pairs: Pairs, tmp_path: Path):
+def test_files_say_for_how_many_calls(make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path):
     def trainer(calls: int) -> Trainer:
-        config = DistillConfig(epochs=1, batch_size=2, precision="bf16", flip=True, calls=calls)
-        unet = tiny_unet(condition_channels=3)
-        return Trainer(unet, BRIDGE, config, pairs, pairs, tmp_path / "run", task=StudentTask)
+        settings = {"epochs": 1, "precision": "bf16", "flip": True, "calls": calls}
+        return make_trainer(
+            bridge=BRIDGE, validation=pairs, kind=DistillConfig, further={"task": StudentTask}, **settings
+        )
 
     run = trainer(2)
     run.fit()
@@ -163,7 +164,7 @@ class Mixed(nn.Module):
         return self.layers(torch.cat([x, y], 1))
 
 
-def test_a_wrapped_teacher_needs_its_module(pairs: Pairs, tmp_path: Path):
+def test_a_wrapped_teacher_needs_its_module(make_trainer: MakeTrainer, tmp_path: Path):
     """A file has its weights alone; Python has the module, whose copy is trained, and saved again."""
     path, (network, other) = tmp_path / "teacher.pt", (wrap(Mixed(seed), 3, 3) for seed in (0, 1))
     save_checkpoint(path, network, BRIDGE, image_size=8)
@@ -173,8 +174,8 @@ def test_a_wrapped_teacher_needs_its_module(pairs: Pairs, tmp_path: Path):
     student = student_of(load_checkpoint(path), 2, network=other)
     x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
     assert torch.equal(student.train()(x, t, {"source": x}), network.eval()(x, t, {"source": x}))
-    config = DistillConfig(epochs=1, batch_size=2, learning_rate=1e-2)
-    trainer = Trainer(student, BRIDGE, config, pairs, None, tmp_path / "run", task=StudentTask)
+    settings = {"kind": DistillConfig, "further": {"task": StudentTask}, "learning_rate": 1e-2}
+    trainer = make_trainer("run", student, BRIDGE, epochs=1, **settings)
     trainer.fit()
     found = load_checkpoint(newest(trainer)).build_unet(ema=False, network=other).state_dict()
     assert all(torch.equal(value, found[key]) for key, value in trainer.network.state_dict().items())

@@ -27,20 +27,13 @@ def test_weights_are_those_of_the_file_and_averaged_ones_first(average: bool, tm
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in unet.parameters() if p.ndim == 4)
 
 
-def test_a_condition_that_is_new_changes_nothing_at_first(tmp_path: Path):
-    trained, unet = tiny_unet(0), tiny_unet(1, condition_channels=3)
-    lines = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
-    assert lines == [f"{FIRST} begins at zero for 3 new input channels"]
-    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
-    torch.testing.assert_close(unet(x, t, {"source": torch.randn(2, 3, 8, 8)}), trained(x, t))
-
-
 @pytest.mark.parametrize("before", [{}, {"condition_channels": 3}, {"condition_channels": 3, "images": {"dem": 1}}])
 def test_new_conditions_change_nothing_at_first(before: dict[str, Any], tmp_path: Path):
     """With patches too; a class and tokens begin without influence."""
     now = {**before, "images": {**before.get("images", {}), "sar": 2}, "patch": 2, "classes": {"style": 3}}
     trained, unet = tiny_unet(0, **before, patch=2), UNet(**TINY, **now)
-    copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
+    lines = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
+    assert f"{FIRST} begins at zero for 8 new input channels" in lines
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
     seen = {name: torch.randn(2, count, 8, 8) for name, count in trained.conditions.items()}
     conditions = {**seen, "sar": torch.randn(2, 2, 8, 8), "style": torch.tensor([0, 2])}
@@ -84,6 +77,6 @@ def test_layers_that_only_one_of_them_has_are_named(tmp_path: Path):
 def test_another_network_is_refused_and_changes_nothing(tmp_path: Path):
     unet = tiny_unet(1)
     before = {key: value.clone() for key, value in unet.state_dict().items()}
-    with pytest.raises(ValueError, match=r"only \d+ of \d+ weights fit: of another network \(preset\), UNetConf"):
+    with pytest.raises(ValueError, match=r"only \d+ of \d+ weights fit: .* another network \(preset\), UNetConf"):
         copy_weights(unet, checkpoint(tmp_path / "a.pt", tiny_unet(0, model_channels=16)))
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())

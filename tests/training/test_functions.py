@@ -1,6 +1,5 @@
 """Optimizer, schedule, loss and times that are functions of the caller, and a task of their own."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +12,8 @@ from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import DistillConfig, TrainConfig
 from bbdm.training.distillation import StudentTask
 from bbdm.training.losses import bridge_loss
-from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, metrics_of, tiny_unet
+from tests.conftest import BRIDGE, MakeTrainer, metrics_of, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
-
-
-def trainer(pairs: Pairs, folder: Path, epochs: int = 1, **more: Any) -> Trainer:
-    """Of 2 steps an epoch, and a rate of 0.5 that functions may replace."""
-    config = TrainConfig(epochs=epochs, batch_size=2, learning_rate=0.5, warmup_steps=7)
-    return Trainer(tiny_unet(condition_channels=3), BRIDGE, config, pairs, None, folder, **more)
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -33,9 +25,10 @@ def schedule(step: int, total: int) -> float:
     return (step + 1) / (2 * total)
 
 
-def test_an_optimizer_and_a_schedule_by_plain_torch(pairs: Pairs, tmp_path: Path) -> None:
+def test_an_optimizer_and_a_schedule_by_plain_torch(pairs: Pairs, make_trainer: MakeTrainer) -> None:
     """The weights after two steps are those of torch's SGD on the gradients of the same losses."""
-    run = trainer(pairs, tmp_path / "run", optimizer=sgd, schedule=schedule)
+    functions = {"optimizer": sgd, "schedule": schedule}
+    run = make_trainer(epochs=1, learning_rate=0.5, warmup_steps=7, further=functions)
     network = tiny_unet(condition_channels=3)
     optimizer = sgd(list(network.parameters()))
     seeds = torch.arange(2) << 32
@@ -70,14 +63,13 @@ def test_a_loss_and_times_are_those_of_the_functions(pairs: Pairs) -> None:
     torch.testing.assert_close(losses, wanted)
 
 
-def test_functions_that_do_not_fit_are_refused(pairs: Pairs, tmp_path: Path) -> None:
-    run = trainer(pairs, tmp_path, loss=torch.nn.functional.l1_loss)
+def test_functions_that_do_not_fit_are_refused(pairs: Pairs, make_trainer: MakeTrainer) -> None:
+    run = make_trainer(further={"loss": torch.nn.functional.l1_loss})
     batch = next(run.batches.train())
     with pytest.raises(ValueError, match=r"loss must return errors of the target's shape, \(2, 3, 8, 8\), got \(\)"):
         run.train_step(batch)
-    student: dict[str, Any] = {"task": StudentTask, "times": at_7}
     with pytest.raises(ValueError, match="times must be None for a student"):
-        Trainer(tiny_unet(), BRIDGE, DistillConfig(batch_size=2), pairs, None, tmp_path, **student)
+        make_trainer(kind=DistillConfig, further={"task": StudentTask, "times": at_7})
     with pytest.raises(TypeError, match="loss"):
         AutoencoderTask(tiny_vqgan(), None, AutoencoderConfig(batch_size=2, adversarial_weight=0), pairs,
                         loss=torch.nn.functional.l1_loss)  # fmt: skip
@@ -92,11 +84,10 @@ class Regression(BridgeTask):
         return losses, {"brightness": result.mean()}
 
 
-def test_a_task_of_its_own_is_a_loss(pairs: Pairs, tmp_path: Path) -> None:
+def test_a_task_of_its_own_is_a_loss(pairs: Pairs, make_trainer: MakeTrainer) -> None:
     """What it reports is a metric: the mean over the steps of an epoch."""
-    config = TrainConfig(epochs=2, batch_size=2, learning_rate=1e-9, grad_accumulation=2)
-    network = tiny_unet(condition_channels=3)
-    run = Trainer(network, BRIDGE, config, pairs, pairs, tmp_path, task=Regression)
+    network, settings = tiny_unet(condition_channels=3), {"learning_rate": 1e-9, "grad_accumulation": 2}
+    run = make_trainer(unet=network, validation=pairs, further={"task": Regression}, **settings)
     sources = torch.stack([pairs[i][0] for i in range(4)])
     with torch.no_grad():
         results = network(sources, torch.full((1,), 50.0), {"source": sources})

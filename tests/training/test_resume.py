@@ -17,7 +17,6 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.training import task
-from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest, same_weights, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -46,7 +45,7 @@ NIGHTLY = [pytest.param(case, marks=[pytest.mark.nightly] * (case == "compiled")
 class TestResume:
     @pytest.mark.parametrize("case", NIGHTLY)
     def test_is_bitwise_the_undisturbed_run(
-        self, case: str, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, case: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of three epochs of two steps, ended within the third. What else draws numbers changes nothing."""
         monkeypatch.setattr(task, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
@@ -54,9 +53,8 @@ class TestResume:
         network, functions = (settings.pop(name, {}) for name in ("network", "functions"))
 
         def trainer(folder: str) -> Trainer:
-            config = TrainConfig(**{"epochs": 3, "batch_size": 2, **settings})
-            return Trainer(tiny_unet(condition_channels=3, **network), BRIDGE, config, pairs, None, tmp_path / folder,
-                           **functions)  # fmt: skip
+            unet = tiny_unet(condition_channels=3, **network)
+            return make_trainer(folder, unet, further=functions, **{"epochs": 3, **settings})
 
         straight, broken, resumed = trainer("straight"), trainer("resumed"), trainer("resumed")
         straight.fit()
@@ -176,13 +174,12 @@ class TestCodec:
     """Checkpoints of a run in latent space."""
 
     @pytest.fixture
-    def make(self, pairs: Pairs, tmp_path: Path) -> MakeTrainer:
+    def make(self, make_trainer: MakeTrainer) -> MakeTrainer:
         """make(folder="run", vqgan seed=0): an epoch of 2 steps on latents."""
 
         def make(folder: str = "run", seed: int = 0, epochs: int = 1) -> Trainer:
-            codec = VQGANCodec(tiny_vqgan(seed=seed))
-            config = TrainConfig(epochs=epochs, batch_size=2)
-            return Trainer(tiny_unet(), BRIDGE, config, pairs, None, tmp_path / folder, codec)
+            codec = {"codec": VQGANCodec(tiny_vqgan(seed=seed))}
+            return make_trainer(folder, tiny_unet(), epochs=epochs, further=codec)
 
         return make
 
