@@ -12,10 +12,8 @@ tensor is on is in ``test_devices.py``.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -27,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten: Any = torch.ops.aten
-PACKAGE = str(Path(__file__).parents[2] / "bbdm")
 WAITS = {  # operators whose result the host must see
     aten._local_scalar_dense.default: "item",
     aten.item.default: "item",  # in inference mode
@@ -53,34 +50,6 @@ def wait_of(func: Any, args: Any) -> str | None:
     if func in INDEXED and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
         return "boolean index"
     return WAITS.get(func)
-
-
-def place() -> str:
-    """The innermost function of bbdm that runs, or torch's Adam, which on a card is one kernel a step."""
-    frame = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
-        if "torch/optim/adam" in frame.f_code.co_filename:
-            return "adam"
-        frame = frame.f_back
-    return "test" if frame is None else f"{frame.f_globals['__name__'].removeprefix('bbdm.')}.{frame.f_code.co_name}"
-
-
-class Waits(TorchDispatchMode):
-    """``seen`` has where and why the host would wait for a card, in the order of operators.
-
-    Args:
-        only_here: places of checks that are done on the CPU alone.
-    """
-
-    def __init__(self, *only_here: str) -> None:
-        super().__init__()
-        self._only_here = only_here
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (why := wait_of(func, args)) is not None and (at := place()) not in self._only_here:
-            self.seen.append(f"{at}: {why}")
-        return func(*args, **(kwargs or {}))
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -111,9 +111,3 @@ def test_the_state_stays_on_the_card(folder: Path, monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(sampler(SOURCE, seed=1), wanted, rtol=0, atol=1e-5)
     noisy = int(np.count_nonzero(sampler.table.coefficients[:, 4]))
     assert copies == [f"to the card {SOURCE.shape}"] * (1 + noisy) + [f"from the card {SOURCE.shape}"]
-
-
-def test_finds_an_input_that_is_left_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch, copies: list[str]):
-    monkeypatch.setattr(session.Session, "put", lambda _, array: Value(array, "cpu", copies))
-    with pytest.raises(AssertionError, match="is on the CPU"):
-        OnnxBridgeSampler(folder)(SOURCE, seed=1)
