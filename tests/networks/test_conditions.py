@@ -123,6 +123,8 @@ def test_other_channels_are_their_mean_or_those_that_are_named():
     torch.testing.assert_close(bbdm.wrap(module, 2, 3).endpoint(source), mean.expand(-1, 2, -1, -1))
     assert torch.equal(bbdm.wrap(module, 2, 3, endpoint=(2, 0)).endpoint(source), source[:, [2, 0]])
     assert torch.equal(bbdm.wrap(module, 3, 3, endpoint=(2, 1, 0)).endpoint(source), source.flip(1))
+    widths = [bbdm.wrap(module, *each).source_channels for each in ((1,), (1, 13))]
+    assert [*widths, bbdm.wrap(module, 2, endpoint=(3, 1)).source_channels] == [1, 13, 4]
     with pytest.raises(ValueError, match="the source must have 3 channels, got 2"):
         bbdm.wrap(module, 1, 3).endpoint(drawn(2))
 
@@ -132,12 +134,6 @@ def test_an_array_has_the_bits_of_a_tensor():
     for channels, endpoint in ((1, None), (3, None), (2, (4, 1))):
         made = in_channels(source.numpy(), channels, endpoint, np.concatenate)
         np.testing.assert_array_equal(made, in_channels(source, channels, endpoint, torch.cat).numpy())
-
-
-def test_channels_of_sources():
-    assert bbdm.wrap(nn.Conv2d(1, 1, 1), 1).source_channels == 1
-    assert bbdm.wrap(nn.Conv2d(1, 1, 1), 1, 13).source_channels == 13
-    assert bbdm.wrap(nn.Conv2d(1, 1, 1), 2, endpoint=(3, 1)).source_channels == 4
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from bbdm import UNet
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.config import UNETS, UNetConfig
-from bbdm.networks.layers import pooled, shuffled, unshuffled
+from bbdm.networks.layers import shuffled, unshuffled
 from tests.conftest import TINY
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -107,14 +107,6 @@ def test_upsampling(factors: tuple[int, ...], compiled: bool) -> None:
     torch.testing.assert_close(op(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(op(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2), (2, 1, 2)], ids=str)
-def test_pooling(strides: tuple[int, ...]) -> None:
-    x = torch.randn(2, 3, 4, 6, 8).to(memory_format=torch.channels_last_3d)
-    made = pooled(x, strides)
-    torch.testing.assert_close(made, F.avg_pool3d(x, strides))
-    assert made.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_bfloat16() -> None:

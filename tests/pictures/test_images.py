@@ -75,11 +75,6 @@ class TestToArray:
         with Image.open(tmp_path / "grey.png") as image:
             assert images.to_array(image, channels=1).ravel().tolist() == pytest.approx(level(255, 51))
 
-    @pytest.mark.parametrize("mode", sorted(images.EIGHT_BIT))
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_takes_every_8_bit_mode(self, mode: str, channels: int) -> None:
-        assert images.to_array(Image.new(mode, (3, 2)), channels).shape == (channels, 2, 3)
-
     @pytest.mark.parametrize(
         ("mode", "channels", "message"),
         [

@@ -11,16 +11,11 @@ from bbdm import ABridge, BrownianBridge
 from bbdm.bridges import Bridge
 from bbdm.codec import VQGANCodec
 from bbdm.files.content import Checkpoint
-from bbdm.files.importers import shapes
-from bbdm.networks.config import UNetConfig
-from bbdm.networks.unet import UNet
 from tests.codec.autoencoders import own_codec
 from tests.conftest import relative_gap, tiny_unet
 from tests.files.importers.common import (
-    SMALL,
     SeedVQGAN,
     assert_same_autoencoder,
-    expected,
     fill,
     images,
     load,
@@ -128,17 +123,6 @@ class TestSdeBbdm:
         loaded = load(save(heads, tmp_path / "b.pt"), num_steps=100, c_lambda=1.0)
         assert loaded.unet.config.head_channels == 16
         assert_same_network(loaded, heads)
-
-    def test_settings_of_the_papers_network(self, peers: Any):
-        with torch.device("meta"):
-            state = peers.networks.build(3, 3).state_dict()
-        found = shapes.unet_config(state)
-        assert found == UNetConfig(attention_resolutions=())  # which its three levels never reach
-
-    @pytest.mark.parametrize("settings", [{"channel_mult": (1,)}, {"channel_mult": (1, 2, 2, 3), "num_res_blocks": 3}])
-    def test_other_shapes(self, settings: Any):
-        config = UNetConfig(**{**SMALL, "attention_resolutions": (1,), **settings})
-        assert shapes.unet_config(expected(UNet, config), head_channels=32, num_groups=32) == config
 
     def test_autoencoder_in_the_manager(self, peers: Any, tmp_path: Path):
         seed = SeedVQGAN()
