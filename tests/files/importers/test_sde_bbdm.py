@@ -14,13 +14,13 @@ from bbdm.files.content import Checkpoint
 from tests.codec.autoencoders import own_codec
 from tests.conftest import relative_gap, tiny_unet
 from tests.files.importers.common import (
-    SeedVQGAN,
     assert_same_autoencoder,
     fill,
     images,
     load,
     refused,
     save,
+    seed_vqgan,
     small_vqgan,
 )
 
@@ -125,21 +125,21 @@ class TestSdeBbdm:
         assert_same_network(loaded, heads)
 
     def test_autoencoder_in_the_manager(self, peers: Any, tmp_path: Path):
-        seed = SeedVQGAN()
+        ours, seed = seed_vqgan()
         encoder = nn.Sequential(seed.encoder, seed.quant_conv)
         decoder = nn.Sequential(seed.quantizer, seed.post_quant_conv, seed.decoder)
         manager = trained_manager(peers, encoder=encoder, decoder=decoder)
         path = torchmanager_file(manager, tmp_path / "exp" / "last.model")
         codec = load(path).build_codec()
         assert codec is not None
-        assert_same_autoencoder(codec.module, seed)
+        assert_same_autoencoder(codec.module, ours)
         load(path, codec=codec)
         refused(path, "another codec was given", codec=VQGANCodec(small_vqgan()))
 
         module = peers.nn.ABridgeModule(public_unet(peers), 600, encoder=nn.DataParallel(encoder), decoder=decoder)
         codec = load(save(module, tmp_path / "a.pt")).build_codec()
         assert codec is not None
-        assert_same_autoencoder(codec.module, seed)
+        assert_same_autoencoder(codec.module, ours)
         loaded = load(save(module.state_dict(), tmp_path / "b.pt"), num_steps=600, c_lambda=2.0)
         assert loaded.codec is not None
         assert loaded.codec.build().kind == "vqgan"
