@@ -75,22 +75,21 @@ class TestValues:
         with pytest.raises(ValueError, match=rf"A/0\.npy.*{message}"):
             load(f"{tmp_path}/A,{tmp_path}/B").read(0)
 
-    @pytest.mark.parametrize("crop", [None, (16, 20)])
-    def test_infinity_is_refused_at_its_place_in_the_picture(self, crop: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("side", "how", "message"),
+        [
+            ("B", {}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("B", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("A", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
+        ],
+    )
+    def test_infinity_is_refused_with_file_and_index(self, side: str, how: Any, message: str, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, count=1)
         array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
         array[0, 11, 13] = np.inf
-        save(tmp_path / "B/0.npy", array)
-        with pytest.raises(ValueError, match=r"/0\.npy.*inf stands in channel 0 at \(11, 13\)"):
-            valued(data_dir, crop=crop).read(0)
-
-    def test_percentiles_of_infinity_are_refused_with_the_file(self, tmp_path: Path) -> None:
-        data_dir = folders(tmp_path, count=1)
-        array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
-        array[0, 11, 13] = np.inf
-        save(tmp_path / "A/0.npy", array)
-        with pytest.raises(ValueError, match=r"A/0\.npy: NaN or infinity is among the values"):
-            load(data_dir, source=Percentiles(0, 100), target=Values(0, 9)).read(0)
+        save(tmp_path / side / "0.npy", array)
+        with pytest.raises(ValueError, match=rf"/0\.npy.*{message}"):
+            valued(data_dir, **how).read(0)
 
 
 class TestNodata:

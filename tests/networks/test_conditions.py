@@ -123,8 +123,8 @@ def test_other_channels_are_their_mean_or_those_that_are_named():
     torch.testing.assert_close(bbdm.wrap(module, 2, 3).endpoint(source), mean.expand(-1, 2, -1, -1))
     assert torch.equal(bbdm.wrap(module, 2, 3, endpoint=(2, 0)).endpoint(source), source[:, [2, 0]])
     assert torch.equal(bbdm.wrap(module, 3, 3, endpoint=(2, 1, 0)).endpoint(source), source.flip(1))
-    widths = [bbdm.wrap(module, *each).source_channels for each in ((1,), (1, 13))]
-    assert [*widths, bbdm.wrap(module, 2, endpoint=(3, 1)).source_channels] == [1, 13, 4]
+    wrapped = bbdm.wrap(module, 1), bbdm.wrap(module, 1, 13), bbdm.wrap(module, 2, endpoint=(3, 1))
+    assert [each.source_channels for each in wrapped] == [1, 13, 4]
     with pytest.raises(ValueError, match="the source must have 3 channels, got 2"):
         bbdm.wrap(module, 1, 3).endpoint(drawn(2))
 
