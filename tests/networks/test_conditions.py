@@ -218,14 +218,6 @@ def test_a_file_holds_it(make: Callable[[], Network], suffix: str, tmp_path: Pat
     assert load_checkpoint(tmp_path / f"c{suffix}").unet.source_channels == network.source_channels
 
 
-def test_files_name_what_differs_from_sources_as_targets_alone():
-    assert further().description()["images"] == {"sar": 2, "dem": 1}
-    assert two_to_three().description()["endpoint"] == (1, 0, 1)
-    plain = bbdm.wrap(nn.Conv2d(3, 3, 1))
-    for network in (plain, tiny_unet(), DiT(width=16, depth=1, heads=2, patch=2)):
-        assert not {"images", "endpoint"} & network.description().keys()
-
-
 def test_a_network_with_other_images_is_refused(tmp_path: Path):
     save_checkpoint(tmp_path / "c.pt", further(), BRIDGE)
     other = bbdm.wrap(Two(), channels=1, condition_channels=3, images={"sar": 2, "dsm": 1}, stride=2)

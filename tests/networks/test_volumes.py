@@ -123,14 +123,11 @@ def test_preset() -> None:
     with torch.device("meta"):
         unet = UNet.from_preset("volume")
     assert sum(weight.numel() for weight in unet.parameters()) <= 20e6
-    assert (unet.axes, unet.stride, unet.strides) == (3, (4, 8, 8), (4, 8, 8))
-    assert [size % step for size, step in zip((64, 96, 96), unet.strides, strict=True)] == [0, 0, 0]
-
-
-def test_settings() -> None:
     assert not {"axes", "strides"} & UNetConfig().description().keys()
     assert UNetConfig(**UNETS["volume"].description()) == UNETS["volume"]
     assert UNetConfig(channel_mult=(1, 4, 8), strides=((2, 1), (2, 2))).stride == (4, 2)
+    assert (unet.axes, unet.stride, unet.strides) == (3, (4, 8, 8), (4, 8, 8))
+    assert [size % step for size, step in zip((64, 96, 96), unet.strides, strict=True)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
