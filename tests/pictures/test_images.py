@@ -141,6 +141,13 @@ def test_scaling_is_that_of_a_picture_bit_for_bit() -> None:
     assert scaled.flatten().tolist() == wanted
 
 
+@pytest.mark.parametrize(("channels", "kind"), [(3, "uint8"), (4, "uint8"), (3, "float32")])
+def test_resizing_is_pillows_for_each_channel(channels: int, kind: str) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (channels, 31, 47)).astype(kind)
+    expected = [Image.fromarray(channel).resize((16, 20), Image.Resampling.BILINEAR) for channel in array]
+    assert (images.fitted(array, (20, 16)) == np.stack([np.asarray(each) for each in expected])).all()
+
+
 def test_ranges_of_messages_leave_nodata_out() -> None:
     picture = Picture(np.array([[[5, 7, 60000, np.nan]]], np.float32), Geometry(nodata=60000))
     assert (images.found_range(picture), images.usual_range(picture)) == ("5 to 7", "5:7")

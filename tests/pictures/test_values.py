@@ -106,8 +106,9 @@ def test_what_is_not_finite_is_named_with_its_index_where_it_has_a_value(bad: fl
         with pytest.raises(ValueError, match=rf"{bad} stands in channel 1 at {index}"):
             check_finite(array, absent, first)
     absent[2, 3] = True
-    scaled = scaled_present(Values(0, 2), array, absent)
+    values = Values(-2, 2, dtype="float32")
+    scaled = scaled_present(values, array, absent)
     assert scaled.dtype == np.float32
-    assert (scaled == -1).all()
+    assert (scaled == np.where(absent, -1, 0)).all()
     array[0, 2, 3], array[1, 0, 0] = 2, 1
-    assert scaled_present(Values(0, 2), array, absent)[:, [2, 0], [3, 0]].tolist() == [[-1, -1], [-1, 0]]
+    assert scaled_present(values, array, absent)[:, [2, 0], [3, 0]].tolist() == [[-1, 0], [-1, 0.5]]
