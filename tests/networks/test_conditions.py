@@ -22,7 +22,7 @@ from bbdm.networks.dit import DiT
 from bbdm.networks.endpoint import in_channels
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
-from tests.conftest import TINY, tiny_unet
+from tests.conftest import TINY, tiny_dit, tiny_unet
 from tests.networks.test_base import NETWORKS, randomised
 from tests.nightly import sweep
 from tests.onnx.exports import export
@@ -56,12 +56,7 @@ def two_to_three() -> Network:
 
 
 def transformer() -> Network:
-    torch.manual_seed(0)
-    made = DiT(width=16, depth=1, heads=2, patch=2, channels=1, condition_channels=2, condition="tokens")
-    for parameter in made.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1)
-    return made
+    return tiny_dit(depth=1, channels=1, condition_channels=2, condition="tokens")
 
 
 def unseen() -> Network:
@@ -78,7 +73,6 @@ MAKERS = {"3 to 1": three_to_one, "2 to 3": two_to_three, "tokens": transformer,
 MAKERS |= {name: partial(randomised, make) for name, make in NETWORKS.items()}  # of 3 channels on both sides
 every_network = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 daily_networks = pytest.mark.parametrize("make", sweep(MAKERS.values(), [further]), ids=MAKERS.keys())
-SOURCES = {3: drawn(3), 2: drawn(2)}
 
 
 def given(network: Network, height: int = 8, width: int = 8) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
