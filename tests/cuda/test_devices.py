@@ -12,12 +12,8 @@ from bbdm import ABridge, BridgeSampler
 from bbdm.kernels.elementwise import layout
 from bbdm.sampling.options import Options
 from tests.conftest import tiny_unet
-from tests.cuda.test_graph import CASES, SOURCE, with_image
+from tests.cuda.test_graph import CASES, SOURCE
 from tests.sampling.test_volumes import unet as volume_unet
-
-
-class WrongDeviceError(AssertionError):
-    """An operator got a tensor of another device."""
 
 
 class OneDevice(TorchDispatchMode):
@@ -29,8 +25,7 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for each in tree_leaves((args, kwargs)):
-            if isinstance(each, Tensor) and each.device != self.device:
-                raise WrongDeviceError(f"{func} got a tensor of {tuple(each.shape)} on {each.device}")
+            assert not isinstance(each, Tensor) or each.device == self.device, func
         return func(*args, **(kwargs or {}))
 
 
@@ -81,19 +76,3 @@ def test_a_loop_stays_on_its_device(case: str, dtype: str):
     run(sampler, source, calls[-1])
     assert all(each.is_contiguous(memory_format=layout(each.ndim)) for each in seen)
     assert {each.dtype for each in seen} == {sampler.dtype}
-
-
-def test_finds_a_tensor_that_is_left_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
-    sampler = BridgeSampler(with_image(), ABridge(), steps=2, device="meta")
-    body, weight = sampler._body, torch.ones(3, 1, 1)
-    sampler._body = lambda x, t, c: body(x, t, c) * weight  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises((WrongDeviceError, RuntimeError), match=r"on cpu|device"):
-        run(sampler, SOURCE, {"sar": torch.zeros(3, 2, 7, 5)})
-
-
-def test_finds_a_wait():
-    sampler = BridgeSampler(tiny_unet(condition_channels=3).eval(), ABridge(), steps=2, device="meta")
-    body = sampler._body
-    sampler._body = lambda x, t, c: body(x, t, c) * float(x.max())  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(RuntimeError, match="meta"):
-        run(sampler, SOURCE, {})

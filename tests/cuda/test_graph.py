@@ -16,7 +16,7 @@ from bbdm.execution.graph import Graphs
 from bbdm.networks.base import Network
 from bbdm.sampling.base import KEPT
 from tests.conftest import tiny_dit, tiny_unet
-from tests.cuda.card import CaptureError, Card, card
+from tests.cuda.card import Card, card
 from tests.execution.test_compiled import Short, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -186,79 +186,8 @@ def test_a_capture_is_one_step_of_the_kernel_for_each_row(card: Card):
     assert not {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default} & {*kernels}
 
 
-# Faults that are planted
-
-
-class StaleSource(Graphs):
-    """Replays without copying the source."""
-
-    def __call__(self, key: Any, function: Any, tensors: Any, reads: Any) -> Tensor:
-        shapes = tuple(tensor.shape for tensor in tensors)
-        graph, buffers, output, _ = self._captured.get((key, shapes), function, tensors, reads)
-        for buffer, tensor in zip(buffers[1:], tensors[1:], strict=True):
-            buffer.copy_(tensor)
-        graph.replay()
-        return output.clone()
-
-
-class SharedResult(Graphs):
-    """Returns the buffer itself."""
-
-    def __call__(self, *arguments: Any) -> Tensor:
-        super().__call__(*arguments)
-        ((_, _, output, _),) = self._captured.values()
-        return output
-
-
-@pytest.mark.parametrize("graphs", [Graphs, StaleSource, SharedResult])
-def test_a_replay_reads_its_source_and_leaves_results(graphs: type[Graphs], card: Card):
-    """And where it does not, this finds it."""
-    made = graphs(torch.device("cpu"))
+def test_a_replay_reads_its_source_and_leaves_results(card: Card):
+    made = Graphs(torch.device("cpu"))
     first, second = (torch.full((2,), value) for value in (1.0, 2.0))
     results = [made("key", lambda tensors: tensors[0] * 3, [each], lambda: None) for each in (first, second)]
-    fresh = [each.tolist() for each in results] == [[3.0, 3.0], [6.0, 6.0]]
-    assert fresh == (graphs is Graphs)
-
-
-def read_back(x: Tensor) -> Tensor:
-    assert x.isfinite().all()
-    return x
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (read_back, "a capture waits: item|a capture waits: is_nonzero"),
-        (lambda x: x[x > 0].sum() + x, "a capture waits: boolean index"),
-        (lambda x: x + torch.tensor([1.0]), "a capture waits: numbers of the host"),
-    ],
-    ids=["item", "index", "host"],
-)
-def test_finds_a_wait_in_the_loop(fault: Callable[[Tensor], Tensor], message: str, card: Card):
-    made = sampler()
-    body = made._body
-    made._body = lambda x, t, c: fault(body(x, t, c))  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(CaptureError, match=message):
-        made(SOURCE, seed=0)
-
-
-def test_finds_a_capture_without_a_warm_up(card: Card):
-    x, stream, graph = torch.ones(3), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with (
-        pytest.raises(CaptureError, match="for the first time in a capture"),
-        torch.cuda.graph(graph, pool=None, stream=stream, capture_error_mode="thread_local"),
-    ):
-        _ = x + 1
-
-
-def test_finds_a_replay_on_memory_that_was_freed(card: Card):
-    x, stream, graph = torch.ones(3), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    _ = x + 1
-    with torch.cuda.graph(graph, pool=None, stream=stream, capture_error_mode="thread_local"):
-        y = x + 1
-    assert y.isnan().all()  # nothing ran
-    graph.replay()
-    assert y.tolist() == [2.0, 2.0, 2.0]
-    del x
-    with pytest.raises(CaptureError, match="memory that was freed"):
-        graph.replay()
+    assert [each.tolist() for each in results] == [[3.0, 3.0], [6.0, 6.0]]

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bbdm.data.grids import crop_window
-from bbdm.data.pairs import Pairs
-from bbdm.data.spec import AXES, Spec
-from bbdm.pictures.values import Percentiles, Values, read_values
+from bbdm.data.spec import AXES
+from bbdm.pictures.values import Percentiles, read_values
 from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
@@ -32,16 +29,6 @@ def masked(root: Path, shape: Sequence[int], *inside: Sequence[tuple[int, ...]])
 
 
 class TestValues:
-    @given(low=st.integers(-2000, 2000), span=st.integers(1, 4000), seed=st.integers(0, 99))
-    def test_are_the_formula_in_float64_clipped(self, low: int, span: int, seed: int) -> None:
-        stored = np.random.default_rng(seed).integers(-3000, 7000, (2, 4, 5)).astype(np.int16)
-        values = Values(low, low + span, dtype="float32")
-        example = Pairs([{"name": "a", "source": stored, "target": stored}], Spec(source=values, target=values)).read(0)
-        wanted = (2 * (stored.astype(np.float64) - low) / span - 1).clip(-1, 1)
-        assert example.source.dtype == torch.float32
-        np.testing.assert_allclose(example.source.numpy(), wanted, atol=2e-6)
-        assert torch.equal(example.source, example.target)
-
     def test_each_side_and_channel_has_its_own(self, tmp_path: Path) -> None:
         pairs = valued(folders(tmp_path, count=1))
         assert torch.equal(*pairs[0])
@@ -75,22 +62,21 @@ class TestValues:
         with pytest.raises(ValueError, match=rf"A/0\.npy.*{message}"):
             load(f"{tmp_path}/A,{tmp_path}/B").read(0)
 
-    @pytest.mark.parametrize("crop", [None, (16, 20)])
-    def test_infinity_is_refused_at_its_place_in_the_picture(self, crop: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("side", "how", "message"),
+        [
+            ("B", {}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("B", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("A", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
+        ],
+    )
+    def test_infinity_is_refused_with_file_and_index(self, side: str, how: Any, message: str, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, count=1)
         array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
         array[0, 11, 13] = np.inf
-        save(tmp_path / "B/0.npy", array)
-        with pytest.raises(ValueError, match=r"/0\.npy.*inf stands in channel 0 at \(11, 13\)"):
-            valued(data_dir, crop=crop).read(0)
-
-    def test_percentiles_of_infinity_are_refused_with_the_file(self, tmp_path: Path) -> None:
-        data_dir = folders(tmp_path, count=1)
-        array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
-        array[0, 11, 13] = np.inf
-        save(tmp_path / "A/0.npy", array)
-        with pytest.raises(ValueError, match=r"A/0\.npy: NaN or infinity is among the values"):
-            load(data_dir, source=Percentiles(0, 100), target=Values(0, 9)).read(0)
+        save(tmp_path / side / "0.npy", array)
+        with pytest.raises(ValueError, match=rf"/0\.npy.*{message}"):
+            valued(data_dir, **how).read(0)
 
 
 class TestNodata:
@@ -114,24 +100,6 @@ class TestNodata:
 
 
 class TestCrops:
-    @settings(max_examples=40)
-    @given(data=st.data())
-    def test_a_window_lies_inside_and_is_a_function_of_key_and_seed(self, data: st.DataObject) -> None:
-        sides = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=3))
-        size = [data.draw(st.integers(1, side)) for side in sides]
-        at = tuple(data.draw(st.integers(0, side - 1)) for side in sides)
-        inside = np.zeros(sides, np.uint8)
-        inside[at] = 1
-        key, seed = data.draw(st.text()), data.draw(st.integers(0, 2**40))
-        whole = tuple(slice(0, side) for side in sides)
-        window = crop_window(whole, size, key, seed)
-        assert window == crop_window(whole, size, key, seed)
-        centred = crop_window(whole, size, key, seed, 1.0, lambda: inside)
-        for part, other, side, length, middle in zip(window, centred, sides, size, at, strict=True):
-            assert 0 <= part.start <= part.stop == part.start + length <= side
-            assert other.start <= middle < other.stop  # as near to the middle as the picture's edges let it
-            assert other.start == min(max(middle - length // 2, 0), side - length)
-
     def test_windows_are_everywhere(self) -> None:
         """16 places, 1600 draws: each count within 5 sigma of 100, a false alarm of 1e-5."""
         windows = [crop_window((slice(0, 8),) * 2, (5, 5), key, seed) for key in ("a 0", "a 1") for seed in range(800)]
@@ -171,6 +139,9 @@ class TestCrops:
         example = valued(data_dir, crop=CROP, in_mask=1.0).read(0)
         assert example.mask.nonzero().tolist() == [[0, CROP // 2, CROP // 2]]
         assert example.mask.dtype == torch.float32
+        corner = valued(masked(tmp_path, (HEIGHT, WIDTH), [(0, WIDTH - 1)]), crop=CROP, in_mask=1.0).read(0)
+        assert corner.mask.nonzero().tolist() == [[0, 0, CROP - 1]]  # as near as the picture's edges let it
+        masked(tmp_path, (HEIGHT, WIDTH), [(9, 11)])
         half = valued(data_dir, crop=CROP, in_mask=0.5)
         middles = [numbers(half.read(0, seed).source)[CROP // 2, CROP // 2] for seed in range(200)]
         assert 0.4 < np.mean(np.array(middles) == 9 * WIDTH + 11) < 0.6  # binomial, 3 sigma

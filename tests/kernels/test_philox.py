@@ -30,20 +30,12 @@ def test_numpy_and_torch_give_the_published_words(counter: str, key: str, expect
     assert made.tolist() == [words(expected)]
 
 
-def test_counter_and_key_are_laid_out_as_the_contract_says():
-    seed, step, stream, lane = 0x0123456789ABCDEF, 7, 1, 2
-    made = philox_numpy.random_words([seed], step, 12, stream, lane)
-    for block in range(3):
-        expected = philox_numpy.philox4x32([block, step, stream, lane], [0x89ABCDEF, 0x01234567])
-        assert made[0, 4 * block : 4 * block + 4].tolist() == expected.tolist()
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
 @pytest.mark.parametrize(("step", "stream"), [(0, 0), (2**32 - 1, 1)])
 def test_numpy_and_torch_agree(seed: int, step: int, stream: int):
     seeds, shape = [seed, seed // 3], (3, 5, 7)
-    integers = philox.random_words(torch.tensor(seeds), step, 105, stream)
-    assert integers.tolist() == philox_numpy.random_words(seeds, step, 105, stream).tolist()
+    integers = philox.random_words(torch.tensor(seeds), step, 105, stream, 2)
+    assert integers.tolist() == philox_numpy.random_words(seeds, step, 105, stream, 2).tolist()
     ours = philox.normal(torch.tensor(seeds), step, shape, stream).numpy()
     assert ours.dtype == np.float32
     assert ours.shape == (2, *shape)
@@ -68,13 +60,6 @@ def test_noise_of_an_image_does_not_depend_on_the_batch():
     together = philox.normal(torch.arange(10, 15), 4, (3, 6, 6))
     for i in range(5):
         assert torch.equal(together[i], philox.normal(torch.tensor([10 + i]), 4, (3, 6, 6))[0])
-
-
-def test_noise_is_indexed_by_element():
-    """A smaller image has the first of a larger one's numbers."""
-    assert torch.equal(
-        philox.normal(torch.tensor([1]), 0, (1, 2, 3)).flatten(), philox.normal(torch.tensor([1]), 0, (30,))[0, :6]
-    )
 
 
 def test_first_normals_pass_kolmogorov_smirnov():

@@ -165,8 +165,9 @@ def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path:
 
 def test_settings_without_conditions_are_those_of_earlier_versions():
     for config in (UNetConfig(), DiTConfig()):
-        assert not {"images", "classes", "tokens", "drop"} & config.description().keys()
+        assert not {"images", "classes", "tokens", "drop", "endpoint"} & config.description().keys()
         assert type(config)(**config.description()) == config
+    assert not {"images", "endpoint"} & bbdm.wrap(torch.nn.Conv2d(3, 3, 1)).description().keys()
     with_them = UNetConfig(**CONDITIONS)
     assert UNetConfig(**with_them.description()) == with_them
     assert list(UNetConfig(classes={"b": 2, "a": 3}).classes) == ["a", "b"]

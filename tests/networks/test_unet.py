@@ -6,7 +6,6 @@ import torch
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.unet import UNet
 from tests.conftest import TINY, MakeUNet
-from tests.nightly import sweep
 
 
 def state(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -170,15 +169,3 @@ def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any], ma
     torch.testing.assert_close(*gradients)
     assert torch.equal(unet(x, t), unet(x, t)) == ("dropout" not in settings)
     assert torch.equal(unet.eval()(x, t), unet(x, t))
-
-
-class TestGraphs:
-    @pytest.mark.parametrize("strict", sweep([False, True], daily=[]))
-    def test_exports_with_any_batch(self, strict: bool, make_unet: MakeUNet) -> None:
-        unet = make_unet(condition_channels=3).eval()
-        batch = {0: torch.export.Dim("batch", min=1, max=64)}
-        traced = state(), torch.tensor([5, 40]), {"source": state(seed=1)}
-        program = torch.export.export(unet, traced, dynamic_shapes=(batch, batch, {"source": batch}), strict=strict)
-        for count in (1, 3):
-            others = state(count, seed=2), torch.arange(count) + 900, {"source": state(count, seed=3)}
-            torch.testing.assert_close(program.module()(*others), unet(*others))

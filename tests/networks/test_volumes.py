@@ -14,7 +14,7 @@ from bbdm import UNet
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.config import UNETS, UNetConfig
-from bbdm.networks.layers import pooled, shuffled, unshuffled
+from bbdm.networks.layers import shuffled, unshuffled
 from tests.conftest import TINY
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -109,14 +109,6 @@ def test_upsampling(factors: tuple[int, ...], compiled: bool) -> None:
         torch.testing.assert_close(op(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2), (2, 1, 2)], ids=str)
-def test_pooling(strides: tuple[int, ...]) -> None:
-    x = torch.randn(2, 3, 4, 6, 8).to(memory_format=torch.channels_last_3d)
-    made = pooled(x, strides)
-    torch.testing.assert_close(made, F.avg_pool3d(x, strides))
-    assert made.is_contiguous(memory_format=torch.channels_last_3d)
-
-
 def test_bfloat16() -> None:
     """Within what 8 bits allow of float32: a CPU lacks some ops of volumes in bfloat16."""
     unet = network(axes=3, strides=((2, 2, 2),)).eval()
@@ -131,14 +123,11 @@ def test_preset() -> None:
     with torch.device("meta"):
         unet = UNet.from_preset("volume")
     assert sum(weight.numel() for weight in unet.parameters()) <= 20e6
-    assert (unet.axes, unet.stride, unet.strides) == (3, (4, 8, 8), (4, 8, 8))
-    assert [size % step for size, step in zip((64, 96, 96), unet.strides, strict=True)] == [0, 0, 0]
-
-
-def test_settings() -> None:
     assert not {"axes", "strides"} & UNetConfig().description().keys()
     assert UNetConfig(**UNETS["volume"].description()) == UNETS["volume"]
     assert UNetConfig(channel_mult=(1, 4, 8), strides=((2, 1), (2, 2))).stride == (4, 2)
+    assert (unet.axes, unet.stride, unet.strides) == (3, (4, 8, 8), (4, 8, 8))
+    assert [size % step for size, step in zip((64, 96, 96), unet.strides, strict=True)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

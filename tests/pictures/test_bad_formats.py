@@ -5,18 +5,15 @@ from __future__ import annotations
 import gzip
 import locale
 import pickle
-import re
 import struct
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pydicom
 import pydicom.uid
@@ -24,7 +21,6 @@ import pytest
 import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
-from nibabel.affines import voxel_sizes
 
 from bbdm.base import optional
 from bbdm.pictures import Geometry, Picture, checks, files, header, read, suffixes, write
@@ -259,12 +255,6 @@ class TestTiff:
                 file.write(numbers((side, side), "uint16"), metadata=None)
         refused(tmp_path / "a.tif", r"several sizes or types, \(8, 8\), \(16, 16\)")
 
-    @pytest.mark.parametrize("compression", [None, "zlib"])
-    def test_truncated(self, compression: str | None, tmp_path: Path) -> None:
-        tifffile.imwrite(tmp_path / "a.tif", numbers((32, 32), "uint16"), metadata=None, compression=compression)
-        (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-100])
-        refused(tmp_path / "a.tif", "truncated|shorter")
-
     def test_a_missing_half_of_a_set(self, tmp_path: Path) -> None:
         """OME can name other files, which are not read."""
         tifffile.imwrite(tmp_path / "a.ome.tif", numbers((2, 8, 8), "uint16"), metadata={"axes": "CYX"})
@@ -287,11 +277,6 @@ class TestNumpy:
             refused(tmp_path / "a.npy", "must be|no pixels")
         np.savez(tmp_path / "a.npz", one=np.zeros((2, 2)), two=np.zeros((2, 2)))
         refused(tmp_path / "a.npz", 'named "array"; it has one, two')
-        np.savez(tmp_path / "a.npz", np.zeros((8, 8)))
-        data = bytearray((tmp_path / "a.npz").read_bytes())
-        data[300] ^= 1
-        (tmp_path / "a.npz").write_bytes(data)
-        refused(tmp_path / "a.npz", "CRC")
 
 
 SHAPE = (50_000, 60_000)  # 3 x 10^9 pixels
@@ -391,41 +376,3 @@ def test_windows(window: tuple[slice, ...], fact: str, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 6)))
     with pytest.raises(ValueError, match=fact):
         read(tmp_path / "a.npy", window)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("package", [nibabel, pydicom])
-def test_files_that_libraries_are_tested_with(package: Any, tmp_path: Path) -> None:
-    """Values, spacing and orientation are nibabel's or SimpleITK's own, or a refusal says why."""
-    folder = Path(package.__file__).parent
-    found = [*folder.glob("tests/data/*.nii*"), *folder.glob("data/test_files/*.dcm")]
-    refusals = list(filter(None, (compared(path, tmp_path / path.stem) for path in found)))
-    facts = "such as times|transfer syntax|several files|does not say where|no files of DICOM|unequal"
-    assert len(found) >= 8
-    assert [text for text in refusals if not re.search(facts, text)] == []
-
-
-def compared(path: Path, folder: Path) -> str:
-    """Why a file is refused that other libraries read; "" where it is read, and all is as they say."""
-    if path.suffix == ".dcm":
-        folder.mkdir()
-        (folder / path.name).write_bytes(path.read_bytes())
-    try:
-        picture = read(folder if path.suffix == ".dcm" else path)
-    except ValueError as error:
-        with suppress(RuntimeError):
-            sitk.ReadImage(str(path))
-            return str(error)
-        return ""  # SimpleITK itself does not read it
-    array = np.asarray(picture)
-    if path.suffix == ".dcm":
-        image = sitk.ReadImage(str(path))
-        assert (array == np.moveaxis(sitk.GetArrayFromImage(image).reshape(*array.shape[1:], -1), -1, 0)).all()
-        assert picture.geometry.spacing == pytest.approx(image.GetSpacing()[::-1])
-    else:
-        image: Any = nibabel.load(path)
-        np.testing.assert_allclose(array[0].T, np.asarray(image.dataobj).reshape(array[0].T.shape), rtol=1e-6)
-        if image.get_sform(coded=True)[1] or image.get_qform(coded=True)[1]:
-            assert picture.geometry.spacing == pytest.approx(voxel_sizes(image.affine)[::-1], rel=1e-5)
-            assert picture.geometry.orientation == "".join(nibabel.aff2axcodes(image.affine)[::-1])
-    return ""

@@ -11,21 +11,16 @@ from bbdm import ABridge, BrownianBridge
 from bbdm.bridges import Bridge
 from bbdm.codec import VQGANCodec
 from bbdm.files.content import Checkpoint
-from bbdm.files.importers import shapes
-from bbdm.networks.config import UNetConfig
-from bbdm.networks.unet import UNet
 from tests.codec.autoencoders import own_codec
 from tests.conftest import relative_gap, tiny_unet
 from tests.files.importers.common import (
-    SMALL,
-    SeedVQGAN,
     assert_same_autoencoder,
-    expected,
     fill,
     images,
     load,
     refused,
     save,
+    seed_vqgan,
     small_vqgan,
 )
 
@@ -79,38 +74,28 @@ class TestSdeBbdm:
             ("SDEBBDMManager", {"c_lambda": 3}, ABridge(800, 3.0)),
             ("BBDMManager", {}, BrownianBridge(800)),
             ("BBDMSpecialCaseManager", {}, BrownianBridge(800)),
-        ],
-    )
-    def test_manager(self, kind: str, settings: Any, bridge: Bridge, peers: Any, tmp_path: Path):
-        manager = trained_manager(peers, kind, **settings)
-        loaded = load(torchmanager_file(manager, tmp_path / "exp" / "last.model"))
-        assert (loaded.bridge, loaded.codec, loaded.unet.ema) == (bridge, None, None)
-        assert isinstance(getattr(loaded.bridge, "c_lambda", 1.0), float)
-        assert_same_network(loaded, manager.model)
-
-    def test_manager_of_a_module(self, peers: Any, tmp_path: Path):
-        """As sde-bbdm 1.1 trains: a manager around the bridge's module."""
-        module = peers.nn.ABridgeModule(public_unet(peers), 600, c_lambda=0.5)
-        losses = pytest.importorskip("torchmanager").losses
-        manager = pytest.importorskip("diffusion").managers.Manager(module, loss_fn=losses.MAE())
-        loaded = load(torchmanager_file(manager, tmp_path / "exp" / "last.model"))
-        assert loaded.bridge == ABridge(600, 0.5)
-        assert_same_network(loaded, module.model)
-
-    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-    @pytest.mark.parametrize(
-        ("kind", "settings", "bridge"),
-        [
             ("ABridgeModule", {"c_lambda": 2}, ABridge(600, 2.0)),
             ("BBDMModule", {}, BrownianBridge(600)),
             ("SDEBBDMModule", {}, BrownianBridge(600)),
         ],
     )
-    def test_module(self, kind: str, settings: Any, bridge: Bridge, zipped: bool, peers: Any, tmp_path: Path):
-        module = getattr(peers.nn, kind)(public_unet(peers), 600, **settings)
-        loaded = load(save(module, tmp_path / "a.pt", zipped))
-        assert loaded.bridge == bridge
-        assert_same_network(loaded, module.model)
+    def test_managers_and_modules(self, kind: str, settings: Any, bridge: Bridge, peers: Any, tmp_path: Path):
+        """And, as sde-bbdm 1.1 trains, a manager around the bridge's module."""
+        if hasattr(peers.managers, kind):
+            made = trained_manager(peers, kind, **settings)
+            paths = [torchmanager_file(made, tmp_path / "exp" / "last.model")]
+        else:
+            made = getattr(peers.nn, kind)(public_unet(peers), 600, **settings)
+            around = pytest.importorskip("diffusion").managers.Manager(
+                made, loss_fn=pytest.importorskip("torchmanager").losses.MAE()
+            )
+            paths = [save(made, tmp_path / f"{zipped}.pt", zipped) for zipped in (True, False)]
+            paths += [torchmanager_file(around, tmp_path / "exp" / "last.model")]
+        for path in paths:
+            loaded = load(path)
+            assert (loaded.bridge, loaded.codec, loaded.unet.ema) == (bridge, None, None)
+            assert isinstance(getattr(loaded.bridge, "c_lambda", 1.0), float)
+            assert_same_network(loaded, made.model)
 
     def test_network_with_the_source_as_condition(self, peers: Any, tmp_path: Path):
         module = peers.nn.BBDMModule(public_unet(peers, 6, attention_resolutions=[1, 2]), 600)
@@ -129,41 +114,29 @@ class TestSdeBbdm:
         assert loaded.unet.config.head_channels == 16
         assert_same_network(loaded, heads)
 
-    def test_settings_of_the_papers_network(self, peers: Any):
-        with torch.device("meta"):
-            state = peers.networks.build(3, 3).state_dict()
-        found = shapes.unet_config(state)
-        assert found == UNetConfig(attention_resolutions=())  # which its three levels never reach
-
-    @pytest.mark.parametrize("settings", [{"channel_mult": (1,)}, {"channel_mult": (1, 2, 2, 3), "num_res_blocks": 3}])
-    def test_other_shapes(self, settings: Any):
-        config = UNetConfig(**{**SMALL, "attention_resolutions": (1,), **settings})
-        assert shapes.unet_config(expected(UNet, config), head_channels=32, num_groups=32) == config
-
     def test_autoencoder_in_the_manager(self, peers: Any, tmp_path: Path):
-        seed = SeedVQGAN()
+        ours, seed = seed_vqgan()
         encoder = nn.Sequential(seed.encoder, seed.quant_conv)
         decoder = nn.Sequential(seed.quantizer, seed.post_quant_conv, seed.decoder)
         manager = trained_manager(peers, encoder=encoder, decoder=decoder)
         path = torchmanager_file(manager, tmp_path / "exp" / "last.model")
         codec = load(path).build_codec()
         assert codec is not None
-        assert_same_autoencoder(codec.module, seed)
+        assert_same_autoencoder(codec.module, ours)
         load(path, codec=codec)
         refused(path, "another codec was given", codec=VQGANCodec(small_vqgan()))
 
         module = peers.nn.ABridgeModule(public_unet(peers), 600, encoder=nn.DataParallel(encoder), decoder=decoder)
         codec = load(save(module, tmp_path / "a.pt")).build_codec()
         assert codec is not None
-        assert_same_autoencoder(codec.module, seed)
+        assert_same_autoencoder(codec.module, ours)
         loaded = load(save(module.state_dict(), tmp_path / "b.pt"), num_steps=600, c_lambda=2.0)
         assert loaded.codec is not None
         assert loaded.codec.build().kind == "vqgan"
 
         manager.decoder = None
-        refused(
-            torchmanager_file(manager, tmp_path / "exp" / "half.model"), r"missing entry 'quantize\.embedding\.weight'"
-        )
+        half = torchmanager_file(manager, tmp_path / "exp" / "half.model")
+        refused(half, r"missing entry 'quantize\.embedding\.weight'")
 
     def test_network_alone(self, peers: Any, tmp_path: Path):
         unet = public_unet(peers)
@@ -174,6 +147,7 @@ class TestSdeBbdm:
         loaded = load(path, num_steps=1000, c_lambda=1.0)
         assert (loaded.bridge, loaded.codec) == (ABridge(1000, 1.0), None)
         assert_same_network(loaded, unet)
+        assert_same_network(load(save(nn.DataParallel(unet), tmp_path / "b.pt"), num_steps=1000, c_lambda=1.0), unet)
 
         coded = load(path, num_steps=1000, c_lambda=1.0, codec=VQGANCodec(small_vqgan()))
         assert coded.codec is not None
@@ -202,16 +176,11 @@ class TestSdeBbdm:
         narrow = save(public_unet(peers, channel_mult=[1, 1]).state_dict(), tmp_path / "narrow.pt")
         refused(narrow, "attention on 32 channels does not split into heads of 64", num_steps=1000, c_lambda=1.0)
 
-    def test_parallel_and_our_own_networks(self, peers: Any, tmp_path: Path):
-        bridge = {"num_steps": 1000, "c_lambda": 1.0}
-        unet = public_unet(peers)
-        assert_same_network(load(save(nn.DataParallel(unet), tmp_path / "a.pt"), **bridge), unet)
-        ours = tiny_unet(dropout=0.5).eval()
-        loaded = load(save(ours, tmp_path / "b.pt"), **bridge)
+    def test_our_own_networks(self, tmp_path: Path):
+        ours, x, t = tiny_unet(dropout=0.5).eval(), images(1, 3, 8, 8), torch.ones(1)
+        loaded = load(save(ours, tmp_path / "b.pt"), num_steps=1000, c_lambda=1.0)
         assert loaded.unet.config == ours.config
-        assert torch.equal(
-            loaded.build_unet()(images(1, 3, 8, 8), torch.ones(1)), ours(images(1, 3, 8, 8), torch.ones(1))
-        )
+        assert torch.equal(loaded.build_unet()(x, t), ours(x, t))
 
     def test_arguments_that_disagree(self, peers: Any, tmp_path: Path):
         path = torchmanager_file(trained_manager(peers, c_lambda=1.5), tmp_path / "exp" / "last.model")

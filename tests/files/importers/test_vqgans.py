@@ -1,4 +1,4 @@
-"""Latent diffusion's VQGAN, whose keys are ours."""
+"""VQGANs of latent diffusion, whose keys are ours, and of the A-Bridge scripts, which have others."""
 
 import argparse
 from itertools import product
@@ -13,10 +13,37 @@ from bbdm.files.checkpoint import load_vqgan
 from bbdm.files.importers import shapes
 from bbdm.networks.config import VQGANS
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import LATENT, expected, peers_blocked, refused, save, small_vqgan
+from tests.files.importers.common import (
+    LATENT,
+    assert_same_autoencoder,
+    expected,
+    peers_blocked,
+    refused,
+    save,
+    seed_vqgan,
+    small_vqgan,
+)
 from tests.nightly import sweep
 
 PREFIXES = ["", "first_stage_model.", "vqgan."]
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "state dict"])
+def test_the_scripts_vqgan(kind: str, tmp_path: Path):
+    ours, seed = seed_vqgan()
+    content = seed.state_dict() if kind == "state dict" else seed
+    loaded = load_vqgan(save(content, tmp_path / "vqgan.model", kind != "legacy"))
+    assert (loaded.config.eps, loaded.config.projects_attention) == (1e-5, False)
+    assert (loaded.config.channel_mult, loaded.config.num_codes, loaded.config.stride) == ((1, 2, 3), 40, 4)
+    assert_same_autoencoder(loaded, ours)
+
+
+def test_the_scripts_keys_that_do_not_fit(tmp_path: Path):
+    state = seed_vqgan()[1].state_dict()
+    del state["encoder.mid_blocks.1.q.bias"]
+    state["decoder.up.0.block.0.block.9.weight"] = torch.ones(1)
+    message = r"missing: encoder\.mid\.attn_1\.q\.bias; extra: decoder\.up\.0\.block\.0\.block\.9\.weight$"
+    refused(save(state, tmp_path / "a.pt"), message, load_vqgan)
 
 
 class TestLatentDiffusion:
