@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from bbdm import bridges
 from bbdm.base.atomic import file_sha256, short
 from bbdm.data.spec import Spec
 from bbdm.files import hub
@@ -141,6 +142,7 @@ def _check(settings: dict[str, Any]) -> None:
         check_endpoint(tuple(settings["endpoint"]), *channels)
     if settings.get("image_size") is not None:
         as_size(settings["image_size"], axes)
+    bridges.from_config(settings["bridge"])
     Spec.from_config(settings)
     conditions_of(settings)
     StepTable.from_description(settings)

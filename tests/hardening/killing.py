@@ -82,7 +82,8 @@ def content(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.name.startswith(".") or "/tensorboard/" in name or path.name == TIMED:
+        hidden = "/." in f"/{name}"  # itself, or the temporary folder that it is in
+        if not path.is_file() or hidden or "/tensorboard/" in name or path.name == TIMED:
             continue
         if path.suffix == ".pt":
             found[name] = _comparable(torch.load(path, weights_only=True))
