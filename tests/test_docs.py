@@ -18,7 +18,7 @@ from unittest import mock
 import griffe
 import pytest
 
-from bbdm import TrainConfig, UNetConfig
+from bbdm import TrainConfig, UNetConfig, solvers
 from bbdm.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +98,7 @@ def test_snippet_runs(
         (tmp_path / "out/onnx").symlink_to(request.getfixturevalue("bundled_export"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(solvers, "SOLVERS", {**solvers.SOLVERS})  # pages register their own
     exec(code, {"__name__": "__main__"})
 
 
@@ -123,7 +124,7 @@ def test_programs_and_flags_of_commands_exist():
             continue
         run, used = found[0], {word.split("=")[0] for word in found[1] if re.match(r"--?[A-Za-z]", word)}
         assert run.startswith("bbdm") or (ROOT / run).exists(), " ".join(words)
-        if "pytest" in words[0]:
+        if any(word.endswith("pytest") for word in words[:2]):  # the first may set a variable
             known = PYTEST | set(re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text()))
         else:
             known = flags(run)

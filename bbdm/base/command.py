@@ -105,7 +105,7 @@ class Command:
 
         Raises:
             SystemExit: a word is no flag, or no value of its flag. One line says why.
-            ValueError: as for the dataclass.
+            ValueError: a check of the dataclass fails.
         """
         unset: list[Any] = []  # an empty list, which flags that are repeated extend a copy of
         start = Namespace(**dict.fromkeys(flag_fields(cls), unset))

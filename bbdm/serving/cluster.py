@@ -135,7 +135,7 @@ class Exchange:
 
     Args:
         config: where sources and results are.
-        folder: for copies.
+        folder: where copies are kept.
     """
 
     def __init__(self, config: ClusterConfig, folder: Path) -> None:

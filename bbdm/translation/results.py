@@ -27,7 +27,7 @@ class Job:
 
     Args:
         index: of the source among those of the data set.
-        seeds: of its samples.
+        seeds: the seed of each sample.
         paths: the file of each kind of result; see :func:`~bbdm.translation.kinds.make`.
     """
 
