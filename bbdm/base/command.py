@@ -107,7 +107,7 @@ class Command:
             SystemExit: a word is no flag, or no value of its flag. One line says why.
             ValueError: a check of the dataclass fails.
         """
-        unset: list[Any] = []  # an empty list, which flags that are repeated extend a copy of
+        unset: list[Any] = []  # an empty list, which flags that are repeated append to a copy of
         start = Namespace(**dict.fromkeys(flag_fields(cls), unset))
         found = vars(cls.parser(words).parse_args([*words], start))
         values = {name: value for name, value in found.items() if value is not unset}

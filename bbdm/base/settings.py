@@ -25,6 +25,7 @@ def setting(
     words: Iterable[str] = (),
     metavar: str | None = None,
     group: str | None = None,
+    repeated: bool = False,
 ) -> Any:
     """A field of a settings dataclass, which is a flag of a command.
 
@@ -40,9 +41,10 @@ def setting(
         metavar: what stands for the value in the help; None for a word by its type or name.
         group: the heading in the help; None for the ``HEADING`` of the dataclass that declares the field, or
             else for the name of its room.
+        repeated: the flag of a tuple takes one value, and may be repeated; else it takes one value or more.
     """
     about = {"help": help, "names": names, "parse": parse, "least": least, "choices": choices}
-    about |= {"words": tuple(words), "metavar": metavar, "group": group}
+    about |= {"words": tuple(words), "metavar": metavar, "group": group, "repeated": repeated}
     return field(default=MISSING if default is ... else default, metadata=about)
 
 
@@ -71,8 +73,7 @@ def heading(settings: type[Any], name: str) -> str:
 def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = None) -> None:
     """Add a flag, or a position, for each field: its names, type, choices, default and help.
 
-    A field of type bool becomes ``--NAME`` and ``--no-NAME``; the values of a ``Literal`` become choices. A
-    tuple takes several values, and its flag may be repeated.
+    A field of type bool becomes ``--NAME`` and ``--no-NAME``; the values of a ``Literal`` become choices.
     ``parser.set_defaults`` replaces the fields' own defaults, in the help too.
 
     Args:
@@ -95,7 +96,7 @@ def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = No
         elif kind is bool:
             options = {"action": argparse.BooleanOptionalAction, "default": default, "help": about["help"]}
         elif get_origin(kind) is tuple:
-            options |= {"nargs": "+", "type": get_args(kind)[0]} | ({} if at else {"action": "extend"})
+            options |= {"type": get_args(kind)[0]} | ({"action": "append"} if about["repeated"] else {"nargs": "+"})
         else:
             options["type"] = kind
         if at:

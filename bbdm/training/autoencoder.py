@@ -36,17 +36,13 @@ STREAMS = (2, 3)  # of noise, of sources and of targets
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class PerceptualError(ValueError):
-    """The network of the perceptual loss is not to be had."""
-
-
 def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: torch.device) -> Perceptual | None:
     """LPIPS (Zhang et al. 2018) of images and pictures (B, C, H, W) in [-1, 1], their mean; None without.
 
     ``weights`` is a file of torchvision's ImageNet weights; None downloads them.
 
     Raises:
-        PerceptualError: torchmetrics is not installed, or there are no weights.
+        ValueError: torchmetrics is not installed, or there are no weights.
     """
     if config.perceptual == "none":
         return None
@@ -55,7 +51,7 @@ def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: tor
 
         network = lpips_network(config.perceptual, weights).to(device)
     except (ImportError, OSError, ValueError) as error:
-        raise PerceptualError(
+        raise ValueError(
             f"without the network of perceptual={config.perceptual!r}, LPIPS: {error}; lpips_weights gives its "
             "weights as a file, and perceptual='none' trains without"
         ) from error

@@ -16,10 +16,6 @@ from bbdm.networks.base import SOURCE, Network
 FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
 
 
-class OtherNetworkError(ValueError):
-    """Too few weights of a checkpoint fit the network."""
-
-
 @torch.no_grad()
 def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
     """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
@@ -31,14 +27,14 @@ def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
         A line for each weight that differs from the checkpoint's.
 
     Raises:
-        OtherNetworkError: less than half of the weights fit; the network is unchanged.
+        ValueError: less than half of the weights fit; the network is unchanged.
     """
     trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
     assert trained is not None  # checked when the file was read
     own = unet.state_dict()
     fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
     if 2 * len(fitting) < len(own):
-        raise OtherNetworkError(
+        raise ValueError(
             f"only {len(fitting)} of {len(own)} weights fit: they are of another network (preset), "
             f"{checkpoint.unet.config}"
         )
@@ -86,12 +82,12 @@ def begin_from(trained: Checkpoint, path: Path, unet: Network, bridge: Bridge, c
         A line for each difference from its training.
 
     Raises:
-        OtherNetworkError: the weights are of another network.
+        ValueError: the weights are of another network.
     """
     try:
         differences = copy_weights(unet, trained)
-    except OtherNetworkError as error:
-        raise OtherNetworkError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if trained.bridge != bridge:
         before, now = trained.bridge.settings(), bridge.settings()
         changed = [f"{name} {before.get(name)} is {now.get(name)}" for name in now if before.get(name) != now[name]]

@@ -27,14 +27,6 @@ LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
 METRICS, CONFIG, SUMMARY = "metrics.jsonl", "config.json", "summary.json"
 
 
-class UnreadableRunError(ValueError):
-    """A run's folder has checkpoints, and all are damaged."""
-
-
-class LaterStepsError(ValueError):
-    """A run's folder has checkpoints of later steps than the run that begins."""
-
-
 class FolderInUseError(ValueError):
     """Another run works in the folder."""
 
@@ -87,7 +79,7 @@ class RunFolder:
         Damaged ones that are newer are renamed to ``*.damaged``.
 
         Raises:
-            UnreadableRunError: all of them are damaged.
+            ValueError: all of them are damaged.
         """
         damaged: list[Path] = []
         for path in self.checkpoints().values():
@@ -101,7 +93,7 @@ class RunFolder:
                 other.rename(other.with_name(f"{other.name}.damaged"))
             return path, checkpoint
         if damaged:
-            raise UnreadableRunError(
+            raise ValueError(
                 f"no checkpoint in {self.path} can be read: all {len(damaged)} are damaged: "
                 "overwrite the run, or begin another in another folder"
             )
@@ -124,10 +116,10 @@ class RunFolder:
         self._lock.release()
 
     def check_later(self, step: int) -> None:
-        """Raise LaterStepsError where the folder has checkpoints after a step."""
+        """Raise ValueError where the folder has checkpoints after a step."""
         later = [each for each in self.checkpoints() if each > step]
         if later:
-            raise LaterStepsError(
+            raise ValueError(
                 f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
                 "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
                 "folder (experiment)"

@@ -37,6 +37,7 @@ class Draw(Command, Numbers):
     flip: bool = setting(False, "mirror", group="changes")
     size: Size | None = setting(8, "of pictures", parse=read_size)
     names: tuple[str, ...] = setting((), "of it", metavar="NAME")
+    tag: tuple[str, ...] = setting((), "of it", repeated=True)
     shape: str | None = setting(None, "of it", choices=SHAPES)
 
     @classmethod
@@ -71,7 +72,7 @@ def text(command: type[Command], capsys: pytest.CaptureFixture[str], *words: str
         ("--flip", {"flip": True}),
         ("--size 8x16", {"size": (8, 16)}),
         ("--names a b", {"names": ("a", "b")}),
-        ("--names a --names b c", {"names": ("a", "b", "c")}),
+        ("--tag a --tag b", {"tag": ("a", "b")}),
         ("--shape square", {"shape": "square"}),
         ("--preset large", {"preset": "large", "number": 9, "flip": True}),
         ("--no-flip -n 3 --preset large", {"preset": "large"}),

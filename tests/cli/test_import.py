@@ -44,14 +44,14 @@ def test_names_of_a_module_work_in_every_command(tmp_path: Path, save_picture: S
     save_random_pairs(tmp_path / "data", 2, 1, save_picture)
     (tmp_path / "mine.py").write_text(MODULE)
     lines = (
-        "train edge2shoes data out.pt --preset demo --bridge late --t 100 --image_size 16 -b 2 -e 1",
+        "train edge2shoes data out.pt --preset demo --bridge late --density uniform --t 100 --image_size 16 -b 2 -e 1",
         "info out.pt",
         "translate edge2shoes data out.pt results --solver halves --steps 2",
         "eval edge2shoes data out.pt scores --metrics bias --sweep halves:2",
         "export out.pt onnx --solver halves --steps 2 --no-check",
     )
     words = json.dumps([["--import", "mine", *line.split()] for line in lines])
-    command = [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); {SCRIPT}", words]
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(1, {str(ROOT)!r}); {SCRIPT}", words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "LateBridge(num_steps=100" in done.stdout

@@ -21,7 +21,7 @@ from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
 from bbdm.training.adversary import Adversary
-from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, PerceptualError, perceptual_loss, pictures
+from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss, pictures
 from bbdm.training.previews import ValidationScores
 from bbdm.training.trainer import DivergedError, Trainer
 from tests.conftest import MakePairs
@@ -159,7 +159,7 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     assert step.report()["lpips"] > 0
     grey = torch.rand(1, 1, 64, 64) * 2 - 1
     assert perceptual(grey, grey) == 0
-    with pytest.raises(PerceptualError, match=r"network of perceptual='vgg', LPIPS: there is no file .*vgg\.pth"):
+    with pytest.raises(ValueError, match=r"network of perceptual='vgg', LPIPS: there is no file .*vgg\.pth"):
         perceptual_loss(AutoencoderConfig(), tmp_path / "vgg.pth", torch.device("cpu"))
 
 
