@@ -108,7 +108,7 @@ def as_calibrated(config: Config, path: Path, named: Collection[str] = ()) -> Co
     """A translation with what the file of intervals fixes: solver, steps, samples, windows and guidance.
 
     Args:
-        config: the translation.
+        config: the translation whose ends are made.
         path: the file of the intervals.
         named: settings that were named, which count as chosen also where they are the default.
 
