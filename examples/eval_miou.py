@@ -17,13 +17,12 @@ torchrun --nproc_per_node N examples/eval_miou.py ...
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,11 +34,10 @@ from tqdm.auto import tqdm
 
 from bbdm.base import manifest, scripts
 from bbdm.base.atomic import file_sha256
-from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values, setting
+from bbdm.base.settings import position, setting
+from bbdm.cli.gpus import GPUsCommand
 from bbdm.data.rows import Row
 from bbdm.data.spec import check_eight_bit
-from bbdm.execution.processes import start_on_each_gpu
 from bbdm.pictures import images
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.translator import Translator
@@ -50,35 +48,6 @@ IGNORED = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Network = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MiouConfig(TranslateConfig):
-    """Which pictures are made and segmented, and how."""
-
-    deeplab: Path  # the segmentation network
-    output_stride: Literal[8, 16] | None = setting(None, "of DEEPLAB; the file's if unset, or 16")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.direction != "AtoB":
-            raise ValueError("mIoU is of photographs: leave out direction")
-        if self.image_size in ("fit", "keep"):
-            raise ValueError(f"labels need pictures of their shape, got image_size {self.image_size}")
-
-
-def parse(argv: Sequence[str] | None = None) -> MiouConfig:
-    """The settings of the command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("deeplab", type=Path, help="the segmentation network")
-    parser.add_argument("data_dir", help="the folder with gtFine and leftImg8bit")
-    parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
-    parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-miou if left out")
-    add_flags(parser, MiouConfig)
-    parser.set_defaults(dataset="cityscapes")
-    args = parser.parse_args(argv)
-    args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-miou"
-    return from_values(MiouConfig, vars(args))
 
 
 def label_path(row: Row) -> Path:
@@ -161,28 +130,6 @@ def counted(network: Network, about: dict[str, Any], result: Path, labels: Path,
     return counts
 
 
-def evaluate(config: MiouConfig) -> dict[str, Any]:
-    """Make and segment the results; the report is empty in all processes but the first."""
-    translator = Translator(config)
-    processes, rows = translator.processes, translator.dataset.rows
-    check_eight_bit(translator.checkpoint.pictures, "eval_miou.py")
-    deeplab = load_deeplab(config.deeplab, config.output_stride).to(processes.device)
-    if deeplab.config.num_classes != len(CITYSCAPES):
-        raise ValueError(f"{config.deeplab} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
-    read_labels(label_path(rows[0]))  # before the translation, since it may fail
-    jobs, report = translator.run(config.chosen_solver, config.steps, config.output_dir)
-    about = {"weights": file_sha256(config.deeplab), **vars(deeplab.config)}
-    counts = torch.zeros(len(CITYSCAPES), len(CITYSCAPES), dtype=torch.int64)
-    for job in tqdm(jobs[processes.rank :: processes.count], unit="image", disable=not translator.verbose):
-        counts += counted(deeplab, about, job.path, label_path(rows[job.index]), processes.device)
-    counts = sum(processes.gather(counts), torch.zeros_like(counts))
-    if processes.first:
-        report = {"scores": scores(counts), "deeplab": vars(deeplab.config), **report}
-        manifest.write(config.output_dir / "scores.json", report)
-    processes.leave()
-    return report
-
-
 def table(report: dict[str, Any]) -> str:
     """Markdown, the IoU of each class and the mIoU."""
     rows = ["| class | IoU |", "|---|---|"]
@@ -191,17 +138,62 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*rows, f"| **mIoU** | **{report['scores']['miou']:.4f}** |"])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(argv)
-    if config.use_multi_gpus:
-        start_on_each_gpu(sys.argv[1:] if argv is None else argv, __file__)
-    if report := evaluate(config):
-        print(table(report))
-        seconds = report["seconds_per_picture"]
-        shown = "unknown" if seconds is None else f"{seconds:.3f}"
-        print(f"{report['solver']}, {report['nfe']} NFE, {shown} s / picture")
-        print(f"results and scores.json: {config.output_dir}")
+@dataclass(frozen=True, kw_only=True)
+class Miou(GPUsCommand, TranslateConfig):
+    """Which pictures are made and segmented, and how."""
+
+    HEADING: ClassVar[str] = "segmentation"
+    SCRIPT: ClassVar[str | None] = __file__
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "intervals"})
+    ENDING: ClassVar[str] = "-miou"
+    FIRST: ClassVar[tuple[str, ...]] = ("deeplab", "data_dir", "model", "output_dir", "output_stride")
+
+    dataset: str = "cityscapes"
+    deeplab: Path = position("the segmentation network")
+    output_stride: Literal[8, 16] | None = setting(None, "of DEEPLAB; the file's if unset, or 16")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.direction != "AtoB":
+            raise ValueError("mIoU is of photographs: leave out direction")
+        if self.image_size in ("fit", "keep"):
+            raise ValueError(f"labels need pictures of their shape, got image_size {self.image_size}")
+
+    @classmethod
+    def program(cls) -> str:
+        """The words that start it."""
+        return "eval_miou.py"
+
+    def run(self) -> None:
+        """Make, segment and score the results."""
+        if report := self.evaluate():
+            print(table(report))
+            seconds = report["seconds_per_picture"]
+            shown = "unknown" if seconds is None else f"{seconds:.3f}"
+            print(f"{report['solver']}, {report['nfe']} NFE, {shown} s / picture")
+            print(f"results and scores.json: {self.folder}")
+
+    def evaluate(self) -> dict[str, Any]:
+        """Make and segment the results; the report is empty in all processes but the first."""
+        translator = Translator(self)
+        processes, rows = translator.processes, translator.dataset.rows
+        check_eight_bit(translator.checkpoint.pictures, "eval_miou.py")
+        deeplab = load_deeplab(self.deeplab, self.output_stride).to(processes.device)
+        if deeplab.config.num_classes != len(CITYSCAPES):
+            raise ValueError(f"{self.deeplab} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
+        read_labels(label_path(rows[0]))  # before the translation, since it may fail
+        jobs, report = translator.run(self.chosen_solver, self.steps, self.folder)
+        about = {"weights": file_sha256(self.deeplab), **vars(deeplab.config)}
+        counts = torch.zeros(len(CITYSCAPES), len(CITYSCAPES), dtype=torch.int64)
+        for job in tqdm(jobs[processes.rank :: processes.count], unit="image", disable=not translator.verbose):
+            counts += counted(deeplab, about, job.path, label_path(rows[job.index]), processes.device)
+        counts = sum(processes.gather(counts), torch.zeros_like(counts))
+        if processes.first:
+            report = {"scores": scores(counts), "deeplab": vars(deeplab.config), **report}
+            manifest.write(self.folder / "scores.json", report)
+        processes.leave()
+        return report
 
 
 if __name__ == "__main__":
-    scripts.run(main, "results are kept, and the same command resumes")
+    scripts.run(Miou.main, "results are kept, and the same command resumes")

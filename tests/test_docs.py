@@ -112,6 +112,7 @@ def program(words: list[str]) -> tuple[str, list[str]] | None:
     """What a command runs of this repository, such as ``bbdm train``, and the words after that."""
     for i, word in enumerate(words):
         if Path(word).name == "bbdm" and (i == 0 or words[i - 1] == "-m"):
+            i += 2 if words[i + 1] == "--import" else 0  # a module of the reader's
             return f"bbdm {words[i + 1]}", words[i + 2 :]
         if word == "bbdm.runtime" or word.endswith(".py") or word.startswith("benchmarks/"):
             return word, words[i + 1 :]
@@ -137,7 +138,9 @@ def test_each_command_is_shown():
 
 
 def test_flags_in_the_text_exist():
-    known = PYTEST.union(*(flags(f"bbdm {command}") for command in COMMANDS), {"--pairs", "--logdir", "--help"})
+    known = PYTEST.union(
+        *(flags(f"bbdm {command}") for command in COMMANDS), {"--pairs", "--logdir", "--help", "--import"}
+    )
     for page in PAGES:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
             used = {word for word in code.split() if re.fullmatch(r"--?[a-z][a-z_-]*", word)}

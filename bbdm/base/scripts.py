@@ -99,11 +99,6 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def is_shown(show_verbose: bool, quiet: bool) -> bool:
-    """Whether a script shows its progress: on a terminal unless it is to be quiet, elsewhere if asked to."""
-    return not quiet and (show_verbose or sys.stderr.isatty())
-
-
 @contextmanager
 def imports() -> Iterator[None]:
     """A context of imports that an extra installs: where one is missing, the script ends with one line."""

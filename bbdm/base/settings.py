@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import get_annotations
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
@@ -20,10 +21,11 @@ def setting(
     *names: str,
     parse: Callable[[str], Any] | None = None,
     least: float | None = None,
-    choices: Iterable[Any] = (),
+    choices: Collection[Any] = (),
     words: Iterable[str] = (),
     metavar: str | None = None,
     group: str | None = None,
+    repeated: bool = False,
 ) -> Any:
     """A field of a settings dataclass, which is a flag of a command.
 
@@ -33,14 +35,16 @@ def setting(
         names: other names of its flag, such as ``-b``; ``--FIELD`` is always one.
         parse: makes the value from a flag's text, or raises ValueError; None for the field's type.
         least: the least value that :func:`check` lets pass; None for any.
-        choices: the values that it may have; those of a ``Literal`` need not be repeated.
+        choices: the values that it may have, of a table that grows its keys of then; those of a ``Literal``
+            need not be repeated.
         words: what a shell completes, where other values are allowed too.
         metavar: what stands for the value in the help; None for a word by its type or name.
         group: the heading in the help; None for the ``HEADING`` of the dataclass that declares the field, or
             else for the name of its room.
+        repeated: the flag of a tuple takes one value, and may be repeated; else it takes one value or more.
     """
-    about = {"help": help, "names": names, "parse": parse, "least": least, "choices": tuple(choices)}
-    about |= {"words": tuple(words), "metavar": metavar, "group": group}
+    about = {"help": help, "names": names, "parse": parse, "least": least, "choices": choices}
+    about |= {"words": tuple(words), "metavar": metavar, "group": group, "repeated": repeated}
     return field(default=MISSING if default is ... else default, metadata=about)
 
 
@@ -54,16 +58,16 @@ def position(help: str, default: Any = ..., **about: Any) -> Any:
 
 
 def flag_fields(settings: type[Any]) -> dict[str, Field[Any]]:
-    """The fields of a dataclass that are flags or positions, by name."""
-    return {each.name: each for each in fields(settings) if "help" in each.metadata}
+    """The fields of a dataclass that are flags or positions, by name, without those in its ``HIDDEN``."""
+    hidden = getattr(settings, "HIDDEN", ())
+    return {each.name: each for each in fields(settings) if "help" in each.metadata and each.name not in hidden}
 
 
 def heading(settings: type[Any], name: str) -> str:
     """The heading of a field in the help."""
     owner = next(each for each in settings.__mro__ if name in get_annotations(each))
-    return settings.__dataclass_fields__[name].metadata["group"] or vars(owner).get(
-        "HEADING", owner.__module__.split(".")[1]
-    )
+    group = settings.__dataclass_fields__[name].metadata["group"]
+    return group or vars(owner).get("HEADING") or owner.__module__.split(".")[1]
 
 
 def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = None) -> None:
@@ -88,11 +92,11 @@ def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = No
         if about["parse"] is not None:
             options["type"] = flag_type(about["parse"])
         elif choices:
-            options |= {"choices": choices, "type": type(choices[0]), "metavar": about["metavar"]}
+            options |= {"choices": choices, "type": type(next(iter(choices))), "metavar": about["metavar"]}
         elif kind is bool:
             options = {"action": argparse.BooleanOptionalAction, "default": default, "help": about["help"]}
         elif get_origin(kind) is tuple:
-            options |= {"nargs": "+", "type": get_args(kind)[0]}
+            options |= {"type": get_args(kind)[0]} | ({"action": "append"} if about["repeated"] else {"nargs": "+"})
         else:
             options["type"] = kind
         if at:
@@ -136,7 +140,7 @@ def check(settings: Any) -> None:
         kind, value = _without_none(hints[each.name]), getattr(settings, each.name)
         choices = each.metadata.get("choices") or (get_args(kind) if get_origin(kind) is Literal else ())
         if choices and value not in choices and not (value is None and kind != hints[each.name]):
-            raise ValueError(f"{each.name} must be one of {choices}, got {value!r}")
+            raise ValueError(f"{each.name} must be one of {tuple(choices)}, got {value!r}")
         if kind is Path and isinstance(value, str):
             object.__setattr__(settings, each.name, Path(value))
         if (least := each.metadata.get("least")) is not None:
@@ -146,15 +150,22 @@ def check(settings: Any) -> None:
 def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     """A settings dataclass of those values that are its fields."""
     names = {each.name for each in fields(settings)}  # pyright: ignore[reportArgumentType]
-    found = {name: value for name, value in values.items() if name in names}
-    return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    return settings(**{name: value for name, value in values.items() if name in names})
 
 
-def named(parser: argparse.ArgumentParser, argv: Sequence[str], settings: type[Any]) -> frozenset[str]:
-    """The fields that the words of a command name, also where they name the default."""
-    unset = object()
-    args = parser.parse_args(argv, argparse.Namespace(**{each.name: unset for each in fields(settings)}))
-    return frozenset(name for name, value in vars(args).items() if value is not unset)
+@dataclass(frozen=True, kw_only=True)
+class ShownConfig:
+    """Whether a command shows its progress."""
+
+    HEADING: ClassVar[str] = "run"
+
+    show_verbose: bool = setting(False, "show progress, as on a terminal")
+    quiet: bool = setting(False, "show no progress")
+
+    @property
+    def shown(self) -> bool:
+        """Whether progress is shown: on a terminal unless it is to be quiet, elsewhere if asked to."""
+        return not self.quiet and (self.show_verbose or sys.stderr.isatty())
 
 
 def _without_none(kind: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from bbdm import __version__
 from bbdm.base import scripts
+from bbdm.base.command import IMPORT, import_modules
 
 STARTS_ANEW = "the same command starts anew"
 RESUMES = "results are kept, and the same command resumes"
@@ -62,6 +63,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``bbdm``."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if words[1:] and words[0] == IMPORT:
+        scripts.run(lambda: main(import_modules(words)))
+        return
     if scripts.COMPLETION in os.environ:
         words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")[1:]
         words = words[:1] if words[1:] else []  # the last word is not complete
@@ -75,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         + "\n".join(rows)
         + "\n\nbbdm COMMAND --help lists its flags.",
         prog="bbdm",
-        usage="bbdm COMMAND ...",
+        usage=f"bbdm [{IMPORT} MODULE] COMMAND ...",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    text = "import a module with a bridge, a solver or a metric of your own before the command; may be repeated"
+    parser.add_argument(IMPORT, metavar="MODULE", help=text)
     parser.add_argument("--version", action="version", version=f"bbdm {__version__}")
     parser.parse_args(words)

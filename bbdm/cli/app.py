@@ -6,22 +6,21 @@ page shows the bundled networks. It is at http://127.0.0.1:7860, and fetches not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-from bbdm.base import demo
-from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.command import Command
 from bbdm.serving.config import AppConfig
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    parser = Parser(__doc__, prog="bbdm app")
-    text = "a checkpoint, a folder, or a name on the Hub; the bundled networks if left out"
-    parser.add_argument("model", type=Path, nargs="?", default=demo.FOLDER, help=text)
-    add_flags(parser, AppConfig)
-    config = from_values(AppConfig, vars(parser.parse_args(argv)))
-    from bbdm.serving.app import launch
+@dataclass(frozen=True, kw_only=True)
+class App(Command, AppConfig):
+    """An app in the browser."""
 
-    launch(config)
+    def run(self) -> None:
+        """Show the page until a signal."""
+        from bbdm.serving.app import launch
+
+        launch(self)
+
+
+main = App.main

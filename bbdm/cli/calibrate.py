@@ -19,7 +19,7 @@ class Calibrate(Command, CalibrateConfig):
     """A calibration."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        *("model", "dataset", "data_dir", "output", "alpha", "delta", "samples", "bound", "batch_size", "device"),
+        *("model", "dataset", "data_dir", "output", "alpha", "delta", "num_samples", "bound", "batch_size", "device"),
     )
 
     def run(self) -> None:

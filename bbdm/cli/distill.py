@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bbdm.base.settings import from_values, position, setting
-from bbdm.cli.training import DATA_DIR, TrainingCommand
+from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import DataConfig
 from bbdm.data.rows import DATASETS, read_layout
 from bbdm.sampling.network_config import FileConfig
@@ -49,7 +49,6 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
     )
 
     teacher: Path = position("a file that bbdm.load_checkpoint reads")
-    data_dir: str = position(DATA_DIR)
     output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
     dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout, words=DATASETS)
 

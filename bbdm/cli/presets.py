@@ -6,14 +6,19 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from bbdm.bridges import BRIDGES
 from bbdm.data.config import Crops
 from bbdm.networks.config import DITS, UNETS
 from bbdm.networks.config import VQGANS as VQGAN_PRESETS
 
-__all__ = ["PRESETS", "PRESET_SETTINGS", "VQGAN_PRESETS", "BridgeName", "SourceAs"]
+__all__ = ["BRIDGE_NAMES", "PRESETS", "PRESET_SETTINGS", "VARIANTS", "VQGAN_PRESETS", "SourceAs"]
 SourceAs = Literal["concat", "tokens", "none"]
 PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
-BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
+    "bbdm": ("brownian", {"schedule": "linear"}),
+    "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
+}
+BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, BRIDGES)  # pyright: ignore[reportArgumentType]  (only its keys)
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}

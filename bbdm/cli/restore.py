@@ -8,30 +8,69 @@ with grain. Results are PNG files with the bits, the transparency and the colour
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from bbdm.base.scripts import Parser, StoppedError
-from bbdm.base.settings import add_flags, from_values
-from bbdm.translation.config import RestoreConfig
+from bbdm.base import demo
+from bbdm.base.command import Command
+from bbdm.base.scripts import StoppedError
+from bbdm.base.settings import flag_fields, position, setting
+from bbdm.translation.config import TranslateConfig
+
+FIRST = ("photographs", "output_dir", "model", "samples", "steps", "seed", "device", "dtype", "compile", "overwrite")
+FURTHER = ("window", "overlap", "margin", "memory", "show_verbose", "quiet")
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    parser = Parser(__doc__, prog="bbdm restore")
-    parser.add_argument("photographs", metavar="PHOTO", type=Path, nargs="+", help="a file, or a folder of them")
-    parser.add_argument("-o", "--output_dir", type=Path, default=Path("restored"), help="where results are written")
-    add_flags(parser, RestoreConfig)
-    args = vars(parser.parse_args(argv))
-    config = from_values(RestoreConfig, {**args, "photographs": tuple(args["photographs"])})
-    from bbdm.translation.restore import restore
+@dataclass(frozen=True, kw_only=True)
+class Restore(Command, TranslateConfig):
+    """A restoration of photographs: a translation of them by a network that restores.
 
-    outcome = restore(config)
-    for path in outcome.results:
-        print(path)
-    for path in outcome.kept:
-        print(f"{path} was there: --overwrite makes it again")
-    for error in outcome.errors:
-        print(f"error: {error}", file=sys.stderr)
-    if failed := len(outcome.errors):
-        raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")
+    Raises:
+        ValueError: a number is out of range, or settings contradict each other.
+    """
+
+    FIRST: ClassVar[tuple[str, ...]] = FIRST
+    HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {*FIRST, *FURTHER}
+
+    dataset: str = "folder"
+    data_dir: str = ""
+    batch_size: int = 16
+    photographs: tuple[Path, ...] = position("a file, or a folder of them", metavar="PHOTO")
+    output_dir: Path = setting(Path("restored"), "the folder of the results", "-o")
+    model: Path = setting(demo.PHOTOGRAPHS, "a network that restores, a file or a name on the Hub")
+    samples: int | None = setting(
+        None, "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
+        least=1,
+    )  # fmt: skip
+    steps: int | None = setting(
+        None, "network calls for each random result; those of the network's file if unset", least=1
+    )
+    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples is None and (self.steps is not None or self.seed):
+            raise ValueError("steps and seed are of random results: give samples too")
+
+    def run(self) -> None:
+        """Restore, and print each result, what was there, and what is wrong with others.
+
+        Raises:
+            StoppedError: a photograph was not restored; the others are.
+        """
+        from bbdm.translation.restore import restore
+
+        config = replace(self, solver="mean") if self.samples is None else replace(self, num_samples=self.samples)
+        outcome = restore(self.photographs, config)
+        for path in outcome.results:
+            print(path)
+        for path in outcome.kept:
+            print(f"{path} was there: --overwrite makes it again")
+        for error in outcome.errors:
+            print(f"error: {error}", file=sys.stderr)
+        if failed := len(outcome.errors):
+            raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")
+
+
+main = Restore.main

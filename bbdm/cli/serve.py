@@ -7,31 +7,30 @@ curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import ClassVar
 
-from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.command import Command
 from bbdm.serving.config import ServeConfig
 from bbdm.serving.connection import connected
 
 
-def parse(argv: Sequence[str]) -> ServeConfig:
-    """The settings of the command line."""
-    parser = Parser(__doc__, prog="bbdm serve")
-    parser.add_argument("model", metavar="checkpoint", type=Path, help="the weights, at the same path on all machines")
-    add_flags(parser, ServeConfig)
-    return from_values(ServeConfig, vars(parser.parse_args(argv)))
+@dataclass(frozen=True, kw_only=True)
+class Serve(Command, ServeConfig):
+    """A server of a network."""
+
+    FIRST: ClassVar[tuple[str, ...]] = ("model", "host", "port", "replicas", "threads", "solver", "steps", "address")
+
+    def run(self) -> None:
+        """Serve until a signal."""
+        from bbdm.serving.requests import facts
+
+        known = facts(self)
+        with connected(self.address):
+            from bbdm.serving import serving  # which imports Ray, after it was told where to listen
+
+            serving.run(self, known, partial(print, flush=True))
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    config = parse(argv)
-    from bbdm.serving.requests import facts
-
-    known = facts(config)
-    with connected(config.address):
-        from bbdm.serving import serving  # which imports Ray, after it was told where to listen
-
-        serving.run(config, known, partial(print, flush=True))
+main = Serve.main

@@ -8,41 +8,38 @@ from typing import Any
 
 import torch
 
-from bbdm.bridges import BRIDGES, Bridge, Density
-from bbdm.cli.presets import PRESETS, BridgeName, SourceAs
+from bbdm.bridges import Bridge, Density, from_config
+from bbdm.cli.presets import PRESETS, VARIANTS, SourceAs
 from bbdm.codec import Codec
 from bbdm.files.checkpoint import load_codec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
-    "bbdm": ("brownian", {"schedule": "linear"}),
-    "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
-}
-
 
 def build_bridge(
-    name: BridgeName,
+    name: str,
     num_steps: int | None = None,
     c_lambda: float = 2.0,
     objective: str | None = None,
     density: Density = "uniform",
 ) -> Bridge:
-    """A bridge by its name; what is None is the bridge's own default.
+    """A bridge by its name; what is None, and a uniform density, is the bridge's own default.
 
     ``c_lambda`` is of the A-Bridge. ``bbdm`` is the original BBDM's bridge, and ``flow`` a Brownian bridge
-    without noise.
+    without noise. Other names are those of :data:`bbdm.bridges.BRIDGES`.
 
     Raises:
-        ValueError: a value is out of range, or the bridge has real times and ``num_steps`` is given.
+        ValueError: a value is out of range, or the bridge does not take it, such as ``num_steps`` of a bridge
+            with real times.
     """
     if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
         raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
     kind, usual = VARIANTS.get(name, (name, {}))
-    settings: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
+    settings: dict[str, Any] = {"num_steps": num_steps, "objective": objective}
     settings |= {"c_lambda": c_lambda} if name == "abridge" else {}
-    return BRIDGES[kind](**usual | {key: value for key, value in settings.items() if value is not None})
+    settings |= {} if density == "uniform" else {"density": density}
+    return from_config({"kind": kind, **usual, **{key: each for key, each in settings.items() if each is not None}})
 
 
 def build_network(

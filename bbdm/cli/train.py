@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import Density, Objective
-from bbdm.cli.presets import PRESET_SETTINGS, PRESETS, BridgeName, SourceAs
+from bbdm.cli.presets import BRIDGE_NAMES, PRESET_SETTINGS, PRESETS, SourceAs
 from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import DataConfig
 from bbdm.networks.checks import check_pictures
@@ -64,7 +64,7 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         None, "T of the bridge; 1000, of goub 100, if unset", "-t", "--t", "--num_steps", metavar="T"
     )
     c_lambda: float = setting(2.0, "noise scale of the A-Bridge", "-l")
-    bridge: BridgeName = setting("abridge", "the path from source to target")
+    bridge: str = setting("abridge", "the path from source to target", choices=BRIDGE_NAMES)
     objective: str | None = setting(None, "what the network predicts; the bridge's own if unset", choices=OBJECTIVES)
     density: Density = setting("uniform", "of training times")
     spread: float | None = setting(None, "of targets less sources, in [-1, 1]; measured if unset and it counts")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.base.settings import flag_type, from_values, position, setting
+from bbdm.base.settings import ShownConfig, from_values, position, setting
 from bbdm.cli.gpus import GPUsCommand
-from bbdm.data.config import Crops, RowsConfig
-from bbdm.data.rows import DATASETS, read_layout
+from bbdm.data.config import Crops, DatasetConfig
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures.images import Size, read_size
@@ -25,23 +23,10 @@ if TYPE_CHECKING:
     from bbdm.training.trainer import Trainer
 
 Splits = tuple["Pairs", "Pairs | None"]  # the training pairs, and the validation pairs if there are any
-DATA_DIR = "its folder; of 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column"
-NO_TARGETS = "the data set 'folder' has no targets: degrade makes sources, and the pictures are targets"
-
-
-def add_layout(parser: argparse.ArgumentParser, name: str = "dataset", **settings: Any) -> None:
-    """Add the layout of a data set, which a shell completes."""
-    action = parser.add_argument(name, type=flag_type(read_layout), **settings)
-    action.completer = lambda **_: DATASETS  # pyright: ignore[reportAttributeAccessIssue]  (of argcomplete)
-
-
-def layout(help: str = "layout of the data set, see docs/data.md; 'folder' has no targets") -> Any:
-    """The field of the layout of a data set, which a shell completes."""
-    return position(help, parse=read_layout, words=DATASETS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingCommand(GPUsCommand, RowsConfig):
+class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
     """A training: which pairs, where it is written, and where it resumes.
 
     Raises:
@@ -50,8 +35,6 @@ class TrainingCommand(GPUsCommand, RowsConfig):
 
     HEADING: ClassVar[str] = "run"
 
-    dataset: str = layout()
-    data_dir: str = position(DATA_DIR)
     output_model: Path = position("the trained weights: .pt or .safetensors")
     image_size: Size | None = setting(None, "side, or HxW, that pictures are resized to", parse=read_size)
     cache_images: Path | None = setting(None, "folder of what is decoded and resized once", group="data")
@@ -61,13 +44,6 @@ class TrainingCommand(GPUsCommand, RowsConfig):
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu")
     skip_bad: bool = setting(False, "the next pair takes the place of one that cannot be read", group="data")
     check: bool = setting(False, "read all pairs before training, and list what is wrong", group="data")
-    show_verbose: bool = setting(False, "show the run, as on a terminal")
-    quiet: bool = setting(False, "do not show the run")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dataset == "folder" and self.degrade is None:
-            raise ValueError(NO_TARGETS)
 
     def run(self) -> None:
         """Train to the end, and write the weights."""
@@ -131,11 +107,6 @@ class TrainingCommand(GPUsCommand, RowsConfig):
     def run_config(self) -> RunConfig:
         """How the training runs."""
         return from_values(RunConfig, vars(self))
-
-    @property
-    def shown(self) -> bool:
-        """Whether the run is shown."""
-        return scripts.is_shown(self.show_verbose, self.quiet)
 
     @property
     def run_folder(self) -> RunFolder:

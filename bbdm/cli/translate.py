@@ -7,19 +7,17 @@ which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from PIL import Image
 
 from bbdm.base.atomic import write_atomically
-from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values, named
-from bbdm.cli.training import add_layout
+from bbdm.cli.gpus import GPUsCommand
 from bbdm.pictures import images
-from bbdm.translation.config import MapsConfig
+from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:
     from bbdm.translation.files import Files
@@ -27,19 +25,6 @@ if TYPE_CHECKING:
 
 GRID_PAIRS = 16  # at most
 GRIDS = ("grid.png", "grid_of_results.png")  # the first that is no result's name
-
-
-def parse(argv: Sequence[str]) -> MapsConfig:
-    """The settings of the command line."""
-    parser = Parser(__doc__, prog="bbdm translate")
-    add_layout(parser, help="the layout of the data set; of pictures alone, folder")
-    parser.add_argument("data_dir", help="the data set's folder")
-    parser.add_argument("model", metavar="checkpoint", type=Path, help="a file, or a name on the Hub")
-    parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
-    add_flags(parser, MapsConfig)
-    args = parser.parse_args(argv)
-    args.output_dir = args.output_dir or Path("out") / args.model.stem
-    return from_values(MapsConfig, {**vars(args), "named": named(parser, argv, MapsConfig)})
 
 
 def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
@@ -53,39 +38,43 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     return images.sheet(examples, names)
 
 
-def translate(config: MapsConfig, words: Sequence[str]) -> None:
-    """Translate, and draw the grid; ``words`` are the command's, to start it again for each GPU."""
-    from bbdm.evaluation.calibration import as_calibrated, place_of
-    from bbdm.evaluation.intervals import Intervals
-    from bbdm.execution.processes import start_on_each_gpu
-    from bbdm.files.hub import find_checkpoint
-    from bbdm.translation.results import check_paths, paths_of
-    from bbdm.translation.translator import Translator
+@dataclass(frozen=True, kw_only=True)
+class Translate(GPUsCommand, TranslateConfig):
+    """A translation of a data set."""
 
-    if config.use_multi_gpus:
-        start_on_each_gpu(words)
-    load = None
-    if config.with_ends:
-        path = config.intervals or place_of(find_checkpoint(config.model))
-        config, load = as_calibrated(config, path), partial(Intervals.load, path)
-    translator = Translator(config, load_intervals=load)
-    folder = config.output_dir
-    planned = paths_of(translator.plan(folder))
-    grid = next(path for name in GRIDS if (path := folder / name) not in planned)
-    check_paths(translator.files, [grid, *planned])
-    kept = 0 if config.overwrite else sum(path.exists() for path in planned)
-    began = time.perf_counter()
-    jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
-    if translator.processes.first:
-        kept_too = f", and {kept} that were there" if kept else ""
-        print(f"{len(paths_of(jobs)) - kept} results in {folder}{kept_too} ({time.perf_counter() - began:.1f} s)")
-        if small := translator.shown(jobs):
-            sheet = draw_grid(translator.files, small)
-            write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
-            print(f"to look at: {grid}")
-    translator.processes.leave()
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("dataset", "data_dir", "model", "output_dir", "solver", "steps", "num_samples", "seed", "image_size"),
+        *("batch_size", "device", "overwrite"),
+    )
+
+    def run(self) -> None:
+        """Translate, print where the results are, and draw a grid of the first."""
+        from bbdm.evaluation.calibration import as_calibrated, place_of
+        from bbdm.evaluation.intervals import Intervals
+        from bbdm.files.hub import find_checkpoint
+        from bbdm.translation.results import check_paths, paths_of
+        from bbdm.translation.translator import Translator
+
+        config, load, folder = self, None, self.folder
+        if self.with_ends:
+            path = self.intervals or place_of(find_checkpoint(self.model))
+            config, load = as_calibrated(self, path, self.named), partial(Intervals.load, path)
+        translator = Translator(config, load_intervals=load)
+        planned = paths_of(translator.plan(folder))
+        grid = next(path for name in GRIDS if (path := folder / name) not in planned)
+        check_paths(translator.files, [grid, *planned])
+        kept = 0 if self.overwrite else sum(path.exists() for path in planned)
+        began = time.perf_counter()
+        jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
+        if translator.processes.first:
+            kept_too = f", and {kept} that were there" if kept else ""
+            seconds = time.perf_counter() - began
+            print(f"{len(paths_of(jobs)) - kept} results in {folder}{kept_too} ({seconds:.1f} s)")
+            if small := translator.shown(jobs):
+                sheet = draw_grid(translator.files, small)
+                write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
+                print(f"to look at: {grid}")
+        translator.processes.leave()
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    translate(parse(argv), ["translate", *argv])
+main = Translate.main

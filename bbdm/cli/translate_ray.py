@@ -7,31 +7,31 @@ makes what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from bbdm.base.scripts import Parser, is_shown
-from bbdm.base.settings import add_flags, from_values
-from bbdm.translation.config import ClusterConfig
-
-
-def parse(argv: Sequence[str]) -> ClusterConfig:
-    """The settings of the command line."""
-    parser = Parser(__doc__, prog="bbdm translate-ray")
-    parser.add_argument("sources", help="a folder of pictures")
-    parser.add_argument("results", help="a folder for the results")
-    parser.add_argument("model", metavar="checkpoint", type=Path, help="the weights, at the same path on all machines")
-    add_flags(parser, ClusterConfig)
-    return from_values(ClusterConfig, vars(parser.parse_args(argv)))
+from bbdm.base.command import Command
+from bbdm.serving.config import ClusterConfig
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command; see the module."""
-    config = parse(argv)
-    from bbdm.serving.cluster import translate
+@dataclass(frozen=True, kw_only=True)
+class TranslateRay(Command, ClusterConfig):
+    """A translation on many machines. The checkpoint is at the same path on all."""
 
-    outcome = translate(config, is_shown(config.show_verbose, config.quiet))
-    for reason in outcome.bad.values():
-        print(f"left out: {reason}")
-    kept = f", and {outcome.kept} that were there" if outcome.kept else ""
-    print(f"{outcome.results} results in {config.results}{kept}")
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("sources", "results", "model", "solver", "steps", "num_samples", "seed", "image_size", "batch_size"),
+        *("workers", "threads", "address", "overwrite"),
+    )
+
+    def run(self) -> None:
+        """Translate, and print what was left out and where the results are."""
+        from bbdm.serving.cluster import translate
+
+        outcome = translate(self)
+        for reason in outcome.bad.values():
+            print(f"left out: {reason}")
+        kept = f", and {outcome.kept} that were there" if outcome.kept else ""
+        print(f"{outcome.results} results in {self.results}{kept}")
+
+
+main = TranslateRay.main

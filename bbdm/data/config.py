@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from bbdm.base.settings import check, setting
+from bbdm.base.settings import check, position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import Row, synthrad_values
+from bbdm.data.rows import DATASETS, Row, read_layout, synthrad_values
 from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
@@ -169,6 +169,29 @@ class RowsConfig:
             return {}
         head = heads["target"][0]
         return {"target": said["target"].stored_like(head.dtype), "nodata": head.nodata}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(RowsConfig):
+    """A data set, and the pictures of it.
+
+    Raises:
+        ValueError: the data set has no targets, and they are needed.
+    """
+
+    TARGETS: ClassVar[bool] = True  # whether they are needed
+
+    dataset: str = position(
+        "layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout, words=DATASETS
+    )
+    data_dir: str = position("its folder; of 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column")
+
+    def __post_init__(self) -> None:
+        if self.TARGETS and self.dataset == "folder" and self.degrade is None:
+            raise ValueError(
+                "the data set 'folder' has no targets: degrade makes sources, and the pictures are targets"
+            )
+        getattr(super(), "__post_init__", lambda: None)()
 
 
 @dataclass(frozen=True, kw_only=True)

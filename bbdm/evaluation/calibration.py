@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, TypeVar
 
-from bbdm.base import scripts
-from bbdm.base.settings import position, setting
-from bbdm.data.config import RowsConfig, read_labels
-from bbdm.data.rows import DATASETS, Row, read_layout, read_rows
+from bbdm.base.settings import setting
+from bbdm.data.rows import Row, read_rows
 from bbdm.evaluation.intervals import By, Intervals, OtherSamplerError, check_risk
 from bbdm.evaluation.risk import Bound, NoLambdaError, TooFewPairsError
 from bbdm.evaluation.unseen import check_copies
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
-from bbdm.translation.config import MapsConfig, TranslateConfig
+from bbdm.translation.config import TranslateConfig
 
+Config = TypeVar("Config", bound=TranslateConfig)
 SUFFIX = ".intervals.json"
 
 
@@ -27,48 +25,30 @@ class IntervalsExistError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(RowsConfig, NetworkConfig):
+class CalibrateConfig(TranslateConfig):
     """Of which network intervals are calibrated, on which pairs, and how.
 
     Raises:
         ValueError: a number is out of range, or settings contradict each other.
     """
 
-    model: Path = position("a file, or a name on the Hub")
-    dataset: str = position("layout of the data set", parse=read_layout, words=DATASETS)
-    data_dir: str = position("the folder of the data set, or what else the layout takes")
+    HEADING: ClassVar[str] = "intervals"
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "orientations", "maps", "intervals", "memory"})
+    TARGETS: ClassVar[bool] = True
+
     alpha: float = setting(0.1, "the largest share of values outside that is expected of a picture")
     delta: float = setting(0.1, "the probability that the guarantee fails")
-    samples: int = setting(16, "results of each source", "-r", least=2)
+    num_samples: int = setting(16, "results of each source", "-r", "--repeat", "--samples", least=2)
     by: By = setting("quantiles", "what is widened: the samples' quantiles, or their mean by standard deviations")
     bound: Bound = setting("hoeffding-bentkus", "of the risk; conformal is for few pairs, and in expectation")
-    split: str = setting("val", "the part of the data set to calibrate on")
-    batch_size: int | None = setting(None, "results in a batch; 16 or fewer if unset", "-b", least=1)
-    seed: int = setting(0, "sample j of pair i gets this seed + i + j times the number of pairs")
-    image_size: SizeSetting = setting(
-        "train",
-        "side, or HxW, that pictures are resized to; train: as in training; keep: as they are",
-        "--size",
-        parse=read_size_setting,
-    )
-    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
-    conditions: dict[str, str] | None = setting(
-        None,
-        "classes of all sources, NAME=CLASS with commas; other conditions are columns",
-        "--condition",
-        parse=read_labels,
+    batch_size: int | None = setting(  # pyright: ignore[reportIncompatibleVariableOverride]  (the sampler's own)
+        None, "results in a batch; 16 or fewer if unset", "-b", least=1
     )
     output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o")
-    overwrite: bool = setting(False, "calibrate again, and replace the intervals")
-    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
-    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
-    quiet: bool = setting(False, "no progress bar")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_risk(self.alpha, self.delta, self.by, self.bound)
-        if self.dataset == "folder" and self.degrade is None:
-            raise ValueError("the data set 'folder' has no targets to compare with: degrade makes sources of them")
 
 
 def place_of(model: Path) -> Path:
@@ -96,10 +76,7 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     parts = output.with_name(output.name + ".parts")
     if config.overwrite:
         shutil.rmtree(parts, ignore_errors=True)
-    shared = {each.name for each in fields(TranslateConfig)} & {each.name for each in fields(config)}
-    given: dict[str, Any] = {name: getattr(config, name) for name in shared}
-    given |= {"output_dir": parts, "batch_size": config.batch_size or 16}
-    translator = Translator(TranslateConfig(**given))
+    translator = Translator(replace(config, output_dir=parts))
     pairs = translator.dataset.without(translator.bad)
     check_copies(pairs, _training_part(config))
     try:
@@ -108,12 +85,12 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
             pairs,
             config.alpha,
             config.delta,
-            config.samples,
+            config.num_samples,
             config.by,
             config.bound,
             seed=config.seed,
             batch_size=config.batch_size,
-            progress=scripts.is_shown(config.show_verbose, config.quiet),
+            progress=config.shown,
             folder=parts,
             **config.call,
         )
@@ -127,8 +104,13 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     return made, output
 
 
-def as_calibrated(config: MapsConfig, path: Path) -> MapsConfig:
+def as_calibrated(config: Config, path: Path, named: Collection[str] = ()) -> Config:
     """A translation with what the file of intervals fixes: solver, steps, samples, windows and guidance.
+
+    Args:
+        config: the translation whose ends are made.
+        path: the file of the intervals.
+        named: settings that were named, which count as chosen also where they are the default.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -139,12 +121,12 @@ def as_calibrated(config: MapsConfig, path: Path) -> MapsConfig:
     usual = {each.name: each.default for each in fields(config)}
     for name, value in fixed.items():
         own = config.chosen_solver if name == "solver" else getattr(config, name)
-        if own != value and (name in config.named or own != usual[name]):
+        if own != value and (name in named or own != usual[name]):
             raise OtherSamplerError(
                 f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
             )
     if config.image_size is None and config.window != fixed["window"]:  # which keeps pictures as they are, if named
-        fixed["image_size"] = "fit" if config.dataset == "folder" else "train"
+        fixed["image_size"] = config.usual_size
     return replace(config, **fixed, intervals=path, fast_sampling=False)
 
 

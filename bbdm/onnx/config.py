@@ -27,7 +27,7 @@ class ExportConfig(FileConfig):
 
     checkpoint: Path = position("a file that bbdm.load_checkpoint reads")
     folder: Path | None = position("where to write; out/CHECKPOINT-onnx or -compiled if left out", None)
-    solver: solvers.Solver | None = setting(None, "the checkpoint's own if unset")
+    solver: str | None = setting(None, "the checkpoint's own if unset", choices=solvers.SOLVERS)
     steps: int | None = setting(None, "network calls; the checkpoint's or the solver's if unset", least=1)
     dtype: Literal["fp16", "bf16", "fp32"] | None = setting(
         None, "of weights and products; of graphs fp16 or fp32, the default; compiled, the fastest if unset"

@@ -80,8 +80,10 @@ class NetworkConfig(GuidanceOptions, FileConfig):
         ValueError: settings contradict each other.
     """
 
-    solver: solvers.Solver | None = setting(
-        None, f"solver of the bridge's equation; the file's own, or {solvers.DEFAULT}, if unset"
+    solver: str | None = setting(
+        None,
+        f"solver of the bridge's equation; the file's own, or {solvers.DEFAULT}, if unset",
+        choices=solvers.SOLVERS,
     )
     steps: int | None = setting(
         None, "network calls for each result; if unset, the file's with its own solver, else the solver's default"

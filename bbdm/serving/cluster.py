@@ -27,8 +27,8 @@ from bbdm.data.rows import Row, read_rows
 from bbdm.data.spec import Spec
 from bbdm.files.hub import find_checkpoint
 from bbdm.pictures import suffixes
+from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected
-from bbdm.translation.config import ClusterConfig
 from bbdm.translation.results import Record, missing, paths_of
 from bbdm.translation.translator import Translator
 
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     bad: dict[str, str]  # why pictures have no results, by name
 
 
-def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
+def translate(config: ClusterConfig) -> Outcome:
     """Make the results that do not exist yet.
 
     Raises:
@@ -59,9 +59,8 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
         exchange = Exchange(config, Path(temporary))
         rows = exchange.rows()
         exchange.fetch([rows[0]["source"]])
-        translator = Translator(
-            replace(config, compile=False).translation(exchange.results, "cpu"), rows, independent=True
-        )
+        here = replace(config, output_dir=exchange.results, device="cpu", compile=False)
+        translator = Translator(here, rows, independent=True)
         sampler, jobs = translator.sampler(config.chosen_solver, config.steps), translator.plan(exchange.results)
         alone = translator.files.alone or sampler.window_grid(config) is not None
         worker = config, file_sha256(find_checkpoint(config.model)), translator.dataset.spec
@@ -73,7 +72,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
         ]
         bad: dict[str, str] = {}
         try:
-            with tqdm(total=len(rows), initial=len(rows) - len(items), unit="image", disable=not progress) as bar:
+            with tqdm(total=len(rows), initial=len(rows) - len(items), unit="image", disable=not config.shown) as bar:
                 for name, error in _outcomes(worker, items, 1 if alone else config.batch_size):
                     bad |= {name: error} if error else {}
                     bar.update()
@@ -228,7 +227,7 @@ class Worker:
     def _make(self, rows: Sequence[Row]) -> dict[str, str]:
         """Why pictures have no results, by name."""
         if self._engine is None:
-            config = self.config.translation(self._exchange.results, self._device)
+            config = replace(self.config, output_dir=self._exchange.results, device=self._device)
             translator = Translator(config, rows, self._spec, independent=True)
             sampler = translator.sampler(config.chosen_solver, config.steps)
             self._engine = translator, sampler, translator.settings(sampler)

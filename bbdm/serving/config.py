@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from bbdm.base import demo
-from bbdm.base.settings import check, setting
+from bbdm.base.settings import check, position, setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
 from bbdm.sampling.network_config import NetworkConfig
 from bbdm.sampling.options import WindowOptions
 from bbdm.serving.connection import LOOPBACK
+from bbdm.translation.config import TranslateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,9 @@ class ServeConfig(NetworkConfig):
         ValueError: a number is out of range, or settings contradict each other.
     """
 
-    model: Path  # the checkpoint, or its name on the Hub
+    HEADING: ClassVar[str] = "server"
+
+    model: Path = position("the weights, at the same path on all machines", metavar="CHECKPOINT")
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
     port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
     replicas: int = setting(1, "samplers, with a GPU each where there are GPUs", least=1)
@@ -42,6 +45,33 @@ class ServeConfig(NetworkConfig):
             raise ValueError(f"port must be at most 65535, got {self.port}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(TranslateConfig):
+    """Which pictures a cluster translates, by which network, and how.
+
+    Raises:
+        ValueError: a number below 1, or settings that contradict each other.
+    """
+
+    HEADING: ClassVar[str] = "cluster"
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "split", "device", "maps", "intervals"})
+
+    dataset: str = "folder"
+    data_dir: str = ""
+    sources: str = position("a folder of pictures, or its address")
+    results: str = position("the folder of the results, or its address")
+    workers: int | None = setting(
+        None, "samplers; one for each GPU, or for as many cores as threads, if unset", least=1
+    )
+    threads: int = setting(1, "cores of a worker", least=1)
+    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compile and self.dtype is None:
+            raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
+
+
 @dataclass(frozen=True)
 class AppConfig(WindowOptions):
     """Which networks are shown where, and what a visitor may ask for.
@@ -50,7 +80,9 @@ class AppConfig(WindowOptions):
         ValueError: a number out of range, or a setting of checkpoints for an ONNX export.
     """
 
-    model: Path = demo.FOLDER  # a checkpoint, an export, or a name on the Hub; or the bundled networks
+    HEADING: ClassVar[str] = "app"
+
+    model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
     port: int = setting(7860, "port to listen on", least=1)
     device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from bbdm.base import demo
 from bbdm.base.memory import read_memory
-from bbdm.base.settings import check, from_values, setting
-from bbdm.data.config import RowsConfig, read_labels
+from bbdm.base.settings import ShownConfig, position, setting
+from bbdm.data.config import DatasetConfig, read_labels
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
-from bbdm.sampling.options import WindowOptions
 
 MAPS = ("mean", "std", "low", "high")
-
-
-class SingleResultError(ValueError):
-    """Maps need several results."""
 
 
 def read_maps(text: str) -> tuple[str, ...]:
@@ -35,75 +29,42 @@ def read_maps(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How a run that makes results takes memory, and what it shows. What has these settings checks them."""
-
-    memory: int | None = setting(
-        None,
-        "memory for pictures, such as 4G or 500M; larger ones are translated by windows, with their steps in files "
-        "beside the result; half of what is free if unset",
-        parse=read_memory,
-        least=1,
-    )
-    overwrite: bool = setting(False, "make existing results again")
-    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
-    quiet: bool = setting(False, "no progress bar")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultsConfig(RowsConfig, NetworkConfig, RunConfig):
-    """Which results of pictures are made, and how.
+class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
+    """Which results of a data set a network makes, and how; what makes others extends it.
 
     Raises:
         ValueError: a number below 1, or settings that contradict each other.
     """
 
-    batch_size: int = setting(64, "results in a batch, or windows in a network call", "-b", least=1)
-    num_samples: int = setting(1, "results of each source", "-r", "--repeat", "--samples", least=1)
-    seed: int = setting(0, "of a folder's pictures with their names, else source i gets this seed + i", least=0)
-    image_size: SizeSetting | None = setting(
-        None,
-        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
-        "keep: as they are. With windows keep, for the data set 'folder' fit, else train, if unset",
-        "--size",
-        parse=read_size_setting,
-    )
-    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
-    orientations: Literal[1, 3] = setting(
-        1, "3: the mean of the results by axial, coronal and sagittal slices, for three times the network calls"
-    )
-    maps: tuple[str, ...] = ()  # in place of samples
-    intervals: Path | None = None  # the file of those whose ends are among the maps
+    HEADING: ClassVar[str] = "results"
+    TARGETS: ClassVar[bool] = False
+    ENDING: ClassVar[str] = ""  # of the name of the folder of results, where none is named
 
-
-@dataclass(frozen=True)
-class TranslateConfig(ResultsConfig):
-    """Which data set is translated, by which network, and how."""
-
-    dataset: str  # the name of the layout
-    data_dir: str  # the folder of the data set, or what else the layout takes
-    model: Path  # the checkpoint, or its name on the Hub
-    output_dir: Path  # the folder of the results
-    split: str = setting("val", "the part of the data set to translate")
+    model: Path = position("a file, or a name on the Hub", metavar="CHECKPOINT")
+    output_dir: Path | None = position("the folder of the results; a folder of out/ if left out", None)
+    split: str = setting("val", "the part of the data set", group="data")
     conditions: dict[str, str] | None = setting(
         None,
         "classes of all sources, NAME=CLASS with commas; other conditions are columns",
         "--condition",
         parse=read_labels,
+        group="data",
     )
-    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
-    use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapsConfig(TranslateConfig):
-    """A translation, and which maps of the results are written in their place.
-
-    Raises:
-        SingleResultError: maps of a single result.
-        ValueError: maps of several orientations.
-    """
-
+    skip_bad: bool = setting(False, "leave out pictures that cannot be read", group="data")
+    image_size: SizeSetting | None = setting(
+        None,
+        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
+        "keep: as they are. Without targets, with windows keep, for the data set 'folder' fit; else train, if unset",
+        "--size",
+        parse=read_size_setting,
+        group="data",
+    )
+    batch_size: int = setting(64, "results in a batch, or windows in a network call", "-b", least=1)
+    num_samples: int = setting(1, "results of each source", "-r", "--repeat", "--samples", least=1)
+    seed: int = setting(0, "of a folder's pictures with their names, else source i gets this seed + i", least=0)
+    orientations: Literal[1, 3] = setting(
+        1, "3: the mean of the results by axial, coronal and sagittal slices, for three times the network calls"
+    )
     maps: tuple[str, ...] = setting(
         (),
         "in place of the results, maps of them with commas: mean, std, quantiles such as q05, and low, high, the ends "
@@ -115,78 +76,38 @@ class MapsConfig(TranslateConfig):
         "the file of the intervals, which low and high take solver, steps, samples, windows and guidance from; "
         "MODEL.intervals.json if unset",
     )
-    named: frozenset[str] = field(default=frozenset(), compare=False)  # settings that were given, also as by default
+    overwrite: bool = setting(False, "make existing results again", group="run")
+    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu", group="run")
+    memory: int | None = setting(
+        None,
+        "memory for pictures, such as 4G or 500M; larger ones are translated by windows, with their steps in files "
+        "beside the result; half of what is free if unset",
+        parse=read_memory,
+        least=1,
+        group="run",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.maps and not self.with_ends and self.num_samples < 2:
+            raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
+        if self.maps and self.orientations != 1:
+            raise ValueError("maps are of results by the slices of training: leave out orientations")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        return self.output_dir or Path("out") / f"{self.model.stem}{self.ENDING}"
 
     @property
     def with_ends(self) -> bool:
         """Whether ends of intervals are wanted."""
         return not {"low", "high"}.isdisjoint(self.maps)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.maps and not self.with_ends and self.num_samples < 2:
-            raise SingleResultError(
-                f"maps are of several results: num_samples must be at least 2, got {self.num_samples}"
-            )
-        if self.maps and self.orientations != 1:
-            raise ValueError("maps are of results by the slices of training: leave out orientations")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig(ResultsConfig):
-    """Which pictures a cluster translates, by which network, and how."""
-
-    sources: str  # a folder of pictures, or its address
-    results: str  # the folder of the results, or its address
-    model: Path  # the checkpoint, or its name on the Hub
-    workers: int | None = setting(
-        None, "samplers; one for each GPU, or for as many cores as threads, if unset", least=1
-    )
-    threads: int = setting(1, "cores of a worker", least=1)
-    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compile and self.dtype is None:
-            raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
-
-    def translation(self, output_dir: Path, device: str) -> TranslateConfig:
-        """The translation of a process on a device, whose results are in a folder here."""
-        about = {"dataset": "folder", "data_dir": self.sources, "output_dir": output_dir, "device": device}
-        return from_values(TranslateConfig, {**vars(self), **about})
-
-
-@dataclass(frozen=True, kw_only=True)
-class RestoreConfig(WindowOptions, RunConfig):
-    """Which photographs are restored, by which network, and how.
-
-    Raises:
-        ValueError: a number is out of range, or settings contradict each other.
-    """
-
-    photographs: tuple[Path, ...]  # files, or folders of them
-    output_dir: Path  # the folder of the results
-    model: Path = setting(demo.PHOTOGRAPHS, "a network that restores, a file or a name on the Hub")
-    samples: int | None = setting(
-        None, "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
-        least=1,
-    )  # fmt: skip
-    seed: int = setting(0, "of the random results", least=0)
-    steps: int | None = setting(
-        None, "network calls for each random result; those of the network's file if unset", least=1
-    )
-    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
-    compile: bool = setting(False, "faster results after a minute or two of compiling, for many photographs")
-    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self)
-        if self.samples is None and (self.steps is not None or self.seed):
-            raise ValueError("steps and seed are of random results: give samples too")
-
-    def translation(self, dtype: str) -> TranslateConfig:
-        """The translation that it is, in this type where it names none."""
-        how: dict[str, Any] = {"solver": "mean"} if self.samples is None else {"num_samples": self.samples}
-        how |= {"dataset": "folder", "data_dir": "", "batch_size": 16, "dtype": self.dtype or dtype}
-        return from_values(TranslateConfig, {**vars(self), **how})
+    @property
+    def usual_size(self) -> SizeSetting:
+        """What an unset ``image_size`` means."""
+        if self.TARGETS:
+            return "train"
+        usual = "fit" if self.dataset == "folder" else "train"
+        return usual if isinstance(self.window, str) else "keep"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from bbdm.data.rows import Row
 from bbdm.data.spec import Spec
 from bbdm.execution.device import best_dtype, find_device
 from bbdm.pictures import files, header, suffixes
-from bbdm.translation.config import RestoreConfig
+from bbdm.translation.config import TranslateConfig
 from bbdm.translation.photographs import Photographs, check_photograph
 from bbdm.translation.results import paths_of
 from bbdm.translation.translator import Translator
@@ -27,8 +28,8 @@ class Outcome(NamedTuple):
     errors: list[str]  # why others have none; each names its file
 
 
-def restore(config: RestoreConfig) -> Outcome:
-    """Restore photographs; what is wrong with one is named, and the others are done.
+def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
+    """Restore photographs, files or folders; what is wrong with one is named, and the others are done.
 
     The name of a photograph, of which its seeds are a function, is its path below the folder that was given,
     without suffix; of a file, its name.
@@ -41,7 +42,7 @@ def restore(config: RestoreConfig) -> Outcome:
     """
     rows: dict[str, Row] = {}
     errors: list[str] = []
-    for name, path in _files(config.photographs):
+    for name, path in _files(photographs):
         try:
             check_photograph(path, header(path))
         except (ValueError, FileNotFoundError, PermissionError) as error:
@@ -54,11 +55,11 @@ def restore(config: RestoreConfig) -> Outcome:
         return Outcome([], [], errors)
     device = find_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = "bf16" if best_dtype(device) == torch.bfloat16 else "fp32"
-    translation = config.translation(dtype)
-    translator = Translator(translation, [*rows.values()], Spec(channels=3), Photographs, independent=True)
-    planned = paths_of(translator.plan(config.output_dir))
+    config = replace(config, dtype=config.dtype or dtype)
+    translator = Translator(config, [*rows.values()], Spec(channels=3), Photographs, independent=True)
+    planned = paths_of(translator.plan(config.folder))
     kept = [] if config.overwrite else [path for path in planned if path.exists()]
-    jobs, _ = translator.run(translation.solver, translation.steps, config.output_dir)
+    jobs, _ = translator.run(config.solver, config.steps, config.folder)
     results = [path for path in paths_of(jobs) if path not in kept]
     return Outcome(results, kept, [*errors, *translator.bad.values()])
 

@@ -30,10 +30,7 @@ def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]
     shown = channels if channels in (1, 3) else None  # photographs become grey or colour, others stay
     about: dict[str, Any] = {"learned": trained, "channels": shown, "axes": known.axes, "conditions": seen}
     spec = config.spec(config.dataset, rows, **about)
-    chosen, notes = config.image_size, list[str]()
-    if chosen is None:
-        usual = "fit" if config.dataset == "folder" else "train"
-        chosen = usual if isinstance(config.window, str) else "keep"
+    chosen, notes = config.usual_size if config.image_size is None else config.image_size, list[str]()
     if isinstance(chosen, str) and (trained.crop is not None or not spec.eight_bit):
         chosen = "keep"
     if checkpoint.image_size is None and chosen in ("train", "fit"):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bbdm.base import machine, scripts
+from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, named, read_rows
@@ -76,9 +76,9 @@ class Translator:
         self.config, self._load_intervals, self._independent = config, load_intervals, independent
         self._by_name = independent or config.dataset == "folder"  # the rule of seeds
         self.processes = Processes.join(config.device)
-        self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
-        check_folder(config.output_dir)
-        self.processes.check_shared(config.output_dir)
+        self.verbose = config.shown and self.processes.first
+        check_folder(config.folder)
+        self.processes.check_shared(config.folder)
         self._model = find_checkpoint(config.model)
         self.checkpoint = config.load(self._model)
         self.bridge = self.checkpoint.bridge

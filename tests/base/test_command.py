@@ -11,12 +11,15 @@ from bbdm.base.command import Command
 from bbdm.base.settings import from_values, position, setting
 from bbdm.pictures.images import Size, read_size
 
+SHAPES = {"round": 1, "square": 2}  # a table that grows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
     number: int = setting(3, "a count", "-n", "--count", least=1)
     rate: float = setting(0.5, "a rate")
     hidden: int = 7  # no flag
+    size_of_it: int = setting(1, "a flag of others", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class Draw(Command, Numbers):
     HEADING: ClassVar[str] = "pictures"
     FIRST: ClassVar[tuple[str, ...]] = ("source", "output", "number")
     DECIDING: ClassVar[tuple[str, ...]] = ("preset",)
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"size_of_it"})
 
     output: Path | None = position("where to write", None)
     source: Path = position("what to read")
@@ -33,6 +37,8 @@ class Draw(Command, Numbers):
     flip: bool = setting(False, "mirror", group="changes")
     size: Size | None = setting(8, "of pictures", parse=read_size)
     names: tuple[str, ...] = setting((), "of it", metavar="NAME")
+    tag: tuple[str, ...] = setting((), "of it", repeated=True)
+    shape: str | None = setting(None, "of it", choices=SHAPES)
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +72,31 @@ def text(command: type[Command], capsys: pytest.CaptureFixture[str], *words: str
         ("--flip", {"flip": True}),
         ("--size 8x16", {"size": (8, 16)}),
         ("--names a b", {"names": ("a", "b")}),
+        ("--tag a --tag b", {"tag": ("a", "b")}),
+        ("--shape square", {"shape": "square"}),
         ("--preset large", {"preset": "large", "number": 9, "flip": True}),
         ("--no-flip -n 3 --preset large", {"preset": "large"}),
     ],
 )
 def test_words_and_values_make_one_command(words: str, values: dict[str, Any]):
     assert Draw.parse(["in", *words.split()]) == Draw(source=Path("in"), **values)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [("in", {"source"}), ("in -n 3", {"source", "number"}), ("in --preset large", {"source", "preset"})],
+)
+def test_what_was_named_is_known_also_where_it_is_the_default(words: str, named: set[str]):
+    assert Draw.parse(words.split()).named - {"output"} == named  # a position that may be left out may count
+    assert Draw.of(source="in", number=3).named == {"source", "number"}
+
+
+def test_a_table_of_choices_may_grow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ValueError, match=r"shape must be one of \('round', 'square'\), got 'oval'"):
+        Draw.of(source="in", shape="oval")
+    monkeypatch.setitem(SHAPES, "oval", 3)
+    assert Draw.parse(["in", "--shape", "oval"]) == Draw.of(source=Path("in"), shape="oval")
+    assert "round,square,oval" in text(Draw, capsys)
 
 
 def test_positions_that_are_several_and_flags_that_are_needed(capsys: pytest.CaptureFixture[str]):
@@ -91,6 +116,7 @@ def test_python_callers_meet_presets_paths_and_parts():
     ("values", "message"),
     [
         ({"number": 0}, "number must be at least 1, got 0"),
+        ({"size_of_it": 0}, "size_of_it must be at least 1, got 0"),
         ({"number": float("nan")}, "number must be at least 1, got nan"),
         ({"kind": "c"}, r"kind must be one of .*, got 'c'"),
         ({"channels": 2}, r"channels must be one of .*, got 2"),
@@ -110,6 +136,7 @@ def test_what_is_refused_in_python(values: dict[str, Any], message: str):
         ("in --number many", "--number: invalid int value: 'many'"),
         ("in --size 8x", "--size: a size is written as 256, or as 256x512 for height x width, got '8x'"),
         ("in --hidden 1", "unrecognized arguments: --hidden"),
+        ("in --size_of_it 1", "unrecognized arguments: --size_of_it"),
         ("", "the following arguments are required: SOURCE"),
     ],
 )

@@ -119,7 +119,7 @@ def test_pairs_of_a_checkpoint_that_training_resumes_from(place: Path, make_trai
 
 
 def test_a_folder_of_pictures_alone_is_refused():
-    with pytest.raises(ValueError, match="the data set 'folder' has no targets to compare with: degrade makes"):
+    with pytest.raises(ValueError, match="the data set 'folder' has no targets: degrade makes"):
         calibrate.main(["c.pt", "folder", "data"])
 
 

@@ -16,6 +16,7 @@ import bbdm
 from bbdm import ABridge, BridgeSampler, VQGANCodec, load_checkpoint, save_checkpoint, save_vqgan
 from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
+from bbdm.cli.eval import Eval
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
 from bbdm.evaluation.metrics import Setup, defaults
@@ -371,9 +372,9 @@ def test_volumes_without_bone_have_no_dice(tmp_path: Path, capsys: pytest.Captur
 
 def test_flags_of_the_public_code(place: Path):
     flags = ["edge2shoes", "data", "c.pt", "--fast_sampling", "--t", "1000", "-r", "2", "-l", "2", "-b", "8"]
-    config = eval_script.parse([*flags, "-vq", "vqgan.pt", "--show_verbose"])
+    config = Eval.parse([*flags, "-vq", "vqgan.pt", "--show_verbose"])
     assert (config.chosen_solver, config.time_steps, config.num_samples, config.c_lambda) == ("fast", 1000, 2, 2.0)
-    assert (config.vqgan_path, config.output_dir) == (Path("vqgan.pt"), Path("out/c-eval"))
+    assert (config.vqgan_path, config.folder) == (Path("vqgan.pt"), Path("out/c-eval"))
     assert config.metrics is None
     assert defaults(Setup(samples=2)) == ["fid", "lpips", "diversity"]
 
@@ -381,7 +382,7 @@ def test_flags_of_the_public_code(place: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["folder", "data", "c.pt"], "'folder' has no targets .* degrade"),
+        (["folder", "data", "c.pt"], "'folder' has no targets: degrade"),
         (["edge2shoes", "data", "c.pt", "--metrics", "kid"], "metrics must be among fid, .* got kid"),
         (["edge2shoes", "data", "c.pt", "--sweep", "ddim:2", "--steps", "3"], "sweep names solvers"),
         (["edge2shoes", "data", "c.pt", "--size", "keep"], "image_size keep"),
@@ -391,7 +392,7 @@ def test_flags_of_the_public_code(place: Path):
 def test_what_the_command_line_refuses(flags: list[str], message: str):
     """So do Python's callers of the settings."""
     with pytest.raises(ValueError, match=message):
-        eval_script.parse(flags)
+        Eval.parse(flags)
 
 
 def test_times_that_differ_from_the_networks_are_refused(place: Path):

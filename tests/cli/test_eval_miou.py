@@ -44,7 +44,7 @@ def city(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_miou(*flags: str) -> dict[str, Any]:
-    eval_miou.main(["deeplab.pt", "city", "c.pt", "streets", "--steps", "2", *flags])
+    eval_miou.Miou.main(["deeplab.pt", "city", "c.pt", "streets", "--steps", "2", *flags])
     return json.loads(Path("streets/scores.json").read_text())
 
 
@@ -190,12 +190,12 @@ def test_what_segmentation_refuses():
     with pytest.raises(ValueError, match="stride must be from 1 to the window's 8, got 9"):
         sliding_logits(by_brightness, torch.zeros(1, 3, 16, 16), window=8, stride=9)
     with pytest.raises(ValueError, match="mIoU is of photographs: leave out direction"):
-        eval_miou.parse(["d.pt", "data", "c.pt", "--direction", "BtoA"])
+        eval_miou.Miou.parse(["d.pt", "data", "c.pt", "--direction", "BtoA"])
 
 
 def test_flags_of_the_public_code():
-    config = eval_miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
-    assert (config.chosen_solver, config.dataset, config.output_dir) == ("fast", "cityscapes", Path("out/c-miou"))
+    config = eval_miou.Miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
+    assert (config.chosen_solver, config.dataset, config.folder) == ("fast", "cityscapes", Path("out/c-miou"))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 16), st.data())

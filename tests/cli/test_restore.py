@@ -15,9 +15,8 @@ from PIL import Image, ImageCms
 from bbdm import BridgeSampler, BrownianBridge, UNet, cli, pictures, save_checkpoint
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
-from bbdm.cli import restore
+from bbdm.cli.restore import Restore
 from bbdm.data.spec import Spec
-from bbdm.translation.config import RestoreConfig
 from bbdm.translation.results import ResultsError
 
 WINDOW = 16
@@ -38,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*words: str) -> None:
-    restore.main([*words, "-o", "out", "--model", "c.pt", "--dtype", "fp32"])
+    Restore.main([*words, "-o", "out", "--model", "c.pt", "--dtype", "fp32"])
 
 
 def picture(height: int = 20, width: int = 24, channels: int = 3) -> npt.NDArray[np.uint8]:
@@ -68,7 +67,7 @@ def test_samples_differ_and_have_numbers() -> None:
 @pytest.mark.parametrize("flags", [{"steps": 2}, {"seed": 1}], ids=str)
 def test_the_mean_has_neither_steps_nor_seed(flags: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="steps and seed are of random results: give samples"):
-        RestoreConfig(photographs=(Path("a.bmp"),), output_dir=Path("out"), **flags)
+        Restore(photographs=(Path("a.bmp"),), **flags)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (16, 16), (17, 5)], ids=str)

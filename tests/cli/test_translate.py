@@ -13,10 +13,10 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, save_checkpoint, save_vqgan
 from bbdm.base.seeds import seed_of
 from bbdm.cli import translate
+from bbdm.cli.translate import Translate
 from bbdm.execution import device as device_module
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
-from bbdm.translation.config import MapsConfig
 from bbdm.translation.results import ResultsError
 from bbdm.translation.translator import TooLargeError, Translator
 from tests.conftest import tiny_unet
@@ -100,7 +100,7 @@ def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyP
     """Each process chooses by timing, and all take the first's choice."""
     monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
-    translator = Translator(translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
+    translator = Translator(Translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
 
 
@@ -174,7 +174,7 @@ def test_sources_alone(place: Path):
 
 
 def test_fast_sampling_is_the_papers_solver_and_bfloat16_is_near(place: Path):
-    assert translate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).chosen_solver == "fast"
+    assert Translate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).chosen_solver == "fast"
     run("--fast_sampling")
     fast = Path("results/a.png").read_bytes()
     run("--overwrite", "--solver", "fast")
@@ -274,27 +274,27 @@ def test_no_picture_of_the_user_is_overwritten(place: Path):
 
 def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixture[str]):
     for flags, message in (
-        (["edge2shoes"], "required: data_dir, checkpoint"),
-        (["shoes", "data", "c.pt"], "argument dataset: it must be one of celeba, "),
+        (["edge2shoes"], "required: DATA_DIR, CHECKPOINT"),
+        (["shoes", "data", "c.pt"], "argument DATASET: it must be one of celeba, "),
         (["edge2shoes", "data", "c.pt", "--image_size", "16x"], "a size is written as 256"),
         (["edge2shoes", "data", "c.pt", "--dtype", "fp16"], "invalid choice"),
     ):
         with pytest.raises(SystemExit):
-            translate.parse(flags)
+            Translate.parse(flags)
         assert message in capsys.readouterr().err
     for flags, message in (
         (["-b", "0"], "batch_size must be at least 1, got 0"),
         (["--fast_sampling", "--solver", "ddim"], "fast_sampling means the solver 'fast', got solver 'ddim' too"),
     ):
         with pytest.raises(ValueError, match=message):
-            translate.parse(["edge2shoes", "data", "c.pt", *flags])
+            Translate.parse(["edge2shoes", "data", "c.pt", *flags])
 
 
 def test_all_flags_of_a_translation(place: Path):
     """Each name of each flag, and the defaults."""
     given = ["folder", "data", "c.pt", "out"]
-    defaults = MapsConfig("folder", "data", Path("c.pt"), Path("out"))
-    assert translate.parse(given) == defaults
+    defaults = Translate(dataset="folder", data_dir="data", model=Path("c.pt"), output_dir=Path("out"))
+    assert Translate.parse(given) == defaults
     assert (defaults.split, defaults.batch_size, defaults.num_samples, defaults.seed) == ("val", 64, 1, 0)
     assert (defaults.chosen_solver, defaults.steps, defaults.direction) == (None, None, "AtoB")
     flags: dict[str, tuple[str, Any]] = {
@@ -321,9 +321,9 @@ def test_all_flags_of_a_translation(place: Path):
     }
     for field, (written, value) in flags.items():
         for words in written.split("; "):
-            assert translate.parse([*given, *words.split()]) == replace(defaults, **{field: value})
-    assert translate.parse([*given, "--image_size", "64"]).image_size == 64
-    assert translate.parse([*given, "-r", "2", "--maps", "mean,q2.5"]).maps == ("mean", "q2.5")
+            assert Translate.parse([*given, *words.split()]) == replace(defaults, **{field: value})
+    assert Translate.parse([*given, "--image_size", "64"]).image_size == 64
+    assert Translate.parse([*given, "-r", "2", "--maps", "mean,q2.5"]).maps == ("mean", "q2.5")
 
 
 def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -280,7 +280,7 @@ def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch):
 
     found = score(["bone"], results, targets, masks, values=HU)
     assert found["bone"] == pytest.approx(each(formula, results, targets, masks), rel=1e-6)
-    assert eval_script.parse(["paired", "a,b", "c.pt", "--metrics", "bone", "mae"]).metrics == ("bone", "mae")
+    assert eval_script.Eval.parse(["paired", "a,b", "c.pt", "--metrics", "bone", "mae"]).metrics == ("bone", "mae")
     report = {
         "scores": {"bone": 0.81234, "mae": 63.274, "mae[0]": 63.274, "dice": None},
         **{"solver": "dpm2m", "nfe": 5, "pictures": 3, "seconds_per_picture": 0.5},

@@ -198,7 +198,7 @@ def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):
     make_city(tmp_path)
     common = [str(tmp_path / "deeplab.pt"), str(tmp_path / "city"), str(place / "c.pt")]
     flags = ["--steps", "2", "-r", "3", "-b", "2", "--device", "cpu"]
-    eval_miou.main([*common, str(tmp_path / "one"), *flags])
+    eval_miou.Miou.main([*common, str(tmp_path / "one"), *flags])
     out = two("eval_miou", *common, str(tmp_path / "two"), *flags)
     mine, other = (read(tmp_path / folder / "scores.json") for folder in ("two", "one"))
     assert mine["scores"] == other["scores"]

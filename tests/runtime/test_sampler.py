@@ -274,7 +274,7 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "--seed", "4", "-b", "1"])
     for name in ("a.png", "b.png"):
         assert (tmp_path / "apart" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "-b", "0"])
     with pytest.raises(ValueError, match="would replace a source"):
         main([str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path)])

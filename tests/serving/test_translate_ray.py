@@ -71,13 +71,13 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_settings_are_checked():
     places = ["in", "out", "c.pt"]
-    assert translate_ray.parse(places).image_size is None
-    assert translate_ray.parse([*places, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
+    assert translate_ray.TranslateRay.parse(places).image_size is None
+    assert translate_ray.TranslateRay.parse([*places, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
     for flag in ("-b", "--workers", "--threads"):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
-            translate_ray.parse([*places, flag, "0"])
+            translate_ray.TranslateRay.parse([*places, flag, "0"])
     with pytest.raises(ValueError, match="compile needs dtype"):
-        translate_ray.parse([*places, "--compile"])
+        translate_ray.TranslateRay.parse([*places, "--compile"])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_is_refused(checkpoint: Path, batches: list[list[str]], tmp_path: P
     with pytest.raises(ValueError, match=r"sources are a folder of pictures, got the file .*0000\.png"):
         translate_ray.main([str(tmp_path / "in" / f"{names[0]}.png"), str(tmp_path / "out"), str(checkpoint)])
     with pytest.raises(ValueError, match=r"c\.pt differs from machine to machine"):
-        Worker(translate_ray.parse(["in", "out", str(checkpoint)]), "another", Spec())
+        Worker(translate_ray.TranslateRay.parse(["in", "out", str(checkpoint)]), "another", Spec())
 
 
 def check_results(folder: Path, sources: Path, names: list[str], checkpoint: Path, seed: int, **call: Any) -> None:
