@@ -29,7 +29,7 @@ from bbdm.data.rows import Row, read_rows
 from bbdm.data.spec import Spec
 from bbdm.files.hub import find_checkpoint
 from bbdm.pictures import suffixes
-from bbdm.serving.connection import connected
+from bbdm.serving.connection import connected, machines
 from bbdm.translation.config import ClusterConfig
 from bbdm.translation.results import SETTINGS, Record, missing, paths_of
 from bbdm.translation.translator import Translator
@@ -112,10 +112,10 @@ def _outcomes(
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        most_cores = int(max(node.get("CPU", 0) for node in nodes))
-        if most_cores < config.threads:
-            raise ValueError(f"threads must be at most the {most_cores} cores of a machine, got {config.threads}")
+        nodes = machines()
+        room = int(max(node.get("CPU", 0) for node in nodes))
+        if room < config.threads:
+            raise ValueError(f"threads must be at most the {room} cores of a machine, got {config.threads}")
         cores, cards = (int(sum(node.get(each, 0) for node in nodes)) for each in ("CPU", "GPU"))
         most = min(cards or cores // config.threads, config.workers or len(items), len(items))
         data = ray.data.from_items([*items], override_num_blocks=max(most, math.ceil(len(items) / at_once)))

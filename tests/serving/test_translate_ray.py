@@ -261,7 +261,7 @@ def test_a_cluster_of_this_machine(checkpoint: Path, tmp_path: Path) -> None:
     names = make_sources(sources, 21)
     (sources / "bad.png").write_bytes(b"no picture")
     command = [str(sources), str(folder), str(checkpoint), "--steps", "2", "-b", "4", "--workers", "2"]
-    with pytest.raises(ValueError, match=r"threads must be at most the .* cores of the cluster, got 1000"):
+    with pytest.raises(ValueError, match=r"threads must be at most the .* cores of a machine, got 1000"):
         translate_ray.main([*command, "--threads", "1000"])
     assert not folder.exists()
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr"):
