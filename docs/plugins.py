@@ -118,8 +118,10 @@ class Fields(griffe.Extension):
 
     def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
         """Keeps the comment after a field, and shows a setting's default in place of the call."""
-        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "setting":
-            attr.value = attr.value.arguments[0]  # pyright: ignore[reportAttributeAccessIssue]
+        call = attr.value if isinstance(attr.value, griffe.ExprCall) else None
+        if call and str(call.function) in ("setting", "position"):  # (default, help), and (help) or (help, default)
+            words: list[Any] = [each for each in call.arguments if not isinstance(each, griffe.ExprKeyword)]
+            attr.value = words[0] if str(call.function) == "setting" else next(iter(words[1:]), None)
             attr.labels.add("setting")
         elif comment := COMMENT.search(agent.code.splitlines()[node.end_lineno - 1]):
             attr.extra["bbdm"]["comment"] = comment[1]

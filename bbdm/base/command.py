@@ -79,7 +79,7 @@ class Command:
 
         Raises:
             SystemExit: a word is no flag, or no value of its flag. One line says why.
-            ValueError: as for the dataclass.
+            ValueError: a check of the dataclass fails.
         """
         values = vars(cls.parser(words).parse_args(list(words)))
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -74,7 +74,7 @@ def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = No
 
     Args:
         parser: a parser of argparse, or a group of one.
-        settings: the dataclass.
+        settings: the dataclass of the fields.
         names: the fields, in order; None for all.
     """
     hints, known = get_type_hints(settings), flag_fields(settings)

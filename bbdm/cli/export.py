@@ -1,7 +1,8 @@
-"""Export a checkpoint to ONNX: bbdm export CHECKPOINT [FOLDER] [flags].
+"""Export a checkpoint to ONNX: bbdm export CHECKPOINT FOLDER [flags].
 
-FOLDER gets unet.onnx, step.onnx, for a latent bridge encoder.onnx and decoder.onnx, and bridge.json, the
-settings of the sampling loop. `python -m bbdm.runtime FOLDER PICTURE... -o OUT` runs them.
+FOLDER, out/CHECKPOINT-onnx if left out, gets unet.onnx, step.onnx, for a latent bridge encoder.onnx and
+decoder.onnx, and bridge.json, the settings of the sampling loop. `python -m bbdm.runtime FOLDER PICTURE...
+-o OUT` runs them.
 
 With --compiled SIZE, FOLDER gets unet.pt2 instead, the network compiled for this machine, which
 BridgeSampler.from_checkpoint(CHECKPOINT, compiled="FOLDER/unet.pt2") loads in seconds.

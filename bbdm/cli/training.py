@@ -161,7 +161,7 @@ class TrainingCommand(GPUsCommand, RowsConfig):
             size: that of the pictures.
             channels: 1 or 3, which photographs are converted to; None for those of the files.
             team: the processes of the run.
-            axes: 3 for volumes.
+            axes: 2 for pictures, 3 for volumes.
             learned: what a trained network has learned.
             known: the conditions of a trained network.
 

@@ -83,7 +83,7 @@ class Inverting(TorchLoop, Sampler[torch.Tensor]):
 
         Args:
             source: what a call takes, of one size; only the size counts.
-            seed: as for a call.
+            seed: an integer, or one for each source; None draws one.
             options: those of the call, which decide the number of steps.
 
         Returns:

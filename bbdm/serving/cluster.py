@@ -142,11 +142,11 @@ class Folder:
 
     Args:
         address: a path, or an address such as ``s3://BUCKET/FOLDER``.
-        copies: the folder of the copies.
+        copies: the folder where copies are kept.
 
     Attributes:
         files: the file system of the address; None of a path.
-        here: the folder on this machine.
+        here: the folder on this machine, or that of copies.
 
     Raises:
         ValueError: the address cannot be opened, or is a file.

@@ -99,12 +99,12 @@ def training_state(
     """The training state in the file ``path``, where this run is the same.
 
     Args:
-        path: the file.
-        state: what it holds.
+        path: the file of the checkpoint.
+        state: the training state that it holds.
         stored: the settings of what it trained.
         own: those of what this run trains.
         config: the settings of this run.
-        pairs: of :func:`describe_pairs`.
+        pairs: what :func:`describe_pairs` says of them.
 
     Raises:
         ValueError: it has no training state.

@@ -207,9 +207,9 @@ class Task(ABC):
 
         Args:
             network: :attr:`replica`, or in validation :attr:`average`.
-            batch: of :meth:`prepared`.
+            batch: what :meth:`prepared` returned of a batch.
             seeds: (B,) int64, one for each example, of what is drawn.
-            step: the optimizer step.
+            step: the number of the optimizer step.
 
         Returns:
             The losses, (B,) or a scalar, and scalars by name, whose means over an epoch are metrics. ``loss``

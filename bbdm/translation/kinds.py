@@ -26,7 +26,7 @@ def make(
     """The results of sources by kind.
 
     Args:
-        sampler: of the network.
+        sampler: what makes the results.
         sources: what a call of it takes as a list.
         seeds: of each source, one for each sample.
         kinds: ``0``, ``1`` and so on, the samples; or maps of all samples: ``mean``, ``std``, quantiles in

@@ -78,7 +78,7 @@ class LargePictures:
         """Make and write the result of a picture by windows.
 
         Args:
-            sampler: of the network.
+            sampler: what makes the results.
             job: a sample of the picture.
             about: the settings; states of others are not used.
             verbose: show the network calls.

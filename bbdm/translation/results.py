@@ -27,7 +27,7 @@ class Job:
 
     Args:
         index: of the source among those of the data set.
-        seeds: of its samples.
+        seeds: the seed of each sample.
         paths: the file of each kind of result; see :func:`~bbdm.translation.kinds.make`.
     """
 
@@ -102,7 +102,7 @@ class Record:
 
     Attributes:
         existing: the files of the results that there are, and that stay.
-        path: the manifest.
+        path: the file of the manifest.
 
     Raises:
         ResultsError: there are results of other settings, or without a manifest.

@@ -49,7 +49,7 @@ class Translator:
     """A trained network and a data set to translate. Only the first process shows progress.
 
     Args:
-        config: which they are.
+        config: the settings, which name both.
         rows: those of the data set; None to read them.
         spec: what its pictures are; None to take them as the network was trained, and as ``config`` says.
         files: opens sources and writes results.
@@ -163,7 +163,7 @@ class Translator:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
         Args:
-            sampler: of this network.
+            sampler: one of this network.
             jobs: what is missing, the same in all processes.
             about: the settings that name states of pictures which are larger than memory.
             intervals: those of the sampler, where their ends are made.

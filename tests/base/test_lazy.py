@@ -44,7 +44,7 @@ def test_submodules_are_attributes_and_other_names_are_not():
 @pytest.mark.parametrize(
     ("hidden", "name", "message"),
     [
-        ("torchmetrics", "evaluation.Scores", "torchmetrics, which is not installed: pip install 'bbdm[eval]'"),
+        ("onnxruntime", "runtime.OnnxBridgeSampler", "onnxruntime, which is not installed: pip install 'bbdm[export]'"),
         ("torch", "UNet", "PyTorch, which is not installed; bbdm.runtime runs without it"),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_name_says_what_it_needs(hidden: str, name: str, message: str):
     script = f"""
 import sys
 sys.modules[{hidden!r}] = None
-import bbdm.evaluation
+import bbdm.runtime
 try:
     bbdm.{name}
 except ModuleNotFoundError as error:

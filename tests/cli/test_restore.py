@@ -151,7 +151,7 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
     assert "out/a.png was there: --overwrite makes it again" in capsys.readouterr().out
     with pytest.raises(ResultsError, match=r"^out holds results of other settings \(.*solver mean, now"):
         run("a.bmp", *SAMPLE)
-    with pytest.raises(SystemExit, match=r"seed 0, now 5.*\); give another folder for results, or --overwrite"):
+    with pytest.raises(SystemExit, match=r"seed 0, now 5.*\): give another folder, or overwrite"):
         cli.run("restore", ["b.bmp", "-o", "out", "--model", "c.pt", "--dtype", "fp32", *SAMPLE, "--seed", "5"])
     assert np.array_equal(result(), first)
     run("a.bmp", *SAMPLE, "--overwrite")

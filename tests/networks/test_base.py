@@ -161,13 +161,13 @@ def test_it_is_trained_saved_and_resumed(make: Callable[[], Network], make_train
     assert resumed.resume_newest()
     resumed.fit()
     assert resumed.step == whole.step == 4
-    for one, other in zip(whole.unet.state_dict().values(), resumed.network.state_dict().values(), strict=True):
+    for one, other in zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     whole.save(tmp_path / "w.pt")
     sampler = BridgeSampler.from_checkpoint(tmp_path / "w.pt", steps=2, **module_of(make()))
     expected = BridgeSampler(whole.average, whole.bridge, steps=2)
     assert torch.equal(sampler(SOURCE, seed=0), expected(SOURCE, seed=0))
-    assert load_checkpoint(newest(whole)).unet.kind == whole.unet.kind
+    assert load_checkpoint(newest(whole)).unet.kind == whole.network.kind
 
 
 def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):

@@ -84,6 +84,6 @@ def test_layers_that_only_one_of_them_has_are_named(tmp_path: Path):
 def test_another_network_is_refused_and_changes_nothing(tmp_path: Path):
     unet = tiny_unet(1)
     before = {key: value.clone() for key, value in unet.state_dict().items()}
-    with pytest.raises(ValueError, match=r"only \d+ of \d+ weights fit: they are of another network, UNetConf"):
+    with pytest.raises(ValueError, match=r"only \d+ of \d+ weights fit: of another network \(preset\), UNetConf"):
         copy_weights(unet, checkpoint(tmp_path / "a.pt", tiny_unet(0, model_channels=16)))
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
