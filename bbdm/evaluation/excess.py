@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base.atomic import write_named_atomically
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
@@ -89,16 +91,16 @@ class Measure:
         names = [f"{number:06d}.npy" for number in range(len(self.units))]
         levels = None if self.by == "std" else (self.alpha / 2, 1 - self.alpha / 2)
         how = {"samples": self.samples, "levels": levels, "seed": self.seed, "data": self.pairs.names_digest()}
-        known = Record(os.fspath(folder), {**about, **how}, names, False)
+        known = Record(Path(folder), {**about, **how}, names, False)
         for unit, name in zip(self.units, names, strict=True):
             if name in known.existing:
                 for index in unit:
                     self._read(index)
-                yield np.load(io.BytesIO(known.place.read(name)))
+                yield np.load(known.path.with_name(name))
                 continue
             measured = self._unit(unit)
-            np.save(file := io.BytesIO(), measured, allow_pickle=False)
-            known.place.write(name, file.getvalue())
+            save = partial(np.save, arr=measured, allow_pickle=False)
+            write_named_atomically(known.path.with_name(name), save)
             yield measured
 
     def _unit(self, unit: Sequence[int]) -> Array:

@@ -23,6 +23,7 @@ from bbdm.serving.app_model import DRAWING, FORMATS, PICTURES, Network, Result
 from bbdm.serving.config import AppConfig
 
 MOST_SEED = 2**63 - 1
+TABS = PICTURES, DRAWING
 COMPARED = 8  # results that show where they differ
 MAPS = {"mean": "average", "std": "where they differ"}
 LEGEND = "<br>Where they differ: white is a standard deviation of 128 or more, in levels of 0 to 255; black is none."
@@ -35,7 +36,7 @@ GALLERY: dict[str, Any] = {"object_fit": "contain", "allow_preview": False, "but
 WAITING = 100  # visitors in the queue
 UPLOAD = "50mb"  # of one file, at most
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
-BUNDLED: tuple[tuple[Path, str, str, tuple[str, ...]], ...] = (  # weights, name, what the page says, tabs
+BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, tabs
     (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", (DRAWING, PICTURES)),
     (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", (PICTURES,)),
 )
@@ -45,11 +46,12 @@ class StoppedError(Exception):
     """A visitor stopped a translation, or left."""
 
 
-class Panel:
-    """A network on the page, under a name, with what the page says of it and the tabs of its sources."""
+class Panel(Network):
+    """A network on the page, with its name, what the page says of it and the tabs of its sources."""
 
-    def __init__(self, name: str, about: str, tabs: Sequence[str], network: Network) -> None:
-        self.name, self.about, self.tabs, self.network = name, about, tabs, network
+    def __init__(self, config: AppConfig, name: str, about: str = "", tabs: Sequence[str] = TABS) -> None:
+        super().__init__(config)
+        self.name, self.about, self.tabs = name, about, tabs
         self.stopped: set[str | None] = set()  # sessions whose translations end; None: all
 
     def run(
@@ -60,7 +62,7 @@ class Panel:
     ) -> Iterator[tuple[Any, ...]]:
         """Translate what a visitor gave, in the order of :meth:`build`, and show it."""
         compared, tab, drawing, files, solver, steps, seed, count, *conditions = inputs
-        network, session, last, text = self.network, request.session_hash, time.monotonic(), ""
+        session, last, text = request.session_hash, time.monotonic(), ""
         self.stopped.discard(session)
 
         def report(done: int, total: int) -> None:
@@ -72,18 +74,18 @@ class Panel:
 
         yield shown("", [])  # nothing of before stays beside an error
         try:
-            sources, errors = network.sources(tab, drawing, files)
+            sources, errors = self.sources(tab, drawing, files)
             if (seed := (seed or "").strip()) and not (seed.isdecimal() and int(seed) <= MOST_SEED):
                 raise ValueError(f"seed must be an integer from 0 to {MOST_SEED}, got {seed[:20]!r}")
-            options = dict(network.config.call)
-            if (solver, steps) != (network.sampler.solver, len(network.sampler.table)):
+            options = dict(self.config.call)
+            if (solver, steps) != (self.sampler.solver, len(self.sampler.table)):
                 options |= {"solver": solver, "steps": steps}
             if conditions:
                 guidance, *classes = conditions
-                own = dict(zip(network.conditions.classes, classes, strict=True))
-                options["conditions"] = dict.fromkeys(network.conditions.drop) | own
+                own = dict(zip(self.conditions.classes, classes, strict=True))
+                options["conditions"] = dict.fromkeys(self.conditions.drop) | own
                 options["guidance"] = None if guidance == 1 else guidance
-            translate, results = network.compare if compared else network.translate, list[Result]()
+            translate, results = self.compare if compared else self.translate, list[Result]()
             for results in translate(sources, count, int(seed) if seed else None, report, **options):
                 if time.monotonic() - last > PREVIEW_SECONDS:
                     last = time.monotonic()
@@ -105,7 +107,7 @@ class Panel:
 
     def build(self) -> None:
         """Put the panel on the page that is being built."""
-        network, config, sampler = self.network, self.network.config, self.network.sampler
+        config, sampler = self.config, self.sampler
         tab, results = gr.State(self.tabs[0]), gr.State([], time_to_live=KEPT)
         sources: dict[str, Any] = {DRAWING: gr.State(), PICTURES: gr.State()}
         with gr.Row():
@@ -113,26 +115,26 @@ class Panel:
                 with gr.Tabs() as tabs:
                     for name in self.tabs:
                         with gr.Tab(name, id=name) as each:
-                            sources[name] = sheet(network.size or CANVAS) if name == DRAWING else uploads()
+                            sources[name] = sheet(self.size or CANVAS) if name == DRAWING else uploads()
                         each.select(partial(str, name), None, tab, queue=False)
-                if network.examples and DRAWING in self.tabs:
-                    examples = gr.Gallery(self.network.examples, label="Examples", columns=6, height=140, **GALLERY)
+                if self.examples and DRAWING in self.tabs:
+                    examples = gr.Gallery(self.examples, label="Examples", columns=6, height=140, **GALLERY)
                     examples.select(self.take, None, [sources[PICTURES], tab, tabs], queue=False)
-                count = number("Results", config.max_results, 1 if network.window else min(4, config.max_results))
+                count = number("Results", config.max_results, 1 if self.window else min(4, config.max_results))
                 conditions: list[Any] = []
-                if classes := network.conditions.classes:
-                    droppable = any(name in network.conditions.drop for name in classes)
+                if classes := self.conditions.classes:
+                    droppable = any(name in self.conditions.drop for name in classes)
                     conditions = [gr.Slider(0, GUIDANCE, 1, step=0.5, label="Guidance", visible=droppable)]
                 for name, named in classes.items():
                     choices = [*(map(str, range(named)) if isinstance(named, int) else named)]
-                    choices += ["none"] if name in network.conditions.drop else []
+                    choices += ["none"] if name in self.conditions.drop else []
                     conditions.append(gr.Dropdown([(text, i) for i, text in enumerate(choices)], value=0, label=name))
                 with gr.Row():
                     start = gr.Button("Translate", variant="primary", min_width=120)
                     differ = gr.Button("Where it is uncertain", min_width=240, visible=config.max_results > 1)
                     stop = gr.Button("Stop", min_width=80)
                 with gr.Accordion("Advanced", open=False):
-                    solver = gr.Dropdown(network.solvers, value=sampler.solver, label="Solver")
+                    solver = gr.Dropdown(self.solvers, value=sampler.solver, label="Solver")
                     steps = number("Network calls", config.max_steps, len(sampler.table))
                     seed = gr.Textbox("0", label="Seed", info="One number, one picture. Empty: another each time.")
                     gr.Markdown(f"`{sampler!r}`")
@@ -159,7 +161,7 @@ class Panel:
 
     def take(self, event: gr.SelectData) -> tuple[Any, ...]:
         """An example in place of uploads."""
-        return [self.network.examples[event.index]], PICTURES, gr.Tabs(selected=PICTURES)
+        return [self.examples[event.index]], PICTURES, gr.Tabs(selected=PICTURES)
 
 
 def sheet(size: images.Size) -> gr.ImageEditor:
@@ -212,8 +214,8 @@ def shown(text: str, results: list[Result], done: bool = False) -> tuple[Any, ..
 def panels(config: AppConfig) -> list[Panel]:
     """The network of the settings, or the bundled ones; errors as for :func:`load`."""
     if not config.bundled:
-        return [Panel(config.model.stem, "", (PICTURES, DRAWING), Network(config))]
-    return [Panel(name, about, tabs, Network(replace(config, model=path))) for path, name, about, tabs in BUNDLED]
+        return [Panel(config, config.model.stem)]
+    return [Panel(replace(config, model=path), *about) for path, *about in BUNDLED]
 
 
 def build(shown: Sequence[Panel]) -> gr.Blocks:
@@ -243,7 +245,7 @@ def launch(config: AppConfig) -> None:
             prevent_thread_lock=True,
             show_error=True,
             max_file_size=UPLOAD,
-            allowed_paths=[path for panel in found for path in panel.network.examples],
+            allowed_paths=[path for panel in found for path in panel.examples],
         )
         print(f"the app is at {address}; Ctrl-C ends it", flush=True)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,34 +40,9 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def room_for(threads: int) -> tuple[int, bool]:
-    """How many workers of a number of cores the cluster has room for, and whether each gets a GPU.
-
-    All cores of a worker are on one machine. Where there are GPUs, there is one for each worker.
-
-    Raises:
-        ValueError: there is no room for one.
-    """
-    machines = _machines()
-    count = _room(machines, threads)
-    if count < 1:
-        most = _most_cores(machines)
-        raise ValueError(f"threads must be at most the {most} cores of a machine, got {threads}")
-    return count, any(gpus for _, gpus in machines)
-
-
-def _machines() -> list[tuple[int, int]]:
-    """Cores and GPUs of each machine; where there are GPUs, of those machines that have some."""
+def machines() -> list[Mapping[str, float]]:
+    """The resources of each machine of the cluster; where there are GPUs, of those that have some."""
     import ray
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    machines = [(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in found]
-    return [machine for machine in machines if machine[1]] or machines
-
-
-def _most_cores(machines: list[tuple[int, int]]) -> int:
-    return max((cores for cores, _ in machines), default=0)
-
-
-def _room(machines: list[tuple[int, int]], threads: int) -> int:
-    return sum(min(gpus or cores, cores // threads) for cores, gpus in machines)
+    return [each for each in found if each.get("GPU")] or found

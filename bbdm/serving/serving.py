@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import fastapi
 import prometheus_client
-import ray
 import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +34,7 @@ from ray.serve.handle import DeploymentHandle
 from bbdm.base.scripts import termination
 from bbdm.pictures.images import to_png
 from bbdm.serving.config import ServeConfig
+from bbdm.serving.connection import machines
 from bbdm.serving.requests import FAILED, Answer, Facts, Item, Query, decode, translate_together
 
 log = logging.getLogger(__name__)
@@ -184,8 +184,7 @@ def application(config: ServeConfig, known: Facts) -> serve.Application:
     Raises:
         ValueError: the cluster has no room for the replicas.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [node for node in nodes if "GPU" in node] or nodes
+    nodes = machines()
     threads = config.threads or max(1, int(max(n["CPU"] for n in nodes)) // math.ceil(config.replicas / len(nodes)))
     room = sum(int(min(node.get("CPU", 0) // threads, node.get("GPU", math.inf))) for node in nodes)
     if room < config.replicas:

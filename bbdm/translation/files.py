@@ -15,15 +15,19 @@ from PIL import Image
 
 from bbdm import pictures
 from bbdm.data.checking import check_rows
+from bbdm.data.conditions import known_conditions
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column, first
-from bbdm.data.rows import Half, paths_of, shown
-from bbdm.data.spec import AXES
+from bbdm.data.rows import Half, Row, paths_of, shown
+from bbdm.data.spec import AXES, Spec
 from bbdm.data.strips import Strips
+from bbdm.files.content import Checkpoint
 from bbdm.pictures import Header, Picture, images, suffixes
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
+from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_size
+from bbdm.translation.config import TranslateConfig
 
 SHOWN = 512  # pixels of the longest side in a grid
 Array = npt.NDArray[Any]
@@ -203,3 +207,28 @@ class Files:
         if not self.photographs:
             image.thumbnail((SHOWN, SHOWN))
         return image
+
+
+def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]) -> tuple[Spec, Any, list[str]]:
+    """What the pictures of rows are, their size for people and manifests, and what a user should know.
+
+    Pictures keep their own size where the network was trained on crops, or they are no photographs.
+
+    Raises:
+        ValueError: other values are given than the network was trained on, or conditions are missing.
+    """
+    trained, known, codec = checkpoint.pictures, checkpoint.unet.config, checkpoint.build_codec()
+    channels = checkpoint.unet.source_channels if codec is None else codec.image_channels
+    seen = known_conditions(known, trained.conditions, rows, config.conditions)
+    shown = channels if channels in (1, 3) else None  # photographs become grey or colour, others stay
+    about: dict[str, Any] = {"learned": trained, "channels": shown, "axes": known.axes, "conditions": seen}
+    spec = config.spec(config.dataset, rows, **about)
+    chosen, notes = config.usual_size if config.image_size is None else config.image_size, list[str]()
+    if isinstance(chosen, str) and (trained.crop is not None or not spec.eight_bit):
+        chosen = "keep"
+    if checkpoint.image_size is None and chosen in ("train", "fit"):
+        notes.append(f"{config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
+    size, resize = chosen_size(chosen, checkpoint.image_size)
+    if resize == "keep" or not Files(Pairs(rows, spec, skip_bad=True), channels).photographs:
+        return spec, described_size(size, "keep"), notes
+    return replace(spec, size=size, resize=resize), described_size(size, resize), notes

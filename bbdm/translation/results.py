@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bbdm.base import manifest
-from bbdm.base.places import Place
+from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.seeds import seed_of
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.files import Files
@@ -92,14 +92,17 @@ class Record:
     Temporary files that a killed process left beside results are deleted.
 
     Args:
-        folder: of the results, a path or an address.
+        folder: the folder of the results.
         settings: all that decides the results.
         names: the files of all results, as paths below the folder.
         overwrite: delete the results that exist, and start again.
         further: results of other names may be there already, and more may come later.
+        listed: gives the names of all results that there are; None to look into the folder.
+        shown: what messages call the folder.
 
     Attributes:
         existing: the files of the results that there are, and that stay.
+        path: the file of the manifest.
 
     Raises:
         ResultsError: there are results of other settings, or without a manifest.
@@ -108,44 +111,49 @@ class Record:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: Path,
         settings: dict[str, Any],
         names: Collection[str],
         overwrite: bool,
         further: bool = False,
+        listed: Callable[[], Collection[str]] | None = None,
+        shown: str | None = None,
     ) -> None:
-        self.place = Place.of(str(folder))
+        self.path, self._listed, self._shown = folder / SETTINGS, listed, shown or str(folder)
         self.settings = manifest.as_json(settings)
-        self.place.remove_leftovers(names)
-        self.existing = self.place.existing(names)
-        differing, known = self._before(str(folder), further) if self.place.exists(SETTINGS) else ("", set[str]())
+        for above in {(folder / name).parent for name in names} | {folder}:
+            remove_all_leftovers(above)
+        self.existing = self._existing(names)
+        differing, known = self._before(further) if self.path.is_file() else ("", set[str]())
         if overwrite:
-            self.place.remove(self.existing)
-            self.existing = set()
+            for name in self.existing:
+                (folder / name).unlink(missing_ok=True)
+            self.existing = set[str]()
         elif differing:
             raise ResultsError(
-                f"{folder} holds results of other settings ({differing}): give another folder, or overwrite"
+                f"{self._shown} holds results of other settings ({differing}): give another folder, or overwrite"
             )
         elif unknown := sorted(self.existing - known):
-            raise ResultsError(
-                f"{folder}/{unknown[0]} exists, but no {folder}/{SETTINGS} says what made it: give another folder"
-            )
+            no = f"no {self._shown}/{SETTINGS} says what made it"
+            raise ResultsError(f"{self._shown}/{unknown[0]} exists, but {no}: give another folder")
         self._names = {*names} if differing else known.union(names)
-        content: dict[str, Any] = {"settings": self.settings}
-        content |= {"results": sorted(self._names)} if further else {}
-        self.place.write(SETTINGS, f"{json.dumps(content, indent=1)}\n".encode())
+        manifest.write(self.path, {"settings": self.settings, **({"results": sorted(self._names)} if further else {})})
 
-    def _before(self, folder: str, further: bool) -> tuple[str, set[str]]:
+    def _existing(self, names: Collection[str]) -> set[str]:
+        """Those of some names of results that there are."""
+        if self._listed is not None:
+            return {*names}.intersection(self._listed())
+        return {name for name in names if (self.path.parent / name).is_file()}
+
+    def _before(self, further: bool) -> tuple[str, set[str]]:
         """How settings differ from those of the manifest, and the results that are known to be of these."""
-        with manifest.parsing(f"{folder}/{SETTINGS}", f"give another output_dir, or delete {folder}"):
-            content = json.loads(self.place.read(SETTINGS))
+        with manifest.reading(self.path, f"give another output_dir, or delete {self._shown}") as content:
             known = set(map(str, content["results"])) if further else self.existing
             return manifest.differences(content["settings"], self.settings), known
 
     def close(self) -> None:
-        """Delete the manifest where there are no results, and a folder here that is empty then."""
-        if not self.place.existing(self._names) and self.place.exists(SETTINGS):
-            self.place.remove([SETTINGS])
-            folder = Path(self.place.folder)
-            if self.place.is_here and not any(folder.iterdir()):
-                folder.rmdir()
+        """Delete the manifest where there are no results, and a folder that is empty then."""
+        if not self._existing(self._names):
+            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.parent.rmdir()

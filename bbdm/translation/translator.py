@@ -31,11 +31,10 @@ from bbdm.files.hub import find_checkpoint
 from bbdm.networks.restore import find_dtype
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
-from bbdm.translation.files import Files
+from bbdm.translation.files import Files, spec_of
 from bbdm.translation.kinds import make
 from bbdm.translation.large import LargePictures
 from bbdm.translation.results import Job, Record, check_paths, description, missing, paths_of, seeds_of
-from bbdm.translation.spec import spec_of
 
 # The names of sources, and arguments of Scores.update
 Batch = tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]

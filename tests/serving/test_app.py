@@ -29,8 +29,8 @@ VISITOR: Any = SimpleNamespace(session_hash="visitor")
 
 
 @pytest.fixture(scope="module")
-def network(file: Path) -> Network:
-    return Network(AppConfig(file, device="cpu"))
+def network(file: Path) -> Panel:
+    return Panel(AppConfig(file, device="cpu"), "tiny")
 
 
 def last(network: Network, sources: dict[str, Image.Image], count: int, seed: int | None, **options: Any) -> Any:
@@ -38,7 +38,7 @@ def last(network: Network, sources: dict[str, Image.Image], count: int, seed: in
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast", "posterior", "ddim"])
-def test_the_last_preview_is_what_the_sampler_returns(solver: str, network: Network, sampler: BridgeSampler):
+def test_the_last_preview_is_what_the_sampler_returns(solver: str, network: Panel, sampler: BridgeSampler):
     pictures, calls = {"a": noise(0), "b": noise(1, 24, 8)}, list[tuple[int, int]]()
     progress = list(network.translate(pictures, 2, 5, lambda *call: calls.append(call), solver=solver, steps=3))
     assert calls == [(i + 1, 6) for i in range(6)]
@@ -49,7 +49,7 @@ def test_the_last_preview_is_what_the_sampler_returns(solver: str, network: Netw
     assert not same(progress[0][0].picture, outputs[0])
 
 
-def test_results_are_compared_by_their_mean_and_standard_deviation(network: Network, sampler: BridgeSampler):
+def test_results_are_compared_by_their_mean_and_standard_deviation(network: Panel, sampler: BridgeSampler):
     """Of two sources, in turns; against NumPy's of the results, rounded to levels of 255."""
     pictures, calls = {"a": noise(0), "b": noise(1, 24, 8)}, list[tuple[int, int]]()
     options: dict[str, Any] = {"solver": "sde-dpm2m", "steps": 3}
@@ -108,7 +108,7 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
     assert Result("a", "5", noise(0, 3200, 8), noise(0)).pair()[0].size == (1600, 4)
 
 
-def test_what_a_visitor_gives_is_limited(file: Path, network: Network, tmp_path: Path):
+def test_what_a_visitor_gives_is_limited(file: Path, network: Panel, tmp_path: Path):
     few = Network(AppConfig(file, device="cpu", max_files=1, max_pixels=SIZE**2 - 1))
     (tmp_path / "text.png").write_text("no picture")
     noise(0).save(tmp_path / "a.png")
@@ -172,18 +172,14 @@ def test_folders_of_models(sampler: BridgeSampler, exported: Path, tmp_path: Pat
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def controls(panel: Panel) -> dict[str, dict[str, Any]]:
+def controls(*panels: Panel) -> dict[str, dict[str, Any]]:
     """Properties of a page's components, by label."""
-    properties = [component["props"] for component in app.build([panel]).get_config_file()["components"]]
+    properties = [component["props"] for component in app.build(panels).get_config_file()["components"]]
     return {each["label"]: each for each in properties if each.get("label")}
 
 
-def panel(network: Network, *tabs: str) -> Panel:
-    return Panel("tiny", "", tabs or (PICTURES, DRAWING), network)
-
-
 def test_a_page_offers_what_a_network_takes(file: Path, exported: Path):
-    found = controls(panel(Network(AppConfig(file, device="cpu", max_steps=30, max_results=6))))
+    found = controls(Panel(AppConfig(file, device="cpu", max_steps=30, max_results=6), "tiny"))
     assert [value for _, value in found["Solver"]["choices"]] == [
         *("dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast")  # not each takes 10 calls
     ]
@@ -191,8 +187,8 @@ def test_a_page_offers_what_a_network_takes(file: Path, exported: Path):
     assert sliders == [(10, 30), (4, 6)]
     assert [Path(each["image"]["path"]).name for each in found["Examples"]["value"]] == ["0.png", "1.png"]
     assert "Guidance" not in found
-    assert "Results" not in controls(panel(Network(AppConfig(file, device="cpu", max_results=1))))
-    found = controls(panel(Network(AppConfig(exported, examples=file.parent))))
+    assert "Results" not in controls(Panel(AppConfig(file, device="cpu", max_results=1), "tiny"))
+    found = controls(Panel(AppConfig(exported, examples=file.parent), "tiny"))
     assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 4)
     assert "Examples" not in found
 
@@ -236,10 +232,8 @@ def test_a_network_gets_a_class_and_is_guided(tmp_path: Path):
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight)
     save_checkpoint(tmp_path / "c.pt", unet.eval(), BRIDGE, steps=2)
-    page, sampler = (
-        panel(Network(AppConfig(tmp_path / "c.pt", device="cpu"))),
-        BridgeSampler.from_checkpoint(tmp_path / "c.pt"),
-    )
+    page = Panel(AppConfig(tmp_path / "c.pt", device="cpu"), "c")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
     noise(0).save(tmp_path / "a.png")
     shown = run(page, False, PICTURES, None, [(str(tmp_path / "a.png"), None)], "dpm2m", 2, "5", 1, 3.0, 1)[-1]
     chosen: dict[str, Any] = {"conditions": {"style": "oil", "text": None}, "steps": 2}
@@ -254,13 +248,11 @@ def test_a_network_gets_a_class_and_is_guided(tmp_path: Path):
         load(AppConfig(tmp_path / "needs.pt", device="cpu"))
 
 
-def test_a_page_shows_results_and_what_was_left_out(
-    network: Network, sampler: BridgeSampler, file: Path, tmp_path: Path
-):
+def test_a_page_shows_results_and_what_was_left_out(network: Panel, sampler: BridgeSampler, file: Path, tmp_path: Path):
     paths = [(str(file.parent / "drawings" / f"{i}.png"), None) for i in range(2)]
     (tmp_path / "<b>.png").write_bytes(b"")
     bad = (str(tmp_path / "<b>.png"), None)
-    first, *_, shown = run(panel(network), False, PICTURES, None, [paths[0], bad, paths[1]], "dpm2m", 2, " 3 ", 1)
+    first, *_, shown = run(network, False, PICTURES, None, [paths[0], bad, paths[1]], "dpm2m", 2, " 3 ", 1)
     assert first[:4] == ("", None, [], [])
     assert not first[4].interactive
     status, slider, gallery, results, button = shown
@@ -275,7 +267,7 @@ def test_a_page_shows_results_and_what_was_left_out(
         assert archive.namelist() == ["0_3.png", "1_4.png"]
         with archive.open("1_4.png") as picture:
             assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(outputs[1]))
-    status, *_, button = run(panel(network), True, PICTURES, None, paths[:1], "sde-dpm2m", 2, "3", 4)[-1]
+    status, *_, button = run(network, True, PICTURES, None, paths[:1], "sde-dpm2m", 2, "3", 4)[-1]
     assert status.startswith("4 results, seeds 3 to 6<br>Where they differ: white is")
     with zipfile.ZipFile(button.value["path"] if isinstance(button.value, dict) else button.value) as archive:
         assert archive.namelist() == [f"0_{kind}.png" for kind in ("mean", "std", 3, 4, 5, 6)]
@@ -294,13 +286,13 @@ def test_a_page_shows_results_and_what_was_left_out(
 )
 @pytest.mark.parametrize("compared", [False, True])
 def test_an_error_is_a_message_without_old_results(
-    compared: bool, inputs: Any, message: str, network: Network, file: Path, tmp_path: Path
+    compared: bool, inputs: Any, message: str, network: Panel, file: Path, tmp_path: Path
 ):
     (tmp_path / "<b>.png").write_bytes(b"")
     files = {"BAD": tmp_path / "<b>.png", "GOOD": file.parent / "drawings" / "0.png"}
     if inputs[0] in files:
         inputs = (PICTURES, None, [(str(files[inputs[0]]), None)], *inputs[1:-1], 2 if compared else inputs[-1])
-    shown = panel(network).run(VISITOR, lambda *_, **__: None, compared, *inputs)  # pyright: ignore[reportArgumentType]
+    shown = network.run(VISITOR, lambda *_, **__: None, compared, *inputs)  # pyright: ignore[reportArgumentType]
     assert next(shown)[:4] == ("", None, [], [])
     with pytest.raises(gr.Error) as caught:
         list(shown)
@@ -309,17 +301,17 @@ def test_an_error_is_a_message_without_old_results(
 
 
 @pytest.mark.parametrize("compared", [False, True])
-def test_a_stopped_translation_ends_at_the_next_call(compared: bool, network: Network, file: Path):
-    page, calls = panel(network), list[tuple[int, int]]()
+def test_a_stopped_translation_ends_at_the_next_call(compared: bool, network: Panel, file: Path):
+    calls = list[tuple[int, int]]()
 
     def progress(call: tuple[int, int], unit: str) -> None:
         calls.append(call)
         if len(calls) == 3:
-            assert page.stop(VISITOR, "network call 3 of 100") == "stopped at network call 3 of 100"
+            assert network.stop(VISITOR, "network call 3 of 100") == "stopped at network call 3 of 100"
 
     files = [(str(file.parent / "drawings" / "0.png"), None)]
     inputs: list[Any] = [compared, PICTURES, None, files, "ancestral", 100, "0", 2]
-    shown = list(page.run(VISITOR, progress, *inputs))  # pyright: ignore[reportArgumentType]
+    shown = list(network.run(VISITOR, progress, *inputs))  # pyright: ignore[reportArgumentType]
     assert len(calls) == 3
     assert shown[-1][0] == "stopped at network call 3 of 100"
-    assert page.stop(VISITOR, "1 result, seed 0") == "1 result, seed 0"
+    assert network.stop(VISITOR, "1 result, seed 0") == "1 result, seed 0"

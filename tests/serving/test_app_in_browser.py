@@ -70,24 +70,27 @@ def visit(tmp_path: Path) -> Iterator[Visit]:
         visitor.driver.quit()
 
 
-def test_uploads_numbers_and_a_zip(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
-    page, paths = visit(url), [tmp_path / f"{i}.png" for i in range(2)]
-    for i, path in enumerate(paths):
-        noise(7 + i).save(path)
-    page.upload(*paths)
-    page.enter(Network_calls=6, Seed=11, Results=3)
-    results = page.translate("6 results, seeds 11 to 16")
-    outputs = sampler([noise(7)] * 3 + [noise(8)] * 3, 11, steps=6)
-    assert [*results] == [f"{i // 3}, seed {11 + i}" for i in range(6)]
-    assert all(same(picture, output) for picture, output in zip(results.values(), outputs, strict=True))
-    assert same(page.compared()[0], noise(7))
-    assert same(page.compared()[1], outputs[0])
-    page.all(".caption-label")[4].click()
-    until(lambda: same(page.compared()[1], outputs[4]), "the chosen result in the slider")
-    page.click("Download as zip")
-    path = until(lambda: next(page.downloads.glob("*.zip"), None), "the zip")
+def test_two_visitors_with_uploads_numbers_and_a_zip(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
+    """At once, each with two pictures and three results of each."""
+    pages = [visit(url), visit(url)]
+    for i, page in enumerate(pages):
+        for j in range(2):
+            noise(10 * i + j).save(tmp_path / f"{10 * i + j}.png")
+        page.upload(*(tmp_path / f"{10 * i + j}.png" for j in range(2)))
+        page.enter(Network_calls=20, Seed=10 * i, Results=3)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda page, i: page.translate(f"6 results, seeds {10 * i} to"), pages, range(2)))
+    for i, (page, results) in enumerate(zip(pages, found, strict=True)):
+        outputs = sampler([noise(10 * i + j // 3) for j in range(6)], 10 * i, steps=20)
+        assert [*results] == [f"{10 * i + j // 3}, seed {10 * i + j}" for j in range(6)]
+        assert all(same(picture, output) for picture, output in zip(results.values(), outputs, strict=True))
+        assert same(page.compared()[0], noise(10 * i))
+        page.all(".caption-label")[4].click()
+        until(lambda page=page, output=outputs[4]: same(page.compared()[1], output), "the chosen result in the slider")
+    pages[0].click("Download as zip")
+    path = until(lambda: next(pages[0].downloads.glob("*.zip"), None), "the zip")
     with zipfile.ZipFile(path) as archive:
-        assert archive.namelist() == [f"{i // 3}_{11 + i}.png" for i in range(6)]
+        assert archive.namelist() == [f"{j // 3}_{j}.png" for j in range(6)]
 
 
 def test_an_example_and_where_results_differ(visit: Visit, url: str, sampler: BridgeSampler):
@@ -148,19 +151,6 @@ def test_stop_and_errors(visit: Visit, url: str, tmp_path: Path):
     assert "/tmp" not in page.text()
     assert str(tmp_path) not in page.text()
     assert (page.all(".caption-label"), page.compared(), "1 result" in page.text()) == ([], [], False)
-
-
-def test_two_visitors_at_once(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
-    pages = [visit(url), visit(url)]
-    for i, page in enumerate(pages):
-        noise(20 + i).save(tmp_path / f"{i}.png")
-        page.upload(tmp_path / f"{i}.png")
-        page.enter(Seed=30 + i, Network_calls=60, Results=1)
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda page, i: page.translate(f"1 result, seed {30 + i}"), pages, range(2)))
-    for i in range(2):
-        assert [*results[i]] == [f"seed {30 + i}"]
-        assert same(results[i][f"seed {30 + i}"], sampler(noise(20 + i), 30 + i, steps=60)[0])
 
 
 def test_an_export(visit: Visit, serve: Callable[..., tuple[str, object]], exported: Path):

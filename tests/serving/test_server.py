@@ -256,7 +256,7 @@ def test_replicas_have_room(
         {"Alive": True, "Resources": {"CPU": float(c), **({"GPU": float(gpus)} if gpus else {})}} for c, gpus in nodes
     ]
     lost = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-    monkeypatch.setattr(serving.ray, "nodes", lambda: [*alive, lost])
+    monkeypatch.setattr("ray.nodes", lambda: [*alive, lost])
     config = ServeConfig(model=Path("c.pt"), **settings)
     if isinstance(outcome, str):
         with pytest.raises(ValueError, match=outcome):

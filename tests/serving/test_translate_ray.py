@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from bbdm import BridgeSampler, pictures, save_checkpoint
 from bbdm.base.seeds import seed_of
@@ -22,7 +25,7 @@ from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image
 from bbdm.pictures.values import Values
 from bbdm.serving import cluster as module
-from bbdm.serving.cluster import Worker
+from bbdm.serving.cluster import Folder, Worker
 from bbdm.translation.results import ResultsError
 from tests.conftest import noise, tiny_unet
 
@@ -134,6 +137,41 @@ def test_sources_and_results_at_addresses(checkpoint: Path, batches: list[list[s
     assert_same(tmp_path / "out", tmp_path / "one")
 
 
+@pytest.mark.parametrize("address", ["{}/out", "file://{}/out", "memory://bucket/out", "s3://bucket/out"])
+def test_files_of_a_folder(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Copied out and in whole; ``s3`` by pyarrow, where the package of fsspec is missing."""
+    import pyarrow.fs as fs
+
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=lambda uri: (store, uri.removeprefix("s3://"))))
+    one, other = (Folder(address.format(tmp_path), tmp_path / copies) for copies in ("one", "other"))
+    for content in ("first", "second"):
+        for name in ("a/[b].png", "c.png"):
+            path = one.here / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        one.send([path, one.here / "a" / "[b].png", one.here / "missing.png"])
+    assert one.files is None or one.list() == ["a/[b].png", "c.png"]
+    path = other.here / "a" / "[b].png"
+    other.fetch([path])
+    assert (path.read_text(), other.exists(path), other.exists(path.parent)) == ("second", True, False)
+    other.remove(lambda name: name == "c.png")
+    assert one.exists(one.here / "c.png") == (one.files is None)
+
+
+def test_folders_that_cannot_be_opened_or_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    for address, message in (("adl://bucket/out", "adlfs"), ("nothing://x", "nothing://x")):
+        with pytest.raises(ValueError, match=f"cannot open .*{message}"):
+            Folder(address, tmp_path)
+    for prefix in (str(tmp_path), f"file://{tmp_path}", "memory://x"):
+        outer, inner, other = (Folder(f"{prefix}/{name}", tmp_path / "copies") for name in ("in", "in/out", "input"))
+        assert (outer.overlaps(inner), inner.overlaps(outer), outer.overlaps(other)) == (True, True, False)
+    assert not Folder(f"{tmp_path}/in", tmp_path).overlaps(Folder(f"memory://{tmp_path}/in", tmp_path))
+
+
 def test_values_of_other_kinds_are_as_in_bbdm_translate(batches: list[list[str]], tmp_path: Path):
     (tmp_path / "in").mkdir()
     values = Values(0, 4095, dtype="uint16")
@@ -172,7 +210,7 @@ def test_what_is_refused(checkpoint: Path, batches: list[list[str]], tmp_path: P
     for where in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
             translate_ray.main([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])
-    with pytest.raises(ValueError, match=r"sources are a folder of pictures, got the file .*0000\.png"):
+    with pytest.raises(ValueError, match=r"folders, got the file .*0000\.png"):
         translate_ray.main([str(tmp_path / "in" / f"{names[0]}.png"), str(tmp_path / "out"), str(checkpoint)])
     with pytest.raises(ValueError, match=r"c\.pt differs from machine to machine"):
         Worker(translate_ray.TranslateRay.parse(["in", "out", str(checkpoint)]), "another", Spec())
@@ -223,7 +261,7 @@ def test_a_cluster_of_this_machine(checkpoint: Path, tmp_path: Path) -> None:
     names = make_sources(sources, 21)
     (sources / "bad.png").write_bytes(b"no picture")
     command = [str(sources), str(folder), str(checkpoint), "--steps", "2", "-b", "4", "--workers", "2"]
-    with pytest.raises(ValueError, match=r"threads must be at most the .* cores of the cluster, got 1000"):
+    with pytest.raises(ValueError, match=r"threads must be at most the .* cores of a machine, got 1000"):
         translate_ray.main([*command, "--threads", "1000"])
     assert not folder.exists()
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr"):
