@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bbdm.bridges import densities
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import OBJECTIVES, Function, Weights
-from bbdm.bridges.path import ENDS, Array, Path, Statistics
+from bbdm.bridges.path import Array, Path, Statistics
 
 if TYPE_CHECKING:
     import torch
@@ -58,42 +58,14 @@ class Bridge(Path):
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
 
     def check(self) -> None:
-        """Check the path, as samplers and trainings do when they are built.
-
-        - alpha, beta and sigma are finite at all times.
-        - The path is ``closed``: x0 at time 0, and y at ``end``, where alpha and sigma are 0, both to 1e-6. A
-          bridge with ``closed = False`` stops short of one of them, as some published schedules do.
-        - The noise level nu = sigma / alpha, without noise beta / alpha, increases from ``low`` to ``top``.
-        - ``network_time`` is finite. Networks of this library embed times from 0 to about 1,000.
-        - ``objective`` and ``density`` are known. Densities but ``uniform`` are of nu, in units of
-          ``spread``.
+        """Check settings and path, as samplers and trainings do when they are built.
 
         Raises:
-            ValueError: one of these does not hold; the message says which, and at what time.
+            ValueError: a setting is none that a bridge can have, or the path is none; see
+                :meth:`~bbdm.bridges.path.Path.check`.
         """
-        Bridge.__post_init__(self)
-        name = type(self).__name__
-        times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
-        for weight, values in self.marginal(times)._asdict().items():
-            if len(bad := times[~np.isfinite(np.broadcast_to(values, times.shape))]):
-                raise ValueError(f"{weight} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
-        for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
-            found = [float(weight) for weight in self.marginal(time)]
-            if np.max(np.abs(np.subtract(found, expected))) > ENDS:
-                raise ValueError(
-                    f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {found}: mend "
-                    "marginal, or set closed = False where the path stops short of its ends"
-                )
-        times = times[times <= self.top]
-        levels = self.nu(times)
-        if len(bad := np.flatnonzero(~(np.diff(levels) > 0))):
-            first, second = times[bad[0] : bad[0] + 2]
-            raise ValueError(
-                f"the noise level of {name} must increase, got {levels[bad[0]]:g} at t = {first:g} and "
-                f"{levels[bad[0] + 1]:g} at t = {second:g}"
-            )
-        if not np.isfinite(self.network_time(times)).all():
-            raise ValueError(f"network_time of {name} must be finite")
+        Bridge.__post_init__(self)  # of a subclass that has one of its own too
+        super().check()
 
     def _check_positive(self, *names: str) -> None:
         """Raise ValueError where a field in ``names`` is not a finite number above 0."""

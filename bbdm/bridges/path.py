@@ -136,6 +136,42 @@ class Path(Statistics, ABC):
         """What the network sees of a time, float64: the time itself unless a subclass says otherwise."""
         return np.asarray(t, dtype=np.float64)
 
+    def check(self) -> None:
+        """Check that times give a path from a target to a source.
+
+        - alpha, beta and sigma are finite at all times.
+        - The path is ``closed``: x0 at time 0, and y at ``end``, where alpha and sigma are 0, both to 1e-6. A
+          bridge with ``closed = False`` stops short of one of them, as some published schedules do.
+        - The noise level nu = sigma / alpha, without noise beta / alpha, increases from ``low`` to ``top``.
+        - ``network_time`` is finite. Networks of this library embed times from 0 to about 1,000.
+        - Densities but ``uniform`` are of nu, in units of ``spread``.
+
+        Raises:
+            ValueError: one of these does not hold; the message says which, and at what time.
+        """
+        name = type(self).__name__
+        times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
+        for weight, values in self.marginal(times)._asdict().items():
+            if len(bad := times[~np.isfinite(np.broadcast_to(values, times.shape))]):
+                raise ValueError(f"{weight} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
+        for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
+            found = [float(weight) for weight in self.marginal(time)]
+            if np.max(np.abs(np.subtract(found, expected))) > ENDS:
+                raise ValueError(
+                    f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {found}: mend "
+                    "marginal, or set closed = False where the path stops short of its ends"
+                )
+        times = times[times <= self.top]
+        levels = self.nu(times)
+        if len(bad := np.flatnonzero(~(np.diff(levels) > 0))):
+            first, second = times[bad[0] : bad[0] + 2]
+            raise ValueError(
+                f"the noise level of {name} must increase, got {levels[bad[0]]:g} at t = {first:g} and "
+                f"{levels[bad[0] + 1]:g} at t = {second:g}"
+            )
+        if not np.isfinite(self.network_time(times)).all():
+            raise ValueError(f"network_time of {name} must be finite")
+
     def _time(self, t: npt.ArrayLike) -> Array:
         """Times as float64; ValueError where one lies outside the bridge."""
         time = np.asarray(t, dtype=np.float64)
