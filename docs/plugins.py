@@ -135,8 +135,8 @@ class Fields(griffe.Extension):
         for attr in (attr for each in (*reversed(cls.mro()), cls) for attr in each.attributes.values()):
             if "setting" in attr.labels:
                 fields = getattr(importlib.import_module(cls.module.path), cls.name).__dataclass_fields__
-                if shown := fields[attr.name].metadata.get("help"):  # else a subclass has it as no flag
-                    said[attr.name] = shown
+                if "help" in fields[attr.name].metadata:  # else a subclass has it as no flag
+                    said[attr.name] = fields[attr.name].metadata["help"]
             elif "comment" in attr.extra["bbdm"] and "instance-attribute" in attr.labels:
                 said[attr.name] = attr.extra["bbdm"]["comment"]
             elif "instance-attribute" in attr.labels and cls.name.endswith("Config"):
