@@ -1,4 +1,4 @@
-"""mIoU of street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR] [flags].
+"""mIoU of street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL OUTPUT_DIR [flags].
 
 DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or one that convert_deeplabv3.py wrote. OUTPUT_DIR
 gets the pictures, a confusion matrix for each, settings.json and scores.json. After an interruption, the same

@@ -1,4 +1,4 @@
-"""Translate pictures in the browser: bbdm app [CHECKPOINT|FOLDER|HUB_NAME] [flags].
+"""Translate pictures in the browser: bbdm app MODEL [flags].
 
 FOLDER is an ONNX export, which runs without PyTorch, or a model that save_pretrained wrote. Without any, the
 page shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.

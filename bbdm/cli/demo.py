@@ -1,4 +1,4 @@
-"""Translate the bundled drawings with the bundled weights: bbdm demo [OUTPUT_DIR] [flags].
+"""Translate the bundled drawings with the bundled weights: bbdm demo OUTPUT_DIR [flags].
 
 OUTPUT_DIR, out/demo if left out, gets 16 results and grid.png: sources, results, and the artists' colours.
 """

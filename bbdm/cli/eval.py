@@ -1,4 +1,4 @@
-"""Score a network on a data set: bbdm eval edge2shoes DATA MODEL [OUTPUT_DIR] [flags].
+"""Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
 
 OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
 interruption, the same command resumes. Existing scores of other metrics are kept. With --sweep, OUTPUT_DIR

@@ -33,16 +33,17 @@ class Restore(Command, TranslateConfig):
     FIRST: ClassVar[tuple[str, ...]] = FIRST
     HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {*FIRST, *FURTHER}
 
-    dataset: str = "folder"
-    data_dir: str = ""
+    dataset: str = "folder"  # pictures alone
+    data_dir: str = ""  # the pictures have positions of their own
     batch_size: int = 16
     photographs: tuple[Path, ...] = position("a file, or a folder of them", metavar="PHOTO")
     output_dir: Path = setting(Path("restored"), "the folder of the results", "-o")
     model: Path = setting(demo.PHOTOGRAPHS, "a network that restores, a file or a name on the Hub")
     samples: int | None = setting(
-        None, "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
+        None,
+        "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
         least=1,
-    )  # fmt: skip
+    )
     steps: int | None = setting(
         None, "network calls for each random result; those of the network's file if unset", least=1
     )

@@ -56,8 +56,8 @@ class ClusterConfig(TranslateConfig):
     HEADING: ClassVar[str] = "cluster"
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "split", "device", "maps", "intervals"})
 
-    dataset: str = "folder"
-    data_dir: str = ""
+    dataset: str = "folder"  # pictures alone
+    data_dir: str = ""  # the pictures have positions of their own
     sources: str = position("a folder of pictures, or its address")
     results: str = position("the folder of the results, or its address")
     workers: int | None = setting(
