@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from bbdm import BridgeSampler, demo
+from bbdm.pictures import images
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import ROOT
 from tests.onnx.exports import SIZE
@@ -160,7 +161,9 @@ def test_an_export(visit: Visit, serve: Callable[..., tuple[str, object]], expor
     until(lambda: len(page.images()) == 5, "the example")
     page.enter(Seed=5, Results=1)
     results = page.translate("1 result, seed 5")
-    assert same(results["seed 5"], OnnxBridgeSampler(exported)(min(demo.DRAWINGS.glob("*.png")), 5)[0])
+    sampler, drawing = OnnxBridgeSampler(exported), images.convert(images.open_image(min(demo.DRAWINGS.glob("*.png"))))
+    assert sampler.image_size is not None  # which the app fits drawings into
+    assert same(results["seed 5"], sampler([images.resized(drawing, sampler.image_size, "fit")], 5)[0])
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
