@@ -83,7 +83,7 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
     """Compile a network's body in its dtype, on its device, for one shape of x, and write it atomically.
 
     ``conditions`` are such as the body takes. ValueError where the path has another suffix than ``.pt2``, or
-    the network is told tokens.
+    the network takes tokens.
     """
     if Path(path).suffix != ".pt2":
         raise ValueError(f"the name of a package ends in .pt2, got {path}")

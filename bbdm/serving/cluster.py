@@ -73,8 +73,8 @@ def translate(config: ClusterConfig) -> Outcome:
         if config.overwrite:
             results.remove({*names}.__contains__)
         results.send([record.path])
-        missing = {job.index: None for job, name in zip(jobs, names, strict=True) if name not in record.existing}
-        items = [{"name": rows[i]["name"], "source": sources.name(rows[i]["source"])} for i in missing]
+        left = {job.index: None for job, name in zip(jobs, names, strict=True) if name not in record.existing}
+        items = [{"name": rows[i]["name"], "source": sources.name(rows[i]["source"])} for i in left]
         bad: dict[str, str] = {}
         try:
             with tqdm(total=len(rows), initial=len(rows) - len(items), unit="image", disable=not config.shown) as bar:
@@ -90,8 +90,8 @@ def translate(config: ClusterConfig) -> Outcome:
         raise BadPicturesError(
             f"{first} ({len(bad)} of {len(rows)} pictures; the others are translated, and skip_bad leaves them out)"
         )
-    results = paths_of(job for job in jobs if rows[job.index]["name"] not in bad)
-    return Outcome(len(results) - len(record.existing), len(record.existing), bad)
+    count = len(paths_of(job for job in jobs if rows[job.index]["name"] not in bad))
+    return Outcome(count - len(record.existing), len(record.existing), bad)
 
 
 def _outcomes(
@@ -296,10 +296,8 @@ class Worker:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Make the results of pictures (``name``, ``source``) that do not exist yet: ``name``, ``error``."""
-        names, paths = (
-            [str(name) for name in batch["name"]],
-            [self._sources.here / str(path) for path in batch["source"]],
-        )
+        names = [str(name) for name in batch["name"]]
+        paths = [self._sources.here / str(path) for path in batch["source"]]
         self._sources.fetch(paths)
         try:
             bad = self._make([{"name": name, "source": path} for name, path in zip(names, paths, strict=True)])

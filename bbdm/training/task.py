@@ -62,10 +62,8 @@ class Task(ABC):
         config: the settings of the run.
         train: the pairs to learn from; None where batches come from elsewhere.
         processes: the processes that share the work; None for this one alone.
-        optimizer: makes the optimizer of a list of parameters, in place of ``config.optimizer`` and
-            ``config.learning_rate``.
-        schedule: the factor of the learning rates at (step, total steps), in place of ``config.lr_schedule``
-            and ``config.warmup_steps``.
+        optimizer: makes the optimizer of a list of parameters, in place of the settings'.
+        schedule: the factor of the learning rates at (step, total steps), in place of the settings'.
         total: the optimizer steps of the whole run, for the learning rate; None for those of ``train``.
 
     Attributes:

@@ -2,25 +2,21 @@
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bbdm import I2SB, ABridge, BridgeSampler, BrownianBridge
+from bbdm import ABridge, BridgeSampler
 from bbdm.codec import DiffusersCodec, VQGANCodec
-from bbdm.data.examples import Example
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.evaluation.scores import Scores
-from bbdm.execution.processes import Processes
-from bbdm.training.bridge import BridgeTask
-from bbdm.training.config import TrainConfig
-from bbdm.training.distillation import DistillConfig, StudentTask
 from tests.codec.autoencoders import tiny_kl
-from tests.conftest import SIZE, MakeTrainer, metrics_of, tiny_unet
-from tests.cuda.test_graph import CASES, codec
+from tests.conftest import MakeTrainer, metrics_of, tiny_unet
+from tests.cuda.test_graph import CASES
+from tests.cuda.test_training import CASES as TASKS
+from tests.cuda.test_training import CPU, STEPS, bridge_task
 from tests.execution.test_compiled import short_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.training.watched_script import Features
@@ -29,7 +25,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-CUDA, CPU, STEPS = torch.device("cuda"), torch.device("cpu"), 3
+CUDA = torch.device("cuda")
 TOLERANCE = 1e-3  # other algorithms for convolutions, other orders of sums
 
 
@@ -69,53 +65,17 @@ def waits(call: Any) -> list[str]:
     return [each.filename for each in seen if "synchronizing" in str(each.message)]
 
 
-def bridge_task(
-    kind: type[BridgeTask] = BridgeTask,
-    bridge: Any = None,
-    latents: bool = False,
-    device: torch.device = CPU,
-    **settings: Any,
-) -> tuple[BridgeTask, Example]:
-    config = (DistillConfig if kind is StudentTask else TrainConfig)(batch_size=4, epochs=1, **settings)
-    own = codec().placed(device, torch.float32) if latents else None
-    unet = short_unet().train().to(device)
-    step = kind(unet, bridge or ABridge(50), config, None, Processes(device), own, total=10)
-    step.latents = latents
-    sides = torch.rand(2, 4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    source, target = (each[:, None].repeat(1, 2, 1, 1, 1) if latents else each for each in sides)
-    return step, Example(source.to(device), target.to(device))
-
-
-class Tracked(BridgeTask):
-    """A point in TensorBoard after each step."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.tracker: Any = SimpleNamespace(write=lambda *_, **points: None)
-
-
-MORE: dict[str, Any] = {"flip": True, "shift": 0.1, "zoom": 0.1, "grad_accumulation": 2, "grad_clip": 1.0}
-TASKS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "bfloat16": {"precision": "bf16"},
-    "all settings": {"lr_schedule": "plateau", **MORE},
-    "latents": {"latents": True, "flip": True},
-    "distillation": {"kind": StudentTask, "bridge": BrownianBridge(50, objective="pinned"), "calls": 2},
-    "wide density": {"bridge": BrownianBridge(50, density="wide")},
-    "table of times": {"bridge": I2SB(50)},
-    "TensorBoard": {"kind": Tracked},
-}
-
-
 @pytest.mark.parametrize("case", TASKS)
-def test_gpu_losses_are_the_cpus_and_a_step_waits_once(case: str):
-    settings = TASKS[case]
+def test_gpu_losses_are_the_cpus_and_a_step_waits_once(case: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bbdm.training.tracking.EVERY", 1)
+    settings, expected = TASKS[case]
     (mine, batch), (theirs, own) = (bridge_task(**settings, device=device) for device in (CUDA, CPU))
     wanted = [theirs(own, index) for index in range(STEPS)]
     losses: list[float] = []
     seen = [waits(lambda index=index: losses.append(mine(batch, index))) for index in range(STEPS)]
     assert losses == pytest.approx(wanted, abs=1e-2 if "precision" in settings else TOLERANCE)
-    assert [len(each) for each in seen[1:]] == [2 * (case == "TensorBoard")] * (STEPS - 1)
+    reads = 1 + len(expected) + 2 * (case == "TensorBoard")  # the losses; and those by time, and their times
+    assert [len(each) for each in seen[1:]] == [reads] * (STEPS - 1)
 
 
 def test_gpu_a_run_is_the_cpus(make_trainer: MakeTrainer, pairs: Pairs):
