@@ -144,7 +144,8 @@ def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
     planned = paths_of(translator.plan(config.folder))
     kept = [] if config.overwrite else [path for path in planned if path.exists()]
     jobs, _ = translator.run(config.solver, config.steps, config.folder)
-    results = [path for path in paths_of(jobs) if path not in kept]
+    existing = {*kept}
+    results = [path for path in paths_of(jobs) if path not in existing]
     return Outcome(results, kept, [*errors, *translator.bad.values()])
 
 
