@@ -73,11 +73,9 @@ CASES = [  # shape, groups, mean, one row of weight and bias for all images, SiL
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=[*DTYPES])
-@pytest.mark.parametrize(("shape", "groups", "more"), CASES, ids=str)
-def test_the_compiler_s_form_is_the_formula(dtype: torch.dtype, shape: Any, groups: int, more: dict[str, Any]):
-    mean, shared, activation = (
-        more.get(name, usual) for name, usual in (("mean", 0.0), ("shared", False), ("activation", True))
-    )
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_compiler_s_form_is_the_formula(dtype: torch.dtype, case: Any):
+    shape, groups, mean, shared, activation = case
     check(decomposed, inputs(shape, dtype, mean, shared), groups, mean, activation)
 
 
