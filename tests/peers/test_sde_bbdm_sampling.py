@@ -114,11 +114,7 @@ def test_forward_diffusion(draw: Draw, bridge: Bridge, module: Any, last: int) -
 
 
 def compare_rows(
-    draw: Draw,
-    table: solvers.StepTable,
-    public: Callable[[int, int, Inputs], torch.Tensor],
-    sign: float = 1.0,
-    **more: Any,
+    draw: Draw, table: solvers.StepTable, public: Public, sign: float = 1.0, batch: int = 1
 ) -> tuple[dict[int, torch.Tensor], Inputs]:
     """|public - ours| of each row, by its time; ``public`` takes the row, its time, and the row's inputs."""
     inputs = random_inputs(len(table), batch)
