@@ -10,7 +10,7 @@ from bbdm import solvers
 from bbdm.base.settings import check, position, setting
 from bbdm.onnx import OPSETS
 from bbdm.pictures.images import Size, read_sides
-from bbdm.sampling.network_config import FileConfig
+from bbdm.sampling.options import FileConfig
 
 GRAPHS = ("solver", "steps", "opset", "external_data", "pipeline", "mask", "quantize", "calibrate")  # not compiled
 

@@ -17,7 +17,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from bbdm.networks.checks import NAMES
 from bbdm.networks.endpoint import in_channels
 from bbdm.onnx.graphs import CELLS, Input, condition_inputs, export_graph, sizes, step, subgraphs
-from bbdm.sampling.batch import Shapes
+from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
 DOMAIN = "bbdm"  # of nodes that stand for a graph

@@ -274,7 +274,7 @@ def test_a_disk_that_becomes_full_is_named(rows: int, source: Path, tmp_path: Pa
         write(self, *args)
 
     monkeypatch.setattr(FileArray, "__setitem__", full)
-    with pytest.raises(DiskFullError, match=r"the disk of .*\.result\.npy\.steps became full, when .* were in this"):
+    with pytest.raises(DiskFullError, match=r"the disk of .*\.result\.npy\.steps became full: free some of it"):
         stream(make(), source, tmp_path / "result.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
 
