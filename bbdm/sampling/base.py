@@ -12,7 +12,6 @@ import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -135,11 +134,8 @@ class Sampler(Loop, Generic[Array]):
         o = Options.of(options, self._shapes.conditions)
         plan = self._plan(o)
         sources, batches = self._read(plan, source, seed, o)
-        outputs: list[tuple[list[int], Any]] = []
-        with _progress(o.progress, lambda: self._all_calls(plan, batches)) as advance:
-            for batch in batches:
-                outputs.append((batch.indices, self._translate(plan, batch, advance, callback=o.callback)))
-        return sources.restore(outputs)
+        advance = _counted(o.progress, lambda: self._all_calls(plan, batches))
+        return sources.restore([(b.indices, self._translate(plan, b, advance, callback=o.callback)) for b in batches])
 
     def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
@@ -154,16 +150,16 @@ class Sampler(Loop, Generic[Array]):
         return self._stream(plan, batches, o)
 
     def _stream(self, plan: Plan, batches: list[Batch], o: Options) -> Iterator[Step]:
-        with _progress(o.progress, lambda: self._all_calls(plan, batches)) as advance:
-            for batch in batches:
+        advance = _counted(o.progress, lambda: self._all_calls(plan, batches))
+        for batch in batches:
+            with self._inference():
+                states = self._states(plan, batch, self._inputs(batch), advance)
+            for index in range(len(plan.times)):
                 with self._inference():
-                    states = self._states(plan, batch, self._inputs(batch), advance)
-                for index in range(len(plan.times)):
-                    with self._inference():
-                        step = self._shown(plan, index, next(states), batch)
-                    if o.callback is not None:
-                        o.callback(step)
-                    yield step
+                    step = self._shown(plan, index, next(states), batch)
+                if o.callback is not None:
+                    o.callback(step)
+                yield step
 
     def distribution(
         self,
@@ -204,16 +200,16 @@ class Sampler(Loop, Generic[Array]):
         self._thread.seeds = tuple(each[0] for each in seeds)
         found = Distribution(sources, seeds, keep)
         runs = [run for group in groups for run in runs_of(self._shapes, group, samples, o.batch_size)]
-        counts = [(images, len(rows)) for images, parts in runs for rows, _, _ in parts]
-        with _progress(o.progress, lambda: sum(self._calls(plan, *each) for each in counts)) as advance:
-            for images, parts in runs:
-                with self._inference():
-                    encoded = self._inputs(images)
-                for rows, drawn, count in parts:
-                    batch = images.take(rows, count)
-                    own = [seeds[sources.owners[images.indices[i]]][j] for i, j in zip(rows, drawn, strict=True)]
-                    inputs = encoded.take(rows, self._array(np.array(own)))
-                    found.add(batch.indices, self._translate(plan, batch, advance, inputs))
+        counts = [(whole, len(rows)) for whole, parts in runs for rows, _, _ in parts]
+        advance = _counted(o.progress, lambda: sum(self._calls(plan, *each) for each in counts))
+        for whole, parts in runs:
+            with self._inference():
+                encoded = self._inputs(whole)
+            for rows, drawn, count in parts:
+                batch = whole.take(rows, count)
+                own = [seeds[sources.owners[whole.indices[i]]][j] for i, j in zip(rows, drawn, strict=True)]
+                inputs = encoded.take(rows, self._array(np.array(own)))
+                found.add(batch.indices, self._translate(plan, batch, advance, inputs))
         return found
 
     def window_grid(
@@ -276,8 +272,6 @@ class Sampler(Loop, Generic[Array]):
 
     def _guidance(self, o: Options) -> Guidance | None:
         """How the predictions of a call are guided."""
-        if o.guidance is None:
-            return None
         guidance = read_guidance(self._shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
         for names, _ in guidance.variants if guidance is not None else ():
             if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
@@ -322,26 +316,22 @@ class Sampler(Loop, Generic[Array]):
         return sum(self._calls(plan, batch, len(batch.source)) for batch in batches)
 
 
-@contextmanager
-def _progress(progress: Progress, total: Callable[[], int]) -> Iterator[Advance]:
+def _counted(progress: Progress, total: Callable[[], int]) -> Advance:
     """A function that reports network calls, of a total, to a function or to people."""
     if not progress:
-        yield lambda _: None
-        return
-    done, most = 0, total()
+        return lambda _: None
+    report, done, most = progress if callable(progress) else _printed, 0, total()
 
     def advance(calls: int) -> None:
         nonlocal done
         done += calls
-        if callable(progress):
-            progress(done, most)
-        else:
-            print(f"\rnetwork call {done} of {most}", end="", file=sys.stderr, flush=True)
+        report(done, most)
 
-    try:
-        if not callable(progress):
-            advance(0)
-        yield advance
-    finally:
-        if not callable(progress):
-            print(file=sys.stderr)
+    if report is _printed:
+        advance(0)
+    return advance
+
+
+def _printed(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rnetwork call {done} of {total}", end=end, file=sys.stderr, flush=True)

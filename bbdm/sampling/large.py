@@ -20,7 +20,6 @@ import torch
 from bbdm.base import sizes
 from bbdm.base.memory import shown
 from bbdm.data.strips import Strips
-from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.philox import normal_rows
 from bbdm.networks.arrays import concatenated
 from bbdm.networks.base import SOURCE
@@ -267,32 +266,29 @@ class LargePicture(BridgeSampler):
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """One row of the table, block by block, into new files: after a kill, the others are there yet."""
-        following = self._state(index + 1)
-        rows_of_steps, opening, steps, _ = plan.loaded
-        table, row = (opening, len(plan.times) - 1) if state is None else (rows_of_steps, index)
-        noisy, at = float(table[row, C_Z]) != 0, steps[row : row + 1]
-        outputs = {array.path: array for array in vars(following).values() if array is not None}
+        table, row = (plan.loaded[1], len(plan.times) - 1) if state is None else (plan.loaded[0], index)
+        following, noisy = self._state(index + 1), float(table[row, C_Z]) != 0
+        outputs = {name: array for name, array in vars(following).items() if array is not None}
+        if self._same:
+            del outputs["inputs"]  # which is the state
         for array in outputs.values():
             array.create()
         for rows in self._blocks(self._size[0]):
             block = slice(None), slice(None), rows, slice(None)
             y = in_channels(self._block(inputs.y, block), self.unet.channels, self.unet.endpoint_channels, concatenated)
-            x, x0hat, shown = torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self.dtype)
-            predicted = torch.zeros_like(y) if state is None else self._block(prediction, block)
-            if state is not None:
-                x = self._block(state.x, block)
-                x0hat = x0hat if state.x0hat is None else self._block(state.x0hat, block)
             shape = self.unet.channels, *self._size
-            noise = normal_rows(inputs.seeds, row, shape, rows) if noisy else None
-            bridge_step(x, x0hat, shown, predicted, y, table, at, None, noise, self.clamp)
-            following.x[block] = x
-            if following.x0hat is not None:
-                following.x0hat[block] = x0hat
-            if not self._same:
-                following.inputs[block] = shown.to(self._like.dtype)
+            noise = {row: normal_rows(inputs.seeds, row, shape, rows) if noisy else None}
+            before = predicted = None
+            if state is not None:
+                x0hat = torch.zeros_like(y) if state.x0hat is None else self._block(state.x0hat, block)
+                before = State(self._block(state.x, block), x0hat, torch.empty_like(y, dtype=self.dtype))
+                predicted = self._block(prediction, block)
+            made = super()._step(plan, Inputs(y, [], None, noise), before, predicted, index)
+            for name, array in outputs.items():
+                array[block] = getattr(made, name).to(self._like.dtype)
         for array in outputs.values():
             array.sync()
-        self._folder.finish(index + 1, [path.name for path in outputs] + ["source", "absent"])
+        self._folder.finish(index + 1, [array.path.name for array in outputs.values()] + ["source", "absent"])
         return following
 
     def _block(self, array: Any, index: Index) -> torch.Tensor:
