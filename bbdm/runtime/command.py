@@ -14,7 +14,7 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.base import scripts
 from bbdm.base.atomic import check_folder, write_atomically
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of

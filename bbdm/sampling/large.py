@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from bbdm.base import sizes
-from bbdm.base.memory import shown
+from bbdm.base.sizes import amount
 from bbdm.data.strips import Strips
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.philox import normal_rows
@@ -180,7 +180,7 @@ class LargePicture(BridgeSampler):
             )
         if source.decoded > memory // 2:
             raise ValueError(
-                f"it must be decoded whole, which needs {shown(source.decoded)}, and half of the {shown(memory)} of "
+                f"it must be decoded whole, which needs {amount(source.decoded)}, and half of the {amount(memory)} of "
                 "memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
             )
         self._check_conditions()
@@ -218,8 +218,8 @@ class LargePicture(BridgeSampler):
         if memory < least:
             lengths = sizes.shown(windows.lengths)
             raise ValueError(
-                f"memory must be at least {shown(least)} for windows of {lengths} of a picture {width} wide, got "
-                f"{shown(memory)}: or give smaller windows"
+                f"memory must be at least {amount(least)} for windows of {lengths} of a picture {width} wide, got "
+                f"{amount(memory)}: or give smaller windows"
             )
         rows = min(height, memory // 4 // row)
         self._rows = rows - rows % TALL or rows

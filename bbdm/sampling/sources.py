@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base import sizes
-from bbdm.base.caller import warn
+from bbdm.base.scripts import warn
 from bbdm.data.spec import AXES, Spec
 from bbdm.networks.arrays import as_numpy, concatenated, converted
 from bbdm.pictures import files, images, suffixes
