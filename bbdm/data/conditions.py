@@ -79,8 +79,7 @@ def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
     """Conditions whose sizes are known, as a network has them."""
     known = {name: each for name, each in conditions.items() if each.size is not None}
     settings: dict[str, Any] = {
-        field: {name: each.size for name, each in known.items() if each.kind == kind.kind}
-        for field, kind in KINDS.items()
+        field: {name: each.size for name, each in known.items() if each.kind == kind} for field, kind in KINDS.items()
     }
     return ConditionsConfig(**settings)
 

@@ -14,8 +14,7 @@ from onnxscript import opset21
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from bbdm.networks.checks import NAMES
-from bbdm.networks.endpoint import in_channels
+from bbdm.networks.arrays import NAMES, in_channels
 from bbdm.onnx.graphs import CELLS, Input, condition_inputs, export_graph, sizes, step, subgraphs
 from bbdm.sampling.batch import Shapes
 from bbdm.solvers import StepTable
@@ -60,7 +59,7 @@ class Pipeline(nn.Module):
             y = _node("encoder", [source], grid)
             mask = mask if pixels is None else F.max_pool2d(mask, cell)
         else:
-            y = in_channels(source, shapes.channels, shapes.endpoint, torch.cat)
+            y = in_channels(source, shapes.channels, shapes.endpoint)
         conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
         of_y, of_z = self.start
         x = of_y * y + of_z * noise[-1] if of_z else of_y * y
@@ -113,7 +112,7 @@ def pipeline_graph(
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
     Further conditions of the network are inputs by their names. A source whose channels are others than the
-    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.endpoint.in_channels`.
+    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.arrays.in_channels`.
 
     The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
     the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the

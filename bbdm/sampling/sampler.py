@@ -23,8 +23,8 @@ from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
-from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.sampling.base import KEPT, Sampler
 from bbdm.sampling.batch import Batch, Shapes
