@@ -23,14 +23,6 @@ ONNX = "onnx"
 SHOWN = 8  # files of a folder of something else, in a message
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.+))?", re.ASCII)
 FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")  # what ends so is a file, though it may not exist
-ACCESS = "give a token that has access, by token= or HF_TOKEN"
-REASONS = {  # by the name of an error of huggingface_hub; the first that fits
-    "GatedRepoError": f"the repository has conditions to accept there; then {ACCESS}",
-    "RepositoryNotFoundError": f"there is no public repository of that name; for a private one, {ACCESS}",
-    "RevisionNotFoundError": "the repository has no such revision",
-    "denied": f"there is no permission: {ACCESS}",
-    "LocalEntryNotFoundError": "the repository cannot be reached, and it is not in the cache: {cause}",
-}
 
 
 class HubError(OSError):
@@ -98,10 +90,8 @@ def hub_errors(beginning: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds: the disk's, and those of its HTTP client, which changes
-        errors = [each for each in (error.__cause__, error) if each is not None]
-        kinds = {type(each).__name__ for each in errors}
-        statuses = {getattr(getattr(each, "response", None), "status_code", None) for each in errors}
-        kinds |= {"denied"} if statuses & {401, 403} else set()
-        reason = next((REASONS[kind] for kind in REASONS if kind in kinds), "it cannot be transferred: {cause}")
-        cause = str(errors[0]).strip().split("\n")[0] or type(errors[0]).__name__
-        raise HubError(f"{beginning} {reason.format(cause=cause)}") from error
+        cause = error.__cause__ or error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        advice = ": give a token that has access, by token= or HF_TOKEN" if status in (401, 403) else ""
+        lines = str(cause).split("\n")  # the first names the request, those below it say what is wrong
+        raise HubError(f"{beginning} {type(cause).__name__}: {' '.join(filter(None, lines))[:500]}{advice}") from error

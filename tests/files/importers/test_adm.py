@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bbdm import DDBM, ECSI, I2SB, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge
-from bbdm.files.importers import programs, shapes
+from bbdm.files.importers import programs, states
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import skeleton
 from bbdm.networks.unet import UNet
@@ -189,7 +189,7 @@ def test_published_networks(name: str):
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
     with torch.device("meta"):
         state = build(**SIZES[size]).state_dict()
-    config = shapes.unet_config(state, **programs.KNOWN)
+    config = states.unet_config(state, **programs.KNOWN)
     shown = skeleton(UNet.from_config, config).state_dict()
     assert {key: value.shape for key, value in shown.items()} == {key: value.shape for key, value in state.items()}
     assert (config.heads(512), config.num_groups, config.condition_channels) == (8, 32, 3)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
-from bbdm.files.importers import shapes
+from bbdm.files.importers import states
 from bbdm.networks.config import UNETS, VQGANS, UNetConfig
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN
@@ -35,7 +35,7 @@ def test_shapes_of_a_presets_unet(name: str):
     preset, known = UNETS[name], {"dropout": UNETS[name].dropout}
     levels = [2**level for level in range(len(preset.channel_mult))]
     reached = tuple(value for value in levels if value in preset.attention_resolutions)
-    assert shapes.unet_config(expected(UNet, preset), **known) == replace(preset, attention_resolutions=reached)
+    assert states.unet_config(expected(UNet, preset), **known) == replace(preset, attention_resolutions=reached)
 
 
 @pytest.mark.filterwarnings("error")

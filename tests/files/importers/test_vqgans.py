@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bbdm.files.checkpoint import load_vqgan
-from bbdm.files.importers import shapes
+from bbdm.files.importers import states
 from bbdm.networks.config import VQGANS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import (
@@ -49,7 +49,7 @@ def test_the_scripts_keys_that_do_not_fit(tmp_path: Path):
 class TestLatentDiffusion:
     @pytest.mark.parametrize("name", ["vq-f4", "vq-f8", "vq-f16"])
     def test_settings_from_shapes(self, name: str):
-        assert shapes.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
+        assert states.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
 
     @pytest.mark.parametrize(
         ("prefix", "name"), sweep(product(PREFIXES, LATENT), [*zip(PREFIXES, LATENT, strict=True)])
