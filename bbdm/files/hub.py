@@ -60,10 +60,10 @@ def fetch(
         return path
     if revision is not None and match["revision"] is not None:
         raise ValueError(f"revision={revision!r} was given, and {path} names another one")
-    beginning = f"there is no path {path}, and"
-    hub = optional.package("huggingface_hub", f"{beginning} a name on the Hugging Face Hub")
+    beginning = f"there is no path {path}, and a name on the Hugging Face Hub"
+    hub = optional.package("huggingface_hub", beginning)
     where = {"revision": revision or match["revision"], "token": token, "cache_dir": cache_dir}
-    with hub_errors(f"{beginning} on the Hugging Face Hub"):
+    with hub_errors(beginning):
         folder = Path(hub.snapshot_download(match["name"], allow_patterns=files, **where))
     if not (folder / files[0]).is_file():
         raise ValueError(f"{path} on the Hugging Face Hub is no model of bbdm: it has no {files[0]}")
@@ -90,8 +90,5 @@ def hub_errors(beginning: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds: the disk's, and those of its HTTP client, which changes
-        cause = error.__cause__ or error
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        advice = ": give a token that has access, by token= or HF_TOKEN" if status in (401, 403) else ""
-        lines = str(cause).split("\n")  # the first names the request, those below it say what is wrong
-        raise HubError(f"{beginning} {type(cause).__name__}: {' '.join(filter(None, lines))[:500]}{advice}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(f"{beginning}: {reason[:1000]}") from error

@@ -194,7 +194,7 @@ def push_to_hub(
     api = optional.package("huggingface_hub", "push_to_hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, **settings, name=name)
-        with hub.hub_errors(f"{name} cannot be pushed:"):
+        with hub.hub_errors(f"{name} cannot be pushed"):
             api.create_repo(name, private=private, exist_ok=True)
             kept = [hub.CARD] if api.file_exists(name, hub.CARD, revision=revision) else []
             commit = api.upload_folder(
