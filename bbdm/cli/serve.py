@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.serving.config import ServeConfig
 from bbdm.serving.connection import connected
 

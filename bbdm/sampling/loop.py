@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bbdm.networks.arrays import as_numpy, concatenated, converted, copied, padded
+from bbdm.networks.arrays import as_numpy, concatenated, converted, copied, in_channels, padded
 from bbdm.networks.conditions import SOURCE, ConditionsConfig
-from bbdm.networks.endpoint import in_channels
 from bbdm.networks.guidance import Guidance
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
@@ -215,7 +214,7 @@ class Loop(ABC):
         shapes, known = self._shapes, self._shapes.conditions.each if batch.conditions else {}
         size = shapes.padded(batch.size)
         source = self._encode(padded(converted(batch.source, self._like), size))
-        y = in_channels(source, shapes.channels, shapes.endpoint, concatenated)
+        y = in_channels(source, shapes.channels, shapes.endpoint)
         values = {SOURCE: source} if shapes.shown else {}
         for name, value in batch.conditions.items():
             array = self._array(value)
@@ -308,7 +307,7 @@ class Loop(ABC):
         result = result[(slice(count), ..., *map(slice, batch.size))].clip(-1, 1)
         if batch.mask is not None:  # also what a codec lost
             shapes = self._shapes
-            y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint, concatenated)
+            y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint)
             result = batch.mask[:count] * result + (1 - batch.mask[:count]) * y
         return result
 

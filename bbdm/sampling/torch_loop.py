@@ -18,7 +18,7 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.bridges import Bridge
 from bbdm.bridges.timesteps import Timesteps as Times
 from bbdm.codec import Codec
-from bbdm.execution.graph import Graphs
+from bbdm.execution.compiled import Graphs
 from bbdm.kernels import philox
 from bbdm.kernels.bridge_step import unchecked
 from bbdm.kernels.elementwise import CHANNELS_LAST, layout

@@ -28,7 +28,7 @@ from bbdm.data.examples import BadPicturesError
 from bbdm.data.rows import Row, read_rows
 from bbdm.data.spec import Spec
 from bbdm.files.hub import find_checkpoint
-from bbdm.pictures import suffixes
+from bbdm.pictures import formats
 from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected, machines
 from bbdm.translation.results import SETTINGS, Record, missing, paths_of
@@ -262,7 +262,7 @@ def rows_of(sources: Folder) -> Sequence[Row]:
         return read_rows("folder", str(sources.here))
     rows: dict[str, Row] = {}
     for path in sources.list():
-        if suffix := suffixes.suffix_of(path) if "/." not in f"/{path}" else "":
+        if suffix := formats.suffix_of(path) if "/." not in f"/{path}" else "":
             name = path[: -len(suffix)]
             if name in rows:
                 raise ValueError(f"two pictures in {sources.address} have the name {name}: remove one")

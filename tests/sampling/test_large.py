@@ -16,9 +16,8 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
-from bbdm.data.reading import Reader
+from bbdm.data.reading import Reader, Strips
 from bbdm.data.spec import Spec
-from bbdm.data.strips import Strips
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
@@ -63,7 +62,7 @@ def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
 
 
 def strips_of(sampler: BridgeSampler, *paths: Path) -> Strips:
-    return Strips.of(Reader(sampler.pictures), {"name": "a", "source": paths})
+    return Reader(sampler.pictures).strips({"name": "a", "source": paths})
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +262,7 @@ def test_refusals(source: Path, tmp_path: Path):
     array = numbers(kind="float32")
     array[2, 50, 3] = np.inf
     np.save(tmp_path / "infinite.npy", array)
-    whole = tmp_path / "whole.npz"  # of which no part is read alone
+    whole = tmp_path / "whole.mha"  # of which no part is read alone
     write(whole, numbers())
     least = r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB"
     decoded = r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
