@@ -186,7 +186,7 @@ class LargePicture(BridgeSampler):
         if self._source.decoded > memory // 2:
             raise ValueError(
                 f"it must be decoded whole, which needs {amount(self._source.decoded)}, and half of the "
-                f"{amount(memory)} of memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
+                f"{amount(memory)} of memory are for that: save it as GeoTIFF, tiled TIFF or npy, which have parts"
             )
         if self.unet.further.each:
             kinds = self.unet.further.described
