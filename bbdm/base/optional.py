@@ -24,7 +24,7 @@ EXTRAS = {
     "tiff": ("tifffile", "imagecodecs"),
     "medical": ("SimpleITK", "nibabel"),
     "geo": ("rasterio",),
-    "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
+    "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
 
 

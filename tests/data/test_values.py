@@ -40,7 +40,7 @@ class TestValues:
         wanted = [(2000 + at) / 2000 - 1, (3000 + at) / 4000 - 1, at / 4000]
         np.testing.assert_allclose(several.read(0).source.flatten().tolist(), wanted, atol=1e-6)
         with pytest.raises(ValueError, match="has 1 channels, and there are values of 2"):
-            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1"))
+            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1")).read(0)
 
     def test_percentiles_are_of_the_whole_picture(self, tmp_path: Path) -> None:
         example = valued(folders(tmp_path), source=Percentiles(10, 90), crop=CROP).read(2, 3)
