@@ -186,8 +186,8 @@ def test_graphs_are_torch_s(name: str):
     codec = codec.with_statistics(statistics_of(codec.channels))
     latents = codec.encode(IMAGE, "source")
     for model, inputs, expected in (
-        (graphs.encoder_graph(codec, 23), {"image": IMAGE}, latents),
-        (graphs.decoder_graph(codec, 23), {"latent": latents}, codec.decode(latents)),
+        (graphs.encoder_graph(codec), {"image": IMAGE}, latents),
+        (graphs.decoder_graph(codec), {"latent": latents}, codec.decode(latents)),
     ):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (outputs,) = session.run(None, {name: value.contiguous().numpy() for name, value in inputs.items()})
