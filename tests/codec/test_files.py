@@ -60,7 +60,7 @@ def test_weights_in_float16_and_of_old_versions(folder: Path):
 def test_folders_that_hold_no_autoencoder(folder: Path, tmp_path: Path):
     config = json.loads((folder / "config.json").read_text())
     (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=rf"no {WEIGHTS} in .*kl, .*; it has diffusion_pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=rf"no {WEIGHTS} in .*kl, which is all that is read"):
         load_codec(folder)
     (folder / "diffusion_pytorch_model.bin").rename(folder / WEIGHTS)
     (folder / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
@@ -72,9 +72,6 @@ def test_folders_that_hold_no_autoencoder(folder: Path, tmp_path: Path):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no config\.json of an autoencoder in .*kl$"):
         load_codec(folder / WEIGHTS)
-    (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="it holds a pipeline, whose autoencoder is the folder vae"):
-        load_codec(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no VQGAN"):
         load_codec(tmp_path / "none.safetensors")
 
