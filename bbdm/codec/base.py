@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bbdm.codec.tiles import Function, Tiling
-from bbdm.networks.checks import check_integers
+from bbdm.networks.config import check_integers
 from bbdm.networks.restore import state_hash
 
 Role = Literal["source", "target"]

@@ -13,7 +13,7 @@ from bbdm.base.atomic import file_sha256, short
 from bbdm.data.spec import Spec
 from bbdm.files import hub
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.networks.endpoint import check_endpoint
+from bbdm.networks.config import check_endpoint
 from bbdm.pictures.images import as_size
 from bbdm.solvers import StepTable
 

@@ -17,10 +17,10 @@ from bbdm.bridges import Bridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
+from bbdm.networks.arrays import source_channels
 from bbdm.networks.base import Network, Wrapped, check_network
 from bbdm.networks.config import UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
-from bbdm.networks.endpoint import source_channels
 from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig

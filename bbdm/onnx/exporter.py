@@ -20,8 +20,8 @@ from bbdm.base.atomic import file_sha256
 from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
 from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import Network, placed
-from bbdm.networks.checks import check_pictures
 from bbdm.onnx import graphs, pipeline
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import convert, open_image, resized, to_array

@@ -20,8 +20,8 @@ from onnxscript import opset21, optimizer
 from torch import nn
 
 from bbdm.codec import Codec
+from bbdm.networks.arrays import NAMES
 from bbdm.networks.base import SOURCE, Network
-from bbdm.networks.checks import NAMES
 from bbdm.networks.conditions import ConditionInput
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet

@@ -13,10 +13,9 @@ from onnxscript import opset21
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from bbdm.networks.checks import NAMES
-from bbdm.networks.endpoint import in_channels
+from bbdm.networks.arrays import NAMES, in_channels
 from bbdm.onnx.graphs import CELLS, OPSET, Input, condition_inputs, export_graph, sizes, step, subgraphs
-from bbdm.sampling.batch import Shapes
+from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
 DOMAIN = "bbdm"  # of nodes that stand for a graph
@@ -54,10 +53,7 @@ class Pipeline(nn.Module):
         cell, shapes, ones = self.shapes.cell, self.shapes, (1,) * source.ndim
         noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
         grid = [source.shape[0], shapes.channels, *(side // cell for side in source.shape[2:])]
-        if self.latent:
-            y = _node("encoder", [source], grid)
-        else:
-            y = in_channels(source, shapes.channels, shapes.endpoint, torch.cat)
+        y = _node("encoder", [source], grid) if self.latent else in_channels(source, shapes.channels, shapes.endpoint)
         conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
         of_y, of_z = self.start
         x = of_y * y + of_z * noise[-1] if of_z else of_y * y
@@ -102,7 +98,7 @@ def pipeline_graph(parts: Mapping[str, onnx.ModelProto], table: StepTable, shape
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
     Further conditions of the network are inputs by their names. A source whose channels are others than the
-    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.endpoint.in_channels`.
+    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.arrays.in_channels`.
 
     The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
     the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the

@@ -14,7 +14,7 @@ from torch import Tensor
 from bbdm import BridgeSampler
 from bbdm.execution import compiled
 from bbdm.execution.compiled import Graphs
-from bbdm.sampling.batch import Batch
+from bbdm.sampling.loop import Batch
 from tests.execution.test_compiled import ODD, SOURCE, build, new_sampler
 
 TOLERANCE = 1e-3  # of a GPU's float32: other algorithms for convolutions, other orders of sums
