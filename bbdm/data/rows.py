@@ -135,9 +135,7 @@ def _labels(column: str, where: str) -> Part:
         if labels.setdefault(*cells) != cells[1]:
             above = f"{cells[0]!r} is of the class {labels[cells[0]]!r} above"
             splits = "where two splits have pictures of one name, give labels_{split}.csv"
-            raise ValueError(
-                f"line {number} of {path}: {cells[0]!r} is of the class {labels[cells[0]]!r} above; {splits}"
-            )
+            raise ValueError(f"line {number} of {path}: {above}; {splits}")
     return Part(column, path, labels)
 
 
