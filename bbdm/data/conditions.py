@@ -78,8 +78,10 @@ def known_conditions(
 def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
     """Conditions whose sizes are known, as a network has them."""
     known = {name: each for name, each in conditions.items() if each.size is not None}
-    sizes: Any = {kind: {name: each.size for name, each in known.items() if each.kind == kind} for kind in READ}
-    return ConditionsConfig(**{field: sizes[kind.kind] for field, kind in KINDS.items()})
+    settings: dict[str, Any] = {
+        field: {name: each.size for name, each in known.items() if each.kind == kind} for field, kind in KINDS.items()
+    }
+    return ConditionsConfig(**settings)
 
 
 def has_column(rows: Sequence[Row], name: str) -> bool:

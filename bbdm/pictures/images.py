@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
-from bbdm.base.caller import warn
+from bbdm.base.scripts import warn
 from bbdm.pictures.checks import fail
 from bbdm.pictures.picture import Picture
 

@@ -12,8 +12,8 @@ from bbdm.codec import Codec
 from bbdm.data.cached import LatentDataset
 from bbdm.data.pairs import Pairs
 from bbdm.files.content import CodecState
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Network
-from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.training.config import BridgeConfig, RunConfig
 
