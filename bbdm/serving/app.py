@@ -26,7 +26,7 @@ from bbdm.base import demo
 from bbdm.base.scripts import termination
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import check_eight_bit
-from bbdm.networks.checks import check_pictures
+from bbdm.networks.arrays import check_pictures
 from bbdm.pictures import images
 from bbdm.serving.config import AppConfig
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from bbdm import solvers
 from bbdm.data.spec import check_eight_bit
-from bbdm.networks.checks import check_pictures
+from bbdm.networks.arrays import check_pictures
 from bbdm.pictures import images
 from bbdm.pictures.checks import UnknownFormatError
 from bbdm.sampling.options import Options
