@@ -10,7 +10,7 @@ import numpy as np
 
 from bbdm.base.settings import check, position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import DATASETS, Row, read_layout
+from bbdm.data.rows import Row, read_layout
 from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
@@ -175,9 +175,7 @@ class DatasetConfig(RowsConfig):
 
     TARGETS: ClassVar[bool] = True  # whether they are needed
 
-    dataset: str = position(
-        "layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout, words=DATASETS
-    )
+    dataset: str = position("layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout)
     data_dir: str = position("its folder; of 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column")
 
     def __post_init__(self) -> None:
