@@ -93,7 +93,8 @@ def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = No
         elif choices:
             words = ", ".join(map(str, choices))
             options |= {"choices": choices, "type": type(next(iter(choices)))}
-            options |= {"help": f"{about['help']}: {words}"} if len(words) > SHORT else {"metavar": f"{{{words.replace(' ', '')}}}"}
+            short = f"{{{words.replace(' ', '')}}}"
+            options |= {"metavar": short} if len(words) <= SHORT else {"help": f"{about['help']}: {words}"}
         elif kind is bool:
             options = {"action": argparse.BooleanOptionalAction, "default": default, "help": about["help"]}
         elif get_origin(kind) is tuple:
