@@ -137,7 +137,8 @@ class CrossAttention(nn.Module):
         """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``bias`` (B, 1, 1, L)."""
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = context[..., self.columns].to(q.dtype).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        bias = bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)  # ONNX Runtime does not broadcast it
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj_out(h.transpose(1, 2).flatten(2))
 
 

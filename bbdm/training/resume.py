@@ -67,7 +67,7 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
 def describe_pairs(train: Pairs) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     spec = train.spec
-    about = {"image_size": train.image_size, "direction": spec.direction, "crops": [spec.crops, spec.in_mask]}
+    about = {"image_size": train.image_size, "direction": spec.direction, "crops": spec.crops}
     return {**about, **train.settings(), "number": len(train), "names": train.names_digest()}
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.data.grids import crop_window
+from bbdm.data.cells import crop_window
 from bbdm.data.spec import AXES
-from bbdm.pictures.values import Percentiles, read_values
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, read_values
 from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
@@ -40,7 +40,7 @@ class TestValues:
         wanted = [(2000 + at) / 2000 - 1, (3000 + at) / 4000 - 1, at / 4000]
         np.testing.assert_allclose(several.read(0).source.flatten().tolist(), wanted, atol=1e-6)
         with pytest.raises(ValueError, match="has 1 channels, and there are values of 2"):
-            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1"))
+            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1")).read(0)
 
     def test_percentiles_are_of_the_whole_picture(self, tmp_path: Path) -> None:
         example = valued(folders(tmp_path), source=Percentiles(10, 90), crop=CROP).read(2, 3)
@@ -49,31 +49,22 @@ class TestValues:
         np.testing.assert_allclose(example.source[0].numpy(), wanted, atol=1e-5)
 
     @pytest.mark.parametrize(
-        ("array", "message"),
+        ("side", "fill", "kind", "how", "message"),
         [
-            (np.full((1, 4, 5), 3000, np.float32), r"values from 3000 to 3000 in float32: give their range"),
-            (np.full((1, 4, 5), 9, np.uint16), r"values from 9 to 9 in uint16: give their range, such as 0:255"),
-            (np.where(np.arange(20) == 7, np.nan, 0).reshape(1, 4, 5), r"nan stands in channel 0 at \(1, 2\)"),
+            ("A", 3000, "float32", {"source": EIGHT_BIT}, "values from 5 to 3000 in float32: give their range"),
+            ("A", 9, "uint16", {"source": EIGHT_BIT}, "values from 5 to 9 in uint16: give their range, such as 0:255"),
+            ("A", np.nan, "float32", {"source": EIGHT_BIT}, r"nan stands in channel 0 at \(11, 13\)"),
+            ("B", np.inf, "float32", {}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("B", np.inf, "float32", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("A", np.inf, "float32", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
         ],
     )
-    def test_without_a_range_are_named_with_their_file(self, array: Any, message: str, tmp_path: Path) -> None:
-        save(tmp_path / "A/0.npy", array)
-        save(tmp_path / "B/0.npy", np.zeros((1, 4, 5), np.float32))
-        with pytest.raises(ValueError, match=rf"A/0\.npy.*{message}"):
-            load(f"{tmp_path}/A,{tmp_path}/B").read(0)
-
-    @pytest.mark.parametrize(
-        ("side", "how", "message"),
-        [
-            ("B", {}, r"inf stands in channel 0 at \(11, 13\)"),
-            ("B", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
-            ("A", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
-        ],
-    )
-    def test_infinity_is_refused_with_file_and_index(self, side: str, how: Any, message: str, tmp_path: Path) -> None:
+    def test_what_has_no_range_is_named(
+        self, side: str, fill: float, kind: str, how: Any, message: str, tmp_path: Path
+    ) -> None:
         data_dir = folders(tmp_path, count=1)
-        array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
-        array[0, 11, 13] = np.inf
+        array = np.full((1, HEIGHT, WIDTH), 5, kind)
+        array[0, 11, 13] = fill
         save(tmp_path / side / "0.npy", array)
         with pytest.raises(ValueError, match=rf"/0\.npy.*{message}"):
             valued(data_dir, **how).read(0)
@@ -128,23 +119,8 @@ class TestCrops:
             corners.add(first)
         assert len(corners) > 10  # another epoch has others
         assert not torch.equal(pairs.read(2).source, pairs.read(3).source)  # the next of the picture
-        inside = numbers(valued(data_dir, in_mask=1.0, **how).read(1, 5).source)
-        assert inside[tuple(side // 2 for side in crop)] == volume[place]
         with pytest.raises(ValueError, match=r"A/1\.npy: it has .* pixels, and crops have 30 x 30"):
             valued(data_dir, crop=30, axes=len(sides)).read(1)
-
-    def test_a_share_is_centred_in_the_mask(self, tmp_path: Path) -> None:
-        folders(tmp_path, count=1)
-        data_dir = masked(tmp_path, (HEIGHT, WIDTH), [(9, 11)])
-        example = valued(data_dir, crop=CROP, in_mask=1.0).read(0)
-        assert example.mask.nonzero().tolist() == [[0, CROP // 2, CROP // 2]]
-        assert example.mask.dtype == torch.float32
-        corner = valued(masked(tmp_path, (HEIGHT, WIDTH), [(0, WIDTH - 1)]), crop=CROP, in_mask=1.0).read(0)
-        assert corner.mask.nonzero().tolist() == [[0, 0, CROP - 1]]  # as near as the picture's edges let it
-        masked(tmp_path, (HEIGHT, WIDTH), [(9, 11)])
-        half = valued(data_dir, crop=CROP, in_mask=0.5)
-        middles = [numbers(half.read(0, seed).source)[CROP // 2, CROP // 2] for seed in range(200)]
-        assert 0.4 < np.mean(np.array(middles) == 9 * WIDTH + 11) < 0.6  # binomial, 3 sigma
 
 
 class TestSlices:
