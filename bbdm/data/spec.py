@@ -13,14 +13,14 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Classes, Direction, Kind
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Classes, Kind
 from bbdm.pictures import values
 from bbdm.pictures.images import Resize, Size, as_size
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds, read_values
 
 Plane = Literal["axial", "coronal", "sagittal"]
-Way = Direction | Literal["both"]
+Way = Literal["AtoB", "BtoA", "both"]
 ROLES = ("source", "target")  # the columns that have values of their own
 LEARNED = ("crop", "slices", "neighbours", "spacing", "nodata")  # fields that a network's file keeps as they are
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
