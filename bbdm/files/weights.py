@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from bbdm.base.atomic import SUFFIXES, check_suffix, write_atomically
+from bbdm.base.atomic import check_suffix, write_atomically
 from bbdm.files import inert
 from bbdm.networks.restore import state_hash
 
@@ -90,8 +90,7 @@ def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any
     """
     path = Path(path)
     if path.is_dir():
-        files = ", ".join([each.name for each in sorted(path.glob("*")) if each.suffix in SUFFIXES][-3:])
-        raise ValueError(f"{path} is a folder, and a {kind} is a file{f': it has {files}' if files else ''}")
+        raise ValueError(f"{path} is a folder, and a {kind} is a file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}")
     with readable(path, kind):
