@@ -19,7 +19,7 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
-from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
+from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VERSION
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import Network, placed
 from bbdm.onnx import graphs, pipeline
@@ -76,20 +76,16 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
     """The content of bridge.json for the files in a folder."""
     network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
     stride = shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride)  # of all axes, or of each
-    conditions = network.further.settings()
     optional = {
         **sampler.pictures.config(),
         **({} if shapes.source_channels == shapes.image_channels else {"source_channels": shapes.source_channels}),
         **({} if network.endpoint_channels is None else {"endpoint": list(network.endpoint_channels)}),
-        **conditions,
+        **network.further.settings(),
         **({} if network.axes == 2 else {"axes": network.axes}),
     }
-    version = VALUED if optional else PLAIN
-    version = VOLUMES if network.axes != 2 or isinstance(stride, list) else version
-    version = VERSION if conditions.keys() - {"images"} else version
     return {
         "format": FORMAT,
-        "version": version,
+        "version": VERSION if optional or isinstance(stride, list) else PLAIN,
         "bridge": sampler.bridge.config(),
         "solver": sampler.solver,
         "calls": sampler.calls,

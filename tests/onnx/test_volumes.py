@@ -39,7 +39,7 @@ def folder(model: Path) -> Path:
 def test_the_runtime(model: Path, folder: Path) -> None:
     exported, sampler = OnnxBridgeSampler(folder), BridgeSampler.from_checkpoint(model)
     assert (exported.axes, exported.image_size) == (3, (4, 8, 8))
-    assert (exported.settings["version"], exported.settings["stride"]) == (5, [2, 4, 4])
+    assert (exported.settings["version"], exported.settings["stride"]) == (6, [2, 4, 4])
     mask = (SOURCE > 0).float()
     calls: list[dict[str, Any]] = [{}, {"window": (4, 8, 4)}, {"mask": mask}]
     for settings in calls:
