@@ -254,7 +254,7 @@ class TestTiff:
 def test_shapes_and_pickles_of_npy(tmp_path: Path) -> None:
     for stored in (np.zeros(3), np.zeros((1, 2, 3, 4, 5)), np.zeros((0, 3)), np.zeros(()), np.array([print, None])):
         np.save(tmp_path / "a.npy", stored, allow_pickle=True)
-        refused(tmp_path / "a.npy", "must be|empty|objects")
+        refused(tmp_path / "a.npy", "must be|holds no numbers")
     (tmp_path / "a.npy").write_bytes(pickle.dumps(print))
     refused(tmp_path / "a.npy", "cannot read")
 
