@@ -134,7 +134,7 @@ def test_settings_say_what_the_network_is_told(folder: Path, tmp_path: Path):
     assert {name: settings[name] for name in TOLD} == json.loads(json.dumps(TOLD))
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     for change, message in (
-        ({"classes": ["ink"]}, r"classes must be classes by name, got \['ink'\]"),
+        ({"classes": ["ink"]}, r"classes must be a dict, got \['ink'\]"),
         ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
         ({"tokens": {"text": "6"}}, "tokens must be widths by name"),
         ({"drop": {"style": 2}}, r"drop\['style'\] must be above 0 and below 1, got 2"),
