@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, save_checkpoint, wrap
 from bbdm.data.spec import Spec
-from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.windows import Windows
 from bbdm.pictures.images import preview
 from bbdm.pictures.picture import Geometry, Picture
@@ -43,18 +42,6 @@ def pointwise(solver: str = "sde-dpm2m", **settings: Any) -> tuple[Pointwise, Br
     module = Pointwise()
     made = BridgeSampler(wrap(module, 1, 1, axes=3, **settings).eval(), ABridge(), solver, steps=3)
     return module, made
-
-
-def test_noise_is_of_the_voxel() -> None:
-    """A network that predicts nothing: the first state's noise is the numbers of element and seed alone."""
-    nothing = wrap(nn.Conv3d(1, 1, 1), 1, axes=3, call=lambda conv, x, t, conditions: 0 * conv(x))
-    sampler = BridgeSampler(nothing.eval(), BrownianBridge(), "posterior", steps=2)
-    (first, _) = sampler.stream(SOURCE, seed=7)
-    drawn = [normal([seed], 0, (1, 5, 10, 7)) for seed in (7, 8)]
-    plain = next(iter(sampler.stream(SOURCE, noise=torch.zeros(2, 2, 1, 5, 10, 7)))).x
-    scale = (first.x[0] - plain[0]).norm() / np.linalg.norm(drawn[0])
-    for k, numbers in enumerate(drawn):
-        torch.testing.assert_close((first.x - plain)[k : k + 1], scale * torch.from_numpy(numbers))
 
 
 def test_a_seed_is_a_volume_at_every_batch_size() -> None:

@@ -1,7 +1,7 @@
 """Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from bbdm import ABridge, BridgeSampler, wrap
 from bbdm.codec import wrap_codec
 from bbdm.data.spec import Spec
-from bbdm.networks.arrays import concatenated
 from bbdm.networks.base import Wrapped
-from bbdm.networks.windows import Windows, blend
+from bbdm.networks.windows import Windows
 
 REACH = 3  # pixels around one that three convolutions of 3 x 3 see
 SOURCE = torch.rand(2, 3, 50, 77, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -73,45 +72,11 @@ def test_the_number_of_windows_is_that_of_nnunet(size: int, length: int, overlap
     assert np.abs(np.array(starts) - np.linspace(0, size - length, count)).max() < 1
 
 
-@pytest.mark.parametrize("margin", [0, 7])
-def test_weights_of_a_pixel_add_up_to_1_and_margins_count_for_nothing(margin: int):
-    windows = Windows.spread(200, 64, 20)
-    weights = windows.gaussians(margin)
-    total = np.zeros(200)
-    for i, weight in enumerate(weights):
-        total[windows.span(i)] += weight
-    np.testing.assert_allclose(total, 1, atol=1e-12)
-    inside = slice(margin, 64 - margin)
-    assert all((weight[inside] > 0).all() for weight in weights)
-    assert all((weight[:margin] == 0).all() for weight in weights[1:])
-    assert all((weight[64 - margin :] == 0).all() for weight in weights[:-1])
-    assert (weights[0][:margin] == 1).all()
-    assert (weights[-1][64 - margin :] == 1).all()
-
-
 def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
     """That of MONAI's sliding windows: where two overlap, shares are as the Gaussians, above a floor."""
     first, second = Windows(96, 64, (0, 32)).gaussians()
     bells = [np.maximum(np.exp(-((np.arange(32, 64) - shift - 31.5) ** 2) / (2 * 8**2)), 1e-3) for shift in (0, 32)]
     np.testing.assert_allclose(first[32:] / second[:32], bells[0] / bells[1], rtol=1e-9)
-
-
-@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-@pytest.mark.parametrize("together", [1, 3, 100])
-def test_blending_of_values_is_the_values(kind: Callable[[Any], Any], together: int):
-    """A function of single pixels gives the same on windows, in memory of one's own too."""
-    image = kind(np.random.default_rng(0).random((2, 3, 40, 33), dtype=np.float32))
-    sides = [Windows.spread(40, 12, 3), Windows.spread(33, 10, 6)]
-    weights = [kind(side.gaussians().astype(np.float32)) for side in sides]
-
-    def squares(spans: list[Any]) -> Any:
-        return concatenated([image[(..., *span)] ** 2 for span in spans])
-
-    whole = blend(squares, sides, weights, together)
-    np.testing.assert_allclose(np.asarray(whole), np.asarray(image) ** 2, atol=1e-6)
-    out = kind(np.zeros((2, 3, 40, 33), np.float32))
-    assert blend(squares, sides, weights, together, out=out) is out
-    np.testing.assert_array_equal(np.asarray(out), np.asarray(whole))
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency"])
