@@ -15,7 +15,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from bbdm.networks.arrays import NAMES, in_channels
 from bbdm.onnx.graphs import CELLS, OPSET, Input, condition_inputs, export_graph, sizes, step, subgraphs
-from bbdm.sampling.batch import Shapes
+from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
 DOMAIN = "bbdm"  # of nodes that stand for a graph
@@ -53,10 +53,7 @@ class Pipeline(nn.Module):
         cell, shapes, ones = self.shapes.cell, self.shapes, (1,) * source.ndim
         noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
         grid = [source.shape[0], shapes.channels, *(side // cell for side in source.shape[2:])]
-        if self.latent:
-            y = _node("encoder", [source], grid)
-        else:
-            y = in_channels(source, shapes.channels, shapes.endpoint)
+        y = _node("encoder", [source], grid) if self.latent else in_channels(source, shapes.channels, shapes.endpoint)
         conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
         of_y, of_z = self.start
         x = of_y * y + of_z * noise[-1] if of_z else of_y * y
