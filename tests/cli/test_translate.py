@@ -238,7 +238,7 @@ def test_no_picture_of_the_user_is_overwritten(place: Path):
 def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixture[str]):
     for flags, message in (
         (["edge2shoes"], "required: DATA_DIR, CHECKPOINT"),
-        (["shoes", "data", "c.pt"], "argument DATASET: it must be one of celeba, "),
+        (["shoes", "data", "c.pt"], "argument DATASET: dataset must be one of celeba, "),
         (["edge2shoes", "data", "c.pt", "--image_size", "16x"], "a size is written as 256"),
         (["edge2shoes", "data", "c.pt", "--dtype", "fp16"], "invalid choice"),
     ):
