@@ -18,7 +18,9 @@ from bbdm.pictures.images import as_size
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
-PLAIN, VERSION = 3, 6  # of 8-bit pictures to as many channels without other conditions; of all else
+PLAIN = 3  # of 8-bit pictures to as many channels without other conditions
+FURTHER = 6  # of all else but
+VERSION = 7  # two directions whose steps differ
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a complete translation as one graph, for other programs
 COUNTS = ("channels", "image_channels", "latent_stride", "source_channels", "stride")

@@ -22,6 +22,7 @@ from bbdm.files import hub, weights
 from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.networks.base import Wrapped
+from bbdm.networks.conditions import DIRECTIONS
 from bbdm.networks.restore import find_dtype
 
 CARD = """\
@@ -89,6 +90,7 @@ def save_pretrained(
             beyond the range of ``dtype``.
     """
     folder = Path(folder)
+    model = model.towards(DIRECTIONS[0]) if model.direction else model
     check_folder(folder)
     export, inside = None if onnx is None else Path(onnx), folder / hub.ONNX
     if inside.exists() and (export is None or inside.resolve() != export.resolve()):

@@ -19,9 +19,10 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
-from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VERSION
+from bbdm.files.bridge_json import FORMAT, FURTHER, PIPELINE, PLAIN, SETTINGS, VERSION
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import Network, placed
+from bbdm.networks.conditions import DIRECTION
 from bbdm.onnx import graphs, pipeline
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import convert, open_image, resized, to_array
@@ -45,7 +46,14 @@ def load(config: ExportConfig, network: Network | None = None) -> BridgeSampler:
     if refused := others.each if config.quantize else others.images if sampler.codec is not None else {}:
         what = "int8 is calibrated on sources alone" if config.quantize else "with a codec, exports have no images"
         raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
+    if config.pipeline and _differ(sampler):
+        raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
     return sampler
+
+
+def _differ(sampler: BridgeSampler) -> bool:
+    """Whether a network has two directions, which take other steps."""
+    return sampler.direction is not None and sampler.bridge.turned is not sampler.bridge
 
 
 def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
@@ -83,9 +91,10 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
         **network.further.settings(),
         **({} if network.axes == 2 else {"axes": network.axes}),
     }
+    further = FURTHER if optional or isinstance(stride, list) else PLAIN
     return {
         "format": FORMAT,
-        "version": VERSION if optional or isinstance(stride, list) else PLAIN,
+        "version": VERSION if _differ(sampler) else further,
         "bridge": sampler.bridge.config(),
         "solver": sampler.solver,
         "calls": sampler.calls,
@@ -140,6 +149,8 @@ def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     for batch, sides in [(1, side), (2, side), (5, [*side[:-1], 5 * shapes.stride[-1]])]:
         values = graphs.examples(inputs, graphs.sizes(batch, sides, shapes.cell), generator)
         image, noise = values.pop("source"), values.pop("noise")
+        if sampler.direction is not None:  # one of all
+            values[DIRECTION] = values[DIRECTION][:1].repeat(batch)
         arrays = {name: value.numpy() for name, value in values.items()}
         # on whole pictures, where the network was trained on crops too
         states = [*exported.stream(image.numpy(), seed=0, conditions=arrays, window=None)]
