@@ -172,22 +172,21 @@ def test_the_codec_counts_and_not_its_file(place: Path, count: list[int]):
     count.clear()
     settings = run("-vq", "vqgan.pt")["settings"]
     assert count == []
-    assert settings["codec"]["before_quant_conv"] is False
     assert settings["codec"]["config"]["latent_channels"] == settings["unet"]["in_channels"] == 3
 
 
-def test_a_network_whose_latents_are_taken_elsewhere_is_another(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where latents are taken decides results too. The report has settings by their name."""
+def test_a_network_of_other_latents_is_another(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """The codec's settings decide results too. The report has settings by their name."""
     stored = load_checkpoint("c.pt")
-    for before in (False, True):
-        codec = CodecState.of(VQGANCodec(tiny_vqgan(), before))
+    for attention in (True, False):
+        codec = CodecState.of(VQGANCodec(tiny_vqgan(projects_attention=attention)))
         loaded: Checkpoint = dataclasses.replace(stored, codec=codec)
         monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_, c=loaded: c)
-        if before:
-            with pytest.raises(ValueError, match=r"other settings \(codec\.before_quant_conv False, now True\)"):
-                run("--config", "bbdm")
-        else:
+        if attention:
             run("--config", "bbdm")
+        else:
+            with pytest.raises(ValueError, match=r"other settings \(codec\.config\.projects_attention True, now False"):
+                run("--config", "bbdm")
     monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: stored)
     assert run("--config", "ddbm-diode-256", "--overwrite")["settings"]["config"] == "ddbm-diode-256"
 
