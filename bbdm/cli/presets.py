@@ -11,7 +11,7 @@ from bbdm.data.config import Crops
 from bbdm.networks.config import DITS, UNETS
 from bbdm.networks.config import VQGANS as VQGAN_PRESETS
 
-__all__ = ["BRIDGE_NAMES", "PRESETS", "PRESET_SETTINGS", "VARIANTS", "VQGAN_PRESETS", "SourceAs"]
+__all__ = ["BRIDGE_NAMES", "PRESETS", "PRESET_SETTINGS", "UNPAIRED_SETTINGS", "VARIANTS", "VQGAN_PRESETS", "SourceAs"]
 SourceAs = Literal["concat", "tokens", "none"]
 PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
@@ -22,6 +22,14 @@ BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, BRIDGES)  # pyright: ignore
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
+UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
+    "bridge": "brownian",
+    "objective": "preconditioned",
+    "density": "uniform",
+    "loss": "l2",
+    "source_as": "none",
+    "ema_decay": 0.999,
+}
 SMALL = {
     "image_size": 64,
     "batch_size": 16,

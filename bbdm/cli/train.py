@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import Density, Objective
-from bbdm.cli.presets import BRIDGE_NAMES, PRESET_SETTINGS, PRESETS, SourceAs
+from bbdm.cli.presets import BRIDGE_NAMES, PRESET_SETTINGS, PRESETS, UNPAIRED_SETTINGS, SourceAs
 from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import DataConfig
+from bbdm.data.rows import UNPAIRED
 from bbdm.networks.checks import check_pictures
 from bbdm.pictures.images import Size, read_size
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import TrainConfig, UnpairedConfig
 
 if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
@@ -45,8 +47,8 @@ def read_shares(text: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingCommand, DataConfig, TrainConfig):
-    """A training of a bridge. ``Train.of(preset=...)`` has the defaults of a preset.
+class Train(TrainingCommand, DataConfig, UnpairedConfig):
+    """A training of a bridge. ``Train.of(preset=...)`` has the defaults of a preset, and of the data set.
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.
@@ -68,6 +70,9 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
     objective: str | None = setting(None, "what the network predicts; the bridge's own if unset", choices=OBJECTIVES)
     density: Density = setting("uniform", "of training times")
     spread: float | None = setting(None, "of targets less sources, in [-1, 1]; measured if unset and it counts")
+    eps: float | None = setting(
+        None, "variance of the path between two sets; that of their values if unset", group="unpaired"
+    )
     image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
     channels: Literal[1, 3] | None = setting(
         None, "1 for grey pictures; 3 if unset, or the autoencoder's", group="network"
@@ -95,12 +100,15 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the preset."""
-        return PRESET_SETTINGS[values.get("preset", "paper")]
+        """Those of the preset, and of a training without pairs."""
+        return PRESET_SETTINGS[values.get("preset", "paper")] | (
+            UNPAIRED_SETTINGS if values.get("dataset") == UNPAIRED else {}
+        )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        TrainConfig.__post_init__(self)
+        UnpairedConfig.__post_init__(self)
+        self._check_unpaired()
         latent = self.vqgan_path is not None
         if not latent and (self.cache_latents or self.normalize_latents):
             raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
@@ -127,6 +135,20 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
+    def _check_unpaired(self) -> None:
+        """Raise ValueError where settings are not those of two sets, or only those."""
+        if self.dataset != UNPAIRED:
+            if self.eps is not None:
+                raise ValueError(f"eps is of the data set {UNPAIRED!r}, got {self.dataset!r}")
+            return
+        if self.eps is not None and not (isfinite(self.eps) and self.eps > 0):
+            raise ValueError(f"eps must be a positive number, got {self.eps}")
+        wanted = {"bridge": "brownian", "loss": "l2", "source_as": "none", "direction": "AtoB"}
+        wanted |= dict.fromkeys(["conditions", "slices", "cache_images", "cache_latents"])
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must be {value} for the data set {UNPAIRED!r}, got {getattr(self, name)}")
+
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
         import torch
@@ -134,8 +156,10 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         from bbdm.cli import setup
         from bbdm.data.cached import LatentDataset, measure
         from bbdm.training import fine_tuning, statistics
+        from bbdm.training.bridge import BridgeTask
         from bbdm.training.previews import ValidationScores
         from bbdm.training.trainer import Trainer
+        from bbdm.training.unpaired import UnpairedTask, between_sets
         from bbdm.training.whitening import whiten
 
         verbose = self.shown and team.first
@@ -179,13 +203,26 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
 
         if self.whiten and resumed is None:
             whiten(unet, pairs, codec, team.device)
-        bridge = replace(bridge, **measured | spread)
-        if statistics.used(bridge) and not measured | spread:
+        unpaired = self.dataset == UNPAIRED
+        bridge: Any = replace(bridge, **measured | spread)
+        if unpaired and resumed is not None:
+            own = getattr(resumed.bridge, "max_variance", 1.0)  # of another bridge, the resume refuses it
+            bridge = replace(bridge, max_variance=own if self.eps is None else self.eps / 2)
+        elif unpaired or (statistics.used(bridge) and not measured | spread):
             bridge = statistics.fitted(bridge, unet, pairs, codec, team.device)
+            bridge = between_sets(bridge, self.eps) if unpaired else bridge
+            found = {**bridge.statistics, **({"eps": 2 * bridge.max_variance} if unpaired else {})}
             if team.first:
-                print(f"measured: {', '.join(f'{name} {value:g}' for name, value in bridge.statistics.items())}")
-        config = from_values(TrainConfig, vars(self))
-        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks)
+                print(f"measured: {', '.join(f'{name} {value:g}' for name, value in found.items())}")
+        config = from_values(UnpairedConfig if unpaired else TrainConfig, vars(self))
+        task = UnpairedTask if unpaired else BridgeTask
+        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks, task)
+
+    def _conditions(self, rows: Any, learned: Any, known: Any) -> Any:
+        """The class ``direction`` of two sets; see the base class."""
+        from bbdm.training.unpaired import TOLD
+
+        return TOLD if self.dataset == UNPAIRED else super()._conditions(rows, learned, known)
 
 
 main = Train.main

@@ -21,6 +21,7 @@ from bbdm.data.examples import CONDITION, Example, trimmed
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row
+from bbdm.data.unpaired import UnpairedRows
 from bbdm.pictures.picture import scale
 
 AT_ONCE = 64  # examples in a file, and read at a time
@@ -66,6 +67,8 @@ class CachedExamples(Pairs):
     ) -> None:
         if dataset.spec.crop is not None:
             raise ValueError(f"crops are others in each epoch, and a cache of {what} would keep those of the first")
+        if isinstance(dataset.rows, UnpairedRows):
+            raise ValueError(f"two sets have other pairs in each epoch, and a cache of {what} would keep the first")
         vars(self).update(vars(dataset))
         self.stream = None  # stored examples are read by index
         self.dataset, self.folder, self._block = dataset, folder, block

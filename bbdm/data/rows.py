@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from bbdm.data import tables
+from bbdm.data.unpaired import UnpairedRows
 from bbdm.pictures import files, suffixes
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 
@@ -29,6 +30,7 @@ PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
 HU = Values(-1024, 3071, "HU", "int16")
 SYNTHRAD: dict[str, AnyValues] = {"mr": Percentiles(0.5, 99.5), "cbct": HU}  # sources and their values
 PATIENT = "a folder for each patient, with mr.mha or cbct.mha, ct.mha and mask.mha, or .nii.gz"
+UNPAIRED = "unpaired"  # the layout of two sets without pairs
 VALIDATED = 10  # of as many patients, one is for validation
 
 
@@ -87,7 +89,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(sorted(DATASETS))}, got {dataset!r}")
-    folders, *others = COLUMN.split(data_dir)
+    folders, *others = [data_dir] if dataset == UNPAIRED else COLUMN.split(data_dir)
     columns = {name: where.replace("{split}", split) for name, _, where in (each.partition("=") for each in others)}
     if dataset in tables.LAYOUTS:
         return DATASETS[dataset](folders.replace("{split}", split), split, columns)
@@ -99,7 +101,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
-    return _joined(parts)
+    return UnpairedRows(*(part.cells for part in parts)) if dataset == UNPAIRED else _joined(parts)
 
 
 def _joined(parts: Sequence[Part]) -> list[Row]:
@@ -208,6 +210,14 @@ def _paired(data_dir: str, split: str) -> list[Part]:
     return [*(_pictures("source", folder) for folder in folders), _pictures("target", target)]
 
 
+def _unpaired(data_dir: str, split: str) -> list[Part]:
+    """A,B: two folders of pictures that have nothing to do with each other; neither has further columns."""
+    folders = data_dir.replace("{split}", split).split(",")
+    if len(folders) != 2 or not all(folders):
+        raise ValueError(f"data_dir of 'unpaired' must be two folders, A,B, and no columns; got {data_dir!r}")
+    return [_pictures(side, folder) for side, folder in zip(SIDES, folders, strict=True)]
+
+
 def _folder(data_dir: str, split: str) -> list[Part]:
     """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
     return [_pictures("source", str(_root(data_dir, split)[0]))]
@@ -295,6 +305,7 @@ DATASETS: dict[str, Callable[..., Any]] = {
     "face2comics": A_B,
     "cityscapes": _below("gtFine/{split}/*_gtFine_color", "leftImg8bit/{split}/*_leftImg8bit"),
     "paired": _paired,
+    UNPAIRED: _unpaired,
     "folder": _folder,
     "table": _table,
     "synthrad": _patients,
