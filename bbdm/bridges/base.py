@@ -6,7 +6,7 @@ All tables are float64. Solvers, networks and files are not known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 
@@ -20,6 +20,7 @@ from bbdm.bridges.path import Array, Path, Statistics
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 ROUNDING = 1e-13  # of weights that cancel
 LATER = {"density": "uniform", **Statistics().statistics}  # settings that older files lack; left out at these values
@@ -319,6 +320,17 @@ class Bridge(Path):
         own = {each.name: each.default for each in fields(cast(Any, self))}
         left_out = {k for k, v in LATER.items() if own.get(k) == v == getattr(self, k)}
         return {k: v for k, v in self.settings().items() if k not in left_out}
+
+    @property
+    def turned(self) -> Self:
+        """The bridge from targets to sources of the same pairs, whose statistics change places.
+
+        ``spread`` and ``cov`` are the same both ways, and the others count for ``preconditioned`` alone.
+        """
+        if self.objective != "preconditioned" or self.sigma_data == self.sigma_source:
+            return self
+        ends = {"sigma_data": self.sigma_source, "sigma_source": self.sigma_data}
+        return cast(Any, replace(cast(Any, self), **ends))
 
     def settings(self) -> dict[str, Any]:
         """Plain values of all fields, and the kind."""

@@ -11,7 +11,8 @@ import numpy as np
 from bbdm.base.settings import check, position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from bbdm.data.rows import DATASETS, Row, read_layout, synthrad_values
-from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
+from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_conditions, read_named
+from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import EIGHT_BIT, Values, read_values
@@ -61,7 +62,9 @@ def read_labels(text: str) -> dict[str, str]:
 class RowsConfig:
     """The pictures of a data set. What has these settings checks them."""
 
-    direction: Direction = setting("AtoB", "AtoB translates A into B, BtoA targets into sources")
+    direction: Direction = setting(
+        "AtoB", "AtoB translates A into B, BtoA targets into sources; also of a network of both directions"
+    )
     source_values: Any = setting(
         None,
         "range of sources: LOW:HIGH, LOW:HIGH:UNIT, pLOW:HIGH percentiles; channels with commas",
@@ -114,7 +117,7 @@ class RowsConfig:
         further = {"axes": 2, "conditions": {}, **further}
         said = {"source": self.source_values, "target": self.target_values}
         if dataset == "synthrad":
-            usual = synthrad_values(rows)[:: 1 if self.direction == "AtoB" else -1]
+            usual = synthrad_values(rows)[:: -1 if self.direction == "BtoA" else 1]
             said = {name: said[name] or values for name, values in zip(ROLES, usual, strict=True)}
             said["slices"] = learned.slices or ("axial" if further["axes"] == 2 else None)
         said |= self.slices._asdict() if self.slices else {}
@@ -167,8 +170,11 @@ class RowsConfig:
             )
         if not heads["target"] or not isinstance(said["target"], Values):
             return {}
-        head = heads["target"][0]
-        return {"target": said["target"].stored_like(head.dtype), "nodata": head.nodata}
+        head, source = heads["target"][0], said["source"]
+        found = {"target": said["target"].stored_like(head.dtype), "nodata": head.nodata}
+        if self.direction == "both" and isinstance(source, Values):  # which are results too
+            found["source"] = source.stored_like(heads["source"][0].dtype)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +208,9 @@ class DataConfig(RowsConfig):
         ValueError: a setting is out of range.
     """
 
+    direction: Way = setting(  # pyright: ignore[reportIncompatibleVariableOverride]  (training has one more)
+        "AtoB", "AtoB translates A into B, BtoA targets into sources, both by one network either into the other"
+    )
     crop: Crops | None = setting(
         None, "train on crops: SIZE, SIZE:COUNT in an epoch, SIZE:COUNT:SHARE in the mask", parse=read_crops
     )

@@ -91,6 +91,11 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise ValueError(f"{shown(row)} has {axes} axes, and {which}")
         count, channels = (sum(map(self.reader.channels, heads[role])) for role in ROLES)
         self.channels, self.source_channels = channels or count, spec.planes * count
+        if spec.direction == "both" and count != self.channels:
+            raise ValueError(
+                f"{shown(row)} has a source of {count} and a target of {self.channels} channels, and one network of "
+                "direction 'both' makes either: give channels, which photographs are converted to, or train two"
+            )
         for each, values in ((count, spec.source), (self.channels, spec.target)):
             check_channels(values, each, shown(row))
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)

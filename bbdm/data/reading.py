@@ -99,9 +99,9 @@ class Reader:
             ValueError: the direction needs one source and one target, and a row has others.
         """
         found = {name: row.get(name) for name in (*ROLES, "mask", *self.images)}
+        if self.spec.direction != "AtoB" and (found["target"] is None or type(found["source"]) is tuple):
+            raise ValueError(f"{shown(row)}: direction {self.spec.direction!r} needs one source and one target")
         if self.spec.direction == "BtoA":
-            if found["target"] is None or type(found["source"]) is tuple:
-                raise ValueError(f"{shown(row)}: direction 'BtoA' needs one source and one target")
             found["source"], found["target"] = found["target"], found["source"]
         if found["source"] is None:
             raise ValueError(f"{shown(row)} has no source")

@@ -27,6 +27,7 @@ from bbdm.evaluation import risk
 from bbdm.evaluation.excess import By, Measure, ends
 from bbdm.evaluation.risk import Bound, Losses
 from bbdm.evaluation.unseen import check_unseen
+from bbdm.networks.conditions import DIRECTION
 from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
 
@@ -170,7 +171,9 @@ class Intervals:
         Raises:
             ValueError: the pictures have another size than those that calibrated, or a setting is another.
         """
-        if given := sorted({"solver", "steps", "timesteps", "samples", "keep", "mask", *OPTIONS} & settings.keys()):
+        fixed = {"solver", "steps", "timesteps", "samples", "keep", "mask", *OPTIONS}
+        fixed |= {DIRECTION} if self.sampler.direction else set()
+        if given := sorted(fixed & settings.keys()):
             raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(given)} cannot be given")
         keep = self.by == "quantiles"
         return self.of(self.sampler.distribution(source, self.samples, seed, keep=keep, **self.options, **settings))
@@ -266,6 +269,7 @@ def describe(sampler: Sampler[Any]) -> dict[str, Any]:
         }
     kind = sampler.pictures
     values = {"source_values": str(kind.source), "target_values": str(kind.target), "slices": kind.slices}
+    values |= {} if sampler.direction is None else {"direction": sampler.direction}
     times = sampler.table.timesteps.tolist()
     return manifest.as_json({**network, **values, "crop": kind.crop, "solver": sampler.solver, "timesteps": times})
 

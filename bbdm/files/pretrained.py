@@ -21,6 +21,7 @@ from bbdm.files import hub, weights
 from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.card import Card
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
+from bbdm.networks.conditions import DIRECTIONS
 from bbdm.networks.restore import find_dtype
 
 
@@ -54,6 +55,7 @@ def save_pretrained(
             the range of ``dtype``; or the card is refused.
     """
     card, folder = Card(**about), Path(folder)
+    model = model.towards(DIRECTIONS[0]) if model.direction else model
     check_folder(folder)
     export, inside = None if onnx is None else Path(onnx), folder / hub.ONNX
     if inside.exists() and (export is None or inside.resolve() != export.resolve()):

@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -25,7 +27,7 @@ from bbdm.base.caller import warn
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
-from bbdm.networks.conditions import read_conditions
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction
 from bbdm.networks.guidance import read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
@@ -38,6 +40,9 @@ from bbdm.sampling.step import Step
 from bbdm.solvers import AnySolver, StepTable
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from bbdm.bridges import Bridge
     from bbdm.files.content import Origin
 
 KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
@@ -59,6 +64,8 @@ class Sampler(Loop, Generic[Array]):
         timesteps: the times of calls that give none.
     """
 
+    bridge: Bridge
+    direction: Direction | None = None  # of calls that say none, where the network has two
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
@@ -70,12 +77,47 @@ class Sampler(Loop, Generic[Array]):
         self.calls = calls
         self._shapes = shapes
         self._conditioned = bool(shapes.conditions.each)
+        if shapes.conditions.two_way and self.direction is None:
+            self.direction = DIRECTIONS[0]
+        self._other: Self | None = None  # of the other direction
         self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
         self._plans = Recent(self._make_plan, KEPT)
         self._own: Plan | None = None
         self._own = self._make_plan(solver, steps, self._settings.timesteps)
         self._fixed = True
+
+    def towards(self, direction: Direction) -> Self:
+        """The sampler of a direction of a network of two, as calls with ``direction`` take it.
+
+        It shares the network, and has the ``bridge`` and the ``pictures`` of the direction.
+
+        Raises:
+            ValueError: it is no direction, or the network is of one.
+        """
+        if self.direction is None:
+            raise ValueError(f"this network has one direction, got {direction!r}")
+        if read_direction(direction) == self.direction:
+            return self
+        other = self._other
+        if other is None:
+            other, own = copy(self), self._settings
+            vars(other).update(_fixed=False, bridge=self.bridge.turned)
+            Sampler.__init__(other, self._shapes, self.calls, own.solver, own.steps, own.timesteps)
+            vars(other).update(direction=direction, _thread=self._thread, _other=self)
+            self._other = other
+        if direction == DIRECTIONS[1]:
+            vars(other).update(image_size=self.image_size, origin=self.origin, pictures=self.pictures.turned)
+        return other
+
+    def _of(self, options: Mapping[str, Any]) -> tuple[Self, Options]:
+        """The sampler of a call's direction, and the call's options."""
+        o = Options.of(options, self._shapes.conditions)
+        if self.direction is None or not isinstance(o.conditions, Mapping | None):
+            return self, o
+        told = o.conditions or {}
+        direction = read_direction(told.get(DIRECTION, self.direction))
+        return self.towards(direction), replace(o, conditions={**told, DIRECTION: direction})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._fixed and not name.startswith("_") and name not in SETTABLE:
@@ -120,7 +162,8 @@ class Sampler(Loop, Generic[Array]):
             seed: source i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             options: those of :class:`~bbdm.sampling.options.Options`, such as ``steps=10`` or ``window=256``;
-                others are conditions by their names, such as ``style="comic"``.
+                others are conditions by their names, such as ``style="comic"``. A network of two directions
+                has ``direction``, ``"AtoB"`` if it is left out, or ``"BtoA"``, for all of a call.
 
         Returns:
             Each result has the type of its source, its floats clamped to ``range``. A path gives a picture:
@@ -133,7 +176,7 @@ class Sampler(Loop, Generic[Array]):
             TypeError: an argument is neither an option nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        o = Options.of(options, self._shapes.conditions)
+        self, o = self._of(options)
         plan = self._plan(o)
         sources, batches = self._read(plan, source, seed, o)
         outputs: list[tuple[list[int], Any]] = []
@@ -149,7 +192,7 @@ class Sampler(Loop, Generic[Array]):
         which. The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec,
         steps are latents, of which :meth:`Step.preview` makes pictures.
         """
-        o = Options.of(options, self._shapes.conditions)
+        self, o = self._of(options)
         plan = self._plan(o)
         _, batches = self._read(plan, source, seed, o)
         return self._stream(plan, batches, o)
@@ -198,7 +241,7 @@ class Sampler(Loop, Generic[Array]):
             raise ValueError("a distribution takes neither noise nor callback: its samples are those of seeds")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
-        o = Options.of(options, self._shapes.conditions)
+        self, o = self._of(options)
         plan = self._plan(o)
         sources, batches = self._read(plan, source, None, o, split=False)
         seeds = sample_seeds(seed, sources.count, samples)

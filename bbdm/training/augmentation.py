@@ -14,6 +14,7 @@ from bbdm.data.examples import Example
 from bbdm.kernels import philox
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Network
+from bbdm.networks.conditions import DIRECTION
 from bbdm.training.config import RunConfig
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -38,6 +39,21 @@ def augment(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig, l
         grid = _grid(batch.source, seeds, step, config)
         batch = _changed(batch, lambda v, smooth: _resampled(v, grid, smooth and config.zoom > 0))
     return batch
+
+
+def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
+    """(B,) whether examples of a run of both directions go back: of two neighbours in a batch one, drawn."""
+    odd = seeds >> 32 & 1  # of the index in the batch
+    return (philox.uniforms(seeds - (odd << 32), step, 1, philox.TURN_LANE)[:, 0] < 0.5) ^ (odd == 1)
+
+
+def turned(batch: Example, back: torch.Tensor) -> Example:
+    """A batch of AtoB in which source and target change places where ``back`` (B,) says so."""
+    where = back[(..., *[None] * (batch.source.ndim - 1))]
+    source, target = (
+        torch.where(where, *pair) for pair in ((batch.target, batch.source), (batch.source, batch.target))
+    )
+    return batch._replace(source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()})
 
 
 def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,9 +20,10 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults
-from bbdm.training.augmentation import Pair, augment, dropped
+from bbdm.training.augmentation import Pair, augment, drawn_back, dropped, turned
 from bbdm.training.config import BridgeConfig
 from bbdm.training.losses import Errors, bridge_loss
 from bbdm.training.resume import check_start, resumed_codec
@@ -64,6 +65,7 @@ class BridgeTask(Task):
         super().__init__(network, config, train, processes, **functions)
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         self.latents = isinstance(train, LatentDataset)
+        self.two_way = network.further.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
         bridge.check()
@@ -74,35 +76,51 @@ class BridgeTask(Task):
         return Defaults("mean") if self.bridge.density == "top" else USUAL
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
-        """The batch in the space of the bridge; some examples lack conditions that the network drops."""
+        """The batch in the space of the bridge; some examples lack conditions, or go back."""
         batch = augment(batch, seeds, step, self.config, self.latents)
         if self.codec is not None:
             batch = encode(batch, self.codec, self.latents)
+        if self.two_way:
+            batch = turned(batch, drawn_back(seeds, step))
         return dropped(batch, seeds, step, self.network)
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Losses (B,) of a batch in the space of the bridge, and their times."""
-        bridge = self.bridge
+        """Losses (B,) of a batch in the space of the bridge, and their times; of each direction too."""
+        bridge: Any = self.bridge
+        back = batch.conditions[DIRECTION] == 1 if self.two_way else None
         t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
         y, seen = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
         about: dict[str, Any] = {"conditions": seen, "seeds": seeds, "step": step, "mask": batch.mask}
+        if back is not None and bridge.turned is not bridge:
+            bridge = _Either(bridge, back)
         with self.autocast():
             losses = bridge_loss(network, bridge, batch.target, y, t, loss=self.loss, per_image=True, **about)
-        return losses, {"t": t}
+        found = {"t": t}
+        for name, own in () if back is None else zip(DIRECTIONS, (~back, back), strict=True):
+            found[f"loss_{name}"] = 2 * (losses * own).mean()  # half of a batch
+        return losses, found
 
     @torch.no_grad()
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
         """The losses of the averaged weights, the mean over VALIDATION_STEPS and the sum over pairs.
 
-        There is one more for each condition that training drops: without it.
+        There is one more for each condition that training drops: without it. Of two directions, each is the
+        mean of both, and there is one more for each direction.
         """
         batch = batch if self.codec is None else encode(batch, self.codec)
+        ways = {"": batch}
+        if self.two_way:
+            every = torch.ones(len(seeds), dtype=torch.bool, device=seeds.device)
+            ways = {"_AtoB": turned(batch, ~every), "_BtoA": turned(batch, every)}
         names = {"validation_loss": [], **{f"validation_without_{name}": [name] for name in self.network.drop}}
         found: dict[str, float] = {}
         for name, missing in names.items():
-            seen = batch._replace(conditions=self.network.without(batch.conditions, missing))
-            losses = [self.losses(self.average, seen, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
-            found[name] = sum(losses) / len(losses)
+            for way, each in ways.items():
+                seen = each._replace(conditions=self.network.without(each.conditions, missing))
+                losses = [self.losses(self.average, seen, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
+                found[name + way] = sum(losses) / len(losses)
+            if self.two_way:
+                found[name] = (found[f"{name}_AtoB"] + found[f"{name}_BtoA"]) / 2
         return found
 
     def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
@@ -111,7 +129,11 @@ class BridgeTask(Task):
         return sampler(batch.source, seed=seed, conditions=batch.conditions), batch.target
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
-        """Sources, translations and targets."""
+        """Sources, translations and targets; of two directions, A, what is made of B, B, and what of A."""
+        if self.two_way:
+            back = turned(batch, torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device))
+            made = {way: self.results(each)[0] for way, each in zip(DIRECTIONS, (batch, back), strict=True)}
+            return {"A": batch.source, "A of B": made["BtoA"], "B": batch.target, "B of A": made["AtoB"]}
         own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
         source = batch.source if own else self.network.endpoint(batch.source)
         return {"source": source, "result": self.results(batch)[0], "target": batch.target}
@@ -150,6 +172,24 @@ class BridgeTask(Task):
         state = super().resume(path, checkpoint, pairs)
         self.codec = codec
         return state
+
+
+class _Either(NamedTuple):
+    """A bridge of examples of which some go back, as :func:`bridge_loss` asks it."""
+
+    bridge: Bridge
+    back: torch.Tensor  # (B,)
+
+    def add_noise(self, x0: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each example by its own direction."""
+        where = self.back[(..., *[None] * (x0.ndim - 1))]
+        both = (each.add_noise(x0, *args, **kwargs) for each in (self.bridge.turned, self.bridge))
+        shown, target = (torch.where(where, *each) for each in zip(*both, strict=True))
+        return shown, target
+
+    def seen(self, t: torch.Tensor) -> torch.Tensor:
+        """The same both ways."""
+        return self.bridge.seen(t)
 
 
 def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:

@@ -42,6 +42,11 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if codec is not None:
         check_pictures(network.axes, "a codec")
+    if network.further.two_way != (train.spec.direction == "both"):
+        raise ValueError(
+            "pairs of direction 'both' and a network with classes={'direction': ('AtoB', 'BtoA')} need each other; got "
+            f"direction {train.spec.direction!r} and classes={dict(network.classes)}"
+        )
     takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
     if takes != have:
         raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")
