@@ -18,9 +18,10 @@ from PIL import Image
 
 from bbdm import BridgeSampler, BrownianBridge, Trainer, UNet
 from bbdm.data import Pairs, Spec, read_rows
+from bbdm.networks.conditions import DIRECTIONS
 from bbdm.training import fitted
 from bbdm.training.config import UnpairedConfig
-from bbdm.training.unpaired import DIRECTIONS, TOLD, UnpairedTask, between_sets, energy_distance
+from bbdm.training.unpaired import UnpairedTask, between_sets, energy_distance
 
 SIZE, HELD_BACK, VALIDATED = 32, 200, 32
 TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
@@ -68,7 +69,7 @@ def main() -> None:
     data = args.folder / "data"
     if not data.exists():
         save_sets({"A": args.a, "B": args.b}, data)
-    spec = Spec(size=SIZE, conditions=TOLD)
+    spec = Spec(size=SIZE, direction="both")
     rows = {split: read_rows("unpaired", f"{data}/A/{split},{data}/B/{split}") for split in ("train", "val")}
     train, val = Pairs(rows["train"], spec), Pairs(rows["val"][:VALIDATED], spec)
     torch.manual_seed(0)

@@ -139,6 +139,22 @@ def test_ancestral_brownian_rows():
         assert row @ [x, y, x0, 99.0, z] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 999])
+def test_ancestral_brownian_steps_of_any_length(steps: int):
+    """Those of a Brownian motion of variance 2 max_variance: times fall as a square, to less than a step of it."""
+    bridge = BrownianBridge(max_variance=0.5)
+    times = solvers.build(bridge, "ancestral", steps=steps).timesteps
+    assert len(times) == steps
+    assert times[0] == 1000
+    assert np.all(np.diff(times) < 0)
+    ideal = 1000 * (1 - np.arange(steps) / steps) ** 2
+    assert np.all((np.abs(times - ideal) <= 0.5) | (times == steps - np.arange(steps)))  # or each time is taken
+    rows = solvers.build(bridge, "ancestral", [1000, 400, 3]).coefficients
+    assert rows[:2, 4] == pytest.approx([0.6**0.5, 0.397**0.5])
+    assert rows[:, 0] == pytest.approx([0.4, 3 / 400, 0])
+    assert rows[:, 2] == pytest.approx(1 - rows[:, 0])
+
+
 def test_choices():
     every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == {**every, "mean": 1}
@@ -249,11 +265,11 @@ def test_bad_requests():
         solvers.build(ABridge(), steps=10, timesteps="karras")
     with pytest.raises(ValueError, match="steps=1000; got steps=10"):
         solvers.build(ABridge(), "ancestral", steps=10)
-    with pytest.raises(ValueError, match="consecutive"):
-        solvers.build(ABridge(num_steps=4), "ancestral", timesteps=[4, 3, 1])
-    for bridge in (ABridge(num_steps=4), BrownianBridge(num_steps=4)):
-        with pytest.raises(ValueError, match=r"consecutive timesteps down to 1, got \[4, 3, 2\]"):
-            solvers.build(bridge, "ancestral", timesteps=[4, 3, 2])
+    for times in ([4, 3, 1], [4, 3, 2]):
+        with pytest.raises(ValueError, match=rf"consecutive timesteps down to 1, got \{times}"):
+            solvers.build(ABridge(num_steps=4), "ancestral", timesteps=times)
+    with pytest.raises(ValueError, match=r"steps must be an integer in \[1, 4\] for this sampler, got 5"):
+        solvers.build(BrownianBridge(num_steps=4), "ancestral", steps=5)
     assert len(solvers.build(I2SB(), "ancestral", steps=np.int64(10))) == 10  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"steps must be an integer in \[1, 999\] for this sampler, got 10.0"):
         solvers.build(I2SB(), "ancestral", steps=10.0)  # pyright: ignore[reportArgumentType]

@@ -28,6 +28,7 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "density": "uniform",
     "loss": "l2",
     "source_as": "none",
+    "direction": "both",
     "ema_decay": 0.999,
 }
 SMALL = {

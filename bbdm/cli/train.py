@@ -143,7 +143,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             return
         if self.eps is not None and not (isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps must be a positive number, got {self.eps}")
-        wanted = {"bridge": "brownian", "loss": "l2", "source_as": "none", "direction": "AtoB"}
+        wanted = {"bridge": "brownian", "loss": "l2", "source_as": "none", "direction": "both"}
         wanted |= dict.fromkeys(["conditions", "slices", "cache_images", "cache_latents"])
         for name, value in wanted.items():
             if getattr(self, name) != value:
@@ -217,12 +217,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         config = from_values(UnpairedConfig if unpaired else TrainConfig, vars(self))
         task = UnpairedTask if unpaired else BridgeTask
         return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks, task)
-
-    def _conditions(self, rows: Any, learned: Any, known: Any) -> Any:
-        """The class ``direction`` of two sets; see the base class."""
-        from bbdm.training.unpaired import TOLD
-
-        return TOLD if self.dataset == UNPAIRED else super()._conditions(rows, learned, known)
 
 
 main = Train.main

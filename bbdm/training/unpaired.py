@@ -14,7 +14,6 @@ with a part of the path's own source comes to rest elsewhere, without a word; se
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -25,23 +24,18 @@ import torch
 from bbdm import solvers
 from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.data.examples import Example
-from bbdm.data.spec import Condition
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
-from bbdm.sampling.sampler import BridgeSampler
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.solvers import Defaults, StepTable
 from bbdm.training import statistics
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
 from bbdm.training.config import UnpairedConfig
-from bbdm.training.losses import bridge_loss
 from bbdm.training.task import Forward, Losses
 
-DIRECTION, DIRECTIONS = "direction", ("AtoB", "BtoA")
-TOLD = {DIRECTION: Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])}  # the conditions of examples
 SOLVER = "ancestral"  # Euler-Maruyama: its noise counts the spread of x0 given the state, that of posterior does not
 RESULT_STEPS = 30
 FIRST_STREAM = 2  # of noise: each step of the other ends has a stream of its own
-BACKWARDS = 1 << 62  # added to the seeds of the direction BtoA
 
 
 def between_sets(bridge: BrownianBridge, eps: float | None = None) -> BrownianBridge:
@@ -60,8 +54,8 @@ def between_sets(bridge: BrownianBridge, eps: float | None = None) -> BrownianBr
 class UnpairedTask(BridgeTask):
     """The training between two sets; ``config`` is an :class:`UnpairedConfig`.
 
-    Sources and targets of a batch are of the sets A and B, and have nothing to do with each other. Arguments
-    and errors are those of a :class:`BridgeTask`.
+    Sources and targets of a batch are of the sets A and B, and have nothing to do with each other; half of
+    the examples go back. Arguments and errors are those of a :class:`BridgeTask`.
 
     Raises:
         ValueError: the bridge does not serve both directions, or the network has other conditions than the
@@ -72,11 +66,11 @@ class UnpairedTask(BridgeTask):
 
     def __init__(self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any) -> None:
         check_bridge(bridge)
-        if network.condition_channels or network.further.settings() != {"classes": {DIRECTION: DIRECTIONS}}:
+        if network.condition_channels or not network.further.two_way or len(network.inputs) > 1:
             takes = ", ".join(map(str, network.inputs.values())) or "none"
             raise ValueError(
-                f"the network of a training without pairs takes the class {DIRECTION!r} of {', '.join(DIRECTIONS)} "
-                f"alone, and does not see the source; the conditions of this one are {takes}"
+                f"without pairs, a network takes the class {DIRECTION!r} of {' and '.join(DIRECTIONS)} alone, and does "
+                f"not see the source; the conditions of this one are {takes}"
             )
         super().__init__(network, bridge, config, *args, **functions)
 
@@ -91,24 +85,13 @@ class UnpairedTask(BridgeTask):
         return solvers.build(self.bridge, SOLVER, steps=self.config.simulation_steps)
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Losses and times (2B,): of B from made A, then of A from made B."""
-        real, count = torch.cat([batch.target, batch.source]), len(seeds)
-        way = torch.arange(2, device=seeds.device).repeat_interleave(count)
-        seeds = torch.cat([seeds, seeds + BACKWARDS])
+        """Losses and times (B,) of real targets, from sources that are drawn, the same, or made of them."""
+        real = batch.target
         if step >= self.config.pairing_steps:
-            other = self.other_ends(real, 1 - way, seeds, step)
-        else:
-            other = real if self.config.pairing == "identity" else real.roll(count, 0)
-        t = (
-            self.bridge.draw_times(seeds, step)
-            if self.draw_times is None
-            else self.draw_times(seeds, step, self.bridge)
-        )
-        about: dict[str, Any] = {"conditions": {DIRECTION: way}, "seeds": seeds, "step": step}
-        with self.autocast():
-            losses = bridge_loss(network, self.bridge, real, other, t, loss=self.loss, per_image=True, **about)
-        forth, back = losses.detach().view(2, count).mean(1)
-        return losses, {"t": t, "loss_AtoB": forth, "loss_BtoA": back}
+            batch = batch._replace(source=self.other_ends(real, 1 - batch.conditions[DIRECTION], seeds, step))
+        elif self.config.pairing == "identity":
+            batch = batch._replace(source=real)
+        return super().losses(network, batch, seeds, step)
 
     @torch.no_grad()
     def other_ends(self, real: torch.Tensor, way: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
@@ -132,22 +115,11 @@ class UnpairedTask(BridgeTask):
         They are of the pictures of a batch, times their number; ``validation_loss`` is the mean of both ways.
         """
         batch = batch if self.codec is None else encode(batch, self.codec)
-        ends, count = torch.cat([batch.source, batch.target]), len(seeds)
-        way = torch.arange(2, device=seeds.device).repeat_interleave(count)
-        made = self.other_ends(ends, way, torch.cat([seeds, seeds + BACKWARDS]), VALIDATION_STEPS[0])
-        forth, back = energy_distance(made[:count], batch.target), energy_distance(made[count:], batch.source)
-        found = {"validation_loss": (forth + back) / 2, "validation_AtoB": forth, "validation_BtoA": back}
-        return {name: count * value for name, value in found.items()}
-
-    def translated(self, source: torch.Tensor, way: str, seed: int | Sequence[int] = 0) -> torch.Tensor:
-        """Pictures in a direction, by the solver of results."""
-        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
-        return sampler(source, seed=seed, conditions={DIRECTION: way})
-
-    def columns(self, batch: Example) -> dict[str, torch.Tensor]:
-        """Pictures of both sets, each with its translation."""
-        forth, back = (self.translated(x, way) for x, way in zip((batch.source, batch.target), DIRECTIONS, strict=True))
-        return {"A": batch.source, "A to B": forth, "B": batch.target, "B to A": back}
+        found: dict[str, float] = {}
+        for way, (name, source, target) in enumerate(zip(DIRECTIONS, batch[:2], batch[1::-1], strict=True)):
+            made = self.other_ends(source, torch.full_like(seeds, way), seeds, VALIDATION_STEPS[way])
+            found[f"validation_loss_{name}"] = len(seeds) * energy_distance(made, target)
+        return {"validation_loss": sum(found.values()) / 2, **found}
 
     def warnings(self) -> list[str]:
         """What makes the run show less than it could."""
@@ -161,11 +133,12 @@ class UnpairedTask(BridgeTask):
 def check_bridge(bridge: Bridge) -> None:
     """Raise ValueError unless a bridge serves both directions of a training without pairs."""
     times = np.linspace(bridge.low, bridge.top, 9)
-    if not bridge.markov or not np.allclose(bridge.alpha(times), bridge.beta(bridge.end - times)):
+    same = np.allclose(bridge.alpha(times), bridge.beta(bridge.end - times)) and bridge.turned is bridge
+    if not (bridge.markov and bridge.closed and same):
         raise ValueError(
             "without pairs, the estimate must be a function of the state, the time and the direction alone, and the "
-            "path the same both ways: a BrownianBridge with noise and the objective 'preconditioned' or 'residual'; "
-            f"got {bridge!r}"
+            "path the same both ways: a BrownianBridge with noise and the objective 'residual' or 'preconditioned', "
+            f"with one sigma_data and sigma_source (between_sets); got {bridge!r}"
         )
 
 
