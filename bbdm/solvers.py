@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.base.caller import warn
+from bbdm.base.scripts import warn
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
 from bbdm.bridges.step_table import StepTable as StepTable

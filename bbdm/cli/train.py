@@ -18,7 +18,7 @@ from bbdm.cli.presets import BRIDGE_NAMES, PRESET_SETTINGS, PRESETS, UNPAIRED_SE
 from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import DataConfig
 from bbdm.data.rows import UNPAIRED
-from bbdm.networks.checks import check_pictures
+from bbdm.networks.arrays import check_pictures
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bbdm.base import sizes
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures.checks import fail
-from bbdm.pictures.suffixes import SUFFIXES, module, suffix_of
+from bbdm.pictures.formats import SUFFIXES, module, suffix_of
 from bbdm.pictures.values import without_data
 
 if TYPE_CHECKING:
@@ -68,10 +68,6 @@ class Geometry:
             return None
         matrix = np.asarray(self.affine, np.float64)
         return matrix[:-1, -2::-1], matrix[:-1, -1]
-
-    def without(self, *names: str) -> Geometry:
-        """The geometry without some entries of ``kept``."""
-        return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
 
     def of_window(self, start: Sequence[int]) -> Geometry:
         """The geometry of a window whose first pixel has the index ``start``."""

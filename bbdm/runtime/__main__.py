@@ -3,7 +3,7 @@
 import sys
 
 from bbdm.base import scripts
-from bbdm.base.command import import_modules
+from bbdm.base.scripts import import_modules
 from bbdm.runtime.command import Runtime
 
 main = Runtime.main

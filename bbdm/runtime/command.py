@@ -14,12 +14,12 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.base import scripts
 from bbdm.base.atomic import check_folder, write_atomically
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
-from bbdm.networks.conditions import ConditionsConfig
-from bbdm.pictures import files, suffixes
+from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
+from bbdm.pictures import files, formats
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.options import GuidanceOptions
 
@@ -75,12 +75,14 @@ class Runtime(Command, GuidanceOptions):
         repeated=True,
     )
 
+    direction: Direction | None = setting(None, "of a network of both directions: AtoB if unset, or BtoA")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for path in self.pictures:
             if path.is_dir():
                 raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
-        for stem, count in Counter(map(suffixes.stem_of, self.pictures)).items():
+        for stem, count in Counter(map(formats.stem_of, self.pictures)).items():
             if count > 1:
                 raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
 
@@ -96,16 +98,18 @@ class Runtime(Command, GuidanceOptions):
         sampler = OnnxBridgeSampler.from_pretrained(
             self.folder, providers=providers, threads=self.threads, solver=self.solver, steps=self.steps
         )
+        conditions = read_words(self.condition, conditions_of(sampler.settings))
+        if way := self.direction or (sampler.direction and conditions.pop(DIRECTION, None)):
+            sampler = sampler.towards(way)
         kind, channels = sampler.pictures, sampler.settings["image_channels"]
         results: list[Path] = []
         sources = {path.resolve() for path in self.pictures}
         for path in self.pictures:
             _ = files.header(path)  # before any is translated
-            suffix = suffixes.suffix_of_result(suffixes.suffix_of(path), channels, kind.target)
-            results.append(self.output / f"{suffixes.stem_of(path)}{suffix}")
+            suffix = formats.suffix_of_result(formats.suffix_of(path), channels, kind.target)
+            results.append(self.output / f"{formats.stem_of(path)}{suffix}")
             if results[-1].resolve() in sources:
                 raise ValueError(f"{results[-1]} would replace a source: give another output folder")
-        conditions = read_words(self.condition, conditions_of(sampler.settings))
         seeds = resolve_seeds(self.seed, len(results))
         count, settings = self.batch_size, {**self.call, "conditions": conditions or None}
         if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large

@@ -16,7 +16,7 @@ from bbdm import bridges, solvers
 from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
-from bbdm.networks.checks import along
+from bbdm.networks.arrays import along
 from bbdm.networks.conditions import SOURCE
 from bbdm.pictures import images
 from bbdm.runtime.session import Provider, Session, with_options

@@ -23,8 +23,8 @@ from PIL import Image
 
 from bbdm import solvers
 from bbdm.base import sizes
-from bbdm.base.caller import warn
 from bbdm.base.recent import Recent
+from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction

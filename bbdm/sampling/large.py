@@ -18,15 +18,14 @@ import numpy.typing as npt
 import torch
 
 from bbdm.base import sizes
-from bbdm.base.memory import shown
-from bbdm.data.strips import Strips
+from bbdm.base.sizes import amount
+from bbdm.data.reading import Strips
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.philox import normal_rows
-from bbdm.networks.arrays import concatenated
+from bbdm.networks.arrays import in_channels
 from bbdm.networks.base import SOURCE
-from bbdm.networks.endpoint import in_channels
 from bbdm.networks.windows import WindowGrid
-from bbdm.pictures import files, suffixes
+from bbdm.pictures import files, formats
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import check_finite
 from bbdm.sampling.batch import Batch, Inputs
@@ -180,7 +179,7 @@ class LargePicture(BridgeSampler):
             )
         if source.decoded > memory // 2:
             raise ValueError(
-                f"it must be decoded whole, which needs {shown(source.decoded)}, and half of the {shown(memory)} of "
+                f"it must be decoded whole, which needs {amount(source.decoded)}, and half of the {amount(memory)} of "
                 "memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
             )
         self._check_conditions()
@@ -218,8 +217,8 @@ class LargePicture(BridgeSampler):
         if memory < least:
             lengths = sizes.shown(windows.lengths)
             raise ValueError(
-                f"memory must be at least {shown(least)} for windows of {lengths} of a picture {width} wide, got "
-                f"{shown(memory)}: or give smaller windows"
+                f"memory must be at least {amount(least)} for windows of {lengths} of a picture {width} wide, got "
+                f"{amount(memory)}: or give smaller windows"
             )
         rows = min(height, memory // 4 // row)
         self._rows = rows - rows % TALL or rows
@@ -248,7 +247,7 @@ class LargePicture(BridgeSampler):
             ResultInUseError: another process makes this result.
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
-        if suffixes.suffix_of(path) not in SUFFIXES:
+        if formats.suffix_of(path) not in SUFFIXES:
             raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
         plan, batch = self._plan(), self._batch
         with state_folder(path, {**about, **self._about}) as folder:
@@ -296,7 +295,7 @@ class LargePicture(BridgeSampler):
             array.create()
         for rows in self._blocks(self._size[0]):
             block = slice(None), slice(None), rows, slice(None)
-            y = in_channels(self._block(inputs.y, block), self.unet.channels, self.unet.endpoint_channels, concatenated)
+            y = in_channels(self._block(inputs.y, block), self.unet.channels, self.unet.endpoint_channels)
             x, x0hat, shown = torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self.dtype)
             predicted = torch.zeros_like(y) if opening else self._block(prediction, block)
             if not opening:

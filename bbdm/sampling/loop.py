@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bbdm.networks.arrays import as_numpy, concatenated, converted, copied, padded
+from bbdm.networks.arrays import as_numpy, concatenated, converted, copied, in_channels, padded
 from bbdm.networks.conditions import SOURCE
-from bbdm.networks.endpoint import in_channels
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
 from bbdm.sampling.batch import Batch, Inputs, Shapes
@@ -125,7 +124,7 @@ class Loop(ABC):
         shapes = self._shapes
         size = shapes.padded(batch.size)
         source = self._encode(padded(self._array(batch.source), size))
-        y = in_channels(source, shapes.channels, shapes.endpoint, concatenated)
+        y = in_channels(source, shapes.channels, shapes.endpoint)
         values = {SOURCE: source} if shapes.shown else {}
         each = shapes.conditions.each if batch.conditions else {}
         for name, value in batch.conditions.items():
@@ -220,7 +219,7 @@ class Loop(ABC):
         result = result[(slice(count), ..., *map(slice, batch.size))].clip(-1, 1)
         if batch.mask is not None:  # also what a codec lost
             shapes = self._shapes
-            y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint, concatenated)
+            y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint)
             result = batch.mask[:count] * result + (1 - batch.mask[:count]) * y
         return result
 

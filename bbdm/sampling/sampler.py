@@ -16,15 +16,14 @@ from bbdm.base.atomic import check_place
 from bbdm.base.recent import Recent
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.execution.compiled import Compiled, check_compilation
+from bbdm.execution.compiled import Compiled, Graphs, check_compilation
 from bbdm.execution.device import choose_dtype, find_device
-from bbdm.execution.graph import Graphs
 from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
-from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.sampling.base import KEPT, Sampler
 from bbdm.sampling.batch import Batch, Shapes

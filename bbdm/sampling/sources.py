@@ -17,10 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base import sizes
-from bbdm.base.caller import warn
+from bbdm.base.scripts import warn
 from bbdm.data.spec import AXES, Spec
 from bbdm.networks.arrays import as_numpy, concatenated, converted
-from bbdm.pictures import files, images, suffixes
+from bbdm.pictures import files, formats, images
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, scaled_present
 from bbdm.sampling.options import UNIT, Options, Range
@@ -182,7 +182,7 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     photographs = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        pillow = photographs and suffixes.SUFFIXES.get(suffixes.suffix_of(path)) == "pillow"
+        pillow = photographs and formats.SUFFIXES.get(formats.suffix_of(path)) == "pillow"
         source = images.open_image(path) if pillow else files.read(path)
     if isinstance(source, Image.Image):
         if photographs:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from bbdm.base import manifest
 from bbdm.base.atomic import LOCK, make_folder
-from bbdm.base.memory import shown
+from bbdm.base.sizes import amount
 
 MARKER = "done.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -69,8 +69,8 @@ class StateFolder:
         free = shutil.disk_usage(self.path).free + sum(file.stat().st_size for file in self.path.iterdir())
         if needed > free:
             raise DiskFullError(
-                f"{what} in {self.path} needs {shown(needed)}, and the disk has {shown(free)}: "
-                f"free {shown(needed - free)} there, or give another output_dir"
+                f"{what} in {self.path} needs {amount(needed)}, and the disk has {amount(free)}: "
+                f"free {amount(needed - free)} there, or give another output_dir"
             )
 
 
@@ -104,7 +104,7 @@ def state_folder(result: Path, about: Mapping[str, Any]) -> Iterator[StateFolder
             raise
         used = sum(file.stat().st_size for file in path.iterdir())
         raise DiskFullError(
-            f"the disk of {path} became full, when {shown(used)} were in this folder, which is deleted: "
+            f"the disk of {path} became full, when {amount(used)} were in this folder, which is deleted: "
             "free more than that, or give another output_dir"
         ) from error
     finally:

@@ -10,7 +10,7 @@ import torch
 
 from bbdm.base.recent import Recent
 from bbdm.codec import Codec
-from bbdm.execution.graph import Graphs
+from bbdm.execution.compiled import Graphs
 from bbdm.kernels.bridge_step import unchecked
 from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.base import Body, Network

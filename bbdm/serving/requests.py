@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 
 from bbdm import solvers
 from bbdm.data.spec import check_eight_bit
-from bbdm.networks.checks import check_pictures
+from bbdm.networks.arrays import check_pictures
+from bbdm.networks.conditions import DIRECTION, Direction
 from bbdm.pictures import images
 from bbdm.pictures.checks import UnknownFormatError
 from bbdm.sampling.options import Options
@@ -49,6 +50,7 @@ class Query(BaseModel, extra="forbid"):
     solver: solvers.Solver | None = None
     steps: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
+    direction: Direction | None = None
 
 
 class Item(NamedTuple):
@@ -58,6 +60,7 @@ class Item(NamedTuple):
     solver: str | None
     steps: int | None
     seed: int
+    direction: Direction | None = None  # of a network of two
 
 
 def facts(config: ServeConfig) -> Facts:
@@ -70,7 +73,7 @@ def facts(config: ServeConfig) -> Facts:
     check_eight_bit(sampler.pictures, "the server")
     check_pictures(sampler.axes, "the server")
     sampler.window_grid(config)  # before a request fails
-    if names := ", ".join(sampler.unet.further.each):
+    if names := ", ".join(name for name in sampler.unet.further.each if name != DIRECTION or not sampler.direction):
         raise ValueError(f"the server is for networks without conditions, and this one has {names}: use bbdm translate")
     name, own = sampler.solver, len(sampler.table)
     if own > config.max_steps:
@@ -87,8 +90,8 @@ def decode(data: bytes, known: Facts) -> Pixels:
     """A picture, upright, in the network's channels. Its size is checked before it is decoded.
 
     Raises:
-        HTTPException: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels or values of no agreed
-            range; 400, it cannot be decoded.
+        HTTPException: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels; 400, it cannot be
+            decoded.
     """
 
     def check_size(width: int, height: int) -> None:
@@ -96,32 +99,31 @@ def decode(data: bytes, known: Facts) -> Pixels:
             bound = f"at most {known.max_pixels} pixels, with sides padded to multiples of {known.stride}"
             raise HTTPException(422, f"a picture must have {bound}; got {width} x {height}")
 
-    status = 400
     try:
         image = images.open_image(data, "of the request", FORMATS, check_size)
-        status = 422
         return np.asarray(images.convert(image, known.channels))
     except UnknownFormatError as error:
         raise HTTPException(415, str(error)) from error
     except ValueError as error:
         bomb = isinstance(error.__cause__, Image.DecompressionBombError)
-        raise HTTPException(422 if bomb else status, str(error)) from error
+        raise HTTPException(422 if bomb else 400, str(error)) from error
 
 
 def translate_together(sampler: Any, items: list[Item], **settings: Any) -> list[Pixels | Answer]:
-    """Translate pictures: those of one solver, number of steps and size in one batch, the others apart.
+    """Translate pictures: those of one solver, steps, direction and size in one batch, others apart.
 
     ``settings`` are further arguments of the sampler's calls.
     An error of some is theirs alone: a ValueError with the status 422, any other with 500, and logged.
     """
     groups: dict[Any, list[int]] = {}
     for index, item in enumerate(items):
-        groups.setdefault((item.pixels.shape, item.solver, item.steps), []).append(index)
+        groups.setdefault((item.pixels.shape, item.solver, item.steps, item.direction), []).append(index)
     answers: dict[int, Pixels | Answer] = {}
-    for (_, solver, steps), indices in groups.items():
+    for (_, solver, steps, direction), indices in groups.items():
         sources, seeds = [items[i].pixels for i in indices], [items[i].seed for i in indices]
         try:
-            results = sampler(sources, seeds, solver=solver, steps=steps, **settings)
+            way = sampler if direction is None else sampler.towards(direction)
+            results = way(sources, seeds, solver=solver, steps=steps, **settings)
             answers |= zip(indices, results, strict=True)
         except ValueError as error:
             answers |= dict.fromkeys(indices, (422, str(error)))

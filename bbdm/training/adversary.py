@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bbdm.networks.discriminator import PatchGAN
+from bbdm.networks.vqgan import PatchGAN
 from bbdm.training.task import Task
 
 SMALLEST, LARGEST = 1e-4, 1e4

@@ -12,8 +12,8 @@ from bbdm.codec import Codec
 from bbdm.data.cached import LatentDataset
 from bbdm.data.pairs import Pairs
 from bbdm.files.content import CodecState
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Network
-from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.training.config import BridgeConfig, RunConfig
 
@@ -72,7 +72,7 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
 def describe_pairs(train: Pairs) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     spec = train.spec
-    about = {"image_size": train.image_size, "direction": spec.direction, "crops": [spec.crops, spec.in_mask]}
+    about = {"image_size": train.image_size, "direction": spec.direction, "crops": spec.crops}
     return {**about, **train.settings(), "number": len(train), "names": train.names_digest()}
 
 

@@ -91,15 +91,6 @@ class TestToArray:
         with pytest.raises(ValueError, match=message):
             images.to_array(image, channels)
 
-    @pytest.mark.parametrize("suffix", [".png", ".tif"])
-    def test_refuses_colour_of_16_bits_that_pillow_would_narrow(self, suffix: str, tmp_path: Path) -> None:
-        path = tmp_path / f"wide{suffix}"
-        Picture(np.full((3, 4, 5), 1096, dtype=np.uint16)).save(path)
-        with Image.open(path) as image:
-            assert image.mode == "RGB"  # of 8 bits
-        with pytest.raises(ValueError, match=r"wide.*16 bits in each colour: give the range of values"):
-            images.open_image(path)
-
 
 @pytest.mark.parametrize(
     ("text", "size", "sides"),

@@ -16,9 +16,8 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
-from bbdm.data.reading import Reader
+from bbdm.data.reading import Reader, Strips
 from bbdm.data.spec import Spec
-from bbdm.data.strips import Strips
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
@@ -63,7 +62,7 @@ def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
 
 
 def strips_of(sampler: BridgeSampler, *paths: Path) -> Strips:
-    return Strips.of(Reader(sampler.pictures), {"name": "a", "source": paths})
+    return Reader(sampler.pictures).strips({"name": "a", "source": paths})
 
 
 @pytest.fixture(autouse=True)
@@ -304,12 +303,12 @@ def test_refusals(memory: int, name: str, message: str, source: Path, tmp_path: 
 
 
 def test_a_file_without_parts_must_fit(tmp_path: Path):
-    write(tmp_path / "source.npz", numbers())
+    write(tmp_path / "source.mha", numbers())
     with pytest.raises(
         ValueError, match=r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
     ):
-        stream(make(), tmp_path / "source.npz", tmp_path / "result.npy", 100_000)
-    same(stream(make(), tmp_path / "source.npz", tmp_path / "result.npy"), called(make(), Picture(numbers())))
+        stream(make(), tmp_path / "source.mha", tmp_path / "result.npy", 100_000)
+    same(stream(make(), tmp_path / "source.mha", tmp_path / "result.npy"), called(make(), Picture(numbers())))
 
 
 def latent() -> BridgeSampler:
