@@ -6,6 +6,7 @@ start it by torchrun --nproc_per_node N -m bbdm train ...
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -13,20 +14,71 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from bbdm.base.settings import from_values, setting
-from bbdm.bridges import Density, Objective
-from bbdm.cli.presets import BRIDGE_NAMES, PRESET_SETTINGS, PRESETS, UNPAIRED_SETTINGS, SourceAs
+from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
 from bbdm.cli.training import TrainingCommand
-from bbdm.data.config import DataConfig
+from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.networks.arrays import check_pictures
+from bbdm.networks.config import DITS, UNETS, DiTConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 
 if TYPE_CHECKING:
+    import torch
+
+    from bbdm.codec import Codec
     from bbdm.execution.processes import Processes
+    from bbdm.networks.conditions import ConditionsConfig
+    from bbdm.networks.dit import DiT
+    from bbdm.networks.unet import UNet
     from bbdm.training.callback import Callback
     from bbdm.training.trainer import Trainer
 
+SourceAs = Literal["concat", "tokens", "none"]
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
+    "bbdm": ("brownian", {"schedule": "linear"}),
+    "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
+}
+BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, BRIDGES)  # pyright: ignore[reportArgumentType]  (only its keys)
+# the settings of the original's templates
+BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
+FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
+UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
+    "bridge": "brownian",
+    "objective": "preconditioned",
+    "density": "uniform",
+    "loss": "l2",
+    "source_as": "none",
+    "direction": "both",
+    "ema_decay": 0.999,
+}
+SMALL = {
+    "image_size": 64,
+    "batch_size": 16,
+    "epochs": 50,
+    "learning_rate": 4e-4,
+    "lr_schedule": "cosine",
+    "warmup_steps": 200,
+    "flip": True,
+    "precision": "bf16",
+}
+PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
+    "paper": {},
+    "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
+    **{name: {"loss": "l2", "precision": "bf16"} for name in DITS},
+    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
+    "volume": {
+        **FEW_CALLS,
+        "channels": 1,
+        "crop": Crops((64, 96, 96)),
+        "batch_size": 2,
+        "ema_decay": 0.999,
+        "precision": "bf16",
+    },
+    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
+    "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
+}
 OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 
@@ -101,14 +153,13 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the preset, and of a training without pairs."""
-        return PRESET_SETTINGS[values.get("preset", "paper")] | (
-            UNPAIRED_SETTINGS if values.get("dataset") == UNPAIRED else {}
-        )
+        sets = UNPAIRED_SETTINGS if values.get("dataset") == UNPAIRED else {}
+        return PRESET_SETTINGS[values.get("preset", "paper")] | sets
 
     def __post_init__(self) -> None:
         super().__post_init__()
         UnpairedConfig.__post_init__(self)
-        self._check_unpaired()
+        self._check_sets()
         latent = self.vqgan_path is not None
         if not latent and (self.cache_latents or self.normalize_latents):
             raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
@@ -135,25 +186,32 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
-    def _check_unpaired(self) -> None:
-        """Raise ValueError where settings are not those of two sets, or only those."""
+    def _check_sets(self) -> None:
+        """Raise ValueError where settings of two sets are of another data set, or the other way round."""
         if self.dataset != UNPAIRED:
-            if self.eps is not None:
-                raise ValueError(f"eps is of the data set {UNPAIRED!r}, got {self.dataset!r}")
+            if own := self.named & {"eps", "pairing", "pairing_steps", "simulation_steps"}:
+                raise ValueError(f"{min(own)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
             return
         if self.eps is not None and not (isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps must be a positive number, got {self.eps}")
-        wanted = {"bridge": "brownian", "loss": "l2", "source_as": "none", "direction": "both"}
-        wanted |= dict.fromkeys(["conditions", "slices", "cache_images", "cache_latents"])
-        for name, value in wanted.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name} must be {value} for the data set {UNPAIRED!r}, got {getattr(self, name)}")
+        for name in (
+            "bridge",
+            "loss",
+            "source_as",
+            "direction",
+            "conditions",
+            "slices",
+            "cache_images",
+            "cache_latents",
+        ):
+            value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
+            if value != wanted:
+                raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
         import torch
 
-        from bbdm.cli import setup
         from bbdm.data.cached import LatentDataset, measure
         from bbdm.training import fine_tuning, statistics
         from bbdm.training.bridge import BridgeTask
@@ -163,7 +221,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         from bbdm.training.whitening import whiten
 
         verbose = self.shown and team.first
-        codec = None if self.vqgan_path is None else setup.codec_for(self.vqgan_path, self.preset, team.device)
+        codec = None if self.vqgan_path is None else codec_for(self.vqgan_path, self.preset, team.device)
         channels = self.channels or 3 if codec is None else codec.image_channels
         known = None if resumed is None else resumed.unet.config
         splits = self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
@@ -173,9 +231,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
         further = replace(pairs.further, drop=self.drop or {})
-        unet = setup.build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
+        unet = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
         unet.gradient_checkpointing = self.gradient_checkpointing
-        bridge = setup.build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
+        bridge = build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
         spread = {} if self.spread is None else {"spread": self.spread}
         measured = {} if resumed is None else resumed.bridge.statistics
         if self.init_from is not None and resumed is None:
@@ -217,6 +275,86 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         config = from_values(UnpairedConfig if unpaired else TrainConfig, vars(self))
         task = UnpairedTask if unpaired else BridgeTask
         return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks, task)
+
+
+def build_bridge(
+    name: str,
+    num_steps: int | None = None,
+    c_lambda: float = 2.0,
+    objective: str | None = None,
+    density: Density = "uniform",
+) -> Bridge:
+    """A bridge by its name; what is None, and a uniform density, is the bridge's own default.
+
+    ``c_lambda`` is of the A-Bridge. ``bbdm`` is the original BBDM's bridge, and ``flow`` a Brownian bridge
+    without noise. Other names are those of :data:`bbdm.bridges.BRIDGES`.
+
+    Raises:
+        ValueError: a value is out of range, or the bridge does not take it, such as ``num_steps`` of a bridge
+            with real times.
+    """
+    if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
+        raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
+    kind, usual = VARIANTS.get(name, (name, {}))
+    settings: dict[str, Any] = {"num_steps": num_steps, "objective": objective}
+    settings |= {"c_lambda": c_lambda} if name == "abridge" else {}
+    settings |= {} if density == "uniform" else {"density": density}
+    return from_config({"kind": kind, **usual, **{key: each for key, each in settings.items() if each is not None}})
+
+
+def build_network(
+    preset: str,
+    channels: int,
+    source_as: SourceAs | None = None,
+    source_channels: int | None = None,
+    endpoint: tuple[int, ...] | None = None,
+    further: ConditionsConfig | None = None,
+) -> UNet | DiT:
+    """The network of a preset for targets of a number of channels, and sources of as many unless given.
+
+    ``source_as`` None is the preset's choice, and a network always sees a source of other channels.
+    ``endpoint`` are the source channels that the bridge ends in, and ``further`` the other conditions.
+
+    Raises:
+        ValueError: ``source_as`` is not of this preset's network.
+    """
+    from bbdm.networks.dit import DiT
+    from bbdm.networks.unet import UNet
+
+    config = PRESETS[preset]
+    source_channels = source_channels or channels
+    if source_channels != channels and source_as == "none":
+        raise ValueError(f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}")
+    shown = config.condition_channels if source_as is None else source_as != "none"
+    seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.settings())
+    seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
+    if isinstance(config, DiTConfig):
+        how = {"tokens": "tokens", "concat": "channels"}.get(source_as or "", config.condition)
+        return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
+    if source_as == "tokens":
+        raise ValueError(f"source_as 'tokens' is of transformers, and {preset} is none: use 'concat'")
+    return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
+
+
+def codec_for(path: Path, preset: str, device: torch.device) -> Codec:
+    """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
+
+    Raises:
+        ValueError: the preset is of latents with another number of channels. Presets of pictures fit any.
+    """
+    import torch
+
+    from bbdm.files.checkpoint import load_codec
+
+    codec = load_codec(path).placed(device, torch.float32)
+    channels = {name: config.channels for name, config in PRESETS.items()}
+    fitting = [name for name in PRESETS if channels[name] == codec.channels or not name.startswith("lbbdm")]
+    if preset not in fitting:
+        raise ValueError(
+            f"preset {preset} takes {channels[preset]} channels, and this autoencoder's latents have "
+            f"{codec.channels}; preset must be one of {', '.join(fitting)}"
+        )
+    return codec
 
 
 main = Train.main

@@ -71,20 +71,16 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     raise raised(reason)  # not from the error: its traceback would keep the workers alive
 
 
-class _Places(Dataset[Place]):
-    """Places as they are."""
-
-    def __getitem__(self, place: Place) -> Place:
-        return place
-
-
-class _Order:
-    """Places for a loader, which keeps it from pass to pass."""
+class _Order(Dataset[Place]):
+    """Places for a loader, which keeps their order from pass to pass; a place is its own item."""
 
     places: Iterable[Place] = ()
 
     def __iter__(self) -> Iterator[Place]:
         return iter(self.places)
+
+    def __getitem__(self, place: Place) -> Place:
+        return place
 
 
 class Batches:
@@ -95,7 +91,7 @@ class Batches:
         self._dataset = dataset
         self._order = _Order()
         self._loader = DataLoader(
-            _Places(),  # of which a worker reads a batch at once
+            _Order(),  # of which a worker reads a batch at once
             batch_size,
             sampler=self._order,
             num_workers=workers,
@@ -138,13 +134,7 @@ class Batches:
 
 
 def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[int, str]:
-    """Read all that rows have, as training does but whole, and return why rows cannot be, by their indices.
-
-    Args:
-        pairs: the data set, whose rows have indices.
-        workers: processes that read rows.
-        progress: show a progress bar.
-    """
+    """Read all that rows have, as training does but whole: why rows cannot be read, by their indices."""
     count: Any = range(len(pairs.rows))
     how: Any = {"num_workers": workers, "collate_fn": partial(_reason, pairs)}
     loader = DataLoader(count, None, **how)

@@ -29,7 +29,6 @@ from bbdm.data.tables import StreamedRows, TableRows
 from bbdm.data.unpaired import UnpairedRows
 from bbdm.pictures import files, images
 from bbdm.pictures.picture import scale
-from bbdm.pictures.values import check_channels
 
 log = logging.getLogger(__name__)
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
@@ -96,8 +95,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 f"{shown(row)} has a source of {count} and a target of {self.channels} channels, and one network of "
                 "direction 'both' makes either: give channels, which photographs are converted to, or train two"
             )
-        for each, values in ((count, spec.source), (self.channels, spec.target)):
-            check_channels(values, each, shown(row))
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)
         self.image_size = images.as_size(spec.crop or spec.size or in_plane, spec.axes)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])

@@ -15,7 +15,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from bbdm.networks.arrays import NAMES, in_channels
 from bbdm.onnx.graphs import CELLS, OPSET, Input, condition_inputs, export_graph, sizes, step, subgraphs
-from bbdm.sampling.batch import Shapes
+from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
 DOMAIN = "bbdm"  # of nodes that stand for a graph

@@ -6,9 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy.typing as npt
 from PIL import Image
@@ -19,7 +17,6 @@ from bbdm.pictures.checks import UnknownFormatError, Window
 from bbdm.pictures.picture import Header, Picture
 
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
-SAMPLES = 277  # the tag of the number of channels
 PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
 
 
@@ -58,9 +55,8 @@ def read(
         checks.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
         array = module.read(found, part)
         if array.shape != expected or array.dtype != found.dtype:
-            raise ValueError(
-                f"its header says {expected} of {found.dtype}, and its values are {array.shape} of {array.dtype}"
-            )
+            held = f"its values are {array.shape} of {array.dtype}"
+            raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
     except Exception as error:
         checks.fail("read", path, error)
     array.flags.writeable = False
@@ -123,28 +119,19 @@ def _reader(path: Path) -> str:
     name = formats.SUFFIXES.get(formats.suffix_of(path))
     if name is None:
         raise UnknownFormatError(f"its name has none of {', '.join(formats.SUFFIXES)}")
-    return _reader_of_tiff(path) if name == "tifffile" else name
+    return "rasterio" if name == "tifffile" and _has_place(path) else name
 
 
 def _holds_dicom(folder: Path) -> bool:
     return bool(formats.module("simpleitk").dicom_files(folder, FILES_LOOKED_AT))
 
 
-def _reader_of_tiff(path: Path) -> str:
-    """The module that reads a TIFF: rasterio where it has a place on Earth; without tifffile, Pillow."""
+def _has_place(path: Path) -> bool:
+    """Whether a TIFF has tags of a place on Earth."""
     with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
         start = file.read(8)
         tags = ImageFileDirectory_v2(start + (file.read(8) if b"+" in start[2:4] else b""))
         file.seek(tags.next)
         tags.load(file)
-        if any(tag in tags for tag in PLACE_TAGS):
-            return "rasterio"
-    if find_spec("tifffile"):
-        return "tifffile"
-    with suppress(OSError), Image.open(path) as opened:
-        image: Any = opened
-        plain = image.mode in images.EIGHT_BIT and images.WIDE not in str(image.tile) and image.format == "TIFF"
-        whole = plain and getattr(image, "n_frames", 1) == 1 and image.tag_v2.get(SAMPLES, 1) == len(image.getbands())
-        if whole:
-            return "pillow"
-    return "tifffile"
+        return any(tag in tags for tag in PLACE_TAGS)
+    return False

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +183,6 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {self.shape}")
         if name == "tifffile" and self.geometry.format == "geotiff":
             name = "rasterio"
-        elif name == "tifffile" and not find_spec("tifffile") and self.dtype == np.uint8 and len(self) in (1, 3):
-            name = "pillow"
         try:
             write_named_atomically(path, lambda temporary: module(name).write(temporary, self))
         except Exception as error:

@@ -55,10 +55,8 @@ class Values:
         object.__setattr__(self, "dtype", kind.name)
         if kind.kind != "f":
             if max((high - low).max(), abs(low).max(), abs(high).max()) > EXACT:
-                raise ValueError(
-                    f"values {self} of {kind} need more than {EXACT} levels, and a network's float32 tells no more "
-                    "apart: give a narrower range around 0"
-                )
+                found = f"values {self} of {kind} need more than {EXACT} levels, which float32 cannot tell apart"
+                raise ValueError(f"{found}: give a narrower range around 0")
             limits = np.iinfo(kind)
             if low.min() < limits.min or high.max() > limits.max:
                 raise ValueError(f"values {self} do not fit into {kind}, which ends at {limits.min} and {limits.max}")
@@ -207,13 +205,6 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         return Percentiles(*config["percentiles"]) if "percentiles" in config else Values(**config)
     except TypeError as error:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
-
-
-def check_channels(values: AnyValues, count: int, name: str) -> None:
-    """Raise ValueError where there are ranges for another number of channels than a picture has."""
-    known = max(np.size(values.low), np.size(values.high))
-    if known not in (1, count):
-        raise ValueError(f"{name} has {count} channels, and there are values of {known}")
 
 
 def check_finite(array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()) -> None:

@@ -18,7 +18,6 @@ from bbdm.networks.guidance import check_interval, check_number, read_interval, 
 from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import ValuesLike, as_values
-from bbdm.sampling.step import Callback
 from bbdm.solvers import AnySolver
 
 Seed = Any  # an integer, a sequence of them, or None
@@ -130,7 +129,7 @@ class Options(GuidanceOptions):
             each size of picture.
         progress: show on standard error how many network calls are done; or a function that is called with
             their number and that of all, after each.
-        callback: called with each :class:`~bbdm.sampling.step.Step` of each batch.
+        callback: called with each :class:`~bbdm.sampling.loop.Step` of each batch.
 
     Raises:
         ValueError: an option is out of range.
@@ -147,7 +146,7 @@ class Options(GuidanceOptions):
     noise: Any = None
     batch_size: int | None = None
     progress: Progress = False
-    callback: Callback | None = None
+    callback: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

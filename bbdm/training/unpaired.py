@@ -116,9 +116,10 @@ class UnpairedTask(BridgeTask):
         """
         batch = batch if self.codec is None else encode(batch, self.codec)
         found: dict[str, float] = {}
-        for way, (name, source, target) in enumerate(zip(DIRECTIONS, batch[:2], batch[1::-1], strict=True)):
+        sides = (batch.source, batch.target), (batch.target, batch.source)
+        for way, (source, target) in enumerate(sides):
             made = self.other_ends(source, torch.full_like(seeds, way), seeds, VALIDATION_STEPS[way])
-            found[f"validation_loss_{name}"] = len(seeds) * energy_distance(made, target)
+            found[f"validation_loss_{DIRECTIONS[way]}"] = len(seeds) * energy_distance(made, target)
         return {"validation_loss": sum(found.values()) / 2, **found}
 
     def warnings(self) -> list[str]:
@@ -133,7 +134,7 @@ class UnpairedTask(BridgeTask):
 def check_bridge(bridge: Bridge) -> None:
     """Raise ValueError unless a bridge serves both directions of a training without pairs."""
     times = np.linspace(bridge.low, bridge.top, 9)
-    same = np.allclose(bridge.alpha(times), bridge.beta(bridge.end - times)) and bridge.turned is bridge
+    same = np.allclose(bridge.at(times).alpha, bridge.at(bridge.end - times).beta) and bridge.turned is bridge
     if not (bridge.markov and bridge.closed and same):
         raise ValueError(
             "without pairs, the estimate must be a function of the state, the time and the direction alone, and the "

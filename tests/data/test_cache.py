@@ -1,7 +1,6 @@
 """Caches of examples and of latents: the data set's tensors, made once, completed, refused if they differ."""
 
 import pickle
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,12 +64,9 @@ def assert_same(made: Pairs, wanted: Pairs) -> None:
     """Bit for bit, masks and conditions too."""
     assert len(made) == len(wanted)
     for index in range(len(wanted)):
-        one, other = made.read(index), wanted.read(index)
-        for name in ("source", "target", "mask"):
-            a, b = getattr(one, name), getattr(other, name)
-            assert a is b or (a.dtype == b.dtype and torch.equal(a, b))
-        assert one.conditions.keys() == other.conditions.keys()
-        assert all(torch.equal(value, other.conditions[name]) for name, value in one.conditions.items())
+        one, other = made.read(index).tensors(), wanted.read(index).tensors()
+        assert one.keys() == other.keys()
+        assert all(one[name].dtype == v.dtype and torch.equal(one[name], v) for name, v in other.items())
 
 
 class TestOfExamples:
@@ -155,13 +151,13 @@ class TestRefused:
         ):
             cached(other, folder, block)
 
-    @pytest.mark.parametrize("change", [lambda b: bytes([*b[:-1], b[-1] ^ 1]), lambda b: b[:-1], lambda _: b""])
-    def test_a_changed_file(self, change: Callable[[bytes], bytes], pairs: Read, folder: Path) -> None:
+    def test_a_changed_file(self, pairs: Read, folder: Path) -> None:
         cached(pairs, folder)
-        path = folder / ENTRIES[1]
-        path.write_bytes(change(path.read_bytes()))
-        with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
-            cached(pairs, folder)
+        content = (path := folder / ENTRIES[1]).read_bytes()
+        for changed in (bytes([*content[:-1], content[-1] ^ 1]), content[:-1], b""):
+            path.write_bytes(changed)
+            with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
+                cached(pairs, folder)
         path.unlink()
         assert_same(cached(pairs, folder), pairs)
 

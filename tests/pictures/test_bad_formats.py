@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import locale
 import pickle
+import re
 import struct
 import sys
 import zlib
@@ -21,7 +22,6 @@ import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 
-from bbdm.base import optional
 from bbdm.pictures import Geometry, Picture, checks, files, formats, header, read, write
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
@@ -35,54 +35,46 @@ def refused(path: Path, fact: str) -> None:
     assert not isinstance(caught.value, FileNotFoundError)
 
 
-class TestNames:
-    def test_missing(self, tmp_path: Path) -> None:
-        for suffix in formats.SUFFIXES:
-            for act in (header, read):
-                with pytest.raises(FileNotFoundError, match="there is no picture"):
-                    act(tmp_path / f"a{suffix}")
+@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+def test_missing_and_other_content(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    for act in (header, read):
+        with pytest.raises(FileNotFoundError, match=f"there is no picture {path}"):
+            act(path)
+    for content in (b"", b"no picture at all", bytes(1000)):
+        path.write_bytes(content)
+        refused(path, "cannot read")
 
-    def test_no_picture(self, tmp_path: Path) -> None:
-        (tmp_path / "a.txt").write_text("a")
-        (tmp_path / "folder").mkdir()
-        for name in ("a.txt", "folder"):
-            assert not files.is_picture(tmp_path / name)
-            with pytest.raises(checks.UnknownFormatError, match=name):
-                read(tmp_path / name)
-        with pytest.raises(ValueError, match=r"must end in one of \.nii\.gz"):
-            write(tmp_path / "a.dcm", np.zeros((1, 4, 4)))
 
-    @pytest.mark.parametrize("suffix", formats.SUFFIXES)
-    def test_another_content(self, suffix: str, tmp_path: Path) -> None:
-        for content in (b"", b"no picture at all", bytes(1000)):
-            (tmp_path / f"a{suffix}").write_bytes(content)
-            refused(tmp_path / f"a{suffix}", "cannot read")
+def test_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "folder").mkdir()
+    for name in ("a.txt", "folder"):
+        assert not files.is_picture(tmp_path / name)
+        with pytest.raises(checks.UnknownFormatError, match=name):
+            read(tmp_path / name)
+    with pytest.raises(ValueError, match=r"must end in one of \.nii\.gz"):
+        write(tmp_path / "a.dcm", np.zeros((1, 4, 4)))
 
-    @pytest.mark.parametrize(
-        ("name", "extra", "missing"),
-        [
-            ("a.nii", "medical", "nibabel"),
-            ("a.mha", "medical", "SimpleITK"),
-            ("a.tif", "tiff", "tifffile"),
-            ("b.tif", "geo", "rasterio"),
-        ],
-    )
-    def test_missing_packages(
-        self, name: str, extra: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        affine = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
-        picture = Picture(numbers((3, 8, 8), "uint16"), Geometry(affine, "geotiff" if name == "b.tif" else ""))
-        write(tmp_path / name, picture)
 
-        def without(name: str) -> Any:
-            if name == missing:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            return sys.modules[name]
-
-        monkeypatch.setattr(optional, "import_module", without)
-        for act in (lambda: header(tmp_path / name), lambda: write(tmp_path / name, picture)):
-            with pytest.raises(ModuleNotFoundError, match=rf"pip install 'bbdm\[{extra}\]'"):
-                act()
+@pytest.mark.parametrize(
+    ("extra", "missing", "name", "kind"),
+    [
+        ("medical", "nibabel", "a.nii", ""),
+        ("medical", "SimpleITK", "a.mha", ""),
+        ("tiff", "tifffile", "a.tif", ""),
+        ("geo", "rasterio", "b.tif", "geotiff"),
+    ],
+)
+def test_missing_packages(
+    extra: str, missing: str, name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    affine = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    write(tmp_path / name, picture := Picture(numbers((3, 8, 8), "uint16"), Geometry(affine, kind)))
+    monkeypatch.setitem(sys.modules, missing, None)
+    for act in (lambda: header(tmp_path / name), lambda: write(tmp_path / name, picture)):
+        with pytest.raises(ModuleNotFoundError, match=rf"pip install 'bbdm\[{extra}\]'"):
+            act()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +190,6 @@ class TestDicom:
         ("heights", "fact"),
         [
             ([0, 2, 4, 8, 10], r"2 mm apart, but 4 mm between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm"),
-            ([0, 2, 8, 10, 12], "2 mm apart, but 6 mm between slices 2 and 3"),
             ([0, 2, 4, 7, 9], "2 mm apart, but 3 mm between slices 3 and 4"),
             ([0, 2, 2, 4, 6], r"2 mm apart, but 0 mm between slices 2 and 3, at \(-10, 5, 2\)"),
         ],
@@ -269,14 +260,10 @@ def test_shapes_and_pickles_of_npy(tmp_path: Path) -> None:
 
 
 SHAPE = (50_000, 60_000)  # 3 x 10^9 pixels
-NPY = f"{{'descr': '<u4', 'fortran_order': False, 'shape': {SHAPE}, }}".ljust(117) + "\n"
-NPY_START = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(NPY)) + NPY.encode()
 
 
 def large_npy(path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(NPY_START)
-        file.truncate(128 + 4 * SHAPE[0] * SHAPE[1])
+    np.lib.format.open_memmap(path, "w+", np.uint32, SHAPE)  # all are holes
 
 
 def large_tiff(path: Path) -> None:
@@ -287,10 +274,9 @@ def large_tiff(path: Path) -> None:
 
 
 def large_geotiff(path: Path) -> None:
-    profile = {"driver": "GTiff", "height": SHAPE[0], "width": SHAPE[1], "count": 1, "dtype": "uint16"}
+    shape = {"height": SHAPE[0], "width": SHAPE[1], "count": 1, "dtype": "uint16"}
     place = {"crs": "EPSG:4326", "transform": rasterio.Affine(1, 0, 5, 0, 1, 5)}
-    with rasterio.open(path, "w", **profile, **place, tiled=True, sparse_ok=True, compress="deflate"):
-        pass
+    rasterio.open(path, "w", "GTiff", **shape, **place, tiled=True, sparse_ok=True, compress="deflate").close()
 
 
 def large_png(path: Path) -> None:
@@ -311,26 +297,20 @@ def large_nifti(path: Path, offset: float = 352, rest: bytes = b"") -> None:
 
 def large_text(path: Path) -> None:
     write(path, numbers((1, 4, 4, 4), "int16"))
-    data = path.read_bytes().replace(b"DimSize = 4 4 4", b"DimSize = 4096 4096 100")
-    path.write_bytes(data.replace(b"sizes: 4 4 4", b"sizes: 4096 4096 100"))
+    path.write_bytes(re.sub(rb"(DimSize =|sizes:) 4 4 4", rb"\1 4096 4096 100", path.read_bytes()))
+
+
+LARGE: dict[str, Any] = {
+    **{"a.npy": large_npy, "a.tif": large_tiff, "b.tif": large_geotiff, "a.png": large_png, "a.nii": large_nifti},
+    **{"a.nii.gz": large_nifti, "b.nii.gz": lambda path: large_nifti(path, 2.0**28, bytes(2**28))},
+    **{"a.mha": large_text, "a.nrrd": large_text},
+}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        *(("a.npy", large_npy), ("a.tif", large_tiff), ("b.tif", large_geotiff)),
-        *(
-            ("a.png", large_png),
-            ("a.nii", large_nifti),
-            ("a.nii.gz", large_nifti),
-            ("b.nii.gz", lambda path: large_nifti(path, 2.0**28, bytes(2**28))),
-        ),
-        *(("a.mha", large_text), ("a.nrrd", large_text)),
-    ],
-)
-def test_no_memory_is_spent(name: str, make: Any, tmp_path: Path) -> None:
-    make(tmp_path / name)
+@pytest.mark.parametrize("name", LARGE)
+def test_no_memory_is_spent(name: str, tmp_path: Path) -> None:
+    LARGE[name](tmp_path / name)
     write(tmp_path / f"small{formats.suffix_of(name)}", numbers((1, 4, 4), "uint16"))
     read(tmp_path / f"small{formats.suffix_of(name)}")  # imports
     forget_peak()

@@ -91,13 +91,11 @@ def compare(network: Network, sampler: OnnxBridgeSampler, conditions: dict[str, 
 def test_a_guided_call_is_pytorch_s(network: Network, sampler: OnnxBridgeSampler, settings: dict[str, Any]):
     made = compare(network, sampler, CONDITIONS, **settings)
     plain = {k: v for k, v in settings.items() if not k.startswith("guidance")}
-    assert np.abs(made - sampler(SOURCE, seed=7, conditions=CONDITIONS, **plain)).max() > 0.01
-
-
-@pytest.mark.parametrize("changed", [{"style": "ink"}, {"text": None}, {"sar": np.zeros_like(SAR)}], ids=str)
-def test_each_condition_is_told(network: Network, sampler: OnnxBridgeSampler, changed: dict[str, Any]):
-    made = compare(network, sampler, CONDITIONS | changed)
-    assert np.abs(made - sampler(SOURCE, seed=7, conditions=CONDITIONS)).max(axis=(1, 2, 3)).min() > 1e-3
+    unguided = compare(network, sampler, CONDITIONS, **plain)
+    assert np.abs(made - unguided).max() > 0.01
+    for changed in ({"style": "ink"}, {"text": None}, {"sar": np.zeros_like(SAR)}):  # each condition is seen
+        other = compare(network, sampler, CONDITIONS | changed, **plain)
+        assert np.abs(other - unguided).max(axis=(1, 2, 3)).min() > 1e-3
 
 
 @pytest.mark.parametrize("solver", [each for each in get_args(Solver) if each not in ("fast", "ancestral")])
@@ -136,9 +134,9 @@ def test_settings_say_what_the_network_is_told(folder: Path, tmp_path: Path):
     assert {name: settings[name] for name in TOLD} == json.loads(json.dumps(TOLD))
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     for change, message in (
-        ({"classes": ["ink"]}, r"classes must be classes by name, got \['ink'\]"),
+        ({"classes": ["ink"]}, r"classes must be a dict, got \['ink'\]"),
         ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
-        ({"tokens": {"text": "6"}}, "tokens must be widths by name"),
+        ({"tokens": {"text": "6"}}, r"tokens\['text'\] must be an integer"),
         ({"drop": {"style": 2}}, r"drop\['style'\] must be above 0 and below 1, got 2"),
         ({"drop": {"other": 0.1}}, "drop must be of the conditions sar, style, text, got 'other'"),
     ):
@@ -205,11 +203,10 @@ def transformer() -> Network:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("flags", [[], ["--opset", "21"]], ids=["opset 23", "opset 21"])
 @pytest.mark.parametrize("make", [wrapped, transformer, unet])
-def test_other_networks_and_kinds_of_export(make: Any, flags: list[str], tmp_path: Path):
+def test_other_networks(make: Any, tmp_path: Path):
     network = make()
     save_checkpoint(tmp_path / "c.pt", network, BRIDGE, solver="sde-dpm2m", steps=3)
     others = {"network": make()} if make is wrapped else {}
-    sampler = OnnxBridgeSampler(export(tmp_path / "c.pt", tmp_path / "onnx", "--check", *flags, **others))
+    sampler = OnnxBridgeSampler(export(tmp_path / "c.pt", tmp_path / "onnx", "--check", **others))
     compare(network, sampler, CONDITIONS, guidance={"style": 2, "text": 3})

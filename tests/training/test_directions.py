@@ -14,6 +14,8 @@ from torch import nn
 import bbdm
 from bbdm import DDBM, ABridge, BridgeSampler
 from bbdm.bridges import Bridge
+from bbdm.codec import wrap_codec
+from bbdm.data.cached import measure
 from bbdm.data.mapped import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.networks.base import Conditions, Network
@@ -128,6 +130,18 @@ def test_losses_are_those_of_each_direction(bridge: Bridge) -> None:
         wanted = alone.losses(network, way, seeds, 3)[0][back == (name == "BtoA")]
         torch.testing.assert_close(losses[back == (name == "BtoA")], wanted)
         torch.testing.assert_close(reported[f"loss_{name}"], wanted.mean())
+
+
+def test_latents_of_both_ends_are_normalised_alike() -> None:
+    """By the mean and the standard deviation of all, whatever is source and target."""
+    codec = wrap_codec(nn.Linear(1, 1), encode=lambda _, image: image, decode=lambda _, latent: latent, channels=1,
+                       stride=1, image_channels=1)  # fmt: skip
+    found = measure(both(), codec)
+    assert (found.source_mean, found.source_std) == (found.target_mean, found.target_std)
+    values = torch.cat([side.flatten() for pair in both() for side in pair])
+    assert found.source_std[0] == pytest.approx(values.std(correction=0).item(), rel=1e-5)
+    alone = measure(MappedDataset(Halves()), codec)
+    assert alone.source_std[0] == pytest.approx(2 * alone.target_std[0], rel=1e-5)
 
 
 def test_what_cannot_go_both_ways_is_refused(tmp_path: Path) -> None:

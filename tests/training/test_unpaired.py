@@ -221,7 +221,8 @@ def trained(
     settings |= {"pairing_steps": 500, "simulation_steps": 8, **config}
     task = a_task(network, bridge, steps, **settings)
     for step in range(steps):
-        task(Example(*(SCALE * draw(settings["batch_size"])[..., None, None] for draw in sets)), step)
+        a, b = (SCALE * draw(settings["batch_size"])[..., None, None] for draw in sets)
+        task(Example(a, b), step)
     sampler = BridgeSampler(task.average, bridge, defaults=task.defaults)
     found = []
     for way, draw in zip(DIRECTIONS, sets, strict=True):

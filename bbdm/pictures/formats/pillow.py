@@ -1,4 +1,4 @@
-"""PNG, JPEG, WebP, BMP and, without tifffile, TIFF of 8 bits and one page: upright, alpha over white."""
+"""PNG, JPEG, WebP and BMP: upright, alpha over white."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def header(path: Path) -> Header:
     unknown = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
     sideways = not unknown and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
     shape = 1 if image.mode in images.GREY else 3, *(image.size if sideways else image.size[::-1])
-    geometry = Geometry(None, "tiff" if image.format == "TIFF" else PHOTOGRAPH)
     most = checks.RATIO * path.stat().st_size if wide else math.inf
-    return Header(path, shape, np.dtype(np.uint16 if wide else np.uint8), geometry, most=most, stored=image)
+    dtype = np.dtype(np.uint16 if wide else np.uint8)
+    return Header(path, shape, dtype, Geometry(format=PHOTOGRAPH), most=most, stored=image)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
