@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ROUNDING = 1e-13  # of weights that cancel
-LATER = {"density": "uniform", **Statistics().statistics}  # settings that older files lack; left out at these values
+LATER: dict[str, Any] = {
+    "density": "uniform",
+    **asdict(Statistics()),
+}  # what older files lack: left out at these values
 
 
 @dataclass(frozen=True)
@@ -97,24 +100,6 @@ class Bridge(Path):
             return False
         ratio, (_, i_y, _, p_y, _) = alpha * beta / sigma**2, self.weights(times)
         return not (np.any(i_y) or np.any(p_y)) and bool(np.allclose(ratio, ratio[0]))
-
-    def start(self, t: float) -> tuple[float, float]:
-        """Weights of y and noise in the state that sampling starts with at a time.
-
-        At ``top`` it is the source. Below, x_t is drawn as if x0 - y had mean 0 and its ``spread``: at a high
-        noise level that is as good as an estimate of x0.
-
-        Raises:
-            ValueError: the time is below the top, and the noise level there is below twice the spread, or 0
-                everywhere.
-        """
-        if t == self.top:
-            return 1.0, 0.0
-        if self.deterministic or not self.nu(t) >= self.level_scale:
-            wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.level_scale:g}"
-            raise ValueError(f"timesteps must start at {wanted}, got {t}")
-        alpha, beta, sigma = (float(weight) for weight in self.at(t))
-        return alpha + beta, float(np.hypot(sigma, alpha * self.spread))
 
     def input(self, t: npt.ArrayLike) -> Array:
         """(..., 2) weights of x_t and y in what the network is shown."""

@@ -56,13 +56,7 @@ It knows pictures such as it was trained on, and nothing else. `solver` and `ste
 calls, may change at each call.
 """
 EXPORT = """
-Without PyTorch, on ONNX Runtime:
-
-```python
-from bbdm.runtime import OnnxBridgeSampler
-
-result = OnnxBridgeSampler.from_pretrained("{name}")("source.{suffix}", seed=0)[0]
-```
+Without PyTorch, on ONNX Runtime: `bbdm.runtime.OnnxBridgeSampler.from_pretrained("{name}")`.
 """
 
 
@@ -152,7 +146,7 @@ def card(model: Any, name: str, has_export: bool, **metadata: Any) -> str:
         arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
         suffix=suffix,
         conditions=", conditions={...}" if model.unet.further.each else "",
-        export=EXPORT.format(name=name, suffix=suffix) if has_export else "",
+        export=EXPORT.format(name=name) if has_export else "",
     )
 
 

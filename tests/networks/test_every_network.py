@@ -276,10 +276,10 @@ def test_it_is_compiled_and_packaged(name: str, tmp_path: Path):
 
 @daily_networks
 def test_it_is_exported_and_runs_without_torch(name: str, tmp_path: Path):
-    """Step by step and as one graph, with a mask."""
+    """Step by step, with a mask, and as one graph."""
     network = made(name)
     save_checkpoint(tmp_path / "c.pt", network, BRIDGE)
-    flags = ("--steps", "2", "--pipeline", "--mask", "--solver", "sde-dpm2m")
+    flags = ("--steps", "2", "--pipeline", "--solver", "sde-dpm2m")
     folder = export(tmp_path / "c.pt", tmp_path / "onnx", *flags, **module_of(name))
     source, images = given(network)
     arrays = {name: image.numpy() for name, image in images.items()}
@@ -292,12 +292,13 @@ def test_it_is_exported_and_runs_without_torch(name: str, tmp_path: Path):
     np.testing.assert_allclose(results, wanted, rtol=0, atol=within(network))
     whole = onnxruntime.InferenceSession(folder / "pipeline.onnx", providers=["CPUExecutionProvider"])
     drawn_there = noise.numpy()[sampler.table.noisy]
-    (at_once,) = whole.run(None, {"source": source.numpy(), "mask": mask.numpy(), "noise": drawn_there, **arrays})
+    (at_once,) = whole.run(None, {"source": source.numpy(), "noise": drawn_there, **arrays})
+    wanted = sampler(source, noise=noise, conditions=images)
     np.testing.assert_allclose(np.asarray(at_once), wanted, rtol=0, atol=within(network))
     settings = read_settings(folder)
     assert settings["image_channels"] == network.channels
     if network.source_channels != network.channels:
-        assert settings["version"] == 4
+        assert settings["version"] == 6
         assert settings["source_channels"] == network.source_channels
 
 
