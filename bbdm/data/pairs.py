@@ -26,6 +26,7 @@ from bbdm.data.reading import LOOKED_AT, Column, Reader, first
 from bbdm.data.rows import Row, named, paths_of, shown
 from bbdm.data.spec import ROLES, Spec
 from bbdm.data.tables import StreamedRows, TableRows
+from bbdm.data.unpaired import UnpairedRows
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import files, images
 from bbdm.pictures.picture import scale
@@ -77,7 +78,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         known = conditions.fitted(spec.conditions, rows, self.reader)
         self.spec = spec = replace(spec, conditions=known)
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
-        self.stream = rows if isinstance(rows, StreamedRows) else None
+        self.stream = rows if isinstance(rows, StreamedRows | UnpairedRows) else None  # which draw an epoch themselves
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
         self.left_out: set[str] = set()
