@@ -68,7 +68,7 @@ def test_statistics_of_both_ends_change_places(source: torch.Tensor) -> None:
     unet = network()
     back = BridgeSampler(unet, PRECONDITIONED, steps=3)(source, seed=3, direction="BtoA")
     with torch.no_grad():
-        weight = unet.condition_embedding.classes["_direction"].weight
+        weight: Any = unet.condition_embedding.classes["_direction"].weight
         weight.copy_(weight.flip(0))
     assert torch.equal(BridgeSampler(unet, turned, steps=3)(source, seed=3), back)
 
