@@ -27,6 +27,7 @@ from bbdm.data.rows import Row, named, paths_of, shown
 from bbdm.data.spec import ROLES, Spec
 from bbdm.data.tables import StreamedRows, TableRows
 from bbdm.data.unpaired import UnpairedRows
+from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import files, images
 from bbdm.pictures.picture import scale
 
@@ -296,7 +297,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
         known, own = self.spec.conditions, self._own_digest
-        about = {name: [str(each), each.size, each.label] for name, each in known.items()}
+        labels = {name: each.label for name, each in known.items() if name != DIRECTION}  # the pairs are the same
+        about = {name: [str(each), each.size, labels.get(name)] for name, each in known.items()}
         columns = ["name", *(name for name, each in known.items() if each.kind == "class" and each.label is None)]
         texts = [own] if own is not None else ("\n".join(str(row.get(name)) for name in columns) for row in self.rows)
         content = "".join([json.dumps([self._ends, self._prepared, about]), *texts])
