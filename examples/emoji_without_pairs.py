@@ -3,7 +3,7 @@
     npm pack emoji-datasource-twitter emoji-datasource-google     # pictures of 64 pixels; unpack both
     python examples/emoji_without_pairs.py TWITTER/img/twitter/64 GOOGLE/img/google/64 FOLDER
 
-It ends early and resumes as every run does. FOLDER gets the pictures, the run, and ``scores.json``.
+The same command resumes. FOLDER gets the pictures, the run, ``out.pt`` and ``scores.json``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def pictures(folder: Path) -> torch.Tensor:
 
 def score(folder: Path, trainer: Trainer) -> None:
     """Write the scores of held-back code points, of sources, and of random pictures of the set."""
-    sampler = BridgeSampler(trainer.average, trainer.bridge, defaults=trainer.task.defaults)
+    trainer.save(folder / "out.pt")
+    sampler = BridgeSampler.from_checkpoint(folder / "out.pt")
     found = {}
     for way, letters in zip(DIRECTIONS, ("AB", "BA"), strict=True):
         source, target = (pictures(folder / "data" / letter / "val") for letter in letters)
