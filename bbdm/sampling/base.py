@@ -73,8 +73,7 @@ class Sampler(Loop, Generic[Array]):
         self.calls = calls
         self._shapes = shapes
         self._conditioned = bool(shapes.conditions.each)
-        if shapes.conditions.two_way and self.direction is None:
-            self.direction = DIRECTIONS[0]
+        self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
         self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
