@@ -18,7 +18,7 @@ from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_codec
 from bbdm.pictures import images
-from bbdm.training.codebook import CodebookUse
+from bbdm.training.autoencoder import CodebookUse
 
 SHOWN = 8  # targets in the grid
 ENLARGED = 2

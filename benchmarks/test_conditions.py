@@ -20,7 +20,7 @@ from bbdm.bridges import BrownianBridge
 from bbdm.execution.device import best_dtype
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.training.fine_tuning import copy_weights
+from bbdm.training.initial import copy_weights
 from benchmarks import networks
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.timing import Comparison, Row, interleaved

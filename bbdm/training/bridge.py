@@ -1,15 +1,17 @@
-"""What trains the network of a bridge: its loss, its validation, its results and its files."""
+"""What trains the network of a bridge: its loss, its validation, its pictures and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
+from bbdm.base import sizes
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
 from bbdm.data.cached import LatentDataset
@@ -19,17 +21,73 @@ from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Conditions, Network
+from bbdm.networks.checks import check_pictures
+from bbdm.pictures import images
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults
-from bbdm.training.augmentation import Pair, augment, dropped
-from bbdm.training.config import BridgeConfig
-from bbdm.training.losses import Errors, bridge_loss
-from bbdm.training.resume import check_start, resumed_codec
+from bbdm.training.batches import augment, dropped
+from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.task import Forward, Losses, Task
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
+HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
+Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Times = Callable[[torch.Tensor, int, Bridge], torch.Tensor]
+
+
+def bridge_loss(
+    network: Callable[..., torch.Tensor],
+    bridge: Bridge,
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    loss: Loss | Errors = "l1",
+    conditions: Conditions | None = None,
+    *,
+    seeds: torch.Tensor | None = None,
+    step: int | None = None,
+    mask: torch.Tensor | None = None,
+    per_image: bool = False,
+) -> torch.Tensor:
+    """Distance between the network's prediction and the bridge's target, the mean over a batch.
+
+    Args:
+        network: called with what the bridge shows of x_t and t, and the conditions.
+        bridge: defines x_t, what is shown of it, and the target.
+        x0: (B, C, H, W) target images; for volumes, here and below, H, W is D, H, W.
+        y: (B, C, H, W) source images in the target's channels: ``network.endpoint(source)``.
+        t: (B,) times: integers or, of a continuous bridge, reals.
+        noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
+        loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones;
+            or a function of (prediction, target) that returns errors of their shape.
+        conditions: tensors by name that the network sees, such as ``{"source": source}``; None for none.
+        seeds: (B,) int64, one for each image; noise is a function of the seed and of ``step``.
+        step: the number of the optimizer step.
+        mask: (B, 1, H, W), 1 where pixels count, 0 where they do not; None where all do.
+        per_image: return the mean over each image, (B,), in place of a scalar.
+
+    Raises:
+        ValueError: ``loss`` returned another shape; or see :meth:`~bbdm.bridges.base.Bridge.add_noise`.
+    """
+    shown, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
+    prediction = network(shown, bridge.seen(t), conditions).to(target.dtype)
+    if not isinstance(loss, str):
+        errors = loss(prediction, target)
+        if errors.shape != target.shape:
+            shape = tuple(target.shape)
+            raise ValueError(f"loss must return errors of the target's shape, {shape}, got {tuple(errors.shape)}")
+    elif loss == "huber":
+        errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
+    else:
+        errors = (F.l1_loss if loss == "l1" else F.mse_loss)(prediction, target, reduction="none")
+    image = tuple(range(1, errors.ndim))  # all axes of an image
+    if mask is not None:
+        counted = mask.sum(dim=image).clamp(min=1) * errors.shape[1]
+        losses = (errors * mask).sum(dim=image) / counted
+        return losses if per_image else losses.mean()
+    return errors.mean(dim=image) if per_image else errors.mean()
 
 
 class BridgeTask(Task):
@@ -105,16 +163,13 @@ class BridgeTask(Task):
             found[name] = sum(losses) / len(losses)
         return found
 
-    def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
-        """Translations of sources by the sampler's default solver and steps, and targets."""
-        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
-        return sampler(batch.source, seed=seed, conditions=batch.conditions), batch.target
-
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
-        """Sources, translations and targets."""
+        """Sources, translations by the sampler's default solver and steps, and targets."""
         own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
         source = batch.source if own else self.network.endpoint(batch.source)
-        return {"source": source, "result": self.results(batch)[0], "target": batch.target}
+        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
+        result = sampler(batch.source, seed=0, conditions=batch.conditions)
+        return {"source": source, "result": result, "target": batch.target}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -158,3 +213,56 @@ def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
     roles: dict[Role, torch.Tensor] = {"source": batch.source, "target": batch.target}
     source, target = (coded(v, r).contiguous(memory_format=torch.channels_last) for r, v in roles.items())
     return batch._replace(source=source, target=target, mask=None)
+
+
+def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Codec | None) -> None:
+    """Raise ValueError where a network cannot be trained on pairs or their latents."""
+    stride = 1 if codec is None else codec.stride
+    sides = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
+    if (network.source_channels, network.channels) != sides:
+        kind = "pairs" if codec is None else "latents"
+        takes, have = (
+            f"{target} channels" if source == target else f"sources of {source} and targets of {target} channels"
+            for source, target in ((network.source_channels, network.channels), sides)
+        )
+        raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
+    if codec is not None:
+        check_pictures(network.axes, "a codec")
+    takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
+    if takes != have:
+        raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")
+    size = images.sides(train.image_size, train.spec.axes)
+    if len(size) != network.axes:
+        shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (network.axes, len(size))]
+        raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
+    if any(side % (each * stride) for side, each in zip(size, network.strides, strict=True)):
+        factors = f"the network's {network.stride}"
+        if codec is not None:
+            factors = f"{network.strides[0] * stride}, {factors} times the autoencoder's {stride}"
+        raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
+    if isinstance(train, LatentDataset):
+        if codec is None or train.codec != codec.description():
+            got = "none" if codec is None else "another one"
+            raise ValueError(f"codec must be that of the latents in {train.folder}, got {got}")
+        if train.flip != config.flip:
+            raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
+        if config.shift:
+            raise ValueError("shift moves pictures, and must be 0 with latents that are computed once")
+
+
+def resumed_codec(stored: CodecState | None, codec: Codec | None) -> Codec | None:
+    """The codec of a run that resumes, with the stored statistics.
+
+    Raises:
+        ValueError: ``codec`` is not the stored one, or only one of them normalises.
+    """
+    where = "training can resume only in the space where it began"
+    if stored is None:
+        if codec is not None:
+            raise ValueError(f"{where}: without a codec (vqgan_path)")
+        return None
+    normalises = stored.statistics is not None
+    if codec is None or not stored.same_latents(codec) or (codec.statistics is not None) != normalises:
+        how = "with" if normalises else "without"
+        raise ValueError(f"{where}: with the same codec (vqgan_path), {how} normalised latents (normalize_latents)")
+    return codec if stored.statistics is None else codec.with_statistics(stored.statistics)

@@ -67,7 +67,7 @@ def waits(call: Any) -> list[str]:
 
 @pytest.mark.parametrize("case", TASKS)
 def test_gpu_losses_are_the_cpus_and_a_step_waits_once(case: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bbdm.training.tracking.EVERY", 1)
+    monkeypatch.setattr("bbdm.training.callbacks.EVERY", 1)
     settings, expected = TASKS[case]
     (mine, batch), (theirs, own) = (bridge_task(**settings, device=device) for device in (CUDA, CPU))
     wanted = [theirs(own, index) for index in range(STEPS)]

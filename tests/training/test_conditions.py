@@ -16,11 +16,10 @@ from bbdm.data.examples import Example
 from bbdm.data.mapped import MappedDataset
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.training.augmentation import augment
+from bbdm.training.batches import sample_seeds
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import DistillConfig, TrainConfig
 from bbdm.training.distillation import StudentTask
-from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, newest, tiny_unet
 from tests.onnx.exports import export
@@ -135,19 +134,4 @@ def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int
     before = torch.cat([p.detach().flatten() for p in student.network.parameters()])
     assert student(Example(source, target), 0) > 0
     assert not torch.equal(torch.cat([p.detach().flatten() for p in student.network.parameters()]), before)
-    assert student.results(Example(source, target))[0].shape == target.shape
-
-
-def test_conditions_and_masks_are_changed_with_the_pair():
-    """Columns are numbered, so that each image says where its pixels were."""
-    ramp = torch.linspace(-1, 1, 12).expand(32, 1, 16, 12).contiguous()
-    batch = Example(ramp, ramp.expand(-1, 3, -1, -1).contiguous(), {"sar": ramp, "season": torch.arange(32)}, ramp)
-    seeds = sample_seeds(0, 0, 32, CPU)
-    outputs = augment(batch, seeds, 0, TrainConfig(flip=True, shift=0.25))
-    assert not torch.equal(outputs.source, ramp)
-    for image in (outputs.target[:, :1], outputs.conditions["sar"], outputs.mask):
-        assert torch.equal(image, outputs.source)
-    assert outputs.conditions["season"] is batch.conditions["season"]
-    zoomed = augment(batch._replace(mask=(ramp > 0).float()), seeds, 0, TrainConfig(zoom=0.5))
-    assert torch.equal(zoomed.conditions["sar"], zoomed.source)
-    assert zoomed.mask.unique().tolist() == [0.0, 1.0]  # never between
+    assert student.columns(Example(source, target))["result"].shape == target.shape

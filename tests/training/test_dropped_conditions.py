@@ -13,12 +13,9 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler
-from bbdm.data.examples import Example
 from bbdm.networks.base import Conditions, Network
-from bbdm.training.augmentation import dropped
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
-from tests.conftest import tiny_unet
 
 EFFECT = torch.tensor([-0.5, 0.1, 0.4])  # of a class on the target; their mean is 0
 SHARE = 0.3  # of examples that lack it
@@ -84,28 +81,3 @@ def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path):
     assert moved[4] - moved[0] == pytest.approx(2 * (EFFECT[2].item() - mean), rel=0.1)
     losses = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert losses["validation_without_style"] > 4 * losses["validation_loss"]
-
-
-def test_each_condition_is_dropped_alone_by_its_share():
-    net = tiny_unet(classes={"a": 3}, tokens={"b": 4}, images={"c": 1}, drop={"a": 0.2, "b": 0.5, "c": 0.1})
-    count = 4000
-    conditions = {"a": torch.zeros(count).long(), "b": torch.ones(count, 2, 4), "c": torch.ones(count, 1, 2, 2)}
-    batch = Example(torch.zeros(count, 3, 2, 2), torch.zeros(count, 3, 2, 2), conditions)
-    seeds = torch.arange(count) << 32
-    found = dropped(batch, seeds, 7, net).conditions
-    without = {"a": found["a"] == 3, "b": (found["b"] == 0).all((1, 2)), "c": (found["c"] == 0).all((1, 2, 3))}
-    for name, share in net.drop.items():
-        spread = (share * (1 - share) / count) ** 0.5
-        assert abs(without[name].double().mean().item() - share) < 4 * spread
-    both = (without["a"] & without["b"]).double().mean().item()
-    assert both == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / count) ** 0.5)  # independent
-    assert torch.equal(found["a"][~without["a"]], conditions["a"][~without["a"]])
-    again = dropped(batch, seeds, 7, net).conditions
-    assert all(torch.equal(again[name], found[name]) for name in found)
-    assert not torch.equal(dropped(batch, seeds, 8, net).conditions["a"], found["a"])
-
-
-def test_nothing_is_dropped_where_nothing_may_be():
-    net = tiny_unet(classes={"a": 3})
-    batch = Example(torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2), {"a": torch.zeros(2).long()})
-    assert dropped(batch, torch.arange(2), 0, net) is batch

@@ -1,10 +1,7 @@
 """The folder of a run: its files, and when a run may use it."""
 
 import json
-import math
 import sys
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,10 @@ from filelock import FileLock
 from PIL import Image
 
 from bbdm import Callback, bridges
-from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
 from bbdm.networks.config import UNetConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
-from bbdm.training import tracking
 from bbdm.training.config import TrainConfig
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
@@ -45,7 +40,7 @@ class TestFiles:
         run.forget_after(0)
         assert (tmp_path / "step_5.pt").exists()
 
-    def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    def test_metrics_and_previews(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8, preview_every=2)
         trainer.fit()
         metrics = metrics_of(trainer)
@@ -56,11 +51,8 @@ class TestFiles:
         for record in metrics:
             assert record["loss"] > 0
             assert record["images_per_second"] > 0
-        summary = json.loads((trainer.folder / "summary.json").read_text())
-        assert summary.items() >= metrics[-1].items()
         lowest = min(metrics, key=lambda record: record["validation_loss"])
-        assert summary["best"] == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
-        assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
+        assert trainer.best == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
         assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
         with Image.open(trainer.folder / "epoch_0003.png") as sheet:
             assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2 + NAME_HEIGHT)
@@ -72,51 +64,12 @@ class TestFiles:
                     cell = torch.from_numpy(images.to_array(sheet.crop((left, top, left + SIZE, top + SIZE))))
                     torch.testing.assert_close(cell, wanted)
 
-    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
-        """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
-        import tensorboard.backend.event_processing.event_accumulator as accumulators
-
-        monkeypatch.setattr(tracking, "EVERY", 2)
-
-        class Killed(Callback):
-            def after_step(self, trainer: Trainer, loss: float) -> None:
-                if trainer.step == 7:
-                    raise KeyboardInterrupt
-
-        settings = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1, "learning_rate": 1e-3}
-        killed, trainer = make_trainer(callbacks=[Killed()], **settings), make_trainer(**settings)
-        with pytest.raises(KeyboardInterrupt):
-            killed.fit()
-        time.sleep(1.0)  # TensorBoard orders its files by the second
-        assert trainer.resume_newest()
-        assert trainer.step == 4
-        trainer.fit()
-        events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
-        quarters = [f"loss by t/quarter {i}" for i in (1, 2, 3, 4)]
-        scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second"}
-        scalars.add("loss of the epoch")
-        assert scalars <= set(events.Tags()["scalars"]) <= scalars | set(quarters)
-        for name in ("loss", "gradient_norm", "learning_rate"):
-            assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
-            assert all(math.isfinite(point.value) and point.value > 0 for point in events.Scalars(name))
-        wanted = [record["validation_loss"] for record in metrics_of(trainer)]
-        assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(wanted)
-        assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
-
-    def test_losses_by_quarter_of_t(self) -> None:
-        """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
-        batches = [([1.0, 2.0, 5.0], [1, 2, 8]), ([6.0, 7.0], [1, 5])]
-        timed = [(torch.tensor(losses), torch.tensor(t)) for losses, t in batches]
-        means = {f"loss by t/quarter {i}": mean for i, mean in ((1, 3.0), (3, 7.0), (4, 5.0))}
-        assert tracking.losses_by_time(timed, 1, 8) == means
-        assert tracking.losses_by_time([], 1, 8) == {}
-
     def test_without_validation(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
         """And without TensorBoard."""
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         trainer = make_trainer(epochs=1, preview_every=1, flip=True)
         trainer.fit()
-        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
+        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt"}
         assert {file.name for file in trainer.folder.iterdir()} == written
         assert "validation_loss" not in metrics_of(trainer)[0]
         content = json.loads((trainer.folder / "config.json").read_text())  # from which the settings come back
@@ -179,14 +132,6 @@ class TestFiles:
             assert [record["epoch"] for record in metrics_of(second)] == expected
             second.run.begin(3, {})
             assert [record["epoch"] for record in metrics_of(second)] == expected[:1]
-
-    def test_numbers_alone_are_metrics(self, make_trainer: MakeTrainer) -> None:
-        class Words(Callback):
-            def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-                metrics["note"] = "good"
-
-        with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback added 'note' 'good'\."):
-            make_trainer(callbacks=[Words()]).fit()
 
     def test_forgets_later_checkpoints_and_from_step_0_the_best_one_too(self, tmp_path: Path) -> None:
         run = RunFolder(tmp_path, keep=2)

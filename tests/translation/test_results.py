@@ -10,8 +10,7 @@ import torch
 
 from bbdm import ABridge, BridgeSampler
 from bbdm.base.seeds import seed_of
-from bbdm.translation.kinds import make
-from bbdm.translation.results import Job, Record, ResultsError, missing, seeds_of
+from bbdm.translation.results import Job, Record, ResultsError, make, missing, seeds_of
 from tests.conftest import tiny_unet
 
 
