@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bbdm.base.lazy import public
+from bbdm.base.optional import public
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = public(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Measurements in a fresh process: of its peak memory, with its environment, from its start.
+"""Measurements in a fresh process: of its peak memory, and from its start.
 
 ``run(task, **arguments)`` calls a function of this module in a fresh process and returns its result.
 """
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
-from bbdm import BridgeSampler, BrownianBridge, UNet
+from bbdm import BrownianBridge, UNet
 from bbdm.base.settings import from_values
 from bbdm.cli import train as train_script
 from bbdm.data.examples import Example
@@ -35,7 +35,7 @@ from bbdm.networks.config import UNETS
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks import networks
-from benchmarks.timing import Row, interleaved, seconds_of
+from benchmarks.timing import Row, seconds_of
 
 ROOT = Path(__file__).parent.parent
 BATCH = 16  # of the preset demo-residual
@@ -46,12 +46,10 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **changes}
 
 
-def run(task: Callable[..., Any], variables: dict[str, str] | None = None, **arguments: Any) -> Any:
-    """Call ``task(**arguments)`` in a fresh process with these variables; arguments are plain values."""
+def run(task: Callable[..., Any], **arguments: Any) -> Any:
+    """Call ``task(**arguments)`` in a fresh process; arguments are plain values."""
     command = [sys.executable, "-m", "benchmarks.processes", task.__name__, json.dumps(arguments)]
-    done = subprocess.run(
-        command, env=environment(**(variables or {})), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{task.__name__} with {arguments} ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -170,45 +168,15 @@ def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> 
     """Seconds a step of `bbdm train`, the mean of each epoch after the first."""
     with tempfile.TemporaryDirectory() as folder:
         cache = ["--cache_images", f"{folder}/cache"] if cached else []
-        common = [
-            "--preset",
-            "demo-residual",
-            "--source_as",
-            "none",
-            "-e",
-            str(EPOCHS),
-            "--device",
-            device,
-            *cache,
-            *flags,
-        ]
-        command = [sys.executable, "-m", "bbdm", "train", "edge2shoes", data, f"{folder}/model.pt", *common]
+        command = [sys.executable, "-m", "bbdm", "train", "edge2shoes", data, f"{folder}/model.pt"]
+        command += ["--preset", "demo-residual", "--source_as", "none", "-e", str(EPOCHS), "--device", device]
+        command += [*cache, *flags]
         subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         records = (Path(folder) / "model.run" / "metrics.jsonl").read_text().splitlines()
     return [BATCH / json.loads(record)["images_per_second"] for record in records[1:]]
 
 
-@torch.inference_mode()
-def unet_call(rounds: int) -> Any:
-    """UNet calls of sde-bbdm in float32 and of our compiled network, in turns, and the dtype of ours."""
-    from benchmarks.peers import sde_bbdm
-
-    unet = networks.build("cpu", quick=False)
-    sampler = BridgeSampler(unet, networks.BRIDGE, steps=networks.STEPS, compile=True)
-    public = sde_bbdm.network(unet)
-    x, t = networks.images(1, "cpu", quick=False), torch.full((1,), 500)
-    inputs = x.to(sampler.dtype, memory_format=torch.channels_last)
-    modulation = unet.embed(t)
-    rows: dict[str, Row] = {
-        "sde-bbdm float32": lambda: public(x, t),
-        "compiled": lambda: sampler._body(inputs, modulation, {}),
-    }
-    error = networks.relative_error(sampler._body(inputs, modulation, {}), public(x, t))
-    seconds = interleaved(rows, rounds)
-    return {"seconds": seconds, "dtype": str(sampler.dtype).removeprefix("torch."), "relative_error": error}
-
-
 if __name__ == "__main__":
-    tasks = (train, train_volume, bare_steps, peer_epochs, unet_call)
+    tasks = (train, train_volume, bare_steps, peer_epochs)
     function = {task.__name__: task for task in tasks}[sys.argv[1]]
     print(json.dumps(function(**json.loads(sys.argv[2]))))

@@ -22,8 +22,8 @@ from torch import Tensor
 from bbdm import BridgeSampler, BrownianBridge
 from bbdm.execution.device import best_dtype
 from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.networks.arrays import along
 from bbdm.networks.base import Conditions
-from bbdm.networks.checks import along
 from benchmarks import networks, processes
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, solvers, wrap
-from bbdm.bridges import Bridge, timesteps
+from bbdm.bridges import timesteps
 from tests import published
 from tests.gaussian import AREA, BRIDGES, CASES, GOUBS, IdealOfMixture, end_distribution, mean_w2, sample_w2, w2
 
@@ -51,7 +50,7 @@ def test_dpm2m_is_of_second_order_and_ddim_of_first():
         true_std = np.hypot(alpha * s, sigma) * _spread_kept(bridge, times, s)
         return abs(std - true_std) + abs(mean - alpha * mu)
 
-    for solver, order in (("ddim", 1), ("dpm2m", 2), ("midpoint", 2)):
+    for solver, order in (("ddim", 1), ("dpm2m", 2)):
         ratio = error(solver, 64) / error(solver, 128)
         assert np.log2(ratio) == pytest.approx(order, abs=0.25)
 
@@ -60,6 +59,25 @@ def _spread_kept(bridge: ABridge, times: list[int], s: float) -> float:
     """The flow scales by standard deviations; the first step draws with sigma, not the root of the sum."""
     alpha, _, sigma = (float(v) for v in bridge.marginal(times[1]))
     return sigma / np.hypot(alpha * s, sigma)
+
+
+NOISY = {"ddbm-vp": DDBM("vp"), "ddbm-ve": DDBM("ve"), "i2sb": I2SB(), "goub": GOUB()}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_solvers_of_other_bridges_converge_and_the_second_order_is_nearer(name: str):
+    """At 90 times; equal times are too coarse for ddbm-ve, where t spans four decades."""
+    bridge = NOISY[name]
+    for mu, s in CASES:
+        at = {
+            (solver, n): w2(bridge, solvers.build(bridge, solver, steps=n), mu, s)
+            for solver in ("dpm2m", "sde-dpm2m", "ddim", "posterior")
+            for n in (10, 90)
+        }
+        assert all(
+            at[solver, 90] < min(0.08, at[solver, 10]) for solver, _ in at if (name, solver) != ("ddbm-ve", "posterior")
+        )
+        assert at["dpm2m", 10] < at["ddim", 10]
 
 
 @pytest.mark.filterwarnings("ignore:source has no negative value")
@@ -90,49 +108,19 @@ def test_dpm2m_with_20_evaluations_is_nearer_than_the_published_sampler(name: st
     assert mean_w2(bridge, solvers.build(bridge, "dpm2m", steps=20)) < 1.02 * mean_w2(bridge, own)
 
 
-@pytest.mark.parametrize("name", ["BrownianBridge", "DDBM ve", "DDBM vp", "ECSI", "GOUB"])
-def test_midpoint_is_nearer_than_dpm2m_from_10_calls_on(name: str):
-    """By more than half, at 10 calls and at 20, where sampling begins at a high noise level."""
-    bridge = BRIDGES[name][0]
-    for steps in (10, 20):
-        ours, other = (mean_w2(bridge, solvers.build(bridge, solver, steps=steps)) for solver in ("midpoint", "dpm2m"))
-        assert ours < 0.45 * other
-
-
-@pytest.mark.parametrize("bridge", [ABridge(), DDBM("vp"), I2SB()], ids=["abridge", "ddbm", "i2sb"])
-def test_midpoint_integrates_a_linear_estimate(bridge: Bridge):
-    """In pinned coordinates u / nu grows by x0hat d(1 / nu), and x0hat is linear in -ln rho."""
-    table = solvers.build(bridge, "midpoint", steps=12)
-    nu = bridge.nu(table.timesteps)
-
-    def level(nu: float) -> float:
-        return 0.5 * np.log(nu**-2 + timesteps.REFERENCE**-2)
-
-    for i in range(2, 11, 2):
-        first, middle, last = nu[i - 1 : i + 2]
-        alpha = float(bridge.alpha(table.timesteps[i + 1]))
-        grown = quad(lambda q: level(1 / q), 1 / first, 1 / last)[0] - level(first) * (1 / last - 1 / first)
-        slope = grown / (level(middle) - level(first))
-        _, _, of_second, of_first, noise = table.coefficients[i]
-        assert noise == 0
-        assert of_second == pytest.approx(alpha * last * slope, rel=1e-6)
-        both = alpha * last * (1 / last - 1 / middle)  # of an estimate that does not change
-        assert of_second + of_first == pytest.approx(both, rel=1e-9)
-
-
 @pytest.mark.parametrize("bridge", [DDBM("ve"), DDBM("vp"), ECSI()], ids=["ve", "vp", "ecsi"])
 def test_published_samplers_converge(bridge: DDBM | ECSI):
-    """So what they fall short of at their own calls is theirs, not a mistake in their rows."""
+    """So what they fall short of at their own calls is theirs, not a mistake in their rows.
+
+    ECSI's own to what its last step leaves: it begins 2e-4 above 0.
+    """
     heun = [mean_w2(bridge, published.ddbm_heun(bridge, steps)) for steps in (40, 160, 640)]
     assert heun[0] > 2 * heun[1] > 4 * heun[2]  # noise is added by Euler's method, so the order is 1
     assert heun[2] < 0.006
-
-
-def test_published_sampler_of_ecsi_converges():
-    """To what its last step leaves: it begins 2e-4 above 0."""
-    euler = [mean_w2(ECSI(), published.ecsi_stochastic(ECSI(), steps)) for steps in (20, 200, 2000)]
-    assert euler[0] > 2 * euler[1] > 3 * euler[2]
-    assert euler[2] < 0.05
+    if isinstance(bridge, ECSI):
+        euler = [mean_w2(bridge, published.ecsi_stochastic(bridge, steps)) for steps in (20, 200, 2000)]
+        assert euler[0] > 2 * euler[1] > 3 * euler[2]
+        assert euler[2] < 0.05
 
 
 def test_published_sampler_of_goub_converges():

@@ -1,6 +1,6 @@
 """Rows of the step tables against formulas in another form."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ BRIDGES: list[Bridge] = [
     BrownianBridge.bbdm(),
     BrownianBridge.bbdm(schedule="sin"),
 ]
-FAMILY = ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast"]
+FAMILY = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
 CLEAN = [0.0, 0.0, 1.0, 0.0, 0.0]
 
 
@@ -46,27 +46,16 @@ def test_rows_keep_a_known_pair_on_the_bridge(bridge: Bridge, solver: str):
 
 @pytest.mark.parametrize("bridge", BRIDGES, ids=repr)
 @pytest.mark.parametrize("solver", FAMILY)
-def test_first_row_draws_its_noise(bridge: Bridge, solver: str):
+def test_which_rows_draw_noise(bridge: Bridge, solver: str):
     table = solvers.build(bridge, solver)
-    sigma = bridge.sigma(table.timesteps)
+    sigma, noise = bridge.at(table.timesteps).sigma, table.coefficients[:, 4]
     kappa, _, _, c_h, c_z = table.coefficients[0]
     assert c_h == 0
-    if solver in ("dpm2m", "midpoint", "ddim"):
-        assert (kappa, c_z) == (0, pytest.approx(sigma[1]))
-    elif solver == "fast":
-        assert (kappa, c_z) == (0, pytest.approx(sigma[1] / 2))
-    elif sigma[0] == 0:
-        assert (kappa, c_z) == (0, pytest.approx(sigma[1]))
-    else:
+    if solver in ("sde-dpm2m", "posterior") and sigma[0] > 0:
         assert kappa > 0
-
-
-@pytest.mark.parametrize(
-    ("solver", "stochastic"), [("dpm2m", False), ("ddim", False), ("posterior", True), ("fast", True)]
-)
-def test_which_rows_draw_noise(solver: str, stochastic: bool):
-    noise = solvers.build(ABridge(), solver).coefficients[1:-1, 4]
-    assert np.all(noise > 0) if stochastic else np.all(noise == 0)
+    else:
+        assert (kappa, c_z) == (0, pytest.approx(sigma[1] / (2 if solver == "fast" else 1)))
+    assert (noise[1:-1] > 0).all() if solver in ("sde-dpm2m", "posterior", "fast") else not noise[1:].any()
 
 
 def test_posterior_row_is_bayes_rule():
@@ -140,7 +129,7 @@ def test_ancestral_brownian_rows():
 
 
 def test_choices():
-    every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
+    every = {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == {**every, "mean": 1}
     assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
     assert solvers.choices(BrownianBridge.bbdm()).keys() == {*FAMILY, "mean"}  # whose ancestral sampler is another
@@ -165,22 +154,15 @@ def test_tables_are_finite_and_as_long_as_asked(solver: str, bridge: Bridge, dat
     assert (table.coefficients[:, 4] >= 0).all()
 
 
-def test_one_step_is_the_first_guess():
-    assert solvers.build(ABridge(), "dpm2m", steps=1).coefficients.tolist() == [CLEAN]
-
-
-@pytest.mark.parametrize("bridge", BRIDGES, ids=repr)
-def test_mean_is_one_call_at_the_top(bridge: Bridge):
-    table = solvers.build(bridge, "mean")
-    assert table.timesteps.tolist() == [bridge.top]
-    assert table.coefficients.tolist() == [CLEAN]
-    assert not table.noisy
-    message = "solver 'mean' is one network call at the bridge's top"
-    with pytest.raises(ValueError, match=message):
-        solvers.build(bridge, "mean", steps=2)
-    for times in ("karras", [bridge.top, bridge.low]):
-        with pytest.raises(ValueError, match=message):
-            solvers.build(bridge, "mean", times)
+def test_one_step_is_the_first_guess_and_so_is_the_mean():
+    for bridge in (ABridge(), BrownianBridge.bbdm()):
+        table = solvers.build(bridge, "mean")
+        assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([bridge.top], [CLEAN])
+        assert solvers.build(ABridge(), "dpm2m", steps=1).coefficients.tolist() == [CLEAN]
+        assert not table.noisy
+        for times, steps in ((None, 2), ("karras", None), ([bridge.top, bridge.low], None)):
+            with pytest.raises(ValueError, match="solver 'mean' is one network call at the bridge's top"):
+                solvers.build(bridge, "mean", times, steps)
 
 
 def test_a_table_comes_back_from_its_description_and_older_ones_say_less():
@@ -221,10 +203,8 @@ def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
 def test_a_table_is_a_solver():
     table = solvers.build(ABridge(), "ddim", steps=3)
     assert solvers.build(ABridge(), table) is table
-    with pytest.raises(ValueError, match="a table has its own steps, got steps=2"):
-        solvers.build(ABridge(), table, steps=2)
-    with pytest.raises(ValueError, match=r"coefficients of a table must be finite numbers of shape \(1, 5\)"):
-        solvers.StepTable(np.array([1]), np.ones((1, 3)), np.ones((1, 4)))
+    with pytest.raises(ValueError, match="read-only"):
+        table.coefficients[0, 0] = 1.0
 
 
 def test_a_file_of_a_solver_that_is_not_here_opens_with_the_default():
@@ -237,29 +217,36 @@ def test_the_names_are_those_that_commands_offer():
     assert tuple(solvers.SOLVERS) == get_args(solvers.Solver)
 
 
-def test_tables_cannot_be_written_to():
-    with pytest.raises(ValueError, match="read-only"):
-        solvers.build(ABridge()).coefficients[0, 0] = 1.0
+def build(solver: Any = "dpm2m", bridge: Bridge | None = None, **settings: Any) -> solvers.StepTable:
+    return solvers.build(bridge or ABridge(), solver, **settings)
 
 
-def test_bad_requests():
-    with pytest.raises(ValueError, match=r"solver must be one of .*, got 'euler'"):
-        solvers.build(ABridge(), "euler")
-    with pytest.raises(ValueError, match="steps or timesteps, not both"):
-        solvers.build(ABridge(), steps=10, timesteps="karras")
-    with pytest.raises(ValueError, match="steps=1000; got steps=10"):
-        solvers.build(ABridge(), "ancestral", steps=10)
-    with pytest.raises(ValueError, match="consecutive"):
-        solvers.build(ABridge(num_steps=4), "ancestral", timesteps=[4, 3, 1])
-    for bridge in (ABridge(num_steps=4), BrownianBridge(num_steps=4)):
-        with pytest.raises(ValueError, match=r"consecutive timesteps down to 1, got \[4, 3, 2\]"):
-            solvers.build(bridge, "ancestral", timesteps=[4, 3, 2])
-    assert len(solvers.build(I2SB(), "ancestral", steps=np.int64(10))) == 10  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"steps must be an integer in \[1, 999\] for this sampler, got 10.0"):
-        solvers.build(I2SB(), "ancestral", steps=10.0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="does not exist for the original BBDM"):
-        solvers.build(BrownianBridge.bbdm(), "ancestral")
-    assert len(solvers.build(ABridge(), "ancestral", steps=1000)) == 1000
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (lambda: build("euler"), r"solver must be one of .*, got 'euler'"),
+        (lambda: build(steps=10, timesteps="karras"), "steps or timesteps, not both"),
+        (lambda: build(build("ddim", steps=3), steps=2), "a table has its own steps, got steps=2"),
+        (lambda: build("ancestral", steps=10), "steps=1000; got steps=10"),
+        (lambda: build("ancestral", ABridge(4), timesteps=[4, 3, 1]), "consecutive"),
+        (lambda: build("ancestral", ABridge(4), timesteps=[4, 3, 2]), r"timesteps down to 1, got \[4, 3, 2\]"),
+        (lambda: build("ancestral", I2SB(), steps=10.0), r"steps must be an integer in \[1, 999\] for .*, got 10.0"),
+        (lambda: build("ancestral", I2SB(), steps=0), r"steps must be an integer in \[1, 999\] for .*, got 0"),
+        (lambda: build("ancestral", BrownianBridge.bbdm()), "does not exist for the original BBDM"),
+        (
+            lambda: solvers.StepTable(np.array([1]), np.ones((1, 3)), np.ones((1, 4))),
+            r"coefficients of a table must be finite numbers of shape \(1, 5\)",
+        ),
+    ],
+)
+def test_bad_requests(request_: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        request_()
+
+
+def test_published_numbers_of_steps():
+    assert len(build("ancestral", I2SB(), steps=np.int64(10))) == 10
+    assert len(build("ancestral", steps=1000)) == 1000
 
 
 NOISY = [ABridge(), ABridge(c_lambda=4.0), BrownianBridge(), DDBM("vp"), ECSI(), GOUB(objective="residual")]

@@ -1,16 +1,24 @@
-"""The machine and the versions of packages, for reports of results and of benchmarks."""
+"""The machine: its free memory; and its names and the versions of packages, for reports of results."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+UNKNOWN = 2**32  # bytes that are taken to be free where the system does not say
+CGROUP = Path("/sys/fs/cgroup")  # of a container
+CONTAINERS = (  # the files of its limit and use, and the name in memory.stat of pages that can be dropped
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def describe(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
@@ -52,3 +60,21 @@ def cpuinfo(field: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, of those that this process may use."""
+    found: list[int] = []
+    about = Path("/proc/meminfo")
+    if about.exists():
+        lines = dict(line.split(":", 1) for line in about.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    elif hasattr(os, "sysconf"):
+        name = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+        found.append(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE"))
+    for limit, used, cached in CONTAINERS:  # a container's is its limit, less what is used but for files' pages
+        with suppress(OSError, ValueError, KeyError):  # no such file, or no limit, which is the word max
+            pages = dict(line.split() for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines())
+            free = int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()) + int(pages[cached])
+            found.append(max(free, 0))
+    return min(found, default=UNKNOWN)

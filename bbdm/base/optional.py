@@ -1,9 +1,16 @@
-"""Optional packages, and the extra of bbdm that installs each."""
+"""What is imported late: optional packages, with the extra of bbdm that installs each, and public names.
+
+A package imports a public name at its first use, so that importing the package is cheap. The names stand
+once, in the package's stub ``__init__.pyi``, as imports. Type checkers read it too.
+"""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 EXTRAS = {
@@ -17,7 +24,7 @@ EXTRAS = {
     "tiff": ("tifffile", "imagecodecs"),
     "medical": ("SimpleITK", "nibabel"),
     "geo": ("rasterio",),
-    "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
+    "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
 
 
@@ -43,3 +50,27 @@ def install(error: ModuleNotFoundError) -> str:
     if find_spec("torch") is None:  # the runtime without PyTorch, which the extra would install
         return f": pip install {package}"
     return f": pip install 'bbdm[{extra}]'"
+
+
+def public(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The ``__getattr__``, ``__dir__`` and ``__all__`` of a package, whose ``__init__.py`` is ``file``."""
+    stub = ast.parse(Path(file).with_suffix(".pyi").read_text())
+    imports = (node for node in stub.body if isinstance(node, ast.ImportFrom))
+    homes = {each.name: f"{node.module}" for node in imports for each in node.names}
+
+    def get(name: str) -> Any:
+        try:
+            if name in homes:
+                home = package(homes[name], name)
+                return getattr(home, name) if hasattr(home, name) else import_module(f"{homes[name]}.{name}")
+            if not name.startswith("__") and find_spec(f"{room}.{name}"):
+                return import_module(f"{room}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            message = f"{name} needs PyTorch, which is not installed; bbdm.runtime runs without it"
+            raise ModuleNotFoundError(message, name="torch") from error
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+
+    names = sorted(homes)
+    return get, lambda: names, names

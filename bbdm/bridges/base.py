@@ -6,39 +6,43 @@ All tables are float64. Solvers, networks and files are not known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges import densities
-from bbdm.bridges.densities import Density
-from bbdm.bridges.objectives import OBJECTIVES, Function, Weights
+from bbdm.bridges.objectives import OBJECTIVES, POINTS, Density, Function, Weights, quantiles
 from bbdm.bridges.path import Array, Path, Statistics
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 ROUNDING = 1e-13  # of weights that cancel
 LATER = {"density": "uniform", **Statistics().statistics}  # settings that older files lack; left out at these values
 
 
+@dataclass(frozen=True)
 class Bridge(Path):
     """The base class of bridges, which are frozen dataclasses.
 
-    A subclass has :meth:`~bbdm.bridges.path.Path.marginal`, and the fields ``num_steps``, ``objective`` and,
-    if it is to be chosen, ``density``. :meth:`check` says what they must satisfy. To be saved it is
-    registered under a name: see :func:`bbdm.bridges.register`.
+    A subclass has :meth:`~bbdm.bridges.path.Path.marginal`, and the fields ``num_steps`` and ``objective``.
+    :meth:`check` says what they must satisfy. To be saved it is registered under a name: see
+    :func:`bbdm.bridges.register`.
+
+    Args:
+        density: of training times, a name; see :func:`bbdm.bridges.objectives.quantiles`.
 
     Raises:
-        ValueError: a setting that no bridge can have.
+        ValueError: a setting is none that a bridge can have.
     """
 
     name: ClassVar[str]  # in files
     objectives: ClassVar[Mapping[str, Function]] = OBJECTIVES  # those that it may have; a bridge's own beside them
-    density: Density = "uniform"  # of training times
+    positive: ClassVar[tuple[str, ...]] = ()  # fields that must be finite numbers above 0
+    density: Density = field(default="uniform", kw_only=True)
 
     def __post_init__(self) -> None:
         steps = 2 if self.continuous else self.num_steps
@@ -52,7 +56,10 @@ class Bridge(Path):
             raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
         if self.density == "top" and self.objective != "pinned":
             raise ValueError(f"density 'top' is of the objective 'pinned', got {self.objective!r}")
-        self._check_positive("spread", "sigma_data", "sigma_source")
+        for name in ("spread", "sigma_data", "sigma_source", *self.positive):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not abs(self.cov) < self.sigma_data * self.sigma_source:
             limit = self.sigma_data * self.sigma_source
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
@@ -66,13 +73,6 @@ class Bridge(Path):
         """
         Bridge.__post_init__(self)  # of a subclass that has one of its own too
         super().check()
-
-    def _check_positive(self, *names: str) -> None:
-        """Raise ValueError where a field in ``names`` is not a finite number above 0."""
-        for name in names:
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
 
     def weights(self, t: npt.ArrayLike) -> Weights:
         """What the network is shown, and x0hat from what it predicts; see :mod:`bbdm.bridges.objectives`.
@@ -151,10 +151,10 @@ class Bridge(Path):
         return np.concatenate([weights, np.zeros_like(weights)], axis=-1)
 
     @cached_property
-    def _device_tables(self) -> dict[tuple[str, torch.device, torch.dtype], torch.Tensor]:
+    def _device_tables(self) -> dict[tuple[str, torch.device, torch.dtype], Tensor]:
         return {}
 
-    def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """An array of this bridge, or a method's at the integers 0..top, copied to a device once."""
         import torch
 
@@ -165,7 +165,7 @@ class Bridge(Path):
             self._device_tables[key] = torch.from_numpy(array).to(device=device, dtype=dtype)
         return self._device_tables[key]
 
-    def _rows(self, name: str, t: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rows(self, name: str, t: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of (B,) times in a table of a method, and the table, for images (B, C, H, W).
 
         Raises:
@@ -187,7 +187,7 @@ class Bridge(Path):
         rows = torch.from_numpy(getattr(self, name)(t.double().cpu().numpy()))  # a step waited for the device anyway
         return torch.arange(len(t), device=device), rows.to(device=device, dtype=dtype)
 
-    def draw_times(self, seeds: torch.Tensor, step: int) -> torch.Tensor:
+    def draw_times(self, seeds: Tensor, step: int) -> Tensor:
         """(B,) times of training by ``density``: a function of (B,) int64 seeds and the optimizer step."""
         import torch
 
@@ -196,24 +196,24 @@ class Bridge(Path):
         low, high = self.train_range
         if self.density == "uniform" and self.objective != "pinned" and not self.continuous:
             return philox.timesteps(seeds, step, int(low), int(high))
-        rows = philox.timesteps(seeds, step, 0, densities.POINTS - 1)
+        rows = philox.timesteps(seeds, step, 0, POINTS - 1)
         dtype = torch.float64 if self.continuous else torch.int64  # not every device has float64
         return self._on_device("_training_times", seeds.device, dtype)[rows]
 
     @cached_property
     def _training_times(self) -> Array:
-        return np.asarray(densities.quantiles(self, self.density), dtype=np.float64)
+        return np.asarray(quantiles(self, self.density), dtype=np.float64)
 
     def add_noise(
         self,
-        x0: torch.Tensor,
-        y: torch.Tensor,
-        t: torch.Tensor,
-        noise: torch.Tensor | None = None,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor | None = None,
         *,
-        seeds: torch.Tensor | None = None,
+        seeds: Tensor | None = None,
         step: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Forward diffusion.
 
         Args:
@@ -232,39 +232,30 @@ class Bridge(Path):
             ValueError: shapes differ, or t is not a (B,) tensor of times in range. The range is checked only
                 on the CPU, where that costs no synchronisation.
         """
-        return self._forward("training_weights", x0, y, t, noise, seeds, step)
+        return self._noised("training_weights", x0, y, t, noise, seeds, step)
 
     def state(
         self,
-        x0: torch.Tensor,
-        y: torch.Tensor,
-        t: torch.Tensor,
-        noise: torch.Tensor | None = None,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor | None = None,
         *,
-        seeds: torch.Tensor | None = None,
+        seeds: Tensor | None = None,
         step: int | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """x_t (B, C, H, W) itself, of the noise that :meth:`add_noise` takes; its arguments and errors."""
-        return self._forward("state_weights", x0, y, t, noise, seeds, step)[0]
+        return self._noised("state_weights", x0, y, t, noise, seeds, step)[0]
 
-    def _forward(
-        self,
-        name: str,
-        x0: torch.Tensor,
-        y: torch.Tensor,
-        t: torch.Tensor,
-        noise: torch.Tensor | None,
-        seeds: torch.Tensor | None,
-        step: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _noised(
+        self, name: str, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor | None, seeds: Tensor | None, step: int | None
+    ) -> tuple[Tensor, Tensor]:
         from bbdm.kernels.noise_step import noise_step  # here, as tables are built without torch
 
-        shapes = [tuple(v.shape) for v in (x0, y, noise) if v is not None]
-        if len(set(shapes)) > 1:
-            raise ValueError(f"x0, y and noise must have one shape, got {shapes}")
+        _check_shapes({"x0": x0, "y": y} | ({} if noise is None else {"noise": noise}))
         return noise_step(x0, y, *self._rows(name, t, x0), noise, seeds, step)
 
-    def estimate(self, x_t: torch.Tensor, y: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x_t: Tensor, y: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """x0hat, the target that a network's output stands for: p_x x_t + p_y y + p_F F; differentiable.
 
         Args:
@@ -276,14 +267,12 @@ class Bridge(Path):
         Raises:
             ValueError: shapes differ, or t is not a (B,) tensor of times in range.
         """
-        shapes = [tuple(v.shape) for v in (x_t, y, prediction)]
-        if len(set(shapes)) > 1:
-            raise ValueError(f"x_t, y and prediction must have one shape, got {shapes}")
+        _check_shapes({"x_t": x_t, "y": y, "prediction": prediction})
         rows, table = self._rows("prediction", t, x_t)
         p_x, p_y, p_f = table[rows.long()].view(-1, 3, *[1] * (x_t.ndim - 1)).unbind(1)
         return p_x * x_t + p_y * y + p_f * prediction
 
-    def seen(self, t: torch.Tensor) -> torch.Tensor:
+    def seen(self, t: Tensor) -> Tensor:
         """(B,) what the network sees of (B,) times, float32; see :meth:`network_time`."""
         import torch
 
@@ -309,6 +298,14 @@ class Bridge(Path):
     def settings(self) -> dict[str, Any]:
         """Plain values of all fields, and the kind."""
         return {"kind": self.name, **asdict(cast(Any, self))} | {"kind": self.name}  # DDBM has a field of that name
+
+
+def _check_shapes(images: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless all have one shape."""
+    if len({each.shape for each in images.values()}) > 1:
+        *first, last = images
+        shapes = [tuple(each.shape) for each in images.values()]
+        raise ValueError(f"{', '.join(first)} and {last} must have one shape, got {shapes}")
 
 
 BRIDGES: dict[str, Callable[..., Bridge]] = {}  # what builds them, by name

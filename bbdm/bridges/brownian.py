@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.base import Bridge, register
-from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective
 from bbdm.bridges.path import Array, Marginal
 
@@ -24,20 +23,16 @@ class ABridge(Bridge):
         num_steps: T, at least 2.
         c_lambda: noise scale, above 0.
         objective: the quantity that the network predicts.
-        density: the density of training times.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
+    positive = ("c_lambda",)
+
     num_steps: int = 1000
     c_lambda: float = 2.0
     objective: Objective = "residual"
-    density: Density = "uniform"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_positive("c_lambda")
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
         """Weights at times in [0, T]."""
@@ -92,7 +87,6 @@ class BrownianBridge(Bridge):
         objective: the quantity that the network predicts.
         schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on
             the indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
-        density: the density of training times.
 
     Raises:
         ValueError: an argument is out of range.
@@ -102,7 +96,6 @@ class BrownianBridge(Bridge):
     max_variance: float = 1.0
     objective: Objective = "residual"
     schedule: Literal["exact", "linear", "sin"] = "exact"
-    density: Density = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()

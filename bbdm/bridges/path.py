@@ -106,18 +106,6 @@ class Path(Statistics, ABC):
         low, high = self.train_range
         return low, high if self.continuous else high + 1
 
-    def alpha(self, t: npt.ArrayLike) -> Array:
-        """Weight of x0 in x_t."""
-        return self.at(t).alpha
-
-    def beta(self, t: npt.ArrayLike) -> Array:
-        """Weight of y in x_t."""
-        return self.at(t).beta
-
-    def sigma(self, t: npt.ArrayLike) -> Array:
-        """Standard deviation of x_t given x0 and y."""
-        return self.at(t).sigma
-
     def nu(self, t: npt.ArrayLike) -> Array:
         """Noise level sigma / alpha of (x_t - beta y) / alpha; increasing, and infinite where alpha is 0.
 

@@ -1,4 +1,4 @@
-"""The command ``bbdm``: each subcommand is a module with a :class:`~bbdm.base.command.Command`.
+"""The command ``bbdm``: each subcommand is a module with a :class:`~bbdm.base.scripts.Command`.
 
 The scripts in ``examples/`` and ``export/`` call :func:`run` too. Modules import PyTorch in ``run``, after
 the settings were checked.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bbdm import __version__
 from bbdm.base import scripts
-from bbdm.base.command import IMPORT, import_modules
+from bbdm.base.scripts import IMPORT, import_modules
 
 STARTS_ANEW = "the same command starts anew"
 RESUMES = "results are kept, and the same command resumes"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.serving.config import AppConfig
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.evaluation.calibration import CalibrateConfig, calibrate
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bbdm.base.atomic import check_suffix
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.base.settings import position, setting
 
 

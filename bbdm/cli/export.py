@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import sides
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bbdm.base.command import IMPORT, Command, imported
+from bbdm.base.scripts import IMPORT, Command, imported
 from bbdm.base.settings import setting
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.base.settings import position
 from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
-from bbdm.sampling.network_config import FileConfig
+from bbdm.sampling.options import FileConfig
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
@@ -99,12 +99,13 @@ def millions(state: dict[str, Any]) -> str:
 
 def program(file: Path, config: FileConfig) -> str:
     """What wrote a file of weights."""
-    from bbdm.files import checkpoint, importers, weights
+    from bbdm.files import checkpoint, weights
+    from bbdm.files.importers import programs
 
     for name in (checkpoint.FORMAT, checkpoint.VQGAN_FORMAT):
         with suppress(ValueError), weights.opened(file, name, "checkpoint") as content:
             own = isinstance(content, weights.Snapshot)
-            return "bbdm" if own else importers.program(content, config.config)
+            return "bbdm" if own else programs.program(content, config.config)
     return "another program"
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from bbdm.base import demo
-from bbdm.base.command import Command
-from bbdm.base.scripts import StoppedError
+from bbdm.base.scripts import Command, StoppedError
 from bbdm.base.settings import flag_fields, position, setting
 from bbdm.translation.config import TranslateConfig
 

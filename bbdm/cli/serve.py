@@ -8,12 +8,10 @@ curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.serving.config import ServeConfig
-from bbdm.serving.connection import connected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +22,14 @@ class Serve(Command, ServeConfig):
 
     def run(self) -> None:
         """Serve until a signal."""
+        from bbdm.serving.cluster import connected
         from bbdm.serving.requests import facts
 
         known = facts(self)
-        with connected(self.address):
-            from bbdm.serving import serving  # which imports Ray, after it was told where to listen
+        with connected(self.address) as machines:
+            from bbdm.serving import server  # which imports Ray, after it was told where to listen
 
-            serving.run(self, known, partial(print, flush=True))
+            server.run(self, known, machines)
 
 
 main = Serve.main

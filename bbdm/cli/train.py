@@ -16,7 +16,7 @@ from bbdm.bridges import Density, Objective
 from bbdm.cli.presets import BRIDGE_NAMES, PRESET_SETTINGS, PRESETS, SourceAs
 from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import DataConfig
-from bbdm.networks.checks import check_pictures
+from bbdm.networks.arrays import check_pictures
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig
 

@@ -141,12 +141,12 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
             FileNotFoundError: the data set does not exist.
             ValueError: see :func:`~bbdm.data.rows.read_rows` and :meth:`~bbdm.data.config.RowsConfig.spec`.
         """
-        from bbdm.data import checking
+        from bbdm.data import loading
         from bbdm.data.pairs import Pairs
         from bbdm.data.rows import read_rows
 
         crops = getattr(self, "crop", None) or (Crops(learned.crop) if learned is not None and learned.crop else None)
-        cache = self.cache_images if crops or self.slices or self.dataset == "synthrad" else None
+        cache = self.cache_images if crops or self.slices else None
         of: tuple[Any, ...] = (cache, self.degrade, self.skip_bad)
 
         with team.first_before_others():  # the others find what the first caches
@@ -165,7 +165,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
                 validation = None
             else:
                 self._check(validation, "val", team)
-        for line in checking.first_look(train):
+        for line in loading.first_look(train):
             _report(team, line)
         if known is not None and (missing := [name for name in known.each if name not in train.further.each]):
             raise ValueError(f"the network takes {missing[0]!r} too, and `drop` does not name it")
@@ -185,10 +185,10 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
 
     def _check(self, pairs: Pairs, split: str, team: Processes) -> None:
         """Read all pairs where ``check`` is set; BadPicturesError names bad ones, unless they are skipped."""
-        from bbdm.data import checking
+        from bbdm.data import loading
         from bbdm.data.examples import BadPicturesError
 
-        bad = checking.check_rows(pairs, self.run_config.workers, self.shown and team.first) if self.check else {}
+        bad = loading.check_rows(pairs, self.run_config.workers, self.shown and team.first) if self.check else {}
         reasons = list(bad.values())
         if bad and not self.skip_bad:
             first = f"{len(bad)} of {len(pairs.rows)} pairs of {split} (skip_bad leaves them out):"

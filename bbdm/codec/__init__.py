@@ -12,7 +12,6 @@ from bbdm.codec.kinds import KINDS as KINDS
 from bbdm.codec.kinds import WRAPPED as WRAPPED
 from bbdm.codec.kinds import DiffusersCodec as DiffusersCodec
 from bbdm.codec.kinds import VQGANCodec as VQGANCodec
-from bbdm.codec.kinds import check as check
 from bbdm.codec.kinds import from_config as from_config
 from bbdm.codec.kinds import wrap_codec as wrap_codec
 from bbdm.codec.tiles import Tiling as Tiling

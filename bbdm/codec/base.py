@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bbdm.codec.tiles import Function, Tiling
-from bbdm.networks.checks import check_integers
+from bbdm.networks.config import check_integers
 from bbdm.networks.restore import state_hash
 
 Role = Literal["source", "target"]
@@ -108,13 +108,8 @@ class Codec:
 
     def _set_module(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
-        self.encoder, self.decoder = self._to_latents, self._to_image
-
-    def _to_latents(self, image: torch.Tensor) -> torch.Tensor:
-        return self._encode(self.module, image).float()
-
-    def _to_image(self, latents: torch.Tensor) -> torch.Tensor:
-        return self._decode(self.module, latents).float()
+        self.encoder = lambda image: self._encode(module, image).float()
+        self.decoder = lambda latents: self._decode(module, latents).float()
 
     @property
     def kind(self) -> str:

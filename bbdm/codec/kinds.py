@@ -7,7 +7,6 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,39 +25,24 @@ EITHER = " or ".join(CLASSES.values())
 LEVELS = {"kl": "block_out_channels", "tiny": "encoder_block_out_channels"}  # the setting with a number for each level
 
 
-def VQGANCodec(vqgan: VQGAN, before_quant_conv: bool = False) -> Codec:  # noqa: N802
+def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802
     """Latents of a VQGAN before quantisation, which decoding quantises; or means of a KL autoencoder.
 
-    Args:
-        vqgan: the autoencoder. It is frozen and not copied.
-        before_quant_conv: take latents before ``quant_conv``, like the original BBDM's setting
-            ``latent_before_quant_conv``.
-
-    Raises:
-        ValueError: ``before_quant_conv`` of a KL autoencoder, which gives no mean before it.
+    ``vqgan`` is frozen and not copied.
     """
     config = vqgan.config
-    if before_quant_conv and not config.num_codes:
-        raise ValueError("before_quant_conv must be False for a KL autoencoder, got True")
-    settings = {"kind": "vqgan", "config": asdict(config), "statistics": None, "before_quant_conv": before_quant_conv}
-    before = {"before": before_quant_conv}
-    encode, decode = partial(_vqgan_encode, **before), partial(_vqgan_decode, **before)
-    cast, channels = partial(_vqgan_cast, **before), config.latent_channels
-    return Codec(vqgan, encode, decode, channels, config.stride, config.image_channels, settings, cast)
+    settings = {"kind": "vqgan", "config": asdict(config), "statistics": None}
+    sizes = config.latent_channels, config.stride, config.image_channels
+    return Codec(vqgan, VQGAN.encode, _vqgan_decode, *sizes, settings, _vqgan_cast)
 
 
-def _vqgan_encode(vqgan: VQGAN, image: torch.Tensor, before: bool) -> torch.Tensor:
-    return vqgan.encoder(image) if before else vqgan.encode(image)
+def _vqgan_decode(vqgan: VQGAN, latents: torch.Tensor) -> torch.Tensor:
+    return vqgan.decode_codes(vqgan.quantize(latents).to(dtype_of(vqgan)))
 
 
-def _vqgan_decode(vqgan: VQGAN, latents: torch.Tensor, before: bool) -> torch.Tensor:
-    codes = vqgan.quantize(vqgan.quant_conv(latents) if before else latents)
-    return vqgan.decode_codes(codes.to(dtype_of(vqgan)))
-
-
-def _vqgan_cast(vqgan: VQGAN, dtype: torch.dtype, before: bool) -> None:
+def _vqgan_cast(vqgan: VQGAN, dtype: torch.dtype) -> None:
     """Codes stay in float32: rounded, they would change which is nearest."""
-    for part in (vqgan.encoder, vqgan.decoder, vqgan.post_quant_conv, *([] if before else [vqgan.quant_conv])):
+    for part in (vqgan.encoder, vqgan.decoder, vqgan.post_quant_conv, vqgan.quant_conv):
         part.to(dtype)
 
 
@@ -84,26 +68,21 @@ def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
     for name, expected in (("out_channels", image_channels), ("upsampling_scaling_factor", 2)):
         if config.get(name, expected) != expected:
             raise ValueError(f"the autoencoder's {name} must be {expected}, got {config[name]}")
-    scale = {"scale": float(config["scaling_factor"]), "shift": float(config.get("shift_factor") or 0)}
-    encode, decode = partial(_diffusers_encode, **scale), partial(_diffusers_decode, **scale)
-    cast = partial(_diffusers_cast, upcast=config.get("force_upcast", False))
+    scale, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0)
+
+    def encode(module: Any, image: torch.Tensor) -> torch.Tensor:
+        encoded = module.encode(image)
+        z = encoded.latents if kind == "tiny" else encoded.latent_dist.mode()
+        return (z.float() - shift) * scale
+
+    def decode(module: Any, latents: torch.Tensor) -> torch.Tensor:
+        return module.decode((latents / scale + shift).to(dtype_of(module))).sample
+
+    def cast(module: nn.Module, dtype: torch.dtype) -> None:
+        module.to(torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype)
+
     stride, settings = 2 ** (len(config[LEVELS[kind]]) - 1), {"kind": kind, "config": config, "statistics": None}
     return Codec(module, encode, decode, config["latent_channels"], stride, image_channels, settings, cast)
-
-
-def _diffusers_encode(module: Any, image: torch.Tensor, scale: float, shift: float) -> torch.Tensor:
-    encoded = module.encode(image)
-    z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-    return (z.float() - shift) * scale
-
-
-def _diffusers_decode(module: Any, latents: torch.Tensor, scale: float, shift: float) -> torch.Tensor:
-    z = latents / scale + shift
-    return module.decode(z.to(dtype_of(module))).sample
-
-
-def _diffusers_cast(module: nn.Module, dtype: torch.dtype, upcast: bool) -> None:
-    module.to(torch.float32 if upcast and dtype == torch.float16 else dtype)
 
 
 def _class_of(kind: str) -> Any:
@@ -144,11 +123,11 @@ def wrap_codec(
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     config = {"module": name, "channels": channels, "stride": stride, "image_channels": image_channels}
     settings = {"kind": WRAPPED, "config": config, "statistics": None}
-    return Codec(module, encode, partial(_wrapped_decode, decode=decode), channels, stride, image_channels, settings)
 
+    def decode_latents(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        return decode(module, latents.to(dtype_of(module)))
 
-def _wrapped_decode(module: nn.Module, latents: torch.Tensor, decode: Transform) -> torch.Tensor:
-    return decode(module, latents.to(dtype_of(module)))
+    return Codec(module, encode, decode_latents, channels, stride, image_channels, settings)
 
 
 def from_config(config: dict[str, Any], weights: State, codec: Codec | None = None, make: Make = restore) -> Codec:
@@ -175,20 +154,12 @@ def from_config(config: dict[str, Any], weights: State, codec: Codec | None = No
     return built if statistics is None else built.with_statistics(statistics)
 
 
-def check(config: dict[str, Any], weights: State, codec: Codec | None = None) -> None:
-    """Raise the error that :func:`from_config` would, without building the codec."""
-    from_config(config, weights, codec, fitting)
-
-
 def _of_vqgan(config: dict[str, Any], weights: State, make: Make, codec: Codec | None) -> Codec:
-    before = config.get("before_quant_conv")
-    if not isinstance(before, bool):
-        raise ValueError(f"the codec's before_quant_conv must be true or false, got {before!r}")
     try:
         settings = VQGANConfig(**config["config"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"the codec's settings are none of a VQGAN's: {error}") from error
-    return VQGANCodec(make(VQGAN.from_config, settings, weights, "the codec's"), before)
+    return VQGANCodec(make(VQGAN.from_config, settings, weights, "the codec's"))
 
 
 def _of_diffusers(config: dict[str, Any], weights: State, make: Make, codec: Codec | None) -> Codec:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,6 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row
 from bbdm.pictures.picture import scale
 
-AT_ONCE = 64  # examples in a file, and read at a time
-LATENTS, ENCODED = 256, 8  # examples in a file, and encoded at a time
 PAIRS_IN_STATISTICS = 16  # in a batch
 
 
@@ -34,13 +32,9 @@ class CachedExamples(Pairs):
     Args:
         dataset: the examples that are stored.
         folder: of the cache, made where it does not exist. An interrupted one is completed.
-        make: the tensors that are stored of a batch.
-        what: is stored, for messages.
-        settings: what decides the tensors besides the examples.
-        block: examples in an entry.
-        at_once: examples in a batch; fewer where a block is no multiple of it.
         workers: processes that read examples while the cache is filled.
         progress: show a progress bar.
+        **settings: what decides the tensors besides the examples.
 
     Attributes:
         dataset: the examples that it is of.
@@ -52,41 +46,40 @@ class CachedExamples(Pairs):
         OSError: the disk is full.
     """
 
-    def __init__(
-        self,
-        dataset: Pairs,
-        folder: Path,
-        make: Callable[[Example], Tensors] = Example.tensors,
-        what: str = "pictures",
-        settings: Mapping[str, Any] | None = None,
-        block: int = AT_ONCE,
-        at_once: int = AT_ONCE,
-        workers: int = 0,
-        progress: bool = False,
-    ) -> None:
+    WHAT: ClassVar[str] = "pictures"  # for messages
+    BLOCK: ClassVar[int] = 64  # examples in an entry
+    AT_ONCE: ClassVar[int] = 64  # examples in a batch that is made
+
+    def __init__(self, dataset: Pairs, folder: Path, workers: int = 0, progress: bool = False, **settings: Any) -> None:
         if dataset.spec.crop is not None:
-            raise ValueError(f"crops are others in each epoch, and a cache of {what} would keep those of the first")
+            raise ValueError(
+                f"crops are others in each epoch, and a cache of {self.WHAT} would keep those of the first"
+            )
         vars(self).update(vars(dataset))
         self.stream = None  # stored examples are read by index
-        self.dataset, self.folder, self._block = dataset, folder, block
+        self.dataset, self.folder, block = dataset, folder, self.BLOCK
         about = {"count": len(self), "block": block, "image_size": self.image_size, "direction": self.spec.direction}
-        self._cache = Cache(folder, what, {**about, **dataset.description(), **(settings or {})})
+        self._cache = Cache(folder, self.WHAT, {**about, **dataset.description(), **settings})
         entries = {f"{i // block:05d}": range(len(self))[i : i + block] for i in range(0, len(self), block)}
         with locked(folder):
             missing = {key: entries[key] for key in self._cache.missing(entries)}
-            order = [index for block in missing.values() for index in block]
-            at_once = gcd(at_once, block)  # no batch is of two entries
-            hidden, count = not progress or not missing, -(-len(order) // at_once)
+            order = [index for entry in missing.values() for index in entry]
+            at_once = gcd(self.AT_ONCE, block)  # no batch is of two entries
+            how: Any = {"total": -(-len(order) // at_once), "unit": "pair", "unit_scale": at_once}
             with closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
-                stored = iter(tqdm(batches.stored(order), what, count, unit="pair", unit_scale=at_once, disable=hidden))
+                stored = iter(tqdm(batches.stored(order), self.WHAT, disable=not (progress and missing), **how))
                 for key, entry in missing.items():
-                    parts = [make(batch) for batch in islice(stored, -(-len(entry) // at_once))]
+                    parts = [self.make(batch) for batch in islice(stored, -(-len(entry) // at_once))]
                     self._cache.write(key, {name: _joined([part[name] for part in parts]) for name in parts[0]})
+
+    def make(self, batch: Example) -> Tensors:
+        """The tensors that are stored of a batch."""
+        return batch.tensors()
 
     def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
         """Example ``index`` as it is stored."""
-        block, at = divmod(range(len(self))[index], self._block)
-        stored = self._cache(f"{block:05d}", lambda: {})
+        entry, at = divmod(range(len(self))[index], self.BLOCK)
+        stored = self._cache(f"{entry:05d}", lambda: {})
         parts = {name: tensor[at].clone() for name, tensor in stored.items()}
         return Example(None, None).with_tensors({n: trimmed(v) if v.ndim == 2 else v for n, v in parts.items()})
 
@@ -118,22 +111,24 @@ class LatentDataset(CachedExamples):
         OSError: the disk is full.
     """
 
-    def __init__(self, dataset: Pairs, codec: Codec, folder: Path, flip: bool = False, progress: bool = False) -> None:
-        def encode(batch: Example) -> Tensors:
-            pictures = torch.stack([scale(batch.source), scale(batch.target)], dim=1)[:, :, None]
-            if flip:
-                pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
-            latents = codec.latents(pictures.flatten(0, 2)).cpu()
-            source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
-            stored = batch.tensors()
-            if flip:
-                seen = {name: v for name, v in stored.items() if name.startswith(CONDITION) and v.ndim >= 4}
-                stored |= {name: torch.stack([v, v.flip(-1)], dim=1) for name, v in seen.items()}
-            return {**stored, "source": source, "target": target}
+    WHAT, BLOCK, AT_ONCE = "latents", 256, 8
 
-        settings = {"flip": flip, "codec": codec.description()}
-        super().__init__(dataset, folder, encode, "latents", settings, LATENTS, ENCODED, progress=progress)
-        self.flip, self.codec = flip, codec.description()
+    def __init__(self, dataset: Pairs, codec: Codec, folder: Path, flip: bool = False, progress: bool = False) -> None:
+        self.flip, self.codec, self._encode = flip, codec.description(), codec.latents
+        super().__init__(dataset, folder, progress=progress, flip=flip, codec=self.codec)
+        del self._encode  # workers need no codec
+
+    def make(self, batch: Example) -> Tensors:
+        """The latents of a batch, and its other tensors."""
+        pictures = torch.stack([scale(batch.source), scale(batch.target)], dim=1)[:, :, None]
+        stored = batch.tensors()
+        if self.flip:
+            pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
+            seen = {name: v for name, v in stored.items() if name.startswith(CONDITION) and v.ndim >= 4}
+            stored |= {name: torch.stack([v, v.flip(-1)], dim=1) for name, v in seen.items()}
+        latents = self._encode(pictures.flatten(0, 2)).cpu()
+        source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
+        return {**stored, "source": source, "target": target}
 
     def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
         """The latents of example ``index``."""

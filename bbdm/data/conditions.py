@@ -24,18 +24,20 @@ def fitted(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Rea
     Raises:
         ValueError: rows have no such column, or nothing in it can be read.
     """
-    sizes: dict[str, Callable[[str], Classes | None]] = {
-        "image": lambda name: first(rows, lambda row: reader.header(_cell(row, name)).shape[0]),
-        "tokens": lambda name: first(rows, lambda row: _tokens(name, Condition("tokens"), row, {}, reader).shape[1]),
-        "class": lambda name: None if isinstance(rows[0][name], int) else labels(rows, name),
-    }
+
+    def size(name: str, each: Condition) -> Classes | None:
+        if each.kind == "class":
+            return None if isinstance(rows[0][name], int) else labels(rows, name)
+        if each.kind == "image":
+            return first(rows, lambda row: reader.header(_cell(row, name)).shape[0])
+        return first(rows, lambda row: _tokens(name, each, row, {}, reader).shape[1])
+
     for name, each in conditions.items():
         if each.label is None and not has_column(rows, name):
-            raise ValueError(
-                f"rows have no column {name!r}: add ',{name}=WHERE' behind the data set's folder, or a table's"
-            )
+            missing = f"rows have no column {name!r}"
+            raise ValueError(f"{missing}: add ',{name}=WHERE' behind the data set's folder, or a table's")
     return {
-        name: each if each.size is not None else replace(each, size=sizes[each.kind](name))
+        name: each if each.size is not None else replace(each, size=size(name, each))
         for name, each in conditions.items()
     }
 
@@ -68,10 +70,8 @@ def known_conditions(
             values = stored[name].values if name in stored else EIGHT_BIT
             conditions[name] = Condition(each.kind, values, each.names or each.size, labels.get(name))
         elif not each.droppable:
-            raise ValueError(
-                f"this network takes {known.described}: give a column {name!r}, such as ',{name}=WHERE' behind the "
-                "data set's folder"
-            )
+            where = f"a column {name!r}, such as ',{name}=WHERE' behind the data set's folder"
+            raise ValueError(f"this network takes {known.described}: give {where}")
     return conditions
 
 
@@ -79,8 +79,7 @@ def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
     """Conditions whose sizes are known, as a network has them."""
     known = {name: each for name, each in conditions.items() if each.size is not None}
     settings: dict[str, Any] = {
-        field: {name: each.size for name, each in known.items() if each.kind == kind.kind}
-        for field, kind in KINDS.items()
+        field: {name: each.size for name, each in known.items() if each.kind == kind} for field, kind in KINDS.items()
     }
     return ConditionsConfig(**settings)
 
@@ -114,11 +113,7 @@ def read(
 ) -> dict[str, torch.Tensor]:
     """What a row has besides the source, by name: images (C, *S), classes () int64, tokens (L, D).
 
-    Args:
-        conditions: by name, with their sizes.
-        row: of the data set.
-        columns: its images, cropped as its source is.
-        reader: opens the columns of rows.
+    ``columns`` are its images, cropped as its source is.
 
     Raises:
         ValueError: something cannot be read, or does not fit; the message names it.
@@ -157,11 +152,7 @@ def _label(name: str, row: Row) -> str:
 
 
 def _tokens(name: str, condition: Condition, row: Row, columns: Any, reader: Reader) -> torch.Tensor:
-    """(L, D) float32, a row's tokens without the rows of zeros at the end.
-
-    Raises:
-        ValueError: they are no tokens, not finite, or of another width.
-    """
+    """(L, D) float32, without the rows of zeros at the end. Raises ValueError for others, or not finite."""
     where, width = f"{name} of {shown(row)}", condition.size
     array = np.asarray(reader.read(_cell(row, name)))
     if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or (width or array.shape[2]) != array.shape[2]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bbdm.base.settings import check, position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import DATASETS, Row, read_layout, synthrad_values
+from bbdm.data.rows import DATASETS, Row, read_layout
 from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
@@ -18,11 +18,10 @@ from bbdm.pictures.values import EIGHT_BIT, Values, read_values
 
 
 class Crops(NamedTuple):
-    """Fields of a spec: the size of crops, their number in an epoch, and the share centred in the mask."""
+    """Fields of a spec: the size of crops, and their number in an epoch."""
 
     crop: Size
     crops: int = 1
-    in_mask: float = 0.0
 
 
 class Slices(NamedTuple):
@@ -42,8 +41,8 @@ def _parts(text: str, what: str, forms: str, *kinds: Callable[[str], Any]) -> li
 
 
 def read_crops(text: str) -> Crops:
-    """Crops from ``SIZE``, ``SIZE:COUNT`` or ``SIZE:COUNT:SHARE``, as ``96:8:0.5``; else a ValueError."""
-    return Crops(*_parts(text, "crops", "SIZE, SIZE:COUNT or SIZE:COUNT:SHARE", read_sides, int, float))
+    """Crops from ``SIZE`` or ``SIZE:COUNT``, such as ``96:8``; else a ValueError."""
+    return Crops(*_parts(text, "crops", "SIZE or SIZE:COUNT", read_sides, int))
 
 
 def read_slices(text: str) -> Slices:
@@ -113,10 +112,6 @@ class RowsConfig:
         learned, unset = learned or Spec(), Spec()
         further = {"axes": 2, "conditions": {}, **further}
         said = {"source": self.source_values, "target": self.target_values}
-        if dataset == "synthrad":
-            usual = synthrad_values(rows)[:: 1 if self.direction == "AtoB" else -1]
-            said = {name: said[name] or values for name, values in zip(ROLES, usual, strict=True)}
-            said["slices"] = learned.slices or ("axial" if further["axes"] == 2 else None)
         said |= self.slices._asdict() if self.slices else {}
         for name, value in said.items():
             own = getattr(learned, name)
@@ -203,7 +198,7 @@ class DataConfig(RowsConfig):
     """
 
     crop: Crops | None = setting(
-        None, "train on crops: SIZE, SIZE:COUNT in an epoch, SIZE:COUNT:SHARE in the mask", parse=read_crops
+        None, "train on crops: SIZE, or SIZE:COUNT of each picture in an epoch", parse=read_crops
     )
     conditions: dict[str, Condition] | None = setting(
         None,

@@ -28,7 +28,6 @@ from bbdm.data.spec import ROLES, Spec
 from bbdm.data.tables import StreamedRows, TableRows
 from bbdm.pictures import files, images
 from bbdm.pictures.picture import scale
-from bbdm.pictures.values import check_channels
 
 log = logging.getLogger(__name__)
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
@@ -90,8 +89,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise ValueError(f"{shown(row)} has {axes} axes, and {which}")
         count, channels = (sum(map(self.reader.channels, heads[role])) for role in ROLES)
         self.channels, self.source_channels = channels or count, spec.planes * count
-        for each, values in ((count, spec.source), (self.channels, spec.target)):
-            check_channels(values, each, shown(row))
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)
         self.image_size = images.as_size(spec.crop or spec.size or in_plane, spec.axes)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])

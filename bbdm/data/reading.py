@@ -1,50 +1,28 @@
-"""The pictures of a row: its columns opened, cropped once and scaled, for examples and scores alike.
-
-A file of which no part can be read alone is decoded whole: once into a cache, or a few are kept in memory.
-"""
+"""The pictures of a row: its columns opened, cropped once and scaled, for examples and scores alike."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from PIL import Image
 
-from bbdm import pictures
-from bbdm.base.atomic import stamp
 from bbdm.data.cache import Cache
+from bbdm.data.cells import Array, Cells, check_grids, crop_window
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import BadPicturesError
-from bbdm.data.grids import check_grids, crop_window
-from bbdm.data.rows import Half, Row, shown
+from bbdm.data.rows import Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
-from bbdm.data.tables import OF_PHOTOGRAPH, decoded
-from bbdm.pictures import Header, Picture, images
+from bbdm.pictures import Geometry, Header, Picture, images
 from bbdm.pictures.checks import Window
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.values import (
-    EIGHT_BIT,
-    AnyValues,
-    Values,
-    check_finite,
-    scaled_present,
-    without_data,
-)
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, scaled_present, without_data
 
 LOOKED_AT = 64  # rows, to find one that can be read
-KEPT = 6  # decoded pictures in memory
-HEADERS = 4096  # that are kept
-SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
-Array = npt.NDArray[Any]
-Change = Callable[[Image.Image], Image.Image]
+DECODING = 4  # times the bytes of a picture that decoding it whole takes
 Found = TypeVar("Found")
 
 
@@ -59,7 +37,20 @@ class Column(NamedTuple):
     slices: Sequence[int] = ()  # those that an example has, by their indices in the window; () for the whole
 
 
-class Reader:
+class Strips(NamedTuple):
+    """A source that is larger than memory, in stored values, of which rows of pixels are read."""
+
+    shape: tuple[int, ...]  # (C, H, W)
+    dtype: np.dtype[Any]
+    decoded: int  # bytes that decoding takes of files of which no part can be read alone
+    masked: bool  # whether a pixel may have no value
+    geometry: Geometry  # of the first file
+    values: Callable[[], Values]  # of the whole picture
+    read: Callable[[slice], tuple[Array, Array]]  # (C, rows, W), and (rows, W) where a pixel has no value
+    forget: Callable[[], Any]  # what is decoded
+
+
+class Reader(Cells):
     """Opens the columns of rows that have pictures.
 
     Args:
@@ -72,7 +63,8 @@ class Reader:
     def __init__(
         self, spec: Spec, cache: Cache | None = None, prepare: Prepare | None = None, masked: bool = False
     ) -> None:
-        self.spec, self.prepare, self.masked, self._cache = spec, prepare, masked, cache
+        super().__init__(cache)
+        self.spec, self.prepare, self.masked = spec, prepare, masked
         self.images = [name for name, each in spec.conditions.items() if each.kind == "image"]
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
         self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
@@ -80,14 +72,6 @@ class Reader:
         crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
         self._crop = crop if self.axis is None or not crop else (*crop[: self.axis], 1, *crop[self.axis :])
         self._size = None if self._crop else spec.size
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget what was decoded and looked at."""
-        self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
-        self._photograph = lru_cache(KEPT)(lambda path: images.pixels(images.open_image(path)))
-        self._headers = lru_cache(HEADERS)(pictures.header)
-        self._ranges: dict[Any, Values] = {}
 
     def __reduce__(self) -> Any:
         return Reader, (self.spec, self._cache, self.prepare, self.masked)  # each process keeps its own pictures
@@ -107,63 +91,15 @@ class Reader:
             raise ValueError(f"{shown(row)} has no source")
         return {name: cell if type(cell) is tuple else () if cell is None else (cell,) for name, cell in found.items()}
 
-    def header(self, cell: Any) -> Header | Picture:
-        """Sides, type and geometry of a cell; of what is in memory, the picture."""
-        if isinstance(cell, Half):
-            head = self._headers(cell.path)
-            return replace(head, shape=(*head.shape[:-1], head.shape[-1] // 2))
-        return self._headers(cell) if isinstance(cell, Path) else self.read(cell)
-
     def heads(self, row: Row) -> dict[str, list[Header | Picture]]:
         """The headers of a row's pictures by column; see :meth:`columns`."""
         return {name: [*map(self.header, cells)] for name, cells in self.columns(row).items()}
 
-    def read(self, cell: Any, window: Window = (), change: Change | None = None) -> Picture:
-        """A cell as a picture, or a window of it.
-
-        Args:
-            cell: of a row's column: a path, a half of a file, an encoded picture, or an array.
-            window: a slice for each spatial axis; () for all.
-            change: what the photograph of a file becomes, read as a whole.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or no picture.
-        """
-        if isinstance(cell, Path):
-            if not window:
-                return pictures.read(cell, (), change)
-            head = self._headers(cell)
-            if head.windowed:
-                return pictures.read(head, window)
-            picture = self._whole(cell)
-        elif isinstance(cell, Half):
-            pixels = self._photograph(cell.path)
-            half, rest = divmod(pixels.shape[2], 2)
-            if rest:
-                width = pixels.shape[2]
-                raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
-            picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
-        else:
-            picture = decoded(cell)
-        return cast(Picture, picture[(slice(None), *window)]) if window else picture
-
-    def _cached(self, path: Path) -> Picture:
-        """A file as a whole, from the cache."""
-        assert self._cache is not None
-        key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
-        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
-        return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
-
     def column(self, name: str, cells: Sequence[Any], window: Window = ()) -> Column:
-        """The channels of some cells of a column, one after another.
+        """The channels of some cells of a column, one after another, in a window of the spatial axes.
 
-        Whole photographs of sources and targets have the size of examples, unless there are masks.
-
-        Args:
-            name: the name of the column.
-            cells: what the row has in the column.
-            window: of the spatial axes, () for all. A source of slices gets the neighbours of its own too.
+        A source of slices gets the neighbours of its own too. Whole photographs of sources and targets have
+        the size of examples, unless there are masks.
         """
         slices: Sequence[int] = ()
         if window and self.axis is not None:
@@ -231,10 +167,7 @@ class Reader:
         whole = tuple(slice(0, side) for side in self.header(columns["source"][0]).shape[1:])
         if self.axis is not None and index is not None:
             whole = (*whole[: self.axis], slice(index, index + 1), *whole[self.axis + 1 :])
-        if not self._crop or crop is None:
-            return whole
-        inside = lambda: (self.column("mask", columns["mask"], whole).array != 0).any(axis=0)  # noqa: E731
-        return crop_window(whole, self._crop, *crop, self.spec.in_mask, inside if columns["mask"] else None)
+        return whole if not self._crop or crop is None else crop_window(whole, self._crop, *crop)
 
     def scaled(self, name: str, column: Column, values: AnyValues, channels: int | None = None) -> Array:
         """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
@@ -251,11 +184,11 @@ class Reader:
             ValueError: values have no range, or are NaN or infinite.
         """
         values = values if isinstance(values, Values) else self.values(values, column.cells)
-        array, absent, first = column.array, column.absent, column.first
+        array, absent = column.array, column.absent
         holes = absent is not False and bool(np.any(absent))
         if values != EIGHT_BIT:
             try:
-                array = scaled_present(values, array, np.asarray(absent), first)
+                array = scaled_present(values, array, np.asarray(absent), column.first)
             except ValueError as error:
                 if array.dtype.kind == "f" and column.pictures[0].geometry.format == "geotiff":
                     raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error
@@ -264,7 +197,7 @@ class Reader:
             array = array if channels in (None, len(array)) else images.recoloured(array, channels)
             array = np.where(absent, np.uint8(0), array) if holes else array
         else:
-            check_finite(array, absent, first)
+            check_finite(array, absent, column.first)
             levels = array[:, ~absent] if holes else array
             if array.dtype.kind != "f" or abs(levels).max(initial=0) > images.RANGE_LIMIT:
                 raise ValueError(
@@ -290,32 +223,6 @@ class Reader:
         if self._size is None:
             return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
         return images.fitted(array, self._size, self.spec.resize)
-
-    def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
-        """The values of some pictures: percentiles are measured once, on the whole ones."""
-        if isinstance(values, Values):
-            return values
-        key = tuple(cells) if all(isinstance(each, Path | Half) for each in cells) else None
-        found = None if key is None else self._ranges.get(key)
-        if found is None:
-            found = values.of(np.concatenate([self._sample(each) for each in cells]))
-            if key is not None:
-                self._ranges[key] = found
-        return found
-
-    def _sample(self, cell: Any) -> Array:
-        """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
-        head = self.header(cell)
-        step = -(-int(np.prod(head.sides)) // SAMPLED)
-        if isinstance(head, Header) and head.windowed and step > 1:
-            others = [slice(None)] * (len(head.sides) - 1)
-            rows = [self.read(cell, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
-            array = np.concatenate(rows, axis=1)
-        else:
-            window = tuple(slice(0, side) for side in head.sides)  # by the cache, or what is kept
-            array = np.asarray(self.read(cell, window))[:, ::step]
-        array = array.reshape(len(array), -1)
-        return array[:, ~without_data(array, head.nodata)]
 
     def channels(self, head: Header | Picture) -> int:
         """The channels that a picture has in examples."""
@@ -352,6 +259,30 @@ class Reader:
         arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
         like = {role: found.get(role, found["source"]) for role in arrays}
         return found | {role: like[role]._replace(array=array, absent=False) for role, array in arrays.items()}
+
+    def strips(self, row: Row) -> Strips:
+        """The source of a row by strips; one that is resized or prepared is read as a whole."""
+        cells, spec = self.columns(row)["source"], self.spec
+        heads = [*map(self.header, cells)]
+        array = self.whole(row)["source"].array if spec.size is not None or self.prepare is not None else None
+
+        def read(rows: slice) -> tuple[Array, Any]:
+            if array is not None:
+                return array[:, rows], np.zeros((rows.stop - rows.start, array.shape[2]), bool)
+            found = self.column("source", cells, (rows, slice(0, heads[0].sides[1])))
+            return found.array, np.broadcast_to(found.absent, found.array.shape[1:])
+
+        whole = [head for head in heads if not (isinstance(head, Header) and head.windowed)]
+        return Strips(
+            shape=(sum(map(self.channels, heads)), *heads[0].sides) if array is None else array.shape,
+            dtype=np.result_type(*(head.dtype for head in heads)),
+            decoded=DECODING * sum(int(np.prod(head.shape)) * head.dtype.itemsize for head in whole),
+            masked=any(head.nodata is not None for head in heads),
+            geometry=heads[0].geometry,
+            values=lambda: self.values(spec.source, cells),
+            read=read,
+            forget=self.forget,
+        )
 
 
 def changed(image: Image.Image, channels: int | None, size: Size | None, resize: Resize) -> Image.Image:

@@ -7,10 +7,9 @@ A layout is a function of its folder and a split that says where the cells of ea
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +17,13 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from bbdm.data import tables
-from bbdm.pictures import files, suffixes
-from bbdm.pictures.values import AnyValues, Percentiles, Values
+from bbdm.pictures import files, formats
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
 PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
-HU = Values(-1024, 3071, "HU", "int16")
-SYNTHRAD: dict[str, AnyValues] = {"mr": Percentiles(0.5, 99.5), "cbct": HU}  # sources and their values
-PATIENT = "a folder for each patient, with mr.mha or cbct.mha, ct.mha and mask.mha, or .nii.gz"
-VALIDATED = 10  # of as many patients, one is for validation
 
 
 class Half(NamedTuple):
@@ -146,7 +140,7 @@ def _labels(column: str, where: str) -> Part:
     return Part(column, path, labels)
 
 
-def _pictures(column: str, where: str, optional: bool = False) -> Part:
+def _pictures(column: str, where: str) -> Part:
     """The pictures of a folder, or of FOLDER/*ENDING, by their paths in it without suffix and ending."""
     text, _, ending = where.partition("*")
     folder, stems = Path(text), dict[str, Path]()
@@ -157,18 +151,18 @@ def _pictures(column: str, where: str, optional: bool = False) -> Part:
     below = sorted(path.relative_to(folder) for path in files.pictures_in(folder))
     below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
     found = [path for path in below if files.is_picture(folder / path)]
-    others = Image.registered_extensions().keys() - set(suffixes.SUFFIXES)
+    others = Image.registered_extensions().keys() - set(formats.SUFFIXES)
     skipped = [path.suffix.lower() for path in below if path.suffix.lower() in others and path not in found]
     if skipped:
         count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
         log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
     for path in found:
-        full = path.with_name(suffixes.stem_of(path)).as_posix()
+        full = path.with_name(formats.stem_of(path)).as_posix()
         if full.endswith(ending) and stems.setdefault(full.removesuffix(ending), folder / path) != folder / path:
             other = stems[full.removesuffix(ending)]
             raise ValueError(f"{other} and {folder / path} have the same name: rename or remove one")
-    if not stems and not optional:
-        suffix = ", ".join(sorted(suffixes.SUFFIXES))
+    if not stems:
+        suffix = ", ".join(sorted(formats.SUFFIXES))
         raise ValueError(f"there are no pictures in {where} (looked for {suffix})")
     return Part(column, folder, dict(sorted(stems.items())))
 
@@ -177,13 +171,6 @@ def _below(source: str, target: str) -> Callable[[str, str], list[Part]]:
     """Sources and targets in folders below that of the data set."""
     columns = {"source": source, "target": target}.items()
     return lambda data_dir, split: [_pictures(c, f"{data_dir}/{f}".replace("{split}", split)) for c, f in columns]
-
-
-def _root(data_dir: str, split: str) -> tuple[Path, bool]:
-    """A folder, or SPLIT in it where there is train/ or val/; and whether it is of the split alone."""
-    root = Path(data_dir.replace("{split}", split))
-    divided = any((root / name).is_dir() for name in ("train", "val"))
-    return root / split if divided else root, divided or "{split}" in data_dir
 
 
 def _side_by_side(data_dir: str, split: str) -> list[Part]:
@@ -210,7 +197,9 @@ def _paired(data_dir: str, split: str) -> list[Part]:
 
 def _folder(data_dir: str, split: str) -> list[Part]:
     """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
-    return [_pictures("source", str(_root(data_dir, split)[0]))]
+    root = Path(data_dir.replace("{split}", split))
+    divided = any((root / name).is_dir() for name in ("train", "val"))
+    return [_pictures("source", str(root / split if divided else root))]
 
 
 def _table(data_dir: str, split: str) -> list[Part]:
@@ -236,42 +225,12 @@ def _table(data_dir: str, split: str) -> list[Part]:
             raise ValueError(f"line {number} of {path}: the name {name!r} is there twice")
         for column, cell in row.items():
             paths = [path.parent / each.strip() for each in cell.split(";")]
-            is_file = column in PICTURES or (suffixes.suffix_of(cell) and paths[0].exists())
+            is_file = column in PICTURES or (formats.suffix_of(cell) and paths[0].exists())
             several = column == "source" and len(paths) > 1
             columns.setdefault(column, {})[name] = tuple(paths) if several else paths[0] if is_file else cell
     if not columns["source"]:
         raise ValueError(f"there are no rows in {path}")
     return [Part(column, path, cells) for column, cells in columns.items()]
-
-
-def _patients(data_dir: str, split: str) -> list[Part]:
-    """The patients of the SynthRAD challenges 2023 and 2025, a folder each, with MR or CBCT, CT, and a mask.
-
-    Where there are no folders ``train`` and ``val``, a tenth of the patients is for validation, chosen by
-    their names. Where no patient has a CT, each split has all of them, as sources alone.
-    """
-    root, divided = _root(data_dir, split)
-    mask, target = _pictures("mask", f"{root}/*/mask", True), _pictures("target", f"{root}/*/ct", True)
-    kinds = [part for part in (_pictures("source", f"{root}/*/{name}", True) for name in SYNTHRAD) if part.cells]
-    if len(kinds) != 1:
-        what = "both mr and cbct: give the folder of one task" if kinds else f"no patients: {PATIENT}, is wanted"
-        raise ValueError(f"{root} has {what}")
-    parts = [*kinds, mask, *([target] if target.cells else [])]
-    if divided or not target.cells:
-        return parts
-    patients: list[str] = [row["name"] for row in _joined(parts)]
-    if len(patients) < 2:
-        raise ValueError(f"{root / patients[0]} is the only patient, and one is needed for validation too")
-    order = sorted(patients, key=lambda name: hashlib.sha256(name.rpartition("/")[2].encode()).hexdigest())
-    validation = {*order[: max(1, round(len(order) / VALIDATED))]}
-    inside = {*patients} - validation if split == "train" else validation
-    return [part._replace(cells={name: part.cells[name] for name in part.cells if name in inside}) for part in parts]
-
-
-def synthrad_values(rows: Iterable[Row]) -> tuple[AnyValues, Values]:
-    """The values of SynthRAD's sources and targets: an MR's percentiles; -1024 to 3071 HU of CT and CBCT."""
-    first = next(iter(rows))
-    return SYNTHRAD[suffixes.stem_of(first["source"])], HU
 
 
 def read_layout(text: str) -> str:
@@ -297,6 +256,5 @@ DATASETS: dict[str, Callable[..., Any]] = {
     "paired": _paired,
     "folder": _folder,
     "table": _table,
-    "synthrad": _patients,
     **tables.LAYOUTS,
 }

@@ -89,7 +89,6 @@ class Spec:
         channels: 1 or 3, which photographs are converted to; None for those of the files.
         crop: the size of crops; None for whole pictures.
         crops: of each picture in an epoch.
-        in_mask: the share of crops that are centred on a pixel of the mask.
         slices: the plane of the slices that volumes are read in; None for other pictures.
         neighbours: the slices on each side whose channels a source has besides its own, from low to high
             indices. Beyond the first and the last slice, these are repeated.
@@ -111,7 +110,6 @@ class Spec:
     channels: int | None = None
     crop: Size | None = None
     crops: int = 1
-    in_mask: float = 0.0
     slices: Plane | None = None
     neighbours: int = 0
     axes: Literal[2, 3] = 2
@@ -134,13 +132,8 @@ class Spec:
             )
         if self.axes == 3 and self.slices is not None:
             raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
-        if self.crops < 1 or not 0 <= self.in_mask <= 1:
-            raise ValueError(
-                f"crops of a picture must be at least 1, their share in the mask from 0 to 1; got {self.crops}, "
-                f"{self.in_mask}"
-            )
-        if (self.crops > 1 or self.in_mask) and self.crop is None:
-            raise ValueError("several crops of a picture, or crops in its mask, need the size of a crop")
+        if self.crops < 1 or (self.crops > 1 and self.crop is None):
+            raise ValueError(f"crops of a picture must be at least 1, and several need their size; got {self.crops}")
         for name in ("size", "crop"):
             if (size := getattr(self, name)) is not None:
                 axes = len(size) if isinstance(size, list | tuple) and self.axes == 2 else self.axes
@@ -239,9 +232,7 @@ class Spec:
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
         geometry = replace(geometry, nodata=nodata)
-        return Picture(
-            stored, geometry if self.source == self.target else geometry.without("colors"), self.target.unit, name
-        )
+        return Picture(stored, geometry, self.target.unit, name)
 
     def config(self) -> dict[str, Any]:
         """What a network has learned, as plain values: what is not of whole 8-bit pictures."""

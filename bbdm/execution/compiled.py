@@ -1,4 +1,4 @@
-"""Functions compiled by torch.compile, once for each shape.
+"""Functions compiled by torch.compile, or captured as CUDA graphs, once for each shape.
 
 The private interfaces of torch that this needs are imported here alone; torch 2.9 to 2.15 have them. The
 compiler takes two seconds to import, and is imported where it is used.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch._C._dynamo.eval_frame import reset_code
 from bbdm.base.recent import Recent
 
 SHAPES_KEPT = 8  # of compiled networks and captured graphs
+Tensors = list[torch.Tensor]
+Captured = tuple[torch.cuda.CUDAGraph, Tensors, torch.Tensor, Any]
 
 
 class Compiled:
@@ -30,13 +32,13 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
-        self.function = function
-        self.device = device
+        self.function, self.device = function, device
         self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile, SHAPES_KEPT)
 
     def __call__(self, x: torch.Tensor, /, *others: Any) -> torch.Tensor:
         """The function's result."""
-        return self._compiled.get(_key(x.shape, others), x, *others)(x, *others)
+        shapes = (value.shape for each in others if isinstance(each, Mapping) for value in each.values())
+        return self._compiled.get((x.shape, *shapes), x, *others)(x, *others)
 
     def functions(self) -> list[Callable[..., torch.Tensor]]:
         """What was compiled and is kept."""
@@ -67,9 +69,55 @@ class Compiled:
         return compiled
 
 
-def _key(shape: torch.Size, others: Iterable[Any]) -> tuple[torch.Size, ...]:
-    """The shapes of a first argument, and of the tensors in mappings."""
-    return shape, *(value.shape for each in others if isinstance(each, Mapping) for value in each.values())
+class Graphs:
+    """A function's runs, captured once for each key: all their kernels in one launch.
+
+    Threads take turns. Results are copies, ordered on the caller's stream.
+
+    Args:
+        device: where the tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: Recent[Captured] = Recent(self._capture, SHAPES_KEPT)
+        self._done = torch.cuda.Event()
+
+    def __call__(
+        self, key: Hashable, function: Callable[[Tensors], torch.Tensor], tensors: Sequence[torch.Tensor], reads: Any
+    ) -> torch.Tensor:
+        """The function's result for tensors.
+
+        Args:
+            key: of the graph, besides the shapes of ``tensors``.
+            function: of the tensors; what else it reads on the device must not change.
+            tensors: what the function gets, on the device.
+            reads: returns what else the graph reads, such as weights, which must outlive it.
+        """
+        with self._captured.lock, torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._done)  # another thread's replay may run on another stream
+            shapes = tuple(tensor.shape for tensor in tensors)
+            graph, buffers, output, _ = self._captured.get((key, shapes), function, tensors, reads)
+            for buffer, tensor in zip(buffers, tensors, strict=True):
+                buffer.copy_(tensor)
+            graph.replay()
+            result = output.clone()
+            self._done.record(stream)
+            return result
+
+    def _capture(self, function: Callable[[Tensors], torch.Tensor], tensors: Tensors, reads: Any) -> Captured:
+        buffers = [tensor.clone() for tensor in tensors]
+        stream = torch.cuda.Stream()  # a new one, so that samplers may capture at the same time
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
+            function(buffers)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            output = function(buffers)
+        return graph, buffers, output, reads()
 
 
 def freezes(x: torch.Tensor | None) -> bool:

@@ -36,10 +36,7 @@ def find_device(name: str | torch.device) -> torch.device:
 
 @cache
 def bfloat16_pays(threads: int) -> bool:
-    """Whether a convolution is faster in bfloat16 here, timed once for a number of threads.
-
-    Support says nothing of the speed, which also depends on settings such as ONEDNN_MAX_CPU_ISA.
-    """
+    """Whether a convolution is faster in bfloat16 here, timed once: support says nothing of the speed."""
     del threads  # the cache's key
 
     def probe(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
@@ -74,21 +71,13 @@ def machine_of(device: torch.device) -> dict[str, Any]:
 
 
 def choose_dtype(
-    wanted: str | torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: Any = None
+    asked: str | torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: Any = None
 ) -> torch.dtype:
-    """The package's dtype, the one wanted, the fastest for a compiled network, or the network's own.
+    """The dtype of a package, the one asked for, the fastest of a compiled network, or the network's own.
 
-    Args:
-        wanted: a dtype or its name, or None.
-        own: the dtype of the network.
-        device: where the network runs.
-        compile: whether it is compiled.
-        package: a :class:`~bbdm.execution.package.PackagedNetwork`, or None.
-
-    Raises:
-        ValueError: the one wanted is none, or not the package's.
+    ValueError where the one asked for is none, or not the package's.
     """
-    dtype = None if wanted is None else find_dtype(wanted)
+    dtype = None if asked is None else find_dtype(asked)
     if package is not None:
         if dtype not in (None, package.dtype):
             raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")

@@ -1,6 +1,6 @@
-"""A compiled network in a file, which a new process loads without a compiler.
+"""A compiled network in a file, an archive of AOTInductor, which a new process loads without a compiler.
 
-A package is an archive of AOTInductor, with the weights, and a JSON file beside it that says what it fits.
+A JSON file beside it says what it fits.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""``bridge.json``, which describes an export: its name, version and reading."""
+"""``bridge.json``, which describes an export: its name, version and reading. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,51 +13,21 @@ from bbdm.base.atomic import file_sha256, short
 from bbdm.data.spec import Spec
 from bbdm.files import hub
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.networks.endpoint import check_endpoint
+from bbdm.networks.config import check_endpoint
 from bbdm.pictures.images import as_size
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
-# An export has the oldest version that describes it, so that the page and older runtimes read what they can.
+# An export has the oldest version that describes it, so that the page reads what it can.
 PLAIN = 3  # 8-bit pictures whose sources have the target's channels, and no other conditions
 VALUED = 4  # sources of other channels, images beside them, pictures of other values
 VOLUMES = 5  # volumes, and strides for each axis
-OLDEST = 2  # whose steps take masks
 VERSION = 6  # classes, tokens, and conditions that may be left out
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a complete translation as one graph, for other programs
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_counts(value: Any, *lengths: int) -> bool:
-    return isinstance(value, list) and len(value) in lengths and all(map(_is_count, value))
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_count, value.values()))
-
-
-COUNT = "an integer of at least 1"
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "solver": (lambda value: isinstance(value, str), "a name"),
-    "dtype": (lambda value: isinstance(value, str), "a name"),
-    "conditioned": (lambda value: isinstance(value, bool), "true or false"),
-    "stride": (lambda value: _is_count(value) or _is_counts(value, 2, 3), COUNT),
-    "channels": (_is_count, COUNT),
-    "image_channels": (_is_count, COUNT),
-    "latent_stride": (_is_count, COUNT),
-    "source_channels": (_is_count, COUNT),
-    "endpoint": (lambda value: isinstance(value, list), "a list of channels"),
-    "axes": (lambda value: value in (2, 3), "2 or 3"),
-    "images": (_are_counts, "channels by name"),
-    "classes": (lambda value: isinstance(value, dict), "classes by name"),
-    "tokens": (_are_counts, "widths by name"),
-    "drop": (lambda value: isinstance(value, dict), "shares by name"),
-}
-OPTIONAL = ("source_channels", "endpoint", "axes", "images", "classes", "tokens", "drop")
+COUNTS = ("channels", "image_channels", "latent_stride", "source_channels", "stride")
+TYPES = {"solver": str, "dtype": str, "conditioned": bool, "files": dict}
+OPTIONAL = {"endpoint": list, "images": dict, "classes": dict, "tokens": dict, "drop": dict}
 
 
 def conditions_of(settings: dict[str, Any]) -> ConditionsConfig:
@@ -91,7 +60,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {folder} is no export of `bbdm export`")
-    settings = _read(path)
+    try:
+        settings = json.loads(path.read_text())
+        _check(settings)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"missing entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"cannot read {path}: {reason}") from error
     for name, digest in settings["files"].items():
         if name == PIPELINE:  # the runtime does not need it, so it may be left out
             continue
@@ -102,41 +76,30 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The content of a ``bridge.json``, checked."""
-    try:
-        settings = json.loads(path.read_text())
-        _check(settings)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"missing entry {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"cannot read {path}: {reason}") from error
-    return settings
-
-
 def _check(settings: dict[str, Any]) -> None:
     """Raise an error where settings are of a newer version, out of range, or of files that are no graphs."""
     if settings["format"] != FORMAT:
         raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
     if settings["version"] > VERSION:
         raise ValueError(f"version {settings['version']} is newer than this library reads ({VERSION}): update bbdm")
-    if settings["version"] < OLDEST:
-        raise ValueError(
-            f"version {settings['version']} is older than this library reads ({OLDEST}): export the checkpoint again"
-        )
-    if settings.get("static") is not None:
-        raise ValueError(f"static is {settings['static']}, and exports take any size now: export the checkpoint again")
-    files = dict(settings["files"])
-    if missing := sorted({"unet.onnx", "step.onnx"} - files.keys()):
+    if settings["version"] < PLAIN:
+        raise ValueError(f"version {settings['version']} is too old: export the checkpoint again")
+    for name, kind in (TYPES | OPTIONAL).items():
+        if not isinstance(settings[name] if name in TYPES else settings.get(name, kind()), kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {short(settings[name])}")
+    axes = settings.get("axes", 2)
+    for name in COUNTS:
+        value = settings.get(name, 1) if name == "source_channels" else settings[name]
+        counts = value if name == "stride" and isinstance(value, list) and len(value) == axes else [value]
+        if any(type(count) is not int or count < 1 for count in counts):
+            raise ValueError(f"{name} must be an integer of at least 1, got {short(value)}")
+    if axes not in (2, 3):
+        raise ValueError(f"axes must be 2 or 3, got {short(axes)}")
+    if missing := sorted({"unet.onnx", "step.onnx"} - settings["files"].keys()):
         raise ValueError(f"it lists no {missing[0]}")
-    for name in files:
+    for name in settings["files"]:
         if Path(name).name != name or not name.endswith((".onnx", ".onnx.data")):
             raise ValueError(f"it lists {name}, which is no graph in its folder")
-    for name, (fits, expected) in CHECKS.items():
-        if (name in settings or name not in OPTIONAL) and not fits(settings[name]):
-            raise ValueError(f"{name} must be {expected}, got {short(settings[name])}")
-    axes = settings.get("axes", 2)
-    if isinstance(settings["stride"], list) and len(settings["stride"]) != axes:
-        raise ValueError(f"stride must be of {axes} axes, got {short(settings['stride'])}")
     if "endpoint" in settings:
         channels = settings["channels"], settings.get("source_channels", settings["channels"])
         check_endpoint(tuple(settings["endpoint"]), *channels)

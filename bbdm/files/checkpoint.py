@@ -17,9 +17,10 @@ import torch
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.spec import Spec
-from bbdm.files import importers, weights
+from bbdm.files import weights
 from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, NetworkState, VQGANState
 from bbdm.files.hub import find_checkpoint
+from bbdm.files.importers import autoencoders, programs
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
 from bbdm.networks.restore import find_dtype
@@ -125,7 +126,7 @@ def load_checkpoint(
     file = find_checkpoint(path)
     with weights.opened(file, FORMAT, "checkpoint") as content:
         if not isinstance(content, Snapshot):
-            found = importers.read_checkpoint(content, num_steps, c_lambda, codec, config)
+            found = programs.read_checkpoint(content, num_steps, c_lambda, codec, config)
         elif config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
         else:
@@ -142,11 +143,8 @@ def _check_arguments(found: Checkpoint, num_steps: int | None, c_lambda: float |
             raise ValueError(f"{name}={value} was given, but the network was trained with {name}={stored}")
     if codec is not None and found.codec is None:
         raise ValueError("a codec was given, but the network was trained in image space")
-    if codec is not None and found.codec is not None and not found.codec.same_network(codec):
-        kind = "holds" if found.codec.sha256 is None else "refers to"
-        raise ValueError(
-            f"another codec was given than the one that the network was trained with, which the file {kind}"
-        )
+    if codec is not None and found.codec is not None and not found.codec.same_latents(codec, code_alone=True):
+        raise ValueError("another codec was given than the one that the network was trained with")
 
 
 def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
@@ -159,8 +157,7 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
         ValueError: it is no VQGAN, is damaged, or is of a newer version.
     """
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
-        own = isinstance(content, Snapshot)
-        return VQGANState.open(content).build() if own else importers.read_vqgan(content)
+        return VQGANState.open(content).build() if isinstance(content, Snapshot) else autoencoders.read_vqgan(content)
 
 
 def load_vqgan_state(path: str | os.PathLike[str]) -> VQGANState:
@@ -186,5 +183,5 @@ def load_codec(path: str | os.PathLike[str]) -> Codec:
     """
     path = Path(path)
     if path.is_dir() or (path.suffix == ".safetensors" and path.is_file() and not weights.is_own(path)):
-        return importers.read_codec(path)
+        return autoencoders.read_codec(path)
     return VQGANCodec(load_vqgan(path))

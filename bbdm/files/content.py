@@ -17,10 +17,10 @@ from bbdm.bridges import Bridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
+from bbdm.networks.arrays import source_channels
 from bbdm.networks.base import Network, Wrapped, check_network
 from bbdm.networks.config import UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
-from bbdm.networks.endpoint import source_channels
 from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
@@ -168,10 +168,9 @@ class CodecState:
             if not isinstance(sha256, str) or not sha256:
                 raise ValueError(f"the codec's sha256 must be text, got {sha256!r}")
             return cls(config, None if codec is None else cls.of(codec).weights, sha256, codec)
-        state = cls(config, states["codec"], codec=codec)
-        if state.missing is None:
-            codecs.check(config, states["codec"], codec)
-        return state
+        if config.get("kind") != WRAPPED or codec is not None:
+            codecs.from_config(config, states["codec"], codec, fitting)  # or it raises what is wrong
+        return cls(config, states["codec"], codec=codec)
 
     @property
     def statistics(self) -> LatentStatistics | None:
@@ -186,45 +185,28 @@ class CodecState:
         assert self.weights is not None
         return state_hash(self.weights, torch.float32)
 
-    def same_latents(self, codec: Codec) -> bool:
-        """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
-        configs = [as_json({**config, "statistics": None}) for config in (self.config, codec.config())]
-        return configs[0] == configs[1] and self.digest() == CodecState.of(codec).digest()
+    def same_latents(self, codec: Codec, code_alone: bool = False) -> bool:
+        """Whether a codec has the same settings and weights, and so the same latents before normalisation.
 
-    def same_network(self, codec: Codec) -> bool:
-        """Whether a codec has the same autoencoder, though perhaps other latents of it.
-
-        A wrapped one may have other weights where the file holds them: the user's codec is but its code.
+        With ``code_alone`` it may have other weights where it is wrapped and the file holds them.
         """
-        same = as_json(self.config["config"]) == as_json(codec.config()["config"])
-        free = self._wrapped and self.sha256 is None
-        return same and (free or self.digest() == CodecState.of(codec).digest())
-
-    @property
-    def missing(self) -> str | None:
-        """What a file leaves out, so that the codec cannot be built, and how to give it; None if nothing."""
-        if self.weights is None:
-            return (
-                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.digest()[:8]}...: "
-                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
-            )
-        if self._wrapped and self.codec is None:
-            return (
-                f"the file holds the weights of a codec that is a wrapped {self.config['config']['module']}: "
-                "give the codec, load_checkpoint(path, codec=bbdm.wrap_codec(module, ...))"
-            )
-        return None
+        own, other = (as_json({**config, "statistics": None}) for config in (self.config, codec.config()))
+        free = code_alone and self.config.get("kind") == WRAPPED and self.sha256 is None
+        return own == other and (free or self.digest() == CodecState.of(codec).digest())
 
     def build(self) -> Codec:
         """The codec in float32; IncompleteFileError where the file leaves something out."""
-        if self.missing is not None:
-            raise IncompleteFileError(self.missing)
-        assert self.weights is not None
+        if self.weights is None:
+            raise IncompleteFileError(
+                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.digest()[:8]}...: "
+                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
+            )
+        if self.config.get("kind") == WRAPPED and self.codec is None:
+            raise IncompleteFileError(
+                f"the file holds the weights of a codec that is a wrapped {self.config['config']['module']}: "
+                "give the codec, load_checkpoint(path, codec=bbdm.wrap_codec(module, ...))"
+            )
         return codecs.from_config(self.config, self.weights, self.codec)
-
-    @property
-    def _wrapped(self) -> bool:
-        return self.config.get("kind") == WRAPPED
 
 
 class Origin(NamedTuple):

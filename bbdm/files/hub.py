@@ -23,14 +23,6 @@ ONNX = "onnx"
 SHOWN = 8  # files of a folder of something else, in a message
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.+))?", re.ASCII)
 FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")  # what ends so is a file, though it may not exist
-ACCESS = "give a token that has access, by token= or HF_TOKEN"
-REASONS = {  # by the name of an error of huggingface_hub; the first that fits
-    "GatedRepoError": f"the repository has conditions to accept there; then {ACCESS}",
-    "RepositoryNotFoundError": f"there is no public repository of that name; for a private one, {ACCESS}",
-    "RevisionNotFoundError": "the repository has no such revision",
-    "denied": f"there is no permission: {ACCESS}",
-    "LocalEntryNotFoundError": "the repository cannot be reached, and it is not in the cache: {cause}",
-}
 
 
 class HubError(OSError):
@@ -68,10 +60,10 @@ def fetch(
         return path
     if revision is not None and match["revision"] is not None:
         raise ValueError(f"revision={revision!r} was given, and {path} names another one")
-    beginning = f"there is no path {path}, and"
-    hub = optional.package("huggingface_hub", f"{beginning} a name on the Hugging Face Hub")
+    beginning = f"there is no path {path}, and a name on the Hugging Face Hub"
+    hub = optional.package("huggingface_hub", beginning)
     where = {"revision": revision or match["revision"], "token": token, "cache_dir": cache_dir}
-    with hub_errors(f"{beginning} on the Hugging Face Hub"):
+    with hub_errors(beginning):
         folder = Path(hub.snapshot_download(match["name"], allow_patterns=files, **where))
     if not (folder / files[0]).is_file():
         raise ValueError(f"{path} on the Hugging Face Hub is no model of bbdm: it has no {files[0]}")
@@ -98,10 +90,5 @@ def hub_errors(beginning: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds: the disk's, and those of its HTTP client, which changes
-        errors = [each for each in (error.__cause__, error) if each is not None]
-        kinds = {type(each).__name__ for each in errors}
-        statuses = {getattr(getattr(each, "response", None), "status_code", None) for each in errors}
-        kinds |= {"denied"} if statuses & {401, 403} else set()
-        reason = next((REASONS[kind] for kind in REASONS if kind in kinds), "it cannot be transferred: {cause}")
-        cause = str(errors[0]).strip().split("\n")[0] or type(errors[0]).__name__
-        raise HubError(f"{beginning} {reason.format(cause=cause)}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(f"{beginning}: {reason[:1000]}") from error

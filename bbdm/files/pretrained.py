@@ -15,13 +15,54 @@ from typing import Any
 
 import torch
 
-from bbdm.base import manifest, optional
+from bbdm.base import manifest, optional, sizes
 from bbdm.base.atomic import check_folder, make_folder, write_atomically
+from bbdm.codec import WRAPPED
 from bbdm.files import hub, weights
 from bbdm.files.bridge_json import SETTINGS, read_settings
-from bbdm.files.card import Card
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
+from bbdm.networks.base import Wrapped
 from bbdm.networks.restore import find_dtype
+
+CARD = """\
+---
+{metadata}
+---
+
+# {title}
+
+An image-to-image diffusion bridge, for `bbdm`.
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
+```bash
+pip install 'bbdm[hub]'
+```
+
+```python
+import bbdm
+
+sampler = bbdm.BridgeSampler.from_pretrained({arguments})
+result = sampler("source.{suffix}", seed=0{conditions})[0]
+result.save("result.{suffix}")
+```
+{export}
+It knows pictures such as it was trained on, and nothing else. `solver` and `steps`, the number of network
+calls, may change at each call.
+"""
+EXPORT = """
+Without PyTorch, on ONNX Runtime:
+
+```python
+from bbdm.runtime import OnnxBridgeSampler
+
+result = OnnxBridgeSampler.from_pretrained("{name}")("source.{suffix}", seed=0)[0]
+```
+"""
 
 
 def save_pretrained(
@@ -31,7 +72,7 @@ def save_pretrained(
     onnx: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
     name: str | None = None,
-    **about: Any,
+    **metadata: Any,
 ) -> None:
     """Write a model as a folder: ``model.safetensors``, ``config.json``, ``README.md`` and perhaps ``onnx/``.
 
@@ -42,18 +83,18 @@ def save_pretrained(
         dtype: in which the network's weights are stored, such as ``"fp16"``; None for
             :attr:`bbdm.BridgeSampler.stored_dtype`. A codec's weights keep theirs.
         name: what the card calls the model; the folder's name if None.
-        about: the fields of :class:`bbdm.files.card.Card`: what the card says that a checkpoint does not
-            know, such as ``license``, ``data`` and ``examples``. Without any, and without huggingface_hub,
-            there is no card.
+        metadata: what the Hub reads of the card, such as ``license``, ``base_model`` and ``datasets``: the
+            arguments of ``huggingface_hub.ModelCardData``. Without any, and without huggingface_hub, there is
+            no card.
 
     Raises:
         FileNotFoundError: ``onnx`` is no export, or lacks a file.
-        ModuleNotFoundError: there is something to say in the card, and huggingface_hub is not installed.
+        ModuleNotFoundError: there are metadata for the card, and huggingface_hub is not installed.
         OSError: a file cannot be written.
-        ValueError: the folder cannot be made, or has another export; ``onnx`` is damaged; weights are beyond
-            the range of ``dtype``; or the card is refused.
+        ValueError: the folder cannot be made, or has another export; ``onnx`` is damaged; or weights are
+            beyond the range of ``dtype``.
     """
-    card, folder = Card(**about), Path(folder)
+    folder = Path(folder)
     check_folder(folder)
     export, inside = None if onnx is None else Path(onnx), folder / hub.ONNX
     if inside.exists() and (export is None or inside.resolve() != export.resolve()):
@@ -61,17 +102,16 @@ def save_pretrained(
     settings = None if export is None else read_settings(export)
     if settings is not None and settings["bridge"] != manifest.as_json(model.bridge.config()):
         raise ValueError(f"{export} is of another bridge than the model's {model.bridge}")
-    picture = card.picture(model)
     text = None
-    if not (folder / hub.CARD).exists() and (about or find_spec("huggingface_hub")):
-        text = card.text(model, name or folder.resolve().name, onnx is not None)
+    if not (folder / hub.CARD).exists() and (metadata or find_spec("huggingface_hub")):
+        text = card(model, name or folder.resolve().name, onnx is not None, **metadata)
     dtype = dtype or model.stored_dtype
-    stored = None if dtype is None else find_dtype(dtype)
-    network = NetworkState.of(model.unet, dtype=stored)
-    coded = None if model.codec is None else CodecState.of(model.codec)
-    content = Checkpoint(
-        network, model.bridge, coded, model.image_size, defaults=model.defaults, pictures=model.pictures
-    ).snapshot()
+    network = NetworkState.of(model.unet, dtype=None if dtype is None else find_dtype(dtype))
+    codec = None if model.codec is None else CodecState.of(model.codec)
+    checkpoint = Checkpoint(
+        network, model.bridge, codec, model.image_size, defaults=model.defaults, pictures=model.pictures
+    )
+    content = checkpoint.snapshot()
     make_folder(folder)
     weights.write(folder / hub.WEIGHTS, content)
     manifest.write(folder / hub.CONFIG, content.header)
@@ -80,10 +120,42 @@ def save_pretrained(
         for each in (*settings["files"], SETTINGS):
             if (export / each).is_file():
                 shutil.copyfile(export / each, inside / each)
-    if picture is not None:
-        write_atomically(folder / hub.PICTURE, lambda temporary: picture.save(temporary, "png"))
     if text is not None:
         write_atomically(folder / hub.CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def card(model: Any, name: str, has_export: bool, **metadata: Any) -> str:
+    """The model card of a sampler that is called ``name``; for ``metadata`` see :func:`save_pretrained`."""
+    data = optional.package("huggingface_hub", "a model card").ModelCardData(
+        library_name="bbdm", pipeline_tag="image-to-image", tags=["diffusion-bridge"], **metadata
+    )
+    kind, suffix = model.pictures, "png" if model.pictures.eight_bit else "npy"
+    codes = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
+    codes |= {"codec=bbdm.wrap_codec(...)": model.codec is not None and model.codec.kind == WRAPPED}
+    facts = {
+        "image size": None if model.image_size is None else sizes.shown(model.image_size),
+        "values": f"{kind.source} to {kind.target}",
+        "slices of volumes": kind.slices and f"{kind.slices}, each with {kind.neighbours} on each side",
+        "network": _described(model.unet.module if isinstance(model.unet, Wrapped) else model.unet),
+        "space": f"latents of a {_described(model.codec.module)}" if model.codec else "pictures",
+        "bridge": f"`{model.bridge}`",
+        "objective": model.bridge.objective,
+        "solver": f"`{model.solver}`, {len(model.table)} network calls",
+        "distilled for": model.calls and f"{model.calls} network calls: other solvers and more calls are worse",
+    }
+    return CARD.format(
+        metadata=data.to_yaml(),
+        title=name.rpartition("/")[2],
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value),
+        arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
+        suffix=suffix,
+        conditions=", conditions={...}" if model.unet.further.each else "",
+        export=EXPORT.format(name=name, suffix=suffix) if has_export else "",
+    )
+
+
+def _described(module: Any) -> str:
+    return f"{type(module).__name__}, {sum(each.numel() for each in module.parameters()) / 1e6:.1f} M parameters"
 
 
 def push_to_hub(
@@ -122,7 +194,7 @@ def push_to_hub(
     api = optional.package("huggingface_hub", "push_to_hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, **settings, name=name)
-        with hub.hub_errors(f"{name} cannot be pushed:"):
+        with hub.hub_errors(f"{name} cannot be pushed"):
             api.create_repo(name, private=private, exist_ok=True)
             kept = [hub.CARD] if api.file_exists(name, hub.CARD, revision=revision) else []
             commit = api.upload_folder(

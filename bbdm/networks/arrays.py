@@ -1,4 +1,4 @@
-"""Arrays of NumPy and tensors of torch by one name, for code that serves both.
+"""Arrays of NumPy and tensors of torch by one name, for code that serves both: sizes, channels, conversions.
 
 Torch is imported only where there is a tensor.
 """
@@ -6,10 +6,67 @@ Torch is imported only where there is a tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bbdm.base.sizes import SIDES, shown
+
+if TYPE_CHECKING:
+    import torch
+
+Stride = int | tuple[int, ...]  # of all axes, or one of each
+NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+def along(number: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """A number for each axis, of one for all."""
+    return (number,) * axes if not isinstance(number, Sequence) else tuple(number)
+
+
+def check_images(x: torch.Tensor, channels: int, stride: Stride, axes: int = 2) -> None:
+    """Raise ValueError where x has other axes or channels, or a side that is not a multiple of the stride."""
+    if x.ndim != 2 + axes:
+        raise ValueError(f"x must be (B, {channels}, {SIDES[axes]}), got shape {tuple(x.shape)}")
+    if x.shape[1] != channels:
+        raise ValueError(f"x must have {channels} channels, got {x.shape[1]}")
+    if any(side % step for side, step in zip(x.shape[2:], along(stride, axes), strict=True)):
+        *first, last = NAMES[axes]
+        names = f"{', '.join(first)} and {last}"
+        raise ValueError(f"x must have {names} that are multiples of {stride}, got {shown(x.shape[2:])}")
+
+
+def check_pictures(axes: int, what: str) -> None:
+    """Raise ValueError for a network of volumes, by its axes; ``what`` begins the message."""
+    if axes != 2:
+        raise ValueError(f"{what} is for pictures (B, C, H, W), and this network is of volumes (B, C, D, H, W)")
+
+
+def source_channels(channels: int, condition_channels: int, endpoint: Sequence[int] | None) -> int:
+    """The channels of a network's sources; see :attr:`bbdm.networks.base.Network.source_channels`."""
+    return condition_channels or (channels if endpoint is None else max(endpoint) + 1)
+
+
+def in_channels(source: Any, channels: int, endpoint: Sequence[int] | None) -> Any:
+    """The source, a tensor or an array (B, C, *S), in the target's channels: (B, channels, *S).
+
+    Args:
+        source: (B, C, *S) in its own channels.
+        channels: the target's number of channels.
+        endpoint: the source channel for each of them. None takes a source of as many channels as it is; of
+            other numbers it takes the mean over the source's channels, repeated.
+    """
+    count = source.shape[1]
+    if list(range(count)) == (list(range(channels)) if endpoint is None else list(endpoint)):
+        return source
+    single = [source[:, channel : channel + 1] for channel in range(count)]
+    if endpoint is not None:  # not by a list as an index, which would be copied to a GPU
+        return concatenated([single[channel] for channel in endpoint], 1)
+    total = single[0]
+    for other in single[1:]:  # in this order, so that tensors and arrays have the same bits
+        total = total + other
+    return concatenated([total / count] * channels, 1)
 
 
 def concatenated(arrays: Sequence[Any], axis: int = 0) -> Any:

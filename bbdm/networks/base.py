@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
-from bbdm.networks.checks import Stride, along, check_images
+from bbdm.networks.arrays import Stride, along, check_images, in_channels, source_channels
 from bbdm.networks.conditions import SOURCE as SOURCE
-from bbdm.networks.conditions import Classes, ConditionInput, ConditionsConfig, ImageInput
+from bbdm.networks.conditions import Classes, ConditionInput, ConditionsConfig, matched
 from bbdm.networks.config import WrappedConfig
-from bbdm.networks.endpoint import in_channels, source_channels
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -86,7 +85,7 @@ class Network(nn.Module):
     @cached_property
     def inputs(self) -> dict[str, ConditionInput]:
         """All conditions by name: ``source``, where it is seen, then images, classes and tokens."""
-        source = {SOURCE: ImageInput(SOURCE, self.condition_channels)} if self.condition_channels else {}
+        source = {SOURCE: ConditionInput(SOURCE, "image", self.condition_channels)} if self.condition_channels else {}
         return source | self.further.each
 
     @cached_property
@@ -113,7 +112,7 @@ class Network(nn.Module):
         """
         if source.shape[1] != self.source_channels:
             raise ValueError(f"the source must have {self.source_channels} channels, got {source.shape[1]}")
-        y = in_channels(source, self.channels, self.endpoint_channels, torch.cat)
+        y = in_channels(source, self.channels, self.endpoint_channels)
         return y if y is source else y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
 
     def given(self, source: torch.Tensor, others: Conditions | None = None) -> dict[str, torch.Tensor]:
@@ -131,21 +130,10 @@ class Network(nn.Module):
         Raises:
             ValueError: they are no mapping, or one is missing or unknown, or has another size.
         """
-        conditions = {} if conditions is None else conditions
-        if not isinstance(conditions, Mapping):
-            kind = type(conditions).__name__
-            raise ValueError(f"conditions must be a mapping of names to tensors, got a {kind}: write {{'source': y}}")
-        expected = self.inputs
-        if unknown := [name for name in conditions if name not in expected]:
-            known = ", ".join(map(str, expected.values())) or "none"
-            raise ValueError(f"conditions of this network are {known}, got {', '.join(map(repr, unknown))}")
-        for name, each in expected.items():
-            if name not in conditions:
-                raise ValueError(f"condition {name!r} is missing: it must have {each.expected}")
-            if not each.fits(conditions[name]):
-                got = each.shown(conditions[name])
-                raise ValueError(f"condition {name!r} must have {each.expected}, got {got}")
-        return {name: conditions[name] for name in expected}
+        seen = matched(conditions, self.inputs)
+        for name, value in seen.items():
+            self.inputs[name].check(value)
+        return seen
 
     def without(self, conditions: Conditions, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Conditions of which some are "none": the number of classes, or zeros."""
@@ -271,15 +259,6 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     further = {"images": images or {}, "classes": classes or {}, "tokens": tokens or {}, "drop": drop or {}}
-    for name, value, least in (
-        ("channels", channels, 1),
-        ("condition_channels", condition_channels, 0),
-        *(("stride", each, 1) for each in along(stride, axes)),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if axes not in (2, 3) or len(along(stride, axes)) != axes:
-        raise ValueError(f"axes must be 2 or 3, and stride a number or one for each, got {axes!r} and {stride!r}")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, endpoint, axes, **further), call)
 

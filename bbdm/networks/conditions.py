@@ -1,15 +1,14 @@
 """The conditions of a network besides the source: images, classes and tokens. Nothing here needs torch.
 
-A kind of condition is a class: what its tensors are, what stands for none, what a call may give for it, and
-how a word of a command is read. No other code compares kinds.
+:class:`ConditionInput` says what tensors of a kind are, what stands for none, what a call may give, and how a
+word of a command is read. No other code compares kinds.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,105 +19,99 @@ from bbdm.pictures import images
 SOURCE = "source"  # the name of the source among the conditions
 TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")  # names of other inputs, in exports
 Kind = Literal["image", "class", "tokens"]
+KINDS: dict[str, Kind] = {"images": "image", "classes": "class", "tokens": "tokens"}  # by fields, in a network's order
 Classes = int | tuple[str, ...]  # how many there are, or their names in order
 
 
 @dataclass(frozen=True)
-class ConditionInput(ABC):
-    """A condition of a network besides the source.
+class ConditionInput:
+    """A condition of a network.
+
+    - ``image``: (B, size, H, W) in [-1, 1]; zeros mean none.
+    - ``class``: (B,) int64, where ``size`` means none.
+    - ``tokens``: (B, L, size) of any length L; a row of zeros is no token, so all rows zero mean none.
 
     Args:
         name: that of the call's keyword.
+        kind: one of these three.
         size: channels of images, number of classes, or width of tokens.
         names: of classes in order; empty where they are numbers.
         droppable: whether training left it out at times, so that a call may.
     """
 
     name: str
+    kind: Kind
     size: int
     names: tuple[str, ...] = ()
     droppable: bool = False
-    kind: ClassVar[Kind]
-    dtype: ClassVar[str] = "float32"
-    spatial: ClassVar[bool] = False  # whether it has the places of the source
 
-    @abstractmethod
-    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
-        """The shape of the tensor of a number of images of a size; ``length`` is the number of tokens."""
+    def __str__(self) -> str:
+        listed = f": {', '.join(self.names)}" if self.names else ""
+        form = {"image": "{} channels", "class": "{} classes{}", "tokens": "tokens of width {}"}[self.kind]
+        return f"{self.name!r} ({form.format(self.size, listed)})"
 
     @property
-    @abstractmethod
-    def expected(self) -> str:
-        """The tensor in words."""
+    def dtype(self) -> str:
+        """Of its tensors."""
+        return "int64" if self.kind == "class" else "float32"
 
-    @abstractmethod
-    def fits(self, value: Any) -> bool:
-        """Whether a tensor has the axes, the size and, where they can be seen at no cost, the values."""
+    @property
+    def spatial(self) -> bool:
+        """Whether it has the places of the source."""
+        return self.kind == "image"
 
-    @abstractmethod
-    def read(self, value: Any, source: Any, owners: Sequence[int]) -> Any:
-        """What a call gives for it, as an array with a row for each image; see :func:`read_conditions`."""
+    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
+        """The shape of the tensor of a number of images of a size; ``length`` is the number of tokens."""
+        shapes = {"image": (count, self.size, *sides), "class": (count,), "tokens": (count, length, self.size)}
+        return shapes[self.kind]
 
-    def shown(self, value: Any) -> Any:
-        """A tensor that does not fit, for messages."""
-        return f"{tuple(value.shape)} of {value.dtype}"
+    def check(self, value: Any) -> None:
+        """Raise ValueError unless a tensor has the axes, the size and, where seen at no cost, the values."""
+        shape = tuple(value.shape)
+        got: Any = f"{shape} of {value.dtype}"
+        if self.kind == "image":
+            fits, expected = len(shape) > 3 and shape[1] == self.size, f"{self.size} channels"
+            got = shape[1] if len(shape) > 1 else got
+        elif self.kind == "tokens":
+            fits, expected = len(shape) == 3 and shape[2] == self.size, f"shape (B, L, {self.size})"
+        else:
+            fits, expected = self._are_classes(value), f"shape (B,) of int64, below {self.size}"
+            got = got if fits or len(shape) != 1 else value.tolist()
+        if not fits:
+            raise ValueError(f"condition {self.name!r} must have {expected}, got {got}")
+
+    def _are_classes(self, value: Any) -> bool:
+        if value.ndim != 1 or "int" not in str(value.dtype):
+            return False
+        if isinstance(value, np.ndarray) or value.device.type != "cpu" or _is_compiling():
+            return True
+        return bool(((value >= 0) & (value < self.size + self.droppable)).all())
 
     def none(self, value: Any) -> Any:
         """What stands for it where it is left out, like a tensor or an array of it."""
-        return value * 0
+        return value * 0 + self.size if self.kind == "class" else value * 0
 
     def parse(self, text: str) -> Any:
-        """A word of a command as what a call takes: the path of a .npy file, or ``none``."""
+        """A word of a command as what a call takes: a class, or the path of a .npy file, or ``none``."""
+        if self.kind == "class" and (text in self.names or text != "none"):
+            return int(text) if text not in self.names and text.isdecimal() else text
         if text == "none":
             return None
         if not text.endswith(".npy"):
             raise ValueError(f"condition {self.name!r} takes FILE.npy or none, got {text!r}")
-        return np.load(text)
-
-    def rows(self, values: npt.NDArray[Any], owners: Sequence[int]) -> npt.NDArray[Any]:
-        """Values of sources, for each image."""
-        return values if len(values) == len(owners) else values[list(owners)]
-
-    def of_sources(self, value: Any, count: int, single: Callable[[Any], bool]) -> list[Any]:
-        """A value for each source, of one for all or of several."""
-        if value is None or isinstance(value, str) or single(value):
-            return [value] * count
-        values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
-        if len(values) not in (1, count):
-            raise ValueError(
-                f"condition {self.name!r} must be one value, or one for each of {count} sources, got {len(values)}"
-            )
-        return values * count if len(values) == 1 else values
-
-
-class ImageInput(ConditionInput):
-    """(B, channels, H, W) in [-1, 1]."""
-
-    kind, spatial = "image", True
-
-    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
-        """(B, channels, *sides)."""
-        return count, self.size, *sides
-
-    @property
-    def expected(self) -> str:
-        """The number of channels."""
-        return f"{self.size} channels"
-
-    def __str__(self) -> str:
-        return f"{self.name!r} ({self.size} channels)"
-
-    def fits(self, value: Any) -> bool:
-        """By the channels."""
-        return value.ndim > 3 and value.shape[1] == self.size
-
-    def shown(self, value: Any) -> Any:
-        """The channels."""
-        return value.shape[1] if value.ndim > 1 else super().shown(value)
+        array = np.load(text)
+        return array[None] if self.kind == "image" else array
 
     def read(self, value: Any, source: Any, owners: Sequence[int]) -> Any:
-        """(N, C, *S) of images in [-1, 1], one for all or for each image; pictures are resized."""
-        sides, count = tuple(source.shape[2:]), len(owners)
+        """What a call gives for it, as an array with a row for each image; see :func:`read_conditions`."""
+        if self.kind == "image":
+            return self._images(value, source, len(owners))
+        rows = self._classes(value, owners[-1] + 1) if self.kind == "class" else self._tokens(value, owners[-1] + 1)
+        return rows if len(rows) == len(owners) else rows[list(owners)]
+
+    def _images(self, value: Any, source: Any, count: int) -> Any:
+        """(N, C, *S) of images in [-1, 1], one for all or for each; pictures are resized."""
+        sides = tuple(source.shape[2:])
         shape = self.shape(count, sides)
         if value is None:
             return converted(np.zeros(shape, np.float32), source)
@@ -137,89 +130,21 @@ class ImageInput(ConditionInput):
         value = converted(value, source)
         return value if len(value) == count else concatenated([value] * count)
 
-    def parse(self, text: str) -> Any:
-        """An image (C, H, W) of a .npy file."""
-        array = super().parse(text)
-        return None if array is None else array[None]
-
-
-class ClassInput(ConditionInput):
-    """(B,) int64; the number of classes means none."""
-
-    kind, dtype = "class", "int64"
-
-    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
-        """(B,)."""
-        return (count,)
-
-    @property
-    def expected(self) -> str:
-        """Numbers below that of classes."""
-        return f"shape (B,) of int64, below {self.size}"
-
-    def __str__(self) -> str:
-        return f"{self.name!r} ({self.size} classes{': ' if self.names else ''}{', '.join(self.names)})"
-
-    def fits(self, value: Any) -> bool:
-        """By the type and, on a CPU, by the numbers."""
-        if value.ndim != 1 or "int" not in str(value.dtype):
-            return False
-        if isinstance(value, np.ndarray) or value.device.type != "cpu" or _is_compiling():
-            return True
-        return bool(((value >= 0) & (value < self.size + self.droppable)).all())
-
-    def shown(self, value: Any) -> Any:
-        """The numbers."""
-        return value.tolist() if value.ndim == 1 else super().shown(value)
-
-    def none(self, value: Any) -> Any:
-        """The number of classes."""
-        return value * 0 + self.size
-
-    def read(self, value: Any, source: Any, owners: Sequence[int]) -> npt.NDArray[np.int64]:
-        """(N,) of a name, a number or None for all sources, or a list of these."""
+    def _classes(self, value: Any, count: int) -> npt.NDArray[np.int64]:
+        """(sources,) of a name, a number or None for all, or a list of these."""
         numbers: list[int] = []
-        for each in self.of_sources(value, owners[-1] + 1, lambda each: np.ndim(each) == 0):
+        for each in self._of_sources(value, count, lambda each: np.ndim(each) == 0):
             number = self.size if each is None else self.names.index(each) if each in self.names else each
             if isinstance(number, str) or int(number) != number or not 0 <= number < self.size + self.droppable:
                 expected = ", ".join(self.names) or f"numbers from 0 to {self.size - 1}"
                 raise ValueError(f"condition {self.name!r} must be of {expected}, got {each!r}")
             numbers.append(int(number))
-        return self.rows(np.array(numbers, np.int64), owners)
+        return np.array(numbers, np.int64)
 
-    def parse(self, text: str) -> Any:
-        """A class by its name or number, or ``none``."""
-        if text in self.names:
-            return text
-        return None if text == "none" else int(text) if text.isdecimal() else text
-
-
-class TokensInput(ConditionInput):
-    """(B, L, width) of any length L; a row of zeros is no token, so that all rows zero means none."""
-
-    kind = "tokens"
-
-    def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
-        """(B, L, width)."""
-        return count, length, self.size
-
-    @property
-    def expected(self) -> str:
-        """The width of a token."""
-        return f"shape (B, L, {self.size})"
-
-    def __str__(self) -> str:
-        return f"{self.name!r} (tokens of width {self.size})"
-
-    def fits(self, value: Any) -> bool:
-        """By the width."""
-        return value.ndim == 3 and value.shape[2] == self.size
-
-    def read(self, value: Any, source: Any, owners: Sequence[int]) -> npt.NDArray[np.float32]:
-        """(N, L, D), of tokens (L, D) or None for all sources, or of each; padded with rows of zeros."""
-        count = owners[-1] + 1
+    def _tokens(self, value: Any, count: int) -> npt.NDArray[np.float32]:
+        """(sources, L, D), of tokens (L, D) or None for all, or of each; padded with rows of zeros."""
         arrays: list[npt.NDArray[np.float32]] = []
-        for each in self.of_sources(value, count, lambda each: getattr(each, "ndim", 0) == 2):
+        for each in self._of_sources(value, count, lambda each: getattr(each, "ndim", 0) == 2):
             array = np.zeros((0, self.size)) if each is None else as_numpy(each) if hasattr(each, "detach") else each
             arrays.append(np.asarray(array, np.float32))
             if arrays[-1].ndim != 2 or arrays[-1].shape[1] != self.size:
@@ -230,14 +155,18 @@ class TokensInput(ConditionInput):
         tokens = np.zeros((count, max(1, *map(len, arrays)), self.size), np.float32)
         for row, each in zip(tokens, arrays, strict=True):
             row[: len(each)] = each
-        return self.rows(tokens, owners)
+        return tokens
 
-
-KINDS: dict[str, type[ConditionInput]] = {
-    "images": ImageInput,
-    "classes": ClassInput,
-    "tokens": TokensInput,
-}  # by the fields of :class:`ConditionsConfig`, in the order in which a network has them
+    def _of_sources(self, value: Any, count: int, single: Callable[[Any], bool]) -> list[Any]:
+        """A value for each source, of one for all or of several."""
+        if value is None or isinstance(value, str) or single(value):
+            return [value] * count
+        values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
+        if len(values) not in (1, count):
+            raise ValueError(
+                f"condition {self.name!r} must be one value, or one for each of {count} sources, got {len(values)}"
+            )
+        return values * count if len(values) == 1 else values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,18 +211,42 @@ class ConditionsConfig:
         for what, kind in KINDS.items():
             for name, value in getattr(self, what).items():
                 size, names = (value, ()) if isinstance(value, int) else (len(value), value)
-                conditions[name] = kind(name, size, names, name in self.drop)
+                conditions[name] = ConditionInput(name, kind, size, names, name in self.drop)
         return conditions
 
     @property
     def described(self) -> str:
         """The conditions in words, such as ``'style' (3 classes: ink, oil, chalk)``."""
-        return ", ".join(map(str, self.each.values())) or "none"
+        return described(self.each)
 
     def settings(self) -> dict[str, Any]:
         """The fields that are not empty, as plain values."""
         own = {each.name: getattr(self, each.name) for each in fields(ConditionsConfig)}
         return {name: value for name, value in own.items() if value}
+
+
+def described(conditions: Mapping[str, ConditionInput]) -> str:
+    """Conditions in words."""
+    return ", ".join(map(str, conditions.values())) or "none"
+
+
+def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionInput]) -> dict[str, Any]:
+    """Conditions by name in a network's order.
+
+    Raises:
+        ValueError: they are no mapping, or one is missing or unknown.
+    """
+    conditions = {} if conditions is None else conditions
+    if not isinstance(conditions, Mapping):
+        kind = type(conditions).__name__
+        raise ValueError(f"conditions must be a mapping of names to values, such as {{'source': y}}, got a {kind}")
+    if unknown := [name for name in conditions if name not in known]:
+        raise ValueError(f"conditions of this network are {described(known)}, got {', '.join(map(repr, unknown))}")
+    for name, each in known.items():
+        if name not in conditions:
+            also = "; None leaves it out of a sampler's call" if each.droppable else ""
+            raise ValueError(f"condition {name!r} is missing: this network has {described(known)}{also}")
+    return {name: conditions[name] for name in known}
 
 
 def read_conditions(
@@ -314,22 +267,13 @@ def read_conditions(
         ValueError: they are no mapping, or one is missing or unknown, of another kind or shape, or not
             finite; or one is None that the network was never trained without.
     """
-    conditions, expected = {} if conditions is None else conditions, known.each
-    if not isinstance(conditions, Mapping):
-        kind = type(conditions).__name__
-        raise ValueError(f"conditions must be a mapping of names to values, such as {{'sar': sar}}, got a {kind}")
-    if unknown := [name for name in conditions if name not in expected]:
-        names = known.described if expected else "none besides the source"
-        raise ValueError(f"conditions of this network are {names}, got {', '.join(map(repr, unknown))}")
-    for name, condition in expected.items():
-        if name not in conditions:
-            also = "; None leaves it out" if condition.droppable else ""
-            raise ValueError(f"condition {name!r} is missing: this network has {known.described}{also}")
-        value = conditions[name]
-        missing = value is None or (isinstance(value, list | tuple) and any(each is None for each in value))
-        if missing and not condition.droppable:
+    each = known.each
+    values = matched(conditions, each)
+    for name, value in values.items():
+        missing = value is None or (isinstance(value, list | tuple) and any(one is None for one in value))
+        if missing and not each[name].droppable:
             raise ValueError(f"condition {name!r} cannot be None: the network was never trained without it")
-    return {name: condition.read(conditions[name], source, owners) for name, condition in expected.items()}
+    return {name: each[name].read(value, source, owners) for name, value in values.items()}
 
 
 def as_classes(value: Any) -> Classes:

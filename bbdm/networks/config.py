@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
-from bbdm.networks.checks import Stride, check_integers
+from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.networks.endpoint import check_endpoint
 
-SIZES = ("int", "int | None", "tuple[int, ...]")  # annotations of fields that are integers of at least 1,
+SIZES = ("int", "int | None", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
 Condition = Literal["channels", "tokens"]
 
@@ -26,6 +26,32 @@ def check_sizes(config: Any) -> None:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def check_integers(config: Any, *names: str, least: int = 1) -> None:
+    """Raise ValueError where a setting, or a member of a tuple, is not an integer of at least ``least``."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise ValueError(f"{name} must be of integers, got {value!r}")
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+def check_endpoint(endpoint: tuple[int, ...] | None, channels: int, condition_channels: int) -> None:
+    """Raise ValueError unless an endpoint is None, or has a source channel for each of the target's channels.
+
+    ``condition_channels`` is the source's number of channels, or 0 where it is not known.
+    """
+    if endpoint is None:
+        return
+    if any(not isinstance(channel, int) or isinstance(channel, bool) or channel < 0 for channel in endpoint):
+        raise ValueError(f"endpoint must be of source channels, counted from 0, got {endpoint!r}")
+    if len(endpoint) != channels:
+        raise ValueError(f"endpoint must have a source channel for each of the {channels} channels, got {endpoint!r}")
+    if condition_channels and max(endpoint) >= condition_channels:
+        raise ValueError(f"endpoint must be of the source's {condition_channels} channels, got {endpoint!r}")
 
 
 def check_levels(config: UNetConfig | VQGANConfig) -> list[int]:
@@ -73,6 +99,12 @@ class WrappedConfig(NetworkConfig):
     stride: Stride  # sides are multiples of it: a number, or one for each axis
     endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
     axes: int = 2  # spatial: 2 for pictures, 3 for volumes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.axes not in (2, 3) or len(along(self.stride, self.axes)) != self.axes:
+            wanted = "axes must be 2 or 3, and stride a number or one for each"
+            raise ValueError(f"{wanted}, got {self.axes!r} and {self.stride!r}")
 
 
 @dataclass(frozen=True)
@@ -219,6 +251,7 @@ class VQGANConfig:
         return self.latent_channels * (1 if self.num_codes else 2)
 
 
+_small = partial(UNetConfig, condition_channels=3, num_groups=8)
 UNETS: dict[str, UNetConfig] = {
     "paper": UNetConfig(),  # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
     "paper-pinned": UNetConfig(condition_channels=3),  # the same, to be trained for few calls
@@ -239,23 +272,9 @@ UNETS: dict[str, UNetConfig] = {
         axes=3,
         strides=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
     ),
-    "demo": UNetConfig(
-        condition_channels=3,
-        model_channels=64,
-        channel_mult=(1, 2, 3),
-        num_res_blocks=1,
-        attention_resolutions=(2, 4),
-        num_groups=8,
-        patch=2,
-    ),
-    "demo-residual": UNetConfig(  # what demo was before it was trained for few calls
-        condition_channels=3,
-        model_channels=32,
-        channel_mult=(1, 2, 4, 4),
-        attention_resolutions=(8,),
-        head_channels=32,
-        num_groups=8,
-    ),
+    "demo": _small(model_channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_resolutions=(2, 4), patch=2),
+    # what demo was before it was trained for few calls
+    "demo-residual": _small(model_channels=32, channel_mult=(1, 2, 4, 4), attention_resolutions=(8,), head_channels=32),
 }
 DITS: dict[str, DiTConfig] = {  # the paper's sizes
     "dit-s": DiTConfig(width=384, depth=12, heads=6),  # 33 M parameters

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bbdm.networks.base import SOURCE, Conditions
-from bbdm.networks.conditioning import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention
 from bbdm.networks.config import DITS, DiTConfig
-from bbdm.networks.layers import frequencies, sinusoids
+from bbdm.networks.layers import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention, frequencies, sinusoids
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 

@@ -18,10 +18,13 @@ from torch import nn
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import SOURCE, Conditions
-from bbdm.networks.conditioning import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.layers import (
     CONVOLUTIONS,
+    ConditionedNetwork,
+    ConditionEmbedding,
+    Context,
+    CrossAttention,
     Downsample,
     Upsample,
     conv3x3,

@@ -2,19 +2,19 @@
 
 A VQGAN has a codebook: ``encode`` returns the latent before quantisation, the space of latent bridges, and
 ``decode`` replaces each of its vectors by the nearest code. A KL autoencoder has none: its encoder gives a
-Gaussian, and ``encode`` returns the mean.
+Gaussian, and ``encode`` returns the mean. :class:`PatchGAN` is what they are trained against.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bbdm.networks.checks import check_images
+from bbdm.networks.arrays import check_images
 from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.networks.layers import Upsample, conv3x3, norm_silu
 from bbdm.networks.restore import ConfiguredNetwork
@@ -294,3 +294,39 @@ class VQGAN(ConfiguredNetwork):
             more = more.clamp(*LOG_VARIANCES)
             taken = z + (0.5 * more).exp() * noise
         return self.decoder.features(self.post_quant_conv(taken)), z, more
+
+
+class PatchGAN(nn.Module):
+    """The PatchGAN discriminator (Isola et al. 2017): real or made, for each patch of 70 x 70 pixels.
+
+    It normalises each image alone (Wu and He 2018, GroupNorm), where the paper normalises a batch. So its
+    result for an image is the same in any batch, and several processes compute what one does.
+
+    Args:
+        image_channels: the channels of an image.
+        width: channels of the first layer, a multiple of 4; each of the next three has twice as many.
+
+    Raises:
+        ValueError: ``width`` is no such multiple.
+    """
+
+    least: ClassVar[int] = 24  # pixels along a side that leave one patch
+
+    def __init__(self, image_channels: int, width: int = 64) -> None:
+        super().__init__()
+        if width < 1 or width % 4:
+            raise ValueError(f"the discriminator's width must be a multiple of 4, got {width}")
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for stride in (2, 2, 1):  # three that halve the size, as in Esser et al. 2021
+            conv = nn.Conv2d(width, 2 * width, 4, stride, 1, bias=False)
+            layers += [conv, nn.GroupNorm(8, 2 * width), nn.LeakyReLU(0.2)]
+            width *= 2
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, 1, 1))
+        for module in self.layers:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1, H / 8 - 2, W / 8 - 2) of images (B, C, H, W): large where they look real."""
+        return self.layers(x)

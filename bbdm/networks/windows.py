@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.networks.arrays import concatenated, zeros
-from bbdm.networks.checks import NAMES, along
+from bbdm.networks.arrays import NAMES, along, concatenated, zeros
 
 Weights = npt.NDArray[np.floating[Any]]  # (windows, length) of a side
 Spans = tuple[slice, ...]  # the window's slice of each side

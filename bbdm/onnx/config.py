@@ -8,11 +8,10 @@ from typing import ClassVar, Literal
 
 from bbdm import solvers
 from bbdm.base.settings import check, position, setting
-from bbdm.onnx import OPSETS
 from bbdm.pictures.images import Size, read_sides
-from bbdm.sampling.network_config import FileConfig
+from bbdm.sampling.options import FileConfig
 
-GRAPHS = ("solver", "steps", "opset", "external_data", "pipeline", "mask", "quantize", "calibrate")  # not compiled
+GRAPHS = ("solver", "steps", "external_data", "pipeline", "quantize", "calibrate")  # not compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +31,10 @@ class ExportConfig(FileConfig):
     dtype: Literal["fp16", "bf16", "fp32"] | None = setting(
         None, "of weights and products; of graphs fp16 or fp32, the default; compiled, the fastest if unset"
     )
-    opset: int = setting(OPSETS[-1], f"of graphs, {OPSETS[0]} to {OPSETS[-1]}")
     external_data: bool | None = setting(
         None, "write weights to a second file; if unset, from 1 GB on", "--external-data"
     )
     pipeline: bool = setting(False, "write pipeline.onnx too: a translation in one graph")
-    mask: bool = setting(False, "pipeline.onnx takes a mask: for inpainting")
     quantize: Literal["int8"] | None = setting(None, "the UNet, calibrated on --calibrate")
     calibrate: Path | None = setting(None, "folder of sources, for --quantize", metavar="PICTURES")
     compiled: Size | None = setting(
@@ -59,12 +56,8 @@ class ExportConfig(FileConfig):
             raise ValueError("dtype bf16 is of compiled; graphs are in fp16 or fp32")
         if (self.quantize is None) != (self.calibrate is None):
             raise ValueError("quantize and calibrate need each other")
-        if self.mask and not self.pipeline:
-            raise ValueError("mask is of pipeline; the other graphs take one anyway")
         if self.quantize and self.dtype == "fp16":
             raise ValueError("quantize leaves the rest in fp32, got dtype fp16")
-        if self.opset not in OPSETS:
-            raise ValueError(f"opset must be in [{OPSETS[0]}, {OPSETS[-1]}], got {self.opset}")
 
     @property
     def output(self) -> Path:

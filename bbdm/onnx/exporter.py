@@ -1,7 +1,8 @@
-"""Writing a checkpoint as a folder of ONNX graphs."""
+"""Writing a checkpoint as a folder of ONNX graphs, which are compared with PyTorch."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import secrets
@@ -9,23 +10,28 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
 
 from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
+from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
-from bbdm.files.bridge_json import FORMAT, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
+from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import Network, placed
-from bbdm.networks.checks import check_pictures
-from bbdm.onnx import check, graphs, pipeline
+from bbdm.onnx import graphs, pipeline
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import convert, open_image, resized, to_array
+from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
 CALIBRATION = 8  # pictures
 
@@ -54,18 +60,16 @@ def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
 def build_graphs(config: ExportConfig, sampler: BridgeSampler, scratch: Path) -> dict[str, onnx.ModelProto]:
     """The graphs by name; ``scratch`` is an empty folder for temporary files."""
     dtype, codec = DTYPES[config.dtype or "fp32"], sampler.codec
-    sources = [] if config.calibrate is None else calibration(config.calibrate, sampler)
-    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype), config.opset)}
-    if config.quantize:
+    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype))}
+    if config.calibrate is not None:
         from bbdm.onnx.quantize import quantized
 
-        models["unet"] = quantized(models["unet"], sampler, sources, scratch)
+        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler), scratch)
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
-        models["encoder"] = graphs.encoder_graph(codec.placed(CPU, dtype), config.opset)
-        models["decoder"] = graphs.decoder_graph(codec, config.opset)
-    whole = pipeline.pipeline_graph(models, sampler.table, sampler._shapes, config.mask) if config.pipeline else None
-    models["step"] = graphs.step_graph(config.opset, sampler.unet.axes)
-    return models if whole is None else {**models, "pipeline": whole}
+        models["encoder"] = graphs.encoder_graph(codec.placed(CPU, dtype))
+        models["decoder"] = graphs.decoder_graph(codec)
+    whole = {"pipeline": pipeline.pipeline_graph(models, sampler.table, sampler._shapes)} if config.pipeline else {}
+    return {**models, "step": graphs.step_graph(sampler.unet.axes), **whole}
 
 
 def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
         "latent_stride": shapes.cell,
         "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
         "dtype": config.quantize or config.dtype or "fp32",
-        "opset": config.opset,
+        "opset": graphs.OPSET,
         "versions": machine.versions(PACKAGES),
         "files": {path.name: file_sha256(path) for path in files},
         "sizes": {path.name: path.stat().st_size for path in files},
@@ -118,6 +122,47 @@ def write(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> None:
         onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}.data")
         onnx.checker.check_model(path, full_check=True)
     (folder / SETTINGS).write_text(json.dumps(settings(config, sampler, folder), indent=1) + "\n")
+
+
+@torch.inference_mode()
+def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
+    """Print how far an export's results are from PyTorch's in float32, relative to the largest value.
+
+    The sampler has the same checkpoint, solver and steps. Results are the last state of the loop, the image
+    of the decoder, and that of ``pipeline.onnx``.
+
+    Raises:
+        ValueError: a difference is above the limit, where there is one.
+    """
+    exported, sampler = OnnxBridgeSampler(folder, ["CPUExecutionProvider"]), copy.copy(sampler)
+    exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
+    shapes, table, path = sampler._shapes, sampler.table, folder / PIPELINE
+    whole = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) if path.exists() else None
+    generator, judged = torch.Generator().manual_seed(0), list[float]()
+    inputs = pipeline.pipeline_inputs(shapes, len(table))
+    side = [4 * step for step in shapes.stride]
+    for batch, sides in [(1, side), (2, side), (5, [*side[:-1], 5 * shapes.stride[-1]])]:
+        values = graphs.examples(inputs, graphs.sizes(batch, sides, shapes.cell), generator)
+        image, noise = values.pop("source"), values.pop("noise")
+        arrays = {name: value.numpy() for name, value in values.items()}
+        # on whole pictures, where the network was trained on crops too
+        *_, state = exported.stream(image.numpy(), seed=0, conditions=arrays, window=None)
+        *_, reference = sampler.stream(image, seed=0, conditions=values, window=None)
+        rows = {"the loop, step by step": (state.x, reference.x)}
+        if sampler.codec is not None:
+            decoded = exported.graphs["decoder"].run({"latent": exported._put(reference.x.contiguous().numpy())})[0]
+            rows["decoder.onnx"] = decoded.numpy(), sampler.codec.decode(reference.x)
+        if whole is not None:
+            feeds = arrays | {"source": image.numpy(), "noise": noise.numpy()[table.noisy]}
+            made = whole.run(None, {each.name: feeds[each.name] for each in whole.get_inputs()})[0]
+            rows[PIPELINE] = made, sampler(image, noise=noise, conditions=values, window=None)
+        for name, (result, wanted) in rows.items():
+            off = float(np.abs(result - wanted.numpy()).max() / wanted.abs().max())
+            print(f"{name:24}{shown(image.shape):>20}, largest difference {off:.1e}")
+            if sampler.codec is None or name != PIPELINE:  # rounding may choose a neighbouring code
+                judged.append(off)
+    if limit is not None and not all(off <= limit for off in judged):
+        raise ValueError(f"results differ by {max(judged):.1e} from PyTorch, more than {limit:.0e}")
 
 
 def export(config: ExportConfig, network: Network | None = None) -> None:
@@ -142,7 +187,7 @@ def export(config: ExportConfig, network: Network | None = None) -> None:
         written.mkdir()
         write(config, sampler, written)
         if config.check:
-            check.check(written, sampler, None if config.quantize else check.LIMITS[config.dtype or "fp32"])
+            check(written, sampler, None if config.quantize else LIMITS[config.dtype or "fp32"])
         if folder.exists():
             folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
         written.rename(folder)

@@ -1,7 +1,7 @@
 """The step of a loop, and the networks of a checkpoint, as ONNX graphs by torch.onnx.export.
 
-Inputs and outputs of a graph are float32, whatever the dtype of its weights. GroupNorm is one node
-(GroupNormalization). Attention is one node (Attention) from opset 23 on, and MatMul, Softmax, MatMul before.
+Inputs and outputs of a graph are float32, whatever the dtype of its weights. GroupNorm and attention are one
+node each, GroupNormalization and Attention.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from onnxscript import opset21, optimizer
 from torch import nn
 
 from bbdm.codec import Codec
+from bbdm.networks.arrays import NAMES
 from bbdm.networks.base import SOURCE, Network
-from bbdm.networks.checks import NAMES
 from bbdm.networks.conditions import ConditionInput
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet
-from bbdm.onnx import IR_VERSIONS, OPSETS
 
+OPSET, IR_VERSION = 23, 11  # the first opset that has attention, and the oldest format that has the opset
 # It warns that torchvision is missing, which no export needs.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 FOLDED = 2**31  # numbers: constants of any size
@@ -52,12 +52,9 @@ def sizes(batch: int, sides: Sequence[int], cell: int = 1) -> dict[str, int]:
 def examples(
     inputs: Mapping[str, Input], sizes: Mapping[str, int], generator: torch.Generator | None = None
 ) -> dict[str, torch.Tensor]:
-    """Random values of inputs: integers below ``classes``, or floats in [-1, 1].
+    """Random values of inputs, integers below ``classes`` or floats in [-1, 1], of sizes by dimension.
 
-    Args:
-        inputs: what a graph takes, by name.
-        sizes: of dimensions by name. Those that it lacks, of tokens, are 3, 5, 7 and so on.
-        generator: of the values; a new one if None.
+    Dimensions without a size, those of tokens, are 3, 5, 7 and so on.
     """
     generator = generator or torch.Generator()
     lengths = {dim for each in inputs.values() for dim in each.dims if isinstance(dim, str)} - sizes.keys()
@@ -71,12 +68,12 @@ def examples(
 
 def condition_inputs(conditions: Mapping[str, ConditionInput], axes: int) -> dict[str, Input]:
     """The inputs for conditions, by their names in graphs."""
-    inputs: dict[str, Input] = {}
-    for name, each in conditions.items():
-        shape: Callable[..., Any] = each.shape  # of names, in place of sizes
-        dims = shape("batch", NAMES[axes], f"{name}_length")
-        inputs[input_name(name)] = Input(dims, each.size if each.dtype == "int64" else 0)
-    return inputs
+
+    def described(name: str, each: Any) -> Input:
+        dims = each.shape("batch", NAMES[axes], f"{name}_length")  # of names, in place of sizes
+        return Input(dims, each.size if each.dtype == "int64" else 0)
+
+    return {input_name(name): described(name, each) for name, each in conditions.items()}
 
 
 def input_name(condition: str) -> str:
@@ -116,7 +113,7 @@ def step(
     return x, estimate, i_x * x + i_y * y
 
 
-def step_graph(opset: int, axes: int = 2) -> onnx.ModelProto:
+def step_graph(axes: int = 2) -> onnx.ModelProto:
     """One step, to ``x_next``, ``x0hat_next`` and what the network is shown next, ``inputs_next``.
 
     Its inputs are ``x``, the previous step's ``x0hat``, ``prediction``, ``y`` and noise ``z``, all
@@ -129,20 +126,17 @@ def step_graph(opset: int, axes: int = 2) -> onnx.ModelProto:
     inputs |= {"z": Input(single["z"]), "row": Input((10,)), "mask": Input(single["mask"])}
     known = sizes(2, CELLS[:axes]) | {"channels": 3} | dict.fromkeys(single["z"] + single["mask"], 1)
     outputs: dict[str, Dims] = dict.fromkeys(("x_next", "x0hat_next", "inputs_next"), dims)
-    model = export_graph(Function(step), inputs, outputs, known, opset)
+    model = export_graph(Function(step), inputs, outputs, known)
     del model.graph.value_info[:]  # of a mask of size 1
     return model
 
 
-def network_graph(network: Network, opset: int) -> onnx.ModelProto:
+def network_graph(network: Network) -> onnx.ModelProto:
     """The graph of a network, of any batch and size: ``x``, ``t`` and conditions to ``prediction``.
 
     The source is the input ``condition``, other conditions have their own names: images (B, C, H, W) in the
-    size of x, classes (B,) int64, and tokens (B, L, width) of any length L.
-
-    Args:
-        network: in float32 or float16.
-        opset: the ONNX operator set, one of ``OPSETS``.
+    size of x, classes (B,) int64, and tokens (B, L, width) of any length L. The network is in float32 or
+    float16.
     """
     dtype = next(network.parameters()).dtype
     embed: Callable[[torch.Tensor], torch.Tensor] = network.embed
@@ -163,10 +157,10 @@ def network_graph(network: Network, opset: int) -> onnx.ModelProto:
     x = "batch", network.channels, *NAMES[network.axes]
     inputs = {"x": Input(x), "t": Input((1,)), **condition_inputs(network.inputs, network.axes)}
     known = sizes(2, [cells * step for cells, step in zip(CELLS, network.strides, strict=False)])
-    return export_graph(Function(predict, network), inputs, {"prediction": x}, known, opset)
+    return export_graph(Function(predict, network), inputs, {"prediction": x}, known)
 
 
-def encoder_graph(codec: Codec, opset: int) -> onnx.ModelProto:
+def encoder_graph(codec: Codec) -> onnx.ModelProto:
     """The graph of a codec's encoder, ``image`` to ``latent``."""
 
     def encode(image: torch.Tensor) -> torch.Tensor:
@@ -175,10 +169,10 @@ def encoder_graph(codec: Codec, opset: int) -> onnx.ModelProto:
     inputs = {"image": Input(("batch", codec.image_channels, *NAMES[2]))}
     outputs = {"latent": ("batch", codec.channels, "latent_height", "latent_width")}
     known = sizes(2, [cells * codec.stride for cells in CELLS[:2]])
-    return export_graph(Function(encode, codec.module), inputs, outputs, known, opset)
+    return export_graph(Function(encode, codec.module), inputs, outputs, known)
 
 
-def decoder_graph(codec: Codec, opset: int) -> onnx.ModelProto:
+def decoder_graph(codec: Codec) -> onnx.ModelProto:
     """The graph of a codec's decoder, ``latent`` to ``image``."""
 
     def decode(latent: torch.Tensor) -> torch.Tensor:
@@ -186,7 +180,7 @@ def decoder_graph(codec: Codec, opset: int) -> onnx.ModelProto:
 
     inputs = {"latent": Input(("batch", codec.channels, *NAMES[2]))}
     outputs = {"image": ("batch", codec.image_channels, "image_height", "image_width")}
-    return export_graph(Function(decode, codec.module), inputs, outputs, sizes(2, CELLS[:2]), opset)
+    return export_graph(Function(decode, codec.module), inputs, outputs, sizes(2, CELLS[:2]))
 
 
 def _nearest_code(z: Any, codes: Any) -> Any:
@@ -206,7 +200,6 @@ def export_graph(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, Dims],
     known: Mapping[str, int],
-    opset: int,
     table: Mapping[Any, Callable[..., Any]] = TRANSLATED,
 ) -> onnx.ModelProto:
     """A module as a graph, with names for the dimensions that are not fixed.
@@ -216,11 +209,8 @@ def export_graph(
         inputs: all of them by their names in the graph, in order.
         outputs: the dimensions of results, by their names.
         known: sizes of dimensions in the example that is traced; those of size 1 are broadcast.
-        opset: the ONNX operator set, one of ``OPSETS``.
         table: functions of onnxscript for operators of torch that are ours.
     """
-    if opset not in OPSETS:
-        raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
     values = examples(inputs, known)
     free = tuple(
         {axis: dim for axis, dim in enumerate(inputs[name].dims) if isinstance(dim, str) and value.shape[axis] > 1}
@@ -232,7 +222,7 @@ def export_graph(
             module.eval().requires_grad_(False),
             tuple(values.values()),
             dynamo=True,
-            opset_version=opset,
+            opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=(free,),
@@ -243,7 +233,7 @@ def export_graph(
     # Sums of weights are folded here: quantisation needs weights that are constants.
     optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     model = program.model_proto
-    _tidy(model, half=any(p.dtype == torch.float16 for p in module.parameters()))
+    _tidy(model)
     dims = {name: each.dims for name, each in inputs.items()} | dict(outputs)
     for value in (*model.graph.input, *model.graph.output):
         for dim, name in zip(value.type.tensor_type.shape.dim, dims[value.name], strict=True):
@@ -261,40 +251,15 @@ def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from subgraphs(attribute.g)
 
 
-def _tidy(model: onnx.ModelProto, half: bool) -> None:
-    """Compute softmax in float32, give masks of attention all rows, and remove the exporter's metadata."""
-    nodes: list[onnx.NodeProto] = []
+def _tidy(model: onnx.ModelProto) -> None:
+    """Compute attention's softmax in float32, and remove the exporter's metadata."""
     for node in model.graph.node:
         if node.op_type == "Attention":
             node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
-            if len(node.input) > 3:  # ONNX Runtime does not broadcast (B, 1, 1, L) over the positions
-                nodes += _all_rows(node)
-        if node.op_type == "Softmax" and half:
-            wide, result, dtype = f"{node.input[0]}_wide", node.output[0], TensorProto.FLOAT16
-            nodes.append(helper.make_node("Cast", [node.input[0]], [wide], to=TensorProto.FLOAT))
-            node.input[0], node.output[0] = wide, f"{result}_wide"
-            nodes += [node, helper.make_node("Cast", [f"{result}_wide"], [result], to=dtype)]
-        else:
-            nodes.append(node)
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
     for graph in subgraphs(model.graph):
         for node in graph.node:
             node.ClearField("doc_string")
         for each in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info, graph):
             del each.metadata_props[:]
     del model.metadata_props[:], model.functions[:]
-    model.ir_version = IR_VERSIONS[model.opset_import[0].version]
-
-
-def _all_rows(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Nodes that expand the mask of an Attention node, (B, 1, 1, L), to (B, 1, N, L) for N positions."""
-    rows, shape, mask = (f"{node.output[0]}_{name}" for name in ("rows", "shape", "mask"))
-    made = [
-        helper.make_node("Shape", [node.input[0]], [rows], start=2, end=3),
-        helper.make_node("Constant", [], [f"{shape}_1"], value_ints=[1]),
-        helper.make_node("Concat", [f"{shape}_1", f"{shape}_1", rows, f"{shape}_1"], [shape], axis=0),
-        helper.make_node("Expand", [node.input[3], shape], [mask]),
-    ]
-    node.input[3] = mask
-    return made
+    model.ir_version = IR_VERSION

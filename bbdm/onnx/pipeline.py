@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import helper, inliner
 from onnxscript import opset21
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from bbdm.networks.checks import NAMES
-from bbdm.networks.endpoint import in_channels
-from bbdm.onnx.graphs import CELLS, Input, condition_inputs, export_graph, sizes, step, subgraphs
-from bbdm.sampling.batch import Shapes
+from bbdm.networks.arrays import NAMES, in_channels
+from bbdm.onnx.graphs import CELLS, OPSET, Input, condition_inputs, export_graph, sizes, step, subgraphs
+from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
 DOMAIN = "bbdm"  # of nodes that stand for a graph
@@ -51,16 +49,11 @@ class Pipeline(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The inputs in the order of ``names``."""
         known = dict(zip(self.names, inputs, strict=True))
-        source, pixels = known.pop("source"), known.pop("mask", None)
+        source = known.pop("source")
         cell, shapes, ones = self.shapes.cell, self.shapes, (1,) * source.ndim
         noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
-        mask = source.new_ones(ones) if pixels is None else pixels
         grid = [source.shape[0], shapes.channels, *(side // cell for side in source.shape[2:])]
-        if self.latent:
-            y = _node("encoder", [source], grid)
-            mask = mask if pixels is None else F.max_pool2d(mask, cell)
-        else:
-            y = in_channels(source, shapes.channels, shapes.endpoint, torch.cat)
+        y = _node("encoder", [source], grid) if self.latent else in_channels(source, shapes.channels, shapes.endpoint)
         conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
         of_y, of_z = self.start
         x = of_y * y + of_z * noise[-1] if of_z else of_y * y
@@ -77,26 +70,20 @@ class Pipeline(nn.Module):
             prediction = _node("unet", [inputs, t, *conditions], inputs.shape)
             z = noise.index_select(0, self.slots.index_select(0, at)).squeeze(0)
             row = self.rows.index_select(0, at).squeeze(0)
-            return index + 1, *step(x, x0hat, prediction, y, z, row, mask)
+            return index + 1, *step(x, x0hat, prediction, y, z, row, source.new_ones(ones))
 
         first = torch.zeros((), dtype=torch.int64), x, y.clone(), i_x * x + i_y * y
         _, x, _, _ = while_loop(goes_on, advance, first)
         if self.latent:
             size = [source.shape[0], shapes.image_channels, *source.shape[2:]]
             x = _node("decoder", [x], size)
-        image = x.clamp(-1, 1)
-        if pixels is None:
-            return image
-        return pixels * image + (1 - pixels) * (source if self.latent else y)  # also what a codec lost
+        return x.clamp(-1, 1)
 
 
-def pipeline_inputs(shapes: Shapes, slots: int, masked: bool) -> dict[str, Input]:
-    """The inputs of a translation: ``source``, the network's further conditions, ``noise`` and ``mask``.
+def pipeline_inputs(shapes: Shapes, slots: int) -> dict[str, Input]:
+    """The inputs of a translation: ``source``, the network's further conditions, and ``noise``.
 
-    Args:
-        shapes: what the network takes.
-        slots: the number of steps that have noise; without any there is no such input.
-        masked: whether there is a mask.
+    ``slots`` is the number of steps that have noise; without any there is no such input.
     """
     sides = NAMES[len(shapes.stride)]
     inputs = {"source": Input(("batch", shapes.source_channels, *sides))}
@@ -104,35 +91,31 @@ def pipeline_inputs(shapes: Shapes, slots: int, masked: bool) -> dict[str, Input
     if slots:
         cells = sides if shapes.cell == 1 else [f"latent_{side}" for side in sides]
         inputs["noise"] = Input((slots, "batch", shapes.channels, *cells))
-    return inputs | ({"mask": Input(("batch", 1, *sides))} if masked else {})
+    return inputs
 
 
-def pipeline_graph(
-    parts: Mapping[str, onnx.ModelProto], table: StepTable, shapes: Shapes, masked: bool = False
-) -> onnx.ModelProto:
+def pipeline_graph(parts: Mapping[str, onnx.ModelProto], table: StepTable, shapes: Shapes) -> onnx.ModelProto:
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
     Further conditions of the network are inputs by their names. A source whose channels are others than the
-    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.endpoint.in_channels`.
+    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.arrays.in_channels`.
 
     The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
     the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the
-    last for a start from noise. Where none is needed the graph has no such input. With ``masked`` there is an
-    input ``mask``, (B, 1, H, W) in [0, 1]: 0 where the source stays, in the target's channels.
+    last for a start from noise. Where none is needed the graph has no such input.
 
     Args:
         parts: the graph ``unet`` and, with a codec, ``encoder`` and ``decoder``.
         table: the steps of the loop, one row each.
         shapes: what the network takes.
-        masked: whether there is a mask.
     """
-    axes, opset = len(shapes.stride), parts["unet"].opset_import[0].version
-    inputs = pipeline_inputs(shapes, len(table.noisy), masked)
+    axes = len(shapes.stride)
+    inputs = pipeline_inputs(shapes, len(table.noisy))
     outputs = {"image": ("batch", shapes.image_channels, *NAMES[axes])}
     known = sizes(2, [cells * shapes.cell for cells in CELLS[:axes]], shapes.cell)
     operators = {torch.ops.aten.sym_stride.int: _stride}
     module = Pipeline(table, shapes, "encoder" in parts, list(inputs))
-    model = export_graph(module, inputs, outputs, known, opset, operators)
+    model = export_graph(module, inputs, outputs, known, operators)
     for name, part in parts.items():
         weights = {tensor.name: f"{name}/{tensor.name}" for tensor in part.graph.initializer}
         names = [value.name for value in part.graph.input], [value.name for value in part.graph.output]
@@ -147,5 +130,5 @@ def pipeline_graph(
             model.graph.initializer.add().CopyFrom(tensor)
             model.graph.initializer[-1].name = f"{name}/{tensor.name}"
     del model.opset_import[:]
-    model.opset_import.add(version=opset)
+    model.opset_import.add(version=OPSET)
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -15,7 +15,6 @@ from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError
 
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
-Order = Literal["C", "F"]
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
 RATIO = 4096  # bytes that a byte of a file becomes at most: of deflate 1032, of LZW fewer than 4096
 DEFLATE = 1032
@@ -61,11 +60,11 @@ def bounds(window: Window, sides: Sequence[int]) -> tuple[slice, ...]:
     return found
 
 
-def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int], order: Order = "C") -> Any:
+def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int]) -> Any:
     """An array of a file's bytes, mapped into memory; ``numpy.memmap`` takes longer to begin."""
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(data, dtype, prod(shape), offset).reshape(tuple(shape), order=order)
+    return np.frombuffer(data, dtype, prod(shape), offset).reshape(tuple(shape))
 
 
 def lengths(window: Sequence[slice]) -> tuple[int, ...]:
@@ -108,10 +107,3 @@ def check_held(suffix: str, picture: np.ndarray[Any, Any], types: Sequence[str],
     if picture.ndim - 1 not in axes:
         count = " or ".join(map(str, axes))
         raise ValueError(f"{suffix} holds pictures of {count} axes besides the channels, got {picture.shape}")
-
-
-def blocks(sides: Sequence[int], rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """The windows of a picture (H, W), from left to right and then down; the last ones are smaller."""
-    for top in range(0, sides[0], rows):
-        for left in range(0, sides[1], columns):
-            yield slice(top, min(top + rows, sides[0])), slice(left, min(left + columns, sides[1]))

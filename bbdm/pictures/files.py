@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from bbdm.pictures import checks, images, suffixes
+from bbdm.pictures import checks, formats, images
 from bbdm.pictures.checks import UnknownFormatError, Window
 from bbdm.pictures.picture import Header, Picture
 
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of it begins
 PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
-TAGS = {256: 0, 257: 0, 258: 1, 262: 0, 274: 1, 277: 1, 338: 1, 339: 1}  # width, height, bits, meaning of values, turn,
-# channels, meaning of further channels, kind of numbers; with what they are where they are missing
 
 
 def read(
@@ -51,7 +45,7 @@ def read(
     known = path if isinstance(path, Header) else None
     path = known.path if known else Path(path)  # pyright: ignore[reportArgumentType]
     try:
-        module = suffixes.module(known.reader if known else _reader(path))
+        module = formats.module(known.reader if known else _reader(path))
         found: Header = known or module.header(path)
         if change is not None and found.photograph:
             image = change(images.open_image(found.stored or path, str(path)))
@@ -82,7 +76,7 @@ def header(path: str | os.PathLike[str]) -> Header:
     path = Path(path)
     try:
         name = _reader(path)
-        found: Header = suffixes.module(name).header(path)
+        found: Header = formats.module(name).header(path)
     except Exception as error:
         checks.fail("read", path, error)
     if isinstance(found.stored, Image.Image):
@@ -112,7 +106,7 @@ def files_of(path: Path) -> list[Path]:
 def is_picture(path: str | os.PathLike[str]) -> bool:
     """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
     path = Path(path)
-    return _holds_dicom(path) if path.is_dir() else path.is_file() and bool(suffixes.suffix_of(path))
+    return _holds_dicom(path) if path.is_dir() else path.is_file() and bool(formats.suffix_of(path))
 
 
 def _reader(path: Path) -> str:
@@ -123,42 +117,22 @@ def _reader(path: Path) -> str:
         if not _holds_dicom(path):
             raise UnknownFormatError("it is a folder, and has no files of DICOM")
         return "simpleitk"
-    name = suffixes.SUFFIXES.get(suffixes.suffix_of(path))
+    name = formats.SUFFIXES.get(formats.suffix_of(path))
     if name is None:
-        raise UnknownFormatError(f"its name has none of {', '.join(suffixes.SUFFIXES)}")
-    if name == "tifffile":
-        with path.open("rb") as file:
-            return _reader_of_tiff(path) if file.read(4) in TIFF else "pillow"
-    return name
+        raise UnknownFormatError(f"its name has none of {', '.join(formats.SUFFIXES)}")
+    return "rasterio" if name == "tifffile" and _has_place(path) else name
 
 
 def _holds_dicom(folder: Path) -> bool:
-    return bool(suffixes.module("simpleitk").dicom_files(folder, FILES_LOOKED_AT))
+    return bool(formats.module("simpleitk").dicom_files(folder, FILES_LOOKED_AT))
 
 
-def _reader_of_tiff(path: Path) -> str:
-    """The module that reads a TIFF: rasterio what has a place on Earth, Pillow what must become colours.
-
-    Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer, grey or colours, perhaps alpha.
-    """
-    tags: Any = {}
+def _has_place(path: Path) -> bool:
+    """Whether a TIFF has tags of a place on Earth."""
     with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
         start = file.read(8)
         tags = ImageFileDirectory_v2(start + (file.read(8) if b"+" in start[2:4] else b""))
         file.seek(tags.next)
         tags.load(file)
-    found = (tags.get(tag, default) for tag, default in TAGS.items())
-    width, height, bits, meaning, turn, channels, extra, form = (v if isinstance(v, tuple) else (v,) for v in found)
-    simple = (
-        not getattr(tags, "next", 1)
-        and max(bits) <= 8
-        and {*form} == {1}  # unsigned integers
-        and channels[0] <= 4
-        and 0 not in extra  # no channel without a meaning
-        and width[0] * height[0] <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
-    )
-    if any(tag in tags for tag in PLACE_TAGS) and (find_spec("rasterio") or not simple):
-        return "rasterio"
-    seen = meaning[0], channels[0], turn[0]
-    as_stored = {*bits} == {8} and seen in ((1, 1, 1), (2, 3, 1))  # black is 0, or RGB; upright
-    return "pillow" if simple and not (as_stored and find_spec("tifffile")) else "tifffile"
+        return any(tag in tags for tag in PLACE_TAGS)
+    return False

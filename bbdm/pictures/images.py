@@ -14,11 +14,10 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
-from bbdm.base.caller import warn
+from bbdm.base.scripts import warn
 from bbdm.pictures.checks import fail
 from bbdm.pictures.picture import Picture
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # of pictures in folders
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 WIDE = ";16"  # what Pillow calls the stored values of 16 bits, of which it makes 8 in colours
@@ -166,9 +165,7 @@ def open_image(
     try:
         with image:
             if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
-                raise ValueError(
-                    "it has 16 bits in each colour: give the range of values, such as --source_values 0:65535"
-                )
+                raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
             image.load()
             turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
             return image if turn is None else image.transpose(turn)
@@ -223,7 +220,7 @@ def pixels(image: Image.Image, channels: int | None = None) -> npt.NDArray[np.ui
 
 def recoloured(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
     """(channels, H, W) of (1 or 3, H, W): grey as colour, or colour as grey; see :func:`convert`."""
-    return pixels(_image(array), channels).copy()
+    return pixels(image_of(array), channels).copy()
 
 
 def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
@@ -244,14 +241,14 @@ def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
         raise ValueError(f"a picture needs a (C, H, W) tensor, got {tuple(array.shape)}")
     stored = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     if len(stored) in (1, 3):
-        return _image(stored)
+        return image_of(stored)
     across = len(stored) if len(stored) <= TILES_ACROSS else math.ceil(math.sqrt(len(stored)))
     tiles = [Image.fromarray(channel) for channel in stored]
     return grid([tiles[i : i + across] for i in range(0, len(tiles), across)], gap=0).convert("L")
 
 
-def _image(array: npt.NDArray[np.uint8]) -> Image.Image:
-    """A picture of (1 or 3, H, W)."""
+def image_of(array: npt.NDArray[Any]) -> Image.Image:
+    """A picture of (1 or 3, H, W) of uint8, or of (1, H, W) of uint16."""
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from bbdm.base import sizes
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures.checks import fail
-from bbdm.pictures.suffixes import SUFFIXES, module, suffix_of
+from bbdm.pictures.formats import SUFFIXES, module, suffix_of
 from bbdm.pictures.values import without_data
 
 if TYPE_CHECKING:
@@ -68,10 +67,6 @@ class Geometry:
             return None
         matrix = np.asarray(self.affine, np.float64)
         return matrix[:-1, -2::-1], matrix[:-1, -1]
-
-    def without(self, *names: str) -> Geometry:
-        """The geometry without some entries of ``kept``."""
-        return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
 
     def of_window(self, start: Sequence[int]) -> Geometry:
         """The geometry of a window whose first pixel has the index ``start``."""
@@ -188,8 +183,6 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {self.shape}")
         if name == "tifffile" and self.geometry.format == "geotiff":
             name = "rasterio"
-        elif name == "tifffile" and not find_spec("tifffile") and self.dtype == np.uint8 and len(self) in (1, 3):
-            name = "pillow"
         try:
             write_named_atomically(path, lambda temporary: module(name).write(temporary, self))
         except Exception as error:

@@ -209,13 +209,6 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
 
-def check_channels(values: AnyValues, count: int, name: str) -> None:
-    """Raise ValueError where there are ranges for another number of channels than a picture has."""
-    known = max(np.size(values.low), np.size(values.high))
-    if known not in (1, count):
-        raise ValueError(f"{name} has {count} channels, and there are values of {known}")
-
-
 def check_finite(array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()) -> None:
     """Raise ValueError where a pixel of (C, *S) that has a value is NaN or infinite; its index is named.
 

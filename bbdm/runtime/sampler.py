@@ -4,40 +4,83 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 from onnxruntime import OrtValue
 
 from bbdm import bridges, solvers
 from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
-from bbdm.networks.checks import along
+from bbdm.networks.arrays import along
 from bbdm.networks.conditions import SOURCE
 from bbdm.pictures import images
-from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling.base import Sampler
-from bbdm.sampling.batch import Inputs, Shapes
-from bbdm.sampling.loop import Plan, State
+from bbdm.sampling.loop import Inputs, Plan, Shapes, State
+from bbdm.sampling.loop import Step as Step
 from bbdm.sampling.options import Timesteps
-from bbdm.sampling.step import Step as Step
 from bbdm.solvers import AnySolver, StepTable
 
 Array = npt.NDArray[np.float32]
 NOISE = 4  # the column of a table's coefficients that is the weight of noise
+CPU = "CPUExecutionProvider"
+ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+Provider = str | tuple[str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A step table on the device."""
+def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Providers with their options, the CPU last; None chooses CUDA where this ONNX Runtime has it.
 
-    rows: list[OrtValue]
-    opening: OrtValue  # the row that makes the first state
-    times: list[OrtValue]  # as the network takes them
+    Raises:
+        ValueError: a provider that this ONNX Runtime lacks.
+    """
+    available = onnxruntime.get_available_providers()
+    if isinstance(wanted, str) or (wanted is not None and not wanted):
+        raise ValueError(f"providers must be None or a list with at least one name, got {wanted!r}")
+    if wanted is None:
+        wanted = [name for name in ("CUDAExecutionProvider",) if name in available]
+    listed = [(entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1])) for entry in wanted]
+    for name, _ in listed:
+        if name not in available:
+            raise ValueError(f"providers must be of those that this onnxruntime has, {available}, got {name!r}")
+    return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
+
+
+class Session:
+    """A session whose inputs and outputs are on the device of its first provider."""
+
+    def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
+            raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # of many kinds, without a common base
+            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        name, settings = providers[0]
+        if name not in self._session.get_providers():
+            raise ValueError(f"{name} did not start: its libraries are missing, or there is no such device")
+        self._device = ("cuda", int(settings.get("device_id", 0))) if name in ON_CUDA else ("cpu", 0)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def put(self, array: npt.NDArray[Any]) -> OrtValue:
+        """The array on the device."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
+
+    def run(self, inputs: dict[str, OrtValue]) -> list[OrtValue]:
+        """The graph's outputs for inputs by name."""
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, *self._device)
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()
 
 
 class OnnxBridgeSampler(Sampler[Array]):
@@ -64,7 +107,7 @@ class OnnxBridgeSampler(Sampler[Array]):
             one that does not start.
     """
 
-    array, noun = np.ndarray, "an array"
+    array, noun, _like = np.ndarray, "an array", np.zeros((), np.float32)
 
     def __init__(
         self,
@@ -118,17 +161,7 @@ class OnnxBridgeSampler(Sampler[Array]):
         """
         return cls(find_export(name_or_folder, revision, token, cache_dir), **settings)
 
-    def __repr__(self) -> str:
-        parts = [
-            repr(self.bridge),
-            f"solver={self.solver!r}",
-            f"steps={len(self.table)}",
-            f"dtype={self.settings['dtype']!r}",
-            f"providers={[name for name, _ in self.providers]}",
-        ]
-        return f"OnnxBridgeSampler({', '.join(parts)})"
-
-    # What the loop needs of a backend; see :class:`bbdm.sampling.base.Sampler`. States and predictions are on
+    # What the loop needs of a backend, see :class:`bbdm.sampling.loop.Loop`. States and predictions are on
     # the device; all else is in arrays, which conditions and windows are cut from.
 
     def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
@@ -139,29 +172,20 @@ class OnnxBridgeSampler(Sampler[Array]):
         chosen = solver or exported
         return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
 
-    def _load(self, table: StepTable) -> Rows:
-        rows = [self._put(row) for row in table.rows.astype(np.float32)]
-        times = [self._put(np.array([time], np.float32)) for time in table.network_times]
-        return Rows(rows, self._put(table.opening[-1].astype(np.float32)), times)
-
-    def _array(self, array: Any) -> npt.NDArray[Any]:
-        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
-
-    def _seeds(self, seeds: Sequence[int]) -> Sequence[int]:
-        return seeds
+    def _load(self, table: StepTable) -> tuple[Any, ...]:
+        """The rows, the one that makes the first state, and the times as the network takes them."""
+        rows, opening = ([self._put(row) for row in each.astype(np.float32)] for each in (table.rows, table.opening))
+        return rows, opening[-1], [self._put(np.array([time], np.float32)) for time in table.network_times]
 
     def _encode(self, source: Array) -> Array:
-        return (
-            self.graphs["encoder"].run({"image": self._put(source)})[0].numpy() if "encoder" in self.graphs else source
-        )
+        if "encoder" not in self.graphs:
+            return source
+        return self.graphs["encoder"].run({"image": self._put(source)})[0].numpy()
 
     def _decode(self, state: Any) -> Array:
         if "decoder" in self.graphs:
             (state,) = self.graphs["decoder"].run({"latent": self._put(state)})
         return self._get(state)
-
-    def _prepared(self, conditions: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
-        return {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
 
     def _put(self, array: Any) -> OrtValue:
         return array if isinstance(array, OrtValue) else self.graphs["unet"].put(array)
@@ -169,25 +193,20 @@ class OnnxBridgeSampler(Sampler[Array]):
     def _get(self, value: Any) -> Array:
         return value.numpy().copy() if isinstance(value, OrtValue) else value  # of memory that goes with the value
 
-    def _network(self, plan: Plan, x: OrtValue, index: int, conditions: Mapping[str, Any]) -> OrtValue:
-        return self.graphs["unet"].run({"x": x, "t": plan.loaded.times[index], **conditions})[0]
+    def _net(self, plan: Plan, conditions: Mapping[str, Any], x: OrtValue, index: int) -> OrtValue:
+        others = {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
+        return self.graphs["unet"].run({"x": x, "t": plan.loaded[2][index], **others})[0]
 
-    def _start(self, plan: Plan, inputs: Inputs) -> State:
-        inputs.y, inputs.mask = self._put(inputs.y), self._one if inputs.mask is None else self._put(inputs.mask)
-        state = State(inputs.y, inputs.y, inputs.y)
-        self._step(plan, inputs, state, inputs.y, -1)
-        return state
-
-    def _step(self, plan: Plan, inputs: Inputs, state: State, prediction: Any, index: int) -> None:
-        opening = index < 0
-        weight = plan.table.start[1] if opening else plan.table.coefficients[index, NOISE]
-        row, index = (plan.loaded.opening, len(plan.times) - 1) if opening else (plan.loaded.rows[index], index)
+    def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
+        row, weight = plan.loaded[0][index], plan.table.coefficients[index, NOISE]
+        if state is None:
+            inputs.y, inputs.mask = self._put(inputs.y), self._one if inputs.mask is None else self._put(inputs.mask)
+            state, prediction = State(inputs.y, inputs.y, inputs.y), inputs.y
+            row, weight, index = plan.loaded[1], plan.table.start[1], len(plan.times) - 1
+        z = self._zero
+        if weight and inputs.noise is not None:
+            z = self._put(inputs.noise[index])
+        elif weight:
+            z = self._put(normal(inputs.seeds, index, tuple(inputs.y.shape())[1:]))
         feeds = {"x": state.x, "x0hat": state.x0hat, "prediction": self._put(prediction), "y": inputs.y}
-        feeds |= {"z": self._noise(inputs, index) if weight else self._zero, "mask": inputs.mask, "row": row}
-        state.x, state.x0hat, state.inputs = self.graphs["step"].run(feeds)
-
-    def _noise(self, inputs: Inputs, index: int) -> OrtValue:
-        """The noise of a row."""
-        if inputs.noise is not None:
-            return self._put(inputs.noise[index])
-        return self._put(normal(inputs.seeds, index, tuple(inputs.y.shape())[1:]))
+        return State(*self.graphs["step"].run({**feeds, "z": z, "mask": inputs.mask, "row": row}))

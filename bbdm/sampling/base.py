@@ -10,9 +10,9 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -21,20 +21,18 @@ from PIL import Image
 
 from bbdm import solvers
 from bbdm.base import sizes
-from bbdm.base.caller import warn
 from bbdm.base.recent import Recent
+from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import read_conditions
-from bbdm.networks.guidance import read_guidance
+from bbdm.networks.guidance import Guidance, read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
-from bbdm.sampling.batch import AT_ONCE, PIXELS_AT_ONCE, Batch, Shapes
-from bbdm.sampling.distribution import Distribution, draw, sample_seeds
-from bbdm.sampling.loop import Advance, Loop, Plan
+from bbdm.sampling.distribution import AT_ONCE, PIXELS_AT_ONCE, Distribution, runs_of, sample_seeds
+from bbdm.sampling.loop import Advance, Batch, Loop, Plan, Shapes, Step
 from bbdm.sampling.options import Options, Progress, Seed, Timesteps, WindowOptions
-from bbdm.sampling.sources import Scale, Sources, read_mask, read_sources
-from bbdm.sampling.step import Step
+from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import AnySolver, StepTable
 
 if TYPE_CHECKING:
@@ -136,11 +134,8 @@ class Sampler(Loop, Generic[Array]):
         o = Options.of(options, self._shapes.conditions)
         plan = self._plan(o)
         sources, batches = self._read(plan, source, seed, o)
-        outputs: list[tuple[list[int], Any]] = []
-        with self._progress(plan, batches, o.progress) as advance:
-            for batch in batches:
-                outputs.append((batch.indices, self._translate(plan, batch, advance, callback=o.callback)))
-        return sources.restore(outputs)
+        advance = _counted(o.progress, lambda: self._all_calls(plan, batches))
+        return sources.restore([(b.indices, self._translate(plan, b, advance, callback=o.callback)) for b in batches])
 
     def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
@@ -155,16 +150,16 @@ class Sampler(Loop, Generic[Array]):
         return self._stream(plan, batches, o)
 
     def _stream(self, plan: Plan, batches: list[Batch], o: Options) -> Iterator[Step]:
-        with self._progress(plan, batches, o.progress) as advance:
-            for batch in batches:
+        advance = _counted(o.progress, lambda: self._all_calls(plan, batches))
+        for batch in batches:
+            with self._inference():
+                states = self._states(plan, batch, self._inputs(batch), advance)
+            for index in range(len(plan.times)):
                 with self._inference():
-                    states = self._states(plan, batch, self._inputs(batch), advance)
-                for index in range(len(plan.times)):
-                    with self._inference():
-                        step = self._shown(plan, index, next(states), batch)
-                    if o.callback is not None:
-                        o.callback(step)
-                    yield step
+                    step = self._shown(plan, index, next(states), batch)
+                if o.callback is not None:
+                    o.callback(step)
+                yield step
 
     def distribution(
         self,
@@ -200,11 +195,22 @@ class Sampler(Loop, Generic[Array]):
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
         o = Options.of(options, self._shapes.conditions)
         plan = self._plan(o)
-        sources, batches = self._read(plan, source, None, o, split=False)
+        sources, groups = self._read(plan, source, None, o, split=False)
         seeds = sample_seeds(seed, sources.count, samples)
         self._thread.seeds = tuple(each[0] for each in seeds)
-        progress = partial(self._progress, plan, progress=o.progress)
-        return draw(self, plan, sources, batches, seeds, keep, o.batch_size, progress)
+        found = Distribution(sources, seeds, keep)
+        runs = [run for group in groups for run in runs_of(self._shapes, group, samples, o.batch_size)]
+        counts = [(whole, len(rows)) for whole, parts in runs for rows, _, _ in parts]
+        advance = _counted(o.progress, lambda: sum(self._calls(plan, *each) for each in counts))
+        for whole, parts in runs:
+            with self._inference():
+                encoded = self._inputs(whole)
+            for rows, drawn, count in parts:
+                batch = whole.take(rows, count)
+                own = [seeds[sources.owners[whole.indices[i]]][j] for i, j in zip(rows, drawn, strict=True)]
+                inputs = encoded.take(rows, self._array(np.array(own)))
+                found.add(batch.indices, self._translate(plan, batch, advance, inputs))
+        return found
 
     def window_grid(
         self, options: WindowOptions, size: Sequence[int] | None = None, batch_size: int | None = None
@@ -253,23 +259,37 @@ class Sampler(Loop, Generic[Array]):
         solvers.check_calls(self.calls, name, table)
         return Plan(name, table, table.timesteps.tolist(), self._load(table))
 
-    def _read(self, plan: Plan, source: Any, seed: Seed, o: Options, split: bool = True) -> tuple[Sources, list[Batch]]:
-        """The images of a call, checked, and its batches: without ``split`` one a size, of seed 0."""
-        shapes = self._shapes
-        scale, guidance = Scale.of(o, self.pictures, len(shapes.stride)), None
-        if o.guidance is not None:
-            guidance = read_guidance(shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
+    @abstractmethod
+    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
+        """The name and the table of a solver; see :func:`bbdm.solvers.build`."""
+
+    def _scale(self, o: Options) -> Scale:
+        """The channels and values of a call's sources and results: here alone they are decided."""
+        kind, stored = self.pictures, o.source_values is not None or o.target_values is not None
+        if stored:
+            kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
+        return Scale(self._shapes.source_channels, o.range, kind, stored, len(self._shapes.stride))
+
+    def _guidance(self, o: Options) -> Guidance | None:
+        """How the predictions of a call are guided."""
+        guidance = read_guidance(self._shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
         for names, _ in guidance.variants if guidance is not None else ():
             if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
                 warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
-        sources = read_sources(source, self.array, self.noun, shapes.source_channels, scale)
+        return guidance
+
+    def _read(self, plan: Plan, source: Any, seed: Seed, o: Options, split: bool = True) -> tuple[Sources, list[Batch]]:
+        """The images of a call, checked, and its batches: without ``split`` one a size, of seed 0."""
+        shapes, guidance = self._shapes, None if o.guidance is None else self._guidance(o)
+        sources = read_sources(source, self.array, self.noun, self._scale(o))
         first, seeds = sources.groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
         single = {"noise": o.noise, "mask": o.mask, "conditions": o.conditions if shapes.conditions.images else None}
         for name, value in single.items():
             if value is not None and len(sources.groups) > 1:
                 raise ValueError(f"{name} needs pictures of one size, got several")
         if o.noise is not None:
-            self._check_noise(o.noise, (len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])))
+            expected = len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])
+            check_noise(o.noise, self.array, self.noun, expected)
         mask = None if o.mask is None else read_mask(o.mask, self.array, self.noun, first)
         conditions: Mapping[str, Any] = {}
         if o.conditions is not None or self._conditioned:
@@ -285,43 +305,33 @@ class Sampler(Loop, Generic[Array]):
             if only is not None and shapes.padded(batch.size) != only[1:]:
                 expected, got = sizes.shown(only[1:]), sizes.shown(batch.size)
                 raise ValueError(f"this network takes pictures of {expected} only, got {got}: give window={only[1:]}")
+            if self.image_size is not None and self.pictures.crop is None and windows is None:
+                images.warn_of_scale(self.image_size, *batch.size)
             count = only[0] if only else o.batch_size
             batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
         return sources, batches
 
-    def _check_noise(self, noise: Any, expected: tuple[int, ...]) -> None:
-        """Raise ValueError unless noise is finite normals of a shape."""
-        if not isinstance(noise, self.array):
-            raise ValueError(f"noise must be {self.noun}, got {type(noise).__name__}")
-        if tuple(noise.shape) != expected:
-            raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}")
-        if not np.isfinite(float(abs(noise).max())):
-            raise ValueError("noise must be finite, got NaN or infinity")
+    def _all_calls(self, plan: Plan, batches: Sequence[Batch]) -> int:
+        """The network calls of batches."""
+        return sum(self._calls(plan, batch, len(batch.source)) for batch in batches)
 
-    @contextmanager
-    def _progress(self, plan: Plan, batches: Sequence[Batch], progress: Progress) -> Iterator[Advance]:
-        """Warn of pictures of other sizes than those of training, and report the network calls of batches."""
-        for batch in {batch.size: batch for batch in batches}.values():
-            if self.image_size is not None and self.pictures.crop is None and batch.windows is None:
-                images.warn_of_scale(self.image_size, *batch.size)
-        if not progress:
-            yield lambda _: None
-            return
-        done, total = 0, sum(self._calls(plan, batch) for batch in batches)
 
-        def advance(calls: int) -> None:
-            nonlocal done
-            done += calls
-            if callable(progress):
-                progress(done, total)
-            else:
-                note = "" if done else self._note(batches)
-                print(f"\rnetwork call {done} of {total}{note}", end="", file=sys.stderr, flush=True)
+def _counted(progress: Progress, total: Callable[[], int]) -> Advance:
+    """A function that reports network calls, of a total, to a function or to people."""
+    if not progress:
+        return lambda _: None
+    report, done, most = progress if callable(progress) else _printed, 0, total()
 
-        try:
-            if not callable(progress):
-                advance(0)
-            yield advance
-        finally:
-            if not callable(progress):
-                print(file=sys.stderr)
+    def advance(calls: int) -> None:
+        nonlocal done
+        done += calls
+        report(done, most)
+
+    if report is _printed:
+        advance(0)
+    return advance
+
+
+def _printed(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rnetwork call {done} of {total}", end=end, file=sys.stderr, flush=True)

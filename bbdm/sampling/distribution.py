@@ -5,10 +5,9 @@ Nothing here needs torch. Sums are in float64, on the CPU.
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,32 +18,12 @@ from PIL import Image
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.arrays import as_numpy, converted
 from bbdm.pictures.picture import Picture
-from bbdm.sampling.batch import Batch, Shapes
-from bbdm.sampling.loop import Advance, Loop, Plan
+from bbdm.sampling.loop import Batch, Shapes
 from bbdm.sampling.sources import Sources
 
+AT_ONCE = 16  # windows in a network call, or results of a distribution, where no batch_size is given
+PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Array = npt.NDArray[Any]
-
-
-class Moments:
-    """Mean and spread of arrays that are known one at a time (Welford 1962)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = 0.0
-        self._squares: Any = 0.0
-
-    def add(self, value: Array) -> None:
-        """Count one more array; all have one shape."""
-        self.count += 1
-        step = value - self.mean
-        self.mean = self.mean + step / self.count
-        self._squares = self._squares + step * (value - self.mean)
-
-    @property
-    def std(self) -> Any:
-        """The standard deviation, with Bessel's correction."""
-        return np.sqrt(self._squares / (self.count - 1))
 
 
 class Distribution:
@@ -62,13 +41,20 @@ class Distribution:
         self.seeds = tuple(map(tuple, seeds))
         self.count = len(seeds[0])
         self._sources = sources
-        self._moments = [Moments() for _ in sources.owners]
+        self._added = [0] * len(sources.owners)
+        self._sums: list[list[Any]] = [[0.0, 0.0] for _ in sources.owners]  # of each image, mean and squares
         self._kept: list[list[Array]] | None = [[] for _ in sources.owners] if keep else None
 
-    def _add(self, image: int, result: Array) -> None:
-        self._moments[image].add(result.astype(np.float64))
-        if self._kept is not None:
-            self._kept[image].append(result)
+    def add(self, images: Sequence[int], results: Any) -> None:
+        """Count a result (C, *S) for each of some images; mean and spread are those of Welford 1962."""
+        for image, result in zip(images, as_numpy(results), strict=True):
+            self._added[image] += 1
+            mean, squares = self._sums[image]
+            step = (value := result.astype(np.float64)) - mean
+            mean = mean + step / self._added[image]
+            self._sums[image] = [mean, squares + step * (value - mean)]
+            if self._kept is not None:
+                self._kept[image].append(result)
 
     @cached_property
     def mean(self) -> Any:
@@ -107,12 +93,12 @@ class Distribution:
     @property
     def scaled_mean(self) -> list[Array]:
         """The mean of each image (C, *S), of values in [-1, 1]."""
-        return [each.mean for each in self._moments]
+        return [mean for mean, _ in self._sums]
 
     @property
     def scaled_std(self) -> list[Array]:
         """The standard deviation of each image (C, *S), of values in [-1, 1]."""
-        return [each.std for each in self._moments]
+        return [np.sqrt(squares / (self.count - 1)) for _, squares in self._sums]
 
     def scaled_quantile(self, q: float) -> list[Array]:
         """A quantile of each image (C, *S), of values in [-1, 1]; see :meth:`quantile`."""
@@ -151,73 +137,22 @@ def _less(value: Any, low: Any, high: Any) -> Any:
     return value - low
 
 
-def draw(
-    loop: Loop,
-    plan: Plan,
-    sources: Sources,
-    batches: Sequence[Batch],
-    seeds: list[list[int]],
-    keep: bool,
-    batch_size: int | None,
-    progress: Callable[[list[Batch]], AbstractContextManager[Advance]],
-) -> Distribution:
-    """Several results of each source; see :meth:`bbdm.BridgeSampler.distribution`.
-
-    Args:
-        loop: the sampler, which runs the steps.
-        plan: a solver with its table.
-        sources: the images of the call.
-        batches: their images, one for each size.
-        seeds: (sources, samples) the seed of each sample.
-        keep: whether the samples stay in memory.
-        batch_size: the largest number of results at once, or None.
-        progress: a context that reports the network calls of batches.
-    """
-    found = Distribution(sources, seeds, keep)
-    runs = [run for batch in batches for run in _runs(loop._shapes, batch, len(seeds[0]), batch_size)]
-    outlines = [_outline(images, size or len(part)) for images, parts, size in runs for part in parts]
-    with progress(outlines) as advance:
-        for images, parts, size in runs:
-            with loop._inference():
-                encoded = loop._inputs(images)
-            for part in parts:
-                full = part + part[-1:] * (size - len(part))  # the last is repeated where a batch is filled up
-                drawn = [seeds[sources.owners[images.indices[i]]][j] for i, j in full]
-                batch = _results(images, part, size)
-                inputs = encoded.rows([i for i, _ in full], loop._seeds(drawn))
-                results = as_numpy(loop._translate(plan, batch, advance, inputs))
-                for image, result in zip(batch.indices, results, strict=True):
-                    found._add(image, result)
-    return found
-
-
-Part = list[tuple[int, int]]  # of each result of a batch, the number of its image and of its sample
-
-
-def _runs(
+def runs_of(
     shapes: Shapes, group: Batch, samples: int, batch_size: int | None
-) -> Iterator[tuple[Batch, list[Part], int]]:
-    """Images that are encoded together, the batches of their results, and the size of full ones, or 0."""
-    whole = group.windows is None
-    only = shapes.only[0] if whole and shapes.only else None
-    fill = shapes.fill and whole
-    size = only or group.most(batch_size)
+) -> Iterator[tuple[Batch, list[tuple[list[int], list[int], int]]]]:
+    """Images that are encoded together, with the batches of their results.
+
+    Of each result of a batch these are the numbers of its image and of its sample; those after the first
+    ``count``, the third value, fill the batch up.
+    """
+    only = shapes.only[0] if group.windows is None and shapes.only else None
+    fill = shapes.fill and group.windows is None
+    size = only or batch_size or min(AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.size)))
     for images in group.split(only or max(1, size // samples), fill):
         results = [(i, j) for i, _ in enumerate(images.indices) for j in range(samples)]
-        yield images, [results[start : start + size] for start in range(0, len(results), size)], size if fill else 0
-
-
-def _outline(images: Batch, count: int) -> Batch:
-    """A batch of a number of results, whose source takes no memory: what progress and compiling need."""
-    return replace(images, source=np.broadcast_to(np.float32(0), (count, *images.source.shape[1:])))
-
-
-def _results(images: Batch, part: Part, size: int) -> Batch:
-    """A batch of results of some images."""
-    index = [i for i, _ in part]
-    rows = index + index[-1:] * (size - len(index))
-    mask = None if images.mask is None else images.mask[rows]
-    return replace(images, indices=[images.indices[i] for i in index], source=images.source[rows], mask=mask)
+        parts = [results[start : start + size] for start in range(0, len(results), size)]
+        full = [part + part[-1:] * (size - len(part) if fill else 0) for part in parts]
+        yield images, [([i for i, _ in f], [j for _, j in f], len(p)) for f, p in zip(full, parts, strict=True)]
 
 
 def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:

@@ -18,19 +18,16 @@ import numpy.typing as npt
 import torch
 
 from bbdm.base import sizes
-from bbdm.base.memory import shown
-from bbdm.data.strips import Strips
-from bbdm.kernels.bridge_step import bridge_step
+from bbdm.base.sizes import amount
+from bbdm.data.reading import Strips
 from bbdm.kernels.philox import normal_rows
-from bbdm.networks.arrays import concatenated
+from bbdm.networks.arrays import in_channels
 from bbdm.networks.base import SOURCE
-from bbdm.networks.endpoint import in_channels
 from bbdm.networks.windows import WindowGrid
-from bbdm.pictures import files, suffixes
+from bbdm.pictures import files, formats
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import check_finite
-from bbdm.sampling.batch import Batch, Inputs
-from bbdm.sampling.loop import Plan, State
+from bbdm.sampling.loop import Batch, Inputs, Plan, State
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.state import StateFolder, state_folder
 
@@ -62,26 +59,16 @@ def _window_bytes(sampler: BridgeSampler, windows: WindowGrid) -> int:
 
 
 class FileArray:
-    """An array (1, C, H, W) in a file: indexing reads a tensor, and what is assigned is written.
-
-    Args:
-        path: where the file is.
-        shape: (1, C, H, W).
-        dtype: the type of the values.
-    """
+    """An array (1, C, H, W) in a file: indexing reads a tensor, and what is assigned is written."""
 
     ndim = 4
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
         self.path, self.shape, self.dtype = path, tuple(shape), np.dtype(dtype)
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     def create(self) -> FileArray:
         """The file anew, of zeros that take their space: OSError where the disk is full."""
@@ -134,10 +121,11 @@ class SourceFile:
         if self._values is None:
             self._values = self._source.values()
             self._source.forget()  # it is not decoded again
-        _, _, *spans = (slice(None), slice(None), *index[-2:])
-        sides = [range(side)[span] for side, span in zip(self.shape[2:], spans, strict=True)]
-        ends = self.stored.shape[2:]
-        inner = [slice(min(side.start, end - 1), min(side.stop, end)) for side, end in zip(sides, ends, strict=True)]
+        sides = [range(side)[span] for side, span in zip(self.shape[2:], index[-2:], strict=True)]
+        inner = [
+            slice(min(side.start, end - 1), min(side.stop, end))
+            for side, end in zip(sides, self.stored.shape[2:], strict=True)
+        ]
         values = self._values.scaled(self.stored.mapped()[(0, slice(None), *inner)])
         if self.absent is not None:
             values[:, self.absent.mapped()[(0, 0, *inner)]] = -1
@@ -174,33 +162,32 @@ class LargePicture(BridgeSampler):
         report: Callable[[int, int], Any] = lambda done, total: None,
     ) -> None:
         vars(self).update(vars(sampler), _fixed=False)
-        if self.codec is not None:
-            raise ValueError(
-                "pictures larger than memory are translated by networks of image space, and this has latents"
-            )
-        if source.decoded > memory // 2:
-            raise ValueError(
-                f"it must be decoded whole, which needs {shown(source.decoded)}, and half of the {shown(memory)} of "
-                "memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
-            )
-        self._check_conditions()
-        plan = self._plan()
         self._source, self._report, self._done = source, report, 0
         self._size = self._shapes.grid(source.shape[1:])
-        fitting = self._fitting(windows, memory)
+        self._check(memory)
+        plan, fitting = self._plan(), self._fitting(windows, memory)
         self._batch = Batch([0], None, [seed], windows=fitting)
         self._about = {"table": plan.table.description(), "seed": seed}
         self._about["windows"] = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
         self._total = fitting.calls(1, self._size) * len(plan.times)
         self._history = bool((plan.table.rows[:, C_H] != 0).any())
         self._same = bool((plan.table.inputs == (1, 0)).all())  # the network is shown the state itself
-        kinds = 1 + self._history + (not self._same)
-        state = math.prod(self._size) * self.unet.channels * self._state_dtype.itemsize
+        files = 2 * (1 + self._history + (not self._same)) + 1  # states before and after a step, and predictions
+        state = math.prod(self._size) * self.unet.channels * self._like.dtype.itemsize
         pixels = math.prod(source.shape[1:])
-        self.disk = state * (2 * kinds + 1) + pixels * (source.shape[0] * source.dtype.itemsize + source.masked)
+        self.disk = state * files + pixels * (source.shape[0] * source.dtype.itemsize + source.masked)
 
-    def _check_conditions(self) -> None:
-        """Raise ValueError where windows of the source are not all that the network sees."""
+    def _check(self, memory: int) -> None:
+        """Raise ValueError where the source needs more memory, or windows of it are not all that is seen."""
+        if self.codec is not None:
+            raise ValueError(
+                "pictures larger than memory are translated by networks of image space, and this has latents"
+            )
+        if self._source.decoded > memory // 2:
+            raise ValueError(
+                f"it must be decoded whole, which needs {amount(self._source.decoded)}, and half of the "
+                f"{amount(memory)} of memory are for that: save it as GeoTIFF, tiled TIFF or npy, which have parts"
+            )
         if self.unet.further.each:
             kinds = self.unet.further.described
             raise ValueError(f"a picture larger than memory has no conditions, and the network has {kinds}")
@@ -216,10 +203,10 @@ class LargePicture(BridgeSampler):
         window, row = _window_bytes(self, windows), width * ROW_BYTES * (self.unet.channels + self._source.shape[0])
         least = 2 * window + 4 * row
         if memory < least:
-            lengths = sizes.shown(windows.lengths)
+            lengths = sizes.amount(windows.lengths)
             raise ValueError(
-                f"memory must be at least {shown(least)} for windows of {lengths} of a picture {width} wide, got "
-                f"{shown(memory)}: or give smaller windows"
+                f"memory must be at least {amount(least)} for windows of {lengths} of a picture {width} wide, got "
+                f"{amount(memory)}: or give smaller windows"
             )
         rows = min(height, memory // 4 // row)
         self._rows = rows - rows % TALL or rows
@@ -248,84 +235,72 @@ class LargePicture(BridgeSampler):
             ResultInUseError: another process makes this result.
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
-        if suffixes.suffix_of(path) not in SUFFIXES:
+        if formats.suffix_of(path) not in SUFFIXES:
             raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
         plan, batch = self._plan(), self._batch
         with state_folder(path, {**about, **self._about}) as folder:
             folder.check_free(self.disk, "the state of this picture")
             self._folder: StateFolder = folder
-            self._first = folder.done or 0
-            self._done = self._first * self._total // len(plan.times)
-            source = SourceFile(folder.path, self._source, self._size)
-            for _ in self._states(plan, batch, self._inputs_of(source), self._advance):
+            source, first = SourceFile(folder.path, self._source, self._size), folder.done or 0
+            state = None if folder.done is None else self._state(first)
+            self._done = first * self._total // len(plan.times)
+            for array in (source.stored, source.absent) if state is None else ():
+                if array is not None:
+                    array.create()
+            for rows in self._blocks(source.stored.shape[2]) if state is None else ():
+                source.copy(rows)
+            seen = {SOURCE: source} if self._shapes.shown else {}
+            inputs = Inputs(source, [seen], self._array(np.array(batch.seeds)))
+            for _ in self._states(plan, batch, inputs, self._advance, state, first):
                 pass
             files.write(path, self._result(source, self._state(len(plan.times)).x))
 
-    def _inputs_of(self, source: SourceFile) -> Inputs:
-        """The source as a file, which is written where it is not there."""
-        if self._folder.done is None:
-            for array in (source.stored, source.absent):
-                if array is not None:
-                    array.create()
-            for rows in self._blocks(source.stored.shape[2]):
-                source.copy(rows)
-        conditions = {SOURCE: source} if self._shapes.shown else {}
-        return Inputs(source, [conditions], self._seeds(self._batch.seeds))
-
     def _state(self, done: int) -> State:
         """The state after a number of steps."""
-        shape, dtype = (1, self.unet.channels, *self._size), str(self._state_dtype).removeprefix("torch.")
+        shape, dtype = (1, self.unet.channels, *self._size), str(self._like.dtype).removeprefix("torch.")
         x, x0hat, inputs = (
             FileArray(self._folder.path / f"{n}.{done}", shape, dtype) for n in ("x", "x0hat", "inputs")
         )
         return State(x, x0hat if self._history else None, x if self._same else inputs)
 
-    def _start(self, plan: Plan, inputs: Inputs) -> State:
-        state = self._state(self._folder.done or 0)
-        if self._folder.done is None:
-            self._step(plan, inputs, state, None, -1)
-        return state
-
-    def _step(self, plan: Plan, inputs: Inputs, state: State, prediction: Any, index: int) -> None:
+    def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """One row of the table, block by block, into new files: after a kill, the others are there yet."""
-        following, opening = self._state(index + 1), index < 0
-        table, row = (plan.loaded.opening, len(plan.times) - 1) if opening else (plan.loaded.rows, index)
-        noisy, at = float(table[row, C_Z]) != 0, torch.full((1,), row, dtype=torch.int64, device=self.device)
-        outputs = {array.path: array for array in vars(following).values() if array is not None}
+        table, row = (plan.loaded[1], len(plan.times) - 1) if state is None else (plan.loaded[0], index)
+        following, noisy = self._state(index + 1), float(table[row, C_Z]) != 0
+        outputs = {name: array for name, array in vars(following).items() if array is not None}
+        if self._same:
+            del outputs["inputs"]  # which is the state
         for array in outputs.values():
             array.create()
         for rows in self._blocks(self._size[0]):
             block = slice(None), slice(None), rows, slice(None)
-            y = in_channels(self._block(inputs.y, block), self.unet.channels, self.unet.endpoint_channels, concatenated)
-            x, x0hat, shown = torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self.dtype)
-            predicted = torch.zeros_like(y) if opening else self._block(prediction, block)
-            if not opening:
-                x = self._block(state.x, block)
-                x0hat = x0hat if state.x0hat is None else self._block(state.x0hat, block)
+            y = in_channels(self._block(inputs.y, block), self.unet.channels, self.unet.endpoint_channels)
             shape = self.unet.channels, *self._size
-            noise = normal_rows(inputs.seeds, row, shape, rows) if noisy else None
-            bridge_step(x, x0hat, shown, predicted, y, table, at, None, noise, self.clamp)
-            following.x[block] = x
-            if following.x0hat is not None:
-                following.x0hat[block] = x0hat
-            if not self._same:
-                following.inputs[block] = shown.to(self._state_dtype)
+            noise = {row: normal_rows(inputs.seeds, row, shape, rows) if noisy else None}
+            before = predicted = None
+            if state is not None:
+                x0hat = torch.zeros_like(y) if state.x0hat is None else self._block(state.x0hat, block)
+                before = State(self._block(state.x, block), x0hat, torch.empty_like(y, dtype=self.dtype))
+                predicted = self._block(prediction, block)
+            made = super()._step(plan, Inputs(y, [], None, noise), before, predicted, index)
+            for name, array in outputs.items():
+                array[block] = getattr(made, name).to(self._like.dtype)
         for array in outputs.values():
             array.sync()
-        state.x, state.x0hat, state.inputs = following.x, following.x0hat, following.inputs
-        self._folder.finish(index + 1, [path.name for path in outputs] + ["source", "absent"])
+        self._folder.finish(index + 1, [array.path.name for array in outputs.values()] + ["source", "absent"])
+        return following
 
     def _block(self, array: Any, index: Index) -> torch.Tensor:
-        return array[index].to(self.device, self._state_dtype).contiguous()
+        return array[index].to(self.device, self._like.dtype).contiguous()
 
-    def _blended(self, x: Any) -> FileArray:
+    def _sum(self, x: Any) -> FileArray:
         return FileArray(self._folder.path / "prediction", x.shape, x.dtype).create()
 
     def _get(self, value: Any) -> Any:
         return value if isinstance(value, FileArray) else super()._get(value)
 
     def _put(self, array: torch.Tensor) -> torch.Tensor:
-        return array if isinstance(array, SourceFile) else super()._put(array.to(self.device))
+        return super()._put(array.to(self.device))
 
     def _result(self, source: SourceFile, state: FileArray) -> Picture:
         """The result in stored values, of the last state; mapped into memory from a file."""

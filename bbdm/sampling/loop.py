@@ -1,6 +1,7 @@
 """The loop over a step table, and what its two backends say: PyTorch and NumPy with ONNX Runtime.
 
 Each step is one call of the network and one row of the table. Windows and guidance are around the network.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -8,23 +9,104 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bbdm.networks.arrays import as_numpy, concatenated, converted, copied, padded
-from bbdm.networks.conditions import SOURCE
-from bbdm.networks.endpoint import in_channels
+from bbdm.networks.arrays import as_numpy, concatenated, converted, copied, in_channels, padded
+from bbdm.networks.conditions import SOURCE, ConditionsConfig
+from bbdm.networks.guidance import Guidance
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
-from bbdm.sampling.batch import Batch, Inputs, Shapes
-from bbdm.sampling.options import Timesteps
-from bbdm.sampling.step import Callback, Step
-from bbdm.solvers import AnySolver, StepTable
+from bbdm.solvers import StepTable
 
 Advance = Callable[[int], Any]  # reports a number of network calls as done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """What a network takes. Of volumes, here and below, (height, width) is (depth, height, width)."""
+
+    source_channels: int
+    image_channels: int  # of results
+    channels: int  # of the bridge's space
+    endpoint: Sequence[int] | None  # the source channel of each channel; see Network.endpoint_channels
+    conditions: ConditionsConfig  # besides the source
+    shown: bool  # whether the network sees the source
+    stride: tuple[int, ...]  # of each axis; the sides of pictures are padded to multiples of it
+    cell: int = 1  # pixels of a picture along one value of the bridge's space
+    only: tuple[int, ...] | None = None  # the only (number, height, width) of pictures or windows that it takes
+    fill: bool = False  # repeat the last image where a batch is short, so that all batches have one size
+
+    def padded(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size of pictures after padding."""
+        return tuple(side + -side % step for side, step in zip(size, self.stride, strict=True))
+
+    def grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size of states for pictures of a size."""
+        return tuple(side // self.cell for side in self.padded(size))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one size."""
+
+    indices: list[int]  # of the call's images; a batch that is filled up has more images than these
+    source: Any  # (B, C, H, W) in [-1, 1]
+    seeds: list[int]
+    noise: Any = None  # (K, B, C, H, W) in place of seeds, or None
+    mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
+    conditions: Mapping[str, Any] = field(default_factory=dict)  # besides the source, a row for each image
+    windows: WindowGrid | None = None  # None where the network sees whole images
+    guidance: Guidance | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The (height, width) of the images."""
+        return tuple(self.source.shape[2:])
+
+    def guides(self, times: Sequence[float]) -> list[bool]:
+        """Which steps are guided, of a table's times."""
+        return [False] * len(times) if self.guidance is None else self.guidance.guides(times)
+
+    def take(self, rows: list[int], count: int) -> Batch:
+        """A batch of some rows, of which those after the first ``count`` only fill it up."""
+        return replace(
+            self,
+            indices=[self.indices[i] for i in rows[:count]],
+            source=self.source[rows],
+            seeds=[self.seeds[i] for i in rows],
+            noise=None if self.noise is None else self.noise[:, rows],
+            mask=None if self.mask is None else self.mask[rows],
+            conditions={name: value[rows] for name, value in self.conditions.items()},
+        )
+
+    def split(self, count: int | None, fill: bool) -> list[Batch]:
+        """Batches of at most a number; with ``fill``, the last image is repeated where one is short."""
+        total = len(self.indices)
+        if count is None or count == total or (count > total and not fill):
+            return [self]
+        parts = [[*range(start, min(start + count, total))] for start in range(0, total, count)]
+        return [self.take(part + part[-1:] * (count - len(part) if fill else 0), len(part)) for part in parts]
+
+
+@dataclass(eq=False)
+class Inputs:
+    """What a batch is in the space of the bridge, padded, as the sampler's arrays."""
+
+    y: Any  # (B, C, H, W) the source in the target's channels
+    conditions: list[dict[str, Any]]  # all that the network sees, and what it sees in each further evaluation
+    seeds: Any  # of each image
+    noise: Any = None  # (K, B, C, H, W) in place of seeds, or None
+    mask: Any = None  # (B, 1, H, W) or None
+
+    def take(self, rows: list[int], seeds: Any) -> Inputs:
+        """Those of some images, with other seeds."""
+        conditions = [{name: value[rows] for name, value in each.items()} for each in self.conditions]
+        return Inputs(self.y[rows], conditions, seeds, None, None if self.mask is None else self.mask[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +116,7 @@ class Plan:
     solver: str
     table: StepTable
     times: list[float]  # that the network is called at
-    loaded: Any  # the table as the backend's steps take it
+    loaded: tuple[Any, ...]  # the table as the backend takes it; see its ``_load``
 
 
 @dataclass
@@ -46,33 +128,44 @@ class State:
     inputs: Any  # what the network is shown next
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a translation, in the space of the bridge. Without a codec, sizes are the source's.
+
+    It unpacks to ``index, t, x, x0hat``.
+    """
+
+    index: int  # row of the table
+    t: float  # the time of the row
+    x: Any  # (B, C, H, W) the state after the step, in the sampler's arrays; with a codec, a padded latent
+    x0hat: Any  # the estimate of the target that the step was made with; shape and kind of x
+    images: list[int]  # which of the call's images these are
+    _pictures: Callable[[Any], list[Image.Image]] = field(repr=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.index, self.t, self.x, self.x0hat))
+
+    def preview(self) -> list[Image.Image]:
+        """The estimates of the target as pictures, of the source's size."""
+        return self._pictures(self.x0hat)
+
+
 class Loop(ABC):
     """The loop over a step table. A backend says what an array is, how the network is called, and a step."""
 
     array: type[Any]  # of the sampler's arrays
     noun: str  # of one of them, for messages
     _shapes: Shapes
-    _first = 0  # the step that a run begins with
+    _like: Any  # an array on the device in the dtype of the state
     _inference: Callable[[], AbstractContextManager[Any]] = nullcontext  # in which no gradients are recorded
+    _prepare: Callable[[Any, Sequence[int]], dict[str, Any]] | None = None  # :meth:`bbdm.Network.prepared`, if any
     _graphs: Any = None  # runs that were captured; see :meth:`_replayed`
 
     # What a backend says.
 
     @abstractmethod
-    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
-        """The name and the table of a solver; see :func:`bbdm.solvers.build`."""
-
-    @abstractmethod
-    def _load(self, table: StepTable) -> Any:
-        """A table as :meth:`_start` and :meth:`_step` take it."""
-
-    @abstractmethod
-    def _array(self, array: Any) -> Any:
-        """An array of a call on the device, in the dtype of the state."""
-
-    @abstractmethod
-    def _seeds(self, seeds: Sequence[int]) -> Any:
-        """Seeds as a step takes them."""
+    def _load(self, table: StepTable) -> tuple[Any, ...]:
+        """A table as :meth:`_net` and :meth:`_step` take it."""
 
     @abstractmethod
     def _encode(self, source: Any) -> Any:
@@ -83,62 +176,57 @@ class Loop(ABC):
         """The pictures of a state or an estimate, about [-1, 1], as an array."""
 
     @abstractmethod
-    def _prepared(self, conditions: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
-        """Conditions as :meth:`_network` takes them, for states of a size: what they alone decide."""
+    def _put(self, array: Any) -> Any:
+        """An array as the network takes it."""
 
     @abstractmethod
-    def _network(self, plan: Plan, x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
+    def _get(self, value: Any) -> Any:
+        """What the network takes or returns as an array of at least 32 bits."""
+
+    @abstractmethod
+    def _net(self, plan: Plan, conditions: Mapping[str, Any], x: Any, index: int) -> Any:
         """The prediction of a step."""
 
     @abstractmethod
-    def _start(self, plan: Plan, inputs: Inputs) -> State:
-        """The first state: see :meth:`_step`."""
-
-    @abstractmethod
-    def _step(self, plan: Plan, inputs: Inputs, state: State, prediction: Any, index: int) -> None:
-        """One row of the table, which moves the state; -1 is the one that makes the first state."""
+    def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
+        """The state after one row of the table; of None, the first state, which needs no prediction."""
 
     def _replayed(self, plan: Plan, batch: Batch, inputs: Inputs) -> Any:
         """The last state of a run that was captured; of backends that have ``_graphs``."""
         raise NotImplementedError
 
-    def _blended(self, x: Any) -> Any:
+    def _sum(self, x: Any) -> Any:
         """Zeros, in which predictions of windows of x are added up; None for memory of its own."""
         return None
 
-    def _note(self, batches: Sequence[Batch]) -> str:
-        """What takes long before the first step of batches, for people; else nothing."""
-        return ""
-
-    def _put(self, array: Any) -> Any:
-        """An array as the network takes it."""
-        return array
-
-    def _get(self, value: Any) -> Any:
-        """What the network takes or returns as an array of at least 32 bits."""
-        return value
+    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[Any]:
+        """The weights of windows of a state, as predictions are."""
+        return [self._array(each) for each in windows.weights(size)]
 
     # What all backends share.
 
+    def _array(self, array: Any) -> Any:
+        """An array of a call on the device, floats in the dtype of the state."""
+        return converted(array, self._like, "float" in str(array.dtype))
+
     def _inputs(self, batch: Batch) -> Inputs:
         """A batch on the device, in the space of the bridge."""
-        shapes = self._shapes
+        shapes, known = self._shapes, self._shapes.conditions.each if batch.conditions else {}
         size = shapes.padded(batch.size)
-        source = self._encode(padded(self._array(batch.source), size))
-        y = in_channels(source, shapes.channels, shapes.endpoint, concatenated)
+        source = self._encode(padded(converted(batch.source, self._like), size))
+        y = in_channels(source, shapes.channels, shapes.endpoint)
         values = {SOURCE: source} if shapes.shown else {}
-        each = shapes.conditions.each if batch.conditions else {}
         for name, value in batch.conditions.items():
-            values[name] = padded(self._array(value), size) if each[name].spatial else self._array(value)
-        variants = () if batch.guidance is None else batch.guidance.variants
-        conditions = [
-            values,
-            *({k: each[k].none(v) if k in names else v for k, v in values.items()} for names, _ in variants),
-        ]
-        prepared = [self._prepared(each, y.shape[2:]) for each in conditions]
+            array = self._array(value)
+            values[name] = padded(array, size) if known[name].spatial else array
+        evaluations = [values]
+        for names, _ in () if batch.guidance is None else batch.guidance.variants:
+            evaluations.append({k: known[k].none(v) if k in names else v for k, v in values.items()})
+        if self._prepare is not None:
+            evaluations = [self._prepare(each, y.shape[2:]) for each in evaluations]
         noise = None if batch.noise is None else self._array(batch.noise)
         mask = None if batch.mask is None else self._grid_mask(padded(self._array(batch.mask), size, edge=False))
-        return Inputs(y, prepared, self._seeds(batch.seeds), noise, mask)
+        return Inputs(y, evaluations, converted(np.array(batch.seeds), self._like, dtype=False), noise, mask)
 
     def _grid_mask(self, mask: Any) -> Any:
         """A mask on the grid that the network sees: of a latent, whatever it covers is made."""
@@ -148,52 +236,51 @@ class Loop(ABC):
             mask = parts.max(axis + 1) if isinstance(parts, np.ndarray) else parts.amax(axis + 1)
         return mask
 
-    def _states(self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance) -> Iterator[State]:
-        """The loop: each step is one call of the network and one row of the table."""
-        predict = self._predictor(plan, batch, inputs, advance)
-        state = self._start(plan, inputs)
-        for index in range(self._first, len(plan.times)):
-            self._step(plan, inputs, state, predict(state.inputs, index), index)
+    def _states(
+        self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance, state: State | None = None, first: int = 0
+    ) -> Iterator[State]:
+        """The loop, from the state before a step on: each calls the network, and is one row of the table."""
+        if batch.windows is batch.guidance is None:
+            conditions = {name: self._put(value) for name, value in inputs.conditions[0].items()}
+            predict = partial(self._net, plan, conditions)
+        else:
+            predict = self._around(plan, batch, inputs, advance)
+        state = state or self._step(plan, inputs, None, None, -1)
+        for index in range(first, len(plan.times)):
+            state = self._step(plan, inputs, state, predict(state.inputs, index), index)
             if batch.windows is None:
                 advance(1)
             yield state
 
-    def _predictor(self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance) -> Callable[[Any, int], Any]:
+    def _around(self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance) -> Callable[[Any, int], Any]:
         """The network with a batch's conditions, on windows and guided where the batch is."""
         windows, guidance, evaluations = batch.windows, batch.guidance, inputs.conditions
-        if windows is guidance is None:
-            conditions = {name: self._put(value) for name, value in evaluations[0].items()}
-            return lambda x, index: self._network(plan, x, index, conditions)
 
-        def network(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
+        def net(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
             others = {name: self._put(value) for name, value in conditions.items()}
-            prediction = self._get(self._network(plan, self._put(x), index, others))
+            prediction = self._get(self._net(plan, others, self._put(x), index))
             if windows is not None:
                 advance(1)
             return prediction
 
         def windowed(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
             assert windows is not None
-            return windows.predict(network, x, index, conditions, self._weights(windows, x.shape[2:]), self._blended(x))
+            return windows.predict(net, x, index, conditions, self._weights(windows, x.shape[2:]), self._sum(x))
 
-        called = network if windows is None else windowed
+        called = net if windows is None else windowed
         guides = batch.guides(plan.times)
         if guidance is not None and (windows is not None or self._shapes.only is None):  # one batch
             together = [{k: concatenated([each[k] for each in evaluations]) for k in evaluations[0]}]
         else:
             together = evaluations
 
-        def predict(x: Any, index: int) -> Any:
+        def guided(x: Any, index: int) -> Any:
             x = self._get(x)
             if guidance is None or not guides[index]:
                 return called(x, index, evaluations[0])
             return guidance.predict(called, x, index, together)
 
-        return predict
-
-    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[Any]:
-        """The weights of windows of a state, as predictions are."""
-        return [self._array(each) for each in windows.weights(size)]
+        return guided
 
     def _translate(
         self,
@@ -201,7 +288,7 @@ class Loop(ABC):
         batch: Batch,
         advance: Advance,
         inputs: Inputs | None = None,
-        callback: Callback | None = None,
+        callback: Callable[[Step], Any] | None = None,
     ) -> Any:
         """The results of a batch in [-1, 1], in its source's type, without padding and repeated images."""
         count, state = len(batch.indices), None
@@ -209,7 +296,7 @@ class Loop(ABC):
             inputs = inputs or self._inputs(batch)
             if self._graphs is not None and callback is inputs.noise is inputs.mask is None:
                 x = self._replayed(plan, batch, inputs)
-                advance(self._calls(plan, batch))
+                advance(self._calls(plan, batch, len(batch.source)))
             else:
                 for index, state in enumerate(self._states(plan, batch, inputs, advance)):
                     if callback is not None:
@@ -220,7 +307,7 @@ class Loop(ABC):
         result = result[(slice(count), ..., *map(slice, batch.size))].clip(-1, 1)
         if batch.mask is not None:  # also what a codec lost
             shapes = self._shapes
-            y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint, concatenated)
+            y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint)
             result = batch.mask[:count] * result + (1 - batch.mask[:count]) * y
         return result
 
@@ -235,10 +322,9 @@ class Loop(ABC):
 
         return Step(index, plan.times[index], x, x0hat, batch.indices, pictures)
 
-    def _calls(self, plan: Plan, batch: Batch) -> int:
-        """The network calls of all steps of a batch."""
+    def _calls(self, plan: Plan, batch: Batch, count: int) -> int:
+        """The network calls of all steps of a number of images as in a batch."""
         if batch.windows is None:
             return len(plan.times)
-        evaluations = 1 if batch.guidance is None else batch.guidance.evaluations
-        count, size = len(batch.source), self._shapes.grid(batch.size)
+        evaluations, size = 1 if batch.guidance is None else batch.guidance.evaluations, self._shapes.grid(batch.size)
         return sum(batch.windows.calls(count * (evaluations if each else 1), size) for each in batch.guides(plan.times))

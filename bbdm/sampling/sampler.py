@@ -11,32 +11,28 @@ from typing import Any
 import torch
 
 from bbdm import solvers
-from bbdm.base import sizes
 from bbdm.base.atomic import check_place
 from bbdm.base.recent import Recent
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.execution.compiled import Compiled, check_compilation
+from bbdm.execution.compiled import Compiled, Graphs, check_compilation
 from bbdm.execution.device import choose_dtype, find_device
-from bbdm.execution.graph import Graphs
 from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
-from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.sampling.base import KEPT, Sampler
-from bbdm.sampling.batch import Batch, Shapes
-from bbdm.sampling.inversion import Inverting
-from bbdm.sampling.loop import Loop
+from bbdm.sampling.loop import Shapes
+from bbdm.sampling.loop import Step as Step
 from bbdm.sampling.options import Timesteps
-from bbdm.sampling.step import Step as Step
 from bbdm.sampling.torch_loop import TorchLoop
 from bbdm.solvers import AnySolver, StepTable
 
 
-class BridgeSampler(Inverting, TorchLoop, Sampler[torch.Tensor]):
+class BridgeSampler(TorchLoop):
     """Translates images with a trained network.
 
     Args:
@@ -105,7 +101,6 @@ class BridgeSampler(Inverting, TorchLoop, Sampler[torch.Tensor]):
         check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
         self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
-        self._state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
@@ -153,12 +148,12 @@ class BridgeSampler(Inverting, TorchLoop, Sampler[torch.Tensor]):
         if codec is not None:
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
-        self.unet, self.codec = network, codec
+        self.unet, self.codec, self._prepare = network, codec, network.prepared
+        self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
         self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
-        self._seen: set[Any] = set()  # shapes that are compiled
         captures = self.device.type == "cuda" and (self.compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None
-        self._kept_weights = Recent(partial(Loop._weights, self), KEPT)
+        self._kept_weights = Recent(partial(Sampler._weights, self), KEPT)
 
     def _shapes_of(self, unet: Network, codec: Codec | None) -> Shapes:
         """What the network takes, with a codec or as a package."""
@@ -188,39 +183,21 @@ class BridgeSampler(Inverting, TorchLoop, Sampler[torch.Tensor]):
         c_lambda: float | None = None,
         config: str | None = None,
         network: Network | None = None,
-        solver: AnySolver | None = None,
-        steps: int | None = None,
-        timesteps: Timesteps = None,
-        clamp: tuple[float, float] | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        compile: bool = False,
-        compiled: str | os.PathLike[str] | None = None,
+        **settings: Any,
     ) -> BridgeSampler:
         """A sampler from a file.
 
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
-        :func:`~bbdm.files.checkpoint.load_checkpoint`, the others as for the constructor. ``ema`` takes the
-        averaged weights where the file has both. A file of a wrapped network has its weights only: give it as
-        ``network``, which is copied.
+        :func:`~bbdm.files.checkpoint.load_checkpoint`. ``ema`` takes the averaged weights where the file has
+        both. A file of a wrapped network has its weights only: give it as ``network``, which is copied.
+        ``settings`` are those of the constructor: ``solver``, ``steps``, ``timesteps``, ``clamp``,
+        ``device``, ``dtype``, ``compile`` and ``compiled``.
         """
-        checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
-        sampler = cls(
-            checkpoint.build_unet(ema, network),
-            checkpoint.bridge,
-            solver,
-            steps,
-            timesteps,
-            codec=checkpoint.build_codec(),
-            defaults=checkpoint.defaults,
-            clamp=clamp,
-            device=device,
-            dtype=dtype,
-            compile=compile,
-            compiled=compiled,
-        )
-        sampler.image_size, sampler.pictures = checkpoint.image_size, checkpoint.pictures
-        sampler._half, sampler.origin = checkpoint.half(ema), checkpoint.origin
+        found = load_checkpoint(path, num_steps, c_lambda, codec, config)
+        network, said = found.build_unet(ema, network), {"codec": found.build_codec(), "defaults": found.defaults}
+        sampler = cls(network, found.bridge, **said, **settings)
+        sampler.image_size, sampler.pictures = found.image_size, found.pictures
+        sampler._half, sampler.origin = found.half(ema), found.origin
         return sampler
 
     @property
@@ -305,21 +282,11 @@ class BridgeSampler(Inverting, TorchLoop, Sampler[torch.Tensor]):
         if self._shapes.shown:
             shapes[SOURCE] = (count, self.unet.condition_channels, *grid), "float32"
         zeros = {name: self._array(torch.zeros(shape, dtype=getattr(torch, d))) for name, (shape, d) in shapes.items()}
-        return self._prepared(zeros, grid)
+        return {name: self._put(each) for name, each in self.unet.prepared(zeros, grid).items()}
 
     def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         chosen, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
         return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
-
-    def _note(self, batches: Sequence[Batch]) -> str:
-        shapes = dict.fromkeys((tuple(batch.source.shape), batch.windows, batch.guidance) for batch in batches)
-        missing = [key for key in shapes if key not in self._seen]
-        self._seen.update(missing)
-        if not self.compile or not missing:
-            return ""
-        return (
-            f" (compiling for {', '.join(sizes.shown((n, *size)) for (n, _, *size), _, _ in missing)}: a minute or two)"
-        )
 
 
 def check_codec(unet: Network, codec: Codec | None) -> None:

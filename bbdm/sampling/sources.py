@@ -17,13 +17,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base import sizes
-from bbdm.base.caller import warn
+from bbdm.base.scripts import warn
 from bbdm.data.spec import AXES, Spec
 from bbdm.networks.arrays import as_numpy, concatenated, converted
-from bbdm.pictures import files, images, suffixes
+from bbdm.pictures import files, formats, images
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, scaled_present
-from bbdm.sampling.options import UNIT, Options, Range
+from bbdm.sampling.options import UNIT, Range
 
 WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawing on white
 Floats = npt.NDArray[np.float32]
@@ -55,33 +55,29 @@ class Sources:
 
 @dataclass(frozen=True)
 class Scale:
-    """What a call's sources and results are: their values and axes."""
+    """What a call's sources and results are: their channels, values and axes."""
 
+    channels: int  # of sources
     range: Range = UNIT  # of floats in arrays and tensors
     kind: Spec = Spec()  # of files and pictures
     stored: bool = False  # whether arrays and tensors have the values of ``kind`` too, not those of ``range``
     axes: int = 2  # spatial, of pictures; of volumes 3: (D, H, W) where (H, W) is written below
 
-    @classmethod
-    def of(cls, options: Options, kind: Spec, axes: int) -> Scale:
-        """That of a call of a network that was trained on pictures of a kind."""
-        source, target = options.source_values, options.target_values
-        if source is target is None:
-            return cls(options.range, kind, axes=axes)
-        valued: Any = {"source": source or kind.source, "target": target or kind.target}
-        return cls(options.range, replace(kind, **valued), True, axes)
-
     def scaled(self, array: Any) -> Any:
         """(..., C, H, W) in [-1, 1] of an array or a tensor."""
         if not self.stored:
-            return scaled(array, self.range)
+            low, high = self.range
+            return array if self.range == UNIT else (array - low) * (2 / (high - low)) - 1
         if isinstance(self.kind.source, Values):
-            return self.kind.source.scaled(array)
+            return self.kind.source.scaled(array, self.axes)
         raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
 
     def unscaled(self, array: Any) -> Any:
-        """The result of an array or a tensor."""
-        return self.kind.target.stored(array) if self.stored else unscaled(array, self.range)
+        """The result of an array or a tensor: the inverse, in the target's values."""
+        if self.stored:
+            return self.kind.target.stored(array, self.axes)
+        low, high = self.range
+        return array if self.range == UNIT else (array + 1) * ((high - low) / 2) + low
 
     def warn_if_positive(self, values: Any) -> bool:
         """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
@@ -92,27 +88,14 @@ class Scale:
         return suspect
 
 
-def scaled(values: Any, range: Range) -> Any:
-    """Values of a range in [-1, 1]: an array or a tensor."""
-    low, high = range
-    return values if range == UNIT else (values - low) * (2 / (high - low)) - 1
-
-
-def unscaled(values: Any, range: Range) -> Any:
-    """The inverse of :func:`scaled`."""
-    low, high = range
-    return values if range == UNIT else (values + 1) * ((high - low) / 2) + low
-
-
-def read_sources(source: Any, array: type[Any], noun: str, channels: int, scale: Scale) -> Sources:
+def read_sources(source: Any, array: type[Any], noun: str, scale: Scale) -> Sources:
     """The images of a call, checked.
 
     Args:
         source: a batch (B, C, H, W), a picture, a path, an array, or a list of these.
         array: the sampler's arrays, tensors or those of NumPy.
         noun: of one of them, for messages.
-        channels: the number that sources have.
-        scale: what the values of sources are.
+        scale: the channels and values of sources.
 
     Raises:
         FileNotFoundError: a path leads to no file.
@@ -122,7 +105,7 @@ def read_sources(source: Any, array: type[Any], noun: str, channels: int, scale:
         isinstance(source, np.ndarray) and source.ndim in (scale.axes, scale.axes + 1)
     )
     if not single and isinstance(source, array | np.ndarray):
-        return _batch(source, channels, scale)
+        return _batch(source, scale)
     elements = source if isinstance(source, list | tuple) else [source]
     if not elements:
         raise ValueError("source must hold at least one picture, got an empty list")
@@ -130,7 +113,7 @@ def read_sources(source: Any, array: type[Any], noun: str, channels: int, scale:
     bright = False  # of floats, whether one was warned of
     for i, element in enumerate(elements):
         try:
-            item = read(element, channels, scale)
+            item = read(element, scale)
             if item is None:
                 expected = f"{noun}, a picture, a path, a NumPy array or a list of them"
                 raise ValueError(f"source must be {expected}, got {type(element).__name__}")
@@ -156,10 +139,10 @@ def read_sources(source: Any, array: type[Any], noun: str, channels: int, scale:
     return Sources([i for i, item in enumerate(items) for _ in item.arrays], stacked, restore, len(items))
 
 
-def _batch(source: Any, channels: int, scale: Scale) -> Sources:
+def _batch(source: Any, scale: Scale) -> Sources:
     """A (B, C, H, W) array."""
     batch = scale.scaled(source) if scale.stored or "float" in str(source.dtype) else source
-    images.check(batch, channels, scale.axes)
+    images.check(batch, scale.channels, scale.axes)
     scale.warn_if_positive(batch)
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
@@ -169,20 +152,17 @@ def _batch(source: Any, channels: int, scale: Scale) -> Sources:
     return Sources(indices, [(indices, batch)], restore, len(indices))
 
 
-def read(source: Any, channels: int, scale: Scale) -> Item | None:
+def read(source: Any, scale: Scale) -> Item | None:
     """A picture, a path, an array or a (C, H, W) tensor as an item; None for anything else.
-
-    An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or (H, W) or (H, W, channels) of floats
-    in the scale's range, or of any stored values. That of a volume is (D, H, W) or (channels, D, H, W).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the source cannot become a picture of ``channels``.
+        ValueError: the source cannot become a picture of the scale's channels.
     """
-    photographs = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT
+    photographs, channels = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT, scale.channels
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        pillow = photographs and suffixes.SUFFIXES.get(suffixes.suffix_of(path)) == "pillow"
+        pillow = photographs and formats.SUFFIXES.get(formats.suffix_of(path)) == "pillow"
         source = images.open_image(path) if pillow else files.read(path)
     if isinstance(source, Image.Image):
         if photographs:
@@ -190,12 +170,12 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
         source = Picture(images.pixels(source, channels if channels in (1, 3) else None))
     if isinstance(source, Picture):
         return _values(source, channels, scale.kind, scale.axes)
-    if isinstance(source, np.ndarray):
-        return (_volume if scale.axes == 3 else _array)(source, channels, scale)
-    return _tensor(source, channels, scale) if hasattr(source, "detach") else None
+    if not isinstance(source, np.ndarray) and not hasattr(source, "detach"):
+        return None
+    return _array(source, scale)
 
 
-def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
+def _values(picture: Picture, channels: int, kind: Spec, axes: int) -> Item:
     """A picture (C, H, W), or a volume (C, D, H, W) by its slices, of stored values.
 
     Pixels without a value are -1, and get none in the result.
@@ -235,73 +215,61 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
     return Item(slices, restore)
 
 
-def _volume(array: npt.NDArray[Any], channels: int, scale: Scale) -> Item:
-    """An array (D, H, W) or (C, D, H, W) of floats in the scale's range, of stored values or of uint8."""
-    whole = array[None] if array.ndim == 3 else array
-    if scale.stored or array.dtype == np.uint8:
-        item = _values(Picture(whole), channels, scale.kind, axes=3)
-    else:
-        values = scale.scaled(whole).astype(np.float32)
-        images.check(values[None], channels, axes=3)
-        item = Item([values], lambda results: scale.unscaled(results[0]).astype(array.dtype))
+def _array(source: Any, scale: Scale) -> Item:
+    """An array of stored values, of uint8 or of floats in the scale's range; or a tensor (C, H, W) of floats.
 
-    def restore(results: list[Floats]) -> npt.NDArray[Any]:
-        result = np.asarray(item.restore(results))
-        return result[0] if array.ndim == 3 else result
-
-    return Item(item.arrays, restore)
-
-
-def _array(array: npt.NDArray[Any], channels: int, scale: Scale) -> Item:
-    """An array (H, W) or (H, W, C) of stored values, of uint8, or of floats in the scale's range.
-
-    Its result is (H, W) where it is grey, unless the source had three axes.
+    An array is (H, W), (H, W, 3) or (H, W, 4) of uint8, or (H, W) or (H, W, channels) of others; that of a
+    volume is (D, H, W) or (channels, D, H, W). Its result has no axis of channels where it is grey and the
+    source had none.
     """
-    count = array.shape[2:] or (1,)
-    flat = array.ndim in (2, 3) and 0 not in array.shape
-    kind = "values" if scale.stored else "uint8" if array.dtype == np.uint8 else "floats"
-    if kind == "floats" and array.dtype.kind != "f":
-        raise images.more_than_8_bits(array)
-    allowed = {"values": count, "uint8": (1, 3, 4), "floats": (1, channels)}[kind]
-    if not flat or count[0] not in allowed:
-        shapes = "(H, W), (H, W, 3) or (H, W, 4)" if kind == "uint8" else f"(H, W) or (H, W, {channels})"
-        raise ValueError(f"an array of {kind} must be {shapes}, got shape {array.shape}")
-    planes = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
-    if kind == "values":
-        item = _values(Picture(planes), channels, replace(scale.kind, slices=None, neighbours=0))
-    elif kind == "uint8":
-        image = Image.fromarray(planes[0] if len(planes) == 1 else np.ascontiguousarray(array))
+    tensor, array, channels = not isinstance(source, np.ndarray), as_numpy(source), scale.channels
+    last = scale.axes == 2 and not tensor  # the axis of channels is the last one
+    flat = array.ndim == scale.axes and not tensor  # there is none
+    kind = "floats" if tensor else "values" if scale.stored else "uint8" if array.dtype == np.uint8 else "floats"
+    if tensor and array.ndim != 1 + scale.axes:
+        raise ValueError(f"a tensor in a list must be ({channels}, {sizes.SIDES[scale.axes]}), got shape {array.shape}")
+    if last:
+        count = array.shape[2:] or (1,)
+        if kind == "floats" and array.dtype.kind != "f":
+            raise images.more_than_8_bits(array)
+        allowed = {"values": count, "uint8": (1, 3, 4), "floats": (1, channels)}[kind]
+        if array.ndim not in (2, 3) or 0 in array.shape or count[0] not in allowed:
+            shapes = "(H, W), (H, W, 3) or (H, W, 4)" if kind == "uint8" else f"(H, W) or (H, W, {channels})"
+            raise ValueError(f"an array of {kind} must be {shapes}, got shape {array.shape}")
+    planes = array[None] if flat else np.moveaxis(array, -1, 0) if last else array
+    if kind == "uint8" and last:
+        image = Image.fromarray(np.ascontiguousarray(array if len(planes) > 1 else planes[0]))
         item = Item([images.to_array(image, channels)], lambda results: images.from_array(results[0]))
+    elif kind != "floats":
+        item = _values(Picture(planes), channels, replace(scale.kind, slices=None, neighbours=0), scale.axes)
     else:
-        values = np.broadcast_to(scaled(planes, scale.range), (channels, *planes.shape[1:]))
-        images.check(values[None], channels)
-        floats = np.ascontiguousarray(values, dtype=np.float32)
-        item = Item([floats], lambda results: unscaled(results[0], scale.range).astype(array.dtype))
-
-    def restore(results: list[Floats]) -> npt.NDArray[Any]:
-        result = np.asarray(item.restore(results))
-        result = result if kind == "uint8" else np.ascontiguousarray(result.transpose(1, 2, 0))
-        if array.ndim == 3 or kind == "values":
-            result = result[:, :, None] if result.ndim == 2 else result
-            return result[:, :, 0] if array.ndim == 2 and result.shape[2] == 1 else result
-        return result[:, :, 0] if result.ndim == 3 and result.shape[2] == 1 else result
-
-    return Item(item.arrays, restore)
-
-
-def _tensor(tensor: Any, channels: int, scale: Scale) -> Item:
-    """One (C, H, W) tensor of a list."""
-    if tensor.ndim != 1 + scale.axes:
-        sides = sizes.SIDES[scale.axes]
-        raise ValueError(f"a tensor in a list must be ({channels}, {sides}), got shape {tuple(tensor.shape)}")
-    values = scale.scaled(tensor.detach()) if scale.stored or "float" in str(tensor.dtype) else tensor
-    images.check(values[None], channels, scale.axes)
+        values = scale.scaled(planes) if scale.stored or array.dtype.kind == "f" else planes
+        values = np.broadcast_to(values, (channels, *values.shape[1:])) if last else values
+        images.check(values[None], channels, scale.axes)
+        item = Item([np.ascontiguousarray(values, dtype=np.float32)], lambda results: scale.unscaled(results[0]))
 
     def restore(results: list[Floats]) -> Any:
-        result = converted(scale.unscaled(converted(results[0], tensor, dtype=False)), tensor, dtype=False)
-        return result if scale.stored else result.to(tensor.dtype)
+        result = np.asarray(item.restore(results))
+        if tensor:
+            return converted(result, source, dtype=not scale.stored)
+        result = result if kind != "floats" else result.astype(array.dtype)
+        if last:
+            if kind != "uint8" or result.ndim == 2:
+                result = np.ascontiguousarray(np.moveaxis(result.reshape(-1, *result.shape[-2:]), 0, -1))
+            return result[:, :, 0] if flat and result.shape[2] == 1 else result
+        return result[0] if flat and len(result) == 1 else result
 
-    return Item([as_numpy(values).astype(np.float32)], restore)
+    return Item(item.arrays, restore)
+
+
+def check_noise(noise: Any, array: type[Any], noun: str, expected: tuple[int, ...]) -> None:
+    """Raise ValueError unless noise is finite normals of a shape, in a sampler's arrays."""
+    if not isinstance(noise, array):
+        raise ValueError(f"noise must be {noun}, got {type(noise).__name__}")
+    if tuple(noise.shape) != expected:
+        raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}")
+    if not np.isfinite(float(abs(noise).max())):
+        raise ValueError("noise must be finite, got NaN or infinity")
 
 
 def read_mask(mask: Any, array: type[Any], noun: str, source: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from bbdm.base import manifest
 from bbdm.base.atomic import LOCK, make_folder
-from bbdm.base.memory import shown
+from bbdm.base.sizes import amount
 
 MARKER = "done.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,14 +33,13 @@ class DiskFullError(OSError):
 
 
 class StateFolder:
-    """The states of a picture between steps, and how many steps are done.
+    """The states of a picture between steps; what there is of other work is deleted.
 
     Args:
         path: of the folder, which exists.
         about: plain values, all that decides the states.
 
     Attributes: ``done``, the number of steps that are done, or None where not even the first state is there.
-    What there is of other work is deleted.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -51,17 +50,17 @@ class StateFolder:
             found = json.loads((path / MARKER).read_text())
             self.done = int(found["done"]) if found["about"] == self._about else None
         if self.done is None:
-            self._delete(lambda name: True)
+            self._delete([])
 
     def finish(self, done: int, names: Collection[str]) -> None:
         """Say that a number of steps is done, and delete all files but those of some names."""
         manifest.write(self.path / MARKER, {"about": self._about, "done": done})
         self.done = done
-        self._delete(lambda name: name not in (MARKER, *names))
+        self._delete([MARKER, *names])
 
-    def _delete(self, unwanted: Callable[[str], bool]) -> None:
+    def _delete(self, kept: Collection[str]) -> None:
         for file in self.path.iterdir():
-            if file.name != LOCK and unwanted(file.name):
+            if file.name not in (LOCK, *kept):
                 file.unlink()
 
     def check_free(self, needed: int, what: str) -> None:
@@ -69,8 +68,8 @@ class StateFolder:
         free = shutil.disk_usage(self.path).free + sum(file.stat().st_size for file in self.path.iterdir())
         if needed > free:
             raise DiskFullError(
-                f"{what} in {self.path} needs {shown(needed)}, and the disk has {shown(free)}: "
-                f"free {shown(needed - free)} there, or give another output_dir"
+                f"{what} in {self.path} needs {amount(needed)}, and the disk has {amount(free)}: "
+                f"free {amount(needed - free)} there, or give another output_dir"
             )
 
 
@@ -102,11 +101,7 @@ def state_folder(result: Path, about: Mapping[str, Any]) -> Iterator[StateFolder
     except OSError as error:
         if error.errno not in FULL:
             raise
-        used = sum(file.stat().st_size for file in path.iterdir())
-        raise DiskFullError(
-            f"the disk of {path} became full, when {shown(used)} were in this folder, which is deleted: "
-            "free more than that, or give another output_dir"
-        ) from error
+        raise DiskFullError(f"the disk of {path} became full: free some of it, or give another output_dir") from error
     finally:
         lock.release()
         shutil.rmtree(path, ignore_errors=True)

@@ -1,40 +1,47 @@
-"""A page for the browser that translates pictures, on Gradio. It fetches nothing from the internet."""
+"""A page for the browser that translates pictures, on Gradio. It fetches nothing from the internet.
+
+An export needs no torch.
+"""
 
 from __future__ import annotations
 
 import html
 import os
 import tempfile
+import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
+from bbdm import solvers
 from bbdm.base import demo
 from bbdm.base.scripts import termination
+from bbdm.base.seeds import resolve_seeds
+from bbdm.data.spec import check_eight_bit
+from bbdm.networks.arrays import check_pictures
 from bbdm.pictures import images
-from bbdm.serving.app_model import DRAWING, FORMATS, PICTURES, Network, Result
 from bbdm.serving.config import AppConfig
 
-MOST_SEED = 2**63 - 1
-TABS = PICTURES, DRAWING
-COMPARED = 8  # results that show where they differ
-MAPS = {"mean": "average", "std": "where they differ"}
-LEGEND = "<br>Where they differ: white is a standard deviation of 128 or more, in levels of 0 to 255; black is none."
+if TYPE_CHECKING:
+    from bbdm import BridgeSampler
+    from bbdm.runtime import OnnxBridgeSampler
+
+FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
+TABS = PICTURES, DRAWING = "Pictures", "Drawing"
+LEGEND = "<br>mean: their average; spread: white is a standard deviation of 128 levels of 255 or more, black none"
 PREVIEW_SECONDS = 0.2  # at least, between two previews
+SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
 CANVAS = 512  # pixels along the longer side of a drawing
 LINE = CANVAS // 64  # radius of the brush: the bundled network knows lines of about 2 pixels of 64
-COLOURS: list[Any] = ["black", "white", "red", "orange", "yellow", "green", "blue", "purple"]  # of the brush
-GUIDANCE = 6  # at most
-GALLERY: dict[str, Any] = {"object_fit": "contain", "allow_preview": False, "buttons": [], "interactive": False}
-WAITING = 100  # visitors in the queue
-UPLOAD = "50mb"  # of one file, at most
+VISITORS = 2  # who translate at once; others wait
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
 BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, tabs
     (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", (DRAWING, PICTURES)),
@@ -42,68 +49,160 @@ BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, t
 )
 
 
-class StoppedError(Exception):
-    """A visitor stopped a translation, or left."""
+class Result(NamedTuple):
+    """A translated picture, a preview of one, or a map of several."""
+
+    name: str  # of the source, with the seed, mean or spread
+    source: Image.Image
+    picture: Image.Image
+
+    def pair(self) -> tuple[Image.Image, Image.Image]:
+        """Source and picture as the page shows them, which takes no long time of larger ones."""
+        both = self.source, self.picture
+        first, second = (images.resized(each, SHOWN, "fit") if max(each.size) > SHOWN else each for each in both)
+        return first, second
 
 
-class Panel(Network):
-    """A network on the page, with its name, what the page says of it and the tabs of its sources."""
+def load(config: AppConfig) -> BridgeSampler | OnnxBridgeSampler:
+    """The sampler of a checkpoint, of a model's folder or name on the Hub, or of an ONNX export.
+
+    Raises:
+        ValueError: the model cannot be read, or a setting is not for it.
+    """
+    if config.exported:
+        from bbdm.runtime import OnnxBridgeSampler
+
+        sampler = OnnxBridgeSampler(config.model)
+    else:
+        import torch
+
+        from bbdm import BridgeSampler
+        from bbdm.execution.device import best_dtype
+
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        faster = best_dtype(torch.device(device)) if config.model == demo.PHOTOGRAPHS else None
+        dtype = config.dtype or faster
+        sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=dtype, compile=config.compile)
+    check_eight_bit(sampler.pictures, "the app")
+    check_pictures(sampler.axes, "the app")
+    conditions = sampler._shapes.conditions.each.values()
+    if needed := [each.name for each in conditions if each.kind != "class" and not each.droppable]:
+        raise ValueError(f"this network needs {', '.join(needed)}: images and tokens, which the app cannot give")
+    sampler.window_grid(config)  # refused now, and not when a visitor comes
+    if len(sampler.table) > config.max_steps:
+        raise ValueError(f"max_steps must be at least the network's {len(sampler.table)}, got {config.max_steps}")
+    return sampler
+
+
+class Panel:
+    """A network on the page, with its name, what the page says of it and the tabs of its sources.
+
+    Raises:
+        ValueError: the model cannot be read, or a setting is not for it.
+    """
+
+    ended = threading.Event()  # of the app: translations that run end at their next network call
 
     def __init__(self, config: AppConfig, name: str, about: str = "", tabs: Sequence[str] = TABS) -> None:
-        super().__init__(config)
-        self.name, self.about, self.tabs = name, about, tabs
-        self.stopped: set[str | None] = set()  # sessions whose translations end; None: all
+        self.config, self.name, self.about, self.tabs = config, name, about, tabs
+        self.sampler = load(config)
+        self.conditions = self.sampler._shapes.conditions
+        self.window = config.window_of(self.sampler.pictures.crop)
+        self.size = config.size or self.sampler.image_size  # of drawings; and of others, but for windows
 
-    def run(
-        self,
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio looks for this default)
-        *inputs: Any,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Translate what a visitor gave, in the order of :meth:`build`, and show it."""
-        compared, tab, drawing, files, solver, steps, seed, count, *conditions = inputs
-        session, last, text = request.session_hash, time.monotonic(), ""
-        self.stopped.discard(session)
+    def read(self, file: str | Image.Image) -> Image.Image:
+        """An uploaded file or a drawing as the network takes it.
 
-        def report(done: int, total: int) -> None:
-            nonlocal text
-            text = f"network call {done} of {total}"
-            progress((done, total), unit="network calls")
-            if self.stopped & {session, None}:
-                raise StoppedError
+        Raises:
+            ValueError: the file cannot be read, or has too many pixels. It is known by its name alone.
+        """
+        drawn = isinstance(file, Image.Image)
+        name = "drawing" if drawn else Path(file).name
+        picture = images.convert(file if drawn else images.open_image(Path(file).read_bytes(), name))
+        if self.size is not None and (drawn or self.window is None or self.config.size is not None):
+            picture = images.resized(picture, self.size, "fit")
+        if picture.width * picture.height > (most := self.config.max_pixels):
+            got = f"{picture.height} x {picture.width}"
+            raise ValueError(f"a picture may have at most {most} pixels, got {name} of height x width {got}")
+        return picture
 
+    def sources(self, tab: str, drawing: Any, files: Sequence[tuple[str, Any]] | None) -> dict[str, Image.Image]:
+        """The pictures of a tab by name; ValueError where there is none, or too many, or one is bad."""
+        if tab == DRAWING:
+            sheet = drawing and drawing["composite"]
+            if not sheet or not ImageOps.invert(images.convert(sheet)).getbbox():  # all white
+                raise ValueError("the sheet is empty: draw something")
+            return {"drawing": self.read(sheet)}
+        if not files:
+            raise ValueError("choose a picture first")
+        if len(files) > self.config.max_files:
+            raise ValueError(f"there may be at most {self.config.max_files} pictures, got {len(files)}")
+        sources = dict[str, Image.Image]()
+        for path, _ in files:
+            name = Path(path).stem
+            sources[f"{name}_{len(sources)}" if name in sources else name] = self.read(path)
+        return sources
+
+    def translate(
+        self, sources: Mapping[str, Image.Image], seeds: Sequence[int], maps: bool, progress: Any, **options: Any
+    ) -> Iterator[list[Result]]:
+        """Translate each source, one after the other, with as many of the seeds.
+
+        After each step, yields the results that are finished, then previews; with ``maps``, mean and spread
+        of those of a source before them. ``progress`` is called after each network call.
+        """
+        results, count = list[Result](), len(seeds) // len(sources)
+        at_once = 1 if self.window else count
+        for i, (name, source) in enumerate(sources.items()):
+            of_source, previews = list[Result](), list[Result]()
+            for start in range(i * count, (i + 1) * count, at_once):
+
+                def report(call: int, calls: int, start: int = start) -> None:
+                    if self.ended.is_set():
+                        raise ValueError("the app ends")
+                    progress((start // at_once * calls + call, len(seeds) // at_once * calls), unit="network calls")
+
+                part = seeds[start : start + at_once]
+                for step in self.sampler.stream([source] * at_once, part, progress=report, **options):
+                    pictures = zip(part, step.preview(), strict=True)
+                    previews = [Result(f"{name}_{seed}", source, picture) for seed, picture in pictures]
+                    yield results + of_source + previews
+                of_source += previews
+            if maps:
+                levels = np.stack([np.atleast_3d(np.asarray(each.picture, dtype=float)) for each in of_source])
+                spread = (2 * levels.std(0, ddof=1).mean(-1)).clip(0, 255)
+                for kind, each in (("spread", spread), ("mean", levels.mean(0).round().squeeze())):
+                    of_source.insert(0, Result(f"{name}_{kind}", source, Image.fromarray(each.astype(np.uint8))))
+            results += of_source
+        yield results
+
+    def run(self, progress: gr.Progress = gr.Progress(), *inputs: Any) -> Iterator[tuple[Any, ...]]:  # noqa: B008  (Gradio looks for this default)
+        """Translate what a visitor chose, in the order of :meth:`build`, and show it."""
+        tab, drawing, files, count, maps, solver, steps, seed, *conditions = inputs
         yield shown("", [])  # nothing of before stays beside an error
         try:
-            sources, errors = self.sources(tab, drawing, files)
-            if (seed := (seed or "").strip()) and not (seed.isdecimal() and int(seed) <= MOST_SEED):
-                raise ValueError(f"seed must be an integer from 0 to {MOST_SEED}, got {seed[:20]!r}")
+            sources = self.sources(tab, drawing, files)
+            if maps and count < 2:
+                raise ValueError(f"results must be at least 2 to show where they differ, got {count}")
+            if (seed := (seed or "").strip()) and not seed.isdecimal():
+                raise ValueError(f"seed must be an integer of at least 0, got {seed[:20]!r}")
             options = dict(self.config.call)
             if (solver, steps) != (self.sampler.solver, len(self.sampler.table)):
                 options |= {"solver": solver, "steps": steps}
             if conditions:
                 guidance, *classes = conditions
-                own = dict(zip(self.conditions.classes, classes, strict=True))
-                options["conditions"] = dict.fromkeys(self.conditions.drop) | own
+                chosen = dict(zip(self.conditions.classes, classes, strict=True))
+                options["conditions"] = dict.fromkeys(self.conditions.drop) | chosen
                 options["guidance"] = None if guidance == 1 else guidance
-            translate, results = self.compare if compared else self.translate, list[Result]()
-            for results in translate(sources, count, int(seed) if seed else None, report, **options):
+            seeds = resolve_seeds(int(seed) if seed else None, count * len(sources))
+            results, last = list[Result](), time.monotonic()
+            for results in self.translate(sources, seeds, maps, progress, **options):
                 if time.monotonic() - last > PREVIEW_SECONDS:
                     last = time.monotonic()
-                    yield shown(text, results)
-            seeds = [each.kind for each in results if each.kind not in MAPS]
-            text = f"{len(seeds)} results, seeds {seeds[0]} to {seeds[-1]}"
-            text = text if seeds[1:] else f"1 result, seed {seeds[0]}"
-            text = f"{text}; left out: {'; '.join(errors)}" if errors else text
-            yield shown(html.escape(text, quote=False) + LEGEND * compared, results, done=True)
-        except StoppedError:
-            yield f"stopped at {text}", *[gr.skip()] * 4
+                    yield shown("", results)
+            yield shown(f"done, seeds {seeds[0]} to {seeds[-1]}{LEGEND * maps}", results, done=True)
         except (ValueError, OSError) as error:
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
-
-    def stop(self, request: gr.Request, text: str = "") -> str:
-        """End a visitor's translation at its next network call."""
-        self.stopped.add(request.session_hash)
-        return f"stopped at {text}" if text.startswith("network call") else text
 
     def build(self) -> None:
         """Put the panel on the page that is being built."""
@@ -112,56 +211,44 @@ class Panel(Network):
         sources: dict[str, Any] = {DRAWING: gr.State(), PICTURES: gr.State()}
         with gr.Row():
             with gr.Column():
-                with gr.Tabs() as tabs:
-                    for name in self.tabs:
-                        with gr.Tab(name, id=name) as each:
-                            sources[name] = sheet(self.size or CANVAS) if name == DRAWING else uploads()
-                        each.select(partial(str, name), None, tab, queue=False)
-                if self.examples and DRAWING in self.tabs:
-                    examples = gr.Gallery(self.examples, label="Examples", columns=6, height=140, **GALLERY)
-                    examples.select(self.take, None, [sources[PICTURES], tab, tabs], queue=False)
-                count = number("Results", config.max_results, 1 if self.window else min(4, config.max_results))
+                for name in self.tabs:
+                    with gr.Tab(name) as each:
+                        sources[name] = sheet(self.size or CANVAS) if name == DRAWING else uploads()
+                    each.select(partial(str, name), None, tab, queue=False)
+                usual, several = 1 if self.window else min(4, config.max_results), config.max_results > 1
+                count = number("Results", config.max_results, usual)
+                maps = gr.Checkbox(label="Where it is uncertain", info="Mean and spread of results.", visible=several)
                 conditions: list[Any] = []
-                if classes := self.conditions.classes:
-                    droppable = any(name in self.conditions.drop for name in classes)
-                    conditions = [gr.Slider(0, GUIDANCE, 1, step=0.5, label="Guidance", visible=droppable)]
-                for name, named in classes.items():
+                if self.conditions.classes:
+                    conditions = [gr.Slider(0, 6, 1, step=0.5, label="Guidance", visible=bool(self.conditions.drop))]
+                for name, named in self.conditions.classes.items():
                     choices = [*(map(str, range(named)) if isinstance(named, int) else named)]
                     choices += ["none"] if name in self.conditions.drop else []
                     conditions.append(gr.Dropdown([(text, i) for i, text in enumerate(choices)], value=0, label=name))
                 with gr.Row():
                     start = gr.Button("Translate", variant="primary", min_width=120)
-                    differ = gr.Button("Where it is uncertain", min_width=240, visible=config.max_results > 1)
                     stop = gr.Button("Stop", min_width=80)
                 with gr.Accordion("Advanced", open=False):
-                    solver = gr.Dropdown(self.solvers, value=sampler.solver, label="Solver")
+                    offered = solvers.choices(sampler.bridge, sampler.calls, len(sampler.table))
+                    solver = gr.Dropdown([*dict.fromkeys([sampler.solver, *offered])], label="Solver")
                     steps = number("Network calls", config.max_steps, len(sampler.table))
                     seed = gr.Textbox("0", label="Seed", info="One number, one picture. Empty: another each time.")
                     gr.Markdown(f"`{sampler!r}`")
             with gr.Column():
                 slider = gr.ImageSlider(label="Before and after", format="png", interactive=False)
                 status = gr.Markdown()
-                gallery = gr.Gallery(show_label=False, format="png", columns=4, **GALLERY)
+                gallery = gr.Gallery(show_label=False, format="png", columns=4, allow_preview=False)
                 download = gr.DownloadButton("Download as zip", interactive=False)
-        most = gr.State(min(COMPARED, config.max_results))
-        running = [
-            button.click(
-                self.run,
-                [gr.State(several is most), tab, *sources.values(), solver, steps, seed, several, *conditions],
-                [status, slider, gallery, results, download],
-                show_progress_on=status,
-                concurrency_id="translations",
-                concurrency_limit=config.visitors,
-            )
-            for button, several in ((start, count), (differ, most))
-        ]
-        stop.click(None, cancels=[*running])  # in one listener with the next, it would come after it
-        stop.click(self.stop, status, status, queue=False, show_progress="hidden")
+        running = start.click(
+            self.run,
+            [tab, *sources.values(), count, maps, solver, steps, seed, *conditions],
+            [status, slider, gallery, results, download],
+            show_progress_on=status,
+            concurrency_id="translations",
+            concurrency_limit=VISITORS,
+        )
+        stop.click(None, cancels=running)
         gallery.select(choose, results, slider, queue=False)
-
-    def take(self, event: gr.SelectData) -> tuple[Any, ...]:
-        """An example in place of uploads."""
-        return [self.examples[event.index]], PICTURES, gr.Tabs(selected=PICTURES)
 
 
 def sheet(size: images.Size) -> gr.ImageEditor:
@@ -174,16 +261,14 @@ def sheet(size: images.Size) -> gr.ImageEditor:
         canvas_size=(width, height),
         fixed_canvas=True,
         layers=False,
-        brush=gr.Brush(default_size=LINE, colors=COLOURS),
+        brush=gr.Brush(default_size=LINE, default_color="black"),
         show_label=False,
     )
 
 
 def uploads() -> gr.Gallery:
     """A field for pictures that Gradio does not open: it would show an error with the server's path."""
-    return gr.Gallery(
-        file_types=FORMATS, sources=["upload", "webcam", "clipboard"], object_fit="contain", show_label=False
-    )
+    return gr.Gallery(file_types=FORMATS, sources=["upload", "webcam", "clipboard"], show_label=False)
 
 
 def number(label: str, most: int, value: int) -> gr.Slider | gr.State:
@@ -198,36 +283,31 @@ def choose(results: list[Result], event: gr.SelectData) -> Any:
 
 def shown(text: str, results: list[Result], done: bool = False) -> tuple[Any, ...]:
     """Status, slider, gallery, results and zip of a page."""
-    named = len({each.name for each in results}) > 1
-    captions = [MAPS.get(each.kind, f"seed {each.kind}") for each in results]
-    captions = [f"{each.name}, {what}" if named else what for each, what in zip(results, captions, strict=True)]
-    gallery = [(each.pair()[1], caption) for each, caption in zip(results, captions, strict=True)]
     path = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / "results.zip" if done else None
     if path is not None:
         with zipfile.ZipFile(path, "w") as file:
             for each in results:
-                file.writestr(f"{each.name}_{each.kind}.png", images.to_png(each.picture))
+                file.writestr(f"{each.name}.png", images.to_png(each.picture))
+    gallery = [(each.pair()[1], each.name) for each in results]
     button = gr.DownloadButton(value=path, interactive=done)
     return text, results[0].pair() if results else None, gallery, results, button
 
 
-def panels(config: AppConfig) -> list[Panel]:
-    """The network of the settings, or the bundled ones; errors as for :func:`load`."""
-    if not config.bundled:
-        return [Panel(config, config.model.stem)]
-    return [Panel(replace(config, model=path), *about) for path, *about in BUNDLED]
+def build(config: AppConfig) -> gr.Blocks:
+    """The page: of the network of the settings, or a tab for each of the bundled ones.
 
-
-def build(shown: Sequence[Panel]) -> gr.Blocks:
-    """The page: a tab for each network where there are several."""
-    title = "bbdm" if len(shown) > 1 else f"bbdm: {shown[0].name}"
+    Raises:
+        ValueError: a model cannot be read, or a setting is not for it.
+    """
+    networks = BUNDLED if config.bundled else ((config.model, config.model.stem),)
+    panels = [Panel(replace(config, model=path), *about) for path, *about in networks]
+    title = "bbdm" if config.bundled else f"bbdm: {config.model.stem}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
         gr.Markdown(f"# {title}")
-        for panel in shown:
-            with gr.Tab(panel.name) if len(shown) > 1 else gr.Column():
+        for panel in panels:
+            with gr.Tab(panel.name) if config.bundled else gr.Column():
                 gr.Markdown(panel.about, visible=bool(panel.about))
                 panel.build()
-            app.unload(panel.stop)
     return app
 
 
@@ -235,23 +315,20 @@ def launch(config: AppConfig) -> None:
     """Show the page, until SIGTERM or Ctrl-C. Uploads and results go with it."""
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder, termination() as ended:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)
-        found = panels(config)
-        app = build(found)
-        _, address, _ = app.queue(max_size=WAITING).launch(
+        app = build(config)
+        _, address, _ = app.launch(
             server_name=config.host,
             server_port=config.port,
             share=False,
             quiet=True,  # its message advertises a public link
             prevent_thread_lock=True,
             show_error=True,
-            max_file_size=UPLOAD,
-            allowed_paths=[path for panel in found for path in panel.examples],
+            max_file_size="50mb",
         )
         print(f"the app is at {address}; Ctrl-C ends it", flush=True)
         try:
             while not ended():
                 time.sleep(0.1)
         finally:
-            for panel in found:
-                panel.stopped.add(None)  # translations that run
+            Panel.ended.set()
             app.close(verbose=False)

@@ -10,10 +10,10 @@ from bbdm.base import demo
 from bbdm.base.settings import check, position, setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
-from bbdm.sampling.network_config import NetworkConfig
-from bbdm.sampling.options import WindowOptions
-from bbdm.serving.connection import LOOPBACK
+from bbdm.sampling.options import NetworkConfig, WindowOptions
 from bbdm.translation.config import TranslateConfig
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,11 @@ class ClusterConfig(TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "cluster"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "split", "device", "maps", "intervals"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals"})
 
     dataset: str = "folder"  # pictures alone
-    data_dir: str = ""  # the pictures have positions of their own
-    sources: str = position("a folder of pictures, or its address")
-    results: str = position("the folder of the results, or its address")
+    data_dir: str = position("a folder of pictures", metavar="SOURCES")
+    output_dir: Path | None = position("the folder of the results", metavar="RESULTS")
     workers: int | None = setting(
         None, "samplers; one for each GPU, or for as many cores as threads, if unset", least=1
     )
@@ -83,7 +82,7 @@ class AppConfig(WindowOptions):
     HEADING: ClassVar[str] = "app"
 
     model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
+    host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for other machines")
     port: int = setting(7860, "port to listen on", least=1)
     device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
     dtype: Literal["bf16", "fp16", "fp32"] | None = setting(
@@ -95,14 +94,10 @@ class AppConfig(WindowOptions):
         "side, or HxW, that sources are made to fit inside; if unset, as in training, and with windows as they are",
         parse=images.read_size,
     )
-    examples: Path | None = setting(None, "folder of example pictures; drawings/ or examples/ beside model if unset")
-    visitors: int = setting(2, "translations at once; other visitors wait", least=1)
     max_results: int = setting(8, "results of one source", least=1)
     max_steps: int = setting(200, "network calls for one result", least=1)
     max_files: int = setting(50, "sources in one batch", least=1)
-    max_pixels: int | None = setting(
-        None, "height x width of a source, after it was made to fit; if unset, 2^20, and 2^24 with windows", least=1
-    )
+    max_pixels: int = setting(2**24, "height x width of a source, after it was made to fit", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from bbdm import solvers
 from bbdm.data.spec import check_eight_bit
-from bbdm.networks.checks import check_pictures
+from bbdm.networks.arrays import check_pictures
 from bbdm.pictures import images
 from bbdm.pictures.checks import UnknownFormatError
 from bbdm.sampling.options import Options
@@ -87,8 +87,8 @@ def decode(data: bytes, known: Facts) -> Pixels:
     """A picture, upright, in the network's channels. Its size is checked before it is decoded.
 
     Raises:
-        HTTPException: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels or values of no agreed
-            range; 400, it cannot be decoded.
+        HTTPException: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels; 400, it cannot be
+            decoded.
     """
 
     def check_size(width: int, height: int) -> None:
@@ -96,16 +96,14 @@ def decode(data: bytes, known: Facts) -> Pixels:
             bound = f"at most {known.max_pixels} pixels, with sides padded to multiples of {known.stride}"
             raise HTTPException(422, f"a picture must have {bound}; got {width} x {height}")
 
-    status = 400
     try:
         image = images.open_image(data, "of the request", FORMATS, check_size)
-        status = 422
         return np.asarray(images.convert(image, known.channels))
     except UnknownFormatError as error:
         raise HTTPException(415, str(error)) from error
     except ValueError as error:
         bomb = isinstance(error.__cause__, Image.DecompressionBombError)
-        raise HTTPException(422 if bomb else status, str(error)) from error
+        raise HTTPException(422 if bomb else 400, str(error)) from error
 
 
 def translate_together(sampler: Any, items: list[Item], **settings: Any) -> list[Pixels | Answer]:

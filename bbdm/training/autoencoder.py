@@ -27,8 +27,7 @@ from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.files.content import VQGANState
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
-from bbdm.networks.discriminator import LEAST, PatchGAN
-from bbdm.networks.vqgan import VQGAN
+from bbdm.networks.vqgan import VQGAN, PatchGAN
 from bbdm.pictures.images import sides
 from bbdm.training.batches import mixed
 from bbdm.training.config import AutoencoderConfig
@@ -204,8 +203,8 @@ class AutoencoderTask(Task):
             )
         if any(side % settings.stride for side in size):
             raise ValueError(f"image_size {train.image_size} is not a multiple of the autoencoder's {settings.stride}")
-        if config.adversarial_weight and min(size) < LEAST:
-            raise ValueError(f"an adversary needs pictures of at least {LEAST} x {LEAST}, got {size}")
+        if config.adversarial_weight and min(size) < PatchGAN.least:
+            raise ValueError(f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}")
         if config.decoder_only:
             network.requires_grad_(False)
             network.decoder.requires_grad_(True)

@@ -21,8 +21,8 @@ from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
+from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Conditions, Network
-from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults

@@ -126,7 +126,7 @@ class Trainer:
         self.batches = RunBatches(self.train, self.validation, config, self.processes)
         self.steps_per_epoch = self.batches.per_epoch
         spec = self.train.spec
-        about = {"image_size": self.train.image_size, "direction": spec.direction, "crops": [spec.crops, spec.in_mask]}
+        about = {"image_size": self.train.image_size, "direction": spec.direction, "crops": spec.crops}
         about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
         self.pairs: Mapping[str, Any] = about  # what a run that resumes must have too
         self._validation_names = None if self.validation is None else self.validation.names_digest()

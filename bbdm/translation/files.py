@@ -14,19 +14,18 @@ import torch
 from PIL import Image
 
 from bbdm import pictures
-from bbdm.data.checking import check_rows
 from bbdm.data.conditions import known_conditions
 from bbdm.data.examples import stacked
+from bbdm.data.loading import check_rows
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Column, first
+from bbdm.data.reading import Column, Strips, first
 from bbdm.data.rows import Half, Row, paths_of, shown
 from bbdm.data.spec import AXES, Spec
-from bbdm.data.strips import Strips
 from bbdm.files.content import Checkpoint
-from bbdm.pictures import Header, Picture, images, suffixes
+from bbdm.pictures import Header, Picture, formats, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
-from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_size
+from bbdm.sampling.options import DEFAULT_SIZE, chosen_size, described_size
 from bbdm.translation.config import TranslateConfig
 
 SHOWN = 512  # pixels of the longest side in a grid
@@ -119,10 +118,10 @@ class Files:
         value = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
         path = value.path if isinstance(value, Half) else value
         if not isinstance(path, Path):
-            return suffixes.suffix_of_result("", self.channels, self.pairs.spec.target)
+            return formats.suffix_of_result("", self.channels, self.pairs.spec.target)
         if path.is_dir():
             return ".nii.gz"
-        return suffixes.suffix_of_result(suffixes.suffix_of(path), self.channels, self.pairs.spec.target)
+        return formats.suffix_of_result(formats.suffix_of(path), self.channels, self.pairs.spec.target)
 
     def source(self, index: int) -> tuple[Any, Any]:
         """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result."""
@@ -142,7 +141,7 @@ class Files:
 
     def strips(self, index: int) -> Strips:
         """The source of a row, of which rows of pixels are read."""
-        return Strips.of(self.pairs.reader, self.pairs.rows[index])
+        return self.pairs.reader.strips(self.pairs.rows[index])
 
     def save(self, result: Any, about: Any, path: Path) -> None:
         """Write a result, which has its source's place and nodata."""

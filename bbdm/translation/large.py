@@ -10,7 +10,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from bbdm.base import scripts
-from bbdm.base.memory import free_memory, shown
+from bbdm.base.machine import free_memory
+from bbdm.base.sizes import amount
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
 from bbdm.sampling.large import LargePicture, in_memory
@@ -95,9 +96,9 @@ class LargePictures:
         windows = self._windows(sampler, size)
         if windows is None:
             raise LargePictureError(
-                f"{source} of {size[0]} x {size[1]} needs about {shown(in_memory(sampler, size))} of memory, more than "
-                f"{shown(self._limit)}, and the network is called on whole pictures: give window, the side of windows, "
-                "or more memory"
+                f"{source} of {size[0]} x {size[1]} needs about {amount(in_memory(sampler, size))} of memory, more "
+                f"than {amount(self._limit)}, and the network is called on whole pictures: give window, the side of "
+                "windows, or more memory"
             )
         for cause, what in (
             (self._config.maps, "no maps are made of it"),
@@ -119,7 +120,7 @@ class LargePictures:
             try:
                 picture = LargePicture(sampler, strips, windows, job.seeds[0], self._limit, report)
                 if self._first:
-                    print(f"{name}: its steps take up to {shown(picture.disk)} of the disk, in {folder_of(job.path)}")
+                    print(f"{name}: its steps take up to {amount(picture.disk)} of the disk, in {folder_of(job.path)}")
                 picture.run(job.path, about)
             except ValueError as error:
                 raise type(error)(f"{source}: {error}") from error

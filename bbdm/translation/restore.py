@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from bbdm.base.atomic import write_atomically
+from bbdm.data.reading import Strips
 from bbdm.data.rows import Row
 from bbdm.data.spec import Spec
-from bbdm.data.strips import Strips
 from bbdm.execution.device import best_dtype, find_device
-from bbdm.pictures import Header, files, header, images, read, suffixes, write
+from bbdm.pictures import Header, files, formats, header, images, read, write
 from bbdm.pictures.values import EIGHT_BIT
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
@@ -68,7 +68,7 @@ def open_photograph(path: Path) -> tuple[torch.Tensor, Mode]:
 
 
 class Photographs(Files):
-    """Photographs of files, and the PNG files of their results. Those larger than memory have 8 bits."""
+    """Photographs of files, and the files of their results. Those larger than memory have 8 bits."""
 
     @property
     def alone(self) -> bool:
@@ -76,8 +76,9 @@ class Photographs(Files):
         return True
 
     def suffix(self, index: int) -> str:
-        """PNG loses nothing."""
-        return ".png"
+        """PNG, or TIFF of colours of 16 bits: both lose nothing."""
+        (head,) = self._heads(index)
+        return ".tif" if head.dtype == np.uint16 and head.shape[0] == 3 else ".png"
 
     def source(self, index: int) -> tuple[torch.Tensor, Mode]:
         """A photograph, and what it has besides colours."""
@@ -148,15 +149,15 @@ def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
 
 def _files(given: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """The names and paths of files, and of all pictures in folders, those of kinds that are not read too."""
-    others = Image.registered_extensions().keys() - suffixes.SUFFIXES.keys()
+    others = Image.registered_extensions().keys() - formats.SUFFIXES.keys()
     for path in given:
         if not path.is_dir():
-            yield suffixes.stem_of(path), path
+            yield formats.stem_of(path), path
             continue
         found = sorted(files.pictures_in(path))
         found = [each for each in found if files.is_picture(each) or each.suffix.lower() in others]
         found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
         if not any(map(files.is_picture, found)):
-            raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(suffixes.SUFFIXES))}")
+            raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
         for each in found:
-            yield each.with_name(suffixes.stem_of(each)).relative_to(path).as_posix(), each
+            yield each.with_name(formats.stem_of(each)).relative_to(path).as_posix(), each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,9 +47,9 @@ def paths_of(jobs: Iterable[Job]) -> list[Path]:
     return [path for job in jobs for path in job.paths.values()]
 
 
-def missing(jobs: Iterable[Job], exists: Callable[[Path], bool] = Path.exists) -> list[Job]:
+def missing(jobs: Iterable[Job]) -> list[Job]:
     """What of jobs is not there yet."""
-    left = (replace(job, paths={kind: path for kind, path in job.paths.items() if not exists(path)}) for job in jobs)
+    left = (replace(job, paths={kind: path for kind, path in job.paths.items() if not path.exists()}) for job in jobs)
     return [job for job in left if job.paths]
 
 
@@ -141,8 +141,6 @@ class Record:
         names: the files of all results, as paths below the folder.
         overwrite: delete the results that exist, and start again.
         further: results of other names may be there already, and more may come later.
-        listed: gives the names of all results that there are; None to look into the folder.
-        shown: what messages call the folder.
 
     Attributes:
         existing: the files of the results that there are, and that stay.
@@ -160,10 +158,8 @@ class Record:
         names: Collection[str],
         overwrite: bool,
         further: bool = False,
-        listed: Callable[[], Collection[str]] | None = None,
-        shown: str | None = None,
     ) -> None:
-        self.path, self._listed, self._shown = folder / SETTINGS, listed, shown or str(folder)
+        self.path = folder / SETTINGS
         self.settings = manifest.as_json(settings)
         for above in {(folder / name).parent for name in names} | {folder}:
             remove_all_leftovers(above)
@@ -175,23 +171,21 @@ class Record:
             self.existing = set[str]()
         elif differing:
             raise ResultsError(
-                f"{self._shown} holds results of other settings ({differing}): give another folder, or overwrite"
+                f"{folder} holds results of other settings ({differing}): give another folder, or overwrite"
             )
         elif unknown := sorted(self.existing - known):
-            no = f"no {self._shown}/{SETTINGS} says what made it"
-            raise ResultsError(f"{self._shown}/{unknown[0]} exists, but {no}: give another folder")
+            no = f"no {self.path} says what made it"
+            raise ResultsError(f"{folder}/{unknown[0]} exists, but {no}: give another folder")
         self._names = {*names} if differing else known.union(names)
         manifest.write(self.path, {"settings": self.settings, **({"results": sorted(self._names)} if further else {})})
 
     def _existing(self, names: Collection[str]) -> set[str]:
         """Those of some names of results that there are."""
-        if self._listed is not None:
-            return {*names}.intersection(self._listed())
         return {name for name in names if (self.path.parent / name).is_file()}
 
     def _before(self, further: bool) -> tuple[str, set[str]]:
         """How settings differ from those of the manifest, and the results that are known to be of these."""
-        with manifest.reading(self.path, f"give another output_dir, or delete {self._shown}") as content:
+        with manifest.reading(self.path, f"give another output_dir, or delete {self.path.parent}") as content:
             known = set(map(str, content["results"])) if further else self.existing
             return manifest.differences(content["settings"], self.settings), known
 

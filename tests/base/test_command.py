@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from bbdm.base.command import Command
+from bbdm.base.scripts import Command
 from bbdm.base.settings import from_values, position, setting
 from bbdm.pictures.images import Size, read_size
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bbdm.base import memory
-from bbdm.base.memory import free_memory, read_memory, shown
+from bbdm.base import machine
+from bbdm.base.sizes import amount, read_memory
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from bbdm.base.memory import free_memory, read_memory, shown
 )
 def test_amounts_as_people_write_them(text: str, count: int):
     assert read_memory(text.replace(" ", "")) == count
-    assert read_memory(shown(count).replace(" ", "")) == pytest.approx(count, rel=0.01)
+    assert read_memory(amount(count).replace(" ", "")) == pytest.approx(count, rel=0.01)
 
 
 @pytest.mark.parametrize("text", ["", "G", "0G", "-1G", "4X", "4,5G", "inf", "nan"])
@@ -35,14 +35,14 @@ def test_free_in_a_container_is_its_limit_less_what_is_used(
     limit: str, used: str, cached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Pages of files that can be dropped are free."""
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert 2**24 < free_memory() < 2**50
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert 2**24 < machine.free_memory() < 2**50
     for name, text in ((limit, "9000\n"), (used, "5000\n"), ("memory.stat", f"anon 3\n{cached} 1500\n")):
         path = (tmp_path / limit).with_name(name) if name == "memory.stat" else tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    assert free_memory() == 9000 - 5000 + 1500
+    assert machine.free_memory() == 9000 - 5000 + 1500
     (tmp_path / used).write_text("99000")
-    assert free_memory() == 0
+    assert machine.free_memory() == 0
     (tmp_path / limit).write_text("max\n")
-    assert free_memory() > 2**24
+    assert machine.free_memory() > 2**24

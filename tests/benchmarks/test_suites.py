@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 SUITES = sorted(path.name for path in (ROOT / "benchmarks").glob("test_*.py"))
-SLOW = ("test_isa.py", "test_latent.py")  # they measure nothing with --quick
+SLOW = ("test_latent.py",)  # it measures nothing with --quick
 
 
 def test_there_are_suites():

@@ -184,7 +184,6 @@ from pathlib import Path
 from torch import nn
 from bbdm import ABridge, BridgeSampler, pictures, wrap
 from bbdm.data import Pairs
-from bbdm.data.strips import Strips
 from bbdm.sampling.large import LargePicture
 from bbdm.translation import large
 from bbdm.sampling.options import WindowOptions
@@ -202,7 +201,7 @@ def make(side, name):
     pictures.write(name + ".tif", np.broadcast_to(row, (3, side, side)))
     sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
     row = {"name": name, "source": Path(name + ".tif")}
-    strips = Strips.of(Pairs([row]).reader, row)
+    strips = Pairs([row]).reader.strips(row)
     windows = sampler.window_grid(WindowOptions(window=256), (side, side), 16)
     LargePicture(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
 make(300, path + "/small")

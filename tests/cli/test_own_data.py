@@ -70,12 +70,16 @@ def synthrad_patient(folder: Path, size: tuple[int, ...] = (6, 20, 24)) -> None:
     Picture(mask, place).save(folder / "mask.mha")
 
 
+PATIENTS = ["paired", "data/{split}/*/mr,data/{split}/*/ct,mask=data/{split}/*/mask"]
+VALUES = ["--source_values", "p0.5:99.5", "--target_values", "-1024:3071:HU"]
+
+
 def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     """From the challenge's folders to scores by patient, which are those of the definitions."""
     for name in ("train/AB/1ABA001", "train/AB/1ABA002", "val/AB/1ABA003", "val/HN/1HNA001"):
         synthrad_patient(Path("data") / name)
-    flags = ["--preset", "demo", "--crop", "16:1:0.5", "--slices", "axial:1", "-b", "2", "-e", "1"]
-    train.main(["synthrad", "data", "OUT.pt", *flags])
+    flags = ["--preset", "demo", "--crop", "16", "--slices", "axial:1", "-b", "2", "-e", "1"]
+    train.main([*PATIENTS, "OUT.pt", *flags, *VALUES])
     assert load_checkpoint("OUT.pt").unet.config.endpoint == (1,)
     info.main(["OUT.pt"])
     out = capsys.readouterr().out
@@ -83,7 +87,7 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     assert "-1024:3071:HU, stored as int16" in out
     assert "3 x 1 x 1" in out
     metrics = ["mae", "psnr", "ms_ssim", "dice"]
-    eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
+    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
     report = json.loads(Path("SCORES/scores.json").read_text())
     wanted: dict[str, dict[str, float]] = {}
     for name in ("AB/1ABA003", "HN/1HNA001"):
@@ -104,7 +108,7 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     mae = report["by_patient"]["mae"]
     row = [f"{mae[name]:.5g}" for name in ("mean", "std")] + [f"{mae['patients'][mae['worst']]:.5g}", mae["worst"]]
     assert f"| MAE HU ↓ | {' | '.join(row)} |" in printed
-    eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", "rmse", "--steps", "2"])
+    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", "rmse", "--steps", "2"])
     assert [*json.loads(Path("SCORES/scores.json").read_text())["by_patient"]] == [*metrics, "rmse"]
 
 
@@ -151,11 +155,11 @@ def test_synthrad_in_3_d(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
         synthrad_patient(Path("data") / name)
     network = presets.PRESETS["demo"].__class__(1, 1, condition_channels=1, axes=3, **TINY)
     monkeypatch.setitem(presets.PRESETS.maps[-1], "volume", network)  # pyright: ignore[reportAttributeAccessIssue]
-    flags = ["--preset", "volume", "--crop", "4x8x8:1:0.5", "-b", "2", "-e", "1", "--device", "cpu"]
-    train.main(["synthrad", "data", "OUT.pt", *flags, "--precision", "fp32"])
+    flags = ["--preset", "volume", "--crop", "4x8x8", "-b", "2", "-e", "1", "--device", "cpu"]
+    train.main([*PATIENTS, "OUT.pt", *flags, *VALUES, "--precision", "fp32"])
     trained = load_checkpoint("OUT.pt")
     assert (trained.pictures.crop, trained.pictures.slices, trained.pictures.spacing) == ((4, 8, 8), None, (3, 1, 1))
-    eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", "mae", "ms_ssim", "--steps", "2"])
+    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", "mae", "ms_ssim", "--steps", "2"])
     found = json.loads(Path("SCORES/scores.json").read_text())["by_patient"]["mae"]["patients"]
     for name in ("AB/1ABA003", "HN/1HNA001"):
         result = pictures.read(Path("SCORES", f"{name}.mha"))
@@ -163,5 +167,5 @@ def test_synthrad_in_3_d(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (result.grid, result.dtype) == (truth.grid, np.int16)
         wanted = volume_scores(*(np.asarray(each)[0] for each in (truth, result, mask)))
         assert found[name] == pytest.approx(wanted["mae"], rel=1e-6)
-    translate.main(["synthrad", "data", "OUT.pt", "RESULTS", "--steps", "2"])
+    translate.main([*PATIENTS, "OUT.pt", "RESULTS", "--steps", "2"])
     assert Path("RESULTS/grid.png").exists()

@@ -49,7 +49,7 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [  # each name of each flag, and what 
     ("--image_size 64x128", {"image_size": (64, 128)}),
     ("--ckpt_path run/step_00000500.pt", {"ckpt_path": Path("run/step_00000500.pt")}),
     ("--experiment run", {"experiment": Path("run")}),
-    ("--crop 96x64:8:0.5", {"crop": Crops((96, 64), 8, 0.5)}),
+    ("--crop 96x64:8", {"crop": Crops((96, 64), 8)}),
     ("--slices axial:1", {"slices": Slices("axial", 1)}),
     ("--degrade jpeg:5@7", {"degrade": Degradation("jpeg", 5, 7)}),
     (

@@ -15,7 +15,7 @@ from bbdm.data.cached import LatentDataset, measure
 from bbdm.data.pairs import Pairs
 from bbdm.execution.compiled import Compiled
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.sampling.batch import Batch
+from bbdm.sampling.loop import Batch
 from tests.codec.autoencoders import own_codec, tiny_kl
 from tests.conftest import MakePairs, newest, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan

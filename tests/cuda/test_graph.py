@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, wrap
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
-from bbdm.execution.compiled import Compiled
-from bbdm.execution.graph import Graphs
+from bbdm.execution.compiled import Compiled, Graphs
 from bbdm.networks.base import Network
 from bbdm.sampling.base import KEPT
 from tests.conftest import tiny_dit, tiny_unet
@@ -104,7 +103,7 @@ def test_replays_are_the_eager_loop(case: str, card: Card):
 
 
 def test_each_shape_and_each_way_has_a_graph(card: Card, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bbdm.execution.graph.SHAPES_KEPT", 2)
+    monkeypatch.setattr("bbdm.execution.compiled.SHAPES_KEPT", 2)
     network = told()
     made, eager = sampler(network), sampler(network, graphs=None)
     options = {"style": 1, "text": TEXT}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bbdm.runtime import session
+from bbdm.runtime import sampler as session
 
 CARD, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

@@ -8,29 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from tests.data.making import Array, load, pictures, pixels, save
 
 NOISE = pixels(0, 40, 56)
-# Table K.1 of ITU-T T.81: quantisation of luminance at quality 50
-LUMINANCE = """
-16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
-18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99
-"""
 
 
 def degraded(text: str, array: Array, name: str = "a") -> Array:
     return np.asarray(Degradation.read(text).picture(Image.fromarray(array), name), dtype=np.float64)
-
-
-def blocks(array: Array) -> Array:
-    """Cosine transforms of the blocks of 8 x 8 of a grey picture, as JPEG has them."""
-    height, width = array.shape
-    cut = (array - 128).reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3)
-    return np.asarray(dctn(cut, axes=(2, 3), norm="ortho"))
 
 
 @pytest.mark.parametrize("text", [*DEGRADATIONS, "jpeg:5", "blur:0.7"])
@@ -55,19 +42,10 @@ def test_sr4_keeps_low_frequencies_and_no_high_ones() -> None:
 
 
 @pytest.mark.parametrize(("text", "quality"), [("jpeg", 10), ("jpeg:5", 5), ("jpeg:30", 30)])
-def test_jpeg_quantises_cosine_transforms_by_the_table_of_its_quality(text: str, quality: int) -> None:
-    """libjpeg scales the table to 5000 / quality per cent. Rounding moves a coefficient by up to 4."""
-    table = np.array([int(number) for number in LUMINANCE.split()]).reshape(8, 8)
-    table = ((table * (5000 // quality) + 50) // 100).clip(1, 255)
-    soft = gaussian_filter(NOISE[..., 0].astype(np.float64), 1.5)
-    array = np.rint(128 + 0.8 * (soft - soft.mean())).astype(np.uint8)
-    wanted = np.rint(blocks(array.astype(np.float64)) / table) * table
-    difference = abs(blocks(degraded(text, array)) - wanted)
-    assert (difference < 4).mean() > 0.995  # a few are halfway between two multiples
-    assert (wanted != 0).sum() > 10
-    assert (difference[wanted != 0] < 4).mean() > 0.9
-    Image.fromarray(NOISE).save(file := io.BytesIO(), "jpeg", quality=quality)  # of colours
-    assert np.array_equal(degraded(text, NOISE), np.asarray(Image.open(file)))
+def test_jpeg_is_a_file_of_its_quality_read_again(text: str, quality: int) -> None:
+    for array in (NOISE, NOISE[..., 0].copy()):
+        Image.fromarray(array).save(file := io.BytesIO(), "jpeg", quality=quality)
+        assert np.array_equal(degraded(text, array), np.asarray(Image.open(file)))
 
 
 @pytest.mark.parametrize(("text", "sigma"), [("blur", 2.0), ("blur:0.7", 0.7), ("blur:5", 5.0)])
@@ -78,16 +56,16 @@ def test_blur_is_gaussian_and_gray_luminance(text: str, sigma: float) -> None:
     assert abs(degraded("gray", NOISE) - (NOISE @ [0.299, 0.587, 0.114])[..., None]).max() <= 1
 
 
-@pytest.mark.parametrize("size", [(16, 16), (24, 80), (128, 128)], ids=str)
-def test_inpaint_leaves_the_rest_as_it_is(size: tuple[int, int]) -> None:
-    array = np.zeros((*size, 3), np.uint8)
-    array[..., :2] = np.arange(size[1])[:, None] % 100  # nowhere the grey of the mask
-    made = [degraded("inpaint", array, name) for name in "abcdefgh"]
-    masks = [(each == 128).all(axis=-1) for each in made]
-    assert all(0.2 <= mask.mean() <= 0.3 for mask in masks)
-    assert all(np.array_equal(each[~mask], array[~mask]) for each, mask in zip(made, masks, strict=True))
-    assert len({mask.tobytes() for mask in masks}) == len(masks)
-    assert np.any(masks, axis=0).mean() > 0.7  # they are everywhere
+def test_inpaint_leaves_the_rest_as_it_is() -> None:
+    for size in ((16, 16), (24, 80), (128, 128)):
+        array = np.zeros((*size, 3), np.uint8)
+        array[..., :2] = np.arange(size[1])[:, None] % 100  # nowhere the grey of the mask
+        made = [degraded("inpaint", array, name) for name in "abcdefgh"]
+        masks = [(each == 128).all(axis=-1) for each in made]
+        assert all(0.2 <= mask.mean() <= 0.3 for mask in masks)
+        assert all(np.array_equal(each[~mask], array[~mask]) for each, mask in zip(made, masks, strict=True))
+        assert len({mask.tobytes() for mask in masks}) == len(masks)
+        assert np.any(masks, axis=0).mean() > 0.7  # they are everywhere
 
 
 def test_photo_is_weak_and_strong_and_keeps_the_mean() -> None:

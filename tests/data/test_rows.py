@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from bbdm.data.config import read_labels
-from bbdm.data.rows import DATASETS, Half, paths_of, read_layout, read_rows, shown, synthrad_values
-from bbdm.pictures.values import Percentiles
+from bbdm.data.rows import DATASETS, Half, paths_of, read_layout, read_rows, shown
 from tests.data.making import load, pixels, save
 
 
@@ -34,6 +33,7 @@ def texts(rows: Any) -> list[str]:
 
 
 LABELS, PHOTOS = "gtFine/train/u/1_gtFine_color.png", "leftImg8bit/train/u/1_leftImg8bit.png"
+MR = "train/p/7/mr.mha train/p/7/ct.nii.gz"
 LAYOUTS = [  # dataset, data_dir, files, rows of train
     ("edge2shoes", ".", "train/7.jpg val/8.jpg train/notes.txt", ["7 train/7.jpg|0 train/7.jpg|1"]),
     ("edge2handbags", ".", "train/7.jpg test/8.jpg", ["7 train/7.jpg|0 train/7.jpg|1"]),
@@ -44,6 +44,8 @@ LAYOUTS = [  # dataset, data_dir, files, rows of train
     ("paired", "x,z;y", "x/7.png z/7.tif y/7.nii.gz", ["7 x/7.png+z/7.tif y/7.nii.gz"]),
     ("paired", "x,y", "x/3.png x/10.webp y/3.jpg y/10.PNG y/.no.png", ["10 x/10.webp y/10.PNG", "3 x/3.png y/3.jpg"]),
     ("paired", "x,y", "x/deep/3.PNG y/deep/3.bmp", ["deep/3 x/deep/3.PNG y/deep/3.bmp"]),
+    ("paired", "{split}/*/mr,{split}/*/ct", f"{MR} train/p/7/mask.mha", [f"p/7 {MR}"]),
+    ("folder", "x/*/mr", "x/7/mr.mha x/7/ct.mha", ["7 x/7/mr.mha"]),
     ("folder", ".", "7.png ._3.png Thumbs.db", ["7 7.png"]),
     ("folder", ".", "train/7.png val/8.png 9.png", ["7 train/7.png"]),
     ("folder", "{split}", "train/7.png val/8.png", ["7 train/7.png"]),
@@ -57,7 +59,7 @@ def test_rows_of_a_layout(dataset: str, data_dir: str, files: str, wanted: list[
 
 
 def test_layouts_that_are_tested_are_all() -> None:
-    assert {each[0] for each in LAYOUTS} | {"table", "synthrad", "hub", "stream"} == DATASETS.keys()
+    assert {each[0] for each in LAYOUTS} | {"table", "hub", "stream"} == DATASETS.keys()
     assert read_layout("paired") == "paired"
     with pytest.raises(ValueError, match=r"one of celeba, .*, got '\.': .* 'folder', as in folder \."):
         read_layout(".")
@@ -76,7 +78,6 @@ def test_the_halves_of_a_picture_are_source_and_target(root: Path) -> None:
 
 PAIR = "train/A/3.png train/B/3.png"
 X_Y = "x/a.png x/b.png y/a.png y/b.png sar/a.png"
-MR = "a/mr.mha a/ct.mha a/mask.mha"
 REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("celeba", ".", f"{PAIR} train/A/5.png", "", r"A/5\.png has no target in .*B: files are matched by name"),
     ("celeba", ".", f"{PAIR} train/B/5.png", "", r"B/5\.png has no source in .*A: files are matched by name"),
@@ -90,7 +91,7 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("paired", "x", "", "", "two folders, SOURCES,TARGETS; got 'x'"),
     ("paired", "x,y,z", "", "", "got 'x,y,z'; of several sources, FIRST,SECOND;TARGETS"),
     ("edges", ".", "", "", r"dataset must be one of .*edge2shoes.*, got 'edges'"),
-    *((name, "gone", "", "", "there is no folder gone") for name in ("edge2shoes", "celeba", "cityscapes", "synthrad")),
+    *((name, "gone", "", "", "there is no folder gone") for name in ("edge2shoes", "celeba", "cityscapes")),
     ("table", "gone.csv", "", "", "there is no file gone.csv"),
     ("hub", "gone.tar", "", "", "there is no file gone.tar"),
     ("paired", "x,y,sar=sar", X_Y, "", r"x/b\.png has no sar in sar: files are matched by name"),
@@ -109,12 +110,6 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("table", "t.csv", "", "source,target", r"there are no rows in t\.csv"),
     ("table", "t.csv", "", "source\n" + "a" * 2**18, r"t\.csv is no CSV of UTF-8: field larger"),
     ("table", "t.csv", "", "source\n\udcff", r"t\.csv is no CSV of UTF-8: .*can't decode"),
-    ("synthrad", ".", "a/mr.mha a/ct.mha", "", r"a/mr\.mha has no mask in \."),
-    ("synthrad", ".", f"{MR} b/mr.mha b/mask.mha", "", r"b/mr\.mha has no target in \."),
-    ("synthrad", ".", f"{MR} b/cbct.mha", "", "both mr and cbct: give the folder of one task"),
-    ("synthrad", ".", f"{MR} a/mr.nii", "", r"a/mr\.mha and a/mr\.nii have the same name: .* remove one"),
-    ("synthrad", ".", MR, "", "a is the only patient"),
-    ("synthrad", ".", "", "", "no patients: a folder for each patient"),
 ]
 
 
@@ -152,37 +147,6 @@ def test_paths_of_a_table_are_relative_to_its_file() -> None:
     assert texts(read_rows("table", "data/{split}.csv")) == [f"s/1 {paths}"]
     Path("t.csv").write_text("name,source\none,s/1.png\ntwo,s/2.png")
     assert texts(read_rows("table", "t.csv")) == ["one s/1.png", "two s/2.png"]
-
-
-class TestSynthrad:
-    """Folders of patients."""
-
-    def test_a_tenth_of_the_patients_is_for_validation_wherever_they_lie(self) -> None:
-        everyone = {f"{'AB' if number % 2 else 'HN'}/1ABA{number:03d}" for number in range(20)}
-        touch(" ".join(f"{name}/mr.mha {name}/ct.mha {name}/mask.mha" for name in everyone))
-        train, validation = (texts(read_rows("synthrad", ".", split)) for split in ("train", "val"))
-        assert len(validation) == 2
-        assert {row.split()[0] for row in [*train, *validation]} == everyone
-        first = train[0].split()[0]
-        assert train[0] == f"{first} {first}/mr.mha {first}/mask.mha {first}/ct.mha"
-        Path("AB").rename("other")
-        again = texts(read_rows("synthrad", ".", "val"))
-        assert {row[-14:] for row in again} == {row[-14:] for row in validation}  # 1ABA000/ct.mha
-
-    def test_folders_of_splits_stay(self) -> None:
-        for name in ("train/a", "val/b"):
-            touch(f"{name}/cbct.nii.gz {name}/ct.nii.gz {name}/mask.nii.gz")
-        rows = read_rows("synthrad", ".", "val")
-        assert texts(rows) == ["b val/b/cbct.nii.gz val/b/mask.nii.gz val/b/ct.nii.gz"]
-        assert [str(values) for values in synthrad_values(rows)] == ["-1024:3071:HU"] * 2
-        assert [row["name"] for row in read_rows("synthrad", "{split}")] == ["a"]
-
-    def test_patients_without_ct_are_sources_of_each_split(self) -> None:
-        touch("a/mr.mha a/mask.mha b/mr.mha b/mask.mha")
-        for split in ("train", "val"):
-            rows = read_rows("synthrad", ".", split)
-            assert texts(rows) == ["a a/mr.mha a/mask.mha", "b b/mr.mha b/mask.mha"]
-            assert synthrad_values(rows)[0] == Percentiles(0.5, 99.5)
 
 
 def test_labels_of_all_rows_are_read_from_text() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.data.grids import crop_window
+from bbdm.data.cells import crop_window
 from bbdm.data.spec import AXES
 from bbdm.pictures.values import Percentiles, read_values
 from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
@@ -40,7 +40,7 @@ class TestValues:
         wanted = [(2000 + at) / 2000 - 1, (3000 + at) / 4000 - 1, at / 4000]
         np.testing.assert_allclose(several.read(0).source.flatten().tolist(), wanted, atol=1e-6)
         with pytest.raises(ValueError, match="has 1 channels, and there are values of 2"):
-            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1"))
+            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1")).read(0)
 
     def test_percentiles_are_of_the_whole_picture(self, tmp_path: Path) -> None:
         example = valued(folders(tmp_path), source=Percentiles(10, 90), crop=CROP).read(2, 3)
@@ -128,23 +128,8 @@ class TestCrops:
             corners.add(first)
         assert len(corners) > 10  # another epoch has others
         assert not torch.equal(pairs.read(2).source, pairs.read(3).source)  # the next of the picture
-        inside = numbers(valued(data_dir, in_mask=1.0, **how).read(1, 5).source)
-        assert inside[tuple(side // 2 for side in crop)] == volume[place]
         with pytest.raises(ValueError, match=r"A/1\.npy: it has .* pixels, and crops have 30 x 30"):
             valued(data_dir, crop=30, axes=len(sides)).read(1)
-
-    def test_a_share_is_centred_in_the_mask(self, tmp_path: Path) -> None:
-        folders(tmp_path, count=1)
-        data_dir = masked(tmp_path, (HEIGHT, WIDTH), [(9, 11)])
-        example = valued(data_dir, crop=CROP, in_mask=1.0).read(0)
-        assert example.mask.nonzero().tolist() == [[0, CROP // 2, CROP // 2]]
-        assert example.mask.dtype == torch.float32
-        corner = valued(masked(tmp_path, (HEIGHT, WIDTH), [(0, WIDTH - 1)]), crop=CROP, in_mask=1.0).read(0)
-        assert corner.mask.nonzero().tolist() == [[0, 0, CROP - 1]]  # as near as the picture's edges let it
-        masked(tmp_path, (HEIGHT, WIDTH), [(9, 11)])
-        half = valued(data_dir, crop=CROP, in_mask=0.5)
-        middles = [numbers(half.read(0, seed).source)[CROP // 2, CROP // 2] for seed in range(200)]
-        assert 0.4 < np.mean(np.array(middles) == 9 * WIDTH + 11) < 0.6  # binomial, 3 sigma
 
 
 class TestSlices:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bbdm import BridgeSampler
-from bbdm.execution import graph
-from bbdm.execution.graph import Graphs
-from bbdm.sampling.batch import Batch
+from bbdm.execution import compiled
+from bbdm.execution.compiled import Graphs
+from bbdm.sampling.loop import Batch
 from tests.execution.test_compiled import ODD, SOURCE, build, largest, new_sampler
 
 TOLERANCE = 1e-3  # of a GPU's float32: other algorithms for convolutions, other orders of sums
@@ -113,8 +113,7 @@ def test_gpu_graphs_used_least_recently_are_dropped(monkeypatch: pytest.MonkeyPa
         return captured
 
     monkeypatch.setattr(Graphs, "_capture", counting)
-    monkeypatch.setattr(graph, "SHAPES_KEPT", 2)
-    monkeypatch.setattr("bbdm.execution.compiled.SHAPES_KEPT", 2)
+    monkeypatch.setattr(compiled, "SHAPES_KEPT", 2)
     sampler, eager = new_sampler(compile=True, device="cuda"), gpu(compile=False)
     counts: list[int] = []
     for size in (8, 6, 8, 4, 8, 6, 4):  # 4 takes the place of 6, and so on

@@ -15,8 +15,8 @@ from bbdm.cli import export, translate
 from bbdm.cli.eval import read_sweep
 from bbdm.cli.info import describe
 from bbdm.onnx import exporter
-from bbdm.sampling.network_config import FileConfig
-from bbdm.serving import app_model
+from bbdm.sampling.options import FileConfig
+from bbdm.serving import app
 from bbdm.serving.config import AppConfig, ServeConfig
 from bbdm.serving.requests import facts
 from bbdm.solvers import Defaults
@@ -88,7 +88,7 @@ def commands() -> dict[str, Callable[[Path], Found]]:
         "translate": translated,
         "info": described,
         "serve": served,
-        "app": lambda path: found(app_model.load(AppConfig(model=path))),
+        "app": lambda path: found(app.load(AppConfig(model=path))),
         "export": lambda path: found(exporter.load(export.Export(checkpoint=path))),
         "eval --sweep": swept,
     }

@@ -1,8 +1,9 @@
-"""Models as folders and on a Hub: what is written and fetched, what is never fetched, and what goes wrong."""
+"""Models as folders and on a Hub: what is written and fetched, the card, and what goes wrong."""
 
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 import bbdm
-from bbdm import ABridge, BridgeSampler, demo, load_checkpoint, save_checkpoint
+from bbdm import ABridge, BridgeSampler, Values, demo, load_checkpoint, save_checkpoint
 from bbdm.cli import translate
+from bbdm.data.spec import Spec
 from bbdm.files.hub import HubError, find_checkpoint
+from bbdm.pictures import read
 from bbdm.runtime import OnnxBridgeSampler
-from tests.conftest import ROOT, tiny_unet
+from tests.conftest import ROOT, noise, tiny_unet
 from tests.hub import Hub, Model, serving
 from tests.onnx.exports import checkpoint, export, tiny_codec
 
@@ -130,9 +133,7 @@ class TestFolder:
         assert same(restored, sampler)
         assert restored.calls == 2
         card = (tmp_path / "latent" / "README.md").read_text()
-        assert "latents of a VQGAN" in card
-        assert "| `consistency` | 2 |" in card
-        assert "dpm2m" not in card
+        assert [part for part in ("latents of a VQGAN", "| `consistency`, 2 network calls |") if part not in card] == []
 
     def test_of_a_network_of_the_user(self, tmp_path: Path):
         network = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x))
@@ -143,6 +144,55 @@ class TestFolder:
         with pytest.raises(ValueError, match="give the network"):
             BridgeSampler.from_pretrained(tmp_path / "own")
         assert "network=bbdm.wrap(...)" in (tmp_path / "own" / "README.md").read_text()
+
+
+class TestCard:
+    def test_what_the_hub_reads(self, sampler: BridgeSampler, tmp_path: Path):
+        """By its own library."""
+        sampler.save_pretrained(tmp_path / "a", license="cc-by-sa-4.0", base_model="me/teacher")
+        text = (tmp_path / "a" / "README.md").read_text()
+        data: Any = huggingface_hub.ModelCard(text).data
+        assert (data.library_name, data.pipeline_tag, data.tags) == ("bbdm", "image-to-image", ["diffusion-bridge"])
+        assert (data.license, data.base_model) == ("cc-by-sa-4.0", "me/teacher")
+        rows = [f"| bridge | `{BRIDGE}` |", "| image size | 16 x 16 |", "| solver | `dpm2m`, 3 network calls |"]
+        assert [row for row in rows if row not in text.splitlines()] == []
+        assert not re.search(r"\|\n\n\||\|\n[^|\n]|\n\n\n", text)  # tables are in one piece
+        (tmp_path / "a" / "README.md").write_text("mine")
+        sampler.save_pretrained(tmp_path / "a")
+        assert (tmp_path / "a" / "README.md").read_text() == "mine"  # a card that is there stays
+
+    @pytest.mark.parametrize("values", [False, True], ids=["8 bits", "values"])
+    def test_its_lines_run(self, values: bool, sampler: BridgeSampler, tmp_path: Path, monkeypatch: Any):
+        """Those of Python, beside the folder, and give the sampler's own result."""
+        suffix = "npy" if values else "png"
+        if values:
+            sampler.pictures = Spec(source=Values(0, 3000, dtype="uint16"), target=Values(-1000, 1000, dtype="int16"))
+            np.save(tmp_path / "source.npy", np.random.default_rng(0).integers(0, 3000, (3, 16, 16), dtype=np.uint16))
+        else:
+            noise(3).save(tmp_path / "source.png")
+        sampler.save_pretrained(tmp_path / "faces")
+        monkeypatch.chdir(tmp_path)
+        (lines,) = re.findall(r"```python\n(.*?)```", Path("faces/README.md").read_text(), flags=re.DOTALL)
+        exec(compile(lines, "card", "exec"), {})
+        made, wanted = read(f"result.{suffix}"), sampler(f"source.{suffix}", seed=0)[0]
+        wanted.save(f"wanted.{suffix}")
+        assert (np.asarray(made) == np.asarray(read(f"wanted.{suffix}"))).all()
+
+    @pytest.mark.nightly
+    def test_its_lines_for_onnx_run(self, bundled_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """Those of the bundled network and its export, each after the other on one drawing."""
+        source = demo.DRAWINGS / "1F383.png"
+        shutil.copyfile(source, tmp_path / "source.png")
+        sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)
+        sampler.save_pretrained(tmp_path / "colours", onnx=bundled_export)
+        monkeypatch.chdir(tmp_path)
+        found: list[Any] = []
+        for each in re.findall(r"```python\n(.*?)```", Path("colours/README.md").read_text(), flags=re.DOTALL):
+            names: dict[str, Any] = {}
+            exec(compile(each, "card", "exec"), names)
+            found.append(np.asarray(names["result"], dtype=float))
+        assert (found[0] == np.asarray(sampler(source, seed=0)[0])).all()
+        assert np.abs(found[0] - found[1]).max() <= 5  # float16
 
 
 class TestFetching:
@@ -172,21 +222,20 @@ class TestFetching:
         first = BridgeSampler.from_pretrained(NAME)
         hub.status = 503
         assert same(BridgeSampler.from_pretrained(NAME), first)
-        with pytest.raises(HubError, match=f"no path {NAME}, and on the Hugging Face Hub .*"):
+        with pytest.raises(HubError, match=f"no path {NAME}, and a name on the Hugging Face Hub: ."):
             BridgeSampler.from_pretrained(NAME, cache_dir=tmp_path / "empty")
         with monkeypatch.context() as patch:
             patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
             hub.requests.clear()
             assert same(BridgeSampler.from_pretrained(NAME), first)
-            with pytest.raises(HubError, match=r"is not in the cache: .*(offline|HF_HUB_OFFLINE)"):
+            with pytest.raises(HubError, match="disabled"):
                 BridgeSampler.from_pretrained("me/other")
             assert not hub.requests
 
     def test_a_private_repository(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch):
         for refusal, message in {
-            (401, "RepoNotFound"): "no public repository of that name; for a private one, give a token",
-            (403, "GatedRepo"): "has conditions to accept there; then give a token",
-            (403, ""): "give a token that has access, by token= or HF_TOKEN",
+            (401, "RepoNotFound"): "private or gated repo, make sure you are authenticated",
+            (403, "GatedRepo"): "gated repo",
         }.items():
             model.refusal = refusal
             with pytest.raises(HubError, match=message):
@@ -197,15 +246,15 @@ class TestFetching:
         load_checkpoint(NAME)
 
     def test_what_is_missing(self, hub: Hub, model: Model):
-        with pytest.raises(HubError, match="me/nobody, and on the Hugging Face Hub there is no public repository"):
+        with pytest.raises(
+            HubError, match=r"no path me/nobody, and a name on the Hugging Face Hub: .*Repository Not Found"
+        ):
             load_checkpoint("me/nobody")
-        with pytest.raises(HubError, match=f"{NAME}@v9, and .* the repository has no such revision"):
+        with pytest.raises(HubError, match=f"{NAME}@v9, and .*Revision Not Found"):
             load_checkpoint(f"{NAME}@v9")
         files = model.commits[model.refs["main"]]
         model.commit({"config.json": files["config.json"], "unet.bin": b""})
-        with pytest.raises(
-            ValueError, match=f"{NAME} on the Hugging Face Hub is no model of bbdm: it has no model.saf"
-        ):
+        with pytest.raises(ValueError, match=f"{NAME} on the .* Hub is no model of bbdm: it has no model.saf"):
             load_checkpoint(NAME)
         assert "unet.bin" not in hub.downloads()
 
@@ -221,7 +270,7 @@ class TestFetching:
                 patch.setattr(huggingface_hub.file_download, "http_get", full)
             else:
                 hub.faults["model.safetensors"] = fault
-            with pytest.raises(HubError, match=r"cannot be transferred: .*(received|should be of size|No space left)"):
+            with pytest.raises(HubError, match=r"received|should be of size|No space left"):
                 load_checkpoint(NAME)
         hub.faults.clear()
         load_checkpoint(NAME)
@@ -276,7 +325,7 @@ class TestPushing:
         assert same(BridgeSampler.from_pretrained(NAME), sampler)
 
     def test_refused(self, hub: Hub, sampler: BridgeSampler):
-        with pytest.raises(HubError, match=f"{NAME} cannot be pushed: there is no permission: give a token"):
+        with pytest.raises(HubError, match=f"{NAME} cannot be pushed: .*403"):
             sampler.push_to_hub(NAME, token="wrong")
         with pytest.raises(ValueError, match="name must be OWNER/NAME, got 'faces'"):
             sampler.push_to_hub("faces")

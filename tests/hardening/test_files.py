@@ -24,7 +24,7 @@ from tests.hardening.watch import ROOM, Outcome, Watch, judge
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 SEED = 1
 EVERY_NIGHT = [(kind, count) for kind, (_, count) in {**FILES, **PICTURES, **FORMATS}.items()]
-DAILY = {"our .pt": 30, "our .safetensors, settings": 20, "PNG": 50, "NIfTI": 200, "npz": 200}
+DAILY = {"our .pt": 30, "our .safetensors, settings": 20, "PNG": 50, "NIfTI": 200, "npy": 200}
 
 
 def check(counts: dict[str, int], folder: Path) -> None:

@@ -195,9 +195,9 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 0}, "channels must be an integer of at least 1, got 0"),
-        ({"condition_channels": -1}, "condition_channels must be an integer of at least 0, got -1"),
-        ({"stride": 2.0}, "stride must be an integer of at least 1, got 2.0"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"condition_channels": -1}, "condition_channels must be at least 0, got -1"),
+        ({"stride": 2.0}, "stride must be of integers, got 2.0"),
         ({"module": "unet"}, "module must be a torch.nn.Module, got str"),
     ],
 )

@@ -16,10 +16,10 @@ from torch import nn
 import bbdm
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.files.bridge_json import read_settings
+from bbdm.networks.arrays import in_channels
 from bbdm.networks.base import Conditions, Network
-from bbdm.networks.conditioning import ConditionedNetwork
 from bbdm.networks.dit import DiT
-from bbdm.networks.endpoint import in_channels
+from bbdm.networks.layers import ConditionedNetwork
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import TINY, tiny_dit, tiny_unet
@@ -126,8 +126,8 @@ def test_other_channels_are_their_mean_or_those_that_are_named():
 def test_an_array_has_the_bits_of_a_tensor():
     source = drawn(5)
     for channels, endpoint in ((1, None), (3, None), (2, (4, 1))):
-        made = in_channels(source.numpy(), channels, endpoint, np.concatenate)
-        np.testing.assert_array_equal(made, in_channels(source, channels, endpoint, torch.cat).numpy())
+        made = in_channels(source.numpy(), channels, endpoint)
+        np.testing.assert_array_equal(made, in_channels(source, channels, endpoint).numpy())
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_
         ({"dem": drawn(1), "sar": drawn(2) / 0}, "'sar' must be finite"),
         ({"dem": drawn(1), "sar": drawn(2), "dsm": drawn(1)}, r"'sar' \(2 channels\), got 'dsm'"),
         ({"dem": drawn(1), "sar": drawn(2), "source": drawn(3)}, r"'sar' \(2 channels\), got 'source'"),
-        (drawn(2), "must be a mapping of names to values, such as {'sar': sar}, got a Tensor"),
+        (drawn(2), "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
     ],
 )
 def test_bad_conditions(conditions: Any, message: str):
@@ -296,7 +296,7 @@ def test_bad_conditions(conditions: Any, message: str):
 
 def test_conditions_of_a_network_that_has_none():
     sampler = BridgeSampler(three_to_one().eval(), BRIDGE, steps=2)
-    with pytest.raises(ValueError, match="are none besides the source, got 'sar'"):
+    with pytest.raises(ValueError, match="are none, got 'sar'"):
         sampler(drawn(3), seed=0, conditions={"sar": drawn(2)})
     with pytest.raises(ValueError, match=r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 1, 8, 8\)"):
         sampler(drawn(1), seed=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bbdm.networks.discriminator import LEAST, PatchGAN
+from bbdm.networks.vqgan import PatchGAN
 
 
 def test_a_logit_sees_70_by_70_pixels():
@@ -29,9 +29,9 @@ def test_widths_and_sizes():
     widths = [(3, 64, 2), (64, 128, 2), (128, 256, 2), (256, 512, 1), (512, 1, 1)]  # of the paper
     assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == widths
     network = PatchGAN(3, 4)
-    assert network(torch.randn(1, 3, LEAST, LEAST)).shape == (1, 1, 1, 1)
+    assert network(torch.randn(1, 3, PatchGAN.least, PatchGAN.least)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError):
-        network(torch.randn(1, 3, LEAST - 1, LEAST))
+        network(torch.randn(1, 3, PatchGAN.least - 1, PatchGAN.least))
     for width in (0, 6):
         with pytest.raises(ValueError, match=f"width must be a multiple of 4, got {width}"):
             PatchGAN(3, width)

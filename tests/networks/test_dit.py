@@ -59,7 +59,7 @@ def test_it_is_the_paper_s():
     assert not untrained(x, t, {"source": y}).any()
     with pytest.raises(ValueError, match="multiples of 2"):
         dit(x[..., :7, :], t, {"source": y[..., :7, :]})
-    with pytest.raises(ValueError, match="condition 'source' is missing: it must have 3 channels"):
+    with pytest.raises(ValueError, match="condition 'source' is missing: this network has 'source'"):
         dit(x, t)
 
 

@@ -241,7 +241,7 @@ def test_sde_bbdm_fast_noise_is_half_the_variance(draw: Draw) -> None:
     public = module.fast_sampling_step(public_data(zero, 600, zero), 600, 300, predicted_obj=zero)
     table = solvers.build(bridge, "fast", timesteps=[T, 600, 300])
     ours = our_step(table, 1, zero, zero, zero, one)
-    sigma = float(bridge.sigma(300))
+    sigma = float(bridge.at(300).sigma)
     torch.testing.assert_close(public, 0.5 * sigma**2 * one, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(ours, 0.5 * sigma * one, rtol=0, atol=TOLERANCE)
 

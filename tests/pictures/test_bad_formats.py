@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import locale
 import pickle
+import re
 import struct
 import sys
-import zipfile
 import zlib
 from collections.abc import Callable
 from itertools import chain, repeat
@@ -22,8 +22,7 @@ import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 
-from bbdm.base import optional
-from bbdm.pictures import Geometry, Picture, checks, files, header, read, suffixes, write
+from bbdm.pictures import Geometry, Picture, checks, files, formats, header, read, write
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
 
@@ -36,55 +35,46 @@ def refused(path: Path, fact: str) -> None:
     assert not isinstance(caught.value, FileNotFoundError)
 
 
-class TestNames:
-    def test_missing(self, tmp_path: Path) -> None:
-        for suffix in suffixes.SUFFIXES:
-            for act in (header, read):
-                with pytest.raises(FileNotFoundError, match="there is no picture"):
-                    act(tmp_path / f"a{suffix}")
+@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+def test_missing_and_other_content(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    for act in (header, read):
+        with pytest.raises(FileNotFoundError, match=f"there is no picture {path}"):
+            act(path)
+    for content in (b"", b"no picture at all", bytes(1000)):
+        path.write_bytes(content)
+        refused(path, "cannot read")
 
-    def test_no_picture(self, tmp_path: Path) -> None:
-        (tmp_path / "a.txt").write_text("a")
-        (tmp_path / "folder").mkdir()
-        for name in ("a.txt", "folder"):
-            assert not files.is_picture(tmp_path / name)
-            with pytest.raises(checks.UnknownFormatError, match=name):
-                read(tmp_path / name)
-        with pytest.raises(ValueError, match=r"must end in one of \.nii\.gz"):
-            write(tmp_path / "a.dcm", np.zeros((1, 4, 4)))
 
-    @pytest.mark.parametrize("suffix", suffixes.SUFFIXES)
-    def test_another_content(self, suffix: str, tmp_path: Path) -> None:
-        for content in (b"", b"no picture at all", bytes(1000)):
-            (tmp_path / f"a{suffix}").write_bytes(content)
-            refused(tmp_path / f"a{suffix}", "cannot read")
+def test_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "folder").mkdir()
+    for name in ("a.txt", "folder"):
+        assert not files.is_picture(tmp_path / name)
+        with pytest.raises(checks.UnknownFormatError, match=name):
+            read(tmp_path / name)
+    with pytest.raises(ValueError, match=r"must end in one of \.nii\.gz"):
+        write(tmp_path / "a.dcm", np.zeros((1, 4, 4)))
 
-    @pytest.mark.parametrize(
-        ("name", "extra", "missing"),
-        [
-            ("a.nii", "medical", "nibabel"),
-            ("a.mha", "medical", "SimpleITK"),
-            ("a.tif", "tiff", "tifffile"),
-            ("b.tif", "geo", "rasterio"),
-            ("a.png", "tiff", "imagecodecs"),
-        ],
-    )
-    def test_missing_packages(
-        self, name: str, extra: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        affine = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
-        picture = Picture(numbers((3, 8, 8), "uint16"), Geometry(affine, "geotiff" if name == "b.tif" else ""))
-        write(tmp_path / name, picture)
 
-        def without(name: str) -> Any:
-            if name == missing:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            return sys.modules[name]
-
-        monkeypatch.setattr(optional, "import_module", without)
-        for act in (lambda: header(tmp_path / name), lambda: write(tmp_path / name, picture)):
-            with pytest.raises(ModuleNotFoundError, match=rf"pip install 'bbdm\[{extra}\]'"):
-                act()
+@pytest.mark.parametrize(
+    ("extra", "missing", "name", "kind"),
+    [
+        ("medical", "nibabel", "a.nii", ""),
+        ("medical", "SimpleITK", "a.mha", ""),
+        ("tiff", "tifffile", "a.tif", ""),
+        ("geo", "rasterio", "b.tif", "geotiff"),
+    ],
+)
+def test_missing_packages(
+    extra: str, missing: str, name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    affine = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    write(tmp_path / name, picture := Picture(numbers((3, 8, 8), "uint16"), Geometry(affine, kind)))
+    monkeypatch.setitem(sys.modules, missing, None)
+    for act in (lambda: header(tmp_path / name), lambda: write(tmp_path / name, picture)):
+        with pytest.raises(ModuleNotFoundError, match=rf"pip install 'bbdm\[{extra}\]'"):
+            act()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +82,7 @@ class TestNames:
     [
         ("a.jpg", (1, 8, 8), "uint16", r"\.jpg cannot hold uint16"),
         ("a.png", (1, 8, 8), "float32", r"\.png cannot hold float32"),
+        ("a.png", (3, 8, 8), "uint16", r"\.png cannot hold uint16"),
         ("a.png", (2, 8, 8), "uint8", "1 or 3 channels, got 2"),
         ("a.png", (1, 4, 8, 8), "uint8", "2 axes besides the channels"),
         ("a.nii", (1, 8, 8), "float16", "cannot hold float16"),
@@ -107,28 +98,27 @@ def test_what_a_format_does_not_hold(name: str, shape: tuple[int, ...], kind: st
 
 
 def test_a_writer_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(path: Path, *_: Any) -> Any:
+        path.write_bytes(b"half")
         raise ValueError("no such row")
 
-    monkeypatch.setattr(checks, "blocks", broken)
-    picture = Picture(numbers((1, 300, 271), "uint8"), Geometry(format="geotiff"))
-    (tmp_path / "a.tif").write_bytes(b"before")
-    with pytest.raises(ValueError, match=r"cannot write the picture .*a\.tif: no such row"):
-        write(tmp_path / "a.tif", picture)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.tif", b"before")]
+    monkeypatch.setattr(np, "save", broken)
+    (tmp_path / "a.npy").write_bytes(b"before")
+    with pytest.raises(ValueError, match=r"cannot write the picture .*a\.npy: no such row"):
+        write(tmp_path / "a.npy", numbers((1, 30, 27), "uint8"))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npy", b"before")]
 
 
 def test_complex_numbers(tmp_path: Path) -> None:
     array = np.ones((8, 8), np.complex64)
     np.save(tmp_path / "a.npy", array)
-    np.savez(tmp_path / "a.npz", array)
     tifffile.imwrite(tmp_path / "a.tif", array)
     sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "a.nii"))
     with rasterio.open(
         tmp_path / "b.tif", "w", "GTiff", 8, 8, 1, "EPSG:4326", rasterio.Affine(1, 0, 5, 0, 1, 5), "complex64"
     ) as file:
         file.write(array[None])
-    for name in ("a.npy", "a.npz", "a.tif", "b.tif", "a.nii"):
+    for name in ("a.npy", "a.tif", "b.tif", "a.nii"):
         refused(tmp_path / name, "real numbers|complex")
 
 
@@ -139,29 +129,28 @@ class TestMedical:
         sitk.WriteImage(image, str(tmp_path / "a.mha"))
         refused(tmp_path / "a.mha", "4 axes, 5 x 4 x 3 x 2, such as times")
 
-    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"])
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
     @pytest.mark.parametrize("packed", [False, True])
     def test_truncated_or_changed(self, suffix: str, packed: bool, tmp_path: Path) -> None:
         image = sitk.GetImageFromArray(numbers((5, 17, 19), "int16"))
         sitk.WriteImage(image, str(path := tmp_path / f"a{suffix}"), useCompression=packed)
-        (data_file,) = tmp_path.glob("*raw") if suffix == ".mhd" else [path]
-        data = data_file.read_bytes()
+        data = path.read_bytes()
         for share in (0.01, 0.1, 0.5, 0.99):  # of the first, NRRD's library crashes
-            data_file.write_bytes(data[: int(share * len(data))])
+            path.write_bytes(data[: int(share * len(data))])
             refused(path, "cannot read")
         if suffix == ".nii.gz" or (packed and suffix != ".nii"):
             for offset in (-1000, -20, -7):  # the last in the checksum
                 changed = bytearray(data)
                 changed[offset] ^= 1
-                data_file.write_bytes(changed)
+                path.write_bytes(changed)
                 refused(path, "cannot read")
 
-    def test_an_mhd_reads_no_other_folder(self, tmp_path: Path) -> None:
-        write(tmp_path / "sub" / "a.mhd", numbers((1, 5, 7, 9), "int16"))
-        text = (tmp_path / "sub" / "a.mhd").read_text()
-        for name in ("../a.raw", str(tmp_path / "sub" / "a.raw"), "LIST", "%d.raw 1 5 1", "b.raw"):
-            (tmp_path / "sub" / "a.mhd").write_text(text.replace("a.raw", name))
-            refused(tmp_path / "sub" / "a.mhd", "one file beside it is needed|Invalid name")
+    def test_values_in_another_file_are_not_read(self, tmp_path: Path) -> None:
+        array = numbers((5, 7, 9), "int16")
+        for suffix, detached in ((".mha", ".mhd"), (".nrrd", ".nhdr")):
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"a{detached}"))
+            (tmp_path / f"a{suffix}").write_bytes((tmp_path / f"a{detached}").read_bytes())
+            refused(tmp_path / f"a{suffix}", "values are in|header does not end")
 
     def test_booleans_in_another_case(self, tmp_path: Path) -> None:
         array = numbers((5, 17, 19), "int16")
@@ -201,7 +190,6 @@ class TestDicom:
         ("heights", "fact"),
         [
             ([0, 2, 4, 8, 10], r"2 mm apart, but 4 mm between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm"),
-            ([0, 2, 8, 10, 12], "2 mm apart, but 6 mm between slices 2 and 3"),
             ([0, 2, 4, 7, 9], "2 mm apart, but 3 mm between slices 3 and 4"),
             ([0, 2, 2, 4, 6], r"2 mm apart, but 0 mm between slices 2 and 3, at \(-10, 5, 2\)"),
         ],
@@ -263,37 +251,19 @@ class TestTiff:
         refused(tmp_path / "a.ome.tif", "cannot read")
 
 
-class TestNumpy:
-    def test_pickles_are_not_loaded(self, tmp_path: Path) -> None:
-        np.save(tmp_path / "a.npy", np.array([print, None]), allow_pickle=True)
-        np.savez(tmp_path / "a.npz", np.array([print, None]))
-        (tmp_path / "b.npy").write_bytes(pickle.dumps(print))
-        for name in ("a.npy", "a.npz", "b.npy"):
-            refused(tmp_path / name, "cannot read" if name == "b.npy" else "pickled objects, which are never loaded")
-
-    def test_shapes_and_members(self, tmp_path: Path) -> None:
-        for shape in ((3,), (1, 2, 3, 4, 5), (0, 3), ()):
-            np.save(tmp_path / "a.npy", np.zeros(shape))
-            refused(tmp_path / "a.npy", "must be|no pixels")
-        np.savez(tmp_path / "a.npz", one=np.zeros((2, 2)), two=np.zeros((2, 2)))
-        refused(tmp_path / "a.npz", 'named "array"; it has one, two')
+def test_shapes_and_pickles_of_npy(tmp_path: Path) -> None:
+    for stored in (np.zeros(3), np.zeros((1, 2, 3, 4, 5)), np.zeros((0, 3)), np.zeros(()), np.array([print, None])):
+        np.save(tmp_path / "a.npy", stored, allow_pickle=True)
+        refused(tmp_path / "a.npy", "must be|empty|objects")
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(print))
+    refused(tmp_path / "a.npy", "cannot read")
 
 
 SHAPE = (50_000, 60_000)  # 3 x 10^9 pixels
-NPY = f"{{'descr': '<u4', 'fortran_order': False, 'shape': {SHAPE}, }}".ljust(117) + "\n"
-NPY_START = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(NPY)) + NPY.encode()
 
 
 def large_npy(path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(NPY_START)
-        file.truncate(128 + 4 * SHAPE[0] * SHAPE[1])
-
-
-def bomb_npz(path: Path) -> None:
-    """32 MB of zeros in 32 KB, whose header says that they are many more."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("array.npy", "w") as member:
-        member.write(NPY_START + bytes(2**25))
+    np.lib.format.open_memmap(path, "w+", np.uint32, SHAPE)  # all are holes
 
 
 def large_tiff(path: Path) -> None:
@@ -304,10 +274,9 @@ def large_tiff(path: Path) -> None:
 
 
 def large_geotiff(path: Path) -> None:
-    profile = {"driver": "GTiff", "height": SHAPE[0], "width": SHAPE[1], "count": 1, "dtype": "uint16"}
+    shape = {"height": SHAPE[0], "width": SHAPE[1], "count": 1, "dtype": "uint16"}
     place = {"crs": "EPSG:4326", "transform": rasterio.Affine(1, 0, 5, 0, 1, 5)}
-    with rasterio.open(path, "w", **profile, **place, tiled=True, sparse_ok=True, compress="deflate"):
-        pass
+    rasterio.open(path, "w", "GTiff", **shape, **place, tiled=True, sparse_ok=True, compress="deflate").close()
 
 
 def large_png(path: Path) -> None:
@@ -328,28 +297,22 @@ def large_nifti(path: Path, offset: float = 352, rest: bytes = b"") -> None:
 
 def large_text(path: Path) -> None:
     write(path, numbers((1, 4, 4, 4), "int16"))
-    data = path.read_bytes().replace(b"DimSize = 4 4 4", b"DimSize = 4096 4096 100")
-    path.write_bytes(data.replace(b"sizes: 4 4 4", b"sizes: 4096 4096 100"))
+    path.write_bytes(re.sub(rb"(DimSize =|sizes:) 4 4 4", rb"\1 4096 4096 100", path.read_bytes()))
+
+
+LARGE: dict[str, Any] = {
+    **{"a.npy": large_npy, "a.tif": large_tiff, "b.tif": large_geotiff, "a.png": large_png, "a.nii": large_nifti},
+    **{"a.nii.gz": large_nifti, "b.nii.gz": lambda path: large_nifti(path, 2.0**28, bytes(2**28))},
+    **{"a.mha": large_text, "a.nrrd": large_text},
+}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        *(("a.npy", large_npy), ("a.npz", bomb_npz), ("a.tif", large_tiff), ("b.tif", large_geotiff)),
-        *(
-            ("a.png", large_png),
-            ("a.nii", large_nifti),
-            ("a.nii.gz", large_nifti),
-            ("b.nii.gz", lambda path: large_nifti(path, 2.0**28, bytes(2**28))),
-        ),
-        *(("a.mha", large_text), ("a.nrrd", large_text)),
-    ],
-)
-def test_no_memory_is_spent(name: str, make: Any, tmp_path: Path) -> None:
-    make(tmp_path / name)
-    write(tmp_path / f"small{suffixes.suffix_of(name)}", numbers((1, 4, 4), "uint16"))
-    read(tmp_path / f"small{suffixes.suffix_of(name)}")  # imports
+@pytest.mark.parametrize("name", LARGE)
+def test_no_memory_is_spent(name: str, tmp_path: Path) -> None:
+    LARGE[name](tmp_path / name)
+    write(tmp_path / f"small{formats.suffix_of(name)}", numbers((1, 4, 4), "uint16"))
+    read(tmp_path / f"small{formats.suffix_of(name)}")  # imports
     forget_peak()
     before = memory("VmRSS")
     refused(tmp_path / name, "truncated|bytes|GiB|pixels|limit|begin at")

@@ -101,6 +101,14 @@ def test_samples_are_calls_and_their_moments_are_those_of_numpy(sampler: BridgeS
     torch.testing.assert_close(found.mean, calls.mean(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.std, calls.std(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.quantile(0.3), calls.quantile(0.3, 0), rtol=0, atol=1e-5)
+    found = sampler.distribution(SOURCE[:2], 2, [[4, 9], [8, 1]])
+    torch.testing.assert_close(found.samples[1], sampler(SOURCE[:2], seed=[9, 1]), rtol=0, atol=1e-5)
+    assert sampler.distribution(SOURCE, 2).seeds != sampler.distribution(SOURCE, 2).seeds
+    sums = sampler.distribution(SOURCE, 5, seed=0, keep=False)
+    torch.testing.assert_close(sums.mean, sampler.distribution(SOURCE, 5, seed=0).mean)
+    for what in (lambda: sums.samples, lambda: sums.quantile(0.5)):
+        with pytest.raises(ValueError, match="quantiles and samples need the samples: leave out keep=False"):
+            what()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 100])
@@ -111,12 +119,6 @@ def test_batches_change_nothing(sampler: BridgeSampler, batch_size: int):
     calls: list[tuple[int, int]] = []
     sampler.distribution(SOURCE, 5, 0, batch_size=batch_size, progress=lambda *done: calls.append(done))
     assert calls[-1][0] == calls[-1][1] == len(calls)
-
-
-def test_given_seeds(sampler: BridgeSampler):
-    found = sampler.distribution(SOURCE[:2], 2, [[4, 9], [8, 1]])
-    torch.testing.assert_close(found.samples[1], sampler(SOURCE[:2], seed=[9, 1]), rtol=0, atol=1e-5)
-    assert sampler.distribution(SOURCE, 2).seeds != sampler.distribution(SOURCE, 2).seeds
 
 
 def test_a_source_is_encoded_once(monkeypatch: pytest.MonkeyPatch):
@@ -142,14 +144,6 @@ def test_the_sampler_without_torch(exported: OnnxBridgeSampler):
     np.testing.assert_allclose(np.stack(found.samples), calls, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found.std, calls.std(0, ddof=1), rtol=0, atol=1e-5)
     assert found.std.dtype == np.float32
-
-
-def test_memory_of_sums_alone(sampler: BridgeSampler):
-    found = sampler.distribution(SOURCE, 5, seed=0, keep=False)
-    torch.testing.assert_close(found.mean, sampler.distribution(SOURCE, 5, seed=0).mean)
-    for what in (lambda: found.samples, lambda: found.quantile(0.5)):
-        with pytest.raises(ValueError, match="quantiles and samples need the samples: leave out keep=False"):
-            what()
 
 
 def test_memory_does_not_grow_with_the_number_of_samples():
@@ -213,21 +207,15 @@ def test_windows_and_masks(sampler: BridgeSampler):
     assert (masked.std[..., 4:] > 0).float().mean() > 0.9  # but where all samples are clipped
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_what_is_refused(sampler: BridgeSampler):
+    for arguments, message in (
         ({"samples": 1}, "samples must be an integer of at least 2, got 1"),
         ({"seed": [1, 2, 3]}, r"for each of 3 sources a list of 16 seeds, got \[1, 2, 3\]"),
         ({"seed": [[1], [2], [3]]}, "one integer or one for each of 16 images, got 1"),
         ({"noise": SOURCE}, "takes neither noise nor callback"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ],
-)
-def test_what_is_refused(sampler: BridgeSampler, arguments: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        sampler.distribution(SOURCE, **arguments)
-
-
-def test_quantiles_out_of_range(sampler: BridgeSampler):
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler.distribution(SOURCE, **arguments)
     with pytest.raises(ValueError, match=r"a quantile must be in \[0, 1\], got 5"):
         sampler.distribution(SOURCE, 2).quantile(5)

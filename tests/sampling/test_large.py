@@ -16,9 +16,8 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
-from bbdm.data.reading import Reader
+from bbdm.data.reading import Reader, Strips
 from bbdm.data.spec import Spec
-from bbdm.data.strips import Strips
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
@@ -63,7 +62,7 @@ def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
 
 
 def strips_of(sampler: BridgeSampler, *paths: Path) -> Strips:
-    return Strips.of(Reader(sampler.pictures), {"name": "a", "source": paths})
+    return Reader(sampler.pictures).strips({"name": "a", "source": paths})
 
 
 @pytest.fixture(autouse=True)
@@ -77,23 +76,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source.npy"
 
 
-def large_picture(
-    sampler: BridgeSampler,
-    strips: Strips,
-    memory: int = LITTLE,
-    report: Callable[[int, int], Any] = lambda done, total: None,
-    batch_size: int | None = 4,
-    seed: int = 5,
-    **settings: Any,
-) -> LargePicture:
-    grid = sampler.window_grid(WindowOptions(**{**SETTINGS, **settings}), strips.shape[1:], batch_size)
-    assert grid is not None
-    return LargePicture(sampler, strips, grid, seed, memory, report)
-
-
 def stream(
     sampler: BridgeSampler,
-    source: Path,
+    source: Path | Strips,
     result: Path,
     memory: int = LITTLE,
     report: Callable[[int, int], Any] = lambda done, total: None,
@@ -102,8 +87,10 @@ def stream(
     **settings: Any,
 ) -> Any:
     """The values of the result that is made of a source."""
-    strips = strips_of(sampler, source)
-    large_picture(sampler, strips, memory, report, batch_size, seed, **settings).run(result, {"of": "a test"})
+    strips = strips_of(sampler, source) if isinstance(source, Path) else source
+    grid = sampler.window_grid(WindowOptions(**{**SETTINGS, **settings}), strips.shape[1:], batch_size)
+    assert grid is not None
+    LargePicture(sampler, strips, grid, seed, memory, report).run(result, {"of": "a test"})
     assert not folder_of(result).exists()
     return np.asarray(read(result))
 
@@ -159,8 +146,7 @@ def test_channels_of_two_files_and_percentiles_of_the_whole(channels: int, sourc
     for i, part in enumerate(parts):
         np.save(tmp_path / f"{i}.npy", part)
     strips = strips_of(sampler, *(tmp_path / f"{i}.npy" for i, _ in enumerate(parts)))
-    large_picture(sampler, strips).run(tmp_path / "result.npy", {})
-    same(np.load(tmp_path / "result.npy"), called(sampler, Picture(array)))
+    same(stream(sampler, strips, tmp_path / "result.npy"), called(sampler, Picture(array)))
 
 
 class Counted:
@@ -216,20 +202,13 @@ def test_states_of_other_work_are_not_used(change: str, source: Path, tmp_path: 
     assert (made == stream(sampler, source, tmp_path / "anew.npy", **settings)).all()
 
 
-def test_an_error_leaves_nothing(source: Path, tmp_path: Path):
-    result = tmp_path / "result.npy"
-    for at in (0, 1, 15):
-        with pytest.raises(StoppedError, match="as asked"):
-            stream(make(), source, result, report=Counted(at))
-        assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
-
-
-def test_an_error_while_the_result_is_written_leaves_nothing(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("at", [0, 1, 15, "result"])
+def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path):
     calls: list[int] = []
 
     def stop(done: int, total: int) -> None:
         calls.append(done)
-        if calls.count(total) == 2:  # the last call, and a part of the result
+        if done == at or (at == "result" and calls.count(total) == 2):  # the last call, and a part of the result
             raise StoppedError("as asked")
 
     with pytest.raises(StoppedError, match="as asked"):
@@ -274,42 +253,28 @@ def test_a_disk_that_becomes_full_is_named(rows: int, source: Path, tmp_path: Pa
         write(self, *args)
 
     monkeypatch.setattr(FileArray, "__setitem__", full)
-    with pytest.raises(DiskFullError, match=r"the disk of .*\.result\.npy\.steps became full, when .* were in this"):
+    with pytest.raises(DiskFullError, match=r"the disk of .*\.result\.npy\.steps became full: free some of it"):
         stream(make(), source, tmp_path / "result.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
 
 
-def test_a_value_that_is_not_finite_is_named_with_its_place(tmp_path: Path):
+def test_refusals(source: Path, tmp_path: Path):
     array = numbers(kind="float32")
     array[2, 50, 3] = np.inf
-    np.save(tmp_path / "source.npy", array)
-    with pytest.raises(ValueError, match=r"inf stands in channel 2 at \(50, 3\), where a finite number is needed"):
-        stream(make(), tmp_path / "source.npy", tmp_path / "result.npy")
-
-
-@pytest.mark.parametrize(
-    ("memory", "name", "message"),
-    [
-        (
-            50_000,
-            "result.npy",
-            r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB",
-        ),
-        (LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
-    ],
-)
-def test_refusals(memory: int, name: str, message: str, source: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=message):
-        stream(make(), source, tmp_path / name, memory)
-
-
-def test_a_file_without_parts_must_fit(tmp_path: Path):
-    write(tmp_path / "source.npz", numbers())
-    with pytest.raises(
-        ValueError, match=r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
+    np.save(tmp_path / "infinite.npy", array)
+    whole = tmp_path / "whole.mha"  # of which no part is read alone
+    write(whole, numbers())
+    least = r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB"
+    decoded = r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
+    for of, memory, name, message in (
+        (source, 50_000, "result.npy", least),
+        (source, LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
+        (whole, 100_000, "result.npy", decoded),
+        (tmp_path / "infinite.npy", LITTLE, "result.npy", r"inf stands in channel 2 at \(50, 3\), where a finite"),
     ):
-        stream(make(), tmp_path / "source.npz", tmp_path / "result.npy", 100_000)
-    same(stream(make(), tmp_path / "source.npz", tmp_path / "result.npy"), called(make(), Picture(numbers())))
+        with pytest.raises(ValueError, match=message):
+            stream(make(), of, tmp_path / name, memory)
+    same(stream(make(), whole, tmp_path / "result.npy"), called(make(), Picture(numbers())))
 
 
 def latent() -> BridgeSampler:
@@ -345,13 +310,8 @@ def test_what_a_call_needs_grows_with_the_picture():
     assert in_memory(sampler, (2000, 3000)) == pytest.approx(6 * in_memory(sampler, (1000, 1000)), rel=0.01)
 
 
-def test_parts_of_a_file_are_those_of_an_array(tmp_path: Path):
-    array = numbers()[None]
-    file = FileArray(tmp_path / "x", array.shape, array.dtype).create()
-    file[:, :, :20], file[:, :, 20:] = array[:, :, :20], torch.from_numpy(array[:, :, 20:])
-    assert file.path.stat().st_size == file.nbytes == array.nbytes
-    for index in ((0, 1), (..., slice(5, 9), slice(3, 17)), (slice(None), slice(None), slice(50, 53))):
-        assert (file[index].numpy() == array[index]).all()
+def test_a_file_that_lost_its_end_is_named(tmp_path: Path):
+    file = FileArray(tmp_path / "x", (1, 3, 8, 8), np.float32).create()
     file.path.write_bytes(file.path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is shorter than it was"):
         _ = file[0]

@@ -19,13 +19,13 @@ Kind = type[Any]  # of a sampler's arrays
 KINDS = pytest.mark.parametrize("kind", [np.ndarray, torch.Tensor], ids=["numpy", "torch"])
 
 
-def given(source: Any, kind: Kind, channels: int, scale: Scale) -> Sources:
-    return read_sources(source, kind, "an array", channels, scale)
+def given(source: Any, kind: Kind, channels: int, range: tuple[float, float] = UNIT) -> Sources:
+    return read_sources(source, kind, "an array", Scale(channels, range))
 
 
 def echo(source: Any, kind: Kind, channels: int = 3, range: tuple[float, float] = UNIT) -> Any:
     """What a sampler that changes nothing returns."""
-    got = given(source, kind, channels, Scale(range))
+    got = given(source, kind, channels, range)
     return got.restore(got.groups)
 
 
@@ -44,7 +44,7 @@ def test_an_array_comes_back(kind: Kind, array: np.ndarray):
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-3, 5)])
 def test_floats_of_another_range(kind: Kind, low: float, high: float):
     values = (FLOATS + 1) / 2 * (high - low) + low
-    got = given(values, kind, 3, Scale((low, high)))
+    got = given(values, kind, 3, (low, high))
     np.testing.assert_allclose(np.asarray(got.groups[0][1])[0], FLOATS.transpose(2, 0, 1), rtol=0, atol=1e-5)
     np.testing.assert_allclose(echo(values, kind, range=(low, high)), values, rtol=1e-5, atol=1e-4)
     batch = values.transpose(2, 0, 1)[None]
@@ -74,10 +74,10 @@ def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
     assert made[3].dtype == torch.float64
     torch.testing.assert_close(made[3], tensor, rtol=0, atol=1e-6)
     with pytest.raises(FileNotFoundError, match=r"there is no picture .*none\.png"):
-        given([COLOUR, tmp_path / "none.png"], np.ndarray, 3, Scale())
+        given([COLOUR, tmp_path / "none.png"], np.ndarray, 3)
     file.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"source\[1\]: cannot read the picture .*a\.png"):
-        given([COLOUR, file], np.ndarray, 3, Scale())
+        given([COLOUR, file], np.ndarray, 3)
 
 
 @KINDS
@@ -85,11 +85,11 @@ def test_floats_that_look_like_zero_to_one_are_warned_of(kind: Kind):
     unit = (FLOATS + 1) / 2
     for source in (unit, unit.transpose(2, 0, 1)[None], [unit, unit]):
         with pytest.warns(UserWarning, match=r"pass range=\(0, 1\)") as record:
-            given(source, kind, 3, Scale())
+            given(source, kind, 3)
         assert len(record) == 1
     paper = np.full((6, 8, 3), 0.97, np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for fine in (FLOATS, paper, COLOUR, [FLOATS, Image.fromarray(COLOUR)]):
-            given(fine, kind, 3, Scale())
-        given(unit, kind, 3, Scale((0, 1)))
+            given(fine, kind, 3)
+        given(unit, kind, 3, (0, 1))

@@ -10,7 +10,7 @@ import pytest
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from tests.conftest import tiny_unet
-from tests.serving.pages import model_file
+from tests.onnx.exports import checkpoint as saved_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +23,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the app shows: a checkpoint with two drawings beside it."""
-    return model_file(tmp_path_factory.mktemp("app"))
+    """What the app shows."""
+    return saved_checkpoint(tmp_path_factory.mktemp("app") / "bridge.pt")
 
 
 @pytest.fixture(scope="module")

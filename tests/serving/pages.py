@@ -11,9 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from tests.conftest import noise
-from tests.onnx.exports import checkpoint
-
 SECONDS = 180  # for the page to do anything, on a busy machine
 BROWSER_FLAGS = [
     "--headless",
@@ -32,15 +29,6 @@ def same(picture: Image.Image, output: Image.Image) -> bool:
     """Whether two pictures differ by rounding alone."""
     assert picture.size == output.size
     return int(np.abs(np.asarray(picture.convert("RGB"), int) - np.asarray(output, int)).max()) <= 1
-
-
-def model_file(folder: Path) -> Path:
-    """A checkpoint, with two pictures in drawings/ beside it."""
-    (folder / "drawings").mkdir()
-    for i in range(2):
-        noise(i).save(folder / "drawings" / f"{i}.png")
-    (folder / "drawings" / "LICENSE").write_text("none")
-    return checkpoint(folder / "bridge.pt")
 
 
 def until(found: Callable[[], Found | None], what: str) -> Found:
@@ -119,6 +107,11 @@ class Visitor:
             field.send_keys(Keys.CONTROL, "a")
             field.send_keys(str(number) or Keys.DELETE, Keys.TAB)
 
+    def tick(self, label: str) -> None:
+        """Click on a checkbox."""
+        path = f"//label[.//span[normalize-space()='{label}']]//input"
+        next(each for each in self.driver.find_elements("xpath", path) if each.is_displayed()).click()
+
     def text(self) -> str:
         """All that the page says."""
         return self.driver.find_element("tag name", "body").text
@@ -132,10 +125,10 @@ class Visitor:
         chain = ActionChains(self.driver).move_to_element_with_offset(canvas, -100, 0).click_and_hold()
         chain.move_by_offset(200, 0).release().perform()
 
-    def translate(self, end: str, button: str = "Translate") -> dict[str, Image.Image]:
-        """The results of a translation that ends with a status, by caption."""
-        self.click(button)
-        until(lambda: end in self.text(), end)
+    def translate(self, end: str, gone: str = "nothing") -> dict[str, Image.Image]:
+        """The results of a translation that ends with a status, and without other text, by caption."""
+        self.click("Translate")
+        until(lambda: end in self.text() and gone not in self.text(), end)
         captions = until(lambda: self.all(".caption-label"), "captions")
         images = [each.find_element("xpath", "./ancestor::button[1]//img") for each in captions]
         return {each.text: fetch(image.get_attribute("src")) for each, image in zip(captions, images, strict=True)}

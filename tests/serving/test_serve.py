@@ -1,4 +1,4 @@
-"""`bbdm serve` in a process of its own: clients, overload, deaths, hostile requests, shared clusters."""
+"""`bbdm serve` in a process of its own: clients, overload, deaths, hostile requests."""
 
 import asyncio
 import http.client
@@ -133,7 +133,6 @@ def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], ca
     half, late = seconds[len(seconds) // 2], seconds[len(seconds) * 99 // 100]
     with capsys.disabled():
         print(f"\nbatches of {batch}: {len(seconds) / LOAD:.2f} requests a second, p50 {half:.2f} s, p99 {late:.2f} s")
-    assert f'bbdm_requests_total{{status="200"}} {len(seconds)}.0' in server.ask("GET", "/metrics").body.decode()
 
 
 def test_a_server_by_windows(start: Callable[..., Server], checkpoint: Path):
@@ -264,50 +263,11 @@ def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkp
     server, outputs = start("--max_batch_size", "2"), expected(checkpoint, 8, steps=49)
     with ThreadPoolExecutor(8) as pool:
         replies = [pool.submit(server.translate, f"seed={i}&steps=49", noise(i)) for i in range(8)]
-        while "bbdm_open_requests 8.0" not in server.ask("GET", "/metrics").body.decode():
-            assert sum(each.done() for each in replies) < 4
+        wait_until(lambda: any(each.done() for each in replies), "the first result", 60)
+        done = sum(each.done() for each in replies)
         assert server.stop() == 0
-    assert all(is_right(reply.result(), outputs[i]) for i, reply in enumerate(replies))
+    accepted = [i for i, reply in enumerate(replies) if reply.result().status != 503]
+    assert len(accepted) > done  # those that were in work
+    assert all(is_right(replies[i].result(), outputs[i]) for i in accepted)
     with pytest.raises(ConnectionError):
         server.ask("GET", "/health")
-
-
-SHARED = """
-import ray, sys
-from ray import serve
-from bbdm.serving.connection import connected
-
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-class Other:
-    def __call__(self, _):
-        return "other"
-
-with connected(None):
-    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-    serve.run(Other.bind(), name="other", route_prefix="/other")
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    sys.stdin.read()
-    print(*serve.status().applications)
-"""
-
-
-def test_a_shared_cluster_keeps_what_others_serve(start: Callable[..., Server], checkpoint: Path, monkeypatch: Any):
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray replaces the loopback's address
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    command = [sys.executable, "-c", SHARED, "8765"]  # threads of Ray Serve would stay in this process
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as shared:
-        assert shared.stdout is not None
-        address = shared.stdout.readline().strip()
-        for _ in range(2):  # the first leaves its name to the second
-            server = start("--address", address)
-            assert server.port == 8765
-            assert is_right(server.translate("seed=0&steps=3", noise(0)), expected(checkpoint, 1, steps=3)[0])
-            for port, message in (("0", "no application 'bbdm'"), ("1", "those of the cluster's Serve")):
-                refused = launch(checkpoint, "--address", address, "--port", port, stderr=subprocess.PIPE)
-                assert message in refused.communicate(timeout=120)[1]
-                assert refused.returncode == 1
-            assert server.stop() == 0
-            assert server.ask("GET", "/other").body == b"other"
-        assert shared.communicate()[0] == "other\n"

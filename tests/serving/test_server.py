@@ -1,9 +1,9 @@
-"""`bbdm serve` without a cluster: what it answers, what it refuses, and what it leaves to others."""
+"""`bbdm serve` without a cluster: what it answers, and what it refuses."""
 
 import asyncio
 import io
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,19 +20,16 @@ from bbdm.serving.requests import FAILED, Facts, Item, decode, facts, translate_
 from tests.conftest import noise, tiny_unet
 from tests.serving.pictures import FACTS, GOOD, HOSTILE, SIZE, encoded, png_of
 
-
-@pytest.fixture(scope="module")
-def serving() -> Any:
-    from bbdm.serving import serving
-
-    return serving
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of Ray, when it is imported
+    from bbdm.serving import server
 
 
-def client(serving: Any, known: Facts, translate: Callable[..., Any]) -> tuple[Any, httpx.AsyncClient]:
+def client(known: Facts, translate: Callable[..., Any]) -> tuple[server.Front, httpx.AsyncClient]:
     """The front, with a function in place of replicas, and a client of it."""
     replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
-    front = serving.Front(replicas, known)
-    transport = httpx.ASGITransport(front.__serve_build_asgi_app__())
+    front = server.Front(replicas, known)
+    transport = httpx.ASGITransport(front.__serve_build_asgi_app__(), raise_app_exceptions=False)
     return front, httpx.AsyncClient(transport=transport, base_url="http://bbdm")
 
 
@@ -40,10 +37,10 @@ async def echo(data: bytes, *how: Any) -> tuple[int, Any]:
     return 200, data
 
 
-def test_each_request_gets_its_own_picture(serving: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+def test_each_request_gets_its_own_picture(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """Of several solvers, steps and sizes at once; a picture is what a sampler makes of it alone."""
     limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=16))
-    monkeypatch.setattr(serving.serve, "get_replica_context", lambda: limits)
+    monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
     config = ServeConfig(model=checkpoint, batch_wait_ms=100)
     known, sampler = facts(config), BridgeSampler.from_checkpoint(checkpoint)
     options: list[dict[str, Any]] = [
@@ -53,7 +50,7 @@ def test_each_request_gets_its_own_picture(serving: Any, checkpoint: Path, monke
     pictures = [noise(i, *((16, 16), (24, 8))[i // 6 % 2]) for i in range(18)]
 
     async def ask() -> list[httpx.Response]:
-        _, http = client(serving, known, serving.Replica(config, known, 1).translate)
+        _, http = client(known, server.Replica(config, known, 1).translate)
         requests = [
             http.post("/translate", params={**options[i % 6], "seed": i}, content=encoded(picture))
             for i, picture in enumerate(pictures)
@@ -113,14 +110,14 @@ async def refusal(http: httpx.AsyncClient, status: int, *words: str, **request: 
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_no_good_picture_is_refused(name: str, serving: Any):
+def test_what_is_no_good_picture_is_refused(name: str):
     data, status = HOSTILE[name]
     replica: Any = SimpleNamespace(known=FACTS, batch=None)  # which is not reached
 
     async def translate(data: bytes, *how: Any) -> tuple[int, Any]:
-        return await serving.Replica.translate(replica, data, *how)
+        return await server.Replica.translate(replica, data, *how)
 
-    asyncio.run(refusal(client(serving, FACTS, translate)[1], status, content=data))
+    asyncio.run(refusal(client(FACTS, translate)[1], status, content=data))
 
 
 def test_pictures_are_read_and_a_bomb_is_not():
@@ -133,13 +130,13 @@ def test_pictures_are_read_and_a_bomb_is_not():
         decode(png_of(4000, 2500, bytes(10**7)), FACTS)
 
 
-def test_queries_and_bodies_are_checked(serving: Any):
+def test_queries_and_bodies_are_checked():
     async def chunks() -> Any:
         for _ in range(5):
             yield bytes(1000)
 
     async def ask() -> None:
-        _, http = client(serving, FACTS, echo)
+        _, http = client(FACTS, echo)
         queries: list[tuple[Any, ...]] = [
             *(({"steps": "21"}, "steps", "20", "21"), ({"solver": "fast"}, "steps", "20", "199")),
             *(({"steps": value}, "steps", value) for value in ("-1", "1e1", "x", "0")),
@@ -159,17 +156,8 @@ def test_queries_and_bodies_are_checked(serving: Any):
     asyncio.run(ask())
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(serving: Any, monkeypatch: pytest.MonkeyPatch):
-    async def slow() -> Any:
-        yield GOOD[:10]
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(serving, "BODY_SECONDS", 0.1)
-    asyncio.run(refusal(client(serving, FACTS, echo)[1], 408, "0.1 seconds", content=slow()))
-
-
-def test_what_replicas_do_not_take_or_lose(serving: Any):
-    """A full queue is 503 at once; a dead replica's picture is another's; nothing of a defect is shown."""
+def test_what_replicas_do_not_take_or_lose():
+    """A full queue is 503 at once; a dead replica's picture is another's; nothing of a defect is seen."""
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError
 
@@ -178,7 +166,7 @@ def test_what_replicas_do_not_take_or_lose(serving: Any):
         ([full], 503, "queue is full"),
         ([RayActorError()] * 2, 200, ""),
         ([RayActorError()] * 3, 500, FAILED),
-        ([RuntimeError("secret")], 500, FAILED),
+        ([RuntimeError("secret")], 500, "Internal Server Error"),
     ):
         left = list(errors)
 
@@ -188,15 +176,19 @@ def test_what_replicas_do_not_take_or_lose(serving: Any):
             return 200, data
 
         async def ask(translate: Any = translate) -> httpx.Response:
-            return await client(serving, FACTS, translate)[1].post("/translate", content=GOOD)
+            return await client(FACTS, translate)[1].post("/translate", content=GOOD)
 
         reply = asyncio.run(ask())
         assert (reply.status_code, left) == (status, [])
-        assert reply.content == GOOD if status == 200 else reply.json()["detail"].endswith(words)
+        assert reply.content == GOOD if status == 200 else words in reply.text
         assert ("retry-after" in reply.headers) == (status == 503)
 
 
-def test_a_closing_server_answers_what_it_accepted(serving: Any):
+def test_a_closing_server_answers_what_it_accepted():
+    async def slow() -> Any:
+        yield GOOD[:10]
+        await asyncio.sleep(60)
+
     async def ask() -> None:
         free = asyncio.Event()
 
@@ -204,20 +196,21 @@ def test_a_closing_server_answers_what_it_accepted(serving: Any):
             await free.wait()
             return 200, data
 
-        front, http = client(serving, FACTS, translate)
+        front, http = client(FACTS, translate)
         assert (await http.get("/health")).text == "ok\n"
         accepted = asyncio.create_task(http.post("/translate", content=GOOD))
         while not front.open:
             await asyncio.sleep(0)
+        reading = asyncio.create_task(http.post("/translate", content=slow()))  # its body is not waited for
         closed = asyncio.create_task(front.close())
         await asyncio.sleep(0.2)
-        assert not closed.done()
+        assert (closed.done(), reading.done()) == (False, False)
         await refusal(http, 503, "closing", content=GOOD)
         assert (await http.get("/health")).status_code == 503
-        assert "bbdm_open_requests 1.0" in (await http.get("/metrics")).text
         free.set()
         assert (await accepted).content == GOOD
         await closed
+        reading.cancel()
 
     asyncio.run(ask())
 
@@ -243,62 +236,26 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     [
         ([(8, 0)], {}, (8, 0)),
         ([(8, 0), (8, 0)], {"replicas": 3}, (4, 0)),
-        ([(8, 2), (8, 1), (64, 0)], {"replicas": 3}, (4, 1)),
+        ([(8, 2), (8, 1)], {"replicas": 3}, (4, 1)),
         ([(8, 0)], {"threads": 3, "replicas": 3}, "at most 2, the room for threads=3, got 3"),
         ([(8, 1)], {"replicas": 2}, "at most 1"),
         ([(2, 0)], {"threads": 3}, "at most 0"),
     ],
 )
-def test_replicas_have_room(
-    nodes: Any, settings: dict[str, Any], outcome: Any, serving: Any, monkeypatch: pytest.MonkeyPatch
-):
-    alive = [
-        {"Alive": True, "Resources": {"CPU": float(c), **({"GPU": float(gpus)} if gpus else {})}} for c, gpus in nodes
-    ]
-    lost = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-    monkeypatch.setattr("ray.nodes", lambda: [*alive, lost])
+def test_replicas_have_room(nodes: Any, settings: dict[str, Any], outcome: Any):
+    machines = [{"CPU": float(c), **({"GPU": float(gpus)} if gpus else {})} for c, gpus in nodes]
     config = ServeConfig(model=Path("c.pt"), **settings)
     if isinstance(outcome, str):
         with pytest.raises(ValueError, match=outcome):
-            serving.application(config, FACTS)
+            server.application(config, FACTS, machines)
         return
-    bound = serving.application(config, FACTS)._bound_deployment.init_args[0]._bound_deployment
+    bound: Any = server.application(config, FACTS, machines)._bound_deployment.init_args[0]._bound_deployment
     actor = bound.ray_actor_options
     assert (actor["num_cpus"], actor["num_gpus"]) == outcome
     assert (bound.max_ongoing_requests, bound._deployment_config.max_queued_requests) == (16, 64)
 
 
-@pytest.mark.parametrize(("address", "ended"), [(None, "shutdown"), ("auto", "delete bbdm")])
-def test_an_error_leaves_nothing_and_spares_others(address: Any, ended: str, serving: Any, monkeypatch: Any):
-    calls: list[str] = []
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no replica started")
-
-    ends = {"shutdown": lambda: calls.append("shutdown"), "delete": lambda name: calls.append(f"delete {name}")}
-    monkeypatch.setattr(serving, "find_port", lambda _: 8000)
-    monkeypatch.setattr(serving, "application", lambda *_: None)
-    monkeypatch.setattr(serving, "serve", SimpleNamespace(start=lambda **_: None, run=fail, **ends))
-    with pytest.raises(RuntimeError, match="no replica started"):
-        serving.run(ServeConfig(model=Path("c.pt"), address=address), replace(FACTS))
-    assert calls == [ended]
-
-
-def test_a_cluster_that_serves_keeps_its_address_and_applications(serving: Any, monkeypatch: pytest.MonkeyPatch):
-    applications = {"other": {"route_prefix": "/other"}}
-    listening = SimpleNamespace(host="127.0.0.1", port=8123)
-    http = SimpleNamespace(http_config=listening, get_serve_details=lambda: {"applications": applications})
-    monkeypatch.setattr(serving, "_get_global_client", lambda **_: http)
-
-    def port(**settings: Any) -> int:
-        return serving.find_port(ServeConfig(model=Path("c.pt"), address="auto", **settings))
-
-    assert port(port=0) == port(port=8123) == 8123
-    for settings, got in (({"port": 8000}, "127.0.0.1:8000"), ({"host": "0.0.0.0", "port": 0}, "0.0.0.0:0")):
-        with pytest.raises(ValueError, match=f"those of the cluster's Serve, 127.0.0.1:8123, got {got}"):
-            port(**settings)
-    for name, route in (("bbdm", "/x"), ("default", "/")):
-        applications[name] = {"route_prefix": route}
-        with pytest.raises(ValueError, match=f"no application 'bbdm' or at the route /, got '{name}' there"):
-            port(port=0)
-        del applications[name]
+def test_a_serve_of_others_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server.serve, "status", lambda: SimpleNamespace(proxies={"node": "HEALTHY"}))
+    with pytest.raises(ValueError, match="address must be of a cluster without Ray Serve"):
+        server.run(ServeConfig(model=Path("c.pt"), address="auto"), FACTS, [{"CPU": 1.0}])

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from bbdm import BridgeSampler, pictures, save_checkpoint
 from bbdm.base.seeds import seed_of
@@ -25,7 +21,7 @@ from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image
 from bbdm.pictures.values import Values
 from bbdm.serving import cluster as module
-from bbdm.serving.cluster import Folder, Worker
+from bbdm.serving.cluster import Worker
 from bbdm.translation.results import ResultsError
 from tests.conftest import noise, tiny_unet
 
@@ -68,19 +64,17 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             rows = made({key: np.array([item[key] for item in batch]) for key in ("name", "source")})
             yield from zip(rows["name"].tolist(), rows["error"].tolist(), strict=True)
 
-    monkeypatch.setattr(module, "_outcomes", outcomes)
+    monkeypatch.setattr(module, "outcomes", outcomes)
     return found
 
 
 def test_settings_are_checked():
-    places = ["in", "out", "c.pt"]
-    assert translate_ray.TranslateRay.parse(places).image_size is None
-    assert translate_ray.TranslateRay.parse([*places, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
-    for flag in ("-b", "--workers", "--threads"):
-        with pytest.raises(ValueError, match="must be at least 1, got 0"):
-            translate_ray.TranslateRay.parse([*places, flag, "0"])
+    words = ["in", "out", "c.pt"]
+    assert translate_ray.TranslateRay.parse([*words, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        translate_ray.TranslateRay.parse([*words, "--threads", "0"])
     with pytest.raises(ValueError, match="compile needs dtype"):
-        translate_ray.TranslateRay.parse([*places, "--compile"])
+        translate_ray.TranslateRay.parse([*words, "--compile"])
 
 
 @pytest.mark.parametrize(
@@ -116,60 +110,6 @@ def test_results_are_those_of_bbdm_translate(
     assert_same(tmp_path / "ray", tmp_path / "one")
     with pytest.raises(ResultsError, match=r"results of other settings \(seed \d, now 9\)"):
         translate_ray.main([*words, "--seed", "9"])
-
-
-def test_sources_and_results_at_addresses(checkpoint: Path, batches: list[list[str]], tmp_path: Path):
-    """Of fsspec, through copies that are deleted; pictures of 16 bits and two channels are arrays."""
-    names = make_sources(tmp_path / "in", 3)
-    remote = fsspec.filesystem("memory")
-    for name in names:
-        remote.pipe_file(f"/in/{name}.png", (tmp_path / "in" / f"{name}.png").read_bytes())
-    remote.pipe_file("/in/.thumbnails/x.png", b"")
-    words = ["memory://in", "memory://out", str(checkpoint), *STEPS, "-b", "2"]
-    translate_ray.main(words)
-    remote.rm_file(f"/out/{names[2]}.png")
-    translate_ray.main(words)
-    assert batches == [names[:2], names[2:], names[2:]]
-    found = sorted(path.removeprefix("/out/") for path in remote.find("/out"))
-    assert found == sorted([*(f"{name}.png" for name in names), "settings.json"])
-    remote.get("/out", str(tmp_path / "out"), recursive=True)
-    translate.main(["folder", str(tmp_path / "in"), str(checkpoint), str(tmp_path / "one"), *STEPS])
-    assert_same(tmp_path / "out", tmp_path / "one")
-
-
-@pytest.mark.parametrize("address", ["{}/out", "file://{}/out", "memory://bucket/out", "s3://bucket/out"])
-def test_files_of_a_folder(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Copied out and in whole; ``s3`` by pyarrow, where the package of fsspec is missing."""
-    import pyarrow.fs as fs
-
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=lambda uri: (store, uri.removeprefix("s3://"))))
-    one, other = (Folder(address.format(tmp_path), tmp_path / copies) for copies in ("one", "other"))
-    for content in ("first", "second"):
-        for name in ("a/[b].png", "c.png"):
-            path = one.here / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        one.send([path, one.here / "a" / "[b].png", one.here / "missing.png"])
-    assert one.files is None or one.list() == ["a/[b].png", "c.png"]
-    path = other.here / "a" / "[b].png"
-    other.fetch([path])
-    assert (path.read_text(), other.exists(path), other.exists(path.parent)) == ("second", True, False)
-    other.remove(lambda name: name == "c.png")
-    assert one.exists(one.here / "c.png") == (one.files is None)
-
-
-def test_folders_that_cannot_be_opened_or_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "adlfs", None)
-    for address, message in (("adl://bucket/out", "adlfs"), ("nothing://x", "nothing://x")):
-        with pytest.raises(ValueError, match=f"cannot open .*{message}"):
-            Folder(address, tmp_path)
-    for prefix in (str(tmp_path), f"file://{tmp_path}", "memory://x"):
-        outer, inner, other = (Folder(f"{prefix}/{name}", tmp_path / "copies") for name in ("in", "in/out", "input"))
-        assert (outer.overlaps(inner), inner.overlaps(outer), outer.overlaps(other)) == (True, True, False)
-    assert not Folder(f"{tmp_path}/in", tmp_path).overlaps(Folder(f"memory://{tmp_path}/in", tmp_path))
 
 
 def test_values_of_other_kinds_are_as_in_bbdm_translate(batches: list[list[str]], tmp_path: Path):
@@ -210,7 +150,7 @@ def test_what_is_refused(checkpoint: Path, batches: list[list[str]], tmp_path: P
     for where in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
             translate_ray.main([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])
-    with pytest.raises(ValueError, match=r"folders, got the file .*0000\.png"):
+    with pytest.raises(ValueError, match=r"0000\.png is a file"):
         translate_ray.main([str(tmp_path / "in" / f"{names[0]}.png"), str(tmp_path / "out"), str(checkpoint)])
     with pytest.raises(ValueError, match=r"c\.pt differs from machine to machine"):
         Worker(translate_ray.TranslateRay.parse(["in", "out", str(checkpoint)]), "another", Spec())

@@ -1,7 +1,9 @@
-"""Three programs that save UNets and their bridges: how a file of each is recognised, and what it says.
+"""Networks and bridges of sde-bbdm, the original BBDM, DDBM, DBIM, ECSI and I2SB, read without their code.
 
-:data:`PROGRAMS` has a row for each. :data:`PUBLISHED` and :data:`OBJECTIVES` have the names of settings that
-files leave out. The arguments of each reader are those of :func:`bbdm.files.checkpoint.load_checkpoint`.
+:data:`PROGRAMS` has a row for each of three programs: how a file of it is recognised, by its entries, and
+what it says. A network is recognised by names and shapes. :data:`PUBLISHED` and :data:`OBJECTIVES` have the
+names of settings that files leave out. Readers take the arguments of
+:func:`bbdm.files.checkpoint.load_checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ import torch
 from bbdm.bridges import DDBM, ECSI, I2SB, ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
-from bbdm.files.importers import vqgans
-from bbdm.files.importers.shapes import dim, unet_config
-from bbdm.files.importers.states import FIRST, File, State, load, renamed
+from bbdm.files.importers import autoencoders
+from bbdm.files.importers.states import FIRST, File, State, dim, load, renamed, unet_config
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
@@ -97,20 +98,16 @@ def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
 
 
 def bbdm(file: File, num_steps: Any, c_lambda: Any, codec: Codec | None, config: str | None) -> Checkpoint:
-    """A ``.pth`` of the original BBDM's runner (Li et al., CVPR 2023), which has the schedule in its buffers.
-
-    The ``before_quant_conv`` of a ``codec`` says where the latents of a latent model are taken.
-    """
+    """A ``.pth`` of the original BBDM's runner (Li et al. 2023), with the schedule in its buffers."""
     root = file.prefix("a file of the original BBDM", "schedules", "m_t")
     state = file.below(root)
     weights, ema = file.below(f"{root}denoise_fn."), file.below("ema.denoise_fn.") or None
     if file.below(f"{root}cond_stage_model.channel_mapper."):
         raise ValueError("it is conditioned by a SpatialRescaler (cond_stage_model.*), which is not supported")
     bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
-    before = codec is not None and codec.settings.get("before_quant_conv", False)
     codec = None
     if autoencoder := file.below(f"{root}vqgan."):
-        codec = VQGANCodec(vqgans.build(autoencoder, num_groups=32), before)
+        codec = VQGANCodec(autoencoders.build(autoencoder, num_groups=32))
         if file.tensors.keys() & STATISTICS.values():
             found = {name: file.tensors[key].double().flatten().tolist() for name, key in STATISTICS.items()}
             codec = codec.with_statistics(LatentStatistics(**{name: tuple(found[name]) for name in found}))
@@ -122,10 +119,9 @@ def bbdm(file: File, num_steps: Any, c_lambda: Any, codec: Codec | None, config:
 def _bbdm_bridge(state: State, objective: Objective) -> BrownianBridge:
     """The bridge whose complete schedule is in the buffers."""
     m, variance = (state[name].double().flatten().numpy() for name in ("m_t", "variance_t"))
-    steps = len(m)
+    steps, middle = len(m), len(m) // 2
     if steps < 2 or len(variance) != steps:
         raise ValueError(f"its buffers m_t and variance_t are of {steps} and {len(variance)} steps")
-    middle = steps // 2
     scale = float(f"{variance[middle] / (2 * m[middle] * (1 - m[middle])):.6g}")  # the buffers are of float32
     for schedule in ("linear", "sin"):
         bridge = BrownianBridge.bbdm(steps, scale, schedule, objective)
@@ -192,10 +188,10 @@ def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: C
         raise ValueError(f"its {wrong[0]} is {describe(settings[wrong[0]])}, not a number")
     bridge = build(settings.pop("num_steps"), *map(float, settings.values()))
     codec = None if kinds else codec
-    parts = ((re.fullmatch(vqgans.PARTS, key), value) for key, value in file.tensors.items())
+    parts = ((re.fullmatch(autoencoders.PARTS, key), value) for key, value in file.tensors.items())
     autoencoder = {found[2]: value for found, value in parts if found and prefix.startswith(found[1])}
     if autoencoder:
-        codec = VQGANCodec(vqgans.build(renamed(autoencoder, vqgans.SEQUENTIAL)))
+        codec = VQGANCodec(autoencoders.build(renamed(autoencoder, autoencoders.SEQUENTIAL)))
     known = _pickled_settings(file, prefix) if file.values.get(prefix[:-1]) in objects else {}
     return _checkpoint(file.below(prefix), bridge, None, codec, **known)
 
@@ -203,39 +199,39 @@ def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: C
 def _pickled_settings(file: File, prefix: str) -> dict[str, Any]:
     """The settings of a UNet that only its pickled modules have."""
 
-    def named(end: str, kind: Any) -> dict[str, Any]:  # values of the modules, by the names of these
-        found = {name.removesuffix(end): value for name, value in file.values.items() if name.endswith(end)}
-        return {name: value for name, value in found.items() if name.startswith(prefix) and isinstance(value, kind)}
+    def named(end: str) -> dict[str, Any]:  # values of the modules, by the names of these
+        return {k.removesuffix(end): v for k, v in file.values.items() if k.startswith(prefix) and k.endswith(end)}
 
-    heads = {**named(".heads", int), **named(".num_heads", int)}
-    if any(order.name == "QKVAttention" for order in named(".attention", Stub).values()):
+    if any(isinstance(each, Stub) and each.name == "QKVAttention" for each in named(".attention").values()):
         raise ValueError("its attention has the new order of q, k and v; only the legacy order is read")
+    heads = named(".heads") | named(".num_heads")
     found = {
-        "head_channels": {
-            weight.shape[1] // heads[name] for name, weight in named(".qkv.weight", torch.Tensor).items()
-        },
-        "num_groups": {*named(".num_groups", int).values()},
-        "dropout": {float(share) for share in named(".p", int | float).values()},
+        "head_channels": {len(weight) // 3 // heads[name] for name, weight in named(".qkv.weight").items()},
+        "num_groups": {*named(".num_groups").values()},
+        "dropout": {float(share) for share in named(".p").values()},
     }
     for name, several in found.items():
         if len(several) > 1:
             raise ValueError(f"its blocks have different {name}, {sorted(several)[:8]}; wanted one for all")
-    known = {name: each.pop() for name, each in found.items() if each}
-    resolutions = file.values.get(f"{prefix}attention_resolutions")
-    if isinstance(resolutions, list | tuple) and all(isinstance(value, int) for value in resolutions):
-        known["attention_resolutions"] = tuple(resolutions)
-    return known
+    return {name: each.pop() for name, each in found.items() if each}
 
 
-class Program(NamedTuple):
-    """How a program's files are recognised, with the name of settings that a user gives, and read."""
-
-    wrote: Callable[[File, str | None], bool]
-    read: Callable[[File, int | None, float | None, Codec | None, str | None], Checkpoint]
-
-
-PROGRAMS = {  # by name; the first that fits
-    "BBDM": Program(lambda file, config: bool(file.prefixes("m_t")), bbdm),
-    "guided diffusion (DDBM, DBIM, ECSI or I2SB)": Program(_is_guided, guided),
-    "sde-bbdm": Program(lambda file, config: True, sde_bbdm),
+PROGRAMS = {  # by name, whether it wrote a file, and its reader; the first that fits
+    "BBDM": (lambda file, config: bool(file.prefixes("m_t")), bbdm),
+    "guided diffusion (DDBM, DBIM, ECSI or I2SB)": (_is_guided, guided),
+    "sde-bbdm": (lambda file, config: True, sde_bbdm),
 }
+
+
+def program(content: Any, config: str | None) -> str:
+    """The program that wrote a foreign file of a network; ``config`` is given for guided diffusion's."""
+    file = File(content)
+    return next(name for name, (wrote, _) in PROGRAMS.items() if wrote(file, config))
+
+
+def read_checkpoint(
+    content: Any, num_steps: int | None, c_lambda: float | None, codec: Codec | None, config: str | None
+) -> Checkpoint:
+    """A network and its bridge from a foreign file; see :func:`bbdm.files.checkpoint.load_checkpoint`."""
+    _, read = PROGRAMS[program(content, config)]
+    return read(File(content), num_steps, c_lambda, codec, config)

@@ -44,15 +44,14 @@ def header(path: Path) -> Header:
     count = 2 if len(dims) == 5 and dims[2] == 1 else min(len(dims), 3)
     if count < 2 or min(dims) < 1:
         raise ValueError(f"its header says axes of {tuple(dims)}")
-    channels = len(dtype.names or "1") * math.prod(dims[4:5])
-    scaled = _scale(nifti) is not None and dtype.kind in "iu"
-    kind = np.dtype(np.float32) if scaled else checks.real(dtype[0] if dtype.names else dtype)
+    kind = checks.real(dtype)
+    kind = np.dtype(np.float32) if _scale(nifti) is not None and kind.kind in "iu" else kind
     packed = path.suffix.lower() == ".gz"
     stored = path.stat().st_size - (0 if packed else nifti.get_data_offset())
     if packed or math.prod(dims) * dtype.itemsize > stored:
-        checks.check_cost(dims, np.dtype(f"V{dtype.itemsize}"), stored * (checks.DEFLATE if packed else 1))
+        checks.check_cost(dims, dtype, stored * (checks.DEFLATE if packed else 1))
     geometry = Geometry(_affine(nifti, count, path), NAME, {"header": nifti.binaryblock})
-    return Header(path, (channels, *dims[:count][::-1]), kind, geometry, not packed, stored=nifti)
+    return Header(path, (math.prod(dims[4:5]), *dims[:count][::-1]), kind, geometry, not packed, stored=nifti)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -63,20 +62,18 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """
     nifti: Any = header.stored
     dtype, offset = nifti.get_data_dtype(), nifti.get_data_offset()
-    shape = (*nifti.get_data_shape()[4:5], *header.sides)  # of elements, which have several channels in colours
     if header.windowed:
-        array = checks.mapped(header.path, dtype, offset, shape)
+        array = checks.mapped(header.path, dtype, offset, header.shape)
     else:
+        size = math.prod(header.shape) * dtype.itemsize
         with gzip.open(header.path) as file:
             file.seek(offset)
-            data = file.read(math.prod(shape) * dtype.itemsize)
+            data = file.read(size)
             file.read(1)  # at its end, the checksum is compared
-        if len(data) < math.prod(shape) * dtype.itemsize:
+        if len(data) < size:
             raise ValueError(f"its compressed values end after {len(data)} bytes: it is truncated")
-        array = np.frombuffer(data, dtype).reshape(shape)
-    if dtype.names:
-        array = np.moveaxis(array.view(np.dtype(dtype[0])).reshape(*shape, len(dtype.names)), -1, 0)
-    part = array.reshape(header.shape)[(slice(None), *window)]
+        array = np.frombuffer(data, dtype).reshape(header.shape)
+    part = array[(slice(None), *window)]
     if (scale := _scale(nifti)) is None:
         return np.asarray(part, header.dtype)
     with np.errstate(over="ignore"):
@@ -142,9 +139,8 @@ def _nifti(path: Path) -> Any:
 def _scale(nifti: Any) -> tuple[float, float] | None:
     """Slope and intercept of stored values; None where they are not scaled, as by a slope of 0."""
     slope, intercept = float(nifti["scl_slope"]), float(nifti["scl_inter"])
-    colours = nifti.get_data_dtype().names is not None
     plain = slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0)
-    return None if plain or colours else (slope, intercept)
+    return None if plain else (slope, intercept)
 
 
 def _affine(nifti: Any, count: int, path: Path) -> Affine:

@@ -1,4 +1,4 @@
-"""TIFF with a place on Earth, by rasterio: windows, bands, coordinate reference system, affine, nodata, tags.
+"""TIFF with a place on Earth, by rasterio: windows, bands, coordinate reference system, affine, nodata.
 
 The affine maps (row, column) to the world's (x, y). As in GDAL, (0, 0) is the corner of the first pixel.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,20 @@ NAME = "geotiff"
 TILE = 256  # the side of written tiles
 ACROSS = 16 * TILE  # columns that are written at once
 CACHE = 2**26  # bytes of written tiles that GDAL keeps; a share of all memory if unset
-OF_BANDS = ("descriptions", "scales", "offsets", "units")  # entries of which each band has one
 
 
 def header(path: Path) -> Header:
-    """The header of a picture (bands, H, W).
-
-    ``geometry.kept`` has crs (WKT), tags, band_tags, descriptions, colors, scales, offsets and units.
+    """The header of a picture (bands, H, W). ``geometry.kept`` has crs (WKT).
 
     Raises:
         ValueError: it is damaged, or its values are complex.
     """
     with _gdal() as rasterio, rasterio.open(path, driver="GTiff") as file:
         (dtype,) = {checks.real(kind) for kind in file.dtypes}
-        kept = {
-            "crs": file.crs.to_wkt() if file.crs else None,
-            "tags": file.tags(),
-            "band_tags": [file.tags(band) for band in file.indexes],
-            "colors": tuple(color.name for color in file.colorinterp),
-            **{name: getattr(file, name) for name in OF_BANDS},
-        }
         a, b, c, d, e, f = tuple(file.transform)[:6]
         affine = None if file.transform.is_identity else as_affine([[a, b], [d, e]], [c, f])
         windowed = any(block != file.shape for block in file.block_shapes)
-        geometry = Geometry(affine, NAME, kept, file.nodata)
+        geometry = Geometry(affine, NAME, {"crs": file.crs.to_wkt() if file.crs else None}, file.nodata)
         most = checks.RATIO * path.stat().st_size
         return Header(path, (file.count, file.height, file.width), dtype, geometry, windowed, most)
 
@@ -57,32 +48,22 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) as a GeoTIFF in compressed tiles, block after block.
-
-    What is of each band is written where the number of bands is that of the file that was read.
-    """
+    """Write (C, H, W) as a GeoTIFF in compressed tiles, block after block."""
     checks.check_held("a GeoTIFF", picture, checks.REAL, (2,))
     geometry, array = picture.geometry, np.asarray(picture)
-    kept = geometry.kept if geometry.format == NAME else {}
     channels, height, width = array.shape
     profile: dict[str, Any] = {
         **{"driver": "GTiff", "count": channels, "height": height, "width": width, "dtype": array.dtype.name},
         **{"tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "bigtiff": "if_safer"},
-        **{"nodata": geometry.nodata, "crs": kept.get("crs")},
+        **{"nodata": geometry.nodata, "crs": geometry.kept.get("crs")},
         **({"photometric": "minisblack"} if channels != 3 else {}),
     }
     if (steps := geometry.steps(2)) is not None:
         profile["transform"] = optional.package("affine", "a GeoTIFF").Affine(*np.column_stack(steps).ravel().tolist())
     with _gdal(GDAL_CACHEMAX=CACHE) as rasterio, rasterio.open(path, "w", **profile) as file:
-        file.update_tags(**kept.get("tags", {}))
-        if len(kept.get("colors", ())) == channels:
-            file.colorinterp = [rasterio.enums.ColorInterp[name] for name in kept["colors"]]
-            for name in OF_BANDS:
-                setattr(file, name, kept[name])
-            for band, tags in enumerate(kept["band_tags"], start=1):
-                file.update_tags(band, **tags)
-        for rows, columns in checks.blocks((height, width), TILE, ACROSS):
-            file.write(array[:, rows, columns], window=((rows.start, rows.stop), (columns.start, columns.stop)))
+        for top, left in product(range(0, height, TILE), range(0, width, ACROSS)):
+            rows, columns = (top, min(top + TILE, height)), (left, min(left + ACROSS, width))
+            file.write(array[:, slice(*rows), slice(*columns)], window=(rows, columns))
 
 
 @contextmanager

@@ -24,11 +24,9 @@ from bbdm.pictures import checks
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 NAME = "itk"
-NOT_KEPT = ("ITK_InputFilterName", "NRRD_")  # beginnings of entries that SimpleITK writes by itself
-FAMILIES = {".nrrd": "nrrd", ".mha": "mha", ".mhd": "mha"}  # in which entries are written again; of DICOM none
-READERS = {"mha": "MetaImageIO", "nrrd": "NrrdImageIO", "": "GDCMImageIO"}
+READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}  # by suffix; of DICOM it is GDCMImageIO
 HEADER_BYTES = 2**16  # of a MetaImage or NRRD, in which its text must end
-ENDS = {"nrrd": rb"\n[ \t\r]*\n", "mha": rb"(?m:^)[ \t]*ElementDataFile[ \t]*=.*(\n|\Z)"}  # of the text
+ENDS = {".nrrd": rb"\n[ \t\r]*\n", ".mha": rb"(?m:^)[ \t]*ElementDataFile[ \t]*=.*(\n|\Z)"}  # of the text
 CHUNK = 2**20  # bytes that are decompressed at once
 POSITION, SERIES, BITS = "0020|0032", "0020|000e", "0028|0100"  # elements of DICOM
 DICM = 128  # where a file of DICOM has these letters
@@ -40,7 +38,7 @@ SAME = 1e-6  # mm: slices that are nearer are at one place
 def header(path: Path) -> Header:
     """The header of a file or of a folder of DICOM.
 
-    ``geometry.kept`` has spacing and direction and, of files, the other entries of the header as texts.
+    ``geometry.kept`` has spacing and direction.
 
     Raises:
         ValueError: it is damaged, or has complex numbers, several times, several series, a missing slice, or
@@ -49,20 +47,18 @@ def header(path: Path) -> Header:
     package = _package()
     if path.is_dir():
         return _series(package, path)
-    data, offset, packed = _data_of(path)
+    offset, packed = _data_of(path)
     reader = _reader(package, path)
     size, dtype = reader.GetSize(), _dtype(package, reader)
     if any(length != 1 for length in size[3:]):
         raise ValueError(f"it has {len(size)} axes, {sizes.shown(size)}, such as times: save each volume as a file")
     count = min(len(size), 3)
     shape = (reader.GetNumberOfComponents(), *size[:count][::-1])
-    most = (data.stat().st_size - offset) * (checks.DEFLATE if packed else 1)
+    most = (path.stat().st_size - offset) * (checks.DEFLATE if packed else 1)
     checks.check_cost(shape, dtype, most)
     direction = np.reshape(reader.GetDirection(), (len(size), len(size)))[:count, :count]
-    entries = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if not key.startswith(NOT_KEPT)}
-    kept = {"suffix": _family(path), "entries": {key: text for key, text in entries.items() if text.isprintable()}}
-    geometry = _geometry(reader.GetSpacing()[:count], reader.GetOrigin()[:count], direction, **kept)
-    return Header(path, shape, dtype, geometry, most=most, stored=(data, offset, packed))
+    geometry = _geometry(reader.GetSpacing()[:count], reader.GetOrigin()[:count], direction)
+    return Header(path, shape, dtype, geometry, most=most, stored=(offset, packed))
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -76,12 +72,12 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         names: list[str] = header.stored
         reader: Any = package.ImageSeriesReader() if len(names) > 1 else package.ImageFileReader()
         reader.SetFileNames(names) if len(names) > 1 else reader.SetFileName(names[0])
-        reader.SetImageIO(READERS[""])
+        reader.SetImageIO("GDCMImageIO")
     else:
         reader = _reader(package, header.path)
-        data, offset, packed = header.stored
-        if packed and _family(header.path) == "mha":
-            _check_packed(data, offset, math.prod(header.shape) * header.dtype.itemsize)
+        offset, packed = header.stored
+        if packed and header.path.suffix.lower() == ".mha":
+            _check_packed(header.path, offset, math.prod(header.shape) * header.dtype.itemsize)
     with _locale_kept():
         array = package.GetArrayFromImage(reader.Execute())
     if array.size != math.prod(header.shape):
@@ -106,9 +102,6 @@ def write(path: Path, picture: Picture) -> None:
         image.SetSpacing(spacing)
         image.SetOrigin(origin.tolist())
         image.SetDirection(direction)
-    if kept.get("suffix") == _family(path):
-        for key, text in kept["entries"].items():
-            image.SetMetaData(key, text)
     package.WriteImage(image, str(path))
 
 
@@ -133,7 +126,7 @@ def _reader(package: Any, path: Path) -> Any:
     """SimpleITK's reader of a file, of which the header is read."""
     reader = package.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO(READERS[_family(path)])
+    reader.SetImageIO(READERS.get(path.suffix.lower(), "GDCMImageIO"))
     with _locale_kept():
         reader.ReadImageInformation()
     return reader
@@ -160,46 +153,38 @@ def _dtype(package: Any, reader: Any) -> np.dtype[Any]:
     return np.dtype(f"{'u' if unsigned else ''}{kind}{bits}")
 
 
-def _geometry(spacing: Sequence[float], origin: npt.ArrayLike, direction: Any, **kept: Any) -> Geometry:
+def _geometry(spacing: Sequence[float], origin: npt.ArrayLike, direction: Any) -> Geometry:
     """Of what SimpleITK has of (x, y, ...): its affine is from (..., y, x) to the world."""
     turn = np.reshape(direction, (len(spacing), len(spacing)))
     known = {"spacing": tuple(spacing), "direction": tuple(turn.ravel().tolist())}
-    return Geometry(as_affine(turn * np.asarray(spacing), origin), NAME, {**known, **kept})
+    return Geometry(as_affine(turn * np.asarray(spacing), origin), NAME, known)
 
 
-def _family(path: Path) -> str:
-    return FAMILIES.get(path.suffix.lower(), "")
-
-
-def _data_of(path: Path) -> tuple[Path, int, bool]:
-    """The file of a MetaImage's or NRRD's values, where they begin in it, and whether they are compressed.
+def _data_of(path: Path) -> tuple[int, bool]:
+    """Where a MetaImage's or NRRD's values begin in it, and whether they are compressed.
 
     Raises:
-        ValueError: they are in another file than itself and the one beside an mhd, or they are text.
+        ValueError: they are in another file, or are text.
     """
-    family = _family(path)
+    suffix = path.suffix.lower()
     with path.open("rb") as file:
         text = file.read(HEADER_BYTES)
-    end = re.search(ENDS[family], text)
+    end = re.search(ENDS[suffix], text)
     if end is None:
         raise ValueError("its header does not end")  # at which NRRD's library crashes
     lines = text[: end.end()].decode("latin-1").splitlines()
-    pairs = (line.partition(":" if family == "nrrd" else "=") for line in lines)
+    pairs = (line.partition(":" if suffix == ".nrrd" else "=") for line in lines)
     entries = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    if family == "nrrd":
+    if suffix == ".nrrd":
         encoding = entries.get("encoding", "").lower()
         if {"data file", "datafile"} & entries.keys() or encoding not in ("raw", "gzip", "gz"):
             raise ValueError(f"it is no NRRD, its encoding {encoding!r} is not read, or its values are in another file")
-        return path, end.end(), encoding != "raw"
+        return end.end(), encoding != "raw"
     if entries.get("binarydata", "true").lower()[:1] not in ("t", "1"):
         raise ValueError("its values are text")
-    name, packed = entries["elementdatafile"], entries.get("compresseddata", "").lower()[:1] in ("t", "1")
-    if name.lower() == "local":
-        return path, end.end(), packed
-    data = path.with_name(name) if name and Path(name).name == name else path
-    if data == path or "%" in name or " " in name or not data.is_file():
-        raise ValueError(f"its values are in {name!r}, and one file beside it is needed")
-    return data, 0, packed
+    if (name := entries["elementdatafile"]).lower() != "local":
+        raise ValueError(f"its values are in {name!r}: save it with them, in one file")
+    return end.end(), entries.get("compresseddata", "").lower()[:1] in ("t", "1")
 
 
 def _check_packed(path: Path, offset: int, size: int) -> None:

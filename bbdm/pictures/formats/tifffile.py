@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,33 @@ TILE = 256  # the side of written tiles
 TILED = 2**22  # values from which on a picture is written in tiles
 CLASSIC = 2**32 - 2**25  # bytes of values that a classic TIFF holds
 NODATA = 42113  # the tag of the value that stands for none
-PALETTE, YCBCR = 3, 6  # what values mean
+WHITE_IS_0, PALETTE, YCBCR = 0, 3, 6  # what values mean
+TURN = 274  # the tag of the orientation
 SIDE_FILES = 1 | 4  # kinds of pages besides the picture: reduced copies, masks
 
 
 def header(path: Path) -> Header:
     """The header of a picture (C, H, W) or (C, D, H, W).
 
-    ``geometry.kept`` has resolution, resolutionunit, and ome: pixel sizes, their units and channels' names.
+    ``geometry.kept`` has resolution, resolutionunit, and ome: pixel sizes and their units.
 
     Raises:
         ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
-            sizes.
+            sizes; or of 8 bits, white is 0, or it is not upright.
     """
     with _opened(path) as file:
         series, size = _series(file), path.stat().st_size
         page, offset = series.keyframe, series.dataoffset
-        if page.photometric == PALETTE:
-            raise ValueError("its values are indices of a palette: save it with colours")
-        if page.photometric == YCBCR and page.compression not in JPEG:
-            raise ValueError("its values are luminance and colour difference: save it as RGB")
+        turn, narrow = page.tags.get(TURN), page.bitspersample <= 8
+        wrong = {
+            "indices of a palette": page.photometric == PALETTE,
+            "luminance and colour difference": page.photometric == YCBCR and page.compression not in JPEG,
+            "0 for white": narrow and page.photometric == WHITE_IS_0,
+            "of fewer than 8 bits": page.bitspersample < 8,
+            "turned by a tag": narrow and turn is not None and turn.value != 1,
+        }
+        if found := [reason for reason, is_so in wrong.items() if is_so]:
+            raise ValueError(f"its values are {found[0]}: save it as upright grey or RGB, 0 for black")
         shape = _shape(series)
         if offset is not None and offset + math.prod(series.shape) * np.dtype(page.dtype).itemsize > size:
             raise ValueError(f"its header says {series.shape} of {page.dtype}, and the file is shorter")
@@ -80,7 +88,7 @@ def write(path: Path, picture: Picture) -> None:
     package = optional.package("tifffile", "this TIFF")
     checks.check_held("a TIFF", picture, (*checks.REAL, "float16"))
     array, options = np.asarray(picture), _options(picture)
-    interleaved = "ome" not in options and len(array) > 1
+    interleaved = "planarconfig" in options
     if "ome" not in options:
         array = array.transpose(1, 2, 0) if interleaved else array[0]
     options["bigtiff"] = array.nbytes > CLASSIC
@@ -91,16 +99,17 @@ def write(path: Path, picture: Picture) -> None:
 
 
 def _tiles(planes: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The tiles of (N, H, W) or (N, H, W, C), those at the edge with zeros around."""
     for plane in planes:
-        for rows, columns in checks.blocks(plane.shape, TILE, TILE):
+        for top, left in product(*(range(0, side, TILE) for side in plane.shape[:2])):
+            part = plane[top : top + TILE, left : left + TILE]
             tile = np.zeros((TILE, TILE, *plane.shape[2:]), plane.dtype)
-            part = plane[rows, columns]
             tile[: part.shape[0], : part.shape[1]] = part
             yield tile
 
 
 def _options(picture: Picture) -> dict[str, Any]:
-    """How tifffile writes a picture: with ``ome`` channel after channel, else with interleaved bands."""
+    """How tifffile writes a picture."""
     geometry, channels = picture.geometry, len(picture)
     kept = geometry.kept if geometry.format == NAME else {}
     options = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
@@ -110,8 +119,6 @@ def _options(picture: Picture) -> dict[str, Any]:
     if picture.ndim == 4 or ome:
         if not ome and geometry.spacing is not None and len(geometry.spacing) == 3:
             ome = _ome_of(geometry.spacing[::-1], "mm")
-        if len(ome.get("Channel", {}).get("Name", ())) != channels:
-            ome.pop("Channel", None)
         axes = "CZYX" if picture.ndim == 4 else "CYX"
         return {**options, "ome": True, "photometric": "minisblack", "metadata": {**ome, "axes": axes}}
     colours = channels == 3 and picture.dtype.kind == "u"
@@ -204,13 +211,10 @@ def _geometry(file: Any, page: Any, shape: tuple[int, ...]) -> Geometry:
     if all(resolution):
         kept = {"resolution": tuple(tag.value for tag in resolution), "resolutionunit": int(page.resolutionunit)}
     ome = dict[str, Any]()
-    if file.is_ome and file.ome_metadata:  # sizes, their units, and the names of channels, as tifffile writes them
+    if file.is_ome and file.ome_metadata:  # sizes and their units, as tifffile writes them
         image = optional.package("tifffile", "this TIFF").xml2dict(file.ome_metadata)["OME"]["Image"]
         pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
         ome = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
-        channels = pixels.get("Channel", [])
-        names = [each.get("Name") for each in (channels if isinstance(channels, list) else [channels])]
-        ome |= {"Channel": {"Name": names}} if names and all(names) else {}
     elif file.is_imagej:
         content = file.imagej_metadata or {}
         unit = IMAGEJ_UNITS.get(content.get("unit", ""))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bbdm import DDBM, ECSI, I2SB, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm import DDBM, ECSI, I2SB, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge
-from bbdm.files.importers import programs, shapes
+from bbdm.files.importers import programs, states
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import skeleton
 from bbdm.networks.unet import UNet
@@ -31,12 +31,7 @@ PUBLISHED: dict[str, Bridge] = {  # of the programs' scripts
 }
 SIZES: dict[int, dict[str, Any]] = {
     64: {"width": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3, "attention_resolutions": (2, 4, 8)},
-    256: {
-        "width": 256,
-        "channel_mult": (1, 1, 2, 2, 4, 4),
-        "num_res_blocks": 2,
-        "attention_resolutions": (8, 16, 32),
-    },
+    256: {"width": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2, "attention_resolutions": (8, 16, 32)},
 }
 
 
@@ -171,16 +166,6 @@ def test_i2sb(conditioned: bool, tmp_path: Path):
     assert without.unet.ema is None
 
 
-def test_the_published_sampler_of_i2sb(tmp_path: Path):
-    """Its first step, of two, without noise."""
-    average = reference(3, seed=1)
-    path = i2sb_file(tmp_path / "latest.pt", reference(3), average)
-    sampler = BridgeSampler.from_checkpoint(path, config="i2sb-256-ode", solver="ancestral", steps=2)
-    first, _ = sampler.stream(Y)
-    half = np.linspace(1e-4**0.5, (1.0 / 1000) ** 0.5, 1000)[:500] ** 2
-    assert close(first.x0hat, Y - (2 * half.sum()) ** 0.5 * call(average, Y, 1000.0))
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks(name: str):
     """Names, bridges and sizes are those of the programs' scripts, and the documentation has each name."""
@@ -189,7 +174,7 @@ def test_published_networks(name: str):
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
     with torch.device("meta"):
         state = build(**SIZES[size]).state_dict()
-    config = shapes.unet_config(state, **programs.KNOWN)
+    config = states.unet_config(state, **programs.KNOWN)
     shown = skeleton(UNet.from_config, config).state_dict()
     assert {key: value.shape for key, value in shown.items()} == {key: value.shape for key, value in state.items()}
     assert (config.heads(512), config.num_groups, config.condition_channels) == (8, 32, 3)
@@ -198,39 +183,26 @@ def test_published_networks(name: str):
 
 @pytest.mark.filterwarnings("ignore:weights do not determine")
 def test_a_name_is_needed(tmp_path: Path):
-    for path in (
-        save(square(ddbm().state_dict()), tmp_path / "ema.pt"),
-        i2sb_file(tmp_path / "latest.pt", reference(3), None),
-        save(reference().state_dict(), tmp_path / "dbim.pt"),
-    ):
+    for content in (square(ddbm().state_dict()), reference().state_dict()):
+        path = save(content, tmp_path / "ema.pt")
         with pytest.raises(IncompleteFileError, match=r"give config=, one of \['ddbm-diode-256', .*'i2sb-256-ode'\]"):
             load_checkpoint(path)
         refused(path, r"config must be one of \['ddbm-diode-256'.*got 'ddbm'", config="ddbm")
 
 
-def test_weights_that_do_not_fit(tmp_path: Path):
+def test_weights_and_averages_that_do_not_fit(tmp_path: Path):
     state = square(ddbm().state_dict())
-    cases: list[tuple[Any, str]] = [
+    for content, message in (
         ({k: v for k, v in state.items() if k != "out.2.bias"}, r"missing: out\.2\.bias"),
-        ({**state, "more": torch.ones(1)}, "extra: more"),
-        ({**state, "out.2.bias": torch.ones(4)}, r"out\.2\.bias \(4,\) \(wanted \(3,\)\)"),
-        ({**state, "out.2.bias": "text"}, r"missing: out\.2\.bias"),
         ({**state, "label_emb.weight": torch.ones(10, 128)}, "takes a class"),
-        (ddbm(resblock_updown=False).state_dict(), r"extra: .*op\.bias"),
         (ddbm(use_scale_shift_norm=False).state_dict(), r"of another shape: .*emb_layers\.1\.bias"),
-        ([1], "it is a list with no UNets"),
-    ]
-    for content, message in cases:
-        refused(save(content, tmp_path / "b.pt"), message, config="ddbm-diode-256")
-
-
-def test_averages_that_do_not_fit(tmp_path: Path):
+    ):
+        refused(save(content, tmp_path / "a.pt"), message, config="ddbm-diode-256")
     shadow = [parameter.detach() for parameter in reference(3).parameters()]
     cases: list[tuple[Any, str]] = [
         ({"shadow_params": shadow[1:]}, rf"its moving average has {len(shadow) - 1} tensors, and its network"),
         ({"shadow_params": shadow[::-1]}, r"do not fit the network: of another shape: "),
         ({"shadow_params": [*shadow[1:], 3]}, "is a int, not a tensor"),
-        ({"decay": 0.9}, "its ema is a dict without shadow_params"),
         ([1], "its ema is a list without shadow_params"),
     ]
     for ema, message in cases:

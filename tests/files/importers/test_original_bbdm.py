@@ -1,6 +1,7 @@
 """Files of the original BBDM, in the layout of its runner."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,8 @@ def buffers(schedule: str = "linear", max_var: float = 1.0, steps: int = STEPS) 
         m = np.arange(steps) / steps
         m[0] = 0.0005
         m = 0.5 * np.sin(np.pi * (m - 0.5)) + 0.5
-    before = np.append(0, m[:-1])
     variance = 2 * (m - m**2) * max_var
-    variance_before = np.append(0.0, variance[:-1])
-    step = variance - variance_before * ((1 - m) / (1 - before)) ** 2
-    found = {
-        "m_t": m,
-        "m_tminus": before,
-        "variance_t": variance,
-        "variance_tminus": variance_before,
-        "variance_t_tminus": step,
-        "posterior_variance_t": step * variance_before / variance,
-    }
-    return {key: torch.tensor(value, dtype=torch.float32) for key, value in found.items()}
+    return {key: torch.tensor(value, dtype=torch.float32) for key, value in {"m_t": m, "variance_t": variance}.items()}
 
 
 def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,15 +77,13 @@ def test_latent_model(name: str, tmp_path: Path):
     vqgan = small_vqgan(**LATENT[name])
     channels = vqgan.config.latent_channels
     path, network, _ = bbdm_file(tmp_path / "a.pth", vqgan, in_channels=channels, out_channels=channels)
-    loaded = load(path, config="bbdm")
-    x, t = images(1, channels, 16, 16), torch.tensor([150])
+    loaded = load(path, config="bbdm", codec=VQGANCodec(vqgan))
+    x, t, codec = images(1, channels, 16, 16), torch.tensor([150]), loaded.build_codec()
     with torch.no_grad():
         assert torch.equal(loaded.build_unet(ema=False)(x, t), network(x, t))
-    for arguments in ({}, {"codec": VQGANCodec(vqgan)}, {"codec": VQGANCodec(vqgan, before_quant_conv=True)}):
-        codec = load(path, config="bbdm", **arguments).build_codec()
-        assert codec is not None
-        assert codec.config() == arguments.get("codec", VQGANCodec(vqgan)).config()
-        assert all(torch.equal(value, vqgan.state_dict()[key]) for key, value in codec.state_dict().items())
+    assert codec is not None
+    assert codec.config() == VQGANCodec(vqgan).config()
+    assert all(torch.equal(value, vqgan.state_dict()[key]) for key, value in codec.state_dict().items())
     refused(path, "another codec", config="bbdm", codec=VQGANCodec(small_vqgan(num_codes=7)))
 
 
@@ -108,10 +96,8 @@ def test_statistics_of_latents(tmp_path: Path):
     assert codec is not None
     assert codec.statistics is not None
     assert vars(codec.statistics) == {
-        "target_mean": (1.0, 2.0, 3.0),
-        "target_std": (2.0, 3.0, 4.0),
-        "source_mean": (3.0, 4.0, 5.0),
-        "source_std": (4.0, 5.0, 6.0),
+        f"{role}_{kind}": (first, first + 1, first + 2)
+        for first, (role, kind) in enumerate(product(("target", "source"), ("mean", "std")), 1)
     }
     del content["ori_latent_std"]
     refused(save(content, path), "missing entry 'ori_latent_std'", config="bbdm")
@@ -139,24 +125,14 @@ def cut(steps: int, variances: int) -> dict[str, Tensor]:
     return {"m_t": buffers()["m_t"][:steps].clone(), "variance_t": buffers()["variance_t"][:variances].clone()}
 
 
-def moved() -> dict[str, Tensor]:
-    state = buffers()
-    state["m_t"][150] += 1e-3
-    return state
-
-
 @pytest.mark.parametrize(
     ("schedule", "edit", "arguments", "message"),
     [
         (None, None, {}, r"does not state its objective: give config=, one of \['bbdm', 'bbdm-noise', 'bbdm-ysubx'\]"),
         (None, None, {"config": "ddbm-diode-256"}, r"config must be one of \['bbdm', .*got 'ddbm-diode-256'"),
-        (cut(0, 0), None, {"config": "bbdm"}, "are of 0 and 0 steps"),
         (cut(200, 3), None, {"config": "bbdm"}, "are of 200 and 3 steps"),
-        (cut(1, 1), None, {"config": "bbdm"}, "are of 1 and 1 steps"),
         (buffers("first"), None, {"config": "bbdm"}, "neither of the schedules linear and sin"),
-        (moved(), None, {"config": "bbdm"}, "neither of the schedules linear and sin"),
         (None, None, {"config": "bbdm", "num_steps": 7}, "num_steps=7 was given"),
-        (None, None, {"config": "bbdm", "c_lambda": 2.0}, r"c_lambda=2\.0 was given"),
         (None, lambda c: c["ema"].pop("denoise_fn.out.2.bias"), {"config": "bbdm"}, r"missing: out\.2\.bias$"),
         (
             None,

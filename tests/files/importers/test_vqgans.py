@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from bbdm.files.checkpoint import load_vqgan
-from bbdm.files.importers import shapes
+from bbdm.files.importers import states
 from bbdm.networks.config import VQGANS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import (
@@ -49,7 +48,7 @@ def test_the_scripts_keys_that_do_not_fit(tmp_path: Path):
 class TestLatentDiffusion:
     @pytest.mark.parametrize("name", ["vq-f4", "vq-f8", "vq-f16"])
     def test_settings_from_shapes(self, name: str):
-        assert shapes.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
+        assert states.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
 
     @pytest.mark.parametrize(
         ("prefix", "name"), sweep(product(PREFIXES, LATENT), [*zip(PREFIXES, LATENT, strict=True)])
@@ -79,19 +78,11 @@ class TestLatentDiffusion:
         )
         refused(save(state, tmp_path / "a.pt"), wanted, load_vqgan)
 
-    def test_a_key_that_the_settings_are_read_from(self, tmp_path: Path):
-        state = {k: torch.zeros(1).expand(0) for k in expected(VQGAN, VQGANS["vq-f8"])}
-        state["quantize.embedding.weight"] = torch.ones(2, 2)
-        del state["encoder.conv_in.weight"]
-        refused(save(state, tmp_path / "a.pt"), r"missing entry 'encoder\.conv_in\.weight'", load_vqgan)
-
     @pytest.mark.parametrize(
         ("content", "message"),
         [
             ({"a": torch.ones(1)}, r"a dict of 1 entries \('a'\) with no codebooks in it; wanted: a VQGAN of latent"),
-            ([1], "it is a list with no codebooks"),
             ({"quantize.embedding.weight": 3}, r"\('quantize\.embedding\.weight'\) with no codebooks"),
-            (nn.Linear(1, 1), "a torch.nn.modules.linear.Linear with no codebooks"),
             ({f"{p}.quantize.embedding.weight": torch.ones(1, 1) for p in "ab"}, "with 2 codebooks in it"),
         ],
     )

@@ -1,12 +1,18 @@
-"""VQGANs of latent diffusion, whose keys are ours, and of the A-Bridge scripts, which have others."""
+"""Autoencoders of others: VQGANs of latent diffusion and of the A-Bridge scripts, and those of diffusers."""
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
-from bbdm.files.importers import shapes
-from bbdm.files.importers.states import File, State, load, renamed
+import safetensors.torch
+
+from bbdm.codec import Codec, from_config
+from bbdm.codec.kinds import CLASSES, EITHER, known_settings
+from bbdm.files.importers.states import File, State, load, renamed, vqgan_config
+from bbdm.files.weights import readable
 from bbdm.networks.restore import restore
 from bbdm.networks.vqgan import VQGAN
 
@@ -38,13 +44,18 @@ ABRIDGE = (  # the parts of blocks, and layers
     (r"^encoder\.down_sampling\.0\.(\w+)$", r"encoder.conv_in.\1"),
 )
 SEQUENCE = r"^encoder\.down_sampling\.([1-9]\d{0,5})\."
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OLD_ATTENTION = re.compile(r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.")  # before diffusers 0.15
+ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def find(file: File) -> State:
-    """The state dict of the one VQGAN in a file."""
+def read_vqgan(content: Any) -> VQGAN:
+    """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
+    file = File(content)
     known = [each for each in file.prefixes(*CODES) if each.endswith(IN_OTHERS)]
     expected = "a VQGAN of latent diffusion or of the A-Bridge scripts,"
-    return file.below(known[0] if len(known) == 1 else file.prefix(expected, "codebooks", *CODES))
+    return build(file.below(known[0] if len(known) == 1 else file.prefix(expected, "codebooks", *CODES)))
 
 
 def build(state: State, **known: Any) -> VQGAN:
@@ -57,7 +68,7 @@ def build(state: State, **known: Any) -> VQGAN:
         state = renamed(state, ABRIDGE)
         blocks = _sequence(state)
         state = renamed(state, [(SEQUENCE, lambda found: blocks[int(found[1])])])
-    config = shapes.vqgan_config(state, **known)
+    config = vqgan_config(state, **known)
     return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))
 
 
@@ -77,3 +88,22 @@ def _sequence(state: State) -> dict[int, str]:
         else:
             names[index] = f"encoder.down.{level}.attn.{block - 1}."
     return names
+
+
+def read_codec(path: Path) -> Codec:
+    """A codec from a foreign folder or .safetensors; see :func:`bbdm.files.checkpoint.load_codec`."""
+    folder, file = (path, path / WEIGHTS) if path.is_dir() else (path.parent, path)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"there is no {CONFIG} of an autoencoder in {folder}")
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}, which is all that is read")
+    with readable(folder / CONFIG, "config of an autoencoder"):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind = {name: kind for kind, name in CLASSES.items()}.get(config["_class_name"])
+        if kind is None:
+            raise ValueError(f"it is of a {config['_class_name']!r}, and an {EITHER} is wanted")
+        settings = known_settings(kind, config)
+    with readable(file, "codec"):
+        weights = safetensors.torch.load_file(file)
+        weights = {OLD_ATTENTION.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): v for key, v in weights.items()}
+        return from_config({"kind": kind, "config": settings, "statistics": None}, weights)

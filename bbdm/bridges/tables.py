@@ -1,4 +1,4 @@
-"""Image-to-image Schroedinger bridge."""
+"""Bridges whose schedule is a table at integer times: I2SB and GOUB."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.base import Bridge, register
-from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import OBJECTIVES, Function, Objective, Weights
 from bbdm.bridges.path import Array, Marginal
+
+LEFT = 0.005  # of the target at the end of GOUB, before the bridge pulls it to the source: exp(-theta_T)
+OFFSET = 0.008  # of its cosine schedule
 
 
 def scaled(bridge: I2SB, t: npt.ArrayLike) -> Weights:
@@ -34,7 +36,6 @@ class I2SB(Bridge):
         beta_max: the largest increment of variance, times N.
         deterministic: the ODE, without noise.
         objective: ``scaled`` is the paper's, (x_t - x0) / sqrt(S).
-        density: the density of training times.
 
     Raises:
         ValueError: an argument is out of range.
@@ -42,15 +43,12 @@ class I2SB(Bridge):
 
     objectives: ClassVar[Mapping[str, Function]] = {**OBJECTIVES, "scaled": scaled}
 
+    positive = ("beta_max",)
+
     num_steps: int = 1000
     beta_max: float = 0.3
     deterministic: bool = False
     objective: Objective | Literal["scaled"] = "scaled"
-    density: Density = "uniform"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_positive("beta_max")
 
     closed = False  # a little of the other end is left at both
 
@@ -116,3 +114,50 @@ class I2SB(Bridge):
             noise = 0.0 if m == 0 or self.deterministic else np.sqrt(share * (forward[n] - forward[m]))
             row[:] = share, 0.0, 1 - share, 0.0, noise
         return rows
+
+
+@register("goub")
+@dataclass(frozen=True)
+class GOUB(Bridge):
+    """Generalised Ornstein-Uhlenbeck bridge (Yue et al., ICML 2024).
+
+    theta_t is the cumulated pull to the source, by a cosine schedule. V_t = noise_scale^2 (1 - exp(-2
+    theta_t)) is the variance that it leaves, and V_tT the same from t to T. alpha = exp(-theta_t) V_tT / V_T,
+    beta = 1 - alpha, sigma^2 = V_t V_tT / V_T.
+
+    Args:
+        num_steps: T, at least 2.
+        noise_scale: lambda, in units of pictures in [-1, 1].
+        objective: the quantity that the network predicts.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    positive = ("noise_scale",)
+
+    num_steps: int = 100
+    noise_scale: float = 30 / 255
+    objective: Objective = "noise"
+
+    @property
+    def train_range(self) -> tuple[float, float]:
+        """1 to T - 1."""
+        return self.low, self.num_steps - 1
+
+    @cached_property
+    def _pulled(self) -> Array:
+        """Theta at the times 0..T."""
+        x = np.arange(self.num_steps + 3) / (self.num_steps + 2)
+        kept = np.cos((x + OFFSET) / (1 + OFFSET) * np.pi / 2) ** 2
+        rates = 1 - kept[1:-1] / kept[0]
+        cumulated = np.cumsum(rates) - rates[0]
+        return cumulated * -np.log(LEFT) / cumulated[-1]
+
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """Weights at times in [0, T]."""
+        pulled, end = np.interp(self._time(t), np.arange(self.num_steps + 1), self._pulled), self._pulled[-1]
+        # variances in units of noise_scale^2
+        before, after, whole = -np.expm1(-2 * pulled), -np.expm1(-2 * (end - pulled)), -np.expm1(-2 * end)
+        alpha = np.exp(-pulled) * after / whole
+        return Marginal(alpha, 1 - alpha, self.noise_scale * np.sqrt(before * after / whole))

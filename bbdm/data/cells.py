@@ -1,0 +1,173 @@
+"""The cells of a row that have pictures: reading them, the grid that they lie on, and the windows of crops.
+
+A file of which no part can be read alone is decoded whole: once into a cache, or a few are kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from bbdm import pictures
+from bbdm.base import sizes
+from bbdm.base.atomic import stamp
+from bbdm.base.seeds import keyed
+from bbdm.data.cache import Cache
+from bbdm.data.rows import Half
+from bbdm.data.tables import OF_PHOTOGRAPH, decoded
+from bbdm.pictures import Header, Picture, images
+from bbdm.pictures.checks import Window
+from bbdm.pictures.picture import same_grid
+from bbdm.pictures.values import AnyValues, Values, without_data
+
+KEPT = 6  # decoded pictures in memory
+HEADERS = 4096  # that are kept
+SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
+Array = npt.NDArray[Any]
+Change = Callable[[Image.Image], Image.Image]
+
+
+class Cells:
+    """Opens cells: paths, halves of files, encoded pictures and arrays.
+
+    Args:
+        cache: of decoded pictures; None to keep a few in memory.
+    """
+
+    def __init__(self, cache: Cache | None = None) -> None:
+        self._cache = cache
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was decoded and looked at."""
+        self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
+        self._photograph = lru_cache(KEPT)(lambda path: images.pixels(images.open_image(path)))
+        self._headers = lru_cache(HEADERS)(pictures.header)
+        self._ranges: dict[Any, Values] = {}
+
+    def header(self, cell: Any) -> Header | Picture:
+        """Sides, type and geometry of a cell; of what is in memory, the picture."""
+        if isinstance(cell, Half):
+            head = self._headers(cell.path)
+            return replace(head, shape=(*head.shape[:-1], head.shape[-1] // 2))
+        return self._headers(cell) if isinstance(cell, Path) else self.read(cell)
+
+    def read(self, cell: Any, window: Window = (), change: Change | None = None) -> Picture:
+        """A cell as a picture, or a window of it: a slice for each spatial axis.
+
+        ``change`` is what the photograph of a file becomes, read as a whole.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or no picture.
+        """
+        if isinstance(cell, Path):
+            if not window:
+                return pictures.read(cell, (), change)
+            head = self._headers(cell)
+            if head.windowed:
+                return pictures.read(head, window)
+            picture = self._whole(cell)
+        elif isinstance(cell, Half):
+            pixels = self._photograph(cell.path)
+            half, rest = divmod(width := pixels.shape[2], 2)
+            if rest:
+                raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
+            picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
+        else:
+            picture = decoded(cell)
+        return picture[(slice(None), *window)] if window else picture  # pyright: ignore[reportReturnType]
+
+    def _cached(self, path: Path) -> Picture:
+        """A file as a whole, from the cache."""
+        assert self._cache is not None
+        key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
+        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
+        return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
+
+    def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
+        """The values of some pictures: percentiles are measured once, on the whole ones."""
+        if isinstance(values, Values):
+            return values
+        if not all(isinstance(each, Path | Half) for each in cells):
+            return values.of(np.concatenate([*map(self._sample, cells)]))
+        if (key := tuple(cells)) not in self._ranges:
+            self._ranges[key] = values.of(np.concatenate([*map(self._sample, cells)]))
+        return self._ranges[key]
+
+    def _sample(self, cell: Any) -> Array:
+        """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
+        head = self.header(cell)
+        step = -(-int(np.prod(head.sides)) // SAMPLED)
+        others = tuple(slice(0, side) for side in head.sides[1:])
+        if isinstance(head, Header) and head.windowed and step > 1:
+            rows = [self.read(cell, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
+            array = np.concatenate(rows, axis=1)
+        else:  # by the cache, or what is kept
+            array = np.asarray(self.read(cell, (slice(0, head.sides[0]), *others)))[:, ::step]
+        array = array.reshape(len(array), -1)
+        return array[:, ~without_data(array, head.nodata)]
+
+
+def check_grids(
+    columns: Mapping[str, Sequence[Any]], heads: Mapping[str, Sequence[Header | Picture]], sized: Collection[str]
+) -> None:
+    """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
+
+    Args:
+        columns: the row's cells, for messages.
+        heads: the headers of some columns, or their pictures.
+        sized: the columns that must have one size, even where they do not say where they lie.
+    """
+    role = "target" if columns["target"] else "source"
+    if not heads.get(role):
+        return
+    like, name = heads[role][0], _named(role, columns[role][0])
+    for column, others in heads.items():
+        for cell, other in zip(columns[column], others, strict=True):
+            located = None not in (like.geometry.affine, other.geometry.affine)
+            compared = located or column in sized or len(like.sides) != len(other.sides)
+            if compared and not same_grid(other, like):
+                raise ValueError(
+                    f"{_named(column, cell)} and {name} lie on different grids, {other.grid} and {like.grid}: resample "
+                    f"the first to the second, {_resampling(like)}"
+                )
+
+
+def _named(column: str, cell: Any) -> str:
+    """What messages call a cell: its path, or its column."""
+    return str(cell) if isinstance(cell, Half | Path) else column
+
+
+def _resampling(picture: Header | Picture) -> str:
+    """How a picture is brought to the grid of another."""
+    if picture.geometry.affine is not None and len(picture.geometry.affine) == 4:
+        return "such as SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
+    if picture.geometry.kept.get("crs"):
+        return "such as rasterio.warp.reproject, or gdalwarp"
+    return "such as skimage.transform.resize(FIRST, SHAPE)"
+
+
+def crop_window(whole: Window, size: Sequence[int], key: str, seed: int) -> Window:
+    """The window of a crop in another window, random by its key and the seed of the epoch.
+
+    Raises:
+        ValueError: the window is smaller than the crop, or has other axes.
+    """
+    sides = [part.stop - part.start for part in whole]
+    if len(sides) != len(size) or any(side < least for side, least in zip(sides, size, strict=True)):
+        raise ValueError(f"it has {sizes.shown(sides)} pixels, and crops have {sizes.shown(size)}")
+    random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
+    first = [
+        part.start + int(random.integers(each + 1)) for part, each in zip(whole, np.subtract(sides, size), strict=True)
+    ]
+    return tuple(slice(start, start + length) for start, length in zip(first, size, strict=True))

@@ -1,0 +1,229 @@
+"""The times that solvers visit, and those that networks learn from."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kstest, norm
+
+from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
+from bbdm.bridges import Bridge, timesteps
+from bbdm.bridges.objectives import quantiles
+from bbdm.kernels import philox
+
+SEEDS = torch.arange(20_000) * 7919
+
+
+# Solvers
+
+
+@given(
+    st.sampled_from([ABridge, BrownianBridge, BrownianBridge.bbdm]),
+    st.sampled_from(["residual", "noise"]),
+    st.sampled_from(["karras", "uniform", "bbdm"]),
+    st.integers(2, 60),
+    st.data(),
+)
+def test_a_named_list_has_exactly_as_many_entries_as_asked(
+    make: Any, objective: str, name: str, num_steps: int, data: st.DataObject
+):
+    bridge: Bridge = make(num_steps, objective=objective)
+    steps = data.draw(st.integers(1, int(bridge.top - bridge.low) + 1))
+    times = timesteps.resolve(bridge, name, steps)
+    assert len(times) == steps
+    assert times[0] == bridge.top
+    assert times[-1] >= bridge.low
+    assert np.all(np.diff(times) < 0)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (timesteps.paper(ABridge()), [*range(1000, 905, -2), *range(902, 1, -6)]),  # 199
+        (timesteps.paper(ABridge(num_steps=2000))[:3], [2000, 1996, 1992]),
+        (timesteps.paper(ABridge(num_steps=100)), [*range(100, 0, -1)]),  # many fall on one time
+        (timesteps.uniform(ABridge(num_steps=10), 4), [10, 7, 4, 1]),
+        (timesteps.bbdm(BrownianBridge.bbdm()), [*(int(999 - k * 999 / 198) for k in range(198)), 1, 0]),
+        (timesteps.bbdm(BrownianBridge.bbdm(), 3), [999, 1, 0]),
+        (timesteps.coarse(ABridge(), 1), [1000]),
+        (timesteps.karras(BrownianBridge.bbdm(), 10)[[0, -1]], [999, 0]),
+        (timesteps.karras(ABridge(num_steps=5), 5), [5, 4, 3, 2, 1]),  # a duplicate moves to the nearest free time
+        (timesteps.karras(ABridge(num_steps=4)), [4, 3, 2, 1]),
+        (timesteps.noise(ABridge(), 1), [999]),
+        (timesteps.noise(ABridge(), 9), timesteps.karras(ABridge(), 10)[1:].tolist()),
+    ],
+    ids=lambda value: str(value) if isinstance(value, list) and len(value) < 6 else "",
+)
+def test_lists_by_hand(times: timesteps.Timesteps, expected: list[int]):
+    assert times.tolist() == expected
+
+
+def level(bridge: Bridge, share: float, lowest: float | None = None) -> float:
+    """So far from the highest level below the top to the lowest, in the seventh root."""
+    high, low = (float(v) ** (1 / 7) for v in (bridge.nu(bridge.top - 1), lowest or bridge.nu(bridge.low)))
+    return (high + share * (low - high)) ** 7
+
+
+LONG = ABridge(num_steps=10**6)  # its lowest level is 0.002, and 0.01 is low enough
+
+
+@pytest.mark.parametrize(
+    ("bridge", "times", "levels"),
+    [
+        (LONG, timesteps.karras(LONG, 9)[1:], [level(LONG, i / 7, 0.01) for i in range(8)]),
+        (ABridge(), timesteps.karras(ABridge(), 2)[1:], [level(ABridge(), 1 / 2)]),
+        (BrownianBridge(), timesteps.noise(BrownianBridge(), 2), [level(BrownianBridge(), i / 3) for i in (0, 2)]),
+    ],
+    ids=["karras", "karras of two", "noise of two"],
+)
+def test_levels_of_integers(bridge: Bridge, times: Any, levels: Any):
+    """No other time is nearer."""
+    assert len(times) == len(levels)
+    for level, t in zip(levels, times, strict=True):
+        assert bridge.nu(t - 0.5) * (1 - 1e-9) <= level <= bridge.nu(min(t + 0.5, bridge.end)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "times", "levels"),
+    [
+        (DDBM("ve"), timesteps.noise(DDBM("ve"), 3), [50, 2.4, 0.01]),  # equal steps in nu^(1/7)
+        (DDBM("ve"), timesteps.coarse(DDBM("ve")), [np.inf, 50, 10, 2, 0.4]),  # a factor of 5 each
+        # a factor of (44.7 / 0.4)^(1/3) = 4.82
+        (BrownianBridge(), timesteps.coarse(BrownianBridge()), [np.inf, 44.7, 9.27, 1.93, 0.4]),
+        # its top is of a finite level: (14.1 / 0.4)^(1/4) = 2.437
+        (I2SB(), timesteps.coarse(I2SB()), [14.1, 5.79, 2.375, 0.974, 0.4]),
+    ],
+)
+def test_levels_by_hand(bridge: Bridge, times: timesteps.Timesteps, levels: list[float]):
+    assert bridge.nu(times) == pytest.approx(levels, rel=0.01)
+
+
+@pytest.mark.parametrize("bridge", [ABridge(), BrownianBridge.bbdm()], ids=repr)
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (lambda _: [], "non-empty list of integers"),
+        (lambda _: [10.5, 3], "non-empty list of integers"),
+        (lambda _: ["top"], "non-empty list of integers"),
+        (lambda _: 10, "timesteps must be a name or a list of times, got 10"),
+        (lambda _: "cosine", "timesteps must be one of .*, got 'cosine'"),
+        (lambda _: [5, 3], "must start at the bridge's top .*, or where the noise level is at least 1, got 5"),
+        (lambda bridge: [bridge.top + 1, bridge.low], r"timesteps must be in \["),
+        (lambda bridge: [bridge.top, bridge.low - 1], r"timesteps must be in \["),
+        (lambda bridge: [bridge.top, 7, 7], "must strictly decrease"),
+    ],
+    ids=["empty", "float", "text", "number", "name", "top", "above", "below", "increasing"],
+)
+def test_bad_lists(bridge: Bridge, times: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        timesteps.resolve(bridge, times(bridge))
+
+
+@pytest.mark.parametrize(
+    ("bridge", "name", "steps", "message"),
+    [
+        (DDBM(), [1.0, np.nan], None, "timesteps must be a non-empty list of numbers, got"),
+        *((DDBM(), name, None, f"'{name}' are integers, and DDBM has real times") for name in ("paper", "bbdm")),
+        *(
+            (ABridge(), name, steps, r"steps must be an integer in \[1, 1000\]")
+            for name in ("karras", "uniform", "bbdm")
+            for steps in (0, 1001, 2.5, True)
+        ),
+        (ABridge(), "paper", 10, "steps must be None with the 'paper' timesteps"),
+        (ABridge(), [1000, 5], 2, "steps must be None with a list of timesteps, got steps=2"),
+    ],
+)
+def test_bad_steps(bridge: Bridge, name: Any, steps: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        timesteps.resolve(bridge, name, steps)
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    ("density", "mean", "spread"), [("log-normal", -0.9, 1.2), ("wide", -0.4, 1.6), ("high", 1.0, 1.4)]
+)
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+def test_log_normal_of_real_times(kind: Any, density: Any, mean: float, spread: float):
+    """95 % of ln nu is N(mean, spread^2), cut to the bridge's range, and 5 % of t is uniform."""
+    bridge = DDBM(kind, density=density)
+    times = quantiles(bridge, bridge.density)
+    low, high = np.log(bridge.nu(bridge.low)), np.inf
+
+    def cumulative(t: np.ndarray) -> np.ndarray:
+        a, b = (norm.cdf(v, mean, spread) for v in (low, high))
+        normal = (norm.cdf(np.log(bridge.nu(t)), mean, spread) - a) / (b - a)
+        return 0.05 * (t - bridge.low) / (bridge.top - bridge.low) + 0.95 * normal
+
+    assert kstest(times, cumulative).statistic < 1e-3
+    assert np.all(np.diff(times) >= 0)
+
+
+def test_log_normal_of_integers_has_the_mass_between_midpoints():
+    bridge = ABridge(100, density="log-normal")
+    times, counts = np.unique(quantiles(bridge, bridge.density), return_counts=True)
+    assert np.array_equal(times, np.arange(1, 101))
+    edges = np.array([1, *np.arange(1.5, 100), 100])
+    mass = norm.cdf(np.log(bridge.nu(edges)), -0.9, 1.2)
+    wanted = 0.05 * np.diff(edges) / 99 + 0.95 * np.diff(mass) / (mass[-1] - mass[0])
+    np.testing.assert_allclose(counts / counts.sum(), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "bridge",
+    [ABridge(50), ABridge(50, density="log-normal"), DDBM("vp"), DDBM("ve", density="log-normal"), BrownianBridge(50)],
+    ids=repr,
+)
+def test_drawn_times_follow_the_density(bridge: Bridge):
+    drawn, (low, high) = bridge.draw_times(SEEDS, 3), bridge.train_range
+    assert drawn.is_floating_point() == bridge.continuous
+    assert low <= drawn.min() <= drawn.max() <= high
+    drawn_by_quantile = bridge.density != "uniform" or bridge.continuous
+    wanted = quantiles(bridge, bridge.density) if drawn_by_quantile else np.arange(low, high + 1)
+    assert abs(drawn.double().mean() - wanted.mean()) < 4 * wanted.std() / len(SEEDS) ** 0.5
+    assert torch.equal(drawn, bridge.draw_times(SEEDS, 3))
+    assert not torch.equal(drawn, bridge.draw_times(SEEDS, 4))
+    if not drawn_by_quantile:  # so runs that began before there were densities go on with the same times
+        assert torch.equal(drawn, philox.timesteps(SEEDS, 3, int(low), int(high)))
+
+
+@pytest.mark.parametrize("make", [ABridge, BrownianBridge, partial(DDBM, "ve"), GOUB])
+def test_the_pinned_objective_learns_at_the_top(make: Any):
+    """There it is shown nothing of the state, and sampling calls it first; with ``top``, there alone."""
+    for density in ("uniform", "wide"):
+        bridge = make(objective="pinned", density=density)
+        drawn = bridge.draw_times(SEEDS, 0)
+        assert 0.015 < (drawn == bridge.top).double().mean() < 0.025
+        assert drawn.min() < bridge.low + 0.1 * (bridge.top - bridge.low)
+    assert (make(objective="pinned", density="top").draw_times(SEEDS, 3) == bridge.top).all()
+
+
+FACTOR = 0.5  # pictures of half the contrast
+HALF: dict[str, Any] = dict.fromkeys(("spread", "sigma_data", "sigma_source"), 0.5 * FACTOR)
+PAIRS: list[tuple[Bridge, Bridge]] = [  # in other units: noise and spreads are multiplied by the factor
+    (make(scale, cov=cov, **settings), make(scale * FACTOR**power, cov=cov * FACTOR**2, **settings, **HALF))
+    for make, scale, power, cov, settings in [
+        (partial(BrownianBridge, 1000), 1.0, 2, 0.0, {"objective": "pinned", "density": "high"}),
+        (partial(ABridge, 1000), 2.0, 1, 0.0, {"objective": "pinned", "density": "wide"}),
+        (partial(ECSI, t_min=1e-3), 0.5, 1, 0.0, {"objective": "pinned", "density": "log-normal"}),
+        (partial(BrownianBridge, 1000), 1.0, 2, 0.1, {"objective": "preconditioned"}),
+    ]
+]
+
+
+@pytest.mark.parametrize(("bridge", "smaller"), PAIRS)
+def test_units_do_not_matter(bridge: Bridge, smaller: Bridge):
+    np.testing.assert_allclose(*(quantiles(each, each.density) for each in (bridge, smaller)), rtol=1e-6)
+    times = [timesteps.coarse(each, 6) for each in (bridge, smaller)]
+    np.testing.assert_allclose(times[1][:-1], times[0][:-1], rtol=1e-6)  # the lowest level is of 8-bit pictures
+    for solver in ("dpm2m", "sde-dpm2m", "consistency"):
+        wanted, found = (solvers.build(each, solver, times[0]) for each in (bridge, smaller))
+        np.testing.assert_allclose(found.prediction, wanted.prediction * [1, 1, FACTOR], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found.inputs, wanted.inputs / FACTOR, rtol=1e-9)
+        rows = wanted.coefficients * [1, 1, 1, 1, FACTOR]
+        np.testing.assert_allclose(found.coefficients, rows, rtol=1e-9, atol=1e-12)
