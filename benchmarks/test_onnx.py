@@ -42,7 +42,6 @@ ROWS = [
     "compiled, as compile=True chooses",
 ]
 SIZE = 64  # of the demo's pictures
-OPSET = 23
 
 
 def write(model: onnx.ModelProto, folder: Path) -> Path:
@@ -57,7 +56,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     x = images(1, DEVICE, quick).to(memory_format=torch.channels_last)
     t = torch.tensor([500])
     folder: Path = tmp_path_factory.mktemp("onnx")
-    model = graphs.network_graph(unet, OPSET)
+    model = graphs.network_graph(unet)
     plain = BridgeSampler(unet, BRIDGE, steps=STEPS)
     (folder / "scratch").mkdir()
     files = {  # int8 first: the model refers to its file once it is written
@@ -66,7 +65,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     }
     halved = UNet.from_config(unet.config)
     halved.load_state_dict(unet.state_dict())
-    files["ONNX Runtime float16"] = write(graphs.network_graph(halved.half(), OPSET), folder / "float16")
+    files["ONNX Runtime float16"] = write(graphs.network_graph(halved.half()), folder / "float16")
     calls: dict[str, Callable[[], Any]] = {}
     try:
         onnx_runtime.export(import_module("benchmarks.peers.sde_bbdm").network(unet), x, t, folder / "public.onnx")

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from bbdm.base import manifest, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import position, setting
-from bbdm.cli.gpus import GPUsCommand
+from bbdm.cli import GPUsCommand
 from bbdm.data.rows import Row
 from bbdm.data.spec import check_eight_bit
 from bbdm.pictures import images

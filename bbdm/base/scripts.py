@@ -25,8 +25,6 @@ from bbdm.base.settings import add_flags, check, flag_fields, heading
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
-SHORT = 30  # characters of choices that stand beside the flag
-COMPLETION = "_ARGCOMPLETE"  # set by argcomplete's shell function: the number of words that name the program
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 IMPORT = "--import"  # before a command: a module that registers bridges, solvers or metrics
 imported: list[str] = []  # the modules that this process imported so
@@ -36,34 +34,19 @@ BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call th
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of a flag, but for those that are off, and long choices after the help."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
+    """Shows the default of a flag, but for those that are off, and no --no-FLAG of them."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        flags, value = action.option_strings, "" if action.nargs == 0 else self._value(action)
-        if isinstance(action, argparse.BooleanOptionalAction) and action.default is False:
-            flags = [flag for flag in flags if not flag.startswith("--no-")]
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flags = [flag for flag in action.option_strings if action.default is not False or flag[:5] != "--no-"]
+        value = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
         return f"{', '.join(flags)} {value}".strip()
 
-    def _value(self, action: argparse.Action) -> str:
-        choices = _words(action)
-        inside = f"{{{','.join(choices)}}}"
-        short = choices and len(inside) <= SHORT and action.metavar is None
-        return inside if short else f"{action.metavar or action.dest.upper()}{'...' if action.nargs == '+' else ''}"
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text, choices = action.help or "", _words(action)
-        if choices and not self._value(action).startswith("{"):
-            text += f": {', '.join(choices)}"
+        text = action.help or ""
         without = not action.option_strings or any(action.default is v for v in (None, False, (), argparse.SUPPRESS))
         return text if without or "(default: " in text else f"{text} (default: %(default)s)"
-
-
-def _words(action: argparse.Action) -> list[str]:
-    """The choices of a flag."""
-    return [str(each) for each in action.choices or ()]
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,14 +55,6 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None, **settings: Any) -> None:
         super().__init__(description=description, formatter_class=_Help, **settings)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # values such as -1024:3071:HU are no flags
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (its overloads)
-        """Parse; or where a shell asks for completions, print them and exit."""
-        if COMPLETION in os.environ:
-            import argcomplete
-
-            argcomplete.autocomplete(self)
-        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2; of an unknown flag, name the one that is most like it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import get_annotations
 from pathlib import Path
@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
+SHORT = 30  # characters of choices that stand beside the flag; others stand in the help
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
 
 
@@ -22,7 +23,6 @@ def setting(
     parse: Callable[[str], Any] | None = None,
     least: float | None = None,
     choices: Collection[Any] = (),
-    words: Iterable[str] = (),
     metavar: str | None = None,
     group: str | None = None,
     repeated: bool = False,
@@ -37,14 +37,13 @@ def setting(
         least: the least value that :func:`check` lets pass; None for any.
         choices: the values that it may have, of a table that grows its keys of then; those of a ``Literal``
             need not be repeated.
-        words: what a shell completes, where other values are allowed too.
         metavar: what stands for the value in the help; None for a word by its type or name.
         group: the heading in the help; None for the ``HEADING`` of the dataclass that declares the field, or
             else for the name of its room.
         repeated: the flag of a tuple takes one value, and may be repeated; else it takes one value or more.
     """
     about = {"help": help, "names": names, "parse": parse, "least": least, "choices": choices}
-    about |= {"words": tuple(words), "metavar": metavar, "group": group, "repeated": repeated}
+    about |= {"metavar": metavar, "group": group, "repeated": repeated}
     return field(default=MISSING if default is ... else default, metadata=about)
 
 
@@ -92,7 +91,10 @@ def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = No
         if about["parse"] is not None:
             options["type"] = flag_type(about["parse"])
         elif choices:
-            options |= {"choices": choices, "type": type(next(iter(choices))), "metavar": about["metavar"]}
+            words = ", ".join(map(str, choices))
+            options |= {"choices": choices, "type": type(next(iter(choices)))}
+            short = f"{{{words.replace(' ', '')}}}"
+            options |= {"metavar": short} if len(words) <= SHORT else {"help": f"{about['help']}: {words}"}
         elif kind is bool:
             options = {"action": argparse.BooleanOptionalAction, "default": default, "help": about["help"]}
         elif get_origin(kind) is tuple:
@@ -102,12 +104,10 @@ def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = No
         if at:
             options["metavar"] = about["metavar"] or name.upper()
             options |= {} if default is MISSING or "nargs" in options else {"nargs": "?"}
-            action = parser.add_argument(name, **options)
+            parser.add_argument(name, **options)
         else:
             required = {"required": True} if default is MISSING else {}
-            action = parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **required)
-        if about["words"]:
-            action.completer = lambda words=about["words"], **_: words
+            parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **required)
 
 
 def flag_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:

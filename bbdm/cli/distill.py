@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bbdm.base.settings import from_values, position, setting
 from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import DataConfig
-from bbdm.data.rows import DATASETS, read_layout
-from bbdm.sampling.options import FileConfig
+from bbdm.data.rows import read_layout
+from bbdm.sampling.network_config import FileConfig
 from bbdm.training.config import DistillConfig
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
 
     teacher: Path = position("a file that bbdm.load_checkpoint reads")
     output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
-    dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout, words=DATASETS)
+    dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout)
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:

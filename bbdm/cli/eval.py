@@ -22,7 +22,7 @@ from bbdm.base import manifest, optional
 from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
-from bbdm.cli.gpus import GPUsCommand
+from bbdm.cli import GPUsCommand
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
 from bbdm.translation.config import TranslateConfig
 

@@ -16,12 +16,12 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import position
 from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
-from bbdm.sampling.options import FileConfig
+from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
     from bbdm.codec import Codec
-    from bbdm.files.content import Checkpoint, CodecState
+    from bbdm.files.content import Checkpoint
 
 Row = tuple[str, object]
 ANY_CALLS = "any number"
@@ -29,44 +29,27 @@ ANY_CALLS = "any number"
 
 def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     """Rows of a network with its bridge."""
-    unet, bridge, size = checkpoint.unet, checkpoint.bridge, checkpoint.image_size
+    unet, bridge, codec = checkpoint.unet, checkpoint.bridge, checkpoint.codec
     state = unet.ema or unet.weights or {}
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
-    both = ", and their moving average" if unet.ema and unet.weights else ""
-    yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}{both}"
+    yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}"
     yield "settings", unet.config
-    if unet.config.each:
-        yield "conditions", unet.config.described
+    yield "conditions", unet.config.described if unet.config.each else "none"
     yield "bridge", bridge
-    yield "objective", bridge.objective
-    yield "image size", "not stated" if size is None else shown(size)
-    yield from of_pictures(checkpoint.pictures)
-    yield "codec", "none: it works on pictures" if checkpoint.codec is None else of_codec(checkpoint.codec)
+    yield from of_pictures(checkpoint.image_size, checkpoint.pictures)
+    yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")
     yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
     yield "network calls", checkpoint.calls or ANY_CALLS
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
 
 
-def of_pictures(kind: Spec) -> Iterator[Row]:
-    """Rows of the pictures that a network was trained on, where they are not whole ones of 8 bits."""
+def of_pictures(size: Any, kind: Spec) -> Iterator[Row]:
+    """Rows of the pictures that a network was trained on."""
+    yield "image size", "not stated" if size is None else shown(size)
     if not kind.eight_bit:
-        yield "source values", kind.source
-        yield "target values", f"{kind.target}, stored as {kind.target.dtype}"
-    if kind.crop is not None:
-        yield "crops", shown(kind.crop)
-    if kind.slices is not None:
-        yield "slices", kind.slices
-    if kind.spacing is not None:
-        yield "voxels", " x ".join(f"{length:g}" for length in kind.spacing)
-    if kind.neighbours:
-        yield "neighbours", f"{kind.neighbours} on each side, as channels of the source"
-
-
-def of_codec(codec: CodecState) -> str:
-    """A codec in one line."""
-    kind = codec.config.get("kind", "vqgan")
-    return f"{kind}, by its hash alone" if codec.weights is None else f"{kind}, {millions(codec.weights)} M parameters"
+        yield "values", f"{kind.source} to {kind.target}, stored as {kind.target.dtype}"
+    yield from ((name, each) for name in ("crop", "slices", "spacing") if (each := getattr(kind, name)) is not None)
 
 
 def of_autoencoder(codec: Codec) -> Iterator[Row]:
@@ -78,16 +61,10 @@ def of_autoencoder(codec: Codec) -> Iterator[Row]:
 
 def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     """Rows of an ONNX export."""
-    size = settings.get("image_size")
-    yield "graphs", ", ".join(settings["files"])
-    yield "dtype", settings["dtype"]
-    if names := ", ".join(name for kind in ("images", "classes", "tokens") for name in settings.get(kind, {})):
-        yield "conditions", names
+    yield "graphs", f"{', '.join(settings['files'])}, in {settings['dtype']}"
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
+    yield from of_pictures(settings.get("image_size"), Spec.from_config(settings))
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
-    yield "image size", "not stated" if size is None else shown(size)
-    yield from of_pictures(Spec.from_config(settings))
-    yield "takes", "any number of pictures of any size"
     yield "network calls", settings.get("calls") or ANY_CALLS
     yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())
 

@@ -6,24 +6,67 @@ start it by torchrun --nproc_per_node N -m bbdm train ...
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from bbdm.base.settings import from_values, setting
-from bbdm.bridges import Density, Objective
-from bbdm.cli.presets import BRIDGE_NAMES, PRESET_SETTINGS, PRESETS, SourceAs
+from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
 from bbdm.cli.training import TrainingCommand
-from bbdm.data.config import DataConfig
+from bbdm.data.config import Crops, DataConfig
 from bbdm.networks.arrays import check_pictures
+from bbdm.networks.config import DITS, UNETS, DiTConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
+    from bbdm.codec import Codec
     from bbdm.execution.processes import Processes
+    from bbdm.networks.conditions import ConditionsConfig
+    from bbdm.networks.dit import DiT
+    from bbdm.networks.unet import UNet
     from bbdm.training.trainer import Trainer
 
+SourceAs = Literal["concat", "tokens", "none"]
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
+    "bbdm": ("brownian", {"schedule": "linear"}),
+    "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
+}
+BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, BRIDGES)  # pyright: ignore[reportArgumentType]  (only its keys)
+# the settings of the original's templates
+BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
+FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
+SMALL = {
+    "image_size": 64,
+    "batch_size": 16,
+    "epochs": 50,
+    "learning_rate": 4e-4,
+    "lr_schedule": "cosine",
+    "warmup_steps": 200,
+    "flip": True,
+    "precision": "bf16",
+}
+PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
+    "paper": {},
+    "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
+    **{name: {"loss": "l2", "precision": "bf16"} for name in DITS},
+    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
+    "volume": {
+        **FEW_CALLS,
+        "channels": 1,
+        "crop": Crops((64, 96, 96)),
+        "batch_size": 2,
+        "ema_decay": 0.999,
+        "precision": "bf16",
+    },
+    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
+    "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
+}
 OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 
@@ -123,13 +166,12 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         """The run before its first step; see the base class."""
         import torch
 
-        from bbdm.cli import setup
         from bbdm.data.cached import LatentDataset, measure
         from bbdm.training import initial
         from bbdm.training.trainer import Trainer
 
         verbose = self.shown and team.first
-        codec = None if self.vqgan_path is None else setup.codec_for(self.vqgan_path, self.preset, team.device)
+        codec = None if self.vqgan_path is None else codec_for(self.vqgan_path, self.preset, team.device)
         channels = self.channels or 3 if codec is None else codec.image_channels
         known = None if resumed is None else resumed.unet.config
         splits = self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
@@ -139,9 +181,9 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
         further = replace(pairs.further, drop=self.drop or {})
-        unet = setup.build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
+        unet = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
         unet.gradient_checkpointing = self.gradient_checkpointing
-        bridge = setup.build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
+        bridge = build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
         spread = {} if self.spread is None else {"spread": self.spread}
         measured = {} if resumed is None else resumed.bridge.statistics
         if self.init_from is not None and resumed is None:
@@ -168,6 +210,86 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
                 print(f"measured: {', '.join(f'{name} {value:g}' for name, value in bridge.statistics.items())}")
         config = from_values(TrainConfig, vars(self))
         return Trainer(unet, bridge, config, pairs, validation, folder, codec, team)
+
+
+def build_bridge(
+    name: str,
+    num_steps: int | None = None,
+    c_lambda: float = 2.0,
+    objective: str | None = None,
+    density: Density = "uniform",
+) -> Bridge:
+    """A bridge by its name; what is None, and a uniform density, is the bridge's own default.
+
+    ``c_lambda`` is of the A-Bridge. ``bbdm`` is the original BBDM's bridge, and ``flow`` a Brownian bridge
+    without noise. Other names are those of :data:`bbdm.bridges.BRIDGES`.
+
+    Raises:
+        ValueError: a value is out of range, or the bridge does not take it, such as ``num_steps`` of a bridge
+            with real times.
+    """
+    if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
+        raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
+    kind, usual = VARIANTS.get(name, (name, {}))
+    settings: dict[str, Any] = {"num_steps": num_steps, "objective": objective}
+    settings |= {"c_lambda": c_lambda} if name == "abridge" else {}
+    settings |= {} if density == "uniform" else {"density": density}
+    return from_config({"kind": kind, **usual, **{key: each for key, each in settings.items() if each is not None}})
+
+
+def build_network(
+    preset: str,
+    channels: int,
+    source_as: SourceAs | None = None,
+    source_channels: int | None = None,
+    endpoint: tuple[int, ...] | None = None,
+    further: ConditionsConfig | None = None,
+) -> UNet | DiT:
+    """The network of a preset for targets of a number of channels, and sources of as many unless given.
+
+    ``source_as`` None is the preset's choice, and a network always sees a source of other channels.
+    ``endpoint`` are the source channels that the bridge ends in, and ``further`` the other conditions.
+
+    Raises:
+        ValueError: ``source_as`` is not of this preset's network.
+    """
+    from bbdm.networks.dit import DiT
+    from bbdm.networks.unet import UNet
+
+    config = PRESETS[preset]
+    source_channels = source_channels or channels
+    if source_channels != channels and source_as == "none":
+        raise ValueError(f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}")
+    shown = config.condition_channels if source_as is None else source_as != "none"
+    seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.settings())
+    seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
+    if isinstance(config, DiTConfig):
+        how = {"tokens": "tokens", "concat": "channels"}.get(source_as or "", config.condition)
+        return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
+    if source_as == "tokens":
+        raise ValueError(f"source_as 'tokens' is of transformers, and {preset} is none: use 'concat'")
+    return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
+
+
+def codec_for(path: Path, preset: str, device: torch.device) -> Codec:
+    """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
+
+    Raises:
+        ValueError: the preset is of latents with another number of channels. Presets of pictures fit any.
+    """
+    import torch
+
+    from bbdm.files.checkpoint import load_codec
+
+    codec = load_codec(path).placed(device, torch.float32)
+    channels = {name: config.channels for name, config in PRESETS.items()}
+    fitting = [name for name in PRESETS if channels[name] == codec.channels or not name.startswith("lbbdm")]
+    if preset not in fitting:
+        raise ValueError(
+            f"preset {preset} takes {channels[preset]} channels, and this autoencoder's latents have "
+            f"{codec.channels}; preset must be one of {', '.join(fitting)}"
+        )
+    return codec
 
 
 main = Train.main

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base.settings import from_values, setting
-from bbdm.cli.presets import VQGAN_PRESETS
 from bbdm.cli.training import TrainingCommand
+from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import AutoencoderConfig
 
@@ -50,7 +50,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         *("device", "ckpt_path", "overwrite"),
     )
 
-    preset: str = setting("vq-f4", "the network", choices=sorted(VQGAN_PRESETS))
+    preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
     kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")
     image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
     init_from: Path | None = setting(None, "begin with this autoencoder, in place of a preset; restarts are 0 if unset")
@@ -84,7 +84,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         from bbdm.networks.vqgan import VQGAN
 
         if self.init_from is None:
-            settings = replace(VQGAN_PRESETS[self.preset], image_channels=self.channels or 3)
+            settings = replace(VQGANS[self.preset], image_channels=self.channels or 3)
             return VQGAN.from_config(replace(settings, num_codes=0) if self.kind == "kl" else settings)
         vqgan = load_vqgan(self.init_from)
         channels = vqgan.config.image_channels

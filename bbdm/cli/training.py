@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.settings import ShownConfig, from_values, position, setting
-from bbdm.cli.gpus import GPUsCommand
+from bbdm.cli import GPUsCommand
 from bbdm.data.config import Crops, DatasetConfig
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig

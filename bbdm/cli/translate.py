@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from PIL import Image
 
 from bbdm.base.atomic import write_atomically
-from bbdm.cli.gpus import GPUsCommand
+from bbdm.cli import GPUsCommand
 from bbdm.pictures import images
 from bbdm.translation.config import TranslateConfig
 

@@ -20,9 +20,7 @@ from bbdm.networks.vqgan import VQGAN, VQGANConfig
 State = dict[str, torch.Tensor]
 Make = Callable[..., Any]  # :func:`~bbdm.networks.restore.restore`, or its ``fitting``, which builds without weights
 WRAPPED = "wrapped"  # the kind whose code no file holds
-CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny"}  # of diffusers, by the names in files
-EITHER = " or ".join(CLASSES.values())
-LEVELS = {"kl": "block_out_channels", "tiny": "encoder_block_out_channels"}  # the setting with a number for each level
+CLASS = "AutoencoderKL"  # of diffusers
 
 
 def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802
@@ -47,33 +45,28 @@ def _vqgan_cast(vqgan: VQGAN, dtype: torch.dtype) -> None:
 
 
 def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
-    """Latents of diffusers' AutoencoderKL, the mean of the posterior, or of its AutoencoderTiny.
+    """Latents of diffusers' AutoencoderKL: the mean of the posterior.
 
-    Latents are (z - ``shift_factor``) ``scaling_factor``, by the autoencoder's own settings; see Rombach et
-    al. 2022, appendix G. Its ``latents_mean`` and ``latents_std`` are not used: :class:`LatentStatistics`
+    They are (z - ``shift_factor``) ``scaling_factor``, by the autoencoder's own settings; see Rombach et al.
+    2022, appendix G. Its ``latents_mean`` and ``latents_std`` are not used: :class:`LatentStatistics`
     normalise. A network whose settings have ``force_upcast`` stays in float32 where float16 is asked for.
 
     Args:
-        module: a ``diffusers.AutoencoderKL`` or ``diffusers.AutoencoderTiny``. It is frozen and not copied.
+        module: a ``diffusers.AutoencoderKL``. It is frozen and not copied.
 
     Raises:
-        ValueError: it is of another class, or its images go in and come out in other numbers of channels or
-            sizes.
+        ValueError: it is of another class, or its images come out in another number of channels.
     """
-    kind = next((kind for kind in CLASSES if isinstance(module, _class_of(kind))), None)
-    if kind is None:
-        raise ValueError(f"module must be a diffusers {EITHER}, got a {type(module).__name__}")
-    config = known_settings(kind, module.config)  # pyright: ignore[reportArgumentType]
+    if not isinstance(module, _class()):
+        raise ValueError(f"module must be a diffusers {CLASS}, got a {type(module).__name__}")
+    config = known_settings(module.config)  # pyright: ignore[reportArgumentType]
     image_channels = config["in_channels"]
-    for name, expected in (("out_channels", image_channels), ("upsampling_scaling_factor", 2)):
-        if config.get(name, expected) != expected:
-            raise ValueError(f"the autoencoder's {name} must be {expected}, got {config[name]}")
+    if config["out_channels"] != image_channels:
+        raise ValueError(f"the autoencoder's out_channels must be {image_channels}, got {config['out_channels']}")
     scale, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0)
 
     def encode(module: Any, image: torch.Tensor) -> torch.Tensor:
-        encoded = module.encode(image)
-        z = encoded.latents if kind == "tiny" else encoded.latent_dist.mode()
-        return (z.float() - shift) * scale
+        return (module.encode(image).latent_dist.mode().float() - shift) * scale
 
     def decode(module: Any, latents: torch.Tensor) -> torch.Tensor:
         return module.decode((latents / scale + shift).to(dtype_of(module))).sample
@@ -81,18 +74,19 @@ def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
     def cast(module: nn.Module, dtype: torch.dtype) -> None:
         module.to(torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype)
 
-    stride, settings = 2 ** (len(config[LEVELS[kind]]) - 1), {"kind": kind, "config": config, "statistics": None}
-    return Codec(module, encode, decode, config["latent_channels"], stride, image_channels, settings, cast)
+    stride, settings = 2 ** (len(config["block_out_channels"]) - 1), {"kind": "kl", "config": config}
+    sizes = config["latent_channels"], stride, image_channels
+    return Codec(module, encode, decode, *sizes, {**settings, "statistics": None}, cast)
 
 
-def _class_of(kind: str) -> Any:
+def _class() -> Any:
     """The class of diffusers; ModuleNotFoundError where it is not installed."""
-    return getattr(optional.package("diffusers", f"a codec of kind {kind!r}"), CLASSES[kind])
+    return getattr(optional.package("diffusers", "a codec of kind 'kl'"), CLASS)
 
 
-def known_settings(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a config of diffusers that are arguments of a kind's class, as JSON has them."""
-    names = inspect.signature(_class_of(kind)).parameters
+def known_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a config of diffusers that are arguments of the class, as JSON has them."""
+    names = inspect.signature(_class()).parameters
     return json.loads(json.dumps({name: value for name, value in config.items() if name in names}))
 
 
@@ -146,51 +140,31 @@ def from_config(config: dict[str, Any], weights: State, codec: Codec | None = No
     kind = config.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"the codec's kind must be one of {sorted(KINDS)}, got {kind!r}: update bbdm")
-    built = KINDS[kind](config, weights, make, codec)
     try:
+        built = KINDS[kind](config["config"], weights, make, codec)
         statistics = None if config["statistics"] is None else LatentStatistics(**config["statistics"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the codec's statistics cannot be read: {error}") from error
+    except (ModuleNotFoundError, ValueError):
+        raise
+    except Exception as error:  # settings that are wrong can raise any error
+        raise ValueError(f"the codec's settings are none of kind {kind!r}: {error}") from error
     return built if statistics is None else built.with_statistics(statistics)
 
 
-def _of_vqgan(config: dict[str, Any], weights: State, make: Make, codec: Codec | None) -> Codec:
-    try:
-        settings = VQGANConfig(**config["config"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the codec's settings are none of a VQGAN's: {error}") from error
-    return VQGANCodec(make(VQGAN.from_config, settings, weights, "the codec's"))
+def _of_vqgan(settings: Any, weights: State, make: Make, codec: Codec | None) -> Codec:
+    return VQGANCodec(make(VQGAN.from_config, VQGANConfig(**settings), weights, "the codec's"))
 
 
-def _of_diffusers(config: dict[str, Any], weights: State, make: Make, codec: Codec | None) -> Codec:
-    kind, settings = config["kind"], config.get("config")
-    if not isinstance(settings, dict):
-        raise ValueError(f"the codec's settings must be those of an {CLASSES[kind]}, got {settings!r}")
-    return DiffusersCodec(
-        make(lambda _: _diffusers_network(kind, settings, len(weights)), None, weights, "the codec's")
-    )
+def _of_diffusers(settings: Any, weights: State, make: Make, codec: Codec | None) -> Codec:
+    network, blocks = _class(), settings.get("layers_per_block", 1) * len(settings["block_out_channels"])
+    if blocks > len(weights):  # a wrong number of blocks can be huge, and would be built
+        raise ValueError(f"the codec's settings are of {blocks} blocks, for {len(weights)} tensors")
+    return DiffusersCodec(make(lambda _: network(**settings), None, weights, "the codec's"))
 
 
-def _diffusers_network(kind: str, settings: dict[str, Any], tensors: int) -> nn.Module:
-    """A network of settings in a file, which has a number of tensors; its weights are fresh."""
-    network = _class_of(kind)
-    try:
-        if kind == "kl":
-            blocks = settings.get("layers_per_block", 1) * len(settings["block_out_channels"])
-        else:
-            blocks = sum(settings["num_encoder_blocks"]) + sum(settings["num_decoder_blocks"])
-        if blocks > tensors:  # a wrong number of blocks can be huge, and would be built
-            raise ValueError(f"{blocks} blocks, for {tensors} tensors")
-        return network(**settings)
-    except Exception as error:  # settings that are wrong can raise any error
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"the codec's settings are none of an {CLASSES[kind]}: {reason}") from error
-
-
-def _of_wrapped(config: dict[str, Any], weights: State, make: Make, codec: Codec | None) -> Codec:
-    if codec is None or codec.settings != {**config, "statistics": None}:
-        got = None if codec is None else codec.settings["config"]
-        raise ValueError(f"codec must be wrapped with {config.get('config')}, got {got}: no file holds its code")
+def _of_wrapped(settings: Any, weights: State, make: Make, codec: Codec | None) -> Codec:
+    own = None if codec is None or codec.kind != WRAPPED else codec.settings["config"]
+    if codec is None or own != settings:
+        raise ValueError(f"codec must be wrapped with {settings}, got {own}: no file holds its code")
     module = fitting(lambda _: copy.deepcopy(codec.module), None, weights, "the codec's")
     module.load_state_dict(weights)
     built = codec.with_module(module.float())
@@ -198,11 +172,10 @@ def _of_wrapped(config: dict[str, Any], weights: State, make: Make, codec: Codec
     return built
 
 
-# From a codec's config and weights, what makes a network of its settings and them, and the codec that the
-# user gave, if any: the codec without statistics. A ValueError says what is wrong in the config.
-KINDS: dict[str, Callable[[dict[str, Any], State, Make, Codec | None], Codec]] = {
+# From a codec's settings and weights, what makes a network of them, and the codec that the user gave, if any:
+# the codec without statistics.
+KINDS: dict[str, Callable[[Any, State, Make, Codec | None], Codec]] = {
     "kl": _of_diffusers,
-    "tiny": _of_diffusers,
     "vqgan": _of_vqgan,
     WRAPPED: _of_wrapped,
 }

@@ -52,9 +52,7 @@ class CachedExamples(Pairs):
 
     def __init__(self, dataset: Pairs, folder: Path, workers: int = 0, progress: bool = False, **settings: Any) -> None:
         if dataset.spec.crop is not None:
-            raise ValueError(
-                f"crops are others in each epoch, and a cache of {self.WHAT} would keep those of the first"
-            )
+            raise ValueError(f"crops are others in each epoch, and a cache of {self.WHAT} would keep the first")
         vars(self).update(vars(dataset))
         self.stream = None  # stored examples are read by index
         self.dataset, self.folder, block = dataset, folder, self.BLOCK

@@ -137,10 +137,8 @@ def check_grids(
             located = None not in (like.geometry.affine, other.geometry.affine)
             compared = located or column in sized or len(like.sides) != len(other.sides)
             if compared and not same_grid(other, like):
-                raise ValueError(
-                    f"{_named(column, cell)} and {name} lie on different grids, {other.grid} and {like.grid}: resample "
-                    f"the first to the second, {_resampling(like)}"
-                )
+                both = f"{_named(column, cell)} and {name} lie on different grids, {other.grid} and {like.grid}"
+                raise ValueError(f"{both}: resample the first to the second, {_resampling(like)}")
 
 
 def _named(column: str, cell: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bbdm.base.settings import check, position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import DATASETS, Row, read_layout
+from bbdm.data.rows import Row, read_layout
 from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
@@ -156,10 +156,9 @@ class RowsConfig:
             ranges = ", ".join(f"the first {role} has {images.found_range(each)}" for role, each in found.items())
             flags = " ".join(f"--{role}_values {images.usual_range(each)}" for role, each in found.items())
             kinds = " and ".join(sorted({str(each.dtype) for each in found.values()}))
-            raise ValueError(
-                f"{next(iter(unknown.values()))}: pictures of {kinds} have no agreed range of values, and {ranges}: "
-                f"give ranges that hold all, such as {flags} ({'=, '.join(unknown)}= of a Spec in Python)"
-            )
+            text = f"pictures of {kinds} have no agreed range of values, and {ranges}: give ranges that hold all"
+            python = f"{'=, '.join(unknown)}= of a Spec in Python"
+            raise ValueError(f"{next(iter(unknown.values()))}: {text}, such as {flags} ({python})")
         if not heads["target"] or not isinstance(said["target"], Values):
             return {}
         head = heads["target"][0]
@@ -176,16 +175,12 @@ class DatasetConfig(RowsConfig):
 
     TARGETS: ClassVar[bool] = True  # whether they are needed
 
-    dataset: str = position(
-        "layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout, words=DATASETS
-    )
+    dataset: str = position("layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout)
     data_dir: str = position("its folder; of 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column")
 
     def __post_init__(self) -> None:
         if self.TARGETS and self.dataset == "folder" and self.degrade is None:
-            raise ValueError(
-                "the data set 'folder' has no targets: degrade makes sources, and the pictures are targets"
-            )
+            raise ValueError("the data set 'folder' has no targets: degrade makes sources of the pictures")
         getattr(super(), "__post_init__", lambda: None)()
 
 

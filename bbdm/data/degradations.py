@@ -179,9 +179,8 @@ class Degradation:
         text, mark, seed = text.partition("@")
         name, colon, number = text.partition(":")
         if name not in DEGRADATIONS or (mark and not seed.isdecimal()):
-            raise ValueError(
-                f"degrade must be one of {', '.join(DEGRADATIONS)}, and maybe @SEED; got {text + mark + seed!r}"
-            )
+            names = ", ".join(DEGRADATIONS)
+            raise ValueError(f"degrade must be one of {names}, and maybe @SEED; got {text + mark + seed!r}")
         _, level, lowest, highest = DEGRADATIONS[name]
         if not colon:
             return cls(name, level, int(seed or 0))
@@ -211,8 +210,8 @@ class Degradation:
             raise ValueError("degrade is for pictures without targets (the data set 'folder'), and there is one")
         if source.dtype != np.uint8 or source.ndim != 3 or len(source) not in (1, 3):
             raise ValueError(f"degrade is for grey and colour of 8 bits, got {source.shape} of {source.dtype}")
-        image = Image.fromarray(source[0] if len(source) == 1 else np.ascontiguousarray(source.transpose(1, 2, 0)))
-        return {**arrays, "source": images.pixels(self.picture(image, name), len(source)).copy(), "target": source}
+        degraded = self.picture(images.image_of(source), name)
+        return {**arrays, "source": images.pixels(degraded, len(source)).copy(), "target": source}
 
     def __str__(self) -> str:
         """``jpeg:10@0``: what manifests and checkpoints of a data set hold."""

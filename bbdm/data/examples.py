@@ -65,10 +65,8 @@ def collate(examples: Sequence[Example]) -> Example:
         for side in ("source", "target"):
             sizes = [tuple(getattr(example, side).shape) for example in (first, each)]
             if sizes[0] != sizes[1]:
-                raise ValueError(
-                    f"the {side} of {each.name} is {sizes[1]}, and that of {first.name} {sizes[0]}: a batch is of one "
-                    "size; train on crops, such as --crop 96"
-                )
+                found = f"the {side} of {each.name} is {sizes[1]}, and that of {first.name} {sizes[0]}"
+                raise ValueError(f"{found}: a batch is of one size; train on crops, such as --crop 96")
     all_tensors = [each.tensors() for each in examples]
     batch = first.with_tensors({name: stacked([each[name] for each in all_tensors]) for name in all_tensors[0]})
     return batch._replace(name=[each.name for each in examples], left_out=[each.left_out for each in examples])

@@ -200,10 +200,9 @@ class Reader(Cells):
             check_finite(array, absent, column.first)
             levels = array[:, ~absent] if holes else array
             if array.dtype.kind != "f" or abs(levels).max(initial=0) > images.RANGE_LIMIT:
-                raise ValueError(
-                    f"{name} has values from {images.found_range(levels)} in {array.dtype}: give their range, such as "
-                    f"{images.usual_range(levels)}, or 8 bits, or floats in [-1, 1]"
-                )
+                found, usual = images.found_range(levels), images.usual_range(levels)
+                how = f"give their range, such as {usual}, or 8 bits, or floats in [-1, 1]"
+                raise ValueError(f"{name} has values from {found} in {array.dtype}: {how}")
             array = np.where(absent, -1, array).astype(np.float32)
         if column.slices:
             assert self.axis is not None

@@ -133,10 +133,9 @@ def _labels(column: str, where: str) -> Part:
         if len(cells) != 2 or not all(cells):
             raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(cells)!r}")
         if labels.setdefault(*cells) != cells[1]:
-            raise ValueError(
-                f"line {number} of {path}: {cells[0]!r} is of the class {labels[cells[0]]!r} above; where two splits "
-                "have pictures of one name, give labels_{split}.csv: {split} in a path is train or val"
-            )
+            above = f"{cells[0]!r} is of the class {labels[cells[0]]!r} above"
+            splits = "where two splits have pictures of one name, give labels_{split}.csv"
+            raise ValueError(f"line {number} of {path}: {above}; {splits}")
     return Part(column, path, labels)
 
 
@@ -177,9 +176,7 @@ def _side_by_side(data_dir: str, split: str) -> list[Part]:
     """SPLIT/*.jpg, the source on the left, the target on the right."""
     root = Path(data_dir) / split
     if (root / "A").is_dir() and (root / "B").is_dir():
-        raise ValueError(
-            f"{root} has the folders A and B, which is the layout of 'celeba'; here a picture holds both sides"
-        )
+        raise ValueError(f"{root} has the folders A and B, the layout of 'celeba'; here a picture holds both sides")
     both = _pictures("source", f"{root}").cells
     halves = ({name: Half(path, side) for name, path in both.items()} for side in (0, 1))
     return [Part(column, root, cells) for column, cells in zip(SIDES, halves, strict=True)]

@@ -127,9 +127,7 @@ class Spec:
                 names = ", ".join(str(each) for each in allowed if each is not None)
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
-            raise ValueError(
-                f"neighbours must be a number of slices, at least 0, and need slices; got {self.neighbours}"
-            )
+            raise ValueError(f"neighbours must be a number, at least 0, and need slices; got {self.neighbours}")
         if self.axes == 3 and self.slices is not None:
             raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
         if self.crops < 1 or (self.crops > 1 and self.crop is None):
@@ -176,11 +174,8 @@ class Spec:
         pairs = zip(spacing, self.spacing, strict=True) if spacing and self.spacing and len(spacing) == 3 else ()
         if any(max(pair) > SPACING_DIFFERS * min(pair) for pair in pairs):
             found, trained = (" x ".join(f"{side:.4g}" for side in each or ()) for each in (spacing, self.spacing))
-            warnings.warn(
-                f"{name} has voxels of {found}, and the network was trained on {trained}: it knows things at that "
-                "scale, so resample the source",
-                stacklevel=2,
-            )
+            text = f"{name} has voxels of {found}, and the network was trained on {trained}"
+            warnings.warn(f"{text}: it knows things at that scale, so resample the source", stacklevel=2)
         if not isinstance(self.source, Values) or self.source == EIGHT_BIT:
             return
         width = np.subtract(self.source.high, self.source.low)
@@ -188,11 +183,9 @@ class Spec:
         if array.size and np.ptp(array) < CONTRAST * width.min():
             warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
         if source.dtype == np.uint8 and width.max() > 2 * BYTE:
-            warnings.warn(
-                f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}: store it in "
-                f"these values, or give its own to a call in Python, source_values=(0, {BYTE})",
-                stacklevel=2,
-            )
+            text = f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}"
+            own = f"give its own to a call in Python, source_values=(0, {BYTE})"
+            warnings.warn(f"{text}: store it in these values, or {own}", stacklevel=2)
 
     def result_nodata(self, source: float | None) -> float | None:
         """What stands for no value in a result: the targets' own, or the source's where the type holds it."""
@@ -202,10 +195,9 @@ class Spec:
     def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
         """Raise ValueError where pixels of a source have no value, and results cannot say so."""
         if nodata is not None and absent.any() and self.result_nodata(nodata) is None:
-            raise ValueError(
-                f"{name or 'the source'} has pixels without a value, {nodata:g}, and results of {self.target.dtype} "
-                "cannot hold it: train on targets with a nodata of their own, or of another type"
-            )
+            found = f"{name or 'the source'} has pixels without a value, {nodata:g}"
+            held = f"results of {self.target.dtype} cannot hold it"
+            raise ValueError(f"{found}, and {held}: train on targets with a nodata of their own, or of another type")
 
     def result(
         self, array: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
@@ -220,7 +212,7 @@ class Spec:
 
         Args:
             stored: the values of the result.
-            geometry: of the source. What is said of each band is left out where bands have other values.
+            geometry: of the source, whose place a result has.
             absent: (*S) where the source has no value, and so the result; None for nowhere.
             name: what messages call the picture.
         """
@@ -231,8 +223,7 @@ class Spec:
             stored = np.where(stored == nodata, other, stored).astype(stored.dtype)
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
-        geometry = replace(geometry, nodata=nodata)
-        return Picture(stored, geometry, self.target.unit, name)
+        return Picture(stored, replace(geometry, nodata=nodata), self.target.unit, name)
 
     def config(self) -> dict[str, Any]:
         """What a network has learned, as plain values: what is not of whole 8-bit pictures."""
@@ -267,7 +258,5 @@ class Spec:
 def check_eight_bit(spec: Spec, what: str) -> None:
     """Raise ValueError unless pictures have 8 bits; ``what`` begins the message."""
     if not spec.eight_bit:
-        raise ValueError(
-            f"{what} is for pictures of 8 bits, and this network knows values {spec.source} to {spec.target}: "
-            "use bbdm translate"
-        )
+        known = f"this network knows values {spec.source} to {spec.target}"
+        raise ValueError(f"{what} is for pictures of 8 bits, and {known}: use bbdm translate")

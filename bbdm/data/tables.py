@@ -63,10 +63,9 @@ class TableRows(Sequence[Row]):
             self.columns |= dict(zip(SIDES, pictures, strict=True))
         sides = [self.columns[side] for side in SIDES if side in self.columns]
         if "source" not in self.columns or not set(sides) <= set(pictures):
-            raise ValueError(
-                f"a table with a column of pictures source, and maybe target, is needed; its columns of pictures are "
-                f"{pictures}: name them, such as ',source={pictures[0] if pictures else 'COLUMN'}'"
-            )
+            names = f"name them, such as ',source={pictures[0] if pictures else 'COLUMN'}'"
+            needed = "a table with a column of pictures source, and maybe target, is needed"
+            raise ValueError(f"{needed}; its columns of pictures are {pictures}: {names}")
         self.digest = f"{getattr(table, '_fingerprint', '')} {self.columns}"
         for name in pictures:
             table = table.cast_column(name, Image(decode=False))  # to bytes of files

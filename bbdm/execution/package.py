@@ -22,7 +22,7 @@ from bbdm.networks.restore import find_dtype, state_hash
 
 
 class PackagedNetwork:
-    """A network from a package; see :class:`bbdm.networks.base.Body`.
+    """A network from a package; see :meth:`bbdm.networks.base.Network.body`.
 
     Loading runs machine code from the file: load only packages of your own.
 
@@ -60,7 +60,7 @@ class PackagedNetwork:
         self._body = aoti_load_package(str(path), device.type == "cuda", -1 if device.index is None else device.index)
 
     def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
-        """See :class:`bbdm.networks.base.Body`; ValueError for another shape than the package's."""
+        """See :meth:`bbdm.networks.base.Network.body`; ValueError for another shape than the package's."""
         if x.shape != self.shape:
             raise ValueError(f"{self.path} was saved for shape {tuple(self.shape)}, got {tuple(x.shape)}")
         with self._lock:  # on CUDA the code is built for one thread at a time

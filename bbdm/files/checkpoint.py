@@ -172,9 +172,9 @@ def load_codec(path: str | os.PathLike[str]) -> Codec:
     """Read an autoencoder as a codec, in float32 on the CPU.
 
     Args:
-        path: what :func:`load_vqgan` reads; or an AutoencoderKL or AutoencoderTiny of diffusers, which is a
-            folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``, or a ``.safetensors``
-            with its ``config.json`` beside it. Of these, nothing but safetensors and JSON is read.
+        path: what :func:`load_vqgan` reads; or an AutoencoderKL of diffusers, which is a folder with
+            ``config.json`` and ``diffusion_pytorch_model.safetensors``, or a ``.safetensors`` with its
+            ``config.json`` beside it. Of these, nothing but safetensors and JSON is read.
 
     Raises:
         FileNotFoundError: there is no such file.

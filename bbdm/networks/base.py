@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,14 +19,7 @@ from bbdm.networks.config import WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
-
-
-class Body(Protocol):
-    """The part of a network that the loop calls, eager, compiled or packaged; see :meth:`Network.body`."""
-
-    def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
-        """The prediction, (B, C, H, W) in the dtype of x."""
-        ...
+Body = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]  # Network.body, or what it was compiled to
 
 
 class Network(nn.Module):

@@ -55,9 +55,8 @@ def read(
         checks.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
         array = module.read(found, part)
         if array.shape != expected or array.dtype != found.dtype:
-            raise ValueError(
-                f"its header says {expected} of {found.dtype}, and its values are {array.shape} of {array.dtype}"
-            )
+            held = f"its values are {array.shape} of {array.dtype}"
+            raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
     except Exception as error:
         checks.fail("read", path, error)
     array.flags.writeable = False

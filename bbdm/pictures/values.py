@@ -55,10 +55,8 @@ class Values:
         object.__setattr__(self, "dtype", kind.name)
         if kind.kind != "f":
             if max((high - low).max(), abs(low).max(), abs(high).max()) > EXACT:
-                raise ValueError(
-                    f"values {self} of {kind} need more than {EXACT} levels, and a network's float32 tells no more "
-                    "apart: give a narrower range around 0"
-                )
+                found = f"values {self} of {kind} need more than {EXACT} levels, which float32 cannot tell apart"
+                raise ValueError(f"{found}: give a narrower range around 0")
             limits = np.iinfo(kind)
             if low.min() < limits.min or high.max() > limits.max:
                 raise ValueError(f"values {self} do not fit into {kind}, which ends at {limits.min} and {limits.max}")

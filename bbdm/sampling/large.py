@@ -186,7 +186,8 @@ class LargePicture(BridgeSampler):
         if self._source.decoded > memory // 2:
             raise ValueError(
                 f"it must be decoded whole, which needs {amount(self._source.decoded)}, and half of the "
-                f"{amount(memory)} of memory are for that: save it as GeoTIFF, tiled TIFF or npy, which have parts"
+                f"{amount(memory)} of memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts "
+                "are read"
             )
         if self.unet.further.each:
             kinds = self.unet.further.described
@@ -203,7 +204,7 @@ class LargePicture(BridgeSampler):
         window, row = _window_bytes(self, windows), width * ROW_BYTES * (self.unet.channels + self._source.shape[0])
         least = 2 * window + 4 * row
         if memory < least:
-            lengths = sizes.amount(windows.lengths)
+            lengths = sizes.shown(windows.lengths)
             raise ValueError(
                 f"memory must be at least {amount(least)} for windows of {lengths} of a picture {width} wide, got "
                 f"{amount(memory)}: or give smaller windows"

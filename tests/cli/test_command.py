@@ -1,7 +1,6 @@
 """The command ``bbdm``: its subcommands, what they cost at the start, completion, and ``bbdm info``."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -38,11 +37,6 @@ for name in cli.COMMANDS:
         assert word != "--help" or text.getvalue().startswith(f"usage: bbdm {name} "), name
 print(*(each for each in ("torch", "onnx", "onnxruntime", "gradio", "ray") if each in sys.modules))
 """
-
-
-def bbdm(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bbdm", *words]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 def test_help_and_wrong_flags_import_nothing_heavy():
@@ -86,22 +80,6 @@ def test_a_script_is_a_command(script: str, command: str, monkeypatch: pytest.Mo
     assert command in cli.COMMANDS
 
 
-@pytest.mark.parametrize(
-    ("line", "wanted"),
-    [
-        ("bbdm tr", {"train", "train-vqgan", "translate", "translate-ray"}),
-        ("bbdm train --warm", {"--warmup_steps"}),
-        ("bbdm eval cel", {"celeba"}),
-        ("bbdm translate-ray A B c.pt --over", {"--overlap", "--overwrite"}),
-    ],
-)
-def test_completion(line: str, wanted: set[str], tmp_path: Path):
-    shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
-    done = bbdm(**shell, _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "words"))
-    assert done.returncode == 0, done.stderr
-    assert {word.strip() for word in (tmp_path / "words").read_text().split("\n")} == wanted
-
-
 class TestInfo:
     @staticmethod
     def rows(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, dict[str, str]]:
@@ -114,7 +92,8 @@ class TestInfo:
         count = sum(parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters())
         assert title == "a checkpoint of bbdm"
         assert rows["network"] == f"unet, {count / 1e6:.1f} M parameters in float16"
-        assert (rows["image size"], rows["objective"], rows["network calls"]) == ("64 x 64", "pinned", "any number")
+        assert (rows["image size"], rows["network calls"]) == ("64 x 64", "any number")
+        assert "objective='pinned'" in rows["bridge"]
 
     def test_an_export(self, exported: Path, capsys: pytest.CaptureFixture[str]):
         title, rows = self.rows(exported, capsys)
@@ -128,7 +107,7 @@ class TestInfo:
         sampler.save_pretrained(tmp_path / "model")
         title, rows = self.rows(tmp_path / "model", capsys)
         assert (title, rows["network calls"], rows["image size"]) == ("a checkpoint of bbdm", "2", "not stated")
-        assert rows["codec"].startswith("vqgan, ")
+        assert rows["codec"] == "vqgan"
 
     def test_autoencoders_and_folders_of_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         for step in (5, 10):

@@ -9,7 +9,6 @@ import pytest
 
 from bbdm import cli
 from bbdm.base.scripts import import_modules
-from bbdm.cli import gpus
 from bbdm.cli.translate import Translate
 from tests.conftest import ROOT, SavePicture, save_random_pairs
 
@@ -84,7 +83,6 @@ def test_what_cannot_be_imported_is_one_line(words: list[str], message: str):
 def test_several_modules_come_before_the_command_in_each_process(monkeypatch: pytest.MonkeyPatch):
     found: list[list[str]] = []
     monkeypatch.setattr("bbdm.base.scripts.imported", [])
-    monkeypatch.setattr(gpus, "imported", sys.modules["bbdm.base.scripts"].imported)
     monkeypatch.setattr("bbdm.execution.processes.start_on_each_gpu", lambda words, script: found.append(words))
     monkeypatch.setattr(Translate, "run", lambda self: None)
     words = ["folder", "data", "c.pt", "--use_multi_gpus"]

@@ -12,7 +12,7 @@ from PIL import Image
 import bbdm
 from bbdm.base import scripts
 from bbdm.base.settings import from_values
-from bbdm.cli import presets, setup, train, translate
+from bbdm.cli import train, translate
 from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import BadPicturesError, Example
@@ -65,7 +65,7 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [  # each name of each flag, and what 
     ),
     *((f"--{name} {value}", {name: value}) for name, value in {"channels": 1, "keep": 3, "seed": 5}.items()),
     *((f"--{name} {value}", {name: value}) for name, value in {"loss": "huber", "source_as": "concat"}.items()),
-    ("--preset demo", {"preset": "demo", **presets.PRESET_SETTINGS["demo"]}),
+    ("--preset demo", {"preset": "demo", **train.PRESET_SETTINGS["demo"]}),
     ("--preset demo -b 64 --loss l1 --no-flip", {"batch_size": 64, "loss": "l1", "flip": False}),
     ("-b 64 --no-flip --preset demo", {"batch_size": 64, "flip": False, "image_size": 64, "epochs": 50}),
 ]
@@ -80,14 +80,14 @@ def test_flags(written: str, values: dict[str, Any]) -> None:
         assert values.items() <= vars(commands[0]).items()
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS)
+@pytest.mark.parametrize("preset", train.PRESETS)
 def test_presets_are_the_same_in_python(preset: str) -> None:
     latent = ["-vq", "v.pt"] if preset.startswith("lbbdm") else []
     command = train.Train.parse([*DATA, "--preset", preset, *latent])
     values: dict[str, Any] = {"vqgan_path": "v.pt"} if latent else {}
     names = dict(zip(("dataset", "data_dir", "output_model"), DATA, strict=True))
     assert command == train.Train.of(**names, preset=preset, **values)
-    assert presets.PRESET_SETTINGS[preset].items() <= vars(command).items()
+    assert train.PRESET_SETTINGS[preset].items() <= vars(command).items()
     if preset == "paper":
         assert from_values(TrainConfig, vars(command)) == TrainConfig()
 
@@ -154,7 +154,7 @@ def test_settings_that_are_refused(values: dict[str, Any], message: str) -> None
 )
 def test_build_bridge(flags: list[str], bridge: Any) -> None:
     args = train.Train.parse([*DATA, *flags])
-    built = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
+    built = train.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     assert built == bridge
 
 
@@ -171,7 +171,7 @@ def test_build_bridge(flags: list[str], bridge: Any) -> None:
 )
 def test_build_network(preset: str, source_as: Any, channels: int, expected: tuple[int, int]) -> None:
     with torch.device("meta"):
-        network = setup.build_network(preset, channels, source_as)
+        network = train.build_network(preset, channels, source_as)
     assert (network.channels, network.condition_channels) == expected
 
 
@@ -423,7 +423,7 @@ class TestRefusals:
         line = self.last_line(data, place, capsys, *latent, "--preset", "lbbdm-f8")
         assert re.search("preset lbbdm-f8 takes 4 channels, .* have 3; preset must be one of", line)
         line = self.last_line(data, place, capsys, "--init_from", str(place / "other.pt"), "--overwrite")
-        assert re.search(r"other\.pt: only \d+ of \d+ weights fit: they are of another network \(preset\)", line)
+        assert re.search(r"init_from: only \d+ of \d+ weights fit: they are of another network \(preset\)", line)
 
     def test_divergence(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
         monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)

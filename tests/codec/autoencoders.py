@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
 
 from bbdm.codec import Codec, wrap_codec
@@ -21,18 +20,6 @@ def tiny_kl(seed: int = 0, **settings: Any) -> AutoencoderKL:
         "layers_per_block": 1,
     }
     return AutoencoderKL(**{**default, **settings})
-
-
-def tiny_tiny(seed: int = 0, **settings: Any) -> AutoencoderTiny:
-    """Stride 4, 4 channels."""
-    torch.manual_seed(seed)
-    default: dict[str, Any] = {
-        "encoder_block_out_channels": (8, 8, 8),
-        "decoder_block_out_channels": (8, 8, 8),
-        "num_encoder_blocks": (1, 1, 1),
-        "num_decoder_blocks": (1, 1, 1),
-    }
-    return AutoencoderTiny(**{**default, **settings})
 
 
 class Own(nn.Module):

@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL
 from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, DiffusersCodec, VQGANCodec, load_checkpoint, save_checkpoint, wrap_codec
@@ -17,7 +16,7 @@ from bbdm.codec import Codec, LatentStatistics, Tiling, from_config
 from bbdm.execution.compiled import Compiled
 from bbdm.files.weights import IncompleteFileError
 from bbdm.onnx import graphs
-from tests.codec.autoencoders import Own, own_codec, tiny_kl, tiny_tiny
+from tests.codec.autoencoders import Own, own_codec, tiny_kl
 from tests.conftest import relative_gap, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.nightly import sweep
@@ -36,8 +35,8 @@ class Kind(NamedTuple):
     decode: Callable[[Any, Tensor], Tensor]
 
 
-def vqgan(seed: int = 0, before: bool = False, **settings: Any) -> Codec:
-    return VQGANCodec(tiny_vqgan(seed, **settings), before)
+def vqgan(seed: int = 0, **settings: Any) -> Codec:
+    return VQGANCodec(tiny_vqgan(seed, **settings))
 
 
 def diffusers(
@@ -48,12 +47,6 @@ def diffusers(
 
 KINDS = {
     "vqgan": Kind(vqgan, ("vqgan", 3, 2), lambda m: m.encode(IMAGE), lambda m, z: m.decode(z)),
-    "vqgan, before quant_conv": Kind(
-        partial(vqgan, before=True),
-        ("vqgan", 3, 2),
-        lambda m: m.encoder(IMAGE),
-        lambda m, z: m.decode(m.quant_conv(z)),
-    ),
     "kl of our own": Kind(
         partial(vqgan, num_codes=0),
         ("vqgan", 3, 2),
@@ -71,12 +64,6 @@ KINDS = {
         ("kl", 4, 2),
         lambda m: (m.encode(IMAGE).latent_dist.mean - 0.25) / 2,
         lambda m, z: m.decode(2 * z + 0.25).sample,
-    ),
-    "tiny": Kind(
-        diffusers(tiny_tiny, 1.5, 0.25),
-        ("tiny", 4, 4),
-        lambda m: (m.encode(IMAGE).latents - 0.25) * 1.5,
-        lambda m, z: m.decode(z / 1.5 + 0.25).sample,
     ),
     "wrapped": Kind(own_codec, ("wrapped", 5, 2), lambda m: 2 * m.down(IMAGE), lambda m, z: m.up(z)),
 }
@@ -151,12 +138,10 @@ def test_placed_in_bfloat16(kind: Kind):
     assert 0 < relative_gap(placed.decode(latents), codec.decode(latents)) < 0.05
 
 
-@pytest.mark.parametrize("before", [False, True])
-def test_codes_stay_in_float32(before: bool):
+def test_codes_stay_in_float32():
     """Rounded, they would change which is nearest."""
-    module = vqgan(before=before).placed(CPU, torch.bfloat16).module
-    assert module.quantize.embedding.weight.dtype == torch.float32
-    assert module.quant_conv.weight.dtype == (torch.float32 if before else torch.bfloat16)
+    module = vqgan().placed(CPU, torch.bfloat16).module
+    assert (module.quantize.embedding.weight.dtype, module.quant_conv.weight.dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_a_network_that_overflows_in_float16_stays_in_float32():
@@ -169,7 +154,7 @@ def test_a_network_that_overflows_in_float16_stays_in_float32():
 
 
 @pytest.mark.parametrize("backend", sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
-@pytest.mark.parametrize("name", sweep(["vqgan", "kl", "tiny", "wrapped"], daily=["vqgan", "tiny", "wrapped"]))
+@pytest.mark.parametrize("name", sweep(["vqgan", "kl", "wrapped"], daily=["vqgan", "wrapped"]))
 def test_compiled_is_eager(name: str, backend: str):
     """As one graph."""
     codec = KINDS[name].make()
@@ -180,14 +165,13 @@ def test_compiled_is_eager(name: str, backend: str):
     torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sweep(["kl", "tiny"], daily=["tiny"]))
-def test_graphs_are_torch_s(name: str):
-    codec = KINDS[name].make()
+def test_graphs_are_torch_s():
+    codec = KINDS["kl, shifted"].make()
     codec = codec.with_statistics(statistics_of(codec.channels))
     latents = codec.encode(IMAGE, "source")
     for model, inputs, expected in (
-        (graphs.encoder_graph(codec, 23), {"image": IMAGE}, latents),
-        (graphs.decoder_graph(codec, 23), {"latent": latents}, codec.decode(latents)),
+        (graphs.encoder_graph(codec), {"image": IMAGE}, latents),
+        (graphs.decoder_graph(codec), {"latent": latents}, codec.decode(latents)),
     ):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (outputs,) = session.run(None, {name: value.contiguous().numpy() for name, value in inputs.items()})
@@ -208,8 +192,7 @@ def test_a_checkpoint_holds_all(name: str, normalised: bool, suffix: str, tmp_pa
     torch.testing.assert_close(loaded.encode(IMAGE, "target"), codec.encode(IMAGE, "target"), rtol=0, atol=0)
     torch.testing.assert_close(loaded.decode(loaded.latents(IMAGE)), codec.decode(codec.latents(IMAGE)), rtol=0, atol=0)
     load_checkpoint(path, codec=make())
-    others = [make(seed=1), vqgan(projects_attention=False), diffusers(tiny_kl, 2.0)(), diffusers(tiny_tiny, 2.0)()]
-    for other in others:
+    for other in (make(seed=1), vqgan(projects_attention=False), diffusers(tiny_kl, 2.0)()):
         with pytest.raises(ValueError, match="another codec was given"):
             load_checkpoint(path, codec=other)
 
@@ -237,29 +220,17 @@ def test_a_checkpoint_of_a_wrapped_codec_needs_it_and_has_its_weights(suffix: st
 
 
 EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
-    "no statistics": ("vqgan", lambda c: c.pop("statistics"), "statistics cannot be read: 'statistics'"),
-    "statistics of nothing": ("kl", lambda c: c.update(statistics={}), "statistics cannot be read"),
+    "no statistics": ("vqgan", lambda c: c.pop("statistics"), "settings are none of kind 'vqgan': 'statistics'"),
     "NaN": ("vqgan", lambda c: c["statistics"].update(source_std=(1, NAN, 1)), "source_std must be finite"),
     "short": ("vqgan", lambda c: c.update(statistics=dict.fromkeys(c["statistics"], (1,))), "must be of 3 channels"),
-    "vqgan, no config": ("vqgan", lambda c: c.pop("config"), "none of a VQGAN's: 'config'"),
-    "no before": ("vqgan", lambda c: c.pop("before_quant_conv"), "before_quant_conv must be true or false, got None"),
-    "before of text": ("vqgan", lambda c: c.update(before_quant_conv="no"), "before_quant_conv must be true or false"),
-    "vqgan, unknown": ("vqgan", lambda c: c["config"].update(speed=1), "none of a VQGAN's: .*speed"),
+    "vqgan, unknown": ("vqgan", lambda c: c["config"].update(speed=1), "none of kind 'vqgan': .*speed"),
     "fraction": ("vqgan", lambda c: c["config"].update(num_codes=1.5), "num_codes must be of integers, got 1.5"),
     "vqgan, weights": ("vqgan", lambda c: c["weights"].pop("quant_conv.bias"), r"missing: quant_conv\.bias$"),
-    "kl, no config": ("kl", lambda c: c.pop("config"), "must be those of an AutoencoderKL, got None"),
-    "kl, unknown": ("kl", lambda c: c["config"].update(speed=1), "none of an AutoencoderKL: .*'speed'"),
+    "kl, no config": ("kl", lambda c: c.pop("config"), "none of kind 'kl': 'config'"),
+    "kl, unknown": ("kl", lambda c: c["config"].update(speed=1), "none of kind 'kl': .*'speed'"),
     "blocks": ("kl", lambda c: c["config"].update(layers_per_block=10**9), "2000000000 blocks, for"),
-    "text": ("kl", lambda c: c["config"].update(block_out_channels="ab"), "none of an AutoencoderKL"),
-    "type": ("kl", lambda c: c["config"].update(down_block_types=["X", "Y"]), "none of an AutoencoderKL: X"),
-    "kl, weights": ("kl", lambda c: c["weights"].pop("quant_conv.bias"), r"the codec's .* missing: quant_conv\.bias$"),
-    "another kind": ("kl", lambda c: c.update(kind="tiny"), "none of an AutoencoderTiny"),
+    "another kind": ("kl", lambda c: c.update(kind="tiny"), r"kind must be one of \['kl', 'vqgan', 'wrapped'\]"),
     "wrapped": ("wrapped", lambda c: c["config"].update(stride="2"), "codec must be wrapped with .*'stride': '2'"),
-    "wrapped, weights": (
-        "wrapped",
-        lambda c: c["weights"].update({"up.bias": torch.zeros(4)}),
-        r"the codec's weights do not fit .* up\.bias \(4,\) \(wanted \(3,\)\)",
-    ),
 }
 
 
@@ -290,23 +261,17 @@ def statistics(mean: Any = (0.0,), std: Any = (1.0,), target_mean: Any = (0.0,))
 
 ONES = torch.ones(1, 3, 2, 2)
 IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
-    (lambda: vqgan(before=True, num_codes=0), "before_quant_conv must be False for a KL autoencoder"),
-    (lambda: DiffusersCodec(nn.Linear(2, 2)), "a diffusers AutoencoderKL or AutoencoderTiny, got a Linear"),
-    (lambda: DiffusersCodec(AsymmetricAutoencoderKL(norm_num_groups=1)), "got a AsymmetricAutoencoderKL"),
+    (lambda: DiffusersCodec(nn.Linear(2, 2)), "module must be a diffusers AutoencoderKL, got a Linear"),
     (lambda: DiffusersCodec(tiny_kl(out_channels=4)), "the autoencoder's out_channels must be 3, got 4"),
-    (lambda: DiffusersCodec(tiny_tiny(upsampling_scaling_factor=3)), "upsampling_scaling_factor must be 2, got 3"),
     (lambda: wrapped("text"), r"module must be a torch\.nn\.Module, got str"),
     (lambda: wrapped(nn.ReLU()), "module must have parameters, got a ReLU without any"),
     (lambda: wrapped(channels=0), "channels must be at least 1, got 0"),
     (lambda: wrapped(stride=1.5), r"stride must be of integers, got 1\.5"),
     (lambda: own_codec(stride=4).latents(IMAGE), r"\(3, 16, 24\) must become \(5, 4, 6\) values, got \(5, 8, 12\)"),
-    (lambda: own_codec(channels=4).latents(IMAGE), r"must become \(4, 8, 12\) values, got \(5, 8, 12\)"),
     (lambda: own_codec(image_channels=4).image(torch.zeros(1, 5, 2, 2)), r"must become \(4, 4, 4\) values, got"),
     (lambda: LatentStatistics.of([]), "at least one batch"),
     (lambda: LatentStatistics.of([(ONES, ONES)]), "source_std must be positive"),
     (lambda: statistics(std=(NAN,)), "source_std must be finite"),
-    (lambda: statistics(std=(float("inf"),)), "source_std must be finite"),
-    (lambda: statistics(target_mean=(NAN,)), "target_mean must be finite"),
     (lambda: statistics(target_mean=(0.0, 0.0)), "target_mean must have 1 numbers, got 2"),
     (lambda: vqgan().with_statistics(statistics()), "must be of 3 channels, got 1"),
     (lambda: from_config({"kind": "fsq"}, {}), r"kind must be one of \['kl', .*'vqgan', .*\], got 'fsq'"),

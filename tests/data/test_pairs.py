@@ -28,7 +28,7 @@ def alone(path: Path, **settings: Any) -> Pairs:
     return Pairs([{"name": "7", "source": path, "target": path}], Spec(**settings))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
 def test_examples_are_what_pillow_reads(suffix: str, tmp_path: Path) -> None:
     for number in (0, 1):
         save(tmp_path / "AB"[number] / f"7{suffix}", pixels(number, 6, 5))
@@ -47,15 +47,15 @@ def test_examples_are_what_pillow_reads(suffix: str, tmp_path: Path) -> None:
     assert torch.equal(swapped.target, example.source)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_upright(orientation: int, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = save(tmp_path / "7.png", pixels(0, 4, 6), exif=exif)
-    with Image.open(path) as file:
-        wanted = chw(ImageOps.exif_transpose(file))
-    assert (alone(path).read(0).source.numpy() == wanted).all()
-    assert alone(path).image_size == wanted.shape[1:]
+def test_pictures_are_upright(tmp_path: Path) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save(tmp_path / f"{orientation}.png", pixels(0, 4, 6), exif=exif)
+        with Image.open(path) as file:
+            wanted = chw(ImageOps.exif_transpose(file))
+        assert (alone(path).read(0).source.numpy() == wanted).all()
+        assert alone(path).image_size == wanted.shape[1:]
 
 
 @pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 3), (4, 3), (3, None), (1, None)])

@@ -27,9 +27,7 @@ ALL = Spec(
 )
 
 
-@pytest.mark.parametrize(
-    "spec", [ALL, Spec(), Spec(crop=(3, 4, 5), axes=3, source=HU, target=HU)], ids=["2", "8 bits", "3"]
-)
+@pytest.mark.parametrize("spec", [ALL, Spec(), Spec(crop=(3, 4, 5), axes=3, source=HU, target=HU)], ids=str)
 def test_a_spec_comes_back_from_its_config(spec: Spec) -> None:
     again = Spec.from_config({"others": 1, **json.loads(json.dumps(spec.config()))})
     assert again == spec

@@ -11,7 +11,7 @@ import torch
 
 from bbdm.data.cells import crop_window
 from bbdm.data.spec import AXES
-from bbdm.pictures.values import Percentiles, read_values
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, read_values
 from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
@@ -49,31 +49,22 @@ class TestValues:
         np.testing.assert_allclose(example.source[0].numpy(), wanted, atol=1e-5)
 
     @pytest.mark.parametrize(
-        ("array", "message"),
+        ("side", "fill", "kind", "how", "message"),
         [
-            (np.full((1, 4, 5), 3000, np.float32), r"values from 3000 to 3000 in float32: give their range"),
-            (np.full((1, 4, 5), 9, np.uint16), r"values from 9 to 9 in uint16: give their range, such as 0:255"),
-            (np.where(np.arange(20) == 7, np.nan, 0).reshape(1, 4, 5), r"nan stands in channel 0 at \(1, 2\)"),
+            ("A", 3000, "float32", {"source": EIGHT_BIT}, "values from 5 to 3000 in float32: give their range"),
+            ("A", 9, "uint16", {"source": EIGHT_BIT}, "values from 5 to 9 in uint16: give their range, such as 0:255"),
+            ("A", np.nan, "float32", {"source": EIGHT_BIT}, r"nan stands in channel 0 at \(11, 13\)"),
+            ("B", np.inf, "float32", {}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("B", np.inf, "float32", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
+            ("A", np.inf, "float32", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
         ],
     )
-    def test_without_a_range_are_named_with_their_file(self, array: Any, message: str, tmp_path: Path) -> None:
-        save(tmp_path / "A/0.npy", array)
-        save(tmp_path / "B/0.npy", np.zeros((1, 4, 5), np.float32))
-        with pytest.raises(ValueError, match=rf"A/0\.npy.*{message}"):
-            load(f"{tmp_path}/A,{tmp_path}/B").read(0)
-
-    @pytest.mark.parametrize(
-        ("side", "how", "message"),
-        [
-            ("B", {}, r"inf stands in channel 0 at \(11, 13\)"),
-            ("B", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
-            ("A", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
-        ],
-    )
-    def test_infinity_is_refused_with_file_and_index(self, side: str, how: Any, message: str, tmp_path: Path) -> None:
+    def test_what_has_no_range_is_named(
+        self, side: str, fill: float, kind: str, how: Any, message: str, tmp_path: Path
+    ) -> None:
         data_dir = folders(tmp_path, count=1)
-        array = np.full((1, HEIGHT, WIDTH), 5, np.float32)
-        array[0, 11, 13] = np.inf
+        array = np.full((1, HEIGHT, WIDTH), 5, kind)
+        array[0, 11, 13] = fill
         save(tmp_path / side / "0.npy", array)
         with pytest.raises(ValueError, match=rf"/0\.npy.*{message}"):
             valued(data_dir, **how).read(0)

@@ -15,7 +15,7 @@ from bbdm import BridgeSampler
 from bbdm.execution import compiled
 from bbdm.execution.compiled import Graphs
 from bbdm.sampling.loop import Batch
-from tests.execution.test_compiled import ODD, SOURCE, build, largest, new_sampler
+from tests.execution.test_compiled import ODD, SOURCE, build, new_sampler
 
 TOLERANCE = 1e-3  # of a GPU's float32: other algorithms for convolutions, other orders of sums
 
@@ -55,12 +55,6 @@ def test_gpu_graph_is_the_compiled_loop():
     *_, last = sampler.stream(ODD, seed=3)
     torch.testing.assert_close(last.x.clamp(-1, 1).cpu(), made, rtol=0, atol=1e-5)
     assert torch.equal(made, sampler(ODD, seed=3))
-
-
-def test_gpu_graph_in_bfloat16_is_as_near_to_float32_as_eager_is():
-    exact = gpu(compile=False)(ODD, seed=3)
-    rival = largest(gpu(dtype=torch.bfloat16, compile=False)(ODD, seed=3) - exact)
-    assert largest(gpu(dtype=torch.bfloat16)(ODD, seed=3) - exact) <= 2 * rival
 
 
 def test_gpu_results_are_in_memory_of_their_own():

@@ -87,11 +87,7 @@ def test_refused_elsewhere(part: str, package: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("part", "other", "device"),
-    [
-        ("device", {}, "meta"),
-        ("network", {"num_groups": 2}, "cpu"),
-        ("weights", {"seed": 1}, "cpu"),
-    ],
+    [("device", {}, "meta"), ("network", {"num_groups": 2}, "cpu"), ("weights", {"seed": 1}, "cpu")],
 )
 def test_refused_for_another(part: str, other: dict[str, Any], device: str, package: Path):
     with pytest.raises(ValueError, match=f"unet.pt2 was saved for {part} .*, here it is "):

@@ -1,10 +1,8 @@
 """Checkpoints of our own: what comes back, how they are written, and damaged or edited ones."""
 
-import copy
 import errno
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from safetensors import safe_open
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
-from bbdm.files.content import Checkpoint
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import state_hash
 from tests.conftest import MakeUNet
@@ -94,14 +91,6 @@ class TestRoundTrip:
         assert loaded.unet.config.channel_mult == (1, 2)  # a tuple again, not a list
         assert not loaded.build_unet().training
 
-    @SUFFIXES
-    def test_half_weights_stay_half_on_disk_and_load_into_float32(self, suffix: str, make_unet: Any, tmp_path: Path):
-        unet = make_unet().half()
-        save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE)
-        loaded = load_checkpoint(tmp_path / f"a{suffix}")
-        assert_same_state(loaded.unet.weights, unet.state_dict())
-        assert_same_state(loaded.build_unet().state_dict(), unet.float().state_dict())
-
     def test_one_of_weights_and_average_is_enough(self, files: Path, tmp_path: Path) -> None:
         for name in ("weights", "ema"):
             kept = load_checkpoint(
@@ -159,7 +148,7 @@ class TestCodecReference:
         assert load_checkpoint(path.with_name("final.pt")).build_codec() is not None
 
     def test_another_codec_is_refused(self, path: Path) -> None:
-        with pytest.raises(ValueError, match=r"another codec was given .* the file refers to"):
+        with pytest.raises(ValueError, match="another codec was given"):
             load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
 
     @pytest.mark.parametrize("sha256", [None, "", 3])
@@ -201,40 +190,27 @@ class TestWriting:
         assert [file.name for file in path.parent.iterdir()] == [path.name]
         assert_same_state(load_checkpoint(path).unet.weights, make_unet(1).state_dict())
 
-    def test_the_network_is_not_touched(self, make_unet: MakeUNet, tmp_path: Path) -> None:
-        unet = make_unet().train()
-        before = copy.deepcopy(unet.state_dict())
-        save_checkpoint(tmp_path / "a.safetensors", unet, BRIDGE)
-        assert unet.training
-        assert_same_state(unet.state_dict(), before)
-        convolution = unet.get_parameter("input_blocks.1.0.in_layers.2.weight")
-        assert convolution.is_contiguous(memory_format=torch.channels_last)
+
+@SUFFIXES
+def test_a_file_of_another_name(suffix: str, files: Path, tmp_path: Path) -> None:
+    other = tmp_path / f"a{'.pt' if suffix != '.pt' else '.safetensors'}"
+    other.write_bytes((files / f"good{suffix}").read_bytes())
+    refused(other, "expected|header|Header")
 
 
-class TestDamage:
-    """What else becomes of files is in tests/hardening."""
-
-    @SUFFIXES
-    def test_renamed(self, suffix: str, files: Path, tmp_path: Path) -> None:
-        other = tmp_path / f"a{'.pt' if suffix != '.pt' else '.safetensors'}"
-        other.write_bytes((files / f"good{suffix}").read_bytes())
-        refused(other, "expected|header|Header")
-
-    def test_a_hash_of_safetensors(self, files: Path, tmp_path: Path) -> None:
-        """It may be missing, as in a file made by hand; one whose name is damaged is not missing."""
-        same = edited(files / "good.safetensors", lambda content: None, tmp_path)
-        assert_same_checkpoint(load_checkpoint(same), load_checkpoint(files / "good.safetensors"))
-        damaged = bytearray((files / "good.safetensors").read_bytes().replace(b'"sha256"', b'"sh!256"'))
-        damaged[-1] ^= 1
-        (tmp_path / "a.safetensors").write_bytes(damaged)
-        refused(tmp_path / "a.safetensors", "its settings or weights have changed")
-
-
-def assert_same_checkpoint(outputs: Checkpoint, expected: Checkpoint) -> None:
+def test_a_hash_of_safetensors(files: Path, tmp_path: Path) -> None:
+    """It may be missing, as in a file made by hand; one whose name is damaged is not missing."""
+    same, good = (
+        load_checkpoint(path)
+        for path in (edited(files / "good.safetensors", lambda content: None, tmp_path), files / "good.safetensors")
+    )
     for state in ("weights", "ema"):
-        assert_same_state(getattr(outputs.unet, state), getattr(expected.unet, state))
-    assert replace(outputs, unet=None, path=None) == replace(expected, unet=None, path=None)  # pyright: ignore
-    assert outputs.unet.config == expected.unet.config
+        assert_same_state(getattr(same.unet, state), getattr(good.unet, state))
+    assert (same.unet.config, same.bridge, same.pictures) == (good.unet.config, good.bridge, good.pictures)
+    damaged = bytearray((files / "good.safetensors").read_bytes().replace(b'"sha256"', b'"sh!256"'))
+    damaged[-1] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(damaged)
+    refused(tmp_path / "a.safetensors", "its settings or weights have changed")
 
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -260,27 +236,18 @@ CONFIG = ("unet", "config")
 EDITS: dict[str, tuple[Edit, str]] = {
     "other-format": (put("format", "other"), "it is a 'other', not a checkpoint"),
     "newer-version": (put("version", 2), r"version 2 is newer .*\(1\)"),
-    "no-version": (drop("version"), "missing entry 'version'"),
     "no-bridge": (drop("bridge"), "missing entry 'bridge'"),
-    "no-unet": (drop("unet"), "missing entry 'unet'"),
     "unknown-bridge": (put("bridge", "kind", "slerp"), r"kind must be one of .*'abridge', .*'slerp'"),
-    "bridge-without-kind": (put("bridge", {"num_steps": 50}), "kind must be one of .*, got None"),
     "bridge-value": (put("bridge", "num_steps", 1), "num_steps must be an integer of at least 2, got 1"),
-    "bridge-setting": (put("bridge", "speed", 3), "speed"),
     "unet-kind": (put("unet", "kind", "vit"), "network kind must be one of .*, got 'vit'"),
     "unet-value": (put(*CONFIG, "dropout", 2.0), r"dropout must be in \[0, 1\), got 2"),
-    "unet-value-fraction": (put(*CONFIG, "model_channels", 4.0), r"model_channels .*integers, got 4"),
     "unet-of-fractions": (put(*CONFIG, "channel_mult", [1.0]), r"channel_mult .*integers, got \(1.0"),
     "unet-too-large": (put(*CONFIG, "model_channels", 2**40), "no network of such sizes"),
     "unet-larger-than-its-weights": (put(*CONFIG, "model_channels", 8), r"of another shape: .*\(wanted \(8"),
     "unet-too-deep": (put(*CONFIG, "num_res_blocks", 10**9), "tensors, for 1000000000 blocks"),
     "image-size": (put("image_size", "large"), "image_size .*'large'"),
-    "image-size-of-three": (put("image_size", [8, 8, 8]), r"image_size .*\[8, 8, 8\]"),
-    "image-size-of-nothing": (put("image_size", [8, 0]), "image_size must be at least 1"),
 }
 PT_EDITS: dict[str, tuple[Edit, str]] = {
-    "no-states": (drop("states"), "missing entry 'states'"),
-    "weights-are-a-list": (put("states", "weights", [1, 2]), "weights are no state dict"),
     "weights-are-numbers": (put("states", "weights", {"out.2.bias": 3.0}), "weights are no state dict"),
     "no-weights": (put("states", {}), "neither weights nor their moving average"),
     "a-weight-is-missing": (lambda content: content["states"]["ema"].pop("out.2.bias"), r"missing: out\.2\.bias$"),

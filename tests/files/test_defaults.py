@@ -15,7 +15,7 @@ from bbdm.cli import export, translate
 from bbdm.cli.eval import read_sweep
 from bbdm.cli.info import describe
 from bbdm.onnx import exporter
-from bbdm.sampling.options import FileConfig
+from bbdm.sampling.network_config import FileConfig
 from bbdm.serving import app
 from bbdm.serving.config import AppConfig, ServeConfig
 from bbdm.serving.requests import facts
@@ -146,7 +146,6 @@ def test_nothing_chosen_is_nothing_stored(tmp_path: Path):
         ({"solver": "ddim", "steps": 0}, "steps must be a positive integer, got 0"),
         ({"solver": "ddim", "steps": 10**9}, r"steps must be an integer in \[1, 1000\] for this bridge"),
         ({"solver": "ddim", "steps": 3, "timesteps": [5, 3]}, "give steps or timesteps, not both"),
-        ({"solver": "ddim", "timesteps": {"a": 1}}, "timesteps must be a non-empty list"),
         ({"steps": 3}, "steps and timesteps of a network are those of its solver"),
         ({"calls": True}, "calls must be a positive integer, got True"),
     ],
@@ -159,11 +158,10 @@ def test_a_file_with_what_cannot_be(stored: dict[str, Any], message: str, tmp_pa
 
 
 def test_a_maker_who_chooses_what_cannot_be(tmp_path: Path):
-    asked: list[tuple[dict[str, Any], str]] = [
+    for settings, message in (
         ({"solver": "euler"}, "solver must be one of"),
         ({"steps": 2000}, r"steps must be an integer in \[1, 1000\]"),
-    ]
-    for settings, message in asked:
+    ):
         with pytest.raises(ValueError, match=message):
             save_checkpoint(tmp_path / "a.pt", tiny_unet(), ABridge(), **settings)
     assert not [*tmp_path.iterdir()]
@@ -191,7 +189,6 @@ class TestDtype:
             (torch.float16, None, None, "float16"),
             (torch.float16, None, "fp32", "float32"),
             (torch.float16, "bf16", None, "bfloat16"),  # the sampler has rounded them
-            (torch.bfloat16, None, None, "bfloat16"),
         ],
         ids=str,
     )

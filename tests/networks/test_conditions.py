@@ -1,324 +1,274 @@
-"""Sources with other channels than the target, and further condition images, wherever a network runs."""
+"""Images, classes and tokens besides the source."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
-from bbdm.files.bridge_json import read_settings
-from bbdm.networks.arrays import in_channels
-from bbdm.networks.base import Conditions, Network
+from bbdm.networks.base import Network
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.config import DiTConfig, UNetConfig
 from bbdm.networks.dit import DiT
-from bbdm.networks.layers import ConditionedNetwork
 from bbdm.networks.unet import UNet
-from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import TINY, tiny_dit, tiny_unet
-from tests.networks.test_base import NETWORKS, randomised
-from tests.nightly import sweep
-from tests.onnx.exports import export
+from tests.networks.test_every_network import further
 
 BRIDGE = ABridge(50)
-SHORT: dict[str, Any] = {**TINY, "channel_mult": (1,), "attention_resolutions": ()}
+CONDITIONS: dict[str, Any] = {
+    "images": {"sar": 2},
+    "classes": {"style": ("ink", "oil", "chalk")},
+    "tokens": {"text": 5},
+    "drop": {"style": 0.1, "text": 0.2},
+}
 
 
-def drawn(channels: int, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
-    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def unet(**settings: Any) -> Network:
+    return tiny_unet(**settings).eval()
 
 
-class Two(nn.Module):
-    """A module that sees a source of 3 channels, and two further images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(1 + 3 + 2 + 1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        seen = torch.cat([x, *(conditions[name] for name in ("sar", "source", "dem"))], 1)
-        return self.last(torch.tanh(self.first(seen) + t.to(x.dtype)[:, None, None, None] / 50))
+def dit(**settings: Any) -> Network:
+    return tiny_dit(condition_channels=0, **settings)
 
 
-def three_to_one() -> Network:
-    return tiny_unet(**SHORT, in_channels=1, out_channels=1, condition_channels=3)
+both = pytest.mark.parametrize("make", [unet, dit])
 
 
-def two_to_three() -> Network:
-    return tiny_unet(**SHORT, condition_channels=2, endpoint=(1, 0, 1))
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def transformer() -> Network:
-    return tiny_dit(depth=1, channels=1, condition_channels=2, condition="tokens")
+def conditions() -> dict[str, torch.Tensor]:
+    """Of two images: the second has two tokens, and the class "none"."""
+    text = drawn(2, 4, 5, seed=2)
+    text[1, 2:] = 0
+    return {"sar": drawn(2, 2, 8, 8, seed=1), "style": torch.tensor([1, 3]), "text": text}
 
 
-def unseen() -> Network:
-    """It does not see the source, of which the bridge ends in the third channel."""
-    return tiny_unet(**SHORT, in_channels=1, out_channels=1, endpoint=(2,))
+X, T = drawn(2, 3, 8, 8), torch.tensor([3.0, 40.0])
 
 
-def further() -> Network:
-    torch.manual_seed(0)
-    return bbdm.wrap(Two(), channels=1, condition_channels=3, images={"sar": 2, "dem": 1}, stride=2)
+def moved(network: Network, **others: Any) -> torch.Tensor:
+    """How far predictions of each image move where conditions change."""
+    return (network(X, T, {**conditions(), **others}) - network(X, T, conditions())).abs().amax((1, 2, 3))
 
 
-MAKERS = {"3 to 1": three_to_one, "2 to 3": two_to_three, "tokens": transformer, "unseen": unseen, "further": further}
-MAKERS |= {name: partial(randomised, make) for name, make in NETWORKS.items()}  # of 3 channels on both sides
-every_network = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-daily_networks = pytest.mark.parametrize("make", sweep(MAKERS.values(), [further]), ids=MAKERS.keys())
+@both
+def test_each_condition_counts_in_its_own_image(make: Callable[..., Network]):
+    network = make(**CONDITIONS)
+    sar, text = conditions()["sar"], conditions()["text"]
+    assert (moved(network, sar=torch.cat([sar[:1] + 0.1, sar[1:]])) > 1e-4).tolist() == [True, False]
+    assert (moved(network, style=torch.tensor([0, 3])) > 1e-4).tolist() == [True, False]
+    assert (moved(network, style=torch.tensor([1, 2])) > 1e-4).tolist() == [False, True]
+    assert (moved(network, text=torch.cat([text[:1], text[1:].flip(1)])) > 1e-4).tolist() == [False, False]  # a set
+    assert (moved(network, text=torch.cat([text[:1], text[1:] * 1.5])) > 1e-5).tolist() == [False, True]
+    assert (moved(network, text=torch.zeros(2, 1, 5)) > 1e-5).tolist() == [True, True]
 
 
-def given(network: Network, height: int = 8, width: int = 8) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A source and further images for a network."""
-    images = {name: drawn(count, height, width, seed=i + 1) for i, (name, count) in enumerate(network.images.items())}
-    return drawn(network.source_channels, height, width), images
+@both
+def test_a_row_of_zeros_is_no_token(make: Callable[..., Network]):
+    network, text = make(**CONDITIONS), conditions()["text"]
+    longer = F.pad(text, (0, 0, 0, 3))
+    assert moved(network, text=longer).max() < 1e-6
+    alone = {name: value[1:] for name, value in conditions().items()}
+    alone["text"] = alone["text"][:, :2]
+    torch.testing.assert_close(network(X[1:], T[1:], alone), network(X, T, conditions())[1:], rtol=0, atol=1e-5)
 
 
-def y_of(network: Network, source: torch.Tensor) -> torch.Tensor:
-    """By hand."""
-    if source.shape[1] == network.channels and network.endpoint_channels is None:
-        return source
-    if network.endpoint_channels is not None:
-        return torch.stack([source[:, channel] for channel in network.endpoint_channels], 1)
-    return source.mean(1, keepdim=True)
+def test_a_class_is_an_embedding_added_to_the_times():
+    """By hand, of the layers that the network has: ADM's label embedding."""
+    network = unet(classes={"style": 3})
+    assert isinstance(network, UNet)
+    plain = unet()
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("condition_embedding.")})
+    with torch.no_grad():  # a shift of the time's embedding by the class's is a shift of its last bias
+        plain.time_embed[2].bias += network.state_dict()["condition_embedding.classes._style.weight"][2]  # pyright: ignore
+    torch.testing.assert_close(network(X, T, {"style": torch.tensor([2, 2])}), plain(X, T), rtol=0, atol=1e-6)
 
 
-def module_of(make: Callable[[], Network]) -> dict[str, Any]:
-    """The keyword with which its file is loaded."""
-    network = make()
-    return {} if isinstance(network, ConditionedNetwork) else {"network": network}
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_prepared_conditions_predict_the_same(scale_shift: bool):
+    network = unet(**CONDITIONS, scale_shift=scale_shift)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    prepared = network.prepared(conditions(), X.shape[2:])
+    torch.testing.assert_close(network.body(X, network.embed(T), prepared), network(X, T, conditions()))
 
 
-def within(network: Network, other: float = 1e-4) -> float:
-    """How far results may differ; of a network that returns bfloat16, two of its steps."""
-    return 2e-2 if getattr(getattr(network, "module", None), "dtype", None) == torch.bfloat16 else other
+@both
+def test_images_are_resized_to_the_states(make: Callable[..., Network]):
+    network, sar = make(**CONDITIONS), drawn(2, 2, 16, 16, seed=5)
+    small = F.interpolate(sar, (8, 8), mode="bilinear", antialias=True)
+    assert moved(network, sar=sar).min() > 1e-4
+    others = {**conditions(), "sar": sar}
+    torch.testing.assert_close(network(X, T, others), network(X, T, {**others, "sar": small}), rtol=0, atol=1e-6)
 
 
-# The source in the target's channels
+@both
+def test_new_conditions_begin_without_influence(make: Callable[..., Network]):
+    fresh = UNet(**TINY, **CONDITIONS) if make is unet else DiT(width=16, depth=2, heads=2, patch=2, **CONDITIONS)
+    last = fresh.out[2] if isinstance(fresh, UNet) else fresh.out
+    torch.nn.init.normal_(last.weight, std=0.1)  # pyright: ignore
+    seen = {"source": drawn(2, 3, 8, 8)} if fresh.condition_channels else {}
+    others = {"style": torch.tensor([0, 2]), "text": drawn(2, 3, 5, seed=9)}
+    first = fresh(X, T, {**seen, **conditions()})
+    torch.testing.assert_close(fresh(X, T, {**seen, **conditions(), **others}), first, rtol=0, atol=1e-6)
 
 
-def test_the_same_channels_are_the_source_itself():
-    source = drawn(3)
-    assert bbdm.wrap(nn.Conv2d(3, 3, 1)).endpoint(source) is source
-    assert bbdm.wrap(nn.Conv2d(3, 3, 1), endpoint=(0, 1, 2)).endpoint(source) is source
+@both
+def test_conditions_are_prepared_once_a_call(make: Callable[..., Network], monkeypatch: pytest.MonkeyPatch):
+    network, calls = make(**CONDITIONS), []
+    prepared = type(network).prepared
+    monkeypatch.setattr(type(network), "prepared", lambda self, *given: (calls.append(1), prepared(self, *given))[1])
+    others = {**conditions(), "style": ["oil", None]}
+    BridgeSampler(network, BRIDGE, steps=5)(X, 0, conditions=others)
+    assert len(calls) == 1
+    BridgeSampler(network, BRIDGE, steps=5)(X, 0, conditions=others, guidance=2.0)
+    assert len(calls) == 3
 
 
-def test_other_channels_are_their_mean_or_those_that_are_named():
-    module, source = nn.Conv2d(1, 1, 1), drawn(3)
-    mean = source.double().mean(1, keepdim=True).float()
-    torch.testing.assert_close(bbdm.wrap(module, 1, 3).endpoint(source), mean)
-    torch.testing.assert_close(bbdm.wrap(module, 2, 3).endpoint(source), mean.expand(-1, 2, -1, -1))
-    assert torch.equal(bbdm.wrap(module, 2, 3, endpoint=(2, 0)).endpoint(source), source[:, [2, 0]])
-    assert torch.equal(bbdm.wrap(module, 3, 3, endpoint=(2, 1, 0)).endpoint(source), source.flip(1))
-    wrapped = bbdm.wrap(module, 1), bbdm.wrap(module, 1, 13), bbdm.wrap(module, 2, endpoint=(3, 1))
-    assert [each.source_channels for each in wrapped] == [1, 13, 4]
-    with pytest.raises(ValueError, match="the source must have 3 channels, got 2"):
-        bbdm.wrap(module, 1, 3).endpoint(drawn(2))
+@both
+def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path: Path):
+    network = make(**CONDITIONS)
+    save_checkpoint(tmp_path / "c.pt", network, BRIDGE)
+    loaded = load_checkpoint(tmp_path / "c.pt").build_unet()
+    assert loaded.further == ConditionsConfig(**CONDITIONS)
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", steps=2)
+    others = {name: conditions()[name] for name in ("sar", "text")}
+    torch.testing.assert_close(
+        sampler(X, 0, conditions=others, style="chalk"),
+        BridgeSampler(network, BRIDGE, steps=2)(X, 0, conditions={**others, "style": 2}),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
-def test_an_array_has_the_bits_of_a_tensor():
-    source = drawn(5)
-    for channels, endpoint in ((1, None), (3, None), (2, (4, 1))):
-        made = in_channels(source.numpy(), channels, endpoint)
-        np.testing.assert_array_equal(made, in_channels(source, channels, endpoint).numpy())
+def test_settings_without_conditions_are_those_of_earlier_versions():
+    for config in (UNetConfig(), DiTConfig()):
+        assert not {"images", "classes", "tokens", "drop", "endpoint"} & config.description().keys()
+        assert type(config)(**config.description()) == config
+    assert not {"images", "endpoint"} & bbdm.wrap(torch.nn.Conv2d(3, 3, 1)).description().keys()
+    with_them = UNetConfig(**CONDITIONS)
+    assert UNetConfig(**with_them.description()) == with_them
+    assert list(UNetConfig(classes={"b": 2, "a": 3}).classes) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"endpoint": (0,)}, r"a source channel for each of the 3 channels, got \(0,\)"),
-        ({"endpoint": (0, 1, 3), "condition_channels": 3}, r"must be of the source's 3 channels, got \(0, 1, 3\)"),
-        ({"endpoint": (0, 1, -1)}, r"must be of source channels, counted from 0, got \(0, 1, -1\)"),
-        ({"images": {"sar": 0}}, r"images\['sar'\] must be an integer of at least 1, got 0"),
+        ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
+        ({"classes": {"style": ("a", "a")}}, "a class has its name alone, got a, a"),
+        ({"classes": {"style": "ab"}}, "classes must be a number or a list of names, got 'ab'"),
+        ({"tokens": {"two words": 3}}, "a name of tokens must be an identifier, .* got 'two words'"),
         ({"images": {"source": 1}}, "a name of images must be an identifier, and none of source, .*, got 'source'"),
-        ({"images": {"two words": 1}}, "a name of images must be an identifier, .*, got 'two words'"),
+        ({"tokens": {"a": 3}, "classes": {"a": 3}}, "each condition needs a name of its own, got a, a"),
+        ({"drop": {"style": 0.1}}, r"drop must be of the conditions \(there are none\), got 'style'"),
+        ({"tokens": {"a": 3}, "drop": {"a": 1}}, r"drop\['a'\] must be above 0 and below 1, got 1"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str):
+    for build in (UNetConfig, DiTConfig, lambda **given: bbdm.wrap(torch.nn.Conv2d(3, 3, 1), **given)):
+        with pytest.raises(ValueError, match=message):
+            build(**settings)
+
+
+@both
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"style": torch.tensor([0, 4])}, r"'style' must have shape \(B,\) of int64, below 3, got \[0, 4\]"),
+        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, below 3, got \[0"),
+        ({"text": torch.rand(2, 3, 6)}, r"'text' must have shape \(B, L, 5\), got \(2, 3, 6\) of torch.float32"),
+        ({"sar": torch.rand(2, 3, 8, 8)}, "'sar' must have 2 channels, got 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: Callable[..., Network], others: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        bbdm.wrap(nn.Conv2d(3, 3, 1), **settings)
-    if "images" not in settings:
-        for build in (UNet, DiT):
-            with pytest.raises(ValueError, match=message):
-                build(**{"condition_channels": 0, **settings})
+        make(**CONDITIONS)(X, T, {**conditions(), **others})
 
 
-# Wherever a network runs
+@pytest.mark.parametrize(
+    ("others", "error", "message"),
+    [
+        ({"style": "watercolour"}, ValueError, "'style' must be of ink, oil, chalk, got 'watercolour'"),
+        ({"style": 4}, ValueError, "'style' must be of ink, oil, chalk, got 4"),
+        ({"style": ["ink"] * 3}, ValueError, "'style' must be one value, or one for each of 2 sources, got 3"),
+        (
+            {"stile": "ink"},
+            TypeError,
+            r"'stile' is no argument of a call, and no condition; .*'style' \(3 classes: ink, oil, chalk\)",
+        ),
+        ({}, ValueError, "'style' is missing: this network has .*; None leaves it out"),
+        ({"style": "ink", "text": drawn(4, 6)}, ValueError, r"'text' must be tokens \(L, 5\), .*, got \(4, 6\)"),
+        ({"style": "ink", "text": drawn(4, 5) / 0}, ValueError, "'text' must be finite"),
+        ({"style": "ink", "guidance": -1}, ValueError, "guidance must be a number of at least 0, got -1"),
+        ({"style": "ink", "guidance": {"sar": 2}}, ValueError, "without 'sar', and the network was not trained so"),
+        ({"style": "ink", "guidance": {"s": 2}}, ValueError, "guidance must be for conditions, 'sar' .*, got 's'"),
+        ({"style": "ink", "guidance_rescale": 1.5}, ValueError, "guidance_rescale must be at most 1, got 1.5"),
+        ({"style": "ink", "guidance_interval": (1, 0)}, ValueError, r"must be \(low, high\) in \[0, 1\], got \(1, 0\)"),
+        ({"style": "ink", "guidance_prior": "blur:1"}, TypeError, "'guidance_prior' is no argument of a call"),
+    ],
+)
+def test_bad_calls(others: dict[str, Any], error: type[Exception], message: str):
+    sampler = BridgeSampler(unet(**CONDITIONS), BRIDGE, steps=2)
+    given = {"sar": drawn(2, 2, 8, 8), "text": None, **others}
+    with pytest.raises(error, match=message):
+        sampler(X, 0, **given)
 
 
-@every_network
-def test_the_sampler_calls_it_as_its_user_does(make: Callable[[], Network]):
-    network = make().eval()
-    source, images = given(network)
-    first, second = BridgeSampler(network, BRIDGE, "ddim", steps=2).stream(source, seed=0, conditions=images)
-    y = y_of(network, source)
-    seen = {**({"source": source} if network.condition_channels else {}), **images}
-    with torch.no_grad():
-        prediction = network(y, torch.full((2,), 50.0), seen).float()
-        torch.testing.assert_close(first.x0hat, y - prediction, rtol=1e-4, atol=1e-4)
-        prediction = network(first.x, torch.full((2,), float(second.t)), seen).float()
-    torch.testing.assert_close(second.x0hat, first.x - prediction, rtol=1e-3, atol=1e-2)
+def test_guidance_needs_a_network_that_was_trained_without():
+    sampler = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2)
+    for options, message in (
+        ({"style": 1, "guidance": 2.0}, "the network was not trained so: see drop"),
+        ({"style": None}, "'style' cannot be None: the network was never trained without it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler(X, 0, **options)
 
 
-@every_network
-def test_sizes_are_padded_and_batches_split(make: Callable[[], Network]):
-    """By repeating the last row and column, of all images."""
-    network = make().eval()
-    source, images = given(network, 7, 5)
-    sampler = BridgeSampler(network, BRIDGE, steps=2)
-    made = sampler(source, seed=3, conditions=images)
-    assert made.shape == (2, network.channels, 7, 5)
-    one_by_one = sampler(source, seed=3, conditions=images, batch_size=1)
-    torch.testing.assert_close(one_by_one, made, rtol=0, atol=1e-5)
-    wide = [torch.cat([v, v[:, :, -1:]], 2) for v in (source, *images.values())]
-    wide = [torch.cat([v, v[:, :, :, -1:]], 3) for v in wide]
-    padded = sampler(wide[0], seed=3, conditions=dict(zip(images, wide[1:], strict=True)))
-    if network.stride == 2:  # of stride 1, this is another size
-        torch.testing.assert_close(padded[:, :, :7, :5], made)
-
-
-def test_where_a_mask_is_0_the_source_stays_in_the_target_s_channels():
-    network = three_to_one().eval()
-    source, mask = drawn(3), torch.zeros(2, 1, 8, 8)
-    mask[:, :, :4] = 1
-    made = BridgeSampler(network, BRIDGE, steps=2)(source, seed=0, mask=mask)
-    torch.testing.assert_close(made[:, :, 4:], source.mean(1, keepdim=True)[:, :, 4:])
-    assert not torch.allclose(made[:, :, :4], source.mean(1, keepdim=True)[:, :, :4], atol=1e-2)
-
-
-def test_an_array_of_sources_gives_one_of_results():
-    source = drawn(3)[0].permute(1, 2, 0).numpy()
-    assert BridgeSampler(three_to_one().eval(), BRIDGE, steps=2)(source, seed=0).shape == (8, 8, 1)
-    assert BridgeSampler(two_to_three().eval(), BRIDGE, steps=2)(source[:, :, :2], seed=0).shape == (8, 8, 3)
-
-
-@every_network
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_file_holds_it(make: Callable[[], Network], suffix: str, tmp_path: Path):
-    network = make().eval()
-    save_checkpoint(tmp_path / f"c{suffix}", network, BRIDGE)
-    loaded = BridgeSampler.from_checkpoint(tmp_path / f"c{suffix}", steps=2, **module_of(make))
-    assert loaded.unet.description() == network.description()
-    source, images = given(network)
-    wanted = BridgeSampler(network, BRIDGE, steps=2)(source, seed=0, conditions=images)
-    assert torch.equal(loaded(source, seed=0, conditions=images), wanted)
-    assert load_checkpoint(tmp_path / f"c{suffix}").unet.source_channels == network.source_channels
-
-
-def test_a_network_with_other_images_is_refused(tmp_path: Path):
-    save_checkpoint(tmp_path / "c.pt", further(), BRIDGE)
-    other = bbdm.wrap(Two(), channels=1, condition_channels=3, images={"sar": 2, "dsm": 1}, stride=2)
-    with pytest.raises(ValueError, match=r"'dem': 1, .*; the one given has .*'dsm': 1, "):
-        BridgeSampler.from_checkpoint(tmp_path / "c.pt", network=other)
-
-
-@pytest.mark.nightly
-@daily_networks
-def test_it_is_compiled(make: Callable[[], Network]):
-    network = make().eval()
-    source, images = given(network)
-    eager = BridgeSampler(network, BRIDGE, steps=3)(source, seed=0, conditions=images)
-    sampler = BridgeSampler(network, BRIDGE, steps=3, compile=True, dtype="fp32")
-    torch.testing.assert_close(sampler(source, seed=0, conditions=images), eager, rtol=0, atol=within(network))
-    with torch.compiler.set_stance("fail_on_recompile"):  # another step, another source
-        sampler(source.flip(0), seed=1, conditions=images)
-
-
-@pytest.mark.nightly
-@every_network
-def test_it_is_packaged(make: Callable[[], Network], tmp_path: Path):
-    network = make().eval()
-    source, images = given(network)
-    sampler = BridgeSampler(network, BRIDGE, steps=2, compile=True, dtype="fp32")
-    sampler.save_compiled(tmp_path / "n.pt2", 2, (8, 8))
-    packaged = BridgeSampler(network, BRIDGE, steps=2, compiled=tmp_path / "n.pt2")
-    wanted = BridgeSampler(network, BRIDGE, steps=2)(source, seed=0, conditions=images)
-    torch.testing.assert_close(packaged(source, seed=0, conditions=images), wanted, rtol=0, atol=within(network))
-
-
-@daily_networks
-def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_path: Path):
-    """Step by step and as one graph, with a mask."""
-    network = make().eval()
-    save_checkpoint(tmp_path / "c.pt", network, BRIDGE)
-    flags = ("--steps", "2", "--pipeline", "--mask", "--solver", "sde-dpm2m")
-    folder = export(tmp_path / "c.pt", tmp_path / "onnx", *flags, **module_of(make))
-    source, images = given(network)
-    arrays = {name: image.numpy() for name, image in images.items()}
-    mask = torch.zeros(2, 1, 8, 8)
-    mask[:, :, 2:] = 1
-    sampler, exported = BridgeSampler(network, BRIDGE, "sde-dpm2m", steps=2), OnnxBridgeSampler(folder)
-    noise = torch.randn(2, 2, network.channels, 8, 8, generator=torch.Generator().manual_seed(5))
-    wanted = sampler(source, noise=noise, conditions=images, mask=mask)
-    made = exported(source.numpy(), noise=noise.numpy(), conditions=arrays, mask=mask.numpy())
-    np.testing.assert_allclose(made, wanted, rtol=0, atol=within(network))
-    whole = onnxruntime.InferenceSession(folder / "pipeline.onnx", providers=["CPUExecutionProvider"])
-    drawn_there = noise.numpy()[sampler.table.noisy]
-    (at_once,) = whole.run(None, {"source": source.numpy(), "mask": mask.numpy(), "noise": drawn_there, **arrays})
-    np.testing.assert_allclose(np.asarray(at_once), wanted, rtol=0, atol=within(network))
-    settings = read_settings(folder)
-    assert settings["image_channels"] == network.channels
-    if network.source_channels != network.channels:
-        assert settings["version"] == 4
-        assert settings["source_channels"] == network.source_channels
-
-
-# Calls that are refused
+DEM = drawn(2, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
         (None, r"'dem' is missing: this network has 'dem' \(1 channels\), 'sar' \(2 channels\)$"),
-        ({"dem": drawn(1)}, "condition 'sar' is missing"),
-        ({"dem": drawn(1), "sar": drawn(1)}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
-        ({"dem": drawn(1), "sar": drawn(2)[0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
-        ({"dem": drawn(1), "sar": None}, "'sar' cannot be None: the network was never trained without it"),
-        ({"dem": drawn(1), "sar": drawn(2).int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
-        ({"dem": drawn(1), "sar": drawn(2) / 0}, "'sar' must be finite"),
-        ({"dem": drawn(1), "sar": drawn(2), "dsm": drawn(1)}, r"'sar' \(2 channels\), got 'dsm'"),
-        ({"dem": drawn(1), "sar": drawn(2), "source": drawn(3)}, r"'sar' \(2 channels\), got 'source'"),
-        (drawn(2), "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
+        ({"dem": DEM}, "condition 'sar' is missing"),
+        ({"dem": DEM, "sar": DEM}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
+        ({"dem": DEM, "sar": DEM[:, 0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
+        ({"dem": DEM, "sar": None}, "'sar' cannot be None: the network was never trained without it"),
+        ({"dem": DEM, "sar": DEM.int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
+        ({"dem": DEM / 0, "sar": drawn(2, 2, 8, 8)}, "'dem' must be finite"),
+        ({"dem": DEM, "sar": DEM, "source": X}, r"'sar' \(2 channels\), got 'source'"),
+        (DEM, "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
     ],
 )
-def test_bad_conditions(conditions: Any, message: str):
-    sampler = BridgeSampler(further().eval(), BRIDGE, steps=2)
+def test_bad_images(conditions: Any, message: str):
     with pytest.raises(ValueError, match=message):
-        sampler(drawn(3), seed=0, conditions=conditions)
-
-
-def test_conditions_of_a_network_that_has_none():
-    sampler = BridgeSampler(three_to_one().eval(), BRIDGE, steps=2)
+        BridgeSampler(further().eval(), BRIDGE, steps=2)(X, seed=0, conditions=conditions)
     with pytest.raises(ValueError, match="are none, got 'sar'"):
-        sampler(drawn(3), seed=0, conditions={"sar": drawn(2)})
-    with pytest.raises(ValueError, match=r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 1, 8, 8\)"):
-        sampler(drawn(1), seed=0)
+        BridgeSampler(unet(), BRIDGE, steps=2)(X, seed=0, conditions={"sar": DEM})
 
 
-def test_one_image_serves_all_sources_and_has_one_size():
-    sampler = BridgeSampler(further().eval(), BRIDGE, steps=2)
-    images = {"sar": drawn(2), "dem": drawn(1)}
-    one = {name: image[:1] for name, image in images.items()}
-    both = {name: image.expand(2, -1, -1, -1) for name, image in one.items()}
-    assert torch.equal(sampler(drawn(3), seed=0, conditions=one), sampler(drawn(3), seed=0, conditions=both))
-    assert torch.equal(
-        sampler(drawn(3), seed=0, conditions={name: image.numpy() for name, image in images.items()}),
-        sampler(drawn(3), seed=0, conditions=images),
-    )
+def test_values_may_be_for_all_or_for_each_source():
+    sampler = BridgeSampler(unet(**CONDITIONS), BRIDGE, steps=2)
+    sar, text = drawn(1, 2, 8, 8), drawn(3, 5)
+    one = sampler(X, 0, sar=sar, style="oil", text=text)
+    listed = sampler(X, 0, sar=sar.expand(2, -1, -1, -1).numpy(), style=["oil", 1], text=[text, text.numpy()])
+    assert torch.equal(one, listed)
     with pytest.raises(ValueError, match="conditions needs pictures of one size, got several"):
-        sampler([drawn(3)[0], drawn(3, 4)[0]], seed=0, conditions=one)
+        sampler([X[0], X[0][:, :4]], seed=0, sar=sar, style="oil", text=text)
 
 
-def test_a_codec_needs_the_same_channels():
-    from tests.onnx.exports import tiny_codec
-
-    network = tiny_unet(**SHORT, condition_channels=3, endpoint=(1, 0, 2))
-    with pytest.raises(ValueError, match="with a codec, source and target have the same channels"):
-        BridgeSampler(network, BRIDGE, codec=tiny_codec())
+def test_sources_of_several_sizes_have_classes_of_their_own():
+    sampler = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2)
+    small, large = drawn(3, 8, 8), drawn(3, 16, 8)
+    made = sampler([small, large, small], [1, 2, 3], style=[0, 1, 2])
+    for source, seed, style, result in zip((small, large, small), (1, 2, 3), (0, 1, 2), made, strict=True):
+        torch.testing.assert_close(sampler([source], seed, style=style)[0], result, rtol=0, atol=1e-6)

@@ -18,15 +18,16 @@ from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
-from bbdm.onnx import check, graphs, pipeline, quantize
+from bbdm.onnx import graphs, pipeline, quantize
 from bbdm.pictures.images import from_array, open_image, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT, tiny_unet
-from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, once, tiny_codec
+from tests.onnx.exports import BRIDGE, checkpoint, export, once, tiny_codec
 
 STEPS = 10
 DEMO = ROOT / "bbdm" / "demo"
-SHAPES = [(1, 16, 16), (2, 16, 16), (5, 16, 16), (2, 24, 32)]
+SHAPES = [(1, 16, 16), (5, 16, 16), (2, 24, 32)]
+FLOAT16 = onnx.TensorProto.FLOAT16
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +49,6 @@ def folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def latent_folder(latent_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ("--pipeline", "--solver", "sde-dpm2m", "--steps", str(STEPS))
     return export(latent_file, tmp_path_factory.mktemp("export") / "latent", *flags)
-
-
-def test_the_check_of_a_network_that_was_trained_on_crops(tmp_path: Path):
-    """The check takes pictures that are larger than these crops; windows are no part of it."""
-    unet = tiny_unet(0, condition_channels=3)
-    save_checkpoint(tmp_path / "crops.pt", unet, BRIDGE, image_size=8, pictures=Spec(crop=8))
-    made = OnnxBridgeSampler(export(tmp_path / "crops.pt", tmp_path / "onnx", "--check", "--steps", "2"))
-    assert made.pictures.crop == 8
 
 
 def source(batch: int, height: int, width: int) -> torch.Tensor:
@@ -85,79 +78,41 @@ def test_images_are_those_of_pytorch(latent: bool, shape: tuple[int, int, int], 
 
 
 def test_the_reference_evaluator_runs_the_pipeline(tmp_path: Path):
-    """ONNX's own, which runs a loop with an empty condition zero times; with a mask."""
+    """ONNX's own, which runs a loop with an empty condition zero times."""
     unet = tiny_unet(channel_mult=(1,), attention_resolutions=()).eval()
     save_checkpoint(tmp_path / "small.pt", unet, BRIDGE)
-    flags = ("--pipeline", "--mask", "--solver", "sde-dpm2m", "--steps", "3")
+    flags = ("--pipeline", "--solver", "sde-dpm2m", "--steps", "3")
     model = onnx.load(export(tmp_path / "small.pt", tmp_path / "onnx", *flags) / "pipeline.onnx")
     image, noise = source(2, 6, 8), torch.randn(3, 2, 3, 6, 8)
-    mask = (torch.rand(2, 1, 6, 8) > 0.5).float()
     sampler = BridgeSampler(unet, BRIDGE, "sde-dpm2m", steps=3)
-    wanted = sampler(image, noise=noise, mask=mask)
-    feeds = {"source": image.numpy(), "noise": noise.numpy()[sampler.table.noisy], "mask": mask.numpy()}
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    assert {value.name for value in session.get_inputs()} == feeds.keys()
-    for evaluator in (session, ReferenceEvaluator(model)):
-        (made,) = evaluator.run(None, feeds)
-        np.testing.assert_allclose(np.asarray(made), wanted.numpy(), rtol=0, atol=1e-4)
+    feeds = {"source": image.numpy(), "noise": noise.numpy()[sampler.table.noisy]}
+    (made,) = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_allclose(np.asarray(made), sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("error:the network was trained on pictures of")
-def test_the_check_is_silent_about_the_size_of_its_pictures(file: Path, folder: Path):
-    sampler = BridgeSampler(load_checkpoint(file).build_unet(), BRIDGE, steps=STEPS)  # as the script makes it
-    assert [each.largest < 1e-4 for each in check.differences(folder, sampler)] == 9 * [True]
-    with pytest.warns(UserWarning, match="trained on pictures of 16 x 16"):
-        OnnxBridgeSampler(folder)(source(1, SIZE // 2, SIZE // 2).numpy(), seed=0)
-
-
-def assert_weights_of(model: onnx.ModelProto, dtype: str) -> None:
-    weights = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 200}
-    assert weights == {onnx.TensorProto.FLOAT if dtype == "fp32" else onnx.TensorProto.FLOAT16}
-
-
-def assert_norms_and_softmax_in_float32(model: onnx.ModelProto) -> None:
-    """By the types that shape inference finds for the nodes' inputs."""
-    types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    by_kind: dict[str, set[int]] = {}
-    for node in model.graph.node:
-        by_kind.setdefault(node.op_type, set()).add(types.get(node.input[0], 0))
-        if node.op_type == "Attention":
-            precision = {a.name: a.i for a in node.attribute}["softmax_precision"]
-            assert precision == onnx.TensorProto.FLOAT
-    assert by_kind["GroupNormalization"] == {onnx.TensorProto.FLOAT}
-    assert by_kind.get("Softmax", {onnx.TensorProto.FLOAT}) == {onnx.TensorProto.FLOAT}
-    assert onnx.TensorProto.FLOAT16 in by_kind["Conv"]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "opset"),
-    [("fp16", 21), *(pytest.param(*each, marks=pytest.mark.nightly) for each in (("fp32", 22), ("fp16", 23)))],
-)
-def test_dtypes_and_opsets(latent_file: Path, tmp_path: Path, dtype: str, opset: int):
-    """Float16 keeps norms, softmax and the decoder in float32; weights may be a second file."""
-    flags = ("--dtype", dtype, "--opset", str(opset), "--steps", "3", "--pipeline", "--external-data")
+def test_float16(latent_file: Path, tmp_path: Path):
+    """Norms, softmax and the decoder stay in float32; weights may be a second file."""
+    flags = ("--dtype", "fp16", "--steps", "3", "--pipeline", "--external-data")
     made = export(latent_file, tmp_path / "made", *flags)
     model, decoder = (onnx.load(made / name) for name in ("unet.onnx", "decoder.onnx"))
-    assert model.opset_import[0].version == onnx.load(made / "pipeline.onnx").opset_import[0].version == opset
-    assert_weights_of(model, dtype)
-    if dtype == "fp16":
-        assert_norms_and_softmax_in_float32(model)
-    kinds = {tensor.data_type for tensor in decoder.graph.initializer}
-    assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    assert {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 200} == {FLOAT16}
+    types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    shown = {(node.op_type, types.get(node.input[0], FLOAT16)) for node in model.graph.node}
+    assert {kind for op, kind in shown if op == "GroupNormalization"} == {onnx.TensorProto.FLOAT}
+    assert ("Conv", FLOAT16) in shown
+    attention = [{a.name: a.i for a in node.attribute} for node in model.graph.node if node.op_type == "Attention"]
+    assert {each["softmax_precision"] for each in attention} == {onnx.TensorProto.FLOAT}
+    assert FLOAT16 not in {tensor.data_type for tensor in decoder.graph.initializer}
     assert (made / "unet.onnx").stat().st_size < (made / "unet.onnx.data").stat().st_size > 100_000
     assert "unet.onnx.data" in read_settings(made)["files"]
     onnxruntime.InferenceSession(made / "pipeline.onnx")  # it refuses two nodes of one name
     image = source(3, 15, 24)  # padded
     *_, wanted = BridgeSampler.from_checkpoint(latent_file, steps=3).stream(image, seed=0)
     *_, result = OnnxBridgeSampler(made).stream(image.numpy(), seed=0)
-    tolerance = 1e-4 if dtype == "fp32" else 2e-2  # of latents: rounding may choose a neighbouring code
-    np.testing.assert_allclose(result.x, wanted.x.numpy(), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(result.x, wanted.x.numpy(), rtol=0, atol=2e-2)  # of latents: a code may be another
 
 
 def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder: Path, latent_folder: Path):
-    for path in [*folder.glob("*.onnx"), *latent_folder.glob("*.onnx")]:
-        onnx.checker.check_model(path, full_check=True)
     unet = load_checkpoint(file).build_unet()
     counts = Counter(node.op_type for node in onnx.load(folder / "unet.onnx").graph.node)
     assert counts["Attention"] == sum(isinstance(m, AttentionBlock) for m in unet.modules())
@@ -183,7 +138,7 @@ def test_conditions_take_no_norm_apart():
     """A batch that torch.export takes for fixed is exported again, in minutes, and without these nodes."""
     settings: dict[str, Any] = {"classes": {"style": 2}, "tokens": {"text": 4}, "condition_channels": 3}
     unet = tiny_unet(channel_mult=(1,), attention_resolutions=(1,), **settings)
-    model = graphs.network_graph(unet, 23)
+    model = graphs.network_graph(unet)
     counts = Counter(node.op_type for node in model.graph.node)
     assert counts["GroupNormalization"] == sum(isinstance(m, torch.nn.GroupNorm) for m in unet.modules())
     shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
@@ -245,25 +200,32 @@ def test_settings_describe_the_export(folder: Path, latent_folder: Path):
     assert latent["sizes"] == {name: (latent_folder / name).stat().st_size for name in latent["files"]}
 
 
+@pytest.mark.filterwarnings("error:the network was trained on pictures of")
 def test_the_check_prints_differences_and_fails(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    export(file, tmp_path / "made", "--check", "--steps", "2", "--pipeline")
+    """Of pictures larger than the crops of training, without a warning: windows are no part of it."""
+    unet = tiny_unet(0, condition_channels=3)
+    save_checkpoint(tmp_path / "a.pt", unet, BRIDGE, image_size=8, pictures=Spec(crop=8))
+    made = export(tmp_path / "a.pt", tmp_path / "made", "--check", "--steps", "2", "--pipeline")
     printed = capsys.readouterr().out
-    for line in ("unet.onnx", "image, step by step", "image, pipeline.onnx"):
-        assert printed.count(line) >= 3
-    network_graph = once(graphs.network_graph)
+    assert printed.count("the loop, step by step") == printed.count("pipeline.onnx  ") == 3
+    assert OnnxBridgeSampler(made).pictures.crop == 8
+    network_graph, errors = once(graphs.network_graph), [np.nan, 0.01]
 
     def off(*args: Any) -> onnx.ModelProto:
         model = network_graph(*args)
         bias = next(t for t in model.graph.initializer if t.name.endswith("out.2.bias"))
-        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
+        bias.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(errors.pop()), bias.name)
+        )
         return model
 
     monkeypatch.setattr(graphs, "network_graph", off)
-    with pytest.raises(ValueError, match=r"differs by .* from PyTorch, more than 1e-04"):
-        export(file, tmp_path / "wrong", "--check", "--steps", "2")
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    while errors:
+        with pytest.raises(ValueError, match=r"differ by .* from PyTorch, more than 1e-04"):
+            export(tmp_path / "a.pt", tmp_path / "wrong", "--check", "--steps", "2")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
@@ -284,22 +246,15 @@ def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--opset", "17"], r"opset must be in \[21, 23\], got 17"),
         (["--quantize", "int8"], "need each other"),
         (["--quantize", "int8", "--calibrate", "x", "--dtype", "fp16"], "leaves the rest in fp32"),
-        (["--mask"], "mask is of pipeline"),
+        (["--quantize", "int8", "--calibrate", "none"], "no folder"),
         (["--dtype", "bf16"], "bf16 is of compiled"),
     ],
 )
 def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         export(file, tmp_path / "made", *flags)
-
-
-def test_what_is_noticed_at_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(graphs, "network_graph", pytest.fail)
-    with pytest.raises((ValueError, FileNotFoundError), match="no folder"):
-        export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "none"))
 
 
 def test_float16_does_not_overflow_on_real_activations():
@@ -345,7 +300,7 @@ def test_the_bundled_network(tmp_path: Path, dtype: str):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("flags", [["--pipeline"], ["--dtype", "fp16"]], ids=["fp32", "fp16"])
-def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]):
+def test_the_papers_network(tmp_path: Path, flags: list[str]):
     """237.1 M parameters, 10 steps: the script's own check against PyTorch, to 1e-4 and 2e-2."""
     unet = UNet(3, 3)
     torch.manual_seed(0)
@@ -353,7 +308,4 @@ def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.Cap
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=(3 * parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.02)
     save_checkpoint(tmp_path / "paper.pt", unet, ABridge(), image_size=64)
-    made = export(tmp_path / "paper.pt", tmp_path / "made", "--check", "--steps", str(STEPS), *flags)
-    print(capsys.readouterr().out)
-    for path in made.glob("*.onnx"):
-        onnx.checker.check_model(path, full_check=True)
+    export(tmp_path / "paper.pt", tmp_path / "made", "--check", "--steps", str(STEPS), *flags)

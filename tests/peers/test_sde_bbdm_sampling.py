@@ -6,7 +6,6 @@ code cannot run or is wrong, a test shows that, and the comparison is with its f
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -63,6 +62,9 @@ class Inputs(NamedTuple):
     z: torch.Tensor
 
 
+Public = Callable[[int, int, Inputs], torch.Tensor]
+
+
 def random_inputs(rows: int, batch: int = 1) -> Inputs:
     generator = torch.Generator().manual_seed(rows)
     return Inputs(*torch.randn(4, rows, batch, 3, 4, 4, generator=generator))
@@ -93,48 +95,50 @@ def paper_times() -> list[int]:
     return torch.arange(1000, 904, -2).tolist() + torch.arange(902, 1, -6).tolist()
 
 
+FORWARD = [
+    *((ABridge(T, c), sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c), T) for c in C_LAMBDAS),
+    (BrownianBridge(T), sde_bbdm.nn.BBDMModule(nn.Identity(), T), T - 1),
+]
+
+
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("c_lambda", C_LAMBDAS)
-def test_abridge_forward_diffusion(draw: Draw, c_lambda: float) -> None:
-    t = torch.arange(1, T + 1)
+@pytest.mark.parametrize(("bridge", "module", "last"), FORWARD)
+def test_forward_diffusion(draw: Draw, bridge: Bridge, module: Any, last: int) -> None:
+    t = torch.arange(1, last + 1)
     x0, y, _, noise = (v[:, 0] for v in random_inputs(len(t)))
     draw(noise)
-    module = sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c_lambda)
     public, objective = module.forward_diffusion(x0, t, condition=y)
-
-    x_t, target = ABridge(T, c_lambda).add_noise(x0, y, t, noise)
-
+    x_t, target = bridge.add_noise(x0, y, t, noise)
     torch.testing.assert_close(x_t, public.x, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(target, objective, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.usefixtures("float64")
-def test_brownian_forward_diffusion(draw: Draw) -> None:
-    t = torch.arange(1, T)
-    x0, y, _, noise = (v[:, 0] for v in random_inputs(len(t)))
-    draw(noise)
-    public, objective = sde_bbdm.nn.BBDMModule(nn.Identity(), T).forward_diffusion(x0, t, condition=y)
-
-    x_t, target = BrownianBridge(T).add_noise(x0, y, t, noise)
-
-    torch.testing.assert_close(x_t, public.x, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(target, objective, rtol=0, atol=TOLERANCE)
+def compare_rows(
+    draw: Draw, table: solvers.StepTable, public: Public, sign: float = 1.0, batch: int = 1
+) -> tuple[dict[int, torch.Tensor], Inputs]:
+    """|public - ours| of each row, by its time; ``public`` takes the row, its time, and the row's inputs."""
+    inputs = random_inputs(len(table), batch)
+    differences: dict[int, torch.Tensor] = {}
+    for row, t in enumerate(table.timesteps.tolist()):
+        each = Inputs(*(v[row] for v in inputs))
+        draw(each.z)
+        theirs = public(row, t, each)
+        state = each.y if t == T else each.x  # whatever x it is given, the public code starts from the condition
+        differences[t] = (theirs - our_step(table, row, state, each.y, each.pred, sign * each.z)).abs()
+    return differences, inputs
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("c_lambda", C_LAMBDAS)
 def test_abridge_ancestral_rows(draw: Draw, c_lambda: float) -> None:
-    table = solvers.build(ABridge(T, c_lambda), "ancestral")
+    """The public code subtracts its noise; c_z is positive in our tables."""
     module = sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c_lambda)
-    x, y, pred, z = random_inputs(T)
-    differences: dict[int, torch.Tensor] = {}
-    for row, t in enumerate(table.timesteps.tolist()):
-        draw(z[row])
-        public = module.sampling_step(public_data(x[row], t, y[row]), t, predicted_obj=pred[row])
-        state = y[row] if t == T else x[row]  # whatever x it is given, the public code starts from the condition
-        # The public code subtracts its noise; c_z is positive in our tables.
-        differences[t] = (public - our_step(table, row, state, y[row], pred[row], -z[row])).abs()
 
+    def public(row: int, t: int, each: Inputs) -> torch.Tensor:
+        return module.sampling_step(public_data(each.x, t, each.y), t, predicted_obj=each.pred)
+
+    table = solvers.build(ABridge(T, c_lambda), "ancestral")
+    differences, (_, y, pred, z) = compare_rows(draw, table, public, -1.0)
     # At t = T the public weights are printed: 0.9998552 on y, 0.0001447648 on y - p, 0.0014142 on z. Half a
     # unit of the last digit of each is the tolerance of this row, and of this row alone.
     printed = 0.5e-7 * y[0].abs() + 0.5e-10 * (y[0] - pred[0]).abs() + 0.5e-7 * z[0].abs()
@@ -142,66 +146,55 @@ def test_abridge_ancestral_rows(draw: Draw, c_lambda: float) -> None:
     assert_rows_agree(differences, T - 1)
 
 
-def test_paper_times_are_the_public_script_list() -> None:
-    times = paper_times()
-    assert len(times) == 199
-    assert solvers.build(ABridge(), "fast").timesteps.tolist() == times
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("c_lambda", C_LAMBDAS)
 def test_abridge_fast_rows(draw: Draw, c_lambda: float) -> None:
-    table = solvers.build(ABridge(T, c_lambda), "fast", timesteps="paper")
     module = sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c_lambda)
     module.fast_sampling_steps = paper_times()
-    count = len(module.fast_sampling_steps)
-    x, y, pred, z = random_inputs(count)
-    differences: dict[int, torch.Tensor] = {}
-    for row, t in enumerate(module.fast_sampling_steps):
-        draw(z[row])
-        public = module.sampling_step(public_data(x[row], t, y[row]), count - row, predicted_obj=pred[row])
-        state = y[row] if t == T else x[row]
-        differences[t] = (public - our_step(table, row, state, y[row], pred[row], z[row])).abs()
-    assert_rows_agree(differences, 199)
+
+    def public(row: int, t: int, each: Inputs) -> torch.Tensor:
+        return module.sampling_step(public_data(each.x, t, each.y), 199 - row, predicted_obj=each.pred)
+
+    table = solvers.build(ABridge(T, c_lambda), "fast")
+    assert table.timesteps.tolist() == module.fast_sampling_steps
+    assert_rows_agree(compare_rows(draw, table, public)[0], 199)
 
 
 @pytest.mark.usefixtures("float64")
 def test_brownian_ancestral_rows(draw: Draw) -> None:
-    table = solvers.build(BrownianBridge(T), "ancestral")
+    """At T too its state is x, which the table weighs by 1 - 1 / T."""
     module = sde_bbdm.nn.SDEBBDMModule(nn.Identity(), T)
-    x, y, pred, z = random_inputs(T)
-    differences: dict[int, torch.Tensor] = {}
-    for row, t in enumerate(table.timesteps.tolist()):
-        draw(z[row])
-        public = module.sampling_step(public_data(x[row], t, y[row]), t, predicted_obj=pred[row])
-        differences[t] = (public - our_step(table, row, x[row], y[row], pred[row], -z[row])).abs()
-    assert_rows_agree(differences, T)
+
+    def public(row: int, t: int, each: Inputs) -> torch.Tensor:
+        x = each.y if t == T else each.x
+        return module.sampling_step(public_data(x, t, each.y), t, predicted_obj=each.pred)
+
+    table = solvers.build(BrownianBridge(T), "ancestral")
+    assert_rows_agree(compare_rows(draw, table, public, -1.0)[0], T)
 
 
-def marginal_at(bridge: Bridge, t: int, x0: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    alpha, beta, sigma = (float(weight) for weight in bridge.marginal(t))
-    return alpha * x0 + beta * y + sigma * z
+def known(public: torch.Tensor, t: int, following: int, each: Inputs) -> torch.Tensor:
+    """The public step of the posterior; at T its weights are 0 / 0, so its full sampling from T gives NaN.
+
+    Given x_T = y, which has no information on x0, the posterior is the marginal.
+    """
+    if t < T:
+        return public
+    assert public.isnan().all()
+    alpha, beta, sigma = (float(weight) for weight in BrownianBridge(T).marginal(following))
+    return alpha * (each.y - each.pred) + beta * each.y + sigma * each.z
 
 
 @pytest.mark.usefixtures("float64")
 def test_brownian_posterior_rows(draw: Draw) -> None:
-    bridge = BrownianBridge(T)
-    table = solvers.build(bridge, "posterior", timesteps=range(T, 0, -1))
     module = sde_bbdm.nn.BBDMModule(nn.Identity(), T)
-    x, y, pred, z = random_inputs(T)
-    differences: dict[int, torch.Tensor] = {}
-    for row, t in enumerate(table.timesteps.tolist()):
-        draw(z[row])
-        public = module.sampling_step(public_data(x[row], t, y[row]), t, predicted_obj=pred[row])
-        state = y[row] if t == T else x[row]
-        ours = our_step(table, row, state, y[row], pred[row], z[row])
-        if t == T:
-            # The public weights are 0 / 0 here, so its full sampling from T gives NaN. Given x_T = y, which
-            # has no information on x0, the posterior is the marginal.
-            assert public.isnan().all()
-            public = marginal_at(bridge, T - 1, y[row] - pred[row], y[row], z[row])
-        differences[t] = (public - ours).abs()
-    assert_rows_agree(differences, T)
+
+    def public(row: int, t: int, each: Inputs) -> torch.Tensor:
+        made = module.sampling_step(public_data(each.x, t, each.y), t, predicted_obj=each.pred)
+        return known(made, t, t - 1, each)
+
+    table = solvers.build(BrownianBridge(T), "posterior", timesteps=range(T, 0, -1))
+    assert_rows_agree(compare_rows(draw, table, public)[0], T)
 
 
 class TakesCondition(nn.Module):
@@ -214,21 +207,17 @@ class TakesCondition(nn.Module):
 @pytest.mark.usefixtures("float64")
 def test_brownian_posterior_rows_with_skips(draw: Draw) -> None:
     """The public fast step, given the right pair of times, is our default ``posterior`` table."""
-    bridge = BrownianBridge(T)
-    table = solvers.build(bridge, "posterior")
     module = sde_bbdm.nn.BBDMModule(TakesCondition(), T)
+    table = solvers.build(BrownianBridge(T), "posterior")
     times = [*table.timesteps.tolist(), 0]
-    x, y, pred, z = random_inputs(len(table), batch=2)
-    differences: dict[int, torch.Tensor] = {}
-    for row, (s, r) in enumerate(pairwise(times)):
-        draw(z[row])
-        state = y[row] if s == T else x[row]
-        public = module.fast_sampling_step(public_data(state, s, y[row]), s, r, predicted_obj=pred[row])
-        if s == T:  # 0 / 0, as in the full step
-            assert public.isnan().all()
-            public = marginal_at(bridge, r, y[row] - pred[row], y[row], z[row])
-        differences[s] = (public - our_step(table, row, state, y[row], pred[row], z[row])).abs()
-    assert_rows_agree(differences, 200)
+
+    def public(row: int, t: int, each: Inputs) -> torch.Tensor:
+        data = public_data(each.y if t == T else each.x, t, each.y)
+        return known(
+            module.fast_sampling_step(data, t, times[row + 1], predicted_obj=each.pred), t, times[row + 1], each
+        )
+
+    assert_rows_agree(compare_rows(draw, table, public, batch=2)[0], 200)
 
 
 @pytest.mark.usefixtures("float64")

@@ -1,6 +1,5 @@
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,12 +152,10 @@ class TestGrid:
         np.testing.assert_array_equal(np.asarray(sheet), expected)
 
     def test_gaps_are_wider_between_groups(self) -> None:
-        assert images.grid([[Image.new("RGB", (5, 4))] * 3], gap=0).size == (15, 4)
         red = Image.new("RGB", (4, 4), "red")
         sheet = images.grid([[red] * 5, [red]], gap=1, group=2)
         columns = [x for x in range(sheet.width) if sheet.getpixel((x, 2)) == (255, 0, 0)]
         assert columns == [start + x for start in (1, 6, 16, 21, 31) for x in range(4)]
-        assert sheet.size == (36, 11)
 
     def test_names_of_columns(self) -> None:
         """Dark text stands above each column alone, cut off at its width."""
@@ -172,17 +169,15 @@ class TestGrid:
         assert dark[inside].reshape(4, 30).any(axis=1).all()
 
 
-@pytest.mark.parametrize("read", [images.open_image, lambda path: images.open_image(path.read_bytes(), str(path))])
-def test_an_error_of_pillow_has_the_files_name(read: Callable[[Path], object], tmp_path: Path) -> None:
-    """A header chunk of PNG that is too short is a ValueError of Pillow's own, without a name."""
-    path = tmp_path / "a.png"
-    one_pixel("L", 0).save(path)
+def test_an_error_of_pillow_has_the_files_name(tmp_path: Path) -> None:
+    """A chunk of PNG that is too short is a ValueError of Pillow's own, without a name."""
+    one_pixel("L", 0).save(path := tmp_path / "a.png")
     content = path.read_bytes()
     data = b"IHDR" + content[16:20]
-    chunk = struct.pack(">I", 4) + data + struct.pack(">I", zlib.crc32(data))
-    path.write_bytes(content[:8] + chunk + content[33:])
-    with pytest.raises(ValueError, match=rf"cannot read the picture {path}: Truncated IHDR chunk"):
-        read(path)
+    path.write_bytes(content[:8] + struct.pack(">I", 4) + data + struct.pack(">I", zlib.crc32(data)) + content[33:])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ValueError, match=rf"cannot read the picture {path}: Truncated IHDR chunk"):
+            images.open_image(source, str(path))
 
 
 @pytest.mark.parametrize("tag", [0x0128, 0x0213, 0x011A], ids=["unit", "positioning", "resolution"])

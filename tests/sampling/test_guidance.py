@@ -15,7 +15,7 @@ from bbdm import ABridge, BridgeSampler, solvers
 from bbdm.kernels.philox import normal
 from bbdm.networks.base import Conditions, Network
 from tests.conftest import tiny_unet
-from tests.networks.test_base import SIZES
+from tests.networks.test_every_network import SIZES
 
 BRIDGE = ABridge(50)
 STEPS = 3

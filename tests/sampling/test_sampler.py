@@ -56,18 +56,13 @@ WARNED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # settings, o
 }
 
 
-def shown_in(record: pytest.WarningsRecorder) -> list[str]:
-    return [each.filename for each in record]
-
-
+@pytest.mark.parametrize("how", ["list", "stream", "distribution", "generator", "elsewhere"])
 @pytest.mark.parametrize("what", WARNED)
-def test_a_warning_names_the_line_that_called(what: str):
+def test_a_warning_names_the_line_that_called(what: str, how: str):
     settings, options, message = WARNED[what]
-    conditions = {name: settings[name] for name in ("classes", "drop") if name in settings}
-    network = tiny_unet(condition_channels=3, **conditions)
-    made = BridgeSampler(
-        network, BrownianBridge(objective="pinned"), steps=settings.get("calls", 1), calls=settings.get("calls")
-    )
+    network = tiny_unet(condition_channels=3, **{k: v for k, v in settings.items() if k in ("classes", "drop")})
+    steps, calls = settings.get("calls", 1), settings.get("calls")
+    made = BridgeSampler(network, BrownianBridge(objective="pinned"), steps=steps, calls=calls)
     made.image_size = settings.get("image_size")
     source = torch.full((1, 3, 8, 8), 0.5 if what == "range" else -0.5)
     file = f"{Path(bbdm.__file__).parent}_scripts/own.py"  # whose folder begins as the library's, and is no part of it
@@ -77,24 +72,23 @@ def test_a_warning_names_the_line_that_called(what: str):
         with torch.no_grad(), nullcontext():
             yield made(source, seed=0, **options)
 
-    calls: list[Callable[[], Any]] = [
-        lambda: made([source[0]], seed=0, **options),
-        lambda: list(made.stream(source, seed=0, **options)),
-        lambda: made.distribution(source, 2, 0, **options),
-        lambda: list(generator()),
-        lambda: elsewhere(made, source, **options),
-    ]
-    for call in calls:
-        with pytest.warns(UserWarning, match=message) as record:
-            call()
-        assert shown_in(record) == [file if call is calls[-1] else __file__]
+    ways: dict[str, Callable[[], Any]] = {
+        "list": lambda: made([source[0]], seed=0, **options),
+        "stream": lambda: list(made.stream(source, seed=0, **options)),
+        "distribution": lambda: made.distribution(source, 2, 0, **options),
+        "generator": lambda: list(generator()),
+        "elsewhere": lambda: elsewhere(made, source, **options),
+    }
+    with pytest.warns(UserWarning, match=message) as record:
+        ways[how]()
+    assert [each.filename for each in record] == [file if how == "elsewhere" else __file__]
 
 
 def test_a_warning_at_the_start_names_the_line_that_built_the_sampler():
     build = partial(BridgeSampler, small_unet(), BrownianBridge(objective="pinned"), "dpm2m", 5, calls=2)
     with pytest.warns(UserWarning, match="distilled for calls=2") as record:
         build()
-    assert shown_in(record) == [__file__]
+    assert [each.filename for each in record] == [__file__]
 
 
 def test_given_noise_takes_the_place_of_the_seed(unet: UNet, source: torch.Tensor):

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,7 +185,7 @@ def test_what_replicas_do_not_take_or_lose():
 
 
 def test_a_closing_server_answers_what_it_accepted():
-    async def slow() -> Any:
+    async def slow() -> AsyncIterator[bytes]:
         yield GOOD[:10]
         await asyncio.sleep(60)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bbdm import BridgeSampler, BrownianBridge, Trainer, UNet, wrap
 from bbdm.cli import train
-from bbdm.cli.presets import PRESETS
+from bbdm.cli.train import PRESETS
 from bbdm.codec import wrap_codec
 from bbdm.data.config import Crops
 from bbdm.files.checkpoint import load_checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 
 from bbdm.codec import Codec, from_config
-from bbdm.codec.kinds import CLASSES, EITHER, known_settings
+from bbdm.codec.kinds import CLASS, known_settings
 from bbdm.files.importers.states import File, State, load, renamed, vqgan_config
 from bbdm.files.weights import readable
 from bbdm.networks.restore import restore
@@ -99,11 +99,10 @@ def read_codec(path: Path) -> Codec:
         raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}, which is all that is read")
     with readable(folder / CONFIG, "config of an autoencoder"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind = {name: kind for kind, name in CLASSES.items()}.get(config["_class_name"])
-        if kind is None:
-            raise ValueError(f"it is of a {config['_class_name']!r}, and an {EITHER} is wanted")
-        settings = known_settings(kind, config)
+        if config["_class_name"] != CLASS:
+            raise ValueError(f"it is of a {config['_class_name']!r}, and an {CLASS} is wanted")
+        settings = known_settings(config)
     with readable(file, "codec"):
         weights = safetensors.torch.load_file(file)
         weights = {OLD_ATTENTION.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): v for key, v in weights.items()}
-        return from_config({"kind": kind, "config": settings, "statistics": None}, weights)
+        return from_config({"kind": "kl", "config": settings, "statistics": None}, weights)

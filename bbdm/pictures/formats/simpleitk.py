@@ -249,9 +249,11 @@ def _series(package: Any, path: Path) -> Header:
             raise ValueError(f"{lost[0]} does not say where its slice lies")
         positions = np.array([reader.GetOrigin() for reader in readers])  # of the first pixels, in mm
         order = np.argsort(positions @ direction[:, 2], kind="stable")
-        files, step = [files[i] for i in order], _step(positions[order])
+        files, positions = [files[i] for i in order], positions[order]
+        _check_distances(positions)
+        step = (positions[-1] - positions[0]) / (len(positions) - 1)
         length = float(np.linalg.norm(step))
-        spacing, origin = (*spacing[:2], length), readers[order[0]].GetOrigin()
+        spacing, origin = (*spacing[:2], length), positions[0]
         direction = np.column_stack([direction[:, :2], step / length])
     shape = first.GetNumberOfComponents(), depth * len(files), height, width
     most = sum(file.stat().st_size for file in files) * checks.RATIO
@@ -263,18 +265,11 @@ def _text(reader: Any, key: str) -> str:
     return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
 
 
-def _step(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """From a slice to the next, of all positions in order.
-
-    Raises:
-        ValueError: two are at one position, one is missing, or distances differ.
-    """
+def _check_distances(positions: npt.NDArray[np.float64]) -> None:
+    """Raise ValueError where two slices in order are at one position, one is missing, or distances differ."""
     gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
     usual = float(np.median(gaps))
     for i in np.flatnonzero((abs(gaps - usual) > TOLERANCE * usual) | (gaps < SAME)):
         one, two = (f"({', '.join(f'{number:g}' for number in position)})" for position in positions[i : i + 2])
-        raise ValueError(
-            f"slices are {usual:g} mm apart, but {gaps[i]:g} mm between slices {i + 1} and {i + 2}, at {one} and {two} "
-            "mm: each slice must be there, once, at equal distances"
-        )
-    return (positions[-1] - positions[0]) / len(gaps)
+        wrong = f"{gaps[i]:g} mm between slices {i + 1} and {i + 2}, at {one} and {two} mm"
+        raise ValueError(f"slices are {usual:g} mm apart, but {wrong}: each must be there, once, at equal distances")

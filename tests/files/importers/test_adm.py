@@ -119,10 +119,10 @@ def close(outputs: Tensor, expected: Tensor) -> bool:
     return bool((outputs - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max())))
 
 
-@pytest.mark.parametrize("layout", [square, dict], ids=["ddbm", "dbim"])
 @pytest.mark.parametrize(
-    ("name", "marginal", "times"),
-    [("ddbm-edges2handbags-64", vp, (1.0, 0.6, 0.003)), ("ddbm-diode-256-ve", ve, (20.0, 7.0, 0.01))],
+    ("name", "layout", "marginal", "times"),
+    [("ddbm-edges2handbags-64", square, vp, (1.0, 0.6, 0.003)), ("ddbm-diode-256-ve", dict, ve, (20.0, 7.0, 0.01))],
+    ids=["ddbm", "dbim"],
 )
 def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, layout: Any, tmp_path: Path):
     """Attention in DBIM's files is of 1D convolutions, in the same order."""
@@ -134,18 +134,6 @@ def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, layout: Any, 
         for t in times:
             expected = denoised(network, scalings(*marginal(t)), X, Y, t)
             assert close(estimate(checkpoint.build_unet(), checkpoint.bridge, X, Y, t), expected)
-
-
-def test_ecsi(tmp_path: Path):
-    """Its code has the square of the covariance in c_skip."""
-    network = ddbm()
-    loaded = load(save(square(network.state_dict()), tmp_path / "ema.pt"), config="ecsi-diode-256")
-    for t in (1.0, 0.5, 0.02):
-        alpha, beta, variance = 1 - t, t, (2 * 0.25) ** 2 * t * (1 - t)
-        _, c_out, c_in = scalings(alpha, beta, variance, 0.125)
-        c_skip = (alpha / 4 + beta * 0.125**2) * c_in**2
-        expected = denoised(network, (c_skip, c_out, c_in), X, Y, t)
-        assert close(estimate(loaded.build_unet(), loaded.bridge, X, Y, t), expected)
 
 
 @pytest.mark.parametrize("conditioned", [True, False], ids=["cond_x1", "alone"])

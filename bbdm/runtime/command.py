@@ -1,0 +1,118 @@
+"""Translate pictures without PyTorch: python -m bbdm.runtime FOLDER PICTURE... -o OUT."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from bbdm import solvers
+from bbdm.base import scripts
+from bbdm.base.atomic import check_folder, write_atomically
+from bbdm.base.scripts import Command
+from bbdm.base.seeds import resolve_seeds
+from bbdm.base.settings import position, setting
+from bbdm.files.bridge_json import conditions_of
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.pictures import files, formats
+from bbdm.pictures.picture import Picture
+from bbdm.sampling.options import GuidanceOptions
+
+with scripts.imports():
+    from bbdm.runtime.sampler import OnnxBridgeSampler
+
+
+def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
+    """Conditions of a call from words NAME=VALUE. ValueError for a word of another form."""
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in known.each:
+            raise ValueError(f"--condition takes NAME=VALUE, of the conditions {known.described}; got {word!r}")
+        values[name] = known.each[name].parse(value)
+    return values
+
+
+def _write(path: Path, picture: Picture | Image.Image) -> None:
+    """Write a result, whole or not at all."""
+    if isinstance(picture, Image.Image):
+        write_atomically(path, lambda temporary: picture.save(temporary, "png"))
+    else:
+        picture.save(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(Command, GuidanceOptions):
+    """A translation of pictures by an export.
+
+    Raises:
+        ValueError: a number is out of range, or results would replace each other.
+    """
+
+    HEADING: ClassVar[str] = "run"
+    FIRST: ClassVar[tuple[str, ...]] = ("folder", "pictures", "output", "seed", "steps", "solver", "condition")
+
+    folder: Path = position("an export of `bbdm export`, or a name on the Hub")
+    pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")
+    output: Path = setting(..., "folder for the results; files of the same names are replaced", "-o")
+    batch_size: int = setting(16, "pictures at once, or windows of one", "-b", least=1)
+    seed: int | None = setting(None, "picture i gets SEED + i; drawn and printed if unset")
+    steps: int | None = setting(None, "network calls; as exported, or --solver's default, if unset")
+    solver: str | None = setting(None, "as exported if unset", choices=solvers.SOLVERS)
+    provider: str | None = setting(
+        None, "such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
+    )
+    threads: int | None = setting(None, "threads of the CPU provider; one a core if unset")
+    condition: tuple[str, ...] = setting(
+        (),
+        "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; one flag for each",
+        metavar="NAME=VALUE",
+        repeated=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for path in self.pictures:
+            if path.is_dir():
+                raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
+        for stem, count in Counter(map(formats.stem_of, self.pictures)).items():
+            if count > 1:
+                raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
+
+    @classmethod
+    def program(cls) -> str:
+        """The words that start it."""
+        return "python -m bbdm.runtime"
+
+    def run(self) -> None:
+        """Translate, and print where the results are and their seeds."""
+        check_folder(self.output)
+        providers = None if self.provider is None else [self.provider]
+        sampler = OnnxBridgeSampler.from_pretrained(
+            self.folder, providers=providers, threads=self.threads, solver=self.solver, steps=self.steps
+        )
+        kind, channels = sampler.pictures, sampler.settings["image_channels"]
+        results: list[Path] = []
+        sources = {path.resolve() for path in self.pictures}
+        for path in self.pictures:
+            _ = files.header(path)  # before any is translated
+            suffix = formats.suffix_of_result(formats.suffix_of(path), channels, kind.target)
+            results.append(self.output / f"{formats.stem_of(path)}{suffix}")
+            if results[-1].resolve() in sources:
+                raise ValueError(f"{results[-1]} would replace a source: give another output folder")
+        conditions = read_words(self.condition, conditions_of(sampler.settings))
+        seeds = resolve_seeds(self.seed, len(results))
+        count, settings = self.batch_size, {**self.call, "conditions": conditions or None}
+        if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large
+            count, settings["batch_size"] = 1, count
+        for start in range(0, len(results), count):
+            batch = slice(start, start + count)
+            found = sampler([*self.pictures[batch]], seeds[batch], progress=sys.stderr.isatty(), **settings)
+            for path, picture in zip(results[batch], found, strict=True):
+                _write(path, picture)
+        print(f"{len(results)} results in {self.output}, seeds {seeds[0]} to {seeds[-1]}")
