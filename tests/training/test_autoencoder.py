@@ -27,7 +27,6 @@ from bbdm.training.autoencoder import (
     AutoencoderTask,
     CodebookUse,
     adaptive_weight,
-    hinge_loss,
     perceptual_loss,
     pictures,
 )
@@ -231,20 +230,6 @@ def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: Pairs):
 def test_an_adversary_that_never_begins_is_warned_of(weight: float, make: Make, caplog: pytest.LogCaptureFixture):
     make(epochs=1, adversarial_start=2, adversarial_weight=weight).fit()
     assert ("adversarial_start=2, and the run has 2 optimizer steps" in caplog.text) == (weight > 0)
-
-
-def test_hinge_loss():
-    """Real logits 2, 0, -1 cost 0, 1, 2; false ones -3, 0.5 cost 0, 1.5: (1 + 0.75) / 2."""
-    assert hinge_loss(torch.tensor([2.0, 0.0, -1.0]), torch.tensor([-3.0, 0.5])).item() == pytest.approx(0.875)
-
-
-def test_only_logits_within_the_margin_have_gradients():
-    real, false = torch.tensor([2.0, 0.5], requires_grad=True), torch.tensor([-2.0, 0.5], requires_grad=True)
-    hinge_loss(real, false).backward()
-    assert real.grad is not None
-    assert false.grad is not None
-    assert real.grad.tolist() == [0.0, -0.25]
-    assert false.grad.tolist() == [0.0, 0.25]
 
 
 @pytest.mark.parametrize(
