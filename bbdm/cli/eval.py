@@ -94,9 +94,9 @@ class Eval(GPUsCommand, TranslateConfig):
         if self.sweep:
             self._sweep(translator, metrics, self.sweep)
         elif report := self._evaluate(translator, metrics, (self.chosen_solver, self.steps), self.folder):
-            print(reports.table([report], metrics))
+            print(reports.table([report]))
             if report["by_patient"]:
-                print("\n" + reports.patients_table(report, metrics))
+                print("\n" + reports.patients_table(report))
             if "distribution" in report:
                 print(distributions.summary(report["distribution"]))
             print(f"results and scores.json: {self.folder}")
@@ -116,7 +116,7 @@ class Eval(GPUsCommand, TranslateConfig):
                 device=processes.device,
                 values=setup.values,
                 channels=setup.channels,
-                masked=files.masked,
+                masked=files.pairs.masked,
                 **{name: getattr(self, name) for name in ("dice_above", "fid_weights", "lpips_net", "lpips_weights")},
             )
         jobs, _, report = translator.run(*run, folder)
@@ -153,7 +153,7 @@ class Eval(GPUsCommand, TranslateConfig):
             nfe = steps or len(file.over(solver, None, None).table(bridge))
             done.append(self._evaluate(translator, metrics, (solver, steps), self.folder / f"{solver}-{nfe}"))
             if first:
-                rows = reports.table(done[-1:], metrics)
+                rows = reports.table(done[-1:])
                 print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
                 manifest.write(path, done)
         if first:

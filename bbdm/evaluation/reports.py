@@ -38,9 +38,9 @@ def by_patient(metric: str, values: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
-    """Markdown, a row for each report, of the scores of these metrics."""
-    names = [name for name in metrics if name in reports[0]["scores"]]
+def table(reports: Sequence[Report]) -> str:
+    """Markdown of the scores, a row for each report of the same metrics."""
+    names = [*reports[0]["scores"]]
     rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
     for report in reports:
         solver, nfe, pictures, seconds = (report[key] for key in ("solver", "nfe", "pictures", "seconds_per_picture"))
@@ -49,11 +49,10 @@ def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
     return _markdown(rows)
 
 
-def patients_table(report: Report, metrics: Sequence[str]) -> str:
-    """Markdown, a row for each score of these metrics: mean, standard deviation, and the worst patient."""
+def patients_table(report: Report) -> str:
+    """Markdown, a row for each score: mean, standard deviation, and the worst patient."""
     rows = [["score by patient", "mean", "std", "worst", "of"]]
-    for name in (each for each in metrics if each in report["by_patient"]):
-        found = report["by_patient"][name]
+    for name, found in report["by_patient"].items():
         numbers = found["mean"], found["std"], found["patients"].get(found["worst"])
         rows.append([title(name, report), *(_shown(name, number) for number in numbers), found["worst"] or "-"])
     return _markdown(rows)
@@ -78,11 +77,11 @@ def _draw(measured: Sequence[Report], over: str, folder: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    names = list(dict.fromkeys(name for report in measured for name in report["scores"]))
+    names = [*measured[0]["scores"]]
     figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for solver in dict.fromkeys(report["solver"] for report in measured):
-            known = [r for r in measured if r["solver"] == solver and r["scores"].get(name) is not None]
+            known = [r for r in measured if r["solver"] == solver and r["scores"][name] is not None]
             points = sorted((report[over], report["scores"][name]) for report in known)
             panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
         panel.set(xscale="log", xlabel=PLOTS[over][1], ylabel=title(name, measured[0]))
@@ -108,9 +107,8 @@ def _ticks(values: Sequence[float]) -> list[float]:
 
 
 def title(name: str, report: Report) -> str:
-    """A score's name, its unit, and which way is better; of a metric that is not registered, the name."""
-    metric = METRICS.get(name)
-    title = name.upper() if name in ACRONYMS else name
-    unit = report["settings"].get("target_values", {}).get("unit", "") if metric and metric.unit else ""
-    better = "" if metric is None else "↑" if metric.higher_is_better else "↓"
-    return " ".join(filter(None, (title, unit, better)))
+    """A metric's name, its unit, and which way is better."""
+    metric = METRICS[name]
+    unit = report["settings"].get("target_values", {}).get("unit", "") if metric.unit else ""
+    shown = name.upper() if name in ACRONYMS else name
+    return " ".join(filter(None, (shown, unit, "↑" if metric.higher_is_better else "↓")))

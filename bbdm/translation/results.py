@@ -11,6 +11,7 @@ from typing import Any
 from bbdm.base import manifest
 from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.seeds import seed_of
+from bbdm.data import rows
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.files import Files
@@ -66,7 +67,7 @@ def seeds_of(names: Sequence[str], index: int, samples: int, seed: int, by_name:
 
 def check_paths(files: Files, paths: Sequence[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for index in range(len(files.names)) for path in files.paths(index)}
+    taken = {path.resolve() for row in files.pairs.rows for path in rows.paths_of(row)}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path} would replace another picture: give another output_dir")
