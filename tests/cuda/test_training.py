@@ -91,7 +91,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_waits_for_its_losses_alone(case: str, monkeypatch: pytest.MonkeyPatch):
     """They come at once, which is no operator on the CPU."""
-    monkeypatch.setattr("bbdm.training.callbacks.EVERY", 1)
+    for module in ("callbacks", "task"):
+        monkeypatch.setattr(f"bbdm.training.{module}.SHOWN_EVERY", 1)
     settings, expected = CASES[case]
     step, batch = bridge_task(**settings)
     assert waits(step, batch) == [expected] * (STEPS - 1)
