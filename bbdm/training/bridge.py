@@ -200,10 +200,18 @@ class BridgeTask(Task):
         return checkpoint.unet, stored, own
 
     def resume(self, path: Path, checkpoint: Checkpoint, pairs: Any) -> dict[str, Any]:
-        """See :meth:`~bbdm.training.task.Task.resume`; a codec takes the stored statistics."""
-        codec = resumed_codec(checkpoint.codec, self.codec)
+        """See :meth:`~bbdm.training.task.Task.resume`; a codec is the stored one, with its statistics."""
+        stored, codec = checkpoint.codec, self.codec
+        statistics = None if stored is None else stored.statistics
+        same = stored.same_latents(codec) if stored and codec else stored is None and codec is None
+        if not same or (codec is not None and (codec.statistics is None) != (statistics is None)):
+            how = "without" if statistics is None else "with"
+            how = f"with the same codec (vqgan_path), {how} normalised latents (normalize_latents)" if stored else ""
+            how = how or "without a codec (vqgan_path)"
+            raise ValueError(f"training can resume only in the space where it began: {how}")
         state = super().resume(path, checkpoint, pairs)
-        self.codec = codec
+        if codec is not None and statistics is not None:
+            self.codec = codec.with_statistics(statistics)
         return state
 
 
@@ -248,21 +256,3 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
             raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
         if config.shift:
             raise ValueError("shift moves pictures, and must be 0 with latents that are computed once")
-
-
-def resumed_codec(stored: CodecState | None, codec: Codec | None) -> Codec | None:
-    """The codec of a run that resumes, with the stored statistics.
-
-    Raises:
-        ValueError: ``codec`` is not the stored one, or only one of them normalises.
-    """
-    where = "training can resume only in the space where it began"
-    if stored is None:
-        if codec is not None:
-            raise ValueError(f"{where}: without a codec (vqgan_path)")
-        return None
-    normalises = stored.statistics is not None
-    if codec is None or not stored.same_latents(codec) or (codec.statistics is not None) != normalises:
-        how = "with" if normalises else "without"
-        raise ValueError(f"{where}: with the same codec (vqgan_path), {how} normalised latents (normalize_latents)")
-    return codec if stored.statistics is None else codec.with_statistics(stored.statistics)
