@@ -91,10 +91,10 @@ def add_flags(parser: Any, settings: type[Any], names: Sequence[str] | None = No
         if about["parse"] is not None:
             options["type"] = flag_type(about["parse"])
         elif choices:
-            words = ", ".join(map(str, choices))
+            words = [*map(str, choices)]
             options |= {"choices": choices, "type": type(next(iter(choices)))}
-            short = f"{{{words.replace(' ', '')}}}"
-            options |= {"metavar": short} if len(words) <= SHORT else {"help": f"{about['help']}: {words}"}
+            few, many = {"metavar": f"{{{','.join(words)}}}"}, {"help": f"{about['help']}: {', '.join(words)}"}
+            options |= few if len(few["metavar"]) <= SHORT and about["metavar"] is None else many
         elif kind is bool:
             options = {"action": argparse.BooleanOptionalAction, "default": default, "help": about["help"]}
         elif get_origin(kind) is tuple:

@@ -6,7 +6,7 @@ All tables are float64. Solvers, networks and files are not known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 
@@ -19,9 +19,13 @@ from bbdm.bridges.path import Array, Path, Statistics
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from typing_extensions import Self
 
 ROUNDING = 1e-13  # of weights that cancel
-LATER = {"density": "uniform", **Statistics().statistics}  # settings that older files lack; left out at these values
+LATER: dict[str, Any] = {
+    "density": "uniform",
+    **asdict(Statistics()),
+}  # what older files lack: left out at these values
 
 
 @dataclass(frozen=True)
@@ -82,24 +86,6 @@ class Bridge(Path):
         """
         weights = self.objectives[self.objective](self, t)
         return Weights(*np.broadcast_arrays(*weights, np.zeros_like(self._time(t)))[:-1])
-
-    def start(self, t: float) -> tuple[float, float]:
-        """Weights of y and noise in the state that sampling starts with at a time.
-
-        At ``top`` it is the source. Below, x_t is drawn as if x0 - y had mean 0 and its ``spread``: at a high
-        noise level that is as good as an estimate of x0.
-
-        Raises:
-            ValueError: the time is below the top, and the noise level there is below twice the spread, or 0
-                everywhere.
-        """
-        if t == self.top:
-            return 1.0, 0.0
-        if self.deterministic or not self.nu(t) >= self.level_scale:
-            wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.level_scale:g}"
-            raise ValueError(f"timesteps must start at {wanted}, got {t}")
-        alpha, beta, sigma = (float(weight) for weight in self.at(t))
-        return alpha + beta, float(np.hypot(sigma, alpha * self.spread))
 
     def input(self, t: npt.ArrayLike) -> Array:
         """(..., 2) weights of x_t and y in what the network is shown."""
@@ -294,6 +280,17 @@ class Bridge(Path):
         own = {each.name: each.default for each in fields(cast(Any, self))}
         left_out = {k for k, v in LATER.items() if own.get(k) == v == getattr(self, k)}
         return {k: v for k, v in self.settings().items() if k not in left_out}
+
+    @property
+    def turned(self) -> Self:
+        """The bridge from targets to sources of the same pairs, whose statistics change places.
+
+        ``spread`` and ``cov`` are the same both ways, and the others count for ``preconditioned`` alone.
+        """
+        if self.objective != "preconditioned" or self.sigma_data == self.sigma_source:
+            return self
+        ends = {"sigma_data": self.sigma_source, "sigma_source": self.sigma_data}
+        return cast(Any, replace(cast(Any, self), **ends))
 
     def settings(self) -> dict[str, Any]:
         """Plain values of all fields, and the kind."""

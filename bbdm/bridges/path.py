@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -43,11 +43,6 @@ class Statistics:
     sigma_data: float = field(default=PICTURES, repr=False)
     sigma_source: float = field(default=PICTURES, repr=False)
     cov: float = field(default=0.0, repr=False)
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """The values by name."""
-        return {each.name: getattr(self, each.name) for each in fields(Statistics)}
 
 
 class Path(Statistics, ABC):
@@ -119,6 +114,24 @@ class Path(Statistics, ABC):
     def level_scale(self) -> float:
         """What noise levels of pictures are multiplied by for this data; 1 without noise."""
         return 1.0 if self.deterministic else self.spread / PICTURES
+
+    def start(self, t: float) -> tuple[float, float]:
+        """Weights of y and noise in the state that sampling starts with at a time.
+
+        At ``top`` it is the source. Below, x_t is drawn as if x0 - y had mean 0 and its ``spread``: at a high
+        noise level that is as good as an estimate of x0.
+
+        Raises:
+            ValueError: the time is below the top, and the noise level there is below twice the spread, or 0
+                everywhere.
+        """
+        if t == self.top:
+            return 1.0, 0.0
+        if self.deterministic or not self.nu(t) >= self.level_scale:
+            wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.level_scale:g}"
+            raise ValueError(f"timesteps must start at {wanted}, got {t}")
+        alpha, beta, sigma = (float(weight) for weight in self.at(t))
+        return alpha + beta, float(np.hypot(sigma, alpha * self.spread))
 
     def network_time(self, t: npt.ArrayLike) -> Array:
         """What the network sees of a time, float64: the time itself unless a subclass says otherwise."""

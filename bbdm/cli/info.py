@@ -49,7 +49,7 @@ def of_pictures(size: Any, kind: Spec) -> Iterator[Row]:
     yield "image size", "not stated" if size is None else shown(size)
     if not kind.eight_bit:
         yield "values", f"{kind.source} to {kind.target}, stored as {kind.target.dtype}"
-    yield from ((name, each) for name in ("crop", "slices", "spacing") if (each := getattr(kind, name)) is not None)
+    yield from ((name, each) for name in ("crop", "slices", "neighbours", "spacing") if (each := getattr(kind, name)))
 
 
 def of_autoencoder(codec: Codec) -> Iterator[Row]:

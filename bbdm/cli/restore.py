@@ -2,7 +2,8 @@
 
 JPEGs of any quality, noise, blur and pictures that were enlarged, of any size, in grey or colour of 8 or 16
 bits. The result is the expected picture, which is nearest to the clean one; --samples N gives N random ones,
-with grain. Results are PNG files with the bits, the transparency and the colour profile of their photographs.
+with grain. Results are PNG files, of colours of 16 bits TIFF, with the bits, the transparency and the colour
+profile of their photographs.
 """
 
 from __future__ import annotations

@@ -271,7 +271,7 @@ def build_network(
     return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
 
 
-def codec_for(path: Path, preset: str, device: torch.device) -> Codec:
+def codec_for(path: Path | str, preset: str, device: torch.device) -> Codec:
     """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
 
     Raises:

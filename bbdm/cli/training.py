@@ -12,7 +12,7 @@ from bbdm.base.settings import ShownConfig, from_values, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.data.config import Crops, DatasetConfig
 from bbdm.data.spec import Spec
-from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import RunConfig
 
@@ -178,10 +178,13 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
         seen = getattr(self, "conditions", None) or {}
         if known is None:
             return seen
+        if known.two_way and self.direction != "both":
+            raise ValueError(f"the network has two directions, and trains on both; got direction {self.direction!r}")
+        both = {DIRECTION: DIRECTIONS[0]} if known.two_way else {}
         for name, each in seen.items():
             if name not in known.each or known.each[name].kind != each.kind:
                 raise ValueError(f"the network takes {known.described}, got {name}={each}")
-        return known_conditions(known, learned.conditions if learned else seen, rows)
+        return known_conditions(known, learned.conditions if learned else seen, rows, both)
 
     def _check(self, pairs: Pairs, split: str, team: Processes) -> None:
         """Read all pairs where ``check`` is set; BadPicturesError names bad ones, unless they are skipped."""

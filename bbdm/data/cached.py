@@ -143,6 +143,8 @@ def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: bool = F
                 source, target = (v.flatten(0, 1) if dataset.flip else v for v in pair)
             else:
                 source, target = (codec.latents(torch.cat([v, v.flip(-1)]) if flip else v) for v in pair)
+            if dataset.spec.direction == "both":  # either is encoded and decoded, by the same statistics
+                source = target = torch.cat([source, target])
             yield source, target
 
     return LatentStatistics.of(batches())

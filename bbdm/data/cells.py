@@ -27,7 +27,7 @@ from bbdm.data.tables import OF_PHOTOGRAPH, decoded
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.checks import Window
 from bbdm.pictures.picture import same_grid
-from bbdm.pictures.values import AnyValues, Values, without_data
+from bbdm.pictures.values import AnyValues, Values
 
 KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
@@ -113,9 +113,9 @@ class Cells:
             rows = [self.read(cell, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
             array = np.concatenate(rows, axis=1)
         else:  # by the cache, or what is kept
-            array = np.asarray(self.read(cell, (slice(0, head.sides[0]), *others)))[:, ::step]
-        array = array.reshape(len(array), -1)
-        return array[:, ~without_data(array, head.nodata)]
+            array = self.read(cell, (slice(0, head.sides[0]), *others))[:, ::step]
+        flat = Picture(array.reshape(len(array), -1), head.geometry)
+        return np.asarray(flat)[:, ~flat.absent()]
 
 
 def check_grids(

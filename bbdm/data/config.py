@@ -11,7 +11,8 @@ import numpy as np
 from bbdm.base.settings import check, position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from bbdm.data.rows import Row, read_layout
-from bbdm.data.spec import AXES, ROLES, Condition, Direction, Plane, Spec, read_conditions, read_named
+from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_conditions, read_named
+from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import EIGHT_BIT, Values, read_values
@@ -60,7 +61,9 @@ def read_labels(text: str) -> dict[str, str]:
 class RowsConfig:
     """The pictures of a data set. What has these settings checks them."""
 
-    direction: Direction = setting("AtoB", "AtoB translates A into B, BtoA targets into sources")
+    direction: Direction = setting(
+        "AtoB", "AtoB translates A into B, BtoA targets into sources; also of a network of both directions"
+    )
     source_values: Any = setting(
         None,
         "range of sources: LOW:HIGH, LOW:HIGH:UNIT, pLOW:HIGH percentiles; channels with commas",
@@ -161,8 +164,11 @@ class RowsConfig:
             raise ValueError(f"{next(iter(unknown.values()))}: {text}, such as {flags} ({python})")
         if not heads["target"] or not isinstance(said["target"], Values):
             return {}
-        head = heads["target"][0]
-        return {"target": said["target"].stored_like(head.dtype), "nodata": head.nodata}
+        head, source = heads["target"][0], said["source"]
+        found = {"target": said["target"].stored_like(head.dtype), "nodata": head.nodata}
+        if self.direction == "both" and isinstance(source, Values):  # which are results too
+            found["source"] = source.stored_like(heads["source"][0].dtype)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +198,9 @@ class DataConfig(RowsConfig):
         ValueError: a setting is out of range.
     """
 
+    direction: Way = setting(  # pyright: ignore[reportIncompatibleVariableOverride]  (training has one more)
+        "AtoB", "AtoB translates A into B, BtoA targets into sources, both by one network either into the other"
+    )
     crop: Crops | None = setting(
         None, "train on crops: SIZE, or SIZE:COUNT of each picture in an epoch", parse=read_crops
     )

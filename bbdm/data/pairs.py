@@ -89,6 +89,11 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise ValueError(f"{shown(row)} has {axes} axes, and {which}")
         count, channels = (sum(map(self.reader.channels, heads[role])) for role in ROLES)
         self.channels, self.source_channels = channels or count, spec.planes * count
+        if spec.direction == "both" and count != self.channels:
+            raise ValueError(
+                f"{shown(row)} has a source of {count} and a target of {self.channels} channels, and one network of "
+                "direction 'both' makes either: give channels, which photographs are converted to, or train two"
+            )
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)
         self.image_size = images.as_size(spec.crop or spec.size or in_plane, spec.axes)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])

@@ -19,7 +19,7 @@ from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.pictures import Geometry, Header, Picture, images
 from bbdm.pictures.checks import Window
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, scaled_present, without_data
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, scaled_present
 
 LOOKED_AT = 64  # rows, to find one that can be read
 DECODING = 4  # times the bytes of a picture that decoding it whole takes
@@ -83,9 +83,9 @@ class Reader(Cells):
             ValueError: the direction needs one source and one target, and a row has others.
         """
         found = {name: row.get(name) for name in (*ROLES, "mask", *self.images)}
+        if self.spec.direction != "AtoB" and (found["target"] is None or type(found["source"]) is tuple):
+            raise ValueError(f"{shown(row)}: direction {self.spec.direction!r} needs one source and one target")
         if self.spec.direction == "BtoA":
-            if found["target"] is None or type(found["source"]) is tuple:
-                raise ValueError(f"{shown(row)}: direction 'BtoA' needs one source and one target")
             found["source"], found["target"] = found["target"], found["source"]
         if found["source"] is None:
             raise ValueError(f"{shown(row)} has no source")
@@ -119,7 +119,7 @@ class Reader(Cells):
         for picture in opened:
             array = np.asarray(picture)
             if picture.geometry.nodata is not None:
-                absent = absent | without_data(array, picture.geometry.nodata)
+                absent = absent | picture.absent()
             if channels is not None and array.ndim == 3 and len(array) != channels and picture.photograph:
                 array = images.recoloured(array, channels)
             arrays.append(array)

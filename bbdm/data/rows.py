@@ -79,8 +79,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
         FileNotFoundError: a folder or a split does not exist.
         ValueError: an unknown layout, no pictures, or a file without a counterpart, which is named.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(sorted(DATASETS))}, got {dataset!r}")
+    read_layout(dataset)
     folders, *others = COLUMN.split(data_dir)
     columns = {name: where.replace("{split}", split) for name, _, where in (each.partition("=") for each in others)}
     if dataset in tables.LAYOUTS:
@@ -239,7 +238,7 @@ def read_layout(text: str) -> str:
     if text not in DATASETS:
         pictures = Path(text).exists()
         hint = f": the first word is the layout, of pictures alone 'folder', as in folder {text}" if pictures else ""
-        raise ValueError(f"it must be one of {', '.join(sorted(DATASETS))}, got {text!r}{hint}")
+        raise ValueError(f"dataset must be one of {', '.join(sorted(DATASETS))}, got {text!r}{hint}")
     return text
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.networks.conditions import Classes, Kind
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Classes, Kind
 from bbdm.pictures import values
 from bbdm.pictures.images import Resize, Size, as_size
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds, read_values
 
 Plane = Literal["axial", "coronal", "sagittal"]
-Direction = Literal["AtoB", "BtoA"]
+Way = Literal["AtoB", "BtoA", "both"]
 ROLES = ("source", "target")  # the columns that have values of their own
 LEARNED = ("crop", "slices", "neighbours", "spacing", "nodata")  # fields that a network's file keeps as they are
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
@@ -93,7 +93,8 @@ class Spec:
         neighbours: the slices on each side whose channels a source has besides its own, from low to high
             indices. Beyond the first and the last slice, these are repeated.
         axes: the spatial axes of an example: 2, or 3 of volumes.
-        direction: ``AtoB`` translates sources into targets, ``BtoA`` targets into sources.
+        direction: ``AtoB`` translates sources into targets, ``BtoA`` targets into sources. With ``both``,
+            examples are of AtoB and have the class ``direction``, and training turns half of them.
         conditions: what the network sees besides the source, by the names of columns.
         spacing: the length of a voxel of training along each axis; None where files did not say it.
         nodata: the stored value of pixels without a value in targets; None for none.
@@ -113,7 +114,7 @@ class Spec:
     slices: Plane | None = None
     neighbours: int = 0
     axes: Literal[2, 3] = 2
-    direction: Direction = "AtoB"
+    direction: Way = "AtoB"
     conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     spacing: tuple[float, ...] | None = field(default=None, compare=False)
     nodata: float | None = None
@@ -121,7 +122,7 @@ class Spec:
     def __post_init__(self) -> None:
         if not isinstance(self.target, Values):
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
-        choices = {"slices": (None, *AXES), "direction": get_args(Direction), "channels": (None, 1, 3)}
+        choices = {"slices": (None, *AXES), "direction": (*DIRECTIONS, "both"), "channels": (None, 1, 3)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(each) for each in allowed if each is not None)
@@ -132,6 +133,16 @@ class Spec:
             raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
         if self.crops < 1 or (self.crops > 1 and self.crop is None):
             raise ValueError(f"crops of a picture must be at least 1, and several need their size; got {self.crops}")
+        if self.direction == "both":
+            if not isinstance(self.source, Values) or self.neighbours:
+                raise ValueError(
+                    "direction 'both' makes sources too: they need values LOW:HIGH and no neighbours, got "
+                    f"{self.source} and {self.neighbours} neighbours"
+                )
+            told = Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])
+            if self.conditions.get(DIRECTION, told) != told:
+                raise ValueError(f"with direction 'both', no other condition may be called {DIRECTION!r}")
+            object.__setattr__(self, "conditions", {**self.conditions, DIRECTION: told})
         for name in ("size", "crop"):
             if (size := getattr(self, name)) is not None:
                 axes = len(size) if isinstance(size, list | tuple) and self.axes == 2 else self.axes
@@ -144,6 +155,11 @@ class Spec:
             object.__setattr__(self, "spacing", tuple(map(float, lengths)))
         if not isinstance(self.nodata, float | int | None):
             raise ValueError(f"nodata must be a number, got {self.nodata!r}")
+
+    @property
+    def turned(self) -> Spec:
+        """The spec from targets to sources: their values change places."""
+        return replace(self, source=self.target, target=cast(Values, self.source), nodata=None)
 
     @property
     def planes(self) -> int:

@@ -207,24 +207,13 @@ def _load(path: str, split: str, streaming: bool) -> tuple[Any, str]:
             raise FileNotFoundError(f"there is no file {path}")
         kind = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
         return datasets.load_dataset(kind, data_files={split: path}, split=split, streaming=streaming), path
-    saved = [name for name in ("state.json", "dataset_dict.json") if (Path(path) / name).exists()]
-    if saved:  # by save_to_disk, one split or several
-        table, name = datasets.load_from_disk(path), path
-        if saved[0] == "dataset_dict.json":
-            table, name = table[chosen := _chosen(path, split, list(table))], f"{path} {chosen}"
-        return table.to_iterable_dataset() if streaming else table, name
     name, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
     where: dict[str, Any] = {"path": name, "revision": revision or None}
-    chosen = _chosen(path, split, datasets.get_dataset_split_names(**where))
+    names = datasets.get_dataset_split_names(**where)
+    chosen = next((each for each in SPLITS.get(split, (split,)) if each in names), None)
+    if chosen is None:
+        raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
     return datasets.load_dataset(**where, split=chosen, streaming=streaming), f"{path} {chosen}"
-
-
-def _chosen(path: str, split: str, names: Sequence[Any]) -> Any:
-    """The split of a table that has the name, or stands in for it."""
-    for name in SPLITS.get(split, (split,)):
-        if name in names:
-            return name
-    raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
 
 
 def decoded(cell: Any) -> Picture:

@@ -26,6 +26,7 @@ from bbdm.base.sizes import shown
 from bbdm.evaluation import risk
 from bbdm.evaluation.pairs import By, Measure, check_unseen, ends
 from bbdm.evaluation.risk import Bound, Losses
+from bbdm.networks.conditions import DIRECTION
 from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
 
@@ -169,7 +170,9 @@ class Intervals:
         Raises:
             ValueError: the pictures have another size than those that calibrated, or a setting is another.
         """
-        if given := sorted({"solver", "steps", "timesteps", "samples", "keep", "mask", *OPTIONS} & settings.keys()):
+        fixed = {"solver", "steps", "timesteps", "samples", "keep", "mask", *OPTIONS}
+        fixed |= {DIRECTION} if self.sampler.direction else set()
+        if given := sorted(fixed & settings.keys()):
             raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(given)} cannot be given")
         keep = self.by == "quantiles"
         return self.of(self.sampler.distribution(source, self.samples, seed, keep=keep, **self.options, **settings))
@@ -261,6 +264,7 @@ def describe(sampler: Sampler[Any]) -> dict[str, Any]:
         about["clamp"] = torch_sampler.clamp
     kind = sampler.pictures
     values = {"source_values": str(kind.source), "target_values": str(kind.target), "slices": kind.slices}
+    values |= {} if sampler.direction is None else {"direction": sampler.direction}
     return manifest.as_json({**about, **values, "crop": kind.crop})
 
 

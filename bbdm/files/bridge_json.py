@@ -18,11 +18,9 @@ from bbdm.pictures.images import as_size
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
-# An export has the oldest version that describes it, so that the page reads what it can.
-PLAIN = 3  # 8-bit pictures whose sources have the target's channels, and no other conditions
-VALUED = 4  # sources of other channels, images beside them, pictures of other values
-VOLUMES = 5  # volumes, and strides for each axis
-VERSION = 6  # classes, tokens, and conditions that may be left out
+PLAIN = 3  # of 8-bit pictures to as many channels without other conditions
+FURTHER = 6  # of all else but
+VERSION = 7  # two directions whose steps differ
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a complete translation as one graph, for other programs
 COUNTS = ("channels", "image_channels", "latent_stride", "source_channels", "stride")

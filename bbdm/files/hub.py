@@ -18,7 +18,6 @@ from bbdm.base import optional
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
-PICTURE = "examples.png"  # of the card
 ONNX = "onnx"
 SHOWN = 8  # files of a folder of something else, in a message
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.+))?", re.ASCII)

@@ -22,6 +22,7 @@ from bbdm.files import hub, weights
 from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.networks.base import Wrapped
+from bbdm.networks.conditions import DIRECTIONS
 from bbdm.networks.restore import find_dtype
 
 CARD = """\
@@ -55,13 +56,7 @@ It knows pictures such as it was trained on, and nothing else. `solver` and `ste
 calls, may change at each call.
 """
 EXPORT = """
-Without PyTorch, on ONNX Runtime:
-
-```python
-from bbdm.runtime import OnnxBridgeSampler
-
-result = OnnxBridgeSampler.from_pretrained("{name}")("source.{suffix}", seed=0)[0]
-```
+Without PyTorch, on ONNX Runtime: `bbdm.runtime.OnnxBridgeSampler.from_pretrained("{name}")`.
 """
 
 
@@ -95,6 +90,7 @@ def save_pretrained(
             beyond the range of ``dtype``.
     """
     folder = Path(folder)
+    model = model.towards(DIRECTIONS[0]) if model.direction else model
     check_folder(folder)
     export, inside = None if onnx is None else Path(onnx), folder / hub.ONNX
     if inside.exists() and (export is None or inside.resolve() != export.resolve()):
@@ -150,7 +146,7 @@ def card(model: Any, name: str, has_export: bool, **metadata: Any) -> str:
         arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
         suffix=suffix,
         conditions=", conditions={...}" if model.unet.further.each else "",
-        export=EXPORT.format(name=name, suffix=suffix) if has_export else "",
+        export=EXPORT.format(name=name) if has_export else "",
     )
 
 

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from bbdm.base.atomic import SUFFIXES, check_suffix, write_atomically
+from bbdm.base.atomic import check_suffix, write_atomically
 from bbdm.files import inert
 from bbdm.networks.restore import state_hash
 
@@ -90,8 +90,7 @@ def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any
     """
     path = Path(path)
     if path.is_dir():
-        files = ", ".join([each.name for each in sorted(path.glob("*")) if each.suffix in SUFFIXES][-3:])
-        raise ValueError(f"{path} is a folder, and a {kind} is a file{f': it has {files}' if files else ''}")
+        raise ValueError(f"{path} is a folder, and a {kind} is a file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}")
     with readable(path, kind):
@@ -119,9 +118,10 @@ def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
         if format not in metadata:
             raise ValueError(f"its metadata has no {format!r} entry")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-    if not intact(metadata, format, tensors):
+    text = metadata[format]
+    if metadata.keys() != {format} and metadata.get(DIGEST) != _digest(text, tensors):  # by hand, it may be missing
         raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
-    header = json.loads(metadata[format])
+    header = json.loads(text)
     _check_format(header, format, kind)
     states: dict[str, State] = {}
     for name, value in tensors.items():
@@ -182,11 +182,6 @@ def described(format: str, header: dict[str, Any], tensors: State) -> dict[str, 
     """The metadata of a .safetensors: a header under its format, and a hash of that and the tensors."""
     text = json.dumps(header)
     return {format: text, DIGEST: _digest(text, tensors)}
-
-
-def intact(metadata: dict[str, str], format: str, tensors: State) -> bool:
-    """Whether the metadata's hash is that of header and tensors; a file made by hand may leave it out."""
-    return metadata.keys() == {format} or metadata.get(DIGEST) == _digest(metadata[format], tensors)
 
 
 def _digest(text: str, tensors: State) -> str:

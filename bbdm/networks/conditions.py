@@ -18,7 +18,10 @@ from bbdm.pictures import images
 
 SOURCE = "source"  # the name of the source among the conditions
 TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")  # names of other inputs, in exports
+DIRECTION = "direction"  # the class of networks that translate both ways
+DIRECTIONS = ("AtoB", "BtoA")  # its names
 Kind = Literal["image", "class", "tokens"]
+Direction = Literal["AtoB", "BtoA"]
 KINDS: dict[str, Kind] = {"images": "image", "classes": "class", "tokens": "tokens"}  # by fields, in a network's order
 Classes = int | tuple[str, ...]  # how many there are, or their names in order
 
@@ -215,6 +218,11 @@ class ConditionsConfig:
         return conditions
 
     @property
+    def two_way(self) -> bool:
+        """Whether it is a network of two directions: the class ``direction`` says which."""
+        return self.classes.get(DIRECTION) == DIRECTIONS
+
+    @property
     def described(self) -> str:
         """The conditions in words, such as ``'style' (3 classes: ink, oil, chalk)``."""
         return described(self.each)
@@ -274,6 +282,15 @@ def read_conditions(
         if missing and not each[name].droppable:
             raise ValueError(f"condition {name!r} cannot be None: the network was never trained without it")
     return {name: each[name].read(value, source, owners) for name, value in values.items()}
+
+
+def read_direction(value: Any) -> Direction:
+    """The direction of a call, by its name or number, or by several equal ones; else a ValueError."""
+    values = np.ravel(as_numpy(value) if hasattr(value, "detach") else value).tolist()
+    found: set[Any] = {DIRECTIONS[each] if each in (0, 1) else each for each in values}
+    if len(found) != 1 or not found <= {*DIRECTIONS}:
+        raise ValueError(f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}")
+    return found.pop()
 
 
 def as_classes(value: Any) -> Classes:

@@ -19,9 +19,10 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
-from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
+from bbdm.files.bridge_json import FORMAT, FURTHER, PIPELINE, PLAIN, SETTINGS, VERSION
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import Network, placed
+from bbdm.networks.conditions import DIRECTION
 from bbdm.onnx import graphs, pipeline
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import convert, open_image, resized, to_array
@@ -45,7 +46,14 @@ def load(config: ExportConfig, network: Network | None = None) -> BridgeSampler:
     if refused := others.each if config.quantize else others.images if sampler.codec is not None else {}:
         what = "int8 is calibrated on sources alone" if config.quantize else "with a codec, exports have no images"
         raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
+    if config.pipeline and _differ(sampler):
+        raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
     return sampler
+
+
+def _differ(sampler: BridgeSampler) -> bool:
+    """Whether a network has two directions, which take other steps."""
+    return sampler.direction is not None and sampler.bridge.turned is not sampler.bridge
 
 
 def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
@@ -76,20 +84,17 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
     """The content of bridge.json for the files in a folder."""
     network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
     stride = shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride)  # of all axes, or of each
-    conditions = network.further.settings()
     optional = {
         **sampler.pictures.config(),
         **({} if shapes.source_channels == shapes.image_channels else {"source_channels": shapes.source_channels}),
         **({} if network.endpoint_channels is None else {"endpoint": list(network.endpoint_channels)}),
-        **conditions,
+        **network.further.settings(),
         **({} if network.axes == 2 else {"axes": network.axes}),
     }
-    version = VALUED if optional else PLAIN
-    version = VOLUMES if network.axes != 2 or isinstance(stride, list) else version
-    version = VERSION if conditions.keys() - {"images"} else version
+    further = FURTHER if optional or isinstance(stride, list) else PLAIN
     return {
         "format": FORMAT,
-        "version": version,
+        "version": VERSION if _differ(sampler) else further,
         "bridge": sampler.bridge.config(),
         "solver": sampler.solver,
         "calls": sampler.calls,
@@ -128,8 +133,8 @@ def write(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> None:
 def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     """Print how far an export's results are from PyTorch's in float32, relative to the largest value.
 
-    The sampler has the same checkpoint, solver and steps. Results are the last state of the loop, the image
-    of the decoder, and that of ``pipeline.onnx``.
+    The sampler has the same checkpoint, solver and steps. Results are the first estimate and the last state
+    of the loop, the image of the decoder, and that of ``pipeline.onnx``.
 
     Raises:
         ValueError: a difference is above the limit, where there is one.
@@ -144,22 +149,25 @@ def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     for batch, sides in [(1, side), (2, side), (5, [*side[:-1], 5 * shapes.stride[-1]])]:
         values = graphs.examples(inputs, graphs.sizes(batch, sides, shapes.cell), generator)
         image, noise = values.pop("source"), values.pop("noise")
+        if sampler.direction is not None:  # one of all
+            values[DIRECTION] = values[DIRECTION][:1].repeat(batch)
         arrays = {name: value.numpy() for name, value in values.items()}
         # on whole pictures, where the network was trained on crops too
-        *_, state = exported.stream(image.numpy(), seed=0, conditions=arrays, window=None)
-        *_, reference = sampler.stream(image, seed=0, conditions=values, window=None)
-        rows = {"the loop, step by step": (state.x, reference.x)}
+        states = [*exported.stream(image.numpy(), seed=0, conditions=arrays, window=None)]
+        wanted = [*sampler.stream(image, seed=0, conditions=values, window=None)]
+        rows = {"first step": (states[0].x0hat, wanted[0].x0hat), "last step": (states[-1].x, wanted[-1].x)}
         if sampler.codec is not None:
-            decoded = exported.graphs["decoder"].run({"latent": exported._put(reference.x.contiguous().numpy())})[0]
-            rows["decoder.onnx"] = decoded.numpy(), sampler.codec.decode(reference.x)
+            latent = wanted[-1].x.contiguous()
+            decoded = exported.graphs["decoder"].run({"latent": exported._put(latent.numpy())})[0]
+            rows["decoder.onnx"] = decoded.numpy(), sampler.codec.decode(latent)
         if whole is not None:
             feeds = arrays | {"source": image.numpy(), "noise": noise.numpy()[table.noisy]}
             made = whole.run(None, {each.name: feeds[each.name] for each in whole.get_inputs()})[0]
             rows[PIPELINE] = made, sampler(image, noise=noise, conditions=values, window=None)
-        for name, (result, wanted) in rows.items():
-            off = float(np.abs(result - wanted.numpy()).max() / wanted.abs().max())
-            print(f"{name:24}{shown(image.shape):>20}, largest difference {off:.1e}")
-            if sampler.codec is None or name != PIPELINE:  # rounding may choose a neighbouring code
+        for name, (result, reference) in rows.items():
+            off = float(np.abs(result - reference.numpy()).max() / reference.abs().max())
+            print(f"{name:16}{shown(image.shape):>20}, largest difference {off:.1e}")
+            if sampler.codec is None or name in ("first step", "decoder.onnx"):  # a latent may have another code
                 judged.append(off)
     if limit is not None and not all(off <= limit for off in judged):
         raise ValueError(f"results differ by {max(judged):.1e} from PyTorch, more than {limit:.0e}")

@@ -16,7 +16,6 @@ from bbdm.base import sizes
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures.checks import fail
 from bbdm.pictures.formats import SUFFIXES, module, suffix_of
-from bbdm.pictures.values import without_data
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +162,10 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
 
     def absent(self) -> npt.NDArray[np.bool_]:
         """(*S), whether a pixel has the value that stands for none in a channel."""
-        return without_data(np.asarray(self), self.nodata)
+        array, nodata = np.asarray(self), self.nodata
+        if nodata is None:
+            return np.zeros(array.shape[1:], dtype=bool)
+        return np.any(np.isnan(array) if np.isnan(nodata) else array == nodata, axis=0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file in the format of the path's suffix, whole or not at all.

@@ -222,13 +222,6 @@ def check_finite(array: npt.NDArray[Any], absent: Any = False, first: Sequence[i
         raise ValueError(f"{array[index]} stands in channel {index[0]} at {at}, where a finite number is needed")
 
 
-def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[Any]:
-    """(*S) whether a pixel of (C, *S) has the value that stands for none, in a channel."""
-    if nodata is None:
-        return np.zeros(array.shape[1:], dtype=bool)
-    return np.any(np.isnan(array) if np.isnan(nodata) else array == nodata, axis=0)
-
-
 def scaled_present(
     values: Values, array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()
 ) -> npt.NDArray[np.float32]:

@@ -18,7 +18,7 @@ from bbdm.base.scripts import Command
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
-from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
 from bbdm.pictures import files, formats
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.options import GuidanceOptions
@@ -75,6 +75,8 @@ class Runtime(Command, GuidanceOptions):
         repeated=True,
     )
 
+    direction: Direction | None = setting(None, "of a network of both directions: AtoB if unset, or BtoA")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for path in self.pictures:
@@ -96,6 +98,9 @@ class Runtime(Command, GuidanceOptions):
         sampler = OnnxBridgeSampler.from_pretrained(
             self.folder, providers=providers, threads=self.threads, solver=self.solver, steps=self.steps
         )
+        conditions = read_words(self.condition, conditions_of(sampler.settings))
+        if way := self.direction or (sampler.direction and conditions.pop(DIRECTION, None)):
+            sampler = sampler.towards(way)
         kind, channels = sampler.pictures, sampler.settings["image_channels"]
         results: list[Path] = []
         sources = {path.resolve() for path in self.pictures}
@@ -105,7 +110,6 @@ class Runtime(Command, GuidanceOptions):
             results.append(self.output / f"{formats.stem_of(path)}{suffix}")
             if results[-1].resolve() in sources:
                 raise ValueError(f"{results[-1]} would replace a source: give another output folder")
-        conditions = read_words(self.condition, conditions_of(sampler.settings))
         seeds = resolve_seeds(self.seed, len(results))
         count, settings = self.batch_size, {**self.call, "conditions": conditions or None}
         if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large

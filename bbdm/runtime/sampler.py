@@ -168,7 +168,9 @@ class OnnxBridgeSampler(Sampler[Array]):
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
         if steps is timesteps is None and (solver is None or solver == exported):
-            return exported, StepTable.from_description(self.settings)
+            table = StepTable.from_description(self.settings)
+            own = self.bridge == bridges.from_config(self.settings["bridge"])  # and not that of the other direction
+            return exported, table if own else solvers.build(self.bridge, exported, table.timesteps)
         chosen = solver or exported
         return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -25,7 +26,7 @@ from bbdm.base.recent import Recent
 from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
-from bbdm.networks.conditions import read_conditions
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction
 from bbdm.networks.guidance import Guidance, read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
@@ -36,6 +37,9 @@ from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_s
 from bbdm.solvers import AnySolver, StepTable
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from bbdm.bridges import Bridge
     from bbdm.files.content import Origin
 
 KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
@@ -57,6 +61,8 @@ class Sampler(Loop, Generic[Array]):
         timesteps: the times of calls that give none.
     """
 
+    bridge: Bridge
+    direction: Direction | None = None  # of calls that say none, where the network has two
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
@@ -68,12 +74,47 @@ class Sampler(Loop, Generic[Array]):
         self.calls = calls
         self._shapes = shapes
         self._conditioned = bool(shapes.conditions.each)
+        if shapes.conditions.two_way and self.direction is None:
+            self.direction = DIRECTIONS[0]
+        self._other: Self | None = None  # of the other direction
         self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
         self._plans = Recent(self._make_plan, KEPT)
         self._own: Plan | None = None
         self._own = self._make_plan(solver, steps, self._settings.timesteps)
         self._fixed = True
+
+    def towards(self, direction: Direction) -> Self:
+        """The sampler of a direction of a network of two, as calls with ``direction`` take it.
+
+        It shares the network, and has the ``bridge`` and the ``pictures`` of the direction.
+
+        Raises:
+            ValueError: it is no direction, or the network is of one.
+        """
+        if self.direction is None:
+            raise ValueError(f"this network has one direction, got {direction!r}")
+        if (direction := read_direction(direction)) == self.direction:
+            return self
+        other = self._other
+        if other is None:
+            other, own = copy(self), self._settings
+            vars(other).update(_fixed=False, bridge=self.bridge.turned)
+            Sampler.__init__(other, self._shapes, self.calls, own.solver, own.steps, own.timesteps)
+            vars(other).update(direction=direction, _thread=self._thread, _other=self)
+            self._other = other
+        if direction == DIRECTIONS[1]:
+            vars(other).update(image_size=self.image_size, origin=self.origin, pictures=self.pictures.turned)
+        return other
+
+    def _of(self, options: Mapping[str, Any]) -> tuple[Self, Options]:
+        """The sampler of a call's direction, and the call's options."""
+        o = Options.of(options, self._shapes.conditions)
+        if self.direction is None or not isinstance(o.conditions, Mapping | None):
+            return self, o
+        told = o.conditions or {}
+        direction = read_direction(told.get(DIRECTION, self.direction))
+        return self.towards(direction), replace(o, conditions={**told, DIRECTION: direction})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._fixed and not name.startswith("_") and name not in SETTABLE:
@@ -118,7 +159,8 @@ class Sampler(Loop, Generic[Array]):
             seed: source i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             options: those of :class:`~bbdm.sampling.options.Options`, such as ``steps=10`` or ``window=256``;
-                others are conditions by their names, such as ``style="comic"``.
+                others are conditions by their names, such as ``style="comic"``. A network of two directions
+                has ``direction``, ``"AtoB"`` if it is left out, or ``"BtoA"``, for all of a call.
 
         Returns:
             Each result has the type of its source, its floats clamped to ``range``. A path gives a picture:
@@ -131,7 +173,7 @@ class Sampler(Loop, Generic[Array]):
             TypeError: an argument is neither an option nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        o = Options.of(options, self._shapes.conditions)
+        self, o = self._of(options)
         plan = self._plan(o)
         sources, batches = self._read(plan, source, seed, o)
         advance = _counted(o.progress, lambda: self._all_calls(plan, batches))
@@ -144,7 +186,7 @@ class Sampler(Loop, Generic[Array]):
         which. The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec,
         steps are latents, of which :meth:`Step.preview` makes pictures.
         """
-        o = Options.of(options, self._shapes.conditions)
+        self, o = self._of(options)
         plan = self._plan(o)
         _, batches = self._read(plan, source, seed, o)
         return self._stream(plan, batches, o)
@@ -193,7 +235,7 @@ class Sampler(Loop, Generic[Array]):
             raise ValueError("a distribution takes neither noise nor callback: its samples are those of seeds")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
-        o = Options.of(options, self._shapes.conditions)
+        self, o = self._of(options)
         plan = self._plan(o)
         sources, groups = self._read(plan, source, None, o, split=False)
         seeds = sample_seeds(seed, sources.count, samples)

@@ -101,12 +101,19 @@ class BridgeSampler(TorchLoop):
         check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
         self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
-        self.bridge = bridge
-        self.clamp = clamp
-        self.compile = compile
+        self.bridge, self.clamp, self.compile = bridge, clamp, compile
         self._defaults = defaults or solvers.Defaults(calls=calls)
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
-        self._place(unet, codec)
+        self.unet = network = unet if self.package else placed(unet, self.device, self.dtype)
+        if codec is not None:
+            codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
+            codec = codec.compiled(partial(Compiled, device=self.device)) if compile else codec
+        self.codec, self._prepare = codec, network.prepared
+        self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
+        self._body = self.package or (Compiled(network.body, self.device) if compile else network.body)
+        captures = self.device.type == "cuda" and (compile or self.package is not None)
+        self._graphs = Graphs(self.device) if captures else None
+        self._kept_weights = Recent(partial(Sampler._weights, self), KEPT)
         super().__init__(self._shapes_of(unet, codec), self._defaults.calls, solver, steps, timesteps)
 
     def __repr__(self) -> str:
@@ -123,37 +130,6 @@ class BridgeSampler(TorchLoop):
             f"compile={self.compile}" if self.package is None else f"compiled={str(self.package.path)!r}",
         ]
         return f"BridgeSampler({', '.join(parts)})"
-
-    def to(self, device: str | torch.device) -> BridgeSampler:
-        """Move to a device, and return the sampler. No call may be running.
-
-        Raises:
-            ValueError: there is no such device, or the network is a package, which is of one device.
-        """
-        found = find_device(device)
-        if found != self.device:
-            if self.package is not None:
-                raise ValueError(f"{self.package.path} was saved for {self.device}, and cannot move to {found}")
-            check_compilation(found, self.compile, None)
-            self._fixed = False  # until it is planned anew
-            self.device = found
-            self._place(self.unet, self.codec)
-            own = self._settings
-            super().__init__(self._shapes, self.calls, own.solver, own.steps, own.timesteps)
-        return self
-
-    def _place(self, unet: Network, codec: Codec | None) -> None:
-        """Put network and codec on the device, compiled where they are to be."""
-        network = unet if self.package else placed(unet, self.device, self.dtype)
-        if codec is not None:
-            codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
-            codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
-        self.unet, self.codec, self._prepare = network, codec, network.prepared
-        self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
-        self._body = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
-        captures = self.device.type == "cuda" and (self.compile or self.package is not None)
-        self._graphs = Graphs(self.device) if captures else None
-        self._kept_weights = Recent(partial(Sampler._weights, self), KEPT)
 
     def _shapes_of(self, unet: Network, codec: Codec | None) -> Shapes:
         """What the network takes, with a codec or as a package."""

@@ -38,19 +38,12 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """The images of a call.
+    """The images of a call."""
 
-    Attributes:
-        owners: of each image, the number of the source that it is of.
-        groups: images of one size: their indices, and (B, C, H, W) in [-1, 1].
-        restore: parts of the groups, results in [-1, 1], as what the call returns.
-        count: the number of sources.
-    """
-
-    owners: list[int]
-    groups: list[tuple[list[int], Any]]
-    restore: Callable[[list[tuple[list[int], Any]]], Any]
-    count: int
+    owners: list[int]  # of each image, the number of the source that it is of
+    groups: list[tuple[list[int], Any]]  # images of one size: their indices, and (B, C, H, W) in [-1, 1]
+    restore: Callable[[list[tuple[list[int], Any]]], Any]  # parts of groups, results, as what the call returns
+    count: int  # of sources
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class TorchLoop(Sampler[torch.Tensor]):
         Returns:
             (K, B, C, H, W) standard normals, one for each step, on the grid that the network sees.
         """
-        o = Options.of(options, self._shapes.conditions)
+        self, o = self._of(options)
         plan = self._plan(o)
         sources, batches = self._read(plan, source, 0, o, split=False)
         if len(batches) > 1:
@@ -149,9 +149,9 @@ class TorchLoop(Sampler[torch.Tensor]):
         Raises:
             ValueError: target and source have other numbers or sizes, or there are fewer than 2 steps.
         """
+        self, o = self._of(options)
         table, row, count = inversion(self.bridge, timesteps, steps)
         plan = Plan("ddim", table, table.timesteps.tolist(), self._load(table))
-        o = Options.of(options, self._shapes.conditions)
         sources, batches = self._read(plan, source, 0, o)
         x0, states = self._targets(target, sources, o), []
         for batch in batches:

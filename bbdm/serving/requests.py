@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from bbdm import solvers
 from bbdm.data.spec import check_eight_bit
 from bbdm.networks.arrays import check_pictures
+from bbdm.networks.conditions import DIRECTION, Direction
 from bbdm.pictures import images
 from bbdm.pictures.checks import UnknownFormatError
 from bbdm.sampling.options import Options
@@ -49,6 +50,7 @@ class Query(BaseModel, extra="forbid"):
     solver: solvers.Solver | None = None
     steps: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
+    direction: Direction | None = None
 
 
 class Item(NamedTuple):
@@ -58,6 +60,7 @@ class Item(NamedTuple):
     solver: str | None
     steps: int | None
     seed: int
+    direction: Direction | None = None  # of a network of two
 
 
 def facts(config: ServeConfig) -> Facts:
@@ -70,7 +73,7 @@ def facts(config: ServeConfig) -> Facts:
     check_eight_bit(sampler.pictures, "the server")
     check_pictures(sampler.axes, "the server")
     sampler.window_grid(config)  # before a request fails
-    if names := ", ".join(sampler.unet.further.each):
+    if names := ", ".join(name for name in sampler.unet.further.each if name != DIRECTION or not sampler.direction):
         raise ValueError(f"the server is for networks without conditions, and this one has {names}: use bbdm translate")
     name, own = sampler.solver, len(sampler.table)
     if own > config.max_steps:
@@ -107,19 +110,20 @@ def decode(data: bytes, known: Facts) -> Pixels:
 
 
 def translate_together(sampler: Any, items: list[Item], **settings: Any) -> list[Pixels | Answer]:
-    """Translate pictures: those of one solver, number of steps and size in one batch, the others apart.
+    """Translate pictures: those of one solver, steps, direction and size in one batch, others apart.
 
     ``settings`` are further arguments of the sampler's calls.
     An error of some is theirs alone: a ValueError with the status 422, any other with 500, and logged.
     """
     groups: dict[Any, list[int]] = {}
     for index, item in enumerate(items):
-        groups.setdefault((item.pixels.shape, item.solver, item.steps), []).append(index)
+        groups.setdefault((item.pixels.shape, item.solver, item.steps, item.direction), []).append(index)
     answers: dict[int, Pixels | Answer] = {}
-    for (_, solver, steps), indices in groups.items():
+    for (_, solver, steps, direction), indices in groups.items():
         sources, seeds = [items[i].pixels for i in indices], [items[i].seed for i in indices]
         try:
-            results = sampler(sources, seeds, solver=solver, steps=steps, **settings)
+            way = sampler if direction is None else sampler.towards(direction)
+            results = way(sources, seeds, solver=solver, steps=steps, **settings)
             answers |= zip(indices, results, strict=True)
         except ValueError as error:
             answers |= dict.fromkeys(indices, (422, str(error)))

@@ -57,7 +57,7 @@ class Replica:
         batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
 
     async def translate(self, data: bytes, *how: Any) -> Answer:
-        """The result of a picture's file, as PNG; ``how`` are solver, steps and seed."""
+        """The result of a picture's file, as PNG; ``how`` are solver, steps, seed and direction."""
         try:
             result = await self.batch(Item(await asyncio.to_thread(decode, data, self.known), *how))
         except HTTPException as error:
@@ -107,7 +107,7 @@ class Front:
             raise HTTPException(503, "the server is closing")
         self.open += 1
         try:
-            status, content = await self.sent(data, query.solver, query.steps, seed)
+            status, content = await self.sent(data, query.solver, query.steps, seed, query.direction)
         finally:
             self.open -= 1
         if status == 200:

@@ -19,6 +19,7 @@ from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Network
+from bbdm.networks.conditions import DIRECTION
 from bbdm.training.config import RunConfig
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -121,6 +122,21 @@ def _shift(v: torch.Tensor, seeds: torch.Tensor, step: int, share: float) -> Cha
         return found.clamp(-1, 1).to(v.dtype).contiguous(memory_format=CHANNELS_LAST[v.ndim])
 
     return moved
+
+
+def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
+    """(B,) whether examples of a run of both directions go back: of two neighbours in a batch one, drawn."""
+    odd = seeds >> 32 & 1  # of the index in the batch
+    return (philox.uniforms(seeds - (odd << 32), step, 1, philox.TURN_LANE)[:, 0] < 0.5) ^ (odd == 1)
+
+
+def turned(batch: Example, back: torch.Tensor) -> Example:
+    """A batch of AtoB in which source and target change places where ``back`` (B,) says so."""
+    where = back[(..., *[None] * (batch.source.ndim - 1))]
+    source, target = (
+        torch.where(where, *pair) for pair in ((batch.target, batch.source), (batch.source, batch.target))
+    )
+    return batch._replace(source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()})
 
 
 def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:

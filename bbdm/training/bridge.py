@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,11 @@ from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Conditions, Network
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.pictures import images
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults
-from bbdm.training.batches import augment, dropped
+from bbdm.training.batches import augment, drawn_back, dropped, turned
 from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.task import Forward, Losses, Task
 
@@ -122,6 +123,7 @@ class BridgeTask(Task):
         super().__init__(network, config, train, processes, **functions)
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         self.latents = isinstance(train, LatentDataset)
+        self.two_way = network.further.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
         bridge.check()
@@ -132,44 +134,67 @@ class BridgeTask(Task):
         return Defaults("mean") if self.bridge.density == "top" else USUAL
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
-        """The batch in the space of the bridge; some examples lack conditions that the network drops."""
+        """The batch in the space of the bridge; some examples lack conditions, or go back."""
         batch = augment(batch, seeds, step, self.config, self.latents)
         if self.codec is not None:
             batch = encode(batch, self.codec, self.latents)
+        if self.two_way:
+            batch = turned(batch, drawn_back(seeds, step))
         return dropped(batch, seeds, step, self.network)
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Losses (B,) of a batch in the space of the bridge, and their times."""
-        bridge = self.bridge
+        """Losses (B,) of a batch in the space of the bridge, and their times; of each direction too."""
+        bridge: Any = self.bridge
+        back = batch.conditions[DIRECTION] == 1 if self.two_way else None
         t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
         y, seen = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
         about: dict[str, Any] = {"conditions": seen, "seeds": seeds, "step": step, "mask": batch.mask}
+        if back is not None and bridge.turned is not bridge:
+            bridge = _Either(bridge, back)
         with self.autocast():
             losses = bridge_loss(network, bridge, batch.target, y, t, loss=self.loss, per_image=True, **about)
-        return losses, {"t": t}
+        found = {"t": t}
+        for name, own in () if back is None else zip(DIRECTIONS, (~back, back), strict=True):
+            found[f"loss_{name}"] = 2 * (losses * own).mean()  # half of a batch
+        return losses, found
 
     @torch.no_grad()
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
         """The losses of the averaged weights, the mean over VALIDATION_STEPS and the sum over pairs.
 
-        There is one more for each condition that training drops: without it.
+        There is one more for each condition that training drops: without it. Of two directions, each is the
+        mean of both, and there is one more for each direction.
         """
         batch = batch if self.codec is None else encode(batch, self.codec)
+        ways = {"": batch}
+        if self.two_way:
+            every = torch.ones(len(seeds), dtype=torch.bool, device=seeds.device)
+            ways = {"_AtoB": turned(batch, ~every), "_BtoA": turned(batch, every)}
         names = {"validation_loss": [], **{f"validation_without_{name}": [name] for name in self.network.drop}}
         found: dict[str, float] = {}
         for name, missing in names.items():
-            seen = batch._replace(conditions=self.network.without(batch.conditions, missing))
-            losses = [self.losses(self.average, seen, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
-            found[name] = sum(losses) / len(losses)
+            for way, each in ways.items():
+                seen = each._replace(conditions=self.network.without(each.conditions, missing))
+                losses = [self.losses(self.average, seen, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
+                found[name + way] = sum(losses) / len(losses)
+            if self.two_way:
+                found[name] = (found[f"{name}_AtoB"] + found[f"{name}_BtoA"]) / 2
         return found
 
+    def translated(self, batch: Example) -> torch.Tensor:
+        """What the averaged weights make of sources, by the sampler's default solver and steps."""
+        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
+        return sampler(batch.source, seed=0, conditions=batch.conditions)
+
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
-        """Sources, translations by the sampler's default solver and steps, and targets."""
+        """Sources, translations and targets; of two directions, A, what is made of B, B, and what of A."""
+        if self.two_way:
+            back = turned(batch, torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device))
+            made = {way: self.translated(each) for way, each in zip(DIRECTIONS, (batch, back), strict=True)}
+            return {"A": batch.source, "A of B": made["BtoA"], "B": batch.target, "B of A": made["AtoB"]}
         own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
         source = batch.source if own else self.network.endpoint(batch.source)
-        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
-        result = sampler(batch.source, seed=0, conditions=batch.conditions)
-        return {"source": source, "result": result, "target": batch.target}
+        return {"source": source, "result": self.translated(batch), "target": batch.target}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -215,6 +240,24 @@ class BridgeTask(Task):
         return state
 
 
+class _Either(NamedTuple):
+    """A bridge of examples of which some go back, as :func:`bridge_loss` asks it."""
+
+    bridge: Bridge
+    back: torch.Tensor  # (B,)
+
+    def add_noise(self, x0: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each example by its own direction."""
+        where = self.back[(..., *[None] * (x0.ndim - 1))]
+        both = (each.add_noise(x0, *args, **kwargs) for each in (self.bridge.turned, self.bridge))
+        shown, target = (torch.where(where, *each) for each in zip(*both, strict=True))
+        return shown, target
+
+    def seen(self, t: torch.Tensor) -> torch.Tensor:
+        """The same both ways."""
+        return self.bridge.seen(t)
+
+
 def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
     """A batch of pictures, or of latents from a cache, as the codec has it; its mask, of pixels, goes."""
     coded = codec.normalize if latents else codec.encode
@@ -236,6 +279,11 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if codec is not None:
         check_pictures(network.axes, "a codec")
+    if network.further.two_way != (train.spec.direction == "both"):
+        raise ValueError(
+            "pairs of direction 'both' and a network with classes={'direction': ('AtoB', 'BtoA')} need each other; got "
+            f"direction {train.spec.direction!r} and classes={dict(network.classes)}"
+        )
     takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
     if takes != have:
         raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")

@@ -77,6 +77,8 @@ class StudentTask(BridgeTask):
             if functions.get(name) is not None:
                 raise ValueError(f"{name} must be None for a student, whose loss is the energy score of its own calls")
         super().__init__(*args, **functions)
+        if self.two_way and self.bridge.turned is not self.bridge:
+            raise ValueError("a student of two directions takes the same steps both ways: not 'preconditioned'")
 
     @property
     def defaults(self) -> solvers.Defaults:

@@ -22,6 +22,7 @@ from bbdm.data.reading import Column, Strips, first
 from bbdm.data.rows import Half, Row, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
+from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import Header, Picture, formats, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
@@ -209,10 +210,20 @@ def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]
     """
     trained, known, codec = checkpoint.pictures, checkpoint.unet.config, checkpoint.build_codec()
     channels = checkpoint.unet.source_channels if codec is None else codec.image_channels
-    seen = known_conditions(known, trained.conditions, rows, config.conditions)
+    labels = dict(config.conditions or {})
+    if known.two_way:
+        if DIRECTION in labels:
+            raise ValueError(
+                f"direction is a setting of its own, and no condition; got {DIRECTION}={labels[DIRECTION]}"
+            )
+        labels[DIRECTION] = config.direction
+        trained = trained.turned if config.direction == "BtoA" else trained
+    seen = known_conditions(known, trained.conditions, rows, labels)
     shown = channels if channels in (1, 3) else None  # photographs become grey or colour, others stay
     about: dict[str, Any] = {"learned": trained, "channels": shown, "axes": known.axes, "conditions": seen}
     spec = config.spec(config.dataset, rows, **about)
+    if known.two_way and rows[0].get("target") is None:  # sources alone are of the direction already
+        spec = replace(spec, direction="AtoB")
     chosen, notes = config.usual_size if config.image_size is None else config.image_size, list[str]()
     if isinstance(chosen, str) and (trained.crop is not None or not spec.eight_bit):
         chosen = "keep"

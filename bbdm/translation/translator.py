@@ -28,6 +28,7 @@ from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
+from bbdm.networks.conditions import DIRECTION
 from bbdm.networks.restore import find_dtype
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
@@ -85,7 +86,9 @@ class Translator:
         rows = read_rows(config.dataset, config.data_dir, config.split) if rows is None else rows
         spec, self._described, notes = spec_of(config, self.checkpoint, rows) if spec is None else (spec, "keep", [])
         self._own_sizes = isinstance(self._described, str)  # not resized to one
-        self._missing = dict.fromkeys(self.checkpoint.unet.config.each.keys() - spec.conditions)
+        known = self.checkpoint.unet.config
+        named = {DIRECTION, *spec.conditions} if known.two_way else spec.conditions  # the sampler has the direction
+        self._missing = dict.fromkeys(known.each.keys() - named)
         self._open(rows, spec, files, channels)
         if not self.files.photographs and config.image_size not in (None, "train", "keep"):
             raise ValueError("image_size is of photographs of 8 bits: pictures of other values keep their size")
@@ -131,6 +134,7 @@ class Translator:
             sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
             sampler = sampler if sampler.dtype == chosen else build(chosen)
+            sampler = sampler.towards(self.config.direction) if sampler.direction else sampler
             sampler.origin = self.checkpoint.origin
             sampler.pictures = replace(self.dataset.spec, crop=self.checkpoint.pictures.crop)
             if not self.files.photographs and self.checkpoint.pictures.crop is None:

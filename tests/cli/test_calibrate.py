@@ -1,6 +1,7 @@
 """`bbdm calibrate` and `bbdm translate --maps` as a user runs them, with networks too small to be good."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -213,21 +214,14 @@ def test_windows_are_those_of_the_calibration(place: Path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--maps", "mean,median"], "maps are mean, std, low, high and quantiles in percent such as q05, got 'median'"),
-        (["--maps", "q101"], "got 'q101'"),
-    ],
-)
-def test_maps_that_there_are_not(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        translate.main(["edge2shoes", "data", "c.pt", *flags])
-    assert message in capsys.readouterr().err
-
-
-def test_maps_of_one_result_are_refused():
-    with pytest.raises(SystemExit, match=r"num_samples must be at least 2, got 1$"):
-        cli.run("translate", ["edge2shoes", "data", "c.pt", "--maps", "mean"])
+    ("maps", "message"),
+    [("mean,median", "mean, std, low, high and quantiles .*, got 'median'"), ("mean,q101", "got 'q101'"),
+     ("mean", "num_samples must be at least 2, got 1")],
+)  # fmt: skip
+def test_maps_that_there_are_not(maps: str, message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.run("translate", ["edge2shoes", "data", "c.pt", "--maps", maps])
+    assert re.search(message, f"{capsys.readouterr().err}{end.value}")
 
 
 def test_maps_of_values_have_their_type_and_place(tmp_path: Path):

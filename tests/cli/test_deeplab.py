@@ -271,14 +271,3 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="its metadata has no 'bbdm deeplab' entry"):
         load_deeplab(tmp_path / "other.safetensors")
-
-
-def test_what_a_config_refuses():
-    for settings, message in (
-        ({"head": "fcn"}, "head must be one of .* got 'fcn'"),
-        ({"backbone": "vgg"}, "backbone must be one of .* got 'vgg'"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"output_stride": 32}, r"output_stride must be one of \(8, 16\), got 32"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            DeepLabConfig(**{"head": "deeplabv3", "backbone": "resnet101", **settings})

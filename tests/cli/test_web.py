@@ -420,19 +420,6 @@ def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, pic
 
 
 @pytest.mark.nightly
-def test_an_error_of_a_replaced_translation_does_not_end_the_next(page: Page):
-    worker = "window.Worker = class extends Worker { constructor(...given) { super(...given); window.worker = this } }"
-    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": worker})
-    page.open("?seed=1").forget().by_id("other").click()
-    begin_and_fail = """setTimeout(() => {
-        const data = { kind: "failed", id: 1, reason: "an error of the first" };
-        worker.dispatchEvent(new MessageEvent("message", { data })) }, 20)"""
-    page.driver.execute_script(begin_and_fail)
-    page.until("Done")
-    assert page.text("warning") == ""
-
-
-@pytest.mark.nightly
 def test_what_is_drawn_before_the_network_is_there_is_coloured_then(page: Page):
     held = """window.Worker = class extends Worker {
         postMessage(message, given) {
@@ -445,25 +432,6 @@ def test_what_is_drawn_before_the_network_is_there_is_coloured_then(page: Page):
     assert page.draw().ink > before + 1000
     page.driver.execute_script("send()")
     assert page.until("Done").results.shape == (4, SIZE, SIZE, 3)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(("width", "rows"), [(1280, 2), (700, 4)])
-def test_no_menu_under_advanced_is_cut(page: Page, width: int, rows: int):
-    """Each shows the whole text of its longest option, and several are in a row where there is space."""
-    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    page.open().choose()
-    cut = """return [...document.querySelectorAll("#drawings-advanced select")].filter((menu) => {
-        const width = menu.clientWidth;
-        menu.style.width = "max-content";
-        const wanted = menu.clientWidth;
-        menu.style.width = "";
-        return width < wanted }).map(({ name }) => name)"""
-    assert page.driver.execute_script(cut) == []
-    tops = """return new Set([...document.querySelectorAll("#drawings-advanced label")].map(
-        (each) => each.getBoundingClientRect().top)).size"""
-    assert page.driver.execute_script(tops) == rows
 
 
 @pytest.mark.nightly

@@ -163,7 +163,7 @@ class TestRefused:
 
     def test_a_damaged_manifest_and_files_of_something_else(self, pairs: Read, folder: Path) -> None:
         cached(pairs, folder)
-        for content in ("{", "[]", "1", "my own text"):
+        for content in ("{", "[]", "my own text"):
             (folder / "manifest.json").write_text(content)
             with pytest.raises(ValueError, match=r"cannot read .*manifest\.json: delete .*cache"):
                 cached(pairs, folder)

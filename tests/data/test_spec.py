@@ -47,7 +47,7 @@ def test_whole_pictures_of_8_bits_are_nothing_to_keep() -> None:
     [
         ({"target": Percentiles()}, "target values must be LOW:HIGH, .*; got p0.5:99.5"),
         ({"slices": "oblique"}, "slices must be one of axial, coronal, sagittal, got 'oblique'"),
-        ({"direction": "AB"}, "direction must be one of AtoB, BtoA, got 'AB'"),
+        ({"direction": "AB"}, "direction must be one of AtoB, BtoA, both, got 'AB'"),
         ({"channels": 2}, "channels must be one of 1, 3, got 2"),
         ({"neighbours": 1}, "neighbours must be .* need slices; got 1"),
         ({"neighbours": -1, "slices": "axial"}, "at least 0, .* got -1"),

@@ -70,10 +70,9 @@ def sample(row: int) -> dict[str, bytes]:
 def make(root: Path, kind: str) -> str:
     """A table of 7 rows."""
     where = root / "t"
-    if kind == "saved":
-        table_of(range(COUNT)).save_to_disk(where)
-    elif kind == "splits":
-        datasets.DatasetDict({"train": table_of(range(COUNT)), "validation": table_of([3])}).save_to_disk(where)
+    if kind == "parquet":
+        where.mkdir()
+        table_of([3]).to_parquet(where / "validation-00000-of-00001.parquet")
     for number, rows in enumerate(([0, 1, 2, 3], [4, 5, 6])):
         where.mkdir(parents=True, exist_ok=True)
         if kind.startswith("parquet"):
@@ -83,7 +82,7 @@ def make(root: Path, kind: str) -> str:
     return {"parquet files": f"{where}/*.parquet", "tars": f"{where}/{{split}}*.tar"}.get(kind, str(where))
 
 
-@pytest.mark.parametrize("kind", ["saved", "splits", "parquet", "parquet files", "tars"])
+@pytest.mark.parametrize("kind", ["parquet", "parquet files", "tars"])
 def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Path) -> None:
     where, conditions = make(tmp_path, kind), read_conditions("season=class")
     for layout in LAYOUTS:
@@ -101,9 +100,8 @@ def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Pa
         stored = CachedExamples(pairs, tmp_path / layout)  # which is read by index
         assert (torch.equal(stored.read(5).source, batch.source[5]), len({*stored.order(3)(0, COUNT)})) == (True, COUNT)
         assert (again.digest(), again.names_digest()) == (pairs.digest(), pairs.names_digest())
-    if kind == "splits":
+    if kind == "parquet":
         assert len(load(where, "hub", split="val")) == 1
-    if kind in ("splits", "parquet"):
         with pytest.raises(FileNotFoundError, match="has no split 'elsewhere', but train"):
             read_rows("stream", where, "elsewhere")
 
@@ -121,11 +119,11 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
         mask=(greys, datasets.Image()),
         text=(text, lists),
         bands=([np.full((2, 8, 8), row / 4).tolist() for row in range(4)], datasets.List(lists)),
-    ).save_to_disk(tmp_path / "t")
+    ).to_parquet(tmp_path / "t.parquet")
     classes = {"style": ("wax", "ink", "oil"), "number": ("9", "10", "-1")}
     conditions = read_conditions("style=class,number=class,sar=image,bands=image,text=tokens")
     for layout in LAYOUTS:
-        pairs = load(tmp_path / "t", layout, conditions=conditions)
+        pairs = load(tmp_path / "t.parquet", layout, conditions=conditions)
         assert pairs.further == ConditionsConfig(images={"sar": 1, "bands": 2}, classes=classes, tokens={"text": 3})
         example = pairs.read(3)
         assert (example.conditions["sar"].numpy() == pixels(53, channels=1)).all()
@@ -139,7 +137,7 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
 
 def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> None:
     table = table_of(range(2)).rename_columns({"source": "b", "target": "a"})
-    table.save_to_disk(where := tmp_path / "t")
+    table.to_parquet(where := tmp_path / "t.parquet")
     for columns, row in (("", 1), (",source=b,target=a", 1), (",source=a,target=b", 101)):
         found = load(f"{where}{columns}", "hub").read(1).source
         assert (found.numpy() == pixels(row).transpose(2, 0, 1)).all()

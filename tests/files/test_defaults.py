@@ -17,8 +17,7 @@ from bbdm.cli.info import describe
 from bbdm.onnx import exporter
 from bbdm.sampling.network_config import FileConfig
 from bbdm.serving import app
-from bbdm.serving.config import AppConfig, ServeConfig
-from bbdm.serving.requests import facts
+from bbdm.serving.config import AppConfig
 from bbdm.solvers import Defaults
 from tests.conftest import tiny_unet
 
@@ -77,9 +76,6 @@ def commands() -> dict[str, Callable[[Path], Found]]:
         solver, _, steps = str(dict(describe(path, FileConfig())[1])["solver"]).partition(", ")
         return solver, int(steps.removesuffix(" steps"))
 
-    def served(path: Path) -> Found:
-        return (known := facts(ServeConfig(model=path))).solver, known.steps[known.solver]
-
     def swept(path: Path) -> Found:
         ((solver, steps),) = read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)
         return solver, steps or 0
@@ -87,7 +83,6 @@ def commands() -> dict[str, Callable[[Path], Found]]:
     return {
         "translate": translated,
         "info": described,
-        "serve": served,
         "app": lambda path: found(app.load(AppConfig(model=path))),
         "export": lambda path: found(exporter.load(export.Export(checkpoint=path))),
         "eval --sweep": swept,
@@ -158,10 +153,11 @@ def test_a_file_with_what_cannot_be(stored: dict[str, Any], message: str, tmp_pa
 
 
 def test_a_maker_who_chooses_what_cannot_be(tmp_path: Path):
-    for settings, message in (
+    asked: list[tuple[dict[str, Any], str]] = [
         ({"solver": "euler"}, "solver must be one of"),
         ({"steps": 2000}, r"steps must be an integer in \[1, 1000\]"),
-    ):
+    ]
+    for settings, message in asked:
         with pytest.raises(ValueError, match=message):
             save_checkpoint(tmp_path / "a.pt", tiny_unet(), ABridge(), **settings)
     assert not [*tmp_path.iterdir()]

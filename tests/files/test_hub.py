@@ -56,7 +56,8 @@ class Hub:
 
     def snapshot_download(self, name: str, allow_patterns: list[str], **where: Any) -> str:
         self.called(SNAPSHOT, name, allow_patterns=allow_patterns, **where)
-        commit = self.refs.get(where["revision"] or "main", where["revision"])
+        ref: str = where["revision"] or "main"
+        commit = self.refs.get(ref, ref)
         self.downloads = list(filter_repo_objects(self.commits[commit], allow_patterns=allow_patterns))
         for file in self.downloads:
             (path := self.cache / commit / file).parent.mkdir(parents=True, exist_ok=True)

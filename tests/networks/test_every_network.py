@@ -298,7 +298,7 @@ def test_it_is_exported_and_runs_without_torch(name: str, tmp_path: Path):
     settings = read_settings(folder)
     assert settings["image_channels"] == network.channels
     if network.source_channels != network.channels:
-        assert settings["version"] == 4
+        assert settings["version"] == 6
         assert settings["source_channels"] == network.source_channels
 
 

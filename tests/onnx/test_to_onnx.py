@@ -209,7 +209,7 @@ def test_the_check_prints_differences_and_fails(
     save_checkpoint(tmp_path / "a.pt", unet, BRIDGE, image_size=8, pictures=Spec(crop=8))
     made = export(tmp_path / "a.pt", tmp_path / "made", "--check", "--steps", "2", "--pipeline")
     printed = capsys.readouterr().out
-    assert printed.count("the loop, step by step") == printed.count("pipeline.onnx  ") == 3
+    assert printed.count("first step") == printed.count("last step") == printed.count("pipeline.onnx  ") == 3
     assert OnnxBridgeSampler(made).pictures.crop == 8
     network_graph, errors = once(graphs.network_graph), [np.nan, 0.01]
 

@@ -254,7 +254,7 @@ class TestTiff:
 def test_shapes_and_pickles_of_npy(tmp_path: Path) -> None:
     for stored in (np.zeros(3), np.zeros((1, 2, 3, 4, 5)), np.zeros((0, 3)), np.zeros(()), np.array([print, None])):
         np.save(tmp_path / "a.npy", stored, allow_pickle=True)
-        refused(tmp_path / "a.npy", "must be|empty|objects")
+        refused(tmp_path / "a.npy", "must be|holds no numbers")
     (tmp_path / "a.npy").write_bytes(pickle.dumps(print))
     refused(tmp_path / "a.npy", "cannot read")
 
@@ -327,15 +327,12 @@ def test_the_most_that_is_read_at_once() -> None:
         checks.check_cost((5, 10**9), np.dtype(np.uint16), 10**10)
 
 
-@pytest.mark.parametrize(
-    ("window", "fact"),
-    [
+def test_windows(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((5, 6)))
+    for window, fact in (
         ((slice(0, 2),), "a slice without steps for each of 2 axes"),
         ((slice(0, 4, 2), slice(None)), "without steps"),
         ((slice(5, 9), slice(None)), "holds nothing of a picture of 5 x 6"),
-    ],
-)
-def test_windows(window: tuple[slice, ...], fact: str, tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((5, 6)))
-    with pytest.raises(ValueError, match=fact):
-        read(tmp_path / "a.npy", window)
+    ):
+        with pytest.raises(ValueError, match=fact):
+            read(tmp_path / "a.npy", window)

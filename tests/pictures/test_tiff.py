@@ -178,16 +178,3 @@ class TestGeoTiff:
             assert tuple(file.transform)[:6] == PLACE
             assert file.nodata == 7
             assert file.block_shapes[0] == (256, 256)
-
-    def test_windows_read_only_tiles(self, tmp_path: Path) -> None:
-        array, path = numbers((3, 512, 512), "uint16"), tmp_path / "a.tif"
-        geotiff(path, array, tiled=True, blockxsize=256, blockysize=256, compress="deflate")
-        with tifffile.TiffFile(path) as file:
-            offset = file.pages[0].dataoffsets[3]
-        data = bytearray(path.read_bytes())
-        data[offset : offset + 1000] = bytes(1000)
-        path.write_bytes(data)
-        assert header(path).windowed
-        assert (read(path, (slice(5, 90), slice(7, 100))) == array[:, 5:90, 7:100]).all()
-        with pytest.raises(ValueError, match=r"a\.tif"):
-            read(path)

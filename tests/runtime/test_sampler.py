@@ -125,15 +125,6 @@ def test_pictures_of_several_sizes_and_modes(sampler: OnnxBridgeSampler, referen
     assert np.array_equal(np.asarray(sampler(pictures[0], seed=2)[0]), np.asarray(made[0]))
 
 
-def test_the_calls_of_windows_are_reported(sampler: OnnxBridgeSampler):
-    """15 x 23 cells of 2 pixels, windows of 8 that overlap by 4, as 0.4 of 16 is 6.4: 3 x 5 of each image."""
-    seen: list[tuple[int, int]] = []
-    settings: dict[str, Any] = {"seed": 3, "window": 16, "overlap": 0.4, "margin": 2, "batch_size": 4}
-    made = sampler(LARGE, **settings, progress=lambda *each: seen.append(each))
-    assert seen == [(done, 32) for done in range(1, 33)]
-    assert np.abs(made - sampler(LARGE, seed=3)).max() > 1e-2
-
-
 @pytest.mark.nightly
 def test_latent_space(tmp_path: Path):
     """The export takes long; tests/onnx compares the images of another latent export each day."""
@@ -157,23 +148,17 @@ def test_a_sampler_of_another_solver_than_exported(folder: Path, file: Path, sam
         OnnxBridgeSampler(folder, solver="euler")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_calls(sampler: OnnxBridgeSampler):
+    for arguments, message in (
         ({"source": SOURCE.astype(np.uint8)}, r"floats in \[-1, 1\], got uint8"),
         ({"source": None}, "an array, a picture, a path, a NumPy array or a list of them, got NoneType"),
         ({"source": [SOURCE[0].transpose(1, 2, 0), SOURCE]}, r"source\[1\]: an array of floats must be \(H, W\) or"),
-        ({"source": SOURCE, "noise": SOURCE[None]}, r"noise must have shape \(4, 5, 3, 16, 16\), got"),
-        ({"source": SOURCE, "noise": [1]}, "noise must be an array, got list"),
-        ({"source": SOURCE, "noise": np.full((4, 5, 3, 16, 16), np.nan)}, "noise must be finite, got NaN or infinity"),
-    ],
-)
-def test_bad_calls(sampler: OnnxBridgeSampler, arguments: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        sampler(**arguments)
-
-
-def test_pictures_of_another_scale_are_warned_of(sampler: OnnxBridgeSampler):
+        ({"noise": SOURCE[None]}, r"noise must have shape \(4, 5, 3, 16, 16\), got"),
+        ({"noise": [1]}, "noise must be an array, got list"),
+        ({"noise": np.full((4, 5, 3, 16, 16), np.nan)}, "noise must be finite, got NaN or infinity"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler(**{"source": SOURCE, **arguments})
     assert sampler.image_size == 16
     with pytest.warns(UserWarning, match="was trained on pictures of 16 x 16, and is given 32 x 16"):
         sampler(np.zeros((1, 3, 32, 16), np.float32), seed=0)
@@ -265,26 +250,35 @@ def test_command_line_with_values(folder: Path, reference: BridgeSampler, tmp_pa
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     Image.new("RGB", (16, 12), "red").save(tmp_path / "a.png")
     Image.new("L", (8, 8), 9).save(tmp_path / "b.png")
-    main([str(folder), str(tmp_path / "a.png"), str(tmp_path / "b.png"), "-o", str(tmp_path / "out"), "--seed", "4"])
-    assert "2 results in" in capsys.readouterr().out
-    wanted = OnnxBridgeSampler(folder)(Image.open(tmp_path / "b.png"), seed=5)[0]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "b.png")), np.asarray(wanted))
-    pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-    main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "--seed", "4", "-b", "1"])
-    for name in ("a.png", "b.png"):
+    noise(0, 28, 16).save(tmp_path / "wide.png")
+    names = "a.png", "b.png", "wide.png"
+    pictures = [str(tmp_path / name) for name in names]
+    main([str(folder), *pictures, "-o", str(tmp_path / "out"), "--seed", "4"])
+    assert "3 results in" in capsys.readouterr().out
+    main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "--seed", "4", "-b", "1", "--window", "none"])
+    sampler = OnnxBridgeSampler(folder)
+    for seed, name in enumerate(names, 4):
         assert (tmp_path / "apart" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "-b", "0"])
-    with pytest.raises(ValueError, match="would replace a source"):
-        main([str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path)])
+        wanted = sampler(Image.open(tmp_path / name), seed=seed)[0]
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), np.asarray(wanted))
+
+
+def test_what_the_command_refuses(folder: Path, tmp_path: Path):
     (tmp_path / "twice").mkdir()
-    Image.new("L", (8, 8), 9).save(tmp_path / "twice" / "a.jpg")
-    with pytest.raises(ValueError, match="2 of the pictures have the name a"):
-        main([str(folder), str(tmp_path / "a.png"), str(tmp_path / "twice" / "a.jpg"), "-o", str(tmp_path / "out")])
+    for name in ("a.png", "twice/a.jpg"):
+        Image.new("L", (8, 8), 9).save(tmp_path / name)
     (tmp_path / "text.png").write_text("no picture")
-    for name, message in (("text.png", "cannot read the picture"), ("none.png", r"none\.png")):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            main([str(folder), str(tmp_path / name), "-o", str(tmp_path / "out")])
+    for words, error, message in (
+        (["a.png", "-o", "out", "-b", "0"], ValueError, "batch_size must be at least 1, got 0"),
+        (["a.png", "-o", "."], ValueError, "would replace a source"),
+        (["a.png", "twice/a.jpg", "-o", "out"], ValueError, "2 of the pictures have the name a"),
+        (["text.png", "-o", "out"], ValueError, "cannot read the picture"),
+        (["none.png", "-o", "out"], FileNotFoundError, r"none\.png"),
+        ([".", "-o", "out"], ValueError, r"is a folder: give pictures, such as .*/\*\.png"),
+    ):
+        paths = [each if each.startswith("-") or each == "0" else str(tmp_path / each) for each in words]
+        with pytest.raises(error, match=message):
+            main([str(folder), *paths])
 
 
 @pytest.fixture
@@ -302,20 +296,6 @@ def check_command(python: Path | str, exported: Path, drawing: Path, start: Sequ
     wanted = sampler(Image.open(drawing), seed=0)
     made = np.asarray(Image.open(drawing.parent / "out" / "drawing.png"), dtype=int)
     assert np.abs(made - np.asarray(wanted[0], dtype=int)).max() <= 1
-
-
-def test_a_folder_in_place_of_pictures(folder: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"is a folder: give pictures, such as .*/\*\.png"):
-        main([str(folder), str(tmp_path), "-o", str(tmp_path / "out")])
-
-
-@pytest.mark.parametrize("flag", [[], ["--window", "none"]])
-def test_without_windows_the_command_calls_the_network_on_whole_pictures(folder: Path, tmp_path: Path, flag: list[str]):
-    wide = tmp_path / "wide.png"
-    noise(0, 28, 16).save(wide)
-    main([str(folder), str(wide), "-o", str(tmp_path / "out"), "--seed", "3", *flag])
-    made = Image.open(tmp_path / "out" / "wide.png")
-    assert np.array_equal(np.asarray(made), np.asarray(OnnxBridgeSampler(folder)(wide, seed=3)[0]))
 
 
 def test_the_command_by_windows(

@@ -88,13 +88,9 @@ def test_arrays_have_values_where_the_call_says_so(sampler: Any, wanted: np.ndar
     np.testing.assert_allclose(batch[0], (wanted + 1024) / 4095, atol=1 / 4095)
     unit = sampler(STORED[None].astype(np.float32) / 2047.5 - 1, **CALL)
     np.testing.assert_allclose((unit[0] + 1) / 2 * 4095 - 1024, wanted, atol=1)
-
-
-def test_tensors_in_a_list_too(checkpoint: Path, wanted: np.ndarray[Any, Any]) -> None:
-    sampler = BridgeSampler.from_checkpoint(checkpoint)
-    (result,) = sampler([torch.from_numpy(STORED.astype(np.int32))], source_values=MR, **CALL)
-    assert (type(result), result.dtype) == (torch.Tensor, torch.int16)
-    assert np.abs(result.numpy() - wanted).max() <= 1
+    (tensor,) = sampler([torch.from_numpy(STORED.astype(np.int32))], source_values=MR, **CALL)
+    assert (type(tensor), tensor.dtype) == (torch.Tensor, torch.int16)
+    assert np.abs(tensor.numpy() - wanted).max() <= 1
 
 
 def test_percentiles_are_of_each_picture(checkpoint: Path) -> None:
@@ -163,9 +159,6 @@ def test_voxels_of_another_size_are_warned_of(checkpoint: Path, tmp_path: Path) 
             if message is None:
                 warnings.simplefilter("error")
             sampler(Picture(volume, Geometry(place), name="v"), **CALL)
-    for wrong in ([1.0, 1.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0], 1.0, "1 1 1"):
-        with pytest.raises(ValueError, match="spacing must be 3 lengths"):
-            Spec.from_config({"spacing": wrong})
 
 
 def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -181,16 +174,13 @@ def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp
         eight(tmp_path / "a.npy", **CALL)
 
 
-def test_an_8_bit_source_gives_another_targets_values(checkpoint: Path) -> None:
+def test_an_8_bit_source_gives_another_targets_values_and_a_folder_keeps_both(checkpoint: Path, tmp_path: Path) -> None:
     sampler = BridgeSampler.from_checkpoint(checkpoint)
+    sampler.save_pretrained(tmp_path / "model")
+    assert BridgeSampler.from_pretrained(tmp_path / "model").pictures == Spec(source=MR, target=HU)
     sampler.pictures = Spec(target=HU)
     (result,) = sampler(Image.new("L", (10, 8), 200), **CALL)
     assert (result.dtype, result.unit, result.shape) == (np.int16, "HU", (1, 8, 10))
-
-
-def test_a_saved_folder_keeps_the_values(checkpoint: Path, tmp_path: Path) -> None:
-    BridgeSampler.from_checkpoint(checkpoint).save_pretrained(tmp_path / "model")
-    assert BridgeSampler.from_pretrained(tmp_path / "model").pictures == Spec(source=MR, target=HU)
 
 
 def test_a_result_keeps_the_source_s_nodata_where_its_type_holds_it(checkpoint: Path, tmp_path: Path) -> None:
@@ -205,21 +195,3 @@ def test_a_result_keeps_the_source_s_nodata_where_its_type_holds_it(checkpoint: 
     found = read(tmp_path / "b.tif")
     assert found.nodata == found[0, 2, 3] == -9999
     assert (found == result).all()
-
-
-def test_a_plain_tiff_s_nodata_is_no_value(checkpoint: Path, tmp_path: Path) -> None:
-    """It changes no other pixel, and has none in the result."""
-    import tifffile
-
-    sampler = BridgeSampler.from_checkpoint(checkpoint)
-    stored = STORED.astype(np.int16)
-    results: list[Picture] = []
-    for value in (-9999, -32000):
-        stored[0, 2, 3] = value
-        tag = (42113, 2, 0, str(value), True)  # GDAL_NODATA
-        tifffile.imwrite(tmp_path / "a.tif", stored[0], photometric="minisblack", extratags=[tag])
-        (result,) = sampler(tmp_path / "a.tif", **CALL)
-        assert result[0, 2, 3] == value
-        results.append(result)
-    stored[0, 2, 3] = results[0][0, 2, 3] = results[1][0, 2, 3]
-    assert (results[0] == results[1]).all()

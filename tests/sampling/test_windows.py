@@ -1,7 +1,7 @@
 """Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from bbdm import ABridge, BridgeSampler, wrap
 from bbdm.codec import wrap_codec
 from bbdm.data.spec import Spec
-from bbdm.networks.arrays import concatenated
 from bbdm.networks.base import Wrapped
-from bbdm.networks.windows import Windows, blend
+from bbdm.networks.windows import Windows
 
 REACH = 3  # pixels around one that three convolutions of 3 x 3 see
 SOURCE = torch.rand(2, 3, 50, 77, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -70,50 +69,14 @@ def test_the_number_of_windows_is_that_of_nnunet(size: int, length: int, overlap
     """Isensee et al. 2021: ceil((I - P) / (P (1 - overlap))) + 1, equally spread."""
     starts = Windows.spread(size, length, math.ceil(overlap * length)).starts
     count = math.ceil((size - length) / (length * (1 - overlap))) + 1
-    assert len(starts) == count
     assert np.abs(np.array(starts) - np.linspace(0, size - length, count)).max() < 1
-
-
-@pytest.mark.parametrize("margin", [0, 7])
-def test_weights_of_a_pixel_add_up_to_1_and_margins_count_for_nothing(margin: int):
-    windows = Windows.spread(200, 64, 20)
-    weights = windows.gaussians(margin)
-    total = np.zeros(200)
-    for i, weight in enumerate(weights):
-        total[windows.span(i)] += weight
-    np.testing.assert_allclose(total, 1, atol=1e-12)
-    inside = slice(margin, 64 - margin)
-    assert all((weight[inside] > 0).all() for weight in weights)
-    assert all((weight[:margin] == 0).all() for weight in weights[1:])
-    assert all((weight[64 - margin :] == 0).all() for weight in weights[:-1])
-    assert (weights[0][:margin] == 1).all()
-    assert (weights[-1][64 - margin :] == 1).all()
 
 
 def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
     """That of MONAI's sliding windows: where two overlap, shares are as the Gaussians, above a floor."""
     first, second = Windows(96, 64, (0, 32)).gaussians()
-    at = np.arange(32, 64)
-    bells = [np.maximum(np.exp(-((at - shift - 31.5) ** 2) / (2 * 8**2)), 1e-3) for shift in (0, 32)]
+    bells = [np.maximum(np.exp(-((np.arange(32, 64) - shift - 31.5) ** 2) / (2 * 8**2)), 1e-3) for shift in (0, 32)]
     np.testing.assert_allclose(first[32:] / second[:32], bells[0] / bells[1], rtol=1e-9)
-
-
-@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-@pytest.mark.parametrize("together", [1, 3, 100])
-def test_blending_of_values_is_the_values(kind: Callable[[Any], Any], together: int):
-    """A function of single pixels gives the same on windows, in memory of one's own too."""
-    image = kind(np.random.default_rng(0).random((2, 3, 40, 33), dtype=np.float32))
-    sides = [Windows.spread(40, 12, 3), Windows.spread(33, 10, 6)]
-    weights = [kind(side.gaussians().astype(np.float32)) for side in sides]
-
-    def squares(spans: list[Any]) -> Any:
-        return concatenated([image[(..., *span)] ** 2 for span in spans])
-
-    whole = blend(squares, sides, weights, together)
-    np.testing.assert_allclose(np.asarray(whole), np.asarray(image) ** 2, atol=1e-6)
-    out = kind(np.zeros((2, 3, 40, 33), np.float32))
-    assert blend(squares, sides, weights, together, out=out) is out
-    np.testing.assert_array_equal(np.asarray(out), np.asarray(whole))
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency"])
@@ -164,64 +127,65 @@ class Recorder(nn.Module):
         return x * self.weight
 
 
-def test_calls_and_progress():
-    """1 image of 100 x 40 in windows of 32 at overlap 0.25: 4 x 2, at most 3 at once, so 3 calls a step."""
+@pytest.fixture
+def recorder() -> tuple[Recorder, BridgeSampler]:
     recorder = Recorder()
-    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=2)
+    return recorder, BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=2)
+
+
+Recorded = tuple[Recorder, BridgeSampler]
+
+
+def grey(*shape: int) -> Tensor:
+    return torch.full(shape, -0.5)
+
+
+def test_calls_and_progress(recorder: Recorded):
+    """1 image of 100 x 40 in windows of 32 at overlap 0.25: 4 x 2, at most 3 at once, so 3 calls a step."""
+    module, made = recorder
     seen: list[tuple[int, int]] = []
-    made(torch.full((1, 3, 100, 40), -0.5), seed=0, window=32, batch_size=3, progress=lambda *each: seen.append(each))
-    assert recorder.shapes == [(3, 3, 32, 32), (3, 3, 32, 32), (2, 3, 32, 32)] * 2
+    made(grey(1, 3, 100, 40), seed=0, window=32, batch_size=3, progress=lambda *each: seen.append(each))
+    assert module.shapes == [(3, 3, 32, 32), (3, 3, 32, 32), (2, 3, 32, 32)] * 2
     assert seen == [(done, 6) for done in range(1, 7)]
-    recorder.shapes.clear()
-    seen.clear()
-    made(torch.full((2, 3, 100, 40), -0.5), seed=0, window=32, batch_size=5, progress=lambda *each: seen.append(each))
-    assert [shape[0] for shape in recorder.shapes] == [4] * 8
+    module.shapes.clear()
+    made(grey(2, 3, 100, 40), seed=0, window=32, batch_size=5, progress=lambda *each: seen.append(each))
+    assert [shape[0] for shape in module.shapes] == [4] * 8
     assert seen[-1] == (8, 8)
 
 
-def test_a_network_of_one_shape_gets_full_batches(monkeypatch: pytest.MonkeyPatch):
+def test_a_network_of_one_shape_gets_full_batches(recorder: Recorded, monkeypatch: pytest.MonkeyPatch):
     """As a compiled one does."""
-    recorder = Recorder()
-    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
+    module, made = recorder
     monkeypatch.setattr(made, "_shapes", replace(made._shapes, fill=True))
-    made(torch.full((3, 3, 100, 40), -0.5), seed=0, window=32, batch_size=5)
-    made(torch.full((1, 3, 64, 70), -0.5), seed=0, window=32, batch_size=5)
-    assert set(recorder.shapes) == {(5, 3, 32, 32)}
+    made(grey(3, 3, 100, 40), seed=0, window=32, batch_size=5)
+    made(grey(1, 3, 64, 70), seed=0, window=32, batch_size=5)
+    assert set(module.shapes) == {(5, 3, 32, 32)}
 
 
-def test_windows_are_those_of_training_crops():
-    recorder = Recorder()
-    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
+def test_windows_are_those_of_training_crops_and_a_shorter_side_is_one(recorder: Recorded):
+    module, made = recorder
     made.pictures = Spec(crop=(16, 24))
-    made(torch.full((1, 3, 40, 40), -0.5), seed=0)
-    assert {shape[2:] for shape in recorder.shapes} == {(16, 24)}
-    whole: list[tuple[tuple[int, int], dict[str, Any]]] = [((40, 40), {"window": None}), ((12, 20), {})]
-    for size, settings in whole:
-        recorder.shapes.clear()
-        made(torch.full((1, 3, *size), -0.5), seed=0, **settings)
-        assert recorder.shapes == [(1, 3, *size)]
-
-
-def test_a_side_that_is_shorter_than_a_window_is_one():
-    recorder = Recorder()
-    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
-    made(torch.full((1, 3, 20, 90), -0.5), seed=0, window=32)
-    assert {shape[2:] for shape in recorder.shapes} == {(20, 32)}
+    for size, settings, expected in (
+        ((40, 40), {}, (16, 24)),
+        ((40, 40), {"window": None}, (40, 40)),
+        ((12, 20), {}, (12, 20)),
+        ((20, 90), {"window": 32}, (20, 32)),
+    ):
+        module.shapes.clear()
+        made(grey(1, 3, *size), seed=0, **settings)
+        assert {shape[2:] for shape in module.shapes} == {expected}
 
 
 def test_latents_are_seen_by_windows():
     """A codec of single cells of 4 x 4 pixels: windows of 32 pixels are 8 x 8 latents."""
-    down, up = nn.PixelUnshuffle(4), nn.PixelShuffle(4)
-    recorder = Recorder()
+    down, up, module = nn.PixelUnshuffle(4), nn.PixelShuffle(4), Recorder()
     holder = nn.ModuleList([nn.Conv2d(1, 1, 1)])
-    codec = wrap_codec(
-        holder, channels=48, stride=4, encode=lambda module, image: down(image), decode=lambda module, z: up(z)
-    )
-    made = BridgeSampler(wrap(recorder, channels=48).eval(), ABridge(), "sde-dpm2m", steps=2, codec=codec)
+    codec = wrap_codec(holder, channels=48, stride=4, encode=lambda _, image: down(image), decode=lambda _, z: up(z))
+    made = BridgeSampler(wrap(module, channels=48).eval(), ABridge(), "sde-dpm2m", steps=2, codec=codec)
     whole = made(SOURCE, seed=1)
-    recorder.shapes.clear()
+    module.shapes.clear()
     torch.testing.assert_close(made(SOURCE, seed=1, window=32), whole, rtol=0, atol=1e-5)
-    assert {shape[1:] for shape in recorder.shapes} == {(48, 8, 8)}
+    assert {shape[1:] for shape in module.shapes} == {(48, 8, 8)}
 
 
 def test_bfloat16_is_blended_in_float32():
@@ -253,9 +217,9 @@ def test_what_a_network_prepares_is_the_same_on_windows():
     assert (plain(SOURCE, seed=3) - whole).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_what_is_refused():
+    made = sampler(stride=4)
+    for settings, message in (
         ({"window": 30}, "multiple of the network's stride 4, got 30"),
         ({"window": 0}, "multiple of the network's stride 4, got 0"),
         ({"window": "32"}, "must be a side, .height, width., 'auto' or None, got '32'"),
@@ -266,8 +230,6 @@ def test_what_a_network_prepares_is_the_same_on_windows():
         ({"window": 32, "overlap": "a quarter"}, "overlap must be"),
         ({"window": 32, "margin": -1}, "margin must be an integer of at least 0, got -1"),
         ({"window": 32, "margin": 15}, "margin must leave at least 4 pixels of a window of 32, got 15"),
-    ],
-)
-def test_what_is_refused(settings: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        sampler(stride=4)(SOURCE, **settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(SOURCE, **settings)

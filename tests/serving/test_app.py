@@ -259,6 +259,22 @@ def test_a_network_gets_a_class_and_is_guided(tmp_path: Path):
         load(AppConfig(tmp_path / "needs.pt", device="cpu"))
 
 
+def test_a_network_of_two_directions_has_a_switch(tmp_path: Path):
+    unet = tiny_unet(0, condition_channels=3, classes={"direction": ("AtoB", "BtoA")})
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight)
+    save_checkpoint(tmp_path / "c.pt", unet.eval(), BRIDGE, steps=2)
+    config, sampler = AppConfig(tmp_path / "c.pt", device="cpu"), BridgeSampler.from_checkpoint(tmp_path / "c.pt")
+    inputs = PICTURES, None, saved(tmp_path, noise(0)), 1, False, "dpm2m", 2, "5"
+    for number, way in enumerate(("AtoB", "BtoA")):
+        *_, last = run(Panel(config, "c"), *inputs, 1, number)
+        assert same(last[3][0].picture, sampler(noise(0), 5, direction=way)[0])
+    found = components(config)
+    assert [list(each) for each in found["direction"]["choices"]] == [["AtoB", 0], ["BtoA", 1]]
+    assert not found["Guidance"]["visible"]
+
+
 def test_the_end_of_the_app_ends_translations(panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shown = panel.translate({"a": noise(0)}, [5], False, lambda *_, **__: None, solver="ancestral", steps=100)
     next(shown)

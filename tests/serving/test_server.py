@@ -84,6 +84,22 @@ def test_pictures_that_are_translated_alike_are_a_batch():
     assert all(output is item.pixels for output, item in zip(outputs, items, strict=True))
 
 
+def test_a_request_says_the_direction(tmp_path: Path):
+    unet = tiny_unet(condition_channels=3, classes={"direction": ("AtoB", "BtoA")})
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=50), steps=2)
+    assert facts(ServeConfig(model=tmp_path / "c.pt")).solver == "dpm2m"
+    sampler, picture = BridgeSampler.from_checkpoint(tmp_path / "c.pt"), np.asarray(noise(0))
+    ways: list[Any] = [None, "BtoA", "AtoB"]
+    made = translate_together(sampler, [Item(picture, None, None, 3, way) for way in ways])
+    for result, way in zip(made, ways, strict=True):
+        assert np.array_equal(result, sampler(picture, 3, direction=way or "AtoB"))
+    alone = BridgeSampler(tiny_unet(condition_channels=3), ABridge(num_steps=50))
+    (refused,) = translate_together(alone, [Item(picture, None, None, 3, "BtoA")])
+    assert refused == (422, "this network has one direction, got 'BtoA'")
+
+
 def test_a_lack_of_memory_fails_the_pictures_of_one_size(caplog: pytest.LogCaptureFixture):
     def sampler(sources: list[Any], seeds: list[int], solver: Any, **_: Any) -> list[Any]:
         if sources[0].shape[0] > SIZE:

@@ -26,6 +26,7 @@ TRAIN = "tests.training.tiny_train"
         ("", "--grad_accumulation 2"),
         ("--compile", ""),
         ("--grad_clip 0.1", ""),
+        ("--direction both --objective preconditioned --loss l2", "--grad_accumulation 2"),
         ("--gradient_checkpointing", ""),
         ("--workers 1", "a table"),
     ],

@@ -53,15 +53,13 @@ class File:
 
         Values are by the last part of the name, the innermost one where there are several.
         """
-        objects = [value for key, value in self.values.items() if isinstance(value, Stub) and _holds(key, prefix)]
-        inside = sorted(
-            (key for key in self.values if _holds(key.rpartition(".")[0], prefix)), key=lambda k: k.count(".")
-        )
+
+        def holds(name: str) -> bool:
+            return not name or prefix.startswith(f"{name}.")
+
+        objects = [value for key, value in self.values.items() if isinstance(value, Stub) and holds(key)]
+        inside = sorted((key for key in self.values if holds(key.rpartition(".")[0])), key=lambda k: k.count("."))
         return objects, {key.rpartition(".")[2]: self.values[key] for key in inside}
-
-
-def _holds(name: str, prefix: str) -> bool:
-    return prefix.startswith(f"{name}." if name else "")
 
 
 def summary(content: Any) -> str:

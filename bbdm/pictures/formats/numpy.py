@@ -22,7 +22,7 @@ def header(path: Path) -> Header:
         ValueError: it has objects, complex numbers, or other than 2 to 4 axes; or is shorter than its header
             says.
     """
-    array = np.lib.format.open_memmap(path, mode="r")
+    array = _mapped(path)
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise ValueError(f"it must be (H, W), (C, H, W) or (C, D, H, W), got {array.shape}")
     shape = (1, *array.shape) if array.ndim == 2 else array.shape
@@ -31,8 +31,7 @@ def header(path: Path) -> Header:
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window."""
-    array = np.lib.format.open_memmap(header.path, mode="r").reshape(header.shape)
-    return np.asarray(array[(slice(None), *window)], header.dtype)
+    return np.asarray(_mapped(header.path).reshape(header.shape)[(slice(None), *window)], header.dtype)
 
 
 def write(path: Path, picture: Picture) -> None:
@@ -43,3 +42,10 @@ def write(path: Path, picture: Picture) -> None:
     """
     checks.check_held(path.suffix, picture, (*checks.REAL, "float16"))
     np.save(path, np.asarray(picture))  # a mapped picture is not copied
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise ValueError(f"it is truncated, or holds no numbers: {error}") from error
