@@ -128,6 +128,22 @@ def test_ancestral_brownian_rows():
         assert row @ [x, y, x0, 99.0, z] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 999])
+def test_ancestral_brownian_steps_of_any_length(steps: int):
+    """Those of a Brownian motion of variance 2 max_variance, at times that fall as a square."""
+    bridge = BrownianBridge(max_variance=0.5)
+    times = solvers.build(bridge, "ancestral", steps=steps).timesteps
+    assert len(times) == steps
+    assert times[0] == 1000
+    assert np.all(np.diff(times) < 0)
+    ideal = 1000 * (1 - np.arange(steps) / steps) ** 2
+    assert np.all((np.abs(times - ideal) < 0.501) | (times == steps - np.arange(steps)))  # or each time is taken
+    rows = solvers.build(bridge, "ancestral", [1000, 400, 3]).coefficients
+    assert rows[:2, 4] == pytest.approx([0.6**0.5, 0.397**0.5])
+    assert rows[:, 0] == pytest.approx([0.4, 3 / 400, 0])
+    assert rows[:, 2] == pytest.approx(1 - rows[:, 0])
+
+
 def test_choices():
     every = {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == {**every, "mean": 1}
@@ -232,6 +248,7 @@ def build(solver: Any = "dpm2m", bridge: Bridge | None = None, **settings: Any) 
         (lambda: build("ancestral", ABridge(4), timesteps=[4, 3, 2]), r"timesteps down to 1, got \[4, 3, 2\]"),
         (lambda: build("ancestral", I2SB(), steps=10.0), r"steps must be an integer in \[1, 999\] for .*, got 10.0"),
         (lambda: build("ancestral", I2SB(), steps=0), r"steps must be an integer in \[1, 999\] for .*, got 0"),
+        (lambda: build("ancestral", BrownianBridge(4), steps=5), r"steps must be an integer in \[1, 4\] for .*, got 5"),
         (lambda: build("ancestral", BrownianBridge.bbdm()), "does not exist for the original BBDM"),
         (
             lambda: solvers.StepTable(np.array([1]), np.ones((1, 3)), np.ones((1, 4))),

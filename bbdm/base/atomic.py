@@ -95,11 +95,6 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(4)}.tmp"
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a name is one of :func:`temporary_name`."""
-    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name) is not None
-
-
 def remove_leftovers(path: Path) -> None:
     """Delete the temporary files that killed processes left beside a file. No process may be writing it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -109,7 +104,7 @@ def remove_leftovers(path: Path) -> None:
 def remove_all_leftovers(folder: Path) -> None:
     """Delete the temporary files that killed processes left in a folder. No process may be writing there."""
     for leftover in folder.glob(".*.tmp"):
-        if is_temporary(leftover.name):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", leftover.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 

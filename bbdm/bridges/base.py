@@ -87,6 +87,20 @@ class Bridge(Path):
         weights = self.objectives[self.objective](self, t)
         return Weights(*np.broadcast_arrays(*weights, np.zeros_like(self._time(t)))[:-1])
 
+    @property
+    def markov(self) -> bool:
+        """Whether a network that does not see the source may simulate it: a path forgets where it began.
+
+        What the network is shown and x0hat have no part of y, and the path is a bridge of a diffusion, with
+        sigma^2 in proportion to alpha beta. Then a step of the solver ``posterior`` has no part of y either.
+        """
+        times = np.linspace(self.low, self.top, 65)[:-1] if self.continuous else np.arange(self.low, self.top)
+        alpha, beta, sigma = self.at(times)
+        if self.deterministic or not np.all(sigma > 0):
+            return False
+        ratio, (_, i_y, _, p_y, _) = alpha * beta / sigma**2, self.weights(times)
+        return not (np.any(i_y) or np.any(p_y)) and bool(np.allclose(ratio, ratio[0]))
+
     def input(self, t: npt.ArrayLike) -> Array:
         """(..., 2) weights of x_t and y in what the network is shown."""
         return np.stack(self.weights(t)[:2], axis=-1)

@@ -170,22 +170,26 @@ class BrownianBridge(Bridge):
             return m / (1 - m) if self.deterministic else np.sqrt(2 * self.max_variance * m / (1 - m))
 
     def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
-        """Every time; ValueError for the original BBDM's schedules, too."""
-        if self.schedule != "exact":
-            raise ValueError("solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'")
-        return super().ancestral_times(steps)
-
-    def ancestral(self, times: npt.NDArray[Any]) -> Array:
-        """Euler-Maruyama of the reverse SDE with diffusion sqrt(2 max_variance), at every time (sde-bbdm).
+        """Every time, or T (1 - i / steps)^2, whose steps are as the root of the time.
 
         Raises:
-            ValueError: times are not consecutive, or do not end at 1.
+            ValueError: of the original BBDM's schedules, or steps out of range.
         """
-        check_consecutive(times)
-        t = times.astype(np.float64)
-        noise = np.where(t > 1, np.sqrt(2 * self.max_variance / self.num_steps), 0.0)
-        zero = np.zeros_like(t)
-        return np.stack([1 - 1 / t, zero, 1 / t, zero, noise], axis=1)
+        if self.schedule != "exact":
+            raise ValueError("solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'")
+        if steps is None:
+            return super().ancestral_times(None)
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= self.num_steps:
+            raise ValueError(f"steps must be an integer in [1, {self.num_steps}] for this sampler, got {steps!r}")
+        left = steps - np.arange(steps)  # so many times are still to come
+        return np.maximum(np.rint(self.num_steps * (left / steps) ** 2), left).astype(np.int64)
+
+    def ancestral(self, times: npt.NDArray[Any]) -> Array:
+        """Euler-Maruyama of the reverse SDE with diffusion sqrt(2 max_variance); sde-bbdm at every time."""
+        step, zero = -np.diff(times, append=0).astype(np.float64), np.zeros(len(times))
+        noise = np.sqrt(2 * self.max_variance / self.num_steps * step)
+        noise[-1] = 0  # the last step ends in the estimate
+        return np.stack([1 - step / times, zero, step / times, zero, noise], axis=1)
 
 
 def check_consecutive(times: npt.NDArray[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -43,6 +43,11 @@ class Statistics:
     sigma_data: float = field(default=PICTURES, repr=False)
     sigma_source: float = field(default=PICTURES, repr=False)
     cov: float = field(default=0.0, repr=False)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """The values by name."""
+        return {each.name: getattr(self, each.name) for each in fields(Statistics)}
 
 
 class Path(Statistics, ABC):

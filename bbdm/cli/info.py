@@ -35,6 +35,8 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}"
     yield "settings", unet.config
     yield "conditions", unet.config.described if unet.config.each else "none"
+    if unet.config.two_way:
+        yield "directions", "AtoB; with BtoA, the values of sources and targets change places"
     yield "bridge", bridge
     yield from of_pictures(checkpoint.image_size, checkpoint.pictures)
     yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -16,10 +17,11 @@ from bbdm.base.settings import from_values, setting
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
 from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import Crops, DataConfig
+from bbdm.data.rows import UNPAIRED
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.config import DITS, UNETS, DiTConfig
 from bbdm.pictures.images import Size, read_size
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import TrainConfig, UnpairedConfig
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,15 @@ BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, BRIDGES)  # pyright: ignore
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
+UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
+    "bridge": "brownian",
+    "objective": "preconditioned",
+    "density": "uniform",
+    "loss": "l2",
+    "source_as": "none",
+    "direction": "both",
+    "ema_decay": 0.999,
+}
 SMALL = {
     "image_size": 64,
     "batch_size": 16,
@@ -87,8 +98,8 @@ def read_shares(text: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingCommand, DataConfig, TrainConfig):
-    """A training of a bridge. ``Train.of(preset=...)`` has the defaults of a preset.
+class Train(TrainingCommand, DataConfig, UnpairedConfig):
+    """A training of a bridge. ``Train.of(preset=...)`` has the defaults of a preset, and of the data set.
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.
@@ -110,6 +121,9 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
     objective: str | None = setting(None, "what the network predicts; the bridge's own if unset", choices=OBJECTIVES)
     density: Density = setting("uniform", "of training times")
     spread: float | None = setting(None, "of targets less sources, in [-1, 1]; measured if unset and it counts")
+    eps: float | None = setting(
+        None, "variance of the path between two sets; that of their values if unset", group="unpaired"
+    )
     image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
     channels: Literal[1, 3] | None = setting(
         None, "1 for grey pictures; 3 if unset, or the autoencoder's", group="network"
@@ -132,12 +146,14 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the preset."""
-        return PRESET_SETTINGS[values.get("preset", "paper")]
+        """Those of the preset, and of a training without pairs."""
+        sets = UNPAIRED_SETTINGS if values.get("dataset") == UNPAIRED else {}
+        return PRESET_SETTINGS[values.get("preset", "paper")] | sets
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        TrainConfig.__post_init__(self)
+        UnpairedConfig.__post_init__(self)
+        self._check_sets()
         latent = self.vqgan_path is not None
         if not latent and (self.cache_latents or self.normalize_latents):
             raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
@@ -162,13 +178,37 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
+    def _check_sets(self) -> None:
+        """Raise ValueError where settings of two sets are of another data set, or the other way round."""
+        if self.dataset != UNPAIRED:
+            if own := self.named & {"eps", "pairing", "pairing_steps", "simulation_steps"}:
+                raise ValueError(f"{min(own)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
+            return
+        if self.eps is not None and not (isfinite(self.eps) and self.eps > 0):
+            raise ValueError(f"eps must be a positive number, got {self.eps}")
+        for name in (
+            "bridge",
+            "loss",
+            "source_as",
+            "direction",
+            "conditions",
+            "slices",
+            "cache_images",
+            "cache_latents",
+        ):
+            value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
+            if value != wanted:
+                raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
+
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
         import torch
 
         from bbdm.data.cached import LatentDataset, measure
         from bbdm.training import initial
+        from bbdm.training.bridge import BridgeTask
         from bbdm.training.trainer import Trainer
+        from bbdm.training.unpaired import UnpairedTask, between_sets
 
         verbose = self.shown and team.first
         codec = None if self.vqgan_path is None else codec_for(self.vqgan_path, self.preset, team.device)
@@ -203,13 +243,20 @@ class Train(TrainingCommand, DataConfig, TrainConfig):
 
         if self.whiten and resumed is None:
             initial.whiten(unet, pairs, codec, team.device)
-        bridge = replace(bridge, **measured | spread)
-        if initial.used(bridge) and not measured | spread:
+        unpaired = self.dataset == UNPAIRED
+        bridge: Any = replace(bridge, **measured | spread)
+        if unpaired and resumed is not None:
+            own = getattr(resumed.bridge, "max_variance", 1.0)  # of another bridge, the resume refuses it
+            bridge = replace(bridge, max_variance=own if self.eps is None else self.eps / 2)
+        elif unpaired or (initial.used(bridge) and not measured | spread):
             bridge = initial.fitted(bridge, unet, pairs, codec, team.device)
+            bridge = between_sets(bridge, self.eps) if unpaired else bridge
+            found = {**bridge.statistics, **({"eps": 2 * bridge.max_variance} if unpaired else {})}
             if team.first:
-                print(f"measured: {', '.join(f'{name} {value:g}' for name, value in bridge.statistics.items())}")
-        config = from_values(TrainConfig, vars(self))
-        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team)
+                print(f"measured: {', '.join(f'{name} {value:g}' for name, value in found.items())}")
+        config = from_values(UnpairedConfig if unpaired else TrainConfig, vars(self))
+        task = UnpairedTask if unpaired else BridgeTask
+        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, task=task)
 
 
 def build_bridge(

@@ -21,6 +21,7 @@ from bbdm.data.examples import CONDITION, Example, trimmed
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row
+from bbdm.data.unpaired import UnpairedRows
 from bbdm.pictures.picture import scale
 
 PAIRS_IN_STATISTICS = 16  # in a batch
@@ -53,6 +54,8 @@ class CachedExamples(Pairs):
     def __init__(self, dataset: Pairs, folder: Path, workers: int = 0, progress: bool = False, **settings: Any) -> None:
         if dataset.spec.crop is not None:
             raise ValueError(f"crops are others in each epoch, and a cache of {self.WHAT} would keep the first")
+        if isinstance(dataset.rows, UnpairedRows):
+            raise ValueError(f"two sets have other pairs in each epoch, and a cache of {self.WHAT} would keep some")
         vars(self).update(vars(dataset))
         self.stream = None  # stored examples are read by index
         self.dataset, self.folder, block = dataset, folder, self.BLOCK

@@ -179,10 +179,8 @@ def first_look(pairs: Pairs) -> list[str]:
     found: list[str] = []
     for role, each in shares.items():
         if each and (share := float(np.mean(each))) > CLIPPED:
-            found.append(
-                f"{100 * share:.2g} % of the values of the first {len(each)} {role}s are outside of their range, "
-                f"{getattr(pairs.spec, role)}, and clipped to it"
-            )
+            values = f"{100 * share:.2g} % of the values of the first {len(each)} {role}s"
+            found.append(f"{values} are outside of their range, {getattr(pairs.spec, role)}, and clipped to it")
     if flat:
         found.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
     if stretched:

@@ -26,6 +26,8 @@ from bbdm.data.reading import LOOKED_AT, Column, Reader, first
 from bbdm.data.rows import Row, named, paths_of, shown
 from bbdm.data.spec import ROLES, Spec
 from bbdm.data.tables import StreamedRows, TableRows
+from bbdm.data.unpaired import UnpairedRows
+from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import files, images
 from bbdm.pictures.picture import scale
 
@@ -76,7 +78,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         known = conditions.fitted(spec.conditions, rows, self.reader)
         self.spec = spec = replace(spec, conditions=known)
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
-        self.stream = rows if isinstance(rows, StreamedRows) else None
+        self.stream = rows if isinstance(rows, StreamedRows | UnpairedRows) else None  # which draw an epoch themselves
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
         self.left_out: set[str] = set()
@@ -295,7 +297,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
         known, own = self.spec.conditions, self._own_digest
-        about = {name: [str(each), each.size, each.label] for name, each in known.items()}
+        labels = {name: each.label for name, each in known.items() if name != DIRECTION}  # the pairs are the same
+        about = {name: [str(each), each.size, labels.get(name)] for name, each in known.items()}
         columns = ["name", *(name for name, each in known.items() if each.kind == "class" and each.label is None)]
         texts = [own] if own is not None else ("\n".join(str(row.get(name)) for name in columns) for row in self.rows)
         content = "".join([json.dumps([self._ends, self._prepared, about]), *texts])

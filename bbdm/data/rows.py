@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from bbdm.data import tables
+from bbdm.data.unpaired import UnpairedRows
 from bbdm.pictures import files, formats
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ Row = Mapping[str, Any]
 SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
 PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
+UNPAIRED = "unpaired"  # the layout of two sets without pairs
 
 
 class Half(NamedTuple):
@@ -80,7 +82,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
         ValueError: an unknown layout, no pictures, or a file without a counterpart, which is named.
     """
     read_layout(dataset)
-    folders, *others = COLUMN.split(data_dir)
+    folders, *others = [data_dir] if dataset == UNPAIRED else COLUMN.split(data_dir)
     columns = {name: where.replace("{split}", split) for name, _, where in (each.partition("=") for each in others)}
     if dataset in tables.LAYOUTS:
         return DATASETS[dataset](folders.replace("{split}", split), split, columns)
@@ -92,7 +94,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
-    return _joined(parts)
+    return UnpairedRows(*(part.cells for part in parts)) if dataset == UNPAIRED else _joined(parts)
 
 
 def _joined(parts: Sequence[Part]) -> list[Row]:
@@ -191,6 +193,14 @@ def _paired(data_dir: str, split: str) -> list[Part]:
     return [*(_pictures("source", folder) for folder in folders), _pictures("target", target)]
 
 
+def _unpaired(data_dir: str, split: str) -> list[Part]:
+    """A,B: two folders of pictures that have nothing to do with each other; neither has further columns."""
+    folders = data_dir.replace("{split}", split).split(",")
+    if len(folders) != 2 or not all(folders):
+        raise ValueError(f"data_dir of 'unpaired' must be two folders, A,B, and no columns; got {data_dir!r}")
+    return [_pictures(side, folder) for side, folder in zip(SIDES, folders, strict=True)]
+
+
 def _folder(data_dir: str, split: str) -> list[Part]:
     """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
     root = Path(data_dir.replace("{split}", split))
@@ -250,6 +260,7 @@ DATASETS: dict[str, Callable[..., Any]] = {
     "face2comics": A_B,
     "cityscapes": _below("gtFine/{split}/*_gtFine_color", "leftImg8bit/{split}/*_leftImg8bit"),
     "paired": _paired,
+    UNPAIRED: _unpaired,
     "folder": _folder,
     "table": _table,
     **tables.LAYOUTS,

@@ -70,18 +70,21 @@ class ConditionInput:
 
     def check(self, value: Any) -> None:
         """Raise ValueError unless a tensor has the axes, the size and, where seen at no cost, the values."""
-        shape = tuple(value.shape)
-        got: Any = f"{shape} of {value.dtype}"
+        shape = value.shape
         if self.kind == "image":
-            fits, expected = len(shape) > 3 and shape[1] == self.size, f"{self.size} channels"
-            got = shape[1] if len(shape) > 1 else got
+            fits = len(shape) > 3 and shape[1] == self.size
         elif self.kind == "tokens":
-            fits, expected = len(shape) == 3 and shape[2] == self.size, f"shape (B, L, {self.size})"
+            fits = len(shape) == 3 and shape[2] == self.size
         else:
-            fits, expected = self._are_classes(value), f"shape (B,) of int64, below {self.size}"
-            got = got if fits or len(shape) != 1 else value.tolist()
+            fits = self._are_classes(value)
         if not fits:
-            raise ValueError(f"condition {self.name!r} must have {expected}, got {got}")
+            got: Any = f"{tuple(shape)} of {value.dtype}"
+            if self.kind == "image" and len(shape) > 1:
+                got = shape[1]
+            elif self.kind == "class" and len(shape) == 1:
+                got = value.tolist()
+            wanted = {"image": "{} channels", "class": "shape (B,) of int64, below {}", "tokens": "shape (B, L, {})"}
+            raise ValueError(f"condition {self.name!r} must have {wanted[self.kind].format(self.size)}, got {got}")
 
     def _are_classes(self, value: Any) -> bool:
         if value.ndim != 1 or "int" not in str(value.dtype):

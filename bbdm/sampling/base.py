@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -31,8 +30,8 @@ from bbdm.networks.guidance import Guidance, read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import AT_ONCE, PIXELS_AT_ONCE, Distribution, runs_of, sample_seeds
-from bbdm.sampling.loop import Advance, Batch, Loop, Plan, Shapes, Step
-from bbdm.sampling.options import Options, Progress, Seed, Timesteps, WindowOptions
+from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step
+from bbdm.sampling.options import Options, Seed, Timesteps, WindowOptions, counted
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import AnySolver, StepTable
 
@@ -176,7 +175,7 @@ class Sampler(Loop, Generic[Array]):
         self, o = self._of(options)
         plan = self._plan(o)
         sources, batches = self._read(plan, source, seed, o)
-        advance = _counted(o.progress, lambda: self._all_calls(plan, batches))
+        advance = counted(o.progress, lambda: sum(self._calls(plan, each, len(each.source)) for each in batches))
         return sources.restore([(b.indices, self._translate(plan, b, advance, callback=o.callback)) for b in batches])
 
     def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
@@ -192,7 +191,7 @@ class Sampler(Loop, Generic[Array]):
         return self._stream(plan, batches, o)
 
     def _stream(self, plan: Plan, batches: list[Batch], o: Options) -> Iterator[Step]:
-        advance = _counted(o.progress, lambda: self._all_calls(plan, batches))
+        advance = counted(o.progress, lambda: sum(self._calls(plan, each, len(each.source)) for each in batches))
         for batch in batches:
             with self._inference():
                 states = self._states(plan, batch, self._inputs(batch), advance)
@@ -243,7 +242,7 @@ class Sampler(Loop, Generic[Array]):
         found = Distribution(sources, seeds, keep)
         runs = [run for group in groups for run in runs_of(self._shapes, group, samples, o.batch_size)]
         counts = [(whole, len(rows)) for whole, parts in runs for rows, _, _ in parts]
-        advance = _counted(o.progress, lambda: sum(self._calls(plan, *each) for each in counts))
+        advance = counted(o.progress, lambda: sum(self._calls(plan, *each) for each in counts))
         for whole, parts in runs:
             with self._inference():
                 encoded = self._inputs(whole)
@@ -352,28 +351,3 @@ class Sampler(Loop, Generic[Array]):
             count = only[0] if only else o.batch_size
             batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
         return sources, batches
-
-    def _all_calls(self, plan: Plan, batches: Sequence[Batch]) -> int:
-        """The network calls of batches."""
-        return sum(self._calls(plan, batch, len(batch.source)) for batch in batches)
-
-
-def _counted(progress: Progress, total: Callable[[], int]) -> Advance:
-    """A function that reports network calls, of a total, to a function or to people."""
-    if not progress:
-        return lambda _: None
-    report, done, most = progress if callable(progress) else _printed, 0, total()
-
-    def advance(calls: int) -> None:
-        nonlocal done
-        done += calls
-        report(done, most)
-
-    if report is _printed:
-        advance(0)
-    return advance
-
-
-def _printed(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\rnetwork call {done} of {total}", end=end, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -198,3 +199,24 @@ def check_range(value: Any) -> Range:
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"range must be (low, high) with low < high, got {value!r}")
     return low, high
+
+
+def counted(progress: Progress, total: Callable[[], int]) -> Callable[[int], Any]:
+    """A function that reports network calls, of a total, to a function or to people."""
+    if not progress:
+        return lambda _: None
+    report, done, most = progress if callable(progress) else _printed, 0, total()
+
+    def advance(calls: int) -> None:
+        nonlocal done
+        done += calls
+        report(done, most)
+
+    if report is _printed:
+        advance(0)
+    return advance
+
+
+def _printed(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rnetwork call {done} of {total}", end=end, file=sys.stderr, flush=True)

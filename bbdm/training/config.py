@@ -9,6 +9,7 @@ from bbdm.base.settings import check, setting
 
 Loss = Literal["l1", "l2", "huber"]
 Optimizer = Literal["adam", "adamw"]
+Pairing = Literal["random", "identity"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "plateau"]
 FREE = {  # what may change when a run resumes
@@ -87,6 +88,17 @@ class TrainConfig(BridgeConfig):
     """How to train a bridge."""
 
     loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
+
+
+@dataclass(frozen=True)
+class UnpairedConfig(TrainConfig):
+    """How to train between two sets without pairs."""
+
+    pairing: Pairing = setting(
+        "random", "ends before they are made: random pairs, or identity, each its own; of the data set 'unpaired'"
+    )
+    pairing_steps: int = setting(2000, "optimizer steps on these ends", least=1)
+    simulation_steps: int = setting(16, "steps of the solver that makes the other ends", least=2)
 
 
 @dataclass(frozen=True)

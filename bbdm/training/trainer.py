@@ -204,9 +204,13 @@ class Trainer:
                 ends.callback(self.run.end)
                 pairs = {**self.pairs, "stamps": self.train.stamps_digest()}
                 self.run.begin(self.epoch, {"train": asdict(self.config), **self.task.description, "pairs": pairs})
-                late = {"warmup_steps": True, "adversarial_start": getattr(self.task, "adversary", None) is not None}
-                for name in (each for each, counts in late.items() if counts and not self.step):
-                    if (begin := getattr(self.config, name)) >= self.total_steps:
+                late = [
+                    "warmup_steps",
+                    "pairing_steps",
+                    *["adversarial_start"] * bool(getattr(self.task, "adversary", 0)),
+                ]
+                for name in [] if self.step else late:
+                    if (begin := getattr(self.config, name, 0)) >= self.total_steps:
                         steps = f"the run has {self.total_steps} optimizer steps"
                         log.warning("%s=%s, and %s: lower it, or train longer", name, begin, steps)
             for callback in self._called:

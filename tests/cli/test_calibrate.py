@@ -56,24 +56,6 @@ def test_the_file_has_the_intervals_of_the_library(place: Path, capsys: pytest.C
     assert run("--overwrite")["alpha"] == 0.1
 
 
-def test_an_interrupted_command_resumes(place: Path, monkeypatch: pytest.MonkeyPatch):
-    made, original = [], BridgeSampler.distribution
-
-    def interrupted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(1)
-        return original(self, *args, **settings)
-
-    monkeypatch.setattr(BridgeSampler, "distribution", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert not Path("c.intervals.json").exists()
-    made[:] = [0] * 5
-    run()
-    assert len(made) == 5 + 6
-
-
 def test_what_a_failed_calibration_measured_does_not_block_the_advised_one(place: Path):
     """The mean is one picture, so no number of its standard deviations is enough."""
     words = ["c.pt", "edge2shoes", "data", *FLAGS[:4], "--solver", "mean", "--quiet"]

@@ -61,7 +61,7 @@ def test_scores_intervals_and_what_a_file_holds(place: Path, capsys: pytest.Capt
         translate.main([*maps, "AtoB"])
     capsys.readouterr()
     info.main(["m.pt"])
-    assert "'direction' (2 classes: AtoB, BtoA)" in capsys.readouterr().out
+    assert "AtoB; with BtoA, the values of sources and targets change places" in capsys.readouterr().out
 
 
 def test_it_is_trained_resumed_and_distilled(place: Path) -> None:

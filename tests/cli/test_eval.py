@@ -1,9 +1,7 @@
 """`bbdm eval` as a user runs it, with networks too small to be good."""
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,13 @@ import torch
 from PIL import Image
 
 import bbdm
-from bbdm import ABridge, BridgeSampler, VQGANCodec, load_checkpoint, save_checkpoint, save_vqgan
+from bbdm import ABridge, BridgeSampler, VQGANCodec, save_checkpoint, save_vqgan
 from bbdm.cli import eval as eval_script
-from bbdm.cli import translate
 from bbdm.cli.eval import Eval
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
 from bbdm.evaluation.metrics import Setup, defaults
-from bbdm.execution.compiled import Compiled
-from bbdm.files.content import Checkpoint, CodecState
 from bbdm.pictures.values import Values
-from bbdm.translation import translator as translator_module
 from bbdm.translation.results import ResultsError
 from tests.conftest import SavePicture, noise, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -172,70 +166,7 @@ def test_the_codec_counts_and_not_its_file(place: Path, count: list[int]):
     count.clear()
     settings = run("-vq", "vqgan.pt")["settings"]
     assert count == []
-    assert settings["codec"]["before_quant_conv"] is False
     assert settings["codec"]["config"]["latent_channels"] == settings["unet"]["in_channels"] == 3
-
-
-def test_a_network_whose_latents_are_taken_elsewhere_is_another(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where latents are taken decides results too. The report has settings by their name."""
-    stored = load_checkpoint("c.pt")
-    for before in (False, True):
-        codec = CodecState.of(VQGANCodec(tiny_vqgan(), before))
-        loaded: Checkpoint = dataclasses.replace(stored, codec=codec)
-        monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_, c=loaded: c)
-        if before:
-            with pytest.raises(ValueError, match=r"other settings \(codec\.before_quant_conv False, now True\)"):
-                run("--config", "bbdm")
-        else:
-            run("--config", "bbdm")
-    monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: stored)
-    assert run("--config", "ddbm-diode-256", "--overwrite")["settings"]["config"] == "ddbm-diode-256"
-
-
-def test_pictures_of_unknown_settings_are_refused(place: Path):
-    translate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3"])
-    Path("results/settings.json").unlink()
-    with pytest.raises(ValueError, match=r"a.png exists, but no results/settings.json says what made it"):
-        run()
-    Path("results/settings.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cannot read results/settings.json: give another output_dir"):
-        run()
-
-
-def test_seconds_are_those_of_the_pictures_of_this_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    now, calls = 0.0, []
-
-    def translate(self: BridgeSampler, source: list[Image.Image], *_: Any, batch_size: int, **__: Any) -> Any:
-        nonlocal now
-        now += 2.0 * len(source)
-        calls.append((len(source), batch_size))
-        return source
-
-    monkeypatch.setattr(BridgeSampler, "__call__", translate)
-    monkeypatch.setattr(translator_module.time, "perf_counter", lambda: now)
-    for name in "abcde", "ab":
-        assert run()["seconds_per_picture"] == 2.0
-        assert capsys.readouterr().out.splitlines()[2].endswith("| 2.0000 |")
-        assert sum(count for count, _ in calls) == len(name)
-        calls.clear()
-        for each in "ab":
-            Path(f"results/{each}.png").unlink()
-
-
-@pytest.mark.parametrize("script", ["eval", "generate"])
-def test_a_folder_is_compiled_for_once(script: str, place: Path, monkeypatch: pytest.MonkeyPatch):
-    shapes: list[torch.Size] = []
-
-    def compile_nothing(self: Compiled, x: torch.Tensor, *_: object) -> Callable[..., torch.Tensor]:
-        shapes.append(x.shape)
-        return self.function
-
-    monkeypatch.setattr(Compiled, "_compile", compile_nothing)
-    flags = ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", "3", "--compile"]
-    eval_script.main([*flags, "--metrics", "psnr"]) if script == "eval" else translate.main(flags)
-    assert shapes == [torch.Size((2, 3, SIZE, SIZE))]
 
 
 def test_fid_end_to_end(place: Path, count: list[int], monkeypatch: pytest.MonkeyPatch):

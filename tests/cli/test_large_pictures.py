@@ -142,41 +142,6 @@ def test_sigterm_leaves_nothing_of_a_picture(place: Path, monkeypatch: pytest.Mo
     assert not Path("out").exists()
 
 
-KILLED = """
-import os, signal, sys
-from bbdm.cli import translate
-from bbdm.sampling.large import LargePicture
-from bbdm.translation import large
-advance = LargePicture._advance
-def report(self, calls):
-    advance(self, calls)
-    print("call", self._done, flush=True)
-    if self._done == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-LargePicture._advance = report
-translate.main(sys.argv[2:])
-"""
-
-
-@pytest.mark.nightly
-def test_a_command_that_was_killed_goes_on_at_the_next_step(place: Path):
-    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
-    run("whole", "--memory", LITTLE, "--solver", "sde-dpm2m")
-    words = ["--steps", "2", "--window", "16", "--size", "keep", "-b", "4", "--memory", LITTLE, "--solver", "sde-dpm2m"]
-    seen: list[list[int]] = []
-    for at, code in ((9, -signal.SIGKILL), (1000, 0)):
-        command = [sys.executable, "-c", KILLED, str(at), "folder", "own", "c.pt", "out", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
-        seen.append([int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("call")])
-        assert Path("out/.a.png.steps").exists() == (at == 9)
-        assert Path("out/a.png").exists() == (at != 9)
-    calls = max(seen[1]) // 2
-    assert calls < 9 < 2 * calls
-    assert min(seen[1]) == calls + 1
-    assert Path("out/a.png").read_bytes() == Path("whole/a.png").read_bytes()
-
-
 PEAK = """
 import resource, sys
 import numpy as np

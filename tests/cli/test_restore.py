@@ -91,13 +91,16 @@ def test_grey_and_sixteen_bits_stay() -> None:
     Image.fromarray(picture(channels=1)).save("g.png")
     array = np.random.default_rng(0).integers(0, 2**16, (1, 20, 24)).astype(np.uint16)
     pictures.write("w.png", array)
+    pictures.write("c.tif", np.repeat(array, 3, 0))
     Image.fromarray((array[0] / 257).round().astype(np.uint8)).save("n.png")
-    run("w.png", "n.png", "g.png")
+    run("w.png", "n.png", "g.png", "c.tif")
     assert (Image.open("out/g.png").mode, result("g.png").shape) == ("L", (20, 24))
     found = np.asarray(pictures.read("out/w.png"))
     assert (found.dtype, found.shape) == (np.uint16, (1, 20, 24))
     assert np.abs(found[0] / 257 - result("n.png")).max() < 2
     assert (found % 257).any()  # not 8 bits in 16
+    colours = np.asarray(pictures.read("out/c.tif"))
+    assert (colours.dtype, colours.shape) == (np.uint16, (3, 20, 24))
 
 
 def test_exif_turns_and_the_profile_stays() -> None:

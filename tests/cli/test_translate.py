@@ -201,17 +201,6 @@ def test_a_pickled_network_with_everything_from_flags(place: Path):
         translate.main(["edge2shoes", "data", "bare.model", "bare", *flags])
 
 
-def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: pytest.MonkeyPatch):
-    def half(self: Image.Image, path: Path, *_: object) -> None:
-        Path(path).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert not Path("results").exists()
-
-
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [

@@ -31,16 +31,6 @@ def numbers(shape: tuple[int, ...], kind: str, seed: int = 0) -> npt.NDArray[Any
     return made
 
 
-def affine_of(spacing: tuple[float, ...], origin: tuple[float, ...], direction: npt.NDArray[Any]) -> Geometry:
-    """Of axes (d, h, w), as SimpleITK defines the place of an index (w, h, d)."""
-    count = len(spacing)
-    matrix = np.eye(count + 1)
-    for axis in range(count):
-        matrix[:count, count - 1 - axis] = direction[:, axis] * spacing[axis]
-    matrix[:count, count] = origin
-    return Geometry(tuple(map(tuple, matrix.tolist())))
-
-
 def write_dicom(
     folder: Path, array: npt.NDArray[np.int16], heights: list[float], series: str = "1.2.3", first: int = 0
 ) -> None:

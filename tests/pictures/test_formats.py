@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 
 from bbdm.pictures import Geometry, Picture, header, read, write
 from bbdm.pictures.formats import SUFFIXES, stem_of, suffix_of, suffix_of_result
-from bbdm.pictures.picture import Header, same_grid
+from bbdm.pictures.picture import Header, as_affine, same_grid
 from bbdm.pictures.values import EIGHT_BIT, Values
-from tests.pictures.formats import OBLIQUE, affine_of, bytes_read, matrix, nifti, numbers, read_back
+from tests.pictures.formats import OBLIQUE, bytes_read, matrix, nifti, numbers, read_back
 
 TYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
 WIDE = [*TYPES, "int64", "uint64"]
@@ -33,14 +33,15 @@ HELD = {  # of each suffix: the types and the shapes that it can hold
     ".bmp": (["uint8"], FLAT),
 }
 MEDICAL = [".nii", ".nii.gz", ".mha", ".nrrd"]
-GEOMETRY = affine_of((0.7, 1.3, 2.5), (-100.25, 33.0, 4.125), OBLIQUE)
+SPACING, ORIGIN = (0.7, 1.3, 2.5), (-100.25, 33.0, 4.125)
+GEOMETRY = Geometry(as_affine(OBLIQUE * SPACING, ORIGIN))
 
 
 def oblique(stored: Any) -> sitk.Image:
     """An image of SimpleITK that lies as ``GEOMETRY`` says."""
     image = sitk.GetImageFromArray(stored)
-    image.SetSpacing((0.7, 1.3, 2.5))
-    image.SetOrigin((-100.25, 33.0, 4.125))
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
     image.SetDirection(OBLIQUE.ravel().tolist())
     return image
 

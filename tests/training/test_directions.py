@@ -17,7 +17,8 @@ from bbdm.bridges import Bridge
 from bbdm.codec import wrap_codec
 from bbdm.data.cached import measure
 from bbdm.data.mapped import MappedDataset
-from bbdm.data.spec import Spec
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Condition, Spec
 from bbdm.networks.base import Conditions, Network
 from bbdm.pictures.values import Percentiles
 from bbdm.training.batches import drawn_back, sample_seeds, turned
@@ -129,6 +130,14 @@ def test_losses_are_those_of_each_direction(bridge: Bridge) -> None:
         wanted = alone.losses(network, way, seeds, 3)[0][back == (name == "BtoA")]
         torch.testing.assert_close(losses[back == (name == "BtoA")], wanted)
         torch.testing.assert_close(reported[f"loss_{name}"], wanted.mean())
+
+
+def test_pairs_that_were_trained_on_are_known_both_ways() -> None:
+    """By their names: intervals of either direction are not calibrated on them."""
+    condition = Condition("class", size=("AtoB", "BtoA"), label="BtoA")
+    back = Pairs(both().rows, Spec(direction="BtoA", conditions={"direction": condition}))
+    assert back.names_digest() == both().names_digest()
+    assert back.settings() != both().settings()
 
 
 def test_latents_of_both_ends_are_normalised_alike() -> None:

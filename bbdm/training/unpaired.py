@@ -1,0 +1,145 @@
+"""Translation between two sets without pairs: the Schroedinger bridge, by iterated Markovian fitting.
+
+One network is trained both ways. It sees the direction as a class, and not the source. First, the ends of a
+path are random pairs, or one picture twice. Then the averaged weights make the other end of each real one,
+and each direction learns real targets from such sources: Shi et al. 2023 (DSBM), in the online form of De
+Bortoli et al. 2024. It comes to rest where both directions are one process: of all that lead from one set to
+the other, the nearest to a Brownian motion of variance ``eps``.
+
+The estimate has to be a function of the state, the time and the direction alone. An objective or a solver
+with a part of the path's own source comes to rest elsewhere, without a word; see
+:attr:`~bbdm.bridges.base.Bridge.markov`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from bbdm import solvers
+from bbdm.bridges import Bridge, BrownianBridge
+from bbdm.data.examples import Example
+from bbdm.kernels import philox
+from bbdm.networks.base import Network
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS
+from bbdm.solvers import Defaults, StepTable
+from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
+from bbdm.training.config import UnpairedConfig
+from bbdm.training.initial import DIGITS
+from bbdm.training.task import Forward, Losses
+
+SOLVER = "ancestral"  # Euler-Maruyama: its noise counts the spread of x0 given the state, that of posterior does not
+RESULT_STEPS = 30
+FIRST_STREAM = 2  # of noise: each step of the other ends has a stream of its own
+
+
+def between_sets(bridge: BrownianBridge, eps: float | None = None) -> BrownianBridge:
+    """A bridge whose statistics were measured, for both directions, of variance ``eps``.
+
+    Without ``eps`` it is the mean variance of the values of both sets. Then the noise in the middle of a path
+    has half of their standard deviation: enough for neighbours to meet, and too little to forget the source.
+    """
+    variance = (bridge.sigma_data**2 + bridge.sigma_source**2) / 2
+    sigma = float(f"{math.sqrt(variance):.{DIGITS}g}")
+    eps = float(f"{variance:.3g}") if eps is None else eps
+    sides = {"sigma_data": sigma, "sigma_source": sigma, "cov": min(bridge.cov, 0.9 * sigma**2)}
+    return replace(bridge, max_variance=eps / 2, **sides)
+
+
+class UnpairedTask(BridgeTask):
+    """The training between two sets; ``config`` is an :class:`UnpairedConfig`.
+
+    Sources and targets of a batch are of the sets A and B, and have nothing to do with each other; half of
+    the examples go back. Arguments and errors are those of a :class:`BridgeTask`.
+
+    Raises:
+        ValueError: the bridge does not serve both directions, or the network has other conditions than the
+            class ``direction``, with AtoB and BtoA.
+    """
+
+    config: UnpairedConfig
+
+    def __init__(self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any) -> None:
+        check_bridge(bridge)
+        if network.condition_channels or not network.further.two_way or len(network.inputs) > 1:
+            takes = ", ".join(map(str, network.inputs.values())) or "none"
+            raise ValueError(
+                f"without pairs, a network takes the class {DIRECTION!r} of {' and '.join(DIRECTIONS)} alone, and does "
+                f"not see the source; the conditions of this one are {takes}"
+            )
+        super().__init__(network, bridge, config, *args, **functions)
+
+    @property
+    def defaults(self) -> Defaults:
+        """The solver of results."""
+        return Defaults(SOLVER, RESULT_STEPS)
+
+    @cached_property
+    def table(self) -> StepTable:
+        """The steps that make the other ends."""
+        return solvers.build(self.bridge, SOLVER, steps=self.config.simulation_steps)
+
+    def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
+        """Losses and times (B,) of real targets, from sources that are drawn, the same, or made of them."""
+        real = batch.target
+        if step >= self.config.pairing_steps:
+            batch = batch._replace(source=self.other_ends(real, 1 - batch.conditions[DIRECTION], seeds, step))
+        elif self.config.pairing == "identity":
+            batch = batch._replace(source=real)
+        return super().losses(network, batch, seeds, step)
+
+    @torch.no_grad()
+    def other_ends(self, real: torch.Tensor, way: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+        """What the averaged weights make of real ends (N, C, H, W), each in its direction (N,)."""
+        table, x = self.table, real
+        for row in range(len(table)):
+            (i_x, _), (p_x, _, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
+            c_x, c_y, c_0, _, c_z = table.coefficients[row].tolist()
+            t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
+            with self.autocast():
+                prediction = self.average(i_x * x, t, {DIRECTION: way})
+            x = (c_x + c_0 * p_x) * x + c_y * real + c_0 * p_f * prediction.float()
+            if c_z:
+                x = x + c_z * philox.normal(seeds, step, tuple(x.shape[1:]), FIRST_STREAM + row)
+        return x
+
+    @torch.no_grad()
+    def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
+        """The energy distances of results of the averaged weights to the set that they should be of.
+
+        They are of the pictures of a batch, times their number; ``validation_loss`` is the mean of both ways.
+        """
+        batch = batch if self.codec is None else encode(batch, self.codec)
+        found: dict[str, float] = {}
+        sides = (batch.source, batch.target), (batch.target, batch.source)
+        for way, (source, target) in enumerate(sides):
+            made = self.other_ends(source, torch.full_like(seeds, way), seeds, VALIDATION_STEPS[way])
+            found[f"validation_loss_{DIRECTIONS[way]}"] = len(seeds) * energy_distance(made, target)
+        return {"validation_loss": sum(found.values()) / 2, **found}
+
+
+def check_bridge(bridge: Bridge) -> None:
+    """Raise ValueError unless a bridge serves both directions of a training without pairs."""
+    times = np.linspace(bridge.low, bridge.top, 9)
+    same = np.allclose(bridge.at(times).alpha, bridge.at(bridge.end - times).beta) and bridge.turned is bridge
+    if not (bridge.markov and bridge.closed and same):
+        raise ValueError(
+            "without pairs, the estimate must be a function of the state, the time and the direction alone, and the "
+            "path the same both ways: a BrownianBridge with noise and the objective 'residual' or 'preconditioned', "
+            f"with one sigma_data and sigma_source (between_sets); got {bridge!r}"
+        )
+
+
+def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """2 E|a - b| - E|a - a'| - E|b - b'| of two sets (N, C, *S), |x| being the root mean square of values.
+
+    It has no bias, so that sets of one distribution have values around 0.
+    """
+    a, b = a.flatten(1).float(), b.flatten(1).float()
+    own = (torch.cdist(x, x).sum() / max(1, len(x) * (len(x) - 1)) for x in (a, b))
+    return float(2 * torch.cdist(a, b).mean() - sum(own)) / math.sqrt(a.shape[1])

@@ -1,0 +1,377 @@
+"""Training between two sets without pairs: the rows, what is trained on what, and truths that are known."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from bbdm import DDBM, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, wrap
+from bbdm.base.seeds import seed_of
+from bbdm.bridges import Bridge
+from bbdm.cli import train, translate
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
+from bbdm.kernels import philox
+from bbdm.networks.base import Network
+from bbdm.networks.conditions import DIRECTIONS
+from bbdm.training.batches import sample_seeds
+from bbdm.training.config import UnpairedConfig
+from bbdm.training.unpaired import FIRST_STREAM, UnpairedTask, between_sets, energy_distance
+from tests.conftest import MakeTrainer, SavePicture, metrics_of, noise, same_weights, tiny_unet
+from tests.training.launching import ALONE, TORCHRUN, metrics, run
+
+WAYS: dict[str, Any] = {"classes": {"direction": DIRECTIONS}}
+BRIDGE = BrownianBridge(objective="preconditioned")
+SCALE = 1 / 8  # of numbers of unit variance: samplers take values in [-1, 1]
+CPU = torch.device("cpu")
+
+
+def a_task(network: Network, bridge: Bridge = BRIDGE, total: int = 1, **config: Any) -> UnpairedTask:
+    settings = {"batch_size": 4, "loss": "l2", "pairing_steps": 1, "simulation_steps": 4, **config}
+    return UnpairedTask(network, bridge, UnpairedConfig(**settings), total=total)
+
+
+@pytest.fixture
+def sets(tmp_path: Path, save_picture: SavePicture) -> str:
+    """Two folders of 6 and 4 pictures, and of 2 each to validate."""
+    for letter, split, count in (("A", "train", 6), ("B", "train", 4), ("A", "val", 2), ("B", "val", 2)):
+        for index in range(count):
+            save_picture(tmp_path / letter / split / f"{letter}{index}.png", noise(index + 10 * (letter == "B"), 8, 8))
+    return f"{tmp_path}/A/{{split}},{tmp_path}/B/{{split}}"
+
+
+class TestRows:
+    def test_each_epoch_draws_orders_of_both(self, sets: str) -> None:
+        rows = read_rows("unpaired", sets)
+        pairs = Pairs(rows, Spec(size=8, direction="both"))
+        assert len(pairs) == 6
+        epochs: list[list[Any]] = []
+        for seed in (0, 1, 0):
+            places = [*pairs.places(pairs.order(seed)(0, 6), seed)]
+            epochs.append([place[2] for place in places])
+            sources, targets = (Counter(row[side].stem for row in epochs[-1]) for side in ("source", "target"))
+            assert sources == {f"A{i}": 1 for i in range(6)}
+            assert sorted(targets.values()) == [1, 1, 2, 2]
+        assert epochs[0] == epochs[2] == list(rows)
+        assert epochs[0] != epochs[1]
+        partners = {(row["source"].stem, row["target"].stem) for seed in range(40) for row in rows.rows(range(6), seed)}  # pyright: ignore
+        assert len(partners) == 24  # any meets any
+
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            ("A", "must be two folders, A,B, and no columns; got 'A'"),
+            ("A,B,mask=M", "must be two folders, A,B, and no columns; got 'A,B,mask=M'"),
+            ("A,B", "there is no folder A"),
+        ],
+    )
+    def test_what_is_refused(self, data: str, reason: str) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=reason):
+            read_rows("unpaired", data)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "markov"),
+    [
+        (BrownianBridge(), True),
+        (BRIDGE, True),
+        (BrownianBridge(objective="displacement"), False),
+        (BrownianBridge(objective="pinned"), False),
+        (BrownianBridge(objective="noise"), False),
+        (BrownianBridge(max_variance=0), False),
+        (ABridge(), False),
+        (DDBM("ve"), True),
+    ],
+)
+def test_which_paths_forget_where_they_began(bridge: Bridge, markov: bool) -> None:
+    """Of those, x_r given x_s and x0 does not depend on y: its covariance with y is that of x_s."""
+    assert bridge.markov == markov
+    if markov:
+        s, r = 0.7 * bridge.top, 0.4 * bridge.top
+        (a_s, b_s, v_s), (a_r, b_r, v_r) = (np.ravel(bridge.at(t)) for t in (s, r))
+        kept = (v_r / v_s) ** 2 * a_s / a_r  # of the bridge's covariance of x_r and x_s
+        assert b_r == pytest.approx(kept * b_s)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bridge", "reason"),
+    [
+        ({}, replace(BRIDGE, objective="pinned"), "objective 'residual' or 'preconditioned', .* got BrownianBridge"),
+        ({}, replace(BRIDGE, sigma_data=0.4), "one sigma_data and sigma_source"),
+        ({}, BrownianBridge.bbdm(), "the path the same both ways"),
+        ({}, DDBM("ve", objective="residual"), "the path the same both ways: a BrownianBridge .* got DDBM"),
+        ({"condition_channels": 3}, BRIDGE, "conditions of this one are 'source' .3 channels., 'direction'"),
+        ({"classes": {}}, BRIDGE, "conditions of this one are none"),
+        ({"images": {"sar": 2}}, BRIDGE, "'direction' of AtoB and BtoA alone"),
+    ],
+)
+def test_what_is_refused(settings: dict[str, Any], bridge: Bridge, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        a_task(tiny_unet(**{**WAYS, **settings}), bridge)
+
+
+def test_the_bridge_of_two_sets() -> None:
+    """The mean variance of both is eps unless it is given, and the statistics are the same both ways."""
+    measured = replace(BRIDGE, sigma_data=0.3, sigma_source=0.5, cov=0.02)
+    bridge = between_sets(measured)
+    assert 2 * bridge.max_variance == pytest.approx((0.09 + 0.25) / 2, rel=1e-3)
+    assert bridge.sigma_data == bridge.sigma_source == pytest.approx(math.sqrt(0.17), rel=1e-5)
+    assert between_sets(measured, 0.05).max_variance == 0.025
+
+
+def test_other_ends_are_those_of_the_sampler() -> None:
+    task, way = a_task(tiny_unet(**WAYS)), 1
+    real, seeds = torch.rand(3, 3, 8, 8) - 0.5, sample_seeds(5, 0, 3, CPU)
+    made = task.other_ends(real, torch.full((3,), way), seeds, 9)
+    noises = torch.stack([philox.normal(seeds, 9, (3, 8, 8), FIRST_STREAM + row) for row in range(4)])
+    sampler = BridgeSampler(task.average, BRIDGE, solver="ancestral", steps=4)
+    *_, last = sampler.stream(real, noise=noises, direction=DIRECTIONS[way])
+    torch.testing.assert_close(made, last.x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pairing", "step"), [("random", 0), ("identity", 0), ("random", 1)])
+def test_targets_are_real_and_sources_drawn_the_same_or_made(pairing: str, step: int) -> None:
+    """What is shown at the top is the source, and the loss of a network that knows the target is 0."""
+    task = a_task(tiny_unet(**WAYS), pairing=pairing)
+    a, b, seeds = torch.full((4, 3, 8, 8), -0.5), torch.full((4, 3, 8, 8), 0.25), sample_seeds(0, 0, 4, CPU)
+    batch = task.prepared(Example(a, b), seeds, step)
+    way = batch.conditions["direction"]
+    assert sorted(way.tolist()) == [0, 0, 1, 1]
+    real = torch.where(way[:, None, None, None] == 0, b, a)
+    sources = {"random": torch.where(way[:, None, None, None] == 0, a, b), "identity": real}[pairing]
+    if step:
+        sources = task.other_ends(real, 1 - way, seeds, step)
+    seen: list[torch.Tensor] = []
+
+    def network(shown: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        assert torch.equal(conditions["direction"], way)
+        seen.append(shown / float(BRIDGE.input(BRIDGE.top)[0]))
+        (p_x, _, p_f) = BRIDGE.prediction(BRIDGE.top).tolist()
+        return (real - p_x * seen[-1]) / p_f
+
+    task.draw_times = lambda seeds, step, bridge: torch.full_like(seeds, bridge.top)
+    losses, reported = task.losses(network, batch, seeds, step)
+    torch.testing.assert_close(seen[0], sources)
+    assert losses.max() < 1e-10
+    assert {"t", "loss_AtoB", "loss_BtoA"} == reported.keys()
+
+
+def test_energy_distance() -> None:
+    """Of one distribution it is around 0, and of numbers at two places twice their distance."""
+    same = [energy_distance(*torch.randn(2, 100, 3, 2, 2)) for _ in range(20)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / math.sqrt(20)
+    assert energy_distance(torch.zeros(4, 3, 2, 2), torch.ones(5, 3, 2, 2)) == pytest.approx(2)
+
+
+# Truths
+
+
+class Linear(nn.Module):
+    """x0hat is linear in x, by smooth functions of time: what Gaussians of one variance need, and no more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(2, 9, 1))
+        self.offset = nn.Parameter(torch.zeros(2, 9, channels))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        features = torch.cos(t[:, None] / 1000 * math.pi * torch.arange(9))[:, None]
+        gain, offset = ((features @ w[conditions["direction"]])[:, 0, :, None, None] for w in (self.gain, self.offset))
+        return gain * x + offset
+
+
+class MLP(nn.Module):
+    """Three hidden layers, which see features of the time and the direction, beside :class:`Linear`."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.skip = Linear(channels)
+        self.of_x, self.of_t, self.of_way = nn.Linear(channels, width), nn.Linear(16, width), nn.Embedding(2, width)
+        layers = [[nn.SiLU(), nn.Linear(width, width)] for _ in range(2)]
+        self.rest = nn.Sequential(*(each for layer in layers for each in layer), nn.SiLU(), nn.Linear(width, channels))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        angles = t[:, None] / 1000 * math.pi / 2 * torch.arange(1, 9)
+        hidden = self.of_x(x.flatten(1)) + self.of_t(torch.cat([angles.sin(), angles.cos()], 1))
+        return self.skip(x, t, conditions) + self.rest(hidden + self.of_way(conditions["direction"])).view_as(x)
+
+
+Draw = Callable[[int], torch.Tensor]
+
+
+def trained(
+    module: nn.Module, sets: tuple[Draw, Draw], variance: float, eps: float, steps: int, **config: Any
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Sources and results of both ways, after a training between sets of numbers (N, D) of a variance."""
+    channels = sets[0](1).shape[1]
+    network = wrap(module, channels, **WAYS)
+    sigma = SCALE * math.sqrt(variance)
+    bridge = between_sets(replace(BRIDGE, sigma_data=sigma, sigma_source=sigma), SCALE**2 * eps)
+    settings = {"batch_size": 512, "learning_rate": 2e-3, "lr_schedule": "cosine", "ema_decay": 0.99}
+    settings |= {"pairing_steps": 500, "simulation_steps": 8, **config}
+    task = a_task(network, bridge, steps, **settings)
+    for step in range(steps):
+        a, b = (SCALE * draw(settings["batch_size"])[..., None, None] for draw in sets)
+        task(Example(a, b), step)
+    sampler = BridgeSampler(task.average, bridge, defaults=task.defaults)
+    found = []
+    for way, draw in zip(DIRECTIONS, sets, strict=True):
+        x = draw(16384)
+        found.append((x, sampler(SCALE * x[..., None, None], seed=0, direction=way).flatten(1) / SCALE))
+    return found
+
+
+def gaussians(channels: int) -> tuple[Draw, Draw]:
+    """N(-1, I) and N(1, I)."""
+    return (lambda n: torch.randn(n, channels) - 1), (lambda n: torch.randn(n, channels) + 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "config"),
+    [
+        (2, 0, {"steps": 500, "pairing_steps": 150, "learning_rate": 0.03, "batch_size": 1024}),
+        pytest.param(8, 128, {"steps": 1200, "pairing_steps": 300}, marks=pytest.mark.nightly),
+        pytest.param(50, 128, {"steps": 1200, "pairing_steps": 300}, marks=pytest.mark.nightly),
+    ],
+)
+def test_gaussians(channels: int, width: int, config: dict[str, Any]) -> None:
+    """The Schroedinger bridge of eps 1 has the covariance (sqrt 5 - 1) / 2; random pairs end with 0.53."""
+    module = MLP(channels, width) if width else Linear(channels)
+    for mean, (x, y) in zip((1, -1), trained(module, gaussians(channels), 1, 1, **config), strict=True):
+        assert float(y.mean()) == pytest.approx(mean, abs=0.02)
+        assert float(y.var(0).mean()) == pytest.approx(1, rel=0.05)
+        covariance = float(((x - x.mean(0)) * (y - y.mean(0))).mean())
+        assert covariance == pytest.approx((math.sqrt(5) - 1) / 2, rel=0.05)
+
+
+def mixture(centres: list[list[float]]) -> Draw:
+    """Gaussians of variance 0.04 around centres (K, 2), equally likely."""
+    places = torch.tensor(centres)
+    return lambda n: places[torch.randint(len(places), (n,))] + 0.2 * torch.randn(n, 2)
+
+
+def sinkhorn(x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
+    """(N, N) the plan between two samples with the cost |x - y|^2 / 2 eps, by 500 rounds."""
+    kernel = -torch.cdist(x.double(), y.double()).square() / (2 * eps)
+    f, g = torch.zeros(2, len(x), dtype=torch.float64)
+    for _ in range(500):
+        f = -(kernel + g).logsumexp(1)
+        g = -(kernel + f[:, None]).logsumexp(0)
+    return (kernel + f[:, None] + g).exp() / len(x)
+
+
+@pytest.mark.nightly
+def test_mixtures_meet_as_a_discrete_plan_says() -> None:
+    """The shares of 2 x 3 pairs of components among results, and among a plan of 1,000 samples a side."""
+    centres = ([[-1.0, -1.0], [-1.0, 1.0]], [[1.0, -1.2], [1.0, 0.2], [1.0, 1.0]])
+    sets = mixture(centres[0]), mixture(centres[1])
+    (x, y), (there, back) = trained(MLP(2, 128), sets, 1, 0.5, steps=2500)
+    plan = sinkhorn(a := sets[0](1000), b := sets[1](1000), 0.5)
+
+    def nearest(points: torch.Tensor, side: int) -> torch.Tensor:
+        return nn.functional.one_hot(torch.cdist(points, torch.tensor(centres[side])).argmin(1)).double()
+
+    wanted = nearest(a, 0).T @ plan @ nearest(b, 1)
+    for one, other in ((x, y), (back, there)):
+        shares = nearest(one, 0).T @ nearest(other, 1) / len(one)
+        assert float((shares - wanted).abs().mean()) < 0.015
+    assert energy_distance(y[:2000], sets[1](2000)) < 0.005
+
+
+# Runs
+
+
+def test_resume_is_bitwise_the_undisturbed_run(sets: str, make_trainer: MakeTrainer) -> None:
+    pairs = Pairs(read_rows("unpaired", sets), Spec(size=8, direction="both"))
+    validation = Pairs(read_rows("unpaired", sets, "val"), pairs.spec)
+    config = {"epochs": 2, "loss": "l2", "pairing_steps": 2, "simulation_steps": 3, "preview_every": 1}
+
+    def trainer(folder: str) -> Any:
+        about = {"kind": UnpairedConfig, "further": {"task": UnpairedTask}, **config}
+        return make_trainer(folder, tiny_unet(**WAYS), BRIDGE, validation, pairs, **about)
+
+    straight, broken, resumed = trainer("straight"), trainer("resumed"), trainer("resumed")
+    straight.fit()
+    assert not broken.fit(stop=lambda: broken.step == 4)
+    assert resumed.resume_newest()
+    resumed.fit()
+    assert same_weights(resumed.network, straight.network)
+    assert same_weights(resumed.average, straight.average)
+    ways = {f"{name}_{way}" for name in ("loss", "validation_loss") for way in DIRECTIONS}
+    assert ways <= metrics_of(resumed)[-1].keys()
+    assert (resumed.folder / "epoch_0002.png").exists()
+
+
+def arguments(sets: str, output: Path, *flags: str) -> list[str]:
+    common = "--preset demo --image_size 8 -b 2 -e 3 -t 50 --device cpu --precision fp32 --no-flip --warmup_steps 0"
+    return ["unpaired", sets, str(output), *common.split(), "--pairing_steps", "2", *flags]
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It measures eps, and its file translates both ways, by the solver that it names."""
+    output = tmp_path / "out.pt"
+    train.main(arguments(sets, output, "--simulation_steps", "3"))
+    sampler = BridgeSampler.from_checkpoint(output)
+    eps = 2 * sampler.bridge.max_variance  # pyright: ignore
+    assert f"eps {eps:g}" in capsys.readouterr().out
+    assert (sampler.solver, len(sampler.table)) == ("ancestral", 30)
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+    there, back = (sampler(x, seed=0, direction=way) for way in DIRECTIONS)
+    assert not torch.equal(there, back)
+    translate.main(["folder", f"{tmp_path}/B/val", str(output), f"{tmp_path}/results", "--direction", "BtoA"])
+    picture = tmp_path / "B" / "val" / "B0.png"
+    ours = sampler(picture, seed=seed_of("B0"), direction="BtoA")[0]
+    assert np.array_equal(np.asarray(ours), np.asarray(Image.open(tmp_path / "results" / "B0.png")))
+    train.main(arguments(sets, output, "--simulation_steps", "3"))  # nothing is left, and nothing is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--bridge i2sb", "bridge must be brownian for the data set 'unpaired', got i2sb"),
+        ("--objective pinned", "got BrownianBridge"),
+        ("--loss l1", "loss must be l2"),
+        ("--source_as concat", "source_as must be none"),
+        ("--direction BtoA", "direction must be both"),
+        ("--cache_images FOLDER", "cache_images must be None"),
+        ("--eps 0", "eps must be a positive number, got 0.0"),
+    ],
+)
+@pytest.mark.usefixtures("tiny_demo")
+def test_what_the_command_refuses(flags: str, reason: str, sets: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        train.main(arguments(sets, tmp_path / "out.pt", *flags.split()))
+
+
+def test_eps_is_of_two_sets() -> None:
+    with pytest.raises(ValueError, match="eps is of the data set 'unpaired', got 'paired'"):
+        train.Train.of(dataset="paired", data_dir="A,B", output_model=Path("out.pt"), eps=0.1)
+
+
+@pytest.mark.nightly
+def test_two_processes_are_one(sets: str, tmp_path: Path) -> None:
+    """By gloo, with made ends from the third step on."""
+    for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
+        argv = arguments(sets, tmp_path / f"{name}.pt", "--simulation_steps", "3")
+        done = run([*launcher, "tests.training.tiny_train", *argv])
+        assert done.returncode == 0, done.stderr
+    one, two = (load_checkpoint(tmp_path / f"{name}.pt").unet for name in ("one", "two"))
+    for ours, theirs in ((two.weights, one.weights), (two.ema, one.ema)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    losses = [
+        [{name: line[name] for name in line if name.startswith("loss")} for line in metrics(tmp_path / f"{name}.pt")]
+        for name in ("one", "two")
+    ]
+    for ours, theirs in zip(*losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
