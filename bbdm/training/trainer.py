@@ -204,12 +204,9 @@ class Trainer:
                 ends.callback(self.run.end)
                 pairs = {**self.pairs, "stamps": self.train.stamps_digest()}
                 self.run.begin(self.epoch, {"train": asdict(self.config), **self.task.description, "pairs": pairs})
-                late = [
-                    "warmup_steps",
-                    "pairing_steps",
-                    *["adversarial_start"] * bool(getattr(self.task, "adversary", 0)),
-                ]
-                for name in [] if self.step else late:
+                late = {"warmup_steps", "pairing_steps"}  # of which a shorter run would show nothing
+                late |= {"adversarial_start"} if getattr(self.task, "adversary", None) else set()
+                for name in [] if self.step else sorted(late):
                     if (begin := getattr(self.config, name, 0)) >= self.total_steps:
                         steps = f"the run has {self.total_steps} optimizer steps"
                         log.warning("%s=%s, and %s: lower it, or train longer", name, begin, steps)
