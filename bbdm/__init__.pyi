@@ -24,9 +24,9 @@ from bbdm.networks.unet import UNet as UNet
 from bbdm.networks.vqgan import VQGAN as VQGAN
 from bbdm.pictures.values import Values as Values
 from bbdm.sampling.sampler import BridgeSampler as BridgeSampler
-from bbdm.training.callback import Callback as Callback
+from bbdm.training.bridge import bridge_loss as bridge_loss
+from bbdm.training.callbacks import Callback as Callback
 from bbdm.training.config import TrainConfig as TrainConfig
-from bbdm.training.losses import bridge_loss as bridge_loss
 from bbdm.training.trainer import Trainer as Trainer
 
 __version__: str

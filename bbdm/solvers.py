@@ -4,8 +4,8 @@ Each step of each solver is one row of weights, x_r = c_x x_s + c_y y + c_0 x0ha
 the sampling loop does not know the bridge, the objective or the solver. All tables are float64.
 
 Rows come from the non-Markovian step of DDIM (Song et al. 2021, eq. 12) in a bridge's marginals, with the
-noise scale eta_r that a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as
-a weight w on the previous x0hat.
+noise scale eta_r that a solver chooses, from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as a
+weight w on the previous x0hat, and from the midpoint rule of DBMSolver (CVPR 2026).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
 from bbdm.bridges.step_table import StepTable as StepTable
 
-Solver = Literal["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency", "ancestral", "mean"]
+Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "consistency", "ancestral", "mean"]
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
@@ -84,7 +84,7 @@ def build(
 
     Args:
         bridge: the bridge to sample.
-        solver: ``dpm2m``, ``sde-dpm2m``, ``ddim``, ``posterior``, ``fast``, ``consistency``,
+        solver: ``dpm2m``, ``sde-dpm2m``, ``midpoint``, ``ddim``, ``posterior``, ``fast``, ``consistency``,
             ``ancestral``, or ``mean``: one call at the top, the mean of all results. Or a name of
             :func:`register`, a table, or a function of (bridge, steps) that makes one; steps may be None.
         timesteps: a name from :mod:`bbdm.bridges.timesteps`, or strictly decreasing times from
@@ -236,6 +236,10 @@ def levels(bridge: Bridge, steps: int | None, least: float = 40, most: float = 4
     return skips.coarse(bridge, steps) if few else skips.karras(bridge, steps)
 
 
+def _midpoint_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
+    return levels(bridge, steps) if bridge.deterministic else skips.midpoint(bridge, steps)
+
+
 def _posterior_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
     original = isinstance(bridge, BrownianBridge) and bridge.schedule != "exact"
     return skips.bbdm(bridge, steps) if original else skips.uniform(bridge, steps)
@@ -254,6 +258,7 @@ def family(
     noise: Noise,
     first: Noise | None = None,
     multistep: bool = False,
+    midpoint: bool = False,
 ) -> StepTable:
     """A solver of the non-Markovian family.
 
@@ -263,6 +268,7 @@ def family(
         noise: the noise of each step.
         first: of the first one, from the source; None where the general row is valid there too.
         multistep: use the x0hat before, as DPM-Solver++(2M) does.
+        midpoint: every second row is that of DBMSolver.
     """
     alpha, beta, sigma = (weights.tolist() for weights in bridge.at(times))
     nu = bridge.nu(times).tolist()  # infinite, if anywhere, on the first row
@@ -283,11 +289,30 @@ def family(
         gain = alpha[i + 1] - kappa * alpha[i]
         rows[i] = kappa, beta[i + 1] - kappa * beta[i], gain * (1 + w), -gain * w, eta
     rows[-1, 2] = 1.0  # the clean image
+    if midpoint and not bridge.deterministic:
+        for i in range(1 + int(at_source), len(times) - 1, 2):
+            rows[i] = _midpoint_row(bridge, times[i - 1 : i + 2])
     return table(bridge, times, rows)
+
+
+def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
+    """The second row of a step from times[0] by times[1] to times[2] (DBMSolver, CVPR 2026).
+
+    The state comes to times[1] by the row of ddim. x0hat is linear in -ln rho through both calls, and is
+    integrated exactly along the probability flow.
+    """
+    alpha, beta, sigma = (weights.tolist() for weights in bridge.at(times))
+    nu = bridge.nu(times) / bridge.level_scale
+    level, q = -np.log(skips.reference_noise(nu)), skips.REFERENCE / nu
+    integral = level[2] - level[0] - 1 + (q[0] + np.arctan(q[2]) - np.arctan(q[0])) / q[2]
+    gain = alpha[2] * integral / (level[1] - level[0])
+    kept = sigma[2] / sigma[1]
+    return [kept, beta[2] - kept * beta[1], gain, alpha[2] * (1 - nu[2] / nu[1]) - gain, 0.0]
 
 
 register("dpm2m", levels)(partial(family, noise=NONE, first=ALL, multistep=True))
 register("sde-dpm2m", levels)(partial(family, noise=POSTERIOR, multistep=True))
+register("midpoint", _midpoint_times)(partial(family, noise=NONE, first=ALL, midpoint=True))
 register("ddim", levels)(partial(family, noise=NONE, first=ALL))
 register("posterior", _posterior_times)(partial(family, noise=POSTERIOR))
 register("fast", _fast_times)(partial(family, noise=HALF, first=HALF))

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, solvers, wrap
-from bbdm.bridges import timesteps
+from bbdm.bridges import Bridge, timesteps
 from tests import published
 from tests.gaussian import AREA, BRIDGES, CASES, GOUBS, IdealOfMixture, end_distribution, mean_w2, sample_w2, w2
 
@@ -50,7 +51,7 @@ def test_dpm2m_is_of_second_order_and_ddim_of_first():
         true_std = np.hypot(alpha * s, sigma) * _spread_kept(bridge, times, s)
         return abs(std - true_std) + abs(mean - alpha * mu)
 
-    for solver, order in (("ddim", 1), ("dpm2m", 2)):
+    for solver, order in (("ddim", 1), ("dpm2m", 2), ("midpoint", 2)):
         ratio = error(solver, 64) / error(solver, 128)
         assert np.log2(ratio) == pytest.approx(order, abs=0.25)
 
@@ -106,6 +107,36 @@ def test_dpm2m_with_20_evaluations_is_nearer_than_the_published_sampler(name: st
     bridge, _, own = BRIDGES[name]
     assert len(own) >= 20
     assert mean_w2(bridge, solvers.build(bridge, "dpm2m", steps=20)) < 1.02 * mean_w2(bridge, own)
+
+
+@pytest.mark.parametrize("name", ["BrownianBridge", "DDBM ve", "DDBM vp", "ECSI", "GOUB"])
+def test_midpoint_is_nearer_than_dpm2m_from_10_calls_on(name: str):
+    """By more than half, at 10 calls and at 20, where sampling begins at a high noise level."""
+    bridge = BRIDGES[name][0]
+    for steps in (10, 20):
+        ours, other = (mean_w2(bridge, solvers.build(bridge, solver, steps=steps)) for solver in ("midpoint", "dpm2m"))
+        assert ours < 0.45 * other
+
+
+@pytest.mark.parametrize("bridge", [ABridge(), DDBM("vp"), I2SB()], ids=["abridge", "ddbm", "i2sb"])
+def test_midpoint_integrates_a_linear_estimate(bridge: Bridge):
+    """In pinned coordinates u / nu grows by x0hat d(1 / nu), and x0hat is linear in -ln rho."""
+    table = solvers.build(bridge, "midpoint", steps=12)
+    nu = bridge.nu(table.timesteps)
+
+    def level(nu: float) -> float:
+        return 0.5 * np.log(nu**-2 + timesteps.REFERENCE**-2)
+
+    for i in range(2, 11, 2):
+        first, middle, last = nu[i - 1 : i + 2]
+        alpha = float(bridge.at(table.timesteps[i + 1]).alpha)
+        grown = quad(lambda q: level(1 / q), 1 / first, 1 / last)[0] - level(first) * (1 / last - 1 / first)
+        slope = grown / (level(middle) - level(first))
+        _, _, of_second, of_first, noise = table.coefficients[i]
+        assert noise == 0
+        assert of_second == pytest.approx(alpha * last * slope, rel=1e-6)
+        both = alpha * last * (1 / last - 1 / middle)  # of an estimate that does not change
+        assert of_second + of_first == pytest.approx(both, rel=1e-9)
 
 
 @pytest.mark.parametrize("bridge", [DDBM("ve"), DDBM("vp"), ECSI()], ids=["ve", "vp", "ecsi"])

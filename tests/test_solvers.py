@@ -19,7 +19,7 @@ BRIDGES: list[Bridge] = [
     BrownianBridge.bbdm(),
     BrownianBridge.bbdm(schedule="sin"),
 ]
-FAMILY = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
+FAMILY = ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast"]
 CLEAN = [0.0, 0.0, 1.0, 0.0, 0.0]
 
 
@@ -145,7 +145,7 @@ def test_ancestral_brownian_steps_of_any_length(steps: int):
 
 
 def test_choices():
-    every = {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
+    every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == {**every, "mean": 1}
     assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
     assert solvers.choices(BrownianBridge.bbdm()).keys() == {*FAMILY, "mean"}  # whose ancestral sampler is another

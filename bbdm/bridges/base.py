@@ -252,7 +252,6 @@ class Bridge(Path):
     ) -> tuple[Tensor, Tensor]:
         from bbdm.kernels.noise_step import noise_step  # here, as tables are built without torch
 
-        _check_shapes({"x0": x0, "y": y} | ({} if noise is None else {"noise": noise}))
         return noise_step(x0, y, *self._rows(name, t, x0), noise, seeds, step)
 
     def estimate(self, x_t: Tensor, y: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
@@ -267,7 +266,9 @@ class Bridge(Path):
         Raises:
             ValueError: shapes differ, or t is not a (B,) tensor of times in range.
         """
-        _check_shapes({"x_t": x_t, "y": y, "prediction": prediction})
+        if not x_t.shape == y.shape == prediction.shape:
+            shapes = [tuple(v.shape) for v in (x_t, y, prediction)]
+            raise ValueError(f"x_t, y and prediction must have one shape, got {shapes}")
         rows, table = self._rows("prediction", t, x_t)
         p_x, p_y, p_f = table[rows.long()].view(-1, 3, *[1] * (x_t.ndim - 1)).unbind(1)
         return p_x * x_t + p_y * y + p_f * prediction
@@ -309,14 +310,6 @@ class Bridge(Path):
     def settings(self) -> dict[str, Any]:
         """Plain values of all fields, and the kind."""
         return {"kind": self.name, **asdict(cast(Any, self))} | {"kind": self.name}  # DDBM has a field of that name
-
-
-def _check_shapes(images: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless all have one shape."""
-    if len({each.shape for each in images.values()}) > 1:
-        *first, last = images
-        shapes = [tuple(each.shape) for each in images.values()]
-        raise ValueError(f"{', '.join(first)} and {last} must have one shape, got {shapes}")
 
 
 BRIDGES: dict[str, Callable[..., Bridge]] = {}  # what builds them, by name

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bbdm.bridges import Bridge
 
-Name = Literal["karras", "noise", "coarse", "uniform", "paper", "bbdm"]
+Name = Literal["karras", "noise", "coarse", "midpoint", "uniform", "paper", "bbdm"]
 Timesteps = npt.NDArray[Any]  # (K,) int64, or float64 for a continuous bridge
 
 RHO = 7  # Karras et al. 2022 (EDM), eq. 5
@@ -19,6 +19,7 @@ MOST = 10_000  # times of a continuous bridge
 HIGHEST = 50.0  # noise level below a continuous top, of pairs of spread 0.5: nothing can be seen there
 LOWEST = 0.01  # noise level of the last call: a step of 8 bits is 0.008, and less costs long steps in ln nu
 COARSE = 0.4  # noise level of the last call of coarse, of pairs of spread 0.5
+REFERENCE = 2.6  # total noise of the process that midpoint measures steps in, that of DDBM's vp; of spread 0.5
 
 
 def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
@@ -57,6 +58,30 @@ def coarse(bridge: Bridge, steps: int | None = None) -> Timesteps:
         float(bridge.nu(high)), min(bridge.level_scale * COARSE, float(bridge.nu(high))), steps - len(first)
     )
     return _distinct([*first, *bridge.time_at(levels)], bridge)
+
+
+def midpoint(bridge: Bridge, steps: int | None = None) -> Timesteps:
+    """The top, then pairs of calls for the solver ``midpoint``; 10 by default.
+
+    The first of each pair is equally spaced in rho^(1/7), with rho^-2 = nu^-2 + 2.6^-2, and the second lies
+    midway to the next in ln rho. The last call has no second; with an odd number, nor has the one before.
+    """
+    steps = _count(bridge, steps, 10)
+    if steps == 1:
+        return _distinct([bridge.top], bridge)
+    count = (steps + 1) // 2  # pairs, of which the last has one call
+    noise = reference_noise(bridge.nu([highest(bridge), bridge.low]) / bridge.level_scale)
+    most, least = noise.clip(LOWEST / bridge.level_scale).tolist()
+    rho = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count) ** RHO
+    middles = np.sqrt(rho[:-1] * rho[1:])[: steps - 1 - count]
+    levels = 1 / np.sqrt(np.append(rho, middles) ** -2 - REFERENCE**-2)
+    return _distinct([bridge.top, *bridge.time_at(bridge.level_scale * levels)], bridge)
+
+
+def reference_noise(nu: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The noise rho of the process whose bridge has the levels nu, of spread 0.5: rho^-2 = nu^-2 + 2.6^-2."""
+    with np.errstate(divide="ignore"):
+        return (np.asarray(nu, dtype=np.float64) ** -2.0 + REFERENCE**-2) ** -0.5
 
 
 def highest(bridge: Bridge) -> float:
@@ -115,7 +140,7 @@ def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
 
 SKIPS: dict[str, Callable[[Bridge, int | None], Timesteps]] = {
-    skip.__name__: skip for skip in (karras, noise, coarse, uniform, paper, bbdm)
+    skip.__name__: skip for skip in (karras, noise, coarse, midpoint, uniform, paper, bbdm)
 }
 
 
@@ -124,7 +149,7 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
 
     Args:
         bridge: the bridge that the times are of.
-        timesteps: ``karras``, ``noise``, ``coarse``, ``uniform``, ``paper``, ``bbdm``, or
+        timesteps: ``karras``, ``noise``, ``coarse``, ``midpoint``, ``uniform``, ``paper``, ``bbdm``, or
             strictly decreasing times from ``bridge.top`` or, to start from noise, from below it: integers or,
             of a continuous bridge, reals.
         steps: length of a named list; None for its default.

@@ -1,10 +1,9 @@
 """Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
 
 OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
-interruption, the same command resumes. Existing scores of other metrics are kept. With --sweep, OUTPUT_DIR
-gets a folder for each solver and number of steps; sweep.json and two plots compare them, and those of earlier
-sweeps of the same settings. With --samples, the results of a source are scored as a distribution too, and
-distribution.png shows it.
+interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number of
+steps; sweep.json and two plots compare them. With --samples, the results of a source are scored as a
+distribution too, and distribution.png shows it.
 
 For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
 torchrun --nproc_per_node N -m bbdm eval ...
@@ -70,7 +69,6 @@ class Eval(GPUsCommand, TranslateConfig):
         "diversity where possible",
     )
     dice_above: float = setting(BONE, "dice is of values above it")
-    per_channel: bool = setting(False, "scores of each channel too, such as mae[3]")
     sweep: tuple[str, ...] | None = setting(None, "solvers and their numbers of steps, such as dpm2m:5,10,20 fast:199")
     fid_weights: Path | None = setting(None, "Inception's weights, if they cannot be downloaded")
     lpips_net: LPIPSNet = setting("alex", "the network of LPIPS")
@@ -96,9 +94,9 @@ class Eval(GPUsCommand, TranslateConfig):
         if self.sweep:
             self._sweep(translator, metrics, self.sweep)
         elif report := self._evaluate(translator, metrics, (self.chosen_solver, self.steps), self.folder):
-            print(reports.table([report], metrics))
+            print(reports.table([report]))
             if report["by_patient"]:
-                print("\n" + reports.patients_table(report, metrics))
+                print("\n" + reports.patients_table(report))
             if "distribution" in report:
                 print(distributions.summary(report["distribution"]))
             print(f"results and scores.json: {self.folder}")
@@ -118,11 +116,10 @@ class Eval(GPUsCommand, TranslateConfig):
                 device=processes.device,
                 values=setup.values,
                 channels=setup.channels,
-                masked=files.masked,
-                **{name: getattr(self, name) for name in ("dice_above", "per_channel")},
-                **{name: getattr(self, name) for name in ("fid_weights", "lpips_net", "lpips_weights")},
+                masked=files.pairs.masked,
+                **{name: getattr(self, name) for name in ("dice_above", "fid_weights", "lpips_net", "lpips_weights")},
             )
-        jobs, report = translator.run(*run, folder)
+        jobs, _, report = translator.run(*run, folder)
         for names, pictures in translator.pictures(jobs):
             scores.update(*pictures, names=names)
         scores.collect(processes)
@@ -140,8 +137,6 @@ class Eval(GPUsCommand, TranslateConfig):
         about |= {"dice_above": self.dice_above} if "dice" in metrics else {}
         about |= {"masks": digest} if (digest := files.masks_digest) else {}
         report = about | report
-        if not self.overwrite:
-            report = reports.with_earlier_scores(report, folder / "scores.json")
         manifest.write(folder / "scores.json", report)
         return report
 
@@ -153,21 +148,16 @@ class Eval(GPUsCommand, TranslateConfig):
         first, path = translator.processes.first, self.folder / "sweep.json"
         if first:
             remove_all_leftovers(self.folder)
-        before, merged, done = reports.read(path), [], []
+        done: list[Report] = []
         for solver, steps in read_sweep(words, bridge, file):
             nfe = steps or len(file.over(solver, None, None).table(bridge))
             done.append(self._evaluate(translator, metrics, (solver, steps), self.folder / f"{solver}-{nfe}"))
             if first:
-                rows = reports.table(done[-1:], metrics)
+                rows = reports.table(done[-1:])
                 print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
-                merged = reports.merge(before, done)
-                manifest.write(path, merged)
-        others = {reports.run_of(report) for report in before} - {reports.run_of(report) for report in merged}
-        if first and others:
-            names = ", ".join(f"{solver}:{nfe}" for solver, nfe in sorted(others))
-            print(f"left out of sweep.json, since other settings made them: {names}")
+                manifest.write(path, done)
         if first:
-            print(f"to look at: {', '.join(map(str, reports.draw(merged, self.folder)))}")
+            print(f"to look at: {', '.join(map(str, reports.draw(done, self.folder)))}")
 
 
 def _setup(translator: Translator) -> Setup:

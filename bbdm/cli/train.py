@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from bbdm.networks.conditions import ConditionsConfig
     from bbdm.networks.dit import DiT
     from bbdm.networks.unet import UNet
-    from bbdm.training.callback import Callback
     from bbdm.training.trainer import Trainer
 
 SourceAs = Literal["concat", "tokens", "none"]
@@ -144,11 +143,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     )
     cache_latents: Path | None = setting(None, "folder of latents: they are computed once", group="latents")
     normalize_latents: bool = setting(False, "to mean 0 and spread 1, as BBDM can", group="latents")
-    score: tuple[str, ...] = setting(
-        (), "scores of validation pairs, by eval's names, such as fid", metavar="METRIC", group="scores"
-    )
-    fid_weights: Path | None = setting(None, "Inception's weights, if they cannot be downloaded", group="scores")
-    lpips_weights: Path | None = setting(None, "AlexNet's weights, if they cannot be downloaded", group="scores")
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +169,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
         if self.cache_images and self.cache_latents:
             raise ValueError("cache_images and cache_latents exclude each other: cached latents need no pictures")
-        if (self.fid_weights or self.lpips_weights) and not self.score:
-            raise ValueError("fid_weights and lpips_weights are of metrics, and score names none")
         names = self.conditions or {}
         if other := [name for name in self.drop or {} if name not in names]:
             known = ", ".join(names) or "(there are none)"
@@ -213,12 +205,10 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         import torch
 
         from bbdm.data.cached import LatentDataset, measure
-        from bbdm.training import fine_tuning, statistics
+        from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask
-        from bbdm.training.previews import ValidationScores
         from bbdm.training.trainer import Trainer
         from bbdm.training.unpaired import UnpairedTask, between_sets
-        from bbdm.training.whitening import whiten
 
         verbose = self.shown and team.first
         codec = None if self.vqgan_path is None else codec_for(self.vqgan_path, self.preset, team.device)
@@ -237,44 +227,36 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         spread = {} if self.spread is None else {"spread": self.spread}
         measured = {} if resumed is None else resumed.bridge.statistics
         if self.init_from is not None and resumed is None:
-            trained = fine_tuning.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
+            trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             measured = trained.bridge.statistics
-            ours = replace(bridge, **measured | spread)
-            for line in fine_tuning.begin_from(trained, self.init_from, unet, ours, codec):
-                if team.first:
-                    print(line)
+            others = initial.copy_weights(unet, trained)
+            if others and team.first:
+                print(f"{self.init_from} has no weights that fit {', '.join(others)}: they stay as initialised")
 
         pairs, validation = self.cached_pictures(splits, team)
-        callbacks: list[Callback] = []
-        with team.first_before_others():  # the others find what the first caches and downloads
+        with team.first_before_others():  # the others find what the first caches
             if codec is not None and self.cache_latents is not None:
                 pairs = LatentDataset(pairs, codec, self.cache_latents, self.flip, verbose)
-            if self.score:
-                from bbdm.evaluation.scores import Scores  # needs torchmetrics
-
-                weights = {"fid_weights": self.fid_weights, "lpips_weights": self.lpips_weights}
-                of = {"values": pairs.spec.target, "channels": pairs.channels, "masked": pairs.masked}
-                callbacks.append(ValidationScores(Scores(list(self.score), **weights, **of, device=team.device)))
         if codec is not None and self.normalize_latents:
             stored = resumed and resumed.codec and resumed.codec.statistics
             codec = codec.with_statistics(stored or measure(pairs, codec, self.flip, progress=verbose))
 
         if self.whiten and resumed is None:
-            whiten(unet, pairs, codec, team.device)
+            initial.whiten(unet, pairs, codec, team.device)
         unpaired = self.dataset == UNPAIRED
         bridge: Any = replace(bridge, **measured | spread)
         if unpaired and resumed is not None:
             own = getattr(resumed.bridge, "max_variance", 1.0)  # of another bridge, the resume refuses it
             bridge = replace(bridge, max_variance=own if self.eps is None else self.eps / 2)
-        elif unpaired or (statistics.used(bridge) and not measured | spread):
-            bridge = statistics.fitted(bridge, unet, pairs, codec, team.device)
+        elif unpaired or (initial.used(bridge) and not measured | spread):
+            bridge = initial.fitted(bridge, unet, pairs, codec, team.device)
             bridge = between_sets(bridge, self.eps) if unpaired else bridge
             found = {**bridge.statistics, **({"eps": 2 * bridge.max_variance} if unpaired else {})}
             if team.first:
                 print(f"measured: {', '.join(f'{name} {value:g}' for name, value in found.items())}")
         config = from_values(UnpairedConfig if unpaired else TrainConfig, vars(self))
         task = UnpairedTask if unpaired else BridgeTask
-        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks, task)
+        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, task=task)
 
 
 def build_bridge(

@@ -63,13 +63,12 @@ class Translate(GPUsCommand, TranslateConfig):
         planned = paths_of(translator.plan(folder))
         grid = next(path for name in GRIDS if (path := folder / name) not in planned)
         check_paths(translator.files, [grid])  # of the results the run checks it
-        kept = 0 if self.overwrite else sum(path.exists() for path in planned)
         began = time.perf_counter()
-        jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
+        jobs, existing, _ = translator.run(config.chosen_solver, config.steps, folder)
         if translator.processes.first:
-            kept_too = f", and {kept} that were there" if kept else ""
+            kept_too = f", and {len(existing)} that were there" if existing else ""
             seconds = time.perf_counter() - began
-            print(f"{len(paths_of(jobs)) - kept} results in {folder}{kept_too} ({seconds:.1f} s)")
+            print(f"{len(paths_of(jobs)) - len(existing)} results in {folder}{kept_too} ({seconds:.1f} s)")
             if small := translator.shown(jobs):
                 sheet = draw_grid(translator.files, small)
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))

@@ -12,8 +12,8 @@ from typing import ClassVar, TypeVar
 from bbdm.base.settings import setting
 from bbdm.data.rows import Row, read_rows
 from bbdm.evaluation.intervals import By, Intervals, OtherSamplerError, check_risk
+from bbdm.evaluation.pairs import check_copies
 from bbdm.evaluation.risk import Bound, NoLambdaError, TooFewPairsError
-from bbdm.evaluation.unseen import check_copies
 from bbdm.translation.config import TranslateConfig
 
 Config = TypeVar("Config", bound=TranslateConfig)
@@ -33,7 +33,7 @@ class CalibrateConfig(TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "intervals"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "orientations", "maps", "intervals", "memory"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "maps", "intervals", "memory"})
     TARGETS: ClassVar[bool] = True
 
     alpha: float = setting(0.1, "the largest share of values outside that is expected of a picture")

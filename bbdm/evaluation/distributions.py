@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bbdm.base.atomic import write_atomically
-from bbdm.evaluation.metrics import Metric, Setup
+from bbdm.evaluation.metrics import Metric
 
 NOMINAL = 0.9  # of the interval whose coverage and length are scored; the nearest that the samples have
-BINS = 2048  # of lengths and of standard deviations, over the range of the values
-POINTS = 20  # of the curve of errors against standard deviations
 
 
 def energy_score(results: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
@@ -52,31 +49,23 @@ def _inner(samples: int) -> int:
     return max(1, round((samples + 1) * (1 - NOMINAL) / 2))
 
 
-def sums(results: torch.Tensor, targets: torch.Tensor, setup: Setup) -> torch.Tensor:
-    """What adds up over sources: means, ranks, lengths of intervals, and standard deviations.
+def sums(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What adds up over sources: means, and ranks.
 
     Args:
         results: (B, S, C, *S) in stored values.
         targets: (B, C, *S) in stored values.
-        setup: whose values have the range.
 
     Returns:
-        (5 + S + 1 + 7 BINS,) float64; each picture has the same weight.
+        (5 + S + 1,) float64; each picture has the same weight.
     """
-    width = float(np.max(setup.values.high) - np.min(setup.values.low)) / BINS
     pairs = zip(results.double().cpu().flatten(2), targets.double().cpu().flatten(1), strict=True)
-    return torch.from_numpy(sum(_of_picture(*pair, width) for pair in pairs))
+    return torch.from_numpy(sum(_of_picture(*pair) for pair in pairs))
 
 
-def _of_picture(result: torch.Tensor, target: torch.Tensor, width: float) -> Any:
-    """:func:`sums` of one source, of samples (S, V) and values (V,), in bins of a width."""
-    from scipy.stats import spearmanr
-
+def _of_picture(result: torch.Tensor, target: torch.Tensor) -> Any:
+    """:func:`sums` of one source, of samples (S, V) and values (V,)."""
     samples, weight = len(result), 1 / len(target)
-    std, error = result.std(0), (result.mean(0) - target).abs()
-    both = bool(std.min() < std.max() and error.min() < error.max())
-    related = float(spearmanr(std, error).statistic) if both else 0.0  # pyright: ignore[reportAttributeAccessIssue]
-    means = [1, energy_score(result, target)[0], float(crps(result, target).mean()), related, both]
     below, equal = (result < target).sum(0).numpy(), (result == target).sum(0).numpy()
     steps = np.zeros(samples + 2)  # a target that equals samples has all of their ranks in parts
     np.add.at(steps, below, weight / (equal + 1))
@@ -84,90 +73,55 @@ def _of_picture(result: torch.Tensor, target: torch.Tensor, width: float) -> Any
     ordered = result.sort(0).values
     low, high = ordered[_inner(samples) - 1], ordered[-_inner(samples)]
     covered = ((low <= target) & (target <= high)).double()
-    ones, length = torch.ones_like(std), high - low
-    lengths = _binned(length, [ones, length, covered, error], width, weight)
-    spreads = _binned(2 * std, [ones, std.square(), error.square()], width, weight)
-    return np.concatenate([means, steps.cumsum()[:-1], *lengths, *spreads])
-
-
-def _binned(size: torch.Tensor, rows: list[torch.Tensor], width: float, weight: float) -> list[Any]:
-    """Rows of values (V,), added up in the bins of sizes."""
-    index = (size / width).long().clip(0, BINS - 1).numpy()
-    return [np.bincount(index, row.numpy() * weight, BINS) for row in rows]
+    numbers = [crps(result, target).mean(), (high - low).mean(), covered.mean()]
+    return np.concatenate([[1, energy_score(result, target)[0], *map(float, numbers)], steps.cumsum()[:-1]])
 
 
 def total(added: torch.Tensor) -> dict[str, Any]:
     """The scores of :func:`sums`, as plain values.
 
-    ``energy``, ``crps`` and ``rank_correlation`` (Spearman's, of standard deviation and absolute error of
-    the mean) are means over pictures. ``interval`` is between two ordered samples: ``expected`` is the
-    share of targets inside where they are as the samples, ``coverage`` the true share. ``calibration``
-    has both for all such intervals, ``ranks`` the share of targets at each rank among the samples, and
-    ``error_of_std`` the root mean square error of the mean where the standard deviation is about the
-    first value.
+    ``energy`` and ``crps`` are means over pictures. ``interval`` is between two ordered samples: ``expected``
+    is the share of targets inside where they are as the samples, ``coverage`` the true share, ``length`` the
+    mean. ``calibration`` has both shares for all such intervals, ``ranks`` the share of targets at each rank
+    among the samples.
     """
-    values = added.cpu().numpy()
-    pictures, energy, score, related, varied = values[:5].tolist()
-    ranks, lengths = values[5 : -7 * BINS] / pictures, values[-7 * BINS : -3 * BINS].reshape(4, BINS) / pictures
+    pictures = float(added[0])
+    energy, score, length, coverage, *ranks = (added[1:] / pictures).tolist()
     samples = len(ranks) - 1
-    inside = {
-        k: ((samples + 1 - 2 * k) / (samples + 1), float(ranks[k : samples + 1 - k].sum())) for k in range(samples)
-    }
-    quartiles = [dict(zip(("share", "length", "coverage", "error"), each, strict=True)) for each in _parts(lengths, 4)]
-    spreads = _parts(values[-3 * BINS :].reshape(3, BINS), POINTS)
+    inside = {k: ((samples + 1 - 2 * k) / (samples + 1), sum(ranks[k : samples + 1 - k])) for k in range(samples)}
     return {
         "samples": samples,
         "pictures": int(pictures),
-        "energy": energy / pictures,
-        "crps": score / pictures,
-        "rank_correlation": related / varied if varied else None,
-        "interval": {
-            "expected": inside[_inner(samples)][0],
-            "coverage": float(lengths[2].sum()),
-            "length": float(lengths[1].sum()),
-            "by_quartile": quartiles,
-        },
+        "energy": energy,
+        "crps": score,
+        "interval": {"expected": inside[_inner(samples)][0], "coverage": coverage, "length": length},
         "calibration": [inside[k] for k in range(samples // 2, 0, -1)],
-        "ranks": ranks.tolist(),
-        "error_of_std": [(float(np.sqrt(variance)), float(np.sqrt(error))) for _, variance, error in spreads],
+        "ranks": ranks,
     }
 
 
-DISTRIBUTION = Metric(sums, False, "samples", masks="pixels", joint=True, needs=lambda setup: setup, total=total)
-
-
-def _parts(table: npt.NDArray[np.float64], count: int) -> list[list[float]]:
-    """Bins, whose first row is their weight, as about ``count`` parts of one weight: shares and means."""
-    weight = table[0]
-    part = np.minimum(count * (weight.cumsum() - weight / 2) / weight.sum(), count - 1e-9).astype(int)
-    added = np.stack([np.bincount(part, row, count) for row in table], axis=1)
-    return [[first / weight.sum(), *(each / first for each in rest)] for first, *rest in added.tolist() if first]
+DISTRIBUTION = Metric(sums, False, "samples", masks="pixels", total=total)
 
 
 def summary(scores: dict[str, Any]) -> str:
     """The scores in a line."""
-    interval, related = scores["interval"], scores["rank_correlation"]
-    text = "" if related is None else f", rank correlation of |error| and std {related:.2f}"
+    interval = scores["interval"]
     return (
         f"distribution of {scores['samples']}: energy score {scores['energy']:.5g}, CRPS {scores['crps']:.5g}, "
         f"{100 * interval['coverage']:.1f} % of targets in intervals of {100 * interval['expected']:.1f} %, of length "
-        f"{interval['length']:.5g}{text}"
+        f"{interval['length']:.5g}"
     )
 
 
 def draw(scores: dict[str, Any], path: Path) -> None:
-    """Write a picture of three plots: calibration, error against standard deviation, and ranks."""
+    """Write a picture of two plots: calibration and ranks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    calibration, errors, ranks = figure.subplots(1, 3)
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    calibration, ranks = figure.subplots(1, 2)
     calibration.plot([0, 1], [0, 1], color="0.7")
     calibration.plot(*zip(*scores["calibration"], strict=True), marker="o")
     calibration.set(xlabel="expected share inside", ylabel="share of targets inside", title="intervals of samples")
-    stds, roots = zip(*scores["error_of_std"], strict=True)
-    errors.plot([0, max(*stds, *roots)], [0, max(*stds, *roots)], color="0.7")
-    errors.plot(stds, roots, marker="o")
-    errors.set(xlabel="standard deviation of samples", ylabel="error of their mean", title="root mean squares")
     ranks.bar(range(len(scores["ranks"])), scores["ranks"])
     ranks.axhline(1 / len(scores["ranks"]), color="0.5")
     ranks.set(xlabel="samples below the target", ylabel="share of targets", title="ranks")

@@ -24,9 +24,8 @@ from tqdm.auto import tqdm
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
 from bbdm.evaluation import risk
-from bbdm.evaluation.excess import By, Measure, ends
+from bbdm.evaluation.pairs import By, Measure, check_unseen, ends
 from bbdm.evaluation.risk import Bound, Losses
-from bbdm.evaluation.unseen import check_unseen
 from bbdm.networks.conditions import DIRECTION
 from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
@@ -128,7 +127,7 @@ class Intervals:
             NoLambdaError: all samples of too many values are equal.
             ResultsError: the folder is of another calibration.
             SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
-                folder of its run; see :func:`~bbdm.evaluation.unseen.check_unseen`.
+                folder of its run; see :func:`~bbdm.evaluation.pairs.check_unseen`.
             TooFewPairsError: too few pairs have values; the number that is needed is named.
             ValueError: a target that is not finite, or an argument is out of range.
         """
@@ -254,24 +253,19 @@ def describe(sampler: Sampler[Any]) -> dict[str, Any]:
     export: dict[str, Any] | None = getattr(sampler, "settings", None)
     if export is not None:
         weights = hashlib.sha256(json.dumps(export["files"], sort_keys=True).encode()).hexdigest()
-        network = {"weights": weights, "bridge": export["bridge"], "dtype": export["dtype"]}
+        times = {"solver": sampler.solver, "timesteps": sampler.table.timesteps.tolist()}
+        about = {"weights": weights, "bridge": export["bridge"], "dtype": export["dtype"], **times}
     else:
         from bbdm.networks.restore import state_hash
+        from bbdm.translation.results import description
 
         torch_sampler: Any = sampler
-        codec = torch_sampler.codec
-        network = {
-            "weights": state_hash(torch_sampler.unet.state_dict()),
-            "codec": None if codec is None else codec.digest(),
-            "bridge": torch_sampler.bridge.config(),
-            "dtype": str(torch_sampler.dtype).removeprefix("torch."),
-            "clamp": torch_sampler.clamp,
-        }
+        about = description(torch_sampler, state_hash(torch_sampler.unet.state_dict()))
+        about["clamp"] = torch_sampler.clamp
     kind = sampler.pictures
     values = {"source_values": str(kind.source), "target_values": str(kind.target), "slices": kind.slices}
     values |= {} if sampler.direction is None else {"direction": sampler.direction}
-    times = sampler.table.timesteps.tolist()
-    return manifest.as_json({**network, **values, "crop": kind.crop, "solver": sampler.solver, "timesteps": times})
+    return manifest.as_json({**about, **values, "crop": kind.crop})
 
 
 def check_risk(alpha: Any, delta: Any, by: Any, bound: Any) -> None:

@@ -13,7 +13,7 @@ same functions, of one volume.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,7 +43,6 @@ class Setup:
     channels: int = 3  # of targets and results
     samples: int = 1  # results of each source
     masked: bool = False  # whether pictures have masks
-    per_channel: bool = False  # whether each channel has scores NAME[i] of its own, from 0, of the metrics that can
     features: Any = None  # the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception
     fid_weights: Path | None = None  # file of the weights that torch-fidelity publishes; None downloads them
     lpips_net: LPIPSNet = "alex"  # the network of LPIPS
@@ -54,11 +53,6 @@ class Setup:
     def colour(self) -> bool:
         """Whether pictures are 8-bit grey or RGB; grey is compared as RGB."""
         return self.values == EIGHT_BIT and self.channels in (1, 3)
-
-    def of_channel(self, channel: int) -> Setup:
-        """The setup of one channel alone."""
-        low, high = (v[channel] if isinstance(v, tuple) else v for v in (self.values.low, self.values.high))
-        return replace(self, values=replace(self.values, low=low, high=high), channels=1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,6 @@ class Metric:
     higher_is_better: bool  # whether a greater score is of better results
     takes: Literal["stored", "unit", "samples"] = "stored"
     masks: Literal["pixels", "map"] | None = None
-    joint: bool = False  # whether it is of all channels together, and never of one alone
     colour: bool = False  # whether it is of 8-bit grey or RGB pictures alone
     unit: bool = False  # whether the score has the unit of the targets' values
     form: str = ".4f"  # how the score is shown
@@ -105,20 +98,6 @@ def overlap(results: Tensor, targets: Tensor, above: float) -> Tensor:
     """Dice coefficient of the values above a threshold; NaN where neither has any."""
     one, other = results > above, targets > above
     return 2 * (one & other).sum((1, 2, 3)).double() / (one.sum((1, 2, 3)) + other.sum((1, 2, 3)))
-
-
-def sam(results: Tensor, targets: Tensor) -> Tensor:
-    """Spectral angle (Yuhas et al. 1992) in radians. A pixel of zeros has no angle, and does not count."""
-    from torchmetrics.functional.image import spectral_angle_mapper
-
-    return spectral_angle_mapper(results.double(), targets.double(), reduction="none").nanmean((1, 2))
-
-
-def ergas(results: Tensor, targets: Tensor) -> Tensor:
-    """Relative error of all bands (Wald 2000), with 4 pixels of the target along one of the source."""
-    from torchmetrics.functional.image import error_relative_global_dimensionless_synthesis
-
-    return error_relative_global_dimensionless_synthesis(results.double(), targets.double(), reduction="none")
 
 
 def diversity(results: Tensor, targets: Tensor) -> Tensor:
@@ -228,25 +207,16 @@ def _distances(setup: Setup) -> Any:
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric(
-        feature_sums, False, takes="samples", joint=True, colour=True, form=".2f", needs=_features, total=frechet
-    ),
-    "lpips": Metric(lpips, False, takes="unit", joint=True, colour=True, needs=_distances),
-    "psnr": Metric(psnr, True, takes="unit", masks="pixels", form=".2f"),
-    "ssim": Metric(ssim, True, takes="unit", masks="map"),
-    "ms_ssim": Metric(ms_ssim, True, takes="unit", masks="map"),
+    "fid": Metric(feature_sums, False, "samples", colour=True, form=".2f", needs=_features, total=frechet),
+    "lpips": Metric(lpips, False, "unit", colour=True, needs=_distances),
+    "psnr": Metric(psnr, True, "unit", masks="pixels", form=".2f"),
+    "ssim": Metric(ssim, True, "unit", masks="map"),
+    "ms_ssim": Metric(ms_ssim, True, "unit", masks="map"),
     "dice": Metric(overlap, True, masks="pixels", needs=lambda setup: setup.dice_above),
     "mae": Metric(mae, False, masks="pixels", unit=True, form=".5g"),
     "rmse": Metric(rmse, False, masks="pixels", unit=True, form=".5g"),
-    "sam": Metric(sam, False, masks="pixels", joint=True),
-    "ergas": Metric(ergas, False, masks="pixels", joint=True),
-    "diversity": Metric(diversity, True, takes="samples", masks="pixels", unit=True, form=".2f"),
+    "diversity": Metric(diversity, True, "samples", masks="pixels", unit=True, form=".2f"),
 }
-
-
-def metric_of(score: str) -> str:
-    """The metric of a score's name: ``mae`` of ``mae`` and of ``mae[3]``, channel 3 alone."""
-    return score.partition("[")[0]
 
 
 def defaults(setup: Setup) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reports of scores: read and merged with earlier ones, as tables, and as plots.
+"""Reports of scores, as tables and as plots.
 
 A report is a dictionary with ``settings``, ``scores``, ``solver``, ``nfe``, ``pictures`` and
 ``seconds_per_picture``, as :meth:`bbdm.translation.translator.Translator.run` and a metric give them.
@@ -7,64 +7,20 @@ A report is a dictionary with ``settings``, ``scores``, ``solver``, ``nfe``, ``p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from bbdm.base import manifest
 from bbdm.base.atomic import write_atomically
-from bbdm.evaluation.metrics import METRICS, metric_of
+from bbdm.evaluation.metrics import METRICS
 
 Report = dict[str, Any]
 PLOTS = {  # over which a plot is drawn: its file, and the label
     "nfe": ("quality_nfe.png", "network calls"),
     "seconds_per_picture": ("quality_seconds.png", "seconds a picture"),
 }
-ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "sam", "ergas")  # which titles have in capitals
-
-
-def read(path: Path) -> list[Report]:
-    """The reports in a file of one or of several; none if there is no such file.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not path.exists():
-        return []
-    with manifest.reading(path, "give another output_dir, or delete it") as content:
-        reports = content if isinstance(content, list) else [content]
-        for report in reports:
-            _ = report["settings"], report["scores"], report["solver"], report["nfe"]
-    return reports
-
-
-def with_earlier_scores(report: Report, path: Path) -> Report:
-    """A report with the scores of other metrics that ``path`` has for the same settings and masks."""
-    for before in read(path):
-        if before["settings"] == report["settings"] and before.get("masks") == report.get("masks"):
-            for name in ("lpips_net", "dice_above"):
-                if report.get(name) is None and before.get(name) is not None:
-                    report = {**report, name: before[name]}
-            for name in ("scores", "by_patient"):
-                report = {**report, name: {**before.get(name, {}), **report.get(name, {})}}
-    return report
-
-
-def run_of(report: Report) -> tuple[str, int]:
-    """The solver and its NFE."""
-    return report["solver"], report["nfe"]
-
-
-def merge(before: Sequence[Report], reports: Sequence[Report]) -> list[Report]:
-    """Reports of a sweep after those earlier ones that differ in solver and times alone."""
-
-    def common(report: Report) -> dict[str, Any]:
-        settings = {k: v for k, v in report["settings"].items() if k not in ("solver", "nfe", "timesteps")}
-        return {"settings": settings, "masks": report.get("masks")}
-
-    runs = {run_of(report) for report in reports}
-    return [*(r for r in before if common(r) == common(reports[0]) and run_of(r) not in runs), *reports]
+ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse")  # which titles have in capitals
 
 
 def by_patient(metric: str, values: Mapping[str, float]) -> dict[str, Any]:
@@ -73,7 +29,7 @@ def by_patient(metric: str, values: Mapping[str, float]) -> dict[str, Any]:
     What has no score, such as the Dice coefficient of volumes without bone, is None, and does not count.
     """
     known = {name: value for name, value in values.items() if not math.isnan(value)}
-    worst = min if METRICS[metric_of(metric)].higher_is_better else max
+    worst = min if METRICS[metric].higher_is_better else max
     return {
         "mean": fmean(known.values()) if known else None,
         "std": stdev(known.values()) if len(known) > 1 else None,
@@ -82,9 +38,9 @@ def by_patient(metric: str, values: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
-    """Markdown, a row for each report, of the scores of these metrics: of all channels, and of each alone."""
-    names = _names(reports[0]["scores"], metrics)
+def table(reports: Sequence[Report]) -> str:
+    """Markdown of the scores, a row for each report of the same metrics."""
+    names = [*reports[0]["scores"]]
     rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
     for report in reports:
         solver, nfe, pictures, seconds = (report[key] for key in ("solver", "nfe", "pictures", "seconds_per_picture"))
@@ -93,22 +49,17 @@ def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
     return _markdown(rows)
 
 
-def patients_table(report: Report, metrics: Sequence[str]) -> str:
-    """Markdown, a row for each score of these metrics: mean, standard deviation, and the worst patient."""
+def patients_table(report: Report) -> str:
+    """Markdown, a row for each score: mean, standard deviation, and the worst patient."""
     rows = [["score by patient", "mean", "std", "worst", "of"]]
-    for name in _names(report["by_patient"], metrics):
-        found = report["by_patient"][name]
+    for name, found in report["by_patient"].items():
         numbers = found["mean"], found["std"], found["patients"].get(found["worst"])
         rows.append([title(name, report), *(_shown(name, number) for number in numbers), found["worst"] or "-"])
     return _markdown(rows)
 
 
-def _names(scores: Iterable[str], metrics: Sequence[str]) -> list[str]:
-    return [name for metric in metrics for name in scores if metric_of(name) == metric]
-
-
 def _shown(name: str, score: float | None) -> str:
-    return "-" if score is None else f"{score:{METRICS[metric_of(name)].form}}"
+    return "-" if score is None else f"{score:{METRICS[name].form}}"
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -126,11 +77,11 @@ def _draw(measured: Sequence[Report], over: str, folder: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    names = list(dict.fromkeys(name for report in measured for name in report["scores"]))
+    names = [*measured[0]["scores"]]
     figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for solver in dict.fromkeys(report["solver"] for report in measured):
-            known = [r for r in measured if r["solver"] == solver and r["scores"].get(name) is not None]
+            known = [r for r in measured if r["solver"] == solver and r["scores"][name] is not None]
             points = sorted((report[over], report["scores"][name]) for report in known)
             panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
         panel.set(xscale="log", xlabel=PLOTS[over][1], ylabel=title(name, measured[0]))
@@ -156,9 +107,8 @@ def _ticks(values: Sequence[float]) -> list[float]:
 
 
 def title(name: str, report: Report) -> str:
-    """A score's name, its unit, and which way is better; of a metric that is not registered, the name."""
-    metric = METRICS.get(metric_of(name))
-    title = name.replace(metric_of(name), metric_of(name).upper()) if metric_of(name) in ACRONYMS else name
-    unit = report["settings"].get("target_values", {}).get("unit", "") if metric and metric.unit else ""
-    better = "" if metric is None else "↑" if metric.higher_is_better else "↓"
-    return " ".join(filter(None, (title, unit, better)))
+    """A metric's name, its unit, and which way is better."""
+    metric = METRICS[name]
+    unit = report["settings"].get("target_values", {}).get("unit", "") if metric.unit else ""
+    shown = name.upper() if name in ACRONYMS else name
+    return " ".join(filter(None, (shown, unit, "↑" if metric.higher_is_better else "↓")))

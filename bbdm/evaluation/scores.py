@@ -28,9 +28,9 @@ class Scores:
     none does not count, such as the Dice coefficient of volumes without bone. FID compares all results with
     all targets.
 
-    MAE, RMSE and diversity have the unit of the values, and PSNR and SSIM their range. SAM is in radians.
-    With masks, only pixels inside count; a picture with none does not. A volume (C, D, H, W) is one picture,
-    and its SSIM is that of the planes (H, W).
+    MAE, RMSE and diversity have the unit of the values, PSNR and SSIM their range. With masks, only pixels
+    inside count; a picture with none does not. A volume (C, D, H, W) is one picture, and its SSIM is that of
+    the planes (H, W).
 
     Args:
         metrics: names in :data:`bbdm.evaluation.metrics.METRICS`, or a table of rows.
@@ -59,25 +59,19 @@ class Scores:
             unknown = ", ".join(table.keys() - rows.keys()) or "none"
             raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {unknown}")
         self.device = torch.device(device)
-        self._rows: dict[str, tuple[Metric, Setup, slice, list[Any]]] = {}  # of each score, with its channels
+        self._rows: dict[str, tuple[Metric, list[Any]]] = {}
         for name, metric in rows.items():
             _check_metric(name, metric, setup)
-            scores = {name: (setup, slice(None))}
-            if setup.per_channel and setup.channels > 1 and not metric.joint:
-                scores |= {f"{name}[{i}]": (setup.of_channel(i), slice(i, i + 1)) for i in range(setup.channels)}
-            for score, (of, channels) in scores.items():
-                needed = [] if metric.needs is None else [metric.needs(of)]
-                needed = [each.to(self.device) if isinstance(each, torch.nn.Module) else each for each in needed]
-                self._rows[score] = metric, of, channels, needed
+            needed = [] if metric.needs is None else [metric.needs(setup)]
+            needed = [each.to(self.device) if isinstance(each, torch.nn.Module) else each for each in needed]
+            self._rows[name] = metric, needed
         self.metrics = [*self._rows]
         self.reset()
 
     def reset(self) -> None:
         """Forget all pictures."""
         self._sources: list[str] = []
-        self._scores: dict[str, list[float]] = {
-            name: [] for name, (metric, *_) in self._rows.items() if not metric.total
-        }
+        self._scores = {name: list[float]() for name, (metric, _) in self._rows.items() if not metric.total}
         self._sums: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -111,9 +105,9 @@ class Scores:
         if self._setup.colour:
             results, targets = (v.expand(*v.shape[:-3], 3, *v.shape[-2:]) for v in (results, targets))
         results, targets, inside = (v.to(self.device) for v in (results, targets, inside))
-        for name, (metric, setup, channels, needed) in self._rows.items():
-            parts = _parts(metric, (results[:, :, channels], targets[:, channels], inside), masks is not None)
-            found = [metric.score(*_arguments(metric, setup, part), *needed) for part in parts]
+        for name, (metric, needed) in self._rows.items():
+            parts = _parts(metric, (results, targets, inside), masks is not None)
+            found = [metric.score(*_arguments(metric, self._setup, part), *needed) for part in parts]
             if metric.total:
                 self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
             else:  # several of a source, such as its results or slices
@@ -136,7 +130,7 @@ class Scores:
             raise ValueError(f"pictures must be {kind}, got {results.dtype} and {targets.dtype}")
         if masks is not None and masks.shape != (len(targets), 1, *targets.shape[2:]):
             raise ValueError(f"masks must be {(len(targets), 1, *targets.shape[2:])}, got {tuple(masks.shape)}")
-        for name, (metric, *_) in self._rows.items() if masks is not None else ():
+        for name, (metric, _) in self._rows.items() if masks is not None else ():
             _check_metric(name, metric, replace(setup, masked=True))
 
     def state(self) -> State:
@@ -169,8 +163,8 @@ class Scores:
             inside = " with pixels in their masks" if self._setup.masked else ""
             raise ValueError(f"scores need pictures{inside}, FID at least 2; got {len(self._sources)}")
         return {
-            name: row[0].total(self._sums[name]) if row[0].total else _mean(self._scores[name])
-            for name, row in self._rows.items()
+            name: metric.total(self._sums[name]) if metric.total else _mean(self._scores[name])
+            for name, (metric, _) in self._rows.items()
         }
 
     def by_source(self) -> dict[str, dict[str, float]]:
@@ -190,8 +184,6 @@ def _check_metric(name: str, metric: Metric, setup: Setup) -> None:
         raise ValueError(f"{name} is of whole pictures, and these have masks: take others, such as {able}")
     if name in ("diversity", "distribution") and setup.samples < 2:
         raise ValueError(f"{name} needs at least 2 results of each source, got {setup.samples}")
-    if name == "sam" and setup.channels < 2:
-        raise ValueError("sam compares channels with each other, and there is one")
 
 
 def _mean(values: Sequence[float]) -> float:

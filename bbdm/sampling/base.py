@@ -26,7 +26,7 @@ from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction
-from bbdm.networks.guidance import Guidance, read_guidance
+from bbdm.networks.guidance import read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import AT_ONCE, PIXELS_AT_ONCE, Distribution, runs_of, sample_seeds
@@ -73,8 +73,7 @@ class Sampler(Loop, Generic[Array]):
         self.calls = calls
         self._shapes = shapes
         self._conditioned = bool(shapes.conditions.each)
-        if shapes.conditions.two_way and self.direction is None:
-            self.direction = DIRECTIONS[0]
+        self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
         self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
@@ -311,17 +310,14 @@ class Sampler(Loop, Generic[Array]):
             kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
         return Scale(self._shapes.source_channels, o.range, kind, stored, len(self._shapes.stride))
 
-    def _guidance(self, o: Options) -> Guidance | None:
-        """How the predictions of a call are guided."""
-        guidance = read_guidance(self._shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
+    def _read(self, plan: Plan, source: Any, seed: Seed, o: Options, split: bool = True) -> tuple[Sources, list[Batch]]:
+        """The images of a call, checked, and its batches: without ``split`` one a size, of seed 0."""
+        shapes, guidance = self._shapes, None
+        if o.guidance is not None:
+            guidance = read_guidance(shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
         for names, _ in guidance.variants if guidance is not None else ():
             if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
                 warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
-        return guidance
-
-    def _read(self, plan: Plan, source: Any, seed: Seed, o: Options, split: bool = True) -> tuple[Sources, list[Batch]]:
-        """The images of a call, checked, and its batches: without ``split`` one a size, of seed 0."""
-        shapes, guidance = self._shapes, None if o.guidance is None else self._guidance(o)
         sources = read_sources(source, self.array, self.noun, self._scale(o))
         first, seeds = sources.groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
         single = {"noise": o.noise, "mask": o.mask, "conditions": o.conditions if shapes.conditions.images else None}

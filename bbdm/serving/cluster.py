@@ -105,7 +105,7 @@ def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
         ValueError, OSError: the network, the pictures or the cluster cannot be used.
     """
     translator = ClusterTranslator(config)
-    jobs, _ = translator.run(config.chosen_solver, config.steps, translator.config.folder)
+    jobs, _, _ = translator.run(config.chosen_solver, config.steps, translator.config.folder)
     bad = [*translator.bad.values()]
     if bad and not config.skip_bad:
         counts = f"{len(bad)} of {len(translator.files.names)} pictures"

@@ -1,19 +1,24 @@
 """Training an autoencoder, VQGAN or KL: Esser et al. 2021, and Rombach et al. 2022, appendix G.
 
 The loss is |x - image| + LPIPS + w G, and the codebook's (van den Oord et al. 2017, equation 3) or the KL
-divergence of the latents from a standard normal. w G is of :mod:`bbdm.training.adversary`. All are means over
-values, so that the KL divergence of an image is divided by the number of its values.
+divergence of the latents from a standard normal. All are means over values, so that the KL divergence of an
+image is divided by the number of its values.
+
+The adversary is a discriminator that learns to tell its images from real ones. With the loss L of
+reconstruction and G = -mean D(image), w = |grad L| / (|grad G| + 1e-4), clamped to 1e4, compares the
+gradients at the weights of the decoder's last layer (Esser et al., section 3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
@@ -24,14 +29,13 @@ from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
 from bbdm.networks.vqgan import VQGAN, PatchGAN
 from bbdm.pictures.images import sides
-from bbdm.training.adversary import Adversary, adaptive_weight
-from bbdm.training.augmentation import Pair
-from bbdm.training.codebook import CodebookUse
+from bbdm.training.batches import mixed
 from bbdm.training.config import AutoencoderConfig
-from bbdm.training.task import Forward, Losses, Task, mixed
+from bbdm.training.task import Forward, Losses, Task
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
 STREAMS = (2, 3)  # of noise, of sources and of targets
+SMALLEST, LARGEST = 1e-4, 1e4  # of the adversary's weight
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -66,6 +70,102 @@ def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tenso
     """The KL divergence of latents (B, C, H, W) from a standard normal in nats, the mean over the batch."""
     each = mean.square() + log_variance.exp() - 1 - log_variance
     return each.sum((1, 2, 3)).mean() / 2
+
+
+def hinge_loss(real: torch.Tensor, false: torch.Tensor) -> torch.Tensor:
+    """The discriminator's loss of its logits, (mean max(0, 1 - real) + mean max(0, 1 + false)) / 2."""
+    return (F.relu(1 - real).mean() + F.relu(1 + false).mean()) / 2
+
+
+def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
+    """The weight of the adversarial loss, of the gradients of both losses at the last layer."""
+    return (reconstruction.norm() / (adversarial.norm() + SMALLEST)).clamp(max=LARGEST)
+
+
+class Adversary:
+    """A discriminator of ``width`` channels with its optimizer, whose rate is that of the task's step."""
+
+    def __init__(self, task: Task, width: int) -> None:
+        channels = task.network.config.image_channels
+        self.discriminator = PatchGAN(channels, width).to(task.device)
+        self.network = task.processes.parallel(self.discriminator)
+        self.optimizer = task.new_optimizer(self.discriminator)
+
+    def logits(self, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of real and of false images, float32; :meth:`learn` uses their graph."""
+        real, false = self.network(torch.cat([x, image])).float().chunk(2)
+        return real, false
+
+    def learn(self, real: torch.Tensor, false: torch.Tensor) -> torch.Tensor:
+        """Do an optimizer step on the logits of :meth:`logits`; returns the loss before it."""
+        loss = hinge_loss(real, false)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state that :meth:`load_state_dict` restores."""
+        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a :meth:`state_dict` of the same settings."""
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class CodebookUse(nn.Module):
+    """Counts which of a number of codes batches take. Each of several processes has a share of a batch."""
+
+    def __init__(self, codes: int, processes: Processes) -> None:
+        super().__init__()
+        self.processes = processes
+        self.counts = nn.Buffer(torch.zeros(codes, dtype=torch.int64, device=processes.device))  # in this epoch
+        self.used = nn.Buffer(torch.zeros(codes, dtype=torch.bool, device=processes.device))  # since the last restart
+        self.restarted = nn.Buffer(torch.tensor(0))  # in this epoch
+
+    def add(self, index: torch.Tensor) -> None:
+        """Count the codes of this process's share of a batch, indices of any shape."""
+        index = index.flatten()  # bincount would wait for the largest
+        counts = torch.zeros_like(self.counts).scatter_add_(0, index, torch.ones_like(index))
+        counts = self.processes.total(counts)
+        self.counts += counts
+        self.used |= counts > 0
+
+    @torch.no_grad()
+    def restart(self, weights: list[torch.Tensor], z: torch.Tensor, seed: int) -> None:
+        """Move codes that no batch took since the last call to random latents of a batch.
+
+        Args:
+            weights: the codes, (codes, C), and their moving average.
+            z: (B, C, H, W) this process's latents.
+            seed: of the choice; the same in each process.
+        """
+        unused = (~self.used).nonzero().flatten()
+        self.used.zero_()
+        self.restarted += len(unused)
+        if not len(unused):
+            return
+        vectors = torch.cat(self.processes.gather(z.detach().permute(0, 2, 3, 1).flatten(0, 2).cpu()))
+        chosen = torch.randint(len(vectors), (len(unused),), generator=torch.Generator().manual_seed(seed))
+        for codes in weights:
+            codes[unused] = vectors[chosen].to(codes)
+
+    def report(self) -> dict[str, float]:
+        """The share of codes that the epoch used, their perplexity, and how many were moved; begins anew.
+
+        The perplexity is exp(-sum p log p), with the share p of latents that take a code: the number of codes
+        if all are taken equally often.
+        """
+        shares = self.counts.double() / self.counts.sum().clamp(min=1)
+        found = {
+            "codes_used": (self.counts > 0).double().mean().item(),
+            "perplexity": torch.special.entr(shares).sum().exp().item(),
+            "codes_restarted": int(self.restarted),
+        }
+        self.counts.zero_()
+        self.restarted.zero_()
+        return found
 
 
 class AutoencoderTask(Task):
@@ -201,11 +301,6 @@ class AutoencoderTask(Task):
         """The distance of reconstructions by the averaged weights, L1 and LPIPS; the sum over pairs."""
         x = pictures(batch.source, batch.target)
         return {"validation_loss": self._distance(self.reconstruct(x), x, {}).item() * len(batch.source)}
-
-    def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
-        """Reconstructions of sources and targets, and both."""
-        x = pictures(batch.source, batch.target)
-        return self.reconstruct(x), x
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources and targets, each before its reconstruction."""

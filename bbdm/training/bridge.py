@@ -1,15 +1,17 @@
-"""What trains the network of a bridge: its loss, its validation, its results and its files."""
+"""What trains the network of a bridge: its loss, its validation, its pictures and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
+from bbdm.base import sizes
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
 from bbdm.data.cached import LatentDataset
@@ -19,18 +21,74 @@ from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
-from bbdm.networks.base import Network
+from bbdm.networks.arrays import check_pictures
+from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
+from bbdm.pictures import images
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults
-from bbdm.training.augmentation import Pair, augment, drawn_back, dropped, turned
-from bbdm.training.config import BridgeConfig
-from bbdm.training.losses import Errors, bridge_loss
-from bbdm.training.resume import check_start, resumed_codec
+from bbdm.training.batches import augment, drawn_back, dropped, turned
+from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.task import Forward, Losses, Task
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
+HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
+Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Times = Callable[[torch.Tensor, int, Bridge], torch.Tensor]
+
+
+def bridge_loss(
+    network: Callable[..., torch.Tensor],
+    bridge: Bridge,
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    loss: Loss | Errors = "l1",
+    conditions: Conditions | None = None,
+    *,
+    seeds: torch.Tensor | None = None,
+    step: int | None = None,
+    mask: torch.Tensor | None = None,
+    per_image: bool = False,
+) -> torch.Tensor:
+    """Distance between the network's prediction and the bridge's target, the mean over a batch.
+
+    Args:
+        network: called with what the bridge shows of x_t and t, and the conditions.
+        bridge: defines x_t, what is shown of it, and the target.
+        x0: (B, C, H, W) target images; for volumes, here and below, H, W is D, H, W.
+        y: (B, C, H, W) source images in the target's channels: ``network.endpoint(source)``.
+        t: (B,) times: integers or, of a continuous bridge, reals.
+        noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
+        loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones;
+            or a function of (prediction, target) that returns errors of their shape.
+        conditions: tensors by name that the network sees, such as ``{"source": source}``; None for none.
+        seeds: (B,) int64, one for each image; noise is a function of the seed and of ``step``.
+        step: the number of the optimizer step.
+        mask: (B, 1, H, W), 1 where pixels count, 0 where they do not; None where all do.
+        per_image: return the mean over each image, (B,), in place of a scalar.
+
+    Raises:
+        ValueError: ``loss`` returned another shape; or see :meth:`~bbdm.bridges.base.Bridge.add_noise`.
+    """
+    shown, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
+    prediction = network(shown, bridge.seen(t), conditions).to(target.dtype)
+    if not isinstance(loss, str):
+        errors = loss(prediction, target)
+        if errors.shape != target.shape:
+            shape = tuple(target.shape)
+            raise ValueError(f"loss must return errors of the target's shape, {shape}, got {tuple(errors.shape)}")
+    elif loss == "huber":
+        errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
+    else:
+        errors = (F.l1_loss if loss == "l1" else F.mse_loss)(prediction, target, reduction="none")
+    image = tuple(range(1, errors.ndim))  # all axes of an image
+    if mask is not None:
+        counted = mask.sum(dim=image).clamp(min=1) * errors.shape[1]
+        losses = (errors * mask).sum(dim=image) / counted
+        return losses if per_image else losses.mean()
+    return errors.mean(dim=image) if per_image else errors.mean()
 
 
 class BridgeTask(Task):
@@ -123,20 +181,20 @@ class BridgeTask(Task):
                 found[name] = (found[f"{name}_AtoB"] + found[f"{name}_BtoA"]) / 2
         return found
 
-    def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
-        """Translations of sources by the sampler's default solver and steps, and targets."""
+    def translated(self, batch: Example) -> torch.Tensor:
+        """What the averaged weights make of sources, by the sampler's default solver and steps."""
         sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
-        return sampler(batch.source, seed=seed, conditions=batch.conditions), batch.target
+        return sampler(batch.source, seed=0, conditions=batch.conditions)
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources, translations and targets; of two directions, A, what is made of B, B, and what of A."""
         if self.two_way:
             back = turned(batch, torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device))
-            made = {way: self.results(each)[0] for way, each in zip(DIRECTIONS, (batch, back), strict=True)}
+            made = {way: self.translated(each) for way, each in zip(DIRECTIONS, (batch, back), strict=True)}
             return {"A": batch.source, "A of B": made["BtoA"], "B": batch.target, "B of A": made["AtoB"]}
         own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
         source = batch.source if own else self.network.endpoint(batch.source)
-        return {"source": source, "result": self.results(batch)[0], "target": batch.target}
+        return {"source": source, "result": self.translated(batch), "target": batch.target}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -167,10 +225,18 @@ class BridgeTask(Task):
         return checkpoint.unet, stored, own
 
     def resume(self, path: Path, checkpoint: Checkpoint, pairs: Any) -> dict[str, Any]:
-        """See :meth:`~bbdm.training.task.Task.resume`; a codec takes the stored statistics."""
-        codec = resumed_codec(checkpoint.codec, self.codec)
+        """See :meth:`~bbdm.training.task.Task.resume`; a codec is the stored one, with its statistics."""
+        stored, codec = checkpoint.codec, self.codec
+        statistics = None if stored is None else stored.statistics
+        same = stored.same_latents(codec) if stored and codec else stored is None and codec is None
+        if not same or (codec is not None and (codec.statistics is None) != (statistics is None)):
+            how = "without" if statistics is None else "with"
+            how = f"with the same codec (vqgan_path), {how} normalised latents (normalize_latents)" if stored else ""
+            how = how or "without a codec (vqgan_path)"
+            raise ValueError(f"training can resume only in the space where it began: {how}")
         state = super().resume(path, checkpoint, pairs)
-        self.codec = codec
+        if codec is not None and statistics is not None:
+            self.codec = codec.with_statistics(statistics)
         return state
 
 
@@ -198,3 +264,43 @@ def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
     roles: dict[Role, torch.Tensor] = {"source": batch.source, "target": batch.target}
     source, target = (coded(v, r).contiguous(memory_format=torch.channels_last) for r, v in roles.items())
     return batch._replace(source=source, target=target, mask=None)
+
+
+def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Codec | None) -> None:
+    """Raise ValueError where a network cannot be trained on pairs or their latents."""
+    stride = 1 if codec is None else codec.stride
+    sides = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
+    if (network.source_channels, network.channels) != sides:
+        kind = "pairs" if codec is None else "latents"
+        takes, have = (
+            f"{target} channels" if source == target else f"sources of {source} and targets of {target} channels"
+            for source, target in ((network.source_channels, network.channels), sides)
+        )
+        raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
+    if codec is not None:
+        check_pictures(network.axes, "a codec")
+    if network.further.two_way != (train.spec.direction == "both"):
+        raise ValueError(
+            "pairs of direction 'both' and a network with classes={'direction': ('AtoB', 'BtoA')} need each other; got "
+            f"direction {train.spec.direction!r} and classes={dict(network.classes)}"
+        )
+    takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
+    if takes != have:
+        raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")
+    size = images.sides(train.image_size, train.spec.axes)
+    if len(size) != network.axes:
+        shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (network.axes, len(size))]
+        raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
+    if any(side % (each * stride) for side, each in zip(size, network.strides, strict=True)):
+        factors = f"the network's {network.stride}"
+        if codec is not None:
+            factors = f"{network.strides[0] * stride}, {factors} times the autoencoder's {stride}"
+        raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
+    if isinstance(train, LatentDataset):
+        if codec is None or train.codec != codec.description():
+            got = "none" if codec is None else "another one"
+            raise ValueError(f"codec must be that of the latents in {train.folder}, got {got}")
+        if train.flip != config.flip:
+            raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
+        if config.shift:
+            raise ValueError("shift moves pictures, and must be 0 with latents that are computed once")

@@ -13,15 +13,8 @@ Pairing = Literal["random", "identity"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "plateau"]
 FREE = {  # what may change when a run resumes
-    "epochs",
-    "learning_rate",
-    "grad_accumulation",
-    "grad_clip",
-    "compile",
-    "workers",
-    "preview_every",
-    "save_every",
-    "keep",
+    *("epochs", "learning_rate", "grad_accumulation", "grad_clip", "compile"),
+    *("workers", "preview_every", "save_every", "keep"),
 }
 ONLY = {"weight_decay": ("optimizer", "adamw"), "plateau_patience": ("lr_schedule", "plateau")}  # where they count
 
@@ -52,7 +45,6 @@ class RunConfig:
     ema_every: int = setting(1, "optimizer steps between updates of the average", least=1)
     flip: bool = setting(False, "mirror half of the pairs")
     shift: float = setting(0.0, "move pairs by up to this share of their side")
-    zoom: float = setting(0.0, "make pairs larger or smaller by up to this share")
     precision: Precision = setting("fp32", "of the network's arithmetic; weights stay float32")
     compile: bool = setting(False, "faster steps after minutes of compiling")
     seed: int = setting(0, "of weights, order, times and noise", least=0)
@@ -69,27 +61,13 @@ class RunConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        for name in ("shift", "zoom"):
-            if not 0 <= getattr(self, name) <= 0.5:
-                raise ValueError(f"{name} must be in [0, 0.5], got {getattr(self, name)}")
-
-    def total_steps(self, pairs: int) -> int:
-        """The optimizer steps of a run on a number of pairs; the last short batch of an epoch is dropped."""
-        return self.epochs * (pairs // self.batch_size)
+        if not 0 <= self.shift <= 0.5:
+            raise ValueError(f"shift must be in [0, 0.5], got {self.shift}")
 
     def compared(self) -> dict[str, Any]:
         """The settings that a run which resumes must have too: not those that are free, or have no effect."""
         idle = {name for name, (setting, value) in ONLY.items() if getattr(self, setting) != value}
         return {name: value for name, value in asdict(self).items() if name not in FREE | idle}
-
-    def warnings(self, steps: int) -> list[str]:
-        """What makes a run of a number of optimizer steps show nothing."""
-        if steps > self.warmup_steps:
-            return []
-        return [
-            f"the learning rate rises over warmup_steps={self.warmup_steps} optimizer steps, and the run has {steps}: "
-            "results will look like noise; lower warmup_steps, or train longer"
-        ]
 
 
 @dataclass(frozen=True)
@@ -147,13 +125,3 @@ class AutoencoderConfig(RunConfig):
     adversarial_start: int = setting(50000, "optimizer steps before the adversary begins", least=0)
     discriminator_width: int = setting(64, "channels of its first layer", least=1)
     decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")
-
-    def warnings(self, steps: int) -> list[str]:
-        """What makes a run of a number of optimizer steps show less than it could."""
-        found = super().warnings(steps)
-        if self.perceptual == "none":
-            found.append("there is no perceptual loss, perceptual='none': results are less true to texture than LDM's")
-        if self.adversarial_weight and steps <= self.adversarial_start:
-            late = f"adversarial_start={self.adversarial_start} optimizer steps, and the run has {steps}"
-            found.append(f"the adversary begins after {late}: results will be soft")
-        return found

@@ -24,7 +24,7 @@ from bbdm.files.weights import Snapshot
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
-METRICS, CONFIG, SUMMARY = "metrics.jsonl", "config.json", "summary.json"
+METRICS, CONFIG = "metrics.jsonl", "config.json"
 
 
 class RunFolder:
@@ -124,7 +124,7 @@ class RunFolder:
     def begin(self, epochs: int, config: dict[str, Any]) -> None:
         """Prepare the folder for a run that begins, or resumes after ``epochs`` epochs.
 
-        Half-written files of killed processes are deleted, and metrics, grids and summary of later epochs.
+        Half-written files of killed processes are deleted, and metrics and grids of later epochs.
 
         Raises:
             ValueError: another run works in the folder.
@@ -142,7 +142,6 @@ class RunFolder:
             epoch = grid.stem.removeprefix("epoch_")
             if epoch.isdigit() and int(epoch) > epochs:
                 grid.unlink()
-        (self.path / SUMMARY).unlink(missing_ok=True)
         manifest.write(self.path / CONFIG, config)
 
     def _lock_folder(self) -> None:
@@ -175,8 +174,3 @@ class RunFolder:
         """Append a line to the metrics."""
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-    def write_summary(self, about: dict[str, Any]) -> None:
-        """Write the summary of the whole run: the metrics of its last epoch, and ``about``."""
-        records = (self.path / METRICS).read_text().splitlines()
-        manifest.write(self.path / SUMMARY, {**(json.loads(records[-1]) if records else {}), **about})

@@ -1,7 +1,6 @@
 """What a training run trains, and one optimizer step of it: a batch in, new weights and their average out.
 
-What is drawn for an example is a function of (run seed, optimizer step, index in the batch), so a resumed run
-draws what an uninterrupted run draws. The loop over epochs is :mod:`bbdm.training.trainer`.
+The loop over epochs is :mod:`bbdm.training.trainer`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +21,17 @@ from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
-from bbdm.training import tracking
-from bbdm.training.augmentation import Pair, augment
+from bbdm.training.batches import augment, mixed, sample_seeds
 from bbdm.training.config import Precision, RunConfig
 from bbdm.training.optimizers import EMA, MakeOptimizer, Plateau, make_optimizer, trained
-from bbdm.training.resume import check_batch, training_state
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 Forward = Callable[..., torch.Tensor]  # of a network
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 Schedule = Callable[[int, int], float]
+Timed = list[tuple[torch.Tensor, torch.Tensor]]  # losses and their times, both (B,)
+SHOWN_EVERY = 50  # optimizer steps between points in TensorBoard
 
 
 class Step(NamedTuple):
@@ -41,17 +40,7 @@ class Step(NamedTuple):
     means: dict[str, float]  # over the whole batch, of what it reported
     rate: float  # of learning
     norm: torch.Tensor | None  # of the gradients, where it was due
-    timed: tracking.Timed  # this process's losses and their times, both (B,), of each part
-
-
-def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
-    """(count,) seeds of samples ``first``.. of a batch: the run's seed as low word, the index as high."""
-    return run_seed + (torch.arange(first, first + count, device=device) << 32)
-
-
-def mixed(seed: int, number: int) -> int:
-    """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
-    return (seed * 0x9E3779B9 + number) % 2**32
+    timed: Timed  # this process's losses and their times, of each part
 
 
 class Task(ABC):
@@ -98,8 +87,15 @@ class Task(ABC):
         self.config = config
         self.train = train
         if train is not None:
-            check_batch(config, train, self.processes.count, self.parts)
-            total = config.total_steps(len(train))
+            size, count, shares = config.batch_size, len(train), self.parts * self.processes.count
+            if size > count:
+                raise ValueError(f"batch_size must be at most the {count} training pairs, got {size}")
+            if size % shares:
+                parts = "" if self.parts == 1 else f" and grad_accumulation={self.parts}"
+                raise ValueError(
+                    f"batch_size {size} does not split into equal parts for {self.processes.count} processes{parts}"
+                )
+            total = config.epochs * (count // size)
         self.total = total or 1
         self.network = network.to(self.device).train()
         self.random = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
@@ -146,10 +142,6 @@ class Task(ABC):
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
         return self.plateau.rate(rate) if self.config.lr_schedule == "plateau" else rate
 
-    def warnings(self) -> list[str]:
-        """What makes the run show nothing, as far as the settings say."""
-        return [] if self._schedule is not None else self.config.warnings(self.total)
-
     # One optimizer step
 
     def __call__(self, batch: Example, step: int) -> float:
@@ -166,7 +158,7 @@ class Task(ABC):
         norm = None
         if self.config.grad_clip:
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
-        elif (step + 1) % tracking.EVERY == 0:
+        elif (step + 1) % SHOWN_EVERY == 0:
             norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
         self.scaler.update()
@@ -181,15 +173,16 @@ class Task(ABC):
         self.last = Step(means, self.optimizer.param_groups[0]["lr"], norm, timed)
         return means["loss"]
 
-    def _gradients(self, batch: Example, step: int) -> tuple[dict[str, torch.Tensor], tracking.Timed]:
+    def _gradients(self, batch: Example, step: int) -> tuple[dict[str, torch.Tensor], Timed]:
         """Compute the gradients of the batch, part by part; returns what this process's share reports."""
-        count, found, timed = len(batch.source), dict[str, torch.Tensor](), tracking.Timed()
-        seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
-        parts = [*_chunks(batch, seeds, self.parts)]
-        for index, (part, part_seeds) in enumerate(parts, start=1):
-            with nullcontext() if index == len(parts) else self.processes.alone(self.replica):
-                prepared = self.prepared(part, part_seeds, step)
-                losses, reported = self.losses(self.replica, prepared, part_seeds, step)
+        count, found, timed = len(batch.source), dict[str, torch.Tensor](), Timed()
+        all_seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
+        size = -(-count // self.parts)
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            part, seeds = batch.with_tensors({name: v[rows] for name, v in batch.tensors().items()}), all_seeds[rows]
+            with nullcontext() if start + size >= count else self.processes.alone(self.replica):
+                losses, reported = self.losses(self.replica, self.prepared(part, seeds, step), seeds, step)
                 mean = losses.mean()
                 self.scaler.scale(mean / self.parts).backward()
             if "t" in reported:
@@ -201,7 +194,7 @@ class Task(ABC):
         return found, timed
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
-        """The batch that :meth:`losses` gets, of one from the data set: mirrored, moved, of another size."""
+        """The batch that :meth:`losses` gets, of one from the data set: mirrored and moved."""
         return augment(batch, seeds, step, self.config)
 
     @abstractmethod
@@ -230,15 +223,11 @@ class Task(ABC):
         self.counted.clear()
         return found
 
-    # Validation, and results of the averaged weights
+    # Validation, and pictures of the averaged weights
 
     @abstractmethod
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
         """Losses of the averaged weights by name, sums over pairs; ``validation_loss`` is the one of all."""
-
-    @abstractmethod
-    def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
-        """What the averaged weights make of pairs, and what that should be: both (N, C, H, W) in [-1, 1]."""
 
     @abstractmethod
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
@@ -283,18 +272,24 @@ class Task(ABC):
                 :data:`~bbdm.training.config.FREE` may change; functions are not compared.
         """
         network, stored, own = self.stored(checkpoint)
-        state = training_state(path, checkpoint.training, stored, own, self.config, pairs)
+        state = checkpoint.training
+        if state is None:
+            raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
+        stored, own = {**stored, **state["config"]}, {**own, **self.config.compared()}
+        changed = [f"{name}={stored[name]}" for name, value in own.items() if stored.get(name, value) != value]
+        old = dict(state["pairs"])
+        if not changed and old != pairs:
+            both = {name: (old.get(name), pairs.get(name)) for name in {**pairs, **old} if "names" not in name}
+            changed = [f"{name}={was} of the pairs, not {now}" for name, (was, now) in both.items() if was != now]
+            changed = changed or ["pairs of other names"]
+        if changed:
+            raise ValueError(
+                f"{path} was trained with {', '.join(changed)}: resume with the same, begin anew in another "
+                "folder (experiment), or overwrite this run"
+            )
         self.network.load_state_dict(network.weights)
         self.average.load_state_dict(network.ema)
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.sums, self.counted = Counter(state["sums"]), Counter(state["counted"])
         return state
-
-
-def _chunks(batch: Example, seeds: torch.Tensor, parts: int) -> Iterator[tuple[Example, torch.Tensor]]:
-    """Parts of a batch with their seeds, as ``torch.chunk`` cuts them."""
-    size = -(-len(seeds) // parts)
-    for start in range(0, len(seeds), size):
-        rows = slice(start, start + size)
-        yield batch.with_tensors({name: each[rows] for name, each in batch.tensors().items()}), seeds[rows]

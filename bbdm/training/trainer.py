@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from bbdm.base import machine
+from bbdm.base.atomic import short
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
@@ -30,18 +30,13 @@ from bbdm.data.pairs import Pairs
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
-from bbdm.training.batches import RunBatches
-from bbdm.training.bridge import BridgeTask, Times
-from bbdm.training.callback import Callback
+from bbdm.training.batches import RunBatches, sample_seeds
+from bbdm.training.bridge import BridgeTask, Errors, Times
+from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
 from bbdm.training.config import RunConfig
-from bbdm.training.losses import Errors
 from bbdm.training.optimizers import MakeOptimizer
-from bbdm.training.previews import Previews
-from bbdm.training.progress import Progress
-from bbdm.training.resume import check_alike, describe_data, describe_pairs
 from bbdm.training.run_folder import LEASE, RunFolder
-from bbdm.training.task import Schedule, Task, sample_seeds
-from bbdm.training.tracking import TensorBoard
+from bbdm.training.task import Schedule, Task
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -70,8 +65,8 @@ class Trainer:
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: what is called after :class:`~bbdm.training.previews.Previews`, and before
-            :class:`~bbdm.training.tracking.TensorBoard`.
+        callbacks: what is called after :class:`~bbdm.training.callbacks.Previews`, and before
+            :class:`~bbdm.training.callbacks.TensorBoard`.
         task: what is trained: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
         optimizer: makes the optimizer of a list of parameters, in place of the settings'.
@@ -130,7 +125,10 @@ class Trainer:
         self.total_steps = self.task.total
         self.batches = RunBatches(self.train, self.validation, config, self.processes)
         self.steps_per_epoch = self.batches.per_epoch
-        self.pairs = describe_pairs(self.train)
+        spec = self.train.spec
+        about = {"image_size": self.train.image_size, "direction": spec.direction, "crops": spec.crops}
+        about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
+        self.pairs: Mapping[str, Any] = about  # what a run that resumes must have too
         self._validation_names = None if self.validation is None else self.validation.names_digest()
         self.resumed_from: Path | None = None
         self.best: dict[str, Any] | None = None
@@ -181,7 +179,7 @@ class Trainer:
 
         Args:
             progress: show the run on standard error: a bar, and lines; see
-                :class:`~bbdm.training.progress.Progress`.
+                :class:`~bbdm.training.callbacks.Progress`.
             stop: called before each step and each batch of validation; once True, the run is saved and ends.
 
         Returns:
@@ -194,7 +192,7 @@ class Trainer:
                 callback raised it. The message says what to do next. Nothing that was saved is lost.
         """
         self.run.check_later(self.step)
-        check_alike(self.processes.gather({"step": self.step, **self.pairs}))
+        self._check_alike()
         self._asked, self._reason = stop, None
         shown = [Progress()] if progress and self.processes.first else []
         self._called: list[Callback] = [*self.callbacks, TensorBoard(), *shown]
@@ -204,28 +202,34 @@ class Trainer:
                 pass  # a broken picture is found now, not after an epoch
             if self.processes.first:
                 ends.callback(self.run.end)
-                pairs = self.pairs | describe_data(self.train, self.validation)
+                pairs = {**self.pairs, "stamps": self.train.stamps_digest()}
                 self.run.begin(self.epoch, {"train": asdict(self.config), **self.task.description, "pairs": pairs})
-                for line in () if self.step else self.task.warnings():
-                    log.warning(line)
+                late = {"warmup_steps", "pairing_steps"}  # of which a shorter run would show nothing
+                late |= {"adversarial_start"} if getattr(self.task, "adversary", None) else set()
+                for name in [] if self.step else sorted(late):
+                    if (begin := getattr(self.config, name, 0)) >= self.total_steps:
+                        steps = f"the run has {self.total_steps} optimizer steps"
+                        log.warning("%s=%s, and %s: lower it, or train longer", name, begin, steps)
             for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)
-            return self._epochs()
-
-    def _epochs(self) -> bool:
-        """The epochs that are left; see :meth:`fit`."""
-        try:
-            while self.epoch < self.config.epochs and self._reason is None:
-                self._epoch()
-            if self.processes.first:
-                self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
+            try:
+                while self.epoch < self.config.epochs and self._reason is None:
+                    self._epoch()
+            except _AskedError:
+                return False
+            except (OSError, ValueError) as error:
+                full = isinstance(error, OSError) and error.errno in DISK_FULL
+                raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
             return True
-        except _AskedError:
-            return False
-        except (OSError, ValueError) as error:
-            full = isinstance(error, OSError) and error.errno in DISK_FULL
-            raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
+
+    def _check_alike(self) -> None:
+        """Raise ValueError where the processes of the run begin differently."""
+        first, *others = self.processes.gather({"step": self.step, **self.pairs})
+        for rank, start in enumerate(others, 1):
+            if differing := [name for name, value in start.items() if value != first[name]]:
+                about = ", ".join(f"{name} {short(start[name])}, not {short(first[name])}" for name in differing)
+                raise ValueError(f"process {rank} differs from process 0, and all must begin alike: {about}")
 
     def _epoch(self) -> None:
         """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
@@ -292,18 +296,12 @@ class Trainer:
         """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
         totals: Counter[str] = Counter()
-        for indices, batch in self.validation_batches():
-            seeds = sample_seeds(0, indices[0], len(indices), self.device)
-            totals.update(self.task.validation_losses(batch, seeds))
-        names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
-        return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}
-
-    def validation_batches(self) -> Iterator[tuple[Sequence[int], Example]]:
-        """This process's batches of validation pairs, each with the indices of its pairs."""
         for indices, batch in self._readable(self.batches.validated()):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self.check_stop()
-            yield indices, batch
+            totals.update(self.task.validation_losses(batch, sample_seeds(0, indices[0], len(indices), self.device)))
+        names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
+        return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}
 
     def _readable(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; where one cannot be read, the run ends, saved."""

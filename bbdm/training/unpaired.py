@@ -28,9 +28,9 @@ from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.solvers import Defaults, StepTable
-from bbdm.training import statistics
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
 from bbdm.training.config import UnpairedConfig
+from bbdm.training.initial import DIGITS
 from bbdm.training.task import Forward, Losses
 
 SOLVER = "ancestral"  # Euler-Maruyama: its noise counts the spread of x0 given the state, that of posterior does not
@@ -45,7 +45,7 @@ def between_sets(bridge: BrownianBridge, eps: float | None = None) -> BrownianBr
     has half of their standard deviation: enough for neighbours to meet, and too little to forget the source.
     """
     variance = (bridge.sigma_data**2 + bridge.sigma_source**2) / 2
-    sigma = float(f"{math.sqrt(variance):.{statistics.DIGITS}g}")
+    sigma = float(f"{math.sqrt(variance):.{DIGITS}g}")
     eps = float(f"{variance:.3g}") if eps is None else eps
     sides = {"sigma_data": sigma, "sigma_source": sigma, "cov": min(bridge.cov, 0.9 * sigma**2)}
     return replace(bridge, max_variance=eps / 2, **sides)
@@ -121,14 +121,6 @@ class UnpairedTask(BridgeTask):
             made = self.other_ends(source, torch.full_like(seeds, way), seeds, VALIDATION_STEPS[way])
             found[f"validation_loss_{DIRECTIONS[way]}"] = len(seeds) * energy_distance(made, target)
         return {"validation_loss": sum(found.values()) / 2, **found}
-
-    def warnings(self) -> list[str]:
-        """What makes the run show less than it could."""
-        steps = self.config.pairing_steps
-        if self.total > steps:
-            return super().warnings()
-        late = f"the other ends are made after pairing_steps={steps} optimizer steps, and the run has {self.total}"
-        return [*super().warnings(), f"{late}: results will be those of {self.config.pairing} pairs"]
 
 
 def check_bridge(bridge: Bridge) -> None:

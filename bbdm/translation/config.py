@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from bbdm.base.settings import ShownConfig, position, setting
 from bbdm.base.sizes import read_memory
@@ -62,9 +62,6 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     batch_size: int = setting(64, "results in a batch, or windows in a network call", "-b", least=1)
     num_samples: int = setting(1, "results of each source", "-r", "--repeat", "--samples", least=1)
     seed: int = setting(0, "of a folder's pictures with their names, else source i gets this seed + i", least=0)
-    orientations: Literal[1, 3] = setting(
-        1, "3: the mean of the results by axial, coronal and sagittal slices, for three times the network calls"
-    )
     maps: tuple[str, ...] = setting(
         (),
         "in place of the results, maps of them with commas: mean, std, quantiles such as q05, and low, high, the ends "
@@ -91,8 +88,6 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         super().__post_init__()
         if self.maps and not self.with_ends and self.num_samples < 2:
             raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
-        if self.maps and self.orientations != 1:
-            raise ValueError("maps are of results by the slices of training: leave out orientations")
 
     @property
     def folder(self) -> Path:

@@ -19,7 +19,7 @@ from bbdm.data.examples import stacked
 from bbdm.data.loading import check_rows
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column, Strips, first
-from bbdm.data.rows import Half, Row, paths_of, shown
+from bbdm.data.rows import Half, Row, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
 from bbdm.networks.conditions import DIRECTION
@@ -61,10 +61,6 @@ class Files:
         """What messages call a row."""
         return shown(self.pairs.rows[index])
 
-    def paths(self, index: int) -> tuple[Path, ...]:
-        """The files of a row."""
-        return paths_of(self.pairs.rows[index])
-
     @property
     def volumes(self) -> bool:
         """Whether rows are volumes, whose slices are translated in batches."""
@@ -74,11 +70,6 @@ class Files:
     def alone(self) -> bool:
         """Whether sources are translated one at a time."""
         return self.volumes
-
-    @property
-    def masked(self) -> bool:
-        """Whether pixels are left out of scores."""
-        return self.pairs.masked
 
     @cached_property
     def masks_digest(self) -> str | None:
@@ -166,7 +157,7 @@ class Files:
             raise ValueError(f"the target of {self.shown(index)}: {error}") from error
         results = [self._scored(np.asarray(pictures.read(path))) for path in paths]
         mask: Any = None
-        if self.masked:
+        if self.pairs.masked:
             mask = np.ones(target.array.shape[1:], bool)
             for role in ("source", "target"):
                 mask = mask & ~np.broadcast_to(parts[role].absent, mask.shape)

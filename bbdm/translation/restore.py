@@ -142,11 +142,8 @@ def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
     dtype = "bf16" if best_dtype(device) == torch.bfloat16 else "fp32"
     config = replace(config, dtype=config.dtype or dtype)
     translator = Translator(config, [*rows.values()], Spec(channels=3), Photographs, independent=True)
-    planned = paths_of(translator.plan(config.folder))
-    kept = [] if config.overwrite else [path for path in planned if path.exists()]
-    jobs, _ = translator.run(config.solver, config.steps, config.folder)
-    existing = {*kept}
-    results = [path for path in paths_of(jobs) if path not in existing]
+    jobs, existing, _ = translator.run(config.solver, config.steps, config.folder)
+    results, kept = ([p for p in paths_of(jobs) if (p in existing) == there] for there in (False, True))
     return Outcome(results, kept, [*errors, *translator.bad.values()])
 
 

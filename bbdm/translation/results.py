@@ -1,4 +1,4 @@
-"""Results in a folder: the jobs that make them, and the manifest of what made them."""
+"""Results: what is made of sources, the jobs that make it in a folder, and the manifest of what made them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from bbdm.base import manifest
 from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.seeds import seed_of
+from bbdm.data import rows
+from bbdm.sampling.base import Sampler
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.files import Files
 
@@ -28,7 +30,7 @@ class Job:
     Args:
         index: of the source among those of the data set.
         seeds: the seed of each sample.
-        paths: the file of each kind of result; see :func:`~bbdm.translation.kinds.make`.
+        paths: the file of each kind of result; see :func:`make`.
     """
 
     index: int
@@ -65,11 +67,54 @@ def seeds_of(names: Sequence[str], index: int, samples: int, seed: int, by_name:
 
 def check_paths(files: Files, paths: Sequence[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for index in range(len(files.names)) for path in files.paths(index)}
+    taken = {path.resolve() for row in files.pairs.rows for path in rows.paths_of(row)}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path} would replace another picture: give another output_dir")
         taken.add(path.resolve())
+
+
+def make(
+    sampler: Sampler[Any],
+    sources: Sequence[Any],
+    seeds: Sequence[Sequence[int]],
+    kinds: Iterable[str],
+    intervals: Any = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """The results of sources by kind.
+
+    Args:
+        sampler: what makes the results.
+        sources: what a call of it takes as a list.
+        seeds: of each source, one for each sample.
+        kinds: ``0``, ``1`` and so on, the samples; or maps of all samples: ``mean``, ``std``, quantiles in
+            percent such as ``q05``; or ``low`` and ``high``, the ends of ``intervals``.
+        intervals: a :class:`~bbdm.Intervals` of the sampler, where their ends are wanted.
+        options: of a call of the sampler.
+
+    Returns:
+        For each source, its results by kind, each as the sampler's calls return them.
+
+    Raises:
+        ValueError: what a call of the sampler refuses.
+    """
+    kinds = list(kinds)
+    if all(kind.isdecimal() for kind in kinds):
+        repeated = [source for source in sources for _ in kinds]
+        chosen = [each[int(kind)] for each in seeds for kind in kinds]
+        results = sampler(repeated, chosen, **options)
+        starts = range(0, len(results), len(kinds))
+        return [dict(zip(kinds, results[start : start + len(kinds)], strict=True)) for start in starts]
+    keep = not {"mean", "std"}.issuperset(kinds)
+    found = sampler.distribution([*sources], len(seeds[0]), [[*each] for each in seeds], keep=keep, **options)
+    maps: dict[str, Any] = dict(zip(("low", "high"), intervals.of(found), strict=True)) if intervals is not None else {}
+    for kind in kinds:
+        if kind in ("mean", "std"):
+            maps[kind] = getattr(found, kind)
+        elif kind not in maps:
+            maps[kind] = found.samples[int(kind)] if kind.isdecimal() else found.quantile(float(kind[1:]) / 100)
+    return [{kind: maps[kind][i] for kind in kinds} for i in range(len(sources))]
 
 
 def description(sampler: BridgeSampler, weights: str) -> dict[str, Any]:

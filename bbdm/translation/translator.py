@@ -33,9 +33,8 @@ from bbdm.networks.restore import find_dtype
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files, spec_of
-from bbdm.translation.kinds import make
 from bbdm.translation.large import LargePictures
-from bbdm.translation.results import Job, Record, check_paths, description, missing, paths_of, seeds_of
+from bbdm.translation.results import Job, Record, check_paths, description, make, missing, paths_of, seeds_of
 
 # The names of sources, and arguments of Scores.update
 Batch = tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
@@ -93,10 +92,6 @@ class Translator:
         self._open(rows, spec, files, channels)
         if not self.files.photographs and config.image_size not in (None, "train", "keep"):
             raise ValueError("image_size is of photographs of 8 bits: pictures of other values keep their size")
-        if config.orientations != 1 and spec.slices is None:
-            raise ValueError("orientations are of networks of slices of volumes, and this one is of none")
-        if config.orientations != 1 and self.dataset.further.images:
-            raise ValueError("orientations are of networks that see no further images, and this one sees some")
         self.bad = self.files.bad(self.verbose) if config.skip_bad and not independent else {}
         for line in [*notes, *(f"left out: {reason}" for reason in self.bad.values())] if self.processes.first else ():
             print(line)
@@ -222,7 +217,6 @@ class Translator:
             [job.seeds for job in jobs],
             jobs[0].paths,
             intervals,
-            self.config.orientations,
             conditions={**self._missing, **self.files.conditions([job.index for job in jobs])} or None,
             **options,
         )
@@ -258,7 +252,6 @@ class Translator:
             "config": config.config,
             "num_samples": config.num_samples,
             "seed": config.seed,
-            **({} if config.orientations == 1 else {"orientations": config.orientations}),
             **config.call,
         }
 
@@ -274,12 +267,13 @@ class Translator:
             **({} if ends is None else {"intervals": file_sha256(ends)}),
         }
 
-    def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
+    def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], set[Path], dict[str, Any]]:
         """Make the results that do not exist yet, and describe all.
 
         Returns:
-            The results, and for a report: solver, nfe, pictures, seconds_per_picture (of the pictures of this
-            run; None where all were there), settings, environment. It is empty in the other processes.
+            The results, those that were there, and for a report: solver, nfe, pictures, seconds_per_picture
+            (of the pictures of this run; None where all were there), settings, environment. The last two are
+            empty in the other processes.
 
         Raises:
             LargePictureError: a picture is larger than memory, and there are no windows.
@@ -305,20 +299,25 @@ class Translator:
                 record.close()
         jobs = [job for job in jobs if job.index not in self.bad]
         if record is None:
-            return jobs, {}
+            return jobs, set(), {}
         count = len(paths_of(job for job in todo if job.index not in self.bad))
-        return jobs, {
-            "solver": sampler.solver,
-            "nfe": len(sampler.table),
-            "pictures": len(paths_of(jobs)),
-            "seconds_per_picture": (time.perf_counter() - began) / count if count else None,
-            "settings": record.settings,
-            "environment": {
-                **machine.versions(["bbdm"]),
-                "processes": self.processes.count,
-                **machine.describe(sampler.device, PACKAGES),
+        existing = {folder / name for name in record.existing}
+        return (
+            jobs,
+            existing,
+            {
+                "solver": sampler.solver,
+                "nfe": len(sampler.table),
+                "pictures": len(paths_of(jobs)),
+                "seconds_per_picture": (time.perf_counter() - began) / count if count else None,
+                "settings": record.settings,
+                "environment": {
+                    **machine.versions(["bbdm"]),
+                    "processes": self.processes.count,
+                    **machine.describe(sampler.device, PACKAGES),
+                },
             },
-        }
+        )
 
     def shown(self, jobs: Sequence[Job]) -> list[Job]:
         """Those whose pictures fit into the memory, to be looked at."""

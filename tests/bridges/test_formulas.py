@@ -296,7 +296,7 @@ IMAGE = torch.zeros(2, 3, 4, 4)
         (torch.tensor([1, 1001]), IMAGE, r"t must be in \[1, 1000\]"),
         (torch.tensor([1.0, 2.0]), IMAGE, "t must be 2 integers"),
         (torch.tensor([1]), IMAGE, "t must be 2 integers"),
-        (torch.tensor([1, 2]), IMAGE[:, :1], "x0, y and noise must have one shape"),
+        (torch.tensor([1, 2]), IMAGE[:, :1], r"y must be a float tensor of shape \(2, 3, 4, 4\), got \(2, 1, 4, 4\)"),
     ],
     ids=["low", "high", "float", "number", "shape"],
 )

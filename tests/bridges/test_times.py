@@ -216,12 +216,27 @@ PAIRS: list[tuple[Bridge, Bridge]] = [  # in other units: noise and spreads are 
 ]
 
 
+@pytest.mark.parametrize("steps", [4, 5, 12])
+@pytest.mark.parametrize("bridge", [DDBM("vp"), I2SB()], ids=["ddbm", "i2sb"])
+def test_midpoint_is_every_second_time_midway(bridge: Bridge, steps: int):
+    """Midway in ln rho; the others are equally spaced in rho^(1/7), but for rounding of integers."""
+    times = timesteps.midpoint(bridge, steps)
+    assert len(times) == steps
+    rho = (bridge.nu(times) ** -2.0 + 2.6**-2) ** -0.5
+    pairs = rho[1:]
+    firsts = pairs[::2] if len(pairs) % 2 else [*pairs[:-1:2], pairs[-1]]
+    assert np.diff(np.array(firsts) ** (1 / 7), 2) == pytest.approx(0, abs=2e-3)
+    for i in range(1, len(pairs) - 1, 2):
+        assert pairs[i] == pytest.approx(np.sqrt(pairs[i - 1] * pairs[i + 1]), rel=1e-9 if bridge.continuous else 0.1)
+
+
 @pytest.mark.parametrize(("bridge", "smaller"), PAIRS)
 def test_units_do_not_matter(bridge: Bridge, smaller: Bridge):
     np.testing.assert_allclose(*(quantiles(each, each.density) for each in (bridge, smaller)), rtol=1e-6)
-    times = [timesteps.coarse(each, 6) for each in (bridge, smaller)]
-    np.testing.assert_allclose(times[1][:-1], times[0][:-1], rtol=1e-6)  # the lowest level is of 8-bit pictures
-    for solver in ("dpm2m", "sde-dpm2m", "consistency"):
+    for solver in ("dpm2m", "sde-dpm2m", "midpoint", "consistency"):
+        skip = timesteps.midpoint if solver == "midpoint" else timesteps.coarse
+        times = [skip(each, 6) for each in (bridge, smaller)]
+        np.testing.assert_allclose(times[1][:-1], times[0][:-1], rtol=1e-6)  # the lowest level is of 8-bit pictures
         wanted, found = (solvers.build(each, solver, times[0]) for each in (bridge, smaller))
         np.testing.assert_allclose(found.prediction, wanted.prediction * [1, 1, FACTOR], rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(found.inputs, wanted.inputs / FACTOR, rtol=1e-9)

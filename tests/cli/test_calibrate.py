@@ -15,7 +15,7 @@ from bbdm.cli import calibrate, translate
 from bbdm.data.spec import Spec
 from bbdm.evaluation.calibration import IntervalsExistError
 from bbdm.evaluation.intervals import OtherSamplerError
-from bbdm.evaluation.unseen import SeenPairsError
+from bbdm.evaluation.pairs import SeenPairsError
 from bbdm.pictures import Picture
 from bbdm.sampling.options import GuidanceOptions
 from bbdm.training.config import TrainConfig

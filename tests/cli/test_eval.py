@@ -201,38 +201,6 @@ def test_sweep(place: Path, count: list[int], capsys: pytest.CaptureFixture[str]
     assert count == []
 
 
-def test_a_second_sweep_keeps_the_first(place: Path, capsys: pytest.CaptureFixture[str]):
-    def sweep(*flags: str) -> dict[tuple[str, int], list[str]]:
-        eval_script.main(["edge2shoes", "data", "c.pt", "sweep", *flags])
-        reports = json.loads(Path("sweep/sweep.json").read_text())
-        return {(report["solver"], report["nfe"]): list(report["scores"]) for report in reports}
-
-    both = ["psnr", "ssim"]
-    assert sweep("--metrics", *both, "--sweep", "dpm2m:2", "ddim:2") == {("dpm2m", 2): both, ("ddim", 2): both}
-    leftover = Path("sweep/.quality_nfe.png.0123abcd.tmp")  # of a killed run
-    leftover.touch()
-    found = sweep("--metrics", "psnr", "--sweep", "dpm2m:2,3")
-    assert not leftover.exists()
-    assert found == {("ddim", 2): both, ("dpm2m", 2): both, ("dpm2m", 3): ["psnr"]}
-    shutil.rmtree("sweep/dpm2m-2")
-    save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
-    capsys.readouterr()
-    assert sweep("--metrics", "psnr", "--sweep", "dpm2m:2") == {("dpm2m", 2): ["psnr"]}
-    message = "left out of sweep.json, since other settings made them: ddim:2, dpm2m:3"
-    assert message in capsys.readouterr().out.splitlines()
-
-
-def test_scores_of_other_metrics_are_kept(place: Path, capsys: pytest.CaptureFixture[str]):
-    before = run()["scores"]
-    capsys.readouterr()
-    assert run(scores=("psnr",))["scores"] == before
-    assert capsys.readouterr().out.startswith("| solver | NFE | pictures | PSNR ↑ | s / picture |")
-    assert list(run("--overwrite", scores=("psnr",))["scores"]) == ["psnr"]
-    Path("results/scores.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"cannot read results/scores\.json"):
-        run()
-
-
 def test_a_sweep_is_checked_before_it_starts(place: Path, count: list[int]):
     for words, message in (
         (["dpm2m:5", "euler:5"], "solver must be one of"),

@@ -44,7 +44,7 @@ KINDS: dict[str, tuple[str, Any, list[str], list[str], tuple[int, ...], str]] = 
         ".tif",
         scenes,
         ["--crop", "16:2", "--source_values", "-25:0:dB,-32:-5:dB", "--target_values", "0:10000"],
-        ["mae", "sam"],
+        ["mae"],
         (13, 24, 20),
         "uint16",
     ),

@@ -15,9 +15,9 @@ from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss
 from bbdm.training.bridge import BridgeTask
+from bbdm.training.callbacks import TensorBoard
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, StudentTask
-from bbdm.training.tracking import TensorBoard
 from tests.conftest import SIZE, MakePairs
 from tests.cuda.card import Waits
 from tests.cuda.test_graph import codec
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 Y, X0 = torch.rand(2, 4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 STEPS = 3
 ONLY_HERE = "adam", "bridges.base._rows"  # times on a card are not checked
-SETTINGS: dict[str, Any] = {"flip": True, "shift": 0.1, "zoom": 0.1, "grad_accumulation": 2, "grad_clip": 1.0}
+SETTINGS: dict[str, Any] = {"flip": True, "shift": 0.1, "grad_accumulation": 2, "grad_clip": 1.0}
 
 
 def waits(step: Any, batch: Example) -> list[list[str]]:
@@ -84,14 +84,15 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "wide density": ({"bridge": BrownianBridge(50, density="wide")}, []),
     "table of times": ({"bridge": I2SB(50)}, []),
-    "TensorBoard": ({"kind": Tracked}, ["training.tracking.after_step: item"]),  # the norm of gradients
+    "TensorBoard": ({"kind": Tracked}, ["training.callbacks.after_step: item"]),  # the norm of gradients
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_waits_for_its_losses_alone(case: str, monkeypatch: pytest.MonkeyPatch):
     """They come at once, which is no operator on the CPU."""
-    monkeypatch.setattr("bbdm.training.tracking.EVERY", 1)
+    for module in ("callbacks", "task"):
+        monkeypatch.setattr(f"bbdm.training.{module}.SHOWN_EVERY", 1)
     settings, expected = CASES[case]
     step, batch = bridge_task(**settings)
     assert waits(step, batch) == [expected] * (STEPS - 1)
@@ -115,7 +116,7 @@ class Edges(nn.Module):
         ({"decoder_only": True}, [[], []]),
         (
             {"restarts": 2},
-            [["training.codebook.restart: nonzero"], []],
+            [["training.autoencoder.restart: nonzero"], []],
         ),  # unused codes come to the host, at the start of two epochs
     ],
     ids=["codes", "kl", "all settings", "decoder", "restarts"],

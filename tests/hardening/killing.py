@@ -23,7 +23,7 @@ from tests.hardening import scripts
 CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}  # audit events of what changes in a folder, and "open"
 TIMES = {"images_per_second", "seconds", "seconds_per_picture", "environment"}  # and where it ran
 TIMED = "quality_seconds.png"  # a plot of times
-AGAIN = re.compile(r".*/(step_\d+\.pt|best\.pt|epoch_\d+\.png|summary\.json)|.*\.jsonl?")  # what a run replaces
+AGAIN = re.compile(r".*/(step_\d+\.pt|best\.pt|epoch_\d+\.png)|.*\.jsonl?")  # what a run replaces
 LATER = 0.02  # the most seconds between a change and the kill that it causes
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,12 +15,13 @@ from safetensors import safe_open
 
 from bbdm.base.atomic import file_sha256
 from bbdm.data.cached import CachedExamples, LatentDataset
-from bbdm.evaluation import reports
+from bbdm.evaluation.intervals import Intervals
 from bbdm.execution import package
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.files.weights import described
 from bbdm.pictures import images
 from bbdm.runtime import OnnxBridgeSampler
+from bbdm.sampling.options import GuidanceOptions
 from bbdm.translation.results import Record
 from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
@@ -172,10 +174,11 @@ def results(folder: Path) -> Subject:
     return Subject(folder / "settings.json", lambda: Record(folder, settings, [], False).settings, of_json)
 
 
-def scores(folder: Path) -> Subject:
-    report = {"settings": {"seed": 0}, "scores": {"fid": 1.5}, "solver": "dpm2m", "nfe": 4, "pictures": 3}
-    (path := folder / "report.json").write_text(json.dumps([report]))
-    return Subject(path, lambda: reports.read(path), of_json, exact=False)
+def intervals(folder: Path) -> Subject:
+    about = {"sampled": {"solver": "dpm2m", "timesteps": [9, 5]}, "options": asdict(GuidanceOptions())}
+    found = Intervals(None, 0.1, 0.1, 4, "std", "conformal", 1.5, 9, 0.05, 0.2, (8, 8), "a" * 64, **about)  # pyright: ignore
+    found.save(path := folder / "a.intervals.json")
+    return Subject(path, lambda: Intervals.call_of(path), of_json, exact=False)
 
 
 def _picture(suffix: str, **options: Any) -> Callable[[Path], Subject]:
@@ -201,7 +204,7 @@ FILES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # of each, how many
     "a cache of pictures": (image_cache, 3_000),
     "a cache of latents": (latent_cache, 2_000),
     "settings of results": (results, 3_000),
-    "scores": (scores, 2_000),
+    "intervals": (intervals, 2_000),
 }
 PICTURES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # 10,000 in all
     "PNG": (_picture(".png"), 3_000),

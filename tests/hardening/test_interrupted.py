@@ -160,7 +160,7 @@ def test_what_undisturbed_runs_leave(undisturbed: Undisturbed) -> None:
     """The newest two checkpoints, grids of each second epoch and of the last, and metrics of all parts."""
     found = undisturbed("train")
     names = ["best.pt", "config.json", "epoch_0002.png", "epoch_0003.png", "metrics.jsonl"]
-    names += ["step_00000015.pt", "step_00000018.pt", "summary.json"]
+    names += ["step_00000015.pt", "step_00000018.pt"]
     assert [*found] == ["model.pt", *(f"model.run/{name}" for name in names)]
     metrics = undisturbed("train_vqgan")["v.run/metrics.jsonl"][-1].keys()
     assert {"l1", "codebook", "adversarial", "discriminator", "codes_used", "perplexity"} <= metrics

@@ -1,6 +1,5 @@
 """The step of every solver: reference and Triton kernel against the formula in float64 NumPy."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,6 @@ from tests.kernels.triton_aot import (
     needs_compiler,
     on_a_gpu,
 )
-from tests.nightly import sweep
 
 # p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y: from a first row that ignores x and x0hat to a last one
 # that is x0hat alone.
@@ -224,14 +222,6 @@ def interpreted_kernel_is_the_formula(dtype: torch.dtype, noise: str, channels_l
 @pytest.mark.parametrize("given", OTHERS, ids=str)
 def interpreted_kernel_takes_other_kinds(given: dict[str, Any]):
     check_steps(launch, **given)
-
-
-@pytest.mark.parametrize("case", sweep(range(50), daily=(0, 1)))
-def interpreted_kernel_takes_random_shapes(case: int):
-    """Sides of 1 and odd ones are likely; some images are more than a block."""
-    draw = random.Random(case)
-    shape = draw.randint(1, 3), draw.choice((1, 3, 4, 5, 16)), draw.randint(1, 17), draw.choice((1, 7, 8, 15, 33))
-    check_steps(launch, shape, draw.random() < 0.5, clamp=draw.choice((None, (-0.8, 0.9))), masked=draw.random() < 0.5)
 
 
 def interpreted_kernel_copies_what_has_another_format():

@@ -1,5 +1,6 @@
 """GroupNorm, affine map and SiLU against F.group_norm and F.silu in float64."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,42 +15,44 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Results = tuple[Tensor, ...]  # y and the gradients of x, weight and bias
 
 
-def inputs(
-    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, mean: float = 0.0, shared: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x and dy (B, C, H, W), channels_last, and weight and bias, a row for each image or one for all."""
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = (torch.randn(1 if shared else shape[0], shape[1], generator=generator) for _ in range(2))
-    x, dy = (torch.randn(shape, generator=generator) for _ in range(2))
-    x, dy = (t.to(dtype, memory_format=torch.channels_last) for t in (x + mean, dy))
-    return x, dy, weight, bias
+@dataclass(frozen=True)
+class Case:
+    """Random inputs, and PyTorch's results."""
 
+    shape: tuple[int, ...]
+    num_groups: int
+    dtype: torch.dtype = torch.float32
+    mean: float = 0.0
+    shared: bool = False  # one row of weight and bias for all images
+    activation: bool = True
 
-def differentiated(
-    forward: Any, given: Any, groups: int, activation: bool, dtype: torch.dtype | None = None
-) -> Results:
-    """Output and gradients of ``forward``, from inputs that are cast to ``dtype`` if one is given."""
-    x, dy, *rows = given
-    leaves = [(t if dtype is None else t.to(dtype)).requires_grad_() for t in (x.clone(), *map(torch.clone, rows))]
-    y = forward(leaves[0], groups, leaves[1], leaves[2], EPS, activation)
-    return y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x and dy (B, C, H, W), channels_last, and weight and bias (B or 1, C)."""
+        generator = torch.Generator().manual_seed(0)
+        rows = (1 if self.shared else self.shape[0], self.shape[1])
+        weight, bias = (torch.randn(rows, generator=generator) for _ in range(2))
+        x, dy = (torch.randn(self.shape, generator=generator) for _ in range(2))
+        x, dy = (t.to(self.dtype, memory_format=torch.channels_last) for t in (x + self.mean, dy))
+        return x, dy, weight, bias
 
+    def differentiated(self, forward: Any, dtype: torch.dtype | None = None) -> Results:
+        """Output and gradients of ``forward``, from inputs that are cast to ``dtype`` if one is given."""
+        x, dy, weight, bias = self.inputs()
+        leaves = [(t if dtype is None else t.to(dtype)).requires_grad_() for t in (x, weight, bias)]
+        y = forward(leaves[0], self.num_groups, leaves[1], leaves[2], EPS, self.activation)
+        return y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))
 
-def check(forward: Any, given: Any, groups: int, mean: float = 0.0, activation: bool = True) -> None:
-    """Compare with float64: float32 by a bound, half precision by eager PyTorch's error in it."""
-    dtype = given[0].dtype
-    results = differentiated(forward, given, groups, activation)
-    assert [made.dtype for made in results[:2]] == [dtype, dtype]
-    assert results[0].is_contiguous(memory_format=torch.channels_last)
-    exact = differentiated(formula, given, groups, activation, torch.float64)
-    eager = differentiated(formula, given, groups, activation, dtype)
-    for name, made, wanted, rival in zip(("y", "dx", "dweight", "dbias"), results, exact, eager, strict=True):
-        error, scale = _largest(made.double() - wanted), max(1.0, _largest(wanted))
-        # The mean is rounded to float32: that error grows with mean / std, and std is 1.
-        bound = 2.0**-23 * (8 + mean) * scale * (1 if name == "y" else 2)
-        if dtype != torch.float32:
-            bound += 2 * _largest(rival.double() - wanted)
-        assert error <= bound, name
+    def check(self, results: Results) -> None:
+        """Compare with float64: float32 by a bound, half precision by eager PyTorch's error in it."""
+        exact = self.differentiated(formula, torch.float64)
+        eager = self.differentiated(formula, self.dtype)
+        for name, made, wanted, rival in zip(("y", "dx", "dweight", "dbias"), results, exact, eager, strict=True):
+            error, scale = _largest(made.double() - wanted), max(1.0, _largest(wanted))
+            # The mean is rounded to float32: that error grows with mean / std, and std is 1.
+            bound = 2.0**-23 * (8 + self.mean) * scale * (1 if name == "y" else 2)
+            if self.dtype != torch.float32:
+                bound += 2 * _largest(rival.double() - wanted)
+            assert error <= bound, name
 
 
 def _largest(tensor: Tensor) -> float:
@@ -61,35 +64,38 @@ def formula(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float
     return F.silu(z) if activation else z
 
 
-CASES = [  # shape, groups, mean, one row of weight and bias for all images, SiLU
-    ((1, 24, 5, 7), 3, 0.0, False, True),
-    ((3, 24, 5, 7), 3, 0.0, True, True),
-    ((3, 32, 9, 9), 8, 0.0, False, False),
-    ((2, 40, 11, 11), 2, 30.0, False, True),
-    ((2, 6, 1, 7), 2, 0.0, True, True),
-    ((2, 5, 4, 4), 5, 0.0, False, True),
-    ((2, 5, 4, 4), 1, 0.0, False, True),
+CASES = [
+    Case((1, 24, 5, 7), 3),
+    Case((3, 24, 5, 7), 3, shared=True),
+    Case((3, 32, 9, 9), 8, activation=False),
+    Case((2, 40, 11, 11), 2, mean=30.0),
+    Case((2, 6, 1, 7), 2, shared=True),
+    Case((2, 5, 4, 4), 5),
+    Case((2, 5, 4, 4), 1),
 ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=[*DTYPES])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_compiler_s_form_is_the_formula(dtype: torch.dtype, case: Any):
-    shape, groups, mean, shared, activation = case
-    check(decomposed, inputs(shape, dtype, mean, shared), groups, mean, activation)
+def test_the_compiler_s_form_is_the_formula(dtype: torch.dtype, case: Case):
+    case = replace(case, dtype=dtype)
+    results = case.differentiated(decomposed)
+    assert [made.dtype for made in results[:2]] == [dtype, dtype]
+    assert results[0].is_contiguous(memory_format=torch.channels_last)
+    case.check(results)
 
 
 @pytest.mark.parametrize("forward", [reference, decomposed])
 @pytest.mark.parametrize("shared", [False, True], ids=["per image", "shared"])
 def test_float64_and_its_gradients_are_exact(forward: Any, shared: bool):
-    given = inputs((2, 6, 2, 3), shared=shared)
-    both = (differentiated(each, given, 3, True, torch.float64) for each in (forward, formula))
-    for made, wanted in zip(*both, strict=True):
+    case = Case((2, 6, 2, 3), 3, shared=shared)
+    both = zip(case.differentiated(forward, torch.float64), case.differentiated(formula, torch.float64), strict=True)
+    for made, wanted in both:
         torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_memory_formats_and_dtypes_of_weights_do_not_matter():
-    x, _, weight, bias = inputs((2, 8, 3, 3))
+    x, _, weight, bias = Case((2, 8, 3, 3), 2).inputs()
     expected = group_norm_silu(x, 2, weight, bias)
     for other in (x.contiguous(), torch.cat([x, x], 1)[:, :8]):
         torch.testing.assert_close(group_norm_silu(other, 2, weight, bias), expected)
@@ -115,7 +121,8 @@ def test_wrong_shapes_are_named(num_groups: int, weight: tuple[int, ...], bias: 
 
 @pytest.mark.nightly
 def test_compiles_whole():
-    check(torch.compile(group_norm_silu, fullgraph=True), inputs((2, 8, 3, 5)), 2)
+    case = Case((2, 8, 3, 5), 2)
+    case.check(case.differentiated(torch.compile(group_norm_silu, fullgraph=True)))
 
 
 class _Module(nn.Module):
@@ -124,7 +131,7 @@ class _Module(nn.Module):
 
 
 def test_exports_with_any_batch():
-    x, _, weight, bias = inputs((2, 8, 3, 5), shared=True)
+    x, _, weight, bias = Case((2, 8, 3, 5), 2, shared=True).inputs()
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(_Module(), (x, weight, bias), dynamic_shapes=({0: batch}, None, None))
     x = torch.cat([x, x + 1])

@@ -133,16 +133,9 @@ def test_settings_say_what_the_network_is_told(folder: Path, tmp_path: Path):
     assert settings["version"] == 6
     assert {name: settings[name] for name in TOLD} == json.loads(json.dumps(TOLD))
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    for change, message in (
-        ({"classes": ["ink"]}, r"classes must be a dict, got \['ink'\]"),
-        ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
-        ({"tokens": {"text": "6"}}, r"tokens\['text'\] must be an integer"),
-        ({"drop": {"style": 2}}, r"drop\['style'\] must be above 0 and below 1, got 2"),
-        ({"drop": {"other": 0.1}}, "drop must be of the conditions sar, style, text, got 'other'"),
-    ):
-        (copy / "bridge.json").write_text(json.dumps(settings | change))
-        with pytest.raises(ValueError, match=message):
-            OnnxBridgeSampler(copy)
+    (copy / "bridge.json").write_text(json.dumps(settings | {"drop": {"other": 0.1}}))
+    with pytest.raises(ValueError, match="drop must be of the conditions sar, style, text, got 'other'"):
+        OnnxBridgeSampler(copy)
 
 
 def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):

@@ -208,13 +208,14 @@ def test_windows_and_masks(sampler: BridgeSampler):
 
 
 def test_what_is_refused(sampler: BridgeSampler):
-    for arguments, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"samples": 1}, "samples must be an integer of at least 2, got 1"),
         ({"seed": [1, 2, 3]}, r"for each of 3 sources a list of 16 seeds, got \[1, 2, 3\]"),
         ({"seed": [[1], [2], [3]]}, "one integer or one for each of 16 images, got 1"),
         ({"noise": SOURCE}, "takes neither noise nor callback"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ):
+    ]
+    for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             sampler.distribution(SOURCE, **arguments)
     with pytest.raises(ValueError, match=r"a quantile must be in \[0, 1\], got 5"):

@@ -430,14 +430,15 @@ def test_bad_calls(unet: UNet, call: dict[str, Any], message: str):
 
 
 def test_bad_settings(unet: UNet):
-    for settings, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"clamp": (1, -1)}, "clamp must be None or"),
         ({"clamp": (1,)}, "clamp must be None or"),
         ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
         ({"dtype": "bf61"}, "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'"),
         ({"solver": "euler"}, "solver must be one of"),
         ({"steps": 0}, "steps must be an integer in"),
-    ):
+    ]
+    for settings, message in refused:
         with pytest.raises(ValueError, match=message):
             BridgeSampler(unet, ABridge(), **settings)
 

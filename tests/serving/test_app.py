@@ -204,7 +204,7 @@ def components(config: AppConfig) -> dict[str, dict[str, Any]]:
 def test_a_page_offers_what_a_network_takes(file: Path):
     found = components(AppConfig(file, device="cpu", max_steps=30, max_results=6))
     assert [value for _, value in found["Solver"]["choices"]] == [
-        *("dpm2m", "sde-dpm2m", "ddim", "posterior", "fast")  # not each takes 10 calls
+        *("dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast")  # not each takes 10 calls
     ]
     sliders = [(found[name]["value"], found[name]["maximum"]) for name in ("Network calls", "Results")]
     assert sliders == [(10, 30), (4, 6)]

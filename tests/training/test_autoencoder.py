@@ -18,16 +18,24 @@ from bbdm import load_codec, load_vqgan, save_vqgan
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
+from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
-from bbdm.training.adversary import Adversary
-from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss, pictures
-from bbdm.training.previews import ValidationScores
+from bbdm.training.autoencoder import (
+    Adversary,
+    AutoencoderConfig,
+    AutoencoderTask,
+    CodebookUse,
+    adaptive_weight,
+    perceptual_loss,
+    pictures,
+)
 from bbdm.training.trainer import DivergedError, Trainer
 from tests.conftest import MakePairs, batch_of
 from tests.networks.test_vqgan import tiny_vqgan
 
 SIDE = 24
+ALONE = Processes(torch.device("cpu"))
 Make = Callable[..., Trainer]
 
 
@@ -183,22 +191,14 @@ def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Mak
     assert training.best["validation_loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
-    """A checkpoint is a codec with the averaged weights, whose reconstructions are scored."""
-    from bbdm.evaluation.scores import Scores
-
+def test_a_run_without_an_adversary(make: Make, tmp_path: Path):
+    """A checkpoint is a codec with the averaged weights."""
     training = make(epochs=1, adversarial_weight=0.0)
     assert isinstance(training.task, AutoencoderTask)
     assert training.task.adversary is None
-    training.callbacks.append(ValidationScores(Scores(["psnr"])))
     training.fit()
     record = json.loads((training.folder / "metrics.jsonl").read_text())
     assert "discriminator" not in record
-    x = pictures(*batch_of(pairs, 4)[:2])
-    outputs, wanted = training.average.decode(training.average.encode(x)), (x + 1) / 2
-    outputs = (((outputs + 1) / 2).clamp(0, 1) * 255).round() / 255
-    psnr = -10 * (outputs - wanted).square().mean((1, 2, 3)).log10()
-    assert record["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-3)
     training.save(tmp_path / "final.safetensors")
     for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
         codec = load_codec(path)
@@ -226,10 +226,73 @@ def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: Pairs):
         make(train=Pairs(pairs.rows, Spec(size=16)))
 
 
-def test_what_is_left_out_is_said():
-    config = AutoencoderConfig(perceptual="none", adversarial_start=10)
-    assert [line.split(",")[0] for line in config.warnings(10)] == [
-        "there is no perceptual loss",
-        "the adversary begins after adversarial_start=10 optimizer steps",
-    ]
-    assert AutoencoderConfig(adversarial_start=10).warnings(11) == []
+@pytest.mark.parametrize("weight", [0.5, 0.0])
+def test_an_adversary_that_never_begins_is_warned_of(weight: float, make: Make, caplog: pytest.LogCaptureFixture):
+    make(epochs=1, adversarial_start=2, adversarial_weight=weight).fit()
+    assert ("adversarial_start=2, and the run has 2 optimizer steps" in caplog.text) == (weight > 0)
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "adversarial", "weight"),
+    [
+        ([3.0, 4.0], [0.0, 2.0], 5 / 2.0001),
+        ([0.0, 0.0], [0.0, 2.0], 0.0),
+        ([3.0, 4.0], [0.0, 0.0], 1e4),  # 5 / 1e-4, clamped
+    ],
+    ids=["ratio", "no reconstruction", "clamped"],
+)
+def test_adaptive_weight(reconstruction: list[float], adversarial: list[float], weight: float):
+    found = adaptive_weight(torch.tensor(reconstruction), torch.tensor(adversarial))
+    assert found.item() == pytest.approx(weight, rel=1e-6)
+
+
+def test_a_step_of_the_discriminator_is_adams(make_pairs: MakePairs, tmp_path: Path):
+    """Its first step moves each weight by the rate, against the sign of the hinge loss's gradient."""
+    torch.manual_seed(0)
+    config = AutoencoderConfig(batch_size=2, adversarial_weight=0, learning_rate=1e-3)
+    adversary = Adversary(AutoencoderTask(tiny_vqgan(), None, config, make_pairs(tmp_path, 2)), 4)
+    x, image = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
+    weights = list(adversary.discriminator.parameters())
+    before = [weight.detach().clone() for weight in weights]
+    network = adversary.discriminator
+    wanted = torch.relu(1 - network(x)).mean() / 2 + torch.relu(1 + network(image)).mean() / 2
+    gradients = torch.autograd.grad(wanted, weights)
+    loss = adversary.learn(*adversary.logits(x, image))
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for weight, old, gradient in zip(weights, before, gradients, strict=True):
+        clear = gradient.abs() > 1e-5
+        torch.testing.assert_close((weight - old)[clear], -1e-3 * gradient.sign()[clear], rtol=2e-2, atol=1e-6)
+
+
+def test_report():
+    """Of 6 codes, one is taken 4 times of 8, two twice: p = 1/2, 1/4, 1/4, and the perplexity is 2^1.5."""
+    use = CodebookUse(6, ALONE)
+    use.add(torch.tensor([[[0, 3], [3, 5]]]))
+    use.add(torch.tensor([[[0, 0], [0, 5]]]))
+    assert use.report() == {"codes_used": 0.5, "perplexity": pytest.approx(2**1.5), "codes_restarted": 0}
+    use.add(torch.arange(6).repeat(3))  # the next epoch counts anew
+    assert use.report() == {"codes_used": 1.0, "perplexity": pytest.approx(6), "codes_restarted": 0}
+    assert math.isfinite(use.report()["perplexity"])  # of an epoch without steps
+
+
+def test_unused_codes_move_to_latents_of_the_batch():
+    codes, average = torch.zeros(5, 2), torch.zeros(5, 2)
+    z = torch.arange(16.0).view(2, 2, 2, 2) + 1  # no vector is zero
+    use = CodebookUse(5, ALONE)
+    use.add(torch.tensor([1, 3]))
+    use.restart([codes, average], z, seed=0)
+    assert (codes[[1, 3]] == 0).all()
+    vectors = z.permute(0, 2, 3, 1).reshape(-1, 2).tolist()
+    assert all(code in vectors for code in codes[[0, 2, 4]].tolist())
+    assert torch.equal(codes, average)
+    assert use.report()["codes_restarted"] == 3
+    use.restart([codes], -z, seed=0)  # none was used since
+    assert all(code in (-z.permute(0, 2, 3, 1).reshape(-1, 2)).tolist() for code in codes.tolist())
+
+
+def test_a_codebook_that_is_used_stays():
+    codes = torch.zeros(3, 2)
+    use = CodebookUse(3, ALONE)
+    use.add(torch.arange(3))
+    use.restart([codes], torch.ones(1, 2, 2, 2), seed=0)
+    assert (codes == 0).all()

@@ -1,7 +1,8 @@
-"""A further condition image, and sources of other channels, in a whole run: by a data set and a network."""
+"""Conditions in a whole run: further images, other channels, a class whose effect is learned and dropped."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from bbdm.data.examples import Example
 from bbdm.data.mapped import MappedDataset
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.training.augmentation import augment
+from bbdm.training.batches import sample_seeds
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import DistillConfig, TrainConfig
 from bbdm.training.distillation import StudentTask
-from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, newest, tiny_unet
 from tests.onnx.exports import export
@@ -135,19 +135,70 @@ def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int
     before = torch.cat([p.detach().flatten() for p in student.network.parameters()])
     assert student(Example(source, target), 0) > 0
     assert not torch.equal(torch.cat([p.detach().flatten() for p in student.network.parameters()]), before)
-    assert student.results(Example(source, target))[0].shape == target.shape
+    assert student.columns(Example(source, target))["result"].shape == target.shape
 
 
-def test_conditions_and_masks_are_changed_with_the_pair():
-    """Columns are numbered, so that each image says where its pixels were."""
-    ramp = torch.linspace(-1, 1, 12).expand(32, 1, 16, 12).contiguous()
-    batch = Example(ramp, ramp.expand(-1, 3, -1, -1).contiguous(), {"sar": ramp, "season": torch.arange(32)}, ramp)
-    seeds = sample_seeds(0, 0, 32, CPU)
-    outputs = augment(batch, seeds, 0, TrainConfig(flip=True, shift=0.25))
-    assert not torch.equal(outputs.source, ramp)
-    for image in (outputs.target[:, :1], outputs.conditions["sar"], outputs.mask):
-        assert torch.equal(image, outputs.source)
-    assert outputs.conditions["season"] is batch.conditions["season"]
-    zoomed = augment(batch._replace(mask=(ramp > 0).float()), seeds, 0, TrainConfig(zoom=0.5))
-    assert torch.equal(zoomed.conditions["sar"], zoomed.source)
-    assert zoomed.mask.unique().tolist() == [0.0, 1.0]  # never between
+EFFECT = torch.tensor([-0.5, 0.1, 0.4])  # of a class on the target; their mean is 0
+SHARE = 0.3  # of examples that lack it
+
+
+class Law(torch.utils.data.Dataset[Any]):
+    """Targets that are half the source and the effect of a class."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self.sources = random.uniform(-1, 1, (count, 1, 4, 4)).astype(np.float32)
+        self.classes = random.integers(0, 3, count)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        style = int(self.classes[index])
+        target = 0.5 * self.sources[index] + EFFECT[style].item()
+        return {"source": self.sources[index], "target": target, "conditions": {"style": torch.tensor(style)}}
+
+
+class Linear(nn.Module):
+    """All that the law needs: weights of state and source, and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.effect = nn.Conv2d(2, 1, 1), nn.Embedding(4, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        return self.seen(torch.cat([x, conditions["source"]], 1)) + self.effect(conditions["style"])[:, :, None, None]
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return bbdm.wrap(Linear(), channels=1, condition_channels=1, classes={"style": 3}, drop={"style": SHARE})
+
+
+def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path):
+    """The mean in one call, at the top, where the network learns the conditional mean.
+
+    Without the class, the mean over the data's classes is the best. Guidance by g gives the mean and g times
+    the class's difference to it.
+    """
+    data = Law(1536, 0)
+    rate = {"learning_rate": 0.05, "warmup_steps": 0, "lr_schedule": "cosine"}
+    config = TrainConfig(epochs=6, batch_size=16, precision="fp32", loss="l2", **rate)
+    bridge = ABridge(50, density="top", objective="pinned")
+    trainer = Trainer(network(), bridge, config, data, Law(64, 1), tmp_path)  # pyright: ignore
+    trainer.fit()
+    sampler = BridgeSampler(trainer.average, bridge, "mean")
+    source = torch.zeros(1, 1, 4, 4)
+    mean = EFFECT[torch.from_numpy(data.classes)].mean().item()
+
+    def effect(**conditions: Any) -> float:
+        return sampler(source, 0, **conditions).mean().item()
+
+    for style, wanted in enumerate(EFFECT.tolist()):
+        assert effect(style=style) == pytest.approx(wanted, abs=0.05 * EFFECT.abs().max().item())
+    assert effect(style=None) == pytest.approx(mean, abs=0.05 * EFFECT.abs().max().item())
+    moved = [effect(style=2, guidance=g) for g in (0, 0.5, 1, 1.5, 2)]
+    assert moved == sorted(moved)
+    assert moved[4] - moved[0] == pytest.approx(2 * (EFFECT[2].item() - mean), rel=0.1)
+    losses = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert losses["validation_without_style"] > 4 * losses["validation_loss"]

@@ -1,7 +1,7 @@
 """The settings of a training run: what they refuse, and the learning rate."""
 
 import math
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -40,11 +40,7 @@ class TestTrainConfig:
             (TrainConfig, "learning_rate", math.nan, "learning_rate must be positive, got nan"),
             (TrainConfig, "ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
             (TrainConfig, "ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
-            *(
-                (TrainConfig, name, value, rf"{name} must be in \[0, 0.5\], got {value}")
-                for name in ("shift", "zoom")
-                for value in (-0.1, 0.6, math.nan)
-            ),
+            *((TrainConfig, "shift", v, rf"shift must be in \[0, 0.5\], got {v}") for v in (-0.1, 0.6, math.nan)),
             (TrainConfig, "grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
             (TrainConfig, "optimizer", "sgd", r"optimizer must be one of \('adam', 'adamw'\), got 'sgd'"),
             (TrainConfig, "loss", "l3", r"loss must be one of \('l1', 'l2', 'huber'\), got 'l3'"),
@@ -89,7 +85,3 @@ class TestTrainConfig:
         names = {"epochs": "-e", "learning_rate": "-lr"}
         guide = (ROOT / "docs" / "training.md").read_text().split("These settings may change: ")[1].split(". With")[0]
         assert all(f"`{names.get(name, '--' + name)}`" in guide for name in FREE)
-
-    def test_settings_do_not_change(self) -> None:
-        with pytest.raises(FrozenInstanceError):
-            TrainConfig().epochs = 3  # pyright: ignore[reportAttributeAccessIssue]

@@ -21,11 +21,10 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Condition, Spec
 from bbdm.networks.base import Conditions, Network
 from bbdm.pictures.values import Percentiles
-from bbdm.training.augmentation import drawn_back, turned
+from bbdm.training.batches import drawn_back, sample_seeds, turned
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import DistillConfig, TrainConfig
 from bbdm.training.distillation import StudentTask
-from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import same_weights, tiny_unet
 

@@ -16,8 +16,8 @@ from bbdm.data.pairs import Pairs
 from bbdm.kernels import philox
 from bbdm.networks.unet import UNet
 from bbdm.training import distillation
+from bbdm.training.batches import sample_seeds
 from bbdm.training.distillation import DistillConfig, StudentTask, student_of
-from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import MakeTrainer, newest, tiny_unet
 

@@ -1,10 +1,10 @@
-"""The folder of a run: its files, and when a run may use it."""
+"""The folder of a run: its files, when a run may use it, and writes that fail."""
 
+import errno
 import json
-import math
+import os
 import sys
-import time
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ from filelock import FileLock
 from PIL import Image
 
 from bbdm import Callback, bridges
+from bbdm.base import atomic
 from bbdm.base.scripts import StoppedError
+from bbdm.bridges import ABridge
 from bbdm.data.pairs import Pairs
+from bbdm.files import weights
+from bbdm.files.content import Checkpoint, NetworkState
 from bbdm.networks.config import UNetConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
-from bbdm.training import tracking
 from bbdm.training.config import TrainConfig
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest, tiny_unet
+from tests.conftest import BRIDGE, SIZE, MakePairs, MakeTrainer, metrics_of, newest, tiny_unet
 
 
 class TestFiles:
@@ -45,7 +48,7 @@ class TestFiles:
         run.forget_after(0)
         assert (tmp_path / "step_5.pt").exists()
 
-    def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    def test_metrics_and_previews(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8, preview_every=2)
         trainer.fit()
         metrics = metrics_of(trainer)
@@ -56,11 +59,8 @@ class TestFiles:
         for record in metrics:
             assert record["loss"] > 0
             assert record["images_per_second"] > 0
-        summary = json.loads((trainer.folder / "summary.json").read_text())
-        assert summary.items() >= metrics[-1].items()
         lowest = min(metrics, key=lambda record: record["validation_loss"])
-        assert summary["best"] == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
-        assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
+        assert trainer.best == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
         assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
         with Image.open(trainer.folder / "epoch_0003.png") as sheet:
             assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2 + NAME_HEIGHT)
@@ -72,51 +72,12 @@ class TestFiles:
                     cell = torch.from_numpy(images.to_array(sheet.crop((left, top, left + SIZE, top + SIZE))))
                     torch.testing.assert_close(cell, wanted)
 
-    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
-        """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
-        import tensorboard.backend.event_processing.event_accumulator as accumulators
-
-        monkeypatch.setattr(tracking, "EVERY", 2)
-
-        class Killed(Callback):
-            def after_step(self, trainer: Trainer, loss: float) -> None:
-                if trainer.step == 7:
-                    raise KeyboardInterrupt
-
-        settings = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1, "learning_rate": 1e-3}
-        killed, trainer = make_trainer(callbacks=[Killed()], **settings), make_trainer(**settings)
-        with pytest.raises(KeyboardInterrupt):
-            killed.fit()
-        time.sleep(1.0)  # TensorBoard orders its files by the second
-        assert trainer.resume_newest()
-        assert trainer.step == 4
-        trainer.fit()
-        events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
-        quarters = [f"loss by t/quarter {i}" for i in (1, 2, 3, 4)]
-        scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second"}
-        scalars.add("loss of the epoch")
-        assert scalars <= set(events.Tags()["scalars"]) <= scalars | set(quarters)
-        for name in ("loss", "gradient_norm", "learning_rate"):
-            assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
-            assert all(math.isfinite(point.value) and point.value > 0 for point in events.Scalars(name))
-        wanted = [record["validation_loss"] for record in metrics_of(trainer)]
-        assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(wanted)
-        assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
-
-    def test_losses_by_quarter_of_t(self) -> None:
-        """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
-        batches = [([1.0, 2.0, 5.0], [1, 2, 8]), ([6.0, 7.0], [1, 5])]
-        timed = [(torch.tensor(losses), torch.tensor(t)) for losses, t in batches]
-        means = {f"loss by t/quarter {i}": mean for i, mean in ((1, 3.0), (3, 7.0), (4, 5.0))}
-        assert tracking.losses_by_time(timed, 1, 8) == means
-        assert tracking.losses_by_time([], 1, 8) == {}
-
     def test_without_validation(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
         """And without TensorBoard."""
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         trainer = make_trainer(epochs=1, preview_every=1, flip=True)
         trainer.fit()
-        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
+        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt"}
         assert {file.name for file in trainer.folder.iterdir()} == written
         assert "validation_loss" not in metrics_of(trainer)[0]
         content = json.loads((trainer.folder / "config.json").read_text())  # from which the settings come back
@@ -180,14 +141,6 @@ class TestFiles:
             second.run.begin(3, {})
             assert [record["epoch"] for record in metrics_of(second)] == expected[:1]
 
-    def test_numbers_alone_are_metrics(self, make_trainer: MakeTrainer) -> None:
-        class Words(Callback):
-            def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-                metrics["note"] = "good"
-
-        with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback added 'note' 'good'\."):
-            make_trainer(callbacks=[Words()]).fit()
-
     def test_forgets_later_checkpoints_and_from_step_0_the_best_one_too(self, tmp_path: Path) -> None:
         run = RunFolder(tmp_path, keep=2)
         for name in ("best.pt", "notes.txt", "step_00000002.pt", "step_00000004.pt"):
@@ -196,3 +149,66 @@ class TestFiles:
         assert {path.name for path in tmp_path.glob("*.*")} - {".lock"} == {"best.pt", "notes.txt", "step_00000002.pt"}
         run.forget_after(0)
         assert {path.name for path in tmp_path.glob("*.*")} - {".lock"} == {"notes.txt"}
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+ROOM = r"No space left on device\. Make room on the disk; "
+
+
+def test_what_a_file_holds(tmp_path: Path) -> None:
+    """Contiguous tensors, each with memory of its own, whatever they were; training state as it was."""
+    unet, moment, row = tiny_unet(), torch.arange(4.0).view(2, 2).T, torch.arange(6.0)
+    state = {**unet.state_dict(), "tied": row, "again": row, "part": row[2:4]}
+    network = replace(NetworkState.of(unet), weights=state)
+    snapshot = Checkpoint(network, ABridge(), training={"moments": (moment,), "step": 3}).snapshot()
+    weights.write(tmp_path / "a.pt", snapshot)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    found = content["states"]["weights"]
+    for key, value in state.items():
+        assert torch.equal(found[key], value)
+        assert found[key].is_contiguous()
+        assert found[key].untyped_storage().nbytes() == found[key].nbytes
+    assert len({value.data_ptr() for value in found.values()}) == len(found)
+    assert content["training"]["moments"][0].tolist() == [[0, 2], [1, 3]]
+    assert content["training"]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "expected", "message", "saved"),
+    [
+        ("step_00000002.pt", FULL, StoppedError, ROOM + "nothing is saved yet", []),
+        ("step_00000008.pt", FULL, StoppedError, ROOM + "the same command resumes from step 6", [2, 4, 6]),
+        ("best.pt", FULL, StoppedError, ROOM + "the same command resumes from step 8", [2, 4, 6, 8]),
+        ("step_00000004.pt", KeyboardInterrupt(), KeyboardInterrupt, None, [2]),
+    ],
+    ids=["at a step", "at the end", "of the best", "Ctrl-C"],
+)
+def test_a_write_that_fails_ends_the_run(
+    name: str,
+    error: BaseException,
+    expected: Any,
+    message: str | None,
+    saved: list[int],
+    make_trainer: MakeTrainer,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the step of that write, with the checkpoints of before it and no part of its file."""
+    train, validation = make_pairs(tmp_path / "16", 16), make_pairs(tmp_path / "1", 1)
+    run = make_trainer(train=train, validation=validation, epochs=1, save_every=2, keep=9)
+
+    def write_atomically(path: Path, write: Any) -> None:
+        def fail(temporary: Path) -> None:
+            temporary.write_bytes(b"half")
+            raise error
+
+        atomic.write_atomically(path, fail if path.name == name else write)
+
+    monkeypatch.setattr(weights, "write_atomically", write_atomically)
+    with pytest.raises(expected, match=message):
+        run.fit()
+    assert run.step == (8 if name == "best.pt" else int(name[5:13]))
+    assert sorted(run.run.checkpoints()) == saved
+    assert sorted(path.name for path in run.folder.glob(".*")) == [".lock"]
+    assert not run.run.best.exists()

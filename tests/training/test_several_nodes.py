@@ -16,9 +16,8 @@ import torch
 from filelock import FileLock
 
 from bbdm.execution.processes import Processes
-from bbdm.training import resume
 from bbdm.training.run_folder import RunFolder
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, MakeTrainer, wait_until
 from tests.training.launching import ALONE, arguments, assert_close
 
 Agent = subprocess.Popen[str]
@@ -167,12 +166,15 @@ def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-def test_processes_that_begin_differently_are_refused() -> None:
-    alike = {"step": 5, "names": "a" * 64}
-    resume.check_alike([alike, alike])
-    message = "process 1 differs from process 0, and all must begin alike: step 4, not 5, names bbbbbbbb, not aaaaaaaa"
+def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+    def gather(_: Processes, start: dict[str, Any]) -> list[dict[str, Any]]:
+        return [start, {**start, "step": 4, "names": "b" * 64}]
+
+    trainer = make_trainer()
+    monkeypatch.setattr(Processes, "gather", gather)
+    message = r"process 1 differs from process 0, and all must begin alike: step 4, not 0, names bbbbbbbb, not \w{8}$"
     with pytest.raises(ValueError, match=message):
-        resume.check_alike([alike, {"step": 4, "names": "b" * 64}])
+        trainer.fit()
 
 
 def test_a_run_waits_for_the_lock_of_a_lost_one(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> N
 @pytest.mark.usefixtures("tiny_demo")
 def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Processes, "join", lambda device: Processes(torch.device(device), count=2))
-    message = "batch_size 3 does not split into equal parts for 2 processes with grad_accumulation=1"
+    message = "batch_size 3 does not split into equal parts for 2 processes"
     with pytest.raises(ValueError, match=message):
         train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
 

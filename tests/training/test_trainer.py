@@ -4,23 +4,18 @@ import math
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch._dynamo.exc import Unsupported
 
 from bbdm.base.scripts import StoppedError
-from bbdm.bridges import Bridge, BrownianBridge
+from bbdm.bridges import BrownianBridge
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.kernels import philox_numpy
-from bbdm.kernels.noise_step import noise_step
-from bbdm.networks.unet import UNet
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.training import bridge as bridge_module
-from bbdm.training.losses import bridge_loss
-from bbdm.training.trainer import Trainer
+from bbdm.training.bridge import bridge_loss
 from tests.conftest import SIZE, MakeTrainer, batch_of, metrics_of, newest, tiny_unet
 
 
@@ -71,95 +66,6 @@ class TestDivergence:
                 assert all(value.isfinite().all() for value in state.values())
 
 
-class Recorder:
-    """Stands for bridge_loss and keeps, for each call in training, (x0, y, t, noise)."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[torch.Tensor, ...]] = []
-        monkeypatch.setattr(bridge_module, "bridge_loss", self)
-
-    def __call__(
-        self, unet: UNet, bridge: Bridge, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, **keywords: Any
-    ) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            noise_alone = torch.tensor([[0.0, 0, 1, 0, 0, 1]]).expand(int(bridge.top) + 1, -1)
-            noise, _ = noise_step(x0, y, t, noise_alone, seeds=keywords["seeds"], step=keywords["step"])
-            self.calls.append((x0, y, t, noise))
-        return bridge_loss(unet, bridge, x0, y, t, **keywords)
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    return Recorder(monkeypatch)
-
-
-class TestRandomness:
-    def draws(self, recorder: Recorder, trainer: Trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        recorder.calls.clear()
-        trainer.fit()
-        return [(t, noise) for _, _, t, noise in recorder.calls]
-
-    def test_times_and_noise_are_a_function_of_seed_step_and_index(
-        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: Pairs
-    ) -> None:
-        small = self.draws(recorder, make_trainer("small", batch_size=2, epochs=2))
-        backwards = Pairs(pairs.rows[::-1], Spec(size=SIZE, direction="BtoA"))
-        large = self.draws(recorder, make_trainer("large", train=backwards, batch_size=4, epochs=4, flip=True))
-        assert len(small) == len(large) == 4
-        for (t, noise), (t_large, noise_large) in zip(small, large, strict=True):
-            assert torch.equal(t, t_large[:2])
-            assert torch.equal(noise, noise_large[:2])
-
-    def test_every_sample_of_every_seed_has_its_own(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
-        """So two runs that are compared for their spread are independent."""
-        noises = [
-            n
-            for seed in (0, 1)
-            for _, noise in self.draws(recorder, make_trainer(f"seed {seed}", seed=seed, batch_size=2))
-            for n in noise
-        ]
-        assert len(noises) == 16  # 2 epochs of 4, twice
-        for i, noise in enumerate(noises):
-            assert not any(torch.equal(noise, other) for other in noises[:i])
-
-    def test_contract(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
-        """A batch's first sample: stream 1 of the published generator; times are lane 1, scaled to 1..T."""
-        for step, (t, noise) in enumerate(self.draws(recorder, make_trainer(seed=11))):
-            wanted = philox_numpy.normal(11, step, (3, SIZE, SIZE), stream=1)[0]
-            np.testing.assert_allclose(noise[0], wanted, atol=1e-5)
-            word = philox_numpy.random_words(11, step, 1, stream=1, lane=1)[0, 0]
-            assert t[0] == 1 + int(word) * 50 // 2**32
-
-    def test_epoch_visits_every_pair_once_in_an_order_of_its_own(
-        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: Pairs
-    ) -> None:
-        sources, orders = [pairs[i][0] for i in range(4)], set[tuple[int, ...]]()
-        for seed in (0, 1, 2):
-            recorder.calls.clear()
-            make_trainer(f"order {seed}", seed=seed, batch_size=1, epochs=3).fit()
-            visited = [next(i for i, s in enumerate(sources) if torch.equal(s, y[0])) for _, y, _, _ in recorder.calls]
-            epochs = [tuple(visited[i : i + 4]) for i in (0, 4, 8)]
-            assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3]] * 3
-            assert len(set(epochs)) > 1
-            orders.add(tuple(visited))
-        assert len(orders) == 3
-
-    def test_flip_mirrors_source_and_target_together(
-        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: Pairs
-    ) -> None:
-        make_trainer(batch_size=4, epochs=4, flip=True).fit()
-        plain = [pairs[i] for i in range(4)]
-        mirrored = [(source.flip(-1), target.flip(-1)) for source, target in plain]
-
-        def seen(y: torch.Tensor, x0: torch.Tensor, among: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
-            return any(torch.equal(y, source) and torch.equal(x0, target) for source, target in among)
-
-        samples = [(y, x0) for x0s, ys, _, _ in recorder.calls for y, x0 in zip(ys, x0s, strict=True)]
-        flipped = [seen(y, x0, mirrored) for y, x0 in samples]
-        assert [seen(y, x0, plain) for y, x0 in samples] == [not f for f in flipped]
-        assert 3 <= sum(flipped) <= 13  # of 16 fair coins, but for 4 in 1000 seeds
-
-
 class TestTrainer:
     def test_pictures_that_are_not_square(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         wide = Pairs(pairs.rows, Spec(size=(SIZE, 2 * SIZE)))
@@ -181,14 +87,6 @@ class TestTrainer:
         assert (trainer.folder / "epoch_0001.png").is_file()
         with pytest.raises(ValueError, match="the network takes 3 channels, and the pairs have 1"):
             make_trainer(train=grey)
-
-    def test_drops_the_last_short_batch(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
-        trainer = make_trainer(batch_size=3, epochs=1)
-        trainer.fit()
-        assert [len(t) for _, _, t, _ in recorder.calls] == [3]
-        assert trainer.step == 1
-        with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 5"):
-            make_trainer(batch_size=5)
 
     @pytest.mark.parametrize("size", [2, 3, 4])
     def test_validation_loss_is_the_mean_over_pairs(self, size: int, make_trainer: MakeTrainer, pairs: Pairs):

@@ -24,8 +24,8 @@ from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTIONS
+from bbdm.training.batches import sample_seeds
 from bbdm.training.config import UnpairedConfig
-from bbdm.training.task import sample_seeds
 from bbdm.training.unpaired import FIRST_STREAM, UnpairedTask, between_sets, energy_distance
 from tests.conftest import MakeTrainer, SavePicture, metrics_of, noise, same_weights, tiny_unet
 from tests.training.launching import ALONE, TORCHRUN, metrics, run

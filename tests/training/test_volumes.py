@@ -13,14 +13,11 @@ from bbdm.cli import train
 from bbdm.cli.train import PRESETS
 from bbdm.codec import wrap_codec
 from bbdm.data.config import Crops
-from bbdm.data.examples import Example
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.base import Network
 from bbdm.pictures.images import NAME_HEIGHT
-from bbdm.training.augmentation import augment
 from bbdm.training.config import TrainConfig
-from bbdm.training.statistics import fitted
-from bbdm.training.whitening import whiten
+from bbdm.training.initial import fitted, whiten
 from tests.conftest import newest, same_weights, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
@@ -45,25 +42,6 @@ class Volumes:
 
 def unet() -> UNet:
     return tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3, strides=((1, 2, 2),))
-
-
-def test_volumes_are_moved_by_whole_voxels() -> None:
-    """A voxel of each volume goes somewhere within the shift along each axis, or is mirrored along W."""
-    volumes = torch.full((64, 1, 8, 12, 16), -1.0)
-    volumes[:, :, 4, 6, 8] = 1
-    seeds = torch.arange(64)
-    outputs = augment(Example(volumes, volumes), seeds, 0, TrainConfig(shift=0.25)).source
-    places = (outputs > 0.99).nonzero()
-    assert len(places) == 64
-    offsets = places[:, 2:] - torch.tensor([4, 6, 8])
-    assert (offsets.abs() <= torch.tensor([2, 3, 4])).all()
-    assert all(len(along.unique()) == 2 * most + 1 for along, most in zip(offsets.unbind(1), (2, 3, 4), strict=True))
-    mirrored = augment(Example(volumes, volumes), seeds, 0, TrainConfig(flip=True)).source
-    assert {tuple(place.tolist()) for place in (mirrored > 0.99).nonzero()[:, 2:]} == {(4, 6, 8), (4, 6, 7)}
-    ramp = torch.linspace(-0.5, 0.5, 16).expand(64, 1, 8, 12, 16).contiguous()
-    zoomed = augment(Example(ramp, ramp), seeds, 0, TrainConfig(zoom=0.25)).source[..., 8] / ramp[..., 8]
-    assert ((zoomed - zoomed[:, :, :1, :1]).abs() < 1e-4).all()
-    assert 0.7 < zoomed.min() < 0.9 < 1.1 < zoomed.max() < 1.3
 
 
 def test_a_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ const DRAWN = 2 ** 32; // seeds that are drawn are below
 const METHODS: Record<string, string> = {
   "sde-dpm2m": "Fresh noise in each step",
   dpm2m: "Noise at the start only",
+  midpoint: "Two looks a step",
   ddim: "Plain steps",
   posterior: "Many small steps",
   consistency: "The few steps it was taught",

@@ -1,0 +1,186 @@
+"""What a training run begins with: statistics of its pairs, trained weights, filters that see detail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from bbdm.bridges import Bridge
+from bbdm.codec import Codec
+from bbdm.data.cached import LatentDataset
+from bbdm.data.examples import Example
+from bbdm.data.loading import Batches
+from bbdm.data.mapped import MapStyle, as_pairs
+from bbdm.data.pairs import Pairs
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.content import Checkpoint
+from bbdm.networks.base import SOURCE, Network
+from bbdm.networks.layers import unshuffled
+from bbdm.networks.unet import UNet
+from bbdm.training.bridge import encode
+
+PAIRS = 256  # that are measured
+AT_ONCE = 16
+DIGITS = 6  # that are kept, so that all processes have the same
+LEAST = 1e-4  # spread of a constant side
+FLOOR = 0.02  # in [-1, 1]: fainter detail is not raised to the same response
+POSITIONS = 64  # along an axis, at most, of which patches are taken
+FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
+Fitted = TypeVar("Fitted", bound=Bridge)
+
+
+def used(bridge: Bridge) -> bool:
+    """Whether the network's weights or the density of training times depend on statistics of the data."""
+    return bridge.objective in ("pinned", "preconditioned") or bridge.density != "uniform"
+
+
+@torch.no_grad()
+def fitted(
+    bridge: Fitted,
+    network: Network,
+    dataset: Pairs | MapStyle,
+    codec: Codec | None = None,
+    device: torch.device | None = None,
+) -> Fitted:
+    """The bridge with the :class:`~bbdm.bridges.path.Statistics` of training pairs.
+
+    They are of the first 256 examples of an epoch, in the space of the bridge, over the pixels of the masks.
+
+    Args:
+        bridge: the bridge of the run.
+        network: the network of the run, whose endpoint the source becomes.
+        dataset: the training pairs, or their latents.
+        codec: encodes pictures into the space of the bridge; None in image space.
+        device: where the codec is; the CPU if None.
+
+    Raises:
+        ValueError: sources equal targets in all pairs.
+    """
+    sums = torch.zeros(6, dtype=torch.float64)
+    for batch in first_batches(dataset, codec, device):
+        x, y = batch.target.double(), network.endpoint(batch.source).double()
+        counted = torch.ones_like(x) if batch.mask is None else batch.mask.double().expand_as(x)
+        moments = (torch.ones_like(x), x, y, x * x, y * y, x * y)
+        sums += torch.stack([(counted * moment).sum() for moment in moments]).cpu()
+    mean_x, mean_y, xx, yy, xy = (sums[1:] / sums[0]).tolist()
+    found = {
+        "spread": math.sqrt(max(0.0, xx + yy - 2 * xy)),
+        "sigma_data": math.sqrt(max(LEAST**2, xx - mean_x**2)),
+        "sigma_source": math.sqrt(max(LEAST**2, yy - mean_y**2)),
+        "cov": xy - mean_x * mean_y,
+    }
+    if found["spread"] < LEAST:
+        raise ValueError(f"sources equal targets in {len(dataset)} training pairs: there is nothing to learn")
+    return cast(Fitted, replace(bridge, **{name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}))
+
+
+def first_batches(
+    dataset: Pairs | MapStyle, codec: Codec | None = None, device: torch.device | None = None
+) -> Iterator[Example]:
+    """The first 256 training examples of an epoch, in the space of the bridge."""
+    train = as_pairs(dataset)
+    latents = isinstance(train, LatentDataset)
+    batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
+    for stored in batches(train.order(0)(0, min(PAIRS, len(train)))):
+        if latents and train.flip:
+            stored = stored._replace(source=stored.source.flatten(0, 1), target=stored.target.flatten(0, 1))
+        yield stored if codec is None else encode(stored, codec, latents)
+
+
+@torch.no_grad()
+def whiten(
+    network: Network, dataset: Pairs | MapStyle, codec: Codec | None = None, device: torch.device | None = None
+) -> None:
+    """Make the responses of an untrained UNet's first filters to sources white, with a mean square of 1.
+
+    The spectrum of photographs falls so steeply that random filters respond to areas alone. Filters that are
+    random in coordinates where sources are white respond to detail too, which a network that restores it has
+    to see first (LeCun et al. 1998, Efficient BackProp, section 4.3).
+
+    Args:
+        network: the UNet, whose first convolution is changed.
+        dataset: the training pairs, or their latents.
+        codec: encodes pictures into the space of the bridge; None in image space.
+        device: where the codec is; the CPU if None.
+
+    Raises:
+        ValueError: the network is no UNet, or does not see the source.
+    """
+    if not isinstance(network, UNet) or not network.condition_channels:
+        raise ValueError("filters are whitened of a UNet that sees the source")
+    products, count = torch.zeros(()), 0
+    for batch in first_batches(dataset, codec, device):
+        found = _patches(unshuffled(batch.source.cpu(), network.config.patch)).double()
+        products, count = products + found.T @ found, count + len(found)
+    variances, directions = torch.linalg.eigh(products / count)
+    whitening = (directions * (variances + FLOOR**2).rsqrt()) @ directions.T
+    filters = cast(nn.Conv2d, cast(nn.Sequential, network.input_blocks[0])[0]).weight
+    pixels = network.config.patch**network.axes
+    first, channels = network.channels * pixels, network.condition_channels * pixels
+    of_source = filters[:, first : first + channels]  # further images follow
+    drawn = of_source.flatten(1).double().cpu() @ whitening
+    power = (drawn @ (products / count) * drawn).sum(dim=1).mean()  # of the responses
+    of_source.copy_((drawn / power.sqrt()).view_as(of_source))
+
+
+def _patches(x: torch.Tensor) -> torch.Tensor:
+    """(N, C K) what a kernel of 3 along each axis sees of (B, C, *S), at equal distances."""
+    axes = range(2, x.ndim)
+    for axis in axes:
+        x = x.unfold(axis, 3, max(1, x.shape[axis] // POSITIONS))
+    return x.movedim(1, len(axes) + 1).flatten(len(axes) + 1).flatten(0, len(axes))
+
+
+@torch.no_grad()
+def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
+    """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
+
+    The first convolution of a network that is shown more gets the trained weights for what was shown before,
+    and zeros for the rest.
+
+    Returns:
+        The names of the weights that stay as initialised.
+
+    Raises:
+        ValueError: less than half of the weights fit; the network is unchanged.
+    """
+    trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
+    assert trained is not None  # checked when the file was read
+    own = network.state_dict()
+    fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
+    if 2 * len(fitting) < len(own):
+        raise ValueError(
+            f"init_from: only {len(fitting)} of {len(own)} weights fit: they are of another network (preset), "
+            f"{checkpoint.unet.config}"
+        )
+    for key in fitting:
+        own[key].copy_(trained[key])
+    others = {*own} - {*fitting}
+    if FIRST in others and FIRST in trained and _grown(checkpoint.unet.config, network):
+        value, before = own[FIRST], trained[FIRST]
+        if len(value) == len(before):
+            value.zero_()[:, : before.shape[1]].copy_(before)
+            others.discard(FIRST)
+    return sorted(others)
+
+
+def _grown(before: Any, network: Network) -> bool:
+    """Whether what a network is shown is what one of settings ``before`` was, then more."""
+    shown = {"x": before.channels, SOURCE: before.condition_channels, **before.images}
+    now = {"x": network.channels, SOURCE: network.condition_channels, **dict(sorted(network.images.items()))}
+    first, following = ([*filter(lambda each: each[1], sizes.items())] for sizes in (shown, now))
+    return len(first) < len(following) and following[: len(first)] == first
+
+
+def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None = None) -> Checkpoint:
+    """The checkpoint whose weights a run begins with; the settings are for files that leave them out."""
+    try:
+        return load_checkpoint(path, config=config)
+    except ValueError:
+        return load_checkpoint(path, num_steps, c_lambda, config=config)

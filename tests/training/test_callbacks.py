@@ -1,0 +1,239 @@
+"""Callbacks: when they are called, that they change no weights, and what the package's own show and write."""
+
+import logging
+import math
+import re
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm import Callback
+from bbdm.base.scripts import StoppedError
+from bbdm.data.pairs import Pairs
+from bbdm.training import callbacks, task
+from bbdm.training.trainer import Trainer
+from tests.conftest import MakeTrainer, metrics_of, newest, same_weights
+
+
+class Diary(Callback):
+    """Records the calls; raises an error at a step, if one is given."""
+
+    def __init__(self, last: int | None = None, error: type[BaseException] = StoppedError) -> None:
+        self.entries: list[Any] = []
+        self.last, self.error = last, error
+
+    def begin(self, trainer: Trainer) -> None:
+        self.entries.append(("begin", trainer.step))
+
+    def after_step(self, trainer: Trainer, loss: float) -> None:
+        self.entries.append((trainer.step, loss))
+        if trainer.step == self.last:
+            raise self.error("enough")
+
+    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        self.entries.append(("epoch", trainer.epoch))
+        metrics["entries"] = len(self.entries)
+
+    def end(self, trainer: Trainer) -> None:
+        self.entries.append("end")
+
+
+def test_order_and_that_they_change_nothing(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    diary = Diary()
+    trainer = make_trainer(callbacks=[diary, Callback()], validation=pairs, preview_every=1)
+    plain = make_trainer("plain", validation=pairs)
+    for each in (trainer, plain):
+        each.fit()
+    calls = [entry[0] if isinstance(entry[0], int) else entry for entry in diary.entries]
+    assert calls == [("begin", 0), 1, 2, ("epoch", 1), 3, 4, ("epoch", 2), "end"]
+    losses = [entry[1] for entry in diary.entries if isinstance(entry[0], int)]
+    records = metrics_of(trainer)
+    assert [record["loss"] for record in records] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    assert [record.pop("entries") for record in records] == [4, 7]
+    assert same_weights(trainer.network, plain.network)
+    for one, other in zip(records, metrics_of(plain), strict=True):
+        assert {**one, "images_per_second": 0} == {**other, "images_per_second": 0}
+
+
+@pytest.mark.parametrize("error", [StoppedError, KeyError])
+def test_one_that_ends_the_run_ends_all_and_a_resumed_run_begins_again(
+    error: type[Exception], make_trainer: MakeTrainer
+) -> None:
+    diaries = [Diary(3, error), Diary()]
+    trainer = make_trainer(callbacks=diaries)
+    with pytest.raises(error, match="enough"):
+        trainer.fit()
+    assert diaries[0].entries[-1] == diaries[1].entries[-1] == "end"
+    assert len(diaries[1].entries) == len(diaries[0].entries) - 1  # the step that ended it
+    assert list(trainer.run.checkpoints()) == [2]
+    again = Diary()
+    trainer = make_trainer(callbacks=[again])
+    assert trainer.resume_newest()
+    trainer.fit()
+    assert again.entries[0] == ("begin", 2)
+
+
+class Ends(Callback):
+    """Ends the run in its first epoch, by an error or a request."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def after_step(self, trainer: Trainer, loss: float) -> None:
+        if self.how == "stop in a step":
+            trainer.stop("enough")
+
+    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        if self.how == "StoppedError":
+            raise StoppedError("enough")
+        trainer.stop("enough")
+
+
+@pytest.mark.parametrize("how", ["stop", "stop in a step", "StoppedError"])
+def test_an_early_stop_keeps_its_epoch(
+    how: str, make_trainer: MakeTrainer, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its metrics, its best and its checkpoint; a run that resumes goes on to the undisturbed end."""
+    diary, trainer = Diary(), make_trainer(validation=pairs, callbacks=[Ends(how)])
+    trainer.callbacks.append(diary)
+    caplog.set_level("INFO", "bbdm")
+    if how == "StoppedError":
+        with pytest.raises(StoppedError, match="enough"):
+            trainer.fit()
+    else:
+        assert trainer.fit()
+        assert "ended after epoch 1: enough" in caplog.text
+    (record,) = metrics_of(trainer)
+    assert trainer.best == {"epoch": 1, "step": 2, "validation_loss": record["validation_loss"]}
+    assert trainer.run.best.is_file()
+    assert diary.entries[-2:] == [("epoch", 1), "end"]
+    assert list(trainer.run.checkpoints()) == [2]
+    resumed, whole = make_trainer(validation=pairs), make_trainer("whole", validation=pairs)
+    assert resumed.resume_newest()
+    for each in (resumed, whole):
+        each.fit()
+    assert same_weights(resumed.network, whole.network)
+    assert resumed.best == whole.best
+
+
+def test_numbers_alone_are_metrics(make_trainer: MakeTrainer) -> None:
+    class Words(Callback):
+        def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+            metrics["note"] = "good"
+
+    with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback added 'note' 'good'\."):
+        make_trainer(callbacks=[Words()]).fit()
+
+
+# On a terminal
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on standard error, without bars."""
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    return [line for line in lines if line.strip() and "pairs/s]" not in line and "?, ? pairs" not in line]
+
+
+def test_a_run_shows_what_it_trains_and_writes(make_trainer: MakeTrainer, pairs: Pairs, capsys: Any):
+    trainer = make_trainer(validation=pairs, preview_every=2)
+    trainer.fit(progress=True)
+    lines = shown(capsys)
+    assert re.fullmatch(r"device cpu; network of 0\.\d M parameters, fp32", lines[0])
+    assert lines[1] == "4 training pairs of 8 x 8, 4 for validation"
+    assert lines[2] == f"2 epochs of 2 steps, batch 2; files: {trainer.folder}"
+    text = "\n".join(lines)
+    for step in (2, 4):
+        assert f"checkpoint: {trainer.folder / f'step_{step:08d}.pt'}" in text
+    assert text.count("grid: ") == 1
+    assert f"grid: {trainer.folder / 'epoch_0002.png'}" in text
+    first, last = (line for line in lines if re.match(r"epoch \d/\d: loss", line))
+    assert re.fullmatch(r"epoch 1/2: loss \S+, validation \S+, pairs/s \S+, \d\d:\d\d left", first)
+    assert re.fullmatch(r"epoch 2/2: loss \S+, validation \S+, pairs/s \S+", last)
+
+
+def test_the_time_left_is_that_of_the_steps_left(make_trainer: MakeTrainer, capsys: Any, monkeypatch: Any):
+    """2 of 6 steps took 100 seconds: 200 are left. A run that resumes from there says so."""
+    first = make_trainer(epochs=1)
+    first.fit()
+    file, trainer = newest(first), make_trainer("other", epochs=3)
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: 50.0 * trainer.step)
+    trainer.fit(progress=True)
+    lines = [line for line in shown(capsys) if re.match(r"epoch \d/\d: loss", line)]
+    assert [line.rsplit(", ", 1)[-1] for line in lines[:2]] == ["03:20 left", "01:40 left"]
+    assert "left" not in lines[2]
+    monkeypatch.undo()
+    resumed = make_trainer(epochs=3)
+    resumed.resume_newest()
+    resumed.fit(progress=True)
+    assert f"resumed from {file}: step 2 of 6" in shown(capsys)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_has_a_bar_of_the_whole_run(
+    terminal: bool, make_trainer: MakeTrainer, capsys: Any, monkeypatch: Any
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    make_trainer(epochs=4).fit(progress=True)
+    assert bool(re.search(r"\| +\d+/16 \[", capsys.readouterr().err)) == terminal  # pairs: 4 epochs of 4
+
+
+def test_nothing_is_shown_without_progress_and_no_handler_is_left(make_trainer: MakeTrainer, capsys: Any):
+    def stop() -> bool:
+        raise KeyboardInterrupt
+
+    logger, trainer = logging.getLogger("bbdm"), make_trainer("other")
+    level = logger.level
+    make_trainer().fit()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(progress=True, stop=stop)
+    assert (logger.level, logger.handlers, trainer.callbacks) == (level, [], [])
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, True), (3, False)])
+def test_a_run_shorter_than_its_warm_up_is_warned_of(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, steps: int, expected: bool
+):
+    make_trainer(warmup_steps=steps).fit()
+    assert ("warmup_steps=4, and the run has 4 optimizer steps" in caplog.text) == expected
+
+
+# In TensorBoard
+
+
+def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
+    """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
+    import tensorboard.backend.event_processing.event_accumulator as accumulators
+
+    for module in (callbacks, task):
+        monkeypatch.setattr(module, "SHOWN_EVERY", 2)
+    settings = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1, "learning_rate": 1e-3}
+    killed, trainer = make_trainer(callbacks=[Diary(7, KeyboardInterrupt)], **settings), make_trainer(**settings)
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit()
+    time.sleep(1.0)  # TensorBoard orders its files by the second
+    assert trainer.resume_newest()
+    assert trainer.step == 4
+    trainer.fit()
+    events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
+    scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second", "loss of the epoch"}
+    found = set(events.Tags()["scalars"]) - {"entries"}
+    assert scalars <= found <= scalars | {f"loss by t/quarter {i}" for i in (1, 2, 3, 4)}
+    for name in ("loss", "gradient_norm", "learning_rate"):
+        assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
+        assert all(math.isfinite(point.value) and point.value > 0 for point in events.Scalars(name))
+    wanted = [record["validation_loss"] for record in metrics_of(trainer)]
+    assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(wanted)
+    assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
+
+
+def test_losses_by_quarter_of_t() -> None:
+    """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
+    batches = [([1.0, 2.0, 5.0], [1, 2, 8]), ([6.0, 7.0], [1, 5])]
+    timed = [(torch.tensor(losses), torch.tensor(t)) for losses, t in batches]
+    means = {f"loss by t/quarter {i}": mean for i, mean in ((1, 3.0), (3, 7.0), (4, 5.0))}
+    assert callbacks.losses_by_time(timed, 1, 8) == means
+    assert callbacks.losses_by_time([], 1, 8) == {}
