@@ -40,6 +40,10 @@ class Compiled:
         shapes = (value.shape for each in others if isinstance(each, Mapping) for value in each.values())
         return self._compiled.get((x.shape, *shapes), x, *others)(x, *others)
 
+    def functions(self) -> list[Callable[..., torch.Tensor]]:
+        """What was compiled and is kept; the constants of others are freed."""
+        return self._compiled.values()
+
     def _compile(self, *arguments: Any) -> Callable[..., torch.Tensor]:
         import torch._inductor.config as inductor_config
         from torch._inductor.codecache import PyCodeCache

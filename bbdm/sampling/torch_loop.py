@@ -18,7 +18,7 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.bridges import Bridge
 from bbdm.bridges.timesteps import Timesteps as Times
 from bbdm.codec import Codec
-from bbdm.execution.compiled import Graphs
+from bbdm.execution.compiled import Compiled, Graphs
 from bbdm.kernels import philox
 from bbdm.kernels.bridge_step import unchecked
 from bbdm.kernels.elementwise import CHANNELS_LAST, layout
@@ -102,8 +102,9 @@ class TorchLoop(Sampler[torch.Tensor]):
         assert self._graphs is not None
         tensors = [inputs.y, inputs.seeds, *(value for each in inputs.conditions for value in each.values())]
         key = plan, batch.windows, batch.guidance, tuple(map(tuple, names))
-        reads = getattr(self._body, "functions", list), self._kept_weights.values
-        return self._graphs(key, run, tensors, lambda: [read() for read in reads])
+        body, weights = self._body, self._kept_weights
+        functions = body.functions if isinstance(body, Compiled) else list  # with constants that replays read
+        return self._graphs(key, run, tensors, lambda: [functions(), weights.values()])
 
     def noise(self, source: Any, seed: Seed = None, **options: Any) -> torch.Tensor:
         """The noise that seeds draw for a call: with it as ``noise``, the call gives the same images.
