@@ -99,7 +99,10 @@ class Runtime(Command, GuidanceOptions):
             self.folder, providers=providers, threads=self.threads, solver=self.solver, steps=self.steps
         )
         conditions = read_words(self.condition, conditions_of(sampler.settings))
-        if way := self.direction or (sampler.direction and conditions.pop(DIRECTION, None)):
+        way = conditions.pop(DIRECTION, None) if sampler.direction else None
+        if self.direction is not None and way is not None:
+            raise ValueError(f"direction is given twice, as {self.direction} and as the condition {way}")
+        if (way := way if self.direction is None else self.direction) is not None:
             sampler = sampler.towards(way)
         kind, channels = sampler.pictures, sampler.settings["image_channels"]
         results: list[Path] = []

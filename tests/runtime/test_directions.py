@@ -39,10 +39,13 @@ def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path, 
             np.testing.assert_allclose(made, wanted, atol=1e-4)
         assert np.abs(results[0] - results[1]).max() > 0.01
     noise(3, 8, 8).save(tmp_path / "x.png")
-    for flags in (["--direction", "BtoA"], ["--condition", "direction=BtoA"]):
+    for flags in (["--direction", "BtoA"], ["--condition", "direction=BtoA"], ["--condition", "direction=1"]):
         main([str(folder), str(tmp_path / "x.png"), "-o", str(tmp_path / "out"), "--seed", "5", *flags])
         (wanted,) = exported([tmp_path / "x.png"], 5, direction="BtoA")
         assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), np.asarray(wanted))
+    twice = ["--direction", "BtoA", "--condition", "direction=AtoB"]
+    with pytest.raises(ValueError, match="direction is given twice, as BtoA and as the condition AtoB"):
+        main([str(folder), str(tmp_path / "x.png"), "-o", str(tmp_path / "out"), *twice])
     if version == 7:
         with pytest.raises(ValueError, match=r"pipeline\.onnx has the steps of one direction"):
             export(tmp_path / "c.pt", tmp_path / "whole", "--pipeline")
