@@ -90,6 +90,8 @@ class Processes:
 
     def sum(self, value: float) -> float:
         """The sum of all processes' values, in each process."""
+        if self.accelerator is None:  # no device waits, or must have float64
+            return value
         return float(self.total(torch.tensor(value, dtype=torch.float64, device=self.device)))
 
     def total(self, value: torch.Tensor) -> torch.Tensor:

@@ -126,6 +126,11 @@ def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
         train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
 
 
+def test_one_process_asks_no_device_for_a_sum() -> None:
+    """Which is asked for at each step: a card would be waited for, and not every device has float64."""
+    assert Processes(torch.device("meta")).sum(2.5) == 2.5
+
+
 COMMANDS = {"train": (train, "edge2shoes"), "translate": (translate, "edge2shoes"), "eval": (eval, "edge2shoes")}
 COMMANDS["eval_miou"] = (eval_miou, "deeplab.pt")
 
