@@ -65,14 +65,17 @@ def by_pipeline(folder: Path, image: torch.Tensor, noise: torch.Tensor) -> np.nd
 @pytest.mark.parametrize("latent", [False, True], ids=["pixels", "latents"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_images_are_those_of_pytorch(latent: bool, shape: tuple[int, int, int], request: pytest.FixtureRequest):
-    """Step by step by the runtime, and by pipeline.onnx with explicit noise."""
+    """Step by step by the runtime, also with a mask, and by pipeline.onnx with explicit noise."""
     file, folder = (request.getfixturevalue(f"latent_{name}" if latent else name) for name in ("file", "folder"))
     sampler = BridgeSampler.from_checkpoint(file, solver="sde-dpm2m" if latent else None, steps=STEPS)
     image, cell = source(*shape), 2 if latent else 1
     noise = torch.randn(STEPS, shape[0], 3, shape[1] // cell, shape[2] // cell)
     wanted = sampler(image, seed=4)
     assert wanted.std() > 0.1
-    np.testing.assert_allclose(OnnxBridgeSampler(folder)(image.numpy(), seed=4), wanted.numpy(), rtol=0, atol=1e-4)
+    runtime, mask = OnnxBridgeSampler(folder), (image[:1, :1] > 0.6).float()  # most latents are touched, few covered
+    for each, expected in ((None, wanted), (mask, sampler(image, seed=4, mask=mask))):
+        made = runtime(image.numpy(), seed=4, mask=None if each is None else each.numpy())
+        np.testing.assert_allclose(made, expected.numpy(), rtol=0, atol=1e-4)
     made = by_pipeline(folder, image, noise)
     np.testing.assert_allclose(made, sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4)
 

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(model: Path) -> Path:
     """The export, whose graphs and results were compared with PyTorch's: unet, step by step, pipeline."""
-    return export(model, model.parent / "onnx", "--pipeline", "--mask", "--check")
+    return export(model, model.parent / "onnx", "--pipeline", "--check")
 
 
 def test_the_runtime(model: Path, folder: Path) -> None:
