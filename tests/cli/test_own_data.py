@@ -107,8 +107,8 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     mae = report["by_patient"]["mae"]
     row = [f"{mae[name]:.5g}" for name in ("mean", "std")] + [f"{mae['patients'][mae['worst']]:.5g}", mae["worst"]]
     assert f"| MAE HU ↓ | {' | '.join(row)} |" in printed
-    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", "rmse", "--steps", "2"])
-    assert [*json.loads(Path("SCORES/scores.json").read_text())["by_patient"]] == [*metrics, "rmse"]
+    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", "rmse", "--steps", "2"])  # of the same results
+    assert [*json.loads(Path("SCORES/scores.json").read_text())["by_patient"]] == ["rmse"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
