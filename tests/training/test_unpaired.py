@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bbdm import DDBM, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, wrap
+from bbdm import DDBM, ECSI, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, wrap
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import Bridge
-from bbdm.cli import train, translate
+from bbdm.cli import calibrate, distill, eval, train, translate
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
@@ -113,11 +113,19 @@ def test_which_paths_forget_where_they_began(bridge: Bridge, markov: bool) -> No
         ({"condition_channels": 3}, BRIDGE, "conditions of this one are 'source' .3 channels., 'direction'"),
         ({"classes": {}}, BRIDGE, "conditions of this one are none"),
         ({"images": {"sar": 2}}, BRIDGE, "'direction' of AtoB and BtoA alone"),
+        ({}, ECSI(objective="preconditioned"), "a BrownianBridge .* got ECSI"),
+        ({}, replace(BRIDGE, num_steps=3), "simulation_steps must be at most 3, as for T, got 4"),
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], bridge: Bridge, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         a_task(tiny_unet(**{**WAYS, **settings}), bridge)
+
+
+def test_results_of_a_short_bridge_take_all_its_times() -> None:
+    bridge = replace(BRIDGE, num_steps=8)
+    task = a_task(tiny_unet(**WAYS), bridge)
+    assert len(BridgeSampler(task.average, bridge, defaults=task.defaults).table) == 8
 
 
 def test_the_bridge_of_two_sets() -> None:
@@ -352,6 +360,31 @@ def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_what_the_command_refuses(flags: str, reason: str, sets: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
         train.main(arguments(sets, tmp_path / "out.pt", *flags.split()))
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_the_spread_that_is_given_is_that_of_the_run(sets: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.pt"
+    for _ in range(2):  # the second resumes
+        train.main(arguments(sets, output, "--spread", "0.3"))
+    assert load_checkpoint(output).bridge.spread == 0.3
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "reason"),
+    [
+        (distill.Distill, {"teacher": Path("m.pt"), "output_model": Path("s.pt")}, "one of pairs, .*; got 'unpaired'"),
+        (calibrate.Calibrate, {"model": Path("m.pt")}, "one of pairs, since sources are compared with targets"),
+        (eval.Eval, {"model": Path("m.pt")}, "metrics must be fid, and num_samples 1, .* got None and 1"),
+        (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid", "lpips")}, "got fid lpips and 1"),
+        (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid",), "num_samples": 2}, "got fid and 2"),
+    ],
+)
+def test_what_compares_sources_with_targets_refuses_two_sets(command: Any, words: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        command.of(dataset="unpaired", data_dir="A,B", **words)
+    if command is eval.Eval:
+        command.of(dataset="unpaired", data_dir="A,B", model=Path("m.pt"), metrics=("fid",))
 
 
 def test_eps_is_of_two_sets() -> None:
