@@ -136,9 +136,9 @@ def write_named_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     folder.mkdir()
     try:
         write(folder / path.name)
-        for made in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
-            with made.open("rb+") as file:
+        for file_path in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
+            with file_path.open("rb+") as file:
                 os.fsync(file.fileno())
-            made.replace(path.with_name(made.name))
+            file_path.replace(path.with_name(file_path.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,10 +15,10 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     Raises:
         ValueError: not integers, not one for each image, or outside [0, 2^63).
     """
-    given: Any = secrets.randbelow(2**32) if seed is None else seed
-    several = hasattr(given, "__iter__") and getattr(given, "ndim", 1) > 0  # a 0-dimensional array is one number
+    value: Any = secrets.randbelow(2**32) if seed is None else seed
+    several = hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0  # a 0-dimensional array is one number
     try:
-        seeds = [operator.index(s) for s in given] if several else [operator.index(given) + i for i in range(count)]
+        seeds = [operator.index(s) for s in value] if several else [operator.index(value) + i for i in range(count)]
     except TypeError as error:
         raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
     if len(seeds) != count:

@@ -52,8 +52,8 @@ def position(help: str, default: Any = ..., **about: Any) -> Any:
 
     A field whose type is a tuple takes one word or more. Other arguments are those of :func:`setting`.
     """
-    made = setting(default, help, **about)
-    return field(default=made.default, metadata={**made.metadata, "position": True})
+    declared = setting(default, help, **about)
+    return field(default=declared.default, metadata={**declared.metadata, "position": True})
 
 
 def flag_fields(settings: type[Any]) -> dict[str, Field[Any]]:

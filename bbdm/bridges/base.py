@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ROUNDING = 1e-13  # of weights that cancel
-LATER: dict[str, Any] = {
-    "density": "uniform",
-    **asdict(Statistics()),
-}  # what older files lack: left out at these values
+LATER: dict[str, Any] = {"density": "uniform", **asdict(Statistics())}  # what older files lack: left out at these
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ class Bridge(Path):
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if not abs(self.cov) < self.sigma_data * self.sigma_source:
-            limit = self.sigma_data * self.sigma_source
+        if not abs(self.cov) < (limit := self.sigma_data * self.sigma_source):
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
 
     def check(self) -> None:
@@ -304,8 +300,7 @@ class Bridge(Path):
         """
         if self.objective != "preconditioned" or self.sigma_data == self.sigma_source:
             return self
-        ends = {"sigma_data": self.sigma_source, "sigma_source": self.sigma_data}
-        return cast(Any, replace(cast(Any, self), **ends))
+        return cast(Any, replace(cast(Any, self), sigma_data=self.sigma_source, sigma_source=self.sigma_data))
 
     def settings(self) -> dict[str, Any]:
         """Plain values of all fields, and the kind."""

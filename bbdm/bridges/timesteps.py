@@ -167,19 +167,19 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
         return SKIPS[timesteps](bridge, steps)
     if not isinstance(timesteps, Iterable):
         raise ValueError(f"timesteps must be a name or a list of times, got {timesteps!r}")
-    given = list(timesteps)
+    times = list(timesteps)
     if steps is not None:
         raise ValueError(f"steps must be None with a list of timesteps, got steps={steps}")
-    values = np.asarray(given)
+    values = np.asarray(times)
     kind, dtype = ("numbers", np.float64) if bridge.continuous else ("integers", np.int64)
     wanted = np.issubdtype(values.dtype, np.integer) or (bridge.continuous and np.issubdtype(values.dtype, np.floating))
     if values.ndim != 1 or values.size == 0 or not wanted or not np.isfinite(values).all():
-        raise ValueError(f"timesteps must be a non-empty list of {kind}, got {given!r}")
+        raise ValueError(f"timesteps must be a non-empty list of {kind}, got {times!r}")
     values = values.astype(dtype)
     if np.any(np.diff(values) >= 0):
-        raise ValueError(f"timesteps must strictly decrease, got {given}")
+        raise ValueError(f"timesteps must strictly decrease, got {times}")
     if values[0] > bridge.top or values[-1] < bridge.low:
-        raise ValueError(f"timesteps must be in [{bridge.low}, {bridge.top}], got {given}")
+        raise ValueError(f"timesteps must be in [{bridge.low}, {bridge.top}], got {times}")
     bridge.start(values[0].item())  # or it cannot start there
     return values
 

@@ -24,9 +24,11 @@ class Calibrate(Command, CalibrateConfig):
 
     def run(self) -> None:
         """Calibrate, and print the share of values outside, lambda and the mean length."""
-        made, output = calibrate(self)
-        print(f"{made.pairs} pairs: {100 * made.loss:.3g} % of values outside; lambda {made.lambda_:.4g}")
-        print(f"mean length {100 * made.length:.3g} % of the range; {output}")
+        intervals, output = calibrate(self)
+        print(
+            f"{intervals.pairs} pairs: {100 * intervals.loss:.3g} % of values outside; lambda {intervals.lambda_:.4g}"
+        )
+        print(f"mean length {100 * intervals.length:.3g} % of the range; {output}")
 
 
 main = Calibrate.main

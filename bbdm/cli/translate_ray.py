@@ -27,10 +27,10 @@ class TranslateRay(Command, ClusterConfig):
         """Translate, and print what was left out and where the results are."""
         from bbdm.serving.cluster import translate
 
-        made, kept, bad = translate(self)
+        count, kept, bad = translate(self)
         for reason in bad:
             print(f"left out: {reason}")
-        print(f"{made} results in {self.output_dir}{f', and {kept} that were there' if kept else ''}")
+        print(f"{count} results in {self.output_dir}{f', and {kept} that were there' if kept else ''}")
 
 
 main = TranslateRay.main

@@ -46,25 +46,25 @@ class Tiling:
         if 2 * self.overlap > self.side:
             raise ValueError(f"overlap must be at most half of side={self.side}, got {self.overlap}")
 
-    def map(self, function: Function, batch: torch.Tensor, channels: int, cell: int, made: int) -> torch.Tensor:
+    def map(self, function: Function, batch: torch.Tensor, channels: int, cell: int, stride: int) -> torch.Tensor:
         """The results of a function for a batch, which it gets in parts.
 
         Args:
-            function: (b, C, h, w) to (b, channels, h cell / made, w cell / made).
+            function: (b, C, h, w) to (b, channels, h cell / stride, w cell / stride).
             batch: (B, C, H, W).
             channels: their number in the results.
             cell: pixels along a side of one value of the batch.
-            made: pixels along a side of one value of the result; ``cell`` and ``made`` divide one another.
+            stride: pixels along a side of one value of the result; it divides ``cell``, or the reverse.
 
         Returns:
-            (B, channels, H cell / made, W cell / made).
+            (B, channels, H cell / stride, W cell / stride).
 
         Raises:
             ValueError: the function gives other channels or another size.
         """
-        sides = self._sides(batch.shape, cell, max(cell, made))
+        sides = self._sides(batch.shape, cell, max(cell, stride))
         at_once = self._at_once(sides)
-        shape = channels, *(side.length // made for side in sides)
+        shape = channels, *(side.length // stride for side in sides)
         tiled = any(len(side.starts) > 1 for side in sides)
 
         def taken(spans: list[Spans]) -> torch.Tensor:
@@ -76,8 +76,8 @@ class Tiling:
 
         if not tiled:
             return taken([])
-        weights = on_device([side.ramps(made) for side in sides], batch)
-        return blend(taken, sides, weights, cell=cell, made=made)
+        weights = on_device([side.ramps(stride) for side in sides], batch)
+        return blend(taken, sides, weights, cell=cell, stride=stride)
 
     def _sides(self, shape: Sequence[int], cell: int, unit: int) -> list[Windows]:
         sizes = [size * cell for size in shape[2:]]

@@ -139,10 +139,10 @@ class Spec:
                     "direction 'both' makes sources too: they need values LOW:HIGH and no neighbours, got "
                     f"{self.source} and {self.neighbours} neighbours"
                 )
-            told = Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])
-            if self.conditions.get(DIRECTION, told) != told:
+            both = Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])
+            if self.conditions.get(DIRECTION, both) != both:
                 raise ValueError(f"with direction 'both', no other condition may be called {DIRECTION!r}")
-            object.__setattr__(self, "conditions", {**self.conditions, DIRECTION: told})
+            object.__setattr__(self, "conditions", {**self.conditions, DIRECTION: both})
         for name in ("size", "crop"):
             if (size := getattr(self, name)) is not None:
                 axes = len(size) if isinstance(size, list | tuple) and self.axes == 2 else self.axes

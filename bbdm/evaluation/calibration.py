@@ -80,7 +80,7 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     pairs = translator.dataset.without(translator.bad)
     check_copies(pairs, _training_part(config))
     try:
-        made = Intervals.calibrate(
+        intervals = Intervals.calibrate(
             translator.sampler(config.chosen_solver, config.steps),
             pairs,
             config.alpha,
@@ -99,9 +99,9 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     except (NoLambdaError, TooFewPairsError):
         shutil.rmtree(parts, ignore_errors=True)
         raise
-    made.save(output)
+    intervals.save(output)
     shutil.rmtree(parts)
-    return made, output
+    return intervals, output
 
 
 def as_calibrated(config: Config, path: Path, named: Collection[str] = ()) -> Config:

@@ -172,8 +172,8 @@ class Intervals:
         """
         fixed = {"solver", "steps", "timesteps", "samples", "keep", "mask", *OPTIONS}
         fixed |= {DIRECTION} if self.sampler.direction else set()
-        if given := sorted(fixed & settings.keys()):
-            raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(given)} cannot be given")
+        if refused := sorted(fixed & settings.keys()):
+            raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(refused)} cannot be given")
         keep = self.by == "quantiles"
         return self.of(self.sampler.distribution(source, self.samples, seed, keep=keep, **self.options, **settings))
 

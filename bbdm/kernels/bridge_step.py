@@ -195,10 +195,10 @@ def _bridge_step_kernel(
     if LOW is not None:
         x0hat = tl.clamp(x0hat, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)
     if mask_ptr is not None:
-        place = start + tl.arange(0, BLOCK)
-        pixel = place % pixels if CHANNELS == 0 else place // CHANNELS
-        made = tl.load(mask_ptr + image.to(tl.int64) * pixels + pixel, mask=inside)
-        x0hat = made * x0hat + (1 - made) * y
+        offset = start + tl.arange(0, BLOCK)
+        pixel = offset % pixels if CHANNELS == 0 else offset // CHANNELS
+        mask = tl.load(mask_ptr + image.to(tl.int64) * pixels + pixel, mask=inside)
+        x0hat = mask * x0hat + (1 - mask) * y
     x_next = _term(c_x, x) + _term(c_y, y) + _term(c_0, x0hat)
     if c_h != 0.0:
         x_next += c_h * tl.load(x0hat_ptr + at, mask=inside)

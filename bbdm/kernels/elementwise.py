@@ -73,5 +73,5 @@ def addresses(size, BLOCK: tl.constexpr):
     """The program's image and first place in it, and the offsets and mask of its (BLOCK,) elements."""
     image = tl.program_id(1)
     start = tl.program_id(0) * BLOCK
-    place = start + tl.arange(0, BLOCK)
-    return image, start, image.to(tl.int64) * size + place, place < size
+    offset = start + tl.arange(0, BLOCK)
+    return image, start, image.to(tl.int64) * size + offset, offset < size

@@ -69,24 +69,24 @@ def normal_rows(
     """(B, C, rows, *S) of :func:`normal` for images of a logical ``shape`` (C, H, *S)."""
     each, across = math.prod(shape[1:]), math.prod(shape[2:])
     count = (rows.stop - rows.start) * across
-    made: list[torch.Tensor] = []
+    blocks: list[torch.Tensor] = []
     for channel in range(shape[0]):
         normals = _normals(seeds, step, channel * each + rows.start * across, count, stream)
-        made.append(normals.reshape(len(seeds), -1, *shape[2:]))
-    return torch.stack(made, dim=1)
+        blocks.append(normals.reshape(len(seeds), -1, *shape[2:]))
+    return torch.stack(blocks, dim=1)
 
 
 def _normals(seeds: torch.Tensor, step: int | torch.Tensor, first: int, count: int, stream: int) -> torch.Tensor:
     """(B, count) normals of the elements from ``first`` on, by Box-Muller, in parts that fit into caches."""
     begin, end = first - first % 4, first + count
-    made: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for start in range(begin, end, AT_ONCE):
         words = random_words(seeds, step, min(AT_ONCE, end - start), stream, first=start)
         u = ((words >> 9).float() + 0.5) * 2.0**-23
         radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
         angle = (2.0 * math.pi) * u[:, 1::2]
-        made.append(torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1))
-    whole = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+        parts.append(torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1))
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return whole[:, first - begin : first - begin + count]
 
 
@@ -186,8 +186,8 @@ def draw_normals(seed, start, step, pixels, STREAM: tl.constexpr, CHANNELS: tl.c
         cos, sin = _direction(tl.join(w1, w3))
         normals = tl.join(radius * cos, radius * sin).reshape(BLOCK)
     else:
-        place = start + tl.arange(0, BLOCK)
-        element = place % CHANNELS * pixels + place // CHANNELS
+        offset = start + tl.arange(0, BLOCK)
+        element = offset % CHANNELS * pixels + offset // CHANNELS
         w0, w1, w2, w3 = draw_words(seed, element // 4, step, STREAM)
         second = (element & 2) != 0
         cos, sin = _direction(tl.where(second, w3, w1))

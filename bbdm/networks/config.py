@@ -176,8 +176,8 @@ class UNetConfig(NetworkConfig):
     @property
     def stride(self) -> Stride:
         """Sides must be multiples of this: a number for all, or one for each axis."""
-        made = tuple(self.patch * math.prod(each[axis] for each in self.level_strides) for axis in range(self.axes))
-        return made[0] if len(set(made)) == 1 else made
+        strides = tuple(self.patch * math.prod(each[axis] for each in self.level_strides) for axis in range(self.axes))
+        return strides[0] if len(set(strides)) == 1 else strides
 
 
 @dataclass(frozen=True)

@@ -188,10 +188,10 @@ class ConditionEmbedding(nn.Module):
 
         See :meth:`bbdm.networks.base.Network.prepared`.
         """
-        made = {name: resized(value, sides) if name in self.images else value for name, value in conditions.items()}
+        prepared = {name: resized(value, sides) if name in self.images else value for name, value in conditions.items()}
         for parts in (self.classes, self.tokens):
-            made |= {key[1:]: part(conditions[key[1:]]) for key, part in parts.items()}
-        return made
+            prepared |= {key[1:]: part(conditions[key[1:]]) for key, part in parts.items()}
+        return prepared
 
     def shown(self, prepared: Conditions) -> list[torch.Tensor]:
         """(B, C, *S) the images."""
@@ -218,8 +218,8 @@ def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
         return image
     if image.ndim == 5:
         return F.interpolate(image, tuple(sides), mode="trilinear")
-    made = F.interpolate(image.float(), tuple(sides), mode="bilinear", antialias=True)
-    return made.to(image.dtype)
+    outputs = F.interpolate(image.float(), tuple(sides), mode="bilinear", antialias=True)
+    return outputs.to(image.dtype)
 
 
 class ConditionedNetwork(ConfiguredNetwork, Network):

@@ -107,11 +107,11 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
 
 def converted(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A state dict whose floating-point numbers are of a dtype; ValueError where they leave its range."""
-    made = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-    for key, value in made.items():
+    converted = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    for key, value in converted.items():
         if bool((value.isfinite() != state[key].isfinite()).any()):
             raise ValueError(f"{key} has values beyond the range of {dtype}")
-    return made
+    return converted
 
 
 def state_hash(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:

@@ -233,19 +233,19 @@ def blend(
     weights: Sequence[Any],
     together: int = 1,
     cell: int = 1,
-    made: int = 1,
+    stride: int = 1,
     out: Any = None,
 ) -> Any:
-    """The results of a function on windows, each times its weights, added up: (B, C, H / made, W / made).
+    """The results of a function on windows, each times its weights, added up: (B, C, H / stride, W / stride).
 
     Args:
         function: of some windows' spans, in values that are ``cell`` pixels wide. It returns their results
-            one after the other, (windows B, C, h / made, w / made).
+            one after the other, (windows B, C, h / stride, w / stride).
         sides: the windows of each side.
         weights: of each side, those of :class:`Windows`, arrays or tensors as the results are.
         together: windows that the function gets at once.
         cell: pixels along a side of one value of what the function reads.
-        made: pixels along a side of one value of its results.
+        stride: pixels along a side of one value of its results.
         out: zeros of the shape of the sum; None for memory of its own.
     """
     windows = list(product(*(range(len(side.starts)) for side in sides)))
@@ -254,10 +254,10 @@ def blend(
         results = function([tuple(s.span(i, cell) for i, s in zip(window, sides, strict=True)) for window in group])
         count = len(results) // len(group)
         if out is None:
-            out = zeros((count, results.shape[1], *(side.size // made for side in sides)), results)
+            out = zeros((count, results.shape[1], *(side.size // stride for side in sides)), results)
         for k, window in enumerate(group):
             result = results[k * count : (k + 1) * count]
             for axis, (i, weight) in enumerate(zip(window, weights, strict=True)):
                 result = result * weight[i].reshape(-1, *[1] * (len(sides) - 1 - axis))
-            out[(..., *(side.span(i, made) for i, side in zip(window, sides, strict=True)))] += result
+            out[(..., *(side.span(i, stride) for i, side in zip(window, sides, strict=True)))] += result
     return out

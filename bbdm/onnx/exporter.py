@@ -162,8 +162,8 @@ def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
             rows["decoder.onnx"] = decoded.numpy(), sampler.codec.decode(latent)
         if whole is not None:
             feeds = arrays | {"source": image.numpy(), "noise": noise.numpy()[table.noisy]}
-            made = whole.run(None, {each.name: feeds[each.name] for each in whole.get_inputs()})[0]
-            rows[PIPELINE] = made, sampler(image, noise=noise, conditions=values, window=None)
+            outputs = whole.run(None, {each.name: feeds[each.name] for each in whole.get_inputs()})[0]
+            rows[PIPELINE] = outputs, sampler(image, noise=noise, conditions=values, window=None)
         for name, (result, reference) in rows.items():
             off = float(np.abs(result - reference.numpy()).max() / reference.abs().max())
             print(f"{name:16}{shown(image.shape):>20}, largest difference {off:.1e}")

@@ -96,9 +96,9 @@ class Values:
         """The inverse of :meth:`scaled`: an array of ``dtype``, integers rounded to the nearest."""
         values = array if isinstance(array, np.ndarray) else array.detach().float().cpu().numpy()
         low, half = (level.reshape(-1, *[1] * axes) if level.ndim else level for level in self._levels)
-        made = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
+        numbers = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
         kind = np.dtype(self.dtype)
-        return made.astype(kind) if kind.kind == "f" else np.rint(made).astype(kind)
+        return numbers.astype(kind) if kind.kind == "f" else np.rint(numbers).astype(kind)
 
     @cached_property
     def _levels(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -188,11 +188,11 @@ def read_values(text: str) -> AnyValues:
     return Values(low, high, units[-1] if units else "", kind)
 
 
-def as_values(given: ValuesLike) -> Any:
+def as_values(values: ValuesLike) -> Any:
     """Values of themselves, of text for :func:`read_values`, or of (low, high); None of None."""
-    if isinstance(given, tuple | list):
-        return Values(*given, dtype="float32")
-    return read_values(given) if isinstance(given, str) else given
+    if isinstance(values, tuple | list):
+        return Values(*values, dtype="float32")
+    return read_values(values) if isinstance(values, str) else values
 
 
 def from_config(config: Mapping[str, Any]) -> AnyValues:

@@ -110,9 +110,9 @@ class Sampler(Loop, Generic[Array]):
         o = Options.of(options, self._shapes.conditions)
         if self.direction is None or not isinstance(o.conditions, Mapping | None):
             return self, o
-        told = o.conditions or {}
-        direction = read_direction(told.get(DIRECTION, self.direction))
-        return self.towards(direction), replace(o, conditions={**told, DIRECTION: direction})
+        conditions = o.conditions or {}
+        direction = read_direction(conditions.get(DIRECTION, self.direction))
+        return self.towards(direction), replace(o, conditions={**conditions, DIRECTION: direction})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._fixed and not name.startswith("_") and name not in SETTABLE:

@@ -132,8 +132,8 @@ def _less(value: Any, low: Any, high: Any) -> Any:
     if isinstance(value, Image.Image):  # whose lowest value is 0
         return value
     if isinstance(value, Picture):
-        made = np.where(low == high, low, value - low)
-        return Picture(made, value.geometry, value.unit, value.name)
+        difference = np.where(low == high, low, value - low)
+        return Picture(difference, value.geometry, value.unit, value.name)
     return value - low
 
 

@@ -283,9 +283,9 @@ class LargePicture(BridgeSampler):
                 x0hat = torch.zeros_like(y) if state.x0hat is None else self._block(state.x0hat, block)
                 before = State(self._block(state.x, block), x0hat, torch.empty_like(y, dtype=self.dtype))
                 predicted = self._block(prediction, block)
-            made = super()._step(plan, Inputs(y, [], None, noise), before, predicted, index)
+            block_state = super()._step(plan, Inputs(y, [], None, noise), before, predicted, index)
             for name, array in outputs.items():
-                array[block] = getattr(made, name).to(self._like.dtype)
+                array[block] = getattr(block_state, name).to(self._like.dtype)
         for array in outputs.values():
             array.sync()
         self._folder.finish(index + 1, [array.path.name for array in outputs.values()] + ["source", "absent"])

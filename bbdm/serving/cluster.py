@@ -110,8 +110,8 @@ def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
     if bad and not config.skip_bad:
         counts = f"{len(bad)} of {len(translator.files.names)} pictures"
         raise BadPicturesError(f"{bad[0]} ({counts}; the others are translated, and skip_bad leaves them out)")
-    made = len(paths_of(job for job in translator.todo if job.index not in translator.bad))
-    return made, len(paths_of(jobs)) - made, bad
+    count = len(paths_of(job for job in translator.todo if job.index not in translator.bad))
+    return count, len(paths_of(jobs)) - count, bad
 
 
 def outcomes(

@@ -190,8 +190,8 @@ class BridgeTask(Task):
         """Sources, translations and targets; of two directions, A, what is made of B, B, and what of A."""
         if self.two_way:
             back = turned(batch, torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device))
-            made = {way: self.translated(each) for way, each in zip(DIRECTIONS, (batch, back), strict=True)}
-            return {"A": batch.source, "A of B": made["BtoA"], "B": batch.target, "B of A": made["AtoB"]}
+            results = {way: self.translated(each) for way, each in zip(DIRECTIONS, (batch, back), strict=True)}
+            return {"A": batch.source, "A of B": results["BtoA"], "B": batch.target, "B of A": results["AtoB"]}
         own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
         source = batch.source if own else self.network.endpoint(batch.source)
         return {"source": source, "result": self.translated(batch), "target": batch.target}

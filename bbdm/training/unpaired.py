@@ -118,8 +118,8 @@ class UnpairedTask(BridgeTask):
         found: dict[str, float] = {}
         sides = (batch.source, batch.target), (batch.target, batch.source)
         for way, (source, target) in enumerate(sides):
-            made = self.other_ends(source, torch.full_like(seeds, way), seeds, VALIDATION_STEPS[way])
-            found[f"validation_loss_{DIRECTIONS[way]}"] = len(seeds) * energy_distance(made, target)
+            results = self.other_ends(source, torch.full_like(seeds, way), seeds, VALIDATION_STEPS[way])
+            found[f"validation_loss_{DIRECTIONS[way]}"] = len(seeds) * energy_distance(results, target)
         return {"validation_loss": sum(found.values()) / 2, **found}
 
 

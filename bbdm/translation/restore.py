@@ -147,10 +147,10 @@ def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
     return Outcome(results, kept, [*errors, *translator.bad.values()])
 
 
-def _files(given: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+def _files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """The names and paths of files, and of all pictures in folders, those of kinds that are not read too."""
     others = Image.registered_extensions().keys() - formats.SUFFIXES.keys()
-    for path in given:
+    for path in paths:
         if not path.is_dir():
             yield formats.stem_of(path), path
             continue
