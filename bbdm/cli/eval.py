@@ -23,6 +23,7 @@ from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
+from bbdm.data.rows import UNPAIRED
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
 from bbdm.translation.config import TranslateConfig
 
@@ -57,6 +58,7 @@ class Eval(GPUsCommand, TranslateConfig):
     HEADING: ClassVar[str] = "scores"
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "intervals"})
     TARGETS: ClassVar[bool] = True
+    PAIRS: ClassVar[bool] = False  # of two sets without pairs, FID alone compares results and targets as sets
     ENDING: ClassVar[str] = "-eval"
     FIRST: ClassVar[tuple[str, ...]] = (
         *("dataset", "data_dir", "model", "output_dir", "metrics", "sweep", "solver", "steps", "num_samples"),
@@ -78,6 +80,9 @@ class Eval(GPUsCommand, TranslateConfig):
         super().__post_init__()
         if unknown := [name for name in self.metrics or () if name not in METRICS]:
             raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {', '.join(unknown)}")
+        if self.dataset == UNPAIRED and (self.metrics != ("fid",) or self.num_samples > 1):
+            got = f"{' '.join(self.metrics or ()) or None} and {self.num_samples}"
+            raise ValueError(f"metrics must be fid, and num_samples 1, for the data set {UNPAIRED!r}, got {got}")
         if self.sweep and (self.solver or self.steps or self.fast_sampling):
             raise ValueError("sweep names solvers and steps: leave out solver, steps and fast_sampling")
         if self.image_size in ("fit", "keep"):

@@ -106,6 +106,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     """
 
     HEADING: ClassVar[str] = "bridge"
+    PAIRS: ClassVar[bool] = False
     DECIDING: ClassVar[tuple[str, ...]] = ("preset",)
     FIRST: ClassVar[tuple[str, ...]] = (
         *("dataset", "data_dir", "output_model", "preset", "epochs", "batch_size", "image_size", "crop"),
@@ -250,7 +251,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             bridge = replace(bridge, max_variance=own if self.eps is None else self.eps / 2)
         elif unpaired or (initial.used(bridge) and not measured | spread):
             bridge = initial.fitted(bridge, unet, pairs, codec, team.device)
-            bridge = between_sets(bridge, self.eps) if unpaired else bridge
+            bridge = replace(between_sets(bridge, self.eps), **spread) if unpaired else bridge
             found = {**bridge.statistics, **({"eps": 2 * bridge.max_variance} if unpaired else {})}
             if team.first:
                 print(f"measured: {', '.join(f'{name} {value:g}' for name, value in found.items())}")

@@ -44,6 +44,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
     """
 
     HEADING: ClassVar[str] = "autoencoder"
+    PAIRS: ClassVar[bool] = False
     DECIDING: ClassVar[tuple[str, ...]] = ("init_from",)
     FIRST: ClassVar[tuple[str, ...]] = (
         *("dataset", "data_dir", "output_model", "preset", "kind", "epochs", "batch_size", "image_size"),

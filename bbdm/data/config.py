@@ -10,7 +10,7 @@ import numpy as np
 
 from bbdm.base.settings import check, position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import Row, read_layout
+from bbdm.data.rows import UNPAIRED, Row, read_layout
 from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_conditions, read_named
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
@@ -176,10 +176,11 @@ class DatasetConfig(RowsConfig):
     """A data set, and the pictures of it.
 
     Raises:
-        ValueError: the data set has no targets, and they are needed.
+        ValueError: the data set has no targets, or no pairs, and they are needed.
     """
 
     TARGETS: ClassVar[bool] = True  # whether they are needed
+    PAIRS: ClassVar[bool] = True  # whether a target must be that of its source
 
     dataset: str = position("layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout)
     data_dir: str = position("its folder; of 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column")
@@ -187,6 +188,8 @@ class DatasetConfig(RowsConfig):
     def __post_init__(self) -> None:
         if self.TARGETS and self.dataset == "folder" and self.degrade is None:
             raise ValueError("the data set 'folder' has no targets: degrade makes sources of the pictures")
+        if self.TARGETS and self.PAIRS and self.dataset == UNPAIRED:
+            raise ValueError(f"dataset must be one of pairs, since sources are compared with targets; got {UNPAIRED!r}")
         getattr(super(), "__post_init__", lambda: None)()
 
 

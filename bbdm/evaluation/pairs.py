@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from bbdm.base.atomic import file_sha256, write_named_atomically
 from bbdm.data.rows import Row, paths_of, shown
+from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.pictures import files
 from bbdm.sampling.distribution import Distribution
 
@@ -185,6 +186,11 @@ class Measure:
         conditions: dict[str, Any] = dict.fromkeys(self.sampler._shapes.conditions.each)
         for name, value in example.conditions.items():
             conditions[name] = (scale(value) if value.ndim > 2 else value).numpy()[None]
+        if (way := self.sampler.direction) is not None:
+            own = way if conditions[DIRECTION] is None else read_direction(conditions[DIRECTION])
+            if own != way:
+                raise ValueError(f"pair {index} is of direction {own}, and must be of the sampler's, {way}")
+            conditions[DIRECTION] = way
         seeds = [[self.seed + index + j * len(self.pairs) for j in range(self.samples)]]
         options = {**self.options, "keep": self.by == "quantiles", "conditions": conditions or None}
         drawn = self.sampler.distribution(scale(example.source).numpy()[None], self.samples, seeds, **options)

@@ -207,6 +207,8 @@ class ConditionsConfig:
             if name not in self.each:
                 names = ", ".join(self.each) or "(there are none)"
                 raise ValueError(f"drop must be of the conditions {names}, got {name!r}")
+            if self.two_way and name == DIRECTION:
+                raise ValueError(f"drop must be of other conditions than {name!r}, which says what the target is")
             if not isinstance(share, int | float) or not 0 < share < 1:
                 raise ValueError(f"drop[{name!r}] must be above 0 and below 1, got {share!r}")
 
@@ -290,10 +292,10 @@ def read_conditions(
 def read_direction(value: Any) -> Direction:
     """The direction of a call, by its name or number, or by several equal ones; else a ValueError."""
     values = np.ravel(as_numpy(value) if hasattr(value, "detach") else value).tolist()
-    found: set[Any] = {DIRECTIONS[each] if each in (0, 1) else each for each in values}
-    if len(found) != 1 or not found <= {*DIRECTIONS}:
-        raise ValueError(f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}")
-    return found.pop()
+    for number, name in enumerate(DIRECTIONS):
+        if values and all(each in (number, name) for each in values):
+            return name
+    raise ValueError(f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}")
 
 
 def as_classes(value: Any) -> Classes:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from bbdm.data.examples import Example
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
-from bbdm.solvers import Defaults, StepTable
+from bbdm.solvers import Defaults
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
 from bbdm.training.config import UnpairedConfig
 from bbdm.training.initial import DIGITS
@@ -57,9 +56,12 @@ class UnpairedTask(BridgeTask):
     Sources and targets of a batch are of the sets A and B, and have nothing to do with each other; half of
     the examples go back. Arguments and errors are those of a :class:`BridgeTask`.
 
+    Attributes:
+        table: the steps that make the other ends.
+
     Raises:
-        ValueError: the bridge does not serve both directions, or the network has other conditions than the
-            class ``direction``, with AtoB and BtoA.
+        ValueError: the bridge does not serve both directions, or has fewer times than ``simulation_steps``,
+            or the network has other conditions than the class ``direction``, with AtoB and BtoA.
     """
 
     config: UnpairedConfig
@@ -72,17 +74,15 @@ class UnpairedTask(BridgeTask):
                 f"without pairs, a network takes the class {DIRECTION!r} of {' and '.join(DIRECTIONS)} alone, and does "
                 f"not see the source; the conditions of this one are {takes}"
             )
+        if config.simulation_steps > bridge.top:
+            raise ValueError(f"simulation_steps must be at most {bridge.top}, as for T, got {config.simulation_steps}")
         super().__init__(network, bridge, config, *args, **functions)
+        self.table = solvers.build(bridge, SOLVER, steps=config.simulation_steps)
 
     @property
     def defaults(self) -> Defaults:
         """The solver of results."""
-        return Defaults(SOLVER, RESULT_STEPS)
-
-    @cached_property
-    def table(self) -> StepTable:
-        """The steps that make the other ends."""
-        return solvers.build(self.bridge, SOLVER, steps=self.config.simulation_steps)
+        return Defaults(SOLVER, min(RESULT_STEPS, int(self.bridge.top)))
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses and times (B,) of real targets, from sources that are drawn, the same, or made of them."""
@@ -127,7 +127,7 @@ def check_bridge(bridge: Bridge) -> None:
     """Raise ValueError unless a bridge serves both directions of a training without pairs."""
     times = np.linspace(bridge.low, bridge.top, 9)
     same = np.allclose(bridge.at(times).alpha, bridge.at(bridge.end - times).beta) and bridge.turned is bridge
-    if not (bridge.markov and bridge.closed and same):
+    if bridge.continuous or not (bridge.markov and bridge.closed and same):
         raise ValueError(
             "without pairs, the estimate must be a function of the state, the time and the direction alone, and the "
             "path the same both ways: a BrownianBridge with noise and the objective 'residual' or 'preconditioned', "
@@ -138,7 +138,8 @@ def check_bridge(bridge: Bridge) -> None:
 def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """2 E|a - b| - E|a - a'| - E|b - b'| of two sets (N, C, *S), |x| being the root mean square of values.
 
-    It has no bias, so that sets of one distribution have values around 0.
+    Of two pictures or more it has no bias: sets of one distribution have values around 0. One picture says
+    nothing of distances in its set, which count as 0.
     """
     a, b = a.flatten(1).float(), b.flatten(1).float()
     own = (torch.cdist(x, x).sum() / max(1, len(x) * (len(x) - 1)) for x in (a, b))

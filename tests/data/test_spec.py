@@ -1,13 +1,14 @@
 """What an example is: specs, their texts and flags, and what of them is kept in files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bbdm.data.config import Crops, RowsConfig, Slices, read_crops, read_slices
+from bbdm.data.config import Crops, DataConfig, RowsConfig, Slices, read_crops, read_slices
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Condition, Spec, check_eight_bit, read_conditions
 from bbdm.pictures import Geometry
@@ -32,6 +33,17 @@ def test_a_spec_comes_back_from_its_config(spec: Spec) -> None:
     again = Spec.from_config({"others": 1, **json.loads(json.dumps(spec.config()))})
     assert again == spec
     assert again.spacing == spec.spacing
+
+
+def test_results_of_both_directions_are_stored_like_the_files_of_their_set(tmp_path: Path) -> None:
+    for name, kind in {"A": np.uint16, "B": np.int16}.items():
+        save(tmp_path / name / "0.npy", located(0, (1, 20, 24)).astype(kind))
+    rows, values = read_rows("paired", f"{tmp_path}/A,{tmp_path}/B"), Values(0, 480, dtype="float32")
+    config = DataConfig(direction="both", source_values=values, target_values=values)
+    spec = replace(config.spec("paired", rows), nodata=-1)
+    assert isinstance(spec.source, Values)
+    assert (spec.source.dtype, spec.target.dtype) == ("uint16", "int16")
+    assert (spec.turned.target, spec.turned.source, spec.turned.nodata) == (spec.source, spec.target, None)
 
 
 def test_whole_pictures_of_8_bits_are_nothing_to_keep() -> None:

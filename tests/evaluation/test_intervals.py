@@ -232,3 +232,27 @@ def test_pictures_get_pictures(tmp_path: Path):
     targets = np.stack([np.asarray(each) for each in sides[1]])
     missed = ((targets < ends[0]) | (targets > ends[1])).mean()
     assert missed <= found.loss <= 0.2
+
+
+class _Ways(torch.nn.Module):
+    """Results of AtoB are all 0, and of BtoA all 0.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.result = torch.nn.Parameter(torch.tensor([0.0, 0.5]))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        return x - self.result[conditions["direction"]][:, None, None, None]
+
+
+def test_intervals_of_two_directions_are_of_the_samplers() -> None:
+    """Of pairs that say no direction, and never of pairs of the other one."""
+    network = wrap(_Ways(), 1, classes={"direction": ("AtoB", "BtoA")})
+    sampler = BridgeSampler(network, BRIDGE, "mean")
+    pairs = [(torch.zeros(1, SIDE, SIDE), torch.full((1, SIDE, SIDE), 0.5))] * 30
+    back = Intervals.calibrate(sampler.towards("BtoA"), pairs, samples=2)
+    assert (back.lambda_, back.sampled["direction"]) == (0, "BtoA")
+    assert Intervals.calibrate(sampler, pairs, samples=2).lambda_ == pytest.approx(0.5, abs=1e-3)
+    both = MappedDataset(pairs, spec=Spec(direction="both"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="pair 0 is of direction AtoB, and must be of the sampler's, BtoA"):
+        Intervals.calibrate(sampler.towards("BtoA"), both, samples=2)

@@ -169,6 +169,10 @@ def test_settings_without_conditions_are_those_of_earlier_versions():
         ({"images": {"source": 1}}, "a name of images must be an identifier, and none of source, .*, got 'source'"),
         ({"tokens": {"a": 3}, "classes": {"a": 3}}, "each condition needs a name of its own, got a, a"),
         ({"drop": {"style": 0.1}}, r"drop must be of the conditions \(there are none\), got 'style'"),
+        (
+            {"classes": {"direction": ("AtoB", "BtoA")}, "drop": {"direction": 0.1}},
+            "drop must be of other conditions than 'direction', which says what the target is",
+        ),
         ({"tokens": {"a": 3}, "drop": {"a": 1}}, r"drop\['a'\] must be above 0 and below 1, got 1"),
     ],
 )

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bbdm import DDBM, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, wrap
+from bbdm import DDBM, ECSI, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, wrap
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import Bridge
-from bbdm.cli import train, translate
+from bbdm.cli import calibrate, distill, eval, train, translate
+from bbdm.data.cached import CachedExamples
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
@@ -62,6 +63,8 @@ class TestRows:
             sources, targets = (Counter(row[side].stem for row in epochs[-1]) for side in ("source", "target"))
             assert sources == {f"A{i}": 1 for i in range(6)}
             assert sorted(targets.values()) == [1, 1, 2, 2]
+        with pytest.raises(ValueError, match="two sets have other pairs in each epoch, and a cache of pictures"):
+            CachedExamples(pairs, Path(sets.partition(",")[0]).parent / "cache")
         assert epochs[0] == epochs[2] == list(rows)
         assert epochs[0] != epochs[1]
         partners = {(row["source"].stem, row["target"].stem) for seed in range(40) for row in rows.rows(range(6), seed)}  # pyright: ignore
@@ -113,11 +116,19 @@ def test_which_paths_forget_where_they_began(bridge: Bridge, markov: bool) -> No
         ({"condition_channels": 3}, BRIDGE, "conditions of this one are 'source' .3 channels., 'direction'"),
         ({"classes": {}}, BRIDGE, "conditions of this one are none"),
         ({"images": {"sar": 2}}, BRIDGE, "'direction' of AtoB and BtoA alone"),
+        ({}, ECSI(objective="preconditioned"), "a BrownianBridge .* got ECSI"),
+        ({}, replace(BRIDGE, num_steps=3), "simulation_steps must be at most 3, as for T, got 4"),
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], bridge: Bridge, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         a_task(tiny_unet(**{**WAYS, **settings}), bridge)
+
+
+def test_results_of_a_short_bridge_take_all_its_times() -> None:
+    bridge = replace(BRIDGE, num_steps=8)
+    task = a_task(tiny_unet(**WAYS), bridge)
+    assert len(BridgeSampler(task.average, bridge, defaults=task.defaults).table) == 8
 
 
 def test_the_bridge_of_two_sets() -> None:
@@ -164,6 +175,28 @@ def test_targets_are_real_and_sources_drawn_the_same_or_made(pairing: str, step:
     torch.testing.assert_close(seen[0], sources)
     assert losses.max() < 1e-10
     assert {"t", "loss_AtoB", "loss_BtoA"} == reported.keys()
+
+
+class Known(nn.Module):
+    """x0hat is 0.25 of AtoB, and 0 of BtoA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = nn.Parameter(torch.tensor([0.25, 0.0]))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        return x - self.ends[conditions["direction"]][:, None, None, None]
+
+
+def test_validation_compares_each_way_with_its_set_and_grids_name_it() -> None:
+    task = a_task(wrap(Known(), 3, **WAYS), BrownianBridge())
+    batch = Example(torch.full((4, 3, 8, 8), -0.5), torch.full((4, 3, 8, 8), 0.25))
+    losses = task.validation_losses(batch, sample_seeds(0, 0, 4, CPU))
+    assert losses["validation_loss_AtoB"] == pytest.approx(0, abs=1e-5)
+    assert losses["validation_loss_BtoA"] == pytest.approx(4 * 2 * 0.5, rel=1e-5)
+    assert losses["validation_loss"] == pytest.approx(2, rel=1e-5)
+    columns = {name: float(column.mean()) for name, column in task.columns(batch).items()}
+    assert columns == pytest.approx({"A": -0.5, "A of B": 0, "B": 0.25, "B of A": 0.25}, abs=1e-5)
 
 
 def test_energy_distance() -> None:
@@ -352,6 +385,33 @@ def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_what_the_command_refuses(flags: str, reason: str, sets: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
         train.main(arguments(sets, tmp_path / "out.pt", *flags.split()))
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_the_spread_that_is_given_is_that_of_the_run(sets: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.pt"
+    for _ in range(2):  # the second one resumes
+        train.main(arguments(sets, output, "--spread", "0.3", "--eps", "0.1"))
+    assert load_checkpoint(output).bridge.spread == 0.3
+    with pytest.raises(ValueError, match=r"was trained with max_variance=0\.05"):
+        train.main(arguments(sets, output, "--spread", "0.3", "--eps", "0.2"))
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "reason"),
+    [
+        (distill.Distill, {"teacher": Path("m.pt"), "output_model": Path("s.pt")}, "one of pairs, .*; got 'unpaired'"),
+        (calibrate.Calibrate, {"model": Path("m.pt")}, "one of pairs, since sources are compared with targets"),
+        (eval.Eval, {"model": Path("m.pt")}, "metrics must be fid, and num_samples 1, .* got None and 1"),
+        (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid", "lpips")}, "got fid lpips and 1"),
+        (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid",), "num_samples": 2}, "got fid and 2"),
+    ],
+)
+def test_what_compares_sources_with_targets_refuses_two_sets(command: Any, words: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        command.of(dataset="unpaired", data_dir="A,B", **words)
+    if command is eval.Eval:
+        command.of(dataset="unpaired", data_dir="A,B", model=Path("m.pt"), metrics=("fid",))
 
 
 def test_eps_is_of_two_sets() -> None:

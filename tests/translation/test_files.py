@@ -287,6 +287,8 @@ def test_what_is_refused():
     run("folder", "mr", "c.pt", "out", "--target_values", "-1024:3071:HU", "--slices", "coronal")
     with pytest.raises(ValueError, match=r"a.nii.gz would replace another picture"):
         run("folder", "mr", "c.pt", "mr")
+    with pytest.raises(ValueError, match=r"ct/.*a.nii.gz would replace another picture"):
+        run("paired", "mr,ct", "c.pt", "ct", "--overwrite")
     with pytest.raises(ValueError, match="fid is of 8-bit grey or RGB pictures"):
         scores("--metrics", "fid")
     shutil.rmtree("body/ward")
