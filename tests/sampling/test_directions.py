@@ -48,7 +48,7 @@ def test_a_call_goes_the_way_it_says(bridge: Bridge, source: torch.Tensor) -> No
     assert sampler.last_seeds == (3, 4)
     assert torch.equal(sampler(source, seed=3), forward)
     assert not torch.equal(forward, back)
-    for same in (1, torch.tensor([1, 1]), ["BtoA"] * 2):
+    for same in (1, torch.tensor([1, 1]), np.ones(2), ["BtoA"] * 2):
         assert torch.equal(sampler(source, seed=3, conditions={"direction": same}), back)
     *_, last = sampler.stream(source, seed=3, direction="BtoA")
     assert torch.equal(last.x.clip(-1, 1), back)
@@ -102,7 +102,7 @@ def test_a_file_keeps_both_ways(tmp_path: Path, source: torch.Tensor) -> None:
         assert torch.equal(again(source, seed=1, direction=way), sampler(source, seed=1, direction=way))
 
 
-@pytest.mark.parametrize("direction", [["AtoB", "BtoA"], "forward", None, 2])
+@pytest.mark.parametrize("direction", [["AtoB", "BtoA"], "forward", None, 2, {}, []])
 def test_a_call_has_one_direction(direction: Any, source: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"direction must be AtoB or BtoA, one for all of a call, got .*"):
         BridgeSampler(network(), ABridge())(source, direction=direction)
