@@ -119,7 +119,10 @@ class Cells:
 
 
 def check_grids(
-    columns: Mapping[str, Sequence[Any]], heads: Mapping[str, Sequence[Header | Picture]], sized: Collection[str]
+    columns: Mapping[str, Sequence[Any]],
+    heads: Mapping[str, Sequence[Header | Picture]],
+    sized: Collection[str],
+    paired: bool = True,
 ) -> None:
     """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
 
@@ -127,6 +130,7 @@ def check_grids(
         columns: the row's cells, for messages.
         heads: the headers of some columns, or their pictures.
         sized: the columns that must have one size, even where they do not say where they lie.
+        paired: pictures of one row show the same; those of two sets lie anywhere.
     """
     role = "target" if columns["target"] else "source"
     if not heads.get(role):
@@ -134,9 +138,9 @@ def check_grids(
     like, name = heads[role][0], _named(role, columns[role][0])
     for column, others in heads.items():
         for cell, other in zip(columns[column], others, strict=True):
-            located = None not in (like.geometry.affine, other.geometry.affine)
+            located = paired and None not in (like.geometry.affine, other.geometry.affine)
             compared = located or column in sized or len(like.sides) != len(other.sides)
-            if compared and not same_grid(other, like):
+            if compared and not (same_grid(other, like) if paired else other.sides == like.sides):
                 both = f"{_named(column, cell)} and {name} lie on different grids, {other.grid} and {like.grid}"
                 raise ValueError(f"{both}: resample the first to the second, {_resampling(like)}")
 

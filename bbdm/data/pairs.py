@@ -74,7 +74,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         skip_bad: bool = False,
     ) -> None:
         spec = spec or Spec()
-        self.reader = Reader(spec, None if cache is None else Cache(cache, "decoded pictures", {}), prepare)
+        decoded = None if cache is None else Cache(cache, "decoded pictures", {})
+        self.reader = Reader(spec, decoded, prepare, paired=not isinstance(rows, UnpairedRows))
         known = conditions.fitted(spec.conditions, rows, self.reader)
         self.spec = spec = replace(spec, conditions=known)
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows

@@ -58,13 +58,19 @@ class Reader(Cells):
         cache: of decoded pictures; None to keep a few in memory.
         prepare: changes the arrays of a row; None for none.
         masked: whether pixels may not count.
+        paired: whether the pictures of a row show the same, so that they lie on one grid.
     """
 
     def __init__(
-        self, spec: Spec, cache: Cache | None = None, prepare: Prepare | None = None, masked: bool = False
+        self,
+        spec: Spec,
+        cache: Cache | None = None,
+        prepare: Prepare | None = None,
+        masked: bool = False,
+        paired: bool = True,
     ) -> None:
         super().__init__(cache)
-        self.spec, self.prepare, self.masked = spec, prepare, masked
+        self.spec, self.prepare, self.masked, self.paired = spec, prepare, masked, paired
         self.images = [name for name, each in spec.conditions.items() if each.kind == "image"]
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
         self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
@@ -146,7 +152,7 @@ class Reader(Cells):
         """
         columns, window = self.columns(row), Window()
         if self._partial and row["name"] not in self._checked:
-            check_grids(columns, self.heads(row), columns)
+            check_grids(columns, self.heads(row), columns, self.paired)
             self._checked.add(row["name"])
         if index is not None or (self._crop and crop is not None):
             window = self._window(columns, index, crop)
@@ -159,7 +165,7 @@ class Reader(Cells):
             grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
             if len(grids) > 1:
                 sized = columns.keys() - self.images if self.masked or self.spec.size is None else ()
-                check_grids(columns, {name: column.pictures for name, column in found.items()}, sized)
+                check_grids(columns, {name: column.pictures for name, column in found.items()}, sized, self.paired)
         return found
 
     def _window(self, columns: Mapping[str, Sequence[Any]], index: int | None, crop: tuple[str, int] | None) -> Window:

@@ -140,7 +140,9 @@ class Panel:
         sources = dict[str, Image.Image]()
         for path, _ in files:
             name = Path(path).stem
-            sources[f"{name}_{len(sources)}" if name in sources else name] = self.read(path)
+            while name in sources:
+                name = f"{name}_{len(sources)}"
+            sources[name] = self.read(path)
         return sources
 
     def translate(

@@ -149,11 +149,15 @@ def test_an_error_is_a_message_without_old_results(inputs: dict[str, Any], messa
     assert str(tmp_path) not in caught.value.message
 
 
-def test_a_drawing_and_pictures_of_one_name(panel: Panel, tmp_path: Path):
+def test_a_drawing_and_pictures_of_one_name(panel: Panel, file: Path, tmp_path: Path):
     sheet = Image.new("RGBA", (512, 512), "white")
     sheet.putpixel((100, 100), (0, 0, 0, 255))
     assert [*panel.sources(DRAWING, {"composite": sheet}, None)] == ["drawing"]
     assert [*panel.sources(PICTURES, None, saved(tmp_path, noise(0)) * 2)] == ["0", "0_1"]
+    noise(2).save(tmp_path / "0_2.png")
+    uploads = [(str(tmp_path / name), None) for name in ("0_2.png", "0.png", "0.png")]
+    several = Panel(AppConfig(file, device="cpu", max_files=3), "tiny")
+    assert len(several.sources(PICTURES, None, uploads)) == 3
 
 
 @pytest.mark.parametrize(

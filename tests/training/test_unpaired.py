@@ -25,6 +25,7 @@ from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTIONS
+from bbdm.pictures.picture import Geometry, Picture
 from bbdm.training.batches import sample_seeds
 from bbdm.training.config import UnpairedConfig
 from bbdm.training.unpaired import FIRST_STREAM, UnpairedTask, between_sets, energy_distance
@@ -69,6 +70,22 @@ class TestRows:
         assert epochs[0] != epochs[1]
         partners = {(row["source"].stem, row["target"].stem) for seed in range(40) for row in rows.rows(range(6), seed)}  # pyright: ignore
         assert len(partners) == 24  # any meets any
+
+    @pytest.mark.parametrize("cut", [{}, {"crop": 4}, {"slices": "axial"}], ids=str)
+    def test_pictures_of_two_sets_lie_anywhere(self, tmp_path: Path, cut: dict[str, Any]) -> None:
+        """In the world: as pairs they are refused."""
+        for letter, shift in (("A", 0.0), ("B", 100.0)):
+            affine = np.diag([2.0, 2.0, 2.0, 1.0])
+            affine[:3, 3] = shift
+            geometry = Geometry(tuple(map(tuple, affine.tolist())))
+            (tmp_path / letter).mkdir()
+            Picture(np.full((1, 8, 8, 8), 100, np.uint8), geometry).save(tmp_path / letter / "p.nii.gz")
+        data = f"{tmp_path}/A,{tmp_path}/B"
+        spec = Spec(direction="both", axes=2 if "slices" in cut else 3, **cut)
+        source, target = Pairs(read_rows("unpaired", data), spec)[0]
+        assert source.shape == target.shape
+        with pytest.raises(ValueError, match="lie on different grids"):
+            Pairs(read_rows("paired", data), spec)[0]
 
     @pytest.mark.parametrize(
         ("data", "reason"),
