@@ -54,6 +54,7 @@ class Pipeline(nn.Module):
         noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
         grid = [source.shape[0], shapes.channels, *(side // cell for side in source.shape[2:])]
         y = _node("encoder", [source], grid) if self.latent else in_channels(source, shapes.channels, shapes.endpoint)
+        y = y if y is source else y.clone()  # while_loop takes no view of another input
         conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
         of_y, of_z = self.start
         x = of_y * y + of_z * noise[-1] if of_z else of_y * y
