@@ -24,9 +24,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--quick", action="store_true", help="a small network, small images and few rounds: some minutes"
-    )
+    parser.addoption("--quick", action="store_true", help="a small network, small images and few rounds: some minutes")
     parser.addoption("--pairs", help="folder with train/*.png, source left and target right, for test_throughput.py")
 
 
