@@ -168,8 +168,7 @@ class BridgeTask(Task):
         batch = batch if self.codec is None else encode(batch, self.codec)
         ways = {"": batch}
         if self.two_way:
-            every = torch.ones(len(seeds), dtype=torch.bool, device=seeds.device)
-            ways = {"_AtoB": turned(batch, ~every), "_BtoA": turned(batch, every)}
+            ways = {f"_{way}": each for way, each in both_ways(batch).items()}
         names = {"validation_loss": [], **{f"validation_without_{name}": [name] for name in self.network.drop}}
         found: dict[str, float] = {}
         for name, missing in names.items():
@@ -189,8 +188,7 @@ class BridgeTask(Task):
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources, translations and targets; of two directions, A, what is made of B, B, and what of A."""
         if self.two_way:
-            back = turned(batch, torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device))
-            results = {way: self.translated(each) for way, each in zip(DIRECTIONS, (batch, back), strict=True)}
+            results = {way: self.translated(each) for way, each in both_ways(batch).items()}
             return {"A": batch.source, "A of B": results["BtoA"], "B": batch.target, "B of A": results["AtoB"]}
         own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
         source = batch.source if own else self.network.endpoint(batch.source)
@@ -238,6 +236,12 @@ class BridgeTask(Task):
         if codec is not None and statistics is not None:
             self.codec = codec.with_statistics(statistics)
         return state
+
+
+def both_ways(batch: Example) -> dict[str, Example]:
+    """A whole batch in each direction, by its name."""
+    back = torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device)
+    return {way: turned(batch, each) for way, each in zip(DIRECTIONS, (~back, back), strict=True)}
 
 
 class _Either(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import BridgeSampler, demo, save_checkpoint
+from bbdm import BridgeSampler, UNet, demo, save_checkpoint
 from bbdm.data.spec import Spec
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.serving import app
@@ -241,14 +241,19 @@ def test_uploads_are_of_known_formats_and_not_opened_by_gradio(tmp_path: Path):
     assert str(tmp_path) not in caught.value.message
 
 
-def test_a_network_gets_a_class_and_is_guided(tmp_path: Path):
-    conditions = {"classes": {"style": ("ink", "oil")}, "tokens": {"text": 4}, "drop": {"style": 0.1, "text": 0.1}}
-    unet = tiny_unet(0, condition_channels=3, **conditions)
+def with_classes(path: Path, unet: UNet) -> tuple[AppConfig, BridgeSampler]:
+    """The app's settings and the sampler of a network whose classes differ."""
     for module in unet.modules():
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight)
-    save_checkpoint(tmp_path / "c.pt", unet.eval(), BRIDGE, steps=2)
-    config, sampler = AppConfig(tmp_path / "c.pt", device="cpu"), BridgeSampler.from_checkpoint(tmp_path / "c.pt")
+    save_checkpoint(path, unet.eval(), BRIDGE, steps=2)
+    return AppConfig(path, device="cpu"), BridgeSampler.from_checkpoint(path)
+
+
+def test_a_network_gets_a_class_and_is_guided(tmp_path: Path):
+    conditions = {"classes": {"style": ("ink", "oil")}, "tokens": {"text": 4}, "drop": {"style": 0.1, "text": 0.1}}
+    unet = tiny_unet(0, condition_channels=3, **conditions)
+    config, sampler = with_classes(tmp_path / "c.pt", unet)
     inputs = PICTURES, None, saved(tmp_path, noise(0)), 1, False, "dpm2m", 2, "5"
     *_, last = run(Panel(config, "c"), *inputs, 3.0, 1)
     chosen: dict[str, Any] = {"conditions": {"style": "oil", "text": None}, "steps": 2}
@@ -265,11 +270,7 @@ def test_a_network_gets_a_class_and_is_guided(tmp_path: Path):
 
 def test_a_network_of_two_directions_has_a_switch(tmp_path: Path):
     unet = tiny_unet(0, condition_channels=3, classes={"direction": ("AtoB", "BtoA")})
-    for module in unet.modules():
-        if isinstance(module, torch.nn.Embedding):
-            torch.nn.init.normal_(module.weight)
-    save_checkpoint(tmp_path / "c.pt", unet.eval(), BRIDGE, steps=2)
-    config, sampler = AppConfig(tmp_path / "c.pt", device="cpu"), BridgeSampler.from_checkpoint(tmp_path / "c.pt")
+    config, sampler = with_classes(tmp_path / "c.pt", unet)
     inputs = PICTURES, None, saved(tmp_path, noise(0)), 1, False, "dpm2m", 2, "5"
     for number, way in enumerate(("AtoB", "BtoA")):
         *_, last = run(Panel(config, "c"), *inputs, 1, number)
