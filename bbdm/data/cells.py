@@ -25,7 +25,7 @@ from bbdm.base.seeds import keyed
 from bbdm.data.cache import Cache
 from bbdm.data.rows import Half
 from bbdm.pictures import Geometry, Header, Picture, images
-from bbdm.pictures.checks import Window
+from bbdm.pictures.formats import Window
 from bbdm.pictures.picture import PHOTOGRAPH, same_grid
 from bbdm.pictures.values import AnyValues, Values
 
@@ -34,6 +34,7 @@ HEADERS = 4096  # that are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures in a table
 NPY = b"\x93NUMPY"  # how an encoded array begins
+OF_PHOTOGRAPH = Geometry(format=PHOTOGRAPH)
 Array = npt.NDArray[Any]
 
 
@@ -51,6 +52,7 @@ class Cells:
     def forget(self) -> None:
         """Forget what was decoded and looked at."""
         self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
+        self._photograph = lru_cache(KEPT)(lambda path: images.pixels(images.open_image(path)))
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
 
@@ -90,14 +92,14 @@ class Cells:
                 return pictures.read(head, window)
             picture = self._whole(cell)
         elif isinstance(cell, Half):
-            picture = self._whole(cell.path)
-            half, rest = divmod(width := picture.shape[-1], 2)
+            pixels = self._photograph(cell.path)
+            half, rest = divmod(width := pixels.shape[2], 2)
             if rest:
                 raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
-            picture = picture[..., cell.side * half : (cell.side + 1) * half]
+            picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
         elif isinstance(cell, bytes) and not cell.startswith(NPY):
             image = images.open_image(cell, "in a table", FORMATS)
-            picture = Picture(images.pixels(image), Geometry(format=PHOTOGRAPH))
+            picture = Picture(images.pixels(image), OF_PHOTOGRAPH)
         else:
             picture = Picture(_array(cell))
         return picture[(slice(None), *window)] if window else picture  # pyright: ignore[reportReturnType]

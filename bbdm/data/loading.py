@@ -106,7 +106,8 @@ class Batches:
         """
         self._places.sampler = self._dataset.places(range(len(self._dataset)) if order is None else order, seed)
         for batch in with_short_errors(self._loader):
-            self._dataset.leave_out(batch.left_out)
+            if any(batch.left_out):
+                self._dataset.leave_out(batch.left_out)
             yield batch
 
     def __call__(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:

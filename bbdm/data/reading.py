@@ -17,7 +17,7 @@ from bbdm.data.examples import BadPicturesError
 from bbdm.data.rows import Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.pictures import Geometry, Header, Picture, images
-from bbdm.pictures.checks import Window
+from bbdm.pictures.formats import Window
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, scaled_present
 
 LOOKED_AT = 64  # rows, to find one that can be read
@@ -126,7 +126,7 @@ class Reader(Cells):
         absent: Any = False
         for picture in opened:
             array = np.asarray(picture)
-            if picture.nodata is not None:
+            if picture.geometry.nodata is not None:
                 absent = absent | picture.absent()
             if channels is not None and array.ndim == 3 and len(array) != channels and picture.photograph:
                 array = images.recoloured(array, channels)
@@ -157,7 +157,7 @@ class Reader(Cells):
             check_grids(columns, self.heads(row), columns, self.paired)
             self._checked.add(row["name"])
         if index is not None or (self._crop and crop is not None):
-            parts = [slice(0, side) for side in self.header(columns["source"][0]).sides]
+            parts = [slice(0, side) for side in self.header(columns["source"][0]).shape[1:]]
             if self.axis is not None and index is not None:
                 parts[self.axis] = slice(index, index + 1)
             window = crop_window(parts, self._crop, *crop) if self._crop and crop is not None else tuple(parts)
@@ -167,7 +167,7 @@ class Reader(Cells):
             if cells and (names is None or name in names)
         }
         if not self._partial:
-            grids = {(each.sides, each.geometry.affine) for column in found.values() for each in column.pictures}
+            grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
             if len(grids) > 1:
                 sized = columns.keys() - self.images if self.masked or self.spec.size is None else ()
                 check_grids(columns, {name: column.pictures for name, column in found.items()}, sized, self.paired)

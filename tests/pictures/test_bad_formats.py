@@ -22,7 +22,7 @@ import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 
-from bbdm.pictures import Geometry, Picture, checks, files, formats, header, read, write
+from bbdm.pictures import Geometry, Picture, files, formats, header, read, write
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
 
@@ -51,7 +51,7 @@ def test_no_picture(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("a.txt", "folder"):
         assert not files.is_picture(tmp_path / name)
-        with pytest.raises(checks.UnknownFormatError, match=name):
+        with pytest.raises(formats.UnknownFormatError, match=name):
             read(tmp_path / name)
     with pytest.raises(ValueError, match=r"must end in one of \.nii\.gz"):
         write(tmp_path / "a.dcm", np.zeros((1, 4, 4)))
@@ -324,7 +324,7 @@ def test_no_memory_is_spent(name: str, tmp_path: Path) -> None:
 
 def test_the_most_that_is_read_at_once() -> None:
     with pytest.raises(ValueError, match=r"9\.3 GiB, and at most 8 GiB are read at once"):
-        checks.check_cost((5, 10**9), np.dtype(np.uint16), 10**10)
+        formats.check_cost((5, 10**9), np.dtype(np.uint16), 10**10)
 
 
 def test_windows(tmp_path: Path) -> None:
