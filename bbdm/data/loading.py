@@ -104,10 +104,12 @@ class Batches:
             BadPicturesError: a picture cannot be read.
             ValueError: anything else that was wrong.
         """
-        self._places.sampler = self._dataset.places(range(len(self._dataset)) if order is None else order, seed)
+        dataset, order = self._dataset, range(len(self._dataset)) if order is None else order
+        places = ((index, seed) for index in order)
+        self._places.sampler = places if dataset.stream is None else dataset.streamed(order, seed)
         for batch in with_short_errors(self._loader):
             if any(batch.left_out):
-                self._dataset.leave_out(batch.left_out)
+                dataset.leave_out(batch.left_out)
             yield batch
 
     def __call__(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:
