@@ -57,10 +57,6 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         """Those of all distillations."""
         return DEFAULTS
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        DistillConfig.__post_init__(self)
-
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
         import torch

@@ -22,7 +22,6 @@ from bbdm.training.config import AutoencoderConfig
 if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.networks.vqgan import VQGAN
-    from bbdm.training.run_folder import RunFolder
     from bbdm.training.trainer import Trainer
 
 DEFAULTS = {
@@ -70,14 +69,11 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         if self.decoder_only and self.init_from is None:
             raise ValueError("decoder_only trains the decoder of a trained autoencoder: init_from names it")
 
-    @property
-    def run_folder(self) -> RunFolder:
-        """The folder of the run, whose checkpoints are autoencoders."""
+    def read(self, path: Path) -> Any:
+        """The content of a checkpoint of the run, which is an autoencoder."""
         from bbdm.files.checkpoint import load_vqgan_state
 
-        folder = super().run_folder
-        folder.read = load_vqgan_state
-        return folder
+        return load_vqgan_state(path)
 
     def network(self) -> VQGAN:
         """The autoencoder that a run begins with."""
@@ -105,8 +101,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         config = from_values(AutoencoderConfig, vars(self))
         torch.manual_seed(self.seed)
         vqgan = self.network().to(team.device)
-        splits = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
-        pairs, validation = self.cached_pictures(splits, team)
+        pairs, validation = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
         with team.first_before_others():  # the others find what the first downloads
             perceptual = perceptual_loss(config, self.lpips_weights, team.device)
         task = partial(AutoencoderTask, perceptual=perceptual)
