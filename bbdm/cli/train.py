@@ -1,8 +1,4 @@
-"""Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
-
-If it ends early, the same command resumes. For several processes, one for each GPU, add --use_multi_gpus, or
-start it by torchrun --nproc_per_node N -m bbdm train ...
-"""
+"""The command bbdm train. In Python, ``Train.of(preset=...)`` has the defaults of a preset."""
 
 from __future__ import annotations
 
@@ -100,7 +96,10 @@ def read_shares(text: str) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingCommand, DataConfig, UnpairedConfig):
-    """A training of a bridge. ``Train.of(preset=...)`` has the defaults of a preset, and of the data set.
+    """Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
+
+    If it ends early, the same command resumes. For several processes, one for each GPU, add --use_multi_gpus,
+    or start it by torchrun --nproc_per_node N -m bbdm train ...
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.
@@ -108,10 +107,10 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
     HEADING: ClassVar[str] = "bridge"
     PAIRS: ClassVar[bool] = False
-    DECIDING: ClassVar[tuple[str, ...]] = ("preset",)
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_dir", "output_model", "preset", "epochs", "batch_size", "image_size", "crop"),
-        *("source_values", "target_values", "device", "ckpt_path", "overwrite"),
+    DECIDING: ClassVar[str] = "preset"
+    FIRST: ClassVar[str] = (
+        "dataset data_dir output_model preset epochs batch_size image_size crop "
+        "source_values target_values device ckpt_path overwrite"
     )
 
     preset: str = setting("paper", "the network, and defaults for it", choices=sorted(PRESETS))

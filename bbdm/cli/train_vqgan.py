@@ -1,9 +1,4 @@
-"""Train an autoencoder, for -vq: bbdm train-vqgan edge2shoes DATA OUTPUT_MODEL [flags].
-
-It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
-(--kind kl). If it ends early, the same command resumes. For several processes, one for each GPU, add
---use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm train-vqgan ...
-"""
+"""The command bbdm train-vqgan. In Python, ``TrainVQGAN.of(...)`` has the defaults of the command."""
 
 from __future__ import annotations
 
@@ -36,7 +31,11 @@ DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainVQGAN(TrainingCommand, AutoencoderConfig):
-    """A training of an autoencoder. ``TrainVQGAN.of(...)`` has the defaults of the command.
+    """Train an autoencoder, for -vq: bbdm train-vqgan edge2shoes DATA OUTPUT_MODEL [flags].
+
+    It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
+    (--kind kl). If it ends early, the same command resumes. For several processes, one for each GPU, add
+    --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm train-vqgan ...
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.
@@ -44,10 +43,9 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
 
     HEADING: ClassVar[str] = "autoencoder"
     PAIRS: ClassVar[bool] = False
-    DECIDING: ClassVar[tuple[str, ...]] = ("init_from",)
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_dir", "output_model", "preset", "kind", "epochs", "batch_size", "image_size"),
-        *("device", "ckpt_path", "overwrite"),
+    DECIDING: ClassVar[str] = "init_from"
+    FIRST: ClassVar[str] = (
+        "dataset data_dir output_model preset kind epochs batch_size image_size device ckpt_path overwrite"
     )
 
     preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
