@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, cli, pictures, save_checkpoint
-from bbdm.cli import calibrate, translate
+from bbdm.cli import translate
+from bbdm.cli.eval import Calibrate
 from bbdm.data.spec import Spec
 from bbdm.evaluation.calibration import IntervalsExistError
 from bbdm.evaluation.intervals import OtherSamplerError
@@ -38,7 +39,7 @@ FLAGS = ["--samples", "3", "--bound", "conformal", "--steps", "2", "--solver", "
 
 
 def run(*flags: str) -> dict[str, Any]:
-    calibrate.main(["c.pt", "edge2shoes", "data", *FLAGS, *flags])
+    Calibrate.main(["c.pt", "edge2shoes", "data", *FLAGS, *flags])
     return json.loads(Path("c.intervals.json").read_text())
 
 
@@ -98,12 +99,12 @@ def test_pairs_of_a_checkpoint_that_training_resumes_from(place: Path, make_trai
     trainer.fit()
     file = newest(trainer)
     with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by their names"):
-        calibrate.main([str(file), "paired", f"{place}/pairs/A,{place}/pairs/B", *FLAGS, "--alpha", "0.4"])
+        Calibrate.main([str(file), "paired", f"{place}/pairs/A,{place}/pairs/B", *FLAGS, "--alpha", "0.4"])
 
 
 def test_a_folder_of_pictures_alone_is_refused():
     with pytest.raises(ValueError, match="the data set 'folder' has no targets: degrade makes"):
-        calibrate.main(["c.pt", "folder", "data"])
+        Calibrate.main(["c.pt", "folder", "data"])
 
 
 def test_too_few_pairs_are_said_before_any_network_call(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -235,7 +236,7 @@ def test_volumes_by_their_slices(tmp_path: Path):
     kind = Spec(source=hu, target=hu, slices="axial")
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
     words = ["paired", f"{tmp_path}/MR,{tmp_path}/CT", *FLAGS]
-    calibrate.main([str(tmp_path / "c.pt"), *words, "--alpha", "0.4"])
+    Calibrate.main([str(tmp_path / "c.pt"), *words, "--alpha", "0.4"])
     made = json.loads((tmp_path / "c.intervals.json").read_text())
     assert (made["pairs"], made["size"]) == (4, [SIZE, SIZE])
     maps = ["--maps", "low,mean,high,std", "--seed", "9"]

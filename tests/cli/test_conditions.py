@@ -14,7 +14,8 @@ from torch import nn
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.base.seeds import seed_of
-from bbdm.cli import calibrate, distill, train, translate
+from bbdm.cli import distill, train, translate
+from bbdm.cli.eval import Calibrate
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import Picture
@@ -150,7 +151,7 @@ def test_pictures_of_several_sizes(network: Path) -> None:
 
 def test_maps_and_intervals_are_told_too(network: Path) -> None:
     words, flags = ["edge2shoes", "data,sar=sar,style=labels.csv"], ["--solver", "sde-dpm2m", "--samples", "2"]
-    calibrate.main(["c.pt", *words, "--alpha", "0.9", "--bound", "conformal", *FLAGS, *flags])
+    Calibrate.main(["c.pt", *words, "--alpha", "0.9", "--bound", "conformal", *FLAGS, *flags])
     translate.main([*words, "c.pt", "maps", *FLAGS, *flags, "--maps", "mean,low"])
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2, solver="sde-dpm2m")
     told = {"sar": sar("05"), "style": "b", "text": None}

@@ -11,7 +11,9 @@ from PIL import Image
 from torch import nn
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
-from bbdm.cli import calibrate, distill, eval, info, train, translate
+from bbdm.cli import distill, eval, train, translate
+from bbdm.cli.eval import Calibrate
+from bbdm.cli.files import Info
 from tests.conftest import SavePicture, noise, save_random_pairs, tiny_unet
 
 SIZE = 16
@@ -53,14 +55,14 @@ def test_results_go_the_way_of_the_flag(place: Path, save_picture: SavePicture) 
 def test_scores_intervals_and_what_a_file_holds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     eval.main(["edge2shoes", "data", "m.pt", "scores", "--metrics", "psnr", *BACK, *FLAGS])
     assert json.loads(Path("scores/scores.json").read_text())["settings"]["direction"] == "BtoA"
-    calibrate.main(["m.pt", "edge2shoes", "data", "--samples", "2", "--bound", "conformal", "--alpha", "0.5", *BACK,
+    Calibrate.main(["m.pt", "edge2shoes", "data", "--samples", "2", "--bound", "conformal", "--alpha", "0.5", *BACK,
                     *FLAGS])  # fmt: skip
     maps = ["edge2shoes", "data", "m.pt", "low", "--device", "cpu", "--quiet", "--maps", "low", "--direction"]
     translate.main([*maps, "BtoA"])
     with pytest.raises(ValueError, match=r"calibrated for another sampler \(direction"):
         translate.main([*maps, "AtoB"])
     capsys.readouterr()
-    info.main(["m.pt"])
+    Info.main(["m.pt"])
     assert "AtoB; with BtoA, the values of sources and targets change places" in capsys.readouterr().out
 
 
