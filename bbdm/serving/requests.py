@@ -73,7 +73,9 @@ def facts(config: ServeConfig) -> Facts:
     check_eight_bit(sampler.pictures, "the server")
     check_pictures(sampler.axes, "the server")
     sampler.window_grid(config)  # before a request fails
-    if names := ", ".join(name for name in sampler.unet.further.each if name != DIRECTION or not sampler.direction):
+    if names := ", ".join(
+        name for name in sampler.unet.network_config.each if name != DIRECTION or not sampler.direction
+    ):
         raise ValueError(f"the server is for networks without conditions, and this one has {names}: use bbdm translate")
     name, own = sampler.solver, len(sampler.table)
     if own > config.max_steps:
