@@ -34,13 +34,9 @@ CLIPPED = 0.001  # share of values outside of the range that is said
 
 
 def _begin_worker(_: int) -> None:
-    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly.
+    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly."""
 
-    It outlives the first SIGTERM by a minute, since the trainer gets it too, and handles it. Not longer: a
-    trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
-    """
-
-    def outlive(*_: object) -> None:
+    def outlive(*_: object) -> None:  # the trainer handles the first, and waits for workers after an error
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(GRACE)
 

@@ -135,11 +135,7 @@ def _options(picture: Picture) -> dict[str, Any]:
 
 
 def _series(file: Any) -> Any:
-    """The picture of a file, at its full size.
-
-    Raises:
-        ValueError: there are several of different sizes.
-    """
+    """The picture of a file, at its full size. Raises ValueError for several of different sizes."""
     first, *others = file.series
     if first.kind in ("generic", "uniform", "shaped"):
         others = [each for each in others if not each.keyframe.subfiletype & SIDE_FILES]
