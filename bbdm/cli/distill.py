@@ -66,7 +66,7 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         size = self.image_size or teacher.image_size
         if size is None:
             raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
-        channels = teacher.unet.source_channels if codec is None else codec.image_channels
+        channels = teacher.unet.config.source_channels if codec is None else codec.image_channels
         channels = channels if channels in (1, 3) else None  # of other pictures, the channels stay
         pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
         torch.manual_seed(self.seed)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bbdm.networks.unet import UNet
     from bbdm.training.trainer import Trainer
 
-SourceAs = Literal["concat", "tokens", "none"]
+SourceAs = Literal["concat", "none"]
 PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
     "bbdm": ("brownian", {"schedule": "linear"}),
@@ -286,7 +286,7 @@ def build_network(
     ``endpoint`` are the source channels that the bridge ends in, and ``further`` the other conditions.
 
     Raises:
-        ValueError: ``source_as`` is not of this preset's network.
+        ValueError: ``source_as`` is none, and the source has other channels.
     """
     from bbdm.networks.dit import DiT
     from bbdm.networks.unet import UNet
@@ -299,10 +299,7 @@ def build_network(
     seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.settings())
     seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
-        how = {"tokens": "tokens", "concat": "channels"}.get(source_as or "", config.condition)
-        return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
-    if source_as == "tokens":
-        raise ValueError(f"source_as 'tokens' is of transformers, and {preset} is none: use 'concat'")
+        return DiT.from_config(replace(config, channels=channels, **seen))
     return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
 
 
