@@ -243,11 +243,6 @@ class Checkpoint:
         """The network calls that the network was distilled for, or None."""
         return self.defaults.calls
 
-    def half(self, ema: bool = True) -> torch.dtype | None:
-        """The dtype of the weights of :meth:`build_unet`, where all are stored in one of 16 bits."""
-        found = {value.dtype for value in self.unet.chosen(ema).values() if value.is_floating_point()}
-        return found.pop() if len(found) == 1 and found <= {torch.float16, torch.bfloat16} else None
-
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.
 
