@@ -173,9 +173,9 @@ def test_steps_work_in_place_and_in_channels_last(noise: Tensor | None, compile:
         "_body",
         lambda x, t, c: seen.extend([x, *c.values()]) or body(x, t, c),  # pyright: ignore
     )
-    batch = Batch([0, 1, 2], ODD, [0, 1, 2], noise)
+    batch = Batch(sampler._plan(), [0, 1, 2], ODD, [0, 1, 2], noise)
     with torch.inference_mode():
-        states = sampler._states(sampler._plan(), batch, sampler._inputs(batch), lambda _: None)
+        states = sampler._states(batch, sampler._inputs(batch), lambda _: None)
         buffers = [[value.data_ptr() for value in vars(state).values()] for state in states]
     assert buffers == buffers[:1] * STEPS
     assert len(set(buffers[0])) == len(buffers[0]) == 3

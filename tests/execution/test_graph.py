@@ -37,13 +37,13 @@ def whole_float32() -> Iterator[None]:
 def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Callable[[], Tensor]:
     """A function of a captured run's result, on the GPU, of inputs that are there."""
     seeds = list(range(seed, seed + len(source)))
-    batch = Batch(seeds, source, seeds)
+    batch = Batch(sampler._plan(), seeds, source, seeds)
     with torch.inference_mode():
         inputs = sampler._inputs(batch)
 
     @torch.inference_mode()
     def run() -> Tensor:
-        return sampler._replayed(sampler._plan(), batch, inputs)
+        return sampler._last(batch, inputs, lambda _: None, None)
 
     return run
 
@@ -75,9 +75,9 @@ def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool
     else:
         prediction = torch.randn(SOURCE.shape, device="cuda").contiguous(memory_format=torch.channels_last)
         monkeypatch.setattr(sampler, "_body", lambda *_: prediction)
-        batch, plan = Batch([*range(5)], SOURCE, [*range(5)]), sampler._plan()
+        batch = Batch(sampler._plan(), [*range(5)], SOURCE, [*range(5)])
         inputs = sampler._inputs(batch)
-        states = partial(sampler._states, plan, batch, inputs, lambda _: None)
+        states = partial(sampler._states, batch, inputs, lambda _: None)
 
         @torch.inference_mode()
         def run() -> Tensor:
