@@ -16,7 +16,7 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import position
 from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
-from bbdm.sampling.options import FileConfig
+from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:

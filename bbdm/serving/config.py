@@ -10,7 +10,8 @@ from bbdm.base import demo
 from bbdm.base.settings import check, position, setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
-from bbdm.sampling.options import NetworkConfig, WindowOptions
+from bbdm.sampling.network_config import NetworkConfig
+from bbdm.sampling.options import WindowOptions
 from bbdm.translation.config import TranslateConfig
 
 LOOPBACK = "127.0.0.1"

@@ -18,7 +18,7 @@ from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
-from bbdm.onnx import graphs, pipeline, quantize
+from bbdm.onnx import exporter, graphs
 from bbdm.pictures.images import from_array, open_image, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT, tiny_unet
@@ -93,10 +93,10 @@ def test_the_reference_evaluator_runs_the_pipeline(tmp_path: Path):
     np.testing.assert_allclose(np.asarray(made), sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4)
 
 
-def test_float16(latent_file: Path, tmp_path: Path):
+def test_float16(latent_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Norms, softmax and the decoder stay in float32; weights may be a second file."""
-    flags = ("--dtype", "fp16", "--steps", "3", "--pipeline", "--external-data")
-    made = export(latent_file, tmp_path / "made", *flags)
+    monkeypatch.setattr(exporter, "EXTERNAL", 50_000)
+    made = export(latent_file, tmp_path / "made", "--dtype", "fp16", "--steps", "3", "--pipeline")
     model, decoder = (onnx.load(made / name) for name in ("unet.onnx", "decoder.onnx"))
     assert {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 200} == {FLOAT16}
     types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
@@ -154,7 +154,7 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
     assert noise.type.tensor_type.shape.dim[0].dim_value == 1  # dpm2m: only the first step has noise
     shapes = BridgeSampler.from_checkpoint(file)._shapes
     table = solvers.build(BRIDGE, "dpm2m", steps=1)
-    none = pipeline.pipeline_graph({"unet": onnx.load(folder / "unet.onnx")}, table, shapes)
+    none = graphs.pipeline_graph({"unet": onnx.load(folder / "unet.onnx")}, table, shapes)
     assert [value.name for value in none.graph.input] == ["source"]
     image = source(1, 16, 16)
     (made,) = onnxruntime.InferenceSession(none.SerializeToString()).run(None, {"source": image.numpy()})
@@ -185,10 +185,10 @@ def test_int8_is_calibrated_on_what_the_network_sees(calls: int | None):
 
     network = wrap(torch.nn.Conv2d(3, 3, 1), channels=3, call=call)
     sampler = BridgeSampler(network, BrownianBridge(objective="pinned"), calls=calls)
-    feeds = list(iter(quantize._Trajectory(sampler, [source(1, 8, 8), source(2, 8, 8)[:1]]).get_next, {}))
+    feeds = list(exporter.trajectory(sampler, [source(1, 8, 8), source(2, 8, 8)[:1]]))
     assert len(feeds) == len(seen) == 2 * len(sampler.table)
     for feed, x in zip(feeds, seen, strict=True):
-        np.testing.assert_allclose(feed["x"], x, rtol=0, atol=1e-5)
+        assert (feed["x"] == x).all()
 
 
 def test_settings_describe_the_export(folder: Path, latent_folder: Path):
