@@ -59,7 +59,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     model = graphs.network_graph(unet)
     plain = BridgeSampler(unet, BRIDGE, steps=STEPS)
     files = {  # int8 first: the model refers to its file once it is written
-        "ONNX Runtime int8": write(quantized(model, plain, [x]), folder / "int8"),
+        "ONNX Runtime int8": write(quantized(model, plain, [x], folder), folder / "int8"),
         "ONNX Runtime float32": write(model, folder / "float32"),
     }
     halved = UNet.from_config(unet.config)

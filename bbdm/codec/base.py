@@ -145,7 +145,7 @@ class Codec:
         channels: the channels of a latent.
         stride: image pixels along one side of a latent pixel.
         image_channels: the channels of an image.
-        settings: the :meth:`config`, in which statistics are None.
+        settings: the :meth:`config` but for statistics, ``kind`` and ``config``.
         cast: cast(module, dtype) converts the weights that may be of another dtype.
 
     Raises:
@@ -174,7 +174,7 @@ class Codec:
     ) -> None:
         self.channels, self.stride, self.image_channels = channels, stride, image_channels
         check_integers(self, "channels", "stride", "image_channels")
-        self.settings = settings
+        self.settings = {**settings, "statistics": None}
         self.statistics: LatentStatistics | None = None
         self._encode, self._decode, self._cast = encode, decode, cast
         self._rows: dict[str, torch.Tensor] = {}  # (C, 1, 1) of statistics, where the autoencoder is

@@ -68,7 +68,8 @@ class Compiled:
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         modules = PyCodeCache.modules  # each holds the constants of one compiled graph
         known = len(modules)
-        with inductor_config.patch(freezing=freezes(arguments[0])):  # as an option it comes too late
+        freezing = arguments[0].dtype != torch.float64  # for which oneDNN has no layouts
+        with inductor_config.patch(freezing=freezing):  # as an option it comes too late
             compiled(*arguments)
         for module in modules[known:]:
             sys.modules.pop(module.__name__, None)
@@ -126,11 +127,6 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             output = function(buffers)
         return graph, buffers, output, reads()
-
-
-def freezes(x: torch.Tensor | None) -> bool:
-    """Whether weights are made constants for an input: not in float64, for which oneDNN has no layouts."""
-    return x is not None and x.dtype != torch.float64
 
 
 def compile_options(device: torch.device) -> dict[str, Any]:
@@ -221,7 +217,7 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
     embedding = network.embed(torch.ones(1, device=weight.device)).to(torch.promote_types(weight.dtype, torch.float32))
     others = [conditions[name] for name in network.conditions]
     program = torch.export.export(_Body(network), (x, embedding, *others))
-    options = {"freezing": freezes(x), **compile_options(x.device)}
+    options = {"freezing": x.dtype != torch.float64, **compile_options(x.device)}
 
     def write(temporary: Path) -> None:
         aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)

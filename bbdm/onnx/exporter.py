@@ -85,23 +85,23 @@ def trajectory(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[
         feeds.clear()
 
 
-def quantized(model: onnx.ModelProto, sampler: BridgeSampler, sources: list[torch.Tensor]) -> onnx.ModelProto:
+def quantized(
+    model: onnx.ModelProto, sampler: BridgeSampler, sources: list[torch.Tensor], folder: Path
+) -> onnx.ModelProto:
     """The float32 graph of a sampler's network with int8 weights and activations (QDQ nodes).
 
     Convolutions and matrix products are in int8, with a scale for each output channel. The first and the last
     convolution, the time embedding, norms and attention stay in float32. The ranges of activations are
-    measured on translations of ``sources``, (1, C, H, W) each.
+    measured on translations of ``sources``, (1, C, H, W) each. In ``folder`` are temporary files, as large as
+    the graph.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    convolutions, feeds = (
-        [node.name for node in model.graph.node if node.op_type == "Conv"],
-        trajectory(sampler, sources),
-    )
+    feeds, convolutions = trajectory(sampler, sources), [n.name for n in model.graph.node if n.op_type == "Conv"]
     logging.disable(logging.WARNING)  # its advice on preprocessing is for graphs that are not folded
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            plain, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            plain, small = Path(scratch) / "float32.onnx", Path(scratch) / "int8.onnx"
             onnx.save_model(model, plain, save_as_external_data=model.ByteSize() > EXTERNAL, location="float32.data")
             quantize_static(
                 plain,
@@ -120,12 +120,12 @@ def quantized(model: onnx.ModelProto, sampler: BridgeSampler, sources: list[torc
         logging.disable(logging.NOTSET)
 
 
-def build_graphs(config: ExportConfig, sampler: BridgeSampler) -> dict[str, onnx.ModelProto]:
-    """The graphs by name."""
+def build_graphs(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, onnx.ModelProto]:
+    """The graphs by name; ``folder`` is for temporary files."""
     dtype, codec = DTYPES[config.dtype or "fp32"], sampler.codec
     models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype))}
     if config.calibrate is not None:
-        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler))
+        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler), folder)
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
         models["encoder"] = graphs.codec_graph(codec.placed(CPU, dtype), decodes=False)
         models["decoder"] = graphs.codec_graph(codec, decodes=True)
@@ -172,7 +172,7 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
 
 def write(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> None:
     """Write all files into an empty folder."""
-    for name, model in build_graphs(config, sampler).items():
+    for name, model in build_graphs(config, sampler, folder.parent).items():
         path = folder / f"{name}.onnx"
         onnx.save_model(model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data")
         onnx.checker.check_model(path, full_check=True)

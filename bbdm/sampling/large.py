@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from bbdm.networks.base import SOURCE
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import files, formats
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import scaled_present
+from bbdm.pictures.values import check_finite, scaled_present
 from bbdm.sampling.loop import Batch, Inputs, Plan, State
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -165,6 +166,19 @@ class FileArray:
             os.fsync(file.fileno())
 
 
+class SourceFile(FileArray):
+    """A source (1, C, H, W), padded, of stored values; it is read in [-1, 1], -1 where there is none."""
+
+    def __init__(self, folder: Path, source: Strips, size: Sequence[int]) -> None:
+        super().__init__(folder / "source", (1, source.shape[0], *size), source.dtype)
+        self.absent = FileArray(folder / "absent", size, np.bool_) if source.masked else None
+        self.values = cache(source.values)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        missing = False if self.absent is None else self.absent[index[-2:]].numpy()
+        return torch.from_numpy(scaled_present(self.values(), self.mapped()[index][0], missing))[None]
+
+
 def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None) -> int:
     """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
     grid = sampler._shapes.grid(size)
@@ -233,7 +247,7 @@ class LargePicture(BridgeSampler):
         self._same = bool((plan.table.inputs == (1, 0)).all())  # the network is shown the state itself
         files = 2 * (1 + self._history + (not self._same)) + 1  # states before and after a step, and predictions
         state = self.unet.channels * self._like.dtype.itemsize
-        self.disk = height * width * (state * files + 4 * channels) + math.prod(source.shape[1:]) * source.masked
+        self.disk = height * width * (state * files + channels * source.dtype.itemsize + source.masked)
 
     def _check(self, memory: int) -> None:
         """Raise ValueError where the source needs more memory, or windows of it are not all that is seen."""
@@ -279,37 +293,36 @@ class LargePicture(BridgeSampler):
         """
         if formats.suffix_of(path) not in SUFFIXES:
             raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
-        batch, channels, size = self._batch, self._source.shape[0], self._source.shape[1:]
-        steps = len(batch.plan.times)
+        batch, steps = self._batch, len(self._batch.plan.times)
         with state_folder(path, {**about, **self._about}) as folder:
             folder.check_free(self.disk, "the state of this picture")
             self._folder, done = folder, folder.done or 0
-            source = FileArray(folder.path / "source", (1, channels, *self._size), np.float32)
-            absent = FileArray(folder.path / "absent", size, np.bool_) if self._source.masked else None
+            source = SourceFile(folder.path, self._source, self._size)
             state = None if folder.done is None else self._state(done)
             self._done = done * self._total // steps
             if state is None:
-                self._copy(source, absent)
+                self._copy(source)
             seen = {SOURCE: source} if self._shapes.shown else {}
             inputs = Inputs(source, [seen], self._array(np.array(batch.seeds)))
             for _ in self._states(batch, inputs, self._advance, state, done):
                 pass
-            files.write(path, self._result(absent, self._state(steps).x))
+            files.write(path, self._result(source.absent, self._state(steps).x))
 
-    def _copy(self, source: FileArray, absent: FileArray | None) -> None:
-        """Write the source in [-1, 1], -1 where it has no value; its edge is repeated past it."""
-        (height, width), values = self._source.shape[1:], self._source.values()
-        for array in (source, absent):
+    def _copy(self, source: SourceFile) -> None:
+        """Write the source, checked; past its edge, the last pixels are repeated."""
+        height, right = self._source.shape[1], self._size[1] - self._source.shape[2]
+        for array in (source, source.absent):
             if array is not None:
                 array.create()
         for rows in self._blocks(self._size[0]):
             inner = slice(min(rows.start, height - 1), min(rows.stop, height))
             stored, missing = self._source.read(inner)
-            if absent is not None:
-                absent[inner] = missing
-            scaled = scaled_present(values, stored, missing, (inner.start, 0))
-            below, right = rows.stop - rows.start - scaled.shape[1], self._size[1] - width
-            source[:, :, rows] = np.pad(scaled, [(0, 0), (0, below), (0, right)], mode="edge")
+            check_finite(stored, missing, (inner.start, 0))
+            edges = (0, rows.stop - rows.start - stored.shape[1]), (0, right)
+            source[:, :, rows] = np.pad(stored, [(0, 0), *edges], mode="edge")
+            if source.absent is not None:
+                source.absent[rows] = np.pad(missing, edges, mode="edge")
+        _ = source.values()
         self._source.forget()  # it is not decoded again
 
     def _state(self, done: int) -> State:
@@ -367,7 +380,7 @@ class LargePicture(BridgeSampler):
         result.create()
         placed: Picture | None = None
         for rows in self._blocks(height):
-            missing = None if absent is None else absent[rows].numpy()
+            missing = None if absent is None else absent[rows, :width].numpy()
             placed = kind.result(state[0, :, rows, :width].numpy(), self._source.geometry, missing)
             result[:, rows] = np.asarray(placed)
         assert placed is not None

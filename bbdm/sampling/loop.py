@@ -135,10 +135,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of a translation, in the space of the bridge. Without a codec, sizes are the source's.
-
-    It unpacks to ``index, t, x, x0hat``.
-    """
+    """One step of a translation, in the space of the bridge. Without a codec, sizes are the source's."""
 
     index: int  # row of the table
     t: float  # the time of the row
@@ -146,9 +143,6 @@ class Step:
     x0hat: Any  # the estimate of the target that the step was made with; shape and kind of x
     images: list[int]  # which of the call's images these are
     _pictures: Callable[[Any], list[Image.Image]] = field(repr=False)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.index, self.t, self.x, self.x0hat))
 
     def preview(self) -> list[Image.Image]:
         """The estimates of the target as pictures, of the source's size."""

@@ -39,6 +39,11 @@ def read_window(text: str) -> Any:
 class WindowOptions:
     """On which windows of larger pictures a network is called.
 
+    Each step is one of the whole picture, made of the predictions of all windows. With the reach of a network
+    as ``margin``, one that knows no statistics of the picture, such as attention or GroupNorm, the result is
+    that of whole pictures. ``window`` is a multiple of the network's stride, a side or (height, width), None
+    for whole pictures; ``overlap`` is above 0 and at most 0.9.
+
     Raises:
         ValueError: a number is out of range.
     """
@@ -70,6 +75,10 @@ class WindowOptions:
 class GuidanceOptions(WindowOptions):
     """Windows, and how predictions are guided; see :mod:`bbdm.networks.guidance`.
 
+    ``guidance`` is how far predictions go from those without conditions (0) past those with them (1), or so
+    for each condition by name. The network was trained to be without them at times. A step evaluates one
+    image more for each, in one batch.
+
     Raises:
         ValueError: a number is out of range.
     """
@@ -90,7 +99,7 @@ class GuidanceOptions(WindowOptions):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Options(GuidanceOptions):
-    """The options of a call of a sampler.
+    """The options of a call of a sampler; windows and guidance are those of commands too.
 
     Args:
         solver: for this call; see :func:`bbdm.solvers.build`. None for the sampler's own.
@@ -109,21 +118,6 @@ class Options(GuidanceOptions):
             its name or number for all, or a list with one for each source. Tokens: (L, D) for all, or
             (B, L, D), or a list of (L, D) of any lengths. None leaves out a condition that training left out
             at times.
-        window: the side or (height, width) of windows that the network is called on, where a picture is
-            larger: a multiple of the network's stride. Each step is one of the whole picture, made of the
-            predictions of all windows. None calls the network on whole pictures. ``"auto"`` takes the size of
-            training crops, where the network was trained on crops; else None.
-        overlap: of neighbouring windows at least, as a share of a window, above 0 and at most 0.9.
-        margin: pixels at the edges of windows inside the picture whose predictions count for nothing. With
-            the reach of a network that knows no statistics of the picture, such as attention or GroupNorm,
-            the result is that of whole pictures.
-        guidance: how far predictions go from those without conditions (0) past those with them (1), or so for
-            each condition by name. The network was trained to be without them at times. A step evaluates one
-            image more for each, in one batch.
-        guidance_rescale: share of the way back to the standard deviation of predictions that are not guided,
-            in [0, 1].
-        guidance_interval: the steps that are guided, by their times as shares of the first one's: 1 is at the
-            source, 0 at the target.
         noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
         batch_size: the largest number of images at once; None for all. With windows, also that of windows in
             a network call, where None is 16; together they have at most 2^20 pixels. A compiled sampler

@@ -14,7 +14,6 @@ import torch
 
 from bbdm import solvers
 from bbdm.base.recent import Recent
-from bbdm.base.seeds import resolve_seeds
 from bbdm.bridges import Bridge
 from bbdm.bridges.timesteps import Timesteps as Times
 from bbdm.codec import Codec
@@ -121,12 +120,12 @@ class TorchLoop(Sampler[torch.Tensor]):
         Returns:
             (K, B, C, H, W) standard normals, one for each step, on the grid that the network sees.
         """
-        self, _, sources, batches = self._call(source, 0, options, split=False)
-        if len(batches) > 1:
+        self, _, sources, batches = self._call(source, seed, options)
+        if len(sources.groups) > 1:
             raise ValueError("noise needs pictures of one size, got several")
         shape = self._shapes.channels, *self._shapes.grid(batches[0].size)
-        own = resolve_seeds(seed, sources.count)
-        seeds = torch.tensor([own[owner] for owner in sources.owners], device=self.device)
+        seeds = [each for batch in batches for each in batch.seeds[: len(batch.indices)]]
+        seeds = torch.tensor(seeds, device=self.device)
         return torch.stack([philox.normal(seeds, index, shape) for index in range(len(batches[0].plan.times))])
 
     @torch.inference_mode()

@@ -22,7 +22,7 @@ from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling import large
-from bbdm.sampling.large import DiskFullError, FileArray, LargePicture, ResultInUseError, folder_of, in_memory
+from bbdm.sampling.large import DiskFullError, FileArray, LargePicture, ResultInUseError, folder_of
 from bbdm.sampling.options import WindowOptions
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -112,12 +112,6 @@ def test_the_result_is_that_of_a_call_at_every_memory_and_batch_size(solver: str
     same(stream(sampler, source, result), expected)
     for memory, batch_size in ((MUCH, 4), (LITTLE, 1), (MUCH, None)):
         same(stream(sampler, source, result, memory, batch_size=batch_size), expected)
-
-
-def test_with_a_margin_of_the_networks_reach_it_is_the_whole_picture(source: Path, tmp_path: Path):
-    sampler = make("sde-dpm2m")
-    whole = np.asarray(sampler(Picture(numbers()), seed=5, window=None))
-    same(stream(sampler, source, tmp_path / "result.npy", margin=1), whole)
 
 
 def test_pixels_without_a_value_have_none_in_the_result(tmp_path: Path):
@@ -302,11 +296,6 @@ def test_networks_that_see_more_than_windows_are_refused(what: str, source: Path
     sampler.pictures = Spec(source=U16, target=U16)
     with pytest.raises(ValueError, match=message):
         stream(sampler, source, tmp_path / "result.npy", MUCH)
-
-
-def test_what_a_call_needs_grows_with_the_picture():
-    sampler = make()
-    assert in_memory(sampler, (2000, 3000)) == pytest.approx(6 * in_memory(sampler, (1000, 1000)), rel=0.01)
 
 
 def test_a_file_that_lost_its_end_is_named(tmp_path: Path):
