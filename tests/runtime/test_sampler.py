@@ -127,10 +127,7 @@ def test_bad_calls(sampler: OnnxBridgeSampler):
     for arguments, message in (
         ({"source": SOURCE.astype(np.uint8)}, r"floats in \[-1, 1\], got uint8"),
         ({"source": None}, "an array, a picture, a path, a NumPy array or a list of them, got NoneType"),
-        ({"source": [SOURCE[0].transpose(1, 2, 0), SOURCE]}, r"source\[1\]: an array of floats must be \(H, W\) or"),
-        ({"noise": SOURCE[None]}, r"noise must have shape \(4, 5, 3, 16, 16\), got"),
         ({"noise": [1]}, "noise must be an array, got list"),
-        ({"noise": np.full((4, 5, 3, 16, 16), np.nan)}, "noise must be finite, got NaN or infinity"),
     ):
         with pytest.raises(ValueError, match=message):
             sampler(**{"source": SOURCE, **arguments})
