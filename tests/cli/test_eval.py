@@ -112,6 +112,7 @@ def test_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
     run(data="copy")
     assert count == []
     Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/04.png")
+    words: Any
     for words, difference in (
         ({"steps": "2"}, "nfe 3, now 2, timesteps"),
         ({"data": "copy"}, "files [0-9a-f]"),
