@@ -1,8 +1,7 @@
 """Calibrate intervals of results: bbdm calibrate MODEL edge2shoes DATA [flags].
 
 The pairs must be ones that training has not seen, of the kind that the network will be used on. The intervals
-of OUT.pt are OUT.intervals.json, which bbdm translate --maps low,high and Intervals.load read. After an
-interruption, the same command resumes.
+of OUT.pt are OUT.intervals.json, which bbdm translate --maps low,high and Intervals.load read.
 """
 
 from __future__ import annotations

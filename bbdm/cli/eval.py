@@ -3,7 +3,7 @@
 OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
 interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number of
 steps; sweep.json and two plots compare them. With --samples, the results of a source are scored as a
-distribution too, and distribution.png shows it.
+distribution too.
 
 For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
 torchrun --nproc_per_node N -m bbdm eval ...
@@ -133,7 +133,6 @@ class Eval(GPUsCommand, TranslateConfig):
         found: dict[str, Any] = {**scores.compute()}
         shown = {name: None if isnan(each) else each for name, each in found.items() if name not in spread}
         if spread:
-            distributions.draw(found["distribution"], folder / "distribution.png")
             report |= {"distribution": found["distribution"]}
         patients: dict[str, Any] = {}
         for name, each in scores.by_source().items() if files.volumes else ():

@@ -18,18 +18,16 @@ from bbdm.serving.config import ServeConfig
 class Serve(Command, ServeConfig):
     """A server of a network."""
 
-    FIRST: ClassVar[tuple[str, ...]] = ("model", "host", "port", "replicas", "threads", "solver", "steps", "address")
+    FIRST: ClassVar[tuple[str, ...]] = ("model", "host", "port", "replicas", "threads", "solver", "steps")
 
     def run(self) -> None:
         """Serve until a signal."""
         from bbdm.serving.cluster import connected
-        from bbdm.serving.requests import facts
 
-        known = facts(self)
-        with connected(self.address) as machines:
-            from bbdm.serving import server  # which imports Ray, after it was told where to listen
+        with connected() as (machine,):
+            from bbdm.serving import server  # which imports Ray, after the environment says where it listens
 
-            server.run(self, known, machines)
+            server.run(self, machine)
 
 
 main = Serve.main

@@ -267,8 +267,16 @@ class Translator:
             **({} if ends is None else {"intervals": file_sha256(ends)}),
         }
 
-    def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], set[Path], dict[str, Any]]:
+    def run(
+        self, solver: str | None, steps: int | None, folder: Path, make: Callable[..., None] | None = None
+    ) -> tuple[list[Job], set[Path], dict[str, Any]]:
         """Make the results that do not exist yet, and describe all.
+
+        Args:
+            solver: of the results; None for the network's own.
+            steps: of the results; None for those of the solver.
+            folder: of the results.
+            make: what makes them, with the arguments of :meth:`make`, which does if it is None.
 
         Returns:
             The results, those that were there, and for a report: solver, nfe, pictures, seconds_per_picture
@@ -293,7 +301,7 @@ class Translator:
             todo = missing(jobs)
         began = time.perf_counter()
         try:
-            self.make(sampler, todo, settings, intervals)
+            (make or self.make)(sampler, todo, settings, intervals)
         finally:
             if record is not None and self.processes.count == 1:
                 record.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,7 +168,7 @@ def check_results(folder: Path, sources: Path, names: list[str], checkpoint: Pat
 
 @pytest.mark.nightly
 def test_a_node_is_lost_half_way(cluster: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    count = int(os.environ.get("PICTURES", "2000"))
+    count = 2000
     sources, folder = tmp_path / "in", tmp_path / "out"
     names = make_sources(sources, count)
     command = [str(sources), str(folder), str(checkpoint), "--steps", "4", "-b", "20", "--seed", "3"]
