@@ -139,7 +139,7 @@ class Eval(GPUsCommand, TranslateConfig):
             patients[name] = reports.by_patient(name, {k: each[k] for k in files.names if k in each})
         about = {"scores": shown, "by_patient": patients, "lpips_net": self.lpips_net if "lpips" in metrics else None}
         about |= {"dice_above": self.dice_above} if "dice" in metrics else {}
-        about |= {"masks": digest} if (digest := files.masks_digest) else {}
+        about |= {"masks": files.pairs.digest(["mask"])} if files.pairs.rows[0].get("mask") is not None else {}
         report = about | report
         manifest.write(folder / "scores.json", report)
         return report

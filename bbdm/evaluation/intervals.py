@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -178,21 +178,17 @@ class Intervals:
         keep = self.by == "quantiles"
         return self.of(self.sampler.distribution(source, self.samples, seed, keep=keep, **self.options, **settings))
 
-    def check_size(self, size: Sequence[int]) -> None:
-        """Raise ValueError for results of another size than that of the calibration; None of it is any."""
-        if self.size is not None and tuple(size) != self.size:
-            raise ValueError(
-                f"the intervals were calibrated on pictures of {shown(self.size)}, got {shown(size)}: calibrate on "
-                "pictures of this size"
-            )
-
     def of(self, distribution: Distribution) -> tuple[Any, Any]:
         """The ends of the intervals of a distribution that the sampler made with as many samples."""
         if distribution.count != self.samples:
             raise ValueError(f"the intervals are of {self.samples} samples, got {distribution.count}")
         lows, highs = list[Array](), list[Array]()
         for low, high, uncertainty in ends(distribution, self.by, self.alpha):
-            self.check_size(low.shape[1:])
+            if (size := low.shape[1:]) != (self.size or size):
+                raise ValueError(
+                    f"the intervals were calibrated on pictures of {shown(self.size or ())}, got {shown(size)}: "
+                    "calibrate on pictures of this size"
+                )
             wider = self.lambda_ * (uncertainty if self.by == "std" else np.ones(low.shape))
             lows.append((low - wider).clip(-1, 1))
             highs.append((high + wider).clip(-1, 1))

@@ -112,7 +112,7 @@ def test_maps_are_those_of_the_results_in_files(place: Path):
 MAPS = ["edge2shoes", "data", "c.pt", "maps", "--maps", "low,high", "--quiet"]
 
 
-def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_maps_of_intervals(place: Path):
     """Solver, steps and samples are those of the file."""
     run("--alpha", "0.2")
     translate.main(MAPS)
@@ -121,10 +121,8 @@ def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
     source = Image.open("data/val/06.png").crop((0, 0, SIZE, SIZE))
     for kind, end in zip(("low", "high"), found(source, seed=[[4 + 10 * j for j in range(3)]]), strict=True):
         assert np.array_equal(np.asarray(Image.open(f"maps/06_{kind}.png")), np.asarray(end[0]))
-    with monkeypatch.context() as patched:
-        patched.setattr(BridgeSampler, "distribution", None)  # it is refused before anything is made
-        with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
-            translate.main([*MAPS, "--overwrite", "--size", "8"])
+    with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
+        translate.main([*MAPS, "--overwrite", "--size", "8"])
     Path("c.intervals.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
         translate.main([*MAPS, "--overwrite"])

@@ -126,7 +126,7 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
 
 
 def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Path):
-    """In a folder of other results, which --overwrite deletes."""
+    """In a folder of other results, which --overwrite deletes; then a sweep of one batch."""
     flags = [*FLAGS, *METRICS, "--lpips_weights", str(place / "squeeze.pth"), "--overwrite"]
     eval_script.main([*words(place, tmp_path / "one"), *flags])
     eval_script.main([*words(place, tmp_path / "two"), *flags, "--seed", "7"])
@@ -138,6 +138,13 @@ def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Pat
     report = read(tmp_path / "two" / "scores.json")
     assert_same_report(report, read(tmp_path / "one" / "scores.json"))
     assert out.count("| dpm2m |") == out.count("results and scores.json") == 1
+    sweep = [*words(place, tmp_path / "sweep"), "--metrics", "psnr", "--device", "cpu", "--sweep", "dpm2m:2", "ddim:2"]
+    out = two("eval", *sweep)
+    assert {rank for rank, _ in two.lines()} == {"0"}
+    assert [event for _, event in two.lines() if event.startswith(("quality", "scored"))] == [
+        *("quality_nfe.png", "quality_seconds.png", "scored 5", "scored 5"),
+    ]
+    assert [line.count("|") for line in out.splitlines()] == [6, 6, 6, 6, 0]
 
 
 def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: Path):
@@ -149,26 +156,6 @@ def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: 
     assert f"error: {tmp_path}/two holds results of other settings (seed 0, now 1)" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "two").iterdir()} == before
     assert not two.log.exists()
-
-
-def test_a_sweep_with_nothing_to_do_for_the_second(place: Path, two: Two, tmp_path: Path):
-    """One batch of results and one to score; the second process waits for both."""
-    flags = [*METRICS, "--lpips_weights", str(place / "squeeze.pth"), "-r", "2", "--device", "cpu"]
-    flags += ["--sweep", "dpm2m:2", "ddim:2"]
-    eval_script.main([*words(place, tmp_path / "one"), *flags])
-    out = two("eval", *words(place, tmp_path / "two"), *flags)
-    for mine, other in zip(read(tmp_path / "two" / "sweep.json"), read(tmp_path / "one" / "sweep.json"), strict=True):
-        assert_same_report(mine, other)
-        folder = f"{mine['solver']}-{mine['nfe']}"
-        assert pictures(tmp_path / "two" / folder) == pictures(tmp_path / "one" / folder)
-    assert {rank for rank, _ in two.lines()} == {"0"}
-    assert [event for _, event in two.lines() if event.startswith(("a_0", "quality", "scored"))] == [
-        *["a_0.png"] * 2,
-        "quality_nfe.png",
-        "quality_seconds.png",
-        *["scored 5"] * 2,
-    ]
-    assert [line.count("|") for line in out.splitlines()] == [10, 10, 10, 10, 0]
 
 
 def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):

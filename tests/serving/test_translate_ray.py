@@ -67,15 +67,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
-def test_settings_are_checked():
-    words = ["in", "out", "c.pt"]
-    assert translate_ray.TranslateRay.parse([*words, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        translate_ray.TranslateRay.parse([*words, "--threads", "0"])
-    with pytest.raises(ValueError, match="compile needs dtype"):
-        translate_ray.TranslateRay.parse([*words, "--compile"])
-
-
 @pytest.mark.parametrize(
     ("crop", "flags", "at_once"),
     [
@@ -146,6 +137,9 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
 
 def test_what_is_refused(checkpoint: Path, batches: list[list[str]], tmp_path: Path):
     names = make_sources(tmp_path / "in", 1)
+    for flags, message in ((("--threads", "0"), "threads must be at least 1"), (("--compile",), "compile needs dtype")):
+        with pytest.raises(ValueError, match=message):
+            translate_ray.main(["in", "out", "c.pt", *flags])
     for where in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
             translate_ray.main([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])
