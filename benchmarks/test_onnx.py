@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, UNet, demo
-from bbdm.cli import export
+from bbdm.cli.files import Export
 from bbdm.onnx import graphs
 from bbdm.onnx.quantize import quantized
 from bbdm.pictures.images import to_array
@@ -120,7 +120,7 @@ def translated(tmp_path_factory: Any) -> Comparison:
     for row, flags in FORMS.items():
         if "int8" in row:
             flags = ["--quantize", "int8", "--calibrate", str(folder / "sources")]
-        export.main([str(file), str(folder / row), "--no-check", *solver, *flags])
+        Export.main([str(file), str(folder / row), "--no-check", *solver, *flags])
         exported = OnnxBridgeSampler(folder / row, threads=torch.get_num_threads())
         calls[row] = lambda exported=exported: exported(source[:1].numpy(), seed=0)
         off = np.abs(exported(source.numpy(), seed=0) - wanted)

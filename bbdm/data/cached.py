@@ -20,8 +20,7 @@ from bbdm.data.cache import Cache, Tensors
 from bbdm.data.examples import CONDITION, Example, trimmed
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import Row
-from bbdm.data.unpaired import UnpairedRows
+from bbdm.data.rows import Row, UnpairedRows
 from bbdm.pictures.picture import scale
 
 PAIRS_IN_STATISTICS = 16  # in a batch
@@ -60,7 +59,7 @@ class CachedExamples(Pairs):
         self.stream = None  # stored examples are read by index
         self.dataset, self.folder, block = dataset, folder, self.BLOCK
         about = {"count": len(self), "block": block, "image_size": self.image_size, "direction": self.spec.direction}
-        self._cache = Cache(folder, self.WHAT, {**about, **dataset.description(), **settings})
+        self._cache = Cache(folder, self.WHAT, {**about, **dataset.settings(), "files": dataset.digest(), **settings})
         entries = {f"{i // block:05d}": range(len(self))[i : i + block] for i in range(0, len(self), block)}
         with locked(folder):
             missing = {key: entries[key] for key in self._cache.missing(entries)}
@@ -82,7 +81,9 @@ class CachedExamples(Pairs):
         entry, at = divmod(range(len(self))[index], self.BLOCK)
         stored = self._cache(f"{entry:05d}", lambda: {})
         parts = {name: tensor[at].clone() for name, tensor in stored.items()}
-        return Example(None, None).with_tensors({n: trimmed(v) if v.ndim == 2 else v for n, v in parts.items()})
+        seen = {name.removeprefix(CONDITION): v for name, v in parts.items() if name.startswith(CONDITION)}
+        seen = {name: trimmed(v) if v.ndim == 2 else v for name, v in seen.items()}
+        return Example(parts["source"], parts["target"], seen, parts.get("mask"))
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

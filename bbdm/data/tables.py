@@ -6,7 +6,6 @@ A table of the layout ``hub`` is fetched once, and its files are mapped into mem
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -17,19 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from bbdm.base import optional
-from bbdm.pictures import Geometry, Picture, images
-from bbdm.pictures.picture import PHOTOGRAPH
 
 SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
 KEY = "__key__"  # WebDataset's name of a row
 MIXED = 1000  # rows of a stream that are mixed at a time
 SIDES = ("source", "target")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures
-NPY = b"\x93NUMPY"  # how an encoded array begins
-OF_PHOTOGRAPH = Geometry(format=PHOTOGRAPH)
 Order = Callable[[int, int], list[int]]
 Row = Mapping[str, Any]
 
@@ -49,6 +41,8 @@ class TableRows(Sequence[Row]):
     Raises:
         ValueError: there are no such columns, or they hold no pictures.
     """
+
+    digest: str = ""
 
     def __init__(self, table: Any, named: Mapping[str, str]) -> None:
         from datasets import Image
@@ -214,25 +208,3 @@ def _load(path: str, split: str, streaming: bool) -> tuple[Any, str]:
     if chosen is None:
         raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
     return datasets.load_dataset(**where, split=chosen, streaming=streaming), f"{path} {chosen}"
-
-
-def decoded(cell: Any) -> Picture:
-    """An encoded picture, an array (C, *S), or rows of numbers as (1, L, D); lists are arrays too.
-
-    Raises:
-        ValueError: it is none of these, or damaged.
-    """
-    if isinstance(cell, bytes) and not cell.startswith(NPY):
-        return Picture(images.pixels(images.open_image(cell, "in a table", FORMATS)), OF_PHOTOGRAPH)
-    if isinstance(cell, str):
-        raise FileNotFoundError(f"there is no picture {cell}")
-    if isinstance(cell, bytes):
-        cell = np.load(io.BytesIO(cell), allow_pickle=False)
-    elif isinstance(cell, list):
-        try:
-            cell = np.array(cell, np.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"it must be lists of as many numbers each, {error}") from error
-    if not isinstance(cell, np.ndarray):
-        raise ValueError(f"it is neither a picture nor an array, but {cell!r}")
-    return Picture(cell[None] if cell.ndim < 3 else cell)

@@ -39,7 +39,7 @@ class PackagedNetwork:
     """
 
     def __init__(self, path: str | os.PathLike[str], network: Network, device: torch.device) -> None:
-        self.path, self._names, self._lock = path, list(network.conditions), threading.Lock()
+        self.path, self._names, self._lock = path, list(network.inputs), threading.Lock()
         try:
             saved = json.loads(Path(f"{path}.json").read_text())
             fits, digest, self.shape = dict(saved["fits"]), saved["sha256"], torch.Size(saved["shape"])
@@ -75,7 +75,7 @@ class _Body(torch.nn.Module):
         self.network = network
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        return self.network.body(x, embedding, dict(zip(self.network.conditions, conditions, strict=True)))
+        return self.network.body(x, embedding, dict(zip(self.network.inputs, conditions, strict=True)))
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
     weight, shape = next(network.parameters()), tuple(shape)
     x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=layout(len(shape)))
     embedding = network.embed(torch.ones(1, device=weight.device)).to(torch.promote_types(weight.dtype, torch.float32))
-    others = [conditions[name] for name in network.conditions]
+    others = [conditions[name] for name in network.inputs]
     program = torch.export.export(_Body(network), (x, embedding, *others))
     options = {"freezing": freezes(x), **compile_options(x.device)}
 

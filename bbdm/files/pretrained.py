@@ -145,7 +145,7 @@ def card(model: Any, name: str, has_export: bool, **metadata: Any) -> str:
         facts="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value),
         arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
         suffix=suffix,
-        conditions=", conditions={...}" if model.unet.further.each else "",
+        conditions=", conditions={...}" if model.unet.network_config.each else "",
         export=EXPORT.format(name=name) if has_export else "",
     )
 

@@ -54,21 +54,28 @@ class Snapshot:
 def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Write a file, atomically: a reader sees the old file or the complete new one.
 
+    Tensors of states become contiguous, each with memory of its own.
+
     Raises:
         ValueError: the path has another suffix, or is a ``.safetensors`` and there is training state.
         OSError: the file cannot be written.
     """
     path = Path(path)
     check_suffix(path)
-    stored: dict[int, torch.Tensor] = {}
-    states = {kind: {key: _own(v, stored) for key, v in state.items()} for kind, state in snapshot.states.items()}
-    if path.suffix == ".pt":
-        content = {**snapshot.header, "states": states, "training": on_cpu(snapshot.training)}
-        write_atomically(path, lambda temporary: _save(content, temporary))
-    elif snapshot.training is not None:
+    if path.suffix != ".pt" and snapshot.training is not None:
         raise ValueError(f"training state needs a .pt file, got {path}")
+    stored: dict[int, torch.Tensor] = {}  # by where it lies in memory
+    states: dict[str, State] = {name: {} for name in snapshot.states}
+    for name, key, tensor in ((name, *each) for name, state in snapshot.states.items() for each in state.items()):
+        tensor = tensor.detach().to("cpu").contiguous()
+        if tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in stored:
+            tensor = tensor.clone()
+        states[name][key] = stored[tensor.data_ptr()] = tensor
+    if path.suffix == ".pt":
+        content = {**snapshot.header, "states": states, "training": snapshot.training}
+        write_atomically(path, lambda temporary: _save(content, temporary))
     else:
-        tensors = {f"{kind}.{key}": v for kind, state in states.items() for key, v in state.items()}
+        tensors = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
         metadata = described(snapshot.format, snapshot.header, tensors)
         write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
@@ -157,25 +164,6 @@ def is_own(path: Path) -> bool:
     """Whether a .safetensors is of this library."""
     with readable(path, "codec"), safe_open(path, framework="pt") as file:
         return any(name.startswith("bbdm") for name in file.metadata() or {})
-
-
-def _own(tensor: torch.Tensor, stored: dict[int, torch.Tensor]) -> torch.Tensor:
-    """A contiguous tensor of the CPU with memory of its own, unlike those ``stored``, which it joins."""
-    tensor = tensor.detach().to("cpu").contiguous()
-    memory = tensor.untyped_storage()
-    if memory.nbytes() != tensor.nbytes or memory.data_ptr() in stored:
-        tensor = tensor.clone()
-    stored[tensor.data_ptr()] = tensor
-    return tensor
-
-
-def on_cpu(content: Any) -> Any:
-    """Plain containers with their tensors in the memory of the CPU; those that are there are not copied."""
-    if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu")
-    if isinstance(content, dict):
-        return {name: on_cpu(each) for name, each in content.items()}
-    return type(content)(map(on_cpu, content)) if isinstance(content, list | tuple) else content
 
 
 def described(format: str, header: dict[str, Any], tensors: State) -> dict[str, str]:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bbdm.kernels.upsample_conv import upsample_conv3x3
 from bbdm.networks.arrays import check_images
 from bbdm.networks.config import VQGANS, VQGANConfig
-from bbdm.networks.layers import Upsample, conv3x3, norm_silu
+from bbdm.networks.layers import conv3x3, norm_silu
 from bbdm.networks.restore import ConfiguredNetwork
 
 LOG_VARIANCES = (-30.0, 20.0)  # the range of a KL autoencoder's, as in latent diffusion
@@ -81,6 +82,18 @@ def _downsample(channels: int) -> nn.Sequential:
     """Half the size, by a convolution with one row and column of zeros beyond the lower right edges."""
     pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
     return nn.Sequential(OrderedDict(pad=pad, conv=conv))
+
+
+class Upsample(nn.Module):
+    """Double the size by nearest neighbours, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
+        return upsample_conv3x3(x, self.conv.weight, self.conv.bias, (2, 2))
 
 
 class Level(nn.Module):
@@ -216,7 +229,7 @@ class Codebook(nn.Module):
         return self.look_up(self.nearest(z)).to(z.dtype)
 
 
-class VQGAN(ConfiguredNetwork):
+class VQGAN(ConfiguredNetwork, nn.Module):
     """An autoencoder with a codebook or, with ``num_codes=0``, a KL autoencoder.
 
     Args:
@@ -226,6 +239,7 @@ class VQGAN(ConfiguredNetwork):
     """
 
     presets = VQGANS
+    kind = "vqgan"
     quantize: Codebook
 
     def __init__(self, **settings: Any) -> None:
@@ -251,7 +265,7 @@ class VQGAN(ConfiguredNetwork):
         Raises:
             ValueError: x has other channels, or a size that is not a multiple of ``config.stride``.
         """
-        check_images(x, self.config.image_channels, self.config.stride)
+        check_images(x, self.config.image_channels, (self.config.stride,) * 2)
         encoded = self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
         return encoded[:, : self.config.latent_channels]
 

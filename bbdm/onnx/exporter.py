@@ -42,7 +42,7 @@ def load(config: ExportConfig, network: Network | None = None) -> BridgeSampler:
     sampler = config.build_sampler(config.checkpoint, network=network, solver=config.solver, steps=config.steps)
     if config.quantize:
         check_pictures(sampler.unet.axes, "quantize")
-    others = sampler.unet.further
+    others = sampler.unet.network_config
     if refused := others.each if config.quantize else others.images if sampler.codec is not None else {}:
         what = "int8 is calibrated on sources alone" if config.quantize else "with a codec, exports have no images"
         raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
@@ -88,7 +88,7 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
         **sampler.pictures.config(),
         **({} if shapes.source_channels == shapes.image_channels else {"source_channels": shapes.source_channels}),
         **({} if network.endpoint_channels is None else {"endpoint": list(network.endpoint_channels)}),
-        **network.further.settings(),
+        **network.network_config.settings(),
         **({} if network.axes == 2 else {"axes": network.axes}),
     }
     further = FURTHER if optional or isinstance(stride, list) else PLAIN

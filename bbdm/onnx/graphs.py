@@ -150,7 +150,7 @@ def network_graph(network: Network) -> onnx.ModelProto:
     def predict(x: torch.Tensor, t: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
         conditions = {
             name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in zip(network.conditions, values, strict=True)
+            for name, value in zip(network.inputs, values, strict=True)
         }
         return network.body(x.to(dtype), embed(t), network.prepared(conditions, x.shape[2:])).float()
 

@@ -1,4 +1,4 @@
-"""Translate pictures without PyTorch: python -m bbdm.runtime FOLDER PICTURE... -o OUT."""
+"""The command ``python -m bbdm.runtime``."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def _write(path: Path, picture: Picture | Image.Image) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime(Command, GuidanceOptions):
-    """A translation of pictures by an export.
+    """Translate pictures without PyTorch: python -m bbdm.runtime FOLDER PICTURE... -o OUT.
 
     Raises:
         ValueError: a number is out of range, or results would replace each other.
     """
 
     HEADING: ClassVar[str] = "run"
-    FIRST: ClassVar[tuple[str, ...]] = ("folder", "pictures", "output", "seed", "steps", "solver", "condition")
+    FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
 
     folder: Path = position("an export of `bbdm export`, or a name on the Hub")
     pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")

@@ -54,7 +54,7 @@ def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid |
 
 def _window_bytes(sampler: BridgeSampler, windows: WindowGrid) -> int:
     """About the bytes that a window takes."""
-    channels = sampler.unet.channels + sum(sampler.unet.conditions.values())
+    channels = sampler.unet.channels + sum(each.size for each in sampler.unet.inputs.values())
     return math.prod(windows.lengths) * WINDOW_BYTES * channels
 
 
@@ -189,8 +189,8 @@ class LargePicture(BridgeSampler):
                 f"{amount(memory)} of memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts "
                 "are read"
             )
-        if self.unet.further.each:
-            kinds = self.unet.further.described
+        if self.unet.network_config.each:
+            kinds = self.unet.network_config.described
             raise ValueError(f"a picture larger than memory has no conditions, and the network has {kinds}")
         sides = self._shapes.stride
         if self._shapes.shown:

@@ -140,7 +140,7 @@ class BridgeSampler(TorchLoop):
             image_channels=unet.channels if codec is None else codec.image_channels,
             channels=unet.channels,
             endpoint=unet.endpoint_channels,
-            conditions=unet.further,
+            conditions=unet.network_config,
             shown=unet.condition_channels > 0,
             stride=tuple(step * cell for step in unet.strides),
             cell=cell,
@@ -254,7 +254,7 @@ class BridgeSampler(TorchLoop):
     def _blank(self, count: int, size: Sequence[int]) -> dict[str, torch.Tensor]:
         """Conditions as the network's body takes them, of zeros, for sources of a size."""
         padded, grid = self._shapes.padded(size), self._shapes.grid(size)
-        shapes = {name: (each.shape(count, padded), each.dtype) for name, each in self.unet.further.each.items()}
+        shapes = {name: (each.shape(count, padded), each.dtype) for name, each in self.unet.network_config.each.items()}
         if self._shapes.shown:
             shapes[SOURCE] = (count, self.unet.condition_channels, *grid), "float32"
         zeros = {name: self._array(torch.zeros(shape, dtype=getattr(torch, d))) for name, (shape, d) in shapes.items()}

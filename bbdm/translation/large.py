@@ -103,7 +103,7 @@ class LargePictures:
         for cause, what in (
             (self._config.maps, "no maps are made of it"),
             (self._config.guidance is not None, "it cannot be guided"),
-            (sampler.unet.further.each, "the network sees more than the source"),
+            (sampler.unet.network_config.each, "the network sees more than the source"),
         ):
             if cause:
                 raise LargePictureError(f"{source} is larger than memory, and then {what}: give more memory")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, __version__, cli, demo, save_checkpoint, save_vqgan
-from bbdm.cli import info
+from bbdm.cli.files import Info
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import IncompleteFileError
 from tests.conftest import BRIDGE, ROOT, tiny_unet
@@ -83,7 +83,7 @@ def test_a_script_is_a_command(script: str, command: str, monkeypatch: pytest.Mo
 class TestInfo:
     @staticmethod
     def rows(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, dict[str, str]]:
-        info.main([str(file), *flags])
+        Info.main([str(file), *flags])
         title, *lines = capsys.readouterr().out.splitlines()
         return title.removeprefix(f"{file}: "), {line[2:16].strip(): line[16:] for line in lines}
 
@@ -146,4 +146,4 @@ class TestInfo:
     def test_what_is_no_model_is_refused(self, name: str, error: type[Exception], message: str, tmp_path: Path):
         (tmp_path / "a.pt").write_text("text")
         with pytest.raises(error, match=message):
-            info.Info(file=tmp_path / name).run()
+            Info(file=tmp_path / name).run()

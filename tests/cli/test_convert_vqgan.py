@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bbdm import cli
-from bbdm.cli.convert_vqgan import main
+from bbdm.cli.files import ConvertVQGAN
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.vqgan import VQGAN
 
@@ -25,7 +25,7 @@ def state_dict(vqgan: VQGAN, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["out.pt", "out.safetensors"])
 def test_converts(name: str, vqgan: VQGAN, state_dict: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    main([str(state_dict), str(tmp_path / name), "-c", "3", "--assert_weights_mapping"])
+    ConvertVQGAN.main([str(state_dict), str(tmp_path / name), "-c", "3", "--assert_weights_mapping"])
     assert f"{name}: VQ-f2, 40 codes of 3 channels, images of 3 channels\n" in capsys.readouterr().out
     loaded = load_vqgan(tmp_path / name)
     assert loaded.config == vqgan.config
@@ -35,14 +35,14 @@ def test_converts(name: str, vqgan: VQGAN, state_dict: Path, tmp_path: Path, cap
 def test_refuses(state_dict: Path, tmp_path: Path):
     out = tmp_path / "out.pt"
     with pytest.raises(ValueError, match=r"model\.ckpt is for images of 3 channels, got in_channels 1"):
-        main([str(state_dict), str(out), "-c", "1"])
+        ConvertVQGAN.main([str(state_dict), str(out), "-c", "1"])
     with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors, got .*out\.pth"):
-        main([str(state_dict), str(tmp_path / "out.pth")])
+        ConvertVQGAN.main([str(state_dict), str(tmp_path / "out.pth")])
     content = torch.load(state_dict, weights_only=True)
     del content["state_dict"]["quant_conv.bias"]
     torch.save(content, state_dict)
     with pytest.raises(ValueError, match=r"missing: quant_conv\.bias"):
-        main([str(state_dict), str(out)])
+        ConvertVQGAN.main([str(state_dict), str(out)])
     assert not out.exists()
     with pytest.raises(SystemExit, match=f"^error: there is no VQGAN {tmp_path / 'gone'}$"):
         cli.run("convert-vqgan", [str(tmp_path / "gone"), str(out)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler, demo, load_checkpoint
-from bbdm.cli import demo as command
+from bbdm.cli.translate import Demo
 from bbdm.pictures.images import open_image, to_array
 from tests.conftest import ROOT, load_pairs
 
@@ -22,7 +22,7 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     folder = tmp_path_factory.mktemp("demo")
-    command.main([str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
+    Demo.main([str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
     names = sorted(path.name for path in (demo.FOLDER / "val").glob("*.png"))
     assert sorted(path.name for path in folder.glob("*.png")) == sorted([*names, "grid.png"])
     return torch.stack([torch.from_numpy(to_array(open_image(folder / name))) for name in names])

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from bbdm import BridgeSampler, BrownianBridge, UNet, cli, pictures, save_checkpoint
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
-from bbdm.cli.restore import Restore
+from bbdm.cli.translate import Restore
 from bbdm.data.spec import Spec
 from bbdm.translation.results import ResultsError
 

@@ -126,8 +126,9 @@ def test_8_bits_as_values_have_the_same_scores():
     results, targets = (RANDOM.integers(0, 256, shape).astype(float) for shape in ((3, 2, 1, 12, 12), (3, 1, 12, 12)))
     eight, colour = (Scores(["psnr", "ssim", "mae", "diversity"], 2, channels=channels) for channels in (1, 3))
     pair = [torch.from_numpy(each.astype(np.uint8)) for each in (results, targets)]
-    eight.update(*pair)
-    colour.update(*(each.expand(*each.shape[:-3], 3, -1, -1) for each in pair))
+    eight.update(pair[0], pair[1])
+    coloured = [each.expand(*each.shape[:-3], 3, -1, -1) for each in pair]
+    colour.update(coloured[0], coloured[1])
     found = eight.compute()
     assert found == colour.compute()
     assert found == pytest.approx(score([*found], results, targets, values=Values(0, 255, dtype="float32")), rel=1e-5)
@@ -165,7 +166,8 @@ def test_pictures_outside_of_their_masks_do_not_count(empty: int | None):
     names, settings = ["mae", "rmse", "psnr", "ssim", "diversity"], {"values": HU, "channels": 1, "masked": True}
     parts = [Scores(names, 2, **settings) for _ in range(2)]  # pyright: ignore[reportArgumentType]
     batch = Scores(names, 2, **settings)  # pyright: ignore[reportArgumentType]
-    batch.update(*(torch.from_numpy(each.astype(np.float32)) for each in (results, targets, masks)))
+    tensors = [torch.from_numpy(each.astype(np.float32)) for each in (results, targets, masks)]
+    batch.update(tensors[0], tensors[1], tensors[2])
     for i in range(5):
         parts[i % 2].update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]), [f"{i}"])
     collect(*parts)

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, demo, load_checkpoint, save_checkpoint
-from bbdm.cli import export, translate
+from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
-from bbdm.cli.info import describe
+from bbdm.cli.files import Export, describe
 from bbdm.onnx import exporter
 from bbdm.sampling.network_config import FileConfig
 from bbdm.serving import app
@@ -84,7 +84,7 @@ def commands() -> dict[str, Callable[[Path], Found]]:
         "translate": translated,
         "info": described,
         "app": lambda path: found(app.load(AppConfig(model=path))),
-        "export": lambda path: found(exporter.load(export.Export(checkpoint=path))),
+        "export": lambda path: found(exporter.load(Export(checkpoint=path))),
         "eval --sweep": swept,
     }
 

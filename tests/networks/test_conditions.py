@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import bbdm
-from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.networks.base import Network
-from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.config import DiTConfig, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
@@ -92,11 +91,9 @@ def test_a_class_is_an_embedding_added_to_the_times():
     torch.testing.assert_close(network(X, T, {"style": torch.tensor([2, 2])}), plain(X, T), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale_shift", [True, False])
-def test_prepared_conditions_predict_the_same(scale_shift: bool):
-    network = unet(**CONDITIONS, scale_shift=scale_shift)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+@both
+def test_prepared_conditions_predict_the_same(make: Callable[..., Network]):
+    network = make(**CONDITIONS)
     prepared = network.prepared(conditions(), X.shape[2:])
     torch.testing.assert_close(network.body(X, network.embed(T), prepared), network(X, T, conditions()))
 
@@ -136,27 +133,13 @@ def test_conditions_are_prepared_once_a_call(make: Callable[..., Network], monke
 @both
 def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path: Path):
     network = make(**CONDITIONS)
-    save_checkpoint(tmp_path / "c.pt", network, BRIDGE)
-    loaded = load_checkpoint(tmp_path / "c.pt").build_unet()
-    assert loaded.further == ConditionsConfig(**CONDITIONS)
-    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", steps=2)
+    save_checkpoint(tmp_path / "c.safetensors", network, BRIDGE)
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.safetensors", steps=2)
+    assert sampler.unet.network_config == network.network_config
     others = {name: conditions()[name] for name in ("sar", "text")}
-    torch.testing.assert_close(
-        sampler(X, 0, conditions=others, style="chalk"),
-        BridgeSampler(network, BRIDGE, steps=2)(X, 0, conditions={**others, "style": 2}),
-        rtol=0,
-        atol=1e-6,
-    )
-
-
-def test_settings_without_conditions_are_those_of_earlier_versions():
-    for config in (UNetConfig(), DiTConfig()):
-        assert not {"images", "classes", "tokens", "drop", "endpoint"} & config.description().keys()
-        assert type(config)(**config.description()) == config
-    assert not {"images", "endpoint"} & bbdm.wrap(torch.nn.Conv2d(3, 3, 1)).description().keys()
-    with_them = UNetConfig(**CONDITIONS)
-    assert UNetConfig(**with_them.description()) == with_them
-    assert list(UNetConfig(classes={"b": 2, "a": 3}).classes) == ["a", "b"]
+    wanted = BridgeSampler(network, BRIDGE, steps=2)(X, 0, conditions={**others, "style": 2})
+    torch.testing.assert_close(sampler(X, 0, conditions=others, style="chalk"), wanted, rtol=0, atol=1e-6)
+    assert list(UNetConfig(classes={"b": 2, "a": 3}).classes) == ["a", "b"]  # the same settings are the same file
 
 
 @pytest.mark.parametrize(
@@ -186,10 +169,10 @@ def test_bad_settings(settings: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"style": torch.tensor([0, 4])}, r"'style' must have shape \(B,\) of int64, below 3, got \[0, 4\]"),
-        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, below 3, got \[0"),
+        ({"style": torch.tensor([0, 4])}, r"'style' must have shape \(B,\) of int64, below 3, got tensor\(\[0, 4\]\)"),
+        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, below 3, got \(2,\) of torch.float32"),
         ({"text": torch.rand(2, 3, 6)}, r"'text' must have shape \(B, L, 5\), got \(2, 3, 6\) of torch.float32"),
-        ({"sar": torch.rand(2, 3, 8, 8)}, "'sar' must have 2 channels, got 3"),
+        ({"sar": torch.rand(2, 3, 8, 8)}, r"'sar' must have 2 channels, got \(2, 3, 8, 8\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Callable[..., Network], others: dict[str, Any], message: str):

@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import nn
 
 from bbdm import VQGAN, ABridge, VQGANCodec, save_checkpoint
-from bbdm.cli.export import Export
+from bbdm.cli.files import Export
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.networks.base import Network
 from bbdm.networks.restore import state_hash

@@ -162,7 +162,7 @@ def test_what_is_refused() -> None:
 
 
 def test_a_file_says_its_axes(tmp_path: Path) -> None:
-    network, kind = unet(residual_resampling=False), Spec(crop=(8, 6, 4))
+    network, kind = unet(dropout=0.1), Spec(crop=(8, 6, 4))
     save_checkpoint(tmp_path / "v.safetensors", network, BrownianBridge(), image_size=(8, 6, 4), pictures=kind)
     sampler = BridgeSampler.from_checkpoint(tmp_path / "v.safetensors", steps=2)
     own = BridgeSampler(network, BrownianBridge(), steps=2)

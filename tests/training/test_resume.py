@@ -94,8 +94,8 @@ class TestResume:
             ({"bridge": BrownianBridge(50)}, {}, "kind=brownian"),
             ({"bridge": replace(BRIDGE, density="high")}, {}, "density=high"),  # these change no weight
             ({}, {"bridge": replace(BRIDGE, density="high")}, "density=uniform"),
-            ({"num_heads": 2}, {}, "num_heads=2"),
-            ({}, {"num_heads": 2}, "num_heads=None"),
+            ({"dropout": 0.5}, {}, r"dropout=0\.5"),
+            ({}, {"dropout": 0.5}, r"dropout=0\.0"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -103,11 +103,11 @@ class TestResume:
         self, before: Any, after: Any, reason: str, make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path
     ) -> None:
         def trainer(size: int = SIZE, direction: Any = "AtoB", suffix: str = "", channels: int = 3,
-                    num_heads: int | None = None, **settings: Any) -> Trainer:  # fmt: skip
+                    dropout: float = 0.0, **settings: Any) -> Trainer:  # fmt: skip
             train = Pairs(
                 [{**row, "name": row["name"] + suffix} for row in pairs.rows], Spec(size=size, direction=direction)
             )
-            unet = tiny_unet(condition_channels=channels, num_heads=num_heads)
+            unet = tiny_unet(condition_channels=channels, dropout=dropout)
             return make_trainer(unet=unet, train=train, epochs=1, **settings)
 
         trained = trainer(**before)
