@@ -211,7 +211,7 @@ class Panel:
                     gr.Markdown(f"`{sampler!r}`")
             with gr.Column():
                 status = gr.Markdown()
-                gallery = gr.Gallery(label="Sources and results", format="png", columns=3)
+                gallery = gr.Gallery(show_label=False, format="png", columns=3)
                 download = gr.DownloadButton("Download as zip", interactive=False)
         running = start.click(
             self.run,
