@@ -18,7 +18,7 @@ from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import Network, Wrapped, check_network
-from bbdm.networks.config import UNetConfig, WrappedConfig
+from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
@@ -93,10 +93,12 @@ class NetworkState:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
             return restore(kind.from_config, self.config, state, "the checkpoint's")
         described = f"of a {self.config.module} with {self.config.channels} channels"
+        if network is None and self.config.module in FACTORIES:
+            network = Wrapped.from_config(self.config)
         if network is None:
             raise IncompleteFileError(
-                f"the file holds weights {described}, wrapped: give the network, "
-                "BridgeSampler.from_checkpoint(path, network=bbdm.wrap(module, ...))"
+                f"the file holds weights {described}, wrapped: give it in Python, network=bbdm.wrap(module, ...), or "
+                "import the module that registers it, bbdm --import MODULE"
             )
         expected, got = (  # a class may have moved; weights are compared by key and shape
             {name: value for name, value in asdict(each).items() if name != "module"}

@@ -18,7 +18,7 @@ from bbdm.data.spec import check_eight_bit
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.conditions import DIRECTION, Direction
 from bbdm.pictures import images
-from bbdm.pictures.checks import UnknownFormatError
+from bbdm.pictures.formats import UnknownFormatError
 from bbdm.sampling.options import Options
 from bbdm.serving.config import ServeConfig
 

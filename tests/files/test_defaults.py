@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, demo, load_checkpoint, save_checkpoint
-from bbdm.cli import export, translate
+from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
-from bbdm.cli.info import describe
+from bbdm.cli.files import Export, describe
 from bbdm.onnx import exporter
 from bbdm.sampling.network_config import FileConfig
 from bbdm.serving import app
@@ -79,7 +79,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {  # what each samples a file with,
     "translate": translated,
     "info": described,
     "app": lambda path: found(app.load(AppConfig(model=path))),
-    "export": lambda path: found(exporter.load(export.Export(checkpoint=path))),
+    "export": lambda path: found(exporter.load(Export(checkpoint=path))),
     "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)[0],
 }
 
