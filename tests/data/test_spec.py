@@ -89,6 +89,8 @@ def test_results_say_where_they_have_no_value() -> None:
     result = spec.result(np.array([[[-1, -1], [0, 1]]], np.float32), Geometry(nodata=0), absent, "a")
     assert np.asarray(result).tolist() == [[[1, 0], [50, 100]]]
     assert (result.nodata, result.unit, result.name, result.dtype) == (0, "m", "a", np.int16)
+    highest = spec.result(np.array([[[1.0, 0]]], np.float32), Geometry(nodata=100), name="a")
+    assert np.asarray(highest).tolist() == [[[99, 50]]]
     assert Spec(target=HU, nodata=-5).result_nodata(-9999) == -5
     spec.check_nodata(-9999, absent, "a")
     with pytest.raises(ValueError, match=r"a has pixels without a value, -9999\.5, and results of int16 cannot hold"):
