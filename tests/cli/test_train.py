@@ -23,7 +23,7 @@ from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
 from bbdm.training import optimizers
 from bbdm.training.config import TrainConfig
-from bbdm.training.initial import FIRST, whiten
+from bbdm.training.initial import FIRST
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, SavePicture, load_pairs, save_random_pairs, tiny_unet
@@ -122,7 +122,6 @@ def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.Mo
         ({"dataset": "folder"}, "'folder' has no targets: degrade makes sources"),
         ({"init_from": "a.pt", "ckpt_path": "b.pt"}, "init_from and ckpt_path exclude each other"),
         ({"config": "bbdm"}, "config is of the network that init_from names"),
-        ({"init_from": "a.pt", "whiten": True}, "whiten is of networks that are not trained"),
         ({"vqgan_path": "v", "cache_latents": "a", "cache_images": "b"}, "cache_images and cache_latents exclude"),
         ({"vqgan_path": "v", "channels": 1}, "channels are of pictures .* vqgan_path"),
         ({"vqgan_path": "v", "slices": Slices("axial", 1)}, "neighbours of slices are of pictures"),
@@ -211,18 +210,6 @@ class TestMain:
         assert written <= {file.name for file in run.iterdir()}
         assert loaded.training is None  # of the run's own files alone
         assert bbdm.load_checkpoint(run / "step_00000001.pt").training is not None
-
-    @pytest.mark.usefixtures("tiny_demo")
-    def test_whitened_filters_are_where_training_begins(self, data: Path, tmp_path: Path) -> None:
-        """With a learning rate of next to nothing, the weights are those at the beginning."""
-        firsts = []
-        for name, flags in (("plain", []), ("white", ["--whiten"])):
-            output = tmp_path / f"{name}.pt"
-            train.main(self.arguments(data, output, "-lr", "1e-12", "--warmup_steps", "0", *flags))
-            firsts.append(bbdm.load_checkpoint(output).build_unet(ema=False))
-        plain, white = firsts
-        whiten(plain, load_pairs("edge2shoes", str(data), size=16))
-        torch.testing.assert_close(plain.state_dict(), white.state_dict())
 
     @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize("named", [False, True], ids=["the same command", "--ckpt_path"])
@@ -408,9 +395,8 @@ class TestRefusals:
 
     def test_damaged_checkpoints_and_a_folder_in_use(self, data: Path, place: Path, capsys: Any) -> None:
         other = RunFolder(place / "model.run", keep=2)
-        other.begin(3, {})
-        assert "model.run: each needs a folder (experiment) of its own" in self.last_line(data, place, capsys)
-        other.end()
+        with other.locked():
+            assert "model.run: each needs a folder (experiment) of its own" in self.last_line(data, place, capsys)
         for path in (place / "model.run").glob("step_*.pt"):
             path.write_bytes(b"")
         assert "can be read: all 2 are damaged: overwrite the run" in self.last_line(data, place, capsys)
