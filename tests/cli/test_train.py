@@ -21,7 +21,7 @@ from bbdm.files.content import NetworkState
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
-from bbdm.training import optimizers
+from bbdm.training import task
 from bbdm.training.config import TrainConfig
 from bbdm.training.initial import FIRST
 from bbdm.training.run_folder import RunFolder
@@ -99,9 +99,9 @@ def test_presets_of_bbdm_are_its_templates(preset: str) -> None:
     assert (args.batch_size, args.optimizer, args.learning_rate, args.loss) == (8, "adam", 1e-4, "l1")
     assert (args.ema_decay, args.ema_start, args.ema_every) == (0.995, 30000, 8)
     assert (args.lr_schedule, args.plateau_patience) == ("plateau", 3000)
-    plateau = optimizers.Plateau(3000)
+    plateau = task.Plateau(3000)
     assert (plateau.factor, plateau.threshold, plateau.cooldown) == (0.5, 1e-4, 3000)
-    assert optimizers.LOWEST_RATE == 5e-7
+    assert task.LOWEST_RATE == 5e-7
 
 
 def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
