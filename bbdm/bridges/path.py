@@ -61,7 +61,7 @@ class Path(Statistics, ABC):
     deterministic: bool = False  # sigma is 0 everywhere
     closed: bool = True  # the path ends in the target and in the source; published schedules stop short of them
     learns_top: ClassVar[bool] = True  # training draws the time T too, where there is an x0hat
-    low: float = 1  # the smallest time in training and sampling
+    low: ClassVar[float] = 1  # the smallest time in training and sampling
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
 
