@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler, UNet, save_checkpoint, solvers
-from bbdm.cli import export
+from bbdm.cli.files import Export
 from bbdm.pictures.images import from_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import Record
@@ -65,7 +65,7 @@ def int8_export(unet: UNet, source: torch.Tensor, folder: Path) -> OnnxBridgeSam
     (folder / "pictures").mkdir()
     from_array(source[0].numpy()).save(folder / "pictures" / "source.png")
     flags = ["--steps", str(STEPS), "--quantize", "int8", "--calibrate", str(folder / "pictures"), "--no-check"]
-    export.main([str(folder / "unet.pt"), str(folder / "export"), *flags])
+    Export.main([str(folder / "unet.pt"), str(folder / "export"), *flags])
     return OnnxBridgeSampler(folder / "export", threads=torch.get_num_threads())
 
 

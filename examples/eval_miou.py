@@ -1,19 +1,4 @@
-"""mIoU of street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL OUTPUT_DIR [flags].
-
-DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or one that convert_deeplabv3.py wrote. OUTPUT_DIR
-gets the pictures, a confusion matrix for each, settings.json and scores.json. After an interruption, the same
-command resumes.
-
-A picture is scaled to [0, 1], resized to its label map (bilinear), normalised by ImageNet's mean and standard
-deviation, and segmented in windows, whose logits are averaged where they overlap. One confusion matrix counts
-the whole data set. IoU is the intersection over union of a class, and mIoU the mean over classes that occur
-in labels or results. Pixels without a class do not count. The public A-Bridge code differs: it counts them as
-class 0, passes pictures in [-1, 1] to the network, counts pixels twice where windows overlap, and pools all
-classes into one intersection and one union.
-
-For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
-torchrun --nproc_per_node N examples/eval_miou.py ...
-"""
+"""mIoU of street scenes, of the pictures that a network makes of Cityscapes' label maps."""
 
 from __future__ import annotations
 
@@ -140,13 +125,28 @@ def table(report: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Miou(GPUsCommand, TranslateConfig):
-    """Which pictures are made and segmented, and how."""
+    """mIoU of street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL OUTPUT_DIR [flags].
+
+    DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or one that convert_deeplabv3.py wrote.
+    OUTPUT_DIR gets the pictures, a confusion matrix for each, settings.json and scores.json. After an
+    interruption, the same command resumes.
+
+    A picture is scaled to [0, 1], resized to its label map (bilinear), normalised by ImageNet's mean and
+    standard deviation, and segmented in windows, whose logits are averaged where they overlap. One confusion
+    matrix counts the whole data set. IoU is the intersection over union of a class, and mIoU the mean over
+    classes that occur in labels or results. Pixels without a class do not count. The public A-Bridge code
+    differs: it counts them as class 0, passes pictures in [-1, 1] to the network, counts pixels twice where
+    windows overlap, and pools all classes into one intersection and one union.
+
+    For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
+    torchrun --nproc_per_node N examples/eval_miou.py ...
+    """
 
     HEADING: ClassVar[str] = "segmentation"
     SCRIPT: ClassVar[str | None] = __file__
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "intervals"})
     ENDING: ClassVar[str] = "-miou"
-    FIRST: ClassVar[tuple[str, ...]] = ("deeplab", "data_dir", "model", "output_dir", "output_stride")
+    FIRST: ClassVar[str] = "deeplab data_dir model output_dir output_stride"
 
     dataset: str = "cityscapes"
     deeplab: Path = position("the segmentation network")

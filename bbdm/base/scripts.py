@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field
 from importlib import import_module
+from inspect import getdoc
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -83,7 +84,7 @@ def import_modules(words: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command, whose name and description are those of its module.
+    """A command, whose name and description are those of its class.
 
     Attributes:
         named: the fields that words or :meth:`of` named, also where they named the default.
@@ -92,8 +93,8 @@ class Command:
         ValueError: a field is out of range, or fields contradict each other.
     """
 
-    FIRST: ClassVar[tuple[str, ...]] = ()  # the fields that the help shows first, in this order
-    DECIDING: ClassVar[tuple[str, ...]] = ()  # the fields that decide defaults of others
+    FIRST: ClassVar[str] = ""  # the fields that the help shows first, in this order
+    DECIDING: ClassVar[str] = ""  # the field that decides defaults of others
     HIDDEN: ClassVar[frozenset[str]] = frozenset()  # the fields that are no flags of this command
 
     named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
@@ -108,7 +109,7 @@ class Command:
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults in place of the fields' own, by the values of the fields in :attr:`DECIDING`."""
+        """Defaults in place of the fields' own, by the value of the field :attr:`DECIDING`."""
         return {}
 
     @classmethod
@@ -119,29 +120,26 @@ class Command:
     @classmethod
     def program(cls) -> str:
         """The words that start it."""
-        return f"bbdm {cls.__module__.rpartition('.')[2].replace('_', '-')}"
+        return "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
     @classmethod
     def parser(cls, words: Sequence[str] = ()) -> Parser:
         """The parser of the fields; ``words`` are those that may decide defaults."""
         known = flag_fields(cls)
-        groups = {MAIN: [name for name in cls.FIRST if name in known]}
-        for name, each in known.items():
-            if name not in cls.FIRST:
-                groups.setdefault(MAIN if each.metadata.get("position") else heading(cls, name), []).append(name)
-        usage = [_shown(known[name]) for name in groups[MAIN] if known[name].metadata.get("position")]
-        first, _, more = (sys.modules[cls.__module__].__doc__ or "").partition("\n\n")
+        positions = [name for name, each in known.items() if each.metadata.get("position")]
+        groups = {MAIN: [*dict.fromkeys(name for name in [*cls.FIRST.split(), *positions] if name in known)]}
+        for name in known:
+            if name not in groups[MAIN]:
+                groups.setdefault(heading(cls, name), []).append(name)
+        usage = [_shown(known[name]) for name in groups[MAIN] if name in positions]
+        first, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
         about = {"usage": " ".join(["%(prog)s", *usage, "[flags]"]), "epilog": more, "add_help": False}
-        parser = Parser(first, prog=cls.program(), **about)
+        parser, early = Parser(first, prog=cls.program(), **about), Parser(None, add_help=False)
         for title, names in groups.items():
             add_flags(parser.add_argument_group(title), cls, names)
         parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this")
-        if cls.DECIDING:
-            early = Parser(None, add_help=False)
-            add_flags(early, cls, cls.DECIDING)
-            parser.set_defaults(**cls.defaults(vars(early.parse_known_args(words)[0])))
-        else:
-            parser.set_defaults(**cls.defaults({}))
+        add_flags(early, cls, cls.DECIDING.split())
+        parser.set_defaults(**cls.defaults(vars(early.parse_known_args(words)[0])))
         return parser
 
     @classmethod

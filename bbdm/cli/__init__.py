@@ -1,4 +1,4 @@
-"""The command ``bbdm``: each subcommand is a module with a :class:`~bbdm.base.scripts.Command`.
+"""The command ``bbdm``: each subcommand is a :class:`~bbdm.base.scripts.Command`.
 
 The scripts in ``examples/`` and ``export/`` call :func:`run` too. Modules import PyTorch in ``run``, after
 the settings were checked.
@@ -18,21 +18,21 @@ from bbdm.base import scripts
 from bbdm.base.settings import setting
 
 RESUMES = "results are kept, and the same command resumes"
-COMMANDS = {  # a module each, with - in place of _, and its summary
-    "demo": "translate the bundled drawings with the bundled weights",
-    "restore": "restore photographs of any size",
-    "train": "train a bridge on pairs",
-    "translate": "translate pictures or a data set",
-    "calibrate": "calibrate intervals of results",
-    "eval": "score a network on a data set",
-    "distill": "distil a network into one of few calls",
-    "train-vqgan": "train an autoencoder",
-    "info": "what a file, a folder or a name on the Hub holds",
-    "export": "write ONNX graphs, which run without PyTorch",
-    "app": "translate in the browser",
-    "serve": "serve a network over HTTP",
-    "translate-ray": "translate pictures on many machines",
-    "convert-vqgan": "convert a VQGAN of latent diffusion",
+COMMANDS = {  # the class of each, and its summary
+    "demo": ("translate.Demo", "translate the bundled drawings with the bundled weights"),
+    "restore": ("translate.Restore", "restore photographs of any size"),
+    "train": ("train.Train", "train a bridge on pairs"),
+    "translate": ("translate.Translate", "translate pictures or a data set"),
+    "calibrate": ("eval.Calibrate", "calibrate intervals of results"),
+    "eval": ("eval.Eval", "score a network on a data set"),
+    "distill": ("distill.Distill", "distil a network into one of few calls"),
+    "train-vqgan": ("train_vqgan.TrainVQGAN", "train an autoencoder"),
+    "info": ("files.Info", "what a file, a folder or a name on the Hub holds"),
+    "export": ("files.Export", "write ONNX graphs, which run without PyTorch"),
+    "app": ("serving.App", "translate in the browser"),
+    "serve": ("serving.Serve", "serve a network over HTTP"),
+    "translate-ray": ("serving.TranslateRay", "translate pictures on many machines"),
+    "convert-vqgan": ("files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
 RESUMING = ("demo", "restore", "translate", "calibrate", "eval", "translate-ray")  # whatever ended them
 
@@ -67,9 +67,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         argv: its words; None for those of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    module = f"{__name__}.{command.replace('-', '_')}"
+    module, _, name = COMMANDS[command][0].partition(".")
     after = RESUMES if command in RESUMING else "the same command starts anew"
-    scripts.run(lambda: import_module(module).main(words), after)
+    scripts.run(lambda: getattr(import_module(f"{__name__}.{module}"), name).main(words), after)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words and words[0] in COMMANDS:
         return run(words[0], words[1:])
     width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
+    rows = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
     about = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help lists its flags."
     parser = scripts.Parser(about, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)

@@ -1,9 +1,4 @@
-"""Distil a trained bridge into one of few calls: bbdm distill TEACHER DATA STUDENT --calls 2.
-
-The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its own
-results. If it ends early, the same command resumes. For several processes, add --use_multi_gpus, or start it
-by torchrun --nproc_per_node N -m bbdm distill ...
-"""
+"""The command bbdm distill. In Python, ``Distill.of(...)`` has the defaults of the command."""
 
 from __future__ import annotations
 
@@ -37,16 +32,17 @@ DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
-    """A distillation. ``Distill.of(...)`` has the defaults of the command.
+    """Distil a trained bridge into one of few calls: bbdm distill TEACHER DATA STUDENT --calls 2.
+
+    The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its
+    own results. If it ends early, the same command resumes. For several processes, add --use_multi_gpus, or
+    start it by torchrun --nproc_per_node N -m bbdm distill ...
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.
     """
 
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("teacher", "data_dir", "output_model", "dataset", "calls", "epochs", "batch_size"),
-        *("device", "ckpt_path", "overwrite"),
-    )
+    FIRST: ClassVar[str] = "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
 
     teacher: Path = position("a file that bbdm.load_checkpoint reads")
     output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
@@ -56,10 +52,6 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of all distillations."""
         return DEFAULTS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        DistillConfig.__post_init__(self)
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
@@ -74,7 +66,7 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         size = self.image_size or teacher.image_size
         if size is None:
             raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
-        channels = teacher.unet.source_channels if codec is None else codec.image_channels
+        channels = teacher.unet.config.source_channels if codec is None else codec.image_channels
         channels = channels if channels in (1, 3) else None  # of other pictures, the channels stay
         pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
         torch.manual_seed(self.seed)

@@ -1,13 +1,4 @@
-"""Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
-
-OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
-interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number of
-steps; sweep.json and two plots compare them. With --samples, the results of a source are scored as a
-distribution too, and distribution.png shows it.
-
-For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
-torchrun --nproc_per_node N -m bbdm eval ...
-"""
+"""The commands that score a network, and that calibrate intervals of its results."""
 
 from __future__ import annotations
 
@@ -20,10 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bbdm import solvers
 from bbdm.base import manifest, optional
 from bbdm.base.atomic import remove_all_leftovers
+from bbdm.base.scripts import Command
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
 from bbdm.data.rows import UNPAIRED
+from bbdm.evaluation.calibration import CalibrateConfig, calibrate
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
 from bbdm.translation.config import TranslateConfig
 
@@ -49,7 +42,15 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: solvers.Defaults)
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(GPUsCommand, TranslateConfig):
-    """Which results are scored, and how.
+    """Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
+
+    OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
+    interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number
+    of steps; sweep.json and two plots compare them. With --samples, the results of a source are scored as a
+    distribution too, and distribution.png shows it.
+
+    For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
+    torchrun --nproc_per_node N -m bbdm eval ...
 
     Raises:
         ValueError: there is no such metric, or settings contradict each other.
@@ -60,9 +61,9 @@ class Eval(GPUsCommand, TranslateConfig):
     TARGETS: ClassVar[bool] = True
     PAIRS: ClassVar[bool] = False  # of two sets without pairs, FID alone compares results and targets as sets
     ENDING: ClassVar[str] = "-eval"
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_dir", "model", "output_dir", "metrics", "sweep", "solver", "steps", "num_samples"),
-        *("image_size", "batch_size", "device", "overwrite"),
+    FIRST: ClassVar[str] = (
+        "dataset data_dir model output_dir metrics sweep solver steps num_samples "
+        "image_size batch_size device overwrite"
     )
 
     metrics: tuple[str, ...] | None = setting(
@@ -168,6 +169,26 @@ class Eval(GPUsCommand, TranslateConfig):
 def _setup(translator: Translator) -> Setup:
     """What scores of the results are built for."""
     return Setup(translator.dataset.spec.target, translator.files.channels, translator.config.num_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(Command, CalibrateConfig):
+    """Calibrate intervals of results: bbdm calibrate MODEL edge2shoes DATA [flags].
+
+    The pairs must be ones that training has not seen, of the kind that the network will be used on. The
+    intervals of OUT.pt are OUT.intervals.json, which bbdm translate --maps low,high and Intervals.load read.
+    After an interruption, the same command resumes.
+    """
+
+    FIRST: ClassVar[str] = "model dataset data_dir output alpha delta num_samples bound batch_size device"
+
+    def run(self) -> None:
+        """Calibrate, and print the share of values outside, lambda and the mean length."""
+        intervals, output = calibrate(self)
+        print(
+            f"{intervals.pairs} pairs: {100 * intervals.loss:.3g} % of values outside; lambda {intervals.lambda_:.4g}"
+        )
+        print(f"mean length {100 * intervals.length:.3g} % of the range; {output}")
 
 
 main = Eval.main

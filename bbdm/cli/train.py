@@ -1,25 +1,21 @@
-"""Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
-
-If it ends early, the same command resumes. For several processes, one for each GPU, add --use_multi_gpus, or
-start it by torchrun --nproc_per_node N -m bbdm train ...
-"""
+"""The command bbdm train. In Python, ``Train.of(preset=...)`` has the defaults of a preset."""
 
 from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
-from bbdm.cli.training import TrainingCommand
+from bbdm.cli.training import TrainingCommand, report
 from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.config import DITS, UNETS, DiTConfig
+from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, WrappedConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 
@@ -28,13 +24,12 @@ if TYPE_CHECKING:
 
     from bbdm.codec import Codec
     from bbdm.execution.processes import Processes
+    from bbdm.networks.base import Network
     from bbdm.networks.conditions import ConditionsConfig
-    from bbdm.networks.dit import DiT
-    from bbdm.networks.unet import UNet
     from bbdm.training.trainer import Trainer
 
-SourceAs = Literal["concat", "tokens", "none"]
-PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
+SourceAs = Literal["concat", "none"]
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](OWN, DITS, UNETS)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
     "bbdm": ("brownian", {"schedule": "linear"}),
     "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
@@ -52,6 +47,7 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "direction": "both",
     "ema_decay": 0.999,
 }
+FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction")  # of these settings
 SMALL = {
     "image_size": 64,
     "batch_size": 16,
@@ -99,7 +95,10 @@ def read_shares(text: str) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingCommand, DataConfig, UnpairedConfig):
-    """A training of a bridge. ``Train.of(preset=...)`` has the defaults of a preset, and of the data set.
+    """Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
+
+    If it ends early, the same command resumes. For several processes, one for each GPU, add --use_multi_gpus,
+    or start it by torchrun --nproc_per_node N -m bbdm train ...
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.
@@ -107,13 +106,13 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
     HEADING: ClassVar[str] = "bridge"
     PAIRS: ClassVar[bool] = False
-    DECIDING: ClassVar[tuple[str, ...]] = ("preset",)
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_dir", "output_model", "preset", "epochs", "batch_size", "image_size", "crop"),
-        *("source_values", "target_values", "device", "ckpt_path", "overwrite"),
+    DECIDING: ClassVar[str] = "preset"
+    FIRST: ClassVar[str] = (
+        "dataset data_dir output_model preset epochs batch_size image_size crop "
+        "source_values target_values device ckpt_path overwrite"
     )
 
-    preset: str = setting("paper", "the network, and defaults for it", choices=sorted(PRESETS))
+    preset: str = setting("paper", "the network, and defaults for it", choices=PRESETS)
     time_steps: int | None = setting(
         None, "T of the bridge; 1000, of goub 100, if unset", "-t", "--t", "--num_steps", metavar="T"
     )
@@ -148,17 +147,21 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the preset, and of a training without pairs."""
         sets = UNPAIRED_SETTINGS if values.get("dataset") == UNPAIRED else {}
-        return PRESET_SETTINGS[values.get("preset", "paper")] | sets
+        return PRESET_SETTINGS.get(values.get("preset", "paper"), {}) | sets
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        UnpairedConfig.__post_init__(self)
-        self._check_sets()
-        latent = self.vqgan_path is not None
+        latent, names = self.vqgan_path is not None, self.conditions or {}
+        if self.dataset == UNPAIRED:
+            self._check_sets()
+        elif own := self.named & {"eps", "pairing", "pairing_steps", "simulation_steps"}:
+            raise ValueError(f"{min(own)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
         if not latent and (self.cache_latents or self.normalize_latents):
             raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
         if not latent and self.preset.startswith("lbbdm"):
             raise ValueError(f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder")
+        if self.gradient_checkpointing and self.preset in OWN:
+            raise ValueError(f"gradient_checkpointing is of the networks of this library, got preset {self.preset}")
         if latent:
             check_pictures(PRESETS[self.preset].axes, "vqgan_path")
         if self.channels and latent:
@@ -167,7 +170,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
         if self.cache_images and self.cache_latents:
             raise ValueError("cache_images and cache_latents exclude each other: cached latents need no pictures")
-        names = self.conditions or {}
         if other := [name for name in self.drop or {} if name not in names]:
             known = ", ".join(names) or "(there are none)"
             raise ValueError(f"drop must be of the conditions {known}, got {other[0]!r}")
@@ -177,23 +179,10 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             raise ValueError("config is of the network that init_from names, and there is none")
 
     def _check_sets(self) -> None:
-        """Raise ValueError where settings of two sets are of another data set, or the other way round."""
-        if self.dataset != UNPAIRED:
-            if own := self.named & {"eps", "pairing", "pairing_steps", "simulation_steps"}:
-                raise ValueError(f"{min(own)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
-            return
-        if self.eps is not None and not (isfinite(self.eps) and self.eps > 0):
+        """Raise ValueError where a setting is not of two sets without pairs."""
+        if self.eps is not None and not 0 < self.eps < inf:
             raise ValueError(f"eps must be a positive number, got {self.eps}")
-        for name in (
-            "bridge",
-            "loss",
-            "source_as",
-            "direction",
-            "conditions",
-            "slices",
-            "cache_images",
-            "cache_latents",
-        ):
+        for name in (*FIXED_OF_SETS, "conditions", "slices", "cache_images", "cache_latents"):
             value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
             if value != wanted:
                 raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
@@ -208,50 +197,50 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         from bbdm.training.trainer import Trainer
         from bbdm.training.unpaired import UnpairedTask, between_sets
 
-        verbose = self.shown and team.first
+        progress, begins = self.shown and team.first, resumed is None
         codec = None if self.vqgan_path is None else codec_for(self.vqgan_path, self.preset, team.device)
         channels = self.channels or 3 if codec is None else codec.image_channels
-        known = None if resumed is None else resumed.unet.config
-        splits = self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
+        known = None if begins else resumed.unet.config
+        pairs, validation = self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
 
         torch.manual_seed(self.seed)
-        pairs = splits[0]
         channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
         further = replace(pairs.further, drop=self.drop or {})
         unet = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
-        unet.gradient_checkpointing = self.gradient_checkpointing
-        bridge = build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
-        spread = {} if self.spread is None else {"spread": self.spread}
-        measured = {} if resumed is None else resumed.bridge.statistics
-        if self.init_from is not None and resumed is None:
+        if self.gradient_checkpointing:
+            unet.gradient_checkpointing = True  # pyright: ignore[reportAttributeAccessIssue]
+        bridge: Any = build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
+        statistics = {} if begins else resumed.bridge.statistics
+        if self.init_from is not None and begins:
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
-            measured = trained.bridge.statistics
-            others = initial.copy_weights(unet, trained)
-            if others and team.first:
-                print(f"{self.init_from} has no weights that fit {', '.join(others)}: they stay as initialised")
+            statistics = trained.bridge.statistics
+            if others := initial.copy_weights(unet, trained):
+                weights = f"{self.init_from} has no weights that fit {', '.join(others)}"
+                report(team, f"{weights}: they stay as initialised")
 
-        pairs, validation = self.cached_pictures(splits, team)
-        with team.first_before_others():  # the others find what the first caches
-            if codec is not None and self.cache_latents is not None:
-                pairs = LatentDataset(pairs, codec, self.cache_latents, self.flip, verbose)
+        if codec is not None and self.cache_latents is not None:
+            with team.first_before_others():  # the others find what the first caches
+                pairs = LatentDataset(pairs, codec, self.cache_latents, self.flip, progress)
         if codec is not None and self.normalize_latents:
             stored = resumed and resumed.codec and resumed.codec.statistics
-            codec = codec.with_statistics(stored or measure(pairs, codec, self.flip, progress=verbose))
+            codec = codec.with_statistics(stored or measure(pairs, codec, self.flip, progress=progress))
 
         unpaired = self.dataset == UNPAIRED
-        bridge: Any = replace(bridge, **measured | spread)
-        if unpaired and resumed is not None:
+        spread = {} if self.spread is None else {"spread": self.spread}
+        bridge = replace(bridge, **statistics | spread)
+        if unpaired and not begins:
             own = getattr(resumed.bridge, "max_variance", 1.0)  # of another bridge, the resume refuses it
             bridge = replace(bridge, max_variance=own if self.eps is None else self.eps / 2)
-        elif unpaired or (initial.used(bridge) and not measured | spread):
+        elif unpaired or (initial.used(bridge) and not statistics | spread):
             bridge = initial.fitted(bridge, unet, pairs, codec, team.device)
-            bridge = replace(between_sets(bridge, self.eps), **spread) if unpaired else bridge
-            found = {**bridge.statistics, **({"eps": 2 * bridge.max_variance} if unpaired else {})}
-            if team.first:
-                print(f"measured: {', '.join(f'{name} {value:g}' for name, value in found.items())}")
-        config = from_values(UnpairedConfig if unpaired else TrainConfig, vars(self))
-        task = UnpairedTask if unpaired else BridgeTask
+            found = bridge.statistics
+            if unpaired:
+                bridge = replace(between_sets(bridge, self.eps), **spread)
+                found = {**bridge.statistics, "eps": 2 * bridge.max_variance}
+            report(team, f"measured: {', '.join(f'{name} {value:g}' for name, value in found.items())}")
+        task, kind = (UnpairedTask, UnpairedConfig) if unpaired else (BridgeTask, TrainConfig)
+        config = from_values(kind, vars(self))
         return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, task=task)
 
 
@@ -287,15 +276,16 @@ def build_network(
     source_channels: int | None = None,
     endpoint: tuple[int, ...] | None = None,
     further: ConditionsConfig | None = None,
-) -> UNet | DiT:
+) -> Network:
     """The network of a preset for targets of a number of channels, and sources of as many unless given.
 
     ``source_as`` None is the preset's choice, and a network always sees a source of other channels.
     ``endpoint`` are the source channels that the bridge ends in, and ``further`` the other conditions.
 
     Raises:
-        ValueError: ``source_as`` is not of this preset's network.
+        ValueError: ``source_as`` is none, and the source has other channels.
     """
+    from bbdm.networks.base import Wrapped
     from bbdm.networks.dit import DiT
     from bbdm.networks.unet import UNet
 
@@ -307,10 +297,9 @@ def build_network(
     seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.settings())
     seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
-        how = {"tokens": "tokens", "concat": "channels"}.get(source_as or "", config.condition)
-        return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
-    if source_as == "tokens":
-        raise ValueError(f"source_as 'tokens' is of transformers, and {preset} is none: use 'concat'")
+        return DiT.from_config(replace(config, channels=channels, **seen))
+    if isinstance(config, WrappedConfig):
+        return Wrapped.from_config(replace(config, channels=channels, **seen))
     return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
 
 

@@ -1,9 +1,4 @@
-"""Train an autoencoder, for -vq: bbdm train-vqgan edge2shoes DATA OUTPUT_MODEL [flags].
-
-It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
-(--kind kl). If it ends early, the same command resumes. For several processes, one for each GPU, add
---use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm train-vqgan ...
-"""
+"""The command bbdm train-vqgan. In Python, ``TrainVQGAN.of(...)`` has the defaults of the command."""
 
 from __future__ import annotations
 
@@ -22,7 +17,6 @@ from bbdm.training.config import AutoencoderConfig
 if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.networks.vqgan import VQGAN
-    from bbdm.training.run_folder import RunFolder
     from bbdm.training.trainer import Trainer
 
 DEFAULTS = {
@@ -37,7 +31,11 @@ DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainVQGAN(TrainingCommand, AutoencoderConfig):
-    """A training of an autoencoder. ``TrainVQGAN.of(...)`` has the defaults of the command.
+    """Train an autoencoder, for -vq: bbdm train-vqgan edge2shoes DATA OUTPUT_MODEL [flags].
+
+    It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
+    (--kind kl). If it ends early, the same command resumes. For several processes, one for each GPU, add
+    --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm train-vqgan ...
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.
@@ -45,10 +43,9 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
 
     HEADING: ClassVar[str] = "autoencoder"
     PAIRS: ClassVar[bool] = False
-    DECIDING: ClassVar[tuple[str, ...]] = ("init_from",)
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_dir", "output_model", "preset", "kind", "epochs", "batch_size", "image_size"),
-        *("device", "ckpt_path", "overwrite"),
+    DECIDING: ClassVar[str] = "init_from"
+    FIRST: ClassVar[str] = (
+        "dataset data_dir output_model preset kind epochs batch_size image_size device ckpt_path overwrite"
     )
 
     preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
@@ -70,14 +67,11 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         if self.decoder_only and self.init_from is None:
             raise ValueError("decoder_only trains the decoder of a trained autoencoder: init_from names it")
 
-    @property
-    def run_folder(self) -> RunFolder:
-        """The folder of the run, whose checkpoints are autoencoders."""
+    def read(self, path: Path) -> Any:
+        """The content of a checkpoint of the run, which is an autoencoder."""
         from bbdm.files.checkpoint import load_vqgan_state
 
-        folder = super().run_folder
-        folder.read = load_vqgan_state
-        return folder
+        return load_vqgan_state(path)
 
     def network(self) -> VQGAN:
         """The autoencoder that a run begins with."""
@@ -105,8 +99,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         config = from_values(AutoencoderConfig, vars(self))
         torch.manual_seed(self.seed)
         vqgan = self.network().to(team.device)
-        splits = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
-        pairs, validation = self.cached_pictures(splits, team)
+        pairs, validation = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
         with team.first_before_others():  # the others find what the first downloads
             perceptual = perceptual_loss(config, self.lpips_weights, team.device)
         task = partial(AutoencoderTask, perceptual=perceptual)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.base.settings import ShownConfig, from_values, position, setting
+from bbdm.base.settings import ShownConfig, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.data.config import Crops, DatasetConfig
-from bbdm.data.spec import Spec
+from bbdm.data.rows import Row
+from bbdm.data.spec import Condition, Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import RunConfig
@@ -19,14 +21,13 @@ from bbdm.training.config import RunConfig
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
-    from bbdm.training.run_folder import RunFolder
     from bbdm.training.trainer import Trainer
 
 Splits = tuple["Pairs", "Pairs | None"]  # the training pairs, and the validation pairs if there are any
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
+class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
     """A training: which pairs, where it is written, and where it resumes.
 
     Raises:
@@ -54,12 +55,12 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
         remove_leftovers(self.output_model)
         check_suffix(self.output_model)
         team = Processes.join(self.device)
-        if team.first and team.device.type == "cpu":
+        if team.device.type == "cpu":
             count = torch.get_num_threads()
-            print(f"threads: {count} (OMP_NUM_THREADS sets it; fewer are faster on a busy machine)")
+            report(team, f"threads: {count} (OMP_NUM_THREADS sets it; fewer are faster on a busy machine)")
         trainer = self._begin(team)
-        if team.first and trainer.epoch >= self.run_config.epochs:
-            print(f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
+        if trainer.epoch >= self.epochs:
+            report(team, f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
         try:
             with scripts.termination() as asked:
                 done = trainer.fit(self.shown, asked)
@@ -68,15 +69,16 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
         if not done:
             raise scripts.StoppedError(f"asked to end; {trainer.run.how_to_resume()}", scripts.TERMINATED)
         trainer.save(self.output_model)
-        if team.first:
-            folder = f"losses and checkpoints: {trainer.folder}"
-            print(f"{self.output_model}: weights after epoch {trainer.epoch}; {folder}")
+        folder = f"losses and checkpoints: {trainer.folder}"
+        report(team, f"{self.output_model}: weights after epoch {trainer.epoch}; {folder}")
         trainer.task.release()
         team.leave()
 
     def _begin(self, team: Processes) -> Trainer:
         """The run at the step where it begins or resumes, without later ones if ``overwrite`` says so."""
-        folder = self.run_folder
+        from bbdm.training.run_folder import RunFolder
+
+        folder = RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.keep, self.read)
         for path in (folder.path, self.cache_images, getattr(self, "cache_latents", None)):
             if path is not None:
                 team.check_shared(path)
@@ -93,6 +95,12 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
                 trainer.run.forget_after(trainer.step)
         return trainer
 
+    def read(self, path: Path) -> Any:
+        """The content of a checkpoint of the run; a ValueError says that it is damaged."""
+        from bbdm.files.checkpoint import load_checkpoint
+
+        return load_checkpoint(path)
+
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step.
 
@@ -102,18 +110,6 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
             resumed: the content of the checkpoint that it resumes from; None if it begins.
         """
         raise NotImplementedError
-
-    @property
-    def run_config(self) -> RunConfig:
-        """How the training runs."""
-        return from_values(RunConfig, vars(self))
-
-    @property
-    def run_folder(self) -> RunFolder:
-        """The folder of the run."""
-        from bbdm.training.run_folder import RunFolder
-
-        return RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.run_config.keep)
 
     def load_pairs(
         self,
@@ -126,7 +122,8 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
     ) -> Splits:
         """The training pairs and the validation pairs of the data set; None for the latter if there are none.
 
-        Validation pairs have the classes of the training pairs. What the first ones show is printed.
+        Validation pairs have the classes of the training pairs. What the first ones show is printed. With
+        ``cache_images``, resized pictures are read from there; of crops and slices, decoded files.
 
         Args:
             size: that of the pictures.
@@ -142,36 +139,49 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
             ValueError: see :func:`~bbdm.data.rows.read_rows` and :meth:`~bbdm.data.config.RowsConfig.spec`.
         """
         from bbdm.data import loading
+        from bbdm.data.cached import CachedExamples
+        from bbdm.data.examples import BadPicturesError
         from bbdm.data.pairs import Pairs
         from bbdm.data.rows import read_rows
 
         crops = getattr(self, "crop", None) or (Crops(learned.crop) if learned is not None and learned.crop else None)
-        cache = self.cache_images if crops or self.slices else None
-        of: tuple[Any, ...] = (cache, self.degrade, self.skip_bad)
-
+        decoded = self.cache_images if crops or self.slices else None
+        of: tuple[Any, ...] = (decoded, self.degrade, self.skip_bad)
+        progress = self.shown and team.first
+        splits: dict[str, Pairs] = {}
         with team.first_before_others():  # the others find what the first caches
             rows = read_rows(self.dataset, self.data_dir, "train")
             about: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops}
             about |= {"learned": learned, "conditions": self._conditions(rows, learned, known)}
-            train, validation = Pairs(rows, self.spec(self.dataset, rows, **about), *of), None
-            self._check(train, "train", team)
-            without = "write {split} in the paths"
+            splits["train"] = train = Pairs(rows, self.spec(self.dataset, rows, **about), *of)
+            missing = "write {split} in the paths"
             try:
                 validation = Pairs(read_rows(self.dataset, self.data_dir, "val"), train.spec, *of)
+                splits |= {} if validation.same_rows(train) else {"val": validation}
             except FileNotFoundError as error:
-                without = str(error)
-            if validation is None or validation.same_rows(train):
-                _report(team, f"without validation pairs, no validation loss, grids and best.pt: {without}")
-                validation = None
-            else:
-                self._check(validation, "val", team)
+                missing = str(error)
+            if "val" not in splits:
+                report(team, f"without validation pairs, no validation loss, grids and best.pt: {missing}")
+            for split, pairs in splits.items() if self.check else ():
+                reasons = [*loading.check_rows(pairs, self.workers, progress).values()]
+                if reasons and not self.skip_bad:
+                    first = f"{len(reasons)} of {len(pairs.rows)} pairs of {split} (skip_bad leaves them out):"
+                    raise BadPicturesError("\n".join([first, *reasons]))
+                for reason in reasons:
+                    report(team, f"left out: {reason}")
         for line in loading.first_look(train):
-            _report(team, line)
-        if known is not None and (missing := [name for name in known.each if name not in train.further.each]):
-            raise ValueError(f"the network takes {missing[0]!r} too, and `drop` does not name it")
-        return train, validation
+            report(team, line)
+        if known is not None and (unseen := [name for name in known.each if name not in train.further.each]):
+            raise ValueError(f"the network takes {unseen[0]!r} too, and `drop` does not name it")
+        if self.cache_images is not None and decoded is None:
+            with team.first_before_others():
+                for split, pairs in splits.items():
+                    splits[split] = CachedExamples(pairs, self.cache_images / split, self.workers, progress)
+        return splits["train"], splits.get("val")
 
-    def _conditions(self, rows: Any, learned: Spec | None, known: ConditionsConfig | None) -> Any:
+    def _conditions(
+        self, rows: Sequence[Row], learned: Spec | None, known: ConditionsConfig | None
+    ) -> dict[str, Condition]:
         """The conditions of examples of rows, of which a trained network may know some."""
         from bbdm.data.conditions import known_conditions
 
@@ -186,36 +196,8 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig):
                 raise ValueError(f"the network takes {known.described}, got {name}={each}")
         return known_conditions(known, learned.conditions if learned else seen, rows, both)
 
-    def _check(self, pairs: Pairs, split: str, team: Processes) -> None:
-        """Read all pairs where ``check`` is set; BadPicturesError names bad ones, unless they are skipped."""
-        from bbdm.data import loading
-        from bbdm.data.examples import BadPicturesError
 
-        bad = loading.check_rows(pairs, self.run_config.workers, self.shown and team.first) if self.check else {}
-        reasons = list(bad.values())
-        if bad and not self.skip_bad:
-            first = f"{len(bad)} of {len(pairs.rows)} pairs of {split} (skip_bad leaves them out):"
-            raise BadPicturesError("\n".join([first, *reasons]))
-        for reason in reasons:
-            _report(team, f"left out: {reason}")
-
-    def cached_pictures(self, splits: Splits, team: Processes) -> Splits:
-        """The pairs from the cache of ``cache_images``, which is made where it is missing.
-
-        Crops and slices have a cache of the decoded files.
-        """
-        from bbdm.data.cached import CachedExamples
-
-        train, validation = splits
-        if self.cache_images is None or train.cache is not None:
-            return splits
-        how: dict[str, Any] = {"workers": self.run_config.workers, "progress": self.shown and team.first}
-        with team.first_before_others():  # the others find what the first caches
-            cached = CachedExamples(train, self.cache_images / "train", **how)
-            return cached, None if validation is None else CachedExamples(validation, self.cache_images / "val", **how)
-
-
-def _report(team: Processes, line: str) -> None:
+def report(team: Processes, line: str) -> None:
     """Print a line, once in a team."""
     if team.first:
         print(line)

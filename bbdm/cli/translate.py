@@ -1,20 +1,20 @@
-"""Translate a data set: bbdm translate edge2shoes DATA CHECKPOINT OUTPUT_DIR [flags].
-
-`bbdm translate folder PICTURES CHECKPOINT` is for pictures alone. For several processes, one for each GPU,
-which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm translate ...
-"""
+"""The commands that make results: of a data set, of the bundled drawings, of photographs."""
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from PIL import Image
 
+from bbdm.base import demo
 from bbdm.base.atomic import write_atomically
+from bbdm.base.scripts import Command, StoppedError
+from bbdm.base.settings import flag_fields, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.pictures import images
 from bbdm.translation.config import TranslateConfig
@@ -40,11 +40,15 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Translate(GPUsCommand, TranslateConfig):
-    """A translation of a data set."""
+    """Translate a data set: bbdm translate edge2shoes DATA CHECKPOINT OUTPUT_DIR [flags].
 
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("dataset", "data_dir", "model", "output_dir", "solver", "steps", "num_samples", "seed", "image_size"),
-        *("batch_size", "device", "overwrite"),
+    `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone. For several processes, one for each
+    GPU, which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm
+    translate ...
+    """
+
+    FIRST: ClassVar[str] = (
+        "dataset data_dir model output_dir solver steps num_samples seed image_size batch_size device overwrite"
     )
 
     def run(self) -> None:
@@ -74,6 +78,78 @@ class Translate(GPUsCommand, TranslateConfig):
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
                 print(f"to look at: {grid}")
         translator.processes.leave()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Translate):
+    """Translate the bundled drawings with the bundled weights: bbdm demo OUTPUT_DIR [flags].
+
+    OUTPUT_DIR, out/demo if left out, gets 16 results and grid.png: sources, results, and the artists'
+    colours.
+    """
+
+    dataset: str = "edge2shoes"
+    data_dir: str = str(demo.FOLDER)
+    model: Path = demo.WEIGHTS
+    output_dir: Path = position("the folder of the results", Path("out/demo"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore(Command, TranslateConfig):
+    """Restore photographs: bbdm restore PHOTO... -o DIR [flags].
+
+    JPEGs of any quality, noise, blur and pictures that were enlarged, of any size, in grey or colour of 8 or
+    16 bits. The result is the expected picture, which is nearest to the clean one; --samples N gives N random
+    ones, with grain. Results are PNG files, of colours of 16 bits TIFF, with the bits, the transparency and
+    the colour profile of their photographs.
+
+    Raises:
+        ValueError: a number is out of range, or settings contradict each other.
+    """
+
+    FIRST: ClassVar[str] = "photographs output_dir model samples steps seed device dtype compile overwrite"
+    FURTHER: ClassVar[str] = "window overlap margin memory show_verbose quiet"
+    HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {*f"{FIRST} {FURTHER}".split()}
+
+    dataset: str = "folder"  # pictures alone
+    data_dir: str = ""  # the pictures have positions of their own
+    batch_size: int = 16
+    photographs: tuple[Path, ...] = position("a file, or a folder of them", metavar="PHOTO")
+    output_dir: Path = setting(Path("restored"), "the folder of the results", "-o")
+    model: Path = setting(demo.PHOTOGRAPHS, "a network that restores, a file or a name on the Hub")
+    samples: int | None = setting(
+        None,
+        "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
+        least=1,
+    )
+    steps: int | None = setting(
+        None, "network calls for each random result; those of the network's file if unset", least=1
+    )
+    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples is None and (self.steps is not None or self.seed):
+            raise ValueError("steps and seed are of random results: give samples too")
+
+    def run(self) -> None:
+        """Restore, and print each result, what was there, and what is wrong with others.
+
+        Raises:
+            StoppedError: a photograph was not restored; the others are.
+        """
+        from bbdm.translation.restore import restore
+
+        config = replace(self, solver="mean") if self.samples is None else replace(self, num_samples=self.samples)
+        outcome = restore(self.photographs, config)
+        for path in outcome.results:
+            print(path)
+        for path in outcome.kept:
+            print(f"{path} was there: --overwrite makes it again")
+        for error in outcome.errors:
+            print(f"error: {error}", file=sys.stderr)
+        if failed := len(outcome.errors):
+            raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")
 
 
 main = Translate.main

@@ -41,18 +41,15 @@ class Cache:
         path, now = folder / MANIFEST, manifest.as_json({"version": VERSION, "what": what, **about})
         with locked(folder):
             remove_all_leftovers(folder)
-            if path.exists():
-                with manifest.reading(path, f"delete {folder}") as content:
-                    differing = manifest.differences(content, now)
-                if differing:
-                    raise ValueError(
-                        f"{path} is of other {what} ({differing}): give another folder, or delete this one"
-                    )
-                return
-            for other in folder.iterdir():
-                if other.name != LOCK:
-                    raise ValueError(f"{other} is of no cache of {what}, without {path}: give another folder")
-            manifest.write(path, now)
+            others = [each for each in folder.iterdir() if each.name != LOCK]
+            if others and path not in others:
+                raise ValueError(f"{others[0]} is of no cache of {what}, without {path}: give another folder")
+            if not others:
+                manifest.write(path, now)
+            with manifest.reading(path, f"delete {folder}") as content:
+                differing = manifest.differences(content, now)
+            if differing:
+                raise ValueError(f"{path} is of other {what} ({differing}): give another folder, or delete this one")
 
     def __call__(self, key: str, make: Callable[[], Tensors]) -> Tensors:
         """The tensors of an entry, mapped; it is written where there is none.
@@ -74,9 +71,8 @@ class Cache:
             ValueError: an entry has changed since it was written.
         """
         existing = {key: self._path(key).exists() for key in keys}
-        for key, exists in existing.items():
-            if exists:
-                self._read(key, checked=True)
+        for key in (key for key, exists in existing.items() if exists):
+            self._read(key, checked=True)
         return [key for key, exists in existing.items() if not exists]
 
     def _read(self, key: str, checked: bool = False) -> Tensors:
@@ -99,10 +95,8 @@ class Cache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            reason = (
-                f"no room for {len(content) / 2**20:.0f} MiB more of {self.what}: make some, or give another folder"
-            )
-            raise OSError(error.errno, reason, str(self._path(key))) from error
+            wanted = f"no room for {len(content) / 2**20:.0f} MiB more of {self.what}"
+            raise OSError(error.errno, f"{wanted}: make some, or give another folder", str(self._path(key))) from error
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

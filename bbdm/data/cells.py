@@ -6,6 +6,7 @@ A file of which no part can be read alone is decoded whole: once into a cache, o
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -23,17 +24,18 @@ from bbdm.base.atomic import stamp
 from bbdm.base.seeds import keyed
 from bbdm.data.cache import Cache
 from bbdm.data.rows import Half
-from bbdm.data.tables import OF_PHOTOGRAPH, decoded
-from bbdm.pictures import Header, Picture, images
-from bbdm.pictures.checks import Window
-from bbdm.pictures.picture import same_grid
+from bbdm.pictures import Geometry, Header, Picture, images
+from bbdm.pictures.formats import Window
+from bbdm.pictures.picture import PHOTOGRAPH, same_grid
 from bbdm.pictures.values import AnyValues, Values
 
 KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures in a table
+NPY = b"\x93NUMPY"  # how an encoded array begins
+OF_PHOTOGRAPH = Geometry(format=PHOTOGRAPH)
 Array = npt.NDArray[Any]
-Change = Callable[[Image.Image], Image.Image]
 
 
 class Cells:
@@ -54,6 +56,13 @@ class Cells:
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
 
+    def _cached(self, path: Path) -> Picture:
+        """A file as a whole, from the cache."""
+        assert self._cache is not None
+        key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
+        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
+        return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
+
     def header(self, cell: Any) -> Header | Picture:
         """Sides, type and geometry of a cell; of what is in memory, the picture."""
         if isinstance(cell, Half):
@@ -61,10 +70,15 @@ class Cells:
             return replace(head, shape=(*head.shape[:-1], head.shape[-1] // 2))
         return self._headers(cell) if isinstance(cell, Path) else self.read(cell)
 
-    def read(self, cell: Any, window: Window = (), change: Change | None = None) -> Picture:
-        """A cell as a picture, or a window of it: a slice for each spatial axis.
+    def read(
+        self, cell: Any, window: Window = (), change: Callable[[Image.Image], Image.Image] | None = None
+    ) -> Picture:
+        """A cell as a picture (C, *S); rows of numbers are (1, L, D), and lists are arrays too.
 
-        ``change`` is what the photograph of a file becomes, read as a whole.
+        Args:
+            cell: a path, a half of a file, an encoded picture or array, or an array.
+            window: a slice for each spatial axis, () for all.
+            change: what the photograph of a file becomes that is read as a whole.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -83,25 +97,24 @@ class Cells:
             if rest:
                 raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
             picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
+        elif isinstance(cell, bytes) and not cell.startswith(NPY):
+            image = images.open_image(cell, "in a table", FORMATS)
+            picture = Picture(images.pixels(image), OF_PHOTOGRAPH)
         else:
-            picture = decoded(cell)
+            array = cell if isinstance(cell, np.ndarray) else _array(cell)
+            picture = Picture(array[None] if array.ndim < 3 else array)
         return picture[(slice(None), *window)] if window else picture  # pyright: ignore[reportReturnType]
-
-    def _cached(self, path: Path) -> Picture:
-        """A file as a whole, from the cache."""
-        assert self._cache is not None
-        key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
-        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
-        return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
 
     def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
         """The values of some pictures: percentiles are measured once, on the whole ones."""
         if isinstance(values, Values):
             return values
-        if not all(isinstance(each, Path | Half) for each in cells):
-            return values.of(np.concatenate([*map(self._sample, cells)]))
-        if (key := tuple(cells)) not in self._ranges:
-            self._ranges[key] = values.of(np.concatenate([*map(self._sample, cells)]))
+        key = tuple(cells) if all(isinstance(each, Path | Half) for each in cells) else None
+        if key is None or key not in self._ranges:
+            found = values.of(np.concatenate([*map(self._sample, cells)]))
+            if key is None:
+                return found
+            self._ranges[key] = found
         return self._ranges[key]
 
     def _sample(self, cell: Any) -> Array:
@@ -116,6 +129,22 @@ class Cells:
             array = self.read(cell, (slice(0, head.sides[0]), *others))[:, ::step]
         flat = Picture(array.reshape(len(array), -1), head.geometry)
         return np.asarray(flat)[:, ~flat.absent()]
+
+
+def _array(cell: Any) -> Array:
+    """The array of an encoded one, or of lists of numbers; ValueError for anything else."""
+    if isinstance(cell, str):
+        raise FileNotFoundError(f"there is no picture {cell}")
+    if isinstance(cell, bytes):
+        cell = np.load(io.BytesIO(cell), allow_pickle=False)
+    elif isinstance(cell, list):
+        try:
+            cell = np.array(cell, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it must be lists of as many numbers each, {error}") from error
+    if not isinstance(cell, np.ndarray):
+        raise ValueError(f"it is neither a picture nor an array, but {cell!r}")
+    return cell
 
 
 def check_grids(
@@ -135,31 +164,24 @@ def check_grids(
     role = "target" if columns["target"] else "source"
     if not heads.get(role):
         return
-    like, name = heads[role][0], _named(role, columns[role][0])
+    like, name = heads[role][0], columns[role][0]
     for column, others in heads.items():
         for cell, other in zip(columns[column], others, strict=True):
             located = paired and None not in (like.geometry.affine, other.geometry.affine)
             compared = located or column in sized or len(like.sides) != len(other.sides)
-            if compared and not (same_grid(other, like) if paired else other.sides == like.sides):
-                both = f"{_named(column, cell)} and {name} lie on different grids, {other.grid} and {like.grid}"
-                raise ValueError(f"{both}: resample the first to the second, {_resampling(like)}")
+            if not compared or (same_grid(other, like) if paired else other.sides == like.sides):
+                continue
+            how = "skimage.transform.resize(FIRST, SHAPE)"
+            if like.geometry.kept.get("crs"):
+                how = "rasterio.warp.reproject, or gdalwarp"
+            elif len(like.geometry.affine or ()) == 4:
+                how = "SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
+            one, two = (x if isinstance(x, Half | Path) else y for x, y in ((cell, column), (name, role)))
+            both = f"{one} and {two} lie on different grids, {other.grid} and {like.grid}"
+            raise ValueError(f"{both}: resample the first to the second, such as {how}")
 
 
-def _named(column: str, cell: Any) -> str:
-    """What messages call a cell: its path, or its column."""
-    return str(cell) if isinstance(cell, Half | Path) else column
-
-
-def _resampling(picture: Header | Picture) -> str:
-    """How a picture is brought to the grid of another."""
-    if picture.geometry.affine is not None and len(picture.geometry.affine) == 4:
-        return "such as SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
-    if picture.geometry.kept.get("crs"):
-        return "such as rasterio.warp.reproject, or gdalwarp"
-    return "such as skimage.transform.resize(FIRST, SHAPE)"
-
-
-def crop_window(whole: Window, size: Sequence[int], key: str, seed: int) -> Window:
+def crop_window(whole: Sequence[slice], size: Sequence[int], key: str, seed: int) -> Window:
     """The window of a crop in another window, random by its key and the seed of the epoch.
 
     Raises:
@@ -169,7 +191,7 @@ def crop_window(whole: Window, size: Sequence[int], key: str, seed: int) -> Wind
     if len(sides) != len(size) or any(side < least for side, least in zip(sides, size, strict=True)):
         raise ValueError(f"it has {sizes.shown(sides)} pixels, and crops have {sizes.shown(size)}")
     random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
-    first = [
-        part.start + int(random.integers(each + 1)) for part, each in zip(whole, np.subtract(sides, size), strict=True)
+    starts = [
+        part.start + int(random.integers(part.stop - part.start - n + 1)) for part, n in zip(whole, size, strict=True)
     ]
-    return tuple(slice(start, start + length) for start, length in zip(first, size, strict=True))
+    return tuple(slice(start, start + length) for start, length in zip(starts, size, strict=True))

@@ -26,20 +26,18 @@ def fitted(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Rea
     """
 
     def size(name: str, each: Condition) -> Classes | None:
-        if each.kind == "class":
-            return None if isinstance(rows[0][name], int) else labels(rows, name)
-        if each.kind == "image":
-            return first(rows, lambda row: reader.header(_cell(row, name)).shape[0])
-        return first(rows, lambda row: _tokens(name, each, row, {}, reader).shape[1])
-
-    for name, each in conditions.items():
         if each.label is None and not has_column(rows, name):
             missing = f"rows have no column {name!r}"
             raise ValueError(f"{missing}: add ',{name}=WHERE' behind the data set's folder, or a table's")
-    return {
-        name: each if each.size is not None else replace(each, size=size(name, each))
-        for name, each in conditions.items()
-    }
+        if each.size is not None:
+            return each.size
+        if each.kind == "class":
+            return None if isinstance(rows[0][name], int) else labels(rows, name)
+        if each.kind == "image":
+            return first(rows, lambda row: reader.header(row.get(name)).shape[0])
+        return first(rows, lambda row: _tokens(name, each, row, None, reader).shape[1])
+
+    return {name: replace(each, size=size(name, each)) for name, each in conditions.items()}
 
 
 def known_conditions(
@@ -118,20 +116,25 @@ def read(
     Raises:
         ValueError: something cannot be read, or does not fit; the message names it.
     """
-    return {name: READ[each.kind](name, each, row, columns, reader) for name, each in conditions.items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, each in conditions.items():
+        if each.label is None and row.get(name) is None:
+            raise ValueError(f"{shown(row)} has no {name}")
+        found[name] = READ[each.kind](name, each, row, columns.get(name), reader)
+    return found
 
 
-def _image(name: str, condition: Condition, row: Row, columns: Mapping[str, Column], reader: Reader) -> torch.Tensor:
-    """(C, *S) uint8 of 8 bits, else float32 in [-1, 1]. Raises ValueError for other channels."""
-    _cell(row, name)
-    array = reader.scaled(f"{name} of {shown(row)}", columns[name], condition.values, condition.size)  # pyright: ignore
+def _image(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
+    """(C, *S) uint8 of 8 bits, else float32 in [-1, 1]."""
+    where = f"{name} of {shown(row)}"
+    array = reader.scaled(where, column, condition.values, condition.size)  # pyright: ignore[reportArgumentType]
     if len(array) != condition.size:
-        raise ValueError(f"{name} of {shown(row)} has {len(array)} channels, and others have {condition.size}")
+        raise ValueError(f"{where} has {len(array)} channels, and others have {condition.size}")
     return torch.from_numpy(array)
 
 
-def _class(name: str, condition: Condition, row: Row, columns: Any, reader: Reader) -> torch.Tensor:
-    """() int64, the number of a row's class. Raises ValueError for a label that is no class."""
+def _class(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
+    """() int64, the number of a class."""
     classes = condition.size
     if classes is None:  # of a data set of one's own
         return torch.tensor(row[name])
@@ -144,31 +147,22 @@ def _class(name: str, condition: Condition, row: Row, columns: Any, reader: Read
 
 def _label(name: str, row: Row) -> str:
     """A label as text. Raises ValueError for what is no text, or empty."""
-    value = _cell(row, name)
-    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    cell = row.get(name)
+    text = cell.decode(errors="replace") if isinstance(cell, bytes) else cell
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{name} of {shown(row)} must be text, a label; got {text!r}")
     return text.strip()
 
 
-def _tokens(name: str, condition: Condition, row: Row, columns: Any, reader: Reader) -> torch.Tensor:
+def _tokens(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
     """(L, D) float32, without the rows of zeros at the end. Raises ValueError for others, or not finite."""
-    where, width = f"{name} of {shown(row)}", condition.size
-    array = np.asarray(reader.read(_cell(row, name)))
+    where, width, array = f"{name} of {shown(row)}", condition.size, np.asarray(reader.read(row.get(name)))
     if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or (width or array.shape[2]) != array.shape[2]:
         wanted = f"(L, {width or 'D'})"
         raise ValueError(f"{where}: tokens must be {wanted} of floats, got {array.shape[1:]} of {array.dtype}")
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: tokens have NaN or infinity")
     return trimmed(torch.from_numpy(np.array(array[0], np.float32)))
-
-
-def _cell(row: Row, name: str) -> Any:
-    """A column of a row. Raises ValueError where it is empty."""
-    value = row.get(name)
-    if value is None:
-        raise ValueError(f"{shown(row)} has no {name}")
-    return value
 
 
 READ: dict[str, Callable[..., torch.Tensor]] = {"image": _image, "class": _class, "tokens": _tokens}

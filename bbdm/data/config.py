@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from bbdm.base.settings import check, position, setting
+from bbdm.base.settings import position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from bbdm.data.rows import UNPAIRED, Row, read_layout
 from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_conditions, read_named
@@ -214,6 +214,3 @@ class DataConfig(RowsConfig):
         "--condition",
         parse=read_conditions,
     )
-
-    def __post_init__(self) -> None:
-        check(self)

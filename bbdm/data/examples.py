@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,17 +22,17 @@ class Example(NamedTuple):
     name: Any = ""
     left_out: Any = ""  # why examples before it could not be read, by lines; of a batch, a list
 
+    def map(self, change: Callable[[Any], Any]) -> Example:
+        """The example with each of its tensors changed."""
+        conditions = {name: change(value) for name, value in self.conditions.items()}
+        mask = None if self.mask is None else change(self.mask)
+        return self._replace(source=change(self.source), target=change(self.target), conditions=conditions, mask=mask)
+
     def tensors(self) -> dict[str, Any]:
         """All tensors by name; those of conditions begin with ``condition.``."""
         conditions = {f"{CONDITION}{name}": value for name, value in self.conditions.items()}
         found = {"source": self.source, "target": self.target, "mask": self.mask, **conditions}
         return {name: value for name, value in found.items() if value is not None}
-
-    def with_tensors(self, tensors: Mapping[str, Any]) -> Example:
-        """The example with other tensors, by the names of :meth:`tensors`."""
-        named = {name: value for name, value in tensors.items() if not name.startswith(CONDITION)}
-        conditions = {name.removeprefix(CONDITION): tensors[name] for name in tensors if name not in named}
-        return self._replace(conditions=conditions, **named)
 
 
 class BadPicturesError(ValueError):
@@ -67,6 +67,11 @@ def collate(examples: Sequence[Example]) -> Example:
             if sizes[0] != sizes[1]:
                 found = f"the {side} of {each.name} is {sizes[1]}, and that of {first.name} {sizes[0]}"
                 raise ValueError(f"{found}: a batch is of one size; train on crops, such as --crop 96")
-    all_tensors = [each.tensors() for each in examples]
-    batch = first.with_tensors({name: stacked([each[name] for each in all_tensors]) for name in all_tensors[0]})
-    return batch._replace(name=[each.name for each in examples], left_out=[each.left_out for each in examples])
+    return Example(
+        stacked([each.source for each in examples]),
+        stacked([each.target for each in examples]),
+        {name: stacked([each.conditions[name] for each in examples]) for name in first.conditions},
+        None if first.mask is None else stacked([each.mask for each in examples]),
+        [each.name for each in examples],
+        [each.left_out for each in examples],
+    )

@@ -9,17 +9,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.data.examples import BadPicturesError, Example
-from bbdm.data.pairs import Pairs, Place
+from bbdm.data.examples import BadPicturesError, Example, collate
+from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column
 from bbdm.data.rows import named, shown
 from bbdm.data.spec import CONTRAST, ROLES
@@ -30,17 +31,12 @@ Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM
 LOOKED_AT = 8  # rows, at a glance
 CLIPPED = 0.001  # share of values outside of the range that is said
-SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
 
 
 def _begin_worker(_: int) -> None:
-    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly.
+    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly."""
 
-    It outlives the first SIGTERM by a minute, since the trainer gets it too, and handles it. Not longer: a
-    trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
-    """
-
-    def outlive(*_: object) -> None:
+    def outlive(*_: object) -> None:  # the trainer handles the first, and waits for workers after an error
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(GRACE)
 
@@ -54,33 +50,28 @@ def _begin_worker(_: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader, with the last line of a worker's error in place of its traceback.
+class _Places(Dataset[Example]):
+    """Batches of a data set by lists of the arguments of :meth:`~bbdm.data.pairs.Pairs.read`."""
 
-    Raises:
-        BadPicturesError: a picture cannot be read.
-        ValueError: anything else that was wrong.
-    """
-    try:
-        yield from batches
-        return
-    except (OSError, ValueError) as error:
-        kind, line = type(error), str(error).strip().split("\n")[-1]
-        reason = line.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
-        raised = BadPicturesError if kind is BadPicturesError else ValueError
-    raise raised(reason)  # not from the error: its traceback would keep the workers alive
+    def __init__(self, dataset: Pairs) -> None:
+        self._dataset = dataset
 
-
-class _Order(Dataset[Place]):
-    """Places for a loader, which keeps their order from pass to pass; a place is its own item."""
-
-    places: Iterable[Place] = ()
-
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self.places)
-
-    def __getitem__(self, place: Place) -> Place:
-        return place
+    def __getitem__(self, places: Sequence[tuple[Any, ...]]) -> Example:
+        """A batch. In a stream, others of it take the places of those that cannot be read."""
+        dataset, examples, reasons = self._dataset, list[Example | None](), list[str]()
+        for place in places:
+            try:
+                examples.append(dataset.read(*place))
+            except BadPicturesError as error:
+                if not dataset.skip_bad or dataset.stream is None:
+                    raise
+                examples.append(None)
+                reasons.append(" ".join(str(error).split()))
+        good = [each for each in examples if each is not None]
+        if not good:
+            raise BadPicturesError(reasons[0])
+        batch = collate([good[i % len(good)] if each is None else each for i, each in enumerate(examples)])
+        return batch._replace(left_out=[*batch.left_out, *reasons])
 
 
 class Batches:
@@ -89,13 +80,12 @@ class Batches:
     def __init__(self, dataset: Pairs, batch_size: int, device: torch.device, workers: int = 0) -> None:
         self.device = device
         self._dataset = dataset
-        self._order = _Order()
+        self._places: Any = BatchSampler((), batch_size, drop_last=False)  # of the pass that is asked for
         self._loader = DataLoader(
-            _Order(),  # of which a worker reads a batch at once
-            batch_size,
-            sampler=self._order,
+            _Places(dataset),  # of which a worker reads a batch at once
+            None,
+            sampler=self._places,
             num_workers=workers,
-            collate_fn=dataset.batch,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=_begin_worker,
@@ -105,21 +95,28 @@ class Batches:
         """Batches of the examples ``order``, None for all, as the data set has them.
 
         Pictures are uint8 or floats in [-1, 1]. ``seed`` is of what is drawn for each example.
+
+        Raises:
+            BadPicturesError: a picture cannot be read.
+            ValueError: anything else that was wrong.
         """
-        self._order.places = self._dataset.places(range(len(self._dataset)) if order is None else order, seed)
+        dataset, order = self._dataset, range(len(self._dataset)) if order is None else order
+        places = ((index, seed) for index in order)
+        self._places.sampler = places if dataset.stream is None else dataset.streamed(order, seed)
         for batch in with_short_errors(self._loader):
             if any(batch.left_out):
-                self._dataset.leave_out(batch.left_out)
+                dataset.leave_out(batch.left_out)
             yield batch
 
     def __call__(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:
         """The batches of :meth:`stored` on the device: floats in [-1, 1], or latents."""
-        for batch in self.stored(order, seed):
-            yield self.placed(batch)
+        return (batch.map(self.placed) for batch in self.stored(order, seed))
 
-    def placed(self, batch: Example) -> Example:
-        """A batch on the device: floats in [-1, 1], or latents."""
-        return batch.with_tensors({name: self._placed(each) for name, each in batch.tensors().items()})
+    def placed(self, v: torch.Tensor) -> torch.Tensor:
+        """A tensor of a batch on the device; 8 bits as floats in [-1, 1]."""
+        v = v.to(self.device, non_blocking=True)
+        v = scale(v) if v.dtype == torch.uint8 else v
+        return v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""
@@ -127,10 +124,17 @@ class Batches:
             self._loader._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
         self._loader._iterator = None
 
-    def _placed(self, v: torch.Tensor) -> torch.Tensor:
-        v = v.to(self.device, non_blocking=True)
-        v = scale(v) if v.dtype == torch.uint8 else v
-        return v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
+
+def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader, with the last line of a worker's error in place of its traceback."""
+    try:
+        yield from batches
+        return
+    except (OSError, ValueError) as error:
+        kind, line = type(error), str(error).strip().split("\n")[-1]
+        reason = line.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
+        raised = BadPicturesError if kind is BadPicturesError else ValueError
+    raise raised(reason)  # not from the error: its traceback would keep the workers alive
 
 
 def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[int, str]:
@@ -158,34 +162,25 @@ def _reason(pairs: Pairs, index: int) -> str:
 
 
 def first_look(pairs: Pairs) -> list[str]:
-    """What the first rows show: values outside of ranges, sources without contrast, stretched sides."""
-    shares, flat, stretched = {role: list[float]() for role in ROLES}, list[str](), list[str]()
+    """What the first rows show: values outside of ranges, and sources without contrast."""
+    shares, flat = {role: list[float]() for role in ROLES}, list[str]()
     for index in range(min(LOOKED_AT, len(pairs.rows))):
-        try:
+        with suppress(ValueError, FileNotFoundError):  # which is said where the example is read
             row = pairs.rows[index]
             columns = pairs.reader.whole(row)
-            sides = [pairs.reader.header(columns[role].cells[-1]).shape[-2:] for role in ROLES if role in columns]
-        except (ValueError, FileNotFoundError):  # which is said where the example is read
-            continue
-        shapes = [width / height for height, width in sides]
-        if pairs.spec.size is not None and max(shapes) > SHAPES_DIFFER * min(shapes):
-            stretched.append(row["name"])
-        for role in ROLES:
-            values = getattr(pairs.spec, role)
-            if role in columns and isinstance(values, Values):
-                share, contrast = _levels(columns[role], values)
-                shares[role].append(share)
-                flat += [shown(row)] if role == "source" and contrast < CONTRAST else []
-    found: list[str] = []
-    for role, each in shares.items():
-        if each and (share := float(np.mean(each))) > CLIPPED:
-            values = f"{100 * share:.2g} % of the values of the first {len(each)} {role}s"
-            found.append(f"{values} are outside of their range, {getattr(pairs.spec, role)}, and clipped to it")
+            for role in (role for role in ROLES if role in columns):
+                if isinstance(values := getattr(pairs.spec, role), Values):
+                    share, contrast = _levels(columns[role], values)
+                    shares[role].append(share)
+                    flat += [shown(row)] if role == "source" and contrast < CONTRAST else []
+    found = [
+        f"{100 * np.mean(each):.2g} % of the values of the first {len(each)} {role}s are outside of their range, "
+        f"{getattr(pairs.spec, role)}, and clipped to it"
+        for role, each in shares.items()
+        if each and np.mean(each) > CLIPPED
+    ]
     if flat:
         found.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
-    if stretched:
-        count = "1 pair has" if len(stretched) == 1 else f"{len(stretched)} of the first pairs have"
-        found.append(f"{count} sides of different shapes, first {stretched[0]!r}: each side is stretched to one size")
     return found
 
 

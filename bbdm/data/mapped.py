@@ -17,6 +17,7 @@ from bbdm.data.spec import Condition, Spec
 from bbdm.pictures import images
 
 ITEM = ("source", "target", "conditions", "mask", "name")
+PICTURES = ("source", "target", "mask")
 EXPECTED = f"(source, target), or a mapping with source and target, and maybe {', '.join(ITEM[2:])}"
 LOOKED_AT = 8  # items that a digest is of
 
@@ -29,7 +30,7 @@ class MapStyle(Protocol):
 
 
 class _Items(Sequence[Row]):
-    """The items of a data set as rows of arrays."""
+    """The items of a data set as rows of arrays and numbers of classes."""
 
     def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None) -> None:
         self.dataset, self._item = dataset, item
@@ -38,11 +39,26 @@ class _Items(Sequence[Row]):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
-        value, name = self.dataset[range(len(self))[index]], f"item {index} of the data set"
+        item, name = self.dataset[range(len(self.dataset))[index]], f"item {index} of the data set"
         try:
-            return {"name": name, **_row(value if self._item is None else self._item(value))}
+            item = item if self._item is None else self._item(item)
+            if isinstance(item, tuple | list) and len(item) == 2:
+                item = dict(zip(ITEM, item, strict=False))
+            if not isinstance(item, Mapping) or not {"source", "target"} <= item.keys():
+                got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
+                raise ValueError(f"it must be {EXPECTED}; got {got}")
+            row: dict[str, Any] = {"name": str(item.get("name") or name)}
+            row |= {side: _array(side, item[side], (3, 4)) for side in PICTURES if item.get(side) is not None}
+            for column, value in (item.get("conditions") or {}).items():
+                if np.ndim(value) or isinstance(value, Image.Image):
+                    row[column] = _array(column, value, (2, 3, 4))
+                elif int(value) != value or value < 0 or isinstance(value, float):
+                    raise ValueError(
+                        f"{column} must be the number of a class, an image or tokens (L, D), got {value!r}"
+                    )
+                else:
+                    row[column] = int(value)
+            return row
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name} cannot be trained on: {error}") from error
 
@@ -55,31 +71,9 @@ class _Items(Sequence[Row]):
         digest = hashlib.sha256(str(len(self)).encode())
         for index in sorted({round(i * (len(self) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
             for name, value in sorted(self[index].items()):
-                digest.update(
-                    name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else str(value).encode())
-                )
+                content = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+                digest.update(name.encode() + content)
         return digest.hexdigest()
-
-
-def _row(item: Any) -> Row:
-    """An item as a row of arrays and numbers of classes."""
-    if isinstance(item, tuple | list) and len(item) == 2:
-        item = dict(zip(ITEM, item, strict=False))
-    if not isinstance(item, Mapping) or not {"source", "target"} <= item.keys():
-        got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-        raise ValueError(f"it must be {EXPECTED}; got {got}")
-    row: dict[str, Any] = {"name": str(item["name"])} if item.get("name") else {}
-    for name in ("source", "target", "mask"):
-        if item.get(name) is not None:
-            row[name] = _array(name, item[name], (3, 4))
-    for name, value in (item.get("conditions") or {}).items():
-        if np.ndim(value) or isinstance(value, Image.Image):
-            row[name] = _array(name, value, (2, 3, 4))
-        elif int(value) != value or value < 0 or isinstance(value, float):
-            raise ValueError(f"{name} must be the number of a class, an image or tokens (L, D), got {value!r}")
-        else:
-            row[name] = int(value)
-    return row
 
 
 def _array(name: str, value: Any, axes: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -115,15 +109,13 @@ class MappedDataset(Pairs):
         rows = _Items(dataset, item)
         first = rows[0]
         spec = spec or Spec(axes=3 if first["target"].ndim == 4 else 2)
-        found = {name: _condition(value) for name, value in first.items() if name not in ITEM}
+        found: dict[str, Condition] = {}
+        for name in (name for name in first if name not in ITEM):
+            value, axes = first[name], np.ndim(first[name])
+            size = None if axes == 0 else len(value) if axes > 2 else value.shape[1]
+            found[name] = Condition("class" if axes == 0 else "tokens" if axes == 2 else "image", size=size)
         super().__init__(rows, replace(spec, conditions=found))
         self.read(0)
-
-
-def _condition(value: Any) -> Condition:
-    if isinstance(value, int):
-        return Condition("class")
-    return Condition("tokens", size=value.shape[1]) if value.ndim == 2 else Condition("image", size=len(value))
 
 
 def as_pairs(dataset: Pairs | MapStyle) -> Pairs:

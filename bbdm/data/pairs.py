@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -21,12 +21,11 @@ from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data import conditions
 from bbdm.data.cache import Cache
 from bbdm.data.degradations import Prepare
-from bbdm.data.examples import BadPicturesError, Example, NoTargetError, collate
-from bbdm.data.reading import LOOKED_AT, Column, Reader, first
-from bbdm.data.rows import Row, named, paths_of, shown
+from bbdm.data.examples import BadPicturesError, Example, NoTargetError
+from bbdm.data.reading import LOOKED_AT, Reader, first
+from bbdm.data.rows import Row, UnpairedRows, named, paths_of, shown
 from bbdm.data.spec import ROLES, Spec
 from bbdm.data.tables import StreamedRows, TableRows
-from bbdm.data.unpaired import UnpairedRows
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import files, images
 from bbdm.pictures.picture import scale
@@ -80,6 +79,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.spec = spec = replace(spec, conditions=known)
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
         self.stream = rows if isinstance(rows, StreamedRows | UnpairedRows) else None  # which draw an epoch themselves
+        self._of_files = () if hasattr(type(rows), "digest") else rows  # others are named by their digest
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
         self.left_out: set[str] = set()
@@ -137,11 +137,9 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
         return order
 
-    def places(self, order: Iterable[int], seed: int) -> Iterator[Place]:
-        """The arguments of :meth:`read` for an order, with the rows of a stream, which are read here."""
-        if self.stream is None:
-            yield from ((index, seed) for index in order)
-            return
+    def streamed(self, order: Iterable[int], seed: int) -> Iterator[Place]:
+        """The arguments of :meth:`read` for an order of a stream, whose rows are read here."""
+        assert self.stream is not None
         groups = [(number, [*each]) for number, each in groupby(order, key=lambda index: index // self.spec.crops)]
         rows = self.stream.rows([number for number, _ in groups], seed)
         for (_, indices), row in zip(groups, rows, strict=True):
@@ -190,25 +188,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 reasons[" ".join(reason.split())] = None
         raise BadPicturesError(f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}")
 
-    def batch(self, places: Iterable[Place]) -> Example:
-        """A batch of examples. In a stream, others of it take the places of those that cannot be read."""
-        examples: list[Example | None] = []
-        reasons: list[str] = []
-        for place in places:
-            try:
-                examples.append(self.read(*place))
-            except BadPicturesError as error:
-                if not self.skip_bad or self.stream is None:
-                    raise
-                examples.append(None)
-                reasons.append(" ".join(str(error).split()))
-        good = [each for each in examples if each is not None]
-        if not good:
-            raise BadPicturesError(reasons[0])
-        full = [good[i % len(good)] if each is None else each for i, each in enumerate(examples)]
-        full[0] = full[0]._replace(left_out="\n".join(reasons)) if reasons else full[0]
-        return collate(full)
-
     def leave_out(self, reasons: Iterable[str]) -> None:
         """Name and count examples that cannot be read, each once, by the lines in :class:`Example`."""
         for reason in chain.from_iterable(map(str.splitlines, reasons)):
@@ -234,18 +213,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             arrays = self.prepare(arrays, f"{key} {seed}" if self.spec.crop else name)
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
         more = conditions.read(self.spec.conditions, row, found, self.reader) if self.spec.conditions else {}
-        return Example(source, target, more, self._mask(found) if self.masked else None, name)
-
-    def _mask(self, found: Mapping[str, Column]) -> torch.Tensor:
-        """(1, *S) float32, 1 where pixels count: in the mask, with a value in source and target."""
-        valid: Any = True
-        for role in ROLES:
-            if role in found:
-                valid = valid & ~self.reader.own(found[role], found[role].absent)
-        if "mask" in found:
-            valid = valid & self.reader.own(found["mask"], (found["mask"].array != 0).any(axis=0))
-        valid = np.broadcast_to(valid, self.reader.own(found["source"], found["source"].array).shape[1:])
-        return torch.from_numpy(self.reader.fitted(valid[None].astype(np.float32)))
+        return Example(source, target, more, torch.from_numpy(self.reader.mask(found)) if self.masked else None, name)
 
     def conditions(self, row: Row) -> dict[str, torch.Tensor]:
         """What a row, as a whole, has besides the source: images, classes and tokens."""
@@ -262,15 +230,11 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 found += [] if spacing is None else [spacing]
         return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
 
-    @property
-    def _own_digest(self) -> str | None:
-        """What names the rows of a table or of a map-style data set; None of files."""
-        return getattr(self.rows, "digest", None)
-
     def same_rows(self, other: Pairs) -> bool:
         """Whether another data set has the same rows."""
-        mine, others = self._own_digest, other._own_digest
-        return mine == others if mine or others else list(self.rows) == list(other.rows)
+        if self._of_files or other._of_files:
+            return list(self._of_files) == list(other._of_files)
+        return getattr(self.rows, "digest", None) == getattr(other.rows, "digest", None)
 
     def without(self, indices: Collection[int]) -> Pairs:
         """The data set without some of its rows."""
@@ -283,31 +247,27 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         prepared = {"degradation": self._prepared} if self._prepared else {}
         return {**self.spec.config(), **prepared, **({"labels": labels} if labels else {})}
 
-    def description(self) -> dict[str, Any]:
-        """What decides the examples, for manifests."""
-        return {**self.settings(), "files": self.digest()}
-
     def digest(self, columns: Collection[str] | None = None) -> str:
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
-        for row in self.rows if self._own_digest is None else ():
+        for row in self._of_files:
             hashes = (file_sha256(file) for path in paths_of(row, columns) for file in files.files_of(path))
             digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
         return digest.hexdigest()
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
-        known, own = self.spec.conditions, self._own_digest
+        known = self.spec.conditions
         labels = {name: each.label for name, each in known.items() if name != DIRECTION}  # the pairs are the same
         about = {name: [str(each), each.size, labels.get(name)] for name, each in known.items()}
         columns = ["name", *(name for name, each in known.items() if each.kind == "class" and each.label is None)]
+        own = getattr(self.rows, "digest", None)
         texts = [own] if own is not None else ("\n".join(str(row.get(name)) for name in columns) for row in self.rows)
         content = "".join([json.dumps([self._ends, self._prepared, about]), *texts])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def stamps_digest(self) -> str:
         """SHA-256 of the paths, sizes and times of all files; "" where there are none."""
-        rows = self.rows if self._own_digest is None else ()
-        paths = {file for row in rows for path in paths_of(row) for file in files.files_of(path)}
+        paths = {file for row in self._of_files for path in paths_of(row) for file in files.files_of(path)}
         stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
         return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from functools import reduce
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,8 +17,7 @@ from bbdm.data.examples import BadPicturesError
 from bbdm.data.rows import Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.pictures import Geometry, Header, Picture, images
-from bbdm.pictures.checks import Window
-from bbdm.pictures.images import Resize, Size
+from bbdm.pictures.formats import Window
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, scaled_present
 
 LOOKED_AT = 64  # rows, to find one that can be read
@@ -79,8 +78,8 @@ class Reader(Cells):
         self._crop = crop if self.axis is None or not crop else (*crop[: self.axis], 1, *crop[self.axis :])
         self._size = None if self._crop else spec.size
 
-    def __reduce__(self) -> Any:
-        return Reader, (self.spec, self._cache, self.prepare, self.masked)  # each process keeps its own pictures
+    def __reduce__(self) -> Any:  # each process keeps its own pictures
+        return Reader, (self.spec, self._cache, self.prepare, self.masked, self.paired)
 
     def columns(self, row: Row) -> dict[str, tuple[Any, ...]]:
         """The cells of a row's pictures: source and target by the direction, mask, and images of conditions.
@@ -114,12 +113,15 @@ class Reader(Cells):
                 around = self.spec.around(around[0], self.header(cells[0]).sides[self.axis])
             window = (*window[: self.axis], slice(around[0], around[-1] + 1), *window[self.axis + 1 :])
             slices = [each - around[0] for each in around]
-        channels = self.spec.channels if name in ROLES else None
-        size = None if self.masked or name not in ROLES or getattr(self.spec, name) != EIGHT_BIT else self._size
-        change = None
-        if not window and (channels or size):
-            change = partial(changed, channels=channels, size=size, resize=self.spec.resize)
-        opened = [self.read(cell, window, change) for cell in cells]
+        role = name in ROLES
+        channels = self.spec.channels if role else None
+        size = self._size if role and not self.masked and getattr(self.spec, name) == EIGHT_BIT else None
+
+        def change(image: Image.Image) -> Image.Image:
+            image = image if channels is None else images.convert(image, channels)
+            return image if size is None else images.resized(image, size, self.spec.resize)
+
+        opened = [self.read(cell, window, change if channels or size else None) for cell in cells]
         arrays: list[Array] = []
         absent: Any = False
         for picture in opened:
@@ -155,7 +157,10 @@ class Reader(Cells):
             check_grids(columns, self.heads(row), columns, self.paired)
             self._checked.add(row["name"])
         if index is not None or (self._crop and crop is not None):
-            window = self._window(columns, index, crop)
+            parts = [slice(0, side) for side in self.header(columns["source"][0]).shape[1:]]
+            if self.axis is not None and index is not None:
+                parts[self.axis] = slice(index, index + 1)
+            window = crop_window(parts, self._crop, *crop) if self._crop and crop is not None else tuple(parts)
         found = {
             name: self.column(name, cells, window)
             for name, cells in columns.items()
@@ -167,13 +172,6 @@ class Reader(Cells):
                 sized = columns.keys() - self.images if self.masked or self.spec.size is None else ()
                 check_grids(columns, {name: column.pictures for name, column in found.items()}, sized, self.paired)
         return found
-
-    def _window(self, columns: Mapping[str, Sequence[Any]], index: int | None, crop: tuple[str, int] | None) -> Window:
-        """The window of an example: of a slice, of the crop of a key and a seed, or both."""
-        whole = tuple(slice(0, side) for side in self.header(columns["source"][0]).shape[1:])
-        if self.axis is not None and index is not None:
-            whole = (*whole[: self.axis], slice(index, index + 1), *whole[self.axis + 1 :])
-        return whole if not self._crop or crop is None else crop_window(whole, self._crop, *crop)
 
     def scaled(self, name: str, column: Column, values: AnyValues, channels: int | None = None) -> Array:
         """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
@@ -215,19 +213,25 @@ class Reader(Cells):
             array = np.concatenate([array.take(index, 1 + self.axis) for index in column.slices])
         return self.fitted(array)
 
-    def own(self, column: Column, array: Any) -> Array:
-        """The slice of an example in an array (..., *S) of a column; of the whole, the array."""
-        array = np.asarray(array)
-        if not column.slices or not array.ndim:
-            return array
-        assert self.axis is not None
-        return array.take(column.slices[len(column.slices) // 2], self.axis - 3)
-
     def fitted(self, array: Array) -> Array:
         """An array at the size that whole pictures are resized to, in memory of its own."""
         if self._size is None:
             return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
         return images.fitted(array, self._size, self.spec.resize)
+
+    def mask(self, columns: Mapping[str, Column]) -> Array:
+        """(1, *S) float32, 1 where pixels count: in the mask, with a value in source and target."""
+
+        def own(column: Column, array: Any) -> Array:  # of the slice of the example
+            array = np.asarray(array)
+            middle = len(column.slices) // 2
+            return array.take(column.slices[middle], (self.axis or 0) - 3) if column.slices and array.ndim else array
+
+        valid = [~own(columns[role], columns[role].absent) for role in ROLES if role in columns]
+        if "mask" in columns:
+            valid.append(own(columns["mask"], (columns["mask"].array != 0).any(axis=0)))
+        shape = own(columns["source"], columns["source"].array).shape[1:]
+        return self.fitted(np.broadcast_to(reduce(np.logical_and, valid), shape)[None].astype(np.float32))
 
     def channels(self, head: Header | Picture) -> int:
         """The channels that a picture has in examples."""
@@ -288,12 +292,6 @@ class Reader(Cells):
             read=read,
             forget=self.forget,
         )
-
-
-def changed(image: Image.Image, channels: int | None, size: Size | None, resize: Resize) -> Image.Image:
-    """A photograph as grey (1 channel) or colour (3 channels) at a size; None keeps what it has."""
-    image = image if channels is None else images.convert(image, channels)
-    return image if size is None else images.resized(image, size, resize)
 
 
 def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:

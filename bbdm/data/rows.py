@@ -7,20 +7,19 @@ A layout is a function of its folder and a split that says where the cells of ea
 from __future__ import annotations
 
 import csv
-import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
 
 from bbdm.data import tables
-from bbdm.data.unpaired import UnpairedRows
 from bbdm.pictures import files, formats
 
-log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
@@ -44,6 +43,51 @@ class Part(NamedTuple):
     column: str
     where: Path  # for messages
     cells: Mapping[str, Any]
+
+
+class UnpairedRows(Sequence[Row]):
+    """Rows with a source of one set and a target of another, which have nothing to do with each other.
+
+    There are as many rows as pictures in the larger set; the smaller one begins anew where it ends. The rows
+    of an epoch are a function of its seed, and the rows by index are those of seed 0.
+
+    Args:
+        sources: cells of the set A by name.
+        targets: cells of the set B by name.
+    """
+
+    def __init__(self, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+        self._sets = [list(each.items()) for each in (sources, targets)]
+        self._count = max(map(len, self._sets))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        found = range(self._count)[index]
+        return next(self.rows([found], 0)) if isinstance(found, int) else [*self.rows(found, 0)]
+
+    def order(self, crops: int = 1) -> Callable[[int, int], list[int]]:
+        """The examples at the positions start to end of an epoch, whose rows are drawn already."""
+        return lambda start, end: [*range(start, end)]
+
+    def rows(self, order: Iterable[int], seed: int) -> Iterator[Row]:
+        """The rows at indices of the epoch of a seed."""
+        drawn = [_drawn(seed, side, len(cells), self._count) for side, cells in enumerate(self._sets)]
+        for index in order:
+            (a, source), (b, target) = (cells[each[index]] for cells, each in zip(self._sets, drawn, strict=True))
+            yield {"name": f"{a}+{b}", "source": source, "target": target}
+
+    def shared(self, rank: int, processes: int) -> UnpairedRows:
+        """The rows of one of several processes, which take shares of the same order."""
+        return self
+
+
+@lru_cache(maxsize=8)
+def _drawn(seed: int, side: int, size: int, count: int) -> npt.NDArray[np.int64]:
+    """``count`` indices of a set of ``size`` pictures: all of them in random order, again and again."""
+    generator = np.random.default_rng([seed, side])
+    return np.concatenate([generator.permutation(size) for _ in range(-(-count // size))])[:count]
 
 
 def paths_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
@@ -94,11 +138,8 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
-    return UnpairedRows(*(part.cells for part in parts)) if dataset == UNPAIRED else _joined(parts)
-
-
-def _joined(parts: Sequence[Part]) -> list[Row]:
-    """Rows of the cells of equal names; ValueError where a source, or a target, has no counterpart."""
+    if dataset == UNPAIRED:
+        return UnpairedRows(*(part.cells for part in parts))
     first, *others = parts
     for part in others:
         for one, other in ((first, part), (part, first)) if part.column in SIDES else ((first, part),):
@@ -148,19 +189,13 @@ def _pictures(column: str, where: str) -> Part:
         raise ValueError(f"{folder} is a file, not a folder of pictures")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    below = sorted(path.relative_to(folder) for path in files.pictures_in(folder))
-    below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    found = [path for path in below if files.is_picture(folder / path)]
-    others = Image.registered_extensions().keys() - set(formats.SUFFIXES)
-    skipped = [path.suffix.lower() for path in below if path.suffix.lower() in others and path not in found]
-    if skipped:
-        count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
-        log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
-    for path in found:
-        full = path.with_name(formats.stem_of(path)).as_posix()
-        if full.endswith(ending) and stems.setdefault(full.removesuffix(ending), folder / path) != folder / path:
-            other = stems[full.removesuffix(ending)]
-            raise ValueError(f"{other} and {folder / path} have the same name: rename or remove one")
+    for path in sorted(files.pictures_in(folder)):
+        below = path.relative_to(folder)
+        full = below.with_name(formats.stem_of(path)).as_posix()
+        if full.endswith(ending) and not any(part.startswith(".") for part in below.parts) and files.is_picture(path):
+            other = stems.setdefault(full.removesuffix(ending), path)
+            if other != path:
+                raise ValueError(f"{other} and {path} have the same name: rename or remove one")
     if not stems:
         suffix = ", ".join(sorted(formats.SUFFIXES))
         raise ValueError(f"there are no pictures in {where} (looked for {suffix})")
@@ -179,8 +214,7 @@ def _side_by_side(data_dir: str, split: str) -> list[Part]:
     if (root / "A").is_dir() and (root / "B").is_dir():
         raise ValueError(f"{root} has the folders A and B, the layout of 'celeba'; here a picture holds both sides")
     both = _pictures("source", f"{root}").cells
-    halves = ({name: Half(path, side) for name, path in both.items()} for side in (0, 1))
-    return [Part(column, root, cells) for column, cells in zip(SIDES, halves, strict=True)]
+    return [Part(c, root, {name: Half(path, side) for name, path in both.items()}) for side, c in enumerate(SIDES)]
 
 
 def _paired(data_dir: str, split: str) -> list[Part]:
@@ -198,7 +232,7 @@ def _unpaired(data_dir: str, split: str) -> list[Part]:
     folders = data_dir.replace("{split}", split).split(",")
     if len(folders) != 2 or not all(folders):
         raise ValueError(f"data_dir of 'unpaired' must be two folders, A,B, and no columns; got {data_dir!r}")
-    return [_pictures(side, folder) for side, folder in zip(SIDES, folders, strict=True)]
+    return [*map(_pictures, SIDES, folders)]
 
 
 def _folder(data_dir: str, split: str) -> list[Part]:

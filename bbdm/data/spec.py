@@ -218,21 +218,15 @@ class Spec:
     def result(
         self, array: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
     ) -> Picture:
-        """A result (C, *S) in [-1, 1] in stored values; see :meth:`placed`."""
-        return self.placed(self.target.stored(array, axes=array.ndim - 1), geometry, absent, name)
-
-    def placed(
-        self, stored: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
-    ) -> Picture:
-        """A result (C, *S) of stored values, at the place of its source.
+        """A result (C, *S) in [-1, 1] in stored values, at the place of its source.
 
         Args:
-            stored: the values of the result.
+            array: the values of the result.
             geometry: of the source, whose place a result has.
             absent: (*S) where the source has no value, and so the result; None for nowhere.
             name: what messages call the picture.
         """
-        nodata = self.result_nodata(geometry.nodata)
+        stored, nodata = self.target.stored(array, axes=array.ndim - 1), self.result_nodata(geometry.nodata)
         if nodata is not None and stored.dtype.kind != "f":  # a pixel with a value does not get nodata by rounding
             highest = np.reshape(self.target.high, (-1, *[1] * (stored.ndim - 1)))
             other = np.where(nodata < highest, nodata + 1, nodata - 1)

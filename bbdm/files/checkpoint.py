@@ -18,7 +18,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.spec import Spec
 from bbdm.files import weights
-from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, NetworkState, VQGANState
+from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, NetworkState, vqgan_snapshot
 from bbdm.files.hub import find_checkpoint
 from bbdm.files.importers import autoencoders, programs
 from bbdm.files.weights import Snapshot
@@ -91,7 +91,7 @@ def save_vqgan(
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
     """
-    weights.write(path, VQGANState.take(vqgan, ema, training))
+    weights.write(path, vqgan_snapshot(vqgan, ema, training))
 
 
 def load_checkpoint(
@@ -157,15 +157,17 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
         ValueError: it is no VQGAN, is damaged, or is of a newer version.
     """
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
-        return VQGANState.open(content).build() if isinstance(content, Snapshot) else autoencoders.read_vqgan(content)
+        if isinstance(content, Snapshot):
+            return NetworkState.read(content.settings, content, VQGAN.kind).build()
+        return autoencoders.read_vqgan(content)
 
 
-def load_vqgan_state(path: str | os.PathLike[str]) -> VQGANState:
+def load_vqgan_state(path: str | os.PathLike[str]) -> NetworkState:
     """Read all that a file of :func:`save_vqgan` holds; see :func:`load_vqgan`."""
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
         if not isinstance(content, Snapshot):
             raise ValueError("it is of another program: only its weights can be read")
-        return VQGANState.open(content)
+        return NetworkState.read(content.settings, content, VQGAN.kind)
 
 
 def load_codec(path: str | os.PathLike[str]) -> Codec:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,9 +17,8 @@ from bbdm.bridges import Bridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
-from bbdm.networks.arrays import source_channels
 from bbdm.networks.base import Network, Wrapped, check_network
-from bbdm.networks.config import UNetConfig, WrappedConfig
+from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
@@ -27,23 +26,24 @@ from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size
 from bbdm.solvers import USUAL, Defaults
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-FORMAT = "bbdm"
-VQGAN_FORMAT = "bbdm vqgan"
-Kinds = dict[str, tuple[type[nn.Module], type[Any]]]  # by the names in files; the classes of their settings
+FORMAT, VQGAN_FORMAT = "bbdm", "bbdm vqgan"
+NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {  # by the names in files; the classes of their settings
+    "unet": (UNet, UNetConfig),
+    "dit": (DiT, DiTConfig),
+    "wrapped": (Wrapped, WrappedConfig),
+    "vqgan": (VQGAN, VQGANConfig),  # in a file of its own
+}
 
 
 @dataclass(frozen=True)
 class NetworkState:
-    """A network in a file: its settings, and its weights, their moving average, or both."""
+    """A network or an autoencoder in a file: its settings, and its weights, their moving average, or both."""
 
-    config: Any  # UNetConfig, or the settings of another kind; has axes, channels, condition_channels and stride
+    config: Any  # UNetConfig, or the settings of another kind
     weights: State | None
     ema: State | None = None
     kind: str = "unet"
-    kinds: ClassVar[Kinds] = {"unet": (UNet, UNetConfig), "dit": (DiT, DiTConfig), "wrapped": (Wrapped, WrappedConfig)}
+    training: dict[str, Any] | None = None  # of an autoencoder's file; a bridge's has it in the Checkpoint
 
     @classmethod
     def of(cls, network: Network, ema: Network | None = None, dtype: torch.dtype | None = None) -> NetworkState:
@@ -55,43 +55,27 @@ class NetworkState:
         check_network(network)
         states = [each.state_dict() for each in (network, ema) if each is not None]
         weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
-        config = cls.kinds[network.kind][1](**network.description())
-        return cls(config, weights, average[0] if average else None, network.kind)
+        return cls(network.network_config, weights, average[0] if average else None, network.kind)
+
+    @classmethod
+    def read(cls, settings: dict[str, Any], content: Snapshot, kind: str = "unet") -> NetworkState:
+        """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
+        kind, states = settings.get("kind", kind), content.states
+        if kind not in NETWORKS or (kind == VQGAN.kind) != (content.format == VQGAN_FORMAT):
+            raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
+        network, config_class = NETWORKS[kind]
+        config = config_class(**settings["config"])
+        if not states.keys() & {"weights", "ema"}:
+            raise ValueError("it holds neither weights nor their moving average")
+        if issubclass(network, ConfiguredNetwork):
+            for name in states.keys() & {"weights", "ema"}:
+                fitting(network.from_config, config, states[name])
+        return cls(config, states.get("weights"), states.get("ema"), kind, content.training)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All settings, and the kind."""
-        return {"network": self.kind, **vars(self.config)}
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """What a file says of the network: what :meth:`read` takes."""
-        return {"config": self.config.description(), **({} if self.kind == "unet" else {"kind": self.kind})}
-
-    @property
-    def states(self) -> dict[str, State]:
-        """The state dicts of a file, by name."""
-        return {name: each for name, each in (("weights", self.weights), ("ema", self.ema)) if each is not None}
-
-    @property
-    def source_channels(self) -> int:
-        """The channels of sources."""
-        return source_channels(self.config.channels, self.config.condition_channels, self.config.endpoint)
-
-    @classmethod
-    def read(cls, settings: dict[str, Any], states: dict[str, State]) -> Self:
-        """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
-        kind = settings.get("kind", cls.kind)
-        if kind not in cls.kinds:
-            raise ValueError(f"network kind must be one of {sorted(cls.kinds)}, got {kind!r}: update bbdm")
-        network, config_class = cls.kinds[kind]
-        state = cls(config_class(**settings["config"]), states.get("weights"), states.get("ema"), kind)
-        if not state.states:
-            raise ValueError("it holds neither weights nor their moving average")
-        if issubclass(network, ConfiguredNetwork):
-            for each in state.states.values():
-                fitting(network.from_config, state.config, each)
-        return state
+        return {"network": self.kind, **asdict(self.config)}
 
     def chosen(self, ema: bool) -> State:
         """The averaged weights or the others, where the file has both."""
@@ -102,21 +86,23 @@ class NetworkState:
 
     def build(self, ema: bool = True, network: Network | None = None) -> Any:
         """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
-        kind, _ = self.kinds[self.kind]
+        kind, _ = NETWORKS[self.kind]
         state = self.chosen(ema)
         if issubclass(kind, ConfiguredNetwork):
             if network is not None:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
             return restore(kind.from_config, self.config, state, "the checkpoint's")
         described = f"of a {self.config.module} with {self.config.channels} channels"
+        if network is None and self.config.module in FACTORIES:
+            network = Wrapped.from_config(self.config)
         if network is None:
             raise IncompleteFileError(
-                f"the file holds weights {described}, wrapped: give the network, "
-                "BridgeSampler.from_checkpoint(path, network=bbdm.wrap(module, ...))"
+                f"the file holds weights {described}, wrapped: give it in Python, network=bbdm.wrap(module, ...), or "
+                "import the module that registers it, bbdm --import MODULE"
             )
         expected, got = (  # a class may have moved; weights are compared by key and shape
-            {name: value for name, value in each.items() if name != "module"}
-            for each in (self.config.description(), network.description())
+            {name: value for name, value in asdict(each).items() if name != "module"}
+            for each in (self.config, network.network_config)
         )
         if network.kind != self.kind or expected != got:
             raise ValueError(f"the file holds weights {described}, wrapped with {expected}; the one given has {got}")
@@ -125,24 +111,10 @@ class NetworkState:
         return built.float().eval()
 
 
-@dataclass(frozen=True)
-class VQGANState(NetworkState):
-    """A VQGAN or KL autoencoder in a file of its own, and the state of its training run, if any."""
-
-    kind: str = "vqgan"
-    training: dict[str, Any] | None = None
-    kinds: ClassVar[Kinds] = {"vqgan": (VQGAN, VQGANConfig)}
-
-    @classmethod
-    def take(cls, vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
-        """The content of a file of an autoencoder, of one with the moving average of its weights, or both."""
-        states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
-        return Snapshot(VQGAN_FORMAT, {"config": vqgan.description()}, states, training)
-
-    @classmethod
-    def open(cls, content: Snapshot) -> VQGANState:
-        """What the content of a file describes; errors as for :meth:`read`."""
-        return replace(cls.read(content.settings, content.states), training=content.training)
+def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
+    """The content of a file of an autoencoder, of one with the moving average of its weights, or both."""
+    states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
+    return Snapshot(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training)
 
 
 @dataclass(frozen=True)
@@ -233,7 +205,7 @@ class Checkpoint:
     def read(cls, content: Snapshot, codec: Codec | None = None) -> Checkpoint:
         """What a file of our own describes; ``codec`` has weights that it only refers to."""
         settings = content.settings
-        network = NetworkState.read(settings["unet"], content.states)
+        network = NetworkState.read(settings["unet"], content)
         bridge = bridges.from_config(settings["bridge"])
         coded = None if settings["codec"] is None else CodecState.read(settings["codec"], content.states, codec)
         image_size = settings.get("image_size")
@@ -245,21 +217,21 @@ class Checkpoint:
 
     def snapshot(self) -> Snapshot:
         """The content of a file; where there is training state, with only the hash of the codec."""
-        states, codec = self.unet.states, self.codec
-        coded = None if codec is None else codec.config
+        codec, coded = self.codec, None if self.codec is None else self.codec.config
+        states = {"weights": self.unet.weights, "ema": self.unet.ema}
         if codec is not None and codec.weights is not None and self.training is None:
             states["codec"] = codec.weights
         elif codec is not None:
             coded = {**codec.config, "sha256": codec.digest()}
         settings = {
-            "unet": self.unet.header,
+            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config)},
             "bridge": self.bridge.config(),
             "codec": coded,
             "image_size": self.image_size,
             **self.defaults.config(),
             **self.pictures.config(),
         }
-        return Snapshot(FORMAT, settings, states, self.training)
+        return Snapshot(FORMAT, settings, {k: v for k, v in states.items() if v is not None}, self.training)
 
     @property
     def origin(self) -> Origin | None:
@@ -270,11 +242,6 @@ class Checkpoint:
     def calls(self) -> int | None:
         """The network calls that the network was distilled for, or None."""
         return self.defaults.calls
-
-    def half(self, ema: bool = True) -> torch.dtype | None:
-        """The dtype of the weights of :meth:`build_unet`, where all are stored in one of 16 bits."""
-        found = {value.dtype for value in self.unet.chosen(ema).values() if value.is_floating_point()}
-        return found.pop() if len(found) == 1 and found <= {torch.float16, torch.bfloat16} else None
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.

@@ -54,22 +54,29 @@ class Snapshot:
 def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Write a file, atomically: a reader sees the old file or the complete new one.
 
+    Tensors of states become contiguous, each with memory of its own.
+
     Raises:
         ValueError: the path has another suffix, or is a ``.safetensors`` and there is training state.
         OSError: the file cannot be written.
     """
     path = Path(path)
     check_suffix(path)
-    stored: dict[int, torch.Tensor] = {}
-    states = {kind: {key: _own(v, stored) for key, v in state.items()} for kind, state in snapshot.states.items()}
-    if path.suffix == ".pt":
-        content = {**snapshot.header, "states": states, "training": on_cpu(snapshot.training)}
-        write_atomically(path, lambda temporary: _save(content, temporary))
-    elif snapshot.training is not None:
+    if path.suffix != ".pt" and snapshot.training is not None:
         raise ValueError(f"training state needs a .pt file, got {path}")
+    stored: dict[int, torch.Tensor] = {}  # by where it lies in memory
+    states: dict[str, State] = {name: {} for name in snapshot.states}
+    for name, key, tensor in ((name, *each) for name, state in snapshot.states.items() for each in state.items()):
+        tensor = tensor.detach().to("cpu").contiguous()
+        if tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in stored:
+            tensor = tensor.clone()
+        states[name][key] = stored[tensor.data_ptr()] = tensor
+    if path.suffix == ".pt":
+        content = {**snapshot.header, "states": states, "training": snapshot.training}
+        write_atomically(path, lambda temporary: _save(content, temporary))
     else:
-        tensors = {f"{kind}.{key}": v for kind, state in states.items() for key, v in state.items()}
-        metadata = described(snapshot.format, snapshot.header, tensors)
+        tensors = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+        metadata = described(snapshot.format, json.dumps(snapshot.header), tensors)
         write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
@@ -118,8 +125,8 @@ def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
         if format not in metadata:
             raise ValueError(f"its metadata has no {format!r} entry")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-    text = metadata[format]
-    if metadata.keys() != {format} and metadata.get(DIGEST) != _digest(text, tensors):  # by hand, it may be missing
+    text = metadata[format]  # of a file made by hand, without a hash beside it
+    if metadata.keys() != {format} and metadata.get(DIGEST) != described(format, text, tensors)[DIGEST]:
         raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
     header = json.loads(text)
     _check_format(header, format, kind)
@@ -159,33 +166,9 @@ def is_own(path: Path) -> bool:
         return any(name.startswith("bbdm") for name in file.metadata() or {})
 
 
-def _own(tensor: torch.Tensor, stored: dict[int, torch.Tensor]) -> torch.Tensor:
-    """A contiguous tensor of the CPU with memory of its own, unlike those ``stored``, which it joins."""
-    tensor = tensor.detach().to("cpu").contiguous()
-    memory = tensor.untyped_storage()
-    if memory.nbytes() != tensor.nbytes or memory.data_ptr() in stored:
-        tensor = tensor.clone()
-    stored[tensor.data_ptr()] = tensor
-    return tensor
-
-
-def on_cpu(content: Any) -> Any:
-    """Plain containers with their tensors in the memory of the CPU; those that are there are not copied."""
-    if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu")
-    if isinstance(content, dict):
-        return {name: on_cpu(each) for name, each in content.items()}
-    return type(content)(map(on_cpu, content)) if isinstance(content, list | tuple) else content
-
-
-def described(format: str, header: dict[str, Any], tensors: State) -> dict[str, str]:
-    """The metadata of a .safetensors: a header under its format, and a hash of that and the tensors."""
-    text = json.dumps(header)
-    return {format: text, DIGEST: _digest(text, tensors)}
-
-
-def _digest(text: str, tensors: State) -> str:
-    return hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()
+def described(format: str, text: str, tensors: State) -> dict[str, str]:
+    """The metadata of a .safetensors: the header as JSON under its format, and a hash of that and tensors."""
+    return {format: text, DIGEST: hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()}
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

@@ -25,27 +25,24 @@ def along(number: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return (number,) * axes if not isinstance(number, Sequence) else tuple(number)
 
 
-def check_images(x: torch.Tensor, channels: int, stride: Stride, axes: int = 2) -> None:
-    """Raise ValueError where x has other axes or channels, or a side that is not a multiple of the stride."""
+def check_images(x: torch.Tensor, channels: int, strides: Sequence[int]) -> None:
+    """Raise ValueError where x has other axes or channels, or a side that is not a multiple of its stride."""
+    axes = len(strides)
     if x.ndim != 2 + axes:
         raise ValueError(f"x must be (B, {channels}, {SIDES[axes]}), got shape {tuple(x.shape)}")
     if x.shape[1] != channels:
         raise ValueError(f"x must have {channels} channels, got {x.shape[1]}")
-    if any(side % step for side, step in zip(x.shape[2:], along(stride, axes), strict=True)):
+    if any(side % step for side, step in zip(x.shape[2:], strides, strict=True)):
         *first, last = NAMES[axes]
+        multiple = strides[0] if len(set(strides)) == 1 else tuple(strides)
         names = f"{', '.join(first)} and {last}"
-        raise ValueError(f"x must have {names} that are multiples of {stride}, got {shown(x.shape[2:])}")
+        raise ValueError(f"x must have {names} that are multiples of {multiple}, got {shown(x.shape[2:])}")
 
 
 def check_pictures(axes: int, what: str) -> None:
     """Raise ValueError for a network of volumes, by its axes; ``what`` begins the message."""
     if axes != 2:
         raise ValueError(f"{what} is for pictures (B, C, H, W), and this network is of volumes (B, C, D, H, W)")
-
-
-def source_channels(channels: int, condition_channels: int, endpoint: Sequence[int] | None) -> int:
-    """The channels of a network's sources; see :attr:`bbdm.networks.base.Network.source_channels`."""
-    return condition_channels or (channels if endpoint is None else max(endpoint) + 1)
 
 
 def in_channels(source: Any, channels: int, endpoint: Sequence[int] | None) -> Any:

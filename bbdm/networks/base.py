@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -12,10 +13,10 @@ import torch
 from torch import nn
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
-from bbdm.networks.arrays import Stride, along, check_images, in_channels, source_channels
+from bbdm.networks.arrays import Stride, along, check_images, in_channels
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionInput, ConditionsConfig, matched
-from bbdm.networks.config import WrappedConfig
+from bbdm.networks.config import FACTORIES, WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -51,44 +52,35 @@ class Network(nn.Module):
     drop: Mapping[str, float] = {}
     endpoint_channels: tuple[int, ...] | None = None
 
-    @property
-    def further(self) -> ConditionsConfig:
-        """The conditions besides the source; see :class:`~bbdm.networks.conditions.ConditionsConfig`."""
-        return ConditionsConfig(images=self.images, classes=self.classes, tokens=self.tokens, drop=self.drop)
+    def __init__(self, config: Any = None) -> None:  # a NetworkConfig; None where the attributes are a class's own
+        super().__init__()
+        if config is not None:
+            self.network_config = own = config
+            self.channels, self.condition_channels = own.channels, own.condition_channels
+            self.stride, self.axes, self.endpoint_channels = own.stride, own.axes, own.endpoint
+            self.images, self.classes, self.tokens, self.drop = own.images, own.classes, own.tokens, own.drop
 
-    def tell(self, config: Any) -> None:
-        """Take sizes and conditions of a configuration of networks."""
-        self.channels, self.condition_channels = config.channels, config.condition_channels
-        self.stride, self.axes, self.endpoint_channels = config.stride, config.axes, config.endpoint
-        self.images, self.classes, self.tokens, self.drop = config.images, config.classes, config.tokens, config.drop
+    @cached_property
+    def network_config(self) -> Any:
+        """Its settings as a file has them; of a class of one's own, the attributes above."""
+        own = self.channels, self.condition_channels, self.stride, self.endpoint_channels, self.axes
+        others: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(ConditionsConfig)}
+        return WrappedConfig(type(self).__qualname__, *own, **others)
 
-    @property
+    @cached_property
     def strides(self) -> tuple[int, ...]:
         """The stride of each axis."""
         return along(self.stride, self.axes)
 
     @property
-    def conditions(self) -> dict[str, int]:
-        """Sizes of all conditions by name: ``source``, where it is seen, then images, classes and tokens.
-
-        They are channels, numbers of classes, and widths. Those of a kind are sorted.
-        """
-        return {name: each.size for name, each in self.inputs.items()}
-
-    @cached_property
     def inputs(self) -> dict[str, ConditionInput]:
         """All conditions by name: ``source``, where it is seen, then images, classes and tokens."""
-        source = {SOURCE: ConditionInput(SOURCE, "image", self.condition_channels)} if self.condition_channels else {}
-        return source | self.further.each
+        return self.network_config.inputs
 
-    @cached_property
+    @property
     def source_channels(self) -> int:
-        """The channels of sources.
-
-        A network that does not see them has sources with the target's channels or, with an endpoint, with
-        the channels up to the last that it names.
-        """
-        return source_channels(self.channels, self.condition_channels, self.endpoint_channels)
+        """The channels of sources; see :attr:`~bbdm.networks.config.NetworkConfig.source_channels`."""
+        return self.network_config.source_channels
 
     def endpoint(self, source: torch.Tensor) -> torch.Tensor:
         """y, the source in the target's channels: where the bridge begins to sample.
@@ -108,25 +100,9 @@ class Network(nn.Module):
         y = in_channels(source, self.channels, self.endpoint_channels)
         return y if y is source else y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
 
-    def given(self, source: torch.Tensor, others: Conditions | None = None) -> dict[str, torch.Tensor]:
-        """What the network is called with as conditions: the source, where it sees it, and others by name.
-
-        Raises:
-            ValueError: a condition is missing or unknown, or has another size.
-        """
-        seen = {SOURCE: source} if self.condition_channels else {}
-        return self.checked({**seen, **(others or {})})
-
-    def checked(self, conditions: Conditions | None) -> dict[str, torch.Tensor]:
-        """Conditions in the order of :attr:`conditions`.
-
-        Raises:
-            ValueError: they are no mapping, or one is missing or unknown, or has another size.
-        """
-        seen = matched(conditions, self.inputs)
-        for name, value in seen.items():
-            self.inputs[name].check(value)
-        return seen
+    def given(self, source: torch.Tensor, others: Conditions) -> dict[str, torch.Tensor]:
+        """What the network is called with as conditions: the source, where it sees it, and others by name."""
+        return {**({SOURCE: source} if self.condition_channels else {}), **others}
 
     def without(self, conditions: Conditions, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Conditions of which some are "none": the number of classes, or zeros."""
@@ -136,7 +112,7 @@ class Network(nn.Module):
         """What conditions alone decide, computed once for all steps: what :meth:`body` takes for them.
 
         Args:
-            conditions: tensors by name, as :meth:`checked` returns them.
+            conditions: tensors by name, in the order of :attr:`inputs`.
             sides: of the state, (height, width) or (depth, height, width).
 
         Returns:
@@ -151,7 +127,7 @@ class Network(nn.Module):
         Args:
             x: (B, channels, H, W) what the bridge shows of the state.
             t: (B,) integers or reals, what the network sees of the times; or (1,) for all.
-            conditions: tensors by name, those that :attr:`conditions` lists, such as ``source``, which is
+            conditions: tensors by name, those that :attr:`inputs` lists, such as ``source``, which is
                 (B, condition_channels, H, W). None where there are none.
 
         Returns:
@@ -161,8 +137,12 @@ class Network(nn.Module):
             ValueError: x has other axes or channels, or a size that is no multiple of the stride; or a
                 condition is missing or unknown, or has another size.
         """
-        check_images(x, self.channels, self.stride, self.axes)
-        return self.body(x, self.embed(t), self.prepared(self.checked(conditions), x.shape[2:]))
+        check_images(x, self.channels, self.strides)
+        inputs = self.network_config.inputs
+        seen = matched(conditions, inputs)
+        for name, value in seen.items():
+            inputs[name].check(value)
+        return self.body(x, self.embed(t), self.prepared(seen, x.shape[2:]))
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """What depends on the time alone, computed once a table; the time itself by default."""
@@ -172,7 +152,7 @@ class Network(nn.Module):
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The rest of the network; ``embedding`` has a row for each image, or one for all.
 
-        ``conditions`` are :meth:`prepared`: all of :attr:`conditions`, empty where there are none.
+        ``conditions`` are :meth:`prepared`: all of :attr:`inputs`, empty where there are none.
         """
 
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -181,20 +161,22 @@ class Network(nn.Module):
         return lambda t: self.embed(t.to(device))
 
     def description(self) -> dict[str, Any]:
-        """Plain values by which a checkpoint names it: by default the class and the sizes."""
-        sizes = self.channels, self.condition_channels, self.stride, self.endpoint_channels, self.axes
-        return WrappedConfig(type(self).__qualname__, *sizes, **self.further.settings()).description()
+        """Plain values by which a checkpoint names it."""
+        return asdict(self.network_config)
 
 
 class Wrapped(Network):
     """Any module as a network; see :func:`wrap`."""
 
     def __init__(self, module: nn.Module, config: WrappedConfig, call: Call | None) -> None:
-        super().__init__()
-        self.module = module
-        self.config = config
-        self.tell(config)
-        self._call = call
+        super().__init__(config)
+        self.module, self._call = module, call
+
+    @classmethod
+    def from_config(cls, config: WrappedConfig) -> Wrapped:
+        """The network that a registered function makes of settings; KeyError where none has their name."""
+        make, call = FACTORIES[config.module]
+        return cls(make(config), config, call)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The module's prediction; the embedding is the time."""
@@ -204,10 +186,6 @@ class Wrapped(Network):
         if conditions.keys() - {SOURCE}:
             return self.module(x, t, conditions)
         return self.module(x, t, conditions[SOURCE]) if conditions else self.module(x, t)
-
-    def description(self) -> dict[str, Any]:
-        """The class and the sizes."""
-        return self.config.description()
 
 
 def wrap(

@@ -6,15 +6,19 @@ word of a command is read. No other code compares kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.networks.arrays import as_numpy, concatenated, converted
 from bbdm.pictures import images
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCE = "source"  # the name of the source among the conditions
 TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")  # names of other inputs, in exports
@@ -68,30 +72,21 @@ class ConditionInput:
         shapes = {"image": (count, self.size, *sides), "class": (count,), "tokens": (count, length, self.size)}
         return shapes[self.kind]
 
-    def check(self, value: Any) -> None:
+    def check(self, value: torch.Tensor) -> None:
         """Raise ValueError unless a tensor has the axes, the size and, where seen at no cost, the values."""
-        shape = value.shape
+        got: Any = f"{tuple(value.shape)} of {value.dtype}"
         if self.kind == "image":
-            fits = len(shape) > 3 and shape[1] == self.size
+            fits, wanted = value.ndim > 3 and value.shape[1] == self.size, f"{self.size} channels"
         elif self.kind == "tokens":
-            fits = len(shape) == 3 and shape[2] == self.size
+            fits, wanted = value.ndim == 3 and value.shape[2] == self.size, f"shape (B, L, {self.size})"
         else:
-            fits = self._are_classes(value)
-        if not fits:
-            got: Any = f"{tuple(shape)} of {value.dtype}"
-            if self.kind == "image" and len(shape) > 1:
-                got = shape[1]
-            elif self.kind == "class" and len(shape) == 1:
-                got = value.tolist()
-            wanted = {"image": "{} channels", "class": "shape (B,) of int64, below {}", "tokens": "shape (B, L, {})"}
-            raise ValueError(f"condition {self.name!r} must have {wanted[self.kind].format(self.size)}, got {got}")
+            import torch
 
-    def _are_classes(self, value: Any) -> bool:
-        if value.ndim != 1 or "int" not in str(value.dtype):
-            return False
-        if isinstance(value, np.ndarray) or value.device.type != "cpu" or _is_compiling():
-            return True
-        return bool(((value >= 0) & (value < self.size + self.droppable)).all())
+            fits, wanted = value.ndim == 1 and "int" in str(value.dtype), f"shape (B,) of int64, below {self.size}"
+            if fits and value.device.type == "cpu" and not torch.compiler.is_compiling():
+                fits, got = bool(((value >= 0) & (value < self.size + self.droppable)).all()), value
+        if not fits:
+            raise ValueError(f"condition {self.name!r} must have {wanted}, got {got}")
 
     def none(self, value: Any) -> Any:
         """What stands for it where it is left out, like a tensor or an array of it."""
@@ -112,8 +107,42 @@ class ConditionInput:
         """What a call gives for it, as an array with a row for each image; see :func:`read_conditions`."""
         if self.kind == "image":
             return self._images(value, source, len(owners))
-        rows = self._classes(value, owners[-1] + 1) if self.kind == "class" else self._tokens(value, owners[-1] + 1)
-        return rows if len(rows) == len(owners) else rows[list(owners)]
+        count, axes = owners[-1] + 1, 0 if self.kind == "class" else 2  # axes of one source's value
+        if value is None or isinstance(value, str | int | float) or getattr(value, "ndim", -1) == axes:
+            values = [value] * count
+        else:
+            values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
+            if len(values) not in (1, count):
+                wanted = f"one value, or one for each of {count} sources"
+                raise ValueError(f"condition {self.name!r} must be {wanted}, got {len(values)}")
+            values *= count // len(values)
+        if self.kind == "class":
+            rows: Any = np.array([self._number(each) for each in values], np.int64)
+        else:  # padded with rows of zeros
+            arrays = [self._tokens(each) for each in values]
+            rows = np.zeros((count, max(1, *map(len, arrays)), self.size), np.float32)
+            for row, each in zip(rows, arrays, strict=True):
+                row[: len(each)] = each
+        return rows if count == len(owners) else rows[list(owners)]
+
+    def _number(self, value: Any) -> int:
+        """The class of a name, a number or None."""
+        number = self.size if value is None else self.names.index(value) if value in self.names else value
+        if isinstance(number, str) or int(number) != number or not 0 <= number < self.size + self.droppable:
+            expected = ", ".join(self.names) or f"numbers from 0 to {self.size - 1}"
+            raise ValueError(f"condition {self.name!r} must be of {expected}, got {value!r}")
+        return int(number)
+
+    def _tokens(self, value: Any) -> npt.NDArray[np.float32]:
+        """(L, size) of an array, a tensor or None."""
+        value = np.zeros((0, self.size)) if value is None else as_numpy(value) if hasattr(value, "detach") else value
+        array = np.asarray(value, np.float32)
+        if array.ndim != 2 or array.shape[1] != self.size:
+            shapes = f"(L, {self.size}), or (B, L, {self.size})"
+            raise ValueError(f"condition {self.name!r} must be tokens {shapes}, got {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"condition {self.name!r} must be finite, got NaN or infinity")
+        return array
 
     def _images(self, value: Any, source: Any, count: int) -> Any:
         """(N, C, *S) of images in [-1, 1], one for all or for each; pictures are resized."""
@@ -136,44 +165,6 @@ class ConditionInput:
         value = converted(value, source)
         return value if len(value) == count else concatenated([value] * count)
 
-    def _classes(self, value: Any, count: int) -> npt.NDArray[np.int64]:
-        """(sources,) of a name, a number or None for all, or a list of these."""
-        numbers: list[int] = []
-        for each in self._of_sources(value, count, lambda each: np.ndim(each) == 0):
-            number = self.size if each is None else self.names.index(each) if each in self.names else each
-            if isinstance(number, str) or int(number) != number or not 0 <= number < self.size + self.droppable:
-                expected = ", ".join(self.names) or f"numbers from 0 to {self.size - 1}"
-                raise ValueError(f"condition {self.name!r} must be of {expected}, got {each!r}")
-            numbers.append(int(number))
-        return np.array(numbers, np.int64)
-
-    def _tokens(self, value: Any, count: int) -> npt.NDArray[np.float32]:
-        """(sources, L, D), of tokens (L, D) or None for all, or of each; padded with rows of zeros."""
-        arrays: list[npt.NDArray[np.float32]] = []
-        for each in self._of_sources(value, count, lambda each: getattr(each, "ndim", 0) == 2):
-            array = np.zeros((0, self.size)) if each is None else as_numpy(each) if hasattr(each, "detach") else each
-            arrays.append(np.asarray(array, np.float32))
-            if arrays[-1].ndim != 2 or arrays[-1].shape[1] != self.size:
-                shapes = f"(L, {self.size}), or (B, L, {self.size})"
-                raise ValueError(f"condition {self.name!r} must be tokens {shapes}, got {arrays[-1].shape}")
-            if not np.isfinite(arrays[-1]).all():
-                raise ValueError(f"condition {self.name!r} must be finite, got NaN or infinity")
-        tokens = np.zeros((count, max(1, *map(len, arrays)), self.size), np.float32)
-        for row, each in zip(tokens, arrays, strict=True):
-            row[: len(each)] = each
-        return tokens
-
-    def _of_sources(self, value: Any, count: int, single: Callable[[Any], bool]) -> list[Any]:
-        """A value for each source, of one for all or of several."""
-        if value is None or isinstance(value, str) or single(value):
-            return [value] * count
-        values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
-        if len(values) not in (1, count):
-            raise ValueError(
-                f"condition {self.name!r} must be one value, or one for each of {count} sources, got {len(values)}"
-            )
-        return values * count if len(values) == 1 else values
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionsConfig:
@@ -189,18 +180,24 @@ class ConditionsConfig:
     drop: Mapping[str, float] = field(default_factory=dict, hash=False)  # share of training examples without it
 
     def __post_init__(self) -> None:
-        named = {name: as_classes(value) for name, value in self.classes.items()}
-        object.__setattr__(self, "classes", named)
-        for each in fields(ConditionsConfig):  # the same settings are the same bytes in files
-            object.__setattr__(self, each.name, dict(sorted(getattr(self, each.name).items())))
+        for each in fields(ConditionsConfig):  # sorted: the same settings are the same bytes in files
+            value = dict(sorted(getattr(self, each.name).items()))
+            if each.name == "classes":
+                value = {name: tuple(names) if isinstance(names, list) else names for name, names in value.items()}
+            object.__setattr__(self, each.name, value)
         sizes = [(what, name, value) for what in KINDS for name, value in getattr(self, what).items()]
         for what, name, value in sizes:
             if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
                 rule = f"a name of {what} must be an identifier, and none of {', '.join(TAKEN)}"
                 raise ValueError(f"{rule}, got {name!r}")
-            size = len(value) if isinstance(value, tuple) else value
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{what}[{name!r}] must be an integer of at least 1, got {size!r}")
+            if what == "classes" and not isinstance(value, int):
+                if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
+                    raise ValueError(f"classes must be a number or a list of names, got {value!r}")
+                if len(set(value)) < len(value):
+                    raise ValueError(f"a class has its name alone, got {', '.join(value)}")
+                value = len(value)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{what}[{name!r}] must be an integer of at least 1, got {value!r}")
         if len({name for _, name, _ in sizes}) < len(sizes):
             raise ValueError(f"each condition needs a name of its own, got {', '.join(name for _, name, _ in sizes)}")
         for name, share in self.drop.items():
@@ -212,7 +209,7 @@ class ConditionsConfig:
             if not isinstance(share, int | float) or not 0 < share < 1:
                 raise ValueError(f"drop[{name!r}] must be above 0 and below 1, got {share!r}")
 
-    @property
+    @cached_property
     def each(self) -> dict[str, ConditionInput]:
         """The conditions by name, in the order in which a network has them."""
         conditions: dict[str, ConditionInput] = {}
@@ -296,20 +293,3 @@ def read_direction(value: Any) -> Direction:
         if values and all(each in (number, name) for each in values):
             return name
     raise ValueError(f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}")
-
-
-def as_classes(value: Any) -> Classes:
-    """A number of classes, or their names; ValueError where they are neither, or a name is there twice."""
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
-        raise ValueError(f"classes must be a number or a list of names, got {value!r}")
-    if len(set(value)) < len(value):
-        raise ValueError(f"a class has its name alone, got {', '.join(value)}")
-    return tuple(value)
-
-
-def _is_compiling() -> bool:
-    import torch
-
-    return torch.compiler.is_compiling()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from typing import Any, ClassVar, TypeVar
 
 from bbdm.networks.arrays import Stride, along
-from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
 SIZES = ("int", "int | None", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
-Condition = Literal["channels", "tokens"]
 
 
 def check_sizes(config: Any) -> None:
@@ -73,27 +73,34 @@ class NetworkConfig(ConditionsConfig):
         ValueError: no network can be built from a value.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("endpoint",)  # what older files lack: written where it is not the default
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self)
         own: Any = self  # the fields that every subclass has
         check_endpoint(own.endpoint, own.channels, own.condition_channels)
 
-    def description(self) -> dict[str, Any]:
-        """Plain values from which a file builds it; conditions and ``LATER`` only where there are any."""
-        usual = {each.name: each.default for each in fields(self) if each.name in self.LATER}
-        usual |= {each.name: {} for each in fields(ConditionsConfig)}
-        return {name: value for name, value in asdict(self).items() if name not in usual or value != usual[name]}
+    @cached_property
+    def inputs(self) -> dict[str, ConditionInput]:
+        """All conditions by name: ``source``, where it is seen, then images, classes and tokens."""
+        seen: int = self.condition_channels  # pyright: ignore[reportAttributeAccessIssue]
+        return ({SOURCE: ConditionInput(SOURCE, "image", seen)} if seen else {}) | self.each
+
+    @cached_property
+    def source_channels(self) -> int:
+        """The channels of sources.
+
+        A network that does not see them has sources with the target's channels or, with an endpoint, with
+        the channels up to the last that it names.
+        """
+        own: Any = self
+        return own.condition_channels or (own.channels if own.endpoint is None else max(own.endpoint) + 1)
 
 
 @dataclass(frozen=True)
 class WrappedConfig(NetworkConfig):
-    """What a file says of a network that its user has to give: see :func:`bbdm.networks.base.wrap`."""
+    """What a file says of a network of one's own: see :func:`~bbdm.networks.base.wrap`, :func:`register`."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("endpoint", "axes")
-    module: str  # the name of its class
+    module: str  # the name of its class, or the one that makes it
     channels: int  # channels of the state, and of the prediction
     condition_channels: int  # channels of the source; 0 where it is not shown
     stride: Stride  # sides are multiples of it: a number, or one for each axis
@@ -118,9 +125,6 @@ class UNetConfig(NetworkConfig):
         ValueError: no network can be built from a value.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = (
-        *("num_heads", "scale_shift", "residual_resampling", "patch", "endpoint", "axes", "strides"),
-    )
     in_channels: int = 3  # channels of the state x
     out_channels: int = 3  # channels of the prediction
     condition_channels: int = 0  # channels of the source, concatenated to x; 0 where it is not shown
@@ -131,9 +135,6 @@ class UNetConfig(NetworkConfig):
     head_channels: int = 64  # width of an attention head
     num_groups: int = 32  # groups of every GroupNorm
     dropout: float = 0.0  # before the last convolution of a residual block
-    num_heads: int | None = None  # of every attention, in place of head_channels
-    scale_shift: bool = True  # the time scales and shifts the second norm of a block; False: it is added before it
-    residual_resampling: bool = True  # residual blocks change the size; False: single convolutions
     patch: int = 1  # side of the square of pixels, or cube of voxels, that is one position of the first level
     endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
     axes: int = 2  # spatial: 2 for pictures (H, W), 3 for volumes (D, H, W)
@@ -152,15 +153,10 @@ class UNetConfig(NetworkConfig):
             raise ValueError(f"model_channels must be even, got {self.model_channels}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        heads = f"heads of {self.head_channels}" if self.num_heads is None else f"num_heads={self.num_heads}"
         for level, width in enumerate(widths):
             attended = 2**level in self.attention_resolutions or level == len(widths) - 1
-            if attended and width % (self.num_heads or self.head_channels):
-                raise ValueError(f"attention on {width} channels does not split into {heads}")
-
-    def heads(self, channels: int) -> int:
-        """The number of heads of attention on so many channels."""
-        return self.num_heads or channels // self.head_channels
+            if attended and width % self.head_channels:
+                raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
 
     @property
     def channels(self) -> int:
@@ -194,7 +190,6 @@ class DiTConfig(NetworkConfig):
     axes: ClassVar[int] = 2  # spatial: pictures alone
     channels: int = 3  # of the state, and of the prediction
     condition_channels: int = 3  # of the source; 0 where it is not shown
-    condition: Condition = "channels"  # how the source is shown
     patch: int = 4  # side of a token, in pixels; sides of pictures must be multiples of it
     width: int = 384  # channels of a token
     depth: int = 12  # blocks
@@ -204,8 +199,6 @@ class DiTConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.condition not in get_args(Condition):
-            raise ValueError(f"condition must be one of {get_args(Condition)}, got {self.condition!r}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be a multiple of heads={self.heads} and of 4, got {self.width}")
 
@@ -289,3 +282,41 @@ VQGANS: dict[str, VQGANConfig] = {
     ),
     "demo": VQGANConfig(num_codes=512, model_channels=32, num_res_blocks=1, num_groups=8),
 }
+OWN: dict[str, WrappedConfig] = {}  # of networks that are registered
+FACTORIES: dict[str, tuple[Callable[[WrappedConfig], Any], Callable[..., Any] | None]] = {}
+Factory = TypeVar("Factory", bound=Callable[[WrappedConfig], Any])
+
+
+def register(
+    name: str,
+    *,
+    sees_source: bool = True,
+    stride: Stride = 1,
+    axes: int = 2,
+    call: Callable[..., Any] | None = None,
+) -> Callable[[Factory], Factory]:
+    """A decorator that gives a network of one's own a name, for ``bbdm train --preset`` and for files.
+
+    The function makes the module of a :class:`WrappedConfig`, whose ``channels`` are the target's and whose
+    ``condition_channels`` are the source's. A file has the name and the settings, so that all that reads it
+    makes the network again.
+
+    Args:
+        name: in files and in commands.
+        sees_source: the module is called with the source; if not, ``condition_channels`` is 0.
+        stride: sides must be multiples of it, as of :func:`~bbdm.networks.base.wrap`.
+        axes: 2 for a module of pictures, 3 for one of volumes.
+        call: call(module, x, t, conditions), as of :func:`~bbdm.networks.base.wrap`.
+
+    Raises:
+        ValueError: the name is of a preset of this library, or a size is out of range.
+    """
+    if name in UNETS or name in DITS:
+        raise ValueError(f"the name {name!r} is of a preset of this library: choose another")
+    config = WrappedConfig(name, 3, 3 if sees_source else 0, stride, axes=axes)
+
+    def add(make: Factory) -> Factory:
+        OWN[name], FACTORIES[name] = config, (make, call)
+        return make
+
+    return add

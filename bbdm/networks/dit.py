@@ -1,12 +1,12 @@
 """A transformer on patches: DiT with adaLN-Zero (Peebles and Xie 2023).
 
 The time enters by a shift, a scale and a gate for each layer, which the sampler computes once a table. The
-source is shown as further channels or as further tokens. Any size that the patch divides is taken.
+source is shown as further channels. Any size that the patch divides is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bbdm.networks.base import SOURCE, Conditions
+from bbdm.networks.base import Conditions
 from bbdm.networks.config import DITS, DiTConfig
-from bbdm.networks.layers import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention, frequencies, sinusoids
+from bbdm.networks.layers import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention, Modulation
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 
@@ -60,15 +60,12 @@ class DiT(ConditionedNetwork):
     kind = "dit"
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__()
         config = DiTConfig(**settings)
+        super().__init__(config)
         self.config = config
-        self.tell(config)
         width, patch = config.width, config.patch
-        tokens = config.condition == "tokens" and config.condition_channels > 0
-        shown = config.channels + (0 if tokens else config.condition_channels) + sum(config.images.values())
+        shown = config.channels + config.condition_channels + sum(config.images.values())
         self.embed_patches = nn.Conv2d(shown, width, patch, stride=patch)
-        self.embed_source = nn.Conv2d(config.condition_channels, width, patch, stride=patch) if tokens else None
         self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.out_modulation = nn.Linear(width, 2 * width)
@@ -82,41 +79,28 @@ class DiT(ConditionedNetwork):
                 nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
         self.condition_embedding = ConditionEmbedding(config, width, self)
 
-    def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """See :meth:`ConditionedNetwork.embedder`: shifts, scales and gates."""
-        return partial(_embed, self.time, [] if self.classes else self._modulations())
+    def time_mlp(self) -> tuple[nn.Sequential, int]:
+        """See :meth:`ConditionedNetwork.time_mlp`."""
+        return self.time, TIME_CHANNELS
 
-    def _modulations(self) -> list[nn.Linear]:
-        return [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
+    def modulation(self) -> Modulation:
+        """See :meth:`ConditionedNetwork.modulation`: shifts, scales and gates."""
+        layers = [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
+        return partial(_modulated, layers)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
-        height, width = x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
-        if self.classes:
-            embedding = _modulated(self._modulations(), self.condition_embedding.embedding(conditions, embedding))
-        context = self.condition_embedding.context(conditions)
-        shown = [conditions[SOURCE]] if SOURCE in conditions and self.embed_source is None else []
-        x = torch.cat([x, *shown, *self.condition_embedding.shown(conditions)], dim=1)
-        places = _places(height, width, self.config.width, x)
-        h = self.embed_patches(x).flatten(2).transpose(1, 2) + places
-        if self.embed_source is not None:
-            h = torch.cat([h, self.embed_source(conditions[SOURCE]).flatten(2).transpose(1, 2) + places], dim=1)
+        patch, height, width = self.config.patch, *(side // self.config.patch for side in x.shape[2:])
+        x, embedding, context = self._conditioned(x, embedding, conditions)
+        h = self.embed_patches(x).flatten(2).transpose(1, 2) + _places(height, width, self.config.width, x)
         parts = embedding.split([6 * self.config.width] * len(self.blocks) + [2 * self.config.width], dim=1)
         for block, part in zip(self.blocks, parts[:-1], strict=True):
             h = self._run(block, h, part, context)
         shift, scale = parts[-1].to(h.dtype)[:, None].chunk(2, dim=-1)
-        h = self.out(_norm(h[:, : height * width], shift, scale))
-        h = h.unflatten(1, (height, width)).unflatten(-1, (self.config.patch, self.config.patch, self.channels))
+        h = self.out(_norm(h, shift, scale))
+        h = h.unflatten(1, (height, width)).unflatten(-1, (patch, patch, self.channels))
         h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
-        return h.reshape(x.shape[0], self.channels, height * self.config.patch, width * self.config.patch)
-
-
-def _embed(time: nn.Sequential, layers: Sequence[nn.Linear], t: torch.Tensor) -> torch.Tensor:
-    """The outputs of all layers side by side, for (B,) times; of no layers, the times' embedding."""
-    weight = cast(nn.Linear, time[0]).weight
-    t = t.to(weight.device)
-    embedding = time(sinusoids(t, frequencies(TIME_CHANNELS, t.device)).to(weight.dtype))
-    return _modulated(layers, embedding) if layers else embedding
+        return h.reshape(x.shape[0], self.channels, height * patch, width * patch)
 
 
 def _modulated(layers: Sequence[nn.Linear], embedding: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
-from bbdm.kernels.upsample_conv import upsample_conv3x3
-from bbdm.networks.base import Conditions, Network
+from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.restore import ConfiguredNetwork
 
 Conv = TypeVar("Conv", bound=nn.Module)
 CONVOLUTIONS: dict[int, type[Any]] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of spatial axes
+Modulation = Callable[[torch.Tensor], torch.Tensor]
 Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and what is added to scores
 ABSENT = 1e4  # subtracted from the scores of what is no token: its weight is 0 in every dtype
 
@@ -71,31 +71,6 @@ def zeroed(module: Conv) -> Conv:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-class Downsample(nn.Module):
-    """Halve the size by a convolution, or divide each side by its stride."""
-
-    def __init__(self, channels: int, strides: Sequence[int] = (2, 2)) -> None:
-        super().__init__()
-        self.op = conv3x3(channels, channels, strides, len(strides))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, C, H / 2, W / 2)."""
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Double the size by nearest neighbours, or multiply each side by its stride, then convolve."""
-
-    def __init__(self, channels: int, strides: Sequence[int] = (2, 2)) -> None:
-        super().__init__()
-        self.strides = strides
-        self.conv = conv3x3(channels, channels, axes=len(strides))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
-        return upsample_conv3x3(x, self.conv.weight, self.conv.bias, self.strides)
 
 
 def unshuffled(x: torch.Tensor, patch: int) -> torch.Tensor:
@@ -193,16 +168,6 @@ class ConditionEmbedding(nn.Module):
             prepared |= {key[1:]: part(conditions[key[1:]]) for key, part in parts.items()}
         return prepared
 
-    def shown(self, prepared: Conditions) -> list[torch.Tensor]:
-        """(B, C, *S) the images."""
-        return [prepared[name] for name in self.images]
-
-    def embedding(self, prepared: Conditions, time: torch.Tensor) -> torch.Tensor:
-        """The time's embedding (B or 1, width) with those of classes."""
-        for key in self.classes:
-            time = time + prepared[key[1:]]
-        return time
-
     def context(self, prepared: Conditions) -> Context:
         """Keys and values of all tokens (B, L, M), and biases (B, 1, 1, L) of scores; None without tokens."""
         if not self.tokens:
@@ -222,19 +187,46 @@ def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
     return outputs.to(image.dtype)
 
 
+class TimeEmbedding:
+    """What a network computes of the time alone. It holds the weights of that part, and no others.
+
+    Args:
+        mlp: from the sinusoids of a time to its embedding.
+        width: the number of sinusoids.
+        modulation: of an embedding (B, E), (B, M); None where embeddings of classes are added to it before.
+    """
+
+    def __init__(self, mlp: nn.Sequential, width: int, modulation: Modulation | None) -> None:
+        self.mlp, self.width, self.modulation = mlp, width, modulation
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, M) at (B,) integer or fractional times; with classes, the embedding (B, E)."""
+        t = t.to(cast(nn.Linear, self.mlp[0]).weight.device)
+        return self.of(sinusoids(t, frequencies(self.width, t.device)))
+
+    def of(self, sinusoids: torch.Tensor) -> torch.Tensor:
+        """The same from the times' (B, width) sinusoids."""
+        embedding = self.mlp(sinusoids.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
+        return embedding if self.modulation is None else self.modulation(embedding)
+
+
 class ConditionedNetwork(ConfiguredNetwork, Network):
-    """What the networks of this library share: embeddings of conditions, and one of the time alone."""
+    """What the networks of this library share: embeddings of the time and of conditions."""
 
     condition_embedding: ConditionEmbedding
     gradient_checkpointing = False
 
-    def description(self) -> dict[str, Any]:
-        """Its settings."""
-        return self.config.description()
+    @abstractmethod
+    def time_mlp(self) -> tuple[nn.Sequential, int]:
+        """The layers from a time's sinusoids to its embedding, and the number of sinusoids."""
 
     @abstractmethod
-    def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def modulation(self) -> Modulation:
+        """From embeddings to the modulation of all layers side by side; it holds no other weights."""
+
+    def embedder(self) -> TimeEmbedding:
         """The part that :meth:`embed` calls, with its weights alone. The sampler calls it once a table."""
+        return TimeEmbedding(*self.time_mlp(), None if self.classes else self.modulation())
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) the modulation of all layers at (B,) integer or fractional times: t's only influence.
@@ -246,6 +238,16 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
         return self.condition_embedding.prepared(conditions, sides)
+
+    def _conditioned(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
+    ) -> tuple[torch.Tensor, torch.Tensor, Context]:
+        """The state with the source and images as channels, the modulation, and keys and values of tokens."""
+        if self.classes:
+            embedding = self.modulation()(sum((conditions[name] for name in self.classes), embedding))
+        images = [conditions[name] for name in (SOURCE, *self.images) if name in conditions]
+        x = torch.cat([x, *images], dim=1) if images else x
+        return x, embedding, self.condition_embedding.context(conditions)
 
     def _run(self, module: nn.Module, h: torch.Tensor, *others: Any) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -15,15 +15,10 @@ Configured = TypeVar("Configured", bound="ConfiguredNetwork")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
-class ConfiguredNetwork(nn.Module):
+class ConfiguredNetwork:
     """A network whose arguments are the fields of a settings dataclass, its attribute ``config``."""
 
     presets: ClassVar[Mapping[str, Any]]  # settings by name
-    config: Any
-
-    def description(self) -> dict[str, Any]:
-        """Its settings, as plain values."""
-        return asdict(self.config)
 
     @classmethod
     def from_config(cls: type[Configured], config: Any) -> Configured:
@@ -42,30 +37,27 @@ class ConfiguredNetwork(nn.Module):
         return cls.from_config(cls.presets[name])
 
 
-def skeleton(build: Callable[[Any], Network], config: Any) -> Network:
-    """A network on the device "meta", where it takes no memory; ValueError where there is no such network."""
-    try:
-        with torch.device("meta"):
-            return build(config)
-    except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
-        raise ValueError(f"there is no network of such sizes: {str(error).splitlines()[0]}") from error
-
-
 def fitting(build: Callable[[Any], Network], config: Any, state: Mapping[str, Any], whose: str = "its") -> Network:
-    """The :func:`skeleton` of a network that these weights fit, by key, shape and kind of number.
+    """A network on the device "meta", without memory, that weights fit by key, shape and kind of number.
 
-    ``state`` has the weights, or other objects with ``shape`` and ``dtype``; ``whose`` begins a message.
-    The message of a ValueError has every key that is missing, extra or of another shape.
+    ``whose`` begins a message.
+
+    Raises:
+        ValueError: there is no network of such sizes, or weights do not fit: the message has every key that
+            is missing, extra or of another shape.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"{whose} weights are no state dict, but a {type(state).__name__}")
-    strange = [key for key, value in state.items() if not hasattr(value, "shape")]
-    if strange:
+    if strange := [key for key, value in state.items() if not hasattr(value, "shape")]:
         raise ValueError(f"{whose} weights are no state dict: {str(strange[0])[:100]} is no tensor")
     blocks = getattr(config, "num_res_blocks", 0) * len(getattr(config, "channel_mult", ()))
     if blocks > len(state):  # a wrong number of blocks can be huge, and would be built
         raise ValueError(f"{whose} weights do not fit the network: {len(state)} tensors, for {blocks} blocks")
-    network = skeleton(build, config)
+    try:
+        with torch.device("meta"):
+            network = build(config)
+    except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
+        raise ValueError(f"there is no network of such sizes: {str(error).splitlines()[0]}") from error
     wanted = network.state_dict()
     both = sorted(state.keys() & wanted.keys())
     shapes = {key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in both}
@@ -74,11 +66,10 @@ def fitting(build: Callable[[Any], Network], config: Any, state: Mapping[str, An
         "extra": sorted(map(str, state.keys() - wanted.keys())),
         "of another shape": [f"{key} {got} (wanted {want})" for key, (got, want) in shapes.items() if got != want],
     }
-    if any(differences.values()):
-        found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in differences.items() if keys)
+    if found := "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in differences.items() if keys):
         raise ValueError(f"{whose} weights do not fit the network: {found}")
     for key in both:
-        if wanted[key].is_floating_point() and state[key].dtype is not None and not state[key].dtype.is_floating_point:
+        if wanted[key].is_floating_point() and not state[key].dtype.is_floating_point:
             raise ValueError(f"{key} is of {state[key].dtype}; weights must be floating point")
     return network
 

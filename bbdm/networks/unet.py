@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.base import SOURCE, Conditions
+from bbdm.networks.base import Conditions
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.layers import (
     CONVOLUTIONS,
@@ -25,14 +26,11 @@ from bbdm.networks.layers import (
     ConditionEmbedding,
     Context,
     CrossAttention,
-    Downsample,
-    Upsample,
+    Modulation,
     conv3x3,
-    frequencies,
     norm_silu,
     pooled,
     shuffled,
-    sinusoids,
     unshuffled,
     zeroed,
 )
@@ -49,11 +47,10 @@ class ResBlock(nn.Module):
         self, channels: int, out_channels: int, config: UNetConfig, *, up: Sequence[int] = (), down: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        self.up, self.down, self.scale_shift = up, down, config.scale_shift
-        width = 2 * out_channels if config.scale_shift else out_channels
+        self.up, self.down = up, down
         conv = conv3x3(channels, out_channels, axes=config.axes)
         self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), conv)
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, width))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(
             _norm(out_channels, config),
             nn.SiLU(),
@@ -77,10 +74,7 @@ class ResBlock(nn.Module):
         h = norm_silu(norm, x)
         h = upsample_conv3x3(h, conv.weight, conv.bias, self.up) if self.up else conv(self.resample(h))
         norm, _, dropout, conv = self.out_layers
-        columns = modulation[:, self.modulated]
-        if not self.scale_shift:
-            h, columns = h + columns[(..., *[None] * (h.ndim - 2))].to(h.dtype), None
-        h = conv(dropout(norm_silu(norm, h, columns)))
+        h = conv(dropout(norm_silu(norm, h, modulation[:, self.modulated])))
         return self.skip_connection(self.resample(x)) + h
 
 
@@ -92,7 +86,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.heads = config.heads(channels)
+        self.heads = channels // config.head_channels
         self.norm = _norm(channels, config)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
@@ -130,48 +124,6 @@ class Stage(nn.Sequential):
         return x
 
 
-class Modulation:
-    """What a UNet computes of the time alone. It holds the weights of that part, and no others.
-
-    Of a network with classes that is the time's embedding, to which their embeddings are added.
-
-    Args:
-        unet: the network, whose weights are used, not copied.
-    """
-
-    def __init__(self, unet: UNet) -> None:
-        self.width, self.scale_shift = unet.config.model_channels, unet.config.scale_shift
-        self.embed = unet.time_embed
-        self.classes = bool(unet.classes)
-        self.blocks = [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in unet.res_blocks()]
-
-    def __call__(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) of all blocks in turn, at (B,) integer or fractional times; with classes, the embedding."""
-        t = t.to(cast(nn.Linear, self.embed[0]).weight.device)
-        return self.of(sinusoids(t, frequencies(self.width, t.device)))
-
-    def of(self, sinusoids: torch.Tensor) -> torch.Tensor:
-        """The same from the times' (B, model_channels) sinusoids."""
-        emb = self.embed(sinusoids.to(cast(nn.Linear, self.embed[0]).weight.dtype))
-        return emb if self.classes else self.columns(emb)
-
-    def columns(self, emb: torch.Tensor) -> torch.Tensor:
-        """(B, M) of all blocks in turn, of (B, E) embeddings.
-
-        A block's columns are the weights and biases of its second norm or, without ``scale_shift``, what is
-        added before that norm.
-        """
-        parts: list[torch.Tensor] = []
-        for layers, norm in self.blocks:
-            columns = layers(emb).to(norm.weight.dtype)
-            if self.scale_shift:
-                scale, shift = columns.chunk(2, dim=1)
-                parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
-            else:
-                parts.append(columns)
-        return torch.cat(parts, dim=1)
-
-
 class UNet(ConditionedNetwork):
     """The network of a bridge: ``unet(x, t, conditions)`` predicts the bridge's objective.
 
@@ -189,10 +141,9 @@ class UNet(ConditionedNetwork):
     kind = "unet"
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
-        super().__init__()
         config = UNetConfig(in_channels, out_channels, **settings)
+        super().__init__(config)
         self.config = config
-        self.tell(config)
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
@@ -206,7 +157,7 @@ class UNet(ConditionedNetwork):
                 channels = width * mult
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(Stage(self._resampling(channels, down=config.level_strides[level])))
+                self.input_blocks.append(Stage(ResBlock(channels, channels, config, down=config.level_strides[level])))
                 skips.append(channels)
 
         self.middle_block = Stage(
@@ -219,7 +170,7 @@ class UNet(ConditionedNetwork):
                 stage = self._stage(channels + skips.pop(), width * mult, level)
                 channels = width * mult
                 if level and block == config.num_res_blocks:
-                    stage.append(self._resampling(channels, up=config.level_strides[level - 1]))
+                    stage.append(ResBlock(channels, channels, config, up=config.level_strides[level - 1]))
                 self.output_blocks.append(stage)
 
         last = conv3x3(channels, cell * out_channels, axes=config.axes)
@@ -237,28 +188,23 @@ class UNet(ConditionedNetwork):
             stage.append(AttentionBlock(out_channels, self.config))
         return stage
 
-    def _resampling(self, channels: int, **strides: Sequence[int]) -> nn.Module:
-        """The layer between two levels: ``up`` or ``down``."""
-        if self.config.residual_resampling:
-            return ResBlock(channels, channels, self.config, **strides)
-        return Upsample(channels, strides["up"]) if "up" in strides else Downsample(channels, strides["down"])
-
     def res_blocks(self) -> Iterator[ResBlock]:
         """The blocks that the time modulates, in the order of the modulation's columns."""
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
-    def embedder(self) -> Modulation:
-        """See :meth:`ConditionedNetwork.embedder`."""
-        return Modulation(self)
+    def time_mlp(self) -> tuple[nn.Sequential, int]:
+        """See :meth:`ConditionedNetwork.time_mlp`."""
+        return self.time_embed, self.config.model_channels
+
+    def modulation(self) -> Modulation:
+        """See :meth:`ConditionedNetwork.modulation`: the weights and biases of each block's second norm."""
+        return partial(
+            _modulated, [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in self.res_blocks()]
+        )
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
-        if self.classes:
-            added = self.condition_embedding.embedding(conditions, embedding)
-            embedding = Modulation(self).columns(added.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
-        context = self.condition_embedding.context(conditions)
-        shown = [*([conditions[SOURCE]] if SOURCE in conditions else []), *self.condition_embedding.shown(conditions)]
-        h = torch.cat([x, *shown], dim=1) if shown else x
+        h, embedding, context = self._conditioned(x, embedding, conditions)
         if self.config.patch > 1:
             h = unshuffled(h, self.config.patch)
         h = h.to(memory_format=CHANNELS_LAST[h.ndim])
@@ -272,3 +218,13 @@ class UNet(ConditionedNetwork):
         norm, _, conv = self.out
         h = conv(norm_silu(norm, h))
         return shuffled(h, self.config.patch) if self.config.patch > 1 else h
+
+
+def _modulated(blocks: Sequence[tuple[nn.Sequential, nn.GroupNorm]], embedding: torch.Tensor) -> torch.Tensor:
+    """(B, M) weights and biases of all blocks in turn, of (B, E) embeddings."""
+    parts: list[torch.Tensor] = []
+    for layers, norm in blocks:
+        weight = cast(nn.Linear, layers[1]).weight
+        scale, shift = layers(embedding.to(weight.dtype)).to(norm.weight.dtype).chunk(2, dim=1)
+        parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
+    return torch.cat(parts, dim=1)

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bbdm.kernels.upsample_conv import upsample_conv3x3
 from bbdm.networks.arrays import check_images
 from bbdm.networks.config import VQGANS, VQGANConfig
-from bbdm.networks.layers import Upsample, conv3x3, norm_silu
+from bbdm.networks.layers import conv3x3, norm_silu
 from bbdm.networks.restore import ConfiguredNetwork
 
 LOG_VARIANCES = (-30.0, 20.0)  # the range of a KL autoencoder's, as in latent diffusion
@@ -81,6 +82,18 @@ def _downsample(channels: int) -> nn.Sequential:
     """Half the size, by a convolution with one row and column of zeros beyond the lower right edges."""
     pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
     return nn.Sequential(OrderedDict(pad=pad, conv=conv))
+
+
+class Upsample(nn.Module):
+    """Double the size by nearest neighbours, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
+        return upsample_conv3x3(x, self.conv.weight, self.conv.bias, (2, 2))
 
 
 class Level(nn.Module):
@@ -171,12 +184,7 @@ def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (...) int64. Arithmetic is in float32, or in float64 where both are; autocast does not change it.
-
-    Raises:
-        ValueError: a shape does not fit, or there are no codes.
     """
-    if codes.ndim != 2 or not len(codes) or z.shape[-1:] != codes.shape[1:]:
-        raise ValueError(f"codes must be (N, {z.shape[-1]}) with N at least 1, got {tuple(codes.shape)}")
     dtype = torch.float64 if z.dtype == codes.dtype == torch.float64 else torch.float32
     return _nearest_code(z.reshape(-1, z.shape[-1]).to(dtype), codes.to(dtype)).view(z.shape[:-1])
 
@@ -216,7 +224,7 @@ class Codebook(nn.Module):
         return self.look_up(self.nearest(z)).to(z.dtype)
 
 
-class VQGAN(ConfiguredNetwork):
+class VQGAN(ConfiguredNetwork, nn.Module):
     """An autoencoder with a codebook or, with ``num_codes=0``, a KL autoencoder.
 
     Args:
@@ -226,6 +234,7 @@ class VQGAN(ConfiguredNetwork):
     """
 
     presets = VQGANS
+    kind = "vqgan"
     quantize: Codebook
 
     def __init__(self, **settings: Any) -> None:
@@ -251,18 +260,12 @@ class VQGAN(ConfiguredNetwork):
         Raises:
             ValueError: x has other channels, or a size that is not a multiple of ``config.stride``.
         """
-        check_images(x, self.config.image_channels, self.config.stride)
+        check_images(x, self.config.image_channels, (self.config.stride,) * 2)
         encoded = self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
         return encoded[:, : self.config.latent_channels]
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """A latent (B, latent_channels, H, W) to its image (B, image_channels, H', W'), by the nearest codes.
-
-        Raises:
-            ValueError: z has other channels.
-        """
-        if z.shape[1] != self.config.latent_channels:
-            raise ValueError(f"z must have {self.config.latent_channels} channels, got {z.shape[1]}")
+        """The image (B, image_channels, H', W') of (B, latent_channels, H, W), by the nearest codes."""
         return self.decode_codes(self.quantize(z.to(memory_format=torch.channels_last)))
 
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from bbdm.pictures import checks, formats, images
-from bbdm.pictures.checks import UnknownFormatError, Window
+from bbdm.pictures import formats, images
+from bbdm.pictures.formats import UnknownFormatError, Window
 from bbdm.pictures.picture import Header, Picture
 
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
@@ -50,15 +50,15 @@ def read(
         if change is not None and found.photograph:
             image = change(images.open_image(found.stored or path, str(path)))
             return Picture(images.pixels(image), found.geometry, name=path.name)
-        part = checks.bounds(window, found.sides)
-        expected = (found.shape[0], *checks.lengths(part))
-        checks.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
+        part = formats.bounds(window, found.sides)
+        expected = (found.shape[0], *formats.lengths(part))
+        formats.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
         array = module.read(found, part)
         if array.shape != expected or array.dtype != found.dtype:
             held = f"its values are {array.shape} of {array.dtype}"
             raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
     except Exception as error:
-        checks.fail("read", path, error)
+        formats.fail("read", path, error)
     array.flags.writeable = False
     return Picture(array, found.geometry.of_window([each.start for each in part]), name=path.name)
 
@@ -77,7 +77,7 @@ def header(path: str | os.PathLike[str]) -> Header:
         name = _reader(path)
         found: Header = formats.module(name).header(path)
     except Exception as error:
-        checks.fail("read", path, error)
+        formats.fail("read", path, error)
     if isinstance(found.stored, Image.Image):
         found.stored.close()
         found = replace(found, stored=None)

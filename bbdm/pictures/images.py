@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
 from bbdm.base.scripts import warn
-from bbdm.pictures.checks import fail
+from bbdm.pictures.formats import fail
 from bbdm.pictures.picture import Picture
 
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.atomic import write_named_atomically
-from bbdm.pictures.checks import fail
-from bbdm.pictures.formats import SUFFIXES, module, suffix_of
+from bbdm.pictures.formats import SUFFIXES, fail, module, suffix_of
 
 if TYPE_CHECKING:
     import torch

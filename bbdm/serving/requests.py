@@ -18,7 +18,7 @@ from bbdm.data.spec import check_eight_bit
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.conditions import DIRECTION, Direction
 from bbdm.pictures import images
-from bbdm.pictures.checks import UnknownFormatError
+from bbdm.pictures.formats import UnknownFormatError
 from bbdm.sampling.options import Options
 from bbdm.serving.config import ServeConfig
 
@@ -73,7 +73,9 @@ def facts(config: ServeConfig) -> Facts:
     check_eight_bit(sampler.pictures, "the server")
     check_pictures(sampler.axes, "the server")
     sampler.window_grid(config)  # before a request fails
-    if names := ", ".join(name for name in sampler.unet.further.each if name != DIRECTION or not sampler.direction):
+    if names := ", ".join(
+        name for name in sampler.unet.network_config.each if name != DIRECTION or not sampler.direction
+    ):
         raise ValueError(f"the server is for networks without conditions, and this one has {names}: use bbdm translate")
     name, own = sampler.solver, len(sampler.table)
     if own > config.max_steps:

@@ -24,7 +24,7 @@ from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state
-from bbdm.files.content import VQGANState
+from bbdm.files.content import NetworkState, vqgan_snapshot
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
 from bbdm.networks.vqgan import VQGAN, PatchGAN
@@ -279,9 +279,9 @@ class AutoencoderTask(Task):
     def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:
         """The averaged weights; with training state, the weights beside them."""
         if training is None:
-            return VQGANState.take(self.average)
-        return VQGANState.take(self.network, self.average, training)
+            return vqgan_snapshot(self.average)
+        return vqgan_snapshot(self.network, self.average, training)
 
-    def stored(self, checkpoint: VQGANState) -> tuple[VQGANState, dict[str, Any], dict[str, Any]]:
+    def stored(self, checkpoint: NetworkState) -> tuple[NetworkState, dict[str, Any], dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`."""
         return checkpoint, asdict(checkpoint.config), asdict(self.network.config)

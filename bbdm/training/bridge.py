@@ -122,7 +122,7 @@ class BridgeTask(Task):
         super().__init__(network, config, train, processes, **functions)
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         self.latents = isinstance(train, LatentDataset)
-        self.two_way = network.further.two_way
+        self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
         bridge.check()
@@ -290,7 +290,7 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
         raise ValueError(f"the network takes {channels(*takes)}, and the {kind} have {channels(*have)}")
     if codec is not None:
         check_pictures(network.axes, "a codec")
-    if network.further.two_way != (train.spec.direction == "both"):
+    if network.network_config.two_way != (train.spec.direction == "both"):
         raise ValueError(
             "pairs of direction 'both' and a network with classes={'direction': ('AtoB', 'BtoA')} need each other; got "
             f"direction {train.spec.direction!r} and classes={dict(network.classes)}"

@@ -63,7 +63,7 @@ class Previews(Callback):
         if pairs is None or not trainer.processes.first or not due:
             return
         examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
-        columns = trainer.task.columns(trainer.batches.placed(collate(examples)))
+        columns = trainer.task.columns(collate(examples).map(trainer.batches.placed))
         arrays = [column.float().cpu().numpy() for column in columns.values()]
         rows = [[images.preview(array) for array in row] for row in zip(*arrays, strict=True)]
         sheet = images.grid(rows, names=list(columns))

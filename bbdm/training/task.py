@@ -243,7 +243,7 @@ class Task(ABC):
         size = -(-count // self.parts)
         for start in range(0, count, size):
             rows = slice(start, start + size)
-            part, seeds = batch.with_tensors({name: v[rows] for name, v in batch.tensors().items()}), all_seeds[rows]
+            part, seeds = batch.map(lambda v, rows=rows: v[rows]), all_seeds[rows]
             with nullcontext() if start + size >= count else self.processes.alone(self.replica):
                 losses, reported = self.losses(self.replica, self.prepared(part, seeds, step), seeds, step)
                 mean = losses.mean()

@@ -69,7 +69,7 @@ class UnpairedTask(BridgeTask):
 
     def __init__(self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any) -> None:
         check_bridge(bridge)
-        if network.condition_channels or not network.further.two_way or len(network.inputs) > 1:
+        if network.condition_channels or not network.network_config.two_way or len(network.inputs) > 1:
             takes = ", ".join(map(str, network.inputs.values())) or "none"
             raise ValueError(
                 f"without pairs, a network takes the class {DIRECTION!r} of {' and '.join(DIRECTIONS)} alone, and does "

@@ -209,7 +209,7 @@ def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]
         ValueError: other values are given than the network was trained on, or conditions are missing.
     """
     trained, known, codec = checkpoint.pictures, checkpoint.unet.config, checkpoint.build_codec()
-    channels = checkpoint.unet.source_channels if codec is None else codec.image_channels
+    channels = checkpoint.unet.config.source_channels if codec is None else codec.image_channels
     labels = dict(config.conditions or {})
     if known.two_way:
         if DIRECTION in labels:

@@ -14,9 +14,8 @@ from bbdm.base.machine import free_memory
 from bbdm.base.sizes import amount
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
-from bbdm.sampling.large import LargePicture, in_memory
+from bbdm.sampling.large import LargePicture, ResultInUseError, folder_of, in_memory, state_folder
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.state import ResultInUseError, folder_of, state_folder
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
 from bbdm.translation.results import Job
@@ -103,7 +102,7 @@ class LargePictures:
         for cause, what in (
             (self._config.maps, "no maps are made of it"),
             (self._config.guidance is not None, "it cannot be guided"),
-            (sampler.unet.further.each, "the network sees more than the source"),
+            (sampler.unet.network_config.each, "the network sees more than the source"),
         ):
             if cause:
                 raise LargePictureError(f"{source} is larger than memory, and then {what}: give more memory")

@@ -12,7 +12,7 @@ from pathlib import Path
 import bbdm
 from bbdm import demo
 from bbdm.base import scripts
-from bbdm.cli import export
+from bbdm.cli.files import Export
 from examples.web import tables
 
 FOLDER = Path(__file__).parent / "exports"
@@ -29,7 +29,7 @@ def is_current(name: str) -> bool:
 
 def write(name: str) -> None:
     """Export a network, and write the tables of other solvers beside it."""
-    export.main([str(WEIGHTS[name]), str(FOLDER / name), *FLAGS])
+    Export.main([str(WEIGHTS[name]), str(FOLDER / name), *FLAGS])
     tables.main([str(FOLDER / name)])
 
 

@@ -24,9 +24,17 @@ class Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw(Command, Numbers):
+    """Draw what is read.
+
+    A line below.
+
+    Raises:
+        ValueError: is no part of the help.
+    """
+
     HEADING: ClassVar[str] = "pictures"
-    FIRST: ClassVar[tuple[str, ...]] = ("source", "output", "number")
-    DECIDING: ClassVar[tuple[str, ...]] = ("preset",)
+    FIRST: ClassVar[str] = "source output number"
+    DECIDING: ClassVar[str] = "preset"
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"size_of_it"})
 
     output: Path | None = position("where to write", None)
@@ -157,7 +165,8 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
 ):
     monkeypatch.setenv("COLUMNS", "100")
     shown = text(Draw, capsys)
-    assert shown.startswith(f"usage: {Draw.program()} SOURCE [OUTPUT] [flags]\n\nA command is a dataclass: ")
+    assert shown.startswith("usage: bbdm draw SOURCE [OUTPUT] [flags]\n\nDraw what is read.\n\nwhat is used most:")
+    assert shown.endswith("\n\nA line below.\n")
     rows = [line.split("  ")[0] if line[:1] != " " else line.split()[0] for line in shown.splitlines() if line]
     order = ["SOURCE", "OUTPUT", "-n,", "base:", "--rate", "pictures:", "--preset", "--kind", "changes:", "--flip"]
     assert [row for row in rows if row in order] == order

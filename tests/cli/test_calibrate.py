@@ -1,17 +1,16 @@
 """`bbdm calibrate` and `bbdm translate --maps` as a user runs them, with networks too small to be good."""
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, cli, pictures, save_checkpoint
-from bbdm.cli import calibrate, translate
+from bbdm.cli import translate
+from bbdm.cli.eval import Calibrate
 from bbdm.data.spec import Spec
 from bbdm.evaluation.calibration import IntervalsExistError
 from bbdm.evaluation.intervals import OtherSamplerError
@@ -20,45 +19,46 @@ from bbdm.pictures import Picture
 from bbdm.sampling.options import GuidanceOptions
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, MakeTrainer, SavePicture, load_pairs, newest, save_random_pairs, tiny_unet
+from tests.cli.conftest import SIZE, pixels, sides
+from tests.conftest import BRIDGE, MakeTrainer, SavePicture, load_pairs, newest, noise, tiny_unet
 
-SIZE = 16
+FLAGS = ["--samples", "3", "--bound", "conformal", "--steps", "2", "--solver", "sde-dpm2m", "--quiet"]
+MAPS = ["edge2shoes", "data", "c.pt", "maps", "--maps", "low,high", "--quiet"]
+SAMPLES = [[2 + 4 * j for j in range(3)]]  # the seeds of the third of four sources
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePicture) -> Path:
-    """Ten pairs for validation and two for training in the layout of edge2shoes, and a checkpoint."""
-    save_random_pairs(tmp_path / "data", 2, 10, save_picture)
-    save_checkpoint(tmp_path / "c.pt", tiny_unet(), ABridge(num_steps=100), image_size=SIZE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-FLAGS = ["--samples", "3", "--bound", "conformal", "--steps", "2", "--solver", "sde-dpm2m", "--quiet"]
+def place(world: Path, save_picture: SavePicture) -> Path:
+    """With a fourth pair for validation, so that alpha may be 0.2."""
+    save_picture(world / "data" / "val" / "07.png", noise(7, 2 * SIZE, SIZE))
+    return world
 
 
 def run(*flags: str) -> dict[str, Any]:
-    calibrate.main(["c.pt", "edge2shoes", "data", *FLAGS, *flags])
+    Calibrate.main(["c.pt", "edge2shoes", "data", "--alpha", "0.2", *FLAGS, *flags])
     return json.loads(Path("c.intervals.json").read_text())
 
 
+def calibrated() -> BridgeSampler:
+    return BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
+
+
 def test_the_file_has_the_intervals_of_the_library(place: Path, capsys: pytest.CaptureFixture[str]):
-    made = run("--alpha", "0.2", "--seed", "5")
-    sampler = BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
+    made, sampler = run("--seed", "5"), calibrated()
     pairs = load_pairs("edge2shoes", "data", "val", size=SIZE)
     wanted = Intervals.calibrate(sampler, pairs, 0.2, samples=3, bound="conformal", seed=5)
     assert vars(Intervals.load("c.intervals.json", sampler)) == vars(wanted)
-    assert made["pairs"] == 10
+    assert made["pairs"] == 4
     assert not Path("c.intervals.json.parts").exists()
-    assert capsys.readouterr().out.startswith("10 pairs: ")
+    assert capsys.readouterr().out.startswith("4 pairs: ")
     with pytest.raises(IntervalsExistError, match=r"c.intervals.json exists already"):
         run()
-    assert run("--overwrite")["alpha"] == 0.1
+    assert run("--overwrite", "--alpha", "0.3")["alpha"] == 0.3
 
 
 def test_what_a_failed_calibration_measured_does_not_block_the_advised_one(place: Path):
     """The mean is one picture, so no number of its standard deviations is enough."""
-    words = ["c.pt", "edge2shoes", "data", *FLAGS[:4], "--solver", "mean", "--quiet"]
+    words = ["c.pt", "edge2shoes", "data", "--alpha", "0.2", *FLAGS[:4], "--solver", "mean", "--quiet"]
     with pytest.raises(SystemExit, match="take by='quantiles'"):
         cli.run("calibrate", [*words, "--by", "std"])
     cli.run("calibrate", [*words, "--by", "quantiles"])
@@ -70,16 +70,20 @@ def test_an_interrupted_calibration_of_other_settings(place: Path, monkeypatch: 
         patched.setattr(BridgeSampler, "distribution", None)
         with pytest.raises(TypeError):
             run("--by", "std")
-    with pytest.raises(SystemExit, match=r"c.intervals.json.parts holds .*levels None, now .*; overwrite calibrates"):
-        cli.run("calibrate", ["c.pt", "edge2shoes", "data", *FLAGS])
+    message = r"c.intervals.json.parts holds .*levels None, now .*; overwrite calibrates"
+    with pytest.raises(IntervalsExistError, match=message):
+        run()
     run("--overwrite")
 
 
-def test_pairs_that_were_in_training_are_refused(place: Path):
-    """By their content in the part train."""
-    data = place / "data"
-    copied = data / "train" / "copy.png"
-    copied.write_bytes((data / "val" / "05.png").read_bytes())
+def test_pairs_that_were_in_training_are_refused(place: Path, make_trainer: MakeTrainer):
+    """By their content in the part train, and by their names in a checkpoint that training resumes from."""
+    trainer = make_trainer(epochs=1)
+    trainer.fit()
+    with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by their names"):
+        Calibrate.main([str(newest(trainer)), "paired", "pairs/A,pairs/B", *FLAGS, "--alpha", "0.4"])
+    copied = place / "data" / "train" / "copy.png"
+    copied.write_bytes((place / "data" / "val" / "05.png").read_bytes())
     with pytest.raises(SeenPairsError, match=r"val/05.png has the content of data/train/copy.png, a training pair"):
         run()
 
@@ -88,64 +92,45 @@ def test_pairs_that_were_in_training_are_refused(place: Path):
 def test_pairs_of_a_run_are_refused(spec: dict[str, Any], place: Path):
     """By their files in the record of the run's folder, whatever was made of them."""
     pairs = load_pairs("edge2shoes", "data", "val", **spec)
-    Trainer(tiny_unet(), BRIDGE, TrainConfig(epochs=1, batch_size=10), pairs, None, Path("c.run")).fit()
-    with pytest.raises(SeenPairsError, match=r"these 10 pairs were in training, by c.run/config.json"):
+    Trainer(tiny_unet(), BRIDGE, TrainConfig(epochs=1, batch_size=4), pairs, None, Path("c.run")).fit()
+    with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by c.run/config.json"):
         run()
 
 
-def test_pairs_of_a_checkpoint_that_training_resumes_from(place: Path, make_trainer: MakeTrainer):
-    trainer = make_trainer(epochs=1)
-    trainer.fit()
-    file = newest(trainer)
-    with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by their names"):
-        calibrate.main([str(file), "paired", f"{place}/pairs/A,{place}/pairs/B", *FLAGS, "--alpha", "0.4"])
-
-
-def test_a_folder_of_pictures_alone_is_refused():
-    with pytest.raises(ValueError, match="the data set 'folder' has no targets: degrade makes"):
-        calibrate.main(["c.pt", "folder", "data"])
-
-
-def test_too_few_pairs_are_said_before_any_network_call(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_refused_before_any_network_call(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(BridgeSampler, "distribution", None)
-    with pytest.raises(ValueError, match=r"alpha 0.05 needs at least 19 pairs.*, got 10"):
+    with pytest.raises(ValueError, match="the data set 'folder' has no targets: degrade makes"):
+        Calibrate.main(["c.pt", "folder", "data"])
+    with pytest.raises(ValueError, match=r"alpha 0.05 needs at least 19 pairs.*, got 4"):
         run("--alpha", "0.05")
 
 
 def test_maps_are_those_of_the_results_in_files(place: Path):
     """Of the 8-bit results of -r, whose rounding moves a mean by half a level."""
-    translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS[4:], "-r", "4", "--seed", "3"])
-    maps = ["--samples", "4", "--maps", "mean,std,q25,q100", "-b", "3"]
-    translate.main(["edge2shoes", "data", "c.pt", "maps", *FLAGS[4:], *maps, "--seed", "3"])
-    assert len(list(Path("maps").glob("*.png"))) == 10 * 4 + 1
-    for name in ("02", "11"):
-        results = np.stack([np.asarray(Image.open(f"results/{name}_{j}.png"), float) for j in range(4)])
+    for output, maps in (("results", ()), ("maps", ("--maps", "mean,std,q25,q100", "-b", "3"))):
+        translate.main(["edge2shoes", "data", "c.pt", output, *FLAGS[4:], "-r", "4", "--seed", "3", *maps])
+    assert len(list(Path("maps").glob("*.png"))) == 4 * 4 + 1
+    for name in ("04", "07"):
+        results = np.stack([pixels(f"results/{name}_{j}.png") for j in range(4)])
         for kind, wanted in {
             "mean": results.mean(0),
             "std": results.std(0, ddof=1),
             "q25": np.quantile(results, 0.25, axis=0),
             "q100": results.max(0),
         }.items():
-            made = np.asarray(Image.open(f"maps/{name}_{kind}.png"), float)
-            assert abs(made - wanted).max() <= 1.1, kind
-
-
-MAPS = ["edge2shoes", "data", "c.pt", "maps", "--maps", "low,high", "--quiet"]
+            assert abs(pixels(f"maps/{name}_{kind}.png") - wanted).max() <= 1.1, kind
 
 
 def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
     """Solver, steps and samples are those of the file."""
-    run("--alpha", "0.2")
+    run()
     translate.main(MAPS)
-    sampler = BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
-    found = Intervals.load("c.intervals.json", sampler)
-    source = Image.open("data/val/06.png").crop((0, 0, SIZE, SIZE))
-    for kind, end in zip(("low", "high"), found(source, seed=[[4 + 10 * j for j in range(3)]]), strict=True):
-        assert np.array_equal(np.asarray(Image.open(f"maps/06_{kind}.png")), np.asarray(end[0]))
-    with monkeypatch.context() as patched:
-        patched.setattr(BridgeSampler, "distribution", None)  # it is refused before anything is made
-        with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
-            translate.main([*MAPS, "--overwrite", "--size", "8"])
+    found = Intervals.load("c.intervals.json", calibrated())
+    for kind, end in zip(("low", "high"), found(sides("06")[0], seed=SAMPLES), strict=True):
+        assert np.array_equal(pixels(f"maps/06_{kind}.png"), np.asarray(end[0]))
+    monkeypatch.setattr(BridgeSampler, "distribution", None)  # it is refused before anything is made
+    with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
+        translate.main([*MAPS, "--overwrite", "--size", "8"])
     Path("c.intervals.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
         translate.main([*MAPS, "--overwrite"])
@@ -182,69 +167,48 @@ def test_flags_that_contradict_intervals(place: Path, monkeypatch: pytest.Monkey
 def test_windows_are_those_of_the_calibration(place: Path):
     """And pictures have the size of training, as there; flags that say so too are taken."""
     save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100), image_size=SIZE)
-    assert run("--alpha", "0.2", "--window", "8", "--overlap", "0.5")["options"]["window"] == 8
+    assert run("--window", "8", "--overlap", "0.5")["options"]["window"] == 8
     translate.main(MAPS)
-    sampler = BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
-    source = Image.open("data/val/06.png").crop((0, 0, SIZE, SIZE))
-    seeds = [[4 + 10 * j for j in range(3)]]
-    low, _ = Intervals.load("c.intervals.json", sampler)(source, seed=seeds)
-    written = np.asarray(Image.open("maps/06_low.png"))
+    sampler, source = calibrated(), sides("06")[0]
+    low, _ = Intervals.load("c.intervals.json", sampler)(source, seed=SAMPLES)
+    written = pixels("maps/06_low.png")
     assert np.array_equal(written, np.asarray(low[0]))
-    other = sampler.distribution(source, 3, seeds, window=None)
+    other = sampler.distribution(source, 3, SAMPLES, window=None)
     assert not np.array_equal(written, np.asarray(Intervals.load("c.intervals.json", sampler).of(other)[0][0]))
     translate.main([*MAPS, *FLAGS[4:], "--samples", "3", "--window", "8", "--overlap", "0.5", "--size", "train"])
 
 
-@pytest.mark.parametrize(
-    ("maps", "message"),
-    [("mean,median", "mean, std, low, high and quantiles .*, got 'median'"), ("mean,q101", "got 'q101'"),
-     ("mean", "num_samples must be at least 2, got 1")],
-)  # fmt: skip
-def test_maps_that_there_are_not(maps: str, message: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as end:
-        cli.run("translate", ["edge2shoes", "data", "c.pt", "--maps", maps])
-    assert re.search(message, f"{capsys.readouterr().err}{end.value}")
-
-
-def test_maps_of_values_have_their_type_and_place(tmp_path: Path):
+def test_maps_of_values_have_their_type(place: Path):
     """A map of a TIFF of 16 bits is one, in the unit of the target."""
-    rng = np.random.default_rng(0)
+    rng, values = np.random.default_rng(0), Values(0, 4095, dtype="uint16")
     for name in ("A/0", "A/1", "B/0", "B/1"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Picture(rng.integers(0, 4096, (1, SIZE, SIZE), dtype=np.uint16)).save(tmp_path / f"{name}.tif")
-    kind = Spec(source=Values(0, 4095, dtype="uint16"), target=Values(0, 4095, dtype="uint16"))
+        Path(name).parent.mkdir(exist_ok=True)
+        Picture(rng.integers(0, 4096, (1, SIZE, SIZE), dtype=np.uint16)).save(f"{name}.tif")
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
-    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
-    out, data = tmp_path / "out", f"{tmp_path}/A,{tmp_path}/B"
-    flags = ["paired", data, str(tmp_path / "c.pt"), str(out), *FLAGS[4:], "-r", "3"]
-    translate.main([*flags, "--maps", "mean,std"])
-    translate.main([*flags[:3], str(tmp_path / "all"), *flags[4:]])
-    results = np.stack([pictures.read(tmp_path / "all" / f"1_{j}.tif").astype(float) for j in range(3)])
-    std = pictures.read(out / "1_std.tif")
+    save_checkpoint("c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=Spec(source=values, target=values))
+    for output, maps in (("all", ()), ("out", ("--maps", "mean,std"))):
+        translate.main(["paired", "A,B", "c.pt", output, *FLAGS[4:], "-r", "3", *maps])
+    results = np.stack([pictures.read(f"all/1_{j}.tif").astype(float) for j in range(3)])
+    std = pictures.read("out/1_std.tif")
     assert std.dtype == np.uint16
     assert abs(std - results.std(0, ddof=1)).max() <= 1.2
 
 
-def test_volumes_by_their_slices(tmp_path: Path):
+def test_volumes_by_their_slices(place: Path):
     """A volume is one of the pairs that calibrate; its maps are volumes on its grid."""
     rng, hu = np.random.default_rng(0), Values(-1024, 3071, "HU", "int16")
     for name in (f"{side}/{i}" for side in ("MR", "CT") for i in range(4)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Picture(rng.integers(-1024, 3072, (1, 3, SIZE, SIZE), dtype=np.int16)).save(tmp_path / f"{name}.npy")
+        Path(name).parent.mkdir(exist_ok=True)
+        Picture(rng.integers(-1024, 3072, (1, 3, SIZE, SIZE), dtype=np.int16)).save(f"{name}.npy")
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
     kind = Spec(source=hu, target=hu, slices="axial")
-    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
-    words = ["paired", f"{tmp_path}/MR,{tmp_path}/CT", *FLAGS]
-    calibrate.main([str(tmp_path / "c.pt"), *words, "--alpha", "0.4"])
-    made = json.loads((tmp_path / "c.intervals.json").read_text())
+    save_checkpoint("c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
+    Calibrate.main(["c.pt", "paired", "MR,CT", *FLAGS, "--alpha", "0.4"])
+    made = json.loads(Path("c.intervals.json").read_text())
     assert (made["pairs"], made["size"]) == (4, [SIZE, SIZE])
-    maps = ["--maps", "low,mean,high,std", "--seed", "9"]
-    translate.main([*words[:2], str(tmp_path / "c.pt"), str(tmp_path / "out"), *FLAGS[:2], *FLAGS[4:], *maps])
-    names = ("low", "mean", "high", "std")
-    low, mean, high, std = (pictures.read(tmp_path / "out" / f"2_{name}.npy") for name in names)
-    assert low.shape == std.shape == (1, 3, SIZE, SIZE)
-    assert std.dtype == np.int16
+    translate.main(["paired", "MR,CT", "c.pt", "out", *FLAGS[:2], *FLAGS[4:], "--maps", "low,mean,high,std"])
+    low, mean, high, std = (pictures.read(f"out/2_{name}.npy") for name in ("low", "mean", "high", "std"))
+    assert (std.shape, std.dtype) == ((1, 3, SIZE, SIZE), np.int16)
     assert ((low <= mean) & (mean <= high)).all()
-    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=2)
-    each = [np.asarray(sampler(tmp_path / "MR" / "2.npy", seed=9 + 2 + 4 * j)[0], float) for j in range(3)]
+    each = [np.asarray(calibrated()(Path("MR/2.npy"), seed=2 + 4 * j)[0], float) for j in range(3)]
     assert abs(np.mean(each, axis=0) - mean).max() <= 1.5

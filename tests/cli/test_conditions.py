@@ -1,4 +1,4 @@
-"""Commands with conditions as a user runs them, with a network too small to be good."""
+"""Commands with conditions and directions as a user runs them, with a network too small to be good."""
 
 import json
 import shutil
@@ -14,151 +14,145 @@ from torch import nn
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.base.seeds import seed_of
-from bbdm.cli import calibrate, distill, train, translate
+from bbdm.cli import distill, eval, train, translate
+from bbdm.cli.eval import Calibrate
+from bbdm.cli.files import Info
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import Picture
 from bbdm.pictures.values import Values
 from bbdm.translation.results import ResultsError
-from tests.conftest import SavePicture, noise, save_random_pairs, tiny_unet
+from tests.cli.conftest import SIZE, pixels, sides
+from tests.conftest import SavePicture, noise, tiny_unet
 
-SIZE = 16
-TOLD = "data,sar=sar,style=labels.csv,text=text"
-SEEN = ["--condition", "sar=image,style=class,text=tokens"]
-TRAIN = ["edge2shoes", TOLD, "c.pt", "--preset", "demo", "-b", "2", "--image_size", str(SIZE), "--device", "cpu"]
-TRAIN += ["--lr_schedule", "constant"]  # which is that of any number of epochs
-DROP = ["--drop", "style:0.2,text:0.1"]
-FLAGS = ["--steps", "2", "--device", "cpu"]
+COLUMNS = "data,sar=sar,style=labels.csv,text=text"
+SEEN = ["--condition", "sar=image,style=class,text=tokens", "--drop", "style:0.2,text:0.1"]
+SMALL = ["--preset", "demo", "-b", "2", "--image_size", str(SIZE), "--device", "cpu", "--lr_schedule", "constant"]
+STUDENT = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
+FLAGS = ["--steps", "2", "--device", "cpu", "--quiet"]
 NETWORK: Any = {"images": {"sar": 1}, "classes": {"style": ("a", "b", "c")}, "tokens": {"text": 3}}
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePicture, tiny_demo: None) -> Path:
-    """Four training pairs and three for validation, with conditions."""
-    save_random_pairs(tmp_path / "data", 4, 3, save_picture)
+@pytest.fixture(autouse=True)
+def place(world: Path, save_picture: SavePicture, tiny_demo: None) -> None:
+    """Columns of conditions; networks whose conditions count, c.pt, and whose direction counts, both.pt."""
     lines: list[str] = []
-    (tmp_path / "text").mkdir()
+    (world / "text").mkdir()
     for i in range(7):
-        save_picture(tmp_path / "sar" / f"{i:02d}.png", noise(50 + i).convert("L"))
-        np.save(tmp_path / "text" / f"{i:02d}.npy", np.full((1 + i, 3), 1 + i, np.float32))
+        save_picture(world / "sar" / f"{i:02d}.png", noise(50 + i).convert("L"))
+        np.save(world / "text" / f"{i:02d}.npy", np.full((1 + i, 3), 1 + i, np.float32))
         lines.append(f"{i:02d},{'cab'[i % 3]}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    (world / "labels.csv").write_text("\n".join(lines))
+    settings: dict[str, Any] = {"c": NETWORK | {"drop": {"text": 0.1}}}
+    settings["both"] = {"classes": {"direction": ("AtoB", "BtoA")}}
+    for name, each in settings.items():
+        unet = tiny_unet(condition_channels=3, **each)
+        for parameter in unet.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        save_checkpoint(world / f"{name}.pt", unet, ABridge(num_steps=100), image_size=SIZE)
 
 
-@pytest.fixture
-def network(place: Path) -> Path:
-    """A network whose every condition counts."""
-    unet = tiny_unet(condition_channels=3, **NETWORK, drop={"text": 0.1})
-    for parameter in unet.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    save_checkpoint(place / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE)
-    return place / "c.pt"
+def fit(*words: str, data: str = COLUMNS) -> None:
+    train.main(["edge2shoes", data, "t.pt", *SMALL, *words])
 
 
-def result(path: str) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(path), dtype=int)
-
-
-def source(name: str) -> Image.Image:
-    return Image.open(f"data/val/{name}.png").crop((0, 0, SIZE, SIZE))
+def relabel(old: str, new: str) -> None:
+    Path("labels.csv").write_text(Path("labels.csv").read_text().replace(old, new))
 
 
 def sar(name: str) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(Image.open(f"sar/{name}.png")) / np.float32(127.5) - 1)[None, None]
+    return torch.from_numpy(pixels(f"sar/{name}.png") / np.float32(127.5) - 1)[None, None]
 
 
-def test_a_run_has_the_conditions_of_its_pairs(place: Path) -> None:
-    train.main([*TRAIN, *SEEN, *DROP, "-e", "1"])
-    config = load_checkpoint("c.pt").unet.config
+def expected(source: Any, seed: int, style: str, text: Any = None, name: str = "") -> np.ndarray[Any, Any]:
+    """The result of Python for a source."""
+    sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
+    conditions = {"sar": sar(name), "style": style, "text": text}
+    return np.asarray(sampler([source], seed=seed, conditions=conditions)[0], dtype=int)
+
+
+def test_a_run_has_the_conditions_of_its_pairs() -> None:
+    fit(*SEEN, "-e", "1")
+    config = load_checkpoint("t.pt").unet.config
     assert {name: getattr(config, name) for name in NETWORK} == NETWORK
     assert config.drop == {"style": 0.2, "text": 0.1}
-    train.main([*TRAIN, *SEEN, *DROP, "-e", "2"])
-    Path("labels.csv").write_text(Path("labels.csv").read_text().replace("00,c", "00,a"))
+    relabel("00,c", "00,a")
     with pytest.raises(ValueError, match=r"pairs of other names"):
-        train.main([*TRAIN, *SEEN, *DROP, "-e", "3"])
+        fit(*SEEN, "-e", "2")
 
 
 @pytest.mark.nightly
-def test_a_run_with_conditions_resumes_exactly(place: Path) -> None:
-    train.main([*TRAIN, *SEEN, *DROP, "-e", "2"])
-    whole = load_checkpoint("c.pt").unet
-    shutil.rmtree("c.run")
-    train.main([*TRAIN, *SEEN, *DROP, "-e", "1"])
-    train.main([*TRAIN, *SEEN, *DROP, "-e", "2", "--cache_images", "cache"])
-    parts = load_checkpoint("c.pt").unet
+def test_a_run_with_conditions_resumes_exactly() -> None:
+    fit(*SEEN, "-e", "2")
+    whole = load_checkpoint("t.pt").unet
+    shutil.rmtree("t.run")
+    fit(*SEEN, "-e", "1")
+    fit(*SEEN, "-e", "2", "--cache_images", "cache")
+    parts = load_checkpoint("t.pt").unet
     for name, weight in (whole.ema or whole.weights or {}).items():
         assert torch.equal(weight, (parts.ema or parts.weights or {})[name]), name
 
 
-def test_validation_has_the_classes_of_training(place: Path) -> None:
-    Path("labels.csv").write_text("00,a\n01,a\n02,b\n03,b\n04,a\n05,c\n06,b")
-    with pytest.raises(ValueError, match=r"data/val/05.png: 'c' is no class of 'style', which are a, b"):
-        train.main([*TRAIN, "--condition", "style=class", "-e", "1"])
-    Path("labels.csv").write_text("\n".join(f"{i:02d},a" for i in range(7)))
+def test_validation_has_the_classes_of_training() -> None:
+    relabel("05,b", "05,d")
+    with pytest.raises(ValueError, match=r"data/val/05.png: 'd' is no class of 'style', which are a, b, c"):
+        fit("--condition", "style=class", "-e", "1")
     with pytest.raises(ValueError, match=r"drop must be of the conditions style, got 'stile'"):
-        train.main([*TRAIN, "--condition", "style=class", "--drop", "stile:0.1", "-e", "1"])
+        fit("--condition", "style=class", "--drop", "stile:0.1", "-e", "1")
 
 
-def test_a_translation_is_told_what_lies_there(network: Path) -> None:
-    translate.main(["edge2shoes", TOLD, "c.pt", "results", *FLAGS])
-    sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
+def test_a_translation_takes_its_columns() -> None:
+    words = ["edge2shoes", COLUMNS, "c.pt"]
+    translate.main([*words, "results", *FLAGS])
     for i, name in enumerate(("04", "05", "06")):
-        tokens = np.load(f"text/{name}.npy")
-        (wanted,) = sampler([source(name)], seed=i, conditions={"sar": sar(name), "style": "abc"[i], "text": tokens})
-        assert abs(result(f"results/{name}.png") - np.asarray(wanted, int)).max() <= 1, name
+        wanted = expected(sides(name)[0], i, "abc"[i], np.load(f"text/{name}.npy"), name)
+        assert abs(pixels(f"results/{name}.png") - wanted).max() <= 1, name
     kept = json.loads(Path("results/settings.json").read_text())["settings"]
     assert kept["unet"]["classes"] == {"style": ["a", "b", "c"]}
-    Path("labels.csv").write_text(Path("labels.csv").read_text().replace("04,a", "04,b"))
+    relabel("04,a", "04,b")
     with pytest.raises(ResultsError, match="files "):
-        translate.main(["edge2shoes", TOLD, "c.pt", "results", *FLAGS])
-    Path("labels.csv").write_text(Path("labels.csv").read_text().replace("04,b", "04,d"))
-    with pytest.raises(ValueError, match=r"data/val/04.png: 'd' is no class of 'style', which are a, b, c"):
-        translate.main(["edge2shoes", TOLD, "c.pt", "others", *FLAGS])
-
-
-def test_one_class_for_all_and_a_condition_left_out(network: Path) -> None:
-    words = ["edge2shoes", "data,sar=sar", "c.pt"]
-    translate.main([*words, "results", *FLAGS, "--condition", "style=b"])
-    sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
-    (wanted,) = sampler([source("06")], seed=2, conditions={"sar": sar("06"), "style": "b", "text": None})
-    assert abs(result("results/06.png") - np.asarray(wanted, int)).max() <= 1
-    translate.main([*words, "others", *FLAGS, "--condition", "style=c"])
-    assert abs(result("results/06.png") - result("others/06.png")).max() > 1
-    with pytest.raises(ResultsError, match=r"labels.style b, now c"):
-        translate.main([*words, "results", *FLAGS, "--condition", "style=c"])
-    with pytest.raises(ValueError, match=r"takes .*'style' \(3 classes: a, b, c\).*, got style=d"):
-        translate.main([*words, "results", *FLAGS, "--condition", "style=d"])
-    with pytest.raises(ValueError, match=r"this network takes .*: give a column 'style'"):
         translate.main([*words, "results", *FLAGS])
+    relabel("04,b", "04,d")
+    with pytest.raises(ValueError, match=r"data/val/04.png: 'd' is no class of 'style', which are a, b, c"):
+        translate.main([*words, "others", *FLAGS])
 
 
-def test_pictures_of_several_sizes(network: Path) -> None:
-    for name in ("sar", "pictures"):
-        for number, size in enumerate([(16, 8), (8, 16)]):
-            Path(name).mkdir(exist_ok=True)
-            noise(number, *size).convert("RGB" if name == "pictures" else "L").save(f"{name}/{number}.png")
+def test_one_class_for_all_and_a_condition_left_out() -> None:
+    words = ["edge2shoes", "data,sar=sar", "c.pt", "results", *FLAGS]
+    translate.main([*words, "--condition", "style=b"])
+    assert abs(pixels("results/06.png") - expected(sides("06")[0], 2, "b", name="06")).max() <= 1
+    assert abs(pixels("results/06.png") - expected(sides("06")[0], 2, "c", name="06")).max() > 1
+    for flags, message in (
+        (["--condition", "style=c"], r"labels.style b, now c"),
+        (["--condition", "style=d"], r"takes .*'style' \(3 classes: a, b, c\).*, got style=d"),
+        ([], r"this network takes .*: give a column 'style'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            translate.main([*words, *flags])
+
+
+def test_pictures_of_several_sizes(save_picture: SavePicture) -> None:
+    for name, size in (("0", (16, 8)), ("1", (8, 16))):
+        save_picture(Path("sar", f"{name}.png"), noise(int(name), *size).convert("L"))
+        save_picture(Path("pictures", f"{name}.png"), noise(int(name), *size))
     flags = ["--condition", "style=b", "--size", "keep"]
     translate.main(["folder", "pictures,sar=sar", "c.pt", "results", *FLAGS, *flags])
-    sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     for name in "01":
-        told = {"sar": sar(name), "style": "b", "text": None}
-        (wanted,) = sampler([Image.open(f"pictures/{name}.png")], seed=seed_of(name), conditions=told)
-        assert abs(result(f"results/{name}.png") - np.asarray(wanted, int)).max() <= 1
+        wanted = expected(Image.open(f"pictures/{name}.png"), seed_of(name), "b", name=name)
+        assert abs(pixels(f"results/{name}.png") - wanted).max() <= 1
 
 
-def test_maps_and_intervals_are_told_too(network: Path) -> None:
+def test_maps_and_intervals_have_conditions_too() -> None:
     words, flags = ["edge2shoes", "data,sar=sar,style=labels.csv"], ["--solver", "sde-dpm2m", "--samples", "2"]
-    calibrate.main(["c.pt", *words, "--alpha", "0.9", "--bound", "conformal", *FLAGS, *flags])
+    Calibrate.main(["c.pt", *words, "--alpha", "0.9", "--bound", "conformal", *FLAGS, *flags])
     translate.main([*words, "c.pt", "maps", *FLAGS, *flags, "--maps", "mean,low"])
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2, solver="sde-dpm2m")
-    told = {"sar": sar("05"), "style": "b", "text": None}
-    made = sampler.distribution([source("05")], 2, [[1, 4]], conditions=told)
-    assert abs(result("maps/05_mean.png") - np.asarray(made.mean[0], int)).max() <= 1
+    conditions = {"sar": sar("05"), "style": "b", "text": None}
+    made = sampler.distribution([sides("05")[0]], 2, [[1, 4]], conditions=conditions)
+    assert abs(pixels("maps/05_mean.png") - np.asarray(made.mean[0], int)).max() <= 1
 
 
-def test_slices_of_a_volume_see_those_of_its_images(place: Path) -> None:
+def test_slices_of_a_volume_see_those_of_its_images() -> None:
     unit = Values(-1, 1, dtype="float32")
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, **NETWORK)
     spec = Spec(source=unit, target=unit, slices="coronal")
@@ -177,16 +171,63 @@ def test_slices_of_a_volume_see_those_of_its_images(place: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_a_student_is_told_what_its_teacher_is(network: Path) -> None:
-    flags = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
-    distill.main(["c.pt", TOLD, "student.pt", *flags])
+def test_a_student_has_the_conditions_of_its_teacher() -> None:
+    distill.main(["c.pt", COLUMNS, "student.pt", *STUDENT])
     config = load_checkpoint("student.pt").unet.config
     assert replace(config, drop={}).settings() == ConditionsConfig(**NETWORK).settings()
 
 
-def test_a_teacher_has_other_conditions(network: Path) -> None:
-    flags = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
-    with pytest.raises(ValueError, match=r"the network takes 'text' too"):
-        distill.main(["c.pt", TOLD.removesuffix(",text=text"), "other.pt", *flags])
-    with pytest.raises(ValueError, match=r"the network takes .*'sar' \(1 channels\).*, got dem"):
-        distill.main(["c.pt", f"{TOLD},dem=sar", "other.pt", *flags, "--condition", "dem=image"])
+@pytest.mark.parametrize(
+    ("data", "flags", "message"),
+    [
+        (COLUMNS.removesuffix(",text=text"), [], r"the network takes 'text' too"),
+        (f"{COLUMNS},dem=sar", ["--condition", "dem=image"], r"the network takes .*'sar' \(1 channels\).*, got dem"),
+    ],
+    ids=["missing", "unknown"],
+)
+def test_a_teacher_has_other_conditions(data: str, flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        distill.main(["c.pt", data, "other.pt", *STUDENT, *flags])
+
+
+def test_results_go_the_way_of_the_flag(save_picture: SavePicture) -> None:
+    sampler, (source, target) = BridgeSampler.from_checkpoint("both.pt", steps=2), sides("04")
+    save_picture(Path("alone/x.png"), noise(3))
+    for way, given in {"AtoB": np.asarray(source), "BtoA": target.astype(np.uint8)}.items():
+        translate.main(["edge2shoes", "data", "both.pt", way, *FLAGS, "--direction", way])
+        assert np.array_equal(pixels(f"{way}/04.png"), sampler(given, 0, direction=way))
+        translate.main(["folder", "alone", "both.pt", f"alone-{way}", *FLAGS, "--direction", way])
+    assert not np.array_equal(pixels("alone-AtoB/x.png"), pixels("alone-BtoA/x.png"))
+    with pytest.raises(ValueError, match=r"holds results of other settings \(direction"):
+        translate.main(["edge2shoes", "data", "both.pt", "AtoB", *FLAGS, "--direction", "BtoA"])
+    with pytest.raises(ValueError, match="direction is a setting of its own, and no condition"):
+        translate.main(["edge2shoes", "data", "both.pt", "x", "--condition", "direction=BtoA", *FLAGS])
+
+
+def test_scores_intervals_and_what_a_file_holds_of_both_directions(capsys: pytest.CaptureFixture[str]) -> None:
+    words, back = ["edge2shoes", "data"], ["--direction", "BtoA"]
+    eval.main([*words, "both.pt", "scores", "--metrics", "psnr", *back, *FLAGS])
+    assert json.loads(Path("scores/scores.json").read_text())["settings"]["direction"] == "BtoA"
+    calibrated = ["--samples", "2", "--bound", "conformal", "--alpha", "0.5"]
+    Calibrate.main(["both.pt", *words, *calibrated, *back, *FLAGS])
+    maps = [*words, "both.pt", "low", "--device", "cpu", "--quiet", "--maps", "low", "--direction"]
+    translate.main([*maps, "BtoA"])
+    with pytest.raises(ValueError, match=r"calibrated for another sampler \(direction"):
+        translate.main([*maps, "AtoB"])
+    capsys.readouterr()
+    Info.main(["both.pt"])
+    assert "AtoB; with BtoA, the values of sources and targets change places" in capsys.readouterr().out
+
+
+def test_both_directions_are_trained_resumed_and_distilled() -> None:
+    fit("--direction", "both", "-e", "1", data="data")
+    fit("--direction", "both", "-e", "2", data="data")
+    assert load_checkpoint("t.pt").unet.config.two_way
+    assert len(Path("t.run/metrics.jsonl").read_text().splitlines()) == 2
+    message = "the network has two directions, and trains on both; got direction 'AtoB'"
+    with pytest.raises(ValueError, match=message):
+        fit("-e", "2", data="data")
+    distill.main(["t.pt", "data", "s.pt", *STUDENT, "--direction", "both"])
+    assert load_checkpoint("s.pt").unet.config.two_way
+    with pytest.raises(ValueError, match=message):
+        distill.main(["t.pt", "data", "s.pt", *STUDENT])

@@ -9,7 +9,8 @@ import pytest
 
 from bbdm import cli, load_checkpoint, pictures
 from bbdm.cli import eval as eval_command
-from bbdm.cli import info, train, translate
+from bbdm.cli import train, translate
+from bbdm.cli.files import Info
 from bbdm.evaluation.metrics import dice, volume_scores
 from bbdm.pictures import Geometry, Picture
 from tests.conftest import TINY
@@ -81,7 +82,7 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     flags = ["--preset", "demo", "--crop", "16", "--slices", "axial:1", "-b", "2", "-e", "1"]
     train.main([*PATIENTS, "OUT.pt", *flags, *VALUES])
     assert load_checkpoint("OUT.pt").unet.config.endpoint == (1,)
-    info.main(["OUT.pt"])
+    Info.main(["OUT.pt"])
     out = capsys.readouterr().out
     for part in ("neighbours    1", "-1024:3071:HU, stored as int16", "spacing       (3.0, 1.0, 1.0)"):
         assert part in out

@@ -50,7 +50,7 @@ def save(path: Path, array: Array, **options: Any) -> Path:
         import rasterio
 
         shape = {"height": array.shape[0], "width": array.shape[1], "count": 1, "dtype": array.dtype.name}
-        place = rasterio.transform.from_origin(5, 9, 1, 1)  # pyright: ignore
+        place = rasterio.transform.from_origin(options.pop("west", 5), 9, 1, 1)  # pyright: ignore
         with rasterio.open(path, "w", "GTiff", **shape, transform=place, crs="EPSG:32632", **options) as file:
             file.write(array, 1)
     elif path.suffix == ".npy":

@@ -184,13 +184,3 @@ class TestFirstLook:
         (line,) = first_look(valued(data_dir))
         assert "A/1.npy is nearly constant within 0:4000: give the range" in line
         assert first_look(valued(data_dir, source=Percentiles())) == []
-
-    def test_sides_that_are_stretched(self, tmp_path: Path) -> None:
-        for name, width in {"a": 8, "b": 80, "c": 87, "d": 90, "e": 40}.items():
-            save(tmp_path / f"A/{name}.png", pixels(0))
-            save(tmp_path / f"B/{name}.png", pixels(1, 8 if name == "a" else 80, width))
-        data_dir = f"{tmp_path}/A,{tmp_path}/B"
-        line = "2 of the first pairs have sides of different shapes, first 'd': each side is stretched to one size"
-        assert first_look(load(data_dir, size=8)) == [line]
-        (tmp_path / "B/e.png").write_bytes(b"no picture")
-        assert [line.partition(" sides")[0] for line in first_look(load(data_dir, size=8))] == ["1 pair has"]

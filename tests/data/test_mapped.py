@@ -119,6 +119,6 @@ def test_later_items_must_be_like_the_first() -> None:
     with pytest.raises(ValueError, match=r"text of item 1 .*\(L, 3\) of floats, got \(1, 5\)"):
         pairs.read(1)
     with pytest.raises(ValueError, match=r"source of item 2 .*\(1, 4, 5\), and that of item 0 .*\(1, 4, 4\)"):
-        pairs.batch([(0, 0), (2, 0)])
+        next(Batches(pairs, 2, torch.device("cpu")).stored([0, 2]))
     with pytest.raises(ValueError, match="needs __len__ and __getitem__, and a generator has not both"):
         MappedDataset(i for i in ())  # pyright: ignore[reportArgumentType]

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from bbdm.data.examples import BadPicturesError, NoTargetError, collate
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
+from bbdm.pictures.values import Values
 from tests.data.making import SIZE, Array, damage, folders, load, pictures, pixels, save, valued
 
 
@@ -170,6 +171,17 @@ class TestBad:
             load(tmp_path, "folder", direction="BtoA")
         with pytest.raises(ValueError, match="there are no rows"):
             Pairs([])
+
+
+def test_two_sets_may_lie_anywhere_in_other_processes_too(tmp_path: Path) -> None:
+    for side, west in (("A", 5), ("B", 500)):
+        save(tmp_path / side / "0.tif", np.ones((4, 4), np.int16), nodata=-1, west=west)
+    values: dict[str, Any] = {"source": Values(0, 9, dtype="int16"), "target": Values(0, 9, dtype="int16")}
+    for crop in (None, 2):
+        pairs = pickle.loads(pickle.dumps(load(f"{tmp_path}/A,{tmp_path}/B", "unpaired", crop=crop, **values)))
+        assert pairs.read(0).source.shape == (1, crop or 4, crop or 4)
+    with pytest.raises(ValueError, match="lie on different grids"):
+        load(f"{tmp_path}/A,{tmp_path}/B", **values).read(0)
 
 
 def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> None:

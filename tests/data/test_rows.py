@@ -121,14 +121,6 @@ def test_what_makes_no_rows_is_named(dataset: str, data_dir: str, files: str, li
         read_rows(dataset, data_dir)
 
 
-def test_pictures_of_kinds_that_are_not_read_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    touch("1.png 2.gif 3.GIF notes.txt")
-    assert texts(read_rows("folder", ".")) == ["1 1.png"]
-    assert [record.getMessage() for record in caplog.records] == [
-        "2 pictures are skipped in ., of kinds that are not read (.gif)"
-    ]
-
-
 def test_further_columns_are_of_folders_and_labels() -> None:
     touch("x/a.png x/b.png y/a.png y/b.png sar/train/a.tif sar/train/b.npy")
     Path("labels_train.csv").write_text("\ufeffname,class\na, ink\n\nb,10\nothers,wax\n")

@@ -12,9 +12,9 @@ import torch
 from filelock import FileLock
 
 from bbdm import BridgeSampler, save_checkpoint
-from bbdm.cli.export import main
+from bbdm.cli.files import Export
 from bbdm.execution import device as device_module
-from bbdm.execution.package import PackagedNetwork
+from bbdm.execution.compiled import PackagedNetwork
 from tests.conftest import BRIDGE, ROOT, tiny_unet
 
 STEPS = 3
@@ -35,7 +35,7 @@ def package() -> Path:
     with FileLock(folder / "lock"):
         if not (folder / "unet.pt2").exists():
             save_checkpoint(folder / "network.safetensors", network(), BRIDGE, image_size=8)
-            main([str(folder / "network.safetensors"), str(folder), "--compiled", "8", "--dtype", "bf16"])
+            Export.main([str(folder / "network.safetensors"), str(folder), "--compiled", "8", "--dtype", "bf16"])
     return folder
 
 
@@ -133,9 +133,9 @@ def test_arguments(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         with pytest.raises(ValueError, match=message):
             other.save_compiled(to, **{"size": (8, 8), **settings})
     with pytest.raises(ValueError, match=r"unet\.pt2 exists: overwrite replaces it"):
-        main([str(package / "network.safetensors"), str(package), "--compiled", "8"])
+        Export.main([str(package / "network.safetensors"), str(package), "--compiled", "8"])
     with pytest.raises(ValueError, match="takes no steps, pipeline"):
-        main([str(package / "network.safetensors"), "--compiled", "8", "--pipeline", "--steps", "3"])
+        Export.main([str(package / "network.safetensors"), "--compiled", "8", "--pipeline", "--steps", "3"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -46,25 +47,15 @@ def test_the_preset_of_volumes() -> None:
     with torch.device("meta"):
         unet = UNet.from_preset("volume")
     assert sum(weight.numel() for weight in unet.parameters()) <= 20e6
-    assert UNetConfig(**UNETS["volume"].description()) == UNETS["volume"]
+    assert UNetConfig(**json.loads(json.dumps(unet.description()))) == UNETS["volume"]  # lists are tuples again
     assert (unet.axes, unet.stride, unet.strides) == (3, (4, 8, 8), (4, 8, 8))
     assert UNetConfig(channel_mult=(1, 4, 8), strides=((2, 1), (2, 2))).stride == (4, 2)
-
-
-def test_settings_added_later_are_left_out_of_files() -> None:
-    """A network of before has the description of before."""
-    assert list(UNetConfig().description()) == [
-        *("in_channels", "out_channels", "condition_channels", "model_channels", "channel_mult"),
-        *("num_res_blocks", "attention_resolutions", "head_channels", "num_groups", "dropout"),
-    ]
-    other = UNetConfig(num_heads=8, scale_shift=False, residual_resampling=False, patch=2)
-    assert UNetConfig(**other.description()) == other
 
 
 @pytest.mark.parametrize("value", [-1, 2.0, True])
 def test_integers(value: Any) -> None:
     least = dict.fromkeys(["in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels"], 1)
-    for name, lowest in {**least, "num_groups": 1, "num_heads": 1, "patch": 1, "condition_channels": 0}.items():
+    for name, lowest in {**least, "num_groups": 1, "patch": 1, "condition_channels": 0}.items():
         wanted = f"at least {lowest}" if value == -1 else "of integers"
         for each, reason in [(value, wanted), (0, "at least 1")][: 1 + lowest]:
             given: dict[str, Any] = {name: each}
@@ -84,7 +75,6 @@ LEVELS = {"channel_mult": (1, 3), "num_groups": 4}
         *(({"dropout": value}, rf"dropout must be in \[0, 1\), got {value}") for value in (float("nan"), 1.0, -0.5)),
         ({"num_groups": 24}, "128 channels wide, not a multiple of num_groups=24"),
         ({"head_channels": 96}, "attention.* 1024 channels.* 96"),
-        ({"num_heads": 24}, "attention.* 1024 channels.* num_heads=24"),
         ({**LEVELS, "attention_resolutions": (1,), "head_channels": 96}, "attention.* 128 channels.* 96"),
         ({**LEVELS, "model_channels": 15, "num_groups": 5}, "model_channels must be even, got 15"),
         ({"axes": 4}, "axes must be 2, of pictures, or 3, of volumes, got 4"),
@@ -113,18 +103,14 @@ def test_stride(levels: tuple[int, ...], stride: int) -> None:
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (2, 2, 2), (3, 4, 10), (0, 8, 8)])
 def test_shape(batch: int, height: int, width: int, make_unet: MakeUNet) -> None:
+    """Of any size; channels_last, whatever comes in."""
     unet = make_unet(in_channels=4, out_channels=2, condition_channels=1)
-    condition = state(batch, 1, height, width)
-    out = unet(state(batch, 4, height, width), torch.ones(batch), {"source": condition})
+    x, condition = state(batch, 4, height, width), state(batch, 1, height, width)
+    out = unet(x, torch.ones(batch), {"source": condition})
     assert out.shape == (batch, 2, height, width)
+    assert not batch or out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(out, unet(x.to(memory_format=torch.channels_last), torch.ones(batch), {"source": condition}))
     assert not UNet(**TINY)(state(), torch.tensor([1, 7])).any()  # before training it predicts zero
-
-
-def test_it_is_channels_last_whatever_comes_in(make_unet: MakeUNet) -> None:
-    unet, x, t = make_unet(), state(), torch.tensor([1, 7])
-    outputs = [unet(x.contiguous(memory_format=f), t) for f in (torch.contiguous_format, torch.channels_last)]
-    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in outputs)
-    assert torch.equal(*outputs)
 
 
 def test_patches_are_channels_of_a_plain_network(make_unet: MakeUNet) -> None:
@@ -146,12 +132,17 @@ def test_patches_are_channels_of_a_plain_network(make_unet: MakeUNet) -> None:
     [
         (3, state(), None, "condition 'source' is missing: this network has 'source'"),
         (0, state(), {"source": state()}, "conditions of this network are none, got 'source'"),
-        (3, state(), {"source": state(channels=1)}, "condition 'source' must have 3 channels, got 1"),
+        (
+            3,
+            state(),
+            {"source": state(channels=1)},
+            r"'source' must have 3 channels, got \(2, 1, 8, 8\) of torch.float32",
+        ),
         (0, state()[:, :, None], None, r"x must be \(B, 3, H, W\), got shape \(2, 3, 1, 8, 8\)"),
         (3, state(), {"source": state(), "sar": state()}, r"are 'source' \(3 channels\), got 'sar'"),
         (3, state(), state(), "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
         (0, state(channels=4), None, "x must have 3 channels, got 4"),
-        (0, state(height=7), None, "multiples of 2, got 7 x 8"),
+        (0, state(height=7), None, "height and width that are multiples of 2, got 7 x 8"),
         (0, state(width=7), None, "multiples of 2, got 8 x 7"),
     ],
 )
@@ -202,16 +193,7 @@ def network(**settings: Any) -> UNet:
     return made
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"residual_resampling": False, "scale_shift": False},
-        {"strides": ((1, 2, 2),)},
-        {"strides": ((1, 2, 2),), "residual_resampling": False},
-    ],
-    ids=["residual", "convolutions", "anisotropic", "anisotropic convolutions"],
-)
+@pytest.mark.parametrize("settings", [{}, {"strides": ((1, 2, 2),)}], ids=["isotropic", "anisotropic"])
 def test_slices_that_are_alike(settings: dict[str, Any]) -> None:
     """A volume of one slice many times, and kernels that see a slice alone: the result of the 2-D network."""
     flat, deep = network(**{**settings, "strides": None}), network(axes=3, **settings)
@@ -260,26 +242,21 @@ def test_norm(last: bool, compiled: bool) -> None:
     made = op(x, 4, weight, bias)
     one = (..., None, None, None)
     torch.testing.assert_close(made, F.silu(F.group_norm(x, 4) * weight[one] + bias[one]))
-    if last:
-        assert made.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not last or made.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize(("factors", "compiled"), [((2, 2, 2), False), ((1, 2, 2), False), ((1, 2, 2), True)])
+@pytest.mark.parametrize(("factors", "compiled"), [((2, 2, 2), False), ((1, 2, 2), True)])
 def test_upsampling(factors: tuple[int, ...], compiled: bool) -> None:
     x, weight, bias = torch.randn(2, 3, 2, 3, 4, requires_grad=True), torch.randn(5, 3, 3, 3, 3), torch.randn(5)
-
-    def op(*arguments: Any) -> torch.Tensor:  # of its own: each function is compiled a few times at most
-        return upsample_conv3x3(*arguments)
-
-    op = torch.compile(op, backend="aot_eager", fullgraph=True) if compiled else op
+    op = torch.compile(upsample_conv3x3, backend="aot_eager", fullgraph=True) if compiled else upsample_conv3x3
     wanted = x
     for axis, factor in enumerate(factors, 2):
         wanted = wanted.repeat_interleave(factor, axis)
     assert torch.equal(upsample(x, factors), wanted)
     wanted = F.conv3d(wanted, weight, bias, padding=1)
-    for grad in (True, False):
+    for function, grad in ((op, True), (op, False), (upsample_conv3x3, False)):
         with torch.set_grad_enabled(grad):
-            torch.testing.assert_close(op(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(function(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_volumes_in_bfloat16_and_of_other_axes() -> None:

@@ -1,3 +1,5 @@
+"""Pillow's pictures as arrays and back, sizes, ranges for messages, and grids."""
+
 import struct
 import zlib
 from pathlib import Path
@@ -11,55 +13,40 @@ from bbdm.pictures import Geometry, Picture, header, images
 from bbdm.pictures.picture import scale
 
 
-def level(*values: int) -> list[float]:
-    """8-bit values as the network sees them."""
-    return [2 * value / 255 - 1 for value in values]
-
-
-def one_pixel(mode: str, colour: int | tuple[int, ...]) -> Image.Image:
-    return Image.new(mode, (1, 1), colour)
-
-
-def palette_pixel(index: int, transparency: int | bytes | None = None) -> Image.Image:
-    """Colour 0 is (10, 20, 30), colour 1 is (200, 0, 0)."""
-    image = one_pixel("P", index)
-    image.putpalette([10, 20, 30, 200, 0, 0])
+def pixel(mode: str, colour: int | tuple[int, ...], transparency: int | bytes | None = None) -> Image.Image:
+    """One pixel; colour 0 of a palette is (10, 20, 30), colour 1 (200, 0, 0)."""
+    image = Image.new(mode, (1, 1), colour)
+    if mode == "P":
+        image.putpalette([10, 20, 30, 200, 0, 0])
     if transparency is not None:
         image.info["transparency"] = transparency
     return image
 
 
-PIXELS = {
-    "L": (one_pixel("L", 51), (51, 51, 51)),
-    "1": (one_pixel("1", 1), (255, 255, 255)),
-    "RGBA-transparent": (one_pixel("RGBA", (255, 0, 51, 0)), (255, 255, 255)),
-    "RGBA-half": (one_pixel("RGBA", (0, 0, 255, 153)), (102, 102, 255)),  # 153 / 255 = 0.6 of blue on white
-    "LA-transparent": (one_pixel("LA", (51, 0)), (255, 255, 255)),
-    "P": (palette_pixel(1), (200, 0, 0)),
-    "P-transparent-index": (palette_pixel(1, transparency=1), (255, 255, 255)),
-    "P-other-index-transparent": (palette_pixel(0, transparency=1), (10, 20, 30)),
-    "P-alpha-table": (palette_pixel(1, transparency=bytes([255, 51])), (244, 204, 204)),  # 0.2 of 200 on white
-    "CMYK-no-ink": (one_pixel("CMYK", (0, 0, 0, 0)), (255, 255, 255)),
-}
+PIXELS = [  # 8-bit values of each channel
+    (pixel("L", 51), [51, 51, 51]),
+    (pixel("1", 1), [255, 255, 255]),
+    (pixel("RGBA", (255, 0, 51, 0)), [255, 255, 255]),
+    (pixel("RGBA", (0, 0, 255, 153)), [102, 102, 255]),  # 153 / 255 = 0.6 of blue on white
+    (pixel("LA", (51, 0)), [255, 255, 255]),
+    (pixel("P", 1), [200, 0, 0]),
+    (pixel("P", 1, transparency=1), [255, 255, 255]),
+    (pixel("P", 0, transparency=1), [10, 20, 30]),
+    (pixel("P", 1, transparency=bytes([255, 51])), [244, 204, 204]),  # 0.2 of 200 on white
+    (pixel("CMYK", (0, 0, 0, 0)), [255, 255, 255]),
+    (pixel("RGB", (255, 0, 0)), [76]),  # ITU-R 601-2 luma: 0.299 of red
+    (pixel("L", 7, transparency=7), [255]),
+]
 
 
 class TestToArray:
-    @pytest.mark.parametrize(("image", "expected"), PIXELS.values(), ids=PIXELS)
-    def test_values(self, image: Image.Image, expected: tuple[int, ...]) -> None:
+    @pytest.mark.parametrize(("image", "levels"), PIXELS)
+    def test_values(self, image: Image.Image, levels: list[int]) -> None:
         before = image.mode, image.getpixel((0, 0))
-        array = images.to_array(image)
-        assert (array.shape, array.dtype) == ((3, 1, 1), np.float32)
-        assert array.ravel().tolist() == pytest.approx(level(*expected), abs=1e-6)
+        array = images.to_array(image, len(levels))
+        assert (array.shape, array.dtype) == ((len(levels), 1, 1), np.float32)
+        assert array.ravel().tolist() == pytest.approx([2 * level / 255 - 1 for level in levels], abs=1e-6)
         assert (image.mode, image.getpixel((0, 0))) == before
-
-    def test_grey(self) -> None:
-        """ITU-R 601-2 luma: 0.299 of red."""
-        assert images.to_array(one_pixel("RGB", (255, 0, 0)), channels=1).ravel().tolist() == pytest.approx(level(76))
-
-    def test_transparent_grey_of_a_png(self, tmp_path: Path) -> None:
-        Image.fromarray(np.array([[7, 51]], dtype=np.uint8)).save(tmp_path / "grey.png", transparency=7)
-        with Image.open(tmp_path / "grey.png") as image:
-            assert images.to_array(image, channels=1).ravel().tolist() == pytest.approx(level(255, 51))
 
     @pytest.mark.parametrize(
         ("mode", "channels", "message"),
@@ -76,6 +63,13 @@ class TestToArray:
         image.putpixel((1, 1), 1096)
         with pytest.raises(ValueError, match=message):
             images.to_array(image, channels)
+
+    def test_scaling_is_that_of_tensors_bit_for_bit(self) -> None:
+        """Both are the nearest floats to the quotient and its difference from 1."""
+        grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+        wanted = [float(np.float32(float(np.float32(value / 127.5)) - 1)) for value in range(256)]
+        for scaled in (scale(torch.from_numpy(grey)).numpy(), images.to_array(Image.fromarray(grey[0]), channels=1)):
+            assert (scaled.dtype, scaled.ravel().tolist()) == (np.float32, wanted)
 
 
 def test_sizes() -> None:
@@ -95,16 +89,6 @@ def test_sizes() -> None:
         images.read_sides("8x8x8x8")
 
 
-def test_scaling_is_that_of_a_picture_bit_for_bit() -> None:
-    """Both are the nearest floats to the quotient and its difference from 1."""
-    grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    scaled = scale(torch.from_numpy(grey))
-    assert scaled.dtype == torch.float32
-    np.testing.assert_array_equal(scaled, images.to_array(Image.fromarray(grey[0]), channels=1))
-    wanted = [float(np.float32(float(np.float32(value / 127.5)) - 1)) for value in range(256)]
-    assert scaled.flatten().tolist() == wanted
-
-
 def test_ranges_of_messages_leave_nodata_out() -> None:
     picture = Picture(np.array([[[5, 7, 60000, np.nan]]], np.float32), Geometry(nodata=60000))
     assert (images.found_range(picture), images.usual_range(picture)) == ("5 to 7", "5:7")
@@ -114,19 +98,14 @@ def test_ranges_of_messages_leave_nodata_out() -> None:
 
 
 class TestFromArray:
-    def test_round_trip_of_all_levels_is_exact(self) -> None:
+    def test_all_levels_come_back_and_others_are_clipped(self) -> None:
         ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-        colours = np.stack([ramp, ramp[::-1], ramp.T], axis=-1)
-        for pixels, channels in ((ramp, 1), (colours, 3)):
+        for pixels, channels in ((ramp, 1), (np.stack([ramp, ramp[::-1], ramp.T], axis=-1), 3)):
             image = images.from_array(images.to_array(Image.fromarray(pixels), channels))
             np.testing.assert_array_equal(np.asarray(image), pixels)
-
-    @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-    def test_clips(self, dtype: str) -> None:
-        array = np.array([[[-3.0, -1.0, 0.5, 1.0, 2.0]]], dtype)
-        assert np.asarray(images.from_array(array)).tolist() == [[0, 0, 191, 255, 255]]
-
-    def test_refuses_other_shapes(self) -> None:
+        for dtype in ("float64", "float32", "float16"):
+            array = np.array([[[-3.0, -1.0, 0.5, 1.0, 2.0]]], dtype)
+            assert np.asarray(images.from_array(array)).tolist() == [[0, 0, 191, 255, 255]]
         for shape in ((4, 4), (1, 3, 4, 4), (0, 4, 4)):
             with pytest.raises(ValueError, match=r"\(C, H, W\) tensor, got "):
                 images.from_array(np.zeros(shape))
@@ -142,18 +121,15 @@ class TestFromArray:
 
 class TestGrid:
     def test_geometry(self) -> None:
-        """Cells have the size of the largest picture, 5 x 4, and gaps of 2; two columns are 2 + 7 + 7."""
+        """Cells have the size of the largest picture, 5 x 4, and gaps of 2, wider between groups."""
         red, green, blue = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (5, 4), "lime"), Image.new("L", (1, 1))
-        sheet = images.grid([[red, green], [blue]])
         expected = np.full((14, 16, 3), 255)
         expected[2:4, 2:5] = 255, 0, 0
         expected[2:6, 9:14] = 0, 255, 0
         expected[8, 2] = 0
-        np.testing.assert_array_equal(np.asarray(sheet), expected)
-
-    def test_gaps_are_wider_between_groups(self) -> None:
-        red = Image.new("RGB", (4, 4), "red")
-        sheet = images.grid([[red] * 5, [red]], gap=1, group=2)
+        np.testing.assert_array_equal(np.asarray(images.grid([[red, green], [blue]])), expected)
+        cell = Image.new("RGB", (4, 4), "red")
+        sheet = images.grid([[cell] * 5, [cell]], gap=1, group=2)
         columns = [x for x in range(sheet.width) if sheet.getpixel((x, 2)) == (255, 0, 0)]
         assert columns == [start + x for start in (1, 6, 16, 21, 31) for x in range(4)]
 
@@ -171,7 +147,7 @@ class TestGrid:
 
 def test_an_error_of_pillow_has_the_files_name(tmp_path: Path) -> None:
     """A chunk of PNG that is too short is a ValueError of Pillow's own, without a name."""
-    one_pixel("L", 0).save(path := tmp_path / "a.png")
+    pixel("L", 0).save(path := tmp_path / "a.png")
     content = path.read_bytes()
     data = b"IHDR" + content[16:20]
     path.write_bytes(content[:8] + struct.pack(">I", 4) + data + struct.pack(">I", zlib.crc32(data)) + content[33:])

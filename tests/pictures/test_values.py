@@ -30,29 +30,21 @@ def test_every_level_of_an_integer_type_comes_back(levels: tuple[int, int], dtyp
     assert torch.equal(made.scaled(torch.from_numpy(stored.astype(np.int32))), torch.from_numpy(scaled))
 
 
-def test_values_outside_are_clipped() -> None:
+@pytest.mark.parametrize("axes", [2, 3])
+def test_each_channel_has_its_own_range_and_values_outside_are_clipped(axes: int) -> None:
+    array = np.array([2.0, 5.0], np.float32).reshape(2, *[1] * axes)
+    assert TWO.scaled(array, axes).flatten().tolist() == [0, 0.5]
+    assert TWO.scaled(np.stack([array, array]), axes).flatten().tolist() == [0, 0.5] * 2
+    assert TWO.stored(TWO.scaled(array, axes), axes).flatten().tolist() == [2, 5]
     assert Values(0, 4).scaled(np.array([[[-9, 0, 2, 4, 9]]])).tolist() == [[[-1, -1, 0, 1, 1]]]
     assert Values(0, 4).stored(np.array([[[-3.0, 0.5, 3.0]]], np.float32)).tolist() == [[[0, 3, 4]]]
 
 
-@pytest.mark.parametrize("axes", [2, 3])
-def test_each_channel_has_its_own_range(axes: int) -> None:
-    made = TWO
-    array = np.array([2.0, 5.0], np.float32).reshape(2, *[1] * axes)
-    assert made.scaled(array, axes).flatten().tolist() == [0, 0.5]
-    assert made.scaled(np.stack([array, array]), axes).flatten().tolist() == [0, 0.5] * 2
-    assert made.stored(made.scaled(array, axes), axes).flatten().tolist() == [2, 5]
-
-
-def test_percentiles_are_those_of_numpy_channel_by_channel() -> None:
+def test_percentiles_are_those_of_numpy_and_one_value_is_the_middle() -> None:
     array = np.random.default_rng(0).normal(size=(2, 30, 40)) * [[[1]], [[50]]]
-    made = Percentiles(1, 90).of(array)
+    made, flat = Percentiles(1, 90).of(array), np.full((1, 4, 4), 7.0)
     np.testing.assert_allclose(made.low, np.percentile(array.reshape(2, -1), 1, axis=1))
     np.testing.assert_allclose(made.high, np.percentile(array.reshape(2, -1), 90, axis=1))
-
-
-def test_a_picture_of_one_value_is_in_the_middle() -> None:
-    flat = np.full((1, 4, 4), 7.0)
     assert (Percentiles().of(flat).scaled(flat) == 0).all()
 
 

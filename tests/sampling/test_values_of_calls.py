@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
-from bbdm.cli import export
+from bbdm.cli.files import Export
 from bbdm.data.spec import Spec
 from bbdm.pictures import read
 from bbdm.pictures.picture import Geometry, Picture
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampler(request: pytest.FixtureRequest, checkpoint: Path) -> Any:
     if request.param == "torch":
         return BridgeSampler.from_checkpoint(checkpoint)
-    export.main([str(checkpoint), str(checkpoint.parent / "onnx")])
+    Export.main([str(checkpoint), str(checkpoint.parent / "onnx")])
     return OnnxBridgeSampler(checkpoint.parent / "onnx")
 
 
@@ -125,7 +125,7 @@ def test_slices_with_neighbours_become_a_volume(backend: str, tmp_path: Path) ->
     save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
     sampler: Any = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
     if backend == "onnx":
-        export.main([str(tmp_path / "c.pt"), str(tmp_path / "onnx")])
+        Export.main([str(tmp_path / "c.pt"), str(tmp_path / "onnx")])
         sampler = OnnxBridgeSampler(tmp_path / "onnx")
     assert sampler.pictures == kind
     volume = np.random.default_rng(2).integers(0, 4096, (1, 8, 10, 4), dtype=np.uint16)

@@ -15,7 +15,8 @@ import pytest
 from bbdm import BridgeSampler, pictures, save_checkpoint
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import ABridge
-from bbdm.cli import translate, translate_ray
+from bbdm.cli import translate
+from bbdm.cli.serving import TranslateRay
 from bbdm.data.examples import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image
@@ -70,11 +71,11 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_settings_are_checked():
     words = ["in", "out", "c.pt"]
-    assert translate_ray.TranslateRay.parse([*words, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
+    assert TranslateRay.parse([*words, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        translate_ray.TranslateRay.parse([*words, "--threads", "0"])
+        TranslateRay.parse([*words, "--threads", "0"])
     with pytest.raises(ValueError, match="compile needs dtype"):
-        translate_ray.TranslateRay.parse([*words, "--compile"])
+        TranslateRay.parse([*words, "--compile"])
 
 
 @pytest.mark.parametrize(
@@ -98,18 +99,18 @@ def test_results_are_those_of_bbdm_translate(
     for index, name in enumerate("abc"):
         noise(index, 12, 20).save(sources / f"{name}.png")
     words = [str(sources), str(tmp_path / "ray"), str(checkpoint), *STEPS, "-b", "2", *flags]
-    translate_ray.main(words)
+    TranslateRay.main(words)
     assert batches == ([["a", "b"], ["c"]] if at_once == 2 else [["a"], ["b"], ["c"]])
     translate.main(["folder", str(sources), str(checkpoint), str(tmp_path / "one"), *STEPS, *flags])
     assert_same(tmp_path / "ray", tmp_path / "one")
     (tmp_path / "ray" / sorted(results(tmp_path / "ray"))[-1]).unlink()
     batches.clear()
-    translate_ray.main(words)
-    translate_ray.main(words)
+    TranslateRay.main(words)
+    TranslateRay.main(words)
     assert batches == [["c"]]
     assert_same(tmp_path / "ray", tmp_path / "one")
     with pytest.raises(ResultsError, match=r"results of other settings \(seed \d, now 9\)"):
-        translate_ray.main([*words, "--seed", "9"])
+        TranslateRay.main([*words, "--seed", "9"])
 
 
 def test_values_of_other_kinds_are_as_in_bbdm_translate(batches: list[list[str]], tmp_path: Path):
@@ -119,7 +120,7 @@ def test_values_of_other_kinds_are_as_in_bbdm_translate(batches: list[list[str]]
         np.save(tmp_path / "in" / name, np.random.default_rng(0).integers(0, 4096, (2, 16, 16)).astype(np.uint16))
     unet, spec = tiny_unet(in_channels=2, out_channels=2), Spec(source=values, target=values)
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=50), image_size=16, pictures=spec)
-    translate_ray.main([str(tmp_path / "in"), str(tmp_path / "ray"), str(tmp_path / "c.pt"), *STEPS])
+    TranslateRay.main([str(tmp_path / "in"), str(tmp_path / "ray"), str(tmp_path / "c.pt"), *STEPS])
     translate.main(["folder", str(tmp_path / "in"), str(tmp_path / "c.pt"), str(tmp_path / "one"), *STEPS])
     assert_same(tmp_path / "ray", tmp_path / "one")
 
@@ -133,15 +134,15 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
     (tmp_path / "in" / "half.png").write_bytes(half)
     words = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), *STEPS, "-b", "3"]
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(2 of 4 pictures; the others are tr") as caught:
-        translate_ray.main(words)
+        TranslateRay.main(words)
     assert "skip_bad" in str(caught.value)
     assert results(tmp_path / "out").keys() == {"0/0000.png", "1/0001.png"}
-    translate_ray.main([*words, "--skip_bad"])
+    TranslateRay.main([*words, "--skip_bad"])
     printed = capsys.readouterr().out
     assert printed.count("left out: cannot read the picture") == 2
     assert f"0 results in {tmp_path / 'out'}, and 2 that were there" in printed
     noise(3).save(tmp_path / "in" / "bad.png")
-    translate_ray.main([*words, "--skip_bad"])
+    TranslateRay.main([*words, "--skip_bad"])
     assert "1 results in" in capsys.readouterr().out
 
 
@@ -149,11 +150,11 @@ def test_what_is_refused(checkpoint: Path, batches: list[list[str]], tmp_path: P
     names = make_sources(tmp_path / "in", 1)
     for where in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
-            translate_ray.main([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])
+            TranslateRay.main([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])
     with pytest.raises(ValueError, match=r"0000\.png is a file"):
-        translate_ray.main([str(tmp_path / "in" / f"{names[0]}.png"), str(tmp_path / "out"), str(checkpoint)])
+        TranslateRay.main([str(tmp_path / "in" / f"{names[0]}.png"), str(tmp_path / "out"), str(checkpoint)])
     with pytest.raises(ValueError, match=r"c\.pt differs from machine to machine"):
-        Worker(translate_ray.TranslateRay.parse(["in", "out", str(checkpoint)]), "another", Spec())
+        Worker(TranslateRay.parse(["in", "out", str(checkpoint)]), "another", Spec())
 
 
 def check_results(folder: Path, sources: Path, names: list[str], checkpoint: Path, seed: int, **call: Any) -> None:
@@ -184,13 +185,13 @@ def test_a_node_is_lost_half_way(cluster: Any, checkpoint: Path, tmp_path: Path,
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    translate_ray.main(command)
+    TranslateRay.main(command)
     killer.join()
     assert killed.is_set()
     assert f"{count} results in" in capsys.readouterr().out
     check_results(folder, sources, names, checkpoint, 3, steps=4)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
-    translate_ray.main(command)
+    TranslateRay.main(command)
     assert f"0 results in {folder}, and {count} that were there" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -202,12 +203,12 @@ def test_a_cluster_of_this_machine(checkpoint: Path, tmp_path: Path) -> None:
     (sources / "bad.png").write_bytes(b"no picture")
     command = [str(sources), str(folder), str(checkpoint), "--steps", "2", "-b", "4", "--workers", "2"]
     with pytest.raises(ValueError, match=r"threads must be at most the .* cores of a machine, got 1000"):
-        translate_ray.main([*command, "--threads", "1000"])
+        TranslateRay.main([*command, "--threads", "1000"])
     assert not folder.exists()
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr"):
-        translate_ray.main(command)
+        TranslateRay.main(command)
     check_results(folder, sources, names, checkpoint, 0, steps=2)
     for path in sorted(folder.rglob("*.png"))[:2]:
         path.unlink()
-    translate_ray.main([*command, "--skip_bad"])
+    TranslateRay.main([*command, "--skip_bad"])
     check_results(folder, sources, names, checkpoint, 0, steps=2)

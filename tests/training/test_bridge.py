@@ -8,6 +8,7 @@ import torch
 
 from bbdm import bridges
 from bbdm.bridges import Bridge, BrownianBridge
+from bbdm.data.examples import collate
 from bbdm.data.pairs import Pairs
 from bbdm.networks.base import Conditions
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
@@ -125,7 +126,7 @@ def at_7(seeds: torch.Tensor, step: int, bridge: Bridge) -> torch.Tensor:
 def test_a_loss_and_times_are_those_of_the_functions(pairs: Pairs) -> None:
     task = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, TrainConfig(batch_size=2, loss="l1"), pairs,
                       loss=lambda a, b: (a - b).square(), times=at_7)  # fmt: skip
-    batch, seeds = pairs.batch((index,) for index in range(2)), torch.arange(2)
+    batch, seeds = collate([pairs.read(index) for index in range(2)]), torch.arange(2)
     batch = batch._replace(**{side: getattr(batch, side) / 127.5 - 1 for side in ("source", "target")})
     losses, _ = task.losses(task.network, batch, seeds, 3)
     about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 3, "per_image": True}

@@ -13,7 +13,7 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge
-from bbdm.data.examples import Example
+from bbdm.data.examples import Example, collate
 from bbdm.data.mapped import MappedDataset
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
@@ -57,7 +57,7 @@ def reader() -> Network:
 
 
 def batch_of(data: Radar, count: int) -> Example:
-    return MappedDataset(data).batch((index,) for index in range(count))
+    return collate([MappedDataset(data).read(index) for index in range(count)])
 
 
 @pytest.fixture(scope="module")

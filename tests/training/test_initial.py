@@ -39,7 +39,8 @@ def test_new_conditions_change_nothing_at_first(before: dict[str, Any], tmp_path
     names = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
     assert names == ["condition_embedding.classes._style.weight"]
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
-    seen = {name: torch.randn(2, count, 8, 8) for name, count in trained.conditions.items()}
+    channels = {"source": trained.condition_channels, **trained.images}
+    seen = {name: torch.randn(2, count, 8, 8) for name, count in channels.items() if count}
     conditions = {**seen, "sar": torch.randn(2, 2, 8, 8), "style": torch.tensor([0, 2])}
     torch.testing.assert_close(unet(x, t, conditions), trained(x, t, seen))
 

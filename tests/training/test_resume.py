@@ -89,8 +89,8 @@ class TestResume:
             ({}, {"suffix": "-2"}, "pairs of other names"),
             ({"channels": 0}, {}, "condition_channels=0"),
             ({"bridge": BrownianBridge(50)}, {}, "kind=brownian"),
-            ({}, {"bridge": replace(BRIDGE, density="high")}, "density=uniform"),  # these change no weight
-            ({}, {"num_heads": 2}, "num_heads=None"),
+            ({}, {"bridge": replace(BRIDGE, density="high")}, "density=uniform"),  # this changes no weight
+            ({}, {"dropout": 0.5}, r"dropout=0\.0"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -98,11 +98,11 @@ class TestResume:
         self, before: Any, after: Any, reason: str, make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path
     ) -> None:
         def trainer(size: int = SIZE, direction: Any = "AtoB", suffix: str = "", channels: int = 3,
-                    num_heads: int | None = None, **settings: Any) -> Trainer:  # fmt: skip
+                    dropout: float = 0.0, **settings: Any) -> Trainer:  # fmt: skip
             train = Pairs(
                 [{**row, "name": row["name"] + suffix} for row in pairs.rows], Spec(size=size, direction=direction)
             )
-            unet = tiny_unet(condition_channels=channels, num_heads=num_heads)
+            unet = tiny_unet(condition_channels=channels, dropout=dropout)
             return make_trainer(unet=unet, train=train, epochs=1, **settings)
 
         trained = trainer(**before)

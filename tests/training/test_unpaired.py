@@ -16,7 +16,8 @@ from torch import nn
 from bbdm import DDBM, ECSI, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, wrap
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import Bridge
-from bbdm.cli import calibrate, distill, eval, train, translate
+from bbdm.cli import distill, eval, train, translate
+from bbdm.cli.eval import Calibrate
 from bbdm.data.cached import CachedExamples
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
@@ -59,7 +60,7 @@ class TestRows:
         assert len(pairs) == 6
         epochs: list[list[Any]] = []
         for seed in (0, 1, 0):
-            places = [*pairs.places(pairs.order(seed)(0, 6), seed)]
+            places = [*pairs.streamed(pairs.order(seed)(0, 6), seed)]
             epochs.append([place[2] for place in places])
             sources, targets = (Counter(row[side].stem for row in epochs[-1]) for side in ("source", "target"))
             assert sources == {f"A{i}": 1 for i in range(6)}
@@ -407,7 +408,7 @@ def test_the_spread_that_is_given_is_that_of_the_run(sets: str, tmp_path: Path) 
     ("command", "words", "reason"),
     [
         (distill.Distill, {"teacher": Path("m.pt"), "output_model": Path("s.pt")}, "one of pairs, .*; got 'unpaired'"),
-        (calibrate.Calibrate, {"model": Path("m.pt")}, "one of pairs, since sources are compared with targets"),
+        (Calibrate, {"model": Path("m.pt")}, "one of pairs, since sources are compared with targets"),
         (eval.Eval, {"model": Path("m.pt")}, "metrics must be fid, and num_samples 1, .* got None and 1"),
         (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid", "lpips")}, "got fid lpips and 1"),
         (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid",), "num_samples": 2}, "got fid and 2"),

@@ -82,8 +82,7 @@ def _checkpoint(
     states = [load(UNet.from_config, unet, each) for each in (weights, ema) if each is not None]
     for state in states if heads_last else ():
         for key in [key for key in state if ".qkv." in key]:  # q, k and v within the heads, as ours
-            heads = unet.heads(len(state[key]) // 3)
-            state[key] = state[key].unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+            state[key] = state[key].unflatten(0, (3, -1, unet.head_channels)).transpose(0, 1).flatten(0, 2)
     network = NetworkState(unet, states[0], None if ema is None else states[1])
     return Checkpoint(network, bridge, None if codec is None else CodecState.of(codec), image_size)
 

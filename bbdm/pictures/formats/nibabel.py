@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional, sizes
-from bbdm.pictures import checks
+from bbdm.pictures import formats
 from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
 
 NAME = "nifti"
@@ -44,12 +44,12 @@ def header(path: Path) -> Header:
     count = 2 if len(dims) == 5 and dims[2] == 1 else min(len(dims), 3)
     if count < 2 or min(dims) < 1:
         raise ValueError(f"its header says axes of {tuple(dims)}")
-    kind = checks.real(dtype)
+    kind = formats.real(dtype)
     kind = np.dtype(np.float32) if _scale(nifti) is not None and kind.kind in "iu" else kind
     packed = path.suffix.lower() == ".gz"
     stored = path.stat().st_size - (0 if packed else nifti.get_data_offset())
     if packed or math.prod(dims) * dtype.itemsize > stored:
-        checks.check_cost(dims, dtype, stored * (checks.DEFLATE if packed else 1))
+        formats.check_cost(dims, dtype, stored * (formats.DEFLATE if packed else 1))
     geometry = Geometry(_affine(nifti, count, path), NAME, {"header": nifti.binaryblock})
     return Header(path, (math.prod(dims[4:5]), *dims[:count][::-1]), kind, geometry, not packed, stored=nifti)
 
@@ -63,7 +63,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     nifti: Any = header.stored
     dtype, offset = nifti.get_data_dtype(), nifti.get_data_offset()
     if header.windowed:
-        array = checks.mapped(header.path, dtype, offset, header.shape)
+        array = formats.mapped(header.path, dtype, offset, header.shape)
     else:
         size = math.prod(header.shape) * dtype.itemsize
         with gzip.open(header.path) as file:
@@ -84,7 +84,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) or (C, D, H, W), channels as a vector's components, with affine and kept header."""
     package = _package()
-    checks.check_held(path.suffix, picture, checks.REAL)
+    formats.check_held(path.suffix, picture, formats.REAL)
     geometry, channels, axes = picture.geometry, len(picture), picture.ndim - 1
     array = np.asarray(picture).T
     array = array[..., 0] if channels == 1 else array.reshape(*array.shape[:-1], *[1] * (4 - axes), channels)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.pictures import checks
+from bbdm.pictures import formats
 from bbdm.pictures.picture import Header, Picture
 
 
@@ -26,7 +26,7 @@ def header(path: Path) -> Header:
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise ValueError(f"it must be (H, W), (C, H, W) or (C, D, H, W), got {array.shape}")
     shape = (1, *array.shape) if array.ndim == 2 else array.shape
-    return Header(path, shape, checks.real(array.dtype), windowed=True)
+    return Header(path, shape, formats.real(array.dtype), windowed=True)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -40,7 +40,7 @@ def write(path: Path, picture: Picture) -> None:
     Raises:
         ValueError: the values are not real numbers, or the spatial axes not 2 or 3.
     """
-    checks.check_held(path.suffix, picture, (*checks.REAL, "float16"))
+    formats.check_held(path.suffix, picture, (*formats.REAL, "float16"))
     np.save(path, np.asarray(picture))  # a mapped picture is not copied
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures import checks
+from bbdm.pictures import formats
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 NAME = "geotiff"
@@ -32,12 +32,12 @@ def header(path: Path) -> Header:
         ValueError: it is damaged, or its values are complex.
     """
     with _gdal() as rasterio, rasterio.open(path, driver="GTiff") as file:
-        (dtype,) = {checks.real(kind) for kind in file.dtypes}
+        (dtype,) = {formats.real(kind) for kind in file.dtypes}
         a, b, c, d, e, f = tuple(file.transform)[:6]
         affine = None if file.transform.is_identity else as_affine([[a, b], [d, e]], [c, f])
         windowed = any(block != file.shape for block in file.block_shapes)
         geometry = Geometry(affine, NAME, {"crs": file.crs.to_wkt() if file.crs else None}, file.nodata)
-        most = checks.RATIO * path.stat().st_size
+        most = formats.RATIO * path.stat().st_size
         return Header(path, (file.count, file.height, file.width), dtype, geometry, windowed, most)
 
 
@@ -49,7 +49,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) as a GeoTIFF in compressed tiles, block after block."""
-    checks.check_held("a GeoTIFF", picture, checks.REAL, (2,))
+    formats.check_held("a GeoTIFF", picture, formats.REAL, (2,))
     geometry, array = picture.geometry, np.asarray(picture)
     channels, height, width = array.shape
     profile: dict[str, Any] = {

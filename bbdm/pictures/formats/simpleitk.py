@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional, sizes
-from bbdm.pictures import checks
+from bbdm.pictures import formats
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 NAME = "itk"
@@ -54,8 +54,8 @@ def header(path: Path) -> Header:
         raise ValueError(f"it has {len(size)} axes, {sizes.shown(size)}, such as times: save each volume as a file")
     count = min(len(size), 3)
     shape = (reader.GetNumberOfComponents(), *size[:count][::-1])
-    most = (path.stat().st_size - offset) * (checks.DEFLATE if packed else 1)
-    checks.check_cost(shape, dtype, most)
+    most = (path.stat().st_size - offset) * (formats.DEFLATE if packed else 1)
+    formats.check_cost(shape, dtype, most)
     direction = np.reshape(reader.GetDirection(), (len(size), len(size)))[:count, :count]
     geometry = _geometry(reader.GetSpacing()[:count], reader.GetOrigin()[:count], direction)
     return Header(path, shape, dtype, geometry, most=most, stored=(offset, packed))
@@ -88,7 +88,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) or (C, D, H, W), channels as components, with spacing, origin and direction."""
     package = _package()
-    checks.check_held(path.suffix, picture, checks.REAL)
+    formats.check_held(path.suffix, picture, formats.REAL)
     array, geometry = np.asarray(picture), picture.geometry
     pixels = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     image = package.GetImageFromArray(np.ascontiguousarray(pixels), isVector=len(array) > 1)
@@ -161,11 +161,7 @@ def _geometry(spacing: Sequence[float], origin: npt.ArrayLike, direction: Any) -
 
 
 def _data_of(path: Path) -> tuple[int, bool]:
-    """Where a MetaImage's or NRRD's values begin in it, and whether they are compressed.
-
-    Raises:
-        ValueError: they are in another file, or are text.
-    """
+    """Where a MetaImage's or NRRD's values begin in it, and whether they are compressed."""
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         text = file.read(HEADER_BYTES)
@@ -199,16 +195,11 @@ def _check_packed(path: Path, offset: int, size: int) -> None:
 
 
 def _slice(package: Any, file: Path) -> Any:
-    """The reader of a slice.
-
-    Raises:
-        ValueError: GDCM would read it wrongly in silence; it is too short; it has no transfer syntax; or an
-            element before the data set (PS3.10, section 7.1) ends after it, for which GDCM asks for memory.
-    """
+    """The reader of a slice that GDCM reads rightly, and asks no needless memory for."""
     syntax, size = "", file.stat().st_size
     with file.open("rb") as stream:
         stream.seek(DICM + 4)
-        while len(head := stream.read(8)) == 8 and head[:2] == b"\2\0":
+        while len(head := stream.read(8)) == 8 and head[:2] == b"\2\0":  # before the data set: PS3.10, section 7.1
             short = head[4:6] in (b"AE", b"SH", b"UI", b"UL")
             length = int.from_bytes(head[6:] if short else stream.read(4), "little")
             if length > size - stream.tell() or not (short or head[4:6] in (b"OB", b"UR")):
@@ -256,7 +247,7 @@ def _series(package: Any, path: Path) -> Header:
         spacing, origin = (*spacing[:2], length), positions[0]
         direction = np.column_stack([direction[:, :2], step / length])
     shape = first.GetNumberOfComponents(), depth * len(files), height, width
-    most = sum(file.stat().st_size for file in files) * checks.RATIO
+    most = sum(file.stat().st_size for file in files) * formats.RATIO
     geometry = _geometry(spacing, origin, direction)
     return Header(path, shape, dtype, geometry, most=most, stored=[str(file) for file in files])
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures import checks
+from bbdm.pictures import formats
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 NAME = "tiff"
@@ -42,7 +42,7 @@ def header(path: Path) -> Header:
         ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
             sizes; or of 8 bits, white is 0, or it is not upright.
     """
-    with _opened(path) as file:
+    with _package().TiffFile(path, _multifile=False) as file:  # without further files that OME can name
         series, size = _series(file), path.stat().st_size
         page, offset = series.keyframe, series.dataoffset
         turn, narrow = page.tags.get(TURN), page.bitspersample <= 8
@@ -61,8 +61,10 @@ def header(path: Path) -> Header:
         windowed = offset is not None or math.prod(page.chunked) * len(series) > 1
         dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
         mapped = None if offset is None else (dtype, offset, series.shape, series.axes)
-        most = size * (1 if mapped else checks.RATIO)
-        return Header(path, shape, checks.real(page.dtype), _geometry(file, page, shape), windowed, most, stored=mapped)
+        most = size * (1 if mapped else formats.RATIO)
+        return Header(
+            path, shape, formats.real(page.dtype), _geometry(file, page, shape), windowed, most, stored=mapped
+        )
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -70,13 +72,13 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     spatial = dict(zip("ZYX"[-len(window) :], window, strict=True))
     if header.stored:
         dtype, offset, stored, axes = header.stored
-        array = checks.mapped(header.path, dtype, offset, stored)
+        array = formats.mapped(header.path, dtype, offset, stored)
         array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
     else:
-        with _opened(header.path) as file:
+        with _package().TiffFile(header.path, _multifile=False) as file:
             axes, array = _decoded(_series(file), spatial, header.path.stat().st_size)
     ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
-    array = array.transpose(ordered).reshape(header.shape[0], *checks.lengths(window))
+    array = array.transpose(ordered).reshape(header.shape[0], *formats.lengths(window))
     return np.asarray(array, header.dtype)
 
 
@@ -85,8 +87,8 @@ def write(path: Path, picture: Picture) -> None:
 
     A large picture is written tile after tile; BigTIFF where 4 GiB need it.
     """
-    package = optional.package("tifffile", "this TIFF")
-    checks.check_held("a TIFF", picture, (*checks.REAL, "float16"))
+    package = _package()
+    formats.check_held("a TIFF", picture, (*formats.REAL, "float16"))
     array, options = np.asarray(picture), _options(picture)
     interleaved = "planarconfig" in options
     if "ome" not in options:
@@ -96,6 +98,10 @@ def write(path: Path, picture: Picture) -> None:
         return package.imwrite(path, np.ascontiguousarray(array), **options)
     planes = array[None] if interleaved else array.reshape(-1, *array.shape[-2:])
     package.imwrite(path, _tiles(planes), shape=array.shape, dtype=array.dtype, tile=(TILE, TILE), **options)
+
+
+def _package() -> Any:
+    return optional.package("tifffile", "this TIFF")
 
 
 def _tiles(planes: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -128,17 +134,8 @@ def _options(picture: Picture) -> dict[str, Any]:
     return options
 
 
-def _opened(path: Path) -> Any:
-    """The file, without the further files that OME can name."""
-    return optional.package("tifffile", "this TIFF").TiffFile(path, _multifile=False)
-
-
 def _series(file: Any) -> Any:
-    """The picture of a file, at its full size.
-
-    Raises:
-        ValueError: there are several of different sizes.
-    """
+    """The picture of a file, at its full size. Raises ValueError for several of different sizes."""
     first, *others = file.series
     if first.kind in ("generic", "uniform", "shaped"):
         others = [each for each in others if not each.keyframe.subfiletype & SIDE_FILES]
@@ -184,9 +181,9 @@ def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.
     if depth != 1:
         raise ValueError("it has tiles of three axes, which are not read")
     down, across = (first.tilelength, first.tilewidth) if first.is_tiled else (min(first.rowsperstrip, height), width)
-    checks.check_cost((down, across, samples), np.dtype(first.dtype), size * checks.RATIO)
+    formats.check_cost((down, across, samples), np.dtype(first.dtype), size * formats.RATIO)
     options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if first.compression in JPEG else {}
-    array = np.full((planes, *checks.lengths((rows, columns)), samples), first.nodata, first.dtype)
+    array = np.full((planes, *formats.lengths((rows, columns)), samples), first.nodata, first.dtype)
     grid = np.arange(len(page.dataoffsets)).reshape(planes, -(-height // down), -(-width // across))
     touched = grid[:, rows.start // down : -(-rows.stop // down), columns.start // across : -(-columns.stop // across)]
     for index in touched.ravel().tolist():
@@ -212,7 +209,7 @@ def _geometry(file: Any, page: Any, shape: tuple[int, ...]) -> Geometry:
         kept = {"resolution": tuple(tag.value for tag in resolution), "resolutionunit": int(page.resolutionunit)}
     ome = dict[str, Any]()
     if file.is_ome and file.ome_metadata:  # sizes and their units, as tifffile writes them
-        image = optional.package("tifffile", "this TIFF").xml2dict(file.ome_metadata)["OME"]["Image"]
+        image = _package().xml2dict(file.ome_metadata)["OME"]["Image"]
         pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
         ome = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
     elif file.is_imagej:

@@ -1,8 +1,4 @@
-"""What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
-
-FILE is a checkpoint or an autoencoder, of bbdm or of another program; an ONNX export; a folder that
-save_pretrained wrote; or the folder of a training run.
-"""
+"""The commands of networks' files: what one holds, exports, conversions."""
 
 from __future__ import annotations
 
@@ -10,18 +6,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from bbdm.base.atomic import check_suffix
 from bbdm.base.scripts import Command
-from bbdm.base.settings import position
+from bbdm.base.settings import position, setting
 from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
+from bbdm.onnx.config import ExportConfig
+from bbdm.pictures.images import sides
 from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
     from bbdm.codec import Codec
     from bbdm.files.content import Checkpoint
+    from bbdm.networks.base import Network
 
 Row = tuple[str, object]
 ANY_CALLS = "any number"
@@ -129,7 +129,11 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Command, FileConfig):
-    """A look into a file."""
+    """What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
+
+    FILE is a checkpoint or an autoencoder, of bbdm or of another program; an ONNX export; a folder that
+    save_pretrained wrote; or the folder of a training run.
+    """
 
     file: Path = position("a file, a folder, or a name on the Hub")
 
@@ -141,4 +145,75 @@ class Info(Command, FileConfig):
             print(f"  {name:14}{value}")
 
 
-main = Info.main
+@dataclass(frozen=True, kw_only=True)
+class Export(Command, ExportConfig):
+    """Export a checkpoint to ONNX: bbdm export CHECKPOINT FOLDER [flags].
+
+    FOLDER, out/CHECKPOINT-onnx if left out, gets unet.onnx, step.onnx, for a latent bridge encoder.onnx and
+    decoder.onnx, and bridge.json, the settings of the sampling loop. `python -m bbdm.runtime FOLDER
+    PICTURE... -o OUT` runs them.
+
+    With --compiled SIZE, FOLDER gets unet.pt2 instead, the network compiled for this machine, which
+    BridgeSampler.from_checkpoint(CHECKPOINT, compiled="FOLDER/unet.pt2") loads in seconds.
+    """
+
+    FIRST: ClassVar[str] = "checkpoint folder dtype solver steps compiled overwrite"
+
+    def run(self, network: Network | None = None) -> None:
+        """Write the folder.
+
+        Args:
+            network: the network that a file of a wrapped network is of.
+
+        Raises:
+            ValueError: the folder exists and ``overwrite`` is not set, the graphs differ from PyTorch, or a
+                setting is refused by :meth:`bbdm.BridgeSampler.from_checkpoint`.
+        """
+        if self.compiled is None:
+            from bbdm.onnx.exporter import export
+
+            return export(self, network)
+        import torch
+
+        path = self.output / "unet.pt2"
+        if path.exists() and not self.overwrite:
+            raise ValueError(f"{path} exists: overwrite replaces it")
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        settings = {"network": network, "device": device, "dtype": self.dtype, "compile": True}
+        sampler = self.build_sampler(self.checkpoint, **settings)
+        sampler.save_compiled(path, size=sides(self.compiled, sampler.unet.axes))
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertVQGAN(Command):
+    """Convert a VQGAN, for -vq: bbdm convert-vqgan STATE_DICT OUTPUT [flags].
+
+    STATE_DICT is of latent diffusion, or one that the public A-Bridge scripts converted.
+
+    Weights are matched by name; an error names each key that is missing or left over.
+    """
+
+    HEADING: ClassVar[str] = "further"
+
+    state_dict: Path = position("a state dict, a full checkpoint, or a pickled VQGAN")
+    output: Path = position("the converted VQGAN: .pt or .safetensors")
+    in_channels: int | None = setting(None, "that its images must have; any if unset", "-c")
+    assert_weights_mapping: bool = setting(False, "no effect: it is always checked")
+
+    def run(self) -> None:
+        """Convert; ValueError where weights are missing or left over, or images have other channels."""
+        from bbdm.files.checkpoint import load_vqgan, save_vqgan
+
+        check_suffix(self.output)
+        vqgan = load_vqgan(self.state_dict)
+        config = vqgan.config
+        channels = config.image_channels
+        if self.in_channels not in (None, channels):
+            raise ValueError(
+                f"{self.state_dict} is for images of {channels} channels, got in_channels {self.in_channels}"
+            )
+        save_vqgan(self.output, vqgan)
+        origin = "" if config.projects_attention else ", as the A-Bridge scripts compute it"
+        codes = f"{config.num_codes} codes of {config.latent_channels} channels"
+        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {channels} channels{origin}")
