@@ -312,16 +312,17 @@ class Sampler(Loop, Generic[Array]):
         plan, guidance, conditions = self._plan(o), None, {}
         if o.guidance is not None:
             guidance = read_guidance(shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
-        for names, _ in guidance.variants if guidance is not None else ():
-            if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
-                warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
+            for names, _ in () if guidance is None else guidance.variants:
+                if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
+                    warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
         sources = read_sources(source, self.array, self.noun, self._scale(o))
         groups, owners = sources.groups, sources.owners
         first, seeds = groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
-        single = {"noise": o.noise, "mask": o.mask, "conditions": o.conditions if shapes.conditions.images else None}
-        for name, value in single.items():
-            if value is not None and len(groups) > 1:
-                raise ValueError(f"{name} needs pictures of one size, got several")
+        if len(groups) > 1:
+            conditioned = o.conditions if shapes.conditions.images else None
+            for name, value in {"noise": o.noise, "mask": o.mask, "conditions": conditioned}.items():
+                if value is not None:
+                    raise ValueError(f"{name} needs pictures of one size, got several")
         if o.noise is not None:
             expected = len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])
             check_noise(o.noise, self.array, self.noun, expected)
