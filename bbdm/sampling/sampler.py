@@ -71,8 +71,6 @@ class BridgeSampler(TorchLoop):
         ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
-    _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
-
     def __init__(
         self,
         unet: Network,
@@ -157,7 +155,7 @@ class BridgeSampler(TorchLoop):
         network, said = found.build_unet(ema, network), {"codec": found.build_codec(), "defaults": found.defaults}
         sampler = cls(network, found.bridge, **said, **settings)
         sampler.image_size, sampler.pictures = found.image_size, found.pictures
-        sampler._half, sampler.origin = found.half(ema), found.origin
+        sampler.origin = found.origin
         return sampler
 
     @property
@@ -171,14 +169,6 @@ class BridgeSampler(TorchLoop):
         if not isinstance(own.solver, str | None):
             return self._defaults
         return self._defaults.over(own.solver, own.steps, own.timesteps)
-
-    @property
-    def stored_dtype(self) -> torch.dtype | None:
-        """The dtype in which the weights were stored, where it has 16 bits and they are the same yet.
-
-        None where weights are stored as they are.
-        """
-        return self._half if next(self.unet.parameters()).dtype == torch.float32 else None
 
     @classmethod
     def from_pretrained(

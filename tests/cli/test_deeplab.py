@@ -1,7 +1,6 @@
 """DeepLab against torchvision where they agree, and against the layout of the published checkpoints."""
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,27 +8,20 @@ from typing import Any
 import convert_deeplabv3
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise, save_deeplab
+from deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise
 from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.segmentation import deeplabv3_resnet101
 
 from bbdm.networks.restore import restore
+from tests.conftest import same_weights
 from tests.files.test_inert import Runs
 from tests.nightly import sweep
 
-SETTINGS = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
-
-VARIANTS = [
-    ("deeplabv3", "resnet101"),
-    ("deeplabv3plus", "resnet50"),
-    ("deeplabv3plus", "mobilenet"),
-    ("deeplabv3", "mobilenet"),
-    pytest.param("deeplabv3plus", "resnet101", marks=pytest.mark.nightly),
-]
+NIGHTLY = [("deeplabv3", "mobilenet"), ("deeplabv3plus", "resnet101")]
+DAILY = [("deeplabv3", "resnet101"), ("deeplabv3plus", "resnet50"), ("deeplabv3plus", "mobilenet")]
 
 
 def network(head: Any, backbone: Any, num_classes: int = 19, output_stride: Any = 16) -> DeepLab:
@@ -70,7 +62,7 @@ def test_parity_with_torchvision():
 @torch.no_grad()
 def test_plus_decoder_is_its_formula():
     """The paper's figure 2, computed with the parts' own weights."""
-    model = network("deeplabv3plus", "resnet101")
+    model = network("deeplabv3plus", "resnet50")
     low, high = model.backbone(picture()).values()
     assert low.shape == (2, 256, 25, 25)  # stride 4
     assert high.shape == (2, 2048, 7, 7)  # stride 16
@@ -112,29 +104,26 @@ def test_mobilenet_pads_before_it_expands():
     assert not torch.allclose(norm(project(depthwise(F.pad(expand(x), (1, 1, 1, 1))))), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(("output_stride", "side"), [(16, 6), (8, 12)])
-def test_mobilenet_strides_and_dilations(output_stride: int, side: int):
+@pytest.mark.parametrize(
+    ("output_stride", "side", "late"),
+    [
+        (16, 6, [(2, 1), *[(1, 1)] * 7, *[(1, 2)] * 3]),
+        (8, 12, [(1, 1), *[(1, 2)] * 7, *[(1, 4)] * 3]),
+    ],
+)
+@torch.no_grad()
+def test_mobilenet_strides_and_dilations(output_stride: int, side: int, late: list[tuple[int, int]]):
     """Strides of the early stages, dilations 2 (and 4) of the late ones, as in the published network."""
-    model = network("deeplabv3plus", "mobilenet", output_stride=output_stride)
-    backbone: Any = model.backbone
+    backbone: Any = network("deeplabv3plus", "mobilenet", output_stride=output_stride).backbone
     blocks = [*backbone.low_level_features[1:], *backbone.high_level_features]
-    found = [(block.depthwise.stride[0], block.depthwise.dilation[0]) for block in blocks]
     early = [(1, 1), (2, 1), (1, 1), (2, 1), (1, 1), (1, 1)]
-    late = {
-        16: [(2, 1), *[(1, 1)] * 6, (1, 1), *[(1, 2)] * 3],
-        8: [(1, 1), *[(1, 2)] * 6, (1, 2), *[(1, 4)] * 3],
-    }[output_stride]
-    assert found == [*early, *late]
-    with torch.no_grad():
-        low, high = backbone(picture()).values()
-    assert low.shape == (2, 24, 24, 24)
-    assert high.shape == (2, 320, side, side)
+    assert [(each.depthwise.stride[0], each.depthwise.dilation[0]) for each in blocks] == [*early, *late]
+    low, high = backbone(picture()).values()
+    assert (low.shape, high.shape) == ((2, 24, 24, 24), (2, 320, side, side))
 
 
-def test_keys_are_those_of_the_published_checkpoints():
-    """A sample of VainF's names, with the shapes of their weights; and how many there are."""
-    state = network("deeplabv3plus", "mobilenet").state_dict()
-    for key, shape in {
+KEYS: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {  # a sample of VainF's names
+    ("deeplabv3plus", "mobilenet"): {
         "backbone.low_level_features.0.0.weight": (32, 3, 3, 3),
         "backbone.low_level_features.3.conv.1.1.running_var": (144,),
         "backbone.high_level_features.17.conv.3.bias": (320,),
@@ -143,38 +132,40 @@ def test_keys_are_those_of_the_published_checkpoints():
         "classifier.aspp.project.0.weight": (256, 1280, 1, 1),
         "classifier.classifier.0.weight": (256, 304, 3, 3),
         "classifier.classifier.3.bias": (19,),
-    }.items():
-        assert state[key].shape == shape, key
-    assert not any(key.startswith(("backbone.features", "backbone.classifier")) for key in state)
-    state = network("deeplabv3", "resnet101").state_dict()
-    for key, shape in {
+    },
+    ("deeplabv3", "resnet101"): {
         "backbone.conv1.weight": (64, 3, 7, 7),
         "backbone.layer3.22.conv2.weight": (256, 256, 3, 3),
         "backbone.layer4.0.downsample.1.running_mean": (2048,),
         "classifier.classifier.0.convs.1.0.weight": (256, 2048, 3, 3),
         "classifier.classifier.0.project.1.num_batches_tracked": (),
         "classifier.classifier.4.weight": (19, 256, 1, 1),
-    }.items():
-        assert state[key].shape == shape, key
-    assert not any(key.startswith("backbone.fc") for key in state)
+    },
+}
 
 
-@pytest.mark.parametrize(("head", "backbone"), VARIANTS)
+@pytest.mark.parametrize(("variant", "keys"), KEYS.items(), ids="-".join)
+def test_keys_are_those_of_the_published_checkpoints(variant: tuple[str, str], keys: dict[str, tuple[int, ...]]):
+    state = network(*variant).state_dict()
+    assert {key: tuple(state[key].shape) for key in keys} == keys
+    assert not any(key.startswith(("backbone.features", "backbone.classifier", "backbone.fc")) for key in state)
+
+
+@pytest.mark.parametrize(("head", "backbone"), sweep(DAILY + NIGHTLY, DAILY))
 def test_variants_are_recognised_by_their_keys(head: str, backbone: str):
     config = recognise(network(head, backbone, 21).state_dict())
     assert config == DeepLabConfig(head, backbone, 21)  # pyright: ignore[reportArgumentType]
 
 
-def published(path: Path, head: str = "deeplabv3plus", backbone: str = "mobilenet", **more: Any) -> DeepLab:
+def published(path: Path, **more: Any) -> DeepLab:
     """A file as VainF's training program writes it."""
-    model = network(head, backbone)
+    model = network("deeplabv3plus", "mobilenet")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
     content = {
         "cur_itrs": 30000,
         "model_state": model.state_dict(),
         "optimizer_state": optimizer.state_dict(),
-        "scheduler_state": scheduler.state_dict(),
+        "scheduler_state": torch.optim.lr_scheduler.StepLR(optimizer, 10).state_dict(),
         "best_score": np.mean([0.7, 0.73]),  # a NumPy scalar
         **more,
     }
@@ -182,32 +173,19 @@ def published(path: Path, head: str = "deeplabv3plus", backbone: str = "mobilene
     return model
 
 
-@pytest.mark.parametrize("suffix", sweep([".pt", ".safetensors"], daily=[".pt"]))
-def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]):
-    model = published(tmp_path / "best.pth.tar")
-    out = tmp_path / f"deeplab{suffix}"
-    with pytest.raises(ValueError, match=r"has 19 classes, got -n 21"):
-        convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "21"])
-    with pytest.raises(ValueError, match=r"ends in .pt or .safetensors, got .*out.pth"):
-        convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(tmp_path / "out.pth")])
-    assert not out.exists()
-    convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "19"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_converting(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model, source, out = published(tmp_path / "best.pth.tar"), str(tmp_path / "best.pth.tar"), tmp_path / f"d{suffix}"
+    for output, classes, message in ((out, 21, "has 19 classes, got -n 21"), (tmp_path / "d.pth", 19, r"got .*d\.pth")):
+        with pytest.raises(ValueError, match=message):
+            convert_deeplabv3.main([source, str(output), "-n", str(classes)])
+        assert not output.exists()
+    convert_deeplabv3.main([source, str(out), "-n", "19"])
     assert "deeplabv3plus on mobilenet, 19 classes" in capsys.readouterr().out
     loaded = load_deeplab(out)
-    assert loaded.config == model.config
+    assert loaded.config == model.config == DeepLabConfig("deeplabv3plus", "mobilenet")
     assert not loaded.training
-    assert same(loaded, model)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(picture()), model(picture()))
-    save_deeplab(tmp_path / "x.safetensors", model)
-    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
-        metadata = json.loads(file.metadata()[FORMAT])
-    assert metadata["config"] == SETTINGS
-
-
-def same(loaded: DeepLab, model: DeepLab) -> bool:
-    state = model.state_dict()
-    return all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    assert same_weights(loaded, model)
 
 
 def test_files_that_are_not_converted(tmp_path: Path):
@@ -218,13 +196,13 @@ def test_files_that_are_not_converted(tmp_path: Path):
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     torch.save({**model.state_dict(), "loss.weight": torch.ones(19)}, tmp_path / "bare.pth")
     for name in ("best.pth", "old.pth", "bare.pth"):
-        assert same(load_deeplab(tmp_path / name), model)
+        assert same_weights(load_deeplab(tmp_path / name), model)
     assert load_deeplab(tmp_path / "best.pth", output_stride=8).config.output_stride == 8
     whole = network("deeplabv3", "resnet50")
     torch.save(whole, tmp_path / "whole.pt")
     loaded = load_deeplab(tmp_path / "whole.pt")
     assert (loaded.config.head, loaded.config.backbone) == ("deeplabv3", "resnet50")
-    assert same(loaded, whole)
+    assert same_weights(loaded, whole)
 
 
 def test_files_run_nothing(tmp_path: Path):
@@ -234,40 +212,29 @@ def test_files_run_nothing(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_files_are_refused(tmp_path: Path):
+    """What no file of weights may be, such as newer, cut or of integers, is tested with checkpoints."""
     good = network("deeplabv3plus", "mobilenet").state_dict()
     first = "backbone.low_level_features.0.0.weight"
-    own = {"format": FORMAT, "version": 1, "config": SETTINGS, "states": {"weights": good}}
+    config = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 1.5, "output_stride": 16}
     missing = {key: value for key, value in good.items() if "aspp.project" not in key}
     separable = {key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v for key, v in good.items()}
     small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}
-    for name, content, message in (
-        ("other", {"a": torch.zeros(1)}, "not a DeepLab's: they begin with a"),
-        ("empty", {}, "a dict of 0 entries"),
-        ("number", 3, "it is a int; wanted: a state dict"),
-        ("nested", {"model": 3, "epoch": 4}, "a dict of 2 entries"),
-        ("missing", missing, r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$"),
-        ("extra", {**good, "backbone.x": torch.zeros(1)}, r"extra: backbone.x$"),
-        ("shape", {**good, first: torch.zeros(1)}, rf"of another shape: {first} \(1,\) \(wanted \(32, 3, 3, 3\)\)$"),
-        ("separable", separable, "separable convolutions"),
-        ("backbone", small, "its backbone is none of resnet50, resnet101, mobilenet"),
-        ("scalar", {**good, "classifier.classifier.3.weight": torch.tensor(1.0)}, "has no shape of a layer"),
-        ("integers", {**good, first: good[first].long()}, f"{first} is of torch.int64; weights must be floating point"),
-        ("complex", {**good, first: good[first].cfloat()}, f"{first} is of torch.complex64; weights must be floating"),
-        ("shared", {key: good[first].view(-1)[:1] for key in good}, "of another shape"),
-        ("bbdm", {"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
-        ("huge", {**own, "config": {**SETTINGS, "num_classes": 2**60}}, "no network of such sizes"),
-        ("fraction", {**own, "config": {**SETTINGS, "num_classes": 1.5}}, "num_classes must be of integers, got 1.5"),
-        ("new", {"format": FORMAT, "version": 9}, "version 9 is newer than this library reads"),
+    for content, message in (
+        ({"a": torch.zeros(1)}, "not a DeepLab's: they begin with a"),
+        ({}, "a dict of 0 entries"),
+        (3, "it is a int; wanted: a state dict"),
+        (missing, r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$"),
+        ({**good, "backbone.x": torch.zeros(1)}, r"extra: backbone.x$"),
+        ({**good, first: torch.zeros(1)}, rf"of another shape: {first} \(1,\) \(wanted \(32, 3, 3, 3\)\)$"),
+        (separable, "separable convolutions"),
+        (small, "its backbone is none of resnet50, resnet101, mobilenet"),
+        ({**good, "classifier.classifier.3.weight": torch.tensor(1.0)}, "has no shape of a layer"),
+        ({"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
+        ({"format": FORMAT, "version": 1, "config": config, "states": {"weights": good}}, "of integers, got 1.5"),
     ):
-        torch.save(content, tmp_path / f"{name}.pth")
-        with pytest.raises(ValueError, match=rf"cannot read .*{name}.pth as a segmentation network: .*{message}"):
-            load_deeplab(tmp_path / f"{name}.pth")
+        torch.save(content, tmp_path / "file.pth")
+        with pytest.raises(ValueError, match=rf"cannot read .*file.pth as a segmentation network: .*{message}"):
+            load_deeplab(tmp_path / "file.pth")
     with pytest.raises(FileNotFoundError, match="there is no segmentation network"):
         load_deeplab(tmp_path / "none.pth")
-    (tmp_path / "half.pth").write_bytes((tmp_path / "extra.pth").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"half.pth as a segmentation network"):
-        load_deeplab(tmp_path / "half.pth")
-    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="its metadata has no 'bbdm deeplab' entry"):
-        load_deeplab(tmp_path / "other.safetensors")

@@ -27,19 +27,23 @@ HEIGHT, WIDTH, LITTLE = 46, 62, "600K"
 PLACE = Geometry(((0.0, 10.0, 5.0), (-10.0, 0.0, 9.0), (0.0, 0.0, 1.0)), "geotiff", nodata=7.0)
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder for sources, and a checkpoint."""
     (tmp_path / "own").mkdir()
     save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    return tmp_path
 
 
 def pixels(kind: str = "uint8") -> np.ndarray[Any, Any]:
     most = 256 if kind == "uint8" else 4000
     return np.random.default_rng(0).integers(0, most, (3, HEIGHT, WIDTH)).astype(kind)
+
+
+def save(name: str = "a.png", **options: Any) -> None:
+    """A source of 8 bits."""
+    Image.fromarray(pixels().transpose(1, 2, 0)).save(f"own/{name}", **options)
 
 
 def run(output: str, *flags: str) -> dict[str, Any]:
@@ -63,17 +67,14 @@ def compare(name: str, flags: tuple[str, ...] = ()) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
-def test_pictures_of_8_bits(
-    suffix: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_pictures_of_8_bits(suffix: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(large, "DRAWN", 1000)
-    array, name = pixels(), "a.tif" if suffix == ".tif" else "a.png"
+    name, exif = "a.tif" if suffix == ".tif" else "a.png", Image.Exif()
+    exif[274] = 6  # the camera was turned
     if suffix == ".tif":
-        pictures.write(place / "own" / "a.tif", array)
+        pictures.write("own/a.tif", pixels())
     else:
-        exif = Image.Exif()
-        exif[274] = 6  # the camera was turned
-        Image.fromarray(array.transpose(1, 2, 0)).save(place / "own" / f"a{suffix}", exif=exif)
+        save(f"a{suffix}", exif=exif)
     run("little", "--memory", LITTLE)
     shown = capsys.readouterr().out
     assert f"{name}: its steps take up to" in shown
@@ -86,19 +87,19 @@ def test_pictures_of_8_bits(
     assert "to look at: much/grid.png" in capsys.readouterr().out
 
 
-def test_degraded_sources_are_those_of_the_whole_picture(place: Path):
-    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
+def test_degraded_sources_are_those_of_the_whole_picture():
+    save()
     compare("a.png", ("--degrade", "jpeg:5"))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.tif", "float32"), ("a.tif", "uint16"), ("a.npy", "uint16")])
-def test_pictures_of_other_values(name: str, kind: str, place: Path):
+def test_pictures_of_other_values(name: str, kind: str):
     values = Values(0, 4000, "u", kind)
     unet, spec = tiny_unet(condition_channels=3), Spec(source=values, target=values, crop=16)
-    save_checkpoint(place / "c.pt", unet, ABridge(num_steps=50), image_size=16, pictures=spec)
+    save_checkpoint("c.pt", unet, ABridge(num_steps=50), image_size=16, pictures=spec)
     array = pixels(kind)
     array[1, 3:20, 5] = 7
-    Picture(array, PLACE).save(place / "own" / name)
+    Picture(array, PLACE).save(Path("own") / name)
     compare(name, ("--window", "auto"))
     if name == "a.tif":
         made = pictures.read(Path("little", name))
@@ -106,9 +107,9 @@ def test_pictures_of_other_values(name: str, kind: str, place: Path):
         assert (made[:, (array == 7).any(axis=0)] == 7).all()
 
 
-def test_pictures_that_fit_one_by_one_are_not_written_to_files(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_pictures_that_fit_one_by_one_are_not_written_to_files(capsys: pytest.CaptureFixture[str]):
     for i in range(5):
-        Image.fromarray(np.roll(pixels(), i, 1).transpose(1, 2, 0)).save(place / "own" / f"{i}.png")
+        save(f"{i}.png")
     run("some", "--memory", "1.6M")  # two at once
     run("all", "--memory", "1G")
     assert "steps" not in capsys.readouterr().out
@@ -117,14 +118,14 @@ def test_pictures_that_fit_one_by_one_are_not_written_to_files(place: Path, caps
         assert np.abs(some - whole).max() <= 1
 
 
-def test_without_windows_a_large_picture_is_refused(place: Path):
-    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
+def test_without_windows_a_large_picture_is_refused():
+    save()
     with pytest.raises(LargePictureError, match=r"own/a\.png of 46 x 62 needs about .* KB of memory, more than 400"):
         run("out", "--memory", "400K", "--window", "none")
 
 
-def test_sigterm_leaves_nothing_of_a_picture(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
+def test_sigterm_leaves_nothing_of_a_picture(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    save()
     advance = LargePicture._advance
 
     def stop(self: LargePicture, calls: int) -> None:
@@ -150,7 +151,6 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, pictures, wrap
 from bbdm.data import Pairs
 from bbdm.sampling.large import LargePicture
-from bbdm.translation import large
 from bbdm.sampling.options import WindowOptions
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 class Net(nn.Module):

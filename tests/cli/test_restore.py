@@ -64,42 +64,36 @@ def test_samples_differ_and_have_numbers() -> None:
     assert np.array_equal(result(), result("a_1.png"))
 
 
-@pytest.mark.parametrize("flags", [{"steps": 2}, {"seed": 1}], ids=str)
-def test_the_mean_has_neither_steps_nor_seed(flags: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="steps and seed are of random results: give samples"):
-        Restore(photographs=(Path("a.bmp"),), **flags)
+def test_the_mean_has_neither_steps_nor_seed() -> None:
+    flags: dict[str, Any]
+    for flags in ({"steps": 2}, {"seed": 1}):
+        with pytest.raises(ValueError, match="steps and seed are of random results: give samples"):
+            Restore(photographs=(Path("a.bmp"),), **flags)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 40), (16, 16), (17, 5)], ids=str)
-def test_any_size(size: tuple[int, int]) -> None:
-    Image.fromarray(picture(*size)).save("a.bmp")
-    run("a.bmp")
-    assert result().shape == (*size, 3)
-
-
-def test_alpha_stays_and_colours_under_it_too() -> None:
+def test_pictures_keep_their_kind() -> None:
+    """Any size; transparency, and colours under it; grey; 16 bits, which are not 8 in 16."""
+    sizes = [(1, 1), (3, 40), (16, 16), (17, 5)]
+    for i, size in enumerate(sizes):
+        Image.fromarray(picture(*size)).save(f"size{i}.bmp")
     alpha = picture(channels=1)
     with_alpha = Image.fromarray(picture())
     with_alpha.putalpha(Image.fromarray(alpha))
     with_alpha.save("b.png")
-    run("a.bmp", "b.png")
-    assert np.array_equal(result("b.png")[:, :, 3], alpha)
-    assert np.array_equal(result("b.png")[:, :, :3], result())
-
-
-def test_grey_and_sixteen_bits_stay() -> None:
     Image.fromarray(picture(channels=1)).save("g.png")
     array = np.random.default_rng(0).integers(0, 2**16, (1, 20, 24)).astype(np.uint16)
     pictures.write("w.png", array)
     pictures.write("c.tif", np.repeat(array, 3, 0))
     Image.fromarray((array[0] / 257).round().astype(np.uint8)).save("n.png")
-    run("w.png", "n.png", "g.png", "c.tif")
+    run("a.bmp", "b.png", "g.png", "w.png", "n.png", "c.tif", *(f"size{i}.bmp" for i in range(len(sizes))))
+    assert [result(f"size{i}.png").shape for i in range(len(sizes))] == [(*size, 3) for size in sizes]
+    assert np.array_equal(result("b.png")[:, :, 3], alpha)
+    assert np.array_equal(result("b.png")[:, :, :3], result())
     assert (Image.open("out/g.png").mode, result("g.png").shape) == ("L", (20, 24))
-    found = np.asarray(pictures.read("out/w.png"))
+    found, colours = (np.asarray(pictures.read(f"out/{name}")) for name in ("w.png", "c.tif"))
     assert (found.dtype, found.shape) == (np.uint16, (1, 20, 24))
     assert np.abs(found[0] / 257 - result("n.png")).max() < 2
-    assert (found % 257).any()  # not 8 bits in 16
-    colours = np.asarray(pictures.read("out/c.tif"))
+    assert (found % 257).any()
     assert (colours.dtype, colours.shape) == (np.uint16, (3, 20, 24))
 
 
@@ -167,32 +161,34 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
         run("a.bmp")
 
 
-def test_a_folder_without_pictures_is_an_error() -> None:
-    Path("empty").mkdir()
-    Path("empty/a.gif").touch()
-    with pytest.raises(ValueError, match=r"there is no picture in empty; suffixes are .bmp, .jpeg, .jpg, "):
-        run("empty")
-
-
-def test_a_photograph_is_never_replaced() -> None:
-    Path("out").mkdir()
-    Image.fromarray(picture()).save("out/a.png")
-    with pytest.raises(ValueError, match=r"out/a.png would replace another picture: give another output_dir"):
-        run("out/a.png")
-    Image.fromarray(picture()).save("a.tif")
-    with pytest.raises(ValueError, match=r"a.bmp and a.tif would both become a.png: rename one"):
-        run("a.bmp", "a.tif")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["empty"], r"there is no picture in empty; suffixes are .bmp, .jpeg, .jpg, "),
+        (["out/a.png"], r"out/a.png would replace another picture: give another output_dir"),
+        (["a.bmp", "a.tif"], r"a.bmp and a.tif would both become a.png: rename one"),
+    ],
+    ids=["no picture", "itself", "one name"],
+)
+def test_what_is_refused_before_any_work(words: list[str], message: str) -> None:
+    for name in ("empty/a.gif", "out/a.png", "a.tif"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture()).save(name)
+    before = Path("out/a.png").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run(*words)
+    assert Path("out/a.png").read_bytes() == before
 
 
 def test_larger_than_memory_is_the_same_from_file_to_file(capsys: pytest.CaptureFixture[str]) -> None:
-    np.save("a.npy", picture(300, 200).transpose(2, 0, 1))
+    np.save("a.npy", picture(60, 80).transpose(2, 0, 1))
     run("a.npy", *SAMPLE)
     whole = result()
-    run("a.npy", *SAMPLE, "--overwrite", "--memory", "3M")
+    run("a.npy", *SAMPLE, "--overwrite", "--memory", "900K")
     assert np.abs(result() - whole).max() <= 1
-    np.save("b.npy", np.zeros((3, 300, 200), np.uint16))
+    np.save("b.npy", np.zeros((3, 60, 80), np.uint16))
     with pytest.raises(StoppedError):
-        run("b.npy", *SAMPLE, "--memory", "3M")
+        run("b.npy", *SAMPLE, "--memory", "900K")
     assert "b.npy is larger than memory and has uint16 values" in capsys.readouterr().err
 
 
