@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bbdm import solvers
 from bbdm.base import manifest, optional
-from bbdm.base.atomic import remove_all_leftovers
+from bbdm.base.atomic import remove_leftovers
 from bbdm.base.scripts import Command
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
@@ -153,7 +153,7 @@ class Eval(GPUsCommand, TranslateConfig):
         file, bridge = translator.checkpoint.defaults, translator.bridge
         first, path = translator.processes.first, self.folder / "sweep.json"
         if first:
-            remove_all_leftovers(self.folder)
+            remove_leftovers(self.folder)
         done: list[Report] = []
         for solver, steps in read_sweep(words, bridge, file):
             nfe = steps or len(file.over(solver, None, None).table(bridge))

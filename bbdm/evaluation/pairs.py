@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.base.atomic import file_sha256, write_named_atomically
+from bbdm.base.atomic import file_sha256, write_atomically
 from bbdm.data.rows import Row, paths_of, shown
 from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.pictures import files
@@ -156,7 +156,7 @@ class Measure:
                 continue
             measured = self._unit(unit)
             save = partial(np.save, arr=measured, allow_pickle=False)
-            write_named_atomically(known.path.with_name(name), save)
+            write_atomically(known.path.with_name(name), save)
             yield measured
 
     def _unit(self, unit: Sequence[int]) -> Array:
