@@ -21,7 +21,7 @@ from PIL import Image
 from bbdm import BridgeSampler, UNet, demo
 from bbdm.cli.files import Export
 from bbdm.onnx import graphs
-from bbdm.onnx.quantize import quantized
+from bbdm.onnx.exporter import quantized
 from bbdm.pictures.images import to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import DEVICE, Record
@@ -58,9 +58,8 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     folder: Path = tmp_path_factory.mktemp("onnx")
     model = graphs.network_graph(unet)
     plain = BridgeSampler(unet, BRIDGE, steps=STEPS)
-    (folder / "scratch").mkdir()
     files = {  # int8 first: the model refers to its file once it is written
-        "ONNX Runtime int8": write(quantized(model, plain, [x], folder / "scratch"), folder / "int8"),
+        "ONNX Runtime int8": write(quantized(model, plain, [x], folder), folder / "int8"),
         "ONNX Runtime float32": write(model, folder / "float32"),
     }
     halved = UNet.from_config(unet.config)

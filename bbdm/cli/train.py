@@ -16,7 +16,7 @@ from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.data.spec import read_named
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.config import DITS, UNETS, DiTConfig
+from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, WrappedConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
     from bbdm.codec import Codec
     from bbdm.execution.processes import Processes
+    from bbdm.networks.base import Network
     from bbdm.networks.conditions import ConditionsConfig
-    from bbdm.networks.dit import DiT
-    from bbdm.networks.unet import UNet
     from bbdm.training.trainer import Trainer
 
 SourceAs = Literal["concat", "none"]
-PRESETS: Mapping[str, Any] = ChainMap[str, Any](DITS, UNETS)
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](OWN, DITS, UNETS)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
     "bbdm": ("brownian", {"schedule": "linear"}),
     "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
@@ -107,7 +106,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         "source_values target_values device ckpt_path overwrite"
     )
 
-    preset: str = setting("paper", "the network, and defaults for it", choices=sorted(PRESETS))
+    preset: str = setting("paper", "the network, and defaults for it", choices=PRESETS)
     time_steps: int | None = setting(
         None, "T of the bridge; 1000, of goub 100, if unset", "-t", "--t", "--num_steps", metavar="T"
     )
@@ -143,7 +142,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the preset, and of a training without pairs."""
         sets = UNPAIRED_SETTINGS if values.get("dataset") == UNPAIRED else {}
-        return PRESET_SETTINGS[values.get("preset", "paper")] | sets
+        return PRESET_SETTINGS.get(values.get("preset", "paper"), {}) | sets
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,6 +155,8 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
         if not latent and self.preset.startswith("lbbdm"):
             raise ValueError(f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder")
+        if self.gradient_checkpointing and self.preset in OWN:
+            raise ValueError(f"gradient_checkpointing is of the networks of this library, got preset {self.preset}")
         if latent:
             check_pictures(PRESETS[self.preset].axes, "vqgan_path")
         if self.channels and latent:
@@ -203,8 +204,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
         further = replace(pairs.further, drop=self.drop or {})
-        unet = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
-        unet.gradient_checkpointing = self.gradient_checkpointing
+        unet: Any = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
+        if self.gradient_checkpointing:
+            unet.gradient_checkpointing = True
         bridge: Any = build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
         statistics = {} if begins else resumed.bridge.statistics
         if self.init_from is not None and begins:
@@ -273,7 +275,7 @@ def build_network(
     source_channels: int | None = None,
     endpoint: tuple[int, ...] | None = None,
     further: ConditionsConfig | None = None,
-) -> UNet | DiT:
+) -> Network:
     """The network of a preset for targets of a number of channels, and sources of as many unless given.
 
     ``source_as`` None is the preset's choice, and a network always sees a source of other channels.
@@ -282,6 +284,7 @@ def build_network(
     Raises:
         ValueError: ``source_as`` is none, and the source has other channels.
     """
+    from bbdm.networks.base import Wrapped
     from bbdm.networks.dit import DiT
     from bbdm.networks.unet import UNet
 
@@ -294,6 +297,8 @@ def build_network(
     seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
         return DiT.from_config(replace(config, channels=channels, **seen))
+    if isinstance(config, WrappedConfig):
+        return Wrapped.from_config(replace(config, channels=channels, **seen))
     return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
 
 

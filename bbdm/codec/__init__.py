@@ -8,10 +8,10 @@ through a codec in tiles.
 from bbdm.codec.base import Codec as Codec
 from bbdm.codec.base import LatentStatistics as LatentStatistics
 from bbdm.codec.base import Role as Role
+from bbdm.codec.base import Tiling as Tiling
 from bbdm.codec.kinds import KINDS as KINDS
 from bbdm.codec.kinds import WRAPPED as WRAPPED
 from bbdm.codec.kinds import DiffusersCodec as DiffusersCodec
 from bbdm.codec.kinds import VQGANCodec as VQGANCodec
 from bbdm.codec.kinds import from_config as from_config
 from bbdm.codec.kinds import wrap_codec as wrap_codec
-from bbdm.codec.tiles import Tiling as Tiling

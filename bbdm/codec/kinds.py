@@ -29,7 +29,7 @@ def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802
     ``vqgan`` is frozen and not copied.
     """
     config = vqgan.config
-    settings = {"kind": "vqgan", "config": asdict(config), "statistics": None}
+    settings = {"kind": "vqgan", "config": asdict(config)}
     sizes = config.latent_channels, config.stride, config.image_channels
     return Codec(vqgan, VQGAN.encode, _vqgan_decode, *sizes, settings, _vqgan_cast)
 
@@ -76,7 +76,7 @@ def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
 
     stride, settings = 2 ** (len(config["block_out_channels"]) - 1), {"kind": "kl", "config": config}
     sizes = config["latent_channels"], stride, image_channels
-    return Codec(module, encode, decode, *sizes, {**settings, "statistics": None}, cast)
+    return Codec(module, encode, decode, *sizes, settings, cast)
 
 
 def _class() -> Any:
@@ -116,7 +116,7 @@ def wrap_codec(
         raise ValueError(f"module must have parameters, got a {type(module).__name__} without any")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     config = {"module": name, "channels": channels, "stride": stride, "image_channels": image_channels}
-    settings = {"kind": WRAPPED, "config": config, "statistics": None}
+    settings = {"kind": WRAPPED, "config": config}
 
     def decode_latents(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
         return decode(module, latents.to(dtype_of(module)))

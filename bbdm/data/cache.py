@@ -71,9 +71,8 @@ class Cache:
             ValueError: an entry has changed since it was written.
         """
         existing = {key: self._path(key).exists() for key in keys}
-        for key, exists in existing.items():
-            if exists:
-                self._read(key, checked=True)
+        for key in (key for key, exists in existing.items() if exists):
+            self._read(key, checked=True)
         return [key for key, exists in existing.items() if not exists]
 
     def _read(self, key: str, checked: bool = False) -> Tensors:

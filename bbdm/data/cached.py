@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import islice
-from math import gcd
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -24,6 +21,7 @@ from bbdm.data.rows import Row, UnpairedRows
 from bbdm.pictures.picture import scale
 
 PAIRS_IN_STATISTICS = 16  # in a batch
+ENCODED_AT_ONCE = 8  # pairs
 
 
 class CachedExamples(Pairs):
@@ -48,7 +46,6 @@ class CachedExamples(Pairs):
 
     WHAT: ClassVar[str] = "pictures"  # for messages
     BLOCK: ClassVar[int] = 64  # examples in an entry
-    AT_ONCE: ClassVar[int] = 64  # examples in a batch that is made
 
     def __init__(self, dataset: Pairs, folder: Path, workers: int = 0, progress: bool = False, **settings: Any) -> None:
         if dataset.spec.crop is not None:
@@ -63,14 +60,11 @@ class CachedExamples(Pairs):
         entries = {f"{i // block:05d}": range(len(self))[i : i + block] for i in range(0, len(self), block)}
         with locked(folder):
             missing = {key: entries[key] for key in self._cache.missing(entries)}
-            order = [index for entry in missing.values() for index in entry]
-            at_once = gcd(self.AT_ONCE, block)  # no batch is of two entries
-            how: Any = {"total": -(-len(order) // at_once), "unit": "pair", "unit_scale": at_once}
-            with closing(Batches(dataset, at_once, torch.device("cpu"), workers)) as batches:
-                stored = iter(tqdm(batches.stored(order), self.WHAT, disable=not (progress and missing), **how))
-                for key, entry in missing.items():
-                    parts = [self.make(batch) for batch in islice(stored, -(-len(entry) // at_once))]
-                    self._cache.write(key, {name: _joined([part[name] for part in parts]) for name in parts[0]})
+            with closing(Batches(dataset, block, torch.device("cpu"), workers)) as batches:
+                stored = batches.stored([index for entry in missing.values() for index in entry])
+                how: Any = {"unit": "pair", "unit_scale": block, "disable": not (progress and missing)}
+                for key, batch in zip(missing, tqdm(stored, self.WHAT, len(missing), **how), strict=True):
+                    self._cache.write(key, self.make(batch))
 
     def make(self, batch: Example) -> Tensors:
         """The tensors that are stored of a batch."""
@@ -84,12 +78,6 @@ class CachedExamples(Pairs):
         seen = {name.removeprefix(CONDITION): v for name, v in parts.items() if name.startswith(CONDITION)}
         seen = {name: trimmed(v) if v.ndim == 2 else v for name, v in seen.items()}
         return Example(parts["source"], parts["target"], seen, parts.get("mask"))
-
-
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Batches as one; tokens (B, L, D) of several lengths get rows of zeros."""
-    most = max(part.shape[1] for part in parts) if parts[0].ndim == 3 else 0
-    return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) if most else part for part in parts])
 
 
 class LatentDataset(CachedExamples):
@@ -113,7 +101,7 @@ class LatentDataset(CachedExamples):
         OSError: the disk is full.
     """
 
-    WHAT, BLOCK, AT_ONCE = "latents", 256, 8
+    WHAT = "latents"
 
     def __init__(self, dataset: Pairs, codec: Codec, folder: Path, flip: bool = False, progress: bool = False) -> None:
         self.flip, self.codec, self._encode = flip, codec.description(), codec.latents
@@ -122,14 +110,17 @@ class LatentDataset(CachedExamples):
 
     def make(self, batch: Example) -> Tensors:
         """The latents of a batch, and its other tensors."""
-        pictures = torch.stack([scale(batch.source), scale(batch.target)], dim=1)[:, :, None]
-        stored = batch.tensors()
+        sides, stored = (batch.source, batch.target), batch.tensors()
         if self.flip:
-            pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
             seen = {name: v for name, v in stored.items() if name.startswith(CONDITION) and v.ndim >= 4}
             stored |= {name: torch.stack([v, v.flip(-1)], dim=1) for name, v in seen.items()}
-        latents = self._encode(pictures.flatten(0, 2)).cpu()
-        source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
+        latents: list[torch.Tensor] = []
+        for start in range(0, len(batch.source), ENCODED_AT_ONCE):
+            pictures = torch.stack([scale(side[start : start + ENCODED_AT_ONCE]) for side in sides], dim=1)[:, :, None]
+            if self.flip:
+                pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
+            latents.append(self._encode(pictures.flatten(0, 2)).cpu().unflatten(0, pictures.shape[:3]))
+        source, target = torch.cat(latents).unbind(1)
         return {**stored, "source": source, "target": target}
 
     def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:

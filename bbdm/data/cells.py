@@ -101,7 +101,8 @@ class Cells:
             image = images.open_image(cell, "in a table", FORMATS)
             picture = Picture(images.pixels(image), OF_PHOTOGRAPH)
         else:
-            picture = Picture(_array(cell))
+            array = cell if isinstance(cell, np.ndarray) else _array(cell)
+            picture = Picture(array[None] if array.ndim < 3 else array)
         return picture[(slice(None), *window)] if window else picture  # pyright: ignore[reportReturnType]
 
     def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
@@ -131,7 +132,7 @@ class Cells:
 
 
 def _array(cell: Any) -> Array:
-    """(C, *S) of an array, encoded as npy or not, or of lists of numbers; ValueError for anything else."""
+    """The array of an encoded one, or of lists of numbers; ValueError for anything else."""
     if isinstance(cell, str):
         raise FileNotFoundError(f"there is no picture {cell}")
     if isinstance(cell, bytes):
@@ -143,7 +144,7 @@ def _array(cell: Any) -> Array:
             raise ValueError(f"it must be lists of as many numbers each, {error}") from error
     if not isinstance(cell, np.ndarray):
         raise ValueError(f"it is neither a picture nor an array, but {cell!r}")
-    return cell[None] if cell.ndim < 3 else cell
+    return cell
 
 
 def check_grids(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,21 +96,15 @@ def photo(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     sides = [(int(first), int(BLOCK - first)) for first in before]
     channels = [(0, 0)] if picture.mode == "RGB" else []
     degraded = Image.fromarray(np.pad(np.asarray(picture), [*sides, *channels], mode="symmetric"))
-    if random.random() >= ONLY_JPEG:
-        for strength in (1.0, 0.5):
-            for index in random.permutation(len(STEPS)):
-                if random.random() < EACH:
-                    degraded = STEPS[index](degraded, random, strength)
-        if random.random() < ENDS_AS_JPEG:
-            degraded = _compressed(degraded, random, 1.0)
-    else:
+    only = random.random() < ONLY_JPEG
+    for strength in () if only else (1.0, 0.5):
+        for index in random.permutation(len(STEPS)):
+            if random.random() < EACH:
+                degraded = STEPS[index](degraded, random, strength)
+    if only or random.random() < ENDS_AS_JPEG:
         degraded = _compressed(degraded, random, 1.0)
     top, left = (int(first) for first in before)
     return degraded.crop((left, top, left + picture.width, top + picture.height))
-
-
-def _blurred(picture: Image.Image, random: np.random.Generator, strength: float) -> Image.Image:
-    return blur(picture, random, max(0.1, random.random() * strength * LARGEST_BLUR))
 
 
 def _smaller(picture: Image.Image, random: np.random.Generator, strength: float) -> Image.Image:
@@ -135,25 +129,22 @@ def _compressed(picture: Image.Image, random: np.random.Generator, strength: flo
     return jpeg(picture, random, quality, ("4:2:0", "4:4:4")[int(random.integers(2))])
 
 
-STEPS = _blurred, _smaller, _noisy, _compressed
+STEPS: tuple[Callable[..., Image.Image], ...] = (
+    lambda picture, random, strength: blur(picture, random, max(0.1, random.random() * strength * LARGEST_BLUR)),
+    _smaller,
+    _noisy,
+    _compressed,
+)
 
 
-class Kind(NamedTuple):
-    """A degradation: ``apply(picture, random)``, or ``apply(picture, random, level)`` with a number."""
-
-    apply: Callable[..., Image.Image]
-    level: float | None = None  # unless given, and its type
-    lowest: float = 0
-    highest: float = 0
-
-
-DEGRADATIONS = {
-    "sr4": Kind(sr4),
-    "jpeg": Kind(jpeg, 10, 1, 95),  # quality
-    "blur": Kind(blur, 2.0, 0.1, 20.0),  # standard deviation in pixels
-    "inpaint": Kind(inpaint),
-    "gray": Kind(gray),
-    "photo": Kind(photo),
+DEGRADATIONS: dict[str, tuple[Callable[..., Image.Image], float | None, float, float]] = {
+    # apply(picture, random) or apply(picture, random, level); the level unless given, the least, the most
+    "sr4": (sr4, None, 0, 0),
+    "jpeg": (jpeg, 10, 1, 95),  # quality
+    "blur": (blur, 2.0, 0.1, 20.0),  # standard deviation in pixels
+    "inpaint": (inpaint, None, 0, 0),
+    "gray": (gray, None, 0, 0),
+    "photo": (photo, None, 0, 0),
 }
 
 
@@ -182,22 +173,21 @@ class Degradation:
             names = ", ".join(DEGRADATIONS)
             raise ValueError(f"degrade must be one of {names}, and maybe @SEED; got {text + mark + seed!r}")
         _, level, lowest, highest = DEGRADATIONS[name]
-        if not colon:
-            return cls(name, level, int(seed or 0))
-        if level is None:
+        if colon and level is None:
             raise ValueError(f"degrade {name!r} takes no number, got {text!r}")
-        kind, level = type(level), math.nan
-        with suppress(ValueError):
-            level = kind(number)
-        if not lowest <= level <= highest:
-            of = "an integer" if kind is int else "a number"
-            raise ValueError(f"degrade {name!r} takes {of} from {lowest:g} to {highest:g}, got {text!r}")
+        if colon:
+            kind, found = (int, "an integer") if isinstance(level, int) else (float, "a number")
+            level = math.nan
+            with suppress(ValueError):
+                level = kind(number)
+            if not lowest <= level <= highest:
+                raise ValueError(f"degrade {name!r} takes {found} from {lowest:g} to {highest:g}, got {text!r}")
         return cls(name, level, int(seed or 0))
 
     def picture(self, picture: Image.Image, name: str) -> Image.Image:
         """The degraded picture, of the same size and mode; ``name`` is the picture's in its data set."""
         random = np.random.Generator(np.random.PCG64(keyed(self.seed, name)))
-        return DEGRADATIONS[self.name].apply(picture, random, *([] if self.level is None else [self.level]))
+        return DEGRADATIONS[self.name][0](picture, random, *([] if self.level is None else [self.level]))
 
     def __call__(self, arrays: dict[str, Array], name: str) -> dict[str, Array]:
         """The arrays of an example: the source (1 or 3, H, W) becomes the target, degraded the source.

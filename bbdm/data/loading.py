@@ -34,13 +34,9 @@ CLIPPED = 0.001  # share of values outside of the range that is said
 
 
 def _begin_worker(_: int) -> None:
-    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly.
+    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly."""
 
-    It outlives the first SIGTERM by a minute, since the trainer gets it too, and handles it. Not longer: a
-    trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
-    """
-
-    def outlive(*_: object) -> None:
+    def outlive(*_: object) -> None:  # the trainer handles the first, and waits for workers after an error
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(GRACE)
 
@@ -104,10 +100,12 @@ class Batches:
             BadPicturesError: a picture cannot be read.
             ValueError: anything else that was wrong.
         """
-        self._places.sampler = self._dataset.places(range(len(self._dataset)) if order is None else order, seed)
+        dataset, order = self._dataset, range(len(self._dataset)) if order is None else order
+        places = ((index, seed) for index in order)
+        self._places.sampler = places if dataset.stream is None else dataset.streamed(order, seed)
         for batch in with_short_errors(self._loader):
             if any(batch.left_out):
-                self._dataset.leave_out(batch.left_out)
+                dataset.leave_out(batch.left_out)
             yield batch
 
     def __call__(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:

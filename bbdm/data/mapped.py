@@ -39,7 +39,7 @@ class _Items(Sequence[Row]):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        item, name = self.dataset[range(len(self))[index]], f"item {index} of the data set"
+        item, name = self.dataset[range(len(self.dataset))[index]], f"item {index} of the data set"
         try:
             item = item if self._item is None else self._item(item)
             if isinstance(item, tuple | list) and len(item) == 2:

@@ -137,11 +137,9 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
         return order
 
-    def places(self, order: Iterable[int], seed: int) -> Iterator[Place]:
-        """The arguments of :meth:`read` for an order, with the rows of a stream, which are read here."""
-        if self.stream is None:
-            yield from ((index, seed) for index in order)
-            return
+    def streamed(self, order: Iterable[int], seed: int) -> Iterator[Place]:
+        """The arguments of :meth:`read` for an order of a stream, whose rows are read here."""
+        assert self.stream is not None
         groups = [(number, [*each]) for number, each in groupby(order, key=lambda index: index // self.spec.crops)]
         rows = self.stream.rows([number for number, _ in groups], seed)
         for (_, indices), row in zip(groups, rows, strict=True):

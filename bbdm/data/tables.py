@@ -151,23 +151,17 @@ class StreamedRows(TableRows):
 
     def rows(self, order: Iterable[int], seed: int) -> Iterator[Row]:
         """The rows at rising indices; those from ``count`` on are of the order of an epoch's seed."""
-        stream: Iterator[tuple[int, Any]] = iter(())
-        for number, index in enumerate(order):
-            at = index - self._count if index >= self._count else index
-            if number == 0:
-                stream = enumerate(self._stream(seed if index >= self._count else None))
+        from datasets.distributed import split_dataset_by_node
+
+        stream: Iterator[tuple[int, Any]] | None = None  # all rows, again and again
+        for index in order:
+            at, table = index - self._count * (index >= self._count), self._table
+            if stream is None:
+                if index >= self._count:
+                    table = table.shuffle(seed=seed, buffer_size=MIXED)
+                    table = split_dataset_by_node(table, self._rank, self._processes) if self._processes > 1 else table
+                stream = enumerate(chain.from_iterable(repeat(table)))
             yield self._row(at, next(cells for position, cells in stream if position == at))
-
-    def _stream(self, seed: int | None) -> Iterator[Any]:
-        """All rows, again and again: as stored, or this process's share in the order of a seed."""
-        table = self._table
-        if seed is not None:
-            from datasets.distributed import split_dataset_by_node
-
-            table = table.shuffle(seed=seed, buffer_size=MIXED)
-            if self._processes > 1:
-                table = split_dataset_by_node(table, self._rank, self._processes)
-        return chain.from_iterable(repeat(table))
 
 
 def open_table(
@@ -183,7 +177,21 @@ def open_table(
         ValueError: it has no such columns, or they hold no pictures.
         OSError: it cannot be fetched or read.
     """
-    table, name = _load(path, split, streaming)
+    datasets, name = optional.package("datasets", "a table"), path
+    if match := re.search(r"\.(tar|parquet)$", path):
+        if "://" not in path and not glob(path):
+            raise FileNotFoundError(f"there is no file {path}")
+        kind = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
+        where: dict[str, Any] = {"path": kind, "data_files": {split: path}}
+    else:
+        owner, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
+        where = {"path": owner, "revision": revision or None}
+        names = datasets.get_dataset_split_names(**where)
+        chosen = next((each for each in SPLITS.get(split, (split,)) if each in names), None)
+        if chosen is None:
+            raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
+        name, split = f"{path} {chosen}", chosen
+    table = datasets.load_dataset(**where, split=split, streaming=streaming)
     if not streaming:
         return TableRows(table, named)
     known = (table.info.splits or {}).get(str(table.split))
@@ -191,20 +199,3 @@ def open_table(
 
 
 LAYOUTS: dict[str, Callable[..., TableRows]] = {"hub": open_table, "stream": partial(open_table, streaming=True)}
-
-
-def _load(path: str, split: str, streaming: bool) -> tuple[Any, str]:
-    """A split of a table, and what names it."""
-    datasets = optional.package("datasets", "a table")
-    if match := re.search(r"\.(tar|parquet)$", path):
-        if "://" not in path and not glob(path):
-            raise FileNotFoundError(f"there is no file {path}")
-        kind = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
-        return datasets.load_dataset(kind, data_files={split: path}, split=split, streaming=streaming), path
-    name, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
-    where: dict[str, Any] = {"path": name, "revision": revision or None}
-    names = datasets.get_dataset_split_names(**where)
-    chosen = next((each for each in SPLITS.get(split, (split,)) if each in names), None)
-    if chosen is None:
-        raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
-    return datasets.load_dataset(**where, split=chosen, streaming=streaming), f"{path} {chosen}"

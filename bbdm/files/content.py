@@ -18,7 +18,7 @@ from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import Network, Wrapped, check_network
-from bbdm.networks.config import UNetConfig, WrappedConfig
+from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
@@ -93,10 +93,12 @@ class NetworkState:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
             return restore(kind.from_config, self.config, state, "the checkpoint's")
         described = f"of a {self.config.module} with {self.config.channels} channels"
+        if network is None and self.config.module in FACTORIES:
+            network = Wrapped.from_config(self.config)
         if network is None:
             raise IncompleteFileError(
-                f"the file holds weights {described}, wrapped: give the network, "
-                "BridgeSampler.from_checkpoint(path, network=bbdm.wrap(module, ...))"
+                f"the file holds weights {described}, wrapped: give it in Python, network=bbdm.wrap(module, ...), or "
+                "import the module that registers it, bbdm --import MODULE"
             )
         expected, got = (  # a class may have moved; weights are compared by key and shape
             {name: value for name, value in asdict(each).items() if name != "module"}
@@ -240,11 +242,6 @@ class Checkpoint:
     def calls(self) -> int | None:
         """The network calls that the network was distilled for, or None."""
         return self.defaults.calls
-
-    def half(self, ema: bool = True) -> torch.dtype | None:
-        """The dtype of the weights of :meth:`build_unet`, where all are stored in one of 16 bits."""
-        found = {value.dtype for value in self.unet.chosen(ema).values() if value.is_floating_point()}
-        return found.pop() if len(found) == 1 and found <= {torch.float16, torch.bfloat16} else None
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.

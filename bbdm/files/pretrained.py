@@ -1,4 +1,4 @@
-"""A model as a folder or as a repository on the Hugging Face Hub: its checkpoint, settings, export and card.
+"""A model as a folder or as a repository on the Hugging Face Hub: its checkpoint, settings and card.
 
 :mod:`bbdm.files.hub` has the names of the files, and reads what is written here. A model is a
 :class:`~bbdm.BridgeSampler`, which this module must not import.
@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,6 @@ from bbdm.base import manifest, optional, sizes
 from bbdm.base.atomic import check_folder, make_folder, write_atomically
 from bbdm.codec import WRAPPED
 from bbdm.files import hub, weights
-from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.networks.base import Wrapped
 from bbdm.networks.conditions import DIRECTIONS
@@ -51,12 +49,9 @@ sampler = bbdm.BridgeSampler.from_pretrained({arguments})
 result = sampler("source.{suffix}", seed=0{conditions})[0]
 result.save("result.{suffix}")
 ```
-{export}
+
 It knows pictures such as it was trained on, and nothing else. `solver` and `steps`, the number of network
 calls, may change at each call.
-"""
-EXPORT = """
-Without PyTorch, on ONNX Runtime: `bbdm.runtime.OnnxBridgeSampler.from_pretrained("{name}")`.
 """
 
 
@@ -64,44 +59,37 @@ def save_pretrained(
     model: Any,
     folder: str | os.PathLike[str],
     *,
-    onnx: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
     name: str | None = None,
     **metadata: Any,
 ) -> None:
-    """Write a model as a folder: ``model.safetensors``, ``config.json``, ``README.md`` and perhaps ``onnx/``.
+    """Write a model as a folder: ``model.safetensors``, ``config.json`` and ``README.md``.
 
     Args:
         model: a sampler. The folder keeps its solver and steps, where it was built with any.
-        folder: is made where it is missing. Its files are replaced, but a ``README.md`` stays.
-        onnx: an export of this model by ``bbdm export``; it is copied to ``onnx/``.
-        dtype: in which the network's weights are stored, such as ``"fp16"``; None for
-            :attr:`bbdm.BridgeSampler.stored_dtype`. A codec's weights keep theirs.
+        folder: is made where it is missing. Its files are replaced, but a ``README.md`` stays. An export of
+            the model by ``bbdm export`` may be copied to its ``onnx/`` then.
+        dtype: in which the network's weights are stored, such as ``"fp16"``; None for the one that they have.
+            A codec's weights keep theirs.
         name: what the card calls the model; the folder's name if None.
         metadata: what the Hub reads of the card, such as ``license``, ``base_model`` and ``datasets``: the
             arguments of ``huggingface_hub.ModelCardData``. Without any, and without huggingface_hub, there is
             no card.
 
     Raises:
-        FileNotFoundError: ``onnx`` is no export, or lacks a file.
         ModuleNotFoundError: there are metadata for the card, and huggingface_hub is not installed.
         OSError: a file cannot be written.
-        ValueError: the folder cannot be made, or has another export; ``onnx`` is damaged; or weights are
-            beyond the range of ``dtype``.
+        ValueError: the folder cannot be made, or has an export, which may be of other weights; or weights
+            are beyond the range of ``dtype``.
     """
     folder = Path(folder)
     model = model.towards(DIRECTIONS[0]) if model.direction else model
     check_folder(folder)
-    export, inside = None if onnx is None else Path(onnx), folder / hub.ONNX
-    if inside.exists() and (export is None or inside.resolve() != export.resolve()):
-        raise ValueError(f"{inside} exists, and may be of other weights: delete it, or give it as onnx")
-    settings = None if export is None else read_settings(export)
-    if settings is not None and settings["bridge"] != manifest.as_json(model.bridge.config()):
-        raise ValueError(f"{export} is of another bridge than the model's {model.bridge}")
+    if (folder / hub.ONNX).exists():
+        raise ValueError(f"{folder / hub.ONNX} exists, and may be of other weights: delete it, and export again")
     text = None
     if not (folder / hub.CARD).exists() and (metadata or find_spec("huggingface_hub")):
-        text = card(model, name or folder.resolve().name, onnx is not None, **metadata)
-    dtype = dtype or model.stored_dtype
+        text = card(model, name or folder.resolve().name, **metadata)
     network = NetworkState.of(model.unet, dtype=None if dtype is None else find_dtype(dtype))
     codec = None if model.codec is None else CodecState.of(model.codec)
     checkpoint = Checkpoint(
@@ -111,16 +99,11 @@ def save_pretrained(
     make_folder(folder)
     weights.write(folder / hub.WEIGHTS, content)
     manifest.write(folder / hub.CONFIG, content.header)
-    if export is not None and settings is not None and not inside.exists():
-        inside.mkdir()
-        for each in (*settings["files"], SETTINGS):
-            if (export / each).is_file():
-                shutil.copyfile(export / each, inside / each)
     if text is not None:
         write_atomically(folder / hub.CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def card(model: Any, name: str, has_export: bool, **metadata: Any) -> str:
+def card(model: Any, name: str, **metadata: Any) -> str:
     """The model card of a sampler that is called ``name``; for ``metadata`` see :func:`save_pretrained`."""
     data = optional.package("huggingface_hub", "a model card").ModelCardData(
         library_name="bbdm", pipeline_tag="image-to-image", tags=["diffusion-bridge"], **metadata
@@ -146,7 +129,6 @@ def card(model: Any, name: str, has_export: bool, **metadata: Any) -> str:
         arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
         suffix=suffix,
         conditions=", conditions={...}" if model.unet.network_config.each else "",
-        export=EXPORT.format(name=name) if has_export else "",
     )
 
 
@@ -173,8 +155,8 @@ def push_to_hub(
         revision: the branch; None for the main one.
         token: with write access; None for the one of ``HF_TOKEN`` or of a login.
         message: the message of the commit.
-        settings: further arguments of :func:`save_pretrained`. ``onnx`` takes the place of the repository's
-            export; without it, that is deleted. A card that the repository has stays as it is.
+        settings: further arguments of :func:`save_pretrained`. A card that the repository has stays as it is;
+            an export in its ``onnx/`` is deleted, as it may be of other weights.
 
     Returns:
         The hash of the commit: ``from_pretrained(name, revision=hash)`` is this model for ever.
@@ -199,6 +181,6 @@ def push_to_hub(
                 revision=revision,
                 commit_message=message,
                 ignore_patterns=kept,
-                delete_patterns=f"{hub.ONNX}/*",  # but not what takes its place
+                delete_patterns=f"{hub.ONNX}/*",
             )
             return commit.oid

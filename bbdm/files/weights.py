@@ -76,7 +76,7 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         write_atomically(path, lambda temporary: _save(content, temporary))
     else:
         tensors = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
-        metadata = described(snapshot.format, snapshot.header, tensors)
+        metadata = described(snapshot.format, json.dumps(snapshot.header), tensors)
         write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
@@ -125,8 +125,8 @@ def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
         if format not in metadata:
             raise ValueError(f"its metadata has no {format!r} entry")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-    text = metadata[format]
-    if metadata.keys() != {format} and metadata.get(DIGEST) != _digest(text, tensors):  # by hand, it may be missing
+    text = metadata[format]  # of a file made by hand, without a hash beside it
+    if metadata.keys() != {format} and metadata.get(DIGEST) != described(format, text, tensors)[DIGEST]:
         raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
     header = json.loads(text)
     _check_format(header, format, kind)
@@ -166,14 +166,9 @@ def is_own(path: Path) -> bool:
         return any(name.startswith("bbdm") for name in file.metadata() or {})
 
 
-def described(format: str, header: dict[str, Any], tensors: State) -> dict[str, str]:
-    """The metadata of a .safetensors: a header under its format, and a hash of that and the tensors."""
-    text = json.dumps(header)
-    return {format: text, DIGEST: _digest(text, tensors)}
-
-
-def _digest(text: str, tensors: State) -> str:
-    return hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()
+def described(format: str, text: str, tensors: State) -> dict[str, str]:
+    """The metadata of a .safetensors: the header as JSON under its format, and a hash of that and tensors."""
+    return {format: text, DIGEST: hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()}
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

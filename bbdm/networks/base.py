@@ -16,7 +16,7 @@ from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.arrays import Stride, along, check_images, in_channels
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionInput, ConditionsConfig, matched
-from bbdm.networks.config import WrappedConfig
+from bbdm.networks.config import FACTORIES, WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -171,6 +171,12 @@ class Wrapped(Network):
     def __init__(self, module: nn.Module, config: WrappedConfig, call: Call | None) -> None:
         super().__init__(config)
         self.module, self._call = module, call
+
+    @classmethod
+    def from_config(cls, config: WrappedConfig) -> Wrapped:
+        """The network that a registered function makes of settings; KeyError where none has their name."""
+        make, call = FACTORIES[config.module]
+        return cls(make(config), config, call)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The module's prediction; the embedding is the time."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
@@ -97,9 +98,9 @@ class NetworkConfig(ConditionsConfig):
 
 @dataclass(frozen=True)
 class WrappedConfig(NetworkConfig):
-    """What a file says of a network that its user has to give: see :func:`bbdm.networks.base.wrap`."""
+    """What a file says of a network of one's own: see :func:`~bbdm.networks.base.wrap`, :func:`register`."""
 
-    module: str  # the name of its class
+    module: str  # the name of its class, or the one that makes it
     channels: int  # channels of the state, and of the prediction
     condition_channels: int  # channels of the source; 0 where it is not shown
     stride: Stride  # sides are multiples of it: a number, or one for each axis
@@ -281,3 +282,41 @@ VQGANS: dict[str, VQGANConfig] = {
     ),
     "demo": VQGANConfig(num_codes=512, model_channels=32, num_res_blocks=1, num_groups=8),
 }
+OWN: dict[str, WrappedConfig] = {}  # of networks that are registered
+FACTORIES: dict[str, tuple[Callable[[WrappedConfig], Any], Callable[..., Any] | None]] = {}
+Factory = TypeVar("Factory", bound=Callable[[WrappedConfig], Any])
+
+
+def register(
+    name: str,
+    *,
+    sees_source: bool = True,
+    stride: Stride = 1,
+    axes: int = 2,
+    call: Callable[..., Any] | None = None,
+) -> Callable[[Factory], Factory]:
+    """A decorator that gives a network of one's own a name, for ``bbdm train --preset`` and for files.
+
+    The function makes the module of a :class:`WrappedConfig`, whose ``channels`` are the target's and whose
+    ``condition_channels`` are the source's. A file has the name and the settings, so that all that reads it
+    makes the network again.
+
+    Args:
+        name: in files and in commands.
+        sees_source: the module is called with the source; if not, ``condition_channels`` is 0.
+        stride: sides must be multiples of it, as of :func:`~bbdm.networks.base.wrap`.
+        axes: 2 for a module of pictures, 3 for one of volumes.
+        call: call(module, x, t, conditions), as of :func:`~bbdm.networks.base.wrap`.
+
+    Raises:
+        ValueError: the name is of a preset of this library, or a size is out of range.
+    """
+    if name in UNETS or name in DITS:
+        raise ValueError(f"the name {name!r} is of a preset of this library: choose another")
+    config = WrappedConfig(name, 3, 3 if sees_source else 0, stride, axes=axes)
+
+    def add(make: Factory) -> Factory:
+        OWN[name], FACTORIES[name] = config, (make, call)
+        return make
+
+    return add

@@ -184,12 +184,7 @@ def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (...) int64. Arithmetic is in float32, or in float64 where both are; autocast does not change it.
-
-    Raises:
-        ValueError: a shape does not fit, or there are no codes.
     """
-    if codes.ndim != 2 or not len(codes) or z.shape[-1:] != codes.shape[1:]:
-        raise ValueError(f"codes must be (N, {z.shape[-1]}) with N at least 1, got {tuple(codes.shape)}")
     dtype = torch.float64 if z.dtype == codes.dtype == torch.float64 else torch.float32
     return _nearest_code(z.reshape(-1, z.shape[-1]).to(dtype), codes.to(dtype)).view(z.shape[:-1])
 
@@ -270,13 +265,7 @@ class VQGAN(ConfiguredNetwork, nn.Module):
         return encoded[:, : self.config.latent_channels]
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """A latent (B, latent_channels, H, W) to its image (B, image_channels, H', W'), by the nearest codes.
-
-        Raises:
-            ValueError: z has other channels.
-        """
-        if z.shape[1] != self.config.latent_channels:
-            raise ValueError(f"z must have {self.config.latent_channels} channels, got {z.shape[1]}")
+        """The image (B, image_channels, H', W') of (B, latent_channels, H, W), by the nearest codes."""
         return self.decode_codes(self.quantize(z.to(memory_format=torch.channels_last)))
 
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:

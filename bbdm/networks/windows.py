@@ -7,7 +7,7 @@ any number of sides. Arrays are those of NumPy or tensors; torch is imported onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -130,29 +130,6 @@ class WindowGrid:
         full, rest = divmod(math.prod(len(side.starts) for side in self.sides(size)), together)
         return full * math.ceil(together * images / self.at_once) + math.ceil(rest * images / self.at_once)
 
-    def batches(self, images: Sequence[Any], spans: Sequence[Spans]) -> Iterator[tuple[int, list[Any]]]:
-        """Windows of images in batches of a call's size, and how many of each count.
-
-        Args:
-            images: (B, C, *S) each, the state first. Others may be some times larger along each side. What
-                has other axes, (B, ...), is no image, and is the same for all windows of one.
-            spans: windows of the state; of each, all images come one after the other.
-        """
-        cut: list[Any] = []
-        for each in images:
-            if each.ndim != images[0].ndim:
-                cut.append(concatenated([each] * len(spans), 0))
-                continue
-            cell = each.shape[2] // images[0].shape[2]
-            windows = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
-            cut.append(concatenated([each[window] for window in windows], 0))
-        for start in range(0, len(cut[0]), self.at_once):
-            parts = [each[start : start + self.at_once] for each in cut]
-            count = len(parts[0])
-            if self.fill and count < self.at_once:
-                parts = [concatenated([part, *[part[-1:]] * (self.at_once - count)], 0) for part in parts]
-            yield count, parts
-
     def predict(
         self,
         network: Predict,
@@ -172,16 +149,27 @@ class WindowGrid:
                 predictions of at least 32 bits, which are summed.
             x: (B, C, *S) what the network is shown.
             index: the number of the step.
-            conditions: those of x, (B, ...) each.
+            conditions: those of x: images (B, C, *S), which may be some times larger along each side; what
+                has other axes, (B, ...), is the same for all windows of an image.
             weights: those of :meth:`weights`, in the type of predictions.
             out: zeros (B, C, *S) for the sum; None for memory of its own.
         """
-        images, names = [x, *conditions.values()], list(conditions)
 
-        def predictions(spans: list[Spans]) -> Any:
-            outputs: list[Any] = []
-            for count, (window, *others) in self.batches(images, spans):
-                outputs.append(network(window, index, dict(zip(names, others, strict=True)))[:count])
+        def cut(each: Any, spans: Sequence[Spans]) -> Any:  # of each window, all images one after the other
+            if each.ndim != x.ndim:
+                return concatenated([each] * len(spans))
+            cell = each.shape[2] // x.shape[2]
+            windows = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
+            return concatenated([each[window] for window in windows])
+
+        def predictions(spans: Sequence[Spans]) -> Any:
+            parts, outputs = {name: cut(each, spans) for name, each in {"": x, **conditions}.items()}, []
+            for start in range(0, len(parts[""]), self.at_once):
+                batch = {name: each[start : start + self.at_once] for name, each in parts.items()}
+                count = len(batch[""])
+                if self.fill and count < self.at_once:
+                    batch = {k: concatenated([v, *[v[-1:]] * (self.at_once - count)]) for k, v in batch.items()}
+                outputs.append(network(batch.pop(""), index, batch)[:count])
             return concatenated(outputs)
 
         return blend(predictions, self.sides(x.shape[2:]), weights, self.together(len(x)), out=out)

@@ -11,7 +11,7 @@ from bbdm.base.settings import check, position, setting
 from bbdm.pictures.images import Size, read_sides
 from bbdm.sampling.network_config import FileConfig
 
-GRAPHS = ("solver", "steps", "external_data", "pipeline", "quantize", "calibrate")  # not compiled
+GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # not compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,6 @@ class ExportConfig(FileConfig):
     steps: int | None = setting(None, "network calls; the checkpoint's or the solver's if unset", least=1)
     dtype: Literal["fp16", "bf16", "fp32"] | None = setting(
         None, "of weights and products; of graphs fp16 or fp32, the default; compiled, the fastest if unset"
-    )
-    external_data: bool | None = setting(
-        None, "write weights to a second file; if unset, from 1 GB on", "--external-data"
     )
     pipeline: bool = setting(False, "write pipeline.onnx too: a translation in one graph")
     quantize: Literal["int8"] | None = setting(None, "the UNet, calibrated on --calibrate")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from bbdm.files.bridge_json import FORMAT, FURTHER, PIPELINE, PLAIN, SETTINGS, V
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import Network, placed
 from bbdm.networks.conditions import DIRECTION
-from bbdm.onnx import graphs, pipeline
+from bbdm.onnx import graphs
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
@@ -65,18 +68,68 @@ def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
     return [torch.from_numpy(image)[None] for image in images]
 
 
-def build_graphs(config: ExportConfig, sampler: BridgeSampler, scratch: Path) -> dict[str, onnx.ModelProto]:
-    """The graphs by name; ``scratch`` is an empty folder for temporary files."""
+def trajectory(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
+    """The inputs of the network's graph at each step of each picture's translation."""
+    feeds: list[dict[str, Any]] = []
+    times, noting = sampler.table.network_times.astype(np.float32), copy.copy(sampler)
+
+    def net(plan: Any, conditions: Any, x: torch.Tensor, index: int) -> torch.Tensor:
+        seen = [(graphs.CONDITION, each.numpy()) for each in conditions.values()]  # of the source alone
+        feeds.append({"x": x.numpy().copy(), "t": times[index : index + 1], **dict(seen)})
+        return sampler._net(plan, conditions, x, index)
+
+    vars(noting)["_net"] = net
+    for seed, source in enumerate(sources):
+        noting(source, seed)
+        yield from feeds
+        feeds.clear()
+
+
+def quantized(
+    model: onnx.ModelProto, sampler: BridgeSampler, sources: list[torch.Tensor], folder: Path
+) -> onnx.ModelProto:
+    """The float32 graph of a sampler's network with int8 weights and activations (QDQ nodes).
+
+    Convolutions and matrix products are in int8, with a scale for each output channel. The first and the last
+    convolution, the time embedding, norms and attention stay in float32. The ranges of activations are
+    measured on translations of ``sources``, (1, C, H, W) each. In ``folder`` are temporary files, as large as
+    the graph.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    feeds, convolutions = trajectory(sampler, sources), [n.name for n in model.graph.node if n.op_type == "Conv"]
+    logging.disable(logging.WARNING)  # its advice on preprocessing is for graphs that are not folded
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            plain, small = Path(scratch) / "float32.onnx", Path(scratch) / "int8.onnx"
+            onnx.save_model(model, plain, save_as_external_data=model.ByteSize() > EXTERNAL, location="float32.data")
+            quantize_static(
+                plain,
+                small,
+                SimpleNamespace(get_next=lambda: next(feeds, {})),  # pyright: ignore[reportArgumentType]
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "MatMul"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[convolutions[0], convolutions[-1]],
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+            return onnx.load(small)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def build_graphs(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, onnx.ModelProto]:
+    """The graphs by name; ``folder`` is for temporary files."""
     dtype, codec = DTYPES[config.dtype or "fp32"], sampler.codec
     models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype))}
     if config.calibrate is not None:
-        from bbdm.onnx.quantize import quantized
-
-        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler), scratch)
+        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler), folder)
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
-        models["encoder"] = graphs.encoder_graph(codec.placed(CPU, dtype))
-        models["decoder"] = graphs.decoder_graph(codec)
-    whole = {"pipeline": pipeline.pipeline_graph(models, sampler.table, sampler._shapes)} if config.pipeline else {}
+        models["encoder"] = graphs.codec_graph(codec.placed(CPU, dtype), decodes=False)
+        models["decoder"] = graphs.codec_graph(codec, decodes=True)
+    whole = {"pipeline": graphs.pipeline_graph(models, sampler.table, sampler._shapes)} if config.pipeline else {}
     return {**models, "step": graphs.step_graph(sampler.unet.axes), **whole}
 
 
@@ -119,12 +172,9 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
 
 def write(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> None:
     """Write all files into an empty folder."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        models = build_graphs(config, sampler, Path(scratch))
-    for name, model in models.items():
-        path, external = folder / f"{name}.onnx", config.external_data
-        external = model.ByteSize() > EXTERNAL if external is None else external and name != "step"
-        onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}.data")
+    for name, model in build_graphs(config, sampler, folder.parent).items():
+        path = folder / f"{name}.onnx"
+        onnx.save_model(model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data")
         onnx.checker.check_model(path, full_check=True)
     (folder / SETTINGS).write_text(json.dumps(settings(config, sampler, folder), indent=1) + "\n")
 
@@ -144,7 +194,7 @@ def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     shapes, table, path = sampler._shapes, sampler.table, folder / PIPELINE
     whole = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) if path.exists() else None
     generator, judged = torch.Generator().manual_seed(0), list[float]()
-    inputs = pipeline.pipeline_inputs(shapes, len(table))
+    inputs = graphs.pipeline_inputs(shapes, len(table))
     side = [4 * step for step in shapes.stride]
     for batch, sides in [(1, side), (2, side), (5, [*side[:-1], 5 * shapes.stride[-1]])]:
         values = graphs.examples(inputs, graphs.sizes(batch, sides, shapes.cell), generator)

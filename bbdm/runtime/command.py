@@ -28,12 +28,14 @@ with scripts.imports():
 
 
 def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
-    """Conditions of a call from words NAME=VALUE. ValueError for a word of another form."""
+    """Conditions of a call from words NAME=VALUE. ValueError for another form, or a name given twice."""
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in known.each:
             raise ValueError(f"--condition takes NAME=VALUE, of the conditions {known.described}; got {word!r}")
+        if name in values:
+            raise ValueError(f"condition {name!r} is given twice")
         values[name] = known.each[name].parse(value)
     return values
 
@@ -98,12 +100,10 @@ class Runtime(Command, GuidanceOptions):
         sampler = OnnxBridgeSampler.from_pretrained(
             self.folder, providers=providers, threads=self.threads, solver=self.solver, steps=self.steps
         )
-        conditions = read_words(self.condition, conditions_of(sampler.settings))
-        way = conditions.pop(DIRECTION, None) if sampler.direction else None
-        if self.direction is not None and way is not None:
-            raise ValueError(f"direction is given twice, as {self.direction} and as the condition {way}")
-        if (way := way if self.direction is None else self.direction) is not None:
-            sampler = sampler.towards(way)
+        ways = () if self.direction is None else (f"{DIRECTION}={self.direction}",)
+        conditions = read_words((*self.condition, *ways), conditions_of(sampler.settings))
+        if sampler.direction and DIRECTION in conditions:
+            sampler = sampler.towards(conditions.pop(DIRECTION))
         kind, channels = sampler.pictures, sampler.settings["image_channels"]
         results: list[Path] = []
         sources = {path.resolve() for path in self.pictures}

@@ -39,14 +39,11 @@ def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str,
         ValueError: a provider that this ONNX Runtime lacks.
     """
     available = onnxruntime.get_available_providers()
-    if isinstance(wanted, str) or (wanted is not None and not wanted):
-        raise ValueError(f"providers must be None or a list with at least one name, got {wanted!r}")
-    if wanted is None:
-        wanted = [name for name in ("CUDAExecutionProvider",) if name in available]
-    listed = [(entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1])) for entry in wanted]
+    chosen = [name for name in ON_CUDA[:1] if name in available] if wanted is None else wanted
+    listed = [(each, {}) if isinstance(each, str) else (each[0], dict(each[1])) for each in chosen]
     for name, _ in listed:
         if name not in available:
-            raise ValueError(f"providers must be of those that this onnxruntime has, {available}, got {name!r}")
+            raise ValueError(f"providers must be a list of those that this onnxruntime has, {available}, got {name!r}")
     return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
 
 

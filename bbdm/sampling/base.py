@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import AT_ONCE, PIXELS_AT_ONCE, Distribution, runs_of, sample_seeds
 from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step
-from bbdm.sampling.options import Options, Seed, Timesteps, WindowOptions, counted
+from bbdm.sampling.options import USUAL, Options, Seed, Timesteps, WindowOptions
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import AnySolver, StepTable
 
@@ -45,6 +45,15 @@ KEPT = 4  # solvers with their times: tables, and what a network computes of the
 Array = TypeVar("Array")
 Files = Image.Image | str | os.PathLike[str] | list[Any]
 SETTABLE = ("image_size", "pictures", "origin")
+
+
+class Call(NamedTuple):
+    """A call of a sampler, checked."""
+
+    sampler: Any  # of the call's direction
+    options: Options
+    sources: Sources
+    batches: list[Batch]
 
 
 class Sampler(Loop, Generic[Array]):
@@ -105,15 +114,6 @@ class Sampler(Loop, Generic[Array]):
             vars(other).update(image_size=self.image_size, origin=self.origin, pictures=self.pictures.turned)
         return other
 
-    def _of(self, options: Mapping[str, Any]) -> tuple[Self, Options]:
-        """The sampler of a call's direction, and the call's options."""
-        o = Options.of(options, self._shapes.conditions)
-        if self.direction is None or not isinstance(o.conditions, Mapping | None):
-            return self, o
-        conditions = o.conditions or {}
-        direction = read_direction(conditions.get(DIRECTION, self.direction))
-        return self.towards(direction), replace(o, conditions={**conditions, DIRECTION: direction})
-
     def __setattr__(self, name: str, value: Any) -> None:
         if self._fixed and not name.startswith("_") and name not in SETTABLE:
             raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
@@ -171,11 +171,9 @@ class Sampler(Loop, Generic[Array]):
             TypeError: an argument is neither an option nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        self, o = self._of(options)
-        plan = self._plan(o)
-        sources, batches = self._read(plan, source, seed, o)
-        advance = counted(o.progress, lambda: sum(self._calls(plan, each, len(each.source)) for each in batches))
-        return sources.restore([(b.indices, self._translate(plan, b, advance, callback=o.callback)) for b in batches])
+        self, o, sources, batches = self._call(source, seed, options)
+        advance = self._counted(o.progress, ((each, len(each.source)) for each in batches))
+        return sources.restore([(b.indices, self._translate(b, advance, callback=o.callback)) for b in batches])
 
     def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
@@ -184,19 +182,17 @@ class Sampler(Loop, Generic[Array]):
         which. The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec,
         steps are latents, of which :meth:`Step.preview` makes pictures.
         """
-        self, o = self._of(options)
-        plan = self._plan(o)
-        _, batches = self._read(plan, source, seed, o)
-        return self._stream(plan, batches, o)
+        self, o, _, batches = self._call(source, seed, options)
+        return self._stream(batches, o)
 
-    def _stream(self, plan: Plan, batches: list[Batch], o: Options) -> Iterator[Step]:
-        advance = counted(o.progress, lambda: sum(self._calls(plan, each, len(each.source)) for each in batches))
+    def _stream(self, batches: list[Batch], o: Options) -> Iterator[Step]:
+        advance = self._counted(o.progress, ((each, len(each.source)) for each in batches))
         for batch in batches:
             with self._inference():
-                states = self._states(plan, batch, self._inputs(batch), advance)
-            for index in range(len(plan.times)):
+                states = self._states(batch, self._inputs(batch), advance)
+            for index in range(len(batch.plan.times)):
                 with self._inference():
-                    step = self._shown(plan, index, next(states), batch)
+                    step = self._shown(batch, index, next(states))
                 if o.callback is not None:
                     o.callback(step)
                 yield step
@@ -233,23 +229,20 @@ class Sampler(Loop, Generic[Array]):
             raise ValueError("a distribution takes neither noise nor callback: its samples are those of seeds")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
-        self, o = self._of(options)
-        plan = self._plan(o)
-        sources, groups = self._read(plan, source, None, o, split=False)
+        self, o, sources, groups = self._call(source, None, options, split=False)
         seeds = sample_seeds(seed, sources.count, samples)
         self._thread.seeds = tuple(each[0] for each in seeds)
         found = Distribution(sources, seeds, keep)
         runs = [run for group in groups for run in runs_of(self._shapes, group, samples, o.batch_size)]
-        counts = [(whole, len(rows)) for whole, parts in runs for rows, _, _ in parts]
-        advance = counted(o.progress, lambda: sum(self._calls(plan, *each) for each in counts))
-        for whole, parts in runs:
+        advance = self._counted(o.progress, ((whole, len(drawn)) for whole, batches in runs for drawn, _ in batches))
+        for whole, batches in runs:
             with self._inference():
                 encoded = self._inputs(whole)
-            for rows, drawn, count in parts:
+            for drawn, count in batches:
+                rows = [row for row, _ in drawn]
                 batch = whole.take(rows, count)
-                own = [seeds[sources.owners[whole.indices[i]]][j] for i, j in zip(rows, drawn, strict=True)]
-                inputs = encoded.take(rows, self._array(np.array(own)))
-                found.add(batch.indices, self._translate(plan, batch, advance, inputs))
+                own = np.array([seeds[sources.owners[whole.indices[row]]][sample] for row, sample in drawn])
+                found.add(batch.indices, self._translate(batch, advance, encoded.take(rows, self._array(own))))
         return found
 
     def window_grid(
@@ -266,14 +259,13 @@ class Sampler(Loop, Generic[Array]):
         Raises:
             ValueError: window or margin does not fit the network, or the network takes another size alone.
         """
-        shapes = self._shapes
+        shapes, only = self._shapes, self._shapes.only
         window = self.pictures.crop if options.window == "auto" else options.window
         if window is None:
             return None
         lengths = check_windows(window, options.overlap, options.margin, shapes.stride)
         if lengths is None or (size and all(side <= length for side, length in zip(size, lengths, strict=True))):
             return None
-        only = shapes.only
         if only is not None and only[1:] != lengths:
             raise ValueError(f"window must be {only[1:]}, which this network takes alone, got {window}")
         at_once = only[0] if only else min(batch_size or AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(lengths)))
@@ -310,40 +302,45 @@ class Sampler(Loop, Generic[Array]):
             kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
         return Scale(self._shapes.source_channels, o.range, kind, stored, len(self._shapes.stride))
 
-    def _read(self, plan: Plan, source: Any, seed: Seed, o: Options, split: bool = True) -> tuple[Sources, list[Batch]]:
-        """The images of a call, checked, and its batches: without ``split`` one a size, of seed 0."""
-        shapes, guidance = self._shapes, None
+    def _call(self, source: Any, seed: Seed, options: Mapping[str, Any], split: bool = True) -> Call:
+        """A call's images, checked, in batches: without ``split`` one a size, of seed 0."""
+        o, shapes = Options.of(options, self._shapes.conditions) if options else USUAL, self._shapes
+        if self.direction is not None and isinstance(o.conditions, Mapping | None):
+            given = o.conditions or {}
+            direction = read_direction(given.get(DIRECTION, self.direction))
+            self, o = self.towards(direction), replace(o, conditions={**given, DIRECTION: direction})
+        plan, guidance, conditions = self._plan(o), None, {}
         if o.guidance is not None:
             guidance = read_guidance(shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
         for names, _ in guidance.variants if guidance is not None else ():
             if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
                 warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
         sources = read_sources(source, self.array, self.noun, self._scale(o))
-        first, seeds = sources.groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
+        groups, owners = sources.groups, sources.owners
+        first, seeds = groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
         single = {"noise": o.noise, "mask": o.mask, "conditions": o.conditions if shapes.conditions.images else None}
         for name, value in single.items():
-            if value is not None and len(sources.groups) > 1:
+            if value is not None and len(groups) > 1:
                 raise ValueError(f"{name} needs pictures of one size, got several")
         if o.noise is not None:
             expected = len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])
             check_noise(o.noise, self.array, self.noun, expected)
         mask = None if o.mask is None else read_mask(o.mask, self.array, self.noun, first)
-        conditions: Mapping[str, Any] = {}
         if o.conditions is not None or self._conditioned:
-            conditions = read_conditions(o.conditions, shapes.conditions, first, sources.owners)
+            conditions = read_conditions(o.conditions, shapes.conditions, first, owners)
         self._thread.seeds = tuple(seeds)
         batches: list[Batch] = []
-        for indices, array in sources.groups:
-            rows = {k: v if len(sources.groups) == 1 else v[indices] for k, v in conditions.items()}
-            windows = self.window_grid(o, array.shape[2:], o.batch_size)
-            own = [seeds[sources.owners[i]] for i in indices]
-            batch = Batch(indices, array, own, o.noise, mask, rows, windows, guidance)
+        for indices, array in groups:
+            rows = {name: value if len(groups) == 1 else value[indices] for name, value in conditions.items()}
+            windows = self.window_grid(o, size := tuple(array.shape[2:]), o.batch_size)
+            own = [seeds[owners[i]] for i in indices]
+            batch = Batch(plan, indices, array, own, o.noise, mask, rows, windows, guidance)
             only = shapes.only if windows is None else None
-            if only is not None and shapes.padded(batch.size) != only[1:]:
-                expected, got = sizes.shown(only[1:]), sizes.shown(batch.size)
+            if only is not None and shapes.padded(size) != only[1:]:
+                expected, got = sizes.shown(only[1:]), sizes.shown(size)
                 raise ValueError(f"this network takes pictures of {expected} only, got {got}: give window={only[1:]}")
             if self.image_size is not None and self.pictures.crop is None and windows is None:
-                images.warn_of_scale(self.image_size, *batch.size)
+                images.warn_of_scale(self.image_size, *size)
             count = only[0] if only else o.batch_size
             batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
-        return sources, batches
+        return Call(self, o, sources, batches)

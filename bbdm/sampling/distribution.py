@@ -18,7 +18,7 @@ from PIL import Image
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.arrays import as_numpy, converted
 from bbdm.pictures.picture import Picture
-from bbdm.sampling.loop import Batch, Shapes
+from bbdm.sampling.loop import Batch, Shapes, parts
 from bbdm.sampling.sources import Sources
 
 AT_ONCE = 16  # windows in a network call, or results of a distribution, where no batch_size is given
@@ -139,20 +139,16 @@ def _less(value: Any, low: Any, high: Any) -> Any:
 
 def runs_of(
     shapes: Shapes, group: Batch, samples: int, batch_size: int | None
-) -> Iterator[tuple[Batch, list[tuple[list[int], list[int], int]]]]:
-    """Images that are encoded together, with the batches of their results.
+) -> Iterator[tuple[Batch, list[tuple[list[tuple[int, int]], int]]]]:
+    """Images that are encoded together, with the batches of their results, as :func:`parts` gives them.
 
-    Of each result of a batch these are the numbers of its image and of its sample; those after the first
-    ``count``, the third value, fill the batch up.
+    A result is the number of its image and that of its sample.
     """
     only = shapes.only[0] if group.windows is None and shapes.only else None
     fill = shapes.fill and group.windows is None
     size = only or batch_size or min(AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.size)))
     for images in group.split(only or max(1, size // samples), fill):
-        results = [(i, j) for i, _ in enumerate(images.indices) for j in range(samples)]
-        parts = [results[start : start + size] for start in range(0, len(results), size)]
-        full = [part + part[-1:] * (size - len(part) if fill else 0) for part in parts]
-        yield images, [([i for i, _ in f], [j for _, j in f], len(p)) for f, p in zip(full, parts, strict=True)]
+        yield images, parts([(i, j) for i, _ in enumerate(images.indices) for j in range(samples)], size, fill)
 
 
 def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:

@@ -1,23 +1,31 @@
 """One picture that is larger than memory: the loop of a sampler over arrays that are files.
 
 The network is called on windows, whose predictions are added up in a file, and a step moves blocks of rows.
-So memory holds some windows, or some rows.
+So memory holds some windows, or some rows. The files are in a folder beside the result, of one process at a
+time, which says which step is done: the same work goes on after a kill.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock, Timeout
 
-from bbdm.base import sizes
+from bbdm.base import manifest, sizes
+from bbdm.base.atomic import LOCK, make_folder
 from bbdm.base.sizes import amount
 from bbdm.data.reading import Strips
 from bbdm.kernels.philox import normal_rows
@@ -26,10 +34,9 @@ from bbdm.networks.base import SOURCE
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import files, formats
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import check_finite
+from bbdm.pictures.values import check_finite, scaled_present
 from bbdm.sampling.loop import Batch, Inputs, Plan, State
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.state import StateFolder, state_folder
 
 # Bytes of memory for each value, of which float32 takes 4. In a call, as measured: arrays of sources; state,
 # estimate, noise, predictions and results. In windows: copies, and what a network of few channels makes of
@@ -38,33 +45,96 @@ SOURCE_BYTES, STATE_BYTES, WINDOW_BYTES, ROW_BYTES = 12, 36, 48, 64
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
 SUFFIXES = (".npy", ".tif", ".tiff", ".png")  # of results; all but PNG are written by parts
 C_H, C_Z = 6, 7  # the columns of the weights of the estimate before, and of the noise
-Index = Any  # what an array is indexed by
+MARKER = "done.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None) -> int:
-    """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
-    grid = sampler._shapes.grid(size)
-    channels = sampler._shapes.source_channels * (1 if sampler.codec is None else 2)  # and the result
-    values = math.prod(size) * SOURCE_BYTES * channels + math.prod(grid) * STATE_BYTES * sampler.unet.channels
-    if windows is None:
-        return values
-    count = math.prod(len(side.starts) for side in windows.sides(grid))
-    return values + min(count, windows.at_once) * _window_bytes(sampler, windows)
+class ResultInUseError(ValueError):
+    """Another process makes the same result."""
 
 
-def _window_bytes(sampler: BridgeSampler, windows: WindowGrid) -> int:
-    """About the bytes that a window takes."""
-    channels = sampler.unet.channels + sum(each.size for each in sampler.unet.inputs.values())
-    return math.prod(windows.lengths) * WINDOW_BYTES * channels
+class DiskFullError(OSError):
+    """The disk of a folder is full."""
+
+
+class StateFolder:
+    """The states of a picture between steps; what there is of other work is deleted.
+
+    Args:
+        path: of the folder, which exists.
+        about: plain values, all that decides the states.
+
+    Attributes: ``done``, the number of steps that are done, or None where not even the first state is there.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path, self._about, self.done = path, manifest.as_json(about), None
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            found = json.loads((path / MARKER).read_text())
+            self.done = int(found["done"]) if found["about"] == self._about else None
+        if self.done is None:
+            self._delete([])
+
+    def finish(self, done: int, names: Collection[str]) -> None:
+        """Say that a number of steps is done, and delete all files but those of some names."""
+        manifest.write(self.path / MARKER, {"about": self._about, "done": done})
+        self.done = done
+        self._delete([MARKER, *names])
+
+    def _delete(self, kept: Collection[str]) -> None:
+        for file in self.path.iterdir():
+            if file.name not in (LOCK, *kept):
+                file.unlink()
+
+    def check_free(self, needed: int, what: str) -> None:
+        """Raise DiskFullError where the disk has less than some bytes besides the files of the folder."""
+        free = shutil.disk_usage(self.path).free + sum(file.stat().st_size for file in self.path.iterdir())
+        if needed > free:
+            raise DiskFullError(
+                f"{what} in {self.path} needs {amount(needed)}, and the disk has {amount(free)}: "
+                f"free {amount(needed - free)} there, or give another output_dir"
+            )
+
+
+def folder_of(result: Path) -> Path:
+    """The folder of the states of a result."""
+    return result.with_name(f".{result.name}.steps")
+
+
+@contextmanager
+def state_folder(result: Path, about: Mapping[str, Any]) -> Iterator[StateFolder]:
+    """The folder of states of a result, beside it; deleted when the context ends, in whatever way.
+
+    A process that is killed at once leaves it, and the next one with the same ``about`` goes on.
+
+    Raises:
+        DiskFullError: the disk became full.
+        ResultInUseError: another process has the folder.
+    """
+    path = folder_of(result)
+    make_folder(path)
+    lock = FileLock(path / LOCK)
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise ResultInUseError(f"another process makes {result}: wait for it, or give another output_dir") from None
+    try:
+        yield StateFolder(path, about)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFullError(f"the disk of {path} became full: free some of it, or give another output_dir") from error
+    finally:
+        lock.release()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class FileArray:
-    """An array (1, C, H, W) in a file: indexing reads a tensor, and what is assigned is written."""
-
-    ndim = 4
+    """An array in a file: indexing reads a tensor, and what is assigned is written."""
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
-        self.path, self.shape, self.dtype = path, tuple(shape), np.dtype(dtype)
+        self.path, self.shape, self.ndim, self.dtype = path, tuple(shape), len(shape), np.dtype(dtype)
         self.nbytes = math.prod(shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -84,10 +154,10 @@ class FileArray:
         except ValueError as error:
             raise ValueError(f"{self.path} is shorter than it was: repeat the command") from error
 
-    def __getitem__(self, index: Index) -> torch.Tensor:
+    def __getitem__(self, index: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(self.mapped()[index]))
 
-    def __setitem__(self, index: Index, values: Any) -> None:
+    def __setitem__(self, index: Any, values: Any) -> None:
         self.mapped("r+")[index] = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
 
     def sync(self) -> None:
@@ -96,41 +166,33 @@ class FileArray:
             os.fsync(file.fileno())
 
 
-class SourceFile:
-    """A source in the space of the bridge, (1, C, H, W) padded, of stored values in a file."""
-
-    ndim = 4
+class SourceFile(FileArray):
+    """A source (1, C, H, W), padded, of stored values; it is read in [-1, 1], -1 where there is none."""
 
     def __init__(self, folder: Path, source: Strips, size: Sequence[int]) -> None:
-        channels, *sides = source.shape
-        self.shape = 1, channels, *size
-        self.stored = FileArray(folder / "source", (1, *source.shape), source.dtype)
-        self.absent = FileArray(folder / "absent", (1, 1, *sides), np.bool_) if source.masked else None
-        self._source, self._values = source, None
+        super().__init__(folder / "source", (1, source.shape[0], *size), source.dtype)
+        self.absent = FileArray(folder / "absent", size, np.bool_) if source.masked else None
+        self.values = cache(source.values)
 
-    def copy(self, rows: slice) -> None:
-        """Write rows of the source, checked. ValueError where a value is not finite."""
-        array, absent = self._source.read(rows)
-        check_finite(array, absent, (rows.start, 0))
-        self.stored[:, :, rows] = array
-        if self.absent is not None:
-            self.absent[:, :, rows] = absent
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        missing = False if self.absent is None else self.absent[index[-2:]].numpy()
+        return torch.from_numpy(scaled_present(self.values(), self.mapped()[index][0], missing))[None]
 
-    def __getitem__(self, index: Index) -> torch.Tensor:
-        """Values in [-1, 1], -1 of pixels without one; past the edge, the last ones are repeated."""
-        if self._values is None:
-            self._values = self._source.values()
-            self._source.forget()  # it is not decoded again
-        sides = [range(side)[span] for side, span in zip(self.shape[2:], index[-2:], strict=True)]
-        inner = [
-            slice(min(side.start, end - 1), min(side.stop, end))
-            for side, end in zip(sides, self.stored.shape[2:], strict=True)
-        ]
-        values = self._values.scaled(self.stored.mapped()[(0, slice(None), *inner)])
-        if self.absent is not None:
-            values[:, self.absent.mapped()[(0, 0, *inner)]] = -1
-        missing = [(0, len(side) - length) for side, length in zip(sides, values.shape[1:], strict=True)]
-        return torch.from_numpy(np.pad(values, [(0, 0), *missing], mode="edge"))[None]
+
+def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None) -> int:
+    """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
+    grid = sampler._shapes.grid(size)
+    channels = sampler._shapes.source_channels * (1 if sampler.codec is None else 2)  # and the result
+    values = math.prod(size) * SOURCE_BYTES * channels + math.prod(grid) * STATE_BYTES * sampler.unet.channels
+    if windows is None:
+        return values
+    count = math.prod(len(side.starts) for side in windows.sides(grid))
+    return values + min(count, windows.at_once) * _window_bytes(sampler, windows)
+
+
+def _window_bytes(sampler: BridgeSampler, windows: WindowGrid) -> int:
+    channels = sampler.unet.channels + sum(each.size for each in sampler.unet.inputs.values())
+    return math.prod(windows.lengths) * WINDOW_BYTES * channels
 
 
 class LargePicture(BridgeSampler):
@@ -165,17 +227,27 @@ class LargePicture(BridgeSampler):
         self._source, self._report, self._done = source, report, 0
         self._size = self._shapes.grid(source.shape[1:])
         self._check(memory)
-        plan, fitting = self._plan(), self._fitting(windows, memory)
-        self._batch = Batch([0], None, [seed], windows=fitting)
+        plan, channels = self._plan(), source.shape[0]
+        height, width = self._size
+        window, row = _window_bytes(self, windows), width * ROW_BYTES * (self.unet.channels + channels)
+        if memory < (least := 2 * window + 4 * row):
+            lengths = sizes.shown(windows.lengths)
+            raise ValueError(
+                f"memory must be at least {amount(least)} for windows of {lengths} of a picture {width} wide, got "
+                f"{amount(memory)}: or give smaller windows"
+            )
+        rows = min(height, memory // 4 // row)
+        self._rows = rows - rows % TALL or rows  # that are handled at once
+        fitting = replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
+        self._batch = Batch(plan, [0], None, [seed], windows=fitting)
         self._about = {"table": plan.table.description(), "seed": seed}
         self._about["windows"] = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
         self._total = fitting.calls(1, self._size) * len(plan.times)
         self._history = bool((plan.table.rows[:, C_H] != 0).any())
         self._same = bool((plan.table.inputs == (1, 0)).all())  # the network is shown the state itself
         files = 2 * (1 + self._history + (not self._same)) + 1  # states before and after a step, and predictions
-        state = math.prod(self._size) * self.unet.channels * self._like.dtype.itemsize
-        pixels = math.prod(source.shape[1:])
-        self.disk = state * files + pixels * (source.shape[0] * source.dtype.itemsize + source.masked)
+        state = self.unet.channels * self._like.dtype.itemsize
+        self.disk = height * width * (state * files + channels * source.dtype.itemsize + source.masked)
 
     def _check(self, memory: int) -> None:
         """Raise ValueError where the source needs more memory, or windows of it are not all that is seen."""
@@ -192,26 +264,9 @@ class LargePicture(BridgeSampler):
         if self.unet.network_config.each:
             kinds = self.unet.network_config.described
             raise ValueError(f"a picture larger than memory has no conditions, and the network has {kinds}")
-        sides = self._shapes.stride
-        if self._shapes.shown:
-            source = torch.zeros(1, self._shapes.source_channels, *sides, device=self.device)
-            if self.unet.prepared({SOURCE: source}, sides).get(SOURCE) is not source:
-                raise ValueError("the network prepares the whole source, which a picture larger than memory has not")
-
-    def _fitting(self, windows: WindowGrid, memory: int) -> WindowGrid:
-        """The windows, as many at once as memory allows; sets the rows that are handled at once."""
-        height, width = self._size
-        window, row = _window_bytes(self, windows), width * ROW_BYTES * (self.unet.channels + self._source.shape[0])
-        least = 2 * window + 4 * row
-        if memory < least:
-            lengths = sizes.shown(windows.lengths)
-            raise ValueError(
-                f"memory must be at least {amount(least)} for windows of {lengths} of a picture {width} wide, got "
-                f"{amount(memory)}: or give smaller windows"
-            )
-        rows = min(height, memory // 4 // row)
-        self._rows = rows - rows % TALL or rows
-        return replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
+        source = torch.zeros(1, self._shapes.source_channels, *self._shapes.stride, device=self.device)
+        if self._shapes.shown and self.unet.prepared({SOURCE: source}, self._shapes.stride).get(SOURCE) is not source:
+            raise ValueError("the network prepares the whole source, which a picture larger than memory has not")
 
     def _advance(self, calls: int) -> None:
         self._done += calls
@@ -238,23 +293,37 @@ class LargePicture(BridgeSampler):
         """
         if formats.suffix_of(path) not in SUFFIXES:
             raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
-        plan, batch = self._plan(), self._batch
+        batch, steps = self._batch, len(self._batch.plan.times)
         with state_folder(path, {**about, **self._about}) as folder:
             folder.check_free(self.disk, "the state of this picture")
-            self._folder: StateFolder = folder
-            source, first = SourceFile(folder.path, self._source, self._size), folder.done or 0
-            state = None if folder.done is None else self._state(first)
-            self._done = first * self._total // len(plan.times)
-            for array in (source.stored, source.absent) if state is None else ():
-                if array is not None:
-                    array.create()
-            for rows in self._blocks(source.stored.shape[2]) if state is None else ():
-                source.copy(rows)
+            self._folder, done = folder, folder.done or 0
+            source = SourceFile(folder.path, self._source, self._size)
+            state = None if folder.done is None else self._state(done)
+            self._done = done * self._total // steps
+            if state is None:
+                self._copy(source)
             seen = {SOURCE: source} if self._shapes.shown else {}
             inputs = Inputs(source, [seen], self._array(np.array(batch.seeds)))
-            for _ in self._states(plan, batch, inputs, self._advance, state, first):
+            for _ in self._states(batch, inputs, self._advance, state, done):
                 pass
-            files.write(path, self._result(source, self._state(len(plan.times)).x))
+            files.write(path, self._result(source.absent, self._state(steps).x))
+
+    def _copy(self, source: SourceFile) -> None:
+        """Write the source, checked; past its edge, the last pixels are repeated."""
+        height, right = self._source.shape[1], self._size[1] - self._source.shape[2]
+        for array in (source, source.absent):
+            if array is not None:
+                array.create()
+        for rows in self._blocks(self._size[0]):
+            inner = slice(min(rows.start, height - 1), min(rows.stop, height))
+            stored, missing = self._source.read(inner)
+            check_finite(stored, missing, (inner.start, 0))
+            edges = (0, rows.stop - rows.start - stored.shape[1]), (0, right)
+            source[:, :, rows] = np.pad(stored, [(0, 0), *edges], mode="edge")
+            if source.absent is not None:
+                source.absent[rows] = np.pad(missing, edges, mode="edge")
+        _ = source.values()
+        self._source.forget()  # it is not decoded again
 
     def _state(self, done: int) -> State:
         """The state after a number of steps."""
@@ -291,7 +360,7 @@ class LargePicture(BridgeSampler):
         self._folder.finish(index + 1, [array.path.name for array in outputs.values()] + ["source", "absent"])
         return following
 
-    def _block(self, array: Any, index: Index) -> torch.Tensor:
+    def _block(self, array: Any, index: Any) -> torch.Tensor:
         return array[index].to(self.device, self._like.dtype).contiguous()
 
     def _sum(self, x: Any) -> FileArray:
@@ -303,17 +372,16 @@ class LargePicture(BridgeSampler):
     def _put(self, array: torch.Tensor) -> torch.Tensor:
         return super()._put(array.to(self.device))
 
-    def _result(self, source: SourceFile, state: FileArray) -> Picture:
+    def _result(self, absent: FileArray | None, state: FileArray) -> Picture:
         """The result in stored values, of the last state; mapped into memory from a file."""
         kind, height, width = self.pictures, *self._source.shape[1:]
-        result = FileArray(self._folder.path / "result", (1, state.shape[1], height, width), kind.target.dtype)
+        result = FileArray(self._folder.path / "result", (state.shape[1], height, width), kind.target.dtype)
         self._folder.check_free(state.nbytes + 2 * result.nbytes, "the result of this picture and its state")
         result.create()
         placed: Picture | None = None
         for rows in self._blocks(height):
-            block = slice(None), slice(None), rows, slice(width)
-            absent = None if source.absent is None else source.absent[block][0, 0].numpy()
-            placed = kind.result(state[block][0].numpy(), self._source.geometry, absent)
-            result[block] = np.asarray(placed)[None]
+            missing = None if absent is None else absent[rows, :width].numpy()
+            placed = kind.result(state[0, :, rows, :width].numpy(), self._source.geometry, missing)
+            result[:, rows] = np.asarray(placed)
         assert placed is not None
-        return Picture(result.mapped()[0], placed.geometry, kind.target.unit)
+        return Picture(result.mapped(), placed.geometry, kind.target.unit)

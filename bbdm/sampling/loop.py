@@ -1,13 +1,14 @@
-"""The loop over a step table, and what its two backends say: PyTorch and NumPy with ONNX Runtime.
+"""The loop over a step table: each step is one call of the network and one row of the table.
 
-Each step is one call of the network and one row of the table. Windows and guidance are around the network.
-Nothing here needs torch.
+A backend says what an array is, how the network is called, and a step: PyTorch, NumPy with ONNX Runtime, and
+files. Windows and guidance are around the network. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,9 +22,11 @@ from bbdm.networks.conditions import SOURCE, ConditionsConfig
 from bbdm.networks.guidance import Guidance
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
+from bbdm.sampling.options import Progress
 from bbdm.solvers import StepTable
 
 Advance = Callable[[int], Any]  # reports a number of network calls as done
+Callback = Callable[["Step"], Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +54,20 @@ class Shapes:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Images of one size."""
+class Plan:
+    """A solver with its table, ready to run."""
 
+    solver: str
+    table: StepTable
+    times: list[float]  # that the network is called at
+    loaded: tuple[Any, ...]  # the table as the backend takes it; see its ``_load``
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one size, and how they are translated."""
+
+    plan: Plan
     indices: list[int]  # of the call's images; a batch that is filled up has more images than these
     source: Any  # (B, C, H, W) in [-1, 1]
     seeds: list[int]
@@ -67,10 +81,6 @@ class Batch:
     def size(self) -> tuple[int, ...]:
         """The (height, width) of the images."""
         return tuple(self.source.shape[2:])
-
-    def guides(self, times: Sequence[float]) -> list[bool]:
-        """Which steps are guided, of a table's times."""
-        return [False] * len(times) if self.guidance is None else self.guidance.guides(times)
 
     def take(self, rows: list[int], count: int) -> Batch:
         """A batch of some rows, of which those after the first ``count`` only fill it up."""
@@ -89,8 +99,13 @@ class Batch:
         total = len(self.indices)
         if count is None or count == total or (count > total and not fill):
             return [self]
-        parts = [[*range(start, min(start + count, total))] for start in range(0, total, count)]
-        return [self.take(part + part[-1:] * (count - len(part) if fill else 0), len(part)) for part in parts]
+        return [self.take(*part) for part in parts([*range(total)], count, fill)]
+
+
+def parts(items: list[Any], size: int, fill: bool) -> list[tuple[list[Any], int]]:
+    """Items in lists of a size, each with its number; ``fill`` repeats the last one where a list is short."""
+    cut = [items[start : start + size] for start in range(0, len(items), size)]
+    return [(part + part[-1:] * (size - len(part) if fill else 0), len(part)) for part in cut]
 
 
 @dataclass(eq=False)
@@ -109,16 +124,6 @@ class Inputs:
         return Inputs(self.y[rows], conditions, seeds, None, None if self.mask is None else self.mask[rows])
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A solver with its table, ready to run."""
-
-    solver: str
-    table: StepTable
-    times: list[float]  # that the network is called at
-    loaded: tuple[Any, ...]  # the table as the backend takes it; see its ``_load``
-
-
 @dataclass
 class State:
     """The state of a run after a step, which the next step may overwrite; padded."""
@@ -130,10 +135,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of a translation, in the space of the bridge. Without a codec, sizes are the source's.
-
-    It unpacks to ``index, t, x, x0hat``.
-    """
+    """One step of a translation, in the space of the bridge. Without a codec, sizes are the source's."""
 
     index: int  # row of the table
     t: float  # the time of the row
@@ -141,9 +143,6 @@ class Step:
     x0hat: Any  # the estimate of the target that the step was made with; shape and kind of x
     images: list[int]  # which of the call's images these are
     _pictures: Callable[[Any], list[Image.Image]] = field(repr=False)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.index, self.t, self.x, self.x0hat))
 
     def preview(self) -> list[Image.Image]:
         """The estimates of the target as pictures, of the source's size."""
@@ -159,7 +158,6 @@ class Loop(ABC):
     _like: Any  # an array on the device in the dtype of the state
     _inference: Callable[[], AbstractContextManager[Any]] = nullcontext  # in which no gradients are recorded
     _prepare: Callable[[Any, Sequence[int]], dict[str, Any]] | None = None  # :meth:`bbdm.Network.prepared`, if any
-    _graphs: Any = None  # runs that were captured; see :meth:`_replayed`
 
     # What a backend says.
 
@@ -191,17 +189,13 @@ class Loop(ABC):
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """The state after one row of the table; of None, the first state, which needs no prediction."""
 
-    def _replayed(self, plan: Plan, batch: Batch, inputs: Inputs) -> Any:
-        """The last state of a run that was captured; of backends that have ``_graphs``."""
-        raise NotImplementedError
+    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[Any]:
+        """The weights of windows of a state, as predictions are."""
+        return [self._array(each) for each in windows.weights(size)]
 
     def _sum(self, x: Any) -> Any:
         """Zeros, in which predictions of windows of x are added up; None for memory of its own."""
         return None
-
-    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[Any]:
-        """The weights of windows of a state, as predictions are."""
-        return [self._array(each) for each in windows.weights(size)]
 
     # What all backends share.
 
@@ -224,27 +218,24 @@ class Loop(ABC):
             evaluations.append({k: known[k].none(v) if k in names else v for k, v in values.items()})
         if self._prepare is not None:
             evaluations = [self._prepare(each, y.shape[2:]) for each in evaluations]
-        noise = None if batch.noise is None else self._array(batch.noise)
-        mask = None if batch.mask is None else self._grid_mask(padded(self._array(batch.mask), size, edge=False))
+        noise, mask = None if batch.noise is None else self._array(batch.noise), batch.mask
+        if mask is not None:
+            mask = padded(self._array(mask), size, edge=False)
+            for axis in range(2, mask.ndim) if shapes.cell > 1 else ():  # of a latent, whatever it covers is made
+                cells = mask.reshape(*mask.shape[:axis], -1, shapes.cell, *mask.shape[axis + 1 :])
+                mask = cells.max(axis + 1) if isinstance(cells, np.ndarray) else cells.amax(axis + 1)
         return Inputs(y, evaluations, converted(np.array(batch.seeds), self._like, dtype=False), noise, mask)
 
-    def _grid_mask(self, mask: Any) -> Any:
-        """A mask on the grid that the network sees: of a latent, whatever it covers is made."""
-        cell = self._shapes.cell
-        for axis in range(2, mask.ndim) if cell > 1 else ():
-            parts = mask.reshape(*mask.shape[:axis], -1, cell, *mask.shape[axis + 1 :])
-            mask = parts.max(axis + 1) if isinstance(parts, np.ndarray) else parts.amax(axis + 1)
-        return mask
-
     def _states(
-        self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance, state: State | None = None, first: int = 0
+        self, batch: Batch, inputs: Inputs, advance: Advance, state: State | None = None, first: int = 0
     ) -> Iterator[State]:
-        """The loop, from the state before a step on: each calls the network, and is one row of the table."""
+        """The loop, from the state before a step on."""
+        plan = batch.plan
         if batch.windows is batch.guidance is None:
             conditions = {name: self._put(value) for name, value in inputs.conditions[0].items()}
             predict = partial(self._net, plan, conditions)
         else:
-            predict = self._around(plan, batch, inputs, advance)
+            predict = self._around(batch, inputs, advance)
         state = state or self._step(plan, inputs, None, None, -1)
         for index in range(first, len(plan.times)):
             state = self._step(plan, inputs, state, predict(state.inputs, index), index)
@@ -252,66 +243,58 @@ class Loop(ABC):
                 advance(1)
             yield state
 
-    def _around(self, plan: Plan, batch: Batch, inputs: Inputs, advance: Advance) -> Callable[[Any, int], Any]:
+    def _around(self, batch: Batch, inputs: Inputs, advance: Advance) -> Callable[[Any, int], Any]:
         """The network with a batch's conditions, on windows and guided where the batch is."""
         windows, guidance, evaluations = batch.windows, batch.guidance, inputs.conditions
 
         def net(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
             others = {name: self._put(value) for name, value in conditions.items()}
-            prediction = self._get(self._net(plan, others, self._put(x), index))
+            prediction = self._get(self._net(batch.plan, others, self._put(x), index))
             if windows is not None:
                 advance(1)
             return prediction
 
-        def windowed(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
-            assert windows is not None
+        def called(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
+            if windows is None:
+                return net(x, index, conditions)
             return windows.predict(net, x, index, conditions, self._weights(windows, x.shape[2:]), self._sum(x))
 
-        called = net if windows is None else windowed
-        guides = batch.guides(plan.times)
-        if guidance is not None and (windows is not None or self._shapes.only is None):  # one batch
+        if guidance is None:
+            return lambda x, index: called(self._get(x), index, evaluations[0])
+        guided, together = guidance.guides(batch.plan.times), evaluations
+        if windows is not None or self._shapes.only is None:  # one batch
             together = [{k: concatenated([each[k] for each in evaluations]) for k in evaluations[0]}]
-        else:
-            together = evaluations
 
-        def guided(x: Any, index: int) -> Any:
+        def predict(x: Any, index: int) -> Any:
             x = self._get(x)
-            if guidance is None or not guides[index]:
-                return called(x, index, evaluations[0])
-            return guidance.predict(called, x, index, together)
+            return guidance.predict(called, x, index, together) if guided[index] else called(x, index, evaluations[0])
 
-        return guided
+        return predict
+
+    def _last(self, batch: Batch, inputs: Inputs, advance: Advance, callback: Callback) -> Any:
+        """The state after all steps."""
+        state = None
+        for index, state in enumerate(self._states(batch, inputs, advance)):
+            if callback is not None:
+                callback(self._shown(batch, index, state))
+        assert state is not None
+        return state.x
 
     def _translate(
-        self,
-        plan: Plan,
-        batch: Batch,
-        advance: Advance,
-        inputs: Inputs | None = None,
-        callback: Callable[[Step], Any] | None = None,
+        self, batch: Batch, advance: Advance, inputs: Inputs | None = None, callback: Callback = None
     ) -> Any:
         """The results of a batch in [-1, 1], in its source's type, without padding and repeated images."""
-        count, state = len(batch.indices), None
+        count, shapes = len(batch.indices), self._shapes
         with self._inference():
-            inputs = inputs or self._inputs(batch)
-            if self._graphs is not None and callback is inputs.noise is inputs.mask is None:
-                x = self._replayed(plan, batch, inputs)
-                advance(self._calls(plan, batch, len(batch.source)))
-            else:
-                for index, state in enumerate(self._states(plan, batch, inputs, advance)):
-                    if callback is not None:
-                        callback(self._shown(plan, index, state, batch))
-                assert state is not None
-                x = state.x
+            x = self._last(batch, inputs or self._inputs(batch), advance, callback)
             result = converted(self._decode(x), batch.source)
         result = result[(slice(count), ..., *map(slice, batch.size))].clip(-1, 1)
         if batch.mask is not None:  # also what a codec lost
-            shapes = self._shapes
             y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint)
             result = batch.mask[:count] * result + (1 - batch.mask[:count]) * y
         return result
 
-    def _shown(self, plan: Plan, index: int, state: State, batch: Batch) -> Step:
+    def _shown(self, batch: Batch, index: int, state: State) -> Step:
         """A step in memory of its own, without padding and repeated images."""
         crop = [slice(side) for side in batch.size]
         kept = (slice(len(batch.indices)), ..., *(crop if self._shapes.cell == 1 else ()))
@@ -320,11 +303,34 @@ class Loop(ABC):
         def pictures(estimate: Any) -> list[Image.Image]:
             return [images.preview(image[(..., *crop)]) for image in as_numpy(self._decode(estimate))]
 
-        return Step(index, plan.times[index], x, x0hat, batch.indices, pictures)
+        return Step(index, batch.plan.times[index], x, x0hat, batch.indices, pictures)
 
-    def _calls(self, plan: Plan, batch: Batch, count: int) -> int:
+    def _calls(self, batch: Batch, count: int) -> int:
         """The network calls of all steps of a number of images as in a batch."""
+        times, guidance = batch.plan.times, batch.guidance
         if batch.windows is None:
-            return len(plan.times)
-        evaluations, size = 1 if batch.guidance is None else batch.guidance.evaluations, self._shapes.grid(batch.size)
-        return sum(batch.windows.calls(count * (evaluations if each else 1), size) for each in batch.guides(plan.times))
+            return len(times)
+        size = self._shapes.grid(batch.size)
+        guided = [False] * len(times) if guidance is None else guidance.guides(times)
+        evaluations = [guidance.evaluations if each and guidance else 1 for each in guided]
+        return sum(batch.windows.calls(count * each, size) for each in evaluations)
+
+    def _counted(self, progress: Progress, batches: Iterable[tuple[Batch, int]]) -> Advance:
+        """What reports network calls, of all for batches of numbers of images, to a function or people."""
+        if not progress:
+            return lambda _: None
+        report, done, total = progress if callable(progress) else _printed, 0, sum(self._calls(*b) for b in batches)
+
+        def advance(calls: int) -> None:
+            nonlocal done
+            done += calls
+            report(done, total)
+
+        if report is _printed:
+            advance(0)
+        return advance
+
+
+def _printed(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rnetwork call {done} of {total}", end=end, file=sys.stderr, flush=True)

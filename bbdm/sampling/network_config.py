@@ -14,7 +14,6 @@ from bbdm.sampling.options import GuidanceOptions
 if TYPE_CHECKING:
     import torch
 
-    from bbdm.codec import Codec
     from bbdm.files.content import Checkpoint
     from bbdm.sampling.sampler import BridgeSampler
 
@@ -52,24 +51,25 @@ class FileConfig:
     )
     config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
 
-    def codec(self) -> Codec | None:
-        """The autoencoder that is given, for files that leave it out."""
+    @property
+    def missing(self) -> dict[str, Any]:
+        """What :func:`~bbdm.files.checkpoint.load_checkpoint` takes of it."""
         from bbdm.files.checkpoint import load_codec
 
-        return None if self.vqgan_path is None else load_codec(self.vqgan_path)
+        codec = None if self.vqgan_path is None else load_codec(self.vqgan_path)
+        return {"num_steps": self.time_steps, "c_lambda": self.c_lambda, "codec": codec, "config": self.config}
 
     def load(self, path: Path) -> Checkpoint:
         """The file of a network; errors as for :func:`~bbdm.files.checkpoint.load_checkpoint`."""
         from bbdm.files.checkpoint import load_checkpoint
 
-        return load_checkpoint(path, self.time_steps, self.c_lambda, self.codec(), self.config)
+        return load_checkpoint(path, **self.missing)
 
     def build_sampler(self, path: Path, **settings: Any) -> BridgeSampler:
         """The sampler of a network's file, as :meth:`bbdm.BridgeSampler.from_checkpoint` makes it."""
         from bbdm.sampling.sampler import BridgeSampler
 
-        absent = {"num_steps": self.time_steps, "c_lambda": self.c_lambda, "config": self.config}
-        return BridgeSampler.from_checkpoint(path, codec=self.codec(), **absent, **settings)
+        return BridgeSampler.from_checkpoint(path, **self.missing, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,9 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +18,9 @@ from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.solvers import AnySolver
+
+if TYPE_CHECKING:
+    pass
 
 Seed = Any  # an integer, a sequence of them, or None
 Timesteps = str | Iterable[float] | None
@@ -37,6 +38,11 @@ def read_window(text: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class WindowOptions:
     """On which windows of larger pictures a network is called.
+
+    Each step is one of the whole picture, made of the predictions of all windows. With the reach of a network
+    as ``margin``, one that knows no statistics of the picture, such as attention or GroupNorm, the result is
+    that of whole pictures. ``window`` is a multiple of the network's stride, a side or (height, width), None
+    for whole pictures; ``overlap`` is above 0 and at most 0.9.
 
     Raises:
         ValueError: a number is out of range.
@@ -69,6 +75,10 @@ class WindowOptions:
 class GuidanceOptions(WindowOptions):
     """Windows, and how predictions are guided; see :mod:`bbdm.networks.guidance`.
 
+    ``guidance`` is how far predictions go from those without conditions (0) past those with them (1), or so
+    for each condition by name. The network was trained to be without them at times. A step evaluates one
+    image more for each, in one batch.
+
     Raises:
         ValueError: a number is out of range.
     """
@@ -89,7 +99,7 @@ class GuidanceOptions(WindowOptions):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Options(GuidanceOptions):
-    """The options of a call of a sampler.
+    """The options of a call of a sampler; windows and guidance are those of commands too.
 
     Args:
         solver: for this call; see :func:`bbdm.solvers.build`. None for the sampler's own.
@@ -108,21 +118,6 @@ class Options(GuidanceOptions):
             its name or number for all, or a list with one for each source. Tokens: (L, D) for all, or
             (B, L, D), or a list of (L, D) of any lengths. None leaves out a condition that training left out
             at times.
-        window: the side or (height, width) of windows that the network is called on, where a picture is
-            larger: a multiple of the network's stride. Each step is one of the whole picture, made of the
-            predictions of all windows. None calls the network on whole pictures. ``"auto"`` takes the size of
-            training crops, where the network was trained on crops; else None.
-        overlap: of neighbouring windows at least, as a share of a window, above 0 and at most 0.9.
-        margin: pixels at the edges of windows inside the picture whose predictions count for nothing. With
-            the reach of a network that knows no statistics of the picture, such as attention or GroupNorm,
-            the result is that of whole pictures.
-        guidance: how far predictions go from those without conditions (0) past those with them (1), or so for
-            each condition by name. The network was trained to be without them at times. A step evaluates one
-            image more for each, in one batch.
-        guidance_rescale: share of the way back to the standard deviation of predictions that are not guided,
-            in [0, 1].
-        guidance_interval: the steps that are guided, by their times as shares of the first one's: 1 is at the
-            source, 0 at the target.
         noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
         batch_size: the largest number of images at once; None for all. With windows, also that of windows in
             a network call, where None is 16; together they have at most 2^20 pixels. A compiled sampler
@@ -156,7 +151,13 @@ class Options(GuidanceOptions):
         for name in ("source_values", "target_values"):
             object.__setattr__(self, name, as_values(getattr(self, name)))
         if self.range != UNIT:
-            object.__setattr__(self, "range", check_range(self.range))
+            try:
+                low, high = (float(each) for each in self.range)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"range must be (low, high), got {self.range!r}") from error
+            if not (np.isfinite([low, high]).all() and low < high):
+                raise ValueError(f"range must be (low, high) with low < high, got {self.range!r}")
+            object.__setattr__(self, "range", (low, high))
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
@@ -168,9 +169,7 @@ class Options(GuidanceOptions):
             TypeError: a keyword is neither an option nor a condition of the network.
             ValueError: an option is out of range.
         """
-        if not options:
-            return USUAL
-        named = {name: value for name, value in options.items() if name not in option_names()}
+        named = {name: value for name, value in options.items() if name not in NAMES}
         if not named:
             return cls(**options)
         if unknown := [name for name in named if name not in conditions.each]:
@@ -182,41 +181,4 @@ class Options(GuidanceOptions):
 
 
 USUAL = Options()  # of calls that give none
-
-
-@cache
-def option_names() -> frozenset[str]:
-    """The names of the options of a call."""
-    return frozenset(each.name for each in fields(Options))
-
-
-def check_range(value: Any) -> Range:
-    """The option ``range`` as two floats. ValueError unless it is (low, high) with low < high."""
-    try:
-        low, high = (float(each) for each in value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"range must be (low, high), got {value!r}") from error
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"range must be (low, high) with low < high, got {value!r}")
-    return low, high
-
-
-def counted(progress: Progress, total: Callable[[], int]) -> Callable[[int], Any]:
-    """A function that reports network calls, of a total, to a function or to people."""
-    if not progress:
-        return lambda _: None
-    report, done, most = progress if callable(progress) else _printed, 0, total()
-
-    def advance(calls: int) -> None:
-        nonlocal done
-        done += calls
-        report(done, most)
-
-    if report is _printed:
-        advance(0)
-    return advance
-
-
-def _printed(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\rnetwork call {done} of {total}", end=end, file=sys.stderr, flush=True)
+NAMES = frozenset(each.name for each in fields(Options))

@@ -15,14 +15,13 @@ from bbdm.base.atomic import check_place
 from bbdm.base.recent import Recent
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.execution.compiled import Compiled, Graphs, check_compilation
+from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, check_compilation, save_package
 from bbdm.execution.device import choose_dtype, find_device
-from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
+from bbdm.networks.base import SOURCE, Network, check_network, placed
 from bbdm.pictures import images
 from bbdm.sampling.base import KEPT, Sampler
 from bbdm.sampling.loop import Shapes
@@ -72,8 +71,6 @@ class BridgeSampler(TorchLoop):
         ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
-    _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
-
     def __init__(
         self,
         unet: Network,
@@ -115,21 +112,6 @@ class BridgeSampler(TorchLoop):
         self._graphs = Graphs(self.device) if captures else None
         self._kept_weights = Recent(partial(Sampler._weights, self), KEPT)
         super().__init__(self._shapes_of(unet, codec), self._defaults.calls, solver, steps, timesteps)
-
-    def __repr__(self) -> str:
-        count = sum(parameter.numel() for parameter in self.unet.parameters())
-        network = self.unet.module if isinstance(self.unet, Wrapped) else self.unet
-        parts = [
-            f"{type(network).__name__} of {count / 1e6:.1f} M parameters",
-            repr(self.bridge),
-            f"solver={self.solver!r}",
-            f"steps={len(self.table)}",
-            f"device={str(self.device)!r}",
-            f"dtype={str(self.dtype).removeprefix('torch.')!r}",
-            f"codec={None if self.codec is None else type(self.codec).__name__}",
-            f"compile={self.compile}" if self.package is None else f"compiled={str(self.package.path)!r}",
-        ]
-        return f"BridgeSampler({', '.join(parts)})"
 
     def _shapes_of(self, unet: Network, codec: Codec | None) -> Shapes:
         """What the network takes, with a codec or as a package."""
@@ -173,7 +155,7 @@ class BridgeSampler(TorchLoop):
         network, said = found.build_unet(ema, network), {"codec": found.build_codec(), "defaults": found.defaults}
         sampler = cls(network, found.bridge, **said, **settings)
         sampler.image_size, sampler.pictures = found.image_size, found.pictures
-        sampler._half, sampler.origin = found.half(ema), found.origin
+        sampler.origin = found.origin
         return sampler
 
     @property
@@ -187,14 +169,6 @@ class BridgeSampler(TorchLoop):
         if not isinstance(own.solver, str | None):
             return self._defaults
         return self._defaults.over(own.solver, own.steps, own.timesteps)
-
-    @property
-    def stored_dtype(self) -> torch.dtype | None:
-        """The dtype in which the weights were stored, where it has 16 bits and they are the same yet.
-
-        None where weights are stored as they are.
-        """
-        return self._half if next(self.unet.parameters()).dtype == torch.float32 else None
 
     @classmethod
     def from_pretrained(

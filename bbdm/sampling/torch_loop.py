@@ -14,7 +14,6 @@ import torch
 
 from bbdm import solvers
 from bbdm.base.recent import Recent
-from bbdm.base.seeds import resolve_seeds
 from bbdm.bridges import Bridge
 from bbdm.bridges.timesteps import Timesteps as Times
 from bbdm.codec import Codec
@@ -26,7 +25,7 @@ from bbdm.networks.arrays import padded
 from bbdm.networks.base import Body, Network
 from bbdm.networks.windows import WindowGrid
 from bbdm.sampling.base import Sampler
-from bbdm.sampling.loop import Batch, Inputs, Plan, State
+from bbdm.sampling.loop import Advance, Batch, Callback, Inputs, Plan, State
 from bbdm.sampling.options import Options, Seed, Timesteps
 from bbdm.sampling.sources import Sources, read_sources
 from bbdm.solvers import StepTable
@@ -89,22 +88,26 @@ class TorchLoop(Sampler[torch.Tensor]):
         unchecked(*images, rows, steps[index : index + 1], *others, *(self.clamp or (None, None)))
         return state
 
-    def _replayed(self, plan: Plan, batch: Batch, inputs: Inputs) -> torch.Tensor:
+    def _last(self, batch: Batch, inputs: Inputs, advance: Advance, callback: Callback) -> torch.Tensor:
+        """The state after all steps; by a captured run, where there is nothing to do between two steps."""
+        if self._graphs is None or not callback is inputs.noise is inputs.mask is None:
+            return super()._last(batch, inputs, advance, callback)
         names = [list(each) for each in inputs.conditions]
 
         def run(tensors: list[torch.Tensor]) -> torch.Tensor:
             y, seeds, *rest = tensors
             values = iter(rest)
             again = Inputs(y, [{name: next(values) for name in each} for each in names], seeds)
-            *_, last = self._states(plan, batch, again, lambda _: None)
+            *_, last = self._states(batch, again, lambda _: None)
             return last.x
 
-        assert self._graphs is not None
         tensors = [inputs.y, inputs.seeds, *(value for each in inputs.conditions for value in each.values())]
-        key = plan, batch.windows, batch.guidance, tuple(map(tuple, names))
+        key = batch.plan, batch.windows, batch.guidance, tuple(map(tuple, names))
         body, weights = self._body, self._kept_weights
         functions = body.functions if isinstance(body, Compiled) else list  # with constants that replays read
-        return self._graphs(key, run, tensors, lambda: [functions(), weights.values()])
+        x = self._graphs(key, run, tensors, lambda: [functions(), weights.values()])
+        advance(self._calls(batch, len(batch.source)))
+        return x
 
     def noise(self, source: Any, seed: Seed = None, **options: Any) -> torch.Tensor:
         """The noise that seeds draw for a call: with it as ``noise``, the call gives the same images.
@@ -117,15 +120,13 @@ class TorchLoop(Sampler[torch.Tensor]):
         Returns:
             (K, B, C, H, W) standard normals, one for each step, on the grid that the network sees.
         """
-        self, o = self._of(options)
-        plan = self._plan(o)
-        sources, batches = self._read(plan, source, 0, o, split=False)
-        if len(batches) > 1:
+        self, _, sources, batches = self._call(source, seed, options)
+        if len(sources.groups) > 1:
             raise ValueError("noise needs pictures of one size, got several")
         shape = self._shapes.channels, *self._shapes.grid(batches[0].size)
-        own = resolve_seeds(seed, sources.count)
-        seeds = torch.tensor([own[owner] for owner in sources.owners], device=self.device)
-        return torch.stack([philox.normal(seeds, index, shape) for index in range(len(plan.times))])
+        seeds = [each for batch in batches for each in batch.seeds[: len(batch.indices)]]
+        seeds = torch.tensor(seeds, device=self.device)
+        return torch.stack([philox.normal(seeds, index, shape) for index in range(len(batches[0].plan.times))])
 
     @torch.inference_mode()
     def encode(
@@ -150,20 +151,19 @@ class TorchLoop(Sampler[torch.Tensor]):
         Raises:
             ValueError: target and source have other numbers or sizes, or there are fewer than 2 steps.
         """
-        self, o = self._of(options)
-        table, row, count = inversion(self.bridge, timesteps, steps)
-        plan = Plan("ddim", table, table.timesteps.tolist(), self._load(table))
-        sources, batches = self._read(plan, source, 0, o)
+        way_back = {"solver": lambda bridge, _: inversion(bridge, timesteps, steps).table}
+        self, o, sources, batches = self._call(source, 0, options | way_back)
+        _, row, count = inversion(self.bridge, timesteps, steps)
         x0, states = self._targets(target, sources, o), []
         for batch in batches:
-            inputs, images = self._inputs(batch), len(batch.indices)
-            rows = batch.indices + batch.indices[-1:] * (len(batch.source) - images)
-            padding = padded(x0[rows], self._shapes.padded(batch.size))
-            encoded = padding if self.codec is None else self.codec.encode(padding.float(), "target").to(padding.dtype)
-            inputs.noise = encoded.new_zeros(len(plan.times), *encoded.shape)
+            inputs = self._inputs(batch)
+            rows = batch.indices + batch.indices[-1:] * (len(batch.source) - len(batch.indices))
+            images = padded(x0[rows], self._shapes.padded(batch.size))
+            encoded = images if self.codec is None else self.codec.encode(images.float(), "target").to(images.dtype)
+            inputs.noise = encoded.new_zeros(len(batch.plan.times), *encoded.shape)
             inputs.noise[-1] = encoded
-            *_, state = self._states(plan, batch, inputs, lambda _: None)
-            states.append(state.x[:images].clone())
+            *_, state = self._states(batch, inputs, lambda _: None)
+            states.append(state.x[: len(batch.indices)].clone())
         state = torch.cat(states)
         if row is None:
             result = self._decode(state)[(..., *map(slice, batches[0].size))]

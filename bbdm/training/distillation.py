@@ -21,9 +21,8 @@ import torch
 from bbdm import solvers
 from bbdm.data.examples import Example
 from bbdm.files.content import Checkpoint
-from bbdm.files.weights import IncompleteFileError
 from bbdm.kernels import philox
-from bbdm.networks.base import Conditions, Network, Wrapped
+from bbdm.networks.base import Conditions, Network
 from bbdm.solvers import StepTable
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import DistillConfig
@@ -38,10 +37,11 @@ def student_of(teacher: Checkpoint, calls: int, network: Network | None = None) 
     Args:
         teacher: the content of the teacher's file.
         calls: the network calls of the student.
-        network: the wrapped network of a file that holds only its weights; it is copied.
+        network: the wrapped network of a file that holds only its weights, and of which no module is
+            registered; it is copied.
 
     Raises:
-        IncompleteFileError: the file is of a wrapped network, and ``network`` is None.
+        IncompleteFileError: the file is of a wrapped network that is not registered, and ``network`` is None.
         ValueError: the teacher was distilled for fewer calls, or is of another network; or noise does not
             hide the target at the top of its bridge, so that sampling cannot start from noise.
     """
@@ -51,11 +51,6 @@ def student_of(teacher: Checkpoint, calls: int, network: Network | None = None) 
         )
     if not solvers.build(teacher.bridge, solvers.DISTILLED, steps=calls).start[1]:
         raise ValueError(f"a student starts from noise, and {teacher.bridge} has too little at its top")
-    if network is None and teacher.unet.kind == Wrapped.kind:
-        raise IncompleteFileError(
-            f"the teacher's file holds weights of a wrapped {teacher.unet.config.module} alone: give the network in "
-            "Python, student_of(teacher, calls, network=bbdm.wrap(module, ...))"
-        )
     student = teacher.build_unet(network=network)
     for module in student.modules():
         if isinstance(module, DROPOUT):

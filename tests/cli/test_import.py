@@ -1,4 +1,4 @@
-"""`bbdm --import MODULE`: a bridge, a solver and a metric of one's own by their names in all commands."""
+"""`bbdm --import MODULE`: a bridge, a solver, a network and a metric of one's own by name."""
 
 import json
 import re
@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from bbdm import cli
+from bbdm import cli, load_checkpoint, networks
 from bbdm.base.scripts import import_modules
+from bbdm.cli.train import Train
 from bbdm.cli.translate import Translate
+from bbdm.files.weights import IncompleteFileError
+from bbdm.networks import WrappedConfig
+from bbdm.networks.config import FACTORIES, OWN
 from tests.conftest import ROOT, SavePicture, save_random_pairs
 
 MODULE = """
 from dataclasses import dataclass
 import numpy as np
-from bbdm import bridges, solvers
+import torch
+from bbdm import bridges, networks, solvers
 from bbdm.bridges import Bridge, Marginal
 from bbdm.evaluation.metrics import METRICS, Metric
 
@@ -35,6 +40,10 @@ class LateBridge(Bridge):
 def halves(bridge, steps):
     return solvers.build(bridge, "ddim", [int(bridge.top) >> i for i in range(steps or 8)])
 
+@networks.register("own", stride=2, call=lambda module, x, t, seen: module(torch.cat([x, seen["source"]], 1)))
+def own(config):
+    return torch.nn.Conv2d(config.channels + config.condition_channels, config.channels, 3, padding=1)
+
 METRICS["bias"] = Metric(lambda results, targets: (results - targets).mean((1, 2, 3)), False, masks="pixels")
 """
 SCRIPT = "import json, sys; from bbdm import cli; [cli.main(words) for words in json.loads(sys.argv[1])]"
@@ -44,8 +53,10 @@ def test_names_of_a_module_work_in_every_command(tmp_path: Path, save_picture: S
     save_random_pairs(tmp_path / "data", 2, 1, save_picture)
     (tmp_path / "mine.py").write_text(MODULE)
     lines = (
-        "train edge2shoes data out.pt --preset demo --bridge late --density uniform --t 100 --image_size 16 -b 2 -e 1",
+        "train edge2shoes data out.pt --preset own --bridge late --t 100 --image_size 16 -b 2 -e 1",
         "info out.pt",
+        "train edge2shoes data brownian.pt --preset own --bridge brownian --image_size 16 -b 2 -e 1",
+        "distill brownian.pt data student.pt --calls 2 --results 2 -b 2 -e 1 --precision fp32",
         "translate edge2shoes data out.pt results --solver halves --steps 2",
         "eval edge2shoes data out.pt scores --metrics bias --sweep halves:2",
         "export out.pt onnx --solver halves --steps 2 --no-check",
@@ -55,12 +66,31 @@ def test_names_of_a_module_work_in_every_command(tmp_path: Path, save_picture: S
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"LateBridge\(.*num_steps=100", done.stdout)
+    student = load_checkpoint(tmp_path / "student.pt")  # its name and settings are known here, and not its code
+    assert (student.unet.config, student.calls) == (WrappedConfig("own", 3, 3, 2), 2)
+    with pytest.raises(IncompleteFileError, match=r"weights of a own .*--import MODULE"):
+        student.build_unet()
     settings = json.loads((tmp_path / "results/settings.json").read_text())["settings"]
     assert (settings["solver"], settings["timesteps"], settings["bridge"]["kind"]) == ("halves", [100, 50], "late")
     (report,) = json.loads((tmp_path / "scores/sweep.json").read_text())
     assert (report["solver"], list(report["scores"])) == ("halves", ["bias"])
     exported = json.loads((tmp_path / "onnx/bridge.json").read_text())
     assert (exported["solver"], exported["timesteps"]) == ("halves", [100, 50])
+
+
+def test_a_preset_of_the_library_keeps_its_name():
+    with pytest.raises(ValueError, match="'dit-s' is of a preset"):
+        networks.register("dit-s")
+
+
+def test_networks_of_ones_own_keep_their_activations():
+    networks.register("registered")(lambda config: None)
+    try:
+        with pytest.raises(ValueError, match=r"gradient_checkpointing .* got preset registered"):
+            Train.of(dataset="edge2shoes", data_dir="d", output_model=Path("o.pt"), preset="registered",
+                     gradient_checkpointing=True)  # fmt: skip
+    finally:
+        del OWN["registered"], FACTORIES["registered"]
 
 
 def test_without_the_module_the_names_are_unknown(capsys: pytest.CaptureFixture[str]):

@@ -170,8 +170,8 @@ def test_graphs_are_torch_s():
     codec = codec.with_statistics(statistics_of(codec.channels))
     latents = codec.encode(IMAGE, "source")
     for model, inputs, expected in (
-        (graphs.encoder_graph(codec), {"image": IMAGE}, latents),
-        (graphs.decoder_graph(codec), {"latent": latents}, codec.decode(latents)),
+        (graphs.codec_graph(codec, decodes=False), {"image": IMAGE}, latents),
+        (graphs.codec_graph(codec, decodes=True), {"latent": latents}, codec.decode(latents)),
     ):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (outputs,) = session.run(None, {name: value.contiguous().numpy() for name, value in inputs.items()})

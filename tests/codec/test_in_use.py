@@ -36,8 +36,8 @@ def test_a_latent_sampler_is_encode_sample_decode(normalised: bool):
     codec = sampler.codec
     assert codec is not None
     plain = BridgeSampler(tiny_unet(), ABridge(), "sde-dpm2m", 4)
-    batch = Batch([0, 1, 2], codec.encode(SOURCE, "source"), [3, 4, 5])
-    *_, last = plain._states(plain._plan(), batch, plain._inputs(batch), lambda _: None)
+    batch = Batch(plain._plan(), [0, 1, 2], codec.encode(SOURCE, "source"), [3, 4, 5])
+    *_, last = plain._states(batch, plain._inputs(batch), lambda _: None)
     expected = codec.decode(last.x)
     made = sampler(SOURCE, seed=3)
     torch.testing.assert_close(made, expected.clamp(-1, 1), rtol=1e-4, atol=1e-4)

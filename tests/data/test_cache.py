@@ -44,9 +44,9 @@ def pairs(tmp_path: Path) -> Read:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches read two examples at a time, and get their sizes back."""
-    for name in ("BLOCK", "AT_ONCE"):
-        monkeypatch.setattr(CachedExamples, name, 2)
+    """Entries are of two examples, and codecs encode two pairs at a time; both get their sizes back."""
+    monkeypatch.setattr(CachedExamples, "BLOCK", 2)
+    monkeypatch.setattr("bbdm.data.cached.ENCODED_AT_ONCE", 2)
 
 
 @pytest.fixture
@@ -189,8 +189,11 @@ def encoded(codec: Codec, sides: list[Any], flip: bool) -> torch.Tensor:
 
 class TestLatents:
     @pytest.mark.parametrize("flip", [False, True])
-    def test_and_their_statistics_are_those_of_the_pictures(self, flip: bool, pairs: Read, folder: Path) -> None:
+    def test_and_their_statistics_are_those_of_the_pictures(
+        self, flip: bool, pairs: Read, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         codec = codec_of()
+        monkeypatch.setattr(CachedExamples, "BLOCK", 3)
         made = LatentDataset(pairs, codec, folder, flip)
         assert (len(made), made.image_size, made.flip, made.codec) == (COUNT, SIZE, flip, codec.description())
         statistics = asdict(measure(made, codec)), asdict(measure(pairs, codec, flip))

@@ -165,7 +165,7 @@ class TestStream:
     def names(pairs: Pairs, seed: int, *parts: tuple[int, int]) -> list[str]:
         """Of the examples at positions of an epoch, as a trainer asks for them."""
         order = [index for start, end in parts for index in pairs.order(seed)(start, end)]
-        return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.places(order, seed)]
+        return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.streamed(order, seed)]
 
     @pytest.mark.parametrize("crops", [1, 3])
     def test_an_epoch_is_a_permutation_by_its_seed_from_any_position(self, where: str, crops: int) -> None:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from bbdm import BridgeSampler, save_checkpoint
 from bbdm.cli.files import Export
 from bbdm.execution import device as device_module
-from bbdm.execution.package import PackagedNetwork
+from bbdm.execution.compiled import PackagedNetwork
 from tests.conftest import BRIDGE, ROOT, tiny_unet
 
 STEPS = 3

@@ -18,7 +18,6 @@ VALUES: list[Any] = [
     *(None, True, -1, 0, 1, 3, 7, 2**15, 2**31, 2**63, 10**30, 0.5, -1e308, 1e308, float("nan"), float("inf")),
     *("", "x", "abridge", "../../a", "\0", "kl", [], {}, [1, 2], [2**40], {"a": 1}, [[]], "9" * 5000),
 ]
-Mutation = Callable[[bytearray, random.Random], None]
 Mutate = Callable[[bytes, random.Random], bytes]  # of a whole file
 
 
@@ -28,45 +27,29 @@ def _place(data: bytearray, rng: random.Random) -> int:
     return rng.choice([near, max(0, len(data) - 1 - near), rng.randrange(len(data) or 1)])
 
 
-def _flip(data: bytearray, rng: random.Random) -> None:
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        data[_place(data, rng)] ^= 1 << rng.randrange(8)
-
-
-def _cut(data: bytearray, rng: random.Random) -> None:
-    del data[_place(data, rng) :]
-
-
-def _remove(data: bytearray, rng: random.Random) -> None:
+def _change(data: bytearray, rng: random.Random) -> None:
     place = _place(data, rng)
-    del data[place : place + rng.choice([1, 2, 16, 512])]
-
-
-def _insert(data: bytearray, rng: random.Random) -> None:
-    data[(place := _place(data, rng)) : place] = rng.randbytes(rng.choice([1, 4, 100]))
-
-
-def _repeat(data: bytearray, rng: random.Random) -> None:
-    place, other = _place(data, rng), _place(data, rng)
-    data[place:place] = data[other : other + rng.choice([8, 64, 1024])]
-
-
-def _erase(data: bytearray, rng: random.Random) -> None:
-    place = _place(data, rng)
-    end = min(len(data), place + rng.choice([4, 64, 1024]))
-    data[place:end] = bytes([rng.choice([0, 255])]) * (end - place)
-
-
-def _word(data: bytearray, rng: random.Random) -> None:
-    word, place = rng.choice(WORDS), _place(data, rng)
-    data[place : place + len(word)] = word
-
-
-def _call(data: bytearray, rng: random.Random) -> None:
-    data[(place := _place(data, rng)) : place] = CALL
-
-
-BYTES: list[Mutation] = [_flip, _flip, _cut, _remove, _insert, _repeat, _erase, _word, _word, _call]
+    match rng.choice(["flip", "flip", "cut", "remove", "insert", "repeat", "erase", "word", "word", "call"]):
+        case "flip":
+            for _ in range(rng.choice([1, 1, 2, 8])):
+                data[_place(data, rng)] ^= 1 << rng.randrange(8)
+        case "cut":
+            del data[place:]
+        case "remove":
+            del data[place : place + rng.choice([1, 2, 16, 512])]
+        case "insert":
+            data[place:place] = rng.randbytes(rng.choice([1, 4, 100]))
+        case "repeat":
+            other = _place(data, rng)
+            data[place:place] = data[other : other + rng.choice([8, 64, 1024])]
+        case "erase":
+            end = min(len(data), place + rng.choice([4, 64, 1024]))
+            data[place:end] = bytes([rng.choice([0, 255])]) * (end - place)
+        case "word":
+            word = rng.choice(WORDS)
+            data[place : place + len(word)] = word
+        case _:
+            data[place:place] = CALL
 
 
 def of_bytes(data: bytes, rng: random.Random) -> bytes:
@@ -74,7 +57,7 @@ def of_bytes(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         if changed:
-            rng.choice(BYTES)(changed, rng)
+            _change(changed, rng)
     return bytes(changed)
 
 

@@ -13,14 +13,13 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.hardening.formats import FORMATS
-from tests.hardening.subjects import FILES, PICTURES
+from tests.hardening.subjects import SUBJECTS
 from tests.hardening.watch import Outcome, Watch, judge
 
 
 def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outcome:
     """Mutate the file ``count`` times; number ``first`` is the first."""
-    make, _ = {**FILES, **PICTURES, **FORMATS}[kind]
+    make, _ = SUBJECTS[kind]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     subject = make(folder)

@@ -1,25 +1,29 @@
-"""The files that are mutated, and how each is read: a row for each kind."""
+"""The files that are mutated, and how each is read: a row for each kind. Some libraries are optional."""
 
+import gzip
 import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
 from safetensors import safe_open
 
+from bbdm import pictures
 from bbdm.base.atomic import file_sha256
 from bbdm.data.cached import CachedExamples, LatentDataset
 from bbdm.evaluation.intervals import Intervals
-from bbdm.execution import package
+from bbdm.execution import compiled
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.files.weights import described
-from bbdm.pictures import images
+from bbdm.pictures import Geometry, Picture, images, write
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.sampling.options import GuidanceOptions
 from bbdm.translation.results import Record
@@ -28,13 +32,10 @@ from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
 from tests.hardening.mutations import Mutate, Subject, of_bytes, of_json, of_values
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
+from tests.pictures.formats import numbers, write_dicom
 
 PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest that Pillow opens, and of a copy
-
-
-def _state(checkpoint: Any) -> Any:
-    """The weights and settings of a checkpoint, built, as values that compare."""
-    return checkpoint.bridge, _bytes(checkpoint.build_unet().state_dict())
+Make = Callable[[Path], Subject]
 
 
 def _bytes(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
@@ -43,10 +44,26 @@ def _bytes(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
 
 
 def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arguments: Any) -> Subject:
-    return Subject(path, lambda: _state(load_checkpoint(path, **arguments)), mutate, exact)
+    """A file whose bridge and weights, built, are compared."""
+
+    def read() -> Any:
+        checkpoint = load_checkpoint(path, **arguments)
+        return checkpoint.bridge, _bytes(checkpoint.build_unet().state_dict())
+
+    return Subject(path, read, mutate, exact)
 
 
-def _values_of_pt(data: bytes, rng: random.Random, path: Path) -> bytes:
+def _own(suffix: str, mutate: Callable[[Path, bytes, random.Random], bytes] | None = None, **settings: Any) -> Make:
+    """A checkpoint of our own."""
+
+    def make(folder: Path) -> Subject:
+        save_checkpoint(path := folder / f"a{suffix}", tiny_unet(), BRIDGE, image_size=SIZE, **settings)
+        return _checkpoint(path) if mutate is None else _checkpoint(path, partial(mutate, path), exact=False)
+
+    return make
+
+
+def _settings_of_pt(path: Path, data: bytes, rng: random.Random) -> bytes:
     """A file of torch.save with other settings, and whole."""
     content = torch.load(path, weights_only=True)
     states = content.pop("states")
@@ -57,38 +74,13 @@ def _values_of_pt(data: bytes, rng: random.Random, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _values_of_safetensors(name: str, path: Path) -> Mutate:
+def _settings_of_safetensors(path: Path, data: bytes, rng: random.Random) -> bytes:
     """Other settings in the metadata, with the hash that fits them."""
-
-    def mutate(data: bytes, rng: random.Random) -> bytes:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-            settings = json.loads(file.metadata()[name])
-        changed = of_values(settings, rng)
-        safetensors.torch.save_file(tensors, path, described(name, changed, tensors))
-        return path.read_bytes()
-
-    return mutate
-
-
-def our_pt(folder: Path) -> Subject:
-    save_checkpoint(path := folder / "a.pt", tiny_unet(), BRIDGE, image_size=SIZE)
-    return _checkpoint(path)
-
-
-def our_pt_settings(folder: Path) -> Subject:
-    save_checkpoint(path := folder / "a.pt", tiny_unet(), BRIDGE, image_size=SIZE)
-    return _checkpoint(path, lambda data, rng: _values_of_pt(data, rng, path), exact=False)
-
-
-def our_safetensors(folder: Path) -> Subject:
-    save_checkpoint(path := folder / "a.safetensors", tiny_unet(), BRIDGE, image_size=SIZE)
-    return _checkpoint(path)
-
-
-def our_safetensors_settings(folder: Path) -> Subject:
-    save_checkpoint(path := folder / "a.safetensors", tiny_unet(), BRIDGE, codec=tiny_codec(), image_size=SIZE)
-    return _checkpoint(path, _values_of_safetensors("bbdm", path), exact=False)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+        changed = of_values(json.loads(file.metadata()["bbdm"]), rng)
+    safetensors.torch.save_file(tensors, path, described("bbdm", json.dumps(changed), tensors))
+    return path.read_bytes()
 
 
 def our_vqgan(folder: Path) -> Subject:
@@ -111,13 +103,13 @@ def compiled_package(folder: Path) -> Subject:
     """What says what a package fits; its code is not loaded, so it is no archive here."""
     network, device = tiny_unet(), torch.device("cpu")
     (path := folder / "a.pt2").write_bytes(b"code")
-    fits = package.fingerprint(network, torch.float32, device)
+    fits = compiled.fingerprint(network, torch.float32, device)
     content = {"shape": [1, 3, 8, 8], "fits": fits, "sha256": file_sha256(path)}
     (about := folder / "a.pt2.json").write_text(json.dumps(content))
 
     def read() -> Any:
         with patch("torch._inductor.aoti_load_package"):
-            return tuple(package.PackagedNetwork(path, network, device).shape)
+            return tuple(compiled.PackagedNetwork(path, network, device).shape)
 
     return Subject(about, read, of_json, exact=False)
 
@@ -133,39 +125,31 @@ def export_settings(folder: Path) -> Subject:
     return Subject(folder / "onnx" / "bridge.json", read, of_json, exact=False)
 
 
-def _pairs(folder: Path) -> Any:
-    for split in ("A", "B"):
-        (folder / split).mkdir()
-        for i in range(2):
-            Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
-    return load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
-
-
-def _cache(folder: Path, make: Callable[[], CachedExamples]) -> Subject:
+def _cache(kind: Callable[..., CachedExamples], *settings: Any) -> Make:
     """The manifest of a cache of two pairs."""
-    make()
-    (block,) = (folder / "cache").glob("*.safetensors")
-    kept = block.read_bytes()
 
-    def read() -> Any:
-        cache = make()
-        return [[v.tolist() for v in cache[i]] for i in range(2)]
+    def subject(folder: Path) -> Subject:
+        for split in ("A", "B"):
+            (folder / split).mkdir()
+            for i in range(2):
+                Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
+        pairs = load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
+        make = partial(kind, pairs, *(each() for each in settings), folder / "cache")
+        make()
+        (block,) = (folder / "cache").glob("*.safetensors")
+        kept = block.read_bytes()
 
-    def mutate(data: bytes, rng: random.Random) -> bytes:
-        block.write_bytes(kept)
-        return of_json(data, rng)
+        def read() -> Any:
+            cache = make()
+            return [[v.tolist() for v in cache[i]] for i in range(2)]
 
-    return Subject(next((folder / "cache").glob("*.json")), read, mutate)
+        def mutate(data: bytes, rng: random.Random) -> bytes:
+            block.write_bytes(kept)
+            return of_json(data, rng)
 
+        return Subject(next((folder / "cache").glob("*.json")), read, mutate)
 
-def image_cache(folder: Path) -> Subject:
-    pairs = _pairs(folder)
-    return _cache(folder, lambda: CachedExamples(pairs, folder / "cache"))
-
-
-def latent_cache(folder: Path) -> Subject:
-    pairs, codec = _pairs(folder), tiny_codec()
-    return _cache(folder, lambda: LatentDataset(pairs, codec, folder / "cache"))
+    return subject
 
 
 def results(folder: Path) -> Subject:
@@ -181,36 +165,100 @@ def intervals(folder: Path) -> Subject:
     return Subject(path, lambda: Intervals.call_of(path), of_json, exact=False)
 
 
-def _picture(suffix: str, **options: Any) -> Callable[[Path], Subject]:
+# Pictures
+
+
+def _picture(suffix: str, **options: Any) -> Make:
     def make(folder: Path) -> Subject:
-        rng = random.Random(0)
-        picture = Image.frombytes("RGB", (24, 16), rng.randbytes(24 * 16 * 3))
+        picture = Image.frombytes("RGB", (24, 16), random.Random(0).randbytes(24 * 16 * 3))
         picture.save(path := folder / f"a{suffix}", **options)
         return Subject(path, lambda: images.convert(images.open_image(path)).size, exact=False, room=PICTURE)
 
     return make
 
 
-FILES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # of each, how many every night: 98,000 in all
-    "our .pt": (our_pt, 15_000),
-    "our .pt, settings": (our_pt_settings, 10_000),
-    "our .safetensors": (our_safetensors, 15_000),
-    "our .safetensors, settings": (our_safetensors_settings, 5_000),
+def _format(name: str, save: Callable[[Path], Any], mutate: Mutate = of_bytes) -> Make:
+    """``save`` writes a file of that ``name``, which is read in part and whole."""
+
+    def make(folder: Path) -> Subject:
+        save(path := folder / name)
+        whole = path.parent if path.suffix == ".dcm" else path
+
+        def read() -> bytes:
+            window = tuple(slice(0, -(-length // 2)) for length in pictures.header(whole).sides)
+            return pictures.read(whole, window).tobytes() + pictures.read(whole).tobytes()
+
+        return Subject(path, read, mutate, exact=False)
+
+    return make
+
+
+def _written(shape: tuple[int, ...], kind: str) -> Callable[[Path], Any]:
+    return lambda path: write(path, numbers(shape, kind))
+
+
+def _tiff(shape: tuple[int, ...], kind: str, **options: Any) -> Callable[[Path], Any]:
+    def save(path: Path) -> None:
+        import tifffile
+
+        tifffile.imwrite(path, numbers(shape, kind), photometric="minisblack", **options)
+
+    return save
+
+
+def _geotiff(path: Path) -> None:
+    affine = ((0.0, 10.0, 5e5), (-10.0, 0.0, 4e6), (0.0, 0.0, 1.0))
+    write(path, Picture(numbers((5, 24, 24), "uint16"), Geometry(affine, "geotiff", {"crs": "EPSG:32632"}, 7.0)))
+
+
+def _nrrd(path: Path) -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    sitk.WriteImage(sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True)
+
+
+def _dicom(path: Path) -> None:
+    write_dicom(path.parent, numbers((3, 8, 8), "uint8").astype(np.int16), [0, 2, 4])
+
+
+def _zipped(data: bytes, rng: random.Random) -> bytes:
+    """A gzip with other bytes or, as often, with other bytes inside and the checksum that fits them."""
+    return of_bytes(data, rng) if rng.random() < 0.5 else gzip.compress(of_bytes(gzip.decompress(data), rng))
+
+
+TILES = {"tile": (16, 16), "compression": "zlib", "predictor": True}
+SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
+    "our .pt": (_own(".pt"), 15_000),
+    "our .pt, settings": (_own(".pt", _settings_of_pt), 10_000),
+    "our .safetensors": (_own(".safetensors"), 15_000),
+    "our .safetensors, settings": (_own(".safetensors", _settings_of_safetensors, codec=tiny_codec()), 5_000),
     "our VQGAN": (our_vqgan, 5_000),
     "a legacy .pt": (legacy, 10_000),
     "the original BBDM's .pth": (original_bbdm, 5_000),
     "a package": (compiled_package, 10_000),
     "an export's bridge.json": (export_settings, 3_000),
-    "a cache of pictures": (image_cache, 3_000),
-    "a cache of latents": (latent_cache, 2_000),
+    "a cache of pictures": (_cache(CachedExamples), 3_000),
+    "a cache of latents": (_cache(LatentDataset, tiny_codec), 2_000),
     "settings of results": (results, 3_000),
     "intervals": (intervals, 2_000),
-}
-PICTURES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # 10,000 in all
     "PNG": (_picture(".png"), 3_000),
     "JPEG": (_picture(".jpg"), 2_000),
     "WebP": (_picture(".webp"), 1_500),
     "BMP": (_picture(".bmp"), 1_000),
     "TIFF": (_picture(".tif"), 1_500),
     "TIFF, compressed": (_picture(".tif", compression="tiff_lzw"), 1_000),
+    "PNG of 16-bit grey": (_format("a.png", _written((1, 16, 24), "uint16")), 5_000),
+    "TIFF of bands": (_format("a.tif", _written((5, 16, 24), "uint16")), 5_000),
+    "TIFF in tiles": (_format("a.tif", _tiff((40, 40), "float32", **TILES)), 5_000),
+    "TIFF of pages, LZW": (_format("a.tif", _tiff((4, 16, 24), "uint16", rowsperstrip=8, compression="lzw")), 5_000),
+    "OME-TIFF": (_format("a.tif", _written((2, 3, 16, 24), "uint16")), 5_000),
+    "GeoTIFF": (_format("a.tif", _geotiff), 5_000),
+    "NIfTI": (_format("a.nii", _written((1, 5, 7, 9), "int16")), 5_000),
+    "NIfTI, compressed": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), _zipped), 5_000),
+    "NIfTI of vectors": (_format("a.nii", _written((3, 5, 7, 9), "float32")), 5_000),
+    "MetaImage": (_format("a.mha", _written((1, 5, 7, 9), "int16")), 5_000),
+    "NRRD": (_format("a.nrrd", _written((2, 5, 7, 9), "int16")), 5_000),
+    "NRRD, compressed": (_format("a.nrrd", _nrrd), 5_000),
+    "DICOM": (_format("07.dcm", _dicom), 5_000),
+    "npy": (_format("a.npy", _written((2, 5, 7, 9), "float32")), 5_000),
 }

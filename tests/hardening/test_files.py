@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.hardening.formats import FORMATS
 from tests.hardening.mutations import CALL
-from tests.hardening.subjects import FILES, PICTURES
+from tests.hardening.subjects import SUBJECTS
 from tests.hardening.watch import ROOM, Outcome, Watch, judge
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 SEED = 1
-EVERY_NIGHT = [(kind, count) for kind, (_, count) in {**FILES, **PICTURES, **FORMATS}.items()]
+EVERY_NIGHT = [(kind, count) for kind, (_, count) in SUBJECTS.items()]
 DAILY = {"our .pt": 30, "our .safetensors, settings": 20, "PNG": 50, "NIfTI": 200, "npy": 200}
 
 

@@ -58,12 +58,10 @@ def test_faults_are_found(fault: str, tmp_path: Path) -> None:
         left.check()
 
 
-@pytest.mark.parametrize(
-    ("name", "kills"),
-    [("a cache of pictures", 3), *(pytest.param(*each, marks=pytest.mark.nightly) for each in EVERY_NIGHT)],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "kills"), EVERY_NIGHT)
 def test_killed_at_random_moments(name: str, kills: int, tmp_path: Path, save_picture: SavePicture) -> None:
-    """A few kills every day; so many every night that some fall into a write."""
+    """So many that some fall into a write."""
     count = kill_at_random_moments(name, kills, make_place(tmp_path / "place", save_picture), tmp_path)
     print(name, count)
     assert count.inside or kills < 20, "no kill fell into a write"

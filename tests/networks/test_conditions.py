@@ -180,67 +180,60 @@ def test_what_does_not_fit_is_refused(make: Callable[..., Network], others: dict
         make(**CONDITIONS)(X, T, {**conditions(), **others})
 
 
+IMAGES, DEM = {"sar": drawn(2, 2, 8, 8), "text": None}, drawn(2, 1, 8, 8)
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "every kind": lambda: unet(**CONDITIONS),
+    "classes": lambda: unet(classes={"style": 3}),
+    "images": lambda: further().eval(),
+    "none": unet,
+}
+
+
 @pytest.mark.parametrize(
-    ("others", "error", "message"),
+    ("network", "options", "message"),
     [
-        ({"style": "watercolour"}, ValueError, "'style' must be of ink, oil, chalk, got 'watercolour'"),
-        ({"style": 4}, ValueError, "'style' must be of ink, oil, chalk, got 4"),
-        ({"style": ["ink"] * 3}, ValueError, "'style' must be one value, or one for each of 2 sources, got 3"),
+        ("every kind", {**IMAGES, "style": "watercolour"}, "'style' must be of ink, oil, chalk, got 'watercolour'"),
+        ("every kind", {**IMAGES, "style": 4}, "'style' must be of ink, oil, chalk, got 4"),
         (
-            {"stile": "ink"},
-            TypeError,
-            r"'stile' is no argument of a call, and no condition; .*'style' \(3 classes: ink, oil, chalk\)",
+            "every kind",
+            {**IMAGES, "style": ["ink"] * 3},
+            "'style' must be one value, or one for each of 2 sources, got 3",
         ),
-        ({}, ValueError, "'style' is missing: this network has .*; None leaves it out"),
-        ({"style": "ink", "text": drawn(4, 6)}, ValueError, r"'text' must be tokens \(L, 5\), .*, got \(4, 6\)"),
-        ({"style": "ink", "text": drawn(4, 5) / 0}, ValueError, "'text' must be finite"),
-        ({"style": "ink", "guidance": -1}, ValueError, "guidance must be a number of at least 0, got -1"),
-        ({"style": "ink", "guidance": {"sar": 2}}, ValueError, "without 'sar', and the network was not trained so"),
-        ({"style": "ink", "guidance": {"s": 2}}, ValueError, "guidance must be for conditions, 'sar' .*, got 's'"),
-        ({"style": "ink", "guidance_rescale": 1.5}, ValueError, "guidance_rescale must be at most 1, got 1.5"),
-        ({"style": "ink", "guidance_interval": (1, 0)}, ValueError, r"must be \(low, high\) in \[0, 1\], got \(1, 0\)"),
-        ({"style": "ink", "guidance_prior": "blur:1"}, TypeError, "'guidance_prior' is no argument of a call"),
+        ("every kind", {**IMAGES, "stile": "ink"}, r"'stile' is no argument .*'style' \(3 classes: ink, oil, chalk\)"),
+        ("every kind", IMAGES, "'style' is missing: this network has .*; None leaves it out"),
+        (
+            "every kind",
+            {**IMAGES, "style": 1, "text": drawn(4, 6)},
+            r"'text' must be tokens \(L, 5\), .*, got \(4, 6\)",
+        ),
+        ("every kind", {**IMAGES, "style": 1, "text": drawn(4, 5) / 0}, "'text' must be finite"),
+        ("every kind", {"guidance": -1}, "guidance must be a number of at least 0, got -1"),
+        (
+            "every kind",
+            {**IMAGES, "style": 1, "guidance": {"sar": 2}},
+            "without 'sar', and the network was not trained",
+        ),
+        ("every kind", {**IMAGES, "style": 1, "guidance": {"s": 2}}, "guidance must be for conditions, .*, got 's'"),
+        ("every kind", {"guidance_rescale": 1.5}, "guidance_rescale must be at most 1, got 1.5"),
+        ("every kind", {"guidance_interval": (1, 0)}, r"must be \(low, high\) in \[0, 1\], got \(1, 0\)"),
+        ("every kind", {"guidance_prior": "blur:1"}, "'guidance_prior' is no argument of a call"),
+        ("classes", {"style": 1, "guidance": 2.0}, "the network was not trained so: see drop"),
+        ("classes", {"style": None}, "'style' cannot be None: the network was never trained without it"),
+        ("images", {}, r"'dem' is missing: this network has 'dem' \(1 channels\), 'sar' \(2 channels\)$"),
+        ("images", {"dem": DEM}, "condition 'sar' is missing"),
+        ("images", {"dem": DEM, "sar": DEM}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
+        ("images", {"dem": DEM, "sar": DEM[:, 0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
+        ("images", {"dem": DEM, "sar": None}, "'sar' cannot be None: the network was never trained without it"),
+        ("images", {"dem": DEM, "sar": DEM.int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
+        ("images", {"dem": DEM / 0, "sar": IMAGES["sar"]}, "'dem' must be finite"),
+        ("images", {"conditions": {"dem": DEM, "sar": DEM, "source": X}}, r"'sar' \(2 channels\), got 'source'"),
+        ("images", {"conditions": DEM}, "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
+        ("none", {"conditions": {"sar": DEM}}, "are none, got 'sar'"),
     ],
 )
-def test_bad_calls(others: dict[str, Any], error: type[Exception], message: str):
-    sampler = BridgeSampler(unet(**CONDITIONS), BRIDGE, steps=2)
-    given = {"sar": drawn(2, 2, 8, 8), "text": None, **others}
-    with pytest.raises(error, match=message):
-        sampler(X, 0, **given)
-
-
-def test_guidance_needs_a_network_that_was_trained_without():
-    sampler = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2)
-    for options, message in (
-        ({"style": 1, "guidance": 2.0}, "the network was not trained so: see drop"),
-        ({"style": None}, "'style' cannot be None: the network was never trained without it"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            sampler(X, 0, **options)
-
-
-DEM = drawn(2, 1, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("conditions", "message"),
-    [
-        (None, r"'dem' is missing: this network has 'dem' \(1 channels\), 'sar' \(2 channels\)$"),
-        ({"dem": DEM}, "condition 'sar' is missing"),
-        ({"dem": DEM, "sar": DEM}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
-        ({"dem": DEM, "sar": DEM[:, 0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
-        ({"dem": DEM, "sar": None}, "'sar' cannot be None: the network was never trained without it"),
-        ({"dem": DEM, "sar": DEM.int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
-        ({"dem": DEM / 0, "sar": drawn(2, 2, 8, 8)}, "'dem' must be finite"),
-        ({"dem": DEM, "sar": DEM, "source": X}, r"'sar' \(2 channels\), got 'source'"),
-        (DEM, "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
-    ],
-)
-def test_bad_images(conditions: Any, message: str):
-    with pytest.raises(ValueError, match=message):
-        BridgeSampler(further().eval(), BRIDGE, steps=2)(X, seed=0, conditions=conditions)
-    with pytest.raises(ValueError, match="are none, got 'sar'"):
-        BridgeSampler(unet(), BRIDGE, steps=2)(X, seed=0, conditions={"sar": DEM})
+def test_bad_calls(network: str, options: dict[str, Any], message: str):
+    with pytest.raises((ValueError, TypeError), match=message):
+        BridgeSampler(NETWORKS[network](), BRIDGE, steps=2)(X, 0, **options)
 
 
 def test_values_may_be_for_all_or_for_each_source():

@@ -117,7 +117,6 @@ def config(**settings: Any) -> VQGANConfig:
     [
         (lambda: tiny_vqgan().encode(torch.zeros(1, 4, 8, 8)), "x must have 3 channels, got 4"),
         (lambda: tiny_vqgan().encode(torch.zeros(1, 3, 8, 7)), "multiples of 2, got 8 x 7"),
-        (lambda: tiny_vqgan().decode(torch.zeros(1, 4, 8, 8)), "z must have 3 channels, got 4"),
         (lambda: VQGAN.from_preset("vq-f32"), r"preset must be one of \['demo', 'vq-f16', 'vq-f4', 'vq-f8'\]"),
         (lambda: config(num_codes=-1), "num_codes must be at least 0, got -1"),
         (lambda: config(channel_mult=()), "channel_mult must have a number for each level"),
@@ -152,9 +151,6 @@ def test_ties_go_to_the_first_code():
     codes = torch.arange(200.0)[:, None].repeat(1, 3)
     assert torch.equal(nearest_code(codes, codes), torch.arange(200))
     assert torch.equal(nearest_code(codes[:3], codes[:3].repeat(90, 1)), torch.arange(3))
-    for size in ((4,), (4, 2), (0, 3)):
-        with pytest.raises(ValueError, match=r"codes must be \(N, 3\) with N at least 1, got"):
-            nearest_code(torch.zeros(5, 3), torch.zeros(size))
 
 
 # The discriminator

@@ -48,16 +48,16 @@ def once(function: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelPr
     An export takes ten seconds, and many tests export one small network. A user's network is always exported.
     """
 
-    def made(source: Any, *rest: Any) -> onnx.ModelProto:
+    def made(source: Any, **options: Any) -> onnx.ModelProto:
         own = isinstance(source, UNet) or (isinstance(source, Codec) and source.kind == "vqgan")
         if not own or "BBDM_TESTS" not in os.environ:
-            return function(source, *rest)
+            return function(source, **options)
         settings = source.description() if isinstance(source, UNet) else source.config()
-        named = repr([function.__name__, settings, state_hash(source.state_dict()), rest])
+        named = repr([function.__name__, settings, state_hash(source.state_dict()), options])
         path = Path(os.environ["BBDM_TESTS"]) / f"{hashlib.sha256(named.encode()).hexdigest()}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                onnx.save(function(source, *rest), path)
+                onnx.save(function(source, **options), path)
             return onnx.load(path)
 
     return made
@@ -66,7 +66,7 @@ def once(function: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelPr
 def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
     """Run `bbdm export`, without its check unless ``flags`` have it."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("network_graph", "encoder_graph", "decoder_graph"):
+        for name in ("network_graph", "codec_graph"):
             if (function := getattr(graphs, name)).__module__ == graphs.__name__:  # no test's own
                 patch.setattr(graphs, name, once(function))
         words = [str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags]

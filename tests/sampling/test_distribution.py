@@ -15,10 +15,9 @@ from bbdm import ABridge, BridgeSampler, BrownianBridge, save_checkpoint, wrap
 from bbdm.data.spec import Spec
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import Values
-from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
 from tests.gaussian import Array, IdealOfMixture
-from tests.onnx.exports import checkpoint, export, tiny_codec
+from tests.onnx.exports import tiny_codec
 
 BRIDGE = ABridge(num_steps=100)
 TIMES = BrownianBridge(num_steps=10**6)  # so that levels are hardly rounded
@@ -30,25 +29,15 @@ def sampler() -> BridgeSampler:
     return BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "sde-dpm2m", 3)
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> OnnxBridgeSampler:
-    place = tmp_path_factory.mktemp("export")
-    export(checkpoint(place / "c.pt", codec=tiny_codec()), place / "onnx", "--solver", "sde-dpm2m", "--steps", "2")
-    return OnnxBridgeSampler(place / "onnx")
+MIXTURE = [0.35, 0.65], [-0.35, 0.3], [0.08, 0.13]  # weights, means and spreads of its parts
 
 
-MIXTURES = {  # weights, means and spreads of its parts
-    "gaussian": ([1.0], [0.1], [0.15]),
-    "mixture": ([0.35, 0.65], [-0.35, 0.3], [0.08, 0.13]),
-}
-
-
-def standard_errors(solver: str, steps: int, parts: tuple[list[float], ...]) -> Array:
+def standard_errors(solver: str, steps: int) -> Array:
     """How far the averages over pixels of mean, variance and quantiles are from those of the distribution.
 
     Each of 1,024 samples, of 32 pixels of one source and of 32 of another; in standard errors.
     """
-    weights, means, spreads = map(np.array, parts)
+    weights, means, spreads = map(np.array, MIXTURE)
     times = [TIMES.top, *(int(t) for t in TIMES.time_at(np.geomspace(50, 3e-3, steps - 1)))]
     sampler = BridgeSampler(wrap(IdealOfMixture(TIMES, weights, means, spreads), 1, 1), TIMES, solver, timesteps=times)
     source = torch.tensor([-0.4, 0.4]).repeat_interleave(32).reshape(1, 1, 8, 8)
@@ -73,23 +62,18 @@ def standard_errors(solver: str, steps: int, parts: tuple[list[float], ...]) -> 
 
 
 @pytest.mark.parametrize("solver", ["sde-dpm2m", "dpm2m"])
-@pytest.mark.parametrize("name", MIXTURES)
-def test_many_steps_give_the_distribution_itself(solver: str, name: str):
+def test_many_steps_give_the_distribution_itself(solver: str):
     """Within 5 standard errors, with a false alarm in 10^5 runs. They show the bias of 5 steps."""
-    many, few = (abs(standard_errors(solver, steps, MIXTURES[name])).max() for steps in (100, 5))
+    many, few = (abs(standard_errors(solver, steps)).max() for steps in (100, 5))
     assert many < 5 < few
 
 
 def test_the_mean_in_one_call_is_that_of_the_mixture():
-    weights, means, spreads = map(np.array, MIXTURES["mixture"])
+    weights, means, spreads = map(np.array, MIXTURE)
     network = wrap(IdealOfMixture(BRIDGE, weights, means, spreads), 1, 1)
     source = SOURCE[:, :1]
     found = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)(source, solver="mean")
     torch.testing.assert_close(found, source / 4 + float(weights @ means), rtol=0, atol=1e-6)
-
-
-def numbers(result: Any) -> list[np.ndarray[Any, Any]]:
-    return [np.asarray(each) for each in (result if isinstance(result, list) else [result])]
 
 
 def test_samples_are_calls_and_their_moments_are_those_of_numpy(sampler: BridgeSampler):
@@ -111,7 +95,7 @@ def test_samples_are_calls_and_their_moments_are_those_of_numpy(sampler: BridgeS
             what()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 100])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_batches_change_nothing(sampler: BridgeSampler, batch_size: int):
     whole = sampler.distribution(SOURCE, 5, seed=0)
     parts = sampler.distribution(SOURCE, 5, seed=0, batch_size=batch_size)
@@ -134,16 +118,6 @@ def test_a_source_is_encoded_once(monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(found.samples[1], sampler(SOURCE, seed=3), rtol=0, atol=2e-3)
     sampler.distribution(SOURCE, 2, 0, batch_size=4)
     assert encoded[4:] == [2, 1]
-
-
-@pytest.mark.nightly  # an export takes seconds
-def test_the_sampler_without_torch(exported: OnnxBridgeSampler):
-    source = SOURCE.numpy()[:, :, :7, :5]
-    found = exported.distribution(source, 4, seed=2, batch_size=3)
-    calls = np.stack([exported(source, seed=2 + 3 * j) for j in range(4)])
-    np.testing.assert_allclose(np.stack(found.samples), calls, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found.std, calls.std(0, ddof=1), rtol=0, atol=1e-5)
-    assert found.std.dtype == np.float32
 
 
 def test_memory_does_not_grow_with_the_number_of_samples():

@@ -163,26 +163,6 @@ def test_windows_of_a_guided_call_are_those_of_the_whole_picture():
     torch.testing.assert_close(both[1:], cut, rtol=0, atol=1e-5)
 
 
-def test_samples_of_a_distribution_are_guided():
-    sampler = BridgeSampler(network(), BRIDGE, "sde-dpm2m", steps=STEPS)
-    told: dict[str, Any] = {"style": [0, 1], "text": None, "guidance": 2.0}
-    found = sampler.distribution(SOURCE, 3, 5, **told)
-    samples = [sampler(SOURCE, 5 + 2 * j, **told) for j in range(3)]
-    torch.testing.assert_close(found.mean, torch.stack(samples).mean(0), rtol=0, atol=1e-5)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("guidance", [{}, {"guidance": 2.0, "guidance_interval": (0, 0.9)}])
-def test_compiled_calls_are_the_eager_ones(guidance: dict[str, Any]):
-    """Of two lengths of tokens."""
-    net = network()
-    eager = BridgeSampler(net, BRIDGE, steps=STEPS)
-    compiled = BridgeSampler(net, BRIDGE, steps=STEPS, compile=True, dtype="fp32")
-    for text in (TEXT, TEXT[:1]):
-        told = {"style": 1, "text": text, **guidance}
-        torch.testing.assert_close(compiled(SOURCE, 0, **told), eager(SOURCE, 0, **told), rtol=0, atol=1e-4)
-
-
 def test_a_guided_network_of_diffusers_gives_what_its_own_loop_gives():
     """Its loop as pipelines have it: a call without, a call with, and the sum; then a row of the table."""
     from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]

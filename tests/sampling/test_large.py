@@ -21,10 +21,9 @@ from bbdm.data.spec import Spec
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
-from bbdm.sampling import state
-from bbdm.sampling.large import FileArray, LargePicture, in_memory
+from bbdm.sampling import large
+from bbdm.sampling.large import DiskFullError, FileArray, LargePicture, ResultInUseError, folder_of
 from bbdm.sampling.options import WindowOptions
-from bbdm.sampling.state import DiskFullError, ResultInUseError, folder_of
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.sampling.test_windows import of_square
@@ -115,12 +114,6 @@ def test_the_result_is_that_of_a_call_at_every_memory_and_batch_size(solver: str
         same(stream(sampler, source, result, memory, batch_size=batch_size), expected)
 
 
-def test_with_a_margin_of_the_networks_reach_it_is_the_whole_picture(source: Path, tmp_path: Path):
-    sampler = make("sde-dpm2m")
-    whole = np.asarray(sampler(Picture(numbers()), seed=5, window=None))
-    same(stream(sampler, source, tmp_path / "result.npy", margin=1), whole)
-
-
 def test_pixels_without_a_value_have_none_in_the_result(tmp_path: Path):
     sampler = make(source=U16, target=Values(-1, 1, dtype="float32"))
     array = numbers(kind="float32")
@@ -194,7 +187,7 @@ def test_states_of_other_work_are_not_used(change: str, source: Path, tmp_path: 
     killed(sampler, source, result, monkeypatch, 15)
     settings: dict[str, Any] = {"seed": {"seed": 6}, "window": {"overlap": 0.5}}.get(change, {})
     if change == "marker":
-        (folder_of(result) / state.MARKER).write_text("{")
+        (folder_of(result) / large.MARKER).write_text("{")
     sampler = make("sde-dpm2m") if change == "solver" else sampler
     report = Counted()
     made = stream(sampler, source, result, report=report, **settings)
@@ -303,11 +296,6 @@ def test_networks_that_see_more_than_windows_are_refused(what: str, source: Path
     sampler.pictures = Spec(source=U16, target=U16)
     with pytest.raises(ValueError, match=message):
         stream(sampler, source, tmp_path / "result.npy", MUCH)
-
-
-def test_what_a_call_needs_grows_with_the_picture():
-    sampler = make()
-    assert in_memory(sampler, (2000, 3000)) == pytest.approx(6 * in_memory(sampler, (1000, 1000)), rel=0.01)
 
 
 def test_a_file_that_lost_its_end_is_named(tmp_path: Path):

@@ -1,6 +1,5 @@
 """Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -62,14 +61,6 @@ def test_windows_cover_a_side_and_overlap_by_what_is_asked(size: int, length: in
     least = min(-(-overlap // unit) * unit, windows.length - unit)
     for one, other in pairwise(windows.starts):
         assert 0 < other - one <= windows.length - max(least, 0)
-
-
-@pytest.mark.parametrize(("size", "length", "overlap"), [(512, 96, 0.25), (10980, 256, 0.5), (97, 96, 0.25)])
-def test_the_number_of_windows_is_that_of_nnunet(size: int, length: int, overlap: float):
-    """Isensee et al. 2021: ceil((I - P) / (P (1 - overlap))) + 1, equally spread."""
-    starts = Windows.spread(size, length, math.ceil(overlap * length)).starts
-    count = math.ceil((size - length) / (length * (1 - overlap))) + 1
-    assert np.abs(np.array(starts) - np.linspace(0, size - length, count)).max() < 1
 
 
 def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
@@ -206,7 +197,7 @@ class Prepared(Wrapped):
 
 def of_square() -> Prepared:
     own = network()
-    return Prepared(own.module, own.config, None).eval()
+    return Prepared(own.module, own.network_config, None).eval()
 
 
 def test_what_a_network_prepares_is_the_same_on_windows():

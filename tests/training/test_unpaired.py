@@ -60,7 +60,7 @@ class TestRows:
         assert len(pairs) == 6
         epochs: list[list[Any]] = []
         for seed in (0, 1, 0):
-            places = [*pairs.places(pairs.order(seed)(0, 6), seed)]
+            places = [*pairs.streamed(pairs.order(seed)(0, 6), seed)]
             epochs.append([place[2] for place in places])
             sources, targets = (Counter(row[side].stem for row in epochs[-1]) for side in ("source", "target"))
             assert sources == {f"A{i}": 1 for i in range(6)}

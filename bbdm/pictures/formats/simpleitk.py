@@ -161,11 +161,7 @@ def _geometry(spacing: Sequence[float], origin: npt.ArrayLike, direction: Any) -
 
 
 def _data_of(path: Path) -> tuple[int, bool]:
-    """Where a MetaImage's or NRRD's values begin in it, and whether they are compressed.
-
-    Raises:
-        ValueError: they are in another file, or are text.
-    """
+    """Where a MetaImage's or NRRD's values begin in it, and whether they are compressed."""
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         text = file.read(HEADER_BYTES)
@@ -199,16 +195,11 @@ def _check_packed(path: Path, offset: int, size: int) -> None:
 
 
 def _slice(package: Any, file: Path) -> Any:
-    """The reader of a slice.
-
-    Raises:
-        ValueError: GDCM would read it wrongly in silence; it is too short; it has no transfer syntax; or an
-            element before the data set (PS3.10, section 7.1) ends after it, for which GDCM asks for memory.
-    """
+    """The reader of a slice that GDCM reads rightly, and asks no needless memory for."""
     syntax, size = "", file.stat().st_size
     with file.open("rb") as stream:
         stream.seek(DICM + 4)
-        while len(head := stream.read(8)) == 8 and head[:2] == b"\2\0":
+        while len(head := stream.read(8)) == 8 and head[:2] == b"\2\0":  # before the data set: PS3.10, section 7.1
             short = head[4:6] in (b"AE", b"SH", b"UI", b"UL")
             length = int.from_bytes(head[6:] if short else stream.read(4), "little")
             if length > size - stream.tell() or not (short or head[4:6] in (b"OB", b"UR")):

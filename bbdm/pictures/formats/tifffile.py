@@ -42,7 +42,7 @@ def header(path: Path) -> Header:
         ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
             sizes; or of 8 bits, white is 0, or it is not upright.
     """
-    with _opened(path) as file:
+    with _package().TiffFile(path, _multifile=False) as file:  # without further files that OME can name
         series, size = _series(file), path.stat().st_size
         page, offset = series.keyframe, series.dataoffset
         turn, narrow = page.tags.get(TURN), page.bitspersample <= 8
@@ -75,7 +75,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         array = formats.mapped(header.path, dtype, offset, stored)
         array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
     else:
-        with _opened(header.path) as file:
+        with _package().TiffFile(header.path, _multifile=False) as file:
             axes, array = _decoded(_series(file), spatial, header.path.stat().st_size)
     ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
     array = array.transpose(ordered).reshape(header.shape[0], *formats.lengths(window))
@@ -87,7 +87,7 @@ def write(path: Path, picture: Picture) -> None:
 
     A large picture is written tile after tile; BigTIFF where 4 GiB need it.
     """
-    package = optional.package("tifffile", "this TIFF")
+    package = _package()
     formats.check_held("a TIFF", picture, (*formats.REAL, "float16"))
     array, options = np.asarray(picture), _options(picture)
     interleaved = "planarconfig" in options
@@ -98,6 +98,10 @@ def write(path: Path, picture: Picture) -> None:
         return package.imwrite(path, np.ascontiguousarray(array), **options)
     planes = array[None] if interleaved else array.reshape(-1, *array.shape[-2:])
     package.imwrite(path, _tiles(planes), shape=array.shape, dtype=array.dtype, tile=(TILE, TILE), **options)
+
+
+def _package() -> Any:
+    return optional.package("tifffile", "this TIFF")
 
 
 def _tiles(planes: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -130,17 +134,8 @@ def _options(picture: Picture) -> dict[str, Any]:
     return options
 
 
-def _opened(path: Path) -> Any:
-    """The file, without the further files that OME can name."""
-    return optional.package("tifffile", "this TIFF").TiffFile(path, _multifile=False)
-
-
 def _series(file: Any) -> Any:
-    """The picture of a file, at its full size.
-
-    Raises:
-        ValueError: there are several of different sizes.
-    """
+    """The picture of a file, at its full size. Raises ValueError for several of different sizes."""
     first, *others = file.series
     if first.kind in ("generic", "uniform", "shaped"):
         others = [each for each in others if not each.keyframe.subfiletype & SIDE_FILES]
@@ -214,7 +209,7 @@ def _geometry(file: Any, page: Any, shape: tuple[int, ...]) -> Geometry:
         kept = {"resolution": tuple(tag.value for tag in resolution), "resolutionunit": int(page.resolutionunit)}
     ome = dict[str, Any]()
     if file.is_ome and file.ome_metadata:  # sizes and their units, as tifffile writes them
-        image = optional.package("tifffile", "this TIFF").xml2dict(file.ome_metadata)["OME"]["Image"]
+        image = _package().xml2dict(file.ome_metadata)["OME"]["Image"]
         pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
         ome = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
     elif file.is_imagej:
