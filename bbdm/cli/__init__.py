@@ -34,7 +34,7 @@ COMMANDS = {  # the class of each, and its summary
     "translate-ray": ("serving.TranslateRay", "translate pictures on many machines"),
     "convert-vqgan": ("files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
-RESUMING = ("demo", "restore", "translate", "calibrate", "eval", "translate-ray")  # whatever ended them
+RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever ended them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class Eval(GPUsCommand, TranslateConfig):
     OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
     interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number
     of steps; sweep.json and two plots compare them. With --samples, the results of a source are scored as a
-    distribution too, and distribution.png shows it.
+    distribution too.
 
     For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
     torchrun --nproc_per_node N -m bbdm eval ...
@@ -134,14 +134,13 @@ class Eval(GPUsCommand, TranslateConfig):
         found: dict[str, Any] = {**scores.compute()}
         shown = {name: None if isnan(each) else each for name, each in found.items() if name not in spread}
         if spread:
-            distributions.draw(found["distribution"], folder / "distribution.png")
             report |= {"distribution": found["distribution"]}
         patients: dict[str, Any] = {}
         for name, each in scores.by_source().items() if files.volumes else ():
             patients[name] = reports.by_patient(name, {k: each[k] for k in files.names if k in each})
         about = {"scores": shown, "by_patient": patients, "lpips_net": self.lpips_net if "lpips" in metrics else None}
         about |= {"dice_above": self.dice_above} if "dice" in metrics else {}
-        about |= {"masks": digest} if (digest := files.masks_digest) else {}
+        about |= {"masks": files.pairs.digest(["mask"])} if files.pairs.rows[0].get("mask") is not None else {}
         report = about | report
         manifest.write(folder / "scores.json", report)
         return report
@@ -177,7 +176,6 @@ class Calibrate(Command, CalibrateConfig):
 
     The pairs must be ones that training has not seen, of the kind that the network will be used on. The
     intervals of OUT.pt are OUT.intervals.json, which bbdm translate --maps low,high and Intervals.load read.
-    After an interruption, the same command resumes.
     """
 
     FIRST: ClassVar[str] = "model dataset data_dir output alpha delta num_samples bound batch_size device"

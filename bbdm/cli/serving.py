@@ -34,18 +34,16 @@ class Serve(Command, ServeConfig):
     curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
     """
 
-    FIRST: ClassVar[str] = "model host port replicas threads solver steps address"
+    FIRST: ClassVar[str] = "model host port replicas threads solver steps"
 
     def run(self) -> None:
         """Serve until a signal."""
         from bbdm.serving.cluster import connected
-        from bbdm.serving.requests import facts
 
-        known = facts(self)
-        with connected(self.address) as machines:
-            from bbdm.serving import server  # which imports Ray, after it was told where to listen
+        with connected() as (machine,):
+            from bbdm.serving import server  # which imports Ray, after the environment says where it listens
 
-            server.run(self, known, machines)
+            server.run(self, machine)
 
 
 @dataclass(frozen=True, kw_only=True)

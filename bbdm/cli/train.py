@@ -210,9 +210,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
         further = replace(pairs.further, drop=self.drop or {})
-        unet = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
+        unet: Any = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
         if self.gradient_checkpointing:
-            unet.gradient_checkpointing = True  # pyright: ignore[reportAttributeAccessIssue]
+            unet.gradient_checkpointing = True
         bridge: Any = build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
         statistics = {} if begins else resumed.bridge.statistics
         if self.init_from is not None and begins:

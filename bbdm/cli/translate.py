@@ -73,7 +73,7 @@ class Translate(GPUsCommand, TranslateConfig):
             kept_too = f", and {len(existing)} that were there" if existing else ""
             seconds = time.perf_counter() - began
             print(f"{len(paths_of(jobs)) - len(existing)} results in {folder}{kept_too} ({seconds:.1f} s)")
-            if small := translator.shown(jobs):
+            if small := translator.large.small(jobs):
                 sheet = draw_grid(translator.files, small)
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
                 print(f"to look at: {grid}")

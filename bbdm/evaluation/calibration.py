@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -13,15 +12,11 @@ from bbdm.base.settings import setting
 from bbdm.data.rows import Row, read_rows
 from bbdm.evaluation.intervals import By, Intervals, OtherSamplerError, check_risk
 from bbdm.evaluation.pairs import check_copies
-from bbdm.evaluation.risk import Bound, NoLambdaError, TooFewPairsError
+from bbdm.evaluation.risk import Bound
 from bbdm.translation.config import TranslateConfig
 
 Config = TypeVar("Config", bound=TranslateConfig)
 SUFFIX = ".intervals.json"
-
-
-class IntervalsExistError(ValueError):
-    """There are intervals already, or measurements for intervals of other settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,50 +52,41 @@ def place_of(model: Path) -> Path:
 
 
 def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
-    """Calibrate, and write the intervals to a file. What is measured is kept beside it until then.
+    """Calibrate, and write the intervals to a file.
 
     Raises:
         FileNotFoundError: the network or the data set is missing.
-        IntervalsExistError: the file exists, or an interrupted calibration had other settings.
-        NoLambdaError: all samples of too many values are equal. What is measured is deleted.
+        NoLambdaError: all samples of too many values are equal.
         SeenPairsError: a pair was in training.
-        TooFewPairsError: too few pairs have values. What is measured is deleted.
-        ValueError: an argument is refused; see :meth:`Intervals.calibrate`.
+        TooFewPairsError: too few pairs have values.
+        ValueError: the file exists, or an argument is refused; see :meth:`Intervals.calibrate`.
     """
-    from bbdm.translation.results import ResultsError
     from bbdm.translation.translator import Translator
 
     output = config.output or place_of(config.model)
     if output.exists() and not config.overwrite:
-        raise IntervalsExistError(f"{output} exists already: overwrite calibrates again, output gives another file")
-    parts = output.with_name(output.name + ".parts")
-    if config.overwrite:
-        shutil.rmtree(parts, ignore_errors=True)
-    translator = Translator(replace(config, output_dir=parts))
+        raise ValueError(f"{output} exists already: overwrite calibrates again, output gives another file")
+    translator = Translator(replace(config, output_dir=output.parent))
     pairs = translator.dataset.without(translator.bad)
-    check_copies(pairs, _training_part(config))
-    try:
-        intervals = Intervals.calibrate(
-            translator.sampler(config.chosen_solver, config.steps),
-            pairs,
-            config.alpha,
-            config.delta,
-            config.num_samples,
-            config.by,
-            config.bound,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            progress=config.shown,
-            folder=parts,
-            **config.call,
-        )
-    except ResultsError as error:
-        raise IntervalsExistError(f"a calibration was interrupted: {error}; overwrite calibrates again") from error
-    except (NoLambdaError, TooFewPairsError):
-        shutil.rmtree(parts, ignore_errors=True)
-        raise
+    trained: Sequence[Row] = []
+    if config.split != "train":
+        with suppress(FileNotFoundError, ValueError):  # there is no such part
+            trained = read_rows(config.dataset, config.data_dir, "train")
+    check_copies(pairs, trained)
+    intervals = Intervals.calibrate(
+        translator.sampler(config.chosen_solver, config.steps),
+        pairs,
+        config.alpha,
+        config.delta,
+        config.num_samples,
+        config.by,
+        config.bound,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        progress=config.shown,
+        **config.call,
+    )
     intervals.save(output)
-    shutil.rmtree(parts)
     return intervals, output
 
 
@@ -128,11 +114,3 @@ def as_calibrated(config: Config, path: Path, named: Collection[str] = ()) -> Co
     if config.image_size is None and config.window != fixed["window"]:  # which keeps pictures as they are, if named
         fixed["image_size"] = config.usual_size
     return replace(config, **fixed, intervals=path, fast_sampling=False)
-
-
-def _training_part(config: CalibrateConfig) -> Sequence[Row]:
-    """The rows of the data set's part ``train``; none where that is calibrated on, or does not exist."""
-    if config.split != "train":
-        with suppress(FileNotFoundError, ValueError):
-            return read_rows(config.dataset, config.data_dir, "train")
-    return []

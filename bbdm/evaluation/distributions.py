@@ -7,13 +7,11 @@ Energy score and CRPS are proper scores (Gneiting and Raftery 2007): the true di
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bbdm.base.atomic import write_atomically
 from bbdm.evaluation.metrics import Metric
 
 NOMINAL = 0.9  # of the interval whose coverage and length are scored; the nearest that the samples have
@@ -82,20 +80,18 @@ def total(added: torch.Tensor) -> dict[str, Any]:
 
     ``energy`` and ``crps`` are means over pictures. ``interval`` is between two ordered samples: ``expected``
     is the share of targets inside where they are as the samples, ``coverage`` the true share, ``length`` the
-    mean. ``calibration`` has both shares for all such intervals, ``ranks`` the share of targets at each rank
-    among the samples.
+    mean. ``ranks`` is the share of targets at each rank among the samples.
     """
     pictures = float(added[0])
     energy, score, length, coverage, *ranks = (added[1:] / pictures).tolist()
     samples = len(ranks) - 1
-    inside = {k: ((samples + 1 - 2 * k) / (samples + 1), sum(ranks[k : samples + 1 - k])) for k in range(samples)}
+    expected = 1 - 2 * _inner(samples) / (samples + 1)
     return {
         "samples": samples,
         "pictures": int(pictures),
         "energy": energy,
         "crps": score,
-        "interval": {"expected": inside[_inner(samples)][0], "coverage": coverage, "length": length},
-        "calibration": [inside[k] for k in range(samples // 2, 0, -1)],
+        "interval": {"expected": expected, "coverage": coverage, "length": length},
         "ranks": ranks,
     }
 
@@ -111,18 +107,3 @@ def summary(scores: dict[str, Any]) -> str:
         f"{100 * interval['coverage']:.1f} % of targets in intervals of {100 * interval['expected']:.1f} %, of length "
         f"{interval['length']:.5g}"
     )
-
-
-def draw(scores: dict[str, Any], path: Path) -> None:
-    """Write a picture of two plots: calibration and ranks."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    calibration, ranks = figure.subplots(1, 2)
-    calibration.plot([0, 1], [0, 1], color="0.7")
-    calibration.plot(*zip(*scores["calibration"], strict=True), marker="o")
-    calibration.set(xlabel="expected share inside", ylabel="share of targets inside", title="intervals of samples")
-    ranks.bar(range(len(scores["ranks"])), scores["ranks"])
-    ranks.axhline(1 / len(scores["ranks"]), color="0.5")
-    ranks.set(xlabel="samples below the target", ylabel="share of targets", title="ranks")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

@@ -12,8 +12,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,7 +25,7 @@ from tqdm.auto import tqdm
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
 from bbdm.evaluation import risk
-from bbdm.evaluation.pairs import By, Measure, check_unseen, ends
+from bbdm.evaluation.pairs import By, check_unseen, ends, measured
 from bbdm.evaluation.risk import Bound, Losses
 from bbdm.networks.conditions import DIRECTION
 from bbdm.sampling.distribution import Distribution
@@ -97,7 +98,6 @@ class Intervals:
         seed: int = 0,
         batch_size: int | None = None,
         progress: bool | Callable[[int, int], Any] = False,
-        folder: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Intervals:
         """Intervals whose risk is at most ``alpha``, with a probability of 1 - ``delta`` over the pairs.
@@ -119,13 +119,10 @@ class Intervals:
             batch_size: the largest number of results at once.
             progress: show the pairs that are done and the time left; or a function that gets the number of
                 pairs that are done and that of all.
-            folder: what is measured of each pair is kept there, so that a calibration that was interrupted
-                resumes; None for none.
             options: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
 
         Raises:
             NoLambdaError: all samples of too many values are equal.
-            ResultsError: the folder is of another calibration.
             SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
                 folder of its run; see :func:`~bbdm.evaluation.pairs.check_unseen`.
             TooFewPairsError: too few pairs have values; the number that is needed is named.
@@ -139,21 +136,25 @@ class Intervals:
         options = asdict(GuidanceOptions(**options))
         examples = as_pairs(pairs)
         check_unseen(examples, sampler.origin)
-        measure = Measure(sampler, examples, samples, by, alpha, seed, {"batch_size": batch_size, **options})
-        total = len(measure.units)
-        risk.allowed(alpha, delta, bound, total)  # refuses too few before anything is sampled
-        about, measured = describe(sampler), list[Array]()
-        pictures = measure.all({**about, **options}, folder)
-        for each in tqdm(pictures, "calibrating", total, unit="pair", disable=progress is not True):
-            measured.append(each)
+        last, digest = examples.ends, hashlib.sha256()
+        risk.allowed(alpha, delta, bound, len(last))  # refuses too few before anything is sampled
+        settings = {"batch_size": batch_size, **options}
+        found = measured(sampler, examples, samples, by, alpha, seed, digest, **settings)
+        pictures, sizes = list[Array](), set[tuple[int, ...]]()
+        counts = np.diff(last, prepend=0).tolist()  # examples of each picture
+        for count in tqdm(counts, "calibrating", unit="pair", disable=progress is not True):
+            parts = [*islice(found, count)]
+            pictures.append(np.concatenate([values for _, values in parts], axis=1))
+            sizes |= {size for size, _ in parts}
             if callable(progress):
-                progress(len(measured), total)
-        losses = Losses.of(measured)
+                progress(len(pictures), len(last))
+        losses = Losses.of(pictures)
         lambda_ = losses.calibrated(alpha, delta, bound)
         half = losses.uncertainty * lambda_ if by == "std" else losses.uncertainty / 2 + lambda_
         length = float((losses.weights * half.clip(0, 1)).sum())
-        found = lambda_, losses.valued, losses.mean(lambda_), length, measure.size, measure.digest.hexdigest()
-        return cls(sampler, alpha, delta, samples, by, bound, *found, about, options)
+        size = sizes.pop() if len(sizes) == 1 else None
+        found = lambda_, losses.valued, losses.mean(lambda_), length, size, digest.hexdigest()
+        return cls(sampler, alpha, delta, samples, by, bound, *found, describe(sampler), options)
 
     def __call__(self, source: Any, seed: Any = None, **settings: Any) -> tuple[Any, Any]:
         """The lower and upper ends of the intervals of sources.
@@ -177,21 +178,17 @@ class Intervals:
         keep = self.by == "quantiles"
         return self.of(self.sampler.distribution(source, self.samples, seed, keep=keep, **self.options, **settings))
 
-    def check_size(self, size: Sequence[int]) -> None:
-        """Raise ValueError for results of another size than that of the calibration; None of it is any."""
-        if self.size is not None and tuple(size) != self.size:
-            raise ValueError(
-                f"the intervals were calibrated on pictures of {shown(self.size)}, got {shown(size)}: calibrate on "
-                "pictures of this size"
-            )
-
     def of(self, distribution: Distribution) -> tuple[Any, Any]:
         """The ends of the intervals of a distribution that the sampler made with as many samples."""
         if distribution.count != self.samples:
             raise ValueError(f"the intervals are of {self.samples} samples, got {distribution.count}")
         lows, highs = list[Array](), list[Array]()
         for low, high, uncertainty in ends(distribution, self.by, self.alpha):
-            self.check_size(low.shape[1:])
+            if (size := low.shape[1:]) != (self.size or size):
+                raise ValueError(
+                    f"the intervals were calibrated on pictures of {shown(self.size or ())}, got {shown(size)}: "
+                    "calibrate on pictures of this size"
+                )
             wider = self.lambda_ * (uncertainty if self.by == "std" else np.ones(low.shape))
             lows.append((low - wider).clip(-1, 1))
             highs.append((high + wider).clip(-1, 1))

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.base.atomic import file_sha256, write_named_atomically
+from bbdm.base.atomic import file_sha256
 from bbdm.data.rows import Row, paths_of, shown
 from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.pictures import files
@@ -93,105 +90,52 @@ def ends(distribution: Distribution, by: By, alpha: float) -> Iterator[tuple[Arr
             yield low, high, high - low
 
 
-def compared(distribution: Distribution, by: By, alpha: float, target: Array, name: str = "the target") -> Array:
-    """(2, C, *S) of one image: the lambda from which on a value of its target is inside, and the uncertainty.
+def measured(
+    sampler: Sampler[Any],
+    pairs: Pairs,
+    samples: int,
+    by: By,
+    alpha: float,
+    seed: int,
+    digest: Any,
+    **options: Any,
+) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Of each pair, its sides, and (2, values) of those that count.
+
+    They are the lambda from which on a value of its target is inside its interval, and the uncertainty. Where
+    no value counts, nothing is sampled. ``digest`` is updated by all pictures.
 
     Raises:
-        ValueError: the target has another shape; ``name`` begins the message.
+        ValueError: a target is not finite, has another shape than results, or is of another direction.
     """
-    ((low, high, uncertainty),) = ends(distribution, by, alpha)
-    if low.shape != target.shape:
-        raise ValueError(f"{name} must have shape {low.shape}, got {target.shape}")
-    excess = np.maximum(np.maximum(low - target, target - high), 0)
-    if by == "std":
-        with np.errstate(divide="ignore", invalid="ignore"):
-            excess = np.where(excess > 0, excess / uncertainty, 0)
-    return np.stack([excess, uncertainty])
+    from bbdm.pictures.picture import scale
 
-
-@dataclass
-class Measure:
-    """Compares the samples of pairs with their targets.
-
-    Attributes:
-        units: the examples of each picture: of slices, those of a volume.
-        digest: SHA-256 of the pairs so far.
-    """
-
-    sampler: Sampler[Any]
-    pairs: Pairs
-    samples: int
-    by: By
-    alpha: float
-    seed: int
-    options: Mapping[str, Any]
-    digest: Any = field(default_factory=hashlib.sha256)
-    _sizes: set[tuple[int, ...]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        last = self.pairs.ends
-        self.units = [range(start, end) for start, end in zip([0, *last[:-1]], last, strict=True)]
-
-    @property
-    def size(self) -> tuple[int, ...] | None:
-        """The sides of the pictures so far; None for several sizes."""
-        return next(iter(self._sizes)) if len(self._sizes) == 1 else None
-
-    def all(self, about: Mapping[str, Any], folder: str | os.PathLike[str] | None) -> Iterator[Array]:
-        """(2, values) of each picture: excess and uncertainty; those that a folder has are not made again."""
-        if folder is None:
-            yield from map(self._unit, self.units)
-            return
-        from bbdm.translation.results import Record
-
-        names = [f"{number:06d}.npy" for number in range(len(self.units))]
-        levels = None if self.by == "std" else (self.alpha / 2, 1 - self.alpha / 2)
-        how = {"samples": self.samples, "levels": levels, "seed": self.seed, "data": self.pairs.names_digest()}
-        known = Record(Path(folder), {**about, **how}, names, False)
-        for unit, name in zip(self.units, names, strict=True):
-            if name in known.existing:
-                for index in unit:
-                    self._read(index)
-                yield np.load(known.path.with_name(name))
-                continue
-            measured = self._unit(unit)
-            save = partial(np.save, arr=measured, allow_pickle=False)
-            write_named_atomically(known.path.with_name(name), save)
-            yield measured
-
-    def _unit(self, unit: Sequence[int]) -> Array:
-        return np.concatenate([self._pair(index) for index in unit], axis=1)
-
-    def _read(self, index: int) -> tuple[Any, Array, Array]:
-        """An example, its target (C, *S) in [-1, 1], and which of its values count."""
-        from bbdm.pictures.picture import scale
-
-        example = self.pairs.read(index)
-        target = scale(example.target).numpy()
+    for index in range(len(pairs)):
+        example, conditions = pairs.read(index), dict[str, Any].fromkeys(sampler._shapes.conditions.each)
+        target, name = scale(example.target).numpy(), f"the target of pair {index}"
         counts = np.broadcast_to(True if example.mask is None else example.mask.numpy() != 0, target.shape)
         if not np.isfinite(target[counts]).all():
-            raise ValueError(f"the target of pair {index} {example.name!r} has NaN or infinity".replace(" ''", ""))
-        self._sizes.add(target.shape[1:])
+            raise ValueError(f"{name} {example.name!r} has NaN or infinity".replace(" ''", ""))
         for side in (example.source, example.target):
-            self.digest.update(hashlib.sha256(side.numpy().tobytes()).digest())
-        return example, target, counts
-
-    def _pair(self, index: int) -> Array:
-        """(2, values) of those that count; where none does, nothing is sampled."""
-        from bbdm.pictures.picture import scale
-
-        example, target, counts = self._read(index)
+            digest.update(hashlib.sha256(side.numpy().tobytes()).digest())
         if not counts.any():
-            return np.zeros((2, 0), np.float32)
-        conditions: dict[str, Any] = dict.fromkeys(self.sampler._shapes.conditions.each)
-        for name, value in example.conditions.items():
-            conditions[name] = (scale(value) if value.ndim > 2 else value).numpy()[None]
-        if (way := self.sampler.direction) is not None:
+            yield target.shape[1:], np.zeros((2, 0), np.float32)
+            continue
+        for key, value in example.conditions.items():
+            conditions[key] = (scale(value) if value.ndim > 2 else value).numpy()[None]
+        if (way := sampler.direction) is not None:
             own = way if conditions[DIRECTION] is None else read_direction(conditions[DIRECTION])
             if own != way:
                 raise ValueError(f"pair {index} is of direction {own}, and must be of the sampler's, {way}")
             conditions[DIRECTION] = way
-        seeds = [[self.seed + index + j * len(self.pairs) for j in range(self.samples)]]
-        options = {**self.options, "keep": self.by == "quantiles", "conditions": conditions or None}
-        drawn = self.sampler.distribution(scale(example.source).numpy()[None], self.samples, seeds, **options)
-        return compared(drawn, self.by, self.alpha, target, f"the target of pair {index}")[:, counts].astype(np.float32)
+        seeds = [[seed + index + j * len(pairs) for j in range(samples)]]
+        options |= {"keep": by == "quantiles", "conditions": conditions or None}
+        drawn = sampler.distribution(scale(example.source).numpy()[None], samples, seeds, **options)
+        ((low, high, uncertainty),) = ends(drawn, by, alpha)
+        if low.shape != target.shape:
+            raise ValueError(f"{name} must have shape {low.shape}, got {target.shape}")
+        excess = np.maximum(np.maximum(low - target, target - high), 0)
+        if by == "std":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                excess = np.where(excess > 0, excess / uncertainty, 0)
+        yield target.shape[1:], np.stack([excess, uncertainty])[:, counts].astype(np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -67,43 +68,34 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 def draw(reports: Sequence[Report], folder: Path) -> list[Path]:
-    """Write the plots that have points, over network calls and over seconds, and return their paths."""
-    points = {over: [report for report in reports if report[over]] for over in PLOTS}
-    return [_draw(measured, over, folder) for over, measured in points.items() if measured]
+    """Write the plots that have points, over network calls and over seconds, and return their paths.
 
-
-def _draw(measured: Sequence[Report], over: str, folder: Path) -> Path:
-    """Write a plot with a panel for each metric and a line for each solver."""
+    A plot has a panel for each metric and a line for each solver.
+    """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator
 
-    names = [*measured[0]["scores"]]
-    figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for solver in dict.fromkeys(report["solver"] for report in measured):
-            known = [r for r in measured if r["solver"] == solver and r["scores"][name] is not None]
-            points = sorted((report[over], report["scores"][name]) for report in known)
-            panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
-        panel.set(xscale="log", xlabel=PLOTS[over][1], ylabel=title(name, measured[0]))
-        panel.xaxis.set_major_locator(FixedLocator(_ticks([report[over] for report in measured])))
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}" if over != "nfe" else f"{value:.0f}")
-        panel.tick_params(axis="x", labelrotation=45)
-        panel.grid(alpha=0.3)
-    figure.axes[0].legend()
-    figure.suptitle(f"{measured[0]['pictures']} pictures", fontsize="medium")
-    path = folder / PLOTS[over][0]
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    return path
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """A tick for each measured value, one for several whose labels would overlap."""
-    ticks: list[float] = []
-    for value in sorted(values):
-        if not ticks or value > 1.05 * ticks[-1]:
-            ticks.append(value)
-    return ticks
+    paths: list[Path] = []
+    for over, (file, label) in PLOTS.items():
+        measured, names = [report for report in reports if report[over]], [*reports[0]["scores"]]
+        if not measured:
+            continue
+        figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
+        for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            for solver in dict.fromkeys(report["solver"] for report in measured):
+                known = [r for r in measured if r["solver"] == solver and r["scores"][name] is not None]
+                points = sorted((report[over], report["scores"][name]) for report in known)
+                panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
+            panel.set(xscale="log", xlabel=label, ylabel=title(name, measured[0]))
+            if over == "nfe":
+                calls = sorted({report[over] for report in measured})
+                panel.set_xticks(calls, list(map(str, calls)), rotation=45)
+                panel.set_xticks([], minor=True)
+            panel.grid(alpha=0.3)
+        figure.axes[0].legend()
+        figure.suptitle(f"{measured[0]['pictures']} pictures", fontsize="medium")
+        paths.append(folder / file)
+        write_atomically(paths[-1], partial(figure.savefig, format="png", dpi=120))
+    return paths
 
 
 def title(name: str, report: Report) -> str:

@@ -16,7 +16,6 @@ from bbdm.evaluation.metrics import METRICS, Metric, Setup, as_unit
 from bbdm.execution.processes import Processes
 from bbdm.pictures.values import EIGHT_BIT
 
-State = tuple[list[str], dict[str, list[float]], dict[str, torch.Tensor]]  # names, their scores, and sums
 Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # (B, S, C, *S), (B, C, *S), and masks (B, 1, *S), bool
 
 
@@ -65,11 +64,6 @@ class Scores:
             needed = [] if metric.needs is None else [metric.needs(setup)]
             needed = [each.to(self.device) if isinstance(each, torch.nn.Module) else each for each in needed]
             self._rows[name] = metric, needed
-        self.metrics = [*self._rows]
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all pictures."""
         self._sources: list[str] = []
         self._scores = {name: list[float]() for name, (metric, _) in self._rows.items() if not metric.total}
         self._sums: dict[str, torch.Tensor] = {}
@@ -133,25 +127,17 @@ class Scores:
         for name, (metric, _) in self._rows.items() if masks is not None else ():
             _check_metric(name, metric, replace(setup, masked=True))
 
-    def state(self) -> State:
-        """The argument of :meth:`add` in another process, on the CPU."""
-        return self._sources, self._scores, {name: each.cpu() for name, each in self._sums.items()}
-
     @torch.inference_mode()
-    def add(self, state: State) -> None:
-        """Add the pictures of other scores with the same metrics."""
-        sources, scores, sums = state
-        self._sources += sources
-        for name, values in scores.items():
-            self._scores[name] += values
-        for name, value in sums.items():
-            self._sums[name] = value.to(self.device) + self._sums.get(name, 0)
-
     def collect(self, processes: Processes) -> None:
         """Add the pictures of all other processes to the first's; every process calls it."""
-        _, *others = processes.gather(self.state())
-        for state in others if processes.first else []:
-            self.add(state)
+        sums = {name: each.cpu() for name, each in self._sums.items()}
+        _, *others = processes.gather((self._sources, self._scores, sums))
+        for sources, scores, sums in others if processes.first else []:
+            self._sources += sources
+            for name, values in scores.items():
+                self._scores[name] += values
+            for name, value in sums.items():
+                self._sums[name] = value.to(self.device) + self._sums.get(name, 0)
 
     def compute(self) -> dict[str, float]:
         """The scores of all pictures so far; NaN where no picture has one.
@@ -159,7 +145,7 @@ class Scores:
         Raises:
             ValueError: there are no pictures, or too few for FID.
         """
-        if len(self._sources) < (2 if "fid" in self.metrics else 1):
+        if len(self._sources) < (2 if "fid" in self._rows else 1):
             inside = " with pixels in their masks" if self._setup.masked else ""
             raise ValueError(f"scores need pictures{inside}, FID at least 2; got {len(self._sources)}")
         return {

@@ -11,11 +11,11 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
@@ -37,30 +37,16 @@ if TYPE_CHECKING:
 FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
 TABS = PICTURES, DRAWING = "Pictures", "Drawing"
 LEGEND = "<br>mean: their average; spread: white is a standard deviation of 128 levels of 255 or more, black none"
-PREVIEW_SECONDS = 0.2  # at least, between two previews
 SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
 CANVAS = 512  # pixels along the longer side of a drawing
 LINE = CANVAS // 64  # radius of the brush: the bundled network knows lines of about 2 pixels of 64
 VISITORS = 2  # who translate at once; others wait
-KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
+KEPT = 3600  # seconds that uploads and results stay on the disk
 BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, tabs
     (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", (DRAWING, PICTURES)),
     (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", (PICTURES,)),
 )
-
-
-class Result(NamedTuple):
-    """A translated picture, a preview of one, or a map of several."""
-
-    name: str  # of the source, with the seed, mean or spread
-    source: Image.Image
-    picture: Image.Image
-
-    def pair(self) -> tuple[Image.Image, Image.Image]:
-        """Source and picture as the page shows them, which takes no long time of larger ones."""
-        both = self.source, self.picture
-        first, second = (images.resized(each, SHOWN, "fit") if max(each.size) > SHOWN else each for each in both)
-        return first, second
+Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, mean or spread
 
 
 def load(config: AppConfig) -> BridgeSampler | OnnxBridgeSampler:
@@ -126,7 +112,7 @@ class Panel:
             raise ValueError(f"a picture may have at most {most} pixels, got {name} of height x width {got}")
         return picture
 
-    def sources(self, tab: str, drawing: Any, files: Sequence[tuple[str, Any]] | None) -> dict[str, Image.Image]:
+    def sources(self, tab: str, drawing: Any, files: Sequence[tuple[str, Any]] | None) -> Pictures:
         """The pictures of a tab by name; ValueError where there is none, or too many, or one is bad."""
         if tab == DRAWING:
             sheet = drawing and drawing["composite"]
@@ -137,7 +123,7 @@ class Panel:
             raise ValueError("choose a picture first")
         if len(files) > self.config.max_files:
             raise ValueError(f"there may be at most {self.config.max_files} pictures, got {len(files)}")
-        sources = dict[str, Image.Image]()
+        sources = Pictures()
         for path, _ in files:
             name = Path(path).stem
             while name in sources:
@@ -145,43 +131,13 @@ class Panel:
             sources[name] = self.read(path)
         return sources
 
-    def translate(
-        self, sources: Mapping[str, Image.Image], seeds: Sequence[int], maps: bool, progress: Any, **options: Any
-    ) -> Iterator[list[Result]]:
-        """Translate each source, one after the other, with as many of the seeds.
+    def run(self, progress: gr.Progress = gr.Progress(), *inputs: Any) -> Iterator[Any]:  # noqa: B008  (Gradio looks for this default)
+        """Translate what a visitor chose, in the order of :meth:`build`: status, gallery, and zip.
 
-        After each step, yields the results that are finished, then previews; with ``maps``, mean and spread
-        of those of a source before them. ``progress`` is called after each network call.
+        It yields after each network call, where Gradio may stop it.
         """
-        results, count = list[Result](), len(seeds) // len(sources)
-        at_once = 1 if self.window else count
-        for i, (name, source) in enumerate(sources.items()):
-            of_source, previews = list[Result](), list[Result]()
-            for start in range(i * count, (i + 1) * count, at_once):
-
-                def report(call: int, calls: int, start: int = start) -> None:
-                    if self.ended.is_set():
-                        raise ValueError("the app ends")
-                    progress((start // at_once * calls + call, len(seeds) // at_once * calls), unit="network calls")
-
-                part = seeds[start : start + at_once]
-                for step in self.sampler.stream([source] * at_once, part, progress=report, **options):
-                    pictures = zip(part, step.preview(), strict=True)
-                    previews = [Result(f"{name}_{seed}", source, picture) for seed, picture in pictures]
-                    yield results + of_source + previews
-                of_source += previews
-            if maps:
-                levels = np.stack([np.atleast_3d(np.asarray(each.picture, dtype=float)) for each in of_source])
-                spread = (2 * levels.std(0, ddof=1).mean(-1)).clip(0, 255)
-                for kind, each in (("spread", spread), ("mean", levels.mean(0).round().squeeze())):
-                    of_source.insert(0, Result(f"{name}_{kind}", source, Image.fromarray(each.astype(np.uint8))))
-            results += of_source
-        yield results
-
-    def run(self, progress: gr.Progress = gr.Progress(), *inputs: Any) -> Iterator[tuple[Any, ...]]:  # noqa: B008  (Gradio looks for this default)
-        """Translate what a visitor chose, in the order of :meth:`build`, and show it."""
         tab, drawing, files, count, maps, solver, steps, seed, *conditions = inputs
-        yield shown("", [])  # nothing of before stays beside an error
+        yield "", [], gr.DownloadButton(interactive=False)  # nothing of before stays beside an error
         try:
             sources = self.sources(tab, drawing, files)
             if maps and count < 2:
@@ -196,20 +152,36 @@ class Panel:
                 chosen = dict(zip(self.conditions.classes, classes, strict=True))
                 options["conditions"] = dict.fromkeys(self.conditions.drop) | chosen
                 options["guidance"] = None if guidance == 1 else guidance
-            seeds = resolve_seeds(int(seed) if seed else None, count * len(sources))
-            results, last = list[Result](), time.monotonic()
-            for results in self.translate(sources, seeds, maps, progress, **options):
-                if time.monotonic() - last > PREVIEW_SECONDS:
-                    last = time.monotonic()
-                    yield shown("", results)
-            yield shown(f"done, seeds {seeds[0]} to {seeds[-1]}{LEGEND * maps}", results, done=True)
+            seeds, results, gallery = resolve_seeds(int(seed) if seed else None, count * len(sources)), Pictures(), []
+            at_once = 1 if self.window else count
+            for i, (name, source) in enumerate(sources.items()):
+                found = Pictures()
+                for start in range(i * count, (i + 1) * count, at_once):
+
+                    def report(call: int, calls: int, start: int = start) -> None:
+                        if self.ended.is_set():
+                            raise ValueError("the app ends")
+                        progress((start // at_once * calls + call, len(seeds) // at_once * calls), unit="network calls")
+
+                    own = seeds[start : start + at_once]
+                    last: Any = None
+                    for step in self.sampler.stream([source] * at_once, own, progress=report, **options):
+                        yield gr.skip()
+                        last = step
+                    found |= zip((f"{name}_{each}" for each in own), last.preview(), strict=True)
+                found = {**(averages(name, [*found.values()]) if maps else {}), **found}
+                gallery += [(shown(picture), caption) for caption, picture in ({name: source} | found).items()]
+                results |= found
+                yield "", gallery, gr.skip()
+            status = f"done, seeds {seeds[0]} to {seeds[-1]}{LEGEND * maps}"
+            yield status, gallery, gr.DownloadButton(value=zipped(results), interactive=True)
         except (ValueError, OSError) as error:
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
 
     def build(self) -> None:
         """Put the panel on the page that is being built."""
-        config, sampler = self.config, self.sampler
-        tab, results = gr.State(self.tabs[0]), gr.State([], time_to_live=KEPT)
+        config, sampler, most = self.config, self.sampler, self.config.max_results
+        tab = gr.State(self.tabs[0])
         sources: dict[str, Any] = {DRAWING: gr.State(), PICTURES: gr.State()}
         with gr.Row():
             with gr.Column():
@@ -217,9 +189,10 @@ class Panel:
                     with gr.Tab(name) as each:
                         sources[name] = sheet(self.size or CANVAS) if name == DRAWING else uploads()
                     each.select(partial(str, name), None, tab, queue=False)
-                usual, several = 1 if self.window else min(4, config.max_results), config.max_results > 1
-                count = number("Results", config.max_results, usual)
-                maps = gr.Checkbox(label="Where it is uncertain", info="Mean and spread of results.", visible=several)
+                number = partial(gr.Number, precision=0, minimum=1)
+                usual = 1 if self.window else min(4, most)
+                count = number(usual, label="Results", maximum=most, visible=most > 1)
+                maps = gr.Checkbox(label="Where it is uncertain", info="Mean and spread of results.", visible=most > 1)
                 conditions: list[Any] = []
                 if self.conditions.classes:
                     conditions = [gr.Slider(0, 6, 1, step=0.5, label="Guidance", visible=bool(self.conditions.drop))]
@@ -233,24 +206,22 @@ class Panel:
                 with gr.Accordion("Advanced", open=False):
                     offered = solvers.choices(sampler.bridge, sampler.calls, len(sampler.table))
                     solver = gr.Dropdown([*dict.fromkeys([sampler.solver, *offered])], label="Solver")
-                    steps = number("Network calls", config.max_steps, len(sampler.table))
+                    steps = number(len(sampler.table), label="Network calls", maximum=config.max_steps)
                     seed = gr.Textbox("0", label="Seed", info="One number, one picture. Empty: another each time.")
                     gr.Markdown(f"`{sampler!r}`")
             with gr.Column():
-                slider = gr.ImageSlider(label="Before and after", format="png", interactive=False)
                 status = gr.Markdown()
-                gallery = gr.Gallery(show_label=False, format="png", columns=4, allow_preview=False)
+                gallery = gr.Gallery(show_label=False, format="png", columns=3)
                 download = gr.DownloadButton("Download as zip", interactive=False)
         running = start.click(
             self.run,
             [tab, *sources.values(), count, maps, solver, steps, seed, *conditions],
-            [status, slider, gallery, results, download],
+            [status, gallery, download],
             show_progress_on=status,
             concurrency_id="translations",
             concurrency_limit=VISITORS,
         )
         stop.click(None, cancels=running)
-        gallery.select(choose, results, slider, queue=False)
 
 
 def sheet(size: images.Size) -> gr.ImageEditor:
@@ -273,26 +244,25 @@ def uploads() -> gr.Gallery:
     return gr.Gallery(file_types=FORMATS, sources=["upload", "webcam", "clipboard"], show_label=False)
 
 
-def number(label: str, most: int, value: int) -> gr.Slider | gr.State:
-    """A slider of whole numbers from 1, which refuses others; 1 alone is not shown."""
-    return gr.Slider(1, most, value, step=1, precision=0, label=label) if most > 1 else gr.State(1)
+def averages(name: str, results: Sequence[Image.Image]) -> Pictures:
+    """The mean and the spread of the results of a source."""
+    levels = np.stack([np.atleast_3d(np.asarray(each, dtype=float)) for each in results])
+    maps = {"mean": levels.mean(0).round().squeeze(), "spread": (2 * levels.std(0, ddof=1).mean(-1)).clip(0, 255)}
+    return {f"{name}_{kind}": Image.fromarray(each.astype(np.uint8)) for kind, each in maps.items()}
 
 
-def choose(results: list[Result], event: gr.SelectData) -> Any:
-    """The chosen result in the slider."""
-    return results[event.index].pair() if event.index < len(results) else gr.skip()
+def shown(picture: Image.Image) -> Image.Image:
+    """A picture as the page shows it."""
+    return images.resized(picture, min(SHOWN, max(picture.size)), "fit")
 
 
-def shown(text: str, results: list[Result], done: bool = False) -> tuple[Any, ...]:
-    """Status, slider, gallery, results and zip of a page."""
-    path = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / "results.zip" if done else None
-    if path is not None:
-        with zipfile.ZipFile(path, "w") as file:
-            for each in results:
-                file.writestr(f"{each.name}.png", images.to_png(each.picture))
-    gallery = [(each.pair()[1], each.name) for each in results]
-    button = gr.DownloadButton(value=path, interactive=done)
-    return text, results[0].pair() if results else None, gallery, results, button
+def zipped(results: Pictures) -> Path:
+    """A file of all results."""
+    path = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / "results.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name, picture in results.items():
+            file.writestr(f"{name}.png", images.to_png(picture))
+    return path
 
 
 def build(config: AppConfig) -> gr.Blocks:

@@ -31,7 +31,7 @@ from bbdm.translation.translator import Translator
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[list[Mapping[str, float]]]:
+def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]:
     """Within the context, Ray is connected to a cluster, and is left afterwards.
 
     Args:
@@ -61,40 +61,6 @@ def connected(address: str | None) -> Iterator[list[Mapping[str, float]]]:
         ray.shutdown()
 
 
-class ClusterTranslator(Translator):
-    """A translator whose results are made by workers on a cluster.
-
-    Raises:
-        ValueError: the results would be among the sources, or the network or the pictures cannot be used.
-    """
-
-    def __init__(self, config: ClusterConfig) -> None:
-        sources, results = Path(config.data_dir).resolve(), config.folder.resolve()
-        if sources.is_relative_to(results) or results.is_relative_to(sources):
-            raise ValueError(f"results must be outside of the sources, got {sources} and {results}")
-        config = replace(config, data_dir=str(sources), output_dir=results)
-        super().__init__(replace(config, device="cpu", compile=False), independent=True)
-        self._worker = config, file_sha256(find_checkpoint(config.model)), self.dataset.spec
-        self.todo: Sequence[Job] = ()  # of the last run
-
-    def make(
-        self, sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], intervals: Any = None
-    ) -> None:
-        """Make what is missing on the cluster; what is wrong with pictures is in ``bad``.
-
-        Raises:
-            StoppedError: a worker cannot go on, such as with a full disk.
-        """
-        self.todo = jobs
-        indices = {self.files.names[job.index]: job.index for job in jobs}
-        alone = self.files.alone or sampler.window_grid(self.config) is not None
-        rows = [{"name": name, "source": str(self.dataset.rows[i]["source"])} for name, i in indices.items()]
-        with tqdm(total=len(rows), unit="image", disable=not self.verbose) as bar:
-            for name, error in outcomes(self._worker, rows, 1 if alone else self.config.batch_size):
-                self.bad |= {indices[name]: error} if error else {}
-                bar.update()
-
-
 def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
     """Make the results that do not exist yet: their number, that of those that were there, and what is bad.
 
@@ -102,16 +68,32 @@ def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
         BadPicturesError: pictures cannot be read, without ``skip_bad``; all others are made.
         ResultsError: the folder holds results of other settings.
         StoppedError: a worker cannot go on, such as with a full disk.
-        ValueError, OSError: the network, the pictures or the cluster cannot be used.
+        ValueError, OSError: the network, the pictures or the cluster cannot be used, or the results would be
+            among the sources.
     """
-    translator = ClusterTranslator(config)
-    jobs, _, _ = translator.run(config.chosen_solver, config.steps, translator.config.folder)
-    bad = [*translator.bad.values()]
+    sources, folder = Path(config.data_dir).resolve(), config.folder.resolve()
+    if sources.is_relative_to(folder) or folder.is_relative_to(sources):
+        raise ValueError(f"results must be outside of the sources, got {sources} and {folder}")
+    config = replace(config, data_dir=str(sources), output_dir=folder)
+    translator = Translator(replace(config, device="cpu", compile=False), independent=True)
+    worker = config, file_sha256(find_checkpoint(config.model)), translator.dataset.spec
+    names, bad = translator.files.names, translator.bad
+
+    def make(sampler: BridgeSampler, jobs: Sequence[Job], *_: Any) -> None:
+        indices = {names[job.index]: job.index for job in jobs}
+        alone = translator.files.alone or sampler.window_grid(config) is not None
+        rows = [{"name": name, "source": str(translator.dataset.rows[i]["source"])} for name, i in indices.items()]
+        done = outcomes(worker, rows, 1 if alone else config.batch_size)
+        for name, error in tqdm(done, total=len(rows), unit="image", disable=not translator.verbose):
+            bad.update({indices[name]: error} if error else {})
+
+    jobs, existing, _ = translator.run(config.chosen_solver, config.steps, folder, make)
     if bad and not config.skip_bad:
-        counts = f"{len(bad)} of {len(translator.files.names)} pictures"
-        raise BadPicturesError(f"{bad[0]} ({counts}; the others are translated, and skip_bad leaves them out)")
-    count = len(paths_of(job for job in translator.todo if job.index not in translator.bad))
-    return count, len(paths_of(jobs)) - count, bad
+        counts = f"{len(bad)} of {len(names)} pictures"
+        first = next(iter(bad.values()))
+        raise BadPicturesError(f"{first} ({counts}; the others are translated, and skip_bad leaves them out)")
+    made = {*paths_of(jobs)}
+    return len(made - existing), len(made & existing), [*bad.values()]
 
 
 def outcomes(

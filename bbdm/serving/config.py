@@ -27,7 +27,7 @@ class ServeConfig(NetworkConfig):
 
     HEADING: ClassVar[str] = "server"
 
-    model: Path = position("the weights, at the same path on all machines", metavar="CHECKPOINT")
+    model: Path = position("the weights", metavar="CHECKPOINT")
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
     port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
     replicas: int = setting(1, "samplers, with a GPU each where there are GPUs", least=1)
@@ -38,7 +38,6 @@ class ServeConfig(NetworkConfig):
     max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)
     max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
     max_steps: int = setting(50, "steps of a picture; for more, a request gets the status 422", least=1)
-    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
 
     def __post_init__(self) -> None:
         super().__post_init__()

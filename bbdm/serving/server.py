@@ -14,33 +14,150 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple
 
 import fastapi
+import numpy as np
+import numpy.typing as npt
 import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from PIL import Image
+from pydantic import BaseModel, Field
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from bbdm import solvers
 from bbdm.base.scripts import termination
-from bbdm.pictures.images import to_png
+from bbdm.data.spec import check_eight_bit
+from bbdm.networks.arrays import check_pictures
+from bbdm.networks.conditions import DIRECTION, Direction
+from bbdm.pictures import images
+from bbdm.pictures.formats import UnknownFormatError
+from bbdm.sampling.options import Options
 from bbdm.serving.config import ServeConfig
-from bbdm.serving.requests import FAILED, Answer, Facts, Item, Query, decode, translate_together
 
 log = logging.getLogger(__name__)
-NAME = "bbdm"
+FORMATS = ("PNG", "JPEG", "WEBP")
+FAILED = "the picture could not be translated"
 RETRY_AFTER = range(3, 9)  # seconds, drawn, so that all who were refused do not come back at once
 ATTEMPTS = 3  # at a picture whose replica died; the result is the same
 BATCHES = 2  # of each replica: one that runs, and the next
 AT_THE_FRONT = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
 FLUSH_SECONDS = 1.0  # for the last responses to pass the proxy
+Answer = tuple[int, Any]  # HTTP's status, with a result or why there is none
+Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The network that is served, and what a request may ask for."""
+
+    name: str
+    channels: int  # of pictures
+    stride: int  # heights and widths are padded to multiples of it
+    image_size: images.Size | None  # of training pictures
+    solver: str  # of requests that name none
+    steps: dict[str, int]  # of requests that name none, by solver
+    max_steps: int
+    max_pixels: int  # of a padded picture
+    max_bytes: int  # of its file
+
+
+class Query(BaseModel, extra="forbid"):
+    """What a request's query may say."""
+
+    solver: solvers.Solver | None = None
+    steps: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    direction: Direction | None = None
+
+
+class Item(NamedTuple):
+    """A picture to translate, and how."""
+
+    pixels: Pixels
+    solver: str | None
+    steps: int | None
+    seed: int
+    direction: Direction | None = None  # of a network of two
+
+
+def facts(config: ServeConfig) -> Facts:
+    """The network that is served, and what a request may ask for.
+
+    Raises:
+        ValueError: the network cannot be used, or requests that name no steps would take too many.
+    """
+    sampler = replace(config, compile=False).sampler(config.model, "cpu")
+    check_eight_bit(sampler.pictures, "the server")
+    check_pictures(sampler.axes, "the server")
+    sampler.window_grid(config)  # before a request fails
+    others = [name for name in sampler.unet.network_config.each if name != DIRECTION or not sampler.direction]
+    if names := ", ".join(others):
+        raise ValueError(f"the server is for networks without conditions, and this one has {names}: use bbdm translate")
+    name, own = sampler.solver, len(sampler.table)
+    if own > config.max_steps:
+        raise ValueError(f"max_steps must be at least the {own} steps of {name!r}, got {config.max_steps}")
+    steps = {name: own}
+    for each in solvers.choices(sampler.bridge, sampler.calls):
+        with suppress(ValueError):  # it does not take the settings' steps
+            steps[each] = len(sampler._plan(Options(solver=each)).table)
+    shapes, most = sampler._shapes, (config.max_steps, config.max_pixels, config.max_bytes)
+    return Facts(config.model.name, shapes.source_channels, max(shapes.stride), sampler.image_size, name, steps, *most)
+
+
+def decode(data: bytes, known: Facts) -> Pixels:
+    """A picture, upright, in the network's channels. Its size is checked before it is decoded.
+
+    Raises:
+        HTTPException: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels; 400, it cannot be
+            decoded.
+    """
+
+    def check_size(width: int, height: int) -> None:
+        if (height + -height % known.stride) * (width + -width % known.stride) > known.max_pixels:
+            bound = f"at most {known.max_pixels} pixels, with sides padded to multiples of {known.stride}"
+            raise HTTPException(422, f"a picture must have {bound}; got {width} x {height}")
+
+    try:
+        image = images.open_image(data, "of the request", FORMATS, check_size)
+        return np.asarray(images.convert(image, known.channels))
+    except UnknownFormatError as error:
+        raise HTTPException(415, str(error)) from error
+    except ValueError as error:
+        bomb = isinstance(error.__cause__, Image.DecompressionBombError)
+        raise HTTPException(422 if bomb else 400, str(error)) from error
+
+
+def translate_together(sampler: Any, items: list[Item], **settings: Any) -> list[Pixels | Answer]:
+    """Translate pictures: those of one solver, steps, direction and size in one batch, others apart.
+
+    ``settings`` are further arguments of the sampler's calls.
+    An error of some is theirs alone: a ValueError with the status 422, any other with 500, and logged.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault((item.pixels.shape, item.solver, item.steps, item.direction), []).append(index)
+    answers: dict[int, Pixels | Answer] = {}
+    for (_, solver, steps, direction), indices in groups.items():
+        sources, seeds = [items[i].pixels for i in indices], [items[i].seed for i in indices]
+        try:
+            way = sampler if direction is None else sampler.towards(direction)
+            results = way(sources, seeds, solver=solver, steps=steps, **settings)
+            answers |= zip(indices, results, strict=True)
+        except ValueError as error:
+            answers |= dict.fromkeys(indices, (422, str(error)))
+        except Exception:  # such as a lack of memory for pictures of this size
+            log.exception("%d pictures could not be translated", len(indices))
+            answers |= dict.fromkeys(indices, (500, FAILED))
+    return [answers[index] for index in range(len(items))]
 
 
 class Replica:
@@ -64,7 +181,7 @@ class Replica:
             return error.status_code, error.detail
         if isinstance(result, tuple):
             return result
-        return 200, await asyncio.to_thread(lambda: to_png(Image.fromarray(result)))
+        return 200, await asyncio.to_thread(lambda: images.to_png(Image.fromarray(result)))
 
     @serve.batch
     async def batch(self, items: list[Item]) -> list[Any]:
@@ -151,48 +268,45 @@ async def unreadable(request: Request, error: Any) -> Response:
     return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:20]!r}"}, 422)
 
 
-def application(config: ServeConfig, known: Facts, machines: Sequence[Mapping[str, float]]) -> serve.Application:
+def application(config: ServeConfig, known: Facts, machine: Mapping[str, float]) -> serve.Application:
     """The two deployments.
 
     Raises:
-        ValueError: the machines have no room for the replicas.
+        ValueError: the machine has no room for the replicas.
     """
-    of_each = math.ceil(config.replicas / len(machines))
-    threads = config.threads or max(1, int(max(each["CPU"] for each in machines)) // of_each)
-    room = sum(int(min(each.get("CPU", 0) // threads, each.get("GPU", math.inf))) for each in machines)
-    if room < config.replicas:
+    cores, cards = int(machine["CPU"]), machine.get("GPU", math.inf)
+    threads = config.threads or max(1, cores // config.replicas)
+    if (room := min(cores // threads, cards)) < config.replicas:
         raise ValueError(f"replicas must be at most {room}, the room for threads={threads}, got {config.replicas}")
     replica = serve.deployment(
         num_replicas=config.replicas,
         max_ongoing_requests=BATCHES * config.max_batch_size,
         max_queued_requests=config.max_queued,
-        ray_actor_options={"num_cpus": threads, "num_gpus": int("GPU" in machines[0])},
+        ray_actor_options={"num_cpus": threads, "num_gpus": int("GPU" in machine)},
     )(Replica)
     front = serve.deployment(max_ongoing_requests=AT_THE_FRONT, ray_actor_options={"num_cpus": 0})
     return front(serve.ingress()(Front)).bind(replica.bind(config, known, threads), known)
 
 
-def run(config: ServeConfig, known: Facts, machines: Sequence[Mapping[str, float]]) -> None:
+def run(config: ServeConfig, machine: Mapping[str, float]) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept nothing more, and answer what was accepted.
 
-    Ray is connected to the cluster of the machines. A line says when requests are accepted.
+    Ray is connected to the machine. A line says when requests are accepted.
 
     Raises:
         OSError: the port cannot be listened on.
-        ValueError: the cluster has no room for the replicas, or a Serve that others started.
+        ValueError: the network cannot be used, or the machine has no room for the replicas.
     """
-    if serve.status().proxies:
-        raise ValueError("address must be of a cluster without Ray Serve; serve shutdown ends the one that is there")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))
         port = listener.getsockname()[1]
-    deployments = application(config, known, machines)
+    deployments = application(config, facts(config), machine)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with termination() as stopped:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
         try:
-            front = serve.run(deployments, name=NAME)
+            front = serve.run(deployments, name="bbdm")
             print(f"serving {config.model} on http://{config.host}:{port}", flush=True)
             with suppress(KeyboardInterrupt):
                 while not stopped():

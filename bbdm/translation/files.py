@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from PIL import Image
 from bbdm import pictures
 from bbdm.data.conditions import known_conditions
 from bbdm.data.examples import stacked
-from bbdm.data.loading import check_rows
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Column, Strips, first
+from bbdm.data.reading import Strips, first
 from bbdm.data.rows import Half, Row, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
@@ -40,6 +38,12 @@ class Files:
     Args:
         pairs: the pictures of a data set.
         channels: the number that results have.
+
+    Attributes:
+        names: of the rows, below which results are written.
+        photographs: whether all are grey or colour of 8 bits.
+        volumes: whether rows are volumes, whose slices are translated in batches.
+        alone: whether sources are translated one at a time.
     """
 
     def __init__(self, pairs: Pairs, channels: int) -> None:
@@ -48,38 +52,16 @@ class Files:
         heads = first(pairs.rows, lambda row: pairs.reader.heads(row)["source"])
         self.photographs = pairs.spec.eight_bit and all(head.photograph for head in heads)
         self._axis = None if pairs.spec.slices is None else 1 + AXES[pairs.spec.slices]
+        self.volumes = self._axis is not None or pairs.spec.axes == 3
+        self.alone = self.volumes
 
     def _heads(self, index: int) -> list[Header | Picture]:
         """The headers of a row's source."""
         return [*map(self.pairs.reader.header, self.pairs.reader.columns(self.pairs.rows[index])["source"])]
 
-    def _whole(self, index: int) -> dict[str, Column]:
-        """The source, target and mask of a row, in stored values."""
-        return self.pairs.reader.whole(self.pairs.rows[index])
-
     def shown(self, index: int) -> str:
         """What messages call a row."""
         return shown(self.pairs.rows[index])
-
-    @property
-    def volumes(self) -> bool:
-        """Whether rows are volumes, whose slices are translated in batches."""
-        return self._axis is not None or self.pairs.spec.axes == 3
-
-    @property
-    def alone(self) -> bool:
-        """Whether sources are translated one at a time."""
-        return self.volumes
-
-    @cached_property
-    def masks_digest(self) -> str | None:
-        """SHA-256 of the masks; None for none."""
-        return self.pairs.digest(["mask"]) if self.pairs.rows[0].get("mask") is not None else None
-
-    def description(self) -> dict[str, Any]:
-        """What decides results, for manifests: masks do not."""
-        columns = ["source", "target", *self.pairs.further.each]
-        return {**self.pairs.settings(), "files": self.pairs.digest(columns)}
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Any]:
         """What the network sees besides some sources, by name.
@@ -101,10 +83,6 @@ class Files:
                 found[name] = scale(stacked(values)) if is_image else stacked(values)
         return found
 
-    def bad(self, progress: bool) -> dict[int, str]:
-        """Why rows cannot be read, by their indices; all are decoded."""
-        return check_rows(self.pairs, progress=progress)
-
     def suffix(self, index: int) -> str:
         """The suffix of a result: the source's where its format holds it; of a folder of DICOM .nii.gz."""
         value = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
@@ -117,7 +95,7 @@ class Files:
 
     def source(self, index: int) -> tuple[Any, Any]:
         """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result."""
-        part = self._whole(index)["source"]
+        part = self.pairs.reader.whole(self.pairs.rows[index])["source"]
         array, geometry = part.array, part.pictures[0].geometry
         if len(part.pictures) > 1 and np.any(part.absent):  # in any of several files
             nodata = next(each.geometry.nodata for each in part.pictures if each.geometry.nodata is not None)
@@ -147,7 +125,7 @@ class Files:
         Raises:
             ValueError: there is no target, or one of its pixels is not finite.
         """
-        parts = self._whole(index)
+        parts = self.pairs.reader.whole(self.pairs.rows[index])
         if "target" not in parts:
             raise ValueError(f"{self.shown(index)} has no target to compare with")
         target = parts["target"]
@@ -185,7 +163,7 @@ class Files:
 
         Of slices, that in the middle is shown, and of a volume three planes.
         """
-        parts, spec = self._whole(index), self.pairs.spec
+        parts, spec = self.pairs.reader.whole(self.pairs.rows[index]), self.pairs.spec
         sides = [(parts["source"].array, self.pairs.reader.values(spec.source, parts["source"].cells))]
         sides += [(np.asarray(pictures.read(path)), spec.target) for path in paths]
         sides += [(parts["target"].array, spec.target)] if "target" in parts else []

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from bbdm.base.atomic import write_atomically
+from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Strips
 from bbdm.data.rows import Row
 from bbdm.data.spec import Spec
@@ -70,10 +71,9 @@ def open_photograph(path: Path) -> tuple[torch.Tensor, Mode]:
 class Photographs(Files):
     """Photographs of files, and the files of their results. Those larger than memory have 8 bits."""
 
-    @property
-    def alone(self) -> bool:
-        """A result is written before the next photograph is read."""
-        return True
+    def __init__(self, pairs: Pairs, channels: int) -> None:
+        super().__init__(pairs, channels)
+        self.alone = True  # a result is written before the next photograph is read
 
     def suffix(self, index: int) -> str:
         """PNG, or TIFF of colours of 16 bits: both lose nothing."""

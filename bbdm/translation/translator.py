@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
+from bbdm.data.loading import check_rows
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
@@ -58,6 +59,8 @@ class Translator:
 
     Attributes:
         bad: why there are no results of sources, by their indices.
+        files: the pictures, and the files of their results.
+        large: which pictures are larger than memory.
 
     Raises:
         FileNotFoundError, ValueError: the network or the data set cannot be read.
@@ -92,7 +95,7 @@ class Translator:
         self._open(rows, spec, files, channels)
         if not self.files.photographs and config.image_size not in (None, "train", "keep"):
             raise ValueError("image_size is of photographs of 8 bits: pictures of other values keep their size")
-        self.bad = self.files.bad(self.verbose) if config.skip_bad and not independent else {}
+        self.bad = check_rows(self.dataset, progress=self.verbose) if config.skip_bad and not independent else {}
         for line in [*notes, *(f"left out: {reason}" for reason in self.bad.values())] if self.processes.first else ():
             print(line)
         self._network = self.checkpoint.build_unet()
@@ -101,7 +104,7 @@ class Translator:
         skip = self.config.skip_bad or self._independent
         self.dataset = Pairs(rows, spec, prepare=self.config.degrade, skip_bad=skip)
         self.files = files(self.dataset, channels)
-        self._large = LargePictures(self.files, self.config, self.processes)
+        self.large = LargePictures(self.files, self.config, self.processes)
 
     def of_rows(self, rows: Sequence[Row]) -> Translator:
         """The same network for other rows of pictures of the same kind."""
@@ -116,24 +119,12 @@ class Translator:
         Raises:
             TooLargeError: the device is out of memory.
         """
-
-        def build(dtype: torch.dtype | None) -> BridgeSampler:
-            return BridgeSampler(
-                self._network,
-                self.bridge,
-                solver,
-                steps,
-                codec=self.codec,
-                defaults=self.checkpoint.defaults,
-                device=self.processes.device,
-                dtype=dtype,
-                compile=self.config.compile,
-            )
-
+        about = {"codec": self.codec, "defaults": self.checkpoint.defaults, "compile": self.config.compile}
+        build = partial(BridgeSampler, self._network, self.bridge, solver, steps, device=self.processes.device, **about)
         with self._memory():
-            sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
+            sampler = build(dtype=None if self.config.dtype is None else find_dtype(self.config.dtype))
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
-            sampler = sampler if sampler.dtype == chosen else build(chosen)
+            sampler = sampler if sampler.dtype == chosen else build(dtype=chosen)
             sampler = sampler.towards(self.config.direction) if sampler.direction else sampler
             sampler.origin = self.checkpoint.origin
             sampler.pictures = replace(self.dataset.spec, crop=self.checkpoint.pictures.crop)
@@ -180,11 +171,11 @@ class Translator:
                 options["progress"] = lambda done, total: bar.set_postfix_str(f"network call {done} of {total}")
 
             def make_batch(jobs: Sequence[Job]) -> None:
-                groups, large = self._large.split(sampler, jobs)
+                groups, large = self.large.split(sampler, jobs)
                 for group in groups:
                     self._batch(sampler, group, intervals, options)
                 for job in large:
-                    self._large.translate(sampler, job, about, self.verbose)
+                    self.large.translate(sampler, job, about, self.verbose)
 
             for batch in share:
                 self._attempt(make_batch, batch)
@@ -207,9 +198,6 @@ class Translator:
 
     def _batch(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
         """Make and write the results of a batch in memory."""
-        size = self.files.size(jobs[0].index)
-        if intervals is not None and size and sorted(size) != sorted(intervals.size or size):
-            intervals.check_size(size)  # before it is read; a picture may be turned then
         sources = [self.files.source(job.index) for job in jobs]
         results = make(
             sampler,
@@ -243,8 +231,9 @@ class Translator:
         config = self.config
         pictures = self.dataset.settings()
         if not self._independent:
-            pictures = {"dataset": config.dataset, "split": config.split, "direction": config.direction}
-            pictures |= {"sources": len(self.files.names), **self.files.description()}
+            about = {"dataset": config.dataset, "split": config.split, "direction": config.direction}
+            columns = ["source", "target", *self.dataset.further.each]  # masks decide scores alone
+            pictures = {**about, "sources": len(self.files.names), **pictures, "files": self.dataset.digest(columns)}
         return {
             **pictures,
             **({"seeds": "by name"} if self._by_name else {}),
@@ -267,8 +256,16 @@ class Translator:
             **({} if ends is None else {"intervals": file_sha256(ends)}),
         }
 
-    def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], set[Path], dict[str, Any]]:
+    def run(
+        self, solver: str | None, steps: int | None, folder: Path, make: Callable[..., None] | None = None
+    ) -> tuple[list[Job], set[Path], dict[str, Any]]:
         """Make the results that do not exist yet, and describe all.
+
+        Args:
+            solver: of the results; None for the network's own.
+            steps: of the results; None for those of the solver.
+            folder: of the results.
+            make: what makes them, with the arguments of :meth:`make`, which does if it is None.
 
         Returns:
             The results, those that were there, and for a report: solver, nfe, pictures, seconds_per_picture
@@ -289,11 +286,11 @@ class Translator:
             if self.processes.first:
                 names = [path.relative_to(folder).as_posix() for path in paths_of(jobs)]
                 record = Record(folder, settings, names, self.config.overwrite, self._independent)
-                self._large.remove_left(jobs)
+                self.large.remove_left(jobs)
             todo = missing(jobs)
         began = time.perf_counter()
         try:
-            self.make(sampler, todo, settings, intervals)
+            (make or self.make)(sampler, todo, settings, intervals)
         finally:
             if record is not None and self.processes.count == 1:
                 record.close()
@@ -301,27 +298,16 @@ class Translator:
         if record is None:
             return jobs, set(), {}
         count = len(paths_of(job for job in todo if job.index not in self.bad))
-        existing = {folder / name for name in record.existing}
-        return (
-            jobs,
-            existing,
-            {
-                "solver": sampler.solver,
-                "nfe": len(sampler.table),
-                "pictures": len(paths_of(jobs)),
-                "seconds_per_picture": (time.perf_counter() - began) / count if count else None,
-                "settings": record.settings,
-                "environment": {
-                    **machine.versions(["bbdm"]),
-                    "processes": self.processes.count,
-                    **machine.describe(sampler.device, PACKAGES),
-                },
-            },
-        )
-
-    def shown(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those whose pictures fit into the memory, to be looked at."""
-        return self._large.small(jobs)
+        here = {"processes": self.processes.count, **machine.describe(sampler.device, PACKAGES)}
+        report = {
+            "solver": sampler.solver,
+            "nfe": len(sampler.table),
+            "pictures": len(paths_of(jobs)),
+            "seconds_per_picture": (time.perf_counter() - began) / count if count else None,
+            "settings": record.settings,
+            "environment": {**machine.versions(["bbdm"]), **here},
+        }
+        return jobs, {folder / name for name in record.existing}, report
 
     def pictures(self, jobs: Sequence[Job]) -> Iterator[Batch]:
         """The names of sources, and arguments of :meth:`bbdm.evaluation.scores.Scores.update`.

@@ -65,6 +65,7 @@ def test_samples_differ_and_have_numbers() -> None:
 
 
 def test_the_mean_has_neither_steps_nor_seed() -> None:
+    flags: dict[str, Any]
     for flags in ({"steps": 2}, {"seed": 1}):
         with pytest.raises(ValueError, match="steps and seed are of random results: give samples"):
             Restore(photographs=(Path("a.bmp"),), **flags)

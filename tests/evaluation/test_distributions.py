@@ -1,6 +1,5 @@
 """Scores of distributions against closed forms and SciPy."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import energy_distance, norm
 
-from bbdm.evaluation.distributions import DISTRIBUTION, crps, draw, energy_score, summary
+from bbdm.evaluation.distributions import DISTRIBUTION, crps, energy_score, summary
 from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import EIGHT_BIT, Values
 
@@ -51,13 +50,11 @@ def scored(
 
 
 def test_targets_that_are_as_the_samples():
-    """Ranks are even, and each interval holds its share; 5 standard errors of 40,000 values."""
+    """Ranks are even, and the interval holds its share; 5 standard errors of 40,000 values."""
     found = scored(normals(4, 8, 1, 100, 100), normals(4, 1, 100, 100, seed=1))
     error = 5 * 0.5 / np.sqrt(40_000)
     assert found["ranks"] == pytest.approx([1 / 9] * 9, abs=error)
-    assert [expected for expected, _ in found["calibration"]] == pytest.approx([1 / 9, 3 / 9, 5 / 9, 7 / 9])
-    for expected, share in found["calibration"]:
-        assert share == pytest.approx(expected, abs=error)
+    assert found["interval"]["expected"] == pytest.approx(7 / 9)
     assert found["interval"]["coverage"] == pytest.approx(7 / 9, abs=error)
 
 
@@ -81,7 +78,7 @@ def test_equal_values_share_their_ranks():
     assert "100.0 % of targets in intervals of 50.0 %, of length 0" in summary(found)
 
 
-def test_masked_pixels_do_not_count(tmp_path: Path):
+def test_masked_pixels_do_not_count():
     results, targets = normals(2, 4, 1, 8, 8), normals(2, 1, 8, 8, seed=1)
     masks = torch.zeros(2, 1, 8, 8)
     masks[..., :4] = 1
@@ -89,13 +86,7 @@ def test_masked_pixels_do_not_count(tmp_path: Path):
     changed[..., 4:] = 3
     found = scored(changed, targets, masks=masks)
     assert found == scored(results[..., :4], targets[..., :4])
-    draw(found, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 1000
-    empty = torch.zeros_like(masks)
     with pytest.raises(ValueError, match=r"pictures with pixels in their masks.* got 0"):
-        scored(changed, targets, masks=empty)
-
-
-def test_one_result_is_no_distribution():
+        scored(changed, targets, masks=torch.zeros_like(masks))
     with pytest.raises(ValueError, match="at least 2 results of each source, got 1"):
-        scored(normals(1, 1, 1, 4, 4), normals(1, 1, 4, 4))
+        scored(results[:, :1], targets)

@@ -15,7 +15,6 @@ from bbdm.data.mapped import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.risk import TooFewPairsError
-from bbdm.translation.results import ResultsError
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal
 
@@ -103,22 +102,12 @@ def test_the_windows_of_a_file_are_those_of_its_calls(tmp_path: Path):
     assert seen[0].items() >= options.items()
 
 
-DAMAGE = {
-    "format": "x",
-    "version": 2,
-    "lambda_": float("nan"),
-    "alpha": "x",
-    "k": 1,
-    "options": {},
-    "sampled": {},
-}
-
-
 def test_damaged_files(tmp_path: Path):
     path = tmp_path / "a.json"
     Intervals.calibrate(make_sampler(), make_pairs(9), samples=2, bound="conformal").save(path)
     content = json.loads(path.read_text())
-    for name, value in DAMAGE.items():
+    damage = {"format": "x", "version": 2, "lambda_": float("nan"), "alpha": "x", "k": 1, "options": {}, "sampled": {}}
+    for name, value in damage.items():
         path.write_text(json.dumps({**content, name: value}))
         for read in (lambda: Intervals.load(path, make_sampler()), lambda: Intervals.call_of(path)):
             with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
@@ -128,6 +117,7 @@ def test_damaged_files(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"bound": "conformal"}, r"item 4 of the data set: nan stands in channel 0 at \(2, 3\)"),
         ({"alpha": 0}, "alpha must be above 0 and below 1, got 0"),
         ({"delta": 1.0}, "delta must be above 0 and below 1, got 1.0"),
         ({"by": "mean"}, r"by must be one of \('quantiles', 'std'\), got 'mean'"),
@@ -138,15 +128,10 @@ def test_damaged_files(tmp_path: Path):
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        Intervals.calibrate(make_sampler(), make_pairs(12), **arguments)
-
-
-def test_a_target_that_is_not_finite_is_named():
-    pairs = make_pairs(9)
+    pairs = make_pairs(12)
     pairs[4][1][0, 2, 3] = torch.nan
-    with pytest.raises(ValueError, match=r"item 4 of the data set: nan stands in channel 0 at \(2, 3\)"):
-        Intervals.calibrate(make_sampler(), pairs, samples=2, bound="conformal")
+    with pytest.raises(ValueError, match=message):
+        Intervals.calibrate(make_sampler(), pairs, **arguments)
 
 
 def masked_pairs(count: int) -> list[dict[str, torch.Tensor]]:
@@ -164,9 +149,16 @@ def test_wholly_masked_pictures_do_not_count(masked: int, message: str, monkeypa
     pairs = masked_pairs(22 + masked)
     for pair in pairs[:masked]:
         pair["mask"][:] = 0
-    sampled = count_calls(monkeypatch)
-    found = Intervals.calibrate(make_sampler(), pairs, samples=2)
+    sampled, original, done = list[int](), BridgeSampler.distribution, list[tuple[int, int]]()
+
+    def counted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
+        sampled.append(1)
+        return original(self, *args, **settings)
+
+    monkeypatch.setattr(BridgeSampler, "distribution", counted)
+    found = Intervals.calibrate(make_sampler(), pairs, samples=2, progress=lambda *pair: done.append(pair))
     assert (found.pairs, len(sampled)) == (22, 22)
+    assert done == [(i + 1, len(pairs)) for i in range(len(pairs))]
     with pytest.raises(TooFewPairsError, match=message):
         Intervals.calibrate(make_sampler(), pairs[:22], samples=2)
 
@@ -182,39 +174,6 @@ def test_masked_values_do_not_count():
     for pair in pairs:
         pair["mask"][:] = 1
     assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ > 3 * plain.lambda_
-
-
-def count_calls(patched: pytest.MonkeyPatch, most: int = 1000) -> list[int]:
-    """A list that grows by each call of ``distribution``, which is interrupted after the last."""
-    calls, original = list[int](), BridgeSampler.distribution
-
-    def counted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
-        if len(calls) == most:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return original(self, *args, **settings)
-
-    patched.setattr(BridgeSampler, "distribution", counted)
-    return calls
-
-
-def test_an_interrupted_calibration_resumes(tmp_path: Path):
-    pairs: Any = masked_pairs(26)
-    pairs[3]["mask"][:] = 0
-    whole = Intervals.calibrate(make_sampler(), pairs, samples=2)
-    with pytest.MonkeyPatch.context() as patched:
-        count_calls(patched, most=10)
-        with pytest.raises(KeyboardInterrupt):
-            Intervals.calibrate(make_sampler(), pairs, samples=2, folder=tmp_path / "parts")
-    assert len(list((tmp_path / "parts").glob("*.npy"))) == 11  # a masked one is known without a call
-    done: list[tuple[int, int]] = []
-    again = Intervals.calibrate(
-        make_sampler(), pairs, samples=2, folder=tmp_path / "parts", progress=lambda *pair: done.append(pair)
-    )
-    assert {**vars(again), "sampler": 0} == {**vars(whole), "sampler": 0}
-    assert done == [(i + 1, 26) for i in range(26)]
-    with pytest.raises(ResultsError, match=r"holds results of other settings .*seed 0, now 1"):
-        Intervals.calibrate(make_sampler(), pairs, samples=2, folder=tmp_path / "parts", seed=1)
 
 
 def test_pictures_get_pictures(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -121,83 +122,61 @@ def test_ssim_is_its_formula(shape: tuple[int, ...], masked: bool):
 
 
 def test_8_bits_as_values_have_the_same_scores():
-    results, targets = (RANDOM.integers(0, 256, shape).astype(float) for shape in ((3, 2, 3, 12, 12), (3, 3, 12, 12)))
-    eight = Scores(["psnr", "ssim", "mae", "diversity"], 2)
-    eight.update(torch.from_numpy(results.astype(np.uint8)), torch.from_numpy(targets.astype(np.uint8)))
+    """And grey is compared as RGB."""
+    results, targets = (RANDOM.integers(0, 256, shape).astype(float) for shape in ((3, 2, 1, 12, 12), (3, 1, 12, 12)))
+    eight, colour = (Scores(["psnr", "ssim", "mae", "diversity"], 2, channels=channels) for channels in (1, 3))
+    pair = [torch.from_numpy(each.astype(np.uint8)) for each in (results, targets)]
+    eight.update(pair[0], pair[1])
+    coloured = [each.expand(*each.shape[:-3], 3, -1, -1) for each in pair]
+    colour.update(coloured[0], coloured[1])
     found = eight.compute()
-    stored = score(list(found), results, targets, values=Values(0, 255, dtype="float32"))
-    assert found == pytest.approx(stored, rel=1e-5)
+    assert found == colour.compute()
+    assert found == pytest.approx(score([*found], results, targets, values=Values(0, 255, dtype="float32")), rel=1e-5)
     assert found["mae"] == pytest.approx(abs(results - targets[:, None]).mean(), rel=1e-6)
     errors = ((results - targets[:, None]) ** 2).mean((2, 3, 4))
     assert found["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), rel=1e-5)
     assert found["diversity"] == pytest.approx(results.std(axis=1).mean(), rel=1e-9)
 
 
-def test_ssim_of_the_same_is_one_and_falls_with_noise():
-    targets = torch.from_numpy(RANDOM.integers(60, 190, (3, 3, 32, 32)).astype(np.uint8))
-    values: list[float] = []
-    for noise in (0, 20, 60):
-        scores = Scores(["ssim"])
-        scores.update((targets + torch.randint(0, noise + 1, targets.shape, dtype=torch.uint8))[:, None], targets)
-        values.append(scores.compute()["ssim"])
-    assert values[0] == pytest.approx(1)
-    assert values[0] > values[1] > values[2]
-    assert values[2] < 0.9
+class Process:
+    """One of several processes; what they gather is sent as bytes."""
+
+    def __init__(self, sent: list[bytes], first: bool) -> None:
+        self.sent, self.first = sent, first
+
+    def gather(self, value: object) -> list[Any]:
+        self.sent.append(pickle.dumps(value))
+        return [*map(pickle.loads, self.sent[::-1])]
 
 
-def test_grey_is_compared_as_rgb():
-    results, targets = (
-        torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((2, 1, 1, 12, 12), (2, 1, 12, 12))
-    )
-    grey, colour = Scores(["psnr", "ssim"], channels=1), Scores(["psnr", "ssim"])
-    grey.update(results, targets)
-    colour.update(results.expand(-1, -1, 3, -1, -1), targets.expand(-1, 3, -1, -1))
-    assert grey.compute() == colour.compute()
-
-
-def test_pictures_outside_of_their_masks_do_not_count():
-    results, targets = pair(3, 1, 1, 9, 12)
-    masks = masks_of(targets)
-    masks[1] = False
-    names = ["mae", "psnr", "ssim"]
-    found = score(names, results, targets, masks, values=HU)
-    assert found == score(names, results[::2], targets[::2], masks[::2], values=HU)
-    batch = Scores(names, values=HU, channels=1, masked=True)
-    r, t, m = (torch.from_numpy(v.astype(np.float32)) for v in (results, targets, masks))
-    batch.update(r, t, m, ["a", "b", "c"])
-    assert batch.compute() == found
-    assert [*batch.by_source()["mae"]] == ["a", "c"]
-    with pytest.raises(ValueError, match=r"scores need pictures with pixels in their masks.* got 0"):
-        score(names, results[1:2], targets[1:2], masks[1:2], values=HU)
-
-
-class Two:
-    """The first of two processes."""
-
-    first = True
-
-    def __init__(self, other: Scores) -> None:
-        self.other = other
-
-    def gather(self, value: object) -> list[object]:
-        return [value, self.other.state()]
+def collect(first: Scores, *others: Scores) -> None:
+    """Add the pictures of other processes."""
+    sent: list[bytes] = []
+    for scores in (*others, first):
+        scores.collect(Process(sent, scores is first))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("empty", [0, 1, None], ids=["first has none", "second has none", "both have some"])
-def test_parts_in_masks_are_the_whole(empty: int | None):
-    """Of two processes, of which one may have pictures with nothing in their masks alone."""
+def test_pictures_outside_of_their_masks_do_not_count(empty: int | None):
+    """Of two processes, of which one may have no others; the scores are those of one."""
     results, targets = pair(5, 2, 1, 9, 12)
     masks = masks_of(targets)
     if empty is not None:
         masks[empty::2] = False
-    names = ["mae", "rmse", "psnr", "ssim", "diversity"]
-    parts = [Scores(names, 2, values=HU, channels=1, masked=True) for _ in range(2)]
+    names, settings = ["mae", "rmse", "psnr", "ssim", "diversity"], {"values": HU, "channels": 1, "masked": True}
+    parts = [Scores(names, 2, **settings) for _ in range(2)]  # pyright: ignore[reportArgumentType]
+    batch = Scores(names, 2, **settings)  # pyright: ignore[reportArgumentType]
+    tensors = [torch.from_numpy(each.astype(np.float32)) for each in (results, targets, masks)]
+    batch.update(tensors[0], tensors[1], tensors[2])
     for i in range(5):
         parts[i % 2].update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]), [f"{i}"])
-    parts[0].collect(Two(parts[1]))  # pyright: ignore[reportArgumentType]
-    assert parts[0].compute() == score(names, results, targets, masks, values=HU)
-    expected = [i for i in range(5) if masks[i].any()]
-    assert sorted(parts[0].by_source()["mae"], key=int) == [f"{i}" for i in expected]
+    collect(*parts)
+    some = [i for i in range(5) if masks[i].any()]
+    expected = score(names, results[some], targets[some], masks[some], values=HU)
+    assert parts[0].compute() == batch.compute() == expected
+    assert sorted(parts[0].by_source()["mae"], key=int) == [f"{i}" for i in some]
+    with pytest.raises(ValueError, match=r"scores need pictures with pixels in their masks.* got 0"):
+        score(names, results, targets, np.zeros_like(masks), values=HU)
 
 
 def test_what_has_no_score_does_not_count():

@@ -15,9 +15,7 @@ from PIL import Image
 from bbdm import ABridge, save_checkpoint
 from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
-from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
-from bbdm.pictures.values import Values
 from tests.cli.test_eval_miou import make_city
 from tests.conftest import tiny_unet
 from tests.training.launching import TORCHRUN, run
@@ -128,39 +126,25 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
 
 
 def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Path):
-    """In a folder of other results, which --overwrite deletes."""
+    """In a folder of other results, which --overwrite deletes; then a sweep of one batch."""
     flags = [*FLAGS, *METRICS, "--lpips_weights", str(place / "squeeze.pth"), "--overwrite"]
     eval_script.main([*words(place, tmp_path / "one"), *flags])
     eval_script.main([*words(place, tmp_path / "two"), *flags, "--seed", "7"])
     out = two("eval", *words(place, tmp_path / "two"), *flags)
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
-    assert two.wrote(".png") == {**SHARES, "distribution.png": "0"}
+    assert two.wrote(".png") == SHARES
     assert [line for line in two.lines() if "scored" in line[1]] == [("0", "scored 1")] * 3 + [("1", "scored 1")] * 2
     assert {line for line in two.lines() if line[1].endswith(".json")} == {("0", "settings.json"), ("0", "scores.json")}
     report = read(tmp_path / "two" / "scores.json")
     assert_same_report(report, read(tmp_path / "one" / "scores.json"))
     assert out.count("| dpm2m |") == out.count("results and scores.json") == 1
-
-
-def test_volumes_are_shared_too(two: Two, tmp_path: Path):
-    """Three volumes in two processes, scored within masks."""
-    random = np.random.default_rng(0)
-    for folder, low, high in (("mr", 0, 4096), ("ct", -1024, 3072), ("body", 0, 2)):
-        (tmp_path / folder).mkdir()
-        for name in "abc":
-            np.save(tmp_path / folder / f"{name}.npy", random.integers(low, high, (1, 4, 16, 16)).astype(np.int16))
-    kind = Spec(source=Values(0, 4095, dtype="int16"), target=Values(-1024, 3071, "HU", "int16"), slices="axial")
-    unet = tiny_unet(in_channels=1, out_channels=1)
-    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=16, pictures=kind)
-    given = ["paired", f"{tmp_path}/mr,{tmp_path}/ct,mask={tmp_path}/body", str(tmp_path / "c.pt")]
-    flags = ["--steps", "2", "-b", "3", "--device", "cpu"]
-    eval_script.main([*given, str(tmp_path / "one"), *flags])
-    out = two("eval", *given, str(tmp_path / "two"), *flags)
-    for name in "abc":
-        assert (tmp_path / "two" / f"{name}.npy").read_bytes() == (tmp_path / "one" / f"{name}.npy").read_bytes()
-    assert [line for line in two.lines() if "scored" in line[1]] == [("0", "scored 1")] * 2 + [("1", "scored 1")]
-    assert_same_report(*(read(tmp_path / folder / "scores.json") for folder in ("two", "one")))
-    assert out.count("| MAE HU ↓ | PSNR ↑ | SSIM ↑ |") == 1
+    sweep = [*words(place, tmp_path / "sweep"), "--metrics", "psnr", "--device", "cpu", "--sweep", "dpm2m:2", "ddim:2"]
+    out = two("eval", *sweep)
+    assert {rank for rank, _ in two.lines()} == {"0"}
+    assert [event for _, event in two.lines() if event.startswith(("quality", "scored"))] == [
+        *("quality_nfe.png", "quality_seconds.png", "scored 5", "scored 5"),
+    ]
+    assert [line.count("|") for line in out.splitlines()] == [6, 6, 6, 6, 0]
 
 
 def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: Path):
@@ -172,26 +156,6 @@ def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: 
     assert f"error: {tmp_path}/two holds results of other settings (seed 0, now 1)" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "two").iterdir()} == before
     assert not two.log.exists()
-
-
-def test_a_sweep_with_nothing_to_do_for_the_second(place: Path, two: Two, tmp_path: Path):
-    """One batch of results and one to score; the second process waits for both."""
-    flags = [*METRICS, "--lpips_weights", str(place / "squeeze.pth"), "-r", "2", "--device", "cpu"]
-    flags += ["--sweep", "dpm2m:2", "ddim:2"]
-    eval_script.main([*words(place, tmp_path / "one"), *flags])
-    out = two("eval", *words(place, tmp_path / "two"), *flags)
-    for mine, other in zip(read(tmp_path / "two" / "sweep.json"), read(tmp_path / "one" / "sweep.json"), strict=True):
-        assert_same_report(mine, other)
-        folder = f"{mine['solver']}-{mine['nfe']}"
-        assert pictures(tmp_path / "two" / folder) == pictures(tmp_path / "one" / folder)
-    assert {rank for rank, _ in two.lines()} == {"0"}
-    assert [event for _, event in two.lines() if event.startswith(("a_0", "quality", "scored"))] == [
-        *["a_0.png"] * 2,
-        "quality_nfe.png",
-        "quality_seconds.png",
-        *["scored 5"] * 2,
-    ]
-    assert [line.count("|") for line in out.splitlines()] == [10, 10, 10, 10, 0]
 
 
 def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):

@@ -77,29 +77,21 @@ def test_all_levels(shape: tuple[int, int, int]) -> None:
     assert volume_scores(x, y, mask)["ms_ssim"] == pytest.approx(wanted, abs=1e-6)
 
 
-def test_the_metric_is_the_function() -> None:
-    truth, mask = volume((12, 40, 36)), ball((12, 40, 36))
-    results = [truth + 80 * RANDOM.standard_normal(truth.shape) for _ in range(2)]
-    scores = Scores(["mae", "psnr", "ms_ssim"], values=Values(-1024, 3071, "HU", "int16"), channels=1, masked=True)
-    for result in results:
-        stored = [torch.from_numpy(each).float()[None, None] for each in (result, truth)]
-        scores.update(stored[0][None], stored[1], torch.from_numpy(mask)[None, None])
-    wanted = [volume_scores(truth, result, mask) for result in results]
-    for name, found in scores.compute().items():
-        assert found == pytest.approx(np.mean([each[name] for each in wanted]), rel=1e-4)
-
-
 @pytest.mark.parametrize("masked", [True, False])
-def test_dice_is_a_metric_within_masks(masked: bool) -> None:
-    truth, mask = volume((12, 14, 16)), ball((12, 14, 16))
-    results = [truth + 300 * RANDOM.standard_normal(truth.shape) for _ in range(2)]
-    scores = Scores(["dice"], values=Values(-1024, 3071, "HU", "int16"), channels=1, masked=masked, dice_above=450.5)
-    for result in [*results, None]:  # the last has no bone, and no score
-        pair = (np.zeros_like(truth),) * 2 if result is None else (result, truth)
-        stored = [torch.from_numpy(each).float()[None, None] for each in pair]
-        scores.update(stored[0][None], stored[1], torch.from_numpy(mask)[None, None] if masked else None)
-    wanted = [dice(truth, result, 450.5, mask if masked else None) for result in results]
-    assert scores.compute()["dice"] == pytest.approx(np.mean(wanted), rel=1e-9)
+def test_the_metrics_are_the_functions(masked: bool) -> None:
+    """Of volumes; the last has no bone, and no Dice coefficient."""
+    truth, mask = volume((12, 40, 36)), ball((12, 40, 36)) if masked else None
+    pairs = [(truth + noise * RANDOM.standard_normal(truth.shape), truth) for noise in (80, 300)]
+    pairs.append((np.zeros_like(truth), np.zeros_like(truth)))
+    about = {"values": Values(-1024, 3071, "HU", "int16"), "channels": 1, "masked": masked, "dice_above": 450.5}
+    scores = Scores(["mae", "psnr", "ms_ssim", "dice"], **about)  # pyright: ignore[reportArgumentType]
+    for pair in pairs:
+        result, target = (torch.from_numpy(each).float()[None, None] for each in pair)
+        scores.update(result[None], target, None if mask is None else torch.from_numpy(mask)[None, None])
+    wanted = [volume_scores(y, x, mask) | {"dice": dice(y, x, 450.5, mask)} for x, y in pairs]
+    assert np.isnan(wanted[2]["dice"])
+    for name, found in scores.compute().items():
+        assert found == pytest.approx(np.nanmean([each[name] for each in wanted]), rel=1e-4)
 
 
 def test_dice_of_a_threshold() -> None:

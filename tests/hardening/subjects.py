@@ -20,7 +20,7 @@ from bbdm import pictures
 from bbdm.base.atomic import file_sha256
 from bbdm.data.cached import CachedExamples, LatentDataset
 from bbdm.evaluation.intervals import Intervals
-from bbdm.execution.compiled import PackagedNetwork, fingerprint
+from bbdm.execution import compiled
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.files.weights import described
 from bbdm.pictures import Geometry, Picture, images, write
@@ -103,13 +103,13 @@ def compiled_package(folder: Path) -> Subject:
     """What says what a package fits; its code is not loaded, so it is no archive here."""
     network, device = tiny_unet(), torch.device("cpu")
     (path := folder / "a.pt2").write_bytes(b"code")
-    fits = fingerprint(network, torch.float32, device)
+    fits = compiled.fingerprint(network, torch.float32, device)
     content = {"shape": [1, 3, 8, 8], "fits": fits, "sha256": file_sha256(path)}
     (about := folder / "a.pt2.json").write_text(json.dumps(content))
 
     def read() -> Any:
         with patch("torch._inductor.aoti_load_package"):
-            return tuple(PackagedNetwork(path, network, device).shape)
+            return tuple(compiled.PackagedNetwork(path, network, device).shape)
 
     return Subject(about, read, of_json, exact=False)
 

@@ -197,7 +197,7 @@ class Prepared(Wrapped):
 
 def of_square() -> Prepared:
     own = network()
-    return Prepared(own.module, own.config, None).eval()
+    return Prepared(own.module, own.network_config, None).eval()
 
 
 def test_what_a_network_prepares_is_the_same_on_windows():

@@ -7,11 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from bbdm.serving.requests import Facts
 from tests.conftest import noise
-
-SIZE = 16
-FACTS = Facts("c.pt", 3, 8, None, "dpm2m", {"dpm2m": 10, "fast": 199, "mean": 1}, 20, 64 * 64, 4096)
 
 
 def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:

@@ -1,5 +1,6 @@
 """`bbdm app` as visitors use it, in Chromium."""
 
+import io
 import json
 import os
 import shutil
@@ -7,26 +8,109 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver import ActionChains
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from bbdm import BridgeSampler
 from tests.conftest import ROOT, noise
 from tests.onnx.exports import SIZE
-from tests.serving.pages import Visitor, same, until
+from tests.serving.test_app import same
 
 pytestmark = pytest.mark.nightly
-Visit = Callable[[str], Visitor]
+SECONDS = 180  # for the page to do anything, on a busy machine
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--window-size=1200,1600"),
+)
+Serve = Callable[..., tuple[str, subprocess.Popen[str]]]
+
+
+class Visitor:
+    """A browser on the page, with a folder for downloads."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.downloads = folder / "downloads"
+        options = webdriver.ChromeOptions()
+        for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+            options.add_argument(flag)
+        options.add_experimental_option("prefs", {"download.default_directory": str(self.downloads)})
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+        self.driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+        self.driver.get(url)
+        self.until(lambda: self.button("Translate"), "the page")
+
+    def until(self, found: Callable[[], Any], what: str) -> Any:
+        """What a function finds as soon as it does; elements that are drawn anew are found again."""
+        drawn_anew = (NoSuchElementException, StaleElementReferenceException)
+        return WebDriverWait(self.driver, SECONDS, 0.1, drawn_anew).until(lambda _: found(), what)
+
+    def all(self, selector: str, by: str = "css selector") -> list[Any]:
+        return [each for each in self.driver.find_elements(by, selector) if each.is_displayed()]
+
+    def button(self, text: str) -> Any:
+        return next((each for each in self.all("button") if each.text == text), None)
+
+    def click(self, text: str) -> None:
+        self.until(lambda: self.button(text), text).click()
+
+    def upload(self, *paths: Path) -> None:
+        """Give files to the tab of pictures, in place of those that are there."""
+        for each in self.all("button[aria-label='Clear']"):
+            each.click()
+        before = len(self.all("button[aria-label^=Thumbnail] img"))
+        (field, *_) = self.driver.find_elements("css selector", "input[type=file]")
+        field.send_keys("\n".join(map(str, paths)))
+        self.until(lambda: len(self.all("button[aria-label^=Thumbnail] img")) == before + len(paths), "the upload")
+
+    def enter(self, **values: int | str) -> None:
+        """Enter numbers, by label, with _ in place of spaces."""
+        if not self.all("input[aria-label='Network calls']"):
+            self.all("button.label-wrap")[0].click()
+            self.until(lambda: self.all("input[aria-label='Network calls']"), "the settings")
+        for name, value in values.items():
+            label = name.replace("_", " ")
+            path = f"//input[@aria-label='{label}'] | //label[span[normalize-space()='{label}']]//textarea"
+            (field,) = self.all(path, "xpath")
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(str(value) or Keys.DELETE, Keys.TAB)
+
+    def text(self) -> str:
+        """All that the page says."""
+        return self.driver.find_element("tag name", "body").text
+
+    def running(self) -> bool:
+        """Whether the page shows a translation's progress."""
+        return "network calls" in self.text() or "/100" in self.text()
+
+    def translate(self, end: str, gone: str = "nothing") -> dict[str, Image.Image]:
+        """The pictures of a translation that ends with a status, and without other text, by caption."""
+        self.click("Translate")
+        self.until(lambda: end in self.text() and gone not in self.text(), end)
+        found: dict[str, Image.Image] = {}
+        for each in self.until(lambda: self.all(".caption-label"), "captions"):
+            address = each.find_element("xpath", "./ancestor::button[1]//img").get_attribute("src")
+            with urllib.request.urlopen(address or "") as answer:
+                found[each.text] = Image.open(io.BytesIO(answer.read())).convert("RGB")
+        return found
 
 
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[str, subprocess.Popen[str]]]]:
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """serve(model, *flags): the address of an app that starts, with its files in a folder of its own."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("chromium and its chromedriver are not installed")
@@ -51,17 +135,17 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tu
 
 
 @pytest.fixture(scope="module")
-def url(serve: Callable[..., tuple[str, object]], file: Path) -> str:
+def url(serve: Serve, file: Path) -> str:
     return serve(file, "--device", "cpu", "--max_steps", "100")[0]
 
 
 @pytest.fixture
-def visit(tmp_path: Path) -> Iterator[Visit]:
+def visit(tmp_path: Path) -> Iterator[Callable[[str], Visitor]]:
     """visit(url): a new browser on the page."""
     visitors: list[Visitor] = []
 
     def open_page(url: str) -> Visitor:
-        visitors.append(Visitor(url, tmp_path / f"visitor{len(visitors)}"))
+        visitors.append(Visitor(url, tmp_path))
         return visitors[-1]
 
     yield open_page
@@ -69,58 +153,52 @@ def visit(tmp_path: Path) -> Iterator[Visit]:
         visitor.driver.quit()
 
 
-def test_two_visitors_with_uploads_numbers_and_a_zip(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
-    """At once, each with two pictures and three results of each."""
-    pages = [visit(url), visit(url)]
-    for i, page in enumerate(pages):
-        for j in range(2):
-            noise(10 * i + j).save(tmp_path / f"{10 * i + j}.png")
-        page.upload(*(tmp_path / f"{10 * i + j}.png" for j in range(2)))
-        page.enter(Network_calls=20, Seed=10 * i, Results=3)
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda page, i: page.translate(f"done, seeds {10 * i} to"), pages, range(2)))
-    for i, (page, results) in enumerate(zip(pages, found, strict=True)):
-        outputs = sampler([noise(10 * i + j // 3) for j in range(6)], 10 * i, steps=20)
-        assert [*results] == [f"{10 * i + j // 3}_{10 * i + j}" for j in range(6)]
-        assert all(same(picture, output) for picture, output in zip(results.values(), outputs, strict=True))
-        assert same(page.compared()[0], noise(10 * i))
-        page.all(".caption-label")[4].click()
-        until(lambda page=page, output=outputs[4]: same(page.compared()[1], output), "the chosen result in the slider")
-    pages[0].click("Download as zip")
-    path = until(lambda: next(pages[0].downloads.glob("*.zip"), None), "the zip")
-    with zipfile.ZipFile(path) as archive:
-        assert archive.namelist() == [f"{j // 3}_{j}.png" for j in range(6)]
-
-
-def test_where_results_differ(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
+def test_uploads_numbers_maps_and_a_zip(
+    visit: Callable[[str], Visitor], url: str, sampler: BridgeSampler, tmp_path: Path
+):
+    """Two pictures; then where results differ; then a seed that the app draws. All is from here."""
     page = visit(url)
-    noise(1).save(tmp_path / "1.png")
+    for j in range(2):
+        noise(j).save(tmp_path / f"{j}.png")
+    page.upload(tmp_path / "0.png", tmp_path / "1.png")
+    page.enter(Network_calls=20, Seed=10, Results=3)
+    results = page.translate("done, seeds 10 to 15")
+    assert [*results] == ["0", "0_10", "0_11", "0_12", "1", "1_13", "1_14", "1_15"]
+    outputs = sampler([noise(j // 3) for j in range(6)], 10, steps=20)
+    assert all(same(results[f"{j // 3}_{10 + j}"], output) for j, output in enumerate(outputs))
+    assert same(results["1"], noise(1))
+    page.click("Download as zip")
+    path = page.until(lambda: next(page.downloads.glob("*.zip"), None), "the zip")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == [f"{j // 3}_{10 + j}.png" for j in range(6)]
     page.upload(tmp_path / "1.png")
     page.enter(Network_calls=6, Seed=11, Results=8)
-    page.tick("Where it is uncertain")
+    (box,) = page.all("//label[.//span[normalize-space()='Where it is uncertain']]//input", "xpath")
+    box.click()
     results = page.translate("done, seeds 11 to 18")
-    assert [*results] == ["1_mean", "1_spread", *(f"1_{seed}" for seed in range(11, 19))]
+    assert [*results] == ["1", "1_mean", "1_spread", *(f"1_{seed}" for seed in range(11, 19))]
     assert same(results["1_mean"], sampler.distribution(noise(1), 8, 11, steps=6).mean[0])
-    page.tick("Where it is uncertain")
+    box.click()
     page.enter(Seed="", Results=1)
-    page.translate("done, seeds ", "mean")
-    seed = int(page.text().split("done, seeds ")[1].split()[0])
-    assert seed not in (0, 11)
-    assert same(page.compared()[1], sampler(noise(1), seed, steps=6)[0])
+    (_, result), seed = page.translate("done, seeds ", "mean").values(), page.text().split("done, seeds ")[1].split()[0]
+    assert seed not in ("0", "11")
+    assert same(result, sampler(noise(1), int(seed), steps=6)[0])
     events = [json.loads(each["message"])["message"] for each in page.driver.get_log("performance")]
     sent = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
     assert any(each.startswith(url) for each in sent)
     assert [each for each in sent if not each.startswith((url, "data:", "blob:", "chrome"))] == []
 
 
-def test_a_drawing(visit: Visit, url: str, sampler: BridgeSampler):
+def test_a_drawing(visit: Callable[[str], Visitor], url: str, sampler: BridgeSampler):
     """A line is 2 to 3 pixels of 64 wide, as the bundled network knows them, whatever the sheet's size."""
     page = visit(url)
     page.click("Drawing")
-    page.draw_line()
+    canvas = page.until(lambda: page.all("canvas"), "the canvas")[0]
+    time.sleep(2)  # the brush is there a little later
+    chain = ActionChains(page.driver).move_to_element_with_offset(canvas, -100, 0).click_and_hold()
+    chain.move_by_offset(200, 0).release().perform()
     page.enter(Seed=2, Network_calls=3, Results=1)
-    page.translate("done, seeds 2 to 2")
-    source, result = page.compared()
+    source, result = page.translate("done, seeds 2 to 2").values()
     dark = (255 - np.asarray(source.convert("L"), float)) / 255
     width = dark[:, SIZE // 2].sum() / SIZE
     assert 1.7 / 64 < width < 3 / 64
@@ -128,36 +206,31 @@ def test_a_drawing(visit: Visit, url: str, sampler: BridgeSampler):
     assert same(result, sampler(source, 2, steps=3)[0])
 
 
-def test_stop_and_errors(visit: Visit, url: str, tmp_path: Path):
+def test_stop_and_errors(visit: Callable[[str], Visitor], url: str, tmp_path: Path):
     page = visit(url)
     (tmp_path / "text.png").write_text("no picture")
     noise(0).save(tmp_path / "a.png")
     page.click("Translate")
-    until(lambda: "choose a picture" in page.text(), "a message")
+    page.until(lambda: "choose a picture" in page.text(), "a message")
     page.upload(tmp_path / "a.png")
     page.enter(Network_calls=100, Results=8)
     page.click("Translate")
-    until(lambda: "network calls" in page.text() or "/100" in page.text(), "progress")
+    page.until(page.running, "progress")
     page.click("Stop")
-    until(lambda: "network calls" not in page.text() and "/100" not in page.text(), "the end")
+    page.until(lambda: not page.running(), "the end")
     page.enter(Network_calls=2, Results=1)
     page.translate("done, seeds 0 to 0")
     page.upload(tmp_path / "text.png")
     page.click("Translate")
-    until(lambda: "cannot read the picture text.png: it is not a picture" in page.text(), "a message")
+    page.until(lambda: "cannot read the picture text.png: it is not a picture" in page.text(), "a message")
     assert "/tmp" not in page.text()
     assert str(tmp_path) not in page.text()
-    assert (page.all(".caption-label"), page.compared(), "done, seeds" in page.text()) == ([], [], False)
+    assert (page.all(".caption-label"), "done, seeds" in page.text()) == ([], False)
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_the_end_leaves_no_files(
-    stop: int,
-    status: int,
-    visit: Visit,
-    serve: Callable[..., tuple[str, subprocess.Popen[str]]],
-    file: Path,
-    tmp_path: Path,
+    stop: int, status: int, visit: Callable[[str], Visitor], serve: Serve, file: Path, tmp_path: Path
 ):
     """While a larger picture is translated by windows."""
     url, process = serve(file, "--device", "cpu", "--window", str(SIZE))
@@ -170,7 +243,7 @@ def test_the_end_leaves_no_files(
     assert [each for each in folder.rglob("*") if each.suffix in (".png", ".zip")]
     page.enter(Network_calls=100)
     page.click("Translate")
-    until(lambda: "network calls" in page.text() or "/100" in page.text(), "progress")
+    page.until(page.running, "progress")
     process.send_signal(stop)
     assert process.wait(60) == status
     assert [path for path in folder.rglob("*") if not path.is_dir()] == []  # Gradio makes a folder as it is imported

@@ -16,13 +16,16 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.serving.config import ServeConfig
-from bbdm.serving.requests import FAILED, Facts, Item, decode, facts, translate_together
 from tests.conftest import noise, tiny_unet
-from tests.serving.pictures import FACTS, GOOD, HOSTILE, SIZE, encoded, png_of
+from tests.serving.pictures import GOOD, HOSTILE, encoded, png_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of Ray, when it is imported
     from bbdm.serving import server
+    from bbdm.serving.server import FAILED, Facts, Item, decode, facts, translate_together
+
+SIZE = 16
+FACTS = Facts("c.pt", 3, 8, None, "dpm2m", {"dpm2m": 10, "fast": 199, "mean": 1}, 20, 64 * 64, 4096)
 
 
 def client(known: Facts, translate: Callable[..., Any]) -> tuple[server.Front, httpx.AsyncClient]:
@@ -38,10 +41,10 @@ async def echo(data: bytes, *how: Any) -> tuple[int, Any]:
 
 
 def test_each_request_gets_its_own_picture(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of several solvers, steps and sizes at once; a picture is what a sampler makes of it alone."""
+    """Of several solvers, steps and sizes at once, by windows: each is what a sampler makes of it alone."""
     limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=16))
     monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
-    config = ServeConfig(model=checkpoint, batch_wait_ms=100)
+    config = ServeConfig(model=checkpoint, batch_wait_ms=100, window=8)
     known, sampler = facts(config), BridgeSampler.from_checkpoint(checkpoint)
     options: list[dict[str, Any]] = [
         *({}, {"steps": 3}, {"solver": "ddim", "steps": 2}, {"solver": "sde-dpm2m", "steps": 3}),
@@ -60,28 +63,14 @@ def test_each_request_gets_its_own_picture(checkpoint: Path, monkeypatch: pytest
     *replies, drawn, model = asyncio.run(ask())
     for i, reply in enumerate(replies):
         assert (reply.status_code, reply.headers["x-seed"]) == (200, str(i))
-        alone = sampler(pictures[i], i, **options[i % 6])[0]
+        alone = sampler(pictures[i], i, window=8, **options[i % 6])[0]
         got = Image.open(io.BytesIO(reply.content))
         assert np.abs(np.asarray(got, int) - np.asarray(alone, int)).max() <= 1
-    again = sampler(noise(0), int(drawn.headers["x-seed"]))[0]
+    again = sampler(noise(0), int(drawn.headers["x-seed"]), window=8)[0]
     assert np.abs(np.asarray(Image.open(io.BytesIO(drawn.content)), int) - np.asarray(again, int)).max() <= 1
     about = model.json()
     assert (about["name"], about["image_size"], about["solver"]) == ("c.pt", 16, "dpm2m")
     assert (about["steps"]["mean"], about["steps"]["ancestral"], about["max_steps"]) == (1, 50, 50)
-
-
-def test_pictures_that_are_translated_alike_are_a_batch():
-    batches: list[list[int]] = []
-
-    def sampler(sources: list[Any], seeds: list[int], **_: Any) -> list[Any]:
-        batches.append(seeds)
-        return sources
-
-    kinds = [((16, 16), "ddim", 2), ((16, 16), "ddim", 3), ((24, 8), "ddim", 2), ((16, 16), None, None)]
-    items = [Item(np.asarray(noise(i, *size)), *how, seed=i) for i, (size, *how) in enumerate(kinds * 2)]
-    outputs = translate_together(sampler, items)
-    assert batches == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    assert all(output is item.pixels for output, item in zip(outputs, items, strict=True))
 
 
 def test_a_request_says_the_direction(tmp_path: Path):
@@ -100,19 +89,24 @@ def test_a_request_says_the_direction(tmp_path: Path):
     assert refused == (422, "this network has one direction, got 'BtoA'")
 
 
-def test_a_lack_of_memory_fails_the_pictures_of_one_size(caplog: pytest.LogCaptureFixture):
+def test_pictures_that_are_translated_alike_are_a_batch(caplog: pytest.LogCaptureFixture):
+    """Of solver, steps and size; an error is of its batch alone."""
+    batches: list[list[int]] = []
+
     def sampler(sources: list[Any], seeds: list[int], solver: Any, **_: Any) -> list[Any]:
+        batches.append(seeds)
         if sources[0].shape[0] > SIZE:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        if solver is not None:
+        if solver == "fast":
             raise ValueError("why")
         return sources
 
-    items = [Item(np.asarray(noise(0, SIZE, height)), None, None, 0) for height in (SIZE, 2 * SIZE, 8)]
-    good, bad, other, refused = translate_together(sampler, [*items, items[0]._replace(solver="fast")])
-    assert good is items[0].pixels
-    assert other is items[2].pixels
-    assert (bad, refused) == ((500, FAILED), (422, "why"))
+    kinds = [((16, 16), "ddim", 2), ((16, 16), "ddim", 3), ((8, 24), "ddim", 2), ((16, 16), "fast", None)]
+    items = [Item(np.asarray(noise(i, *size)), *how, seed=i) for i, (size, *how) in enumerate(kinds * 2)]
+    outputs = translate_together(sampler, items)
+    assert batches == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    for i, (output, item) in enumerate(zip(outputs, items, strict=True)):
+        assert output is item.pixels if i % 4 < 2 else output == ((500, FAILED), (422, "why"))[i % 4 - 2]
     assert "CUDA out of memory" in caplog.text
 
 
@@ -248,30 +242,23 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("nodes", "settings", "outcome"),
+    ("machine", "settings", "outcome"),
     [
-        ([(8, 0)], {}, (8, 0)),
-        ([(8, 0), (8, 0)], {"replicas": 3}, (4, 0)),
-        ([(8, 2), (8, 1)], {"replicas": 3}, (4, 1)),
-        ([(8, 0)], {"threads": 3, "replicas": 3}, "at most 2, the room for threads=3, got 3"),
-        ([(8, 1)], {"replicas": 2}, "at most 1"),
-        ([(2, 0)], {"threads": 3}, "at most 0"),
+        ({"CPU": 8.0}, {}, (8, 0)),
+        ({"CPU": 8.0}, {"replicas": 3}, (2, 0)),
+        ({"CPU": 8.0, "GPU": 2.0}, {"replicas": 2}, (4, 1)),
+        ({"CPU": 8.0}, {"threads": 3, "replicas": 3}, "at most 2, the room for threads=3, got 3"),
+        ({"CPU": 8.0, "GPU": 1.0}, {"replicas": 2}, "at most 1"),
+        ({"CPU": 2.0}, {"threads": 3}, "at most 0"),
     ],
 )
-def test_replicas_have_room(nodes: Any, settings: dict[str, Any], outcome: Any):
-    machines = [{"CPU": float(c), **({"GPU": float(gpus)} if gpus else {})} for c, gpus in nodes]
+def test_replicas_have_room(machine: dict[str, float], settings: dict[str, Any], outcome: Any):
     config = ServeConfig(model=Path("c.pt"), **settings)
     if isinstance(outcome, str):
         with pytest.raises(ValueError, match=outcome):
-            server.application(config, FACTS, machines)
+            server.application(config, FACTS, machine)
         return
-    bound: Any = server.application(config, FACTS, machines)._bound_deployment.init_args[0]._bound_deployment
+    bound: Any = server.application(config, FACTS, machine)._bound_deployment.init_args[0]._bound_deployment
     actor = bound.ray_actor_options
     assert (actor["num_cpus"], actor["num_gpus"]) == outcome
     assert (bound.max_ongoing_requests, bound._deployment_config.max_queued_requests) == (16, 64)
-
-
-def test_a_serve_of_others_is_left_alone(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server.serve, "status", lambda: SimpleNamespace(proxies={"node": "HEALTHY"}))
-    with pytest.raises(ValueError, match="address must be of a cluster without Ray Serve"):
-        server.run(ServeConfig(model=Path("c.pt"), address="auto"), FACTS, [{"CPU": 1.0}])

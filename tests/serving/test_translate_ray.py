@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,15 +66,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(module, "outcomes", outcomes)
     return found
-
-
-def test_settings_are_checked():
-    words = ["in", "out", "c.pt"]
-    assert TranslateRay.parse([*words, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        TranslateRay.parse([*words, "--threads", "0"])
-    with pytest.raises(ValueError, match="compile needs dtype"):
-        TranslateRay.parse([*words, "--compile"])
 
 
 @pytest.mark.parametrize(
@@ -148,6 +138,9 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
 
 def test_what_is_refused(checkpoint: Path, batches: list[list[str]], tmp_path: Path):
     names = make_sources(tmp_path / "in", 1)
+    for flags, message in ((("--threads", "0"), "threads must be at least 1"), (("--compile",), "compile needs dtype")):
+        with pytest.raises(ValueError, match=message):
+            TranslateRay.main(["in", "out", "c.pt", *flags])
     for where in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
             TranslateRay.main([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])
@@ -170,7 +163,7 @@ def check_results(folder: Path, sources: Path, names: list[str], checkpoint: Pat
 
 @pytest.mark.nightly
 def test_a_node_is_lost_half_way(cluster: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    count = int(os.environ.get("PICTURES", "2000"))
+    count = 2000
     sources, folder = tmp_path / "in", tmp_path / "out"
     names = make_sources(sources, count)
     command = [str(sources), str(folder), str(checkpoint), "--steps", "4", "-b", "20", "--seed", "3"]

@@ -128,39 +128,31 @@ def test_nodata_that_the_result_cannot_hold_is_refused():
     assert np.array_equal(np.asarray(result) == 7, np.isnan(pixels))
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".npy"])
-def test_16_bit_pictures(suffix: str):
-    random = np.random.default_rng(0)
-    for name, size in (("x", (18, 30)), ("y", (20, 17))):
-        write(f"in/{name}{suffix}", random.integers(0, 65536, (2, *size)).astype(np.uint16))
-    network(2, Spec(source=Values(0, 65535, dtype="uint16"), target=Values(-1, 1, "mV", "float32")))
+SIXTEEN = Values(0, 65535, dtype="uint16")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "target", "result"),
+    [
+        ("x.tif", (2, 2), Values(-1, 1, "mV", "float32"), "x.tif"),
+        ("x.npy", (2, 2), Values(-1, 1, "mV", "float32"), "x.npy"),
+        ("x.png", (1, 1), SIXTEEN, "x.png"),
+        ("x.png", (1, 1), HU, "x.tif"),  # which a PNG cannot hold
+        ("x.npy", (13, 1), HU, "x.npy"),
+    ],
+)
+def test_results_have_the_type_of_targets(name: str, channels: tuple[int, int], target: Values, result: str):
+    """In the source's format, where that holds them; two sizes."""
+    for i, size in enumerate(((18, 30), (20, 17))):
+        array = np.random.default_rng(i).integers(0, 65536, (channels[0], *size)).astype(np.uint16)
+        write(f"in/{i}{name}", array)
+    network(channels[1], Spec(source=SIXTEEN, target=target), condition_channels=channels[0])
     run("folder", "in", "c.pt", "out")
-    for name, size in (("x", (18, 30)), ("y", (20, 17))):
-        result = read(f"out/{name}{suffix}")
-        assert (result.shape, result.dtype) == ((2, *size), np.float32)
-        expected = BridgeSampler.from_checkpoint("c.pt", steps=2)(f"in/{name}{suffix}", seed=seed_of(name))[0]
-        assert np.allclose(result, expected, atol=1e-6)
-
-
-def test_a_format_that_cannot_hold_the_result_becomes_another():
-    """16-bit grey of a PNG stays one; HU are in a TIFF."""
-    write("in/x.png", np.random.default_rng(0).integers(0, 65536, (1, 18, 20)).astype(np.uint16))
-    sixteen = Values(0, 65535, dtype="uint16")
-    network(1, Spec(source=sixteen, target=sixteen))
-    run("folder", "in", "c.pt", "out")
-    assert read("out/x.png").dtype == np.uint16
-    network(1, Spec(source=sixteen, target=HU))
-    run("folder", "in", "c.pt", "hu")
-    assert read("hu/x.tif").dtype == np.int16
-
-
-def test_other_channels_than_the_source():
-    """13 bands to one, of 8 bits in a PNG where the source is no GeoTIFF."""
-    random = np.random.default_rng(0)
-    write("in/x.npy", random.integers(0, 10000, (13, 18, 20)).astype(np.uint16))
-    network(1, Spec(source=BANDS, target=HU), condition_channels=13)
-    run("folder", "in", "c.pt", "out")
-    assert (read("out/x.npy").shape, read("out/x.npy").dtype) == ((1, 18, 20), np.int16)
+    for i in range(2):
+        found = read(f"out/{i}{result}")
+        expected = BridgeSampler.from_checkpoint("c.pt", steps=2)(f"in/{i}{name}", seed=seed_of(f"{i}x"))[0]
+        assert (found.shape, found.dtype) == (expected.shape, target.dtype)
+        assert np.allclose(found, expected, atol=1e-6)
 
 
 def test_results_are_kept_and_do_not_depend_on_the_batch():
@@ -242,14 +234,6 @@ def test_masks_of_8_bit_pictures():
     assert found["mae"] == pytest.approx(error[4:10, 2:15].mean(), rel=1e-6)
 
 
-def test_crops_are_of_pictures_at_their_own_size():
-    Path("in").mkdir()
-    Image.new("RGB", (40, 24), "navy").save("in/x.jpg")
-    network(3, Spec(crop=SIZE))
-    run("folder", "in", "c.pt", "out")
-    assert Image.open("out/x.png").size == (40, 24)
-
-
 def test_values_are_given_where_the_file_has_none():
     """A network of 8-bit pictures, and one of another range."""
     write("in/x.npy", np.random.default_rng(0).integers(0, 4096, (3, 18, 18)).astype(np.uint16))
@@ -263,14 +247,6 @@ def test_values_are_given_where_the_file_has_none():
     assert read("other/x.npy").max() > 255
     with pytest.raises(ResultsError, match="source_values"):
         run("folder", "in", "c.pt", "out", "--source_values", "0:8191")
-
-
-def test_a_folder_of_8_bits_for_a_network_of_12_is_warned_of():
-    for name in "ab":
-        write(f"in/{name}.png", np.full((1, 18, 18), 255, dtype=np.uint8))
-    network(1, Spec(source=Values(0, 4095, dtype="uint16"), target=Values(0, 4095, dtype="uint16")))
-    with pytest.warns(UserWarning, match=r"8 bits, values up to 255, and the network was trained on 0:4095"):
-        run("folder", "in", "c.pt", "out")
 
 
 def test_what_is_refused():
@@ -316,7 +292,14 @@ def test_a_target_that_is_not_finite_is_no_score():
     write("mr/x.npy", pixels)
     pixels[0, 2, 3] = np.inf
     write("ct/x.npy", pixels)
-    values = Values(0, 1, dtype="float32")
-    network(1, Spec(source=values, target=values))
+    network(1, Spec(source=Values(0, 1, dtype="float32"), target=Values(0, 1, dtype="float32")))
     with pytest.raises(ValueError, match=r"the target of mr/x.npy: inf stands in channel 0 at \(2, 3\)"):
         scores("--metrics", "mae")
+
+
+def test_crops_are_of_pictures_at_their_own_size():
+    Path("in").mkdir()
+    Image.new("RGB", (40, 24), "navy").save("in/x.jpg")
+    network(3, Spec(crop=SIZE))
+    run("folder", "in", "c.pt", "out")
+    assert Image.open("out/x.png").size == (40, 24)
