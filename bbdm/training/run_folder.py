@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bbdm.base import manifest
-from bbdm.base.atomic import LOCK, make_folder, remove_all_leftovers, write_atomically
+from bbdm.base.atomic import LOCK, make_folder, remove_leftovers, write_atomically
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import Snapshot
@@ -142,7 +142,7 @@ class RunFolder:
         Raises:
             ValueError: the metrics are damaged.
         """
-        remove_all_leftovers(self.path)
+        remove_leftovers(self.path)
         metrics = self.path / METRICS
         metrics.touch()
         if lines := metrics.read_text().splitlines(keepends=True):
