@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from bbdm import demo
+from bbdm.base.atomic import locked
 from bbdm.bridges import ABridge, Bridge
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
@@ -96,21 +97,30 @@ def make_unet() -> MakeUNet:
     return tiny_unet
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of a tiny network by 4 calls of sde-dpm2m; its checkpoint is ``bridge.pt`` beside it."""
-    from tests.onnx.exports import checkpoint, export
-
-    folder = tmp_path_factory.mktemp("exported")
-    return export(checkpoint(folder / "bridge.pt"), folder / "onnx", "--solver", "sde-dpm2m", "--steps", "4")
-
-
-@pytest.fixture(scope="session")
-def bundled_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled network in float16, as the docs export it. It takes half a minute: for nightly tests."""
+def export_once(name: str, checkpoint: Callable[[Path], Path], *flags: str) -> Path:
+    """An export that the first of a session's processes makes that asks for it; no test may change it."""
     from tests.onnx.exports import export
 
-    return export(demo.WEIGHTS, tmp_path_factory.mktemp("bundled") / "onnx", "--dtype", "fp16")
+    folder = Path(os.environ["BBDM_TESTS"]) / name
+    with locked(folder):
+        if not (folder / "done").exists():
+            export(checkpoint(folder / "bridge.pt"), folder / "onnx", *flags)
+            (folder / "done").touch()
+    return folder / "onnx"
+
+
+@pytest.fixture(scope="session")
+def exported(shared_folder: None) -> Path:
+    """An export of a tiny network by 4 calls of sde-dpm2m; its checkpoint is ``bridge.pt`` beside it."""
+    from tests.onnx.exports import checkpoint
+
+    return export_once("exported", checkpoint, "--solver", "sde-dpm2m", "--steps", "4")
+
+
+@pytest.fixture(scope="session")
+def bundled_export(shared_folder: None) -> Path:
+    """The bundled network in float16, as the docs export it. It takes half a minute: for nightly tests."""
+    return export_once("bundled", lambda _: demo.WEIGHTS, "--dtype", "fp16")
 
 
 @pytest.fixture

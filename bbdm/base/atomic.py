@@ -95,50 +95,30 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(4)}.tmp"
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files that killed processes left beside a file. No process may be writing it."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
-def remove_all_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed processes left in a folder. No process may be writing there."""
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what killed processes left of the files in a folder, or of one. No process may be writing."""
+    kind = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.tmp")
     for leftover in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", leftover.name):
+        if kind.fullmatch(leftover.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, flush it to the disk, and rename it to ``path``."""
-    path = path.resolve()
-    make_folder(path.parent)
-    temporary = path.with_name(temporary_name(path.name))
-    temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode  # by the user's umask; safetensors makes its files private
-    try:
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_named_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write`` on a file of the same name in a temporary folder, flush it, and move it to ``path``.
 
-    This is for writers that look at the suffix, or that write further files, which are moved before it.
+    Further files that it writes beside that one are moved before it.
     """
     path = path.resolve()
     make_folder(path.parent)
     folder = path.with_name(temporary_name(path.name))
     folder.mkdir()
+    mode = folder.stat().st_mode & 0o666  # by the user's umask; safetensors makes its files private
     try:
         write(folder / path.name)
-        for file_path in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
-            with file_path.open("rb+") as file:
+        for written in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
+            written.chmod(mode)
+            with written.open("rb+") as file:
                 os.fsync(file.fileno())
-            file_path.replace(path.with_name(file_path.name))
+            written.replace(path.with_name(written.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

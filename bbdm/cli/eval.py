@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bbdm import solvers
 from bbdm.base import manifest, optional
-from bbdm.base.atomic import remove_all_leftovers
+from bbdm.base.atomic import remove_leftovers
 from bbdm.base.scripts import Command
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
@@ -96,10 +96,10 @@ class Eval(GPUsCommand, TranslateConfig):
 
         optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
         translator = Translator(self)
-        metrics = self.metrics or defaults(_setup(translator))
+        setup = Setup(translator.dataset.spec.target, translator.files.channels, self.num_samples)
         if self.sweep:
-            self._sweep(translator, metrics, self.sweep)
-        elif report := self._evaluate(translator, metrics, (self.chosen_solver, self.steps), self.folder):
+            self._sweep(translator, setup, self.sweep)
+        elif report := self._evaluate(translator, setup, (self.chosen_solver, self.steps), self.folder):
             print(reports.table([report]))
             if report["by_patient"]:
                 print("\n" + reports.patients_table(report))
@@ -108,12 +108,12 @@ class Eval(GPUsCommand, TranslateConfig):
             print(f"results and scores.json: {self.folder}")
         translator.processes.leave()
 
-    def _evaluate(self, translator: Translator, metrics: Sequence[str], run: Run, folder: Path) -> Report:
+    def _evaluate(self, translator: Translator, setup: Setup, run: Run, folder: Path) -> Report:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
         from bbdm.evaluation import distributions, reports
         from bbdm.evaluation.scores import Scores
 
-        processes, files, setup = translator.processes, translator.files, _setup(translator)
+        processes, files, metrics = translator.processes, translator.files, self.metrics or defaults(setup)
         spread = {"distribution": distributions.DISTRIBUTION} if setup.samples > 1 else {}
         with processes.first_before_others():  # the others find what it downloads
             scores = Scores(  # before the translation, since it may fail
@@ -132,12 +132,12 @@ class Eval(GPUsCommand, TranslateConfig):
         if not processes.first:
             return {}
         found: dict[str, Any] = {**scores.compute()}
-        shown = {name: None if isnan(each) else each for name, each in found.items() if name not in spread}
         if spread:
-            report |= {"distribution": found["distribution"]}
+            report |= {"distribution": found.pop("distribution")}
         patients: dict[str, Any] = {}
         for name, each in scores.by_source().items() if files.volumes else ():
             patients[name] = reports.by_patient(name, {k: each[k] for k in files.names if k in each})
+        shown = {name: None if isnan(each) else each for name, each in found.items()}
         about = {"scores": shown, "by_patient": patients, "lpips_net": self.lpips_net if "lpips" in metrics else None}
         about |= {"dice_above": self.dice_above} if "dice" in metrics else {}
         about |= {"masks": files.pairs.digest(["mask"])} if files.pairs.rows[0].get("mask") is not None else {}
@@ -145,29 +145,23 @@ class Eval(GPUsCommand, TranslateConfig):
         manifest.write(folder / "scores.json", report)
         return report
 
-    def _sweep(self, translator: Translator, metrics: Sequence[str], words: Sequence[str]) -> None:
+    def _sweep(self, translator: Translator, setup: Setup, words: Sequence[str]) -> None:
         """Evaluate several solvers; the first process prints and draws."""
         from bbdm.evaluation import reports
 
-        file, bridge = translator.checkpoint.defaults, translator.bridge
-        first, path = translator.processes.first, self.folder / "sweep.json"
+        file, bridge, first = translator.checkpoint.defaults, translator.bridge, translator.processes.first
         if first:
-            remove_all_leftovers(self.folder)
+            remove_leftovers(self.folder)
         done: list[Report] = []
         for solver, steps in read_sweep(words, bridge, file):
             nfe = steps or len(file.over(solver, None, None).table(bridge))
-            done.append(self._evaluate(translator, metrics, (solver, steps), self.folder / f"{solver}-{nfe}"))
+            done.append(self._evaluate(translator, setup, (solver, steps), self.folder / f"{solver}-{nfe}"))
             if first:
                 rows = reports.table(done[-1:])
                 print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
-                manifest.write(path, done)
+                manifest.write(self.folder / "sweep.json", done)
         if first:
             print(f"to look at: {', '.join(map(str, reports.draw(done, self.folder)))}")
-
-
-def _setup(translator: Translator) -> Setup:
-    """What scores of the results are built for."""
-    return Setup(translator.dataset.spec.target, translator.files.channels, translator.config.num_samples)
 
 
 @dataclass(frozen=True, kw_only=True)

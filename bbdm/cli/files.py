@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -76,18 +75,6 @@ def millions(state: dict[str, Any]) -> str:
     return f"{sum(value.numel() for value in state.values()) / 1e6:.1f}"
 
 
-def program(file: Path, config: FileConfig) -> str:
-    """What wrote a file of weights."""
-    from bbdm.files import checkpoint, weights
-    from bbdm.files.importers import programs
-
-    for name in (checkpoint.FORMAT, checkpoint.VQGAN_FORMAT):
-        with suppress(ValueError), weights.opened(file, name, "checkpoint") as content:
-            own = isinstance(content, weights.Snapshot)
-            return "bbdm" if own else programs.program(content, config.config)
-    return "another program"
-
-
 def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     """What a path or a name on the Hub is, and its rows.
 
@@ -113,18 +100,18 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
             f"{path} holds {found or 'nothing'}, and info takes a file of weights, or the folder of a run, an export, "
             "save_pretrained or an autoencoder of diffusers"
         )
-    kind = f"of {program(file, config)}" + (f", {newest.name} of a training run" if newest else "")
+    of_run = f", {newest.name} of a training run" if newest else ""
     try:
         rows = list(of_checkpoint(config.load(file)))
     except IncompleteFileError:
         raise
     except ValueError as error:
         try:
-            return f"an autoencoder {kind}", list(of_autoencoder(load_codec(file)))
+            return f"an autoencoder{of_run}", list(of_autoencoder(load_codec(file)))
         except ValueError:
             raise error from None
     exported = (path / hub.ONNX / bridge_json.SETTINGS).is_file()
-    return f"a checkpoint {kind}" + (", with an ONNX export" if exported else ""), rows
+    return f"a checkpoint{of_run}" + (", with an ONNX export" if exported else ""), rows
 
 
 @dataclass(frozen=True, kw_only=True)

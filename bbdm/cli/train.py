@@ -14,6 +14,7 @@ from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
 from bbdm.cli.training import TrainingCommand, report
 from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
+from bbdm.data.spec import read_named
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, WrappedConfig
 from bbdm.pictures.images import Size, read_size
@@ -78,19 +79,12 @@ OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 
 def read_shares(text: str) -> dict[str, float]:
-    """Shares by name from text, such as ``style:0.1,text:0.2``.
-
-    Raises:
-        ValueError: the text has another form, or a name is there twice.
-    """
-    parts = [each.partition(":") for each in text.split(",")]
+    """Shares by name, from ``NAME:SHARE`` with commas, such as ``style:0.1,text:0.2``; else a ValueError."""
+    form = "it is written as NAME:SHARE"
     try:
-        shares = {name: float(share) for name, _, share in parts}
-    except ValueError:
-        shares = {}
-    if len(shares) < len(parts):
-        raise ValueError(f"it is written as NAME:SHARE, with commas, each name once, got {text!r}")
-    return shares
+        return {name: float(share) for name, share in read_named(text, form, ":").items()}
+    except ValueError as error:
+        raise ValueError(f"{form}, with commas, each name once, got {text!r}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +131,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
     init_from: Path | None = setting(None, "begin with the weights of this checkpoint", group="network")
     config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
-    whiten: bool = setting(False, "begin with filters that see fine detail, for restoration", group="network")
     vqgan_path: Path | None = setting(
         None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
     )
@@ -167,8 +160,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             check_pictures(PRESETS[self.preset].axes, "vqgan_path")
         if self.channels and latent:
             raise ValueError("channels are of pictures that are trained on: with vqgan_path, the autoencoder's")
-        if self.whiten and self.init_from:
-            raise ValueError("whiten is of networks that are not trained: leave it or init_from out")
         if latent and self.slices and self.slices.neighbours:
             raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
         if self.cache_images and self.cache_latents:
@@ -229,8 +220,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             stored = resumed and resumed.codec and resumed.codec.statistics
             codec = codec.with_statistics(stored or measure(pairs, codec, self.flip, progress=progress))
 
-        if self.whiten and begins:
-            initial.whiten(unet, pairs, codec, team.device)
         unpaired = self.dataset == UNPAIRED
         spread = {} if self.spread is None else {"spread": self.spread}
         bridge = replace(bridge, **statistics | spread)
@@ -319,11 +308,12 @@ def codec_for(path: Path | str, preset: str, device: torch.device) -> Codec:
     from bbdm.files.checkpoint import load_codec
 
     codec = load_codec(path).placed(device, torch.float32)
-    channels = {name: config.channels for name, config in PRESETS.items()}
-    fitting = [name for name in PRESETS if channels[name] == codec.channels or not name.startswith("lbbdm")]
+    fitting = [
+        name for name, config in PRESETS.items() if config.channels == codec.channels or not name.startswith("lbbdm")
+    ]
     if preset not in fitting:
         raise ValueError(
-            f"preset {preset} takes {channels[preset]} channels, and this autoencoder's latents have "
+            f"preset {preset} takes {PRESETS[preset].channels} channels, and this autoencoder's latents have "
             f"{codec.channels}; preset must be one of {', '.join(fitting)}"
         )
     return codec

@@ -52,7 +52,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
 
         from bbdm.execution.processes import Processes
 
-        remove_leftovers(self.output_model)
+        remove_leftovers(self.output_model.parent, self.output_model.name)
         check_suffix(self.output_model)
         team = Processes.join(self.device)
         if team.device.type == "cpu":

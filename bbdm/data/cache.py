@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bbdm.base import manifest
-from bbdm.base.atomic import LOCK, locked, remove_all_leftovers, write_atomically
+from bbdm.base.atomic import LOCK, locked, remove_leftovers, write_atomically
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -40,7 +40,7 @@ class Cache:
         self._mapped: dict[str, Tensors] = {}
         path, now = folder / MANIFEST, manifest.as_json({"version": VERSION, "what": what, **about})
         with locked(folder):
-            remove_all_leftovers(folder)
+            remove_leftovers(folder)
             others = [each for each in folder.iterdir() if each.name != LOCK]
             if others and path not in others:
                 raise ValueError(f"{others[0]} is of no cache of {what}, without {path}: give another folder")

@@ -50,9 +50,9 @@ class Condition:
         return self.kind if self.values == EIGHT_BIT else f"{self.kind}@{self.values}"
 
 
-def read_named(text: str, form: str) -> dict[str, str]:
+def read_named(text: str, form: str, mark: str = "=") -> dict[str, str]:
     """Texts by name, from ``NAME=TEXT`` with commas; of any other a ValueError that begins with ``form``."""
-    parts = [each.partition("=") for each in text.split(",")]
+    parts = [each.partition(mark) for each in text.split(",")]
     found = {name: value for name, _, value in parts}
     if len(found) < len(parts) or not all(name.isidentifier() and value for name, value in found.items()):
         raise ValueError(f"{form}, with commas, each name once; got {text!r}")

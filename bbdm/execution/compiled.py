@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch._C._dynamo.eval_frame import reset_code
 
-from bbdm.base.atomic import file_sha256, short, write_named_atomically
+from bbdm.base.atomic import file_sha256, short, write_atomically
 from bbdm.base.recent import Recent
 from bbdm.execution.device import machine_of
 from bbdm.kernels.elementwise import layout
@@ -224,7 +224,7 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
         content = {"shape": shape, "fits": fingerprint(network, x.dtype, x.device), "sha256": file_sha256(temporary)}
         Path(f"{temporary}.json").write_text(json.dumps(content, indent=1) + "\n")
 
-    write_named_atomically(Path(path), write)
+    write_atomically(Path(path), write)
 
 
 def fingerprint(network: Network, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

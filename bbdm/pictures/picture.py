@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import sizes
-from bbdm.base.atomic import write_named_atomically
+from bbdm.base.atomic import write_atomically
 from bbdm.pictures.formats import SUFFIXES, fail, module, suffix_of
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         if name == "tifffile" and self.geometry.format == "geotiff":
             name = "rasterio"
         try:
-            write_named_atomically(path, lambda temporary: module(name).write(temporary, self))
+            write_atomically(path, lambda temporary: module(name).write(temporary, self))
         except Exception as error:
             fail("write", path, error)
 

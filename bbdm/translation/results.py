@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bbdm.base import manifest
-from bbdm.base.atomic import remove_all_leftovers
+from bbdm.base.atomic import remove_leftovers
 from bbdm.base.seeds import seed_of
 from bbdm.data import rows
 from bbdm.sampling.base import Sampler
@@ -163,7 +163,7 @@ class Record:
         self.path = folder / SETTINGS
         self.settings = manifest.as_json(settings)
         for above in {(folder / name).parent for name in names} | {folder}:
-            remove_all_leftovers(above)
+            remove_leftovers(above)
         self.existing = self._existing(names)
         differing, known = self._before(further) if self.path.is_file() else ("", set[str]())
         if overwrite:

@@ -11,32 +11,41 @@ from bbdm.base import optional, scripts
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, OSError])
-def test_an_error_of_the_user_is_one_line(kind: type[Exception]):
-    def main() -> None:
-        raise kind("no such thing")
-
-    with pytest.raises(SystemExit, match=r"^error: no such thing$"):
-        scripts.run(main)
-
-
-def test_a_warning_of_a_command_is_one_line():
-    code = "import warnings; from bbdm.base import scripts; scripts.run(lambda: warnings.warn('of a test'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == "warning: of a test\n"
-
-
 @pytest.mark.parametrize(
-    ("name", "message"), [("torchmetrics.image", r"error: none: pip install 'bbdm\[eval\]'"), ("other", "error: none")]
+    ("error", "code", "printed"),
+    [
+        (ValueError("no such thing"), "error: no such thing", ""),
+        (FileNotFoundError("no such thing"), "error: no such thing", ""),
+        (OSError("no such thing"), "error: no such thing", ""),
+        (ModuleNotFoundError("none", name="torchmetrics.image"), "error: none: pip install 'bbdm[eval]'", ""),
+        (ModuleNotFoundError("none", name="other"), "error: none", ""),
+        (KeyboardInterrupt(), 130, "interrupted: results are kept"),
+        (KeyboardInterrupt("last.pt is kept"), 130, "interrupted: last.pt is kept"),
+        (scripts.StoppedError("the loss is nan", 3), 3, "stopped: the loss is nan"),
+    ],
+    ids=repr,
 )
-def test_a_missing_package_names_its_extra(name: str, message: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: str, capsys: pytest.CaptureFixture[str]):
     def main() -> None:
-        raise ModuleNotFoundError("none", name=name)
+        raise error
 
-    with pytest.raises(SystemExit, match=f"^{message}$"):
+    with pytest.raises(SystemExit) as caught:
+        scripts.run(main, "results are kept")
+    assert caught.value.code == code
+    assert capsys.readouterr().err.strip() == printed
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main() -> None:
+        raise TypeError("a fault")
+
+    with pytest.raises(TypeError, match=r"^a fault$"):
         scripts.run(main)
+
+
+def test_a_missing_package_names_its_extra_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    message = r"^error: the app needs gradio, which is not installed: pip install 'bbdm\[app\]'$"  # said once
+    message = r"^error: the app needs gradio, which is not installed: pip install 'bbdm\[app\]'$"
     with pytest.raises(SystemExit, match=message):
         scripts.run(lambda: optional.package("gradio", "the app"))
 
@@ -48,7 +57,8 @@ EXTRAS = {  # a command, and the package and extra that it says are missing
     "bbdm.runtime FOLDER PICTURE -o OUT": ("onnxruntime", "export"),
 }
 WITHOUT = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, runpy, sys, warnings
+from bbdm.base import scripts
 commands, packages = map(json.loads, sys.argv[1:])
 sys.modules |= dict.fromkeys(packages)
 for command in commands:
@@ -58,14 +68,15 @@ for command in commands:
             runpy.run_module(module, run_name="__main__")
         except SystemExit as end:
             print(json.dumps([end.code, said.getvalue()]))
+scripts.run(lambda: warnings.warn("of a test"))
 """
 
 
-def test_a_command_without_its_extra_is_one_line():
+def test_a_command_without_its_extra_and_a_warning_are_one_line():
     packages = sorted({package for package, _ in EXTRAS.values()})
     command = [sys.executable, "-c", WITHOUT, json.dumps([*EXTRAS]), json.dumps(packages)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    assert done.stderr == "warning: of a test\n"
     for line, (package, extra) in zip(done.stdout.splitlines(), EXTRAS.values(), strict=True):
         end, said = json.loads(line)
         assert said == ""
@@ -74,61 +85,21 @@ def test_a_command_without_its_extra_is_one_line():
         assert end.endswith(f"pip install 'bbdm[{extra}]'")
 
 
-@pytest.mark.parametrize(("own", "message"), [((), "results are kept"), (("last.pt is kept",), "last.pt is kept")])
-def test_an_interruption_is_one_line(own: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]):
-    def main() -> None:
-        raise KeyboardInterrupt(*own)
-
-    with pytest.raises(SystemExit) as caught:
-        scripts.run(main, "results are kept")
-    assert caught.value.code == 130
-    assert capsys.readouterr().err.strip() == f"interrupted: {message}"
-
-
-def test_a_fault_of_the_program_keeps_its_traceback():
-    def main() -> None:
-        raise TypeError("a fault")
-
-    with pytest.raises(TypeError, match=r"^a fault$"):
-        scripts.run(main)
-
-
-def test_what_stopped_the_work_decides_the_status(capsys: pytest.CaptureFixture[str]):
-    def main() -> None:
-        raise scripts.StoppedError("the loss is nan", 3)
-
-    with pytest.raises(SystemExit) as caught:
-        scripts.run(main)
-    assert caught.value.code == 3
-    assert capsys.readouterr().err.strip() == "stopped: the loss is nan"
-
-
-def parser() -> scripts.Parser:
-    made = scripts.Parser("A script:\n  as it is written.")
-    made.add_argument("--steps", type=int, default=0, help="of a solver")
-    made.add_argument("--parts", nargs="+", default=["a", "b"], help="of it (default: a b)")
-    made.add_argument("--flip", action="store_true", help="mirror")
-    made.add_argument("--size", help="unset if unset")
-    return made
-
-
-def test_a_value_may_begin_with_a_minus():
-    parser = scripts.Parser(None)
-    parser.add_argument("--values")
-    for value in ("-1024:3071:HU", "-1", "-.5:1"):
-        assert parser.parse_args(["--values", value]).values == value
-
-
-def test_help_shows_defaults_and_a_wrong_flag_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+def test_help_values_and_wrong_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Defaults are in the help, a value may begin with a minus, and a wrong flag is one line."""
     monkeypatch.setenv("COLUMNS", "80")
-    text = parser().format_help()
+    parser = scripts.Parser("A script:\n  as it is written.")
+    parser.add_argument("--steps", type=int, default=0, help="of a solver")
+    parser.add_argument("--parts", nargs="+", default=["a", "b"], help="of it (default: a b)")
+    parser.add_argument("--flip", action="store_true", help="mirror")
+    parser.add_argument("--values", help="unset if unset")
+    text = parser.format_help()
     for part in ("A script:\n  as it is written.", "of a solver (default: 0)\n", "of it (default: a b)\n", "mirror\n"):
         assert part in text
     assert text.endswith("unset if unset\n")
-    with pytest.raises(SystemExit, match="2"):
-        parser().parse_args(["--nonsense"])
-    assert capsys.readouterr().err == "error: unrecognized arguments: --nonsense; --help lists the flags\n"
-    with pytest.raises(SystemExit, match="2"):
-        parser().parse_args(["--stepps=3"])
-    said = "error: unrecognized arguments: --stepps=3; did you mean --steps? --help lists the flags\n"
-    assert capsys.readouterr().err == said
+    for value in ("-1024:3071:HU", "-1", "-.5:1"):
+        assert parser.parse_args(["--values", value]).values == value
+    for word, like in (("--nonsense", ""), ("--stepps=3", "did you mean --steps? ")):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([word])
+        assert capsys.readouterr().err == f"error: unrecognized arguments: {word}; {like}--help lists the flags\n"

@@ -82,7 +82,7 @@ def rows(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> t
 def test_info_of_what_the_package_brings(capsys: pytest.CaptureFixture[str]):
     title, found = rows(demo.WEIGHTS, capsys)
     count = sum(parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters())
-    assert title == "a checkpoint of bbdm"
+    assert title == "a checkpoint"
     assert found["network"] == f"unet, {count / 1e6:.1f} M parameters in float16"
     assert (found["image size"], found["network calls"]) == ("64 x 64", "any number")
     assert "objective='pinned'" in found["bridge"]
@@ -106,14 +106,14 @@ def test_info_of_folders_and_autoencoders(tmp_path: Path, capsys: pytest.Capture
     save_vqgan(tmp_path / "v.safetensors", vqgan)
     save_vqgan(tmp_path / "v" / "step_00000004.pt", vqgan, training={"step": 4})
     for name, wanted, known in (
-        ("model", "a checkpoint of bbdm", {"network calls": "2", "image size": "not stated", "codec": "vqgan"}),
+        ("model", "a checkpoint", {"network calls": "2", "image size": "not stated", "codec": "vqgan"}),
         (
             "run",
-            "a checkpoint of bbdm, step_00000010.pt of a training run",
+            "a checkpoint, step_00000010.pt of a training run",
             {"training": "10 optimizer steps, to resume from"},
         ),
-        ("v.safetensors", "an autoencoder of bbdm", {}),
-        ("v", "an autoencoder of bbdm, step_00000004.pt of a training run", {}),
+        ("v.safetensors", "an autoencoder", {}),
+        ("v", "an autoencoder, step_00000004.pt of a training run", {}),
     ):
         title, found = rows(tmp_path / name, capsys)
         assert title == wanted
@@ -128,7 +128,7 @@ def test_info_of_a_file_of_another_program(tmp_path: Path, capsys: pytest.Captur
         rows(tmp_path / "a.pth", capsys)
     with pytest.warns(UserWarning, match="assumed"):
         title, found = rows(tmp_path / "a.pth", capsys, "-t", "50", "-l", "3")
-    assert title == "a checkpoint of sde-bbdm"
+    assert title == "a checkpoint"
     assert "num_steps=50, c_lambda=3.0" in found["bridge"]
 
 

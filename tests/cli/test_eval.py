@@ -32,8 +32,8 @@ def place(world: Path) -> Path:
     return world
 
 
-def run(*flags: str, steps: str = "3", scores: tuple[str, ...] = ("psnr",), data: str = "data") -> dict[str, Any]:
-    given = ["edge2shoes", data, "c.pt", "results", "-b", "2", "--steps", steps, *flags]
+def run(*flags: str, scores: tuple[str, ...] = ("psnr",), data: str = "data") -> dict[str, Any]:
+    given = ["edge2shoes", data, "c.pt", "results", "-b", "2", "--steps", "3", *flags]
     eval_script.main([*given, "--metrics", *scores])
     return json.loads(Path("results/scores.json").read_text())
 
@@ -113,15 +113,16 @@ def test_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
     Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/04.png")
     words: Any
     for words, difference in (
-        ({"steps": "2"}, "nfe 3, now 2, timesteps"),
-        ({"data": "copy"}, "files [0-9a-f]"),
+        (["--steps", "2"], "nfe 3, now 2, timesteps"),
         (["--seed", "1"], r"seed 0, now 1\)"),
         (["-r", "2"], r"num_samples 1, now 2\)"),
         (["--dtype", "bf16"], r"dtype float32, now bfloat16\)"),
         (["--image_size", "12"], r"image_size 16, now 12\)"),
     ):
         with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}"):
-            run(**words) if isinstance(words, dict) else run(*words)
+            run(*words)
+    with pytest.raises(ResultsError, match=r"other settings \(files [0-9a-f]"):
+        run(data="copy")
     save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
     with pytest.raises(ResultsError, match=r"other settings \(weights "):
         run()

@@ -12,6 +12,7 @@ from bbdm.cli import eval as eval_command
 from bbdm.cli import train, translate
 from bbdm.cli.files import Info
 from bbdm.evaluation.metrics import dice, volume_scores
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures import Geometry, Picture
 from tests.conftest import TINY
 
@@ -52,33 +53,48 @@ KINDS: dict[str, tuple[str, Any, list[str], list[str], tuple[int, ...], str]] = 
 }
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preset demo with a network of a few thousand parameters, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    network = train.PRESETS["demo"].__class__(3, 3, condition_channels=3, **TINY)
-    monkeypatch.setitem(train.PRESETS.maps[-1], "demo", network)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def synthrad_patient(folder: Path, size: tuple[int, ...] = (6, 20, 24)) -> None:
-    """MR, CT and a mask that leaves out the first and the last slice."""
-    mask = np.zeros((1, *size), np.uint8)
-    mask[:, 1:-1, 4:16, 4:20] = 1
-    folder.mkdir(parents=True)
-    place = Geometry(VOLUME)
-    Picture(RANDOM.normal(300, 80, (1, *size)).astype(np.float32), place).save(folder / "mr.mha")
-    Picture(RANDOM.integers(-1024, 1500, (1, *size)).astype(np.int16), place).save(folder / "ct.mha")
-    Picture(mask, place).save(folder / "mask.mha")
-
-
 PATIENTS = ["paired", "data/{split}/*/mr,data/{split}/*/ct,mask=data/{split}/*/mask"]
 VALUES = ["--source_values", "p0.5:99.5", "--target_values", "-1024:3071:HU"]
+NEW = ("AB/1ABA003", "HN/1HNA001")  # of validation
 
 
-def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
+@pytest.fixture(autouse=True)
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The presets demo and volume with a network of a few thousand parameters, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for preset, axes, channels in (("demo", 2, 3), ("volume", 3, 1)):
+        network = UNetConfig(channels, channels, condition_channels=channels, axes=axes, **TINY)
+        monkeypatch.setitem(UNETS, preset, network)
+
+
+@pytest.fixture
+def patients() -> None:
+    """SynthRAD's folders: MR, CT and a mask that leaves out the first and the last slice."""
+    mask = np.zeros((1, 6, 20, 24), np.uint8)
+    mask[:, 1:-1, 4:16, 4:20] = 1
+    for name in ("train/AB/1ABA001", "train/AB/1ABA002", *(f"val/{name}" for name in NEW)):
+        folder, place = Path("data", name), Geometry(VOLUME)
+        folder.mkdir(parents=True)
+        Picture(RANDOM.normal(300, 80, mask.shape).astype(np.float32), place).save(folder / "mr.mha")
+        Picture(RANDOM.integers(-1024, 1500, mask.shape).astype(np.int16), place).save(folder / "ct.mha")
+        Picture(mask, place).save(folder / "mask.mha")
+
+
+def scored(*metrics: str) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """The report of `bbdm eval`, and the scores of its results by definition."""
+    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
+    wanted: dict[str, dict[str, float]] = {}
+    for name in NEW:
+        result = pictures.read(Path("SCORES", f"{name}.mha"))
+        truth, mask = (pictures.read(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
+        assert (result.grid, result.dtype) == (truth.grid, np.int16)
+        arrays = [np.asarray(each)[0] for each in (truth, result, mask)]
+        wanted[name] = volume_scores(*arrays) | {"dice": dice(arrays[0], arrays[1], 200, arrays[2])}
+    return json.loads(Path("SCORES/scores.json").read_text()), wanted
+
+
+def test_synthrad_in_2_5_d(patients: None, capsys: Any) -> None:
     """From the challenge's folders to scores by patient, which are those of the definitions."""
-    for name in ("train/AB/1ABA001", "train/AB/1ABA002", "val/AB/1ABA003", "val/HN/1HNA001"):
-        synthrad_patient(Path("data") / name)
     flags = ["--preset", "demo", "--crop", "16", "--slices", "axial:1", "-b", "2", "-e", "1"]
     train.main([*PATIENTS, "OUT.pt", *flags, *VALUES])
     assert load_checkpoint("OUT.pt").unet.config.endpoint == (1,)
@@ -86,34 +102,21 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     out = capsys.readouterr().out
     for part in ("neighbours    1", "-1024:3071:HU, stored as int16", "spacing       (3.0, 1.0, 1.0)"):
         assert part in out
-    metrics = ["mae", "psnr", "ms_ssim", "dice"]
-    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
-    report = json.loads(Path("SCORES/scores.json").read_text())
-    wanted: dict[str, dict[str, float]] = {}
-    for name in ("AB/1ABA003", "HN/1HNA001"):
-        result = pictures.read(Path("SCORES", f"{name}.mha"))
-        truth, mask = (pictures.read(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
-        assert result.grid == truth.grid
-        arrays = [np.asarray(each)[0] for each in (truth, result, mask)]
-        wanted[name] = volume_scores(*arrays) | {"dice": dice(arrays[0], arrays[1], 200, arrays[2])}
-    for metric in metrics:
-        found = report["by_patient"][metric]
+    report, wanted = scored("mae", "psnr", "ms_ssim", "dice")
+    for metric, found in report["by_patient"].items():
         values = [wanted[name][metric] for name in found["patients"]]
         assert list(found["patients"].values()) == pytest.approx(values, rel=1e-5)
         assert (found["mean"], found["std"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)), rel=1e-4)
         assert report["scores"][metric] == found["mean"]
-        worst = (max if metric == "mae" else min)(wanted, key=lambda name: wanted[name][metric])
-        assert found["worst"] == worst
-    printed = capsys.readouterr().out
+        assert found["worst"] == (max if metric == "mae" else min)(wanted, key=lambda name: wanted[name][metric])
     mae = report["by_patient"]["mae"]
     row = [f"{mae[name]:.5g}" for name in ("mean", "std")] + [f"{mae['patients'][mae['worst']]:.5g}", mae["worst"]]
-    assert f"| MAE HU ↓ | {' | '.join(row)} |" in printed
-    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", "rmse", "--steps", "2"])  # of the same results
-    assert [*json.loads(Path("SCORES/scores.json").read_text())["by_patient"]] == ["rmse"]
+    assert f"| MAE HU ↓ | {' | '.join(row)} |" in capsys.readouterr().out
+    assert [*scored("rmse")[0]["by_patient"]] == ["rmse"]  # of the same results
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_three_commands(kind: str, tmp_path: Path, tiny: None, capsys: Any) -> None:
+def test_the_three_commands(kind: str, tmp_path: Path, capsys: Any) -> None:
     suffix, make, flags, metrics, shape, dtype = KINDS[kind]
     for split in ("train", "val"):
         for side in "AB":
@@ -133,7 +136,7 @@ def test_the_three_commands(kind: str, tmp_path: Path, tiny: None, capsys: Any) 
     assert ("MAE HU" in capsys.readouterr().out) == (kind != "GeoTIFF")
 
 
-def test_a_damaged_picture_that_training_meets_is_one_line(tmp_path: Path, tiny: None) -> None:
+def test_a_damaged_picture_that_training_meets_is_one_line(tmp_path: Path) -> None:
     """Its header is whole; --check reads all before the first step."""
     for name in ("A/train/0", "A/train/1", "B/train/0", "B/train/1"):
         Picture(RANDOM.integers(0, 65536, (1, 24, 20)).astype(np.uint16)).save(tmp_path / f"{name}.png")
@@ -149,23 +152,14 @@ def test_a_damaged_picture_that_training_meets_is_one_line(tmp_path: Path, tiny:
     cli.run("train", [*words, "--skip_bad", "-b", "1"])
 
 
-def test_synthrad_in_3_d(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synthrad_in_3_d(patients: None) -> None:
     """The same folders and words with a network of three axes, whose crops are volumes."""
-    for name in ("train/AB/1ABA001", "train/AB/1ABA002", "val/AB/1ABA003", "val/HN/1HNA001"):
-        synthrad_patient(Path("data") / name)
-    network = train.PRESETS["demo"].__class__(1, 1, condition_channels=1, axes=3, **TINY)
-    monkeypatch.setitem(train.PRESETS.maps[-1], "volume", network)  # pyright: ignore[reportAttributeAccessIssue]
     flags = ["--preset", "volume", "--crop", "4x8x8", "-b", "2", "-e", "1", "--device", "cpu"]
     train.main([*PATIENTS, "OUT.pt", *flags, *VALUES, "--precision", "fp32"])
     trained = load_checkpoint("OUT.pt")
     assert (trained.pictures.crop, trained.pictures.slices, trained.pictures.spacing) == ((4, 8, 8), None, (3, 1, 1))
-    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", "mae", "ms_ssim", "--steps", "2"])
-    found = json.loads(Path("SCORES/scores.json").read_text())["by_patient"]["mae"]["patients"]
-    for name in ("AB/1ABA003", "HN/1HNA001"):
-        result = pictures.read(Path("SCORES", f"{name}.mha"))
-        truth, mask = (pictures.read(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
-        assert (result.grid, result.dtype) == (truth.grid, np.int16)
-        wanted = volume_scores(*(np.asarray(each)[0] for each in (truth, result, mask)))
-        assert found[name] == pytest.approx(wanted["mae"], rel=1e-6)
+    report, wanted = scored("mae", "ms_ssim")
+    found = report["by_patient"]["mae"]["patients"]
+    assert found == pytest.approx({name: wanted[name]["mae"] for name in NEW}, rel=1e-6)
     translate.main([*PATIENTS, "OUT.pt", "RESULTS", "--steps", "2"])
     assert Path("RESULTS/grid.png").exists()

@@ -65,10 +65,10 @@ def test_samples_differ_and_have_numbers() -> None:
 
 
 def test_the_mean_has_neither_steps_nor_seed() -> None:
-    flags: dict[str, Any]
-    for flags in ({"steps": 2}, {"seed": 1}):
+    flag: dict[str, Any]
+    for flag in ({"steps": 2}, {"seed": 1}):
         with pytest.raises(ValueError, match="steps and seed are of random results: give samples"):
-            Restore(photographs=(Path("a.bmp"),), **flags)
+            Restore(photographs=(Path("a.bmp"),), **flag)
 
 
 def test_pictures_keep_their_kind() -> None:

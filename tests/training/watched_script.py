@@ -47,7 +47,6 @@ def watch_files() -> None:
         record(path.name)
 
     atomic.write_atomically = partial(recorded, atomic.write_atomically)
-    atomic.write_named_atomically = partial(recorded, atomic.write_named_atomically)
 
 
 def watch_scores() -> None:

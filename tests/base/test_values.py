@@ -1,0 +1,128 @@
+"""Seeds, amounts of memory, and manifests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bbdm.base import machine, manifest
+from bbdm.base.seeds import resolve_seeds, seed_of
+from bbdm.base.sizes import amount, read_memory
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda seed: seed, np.int64, torch.tensor, np.array], ids=["int", "numpy", "tensor", "array"]
+)
+def test_one_seed_counts_up_and_a_list_is_taken_as_it_is(kind: Any):
+    assert resolve_seeds(kind(7), 3) == [7, 8, 9]
+    if kind is not np.int64:
+        seeds = resolve_seeds(kind([5, 1]), 2)
+        assert seeds == [5, 1]
+        assert {type(s) for s in seeds} == {int}
+
+
+def test_none_draws_another_each_time():
+    """Two draws of 32 bits are equal once in 4 billion."""
+    first, second = resolve_seeds(None, 2), resolve_seeds(None, 2)
+    assert first[1] == first[0] + 1
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (1.5, "seed must be an integer or a list of integers, got 1.5"),
+        ("12", "seed must be an integer or a list of integers, got '12'"),
+        ([1, 2.5], "seed must be an integer or a list of integers"),
+        ([1, 2, 3], "seed must be one integer or one for each of 2 images, got 3"),
+        (-1, r"seed must be in \[0, 2\^63\), got -1"),
+        (2**63 - 1, r"seed must be in \[0, 2\^63\)"),
+    ],
+)
+def test_seeds_that_are_refused(seed: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        resolve_seeds(seed, 2)
+
+
+def test_a_seed_by_name_is_the_start_of_a_hash():
+    """The first 63 bits of ``printf '7 a/b' | sha256sum``."""
+    assert seed_of("a/b", 7) == 0xE7B2032AC879BB65 >> 1
+    assert seed_of("a/b") != seed_of("a/b", 7) != seed_of("a/c", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4G", 4 * 2**30), ("500M", 500 * 2**20), ("1.5g", 3 * 2**29), ("2GiB", 2**31), ("64KB", 2**16), ("123", 123)],
+)
+def test_amounts_as_people_write_them(text: str, count: int):
+    assert read_memory(text) == count
+    assert read_memory(amount(count).replace(" ", "")) == pytest.approx(count, rel=0.01)
+
+
+@pytest.mark.parametrize("text", ["", "G", "0G", "-1G", "4X", "4,5G", "inf", "nan"])
+def test_other_amounts_are_refused(text: str):
+    with pytest.raises(ValueError, match="an amount of memory is written as 4G or 500M, got"):
+        read_memory(text)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["v2", "v1"],
+)
+def test_free_in_a_container_is_its_limit_less_what_is_used(
+    limit: str, used: str, cached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Pages of files that can be dropped are free."""
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert 2**24 < machine.free_memory() < 2**50
+    folder = (tmp_path / limit).parent
+    folder.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("9000\n")
+    (tmp_path / used).write_text("5000\n")
+    (folder / "memory.stat").write_text(f"anon 3\n{cached} 1500\n")
+    assert machine.free_memory() == 9000 - 5000 + 1500
+    (tmp_path / used).write_text("99000")
+    assert machine.free_memory() == 0
+    (tmp_path / limit).write_text("max\n")
+    assert machine.free_memory() > 2**24
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path):
+    content = manifest.as_json({"size": (2, 3), "codec": {"kind": "vqgan"}})
+    assert content == {"size": [2, 3], "codec": {"kind": "vqgan"}}
+    manifest.write(tmp_path / "deep" / "m.json", content)
+    with manifest.reading(tmp_path / "deep" / "m.json", "delete it") as found:
+        assert found == content
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"other": 1}', "null"])
+def test_a_damaged_manifest_is_named(text: str, tmp_path: Path):
+    (tmp_path / "m.json").write_text(text)
+    with (
+        pytest.raises(ValueError, match=r"cannot read .*m\.json: delete all$"),
+        manifest.reading(tmp_path / "m.json", "delete all") as content,
+    ):
+        content["seed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "wanted"),
+    [
+        ({"a": 1, "b": None}, {"a": 1, "c": None}, ""),
+        ({"seed": 0, "nfe": 3}, {"seed": 1, "nfe": 2}, "seed 0, now 1, nfe 3, now 2"),
+        ({"a": 1}, {"b": 2}, "a 1, now None, b None, now 2"),
+        ({"codec": {"kind": "x", "weights": 64 * "a"}}, {"codec": {"kind": "x", "weights": 64 * "b"}},
+         "codec.weights aaaaaaaa, now bbbbbbbb"),
+        ({"codec": None}, {"codec": {"kind": "x"}}, "codec None, now {'kind': 'x'}"),
+        ({"codec": {}}, {"codec": {"x": None}}, "codec {}, now {'x': None}"),
+        ({"a": 100 * "x"}, {"a": 1}, f"a {18 * 'x'}...{18 * 'x'}, now 1"),
+    ],
+)  # fmt: skip
+def test_differences(before: dict[str, Any], now: dict[str, Any], wanted: str):
+    assert manifest.differences(before, now) == wanted
