@@ -159,7 +159,7 @@ def bare_steps(data: str, device: str, compiled: bool) -> Any:
     flags = ["edge2shoes", data, "model.pt", "--preset", "demo-residual", *(["--compile"] * compiled)]
     config = from_values(TrainConfig, vars(train_script.Train.parse(flags)))
     trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
-    batch = next(trainer.batches.train(range(BATCH)))
+    batch = next(trainer.batches(range(BATCH)))
     seconds = [seconds_of(lambda: trainer.train_step(batch)) for _ in range(len(pairs) // BATCH + 2)]
     return seconds[2:]
 

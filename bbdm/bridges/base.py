@@ -6,7 +6,7 @@ All tables are float64. Solvers, networks and files are not known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.objectives import OBJECTIVES, POINTS, Density, Function, Weights, quantiles
-from bbdm.bridges.path import Array, Path, Statistics
+from bbdm.bridges.path import Array, Path
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ROUNDING = 1e-13  # of weights that cancel
-LATER: dict[str, Any] = {"density": "uniform", **asdict(Statistics())}  # what older files lack: left out at these
 
 
 @dataclass(frozen=True)
@@ -146,20 +145,16 @@ class Bridge(Path):
         weights = np.stack(self.at(t), axis=-1)
         return np.concatenate([weights, np.zeros_like(weights)], axis=-1)
 
-    @cached_property
-    def _device_tables(self) -> dict[tuple[str, torch.device, torch.dtype], Tensor]:
-        return {}
-
     def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """An array of this bridge, or a method's at the integers 0..top, copied to a device once."""
         import torch
 
-        key = name, device, dtype
-        if key not in self._device_tables:
+        tables: dict[Any, Tensor] = vars(self).setdefault("_tables", {})
+        if (name, device, dtype) not in tables:
             found = getattr(self, name)
             array = found(np.arange(self.top + 1)) if callable(found) else found
-            self._device_tables[key] = torch.from_numpy(array).to(device=device, dtype=dtype)
-        return self._device_tables[key]
+            tables[name, device, dtype] = torch.from_numpy(array).to(device=device, dtype=dtype)
+        return tables[name, device, dtype]
 
     def _rows(self, name: str, t: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of (B,) times in a table of a method, and the table, for images (B, C, H, W).
@@ -228,7 +223,9 @@ class Bridge(Path):
             ValueError: shapes differ, or t is not a (B,) tensor of times in range. The range is checked only
                 on the CPU, where that costs no synchronisation.
         """
-        return self._noised("training_weights", x0, y, t, noise, seeds, step)
+        from bbdm.kernels.noise_step import noise_step  # here, as tables are built without torch
+
+        return noise_step(x0, y, *self._rows("training_weights", t, x0), noise, seeds, step)
 
     def state(
         self,
@@ -241,14 +238,9 @@ class Bridge(Path):
         step: int | None = None,
     ) -> Tensor:
         """x_t (B, C, H, W) itself, of the noise that :meth:`add_noise` takes; its arguments and errors."""
-        return self._noised("state_weights", x0, y, t, noise, seeds, step)[0]
+        from bbdm.kernels.noise_step import noise_step
 
-    def _noised(
-        self, name: str, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor | None, seeds: Tensor | None, step: int | None
-    ) -> tuple[Tensor, Tensor]:
-        from bbdm.kernels.noise_step import noise_step  # here, as tables are built without torch
-
-        return noise_step(x0, y, *self._rows(name, t, x0), noise, seeds, step)
+        return noise_step(x0, y, *self._rows("state_weights", t, x0), noise, seeds, step)[0]
 
     def estimate(self, x_t: Tensor, y: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """x0hat, the target that a network's output stands for: p_x x_t + p_y y + p_F F; differentiable.
@@ -288,9 +280,7 @@ class Bridge(Path):
         if "name" not in vars(type(self)):
             mine = type(self).__qualname__
             raise ValueError(f"a bridge that has a config is registered: @bbdm.bridges.register('name') above {mine}")
-        own = {each.name: each.default for each in fields(cast(Any, self))}
-        left_out = {k for k, v in LATER.items() if own.get(k) == v == getattr(self, k)}
-        return {k: v for k, v in self.settings().items() if k not in left_out}
+        return {**asdict(cast(Any, self)), "kind": self.name}  # DDBM has a field of that name
 
     @property
     def turned(self) -> Self:
@@ -301,10 +291,6 @@ class Bridge(Path):
         if self.objective != "preconditioned" or self.sigma_data == self.sigma_source:
             return self
         return cast(Any, replace(cast(Any, self), sigma_data=self.sigma_source, sigma_source=self.sigma_data))
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values of all fields, and the kind."""
-        return {"kind": self.name, **asdict(cast(Any, self))} | {"kind": self.name}  # DDBM has a field of that name
 
 
 BRIDGES: dict[str, Callable[..., Bridge]] = {}  # what builds them, by name

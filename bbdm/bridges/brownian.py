@@ -92,6 +92,8 @@ class BrownianBridge(Bridge):
         ValueError: an argument is out of range.
     """
 
+    learns_top = False  # BBDM trains up to T - 1
+
     num_steps: int = 1000
     max_variance: float = 1.0
     objective: Objective = "residual"
@@ -128,7 +130,7 @@ class BrownianBridge(Bridge):
         return self.schedule == "exact"
 
     @property
-    def low(self) -> int:
+    def low(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """1, or 0 for the original code's indices."""
         return 1 if self.schedule == "exact" else 0
 
@@ -136,11 +138,6 @@ class BrownianBridge(Bridge):
     def top(self) -> float:
         """T, or T - 1 for the original code's indices and the noise objective."""
         return super().top if self.schedule == "exact" else self.num_steps - 1
-
-    @property
-    def train_range(self) -> tuple[float, float]:
-        """``low`` to T - 1, the times that BBDM trains on."""
-        return self.low, self.num_steps - 1
 
     @cached_property
     def _knots(self) -> Array:

@@ -26,7 +26,7 @@ class RealTimeBridge(Bridge):
     t_max: Any
 
     @property
-    def low(self) -> float:
+    def low(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The smallest time."""
         return self.t_min
 

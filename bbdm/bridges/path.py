@@ -60,6 +60,8 @@ class Path(Statistics, ABC):
     continuous: ClassVar[bool] = False
     deterministic: bool = False  # sigma is 0 everywhere
     closed: bool = True  # the path ends in the target and in the source; published schedules stop short of them
+    learns_top: ClassVar[bool] = True  # training draws the time T too, where there is an x0hat
+    low: ClassVar[float] = 1  # the smallest time in training and sampling
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
 
@@ -86,11 +88,6 @@ class Path(Statistics, ABC):
         return self.num_steps if self.low else self.top
 
     @property
-    def low(self) -> float:
-        """The smallest time in training and sampling."""
-        return 1
-
-    @property
     def top(self) -> float:
         """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
         return self.num_steps - (self.objective == "noise")
@@ -98,13 +95,7 @@ class Path(Statistics, ABC):
     @property
     def train_range(self) -> tuple[float, float]:
         """The first and the last time that training draws, both included."""
-        return self.low, self.top
-
-    @property
-    def train_interval(self) -> tuple[float, float]:
-        """:attr:`train_range` as an interval that is open at its end."""
-        low, high = self.train_range
-        return low, high if self.continuous else high + 1
+        return self.low, self.top if self.learns_top else self.num_steps - 1
 
     def nu(self, t: npt.ArrayLike) -> Array:
         """Noise level sigma / alpha of (x_t - beta y) / alpha; increasing, and infinite where alpha is 0.

@@ -50,12 +50,7 @@ class I2SB(Bridge):
     deterministic: bool = False
     objective: Objective | Literal["scaled"] = "scaled"
 
-    closed = False  # a little of the other end is left at both
-
-    @property
-    def low(self) -> int:
-        """0."""
-        return 0
+    closed, low = False, 0  # a little of the other end is left at both
 
     @property
     def top(self) -> int:
@@ -135,15 +130,11 @@ class GOUB(Bridge):
     """
 
     positive = ("noise_scale",)
+    learns_top = False
 
     num_steps: int = 100
     noise_scale: float = 30 / 255
     objective: Objective = "noise"
-
-    @property
-    def train_range(self) -> tuple[float, float]:
-        """1 to T - 1."""
-        return self.low, self.num_steps - 1
 
     @cached_property
     def _pulled(self) -> Array:

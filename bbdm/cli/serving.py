@@ -13,9 +13,8 @@ from bbdm.serving.config import AppConfig, ClusterConfig, ServeConfig
 class App(Command, AppConfig):
     """Translate pictures in the browser: bbdm app MODEL [flags].
 
-    FOLDER is an ONNX export, which runs without PyTorch, or a model that save_pretrained wrote. Without any,
-    the page shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the
-    internet.
+    MODEL is a checkpoint, a folder that save_pretrained wrote, or a name on the Hub. Without any, the page
+    shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.
     """
 
     def run(self) -> None:

@@ -131,7 +131,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
     init_from: Path | None = setting(None, "begin with the weights of this checkpoint", group="network")
     config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
-    whiten: bool = setting(False, "begin with filters that see fine detail, for restoration", group="network")
     vqgan_path: Path | None = setting(
         None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
     )
@@ -161,8 +160,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             check_pictures(PRESETS[self.preset].axes, "vqgan_path")
         if self.channels and latent:
             raise ValueError("channels are of pictures that are trained on: with vqgan_path, the autoencoder's")
-        if self.whiten and self.init_from:
-            raise ValueError("whiten is of networks that are not trained: leave it or init_from out")
         if latent and self.slices and self.slices.neighbours:
             raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
         if self.cache_images and self.cache_latents:
@@ -223,8 +220,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             stored = resumed and resumed.codec and resumed.codec.statistics
             codec = codec.with_statistics(stored or measure(pairs, codec, self.flip, progress=progress))
 
-        if self.whiten and begins:
-            initial.whiten(unet, pairs, codec, team.device)
         unpaired = self.dataset == UNPAIRED
         spread = {} if self.spread is None else {"spread": self.spread}
         bridge = replace(bridge, **statistics | spread)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import CHANNELS_LAST, addresses, check_devices, check_seeds, launch, memory_format_of
+from bbdm.kernels.elementwise import CHANNELS_LAST, addresses, check_devices, launch, memory_format_of
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
@@ -62,11 +62,7 @@ def bridge_step(
     """
     low, high = (None, None) if clamp is None else clamp
     images = {"x": x, "x0hat": x0hat, "inputs": inputs, "y": y, "pred": pred, "noise": noise}
-    _check(x, {name: image for name, image in images.items() if image is not None}, rows, step, seeds)
-    if mask is not None and (mask.shape != (len(x), 1, *x.shape[2:]) or mask.dtype != x.dtype):
-        wanted = (len(x), 1, *x.shape[2:])
-        raise ValueError(f"mask must be {wanted} of {x.dtype}, got {tuple(mask.shape)} of {mask.dtype}")
-    check_devices({"x": x, "mask": mask}, "x")
+    _check(x, {name: image for name, image in images.items() if image is not None}, rows, step, seeds, mask)
     unchecked(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask, low, high)
 
 
@@ -76,13 +72,18 @@ def unchecked(x: Tensor, *others: Any) -> None:
     (_reference if eager else _bridge_step)(x, *others)
 
 
-def _check(x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, seeds: Tensor | None) -> None:
+def _check(
+    x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, seeds: Tensor | None, mask: Tensor | None
+) -> None:
     """Checks shapes, dtypes, devices and memory; reads no value, so the device is not synchronised."""
     if x.ndim not in CHANNELS_LAST or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x must be a float32 or float64 (B, C, H, W) tensor, got {tuple(x.shape)} of {x.dtype}")
     if seeds is not None and "noise" in images:
         raise ValueError("bridge_step takes seeds or noise, got both")
-    check_devices({**images, "rows": rows, "step": step, "seeds": seeds}, "x")
+    check_devices({**images, "rows": rows, "step": step, "seeds": seeds, "mask": mask}, "x")
+    if mask is not None and (mask.shape != (len(x), 1, *x.shape[2:]) or mask.dtype != x.dtype):
+        wanted = (len(x), 1, *x.shape[2:])
+        raise ValueError(f"mask must be {wanted} of {x.dtype}, got {tuple(mask.shape)} of {mask.dtype}")
     memory_format = memory_format_of(x)
     wanted = str(memory_format).removeprefix("torch.").removesuffix("_format")
     for name, image in images.items():
@@ -99,7 +100,6 @@ def _check(x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, 
         raise ValueError(f"rows must be (K, {COLUMNS}) of {x.dtype}, got {tuple(rows.shape)} of {rows.dtype}")
     if step.shape != (1,) or step.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"step must be (1,) of int32 or int64, got {tuple(step.shape)} of {step.dtype}")
-    check_seeds(seeds, len(x))
     if not torch.compiler.is_compiling():  # where there are no addresses
         outputs = {images[name].data_ptr() for name in ("x", "x0hat", "inputs")}
         if len(outputs) < 3 or outputs & {images[name].data_ptr() for name in ("y", "pred")}:

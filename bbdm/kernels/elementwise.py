@@ -26,17 +26,15 @@ def layout(axes: int) -> torch.memory_format:
 
 
 def check_devices(tensors: Mapping[str, Tensor | None], like: str) -> None:
-    """Raise ValueError where a tensor is on another device than the one named ``like``."""
+    """Raise ValueError where a tensor is not on the device of ``like``, or ``seeds`` are not (B,) int64."""
     for name, tensor in tensors.items():
         wanted = tensors[like]
-        if tensor is not None and wanted is not None and tensor.device != wanted.device:
+        if tensor is None or wanted is None:
+            continue
+        if tensor.device != wanted.device:
             raise ValueError(f"{name} must be on {wanted.device} like {like}, got {tensor.device}")
-
-
-def check_seeds(seeds: Tensor | None, batch: int) -> None:
-    """Raise ValueError where seeds are given and are not (B,) int64."""
-    if seeds is not None and (seeds.shape != (batch,) or seeds.dtype != torch.int64):
-        raise ValueError(f"seeds must be ({batch},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
+        if name == "seeds" and (tensor.shape != wanted.shape[:1] or tensor.dtype != torch.int64):
+            raise ValueError(f"seeds must be ({len(wanted)},) of int64, got {tuple(tensor.shape)} of {tensor.dtype}")
 
 
 def memory_format_of(images: Tensor) -> torch.memory_format:

@@ -7,23 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+jit: Any  # a kernel, or a function that kernels call
+constexpr: Any  # a module's number that its kernels read
 try:
     import triton
     import triton.language as tl
 
     AVAILABLE = True
+    jit, constexpr = triton.jit, tl.constexpr
 except ImportError:
     if TYPE_CHECKING:
         raise
     triton = tl = None
     AVAILABLE = False
-
-
-def jit(fn: Any) -> Any:
-    """``triton.jit``: a kernel, or a function that kernels call."""
-    return triton.jit(fn) if AVAILABLE else fn
-
-
-def constexpr(value: Any) -> Any:
-    """``triton.language.constexpr``: a module's number that its kernels read."""
-    return tl.constexpr(value) if AVAILABLE else value
+    jit = constexpr = lambda value: value

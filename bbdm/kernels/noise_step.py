@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import addresses, check_devices, check_seeds, launch, memory_format_of
+from bbdm.kernels.elementwise import addresses, check_devices, launch, memory_format_of
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import TRAINING, draw_normals, normal
 
@@ -63,7 +63,6 @@ def noise_step(
     integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     if t.shape != x0.shape[:1] or t.dtype not in integers:
         raise ValueError(f"t must be ({len(x0)},) integers, got {tuple(t.shape)} of {t.dtype}")
-    check_seeds(seeds, len(x0))
     if step is not None and (step.shape != (1,) or step.dtype not in integers):
         raise ValueError(f"step must be an integer or (1,) of one, got {tuple(step.shape)} of {step.dtype}")
     return _noise_step(x0, y, t, table, noise, seeds, step)

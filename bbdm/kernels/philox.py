@@ -54,31 +54,14 @@ def random_words(
 
 
 def normal(
-    seeds: torch.Tensor, step: int | torch.Tensor, shape: tuple[int, ...], stream: int = SAMPLING
+    seeds: torch.Tensor, step: int | torch.Tensor, shape: tuple[int, ...], stream: int = SAMPLING, first: int = 0
 ) -> torch.Tensor:
-    """(B, *shape) standard normals, float32, for images of a logical ``shape`` (C, H, W).
+    """(B, *shape) standard normals, float32, for images of a logical ``shape`` (C, H, W), by Box-Muller.
 
-    Seeds, step and stream are those of :func:`random_words`.
+    They are of the elements from ``first`` on, in parts that fit into caches. Seeds, step and stream are
+    those of :func:`random_words`.
     """
-    return _normals(seeds, step, 0, math.prod(shape), stream).reshape(-1, *shape)
-
-
-def normal_rows(
-    seeds: torch.Tensor, step: int, shape: tuple[int, ...], rows: slice, stream: int = SAMPLING
-) -> torch.Tensor:
-    """(B, C, rows, *S) of :func:`normal` for images of a logical ``shape`` (C, H, *S)."""
-    each, across = math.prod(shape[1:]), math.prod(shape[2:])
-    count = (rows.stop - rows.start) * across
-    blocks: list[torch.Tensor] = []
-    for channel in range(shape[0]):
-        normals = _normals(seeds, step, channel * each + rows.start * across, count, stream)
-        blocks.append(normals.reshape(len(seeds), -1, *shape[2:]))
-    return torch.stack(blocks, dim=1)
-
-
-def _normals(seeds: torch.Tensor, step: int | torch.Tensor, first: int, count: int, stream: int) -> torch.Tensor:
-    """(B, count) normals of the elements from ``first`` on, by Box-Muller, in parts that fit into caches."""
-    begin, end = first - first % 4, first + count
+    begin, end = first - first % 4, first + math.prod(shape)
     parts: list[torch.Tensor] = []
     for start in range(begin, end, AT_ONCE):
         words = random_words(seeds, step, min(AT_ONCE, end - start), stream, first=start)
@@ -87,7 +70,17 @@ def _normals(seeds: torch.Tensor, step: int | torch.Tensor, first: int, count: i
         angle = (2.0 * math.pi) * u[:, 1::2]
         parts.append(torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1))
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return whole[:, first - begin : first - begin + count]
+    return whole[:, first - begin : end - begin].reshape(-1, *shape)
+
+
+def normal_rows(
+    seeds: torch.Tensor, step: int, shape: tuple[int, ...], rows: slice, stream: int = SAMPLING
+) -> torch.Tensor:
+    """(B, C, rows, *S) of :func:`normal` for images of a logical ``shape`` (C, H, *S)."""
+    each, across = math.prod(shape[1:]), math.prod(shape[2:])
+    part = (rows.stop - rows.start, *shape[2:])
+    firsts = range(rows.start * across, rows.start * across + shape[0] * each, each)
+    return torch.stack([normal(seeds, step, part, stream, first) for first in firsts], dim=1)
 
 
 def timesteps(seeds: torch.Tensor, step: int, low: int, high: int) -> torch.Tensor:

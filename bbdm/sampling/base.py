@@ -87,8 +87,7 @@ class Sampler(Loop, Generic[Array]):
         self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
         self._plans = Recent(self._make_plan, KEPT)
-        self._own: Plan | None = None
-        self._own = self._make_plan(solver, steps, self._settings.timesteps)
+        self._own = self._make_plan(solver, steps, self._settings.timesteps, None)
         self._fixed = True
 
     def towards(self, direction: Direction) -> Self:
@@ -122,12 +121,12 @@ class Sampler(Loop, Generic[Array]):
     @property
     def table(self) -> StepTable:
         """The steps of calls that give no solver, steps or timesteps."""
-        return self._plan().table
+        return self._own.table
 
     @property
     def solver(self) -> str:
         """The solver of calls that give none."""
-        return self._plan().solver
+        return self._own.solver
 
     @property
     def axes(self) -> int:
@@ -274,18 +273,17 @@ class Sampler(Loop, Generic[Array]):
 
     def _plan(self, o: Options | None = None) -> Plan:
         """The plan of a call; what the call leaves out is the sampler's own."""
-        assert self._own is not None
         if o is None or o.solver is o.steps is o.timesteps is None:
             return self._own
         solver, steps, timesteps, own = o.solver, o.steps, o.timesteps, self._settings
         if steps is timesteps is None and solver != "mean" and not isinstance(solver, StepTable):
             steps, timesteps = own.steps, None if callable(solver) else own.timesteps
         key: Any = solver or own.solver, steps, timesteps
-        return self._own if key == (own.solver, own.steps, own.timesteps) else self._plans.get(key, *key)
+        return self._own if key == (own.solver, own.steps, own.timesteps) else self._plans.get(key, *key, self._own)
 
-    def _make_plan(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> Plan:
+    def _make_plan(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps, own: Plan | None) -> Plan:
+        """The plan of a solver; the sampler's own one where it has the same table."""
         name, table = self._table(solver, steps, timesteps)
-        own = self._own
         if own is not None and name == own.solver and table.description() == own.table.description():
             return own
         solvers.check_calls(self.calls, name, table)
@@ -312,16 +310,17 @@ class Sampler(Loop, Generic[Array]):
         plan, guidance, conditions = self._plan(o), None, {}
         if o.guidance is not None:
             guidance = read_guidance(shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
-        for names, _ in guidance.variants if guidance is not None else ():
-            if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
-                warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
+            for names, _ in () if guidance is None else guidance.variants:
+                if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
+                    warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
         sources = read_sources(source, self.array, self.noun, self._scale(o))
         groups, owners = sources.groups, sources.owners
         first, seeds = groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
-        single = {"noise": o.noise, "mask": o.mask, "conditions": o.conditions if shapes.conditions.images else None}
-        for name, value in single.items():
-            if value is not None and len(groups) > 1:
-                raise ValueError(f"{name} needs pictures of one size, got several")
+        if len(groups) > 1:
+            conditioned = o.conditions if shapes.conditions.images else None
+            for name, value in {"noise": o.noise, "mask": o.mask, "conditions": conditioned}.items():
+                if value is not None:
+                    raise ValueError(f"{name} needs pictures of one size, got several")
         if o.noise is not None:
             expected = len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])
             check_noise(o.noise, self.array, self.noun, expected)

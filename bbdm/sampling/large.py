@@ -83,7 +83,9 @@ class StateFolder:
 
     def _delete(self, kept: Collection[str]) -> None:
         for file in self.path.iterdir():
-            if file.name not in (LOCK, *kept):
+            if file.is_dir():  # of a write that was killed
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.name not in (LOCK, *kept):
                 file.unlink()
 
     def check_free(self, needed: int, what: str) -> None:
@@ -149,10 +151,7 @@ class FileArray:
 
     def mapped(self, mode: Any = "r") -> npt.NDArray[Any]:
         """The array, mapped into memory. Pages stay in memory as long as the mapping."""
-        try:
-            return np.memmap(self.path, self.dtype, mode, shape=self.shape)
-        except ValueError as error:
-            raise ValueError(f"{self.path} is shorter than it was: repeat the command") from error
+        return np.memmap(self.path, self.dtype, mode, shape=self.shape)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(self.mapped()[index]))

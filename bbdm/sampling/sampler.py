@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bbdm import solvers
@@ -221,18 +221,14 @@ class BridgeSampler(TorchLoop):
                 raise ValueError("size must be given as (height, width): the sampler has no image_size")
             size = images.sides(self.image_size, self.axes)
         check_place(Path(path))  # before minutes of compiling
-        shape = batch_size, self.unet.channels, *self._shapes.grid(size)
-        save_package(path, self.unet, shape, self._blank(batch_size, size))
-
-    @torch.inference_mode()
-    def _blank(self, count: int, size: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Conditions as the network's body takes them, of zeros, for sources of a size."""
         padded, grid = self._shapes.padded(size), self._shapes.grid(size)
-        shapes = {name: (each.shape(count, padded), each.dtype) for name, each in self.unet.network_config.each.items()}
-        if self._shapes.shown:
-            shapes[SOURCE] = (count, self.unet.condition_channels, *grid), "float32"
-        zeros = {name: self._array(torch.zeros(shape, dtype=getattr(torch, d))) for name, (shape, d) in shapes.items()}
-        return {name: self._put(each) for name, each in self.unet.prepared(zeros, grid).items()}
+        with torch.inference_mode():
+            zeros = {
+                name: self._array(np.zeros(each.shape(batch_size, grid if name == SOURCE else padded), each.dtype))
+                for name, each in self.unet.inputs.items()
+            }
+            conditions = {name: self._put(each) for name, each in self.unet.prepared(zeros, grid).items()}
+        save_package(path, self.unet, (batch_size, self.unet.channels, *grid), conditions)
 
     def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         chosen, steps, timesteps = self._defaults.fill(solver, steps, timesteps)

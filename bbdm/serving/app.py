@@ -1,7 +1,4 @@
-"""A page for the browser that translates pictures, on Gradio. It fetches nothing from the internet.
-
-An export needs no torch.
-"""
+"""A page for the browser that translates pictures, on Gradio. It fetches nothing from the internet."""
 
 from __future__ import annotations
 
@@ -15,24 +12,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
-from bbdm import solvers
+from bbdm import BridgeSampler, solvers
 from bbdm.base import demo
 from bbdm.base.scripts import termination
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import check_eight_bit
+from bbdm.execution.device import best_dtype
 from bbdm.networks.arrays import check_pictures
 from bbdm.pictures import images
 from bbdm.serving.config import AppConfig
-
-if TYPE_CHECKING:
-    from bbdm import BridgeSampler
-    from bbdm.runtime import OnnxBridgeSampler
 
 FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
 TABS = PICTURES, DRAWING = "Pictures", "Drawing"
@@ -49,26 +44,16 @@ BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, t
 Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, mean or spread
 
 
-def load(config: AppConfig) -> BridgeSampler | OnnxBridgeSampler:
-    """The sampler of a checkpoint, of a model's folder or name on the Hub, or of an ONNX export.
+def load(config: AppConfig) -> BridgeSampler:
+    """The sampler of a checkpoint, or of a model's folder or name on the Hub.
 
     Raises:
         ValueError: the model cannot be read, or a setting is not for it.
     """
-    if config.exported:
-        from bbdm.runtime import OnnxBridgeSampler
-
-        sampler = OnnxBridgeSampler(config.model)
-    else:
-        import torch
-
-        from bbdm import BridgeSampler
-        from bbdm.execution.device import best_dtype
-
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        faster = best_dtype(torch.device(device)) if config.model == demo.PHOTOGRAPHS else None
-        dtype = config.dtype or faster
-        sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=dtype, compile=config.compile)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    faster = best_dtype(torch.device(device)) if config.model == demo.PHOTOGRAPHS else None
+    dtype = config.dtype or faster
+    sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=dtype, compile=config.compile)
     check_eight_bit(sampler.pictures, "the app")
     check_pictures(sampler.axes, "the app")
     conditions = sampler._shapes.conditions.each.values()

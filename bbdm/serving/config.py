@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 from bbdm.base import demo
 from bbdm.base.settings import check, position, setting
-from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
 from bbdm.sampling.network_config import NetworkConfig
 from bbdm.sampling.options import WindowOptions
@@ -76,7 +75,7 @@ class AppConfig(WindowOptions):
     """Which networks are shown where, and what a visitor may ask for.
 
     Raises:
-        ValueError: a number out of range, or a setting of checkpoints for an ONNX export.
+        ValueError: a number is out of range.
     """
 
     HEADING: ClassVar[str] = "app"
@@ -84,9 +83,9 @@ class AppConfig(WindowOptions):
     model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for other machines")
     port: int = setting(7860, "port to listen on", least=1)
-    device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
+    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     dtype: Literal["bf16", "fp16", "fp32"] | None = setting(
-        None, "of a checkpoint's arithmetic; if unset the file's, and for the bundled photographs the faster"
+        None, "of the arithmetic; if unset the file's, and for the bundled photographs the faster"
     )
     compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
     size: images.Size | None = setting(
@@ -104,13 +103,6 @@ class AppConfig(WindowOptions):
         check(self)
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
-        if self.exported and (self.device or self.dtype or self.compile):
-            raise ValueError(f"device, dtype and compile are for checkpoints, and {self.model} is an ONNX export")
-
-    @property
-    def exported(self) -> bool:
-        """Whether the model is an ONNX export."""
-        return self.model.is_dir() and not (self.bundled or (self.model / WEIGHTS).is_file())
 
     @property
     def bundled(self) -> bool:

@@ -66,54 +66,6 @@ def pictures(y: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
     return torch.stack([y, x0], dim=1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """The KL divergence of latents (B, C, H, W) from a standard normal in nats, the mean over the batch."""
-    each = mean.square() + log_variance.exp() - 1 - log_variance
-    return each.sum((1, 2, 3)).mean() / 2
-
-
-def hinge_loss(real: torch.Tensor, false: torch.Tensor) -> torch.Tensor:
-    """The discriminator's loss of its logits, (mean max(0, 1 - real) + mean max(0, 1 + false)) / 2."""
-    return (F.relu(1 - real).mean() + F.relu(1 + false).mean()) / 2
-
-
-def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
-    """The weight of the adversarial loss, of the gradients of both losses at the last layer."""
-    return (reconstruction.norm() / (adversarial.norm() + SMALLEST)).clamp(max=LARGEST)
-
-
-class Adversary:
-    """A discriminator of ``width`` channels with its optimizer, whose rate is that of the task's step."""
-
-    def __init__(self, task: Task, width: int) -> None:
-        channels = task.network.config.image_channels
-        self.discriminator = PatchGAN(channels, width).to(task.device)
-        self.network = task.processes.parallel(self.discriminator)
-        self.optimizer = task.new_optimizer(self.discriminator)
-
-    def logits(self, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits of real and of false images, float32; :meth:`learn` uses their graph."""
-        real, false = self.network(torch.cat([x, image])).float().chunk(2)
-        return real, false
-
-    def learn(self, real: torch.Tensor, false: torch.Tensor) -> torch.Tensor:
-        """Do an optimizer step on the logits of :meth:`logits`; returns the loss before it."""
-        loss = hinge_loss(real, false)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that :meth:`load_state_dict` restores."""
-        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state_dict` of the same settings."""
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
 class CodebookUse(nn.Module):
     """Counts which of a number of codes batches take. Each of several processes has a share of a batch."""
 
@@ -182,6 +134,7 @@ class AutoencoderTask(Task):
     betas = (0.5, 0.9)  # in both papers
     network: VQGAN
     config: AutoencoderConfig
+    critic: Any = None  # the discriminator, with gradients averaged over processes
     read = staticmethod(load_vqgan_state)
 
     def __init__(
@@ -212,35 +165,42 @@ class AutoencoderTask(Task):
         super().__init__(network, config, train, processes, **functions)
         self.perceptual = perceptual
         self.use = CodebookUse(settings.num_codes, self.processes) if settings.num_codes else None
-        self.adversary = Adversary(self, config.discriminator_width) if config.adversarial_weight else None
         self.stateful |= {} if self.use is None else {"use": self.use}
-        self.stateful |= {} if self.adversary is None else {"adversary": self.adversary}
+        if config.adversarial_weight:
+            self.begins = (*self.begins, "adversarial_start")
+            self.discriminator = PatchGAN(settings.image_channels, config.discriminator_width).to(self.device)
+            self.critic = self.parallel(self.discriminator)
+            self.critic_optimizer = self.new_optimizer(self.discriminator)
+            self.stateful |= {"discriminator": self.discriminator, "critic_optimizer": self.critic_optimizer}
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """See :meth:`~bbdm.training.task.Task.losses`. The adversary, where it has begun, does its own step.
 
         ``loss`` leaves out the adversary's, which is no distance.
         """
-        x = pictures(batch.source, batch.target)
+        x, config = pictures(batch.source, batch.target), self.network.config
+        noise: tuple[torch.Tensor, ...] = ()
+        if not config.num_codes:  # of a KL autoencoder's latents, from seeds of pairs
+            shape = (config.latent_channels, *(side // config.stride for side in x.shape[2:]))
+            noise = (pictures(*(philox.normal(seeds, step, shape, stream) for stream in STREAMS)),)
         with self.autocast():
-            h, z, more = network(x, *self._noise(x, seeds, step))
+            h, z, more = network(x, *noise)
             image = self.network.decoder.conv_out(h).float()
         z = self._latents = z.float()
-        latent, parts = self._latent_loss(z, more, x[0].numel())
+        if self.use is None:  # more is the logarithm of the latents' variance
+            kl = (z.square() + more.exp() - 1 - more).sum((1, 2, 3)).mean() / 2  # from a standard normal, in nats
+            latent, parts = self.config.kl_weight * kl / x[0].numel(), {"kl": kl}
+        else:  # more are the indices of the codes
+            self.use.add(more)
+            codes = self.network.quantize.look_up(more)
+            codebook = F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
+            latent, parts = self.config.codebook_weight * codebook, {"codebook": codebook}
         seen = image.detach().requires_grad_()
         distance = self._distance(seen, x, parts)
         gradient = torch.autograd.grad(distance, seen)[0]
         parts["loss"] = distance + latent
-        if self.adversary is not None and step >= self.config.adversarial_start:
-            with self.autocast():
-                real, false = self.adversary.logits(x, seen)
-            parts["adversarial"] = -false.mean()
-            against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
-            parts["adversarial_weight"] = self._adversarial_weight(image, gradient, against)
-            gradient = gradient + parts["adversarial_weight"] * against
-            parts["discriminator"] = self.adversary.learn(real, false)
-        if self.use is not None:
-            self.use.add(more)
+        if self.config.adversarial_weight and step >= self.config.adversarial_start:
+            gradient = gradient + self._adversary(x, image, seen, gradient, parts)
         return (image * gradient).sum().add(latent), parts  # the gradient at the images is this one
 
     def _distance(self, image: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -251,40 +211,38 @@ class AutoencoderTask(Task):
             distance = distance + self.config.perceptual_weight * parts["lpips"]
         return distance
 
-    def _noise(self, x: torch.Tensor, seeds: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
-        """The noise of a KL autoencoder's latents, from seeds of pairs."""
-        config = self.network.config
-        if config.num_codes:
-            return ()
-        shape = (config.latent_channels, *(side // config.stride for side in x.shape[2:]))
-        return (pictures(*(philox.normal(seeds, step, shape, stream) for stream in STREAMS)),)
+    def _adversary(
+        self, x: torch.Tensor, image: torch.Tensor, seen: torch.Tensor, gradient: torch.Tensor, parts: dict[str, Any]
+    ) -> torch.Tensor:
+        """The weighted gradient of the adversarial loss at the images. The critic learns, by a hinge loss.
 
-    def _latent_loss(
-        self, z: torch.Tensor, more: torch.Tensor, values: int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The weighted loss of latents, of images with a number of values; and itself by its name."""
-        if not self.network.config.num_codes:
-            kl = kl_divergence(z, more)
-            return self.config.kl_weight * kl / values, {"kl": kl}
-        codes = self.network.quantize.look_up(more)
-        loss = F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
-        return self.config.codebook_weight * loss, {"codebook": loss}
-
-    def _adversarial_weight(self, image: torch.Tensor, gradient: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
-        """The adversarial loss's weight, of the gradients of both losses at the images."""
+        Its weight compares this gradient and that of the distance at the weights of the decoder's last layer.
+        """
+        with self.autocast():
+            real, false = self.critic(torch.cat([x, seen])).float().chunk(2)
+        parts["adversarial"] = -false.mean()
+        against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
         last = self.network.decoder.conv_out.weight
         both = [torch.autograd.grad(image, last, each, retain_graph=True)[0] for each in (gradient, against)]
-        means = self.processes.total(torch.stack(both)) / self.processes.count
-        return self.config.adversarial_weight * adaptive_weight(*means)
+        reconstruction, adversarial = self.processes.total(torch.stack(both)) / self.processes.count
+        ratio = (reconstruction.norm() / (adversarial.norm() + SMALLEST)).clamp(max=LARGEST)
+        weight = parts["adversarial_weight"] = self.config.adversarial_weight * ratio
+        loss = parts["discriminator"] = (F.relu(1 - real).mean() + F.relu(1 + false).mean()) / 2
+        loss.backward()
+        self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        return weight * against
 
-    def after_step(self, step: int) -> None:
-        """Move unused codes, if that is due: ``restarts`` times over the first half of the run."""
+    def __call__(self, batch: Example, step: int) -> float:
+        """Do an optimizer step, then move unused codes, ``restarts`` times over the first half of the run."""
+        loss = super().__call__(batch, step)
         times = 0 if self.config.decoder_only or self.use is None else self.config.restarts
         if times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
             assert self.use is not None
             codes = [vqgan.quantize.embedding.weight for vqgan in (self.network, self.average)]
             self.use.restart(codes, self._latents, mixed(self.config.seed, step))
         del self._latents
+        return loss
 
     def report(self) -> dict[str, float]:
         """The mean of each part of the loss over the epoch, and the use of codes."""
@@ -311,8 +269,7 @@ class AutoencoderTask(Task):
     def release(self) -> None:
         """See :meth:`~bbdm.training.task.Task.release`."""
         super().release()
-        if self.adversary is not None:
-            self.adversary.network = self.adversary.discriminator
+        self.critic = None
 
     @property
     def description(self) -> dict[str, Any]:

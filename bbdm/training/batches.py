@@ -1,21 +1,17 @@
-"""The batches of a training run: which pairs each process has, in which order, and how they are changed.
+"""How the batches of a training run are changed: mirrored, moved, turned around, without some conditions.
 
-The order of an epoch is a function of (run seed, epoch), and what is drawn for an example is one of (run
-seed, optimizer step, index in the batch), so a resumed run sees what an uninterrupted run sees.
+What is drawn for an example is a function of (run seed, optimizer step, index in the batch), so a resumed run
+sees what an uninterrupted run sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from bbdm.data.examples import Example
-from bbdm.data.loading import Batches
-from bbdm.data.pairs import Pairs
-from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Network
@@ -33,53 +29,6 @@ def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) ->
 def mixed(seed: int, number: int) -> int:
     """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
     return (seed * 0x9E3779B9 + number) % 2**32
-
-
-class RunBatches:
-    """The batches of a run that this process has, on its device.
-
-    Args:
-        train: the pairs to learn from, shared by the processes.
-        validation: the pairs of the validation loss, or None.
-        config: the settings of the run.
-        processes: the processes that share each batch.
-
-    Attributes:
-        train: batches of any training pairs.
-        per_epoch: the whole batches of an epoch.
-        indices: those of this process's validation pairs: of N processes, each has every Nth batch.
-    """
-
-    def __init__(self, train: Pairs, validation: Pairs | None, config: RunConfig, processes: Processes) -> None:
-        self.pairs = train
-        self.seed, self.size, self.rank = config.seed, config.batch_size, processes.rank
-        self.per_epoch = len(train) // self.size
-        self.share = self.size // processes.count  # of a batch
-        loading = (self.share, processes.device, config.workers)
-        self.train = Batches(train, *loading)
-        self.validation = None if validation is None else Batches(validation, *loading)
-        count = 0 if validation is None else len(validation)
-        self.indices = [i for i in range(count) if i // self.share % processes.count == self.rank]
-
-    def epoch(self, epoch: int, done: int) -> Iterator[Example]:
-        """The training batches of an epoch after the first ``done``."""
-        drawn = mixed(self.seed, epoch)  # the order, and crops
-        order, mine = self.pairs.order(drawn), self.rank * self.share
-        firsts = range(done * self.size + mine, self.per_epoch * self.size + mine, self.size)
-        return self.train(chain.from_iterable(order(first, first + self.share) for first in firsts), drawn)
-
-    def validated(self) -> Iterator[tuple[Sequence[int], Example]]:
-        """The validation batches, each with the indices of its pairs; none without validation pairs."""
-        done = 0
-        for batch in () if self.validation is None else self.validation(self.indices):
-            first, done = done, done + len(batch.source)
-            yield self.indices[first:done], batch
-
-    def close(self) -> None:
-        """End the workers, which an error would wait for."""
-        for batches in (self.train, self.validation):
-            if batches is not None:
-                batches.close()
 
 
 def augment(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig, latents: bool = False) -> Example:
@@ -141,8 +90,6 @@ def turned(batch: Example, back: torch.Tensor) -> Example:
 
 def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:
     """A batch in which each condition is "none" for the share of examples that ``network.drop`` says."""
-    if not network.drop:
-        return batch
     drawn = philox.uniforms(seeds, step, len(network.drop), philox.DROP_LANE)
     conditions = dict(batch.conditions)
     for column, (name, share) in enumerate(network.drop.items()):

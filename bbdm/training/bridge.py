@@ -26,7 +26,7 @@ from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.pictures import images
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.solvers import USUAL, Defaults
+from bbdm.solvers import USUAL, Defaults, StepTable
 from bbdm.training.batches import augment, drawn_back, dropped, turned
 from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.task import Forward, Losses, Task
@@ -118,7 +118,6 @@ class BridgeTask(Task):
         if train is not None:
             check_start(network, config, train, codec)
         self.parts = config.grad_accumulation
-        self.times = bridge.train_interval
         self.bridge = bridge
         super().__init__(network, config, train, processes, **functions)
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
@@ -140,23 +139,31 @@ class BridgeTask(Task):
             batch = encode(batch, self.codec, self.latents)
         if self.two_way:
             batch = turned(batch, drawn_back(seeds, step))
-        return dropped(batch, seeds, step, self.network)
+        return dropped(batch, seeds, step, self.network) if self.network.drop else batch
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Losses (B,) of a batch in the space of the bridge, and their times; of each direction too."""
+        """Losses (B,) of a batch in the space of the bridge; the mean of each direction is reported."""
         bridge: Any = self.bridge
-        back = batch.conditions[DIRECTION] == 1 if self.two_way else None
         t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
         y, seen = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
         about: dict[str, Any] = {"conditions": seen, "seeds": seeds, "step": step, "mask": batch.mask}
+        back = batch.conditions[DIRECTION] == 1 if self.two_way else None
         if back is not None and bridge.turned is not bridge:
             bridge = _Either(bridge, back)
         with self.autocast():
             losses = bridge_loss(network, bridge, batch.target, y, t, loss=self.loss, per_image=True, **about)
-        found = {"t": t}
-        for name, own in () if back is None else zip(DIRECTIONS, (~back, back), strict=True):
-            found[f"loss_{name}"] = 2 * (losses * own).mean()  # half of a batch
-        return losses, found
+        ways = () if back is None else zip(DIRECTIONS, (~back, back), strict=True)
+        return losses, {f"loss_{way}": 2 * (losses * own).mean() for way, own in ways}  # each is half of a batch
+
+    def estimate(
+        self, network: Forward, table: StepTable, row: int, x: torch.Tensor, y: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """x0hat (B, C, H, W), float32, that a network makes of a state at the time of a table's row."""
+        (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
+        t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
+        with self.autocast():
+            prediction = network(i_x * x + i_y * y, t, conditions)
+        return p_x * x + p_y * y + p_f * prediction.float()
 
     @torch.no_grad()
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
@@ -219,7 +226,7 @@ class BridgeTask(Task):
     def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any], dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`."""
         both = (checkpoint.unet, checkpoint.bridge), (NetworkState.of(self.network), self.bridge)
-        stored, own = ({**network.settings, **bridge.settings()} for network, bridge in both)
+        stored, own = ({**network.settings, **bridge.config()} for network, bridge in both)
         return checkpoint.unet, stored, own
 
     def resume(self, path: Path, checkpoint: Checkpoint, pairs: Any) -> dict[str, Any]:
@@ -272,15 +279,15 @@ def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
 
 def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Codec | None) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
-    stride = 1 if codec is None else codec.stride
-    sides = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
-    if (network.source_channels, network.channels) != sides:
+
+    def channels(source: int, target: int) -> str:
+        return f"{target} channels" if source == target else f"sources of {source} and targets of {target} channels"
+
+    takes = network.source_channels, network.channels
+    have = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
+    if takes != have:
         kind = "pairs" if codec is None else "latents"
-        takes, have = (
-            f"{target} channels" if source == target else f"sources of {source} and targets of {target} channels"
-            for source, target in ((network.source_channels, network.channels), sides)
-        )
-        raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
+        raise ValueError(f"the network takes {channels(*takes)}, and the {kind} have {channels(*have)}")
     if codec is not None:
         check_pictures(network.axes, "a codec")
     if network.network_config.two_way != (train.spec.direction == "both"):
@@ -288,13 +295,14 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
             "pairs of direction 'both' and a network with classes={'direction': ('AtoB', 'BtoA')} need each other; got "
             f"direction {train.spec.direction!r} and classes={dict(network.classes)}"
         )
-    takes, have = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
-    if takes != have:
-        raise ValueError(f"the network takes the conditions {takes} besides the source, and the pairs have {have}")
+    seen, known = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
+    if seen != known:
+        raise ValueError(f"the network takes the conditions {seen} besides the source, and the pairs have {known}")
     size = images.sides(train.image_size, train.spec.axes)
     if len(size) != network.axes:
         shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (network.axes, len(size))]
         raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
+    stride = 1 if codec is None else codec.stride
     if any(side % (each * stride) for side, each in zip(size, network.strides, strict=True)):
         factors = f"the network's {network.stride}"
         if codec is not None:

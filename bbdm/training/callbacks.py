@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from contextlib import ExitStack, suppress
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -18,12 +15,11 @@ from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import collate
 from bbdm.pictures import images
-from bbdm.training.task import SHOWN_EVERY, Timed
+from bbdm.training.task import SHOWN_EVERY
 
 log = logging.getLogger(__name__)
 LOGGER = logging.getLogger("bbdm")
 PREVIEW_PAIRS = 8
-QUARTERS = 4
 BY_STEP = {"epoch", "step", "loss", "learning_rate"}  # which TensorBoard has of each step
 NAMES = {"validation_loss": "validation", "images_per_second": "pairs/s"}  # on a terminal
 LEFT_OUT = {"epoch", "step", "learning_rate"}  # on a terminal
@@ -67,7 +63,7 @@ class Previews(Callback):
         if pairs is None or not trainer.processes.first or not due:
             return
         examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
-        columns = trainer.task.columns(collate(examples).map(trainer.batches.train.placed))
+        columns = trainer.task.columns(collate(examples).map(trainer.batches.placed))
         arrays = [column.float().cpu().numpy() for column in columns.values()]
         rows = [[images.preview(array) for array in row] for row in zip(*arrays, strict=True)]
         sheet = images.grid(rows, names=list(columns))
@@ -91,13 +87,13 @@ class Progress(Callback):
         self._ends.enter_context(logging_redirect_tqdm([LOGGER], tqdm))
         LOGGER.setLevel(logging.INFO)
         self._started, self._first = time.perf_counter(), trainer.step
-        config, processes, train = trainer.config, trainer.processes.count, trainer.train
-        count = sum(parameter.numel() for parameter in trainer.network.parameters()) / 1e6
+        config, train, count = trainer.config, trainer.train, trainer.processes.count
+        size = sum(parameter.numel() for parameter in trainer.network.parameters()) / 1e6
         validation = 0 if trainer.validation is None else len(trainer.validation)
-        team = "" if processes == 1 else f", {processes} processes"
-        LOGGER.info("device %s%s; network of %.1f M parameters, %s", trainer.device, team, count, config.precision)
-        size = sizes.shown(train.image_size)
-        LOGGER.info("%s training pairs of %s, %s for validation", len(train), size, validation)
+        team = "" if count == 1 else f", {count} processes"
+        LOGGER.info("device %s%s; network of %.1f M parameters, %s", trainer.device, team, size, config.precision)
+        pictures = sizes.shown(train.image_size)
+        LOGGER.info("%s training pairs of %s, %s for validation", len(train), pictures, validation)
         steps, batch = trainer.steps_per_epoch, config.batch_size
         LOGGER.info("%s epochs of %s steps, batch %s; files: %s", config.epochs, steps, batch, trainer.folder)
         if (resumed := trainer.resumed_from) is not None:
@@ -143,31 +139,25 @@ class TensorBoard(Callback):
 
     def begin(self, trainer: Any) -> None:
         """Open the folder of the events."""
-        if not trainer.processes.first:
-            return
-        with suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
+        if trainer.processes.first:
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(trainer.run.events), purge_step=trainer.step + 1)
-        self._timed: Timed = []
+                self._writer = SummaryWriter(str(trainer.run.events), purge_step=trainer.step + 1)
 
     def after_step(self, trainer: Any, loss: float) -> None:
         """Write what the step reported, if that is due."""
-        if self._writer is None:
-            return
-        step = trainer.task.last
-        self._timed += step.timed
-        if trainer.step % SHOWN_EVERY == 0:
-            about = {"learning_rate": step.rate, "gradient_norm": step.norm.item()}
-            self._write(trainer.step, {**step.means, **about, **losses_by_time(self._timed, *trainer.task.times)})
-            self._timed = []
+        if self._writer is not None and trainer.step % SHOWN_EVERY == 0:
+            for name, value in trainer.task.last.items():
+                self._writer.add_scalar(name, value, trainer.step)
 
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write the metrics of an epoch, except those that are written by step, and its images."""
         if self._writer is None:
             return
         shown = {name: value for name, value in metrics.items() if name not in BY_STEP}
-        self._write(trainer.step, {**shown, "loss of the epoch": metrics["loss"]})
+        for name, value in {**shown, "loss of the epoch": metrics["loss"]}.items():
+            self._writer.add_scalar(name, value, trainer.step)
         for name, image in trainer.images.items():
             self._writer.add_image(name, np.asarray(image), trainer.step, dataformats="HWC")
 
@@ -176,22 +166,3 @@ class TensorBoard(Callback):
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()
-
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-
-def losses_by_time(timed: Timed, low: float, end: float) -> dict[str, float]:
-    """The mean losses of each quarter of the times of training, of those that had any.
-
-    Args:
-        timed: losses and their times, both (B,), of several batches.
-        low: the lowest t of training.
-        end: the end of its range: for integers, after the highest.
-    """
-    quarters: defaultdict[int, list[float]] = defaultdict(list)
-    batches = [torch.stack([each.float() for each in batch], dim=1) for batch in timed]
-    for loss, t in torch.cat(batches).tolist() if batches else ():  # waits for the device, once
-        quarters[min(QUARTERS, 1 + int((t - low) * QUARTERS / (end - low)))].append(loss)
-    return {f"loss by t/quarter {i}": fmean(losses) for i, losses in sorted(quarters.items())}

@@ -22,7 +22,7 @@ from bbdm import solvers
 from bbdm.data.examples import Example
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
-from bbdm.networks.base import Conditions, Network
+from bbdm.networks.base import Network
 from bbdm.solvers import StepTable
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import DistillConfig
@@ -86,7 +86,7 @@ class StudentTask(BridgeTask):
         return solvers.build(self.bridge, solvers.DISTILLED, steps=self.config.calls)
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Energy scores and times, both (B,), of the call whose turn it is; in validation, of the last.
+        """Energy scores (B,) of the call whose turn it is; in validation, of the last.
 
         Gradients flow through this call alone.
         """
@@ -105,21 +105,10 @@ class StudentTask(BridgeTask):
         with torch.no_grad():
             for row in range(last):
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
-                x = c_y * ends + c_0 * self._estimate(network, row, x, ends, conditions) + c_z * noise(row)
+                x = c_y * ends + c_0 * self.estimate(network, table, row, x, ends, conditions) + c_z * noise(row)
         mask = batch.mask
-        images = (*self._estimate(network, last, x, ends, conditions).chunk(count), batch.target)
+        images = (*self.estimate(network, table, last, x, ends, conditions).chunk(count), batch.target)
         *results, target = ((each if mask is None else each * mask).flatten(1) for each in images)
         error = torch.stack([(each - target).norm(dim=1) for each in results]).mean(0)
         spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(results, 2)]).mean(0)
-        return error - spread / 2, {"t": torch.full_like(error, float(table.timesteps[last])).detach()}
-
-    def _estimate(
-        self, network: Forward, row: int, x: torch.Tensor, y: torch.Tensor, conditions: Conditions
-    ) -> torch.Tensor:
-        """The estimate of x0 that a network makes of a state at a row's time, float32."""
-        table = self.table
-        (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
-        t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
-        with self.autocast():
-            prediction = network(i_x * x + i_y * y, t, conditions)
-        return p_x * x + p_y * y + p_f * prediction.float()
+        return error - spread / 2, {}

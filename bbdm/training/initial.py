@@ -1,36 +1,29 @@
-"""What a training run begins with: statistics of its pairs, trained weights, filters that see detail."""
+"""What a training run begins with: statistics of its pairs, and trained weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.cached import LatentDataset
-from bbdm.data.examples import Example
 from bbdm.data.loading import Batches
 from bbdm.data.mapped import MapStyle, as_pairs
 from bbdm.data.pairs import Pairs
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.networks.base import SOURCE, Network
-from bbdm.networks.layers import unshuffled
-from bbdm.networks.unet import UNet
 from bbdm.training.bridge import encode
 
 PAIRS = 256  # that are measured
 AT_ONCE = 16
 DIGITS = 6  # that are kept, so that all processes have the same
 LEAST = 1e-4  # spread of a constant side
-FLOOR = 0.02  # in [-1, 1]: fainter detail is not raised to the same response
-POSITIONS = 64  # along an axis, at most, of which patches are taken
 FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
 Fitted = TypeVar("Fitted", bound=Bridge)
 
@@ -62,8 +55,13 @@ def fitted(
     Raises:
         ValueError: sources equal targets in all pairs.
     """
-    sums = torch.zeros(6, dtype=torch.float64)
-    for batch in first_batches(dataset, codec, device):
+    train, sums = as_pairs(dataset), torch.zeros(6, dtype=torch.float64)
+    batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
+    latents = isinstance(train, LatentDataset)
+    for batch in batches(train.order(0)(0, min(PAIRS, len(train)))):
+        if latents and train.flip:
+            batch = batch._replace(source=batch.source.flatten(0, 1), target=batch.target.flatten(0, 1))
+        batch = batch if codec is None else encode(batch, codec, latents)
         x, y = batch.target.double(), network.endpoint(batch.source).double()
         counted = torch.ones_like(x) if batch.mask is None else batch.mask.double().expand_as(x)
         moments = (torch.ones_like(x), x, y, x * x, y * y, x * y)
@@ -78,63 +76,6 @@ def fitted(
     if found["spread"] < LEAST:
         raise ValueError(f"sources equal targets in {len(dataset)} training pairs: there is nothing to learn")
     return cast(Fitted, replace(bridge, **{name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}))
-
-
-def first_batches(
-    dataset: Pairs | MapStyle, codec: Codec | None = None, device: torch.device | None = None
-) -> Iterator[Example]:
-    """The first 256 training examples of an epoch, in the space of the bridge."""
-    train = as_pairs(dataset)
-    latents = isinstance(train, LatentDataset)
-    batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
-    for stored in batches(train.order(0)(0, min(PAIRS, len(train)))):
-        if latents and train.flip:
-            stored = stored._replace(source=stored.source.flatten(0, 1), target=stored.target.flatten(0, 1))
-        yield stored if codec is None else encode(stored, codec, latents)
-
-
-@torch.no_grad()
-def whiten(
-    network: Network, dataset: Pairs | MapStyle, codec: Codec | None = None, device: torch.device | None = None
-) -> None:
-    """Make the responses of an untrained UNet's first filters to sources white, with a mean square of 1.
-
-    The spectrum of photographs falls so steeply that random filters respond to areas alone. Filters that are
-    random in coordinates where sources are white respond to detail too, which a network that restores it has
-    to see first (LeCun et al. 1998, Efficient BackProp, section 4.3).
-
-    Args:
-        network: the UNet, whose first convolution is changed.
-        dataset: the training pairs, or their latents.
-        codec: encodes pictures into the space of the bridge; None in image space.
-        device: where the codec is; the CPU if None.
-
-    Raises:
-        ValueError: the network is no UNet, or does not see the source.
-    """
-    if not isinstance(network, UNet) or not network.condition_channels:
-        raise ValueError("filters are whitened of a UNet that sees the source")
-    products, count = torch.zeros(()), 0
-    for batch in first_batches(dataset, codec, device):
-        found = _patches(unshuffled(batch.source.cpu(), network.config.patch)).double()
-        products, count = products + found.T @ found, count + len(found)
-    variances, directions = torch.linalg.eigh(products / count)
-    whitening = (directions * (variances + FLOOR**2).rsqrt()) @ directions.T
-    filters = cast(nn.Conv2d, cast(nn.Sequential, network.input_blocks[0])[0]).weight
-    pixels = network.config.patch**network.axes
-    first, channels = network.channels * pixels, network.condition_channels * pixels
-    of_source = filters[:, first : first + channels]  # further images follow
-    drawn = of_source.flatten(1).double().cpu() @ whitening
-    power = (drawn @ (products / count) * drawn).sum(dim=1).mean()  # of the responses
-    of_source.copy_((drawn / power.sqrt()).view_as(of_source))
-
-
-def _patches(x: torch.Tensor) -> torch.Tensor:
-    """(N, C K) what a kernel of 3 along each axis sees of (B, C, *S), at equal distances."""
-    axes = range(2, x.ndim)
-    for axis in axes:
-        x = x.unfold(axis, 3, max(1, x.shape[axis] // POSITIONS))
-    return x.movedim(1, len(axes) + 1).flatten(len(axes) + 1).flatten(0, len(axes))
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ class RunFolder:
         patience: float = 0,
     ) -> None:
         self.path = path = Path(path)
-        self.keep = keep
-        self.read = read
-        self.patience = patience
+        self.keep, self.read, self.patience = keep, read, patience
         self.best = path / "best.pt"  # the weights with the lowest validation loss
         self.events = path / "tensorboard"
         self._lock = FileLock(path / LOCK)
@@ -95,42 +94,54 @@ class RunFolder:
             )
         return None
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out of the folder; ValueError where one works in it."""
+        make_folder(self.path)
+        try:
+            self._lock.acquire(timeout=self.patience)
+        except Timeout:
+            raise ValueError(f"another run works in {self.path}: each needs a folder (experiment) of its own") from None
+        except NotImplementedError:
+            log.warning("%s cannot be locked on its file system: start only one run in it", self.path)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def forget_after(self, step: int) -> None:
         """Delete the checkpoints after a step; with step 0 also the best weights, the trace and the events.
 
         Raises:
             ValueError: another run works in the folder.
         """
-        self._lock_folder()
-        for other, path in self.checkpoints().items():
-            if other > step:
-                path.unlink()
-        if step == 0:
-            for path in (self.best, *self.path.glob("step_*.damaged")):
-                path.unlink(missing_ok=True)
-            shutil.rmtree(self.events, ignore_errors=True)
-        self._lock.release()
+        with self.locked():
+            for other, path in self.checkpoints().items():
+                if other > step:
+                    path.unlink()
+            if step == 0:
+                for path in (self.best, *self.path.glob("step_*.damaged")):
+                    path.unlink(missing_ok=True)
+                shutil.rmtree(self.events, ignore_errors=True)
 
     def check_later(self, step: int) -> None:
         """Raise ValueError where the folder has checkpoints after a step."""
-        later = [each for each in self.checkpoints() if each > step]
-        if later:
+        later = next(iter(self.checkpoints()), step)
+        if later > step:
             raise ValueError(
-                f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
+                f"{self.path} holds a run of {later} steps already, and this one would begin at {step}: "
                 "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
                 "folder (experiment)"
             )
 
     def begin(self, epochs: int, config: dict[str, Any]) -> None:
-        """Prepare the folder for a run that begins, or resumes after ``epochs`` epochs.
+        """Prepare the locked folder for a run that begins, or resumes after ``epochs`` epochs.
 
         Half-written files of killed processes are deleted, and metrics and grids of later epochs.
 
         Raises:
-            ValueError: another run works in the folder.
             ValueError: the metrics are damaged.
         """
-        self._lock_folder()
         remove_leftovers(self.path)
         metrics = self.path / METRICS
         metrics.touch()
@@ -144,22 +155,16 @@ class RunFolder:
                 grid.unlink()
         manifest.write(self.path / CONFIG, config)
 
-    def _lock_folder(self) -> None:
-        """Keep other runs out of the folder."""
-        make_folder(self.path)
-        try:
-            self._lock.acquire(timeout=self.patience)
-        except Timeout:
-            raise ValueError(f"another run works in {self.path}: each needs a folder (experiment) of its own") from None
-        except NotImplementedError:
-            log.warning("%s cannot be locked on its file system: start only one run in it", self.path)
+    def write(
+        self, step: int, snapshot: Snapshot, best: Snapshot | None = None, metrics: dict[str, Any] | None = None
+    ) -> None:
+        """Write a line of metrics, new best weights, then the checkpoint of a step; delete the oldest ones.
 
-    def end(self) -> None:
-        """Let other runs use the folder."""
-        self._lock.release()
-
-    def write(self, step: int, snapshot: Snapshot, best: Snapshot | None = None) -> None:
-        """Write the checkpoint of a step, after new best weights, and delete the oldest ones."""
+        The checkpoint is last: a run that is killed before it repeats the rest.
+        """
+        if metrics is not None:
+            with (self.path / METRICS).open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
         if best is not None:
             weights.write(self.best, best)
         path = self.checkpoint(step)
@@ -169,8 +174,3 @@ class RunFolder:
             old.unlink()
         if not again:
             log.info("checkpoint: %s", path)
-
-    def add_metrics(self, record: dict[str, Any]) -> None:
-        """Append a line to the metrics."""
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(record) + "\n")

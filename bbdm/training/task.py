@@ -1,21 +1,25 @@
 """What a training run trains, and one optimizer step of it: a batch in, new weights and their average out.
 
-The loop over epochs is :mod:`bbdm.training.trainer`.
+What moves the weights is here too: optimizers, the original BBDM's schedule, and the moving average. The loop
+over epochs is :mod:`bbdm.training.trainer`.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
@@ -23,24 +27,73 @@ from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
 from bbdm.training.batches import augment, mixed, sample_seeds
 from bbdm.training.config import Precision, RunConfig
-from bbdm.training.optimizers import EMA, MakeOptimizer, Plateau, make_optimizer, trained
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 Forward = Callable[..., torch.Tensor]  # of a network
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 Schedule = Callable[[int, int], float]
-Timed = list[tuple[torch.Tensor, torch.Tensor]]  # losses and their times, both (B,)
+LOWEST_RATE = 5e-7  # that a plateau ends at
+Network = TypeVar("Network", bound=nn.Module)
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 SHOWN_EVERY = 50  # optimizer steps between points in TensorBoard
 
 
-class Step(NamedTuple):
-    """What an optimizer step did, for those who show it."""
+class Plateau(ReduceLROnPlateau):
+    """Halves a rate after ``patience`` optimizer steps without a lower loss, then rests as long.
 
-    means: dict[str, float]  # over the whole batch, of what it reported
-    rate: float  # of learning
-    norm: torch.Tensor | None  # of the gradients, where it was due
-    timed: Timed  # this process's losses and their times, of each part
+    The rate is a scale of the learning rate, which also warms up and may change when a run resumes.
+    """
+
+    def __init__(self, patience: int) -> None:
+        scale = torch.optim.SGD([torch.zeros(())], lr=1.0)
+        super().__init__(scale, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, eps=0)
+
+    def rate(self, learning_rate: float) -> float:
+        """The learning rate after the reductions so far; never above the one that it is of."""
+        return min(learning_rate, max(LOWEST_RATE, learning_rate * self.optimizer.param_groups[0]["lr"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values that :meth:`load_state_dict` restores."""
+        scale = self.optimizer.param_groups[0]["lr"]
+        return {"lowest": self.best, "waited": self.num_bad_epochs, "resting": self.cooldown_counter, "scale": scale}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a :meth:`state_dict`."""
+        self.best, self.num_bad_epochs = state_dict["lowest"], state_dict["waited"]
+        self.cooldown_counter, self.optimizer.param_groups[0]["lr"] = state_dict["resting"], state_dict["scale"]
+
+
+class EMA(Generic[Network]):
+    """Exponential moving average of a network's weights, with decay min(decay, (1 + n) / (10 + n)) at step n.
+
+    Args:
+        network: whose copy it begins with.
+        decay: the share of the average that an update keeps.
+        start: optimizer steps during which updates copy the weights.
+        every: optimizer steps from one update to the next.
+
+    Attributes:
+        network: the network with the averaged weights, in evaluation mode.
+    """
+
+    def __init__(self, network: Network, decay: float, start: int = 0, every: int = 1) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.start = start
+        self.every = every
+
+    @torch.no_grad()
+    def update(self, network: Network, step: int) -> None:
+        """Update the average and copy buffers after optimizer step ``step``, counted from 0, if it is due."""
+        if (step + 1) % self.every:
+            return
+        decay = min(self.decay, (1 + step) / (10 + step)) if step + 1 >= self.start else 0.0
+        averages: list[torch.Tensor] = [*self.network.parameters()]
+        weights: list[torch.Tensor] = [*network.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            mine.copy_(theirs)
 
 
 class Task(ABC):
@@ -60,8 +113,11 @@ class Task(ABC):
         parts: the equal parts that a batch is computed in.
         replica: ``network``, compiled, and with gradients averaged over processes.
         average: the network with the averaged weights.
+        autocast: the context of the network's arithmetic, ``with self.autocast():``.
         stateful: what else a checkpoint holds the state of, by name.
-        last: what the last optimizer step did.
+        last: what the last optimizer step reported of the whole batch, the learning rate and, each 50 steps
+            or where it is clipped, the norm of the gradients.
+        begins: the settings that are steps at which something begins, for a warning where a run is shorter.
 
     Raises:
         ValueError: fewer pairs than one batch, or processes and parts that do not share it equally.
@@ -69,7 +125,7 @@ class Task(ABC):
 
     betas = (0.9, 0.999)
     parts = 1
-    times: tuple[float, float] = (0.0, 1.0)  # where the times of training begin, and where they end
+    begins: tuple[str, ...] = ("warmup_steps",)
 
     def __init__(
         self,
@@ -106,16 +162,27 @@ class Task(ABC):
         self._rates: list[tuple[torch.optim.Optimizer, list[float]]] = []
         self.optimizer = self.new_optimizer(network)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.plateau = Plateau(config.plateau_patience)
-        self.stateful: dict[str, Any] = {"optimizer": self.optimizer, "scaler": self.scaler, "plateau": self.plateau}
+        self.plateau = Plateau(config.plateau_patience) if config.lr_schedule == "plateau" else None
+        self.stateful: dict[str, Any] = {"optimizer": self.optimizer, "scaler": self.scaler}
+        self.stateful |= {} if self.plateau is None else {"plateau": self.plateau}
         self.sums: Counter[str] = Counter()  # of what losses report, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that reported it
-        self.last: Step | None = None
+        self.last: dict[str, Any] = {}
+        dtype = AUTOCAST.get(config.precision)
+        self.autocast = partial(torch.autocast, self.device.type, dtype, enabled=dtype is not None)
 
     def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of a network's trained weights, whose rates follow the schedule."""
-        make = self._make_optimizer
-        optimizer = make_optimizer(network, self.config, self.betas) if make is None else make(trained(network))
+        trained, config = [each for each in network.parameters() if each.requires_grad], self.config
+        if self._make_optimizer is not None:
+            optimizer = self._make_optimizer(trained)
+        else:
+            adamw = partial(torch.optim.AdamW, weight_decay=config.weight_decay)
+            make = partial(adamw if config.optimizer == "adamw" else torch.optim.Adam, trained, config.learning_rate)
+            try:
+                optimizer = make(self.betas, fused=True)
+            except RuntimeError:  # not on this device
+                optimizer = make(self.betas, fused=False)
         self._rates.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
         return optimizer
 
@@ -128,11 +195,6 @@ class Task(ABC):
         """Let go of the result of :meth:`parallel`, before the processes part."""
         self.replica = self.network
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of the network's arithmetic."""
-        dtype = AUTOCAST.get(self.config.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-
     def rate(self, step: int, rate: float) -> float:
         """The learning rate of optimizer step ``step``, where the optimizer was created with ``rate``."""
         if self._schedule is not None:
@@ -140,7 +202,7 @@ class Task(ABC):
         rate *= min(1.0, (step + 1) / max(1, self.config.warmup_steps))
         if self.config.lr_schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
-        return self.plateau.rate(rate) if self.config.lr_schedule == "plateau" else rate
+        return rate if self.plateau is None else self.plateau.rate(rate)
 
     # One optimizer step
 
@@ -154,7 +216,7 @@ class Task(ABC):
         for optimizer, rates in self._rates:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.rate(step, rate)
-        reported, timed = self._gradients(batch, step)
+        reported = self._gradients(batch, step)
         norm = None
         if self.config.grad_clip:
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
@@ -164,18 +226,19 @@ class Task(ABC):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.network, step)
-        self.after_step(step)
         sums = self.processes.total(torch.stack([*reported.values()])).tolist()  # waits for the device
         means = {name: value / self.processes.count for name, value in zip(reported, sums, strict=True)}
         self.sums.update(means)
         self.counted.update(means.keys())
-        self.plateau.step(means["loss"])
-        self.last = Step(means, self.optimizer.param_groups[0]["lr"], norm, timed)
+        if self.plateau is not None:
+            self.plateau.step(means["loss"])
+        self.last = {**means, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.last |= {} if norm is None else {"gradient_norm": norm}
         return means["loss"]
 
-    def _gradients(self, batch: Example, step: int) -> tuple[dict[str, torch.Tensor], Timed]:
+    def _gradients(self, batch: Example, step: int) -> dict[str, torch.Tensor]:
         """Compute the gradients of the batch, part by part; returns what this process's share reports."""
-        count, found, timed = len(batch.source), dict[str, torch.Tensor](), Timed()
+        count, found = len(batch.source), dict[str, torch.Tensor]()
         all_seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
         size = -(-count // self.parts)
         for start in range(0, count, size):
@@ -185,13 +248,10 @@ class Task(ABC):
                 losses, reported = self.losses(self.replica, self.prepared(part, seeds, step), seeds, step)
                 mean = losses.mean()
                 self.scaler.scale(mean / self.parts).backward()
-            if "t" in reported:
-                timed.append((losses.detach(), reported["t"]))
             for name, value in {"loss": mean, **reported}.items():
-                if name != "t":
-                    found[name] = found.get(name, 0) + value.detach().float() / self.parts
+                found[name] = found.get(name, 0) + value.detach().float() / self.parts
         self.scaler.unscale_(self.optimizer)
-        return found, timed
+        return found
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch that :meth:`losses` gets, of one from the data set: mirrored and moved."""
@@ -209,12 +269,8 @@ class Task(ABC):
 
         Returns:
             The losses, (B,) or a scalar, and scalars by name, whose means over an epoch are metrics. ``loss``
-            among them is what is reported in place of the mean of the losses; ``t``, (B,), are the times of
-            the losses, which TensorBoard shows by their quarters.
+            among them is what is reported in place of the mean of the losses.
         """
-
-    def after_step(self, step: int) -> None:  # noqa: B027  (most have nothing to do)
-        """Called when optimizer step ``step`` has moved the weights."""
 
     def report(self) -> dict[str, float]:
         """More metrics of the epoch that ends, the same in each process; the next epoch's begin anew."""

@@ -1,6 +1,7 @@
 """Training: the loop over epochs, and its checkpoints.
 
-What is trained, and one step, is of :mod:`.task`; the order of the pairs is of :mod:`.batches`.
+What is trained, and one step, is of :mod:`.task`. The order of an epoch is a function of (run seed, epoch),
+so a resumed run sees what an uninterrupted run sees. Each process has its share of each batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,18 @@ from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.examples import Example
+from bbdm.data.loading import Batches
 from bbdm.data.mapped import MapStyle, as_pairs
 from bbdm.data.pairs import Pairs
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
-from bbdm.training.batches import RunBatches, sample_seeds
+from bbdm.training.batches import mixed, sample_seeds
 from bbdm.training.bridge import BridgeTask, Errors, Times
 from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
 from bbdm.training.config import RunConfig
-from bbdm.training.optimizers import MakeOptimizer
 from bbdm.training.run_folder import LEASE, RunFolder
-from bbdm.training.task import Schedule, Task
+from bbdm.training.task import MakeOptimizer, Schedule, Task
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -108,23 +110,29 @@ class Trainer:
         times: Times | None = None,
     ) -> None:
         train, self.validation = as_pairs(train), None if validation is None else as_pairs(validation)
-        functions = (("optimizer", optimizer), ("schedule", schedule), ("loss", loss), ("times", times))
-        functions = {name: function for name, function in functions if function is not None}
+        functions = {"optimizer": optimizer, "schedule": schedule, "loss": loss, "times": times}
+        functions = {name: function for name, function in functions.items() if function is not None}
         self.task = task(network, bridge, config, train, processes, codec, **functions)
         self.network, self.average = self.task.network, self.task.average
         self.bridge: Any = bridge
         self.config = config
         self.processes, self.device = self.task.processes, self.task.device
-        self.train = train.shared(self.processes.rank, self.processes.count)
+        rank, count = self.processes.rank, self.processes.count
+        self.train = train.shared(rank, count)
         self.folder = Path(folder)
-        self.run = RunFolder(self.folder, config.keep, self.task.read, LEASE if self.processes.count > 1 else 0)
+        self.run = RunFolder(self.folder, config.keep, self.task.read, LEASE if count > 1 else 0)
         self.callbacks: list[Callback] = [*([] if validation is None else [Previews()]), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
         self.epoch = self.step = 0
         self.total_steps = self.task.total
-        self.batches = RunBatches(self.train, self.validation, config, self.processes)
-        self.steps_per_epoch = self.batches.per_epoch
+        self.steps_per_epoch = len(self.train) // config.batch_size
+        self._share = config.batch_size // count  # of a batch, this process's
+        loading = (self._share, self.device, config.workers)
+        self.batches = Batches(self.train, *loading)
+        self._validating = None if self.validation is None else Batches(self.validation, *loading)
+        indices = range(0 if self.validation is None else len(self.validation))
+        self._indices = [i for i in indices if i // self._share % count == rank]  # every batch of as many as processes
         spec = self.train.spec
         about = {"image_size": self.train.image_size, "direction": spec.direction, "crops": spec.crops}
         about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
@@ -191,22 +199,22 @@ class Trainer:
             StoppedError: the loss is no longer finite, a picture cannot be read, the disk is full, or a
                 callback raised it. The message says what to do next. Nothing that was saved is lost.
         """
+        first, epochs = self.processes.first, self.config.epochs
         self.run.check_later(self.step)
         self._check_alike()
         self._asked, self._reason = stop, None
-        shown = [Progress()] if progress and self.processes.first else []
-        self._called: list[Callback] = [*self.callbacks, TensorBoard(), *shown]
+        self._called: list[Callback] = [*self.callbacks, TensorBoard(), *([Progress()] if progress and first else [])]
         with ExitStack() as ends:
-            ends.callback(self.batches.close)
-            for _ in self.batches.validated():
+            for batches in (self.batches, self._validating):
+                if batches is not None:
+                    ends.callback(batches.close)
+            for _ in () if self._validating is None else self._validating(self._indices):
                 pass  # a broken picture is found now, not after an epoch
-            if self.processes.first:
-                ends.callback(self.run.end)
-                pairs = {**self.pairs, "stamps": self.train.stamps_digest()}
-                self.run.begin(self.epoch, {"train": asdict(self.config), **self.task.description, "pairs": pairs})
-                late = {"warmup_steps", "pairing_steps"}  # of which a shorter run would show nothing
-                late |= {"adversarial_start"} if getattr(self.task, "adversary", None) else set()
-                for name in [] if self.step else sorted(late):
+            if first:
+                ends.enter_context(self.run.locked())
+                about = {"train": asdict(self.config), **self.task.description, "pairs": self.pairs}
+                self.run.begin(self.epoch, about)
+                for name in () if self.step else self.task.begins:
                     if (begin := getattr(self.config, name, 0)) >= self.total_steps:
                         steps = f"the run has {self.total_steps} optimizer steps"
                         log.warning("%s=%s, and %s: lower it, or train longer", name, begin, steps)
@@ -214,7 +222,7 @@ class Trainer:
                 callback.begin(self)
                 ends.callback(callback.end, self)
             try:
-                while self.epoch < self.config.epochs and self._reason is None:
+                while self.epoch < epochs and self._reason is None:
                     self._epoch()
             except _AskedError:
                 return False
@@ -233,10 +241,14 @@ class Trainer:
 
     def _epoch(self) -> None:
         """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
+        started, size, rank = time.perf_counter(), self.config.batch_size, self.processes.rank
         done = self.step - self.epoch * self.steps_per_epoch
-        started = time.perf_counter()
         self.check_stop()
-        for batch in self._readable(self.batches.epoch(self.epoch, done)):
+        drawn = mixed(self.config.seed, self.epoch)  # the order, and crops
+        order = self.train.order(drawn)
+        firsts = (step * size + rank * self._share for step in range(done, self.steps_per_epoch))
+        indices = chain.from_iterable(order(first, first + self._share) for first in firsts)
+        for batch in self._readable(self.batches(indices, drawn)):
             loss = self.train_step(batch)
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}")
@@ -247,39 +259,34 @@ class Trainer:
                 self._save()
             self.check_stop()
         seconds, steps = time.perf_counter() - started, self.steps_per_epoch - done
-        record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
+        metrics = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
         if self.validation is not None:
             if steps:
                 self._save()  # validation may take long
-            record |= self.validate()
-        record |= self.task.report()
-        record |= {"images_per_second": steps * self.config.batch_size / seconds} if steps else {}
-        record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
-        self._end_epoch(record)
+            metrics |= self.validate()
+        metrics |= self.task.report()
+        metrics |= {"images_per_second": steps * size / seconds} if steps else {}
+        metrics["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
+        self._end_epoch(metrics)
 
-    def _end_epoch(self, record: dict[str, Any]) -> None:
-        """Run callbacks, write metrics, and the checkpoint last: a run killed before it repeats the rest.
-
-        A StoppedError of a callback ends the run after that.
-        """
+    def _end_epoch(self, metrics: dict[str, Any]) -> None:
+        """Run callbacks, write metrics and a checkpoint. A StoppedError of a callback ends the run then."""
         self.epoch += 1
         self._epoch_loss = 0.0
         stopped: list[StoppedError] = []
         for callback in self._called:
             try:
-                callback.after_epoch(self, record)
+                callback.after_epoch(self, metrics)
             except StoppedError as error:
                 stopped.append(error)
-            for name, value in record.items():
+            for name, value in metrics.items():
                 if not isinstance(value, int | float):
                     raise ValueError(f"metrics must be numbers, and a callback added {name!r} {value!r}")
         self.images.clear()
         lowest = math.inf if self.best is None else self.best["validation_loss"]
-        if best := self.validation is not None and record["validation_loss"] < lowest:
-            self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
-        if self.processes.first:
-            self.run.add_metrics(record)
-        self._save(best)
+        if best := self.validation is not None and metrics["validation_loss"] < lowest:
+            self.best = {name: metrics[name] for name in ("epoch", "step", "validation_loss")}
+        self._save(best, metrics)
         if stopped:
             raise stopped[0]
         self._reason = next((each for each in self.processes.gather(self._reason) if each is not None), None)
@@ -295,11 +302,14 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
-        totals: Counter[str] = Counter()
-        for indices, batch in self._readable(self.batches.validated()):
+        assert self._validating is not None
+        totals, done = Counter[str](), 0
+        for batch in self._readable(self._validating(self._indices)):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self.check_stop()
-            totals.update(self.task.validation_losses(batch, sample_seeds(0, indices[0], len(indices), self.device)))
+            seeds = sample_seeds(0, self._indices[done], len(batch.source), self.device)
+            totals.update(self.task.validation_losses(batch, seeds))
+            done += len(batch.source)
         names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
         return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}
 
@@ -317,8 +327,8 @@ class Trainer:
         if self.processes.first:
             weights.write(path, self.task.snapshot())
 
-    def _save(self, best: bool = False) -> None:
-        """Write a checkpoint, after the best weights where these are, unless the weights have diverged."""
+    def _save(self, best: bool = False, metrics: dict[str, Any] | None = None) -> None:
+        """Write metrics, best weights where these are, and a checkpoint, unless the weights have diverged."""
         if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
             raise self._diverged("weights are not finite")
         self._saved = self.step
@@ -327,7 +337,7 @@ class Trainer:
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.task.state(), "config": asdict(self.config)}
         state |= {"pairs": self.pairs, "validation": self._validation_names}
-        self.run.write(self.step, self.task.snapshot(state), self.task.snapshot() if best else None)
+        self.run.write(self.step, self.task.snapshot(state), self.task.snapshot() if best else None, metrics)
 
     def check_stop(self) -> None:
         """End the run, saved, if it was asked to end.

@@ -65,6 +65,7 @@ class UnpairedTask(BridgeTask):
     """
 
     config: UnpairedConfig
+    begins = ("pairing_steps", "warmup_steps")
 
     def __init__(self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any) -> None:
         check_bridge(bridge)
@@ -85,7 +86,7 @@ class UnpairedTask(BridgeTask):
         return Defaults(SOLVER, min(RESULT_STEPS, int(self.bridge.top)))
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Losses and times (B,) of real targets, from sources that are drawn, the same, or made of them."""
+        """Losses (B,) of real targets, from sources that are drawn, the same, or made of them."""
         real = batch.target
         if step >= self.config.pairing_steps:
             batch = batch._replace(source=self.other_ends(real, 1 - batch.conditions[DIRECTION], seeds, step))
@@ -97,13 +98,9 @@ class UnpairedTask(BridgeTask):
     def other_ends(self, real: torch.Tensor, way: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """What the averaged weights make of real ends (N, C, H, W), each in its direction (N,)."""
         table, x = self.table, real
-        for row in range(len(table)):
-            (i_x, _), (p_x, _, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
-            c_x, c_y, c_0, _, c_z = table.coefficients[row].tolist()
-            t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
-            with self.autocast():
-                prediction = self.average(i_x * x, t, {DIRECTION: way})
-            x = (c_x + c_0 * p_x) * x + c_y * real + c_0 * p_f * prediction.float()
+        for row, (c_x, c_y, c_0, _, c_z) in enumerate(table.coefficients.tolist()):
+            estimate = self.estimate(self.average, table, row, x, real, {DIRECTION: way})
+            x = c_x * x + c_y * real + c_0 * estimate
             if c_z:
                 x = x + c_z * philox.normal(seeds, step, tuple(x.shape[1:]), FIRST_STREAM + row)
         return x

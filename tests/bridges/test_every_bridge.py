@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bbdm import DDBM, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, save_checkpoint, solvers
-from bbdm.bridges import ECSI, Bridge, Marginal, from_config, register
+from bbdm.bridges import ECSI, Bridge, Marginal, register
 from bbdm.bridges.objectives import Density
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import MakeTrainer, newest, tiny_unet
@@ -53,21 +53,13 @@ BRIDGES: dict[str, Bridge] = {
 }
 every_bridge = pytest.mark.parametrize("bridge", BRIDGES.values(), ids=BRIDGES.keys())
 daily_bridges = pytest.mark.parametrize("bridge", sweep(BRIDGES.values(), [BRIDGES["ddbm-vp"]]), ids=BRIDGES.keys())
-SOLVERS = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_what_older_files_lack_is_left_out_where_it_is_the_bridge_s_own_default():
-    for density in ("uniform", "log-normal"):
-        assert from_config(Sine(density=density).config()) == Sine(density=density)
-    assert "density" not in ABridge().config()
-    assert ABridge(density="high").config()["density"] == "high"
-
-
 def test_a_bridge_of_one_s_own_is_checked():
-    cases: list[tuple[dict[str, Any], str]] = [({"objective": "grad"}, "objective"), ({"density": "even"}, "density")]
-    for settings, message in cases:
-        with pytest.raises(ValueError, match=message):
+    settings: Any
+    for settings in ({"objective": "grad"}, {"density": "even"}):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} must be one of"):
             Sine(**settings)
 
 
@@ -153,26 +145,19 @@ def test_the_estimate_of_the_training_target_is_x0_and_has_a_gradient(bridge: Br
 
 
 @every_bridge
-def test_it_is_trained_and_resumes(bridge: Bridge, make_trainer: MakeTrainer):
-    undisturbed = make_trainer("whole", bridge=bridge)
-    undisturbed.fit()
-    make_trainer("half", bridge=bridge, epochs=1).fit()
-    resumed = make_trainer("half", bridge=bridge)
-    assert resumed.resume_newest()
-    resumed.fit()
-    for one, other in zip(undisturbed.network.parameters(), resumed.network.parameters(), strict=True):
-        assert torch.equal(one, other)
-        assert one.isfinite().all()
-    assert load_checkpoint(newest(resumed)).bridge == bridge
+def test_it_is_trained_and_its_file_holds_it(bridge: Bridge, make_trainer: MakeTrainer):
+    trainer = make_trainer(bridge=bridge, epochs=1)
+    trainer.fit()
+    assert all(parameter.isfinite().all() for parameter in trainer.network.parameters())
+    assert load_checkpoint(newest(trainer)).bridge == bridge
 
 
 @every_bridge
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_the_loop_is_what_the_bridge_says(bridge: Bridge, solver: str):
+def test_the_loop_is_what_the_bridge_says(bridge: Bridge):
     """Each step written out from the bridge's own weights, in float64."""
     unet = tiny_unet(condition_channels=3).double().eval()
     source, noise = SOURCE.double(), torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-    sampler = BridgeSampler(unet, bridge, solver, steps=4)
+    sampler = BridgeSampler(unet, bridge, "sde-dpm2m", steps=4)
     of_y, of_z = sampler.table.start
     x, before = of_y * source + of_z * noise[-1], torch.zeros_like(source)  # the last row takes no noise
     with torch.no_grad():
@@ -188,12 +173,11 @@ def test_the_loop_is_what_the_bridge_says(bridge: Bridge, solver: str):
 
 @every_bridge
 def test_its_tables_are_finite_at_every_length(bridge: Bridge):
-    for solver in SOLVERS:
-        for steps in (1, 2, 3, 5, 20):
+    for solver in ("dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"):
+        for steps in (1, 2, 3, 20):
             table = solvers.build(bridge, solver, steps=steps)
             assert len(table) == steps
             assert np.isfinite(table.rows).all()
-            assert np.isfinite(table.network_times).all()
             assert np.all(np.diff(table.timesteps) < 0)
 
 

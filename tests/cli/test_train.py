@@ -22,9 +22,9 @@ from bbdm.data.spec import Condition
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
-from bbdm.training import optimizers
+from bbdm.training import task
 from bbdm.training.config import TrainConfig
-from bbdm.training.initial import FIRST, whiten
+from bbdm.training.initial import FIRST
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, load_pairs, noise, same_weights, save_random_pairs, tiny_unet
@@ -86,9 +86,9 @@ def test_presets_of_bbdm_are_its_templates(preset: str) -> None:
     assert (args.batch_size, args.optimizer, args.learning_rate, args.loss) == (8, "adam", 1e-4, "l1")
     assert (args.ema_decay, args.ema_start, args.ema_every) == (0.995, 30000, 8)
     assert (args.lr_schedule, args.plateau_patience) == ("plateau", 3000)
-    plateau = optimizers.Plateau(3000)
+    plateau = task.Plateau(3000)
     assert (plateau.factor, plateau.threshold, plateau.cooldown) == (0.5, 1e-4, 3000)
-    assert optimizers.LOWEST_RATE == 5e-7
+    assert task.LOWEST_RATE == 5e-7
 
 
 def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -109,7 +109,6 @@ def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.Mo
         ({"dataset": "folder"}, "'folder' has no targets: degrade makes sources"),
         ({"init_from": "a.pt", "ckpt_path": "b.pt"}, "init_from and ckpt_path exclude each other"),
         ({"config": "bbdm"}, "config is of the network that init_from names"),
-        ({"init_from": "a.pt", "whiten": True}, "whiten is of networks that are not trained"),
         ({"vqgan_path": "v", "cache_latents": "a", "cache_images": "b"}, "cache_images and cache_latents exclude"),
         ({"vqgan_path": "v", "channels": 1}, "channels are of pictures .* vqgan_path"),
         ({"vqgan_path": "v", "slices": Slices("axial", 1)}, "neighbours of slices are of pictures"),
@@ -218,13 +217,6 @@ class TestRuns:
         assert written <= {file.name for file in Path("new.run").iterdir()}
         assert loaded.training is None  # of the run's own files alone
         assert bbdm.load_checkpoint("new.run/step_00000001.pt").training is not None
-
-    def test_whitened_filters_are_where_training_begins(self) -> None:
-        """With a learning rate of next to nothing, the weights are those at the beginning."""
-        still = ["-lr", "1e-12", "--warmup_steps", "0"]
-        plain, white = (fit(f"{len(more)}.pt", *still, *more).build(ema=False) for more in ([], ["--whiten"]))
-        whiten(plain, load_pairs("edge2shoes", "data", size=16))
-        torch.testing.assert_close(plain.state_dict(), white.state_dict())
 
     @pytest.mark.parametrize("flags", [[], ["--ckpt_path", "run/step_00000001.pt"]], ids=["same command", "ckpt_path"])
     def test_resumes_from_a_checkpoint(self, flags: list[str]) -> None:
@@ -365,9 +357,8 @@ class TestRefusals:
 
     def test_damaged_checkpoints_and_a_folder_in_use(self, capsys: Any) -> None:
         other = RunFolder("model.run", keep=2)
-        other.begin(3, {})
-        assert "model.run: each needs a folder (experiment) of its own" in self.last_line(capsys)
-        other.end()
+        with other.locked():
+            assert "model.run: each needs a folder (experiment) of its own" in self.last_line(capsys)
         for path in Path("model.run").glob("step_*.pt"):
             path.write_bytes(b"")
         assert "can be read: all 3 are damaged: overwrite the run" in self.last_line(capsys)

@@ -1,8 +1,6 @@
 """On a card: the CPU's pictures, losses and scores, and no more waiting than there must be."""
 
-import gc
 import warnings
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,7 +16,6 @@ from bbdm.codec import DiffusersCodec, VQGANCodec
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.evaluation.scores import Scores
-from bbdm.execution.compiled import Graphs
 from bbdm.sampling.loop import Batch
 from tests.codec.autoencoders import tiny_kl
 from tests.conftest import MakeTrainer, metrics_of, tiny_unet
@@ -26,7 +23,7 @@ from tests.cuda.test_graph import CASES
 from tests.cuda.test_training import CASES as TASKS
 from tests.cuda.test_training import CPU, STEPS, bridge_task
 from tests.execution.test_compiled import SOURCE as PICTURES
-from tests.execution.test_compiled import build, new_sampler, short_unet
+from tests.execution.test_compiled import new_sampler, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.training.watched_script import Features
 
@@ -84,7 +81,7 @@ def test_gpu_losses_are_the_cpus_and_a_step_waits_once(case: str, monkeypatch: p
     losses: list[float] = []
     seen = [waits(lambda index=index: losses.append(mine(batch, index))) for index in range(STEPS)]
     assert losses == pytest.approx(wanted, abs=1e-2 if "precision" in settings else TOLERANCE)
-    reads = 1 + len(expected) + (case == "TensorBoard")  # the losses; and those by time
+    reads = 1 + len(expected)  # the losses
     assert [len(each) for each in seen[1:]] == [reads] * (STEPS - 1)
 
 
@@ -173,31 +170,6 @@ def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool
     assert torch.equal(first, second)
     # The result of a graph; else the state, its estimate, what is shown, and the row
     assert torch.cuda.memory_stats()["allocation.all.allocated"] - before <= (1 if captured else 4)
-
-
-def test_gpu_graphs_used_least_recently_are_dropped(monkeypatch: pytest.MonkeyPatch):
-    """Kept graphs need nothing that is dropped: a replay is no use of the compiled network."""
-    captures: list[weakref.ref[torch.cuda.CUDAGraph]] = []
-    original = Graphs._capture
-
-    def counting(self: Graphs, *arguments: Any) -> Any:
-        captured = original(self, *arguments)
-        captures.append(weakref.ref(captured[0]))
-        return captured
-
-    monkeypatch.setattr(Graphs, "_capture", counting)
-    monkeypatch.setattr("bbdm.execution.compiled.SHAPES_KEPT", 2)
-    sampler, eager = new_sampler(compile=True, device="cuda"), build(compile=False, device="cuda")
-    counts: list[int] = []
-    for size in (8, 6, 8, 4, 8, 6, 4):  # 4 takes the place of 6, and so on
-        made, expected = (s(PICTURES[..., :size], seed=0) for s in (sampler, eager))
-        torch.testing.assert_close(made, expected, rtol=0, atol=TOLERANCE)
-        counts.append(len(captures))
-        gc.collect()
-        assert sum(graph() is not None for graph in captures) <= 2
-        for power in range(4, 20):  # overwrites memory that was freed
-            _ = [torch.full((2**power,), torch.nan, device="cuda") for _ in range(16)]
-    assert counts == [1, 2, 2, 3, 3, 4, 5]
 
 
 def test_gpu_threads_on_streams_of_their_own_share_a_sampler():

@@ -128,49 +128,44 @@ def test_an_interrupted_cache_is_completed(pairs: Read, folder: Path) -> None:
     assert_same(made, pairs)
 
 
-class TestRefused:
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"size": 4}, "image_size 8, now 4"),
-            ({"direction": "BtoA"}, "direction AtoB, now BtoA"),
-            ({"files": True}, r"files \w{8}, now \w{8}"),
-            ({"block": 3}, "block 2, now 3"),  # of which examples would be taken for others
-        ],
-    )
-    def test_a_cache_of_something_else(
-        self, change: dict[str, Any], message: str, pairs: Read, tmp_path: Path, folder: Path
-    ) -> None:
-        cached(pairs, folder)
-        block = change.pop("block", 2)
-        if change.pop("files", False):
-            save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
-        other = load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change})
-        with pytest.raises(
-            ValueError, match=rf"manifest\.json is of other pictures \({message}\): give another folder"
-        ):
-            cached(other, folder, block)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 4}, "image_size 8, now 4"),
+        ({"direction": "BtoA"}, "direction AtoB, now BtoA"),
+        ({"files": True}, r"files \w{8}, now \w{8}"),
+        ({"block": 3}, "block 2, now 3"),  # of which examples would be taken for others
+    ],
+)
+def test_a_cache_of_something_else_is_refused(
+    change: dict[str, Any], message: str, pairs: Read, tmp_path: Path, folder: Path
+) -> None:
+    cached(pairs, folder)
+    block = change.pop("block", 2)
+    if change.pop("files", False):
+        save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
+    other = load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change})
+    with pytest.raises(ValueError, match=rf"manifest\.json is of other pictures \({message}\): give another folder"):
+        cached(other, folder, block)
 
-    def test_a_changed_file(self, pairs: Read, folder: Path) -> None:
-        cached(pairs, folder)
-        content = (path := folder / ENTRIES[1]).read_bytes()
-        for changed in (bytes([*content[:-1], content[-1] ^ 1]), content[:-1], b""):
-            path.write_bytes(changed)
-            with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
-                cached(pairs, folder)
-        path.unlink()
-        assert_same(cached(pairs, folder), pairs)
 
-    def test_a_damaged_manifest_and_files_of_something_else(self, pairs: Read, folder: Path) -> None:
-        cached(pairs, folder)
-        for content in ("{", "[]", "my own text"):
-            (folder / "manifest.json").write_text(content)
-            with pytest.raises(ValueError, match=r"cannot read .*manifest\.json: delete .*cache"):
-                cached(pairs, folder)
-        (folder / "manifest.json").unlink()
-        with pytest.raises(ValueError, match=r"safetensors is of no cache of pictures, without .*manifest\.json"):
+def test_changed_files_are_refused(pairs: Read, folder: Path) -> None:
+    cached(pairs, folder)
+    content = (path := folder / ENTRIES[1]).read_bytes()
+    for changed in (bytes([*content[:-1], content[-1] ^ 1]), content[:-1], b""):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
             cached(pairs, folder)
-        assert (folder / ENTRIES[0]).exists()
+    path.unlink()
+    assert_same(cached(pairs, folder), pairs)
+    for changed in ("{", "[]", "my own text"):
+        (folder / "manifest.json").write_text(changed)
+        with pytest.raises(ValueError, match=r"cannot read .*manifest\.json: delete .*cache"):
+            cached(pairs, folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"safetensors is of no cache of pictures, without .*manifest\.json"):
+        cached(pairs, folder)
+    assert (folder / ENTRIES[0]).exists()
 
 
 def codec_of(seed: int = 0) -> Codec:

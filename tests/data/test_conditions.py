@@ -38,9 +38,8 @@ def grey(number: int, width: int = SIZE) -> Array:
 
 
 def write_labels(*labels: str) -> None:
-    Path("labels.csv").write_text(
-        "\n".join(["name,class", *(f"{i},{label}" for i, label in enumerate(labels)), "x,wax"])
-    )
+    lines = (f"{i},{label}" for i, label in enumerate(labels))
+    Path("labels.csv").write_text("\n".join(["name,class", *lines, "x,wax"]))
 
 
 @pytest.fixture(autouse=True)
@@ -88,10 +87,8 @@ class TestOfFiles:
 
     @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
     def test_images_are_resized_and_cropped_as_sources_are(self, direction: Any) -> None:
-        found = pairs_of(size=5, direction=direction).read(1).conditions["sar"]
-        assert (
-            found.numpy()[0] == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))
-        ).all()
+        found = pairs_of(size=5, direction=direction).read(1).conditions["sar"].numpy()
+        assert (found[0] == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))).all()
         for i in range(COUNT):
             save(Path(f"sar/{i}.png"), pixels(i)[..., 0])
         for seed in range(3):

@@ -141,7 +141,7 @@ def test_all_that_is_wrong_is_listed(workers: int, tmp_path: Path) -> None:
     assert list(check_rows(load(f"{tmp_path}/A,{tmp_path}/A", channels=3))) == [1]  # grey becomes colours
 
 
-def test_values_and_conditions_are_read_too(tmp_path: Path) -> None:
+def test_values_conditions_and_whole_volumes_are_read_too(tmp_path: Path) -> None:
     data_dir = folders(tmp_path)
     array = np.ones((1, 20, 24), np.float32)
     array[0, 3, 4] = np.nan
@@ -153,13 +153,10 @@ def test_values_and_conditions_are_read_too(tmp_path: Path) -> None:
     assert list(found) == [1, 2]
     assert "A/1.npy: nan stands in channel 0 at (3, 4)" in found[1]
     assert "A/2.npy: 'z' is no class of 'style'" in found[2]
-
-
-def test_volumes_are_read_whole(tmp_path: Path) -> None:
-    data_dir = folders(tmp_path, ".nii.gz", 3, (4, 5, 6))
-    assert check_rows(valued(data_dir, slices="axial", neighbours=1)) == {}
-    pairs = valued(data_dir, axes=3, crop=2)
-    damage(tmp_path / "B/2.nii.gz")
+    volumes = folders(tmp_path / "volumes", ".nii.gz", 3, (4, 5, 6))
+    assert check_rows(valued(volumes, slices="axial", neighbours=1)) == {}
+    pairs = valued(volumes, axes=3, crop=2)
+    damage(tmp_path / "volumes/B/2.nii.gz")
     assert list(check_rows(pairs)) == [2]
 
 

@@ -84,10 +84,8 @@ class TestSize:
     ) -> None:
         """Pictures are 16 high and 12 wide; height comes before width in sizes, and after it in Pillow."""
         array = pixels(0, 16, 12, channels)
-        found = alone(save(tmp_path / "7.png", array), size=size, resize=resize).read(0).source
-        assert (
-            found.numpy() == chw(Image.fromarray(array).resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR))
-        ).all()
+        found = alone(save(tmp_path / "7.png", array), size=size, resize=resize).read(0).source.numpy()
+        assert (found == chw(Image.fromarray(array).resize(wanted[::-1], Image.Resampling.BILINEAR))).all()
 
     def test_other_values_are_resized_each_channel_for_itself(self, tmp_path: Path) -> None:
         pairs = valued(folders(tmp_path), size=(10, 12))

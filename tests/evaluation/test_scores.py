@@ -193,6 +193,10 @@ def test_what_has_no_score_does_not_count():
     assert np.isnan(found["dice"]).tolist()[::2] == [False, True]
     for name, value in scores.compute().items():
         assert value == pytest.approx(np.nanmean(found[name]), rel=1e-12)
+    bone = torch.tensor([0.0, 300.0]).reshape(1, 2, 1, 1, 1).expand(1, 2, 1, 8, 8)
+    one = Scores(["dice"], 2, values=HU, channels=1)
+    one.update(bone, torch.zeros(1, 1, 8, 8))  # of two results one has bone, the other no score
+    assert one.compute() == {"dice": 0}
 
 
 # What a user adds

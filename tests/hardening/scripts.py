@@ -4,9 +4,9 @@ import io
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,23 +24,31 @@ from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
 from tests.networks import test_vqgan
 
 STEPS = 6  # of an epoch
-RUN = ["--preset", "demo", "--device", "cpu", "-b", "2", "--show_verbose"]  # it reports its checkpoints
+RUN = "--device cpu -b 2 -e 3 --save_every 5 --show_verbose"  # it reports its checkpoints
+TRAIN = f"--preset demo {RUN} --image_size 16 -t 50 --preview_every 2"
+VQGAN = "--perceptual none --adversarial_start 2 --discriminator_width 4 --restarts 2 --flip --image_size 32"
 PLATEAU = "--lr_schedule plateau --plateau_patience 2 --optimizer adamw --grad_clip 0.5 --ema_start 6 --ema_every 4"
+PAIRS = "edge2shoes {place}/data"
+TARS = "{place}/tars/{{split}}/*.tar {output}/model.pt"
 
 
 @dataclass(frozen=True)
 class Script:
-    """``argv`` are the arguments that read the first folder and write below the second.
+    """``words`` are the arguments, which read the folder ``{place}`` and write below ``{output}``.
 
     ``kills`` is how many every night. ``resumes`` is whether it trains for 3 epochs, and ``before`` are flags
     of a run that is interrupted, without which it resumes.
     """
 
     main: Callable[[list[str]], None]
-    argv: Callable[[Path, Path], list[str]]
+    words: str
     kills: int = 0
     resumes: bool = True
     before: tuple[str, ...] = ()
+
+    def argv(self, place: Path, output: Path) -> list[str]:
+        """The arguments for two folders."""
+        return self.words.format(place=place, output=output).split()
 
 
 def make_place(folder: Path, save: SavePicture) -> Path:
@@ -73,69 +81,47 @@ def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
     torch.set_num_threads(1)
     patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **TINY))
     patch.setitem(networks.VQGANS, "demo", networks.VQGANConfig(**test_vqgan.TINY))
-    for kind, name in product((cached.CachedExamples, cached.LatentDataset), ("BLOCK", "AT_ONCE")):
-        patch.setattr(kind, name, 2)
+    for kind in (cached.CachedExamples, cached.LatentDataset):
+        patch.setattr(kind, "BLOCK", 2)
+    patch.setattr(cached, "ENCODED_AT_ONCE", 2)
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:
-    common = [*RUN, "--image_size", "16", "-t", "50", "--save_every", "5", "--preview_every", "2"]
-    return ["edge2shoes", str(place / "data"), str(output / "model.pt"), *common, "-e", "3", *flags]
-
-
-def with_flags(flags: str) -> Callable[[Path, Path], list[str]]:
-    return lambda place, output: training(place, output, *flags.split())
+    return [*SCRIPTS["train"].argv(place, output), *flags]
 
 
 def from_tars(place: Path, output: Path, *flags: str, layout: str = "stream") -> list[str]:
-    return [layout, f"{place}/tars/{{split}}/*.tar", *training(place, output, *flags)[2:]]
+    return [*f"{layout} {TARS} {TRAIN}".format(place=place, output=output).split(), *flags]
 
 
-def streaming(place: Path, output: Path) -> list[str]:
-    return from_tars(place, output, "--workers", "2")
-
-
-def autoencoder(place: Path, output: Path) -> list[str]:
-    flags = ["--perceptual", "none", "--adversarial_start", "2", "--discriminator_width", "4", "--restarts", "2"]
-    flags += ["--flip", "--image_size", "32", "-e", "3", "--save_every", "5"]
-    return ["edge2shoes", str(place / "data"), str(output / "v.pt"), *RUN, *flags]
-
-
-def cached_pictures(place: Path, output: Path) -> list[str]:
-    return training(place, output, "-e", "1", "--cache_images", str(output / "cache"))
-
-
-def cached_latents(place: Path, output: Path) -> list[str]:
-    flags = ["-vq", str(place / "vqgan.pt"), "--cache_latents", str(output / "cache"), "--normalize_latents"]
-    return training(place, output, "-e", "1", *flags)
-
-
-def distilling(place: Path, output: Path) -> list[str]:
-    flags = ["--calls", "2", "-b", "2", "-e", "3", "--save_every", "5", "--device", "cpu", "--show_verbose"]
-    return [str(place / "bridge.pt"), str(place / "data"), str(output / "model.pt"), *flags]
-
-
-def evaluating(place: Path, output: Path) -> list[str]:
-    flags = ["--sweep", "dpm2m:2,3", "--metrics", "psnr", "ssim", "-b", "2", "--device", "cpu"]
-    return ["edge2shoes", str(place / "data"), str(place / "bridge.pt"), str(output / "scores"), *flags]
-
-
-def generating(place: Path, output: Path) -> list[str]:
-    flags = ["--split", "train", "--steps", "2", "--num_samples", "2", "-b", "3", "--device", "cpu"]
-    return ["edge2shoes", str(place / "data"), str(place / "bridge.pt"), str(output / "results"), *flags]
+def _train(flags: str = "", data: str = f"{PAIRS} {{output}}/model.pt", **settings: Any) -> Script:
+    return Script(train.main, f"{data} {TRAIN} {flags}", **settings)
 
 
 SCRIPTS: dict[str, Script] = {
-    "train": Script(train.main, training, 40),
-    "train_vqgan": Script(train_vqgan.main, autoencoder, 30),
-    "distill": Script(distill.main, distilling, 10),
-    "train from a table": Script(train.main, partial(from_tars, layout="hub"), before=("--workers", "1")),
-    "train from a stream": Script(train.main, streaming, 30, before=("--workers", "0")),
-    "train, plateau": Script(train.main, with_flags(PLATEAU)),
-    "train, checkpointing": Script(train.main, with_flags("--gradient_checkpointing")),
-    "train, float32": Script(train.main, with_flags("--no-flip --precision fp32")),
-    "train, float16 in parts": Script(train.main, with_flags("--precision fp16 --grad_accumulation 2")),
-    "a cache of pictures": Script(train.main, cached_pictures, 30, resumes=False),
-    "a cache of latents": Script(train.main, cached_latents, 25, resumes=False),
-    "eval": Script(eval.main, evaluating, 20, resumes=False),
-    "generate": Script(translate.main, generating, 15, resumes=False),
+    "train": _train(kills=40),
+    "train_vqgan": Script(train_vqgan.main, f"{PAIRS} {{output}}/v.pt --preset demo {RUN} {VQGAN}", 30),
+    "distill": Script(distill.main, f"{{place}}/bridge.pt {{place}}/data {{output}}/model.pt --calls 2 {RUN}", 10),
+    "train from a table": _train(data=f"hub {TARS}", before=("--workers", "1")),
+    "train from a stream": _train("--workers 2", f"stream {TARS}", kills=30, before=("--workers", "0")),
+    "train, plateau": _train(PLATEAU),
+    "train, checkpointing": _train("--gradient_checkpointing"),
+    "train, float32": _train("--no-flip --precision fp32"),
+    "train, float16 in parts": _train("--precision fp16 --grad_accumulation 2"),
+    "a cache of pictures": _train("-e 1 --cache_images {output}/cache", kills=30, resumes=False),
+    "a cache of latents": _train(
+        "-e 1 -vq {place}/vqgan.pt --cache_latents {output}/cache --normalize_latents", kills=25, resumes=False
+    ),
+    "eval": Script(
+        eval.main,
+        f"{PAIRS} {{place}}/bridge.pt {{output}}/scores --sweep dpm2m:2,3 --metrics psnr ssim -b 2 --device cpu",
+        20,
+        resumes=False,
+    ),
+    "generate": Script(
+        translate.main,
+        f"{PAIRS} {{place}}/bridge.pt {{output}}/results --split train --steps 2 --num_samples 2 -b 3 --device cpu",
+        15,
+        resumes=False,
+    ),
 }

@@ -31,7 +31,6 @@ ROWS = [
     [1.0, 0.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0],
 ]
 SEEDS = [2**63 - 1, 2**32 + 7, 5]
-EDGE = 4096  # values on each side of what a step writes
 
 # Sizes, of which those of 1 fit either format, then masks and float64.
 OTHERS: list[dict[str, Any]] = [
@@ -84,8 +83,7 @@ def check_steps(
         return value.to(device, dtype).contiguous(memory_format=memory_format)
 
     y = tensor(torch.randn(shape, generator=generator), state)
-    around = [y.new_full((y.numel() + 2 * EDGE,), torch.nan, dtype=kind) for kind in (state, state, dtype)]
-    x, x0hat, inputs = (each.as_strided(y.shape, y.stride(), EDGE) for each in around)
+    x, x0hat, inputs = (torch.full_like(y, torch.nan, dtype=kind) for kind in (state, state, dtype))
     rows = torch.tensor(ROWS, dtype=state, device=device)
     some = torch.tensor([0.0, 1.0, 0.25])[torch.randint(3, (shape[0], 1, *shape[2:]), generator=generator)]
     mask = some.to(device, state) if masked else None
@@ -114,7 +112,6 @@ def check_steps(
         wanted = torch.from_numpy(shown).to(device, dtype)
         torch.testing.assert_close(inputs, wanted.contiguous(memory_format=memory_format), rtol=eps, atol=tolerance)
         assert inputs.is_contiguous(memory_format=memory_format)
-    assert all(edge.isnan().all() for each in around for edge in (each[:EDGE], each[-EDGE:]))  # nothing outside
 
 
 def arguments(**changes: Any) -> dict[str, Any]:

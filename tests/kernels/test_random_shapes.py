@@ -5,13 +5,11 @@ result depends on the order of programs.
 """
 
 import random
-from typing import Any
 
 import pytest
 import torch
 
 from bbdm.kernels import noise_step
-from bbdm.kernels.jit import jit, tl
 from tests.kernels import test_bridge_step as bridge_steps
 from tests.kernels import test_noise_step as noise_steps
 from tests.kernels.memory import watched
@@ -46,35 +44,3 @@ def interpreted_noise_step(case: int):
     with watched() as launches:
         noise_steps.check(noise_step._launch, shape, last, dtype, drawn=draw.random() < 0.5)
     assert [len(launch.stored) for launch in launches] == [2 * torch.Size(shape).numel()]
-
-
-# Faults that are planted
-
-
-@jit
-def _without_mask(out_ptr, size, BLOCK: tl.constexpr):
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out_ptr + place, place)
-
-
-@jit
-def _written_twice(out_ptr, size, BLOCK: tl.constexpr):
-    place = tl.program_id(0) + tl.arange(0, BLOCK)
-    tl.store(out_ptr + place, place, mask=place < size)
-
-
-@jit
-def _of_a_neighbour(out_ptr, size, BLOCK: tl.constexpr):
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    before = tl.load(out_ptr + place - BLOCK, mask=place >= BLOCK, other=0)
-    tl.store(out_ptr + place, before, mask=place < size)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "message"),
-    [(_without_mask, "outside of all"), (_written_twice, "stores what"), (_of_a_neighbour, "loads what")],
-    ids=["mask", "grid", "neighbour"],
-)
-def interpreted_faults_are_found(kernel: Any, message: str):
-    with pytest.raises(Exception, match=message), watched():  # the interpreter has an error of its own around it
-        kernel[(3,)](torch.zeros(10, dtype=torch.int32), 10, BLOCK=4)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bbdm.kernels.upsample_conv import _phases, upsample_conv3x3
 from tests.nightly import sweep
 
-SHAPES = [(2, 6, 1, 1), (1, 1, 1, 4), (2, 3, 5, 7), (3, 8, 8, 4), (1, 5, 2, 2)]
+SHAPES = [(2, 6, 1, 1), (1, 1, 1, 4), (2, 3, 5, 7)]
 with_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 
 
@@ -63,14 +63,3 @@ def test_only_compiled_inference_takes_the_phases(backend: str, bias: bool):
         with torch.set_grad_enabled(grad):
             program = torch._dynamo.export(op)(*given)
         assert sum("conv2d" in str(node.target) for node in program.graph_module.graph.nodes) == convolutions
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "fp16"])
-def test_phases_lose_no_more_than_the_plain_form(dtype: torch.dtype):
-    """Their weights are rounded after the sum: twice the error of one rounding is allowed."""
-    given = inputs((2, 32, 6, 5), dtype=dtype)
-    exact = formula(*(t.double() for t in given))
-    made, plain = _phases(*given), formula(*given)
-    assert made.dtype == dtype
-    error, rival = ((y.double() - exact).abs().max().item() for y in (made, plain))
-    assert error <= 2 * rival

@@ -296,7 +296,7 @@ def large_text(path: Path) -> None:
 
 LARGE: dict[str, Any] = {
     **{"a.npy": large_npy, "a.tif": large_tiff, "b.tif": large_geotiff, "a.png": large_png, "a.nii": large_nifti},
-    **{"a.nii.gz": large_nifti, "b.nii.gz": lambda path: large_nifti(path, 2.0**28, bytes(2**28))},
+    **{"a.nii.gz": large_nifti, "b.nii.gz": lambda path: large_nifti(path, 2.0**27, bytes(2**27))},
     **{"a.mha": large_text, "a.nrrd": large_text},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,7 +20,6 @@ from bbdm.bridges import Bridge
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.runtime.__main__ import main
-from bbdm.solvers import Solver
 from tests.conftest import noise, tiny_dit, tiny_unet
 from tests.onnx.exports import export, tiny_codec
 
@@ -97,22 +96,6 @@ def test_a_guided_call_is_pytorch_s(network: Network, sampler: OnnxBridgeSampler
     for changed in ({"style": "ink"}, {"text": None}, {"sar": np.zeros_like(SAR)}):  # each condition is seen
         other = compare(network, sampler, CONDITIONS | changed, **plain)
         assert np.abs(other - unguided).max(axis=(1, 2, 3)).min() > 1e-3
-
-
-@pytest.mark.parametrize("solver", [each for each in get_args(Solver) if each not in ("fast", "ancestral")])
-def test_each_solver(network: Network, sampler: OnnxBridgeSampler, solver: str):
-    compare(network, sampler, CONDITIONS, guidance=2, solver=solver, **({} if solver == "mean" else {"steps": 2}))
-
-
-def test_all_calls_are_reported(sampler: OnnxBridgeSampler):
-    """Of 2 images in 4 windows with 2 evaluations each, 4 at a time; of whole images, a step is one call."""
-    reports: list[tuple[int, int]] = []
-    told = {"conditions": CONDITIONS, "progress": lambda *report: reports.append(report)}
-    sampler(SOURCE, seed=7, guidance=2, window=6, overlap=0.5, batch_size=4, **told)
-    assert reports == [(n + 1, 12) for n in range(12)]
-    reports.clear()
-    sampler(SOURCE, seed=7, guidance=2, **told)
-    assert reports == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_whole_translation_in_one_graph(network: Network, folder: Path):

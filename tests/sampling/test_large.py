@@ -296,10 +296,3 @@ def test_networks_that_see_more_than_windows_are_refused(what: str, source: Path
     sampler.pictures = Spec(source=U16, target=U16)
     with pytest.raises(ValueError, match=message):
         stream(sampler, source, tmp_path / "result.npy", MUCH)
-
-
-def test_a_file_that_lost_its_end_is_named(tmp_path: Path):
-    file = FileArray(tmp_path / "x", (1, 3, 8, 8), np.float32).create()
-    file.path.write_bytes(file.path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is shorter than it was"):
-        _ = file[0]

@@ -1,7 +1,6 @@
 """Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -142,15 +141,6 @@ def test_calls_and_progress(recorder: Recorded):
     made(grey(2, 3, 100, 40), seed=0, window=32, batch_size=5, progress=lambda *each: seen.append(each))
     assert [shape[0] for shape in module.shapes] == [4] * 8
     assert seen[-1] == (8, 8)
-
-
-def test_a_network_of_one_shape_gets_full_batches(recorder: Recorded, monkeypatch: pytest.MonkeyPatch):
-    """As a compiled one does."""
-    module, made = recorder
-    monkeypatch.setattr(made, "_shapes", replace(made._shapes, fill=True))
-    made(grey(3, 3, 100, 40), seed=0, window=32, batch_size=5)
-    made(grey(1, 3, 64, 70), seed=0, window=32, batch_size=5)
-    assert set(module.shapes) == {(5, 3, 32, 32)}
 
 
 def test_windows_are_those_of_training_crops_and_a_shorter_side_is_one(recorder: Recorded):

@@ -135,17 +135,6 @@ def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], ca
         print(f"\nbatches of {batch}: {len(seconds) / LOAD:.2f} requests a second, p50 {half:.2f} s, p99 {late:.2f} s")
 
 
-def test_overload_is_answered_and_nothing_accepted_is_lost(start: Callable[..., Server], checkpoint: Path):
-    server = start("--max_batch_size", "2", "--max_queued", "4")
-    outputs = expected(checkpoint, 8, steps=40)
-    with ThreadPoolExecutor(64) as pool:
-        replies = [*pool.map(lambda i: server.translate(f"seed={i % 8}&steps=40", noise(i % 8)), range(256))]
-    assert {reply.status for reply in replies} == {200, 503}
-    assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies if reply.status == 503)
-    assert all(is_right(reply, outputs[i % 8]) for i, reply in enumerate(replies) if reply.status == 200)
-    assert server.translate("", noise(0)).status == 200
-
-
 async def timed(port: int, request: str, body: bytes = b"") -> tuple[int, float, int]:
     """The status of a request, its seconds, and those to wait then; without a thread for each client."""
     began = time.monotonic()

@@ -65,25 +65,13 @@ class TestRandomness:
             assert torch.equal(t, t_large[:2])
             assert torch.equal(noise, noise_large[:2])
 
-    def test_every_sample_of_every_seed_has_its_own(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
-        """So two runs that are compared for their spread are independent."""
-        noises = [
-            n
-            for seed in (0, 1)
-            for _, noise in self.draws(recorder, make_trainer(f"seed {seed}", seed=seed, batch_size=2))
-            for n in noise
-        ]
-        assert len(noises) == 16  # 2 epochs of 4, twice
-        for i, noise in enumerate(noises):
-            assert not any(torch.equal(noise, other) for other in noises[:i])
-
     def test_contract(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
-        """A batch's first sample: stream 1 of the published generator; times are lane 1, scaled to 1..T."""
+        """Stream 1 of the published generator, a key for each sample; times are lane 1, scaled to 1..T."""
+        keys = [11, 11 + 2**32]
         for step, (t, noise) in enumerate(self.draws(recorder, make_trainer(seed=11))):
-            wanted = philox_numpy.normal(11, step, (3, SIZE, SIZE), stream=1)[0]
-            np.testing.assert_allclose(noise[0], wanted, atol=1e-5)
-            word = philox_numpy.random_words(11, step, 1, stream=1, lane=1)[0, 0]
-            assert t[0] == 1 + int(word) * 50 // 2**32
+            np.testing.assert_allclose(noise, philox_numpy.normal(keys, step, (3, SIZE, SIZE), stream=1), atol=1e-5)
+            words = philox_numpy.random_words(keys, step, 1, stream=1, lane=1)[:, 0]
+            assert t.tolist() == [1 + int(word) * 50 // 2**32 for word in words]
 
     def test_epoch_visits_every_pair_once_in_an_order_of_its_own(
         self, make_trainer: MakeTrainer, recorder: Recorder, pairs: Pairs
@@ -144,12 +132,8 @@ def test_pictures_and_volumes_are_moved_together_by_whole_pixels() -> None:
 
 
 def test_beyond_a_side_pictures_go_on_as_at_it() -> None:
-    white, noise = torch.ones(64, 3, 8, 8), torch.rand(64, 3, 8, 8)
+    white = torch.ones(64, 3, 8, 8)
     torch.testing.assert_close(augment(Example(white, white), SEEDS, 0, TrainConfig(shift=0.5)).source, white)
-    batch = Example(white, noise)
-    same = augment(batch, SEEDS, 0, TrainConfig())  # without settings, pairs stay
-    assert same[0] is batch.source
-    assert same[1] is batch.target
 
 
 def test_changes_are_a_function_of_seed_and_step() -> None:
@@ -187,9 +171,3 @@ def test_each_condition_is_dropped_alone_by_its_share():
     again = dropped(batch, seeds, 7, net).conditions
     assert all(torch.equal(again[name], found[name]) for name in found)
     assert not torch.equal(dropped(batch, seeds, 8, net).conditions["a"], found["a"])
-
-
-def test_nothing_is_dropped_where_nothing_may_be():
-    net = tiny_unet(classes={"a": 3})
-    batch = Example(torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2), {"a": torch.zeros(2).long()})
-    assert dropped(batch, torch.arange(2), 0, net) is batch

@@ -13,7 +13,7 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge
-from bbdm.data.examples import Example
+from bbdm.data.examples import Example, collate
 from bbdm.data.mapped import MappedDataset
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
@@ -57,7 +57,7 @@ def reader() -> Network:
 
 
 def batch_of(data: Radar, count: int) -> Example:
-    return MappedDataset(data).batch((index,) for index in range(count))
+    return collate([MappedDataset(data).read(index) for index in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +98,17 @@ def test_a_condition_that_the_network_does_not_know_is_named():
         task(batch_of(Radar(), 4), 0)
 
 
-def test_a_network_of_other_sides_than_the_pairs_is_refused(tmp_path: Path):
-    message = "takes 1 channels, and the pairs have sources of 3 and targets of 1 channels"
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"condition_channels": 1}, "takes 1 channels, and the pairs have sources of 3 and targets of 1 channels"),
+        ({"images": {}}, r"takes the conditions \[\] besides the source, .* pairs have \['sar'\]"),
+        ({"images": {"sar": 2, "dem": 1}}, r"takes the conditions \['dem', 'sar'\] besides the source, .* \['sar'\]"),
+    ],
+)
+def test_a_network_of_other_pictures_than_the_pairs_is_refused(settings: Any, message: str, tmp_path: Path):
+    network = tiny_unet(**{"in_channels": 1, "out_channels": 1, "condition_channels": 3, **settings})
     with pytest.raises(ValueError, match=message):
-        Trainer(tiny_unet(in_channels=1, out_channels=1, condition_channels=1), ABridge(50),
-                TrainConfig(batch_size=4), Radar(), None, tmp_path)  # fmt: skip
-
-
-@pytest.mark.parametrize("images", [{}, {"sar": 2, "dem": 1}], ids=["fewer", "more"])
-def test_a_network_of_other_conditions_than_the_pairs_is_refused(images: dict[str, int], tmp_path: Path):
-    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=3, images=images)
-    with pytest.raises(ValueError, match=r"takes the conditions \[.*\] besides the source, .* pairs have \['sar'\]"):
         Trainer(network, ABridge(50), TrainConfig(batch_size=4), Radar(), None, tmp_path)
 
 

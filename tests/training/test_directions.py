@@ -16,6 +16,7 @@ from bbdm import DDBM, ABridge, BridgeSampler
 from bbdm.bridges import Bridge
 from bbdm.codec import wrap_codec
 from bbdm.data.cached import measure
+from bbdm.data.examples import collate
 from bbdm.data.mapped import MappedDataset
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Condition, Spec
@@ -82,7 +83,7 @@ def test_one_network_learns_both_ways(tmp_path: Path) -> None:
     settings: Any = {"epochs": 40, "learning_rate": 0.05, "ema_decay": 0.9, "preview_every": 40, "save_every": 1000}
     run = trainer(tmp_path / "run", reader(), ABridge(50), **settings)
     run.fit()
-    sampler, batch = BridgeSampler(run.average, run.bridge, steps=5), both().batch((i,) for i in range(4))
+    sampler, batch = BridgeSampler(run.average, run.bridge, steps=5), collate([both().read(i) for i in range(4)])
     for source, target, way in ((batch.source, batch.target, "AtoB"), (batch.target, batch.source, "BtoA")):
         assert (sampler(source, seed=0, direction=way) - target).abs().max() < 0.1
     assert (run.folder / "epoch_0040.png").is_file()
@@ -121,7 +122,7 @@ def test_losses_are_those_of_each_direction(bridge: Bridge) -> None:
     network, seeds = unet(), sample_seeds(0, 0, 4, torch.device("cpu"))
     config = TrainConfig(batch_size=4, loss="l2")
     task = BridgeTask(network, bridge, config, total=10)
-    batch = both().batch((i,) for i in range(4))
+    batch = collate([both().read(i) for i in range(4)])
     back = torch.tensor([False, True, True, False])
     losses, reported = task.losses(network, turned(batch, back), seeds, 3)
     for name, way, own in (("AtoB", batch, bridge), ("BtoA", turned(batch, ~torch.zeros_like(back)), bridge.turned)):

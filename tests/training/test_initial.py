@@ -1,4 +1,4 @@
-"""What a run begins with: trained weights, filters that see fine detail, and the statistics of its pairs."""
+"""What a run begins with: trained weights, and the statistics of its pairs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
-from torch.nn import functional as F
 
 from bbdm import ABridge, BrownianBridge, UNet, load_checkpoint, save_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.networks.dit import DiT
-from bbdm.training.initial import FIRST, FLOOR, PAIRS, copy_weights, fitted, used, whiten
+from bbdm.training.initial import PAIRS, copy_weights, fitted, used
 from tests.conftest import TINY, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
@@ -42,7 +39,8 @@ def test_new_conditions_change_nothing_at_first(before: dict[str, Any], tmp_path
     names = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
     assert names == ["condition_embedding.classes._style.weight"]
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
-    seen = {name: torch.randn(2, count, 8, 8) for name, count in trained.conditions.items()}
+    channels = {"source": trained.condition_channels, **trained.images}
+    seen = {name: torch.randn(2, count, 8, 8) for name, count in channels.items() if count}
     conditions = {**seen, "sar": torch.randn(2, 2, 8, 8), "style": torch.tensor([0, 2])}
     torch.testing.assert_close(unet(x, t, conditions), trained(x, t, seen))
 
@@ -81,65 +79,6 @@ def network(**settings: Any) -> UNet:
     torch.manual_seed(0)
     kind = {"condition_channels": 3, "model_channels": 32, "channel_mult": (1,), "head_channels": 32}
     return UNet(**{**kind, **settings})
-
-
-def photographs(count: int = 6, side: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Whose amplitudes fall as 1 / f^2."""
-    frequencies = torch.fft.fftfreq(side)
-    falling = (frequencies[:, None] ** 2 + frequencies**2 + 1 / side**2) ** -1.0
-    noise = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
-    pictures = torch.fft.ifft2(torch.fft.fft2(noise) * falling).real
-    return [(each, each) for each in pictures / pictures.abs().amax()]
-
-
-def of_source(unet: UNet) -> torch.Tensor:
-    channels = 3 * unet.config.patch**2
-    return unet.state_dict()[FIRST][:, channels : 2 * channels]
-
-
-@pytest.mark.parametrize(("patch", "images"), [(1, {}), (2, {}), (2, {"sar": 2})])
-def test_filters_are_random_ones_in_white_coordinates(patch: int, images: dict[str, int]):
-    """By NumPy and SciPy: the second moments of what a filter sees, and their inverse square root."""
-    pairs = photographs()
-    unet = network(patch=patch, images=images)
-    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
-    random = of_source(unet).flatten(1).double().numpy()
-    whiten(unet, pairs)
-    sources = torch.stack([source for source, _ in pairs])
-    seen = F.pixel_unshuffle(sources, patch).double().numpy()
-    views = np.lib.stride_tricks.sliding_window_view(seen, (3, 3), axis=(2, 3))  # (B, C, H, W, 3, 3)
-    patches = views.transpose(0, 2, 3, 1, 4, 5).reshape(-1, random.shape[1])
-    moments = patches.T @ patches / len(patches)
-    wanted = random @ np.linalg.inv(np.real(sqrtm(moments + FLOOR**2 * np.eye(len(moments)))))
-    wanted /= np.sqrt(np.mean((patches @ wanted.T) ** 2))  # responses have a mean square of 1
-    np.testing.assert_allclose(of_source(unet).flatten(1).numpy(), wanted, rtol=1e-4, atol=1e-4)
-    assert {name for name, weight in unet.state_dict().items() if not weight.equal(before[name])} == {FIRST}
-    channels = 3 * patch**2
-    for others in (slice(channels), slice(2 * channels, None)):
-        assert unet.state_dict()[FIRST][:, others].equal(before[FIRST][:, others])
-
-
-def test_white_filters_see_detail():
-    """The share of detail, which is what a mean of 5 x 5 leaves, in the responses' variance."""
-    pairs = photographs()
-    sources = torch.stack([source for source, _ in pairs])
-    detail = sources - F.avg_pool2d(sources, 5, 1, 2)
-
-    def share(unet: UNet) -> float:
-        parts = [F.conv2d(x, of_source(unet)).square().mean() for x in (detail, sources)]
-        return float(parts[0] / parts[1])
-
-    unet = network()
-    assert share(unet) < 0.1
-    whiten(unet, pairs)
-    assert share(unet) > 0.5
-
-
-@pytest.mark.parametrize("kind", ["no condition", "transformer"])
-def test_filters_of_other_networks_are_refused(kind: str):
-    transformer = DiT(width=32, depth=1, heads=1, channels=3, condition="channels")
-    with pytest.raises(ValueError, match="filters are whitened of a UNet that sees the source"):
-        whiten(transformer if kind == "transformer" else network(condition_channels=0), photographs())
 
 
 def drawn(count: int = 40) -> list[dict[str, torch.Tensor]]:

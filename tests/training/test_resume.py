@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler
-from bbdm.bridges import ABridge, Bridge, BrownianBridge
+from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
@@ -84,17 +84,12 @@ class TestResume:
         ("before", "after", "reason"),
         [
             ({}, {"seed": 4}, "seed=0"),
-            ({}, {"loss": "l2"}, "loss=l1"),
-            ({}, {"batch_size": 4}, "batch_size=2"),
             ({}, {"size": 2 * SIZE}, "image_size=8 of the pairs, not 16"),
             ({}, {"direction": "BtoA"}, "direction=AtoB of the pairs, not BtoA"),
             ({}, {"suffix": "-2"}, "pairs of other names"),
             ({"channels": 0}, {}, "condition_channels=0"),
-            ({"bridge": ABridge(60)}, {}, "num_steps=60"),
             ({"bridge": BrownianBridge(50)}, {}, "kind=brownian"),
-            ({"bridge": replace(BRIDGE, density="high")}, {}, "density=high"),  # these change no weight
-            ({}, {"bridge": replace(BRIDGE, density="high")}, "density=uniform"),
-            ({"dropout": 0.5}, {}, r"dropout=0\.5"),
+            ({}, {"bridge": replace(BRIDGE, density="high")}, "density=uniform"),  # this changes no weight
             ({}, {"dropout": 0.5}, r"dropout=0\.0"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -132,7 +127,7 @@ class TestResume:
             assert (None if trainer.best is None else trainer.best["epoch"]) == best
         assert "the validation pairs have changed" in caplog.text
 
-    @pytest.mark.parametrize("steps", range(5))
+    @pytest.mark.parametrize("steps", [0, 1, 2])
     def test_a_run_that_is_asked_to_end_does_no_further_step(self, steps: int, make_trainer: MakeTrainer) -> None:
         """Of 2 epochs of 2 steps. It is saved, and ends without an error."""
         run = make_trainer()
@@ -143,29 +138,24 @@ class TestResume:
         assert run.fit()
         assert [record["step"] for record in metrics_of(run)] == [2, 4]
 
-    @pytest.mark.parametrize("stopped", [5, None], ids=["stopped", "undisturbed"])
     def test_the_best_epoch_is_kept_with_its_averaged_weights(
-        self, stopped: int | None, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+        self, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """By a run that resumes too."""
         losses = iter([3.0, 1.0, 2.0, 2.0])
         monkeypatch.setattr(Trainer, "validate", lambda self: {"validation_loss": next(losses)})
         run = make_trainer(validation=pairs, epochs=4, keep=4)
-        if stopped:
-            assert not run.fit(stop=lambda: run.step == stopped)
-            before = run.run.best.read_bytes()
-            run = make_trainer(validation=pairs, epochs=4, keep=4)
-            assert run.resume_newest()
-            run.fit()
-            assert run.run.best.read_bytes() == before
-        else:
-            run.fit()
+        assert not run.fit(stop=lambda: run.step == 5)
+        before = run.run.best.read_bytes()
+        run = make_trainer(validation=pairs, epochs=4, keep=4)
+        assert run.resume_newest()
+        run.fit()
+        assert run.run.best.read_bytes() == before
         assert [record["validation_loss"] for record in metrics_of(run)] == [3.0, 1.0, 2.0, 2.0]
         assert run.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
         best, second = (load_checkpoint(path) for path in (run.run.best, run.run.checkpoint(4)))
         assert best.training is None
-        assert best.unet.ema is not None
-        assert second.unet.ema is not None
-        assert all(torch.equal(value, second.unet.ema[key]) for key, value in best.unet.ema.items())
+        torch.testing.assert_close(best.unet.ema, second.unet.ema, rtol=0, atol=0)
 
 
 class TestCodec:
@@ -197,20 +187,3 @@ class TestCodec:
         assert torch.equal(*results)
         with pytest.raises(ValueError, match=r"in the space where it began: with the same codec \(vqgan_path"):
             make(seed=1, epochs=2).resume_newest()
-
-    def test_resumes_from_a_checkpoint_that_holds_the_weights(self, make: MakeTrainer, tmp_path: Path) -> None:
-        """As they were written before the reference; the weights are then those of a run from a reference."""
-        make("now").fit()
-        make("before").fit()
-        path = newest(make("before"))
-        content = torch.load(path, weights_only=True)
-        del content["codec"]["sha256"]
-        content["states"]["codec"] = tiny_vqgan().state_dict()
-        torch.save(content, path)
-        with pytest.raises(ValueError, match="only in the space where it began"):
-            make("before", seed=1, epochs=2).resume_newest()
-        runs = [make(name, epochs=2) for name in ("now", "before")]
-        for trainer in runs:
-            assert trainer.resume_newest()
-            trainer.fit()
-        assert same_weights(*(trainer.network for trainer in runs))

@@ -63,7 +63,7 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
         done = run([*launcher, *command], COMMAND="train-vqgan")
         assert done.returncode == 0, done.stderr
         state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)["training"]
-        optimizers = [each["optimizer"]["state"].values() for each in (state, state["adversary"])]
+        optimizers = [each["state"].values() for each in (state["optimizer"], state["critic_optimizer"])]
         moments[name] = [torch.cat([weight["exp_avg"].flatten() for weight in each]) for each in optimizers]
     for mine, theirs in zip(moments["two"], moments["one"], strict=True):
         assert (mine - theirs).norm() < 1e-3 * theirs.norm()

@@ -88,17 +88,12 @@ class TestRows:
         with pytest.raises(ValueError, match="lie on different grids"):
             Pairs(read_rows("paired", data), spec)[0]
 
-    @pytest.mark.parametrize(
-        ("data", "reason"),
-        [
-            ("A", "must be two folders, A,B, and no columns; got 'A'"),
-            ("A,B,mask=M", "must be two folders, A,B, and no columns; got 'A,B,mask=M'"),
-            ("A,B", "there is no folder A"),
-        ],
-    )
-    def test_what_is_refused(self, data: str, reason: str) -> None:
-        with pytest.raises((ValueError, FileNotFoundError), match=reason):
-            read_rows("unpaired", data)
+    def test_what_is_refused(self) -> None:
+        for data in ("A", "A,B,mask=M"):
+            with pytest.raises(ValueError, match=f"must be two folders, A,B, and no columns; got '{data}'"):
+                read_rows("unpaired", data)
+        with pytest.raises(FileNotFoundError, match="there is no folder A"):
+            read_rows("unpaired", "A,B")
 
 
 @pytest.mark.parametrize(
@@ -141,12 +136,6 @@ def test_which_paths_forget_where_they_began(bridge: Bridge, markov: bool) -> No
 def test_what_is_refused(settings: dict[str, Any], bridge: Bridge, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         a_task(tiny_unet(**{**WAYS, **settings}), bridge)
-
-
-def test_results_of_a_short_bridge_take_all_its_times() -> None:
-    bridge = replace(BRIDGE, num_steps=8)
-    task = a_task(tiny_unet(**WAYS), bridge)
-    assert len(BridgeSampler(task.average, bridge, defaults=task.defaults).table) == 8
 
 
 def test_the_bridge_of_two_sets() -> None:
@@ -192,7 +181,7 @@ def test_targets_are_real_and_sources_drawn_the_same_or_made(pairing: str, step:
     losses, reported = task.losses(network, batch, seeds, step)
     torch.testing.assert_close(seen[0], sources)
     assert losses.max() < 1e-10
-    assert {"t", "loss_AtoB", "loss_BtoA"} == reported.keys()
+    assert {"loss_AtoB", "loss_BtoA"} == reported.keys()
 
 
 class Known(nn.Module):

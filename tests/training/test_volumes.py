@@ -17,7 +17,7 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.base import Network
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training.config import TrainConfig
-from bbdm.training.initial import fitted, whiten
+from bbdm.training.initial import fitted
 from tests.conftest import newest, same_weights, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
@@ -92,17 +92,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_the_preset_asks_for_crops_of_volumes() -> None:
     command = train.Train.of(dataset="paired", data_dir="A,B", output_model="m.pt", preset="volume")
     assert (PRESETS["volume"].axes, command.crop, command.channels) == (3, Crops((64, 96, 96)), 1)
-
-
-def test_whitened_filters() -> None:
-    """Responses to patches of voxels have a mean square of 1."""
-    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3, patch=2)
-    data = Volumes(depth=6)
-    whiten(network, data)
-    filters = next(network.input_blocks.parameters())[:, -8:]
-    cells = torch.nn.functional.conv3d(data.volumes, torch.eye(8).view(8, 1, 2, 2, 2), stride=2)
-    responses = torch.nn.functional.conv3d(cells, filters)
-    torch.testing.assert_close(responses.square().mean(), torch.tensor(1.0), atol=1e-4, rtol=0)
 
 
 def monai_network() -> Network:
