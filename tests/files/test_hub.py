@@ -299,9 +299,9 @@ class TestPushing:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export with its weights in a second file; its checkpoint is ``bridge.pt`` beside it."""
+    """An export; its checkpoint is ``bridge.pt`` beside it."""
     folder = tmp_path_factory.mktemp("export")
-    return export(checkpoint(folder / "bridge.pt"), folder / "onnx", "--external-data", "--steps", "3")
+    return export(checkpoint(folder / "bridge.pt"), folder / "onnx", "--steps", "3")
 
 
 class TestExport:
@@ -309,7 +309,7 @@ class TestExport:
         sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
         sampler.save_pretrained(tmp_path / "both")
         shutil.copytree(exported, tmp_path / "both" / "onnx")
-        hub.commit(files_of(tmp_path / "both"))
+        hub.commit({**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"})
         made = [
             OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
             for name in (NAME, tmp_path / "both")
