@@ -74,19 +74,21 @@ class ConditionInput:
 
     def check(self, value: torch.Tensor) -> None:
         """Raise ValueError unless a tensor has the axes, the size and, where seen at no cost, the values."""
-        got: Any = f"{tuple(value.shape)} of {value.dtype}"
+        shape, values = value.shape, False  # whether it has values of no class
         if self.kind == "image":
-            fits, wanted = value.ndim > 3 and value.shape[1] == self.size, f"{self.size} channels"
+            fits = len(shape) > 3 and shape[1] == self.size
         elif self.kind == "tokens":
-            fits, wanted = value.ndim == 3 and value.shape[2] == self.size, f"shape (B, L, {self.size})"
+            fits = len(shape) == 3 and shape[2] == self.size
         else:
             import torch
 
-            fits, wanted = value.ndim == 1 and "int" in str(value.dtype), f"shape (B,) of int64, below {self.size}"
+            fits = len(shape) == 1 and "int" in str(value.dtype)
             if fits and value.device.type == "cpu" and not torch.compiler.is_compiling():
-                fits, got = bool(((value >= 0) & (value < self.size + self.droppable)).all()), value
-        if not fits:
-            raise ValueError(f"condition {self.name!r} must have {wanted}, got {got}")
+                values = not bool(((value >= 0) & (value < self.size + self.droppable)).all())
+        if not fits or values:
+            wanted = {"image": "{} channels", "class": "shape (B,) of int64, below {}", "tokens": "shape (B, L, {})"}
+            got = value if values else f"{tuple(shape)} of {value.dtype}"
+            raise ValueError(f"condition {self.name!r} must have {wanted[self.kind].format(self.size)}, got {got}")
 
     def none(self, value: Any) -> Any:
         """What stands for it where it is left out, like a tensor or an array of it."""

@@ -83,7 +83,9 @@ class StateFolder:
 
     def _delete(self, kept: Collection[str]) -> None:
         for file in self.path.iterdir():
-            if file.name not in (LOCK, *kept):
+            if file.is_dir():  # of a write that was killed
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.name not in (LOCK, *kept):
                 file.unlink()
 
     def check_free(self, needed: int, what: str) -> None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
-from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
+from bbdm.files.checkpoint import load_checkpoint, save_checkpoint, save_vqgan
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import state_hash
 from tests.conftest import MakeUNet
@@ -283,5 +283,10 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
             load_checkpoint(tmp_path / f"gone{suffix}")
     with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file$"):
         load_checkpoint(tmp_path)
+    save_vqgan(tmp_path / "v.pt", tiny_vqgan())
+    content = torch.load(tmp_path / "v.pt", weights_only=True)
+    unet = {"kind": "vqgan", "config": content["config"]}
+    torch.save({**content, "format": "bbdm", "unet": unet, "bridge": BRIDGE.config(), "codec": None}, tmp_path / "b.pt")
+    refused(tmp_path / "b.pt", "network kind must be one of .*, got 'vqgan'")
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "metadata has no 'bbdm' entry")

@@ -81,8 +81,9 @@ def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
     torch.set_num_threads(1)
     patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **TINY))
     patch.setitem(networks.VQGANS, "demo", networks.VQGANConfig(**test_vqgan.TINY))
-    for kind, name in product((cached.CachedExamples, cached.LatentDataset), ("BLOCK", "AT_ONCE")):
-        patch.setattr(kind, name, 2)
+    for kind in (cached.CachedExamples, cached.LatentDataset):
+        patch.setattr(kind, "BLOCK", 2)
+    patch.setattr(cached, "ENCODED_AT_ONCE", 2)
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:

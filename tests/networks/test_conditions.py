@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import bbdm
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.networks.base import Network
+from bbdm.networks.conditions import read_conditions
 from bbdm.networks.config import DiTConfig, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
@@ -78,6 +79,19 @@ def test_a_row_of_zeros_is_no_token(make: Callable[..., Network]):
     alone = {name: value[1:] for name, value in conditions().items()}
     alone["text"] = alone["text"][:, :2]
     torch.testing.assert_close(network(X[1:], T[1:], alone), network(X, T, conditions())[1:], rtol=0, atol=1e-5)
+
+
+def test_channels_are_the_state_s_then_the_source_s_then_images_by_name():
+    network = unet(condition_channels=1, images={"b": 2, "a": 1})
+    seen = {"source": drawn(2, 1, 8, 8), "a": drawn(2, 1, 8, 8), "b": drawn(2, 2, 8, 8)}
+    first = network.get_submodule("input_blocks.0.0")
+    for name, channels in (("source", [3]), ("a", [4]), ("b", [5, 6])):
+        kept = first.weight.clone()  # pyright: ignore[reportCallIssue]
+        with torch.no_grad():
+            first.weight[:, channels] = 0  # pyright: ignore[reportIndexIssue]
+            assert torch.equal(network(X, T, seen), network(X, T, {**seen, name: seen[name] + 1}))
+            first.weight.copy_(kept)  # pyright: ignore[reportCallIssue]
+            assert not torch.equal(network(X, T, seen), network(X, T, {**seen, name: seen[name] + 1}))
 
 
 def test_a_class_is_an_embedding_added_to_the_times():
@@ -242,6 +256,7 @@ def test_values_may_be_for_all_or_for_each_source():
     one = sampler(X, 0, sar=sar, style="oil", text=text)
     listed = sampler(X, 0, sar=sar.expand(2, -1, -1, -1).numpy(), style=["oil", 1], text=[text, text.numpy()])
     assert torch.equal(one, listed)
+    assert torch.equal(one, sampler(X, 0, sar=sar, style=["oil"], text=[text]))
     with pytest.raises(ValueError, match="conditions needs pictures of one size, got several"):
         sampler([X[0], X[0][:, :4]], seed=0, sar=sar, style="oil", text=text)
 
@@ -252,3 +267,11 @@ def test_sources_of_several_sizes_have_classes_of_their_own():
     made = sampler([small, large, small], [1, 2, 3], style=[0, 1, 2])
     for source, seed, style, result in zip((small, large, small), (1, 2, 3), (0, 1, 2), made, strict=True):
         torch.testing.assert_close(sampler([source], seed, style=style)[0], result, rtol=0, atol=1e-6)
+
+
+def test_several_results_of_a_source_have_its_conditions():
+    text = drawn(3, 5)
+    given = {"sar": drawn(4, 2, 8, 8), "style": ["chalk", None], "text": [None, text]}
+    found = read_conditions(given, UNetConfig(**CONDITIONS), drawn(4, 3, 8, 8), owners=[0, 0, 1, 1])
+    assert found["style"].tolist() == [2, 2, 3, 3]
+    assert torch.equal(torch.from_numpy(found["text"]), torch.stack([0 * text, 0 * text, text, text]))

@@ -163,6 +163,14 @@ def test_windows_of_a_guided_call_are_those_of_the_whole_picture():
     torch.testing.assert_close(both[1:], cut, rtol=0, atol=1e-5)
 
 
+def test_samples_of_a_distribution_are_guided():
+    sampler = BridgeSampler(network(), BRIDGE, "sde-dpm2m", steps=STEPS)
+    told: dict[str, Any] = {"style": [0, 1], "text": None, "guidance": 2.0}
+    found = sampler.distribution(SOURCE, 3, 5, **told)
+    samples = [sampler(SOURCE, 5 + 2 * j, **told) for j in range(3)]
+    torch.testing.assert_close(found.mean, torch.stack(samples).mean(0), rtol=0, atol=1e-5)
+
+
 def test_a_guided_network_of_diffusers_gives_what_its_own_loop_gives():
     """Its loop as pipelines have it: a call without, a call with, and the sum; then a row of the table."""
     from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]

@@ -232,8 +232,9 @@ def test_from_checkpoint(tmp_path: Path, source: torch.Tensor):
         sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", ema=ema, solver="ddim", steps=3)
         assert sampler.bridge == bridge
         assert torch.equal(sampler(source, seed=0), BridgeSampler(unet, bridge, "ddim", 3)(source, seed=0))
-    with pytest.raises(ValueError, match="num_steps=60 was given, but the network was trained with num_steps=50"):
-        BridgeSampler.from_checkpoint(tmp_path / "c.pt", num_steps=60)
+    for name, value in {"num_steps": 60, "c_lambda": 3.0, "config": "bbdm"}.items():
+        with pytest.raises(ValueError, match=f"{name}={value} was given, but the"):
+            BridgeSampler.from_checkpoint(tmp_path / "c.pt", **{name: value})
     with pytest.raises(TypeError, match="stepz"):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt", stepz=3)
 

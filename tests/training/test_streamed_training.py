@@ -1,20 +1,14 @@
 """Training from tables of tars; that interrupted runs resume exactly is in tests/hardening."""
 
-import io
 import json
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from bbdm.base.scripts import StoppedError
 from bbdm.cli import distill, eval, train
-from tests.conftest import ROOT, SavePicture
+from tests.conftest import SavePicture
 from tests.hardening.killing import assert_content, content
 from tests.hardening.scripts import from_tars, make_place, make_small
 
@@ -69,47 +63,3 @@ def test_distilled_and_evaluated(place: Path, tmp_path: Path) -> None:
         eval.main([layout, source, network, str(tmp_path / layout), *flags])
         scores.append(json.loads((tmp_path / layout / "scores.json").read_text())["scores"])
     assert scores[0] == scores[1] == scores[2]
-
-
-MANY = """
-import resource, sys
-from pathlib import Path
-from bbdm.data import Pairs, read_rows
-from bbdm.data.loading import Batches
-import torch
-pairs = Pairs(read_rows("stream", sys.argv[1]))
-wanted = int(sys.argv[2])
-assert len(pairs) == wanted
-order = pairs.order(1)
-def rss():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-seen, total, sizes = 0, 0, []
-batches = Batches(pairs, 500, torch.device("cpu"))
-for batch in batches(i for start in range(0, wanted, 500) for i in order(start, start + 500)):
-    y = batch.source
-    seen, total = seen + len(y), total + int(((y[:, 0, 0, 0] + 1) * 127.5).round().sum())
-    if seen % (wanted // 10) == 0:
-        sizes.append(rss())
-print(seen, total, *sizes)
-"""
-
-
-@pytest.mark.nightly
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_many_pairs_in_flat_memory(tmp_path: Path) -> None:
-    """100 tars of 1,000 pairs of 8 x 8 pixels, which are links to one file."""
-    with tarfile.open(tmp_path / "whole", "w") as tar:
-        for i in range(1000):
-            Image.fromarray(np.full((8, 8, 3), i % 250, np.uint8)).save(png := io.BytesIO(), "png")
-            for side in ("source", "target"):
-                member = tarfile.TarInfo(f"{i:03d}.{side}.png")
-                member.size = len(png.getvalue())
-                tar.addfile(member, io.BytesIO(png.getvalue()))
-    for i in range(100):
-        (tmp_path / f"{i:06d}.tar").hardlink_to(tmp_path / "whole")
-    command = [sys.executable, "-c", MANY, f"{tmp_path}/*.tar", str(10**5)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    seen, total, *sizes = map(float, done.stdout.split())
-    assert (seen, total) == (10**5, 400 * sum(range(250)))
-    print("MiB:", sizes)
-    assert max(sizes) < sizes[0] * 1.05 + 5, sizes
