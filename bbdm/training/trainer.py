@@ -212,7 +212,8 @@ class Trainer:
                 pass  # a broken picture is found now, not after an epoch
             if first:
                 ends.enter_context(self.run.locked())
-                about = {"train": asdict(self.config), **self.task.description, "pairs": self.pairs}
+                pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
+                about = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
                 self.run.begin(self.epoch, about)
                 for name in () if self.step else self.task.begins:
                     if (begin := getattr(self.config, name, 0)) >= self.total_steps:

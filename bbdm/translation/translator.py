@@ -264,7 +264,7 @@ class Translator:
         Args:
             solver: of the results; None for the network's own.
             steps: of the results; None for those of the solver.
-            folder: that the results are written to.
+            folder: where the results are, below which their names are paths.
             make: what makes them, with the arguments of :meth:`make`, which does if it is None.
 
         Returns:
