@@ -14,8 +14,9 @@ from bbdm.base.machine import free_memory
 from bbdm.base.sizes import amount
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
-from bbdm.sampling.large import LargePicture, ResultInUseError, folder_of, in_memory, state_folder
+from bbdm.sampling.large import LargePicture, in_memory
 from bbdm.sampling.sampler import BridgeSampler
+from bbdm.sampling.state_files import ResultInUseError, folder_of, state_folder
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
 from bbdm.translation.results import Job

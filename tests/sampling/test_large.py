@@ -21,9 +21,9 @@ from bbdm.data.spec import Spec
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
-from bbdm.sampling import large
-from bbdm.sampling.large import DiskFullError, FileArray, LargePicture, ResultInUseError, folder_of
+from bbdm.sampling.large import LargePicture
 from bbdm.sampling.options import WindowOptions
+from bbdm.sampling.state_files import MARKER, DiskFullError, FileArray, ResultInUseError, folder_of
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.sampling.test_windows import of_square
@@ -187,7 +187,7 @@ def test_states_of_other_work_are_not_used(change: str, source: Path, tmp_path: 
     killed(sampler, source, result, monkeypatch, 15)
     settings: dict[str, Any] = {"seed": {"seed": 6}, "window": {"overlap": 0.5}}.get(change, {})
     if change == "marker":
-        (folder_of(result) / large.MARKER).write_text("{")
+        (folder_of(result) / MARKER).write_text("{")
     sampler = make("sde-dpm2m") if change == "solver" else sampler
     report = Counted()
     made = stream(sampler, source, result, report=report, **settings)
