@@ -57,12 +57,12 @@ def main() -> None:
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--eps", type=float, default=0.05)
+    parser.add_argument("--epochs", type=int, default=320)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--eps", type=float, default=0.1)
     parser.add_argument("--pairing", choices=("random", "identity"), default="identity")
-    parser.add_argument("--pairing_steps", type=int, default=4000)
-    parser.add_argument("--simulation_steps", type=int, default=8)
+    parser.add_argument("--pairing_steps", type=int, default=500)
+    parser.add_argument("--simulation_steps", type=int, default=6)
     parser.add_argument("--width", type=int, default=32)
     args = parser.parse_args()
 
@@ -78,8 +78,8 @@ def main() -> None:
     unet = UNet(3, 3, classes={"direction": DIRECTIONS}, **shape)
     bridge = between_sets(fitted(BrownianBridge(objective="preconditioned"), unet, train), args.eps)
     config = UnpairedConfig(epochs=args.epochs, batch_size=args.batch_size, learning_rate=1e-3, warmup_steps=100,
-                            loss="l2", ema_decay=0.998, flip=True, preview_every=20, save_every=100,
-                            pairing=args.pairing, pairing_steps=args.pairing_steps,
+                            loss="l2", lr_schedule="cosine", ema_decay=0.998, flip=True, preview_every=20,
+                            save_every=100, pairing=args.pairing, pairing_steps=args.pairing_steps,
                             simulation_steps=args.simulation_steps)  # fmt: skip
     trainer = Trainer(unet, bridge, config, train, val, args.folder / "run", task=UnpairedTask)
     trainer.resume_newest()

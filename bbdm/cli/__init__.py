@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help lists its flags."
     parser = scripts.Parser(about, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    text = "import a module with a bridge, a solver or a metric of your own before the command; may be repeated"
+    text = (
+        "a module to import before the command, with a bridge, solver, network or metric of your own; may be repeated"
+    )
     parser.add_argument(scripts.IMPORT, metavar="MODULE", help=text)
     parser.add_argument("--version", action="version", version=f"bbdm {__version__}")
     parser.parse_args(words)
