@@ -68,7 +68,7 @@ class Moment:
     call: int
     act: Callable[[Trainer, pytest.MonkeyPatch], None]
     error: type[BaseException] = StoppedError
-    message: str = ""
+    message: str | None = None
 
 
 def resumes(step: int) -> str:

@@ -48,7 +48,7 @@ class TestLatentDiffusion:
     def test_settings_from_shapes(self, name: str):
         assert states.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
 
-    @pytest.mark.parametrize(("prefix", "name"), zip(PREFIXES, LATENT, strict=True))
+    @pytest.mark.parametrize(("prefix", "name"), [*zip(PREFIXES, LATENT, strict=True)])
     def test_full_checkpoint(self, name: str, prefix: str, tmp_path: Path):
         vqgan = small_vqgan(**LATENT[name])
         state = {f"{prefix}{key}": value for key, value in vqgan.state_dict().items()}
