@@ -17,7 +17,7 @@ from bbdm.data.cache import Cache, Tensors
 from bbdm.data.examples import CONDITION, Example, trimmed
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import Row, UnpairedRows
+from bbdm.data.rows import Row
 from bbdm.pictures.picture import scale
 
 PAIRS_IN_STATISTICS = 16  # in a batch
@@ -50,7 +50,7 @@ class CachedExamples(Pairs):
     def __init__(self, dataset: Pairs, folder: Path, workers: int = 0, progress: bool = False, **settings: Any) -> None:
         if dataset.spec.crop is not None:
             raise ValueError(f"crops are others in each epoch, and a cache of {self.WHAT} would keep the first")
-        if isinstance(dataset.rows, UnpairedRows):
+        if not dataset.paired:
             raise ValueError(f"two sets have other pairs in each epoch, and a cache of {self.WHAT} would keep some")
         vars(self).update(vars(dataset))
         self.stream = None  # stored examples are read by index

@@ -57,6 +57,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         channels: the number of channels of targets.
         source_channels: the number of channels of sources.
         masked: whether examples have masks.
+        paired: whether a source and its target belong together.
         further: the conditions of examples.
         left_out: why examples could not be read, as far as this process knows.
 
@@ -74,7 +75,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     ) -> None:
         spec = spec or Spec()
         decoded = None if cache is None else Cache(cache, "decoded pictures", {})
-        self.reader = Reader(spec, decoded, prepare, paired=not isinstance(rows, UnpairedRows))
+        self.paired = not isinstance(rows, UnpairedRows)
+        self.reader = Reader(spec, decoded, prepare, paired=self.paired)
         known = conditions.fitted(spec.conditions, rows, self.reader)
         self.spec = spec = replace(spec, conditions=known)
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows

@@ -126,7 +126,7 @@ class Intervals:
             SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
                 folder of its run; see :func:`~bbdm.evaluation.pairs.check_unseen`.
             TooFewPairsError: too few pairs have values; the number that is needed is named.
-            ValueError: a target that is not finite, or an argument is out of range.
+            ValueError: two sets without pairs, a target that is not finite, or an argument is out of range.
         """
         from bbdm.data.mapped import as_pairs
 
@@ -135,6 +135,8 @@ class Intervals:
             raise ValueError(f"calibrate takes {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}")
         options = asdict(GuidanceOptions(**options))
         examples = as_pairs(pairs)
+        if not examples.paired:
+            raise ValueError("pairs must be pairs, since results are compared with targets; got two sets without any")
         check_unseen(examples, sampler.origin)
         last, digest = examples.ends, hashlib.sha256()
         risk.allowed(alpha, delta, bound, len(last))  # refuses too few before anything is sampled

@@ -132,6 +132,7 @@ class AutoencoderTask(Task):
     """
 
     betas = (0.5, 0.9)  # in both papers
+    paired = False
     network: VQGAN
     config: AutoencoderConfig
     critic: Any = None  # the discriminator, with gradients averaged over processes

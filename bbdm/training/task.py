@@ -117,6 +117,7 @@ class Task(ABC):
         stateful: what else a checkpoint holds the state of, by name.
         last: what the last optimizer step reported of the whole batch, the learning rate and, each 50 steps
             or where it is clipped, the norm of the gradients.
+        paired: whether the sources and the targets of examples must belong together.
         begins: the settings that are steps at which something begins, for a warning where a run is shorter.
 
     Raises:
@@ -125,6 +126,7 @@ class Task(ABC):
 
     betas = (0.9, 0.999)
     parts = 1
+    paired = True
     begins: tuple[str, ...] = ("warmup_steps",)
 
     def __init__(

@@ -87,8 +87,9 @@ class Trainer:
         images: pictures that callbacks show of the epoch that ends, by name, for TensorBoard.
 
     Raises:
-        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
-            another number of channels, or latents of another codec or another ``flip``.
+        ValueError: fewer pairs than one batch, two sets for a task of pairs, pictures of a size that the
+            network cannot take, a codec of another number of channels, or latents of another codec or another
+            ``flip``.
     """
 
     def __init__(
@@ -113,6 +114,8 @@ class Trainer:
         functions = {"optimizer": optimizer, "schedule": schedule, "loss": loss, "times": times}
         functions = {name: function for name, function in functions.items() if function is not None}
         self.task = task(network, bridge, config, train, processes, codec, **functions)
+        if self.task.paired and not train.paired:
+            raise ValueError("train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask")
         self.network, self.average = self.task.network, self.task.average
         self.bridge: Any = bridge
         self.config = config

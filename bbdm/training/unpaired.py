@@ -65,6 +65,7 @@ class UnpairedTask(BridgeTask):
     """
 
     config: UnpairedConfig
+    paired = False
     begins = ("pairing_steps", "warmup_steps")
 
     def __init__(self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bbdm import DDBM, ECSI, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, wrap
+from bbdm import DDBM, ECSI, ABridge, BridgeSampler, BrownianBridge, Intervals, load_checkpoint, wrap
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import Bridge
 from bbdm.cli import distill, eval, train, translate
@@ -419,6 +419,15 @@ def test_what_compares_sources_with_targets_refuses_two_sets(command: Any, words
         command.of(dataset="unpaired", data_dir="A,B", **words)
     if command is eval.Eval:
         command.of(dataset="unpaired", data_dir="A,B", model=Path("m.pt"), metrics=("fid",))
+
+
+def test_what_learns_or_measures_pairs_refuses_two_sets(sets: str, make_trainer: MakeTrainer) -> None:
+    rows = Pairs(read_rows("unpaired", sets), Spec(size=8, direction="both"))
+    with pytest.raises(ValueError, match=r"train has two sets without pairs.*task=UnpairedTask"):
+        make_trainer("run", tiny_unet(**WAYS), BRIDGE, None, rows)
+    sampler = BridgeSampler(tiny_unet(**WAYS), BRIDGE, "ancestral", 2)
+    with pytest.raises(ValueError, match=r"pairs must be pairs.*got two sets"):
+        Intervals.calibrate(sampler, rows, samples=2)
 
 
 def test_eps_is_of_two_sets() -> None:
