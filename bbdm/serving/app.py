@@ -193,7 +193,7 @@ class Panel:
                     solver = gr.Dropdown([*dict.fromkeys([sampler.solver, *offered])], label="Solver")
                     steps = number(len(sampler.table), label="Network calls", maximum=config.max_steps)
                     seed = gr.Textbox("0", label="Seed", info="One number, one picture. Empty: another each time.")
-                    gr.Markdown(f"`{sampler!r}`")
+                    gr.Markdown(f"`{sampler.bridge!r}`")
             with gr.Column():
                 status = gr.Markdown()
                 gallery = gr.Gallery(show_label=False, format="png", columns=3)

@@ -209,15 +209,18 @@ def test_a_drawing(visit: Callable[[str], Visitor], url: str, sampler: BridgeSam
 def test_stop_and_errors(visit: Callable[[str], Visitor], url: str, tmp_path: Path):
     page = visit(url)
     (tmp_path / "text.png").write_text("no picture")
-    noise(0).save(tmp_path / "a.png")
+    several = [tmp_path / f"{i}.png" for i in range(9)]  # for longer than the page takes to show that it runs
+    for path in (tmp_path / "a.png", *several):
+        noise(0).save(path)
     page.click("Translate")
     page.until(lambda: "choose a picture" in page.text(), "a message")
-    page.upload(tmp_path / "a.png")
+    page.upload(*several)
     page.enter(Network_calls=100, Results=8)
     page.click("Translate")
     page.until(page.running, "progress")
     page.click("Stop")
     page.until(lambda: not page.running(), "the end")
+    page.upload(tmp_path / "a.png")
     page.enter(Network_calls=2, Results=1)
     page.translate("done, seeds 0 to 0")
     page.upload(tmp_path / "text.png")

@@ -90,6 +90,6 @@ if __name__ == "__main__":
         be_slow()
     if name == "eval_miou":
         sys.path.append("examples")
-        import_module(name).main()
+        import_module(name).Miou.main()
     else:
         cli.run(name)
