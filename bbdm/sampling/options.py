@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.solvers import AnySolver
-
-if TYPE_CHECKING:
-    pass
 
 Seed = Any  # an integer, a sequence of them, or None
 Timesteps = str | Iterable[float] | None
