@@ -111,12 +111,6 @@ def test_what_cannot_be_imported_is_one_line(words: list[str], message: str):
         cli.main(words)
 
 
-def test_several_modules_come_before_the_command_in_each_process(monkeypatch: pytest.MonkeyPatch):
-    found: list[list[str]] = []
-    monkeypatch.setattr("bbdm.base.scripts.imported", [])
-    monkeypatch.setattr("bbdm.execution.processes.start_on_each_gpu", lambda words, script: found.append(words))
-    monkeypatch.setattr(Translate, "run", lambda self: None)
+def test_several_modules_come_before_the_command():
     words = ["folder", "data", "c.pt", "--use_multi_gpus"]
     assert import_modules(["--import", "json", "--import", "math", *words]) == words
-    Translate.main(words)
-    assert found == [["--import", "json", "--import", "math", "translate", *words]]
