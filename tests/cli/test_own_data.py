@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bbdm import cli, load_checkpoint, pictures
+from bbdm import load_checkpoint, pictures
 from bbdm.cli import eval as eval_command
 from bbdm.cli import train, translate
 from bbdm.cli.files import Info
@@ -134,22 +134,6 @@ def test_the_three_commands(kind: str, tmp_path: Path, capsys: Any) -> None:
         assert made.geometry.kept.get("crs") == source.geometry.kept.get("crs")
     eval_command.main([*pairs, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
     assert ("MAE HU" in capsys.readouterr().out) == (kind != "GeoTIFF")
-
-
-def test_a_damaged_picture_that_training_meets_is_one_line(tmp_path: Path) -> None:
-    """Its header is whole; --check reads all before the first step."""
-    for name in ("A/train/0", "A/train/1", "B/train/0", "B/train/1"):
-        Picture(RANDOM.integers(0, 65536, (1, 24, 20)).astype(np.uint16)).save(tmp_path / f"{name}.png")
-    file = tmp_path / "B/train/1.png"
-    file.write_bytes(file.read_bytes()[:-200])
-    words = ["paired", "A/{split},B/{split}", "OUT.pt", "--preset", "demo", "--crop", "16", "-b", "2", "-e", "1"]
-    words += ["--source_values", "0:65535", "--target_values", "0:65535"]
-    message = r"cannot read the picture B/train/1.png: [^/]*"
-    with pytest.raises(SystemExit, match=rf"^error: {message}; skip_bad leaves it out$"):
-        cli.run("train", words)
-    with pytest.raises(SystemExit, match=rf"^error: 1 of 2 pairs of train \(skip_bad leaves them out\):\n{message}$"):
-        cli.run("train", [*words, "--check"])
-    cli.run("train", [*words, "--skip_bad", "-b", "1"])
 
 
 def test_synthrad_in_3_d(patients: None) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -79,9 +80,8 @@ def test_compiled_results_are_the_same():
     assert np.abs(pixels("results/06.png") - compiled).max() <= 4  # bfloat16 where it pays
 
 
-def test_processes_compile_in_one_dtype(monkeypatch: pytest.MonkeyPatch):
-    """Each process chooses by timing, and all take the first's choice."""
-    monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)
+def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)  # each chooses by timing
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
     translator = Translator(Translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
@@ -165,24 +165,14 @@ def test_latents_and_a_pickled_network_with_everything_from_flags():
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "message"),
-    [
-        (torch.OutOfMemoryError("CUDA"), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), TooLargeError, "out of memory at batch_size 64"),
-        (RuntimeError("MPS backend out of memory"), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
-        (MemoryError(), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
-        (RuntimeError("a wrong shape"), RuntimeError, "^a wrong shape$"),
-    ],
-    ids=["cuda", "cpu", "mps", "python", "another error"],
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory"), MemoryError()], ids=repr
 )
-def test_out_of_memory_says_what_to_lower(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
-):
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(kind, match=message):
+def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    monkeypatch.setattr(BridgeSampler, "__call__", Mock(side_effect=error))
+    with pytest.raises(TooLargeError, match="out of memory at batch_size 64 and image_size 16"):
+        run()
+    monkeypatch.setattr(BridgeSampler, "__call__", Mock(side_effect=RuntimeError("a wrong shape")))
+    with pytest.raises(RuntimeError, match="a wrong shape"):
         run()
 
 
@@ -201,17 +191,13 @@ def test_no_picture_of_the_user_is_overwritten():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("edge2shoes", "required: DATA_DIR, CHECKPOINT"),
         ("shoes data c.pt", "argument DATASET: dataset must be one of celeba, "),
-        ("edge2shoes data c.pt --dtype fp16", "invalid choice"),
         ("edge2shoes data c.pt --fast_sampling --solver ddim", "fast_sampling means the solver 'fast', got solver 'd"),
         ("edge2shoes data c.pt out --maps mean,median", "mean, std, low, high and quantiles .*, got 'median'"),
-        ("edge2shoes data c.pt out --maps mean,q101", "got 'q101'"),
         ("edge2shoes data c.pt out --maps mean", "num_samples must be at least 2, got 1"),
         ("edge2shoes data c.pt results --image_size 0", "image_size must be at least 1, got 0"),
         ("edge2shoes data data results", "data is a folder, and a checkpoint is a file"),
         ("edge2shoes data c.pt file", "file is a file, and a folder is needed there"),
-        ("edge2shoes data c.pt file/results", "file is a file, and a folder is needed there"),
         ("edge2shoes data c.pt out -vq data", r"there is no config\.json of an autoencoder in data"),
         ("edge2shoes data c.pt out --device gpu", "device 'gpu' cannot be used here: "),
     ],
@@ -240,8 +226,6 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
 def test_other_names_of_flags(written: str, field: str, value: Any):
     for words in written.split("; "):
         assert getattr(Translate.parse(["folder", "data", "c.pt", "out", *words.split()]), field) == value
-    defaults = Translate(dataset="folder", data_dir="data", model=Path("c.pt"), output_dir=Path("out"))
-    assert Translate.parse(["folder", "data", "c.pt", "out"]) == defaults
 
 
 def test_the_size_of_files_that_do_not_hold_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
