@@ -1,7 +1,6 @@
-"""The command ``bbdm``: its subcommands, what they cost at the start, several GPUs, and ``bbdm info``."""
+"""The command ``bbdm``: its subcommands, what they cost at the start, and ``bbdm info``."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import torch
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, __version__, cli, demo, save_checkpoint, save_vqgan
 from bbdm.cli.files import Info
-from bbdm.cli.translate import Translate
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import IncompleteFileError
 from tests.conftest import BRIDGE, ROOT, tiny_unet
@@ -70,19 +68,6 @@ def test_a_script_is_a_command(script: str, command: str, monkeypatch: pytest.Mo
     exec(compile((ROOT / script).read_text(), script, "exec"), {"__name__": "__main__"})
     assert called == [command]
     assert command in cli.COMMANDS
-
-
-def test_several_gpus_start_the_same_words_again(monkeypatch: pytest.MonkeyPatch):
-    """By torchrun, a process for each."""
-    started: list[list[str]] = []
-    words = ["-m", "bbdm", "--import", "mine", "translate", "folder", "data", "c.pt", "--use_multi_gpus"]
-    monkeypatch.setattr(Translate, "run", lambda self: None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(sys, "orig_argv", ["python", *words])
-    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
-    Translate.main(words[5:])
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    assert started == [[sys.executable, *torchrun, *words]]
 
 
 def info(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, dict[str, str]]:
