@@ -92,7 +92,8 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
         try:
             codec = load_codec(file)
         except (ValueError, OSError):
-            raise error from None
+            takes = "info takes a file of weights, or the folder of a run, an export, save_pretrained or diffusers"
+            raise (ValueError(f"{path} is a folder of other files: {takes}") if file.is_dir() else error) from None
     about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
     latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
     rows: list[Row] = [("autoencoder", about), ("latents", latents), ("settings", codec.config()["config"])]

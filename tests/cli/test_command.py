@@ -125,7 +125,7 @@ def test_info_of_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for name, error, message in (
         ("a.pt", ValueError, r"cannot read .*a\.pt as a checkpoint"),
         ("b.pt", FileNotFoundError, r"there is no checkpoint .*b\.pt"),
-        ("", ValueError, "is a folder, and a checkpoint is a file"),
+        ("", ValueError, "is a folder of other files: info takes a file of weights, or the folder"),
     ):
         with pytest.raises(error, match=message):
             Info(file=tmp_path / name).run()
