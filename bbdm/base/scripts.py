@@ -152,9 +152,12 @@ class Command:
         for name in known:
             if name not in groups[MAIN]:
                 groups.setdefault(cls._heading(name), []).append(name)
-        usage = [known[name].metadata["metavar"] or name.upper() for name in groups[MAIN] if name in positions]
+        usage = ["%(prog)s"]
+        for each in (known[name] for name in groups[MAIN] if name in positions):
+            word = each.metadata["metavar"] or each.name.upper()
+            usage.append(word if each.default is MISSING else f"[{word}]")
         first, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
-        about = {"usage": " ".join(["%(prog)s", *usage, "[flags]"]), "epilog": more, "add_help": False}
+        about = {"usage": " ".join([*usage, "[flags]"]), "epilog": more, "add_help": False}
         program = cls.PROGRAM or "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
         parser, early = Parser(first, prog=program, **about), Parser(None, add_help=False)
         for name in cls.DECIDING.split():

@@ -152,7 +152,7 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
         return capsys.readouterr().out
 
     shown = text()
-    assert shown.startswith("usage: bbdm draw SOURCE OUTPUT [flags]\n\nDraw what is read.\n\nwhat is used most:")
+    assert shown.startswith("usage: bbdm draw SOURCE [OUTPUT] [flags]\n\nDraw what is read.\n\nwhat is used most:")
     assert shown.endswith("\n\nA line below.\n")
     order = ["SOURCE", "OUTPUT", "-n", "base:", "--rate", "pictures:", "--preset", "--kind", "changes:", "--flip"]
     assert [word for word in (line.split()[0] for line in shown.splitlines() if line) if word in order] == order

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from deeplab import DeepLab, DeepLabConfig, load_deeplab, recognise
 from torch import nn
 from torchvision.models import mobilenet_v2
-from torchvision.models.segmentation import deeplabv3_resnet101
+from torchvision.models.segmentation import deeplabv3_resnet50
 
 from bbdm.networks.restore import restore
 from tests.conftest import same_weights
@@ -45,16 +45,16 @@ def picture(size: int = 97) -> torch.Tensor:
 
 @torch.no_grad()
 def test_parity_with_torchvision():
-    """DeepLabV3 on ResNet-101 with output stride 8 is torchvision's; keys differ by one word."""
-    theirs = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=19, aux_loss=False)
+    """DeepLabV3 on ResNet-50 with output stride 8 is torchvision's; keys differ by one word."""
+    theirs = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=19, aux_loss=False)
     randomise(theirs)
     state = {
         key.replace("classifier.", "classifier.classifier.", 1): value for key, value in theirs.state_dict().items()
     }
-    ours = restore(DeepLab, DeepLabConfig("deeplabv3", "resnet101", 19, output_stride=8), state)
-    expected = theirs.eval()(picture())["out"]
+    ours = restore(DeepLab, DeepLabConfig("deeplabv3", "resnet50", 19, output_stride=8), state)
+    expected = theirs.eval()(picture(65))["out"]
     assert expected.std() > 1e-3
-    torch.testing.assert_close(ours(picture()), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
+    torch.testing.assert_close(ours(picture(65)), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
 
 
 @torch.no_grad()
@@ -122,14 +122,12 @@ KEYS: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {  # a sample of VainF
         "backbone.low_level_features.3.conv.1.1.running_var": (144,),
         "backbone.high_level_features.17.conv.3.bias": (320,),
         "classifier.project.0.weight": (48, 24, 1, 1),
-        "classifier.aspp.convs.0.0.weight": (256, 320, 1, 1),
         "classifier.aspp.project.0.weight": (256, 1280, 1, 1),
         "classifier.classifier.3.bias": (19,),
     },
     ("deeplabv3", "resnet101"): {
         "backbone.layer3.22.conv2.weight": (256, 256, 3, 3),
         "backbone.layer4.0.downsample.1.running_mean": (2048,),
-        "classifier.classifier.0.convs.1.0.weight": (256, 2048, 3, 3),
         "classifier.classifier.0.project.1.num_batches_tracked": (),
         "classifier.classifier.4.weight": (19, 256, 1, 1),
     },

@@ -72,14 +72,6 @@ def test_windows_are_those_of_a_call():
         translate.main([*flags, "0.25"])
 
 
-@pytest.mark.nightly
-def test_compiled_results_are_the_same():
-    run("--compile")
-    compiled = pixels("results/06.png")
-    run("--overwrite")
-    assert np.abs(pixels("results/06.png") - compiled).max() <= 4  # bfloat16 where it pays
-
-
 def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)  # each chooses by timing
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
