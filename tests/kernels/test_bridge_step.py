@@ -1,5 +1,6 @@
 """The step of every solver: reference and Triton kernel against the formula in float64 NumPy."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -33,22 +34,15 @@ ROWS = [
 SEEDS = [2**63 - 1, 2**32 + 7, 5]
 
 # Sizes, of which those of 1 fit either format, then masks and float64.
-OTHERS: list[dict[str, Any]] = [
-    *({"shape": shape, "clamp": (-0.8, 0.9)} for shape in [(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)]),
-    *({"shape": shape, "masked": True} for shape in [(3, 3, 5, 7), (2, 1, 4, 4), (2, 3, 4, 5, 3)]),
+SIZES: list[dict[str, Any]] = [
+    *({"shape": shape, "clamp": (-0.8, 0.9)} for shape in [(3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)]),
+    *({"shape": shape, "masked": True} for shape in [(3, 3, 5, 7), (2, 3, 4, 5, 3)]),
 ]
-OTHERS = [{**each, "channels_last": last} for each in OTHERS for last in (False, True)]
-OTHERS += [
-    {"noise": noise, "dtype": torch.float64, "state": torch.float64, "clamp": (-0.5, 0.5)}
-    for noise in ("noise", "seeds")
-]
-
-Apply = Callable[..., None]
+OTHERS = [{**each, "channels_last": last} for each in SIZES for last in (False, True)]
+OTHERS += [{"noise": noise, "dtype": torch.float64, "state": torch.float64} for noise in ("noise", "seeds")]
 
 
-def formula(
-    row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, clamp: Any, mask: Any
-) -> tuple[Any, Any, Any]:
+def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, clamp: Any, mask: Any) -> Any:
     """x_next, the new x0hat and the next input in float64; terms of weight 0 are left out."""
 
     def weighted(*terms: tuple[float, Any]) -> Any:
@@ -59,13 +53,13 @@ def formula(
     if clamp is not None:
         estimate = np.clip(estimate, *clamp)
     if mask is not None:
-        estimate = np.where(mask == 1, estimate, np.where(mask == 0, y, mask * estimate + (1 - mask) * y))
+        estimate = mask * estimate + (1 - mask) * y
     x_next = weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z))
     return x_next, estimate, weighted((i_x, x_next), (i_y, y)) + np.zeros_like(y)
 
 
 def check_steps(
-    apply: Apply,
+    apply: Callable[..., None],
     shape: tuple[int, ...] = (3, 3, 5, 7),
     channels_last: bool = False,
     dtype: torch.dtype = torch.bfloat16,
@@ -100,9 +94,8 @@ def check_steps(
         elif noise == "noise":
             given = torch.full(shape, torch.nan, device=device)
         before = [v.double().cpu().numpy() for v in (x, x0hat, pred, y)]
-        expected, estimate, shown = formula(
-            row, *[*before, z, clamp, None if mask is None else mask.double().cpu().numpy()]
-        )
+        covers = None if mask is None else mask.double().cpu().numpy()
+        expected, estimate, shown = formula(row, *before, z, clamp, covers)
         apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, clamp, mask)
         tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
         np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)
@@ -164,7 +157,6 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str):
 
 
 def operator_arguments() -> tuple[Any, ...]:
-    torch.manual_seed(0)
     image = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     x, x0hat, inputs, pred, y = (image * factor for factor in range(1, 6))
     rest = torch.tensor(ROWS), torch.tensor([3]), torch.tensor([1, 2])
@@ -185,22 +177,12 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
     absent = {"seeds": "noise_ptr", "noise": "seeds_ptr"}[noise]
     types = {"inputs_ptr": f"*{dtype}", "pred_ptr": f"*{dtype}", "step_ptr": "*i64", "seeds_ptr": "*i64"}
     constexprs = {absent: None, "mask_ptr": None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels}
-    kernel = compile_kernel(module._bridge_step_kernel, target, constexprs, types)
-    wide_dtype, explicit = dtype == "fp32", noise == "noise"
-    assert kernel.loads(128) == 3 + wide_dtype + explicit  # x, x0hat, y, then pred, then noise
-    assert kernel.stores(128) == 2 + wide_dtype  # x, x0hat, then inputs
-    assert kernel.stores(64) == 1 - wide_dtype
-    assert kernel.stores(32) == kernel.stores(16) == kernel.loads(16) == 0
-    assert kernel.spills == kernel.shared == 0
-    assert kernel.registers <= 48
-
-
-@needs_compiler
-@every_target
-def test_kernel_compiles_for_float64_and_without_noise(target: str):
-    types = dict.fromkeys(["x_ptr", "x0hat_ptr", "inputs_ptr", "pred_ptr", "y_ptr", "rows_ptr"], "*fp64")
-    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "mask_ptr", "LOW", "HIGH"]), "CHANNELS": 4}
-    assert compile_kernel(module._bridge_step_kernel, target, constexprs, types | {"step_ptr": "*i32"}).spills == 0
+    count = Counter(compile_kernel(module._bridge_step_kernel, target, constexprs, types))
+    wide, explicit = dtype == "fp32", noise == "noise"
+    assert count["load", 128] == 3 + wide + explicit  # x, x0hat, y, then pred, then noise
+    assert count["store", 128] == 2 + wide  # x, x0hat, then inputs
+    assert count["store", 64] == 1 - wide
+    assert not any(kind == "shared" or bits == 16 or (kind, bits) == ("store", 32) for kind, bits in count)
 
 
 def launch(*args: Any) -> None:
