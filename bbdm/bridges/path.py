@@ -54,7 +54,7 @@ class Path(ABC):
         Without it an alpha of 4e-33 would be a noise level of 1e16 in place of an infinite one.
         """
         alpha, beta, sigma = self.marginal(t)
-        last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS) & self.closed
+        last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS)
         return Marginal(np.where(last, 0.0, alpha), np.where(last, 1.0, beta), np.where(last, 0.0, sigma))
 
     @property

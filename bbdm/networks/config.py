@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
@@ -44,10 +43,8 @@ def check_endpoint(endpoint: tuple[int, ...] | None, channels: int, condition_ch
 
     ``condition_channels`` is the source's number of channels, or 0 where it is not known.
     """
-    known = range(condition_channels or sys.maxsize)
-    if endpoint is not None and (
-        len(endpoint) != channels or any(type(c) is not int or c not in known for c in endpoint)
-    ):
+    wrong = [c for c in endpoint or () if type(c) is not int or not 0 <= c < (condition_channels or c + 1)]
+    if endpoint is not None and (wrong or len(endpoint) != channels):
         of = f", of {condition_channels} counted from 0," if condition_channels else ", counted from 0,"
         raise ValueError(f"endpoint must be a source channel{of} for each of {channels} channels, got {endpoint!r}")
 

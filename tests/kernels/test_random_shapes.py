@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.kernels import noise_step
+from bbdm.kernels import bridge_step, noise_step
 from tests.kernels import test_bridge_step as bridge_steps
 from tests.kernels import test_noise_step as noise_steps
 from tests.nightly import sweep
@@ -82,7 +82,7 @@ def interpreted_steps_touch_their_arguments_alone(case: int):
     last, dtype, noise = draw.random() < 0.5, draw.choice(DTYPES), draw.choice(("seeds", "noise"))
     clamp, masked = draw.choice((None, (-0.8, 0.9))), draw.random() < 0.5
     with watched() as launches:
-        bridge_steps.check_steps(bridge_steps.launch, shape, last, dtype, noise=noise, clamp=clamp, masked=masked)
+        bridge_steps.check_steps(bridge_step._launch, shape, last, dtype, noise=noise, clamp=clamp, masked=masked)
         noise_steps.check(noise_step._launch, shape, last, dtype, drawn=noise == "seeds")
     stores = [3] * len(bridge_steps.ROWS) + [2]  # x, x0hat and inputs; x_t and target
     assert [len(launch.stored) for launch in launches] == [n * torch.Size(shape).numel() for n in stores]

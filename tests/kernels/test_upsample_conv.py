@@ -48,7 +48,7 @@ def test_phases_are_the_formula_by_four_ninths_of_its_work(shape: tuple[int, ...
 @pytest.mark.parametrize("backend", sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
 @pytest.mark.parametrize(("shape", "factors"), [((2, 6, 5, 7), (2, 2)), ((2, 3, 2, 3, 4), (1, 2, 2))])
 def test_only_compiled_inference_of_pictures_takes_the_phases(shape: Any, factors: Any, backend: str):
-    given = inputs(shape)
+    given: Any = inputs(shape)
 
     def op(*arguments: Any) -> Tensor:  # of its own: each function is compiled a few times at most
         return upsample_conv3x3(*arguments, factors)

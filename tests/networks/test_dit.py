@@ -56,6 +56,7 @@ def test_it_is_the_paper_s():
     torch.testing.assert_close(dit(x, t, {"source": y}), reference(dit, x, t, y), rtol=1e-4, atol=1e-5)
     untrained = DiT(width=16, depth=2, heads=2, patch=2)
     assert not untrained(x, t, {"source": y}).any()
+    assert not any(block.modulation.weight.any() for block in untrained.blocks)  # pyright: ignore
     with pytest.raises(ValueError, match="multiples of 2 x 2"):
         dit(x[..., :7, :], t, {"source": y[..., :7, :]})
     with pytest.raises(ValueError, match="condition 'source' is missing: this network has 'source'"):
