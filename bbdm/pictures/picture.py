@@ -126,7 +126,7 @@ class Header(_Gridded):
     stored: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.shape) not in (3, 4) or 0 in self.shape:
+        if len(self.shape) not in (3, 4) or min(self.shape) < 1:
             raise ValueError(f"it must be (C, H, W) or (C, D, H, W), and its shape is {self.shape}")
         object.__setattr__(self, "dtype", formats.real(self.dtype))
 
