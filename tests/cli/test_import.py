@@ -65,7 +65,7 @@ def test_names_of_a_module_work_in_every_command(tmp_path: Path, save_picture: S
     assert done.returncode == 0, done.stderr
     assert re.search(r"LateBridge\(.*num_steps=100", done.stdout)
     student = load_checkpoint(tmp_path / "student.pt")  # its name and settings are known here, and not its code
-    assert (student.unet.config, student.calls) == (WrappedConfig("own", 3, 3, 2), 2)
+    assert (student.unet.config, student.calls) == (WrappedConfig("own", 3, 2, condition_channels=3), 2)
     with pytest.raises(IncompleteFileError, match=r"weights of a own .*--import MODULE"):
         student.build_unet()
     settings = json.loads((tmp_path / "results/settings.json").read_text())["settings"]

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from bbdm.pictures import images
 from bbdm.sampling import network_config
 from bbdm.translation import files
 from bbdm.translation.results import ResultsError
-from bbdm.translation.translator import TooLargeError, Translator
+from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import noise, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -156,15 +155,12 @@ def test_latents_and_a_pickled_network_with_everything_from_flags():
         translate.main(bare)
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory"), MemoryError()], ids=repr
-)
-def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, error: Exception):
-    monkeypatch.setattr(BridgeSampler, "__call__", Mock(side_effect=error))
-    with pytest.raises(TooLargeError, match="out of memory at batch_size 64 and image_size 16"):
-        run()
-    monkeypatch.setattr(BridgeSampler, "__call__", Mock(side_effect=RuntimeError("a wrong shape")))
-    with pytest.raises(RuntimeError, match="a wrong shape"):
+def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(BridgeSampler, "__call__", fail)
+    with pytest.raises(ValueError, match="the device is out of memory: lower batch_size 64 or image_size 16"):
         run()
 
 
@@ -185,7 +181,7 @@ def test_no_picture_of_the_user_is_overwritten():
     [
         ("shoes data c.pt", "argument DATASET: dataset must be one of celeba, "),
         ("edge2shoes data c.pt --fast_sampling --solver ddim", "fast_sampling means the solver 'fast', got solver 'd"),
-        ("edge2shoes data c.pt out --maps mean,median", "mean, std, low, high and quantiles .*, got 'median'"),
+        ("edge2shoes data c.pt out --maps mean,median", "maps must be among mean, std, low, high, got median"),
         ("edge2shoes data c.pt out --maps mean", "num_samples must be at least 2, got 1"),
         ("edge2shoes data c.pt results --image_size 0", "image_size must be at least 1, got 0"),
         ("edge2shoes data data results", "data is a folder, and a checkpoint is a file"),
@@ -212,7 +208,7 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
         ("-l 1.5", "c_lambda", 1.5),
         ("-vq v.pt", "vqgan_path", Path("v.pt")),
         ("-use_multi_gpus", "use_multi_gpus", True),
-        ("-r 2 --maps mean,q2.5", "maps", ("mean", "q2.5")),
+        ("-r 2 --maps mean,std", "maps", ("mean", "std")),
     ],
 )
 def test_other_names_of_flags(written: str, field: str, value: Any):
