@@ -185,7 +185,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         """The run before its first step; see the base class."""
         import torch
 
-        from bbdm.data.cached import LatentDataset, measure
+        from bbdm.data.latents import LatentDataset, measure
         from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask
         from bbdm.training.trainer import Trainer

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from bbdm.data.cache import Cache
-from bbdm.data.cells import Array, Cells, check_grids, crop_window
+from bbdm.data.cells import OF_PHOTOGRAPH, Array, Cells, Stored, check_grids, crop_window
 from bbdm.data.degradations import Prepare
-from bbdm.data.examples import BadPicturesError
-from bbdm.data.rows import Row, shown
+from bbdm.data.rows import BadPicturesError, Half, Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.pictures import Geometry, Header, Picture, images
 from bbdm.pictures.formats import Window
@@ -54,7 +53,7 @@ class Reader(Cells):
 
     Args:
         spec: what an example is.
-        cache: of decoded pictures; None to keep a few in memory.
+        cache: of decoded files and of resized photographs; None to keep a few in memory.
         prepare: changes the arrays of a row; None for none.
         masked: whether pixels may not count.
         paired: whether the pictures of a row show the same, so that they lie on one grid.
@@ -63,7 +62,7 @@ class Reader(Cells):
     def __init__(
         self,
         spec: Spec,
-        cache: Cache | None = None,
+        cache: Stored | None = None,
         prepare: Prepare | None = None,
         masked: bool = False,
         paired: bool = True,
@@ -77,9 +76,10 @@ class Reader(Cells):
         crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
         self._crop = crop if self.axis is None or not crop else (*crop[: self.axis], 1, *crop[self.axis :])
         self._size = None if self._crop else spec.size
+        self._sizes = {role: self._size for role in ROLES if getattr(spec, role) == EIGHT_BIT}  # photographs decode to
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
-        return Reader, (self.spec, self._cache, self.prepare, self.masked, self.paired)
+        return Reader, (self.spec, self.cache, self.prepare, self.masked, self.paired)
 
     def columns(self, row: Row) -> dict[str, tuple[Any, ...]]:
         """The cells of a row's pictures: source and target by the direction, mask, and images of conditions.
@@ -87,14 +87,15 @@ class Reader(Cells):
         Raises:
             ValueError: the direction needs one source and one target, and a row has others.
         """
-        found = {name: row.get(name) for name in (*ROLES, "mask", *self.images)}
-        if self.spec.direction != "AtoB" and (found["target"] is None or type(found["source"]) is tuple):
+        cells = {name: row.get(name) for name in (*ROLES, "mask", *self.images)}
+        found = {n: cell if type(cell) is tuple else () if cell is None else (cell,) for n, cell in cells.items()}
+        if self.spec.direction != "AtoB" and not len(found["source"]) == len(found["target"]) == 1:
             raise ValueError(f"{shown(row)}: direction {self.spec.direction!r} needs one source and one target")
         if self.spec.direction == "BtoA":
             found["source"], found["target"] = found["target"], found["source"]
-        if found["source"] is None:
+        if not found["source"]:
             raise ValueError(f"{shown(row)} has no source")
-        return {name: cell if type(cell) is tuple else () if cell is None else (cell,) for name, cell in found.items()}
+        return found
 
     def heads(self, row: Row) -> dict[str, list[Header | Picture]]:
         """The headers of a row's pictures by column; see :meth:`columns`."""
@@ -113,15 +114,15 @@ class Reader(Cells):
                 around = self.spec.around(around[0], self.header(cells[0]).sides[self.axis])
             window = (*window[: self.axis], slice(around[0], around[-1] + 1), *window[self.axis + 1 :])
             slices = [each - around[0] for each in around]
-        role = name in ROLES
-        channels = self.spec.channels if role else None
-        size = self._size if role and not self.masked and getattr(self.spec, name) == EIGHT_BIT else None
+        channels = self.spec.channels if name in ROLES else None
+        size = None if window or self.masked else self._sizes.get(name)
 
         def change(image: Image.Image) -> Image.Image:
+            assert size is not None
             image = image if channels is None else images.convert(image, channels)
-            return image if size is None else images.resized(image, size, self.spec.resize)
+            return images.resized(image, size, self.spec.resize)
 
-        opened = [self.read(cell, window, change if channels or size else None) for cell in cells]
+        opened = [self.read(cell, window, change if size else None) for cell in cells]
         arrays: list[Array] = []
         absent: Any = False
         for picture in opened:
@@ -133,6 +134,15 @@ class Reader(Cells):
             arrays.append(array)
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return Column(array, absent, opened, cells, [part.start for part in window], slices)
+
+    def _resized(self, name: str, cells: Sequence[Any]) -> Column:
+        """Whole photographs at the size of examples, from the cache; other pictures as they are."""
+        files = [cell for cell in cells if isinstance(cell, Path | Half) and self.header(cell).photograph]
+        if (size := self._sizes.get(name)) is None or self.masked or len(files) < len(cells):
+            return self.column(name, cells)
+        how = f"{self.spec.channels} channels, {size}, {self.spec.resize}"
+        array = self.stored(cells, how, lambda: self.fitted(self.column(name, cells).array))
+        return Column(array, False, [Picture(array, OF_PHOTOGRAPH)], cells)
 
     def open(
         self,
@@ -156,16 +166,15 @@ class Reader(Cells):
         if self._partial and row["name"] not in self._checked:
             check_grids(columns, self.heads(row), columns, self.paired)
             self._checked.add(row["name"])
-        if index is not None or (self._crop and crop is not None):
+        crop = crop if self._crop else None
+        if index is not None or crop is not None:
             parts = [slice(0, side) for side in self.header(columns["source"][0]).shape[1:]]
             if self.axis is not None and index is not None:
                 parts[self.axis] = slice(index, index + 1)
-            window = crop_window(parts, self._crop, *crop) if self._crop and crop is not None else tuple(parts)
-        found = {
-            name: self.column(name, cells, window)
-            for name, cells in columns.items()
-            if cells and (names is None or name in names)
-        }
+            window = tuple(parts) if crop is None else crop_window(parts, self._crop, *crop)
+        chosen = {name: cells for name, cells in columns.items() if cells and (names is None or name in names)}
+        cached = self.cache is not None and not window
+        found = {n: self._resized(n, cells) if cached else self.column(n, cells, window) for n, cells in chosen.items()}
         if not self._partial:
             grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
             if len(grids) > 1:
@@ -209,8 +218,7 @@ class Reader(Cells):
                 raise ValueError(f"{name} has values from {found} in {array.dtype}: {how}")
             array = np.where(absent, -1, array).astype(np.float32)
         if column.slices:
-            assert self.axis is not None
-            array = np.concatenate([array.take(index, 1 + self.axis) for index in column.slices])
+            array = np.concatenate([array.take(index, 1 + (self.axis or 0)) for index in column.slices])
         return self.fitted(array)
 
     def fitted(self, array: Array) -> Array:
@@ -223,8 +231,7 @@ class Reader(Cells):
         """(1, *S) float32, 1 where pixels count: in the mask, with a value in source and target."""
 
         def own(column: Column, array: Any) -> Array:  # of the slice of the example
-            array = np.asarray(array)
-            middle = len(column.slices) // 2
+            array, middle = np.asarray(array), len(column.slices) // 2
             return array.take(column.slices[middle], (self.axis or 0) - 3) if column.slices and array.ndim else array
 
         valid = [~own(columns[role], columns[role].absent) for role in ROLES if role in columns]

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256
 from bbdm.base.scripts import StoppedError
-from bbdm.data.examples import BadPicturesError
+from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.files.hub import find_checkpoint
 from bbdm.sampling.sampler import BridgeSampler

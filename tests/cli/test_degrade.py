@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 import bbdm
 from bbdm.base.seeds import seed_of
@@ -28,13 +29,13 @@ def place(world: Path, save_picture: SavePicture, tiny_demo: None) -> None:
         save_picture(world / "own" / f"{name}.png", noise(index, SIZE if index < 4 else 2 * SIZE, SIZE))
 
 
-def fit(output: str, *flags: str, data: str = "own", epochs: int = 2, degrade: str = "inpaint") -> Any:
+def fit(output: str, *flags: str, data: str = "own", epochs: int = 2, degrade: str = "photo") -> Any:
     given = ["folder", data, output, *SMALL, "-e", str(epochs), "--lr_schedule", "constant", "--degrade", degrade]
     train.main([*given, *flags])
     return bbdm.load_checkpoint(output).build_unet(ema=False)
 
 
-def run(*flags: str, degrade: str = "gray") -> None:
+def run(*flags: str, degrade: str = "blur") -> None:
     translate.main(["folder", "own", "c.pt", "results", "--steps", "2", "--degrade", degrade, *flags])
 
 
@@ -47,16 +48,14 @@ def test_training_resumes_as_if_undisturbed_and_refuses_others() -> None:
     straight = fit("straight.pt", "--cache_images", "cache")
     fit("resumed.pt", "--cache_images", "cache", epochs=1)
     assert same_weights(fit("resumed.pt"), straight)
-    assert not same_weights(fit("masked.pt", degrade="inpaint@1"), straight)
+    assert not same_weights(fit("other.pt", degrade="photo@1"), straight)
     lines = Path("straight.run/metrics.jsonl").read_text().splitlines()
     assert "validation_loss" in json.loads(lines[-1])
-    assert json.loads(Path("straight.run/config.json").read_text())["pairs"]["degradation"] == "inpaint@0"
-    for degrade, found in (("blur", "blur:2@0"), ("inpaint@1", "inpaint@1")):
-        message = f"degradation=inpaint@0 of the pairs, not {found}: resume with the same"
+    assert json.loads(Path("straight.run/config.json").read_text())["pairs"]["degradation"] == "photo@0"
+    for degrade, found in (("blur", "blur:2@0"), ("photo@1", "photo@1")):
+        message = f"degradation=photo@0 of the pairs, not {found}: resume with the same"
         with pytest.raises(ValueError, match=message):
             fit("resumed.pt", degrade=degrade)
-    with pytest.raises(ValueError, match=r"of other pictures \(.*degradation inpaint@0, now sr4@0"):
-        fit("other.pt", "--cache_images", "cache", degrade="sr4")
 
 
 def test_a_folder_without_splits_has_no_validation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,13 +79,14 @@ def test_results_are_of_the_degraded_pictures_and_the_grid_shows_the_originals()
     cells = [grid[gap:, gap + i * (width + gap) :][:height, :width] for i in range(3)]
     clean = np.asarray(original("a", (width, height)))
     assert np.array_equal(cells[2], clean)
-    assert abs(cells[0] - (clean @ [0.299, 0.587, 0.114])[..., None]).max() <= 1
+    blurred = gaussian_filter(clean.astype(np.float64), (2, 2, 0), mode="nearest")
+    assert abs(cells[0] - blurred).max() < 0.6  # rounded to whole numbers
     assert np.array_equal(cells[1], pixels("results/a.png"))
-    with pytest.raises(ResultsError, match="degradation gray@0, now sr4@0"):
+    with pytest.raises(ResultsError, match="degradation blur:2@0, now sr4@0"):
         run(degrade="sr4")
-    run("--size", "train", "--overwrite", degrade="inpaint")
+    run("--size", "train", "--overwrite", degrade="photo")
     for name in "ab":
-        source = Degradation.read("inpaint").picture(original(name, (SIZE, SIZE)), name)
+        source = Degradation.read("photo").picture(original(name, (SIZE, SIZE)), name)
         (wanted,) = bbdm.BridgeSampler.from_checkpoint("c.pt", steps=2)([source], seed=seed_of(name))
         assert abs(pixels(f"results/{name}.png") - np.asarray(wanted, dtype=int)).max() <= 1
 

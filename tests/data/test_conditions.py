@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.data.conditions import known_conditions
+from bbdm.data.examples import known_conditions
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows

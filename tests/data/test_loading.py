@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.data.examples import BadPicturesError, Example
+from bbdm.data.examples import Example
 from bbdm.data.loading import Batches, check_rows, first_look, with_short_errors
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import Row
+from bbdm.data.rows import BadPicturesError, Row
 from bbdm.data.spec import read_conditions
 from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import SIZE, damage, folders, load, located, pictures, pixels, save, valued

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bbdm.data.loading import Batches
-from bbdm.data.mapped import MappedDataset, as_pairs
+from bbdm.data.pairs import MappedDataset, as_pairs
 from bbdm.data.spec import Spec
 from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import pixels

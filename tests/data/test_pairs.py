@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from bbdm.data.examples import BadPicturesError, NoTargetError, collate
+from bbdm.data.examples import collate
 from bbdm.data.pairs import Pairs
+from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures.values import Values
 from tests.data.making import SIZE, Array, damage, folders, load, pictures, pixels, save, valued
@@ -164,7 +165,7 @@ class TestBad:
     def test_sources_alone_have_no_target(self, tmp_path: Path) -> None:
         save(tmp_path / "7.png", pixels(0))
         for skip_bad in (False, True):
-            with pytest.raises(NoTargetError, match=r"7\.png has no target"):
+            with pytest.raises(BadPicturesError, match=r"7\.png has no target"):
                 load(tmp_path, "folder", skip_bad=skip_bad).read(0)
         with pytest.raises(ValueError, match=r"7\.png: direction 'BtoA' needs one source and one target"):
             load(tmp_path, "folder", direction="BtoA")

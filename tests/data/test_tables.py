@@ -15,11 +15,9 @@ import torch
 from PIL import Image
 
 from bbdm.data import tables
-from bbdm.data.cached import CachedExamples
-from bbdm.data.examples import BadPicturesError
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import read_rows
+from bbdm.data.rows import BadPicturesError, read_rows
 from bbdm.data.spec import read_conditions
 from bbdm.networks.conditions import ConditionsConfig
 from tests.data.making import Array, load, pixels
@@ -97,8 +95,6 @@ def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Pa
         again = pickle.loads(pickle.dumps(load(where, layout, conditions=conditions)))
         assert torch.equal(again.read(5).source, batch.source[5])
         assert pairs.same_rows(again)
-        stored = CachedExamples(pairs, tmp_path / layout)  # which is read by index
-        assert (torch.equal(stored.read(5).source, batch.source[5]), len({*stored.order(3)(0, COUNT)})) == (True, COUNT)
         assert (again.digest(), again.names_digest()) == (pairs.digest(), pairs.names_digest())
     if kind == "parquet":
         assert len(load(where, "hub", split="val")) == 1
@@ -165,7 +161,7 @@ class TestStream:
     def names(pairs: Pairs, seed: int, *parts: tuple[int, int]) -> list[str]:
         """Of the examples at positions of an epoch, as a trainer asks for them."""
         order = [index for start, end in parts for index in pairs.order(seed)(start, end)]
-        return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.streamed(order, seed)]
+        return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.places(order, seed)]
 
     @pytest.mark.parametrize("crops", [1, 3])
     def test_an_epoch_is_a_permutation_by_its_seed_from_any_position(self, where: str, crops: int) -> None:
