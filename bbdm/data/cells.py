@@ -82,14 +82,8 @@ class Cells:
     ) -> Picture:
         """A cell as a picture (C, *S); rows of numbers are (1, L, D), and lists are arrays too.
 
-        Args:
-            cell: a path, a half of a file, an encoded picture or array, or an array.
-            window: a slice for each spatial axis, () for all.
-            change: what the photograph of a file becomes that is read as a whole.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or no picture.
+        ``window`` is a slice for each spatial axis, () for all. ``change`` is what the photograph of a file
+        becomes that is read as a whole. What is damaged or no picture is a ValueError.
         """
         if isinstance(cell, Path):
             head = self._headers(cell) if window or (self.cache is not None and change is None) else None
@@ -153,11 +147,8 @@ def check_grids(
 ) -> None:
     """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
 
-    Args:
-        columns: the row's cells, for messages.
-        heads: the headers of some columns, or their pictures.
-        sized: the columns that must have one size, even where they do not say where they lie.
-        paired: pictures of one row show the same; those of two sets lie anywhere.
+    ``heads`` are the headers or pictures of some columns, and those in ``sized`` must have one size even
+    where they do not say where they lie. Pictures that are not ``paired`` lie anywhere in the world.
     """
     role = "target" if columns["target"] else "source"
     if not heads.get(role):
@@ -180,11 +171,7 @@ def check_grids(
 
 
 def crop_window(whole: Sequence[slice], size: Sequence[int], key: str, seed: int) -> Window:
-    """The window of a crop in another window, random by its key and the seed of the epoch.
-
-    Raises:
-        ValueError: the window is smaller than the crop, or has other axes.
-    """
+    """The window of a crop in another, random by key and epoch; ValueError where that is smaller."""
     sides = [part.stop - part.start for part in whole]
     if len(sides) != len(size) or any(side < least for side, least in zip(sides, size, strict=True)):
         raise ValueError(f"it has {sizes.shown(sides)} pixels, and crops have {sizes.shown(size)}")

@@ -1,7 +1,6 @@
 """Caches: files are decoded and resized once; latents are encoded once, and refused if they differ."""
 
 import pickle
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,63 +40,54 @@ def assert_same(one: Example, other: Example) -> None:
         assert first is second or (first.dtype == second.dtype and torch.equal(first, second))
 
 
-class TestOfFiles:
-    @pytest.mark.parametrize(
-        "how",
-        [
-            {"size": 6},
-            {"size": 6, "resize": "fit", "channels": 1},
-            {"channels": 1},
-            {"size": 6, "mask": True},
-            {"crop": 4},
-            {"halves": True, "size": (4, 3)},
-        ],
-        ids=str,
-    )
-    def test_photographs_are_decoded_once(
-        self, how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        data_dir = pictures(tmp_path, COUNT)
-        if how.pop("mask", False):
-            for number in range(COUNT):
-                save(tmp_path / f"M/{number}.png", pixels(number, SIZE + 3, channels=1) // 128)
-            data_dir += f",mask={tmp_path}/M"
-        halves = how.pop("halves", False)
-        if halves:
-            for number in range(COUNT):
-                save(tmp_path / f"train/{number}.png", pixels(number, 8, 2 * SIZE))
-        dataset, data_dir = ("edge2shoes", str(tmp_path)) if halves else ("paired", data_dir)
-        expected = load(data_dir, dataset, **how)
-        for index in range(COUNT):
-            assert_same(load(data_dir, dataset, cache=tmp_path / "cache", **how).read(index), expected.read(index))
-        known = [expected.read(index) for index in range(COUNT)]
-        monkeypatch.setattr(images, "open_image", lambda *_, **__: pytest.fail("decoded again"))
-        pairs = pickle.loads(pickle.dumps(load(data_dir, dataset, cache=tmp_path / "cache", **how)))
-        for index in (*range(COUNT), 0):
-            assert_same(pairs.read(index), known[index])
+HOW: list[dict[str, Any]] = [
+    {"size": 6},
+    {"size": 6, "resize": "fit", "channels": 1},
+    {"size": 6, "mask": True},
+    {"crop": 4, "channels": 1},
+    {"dataset": "edge2shoes", "size": (4, 3)},
+]
 
-    def test_a_changed_file_is_decoded_again(self, tmp_path: Path) -> None:
-        """And one folder serves several sizes."""
-        data_dir = pictures(tmp_path, 1)
-        before = {size: load(data_dir, size=size, cache=tmp_path / "cache").read(0) for size in (4, 6)}
-        assert all(before[size].source.shape == (3, size, size) for size in (4, 6))
-        save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
-        assert not torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, before[4].source)
-        for path in (tmp_path / "cache").glob("*.safetensors"):
-            path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"):
-            load(data_dir, size=6, cache=tmp_path / "cache").read(0)
 
-    def test_volumes_are_decoded_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        data_dir = folders(tmp_path, ".nii.gz", 2, (4, 5, 6))
-        for how in ({"axes": 3}, {"slices": "axial", "crop": 3}):
-            known = [valued(data_dir, cache=tmp_path / "cache", **how).read(index) for index in (0, 1)]
-            with monkeypatch.context() as patched:
-                patched.setattr(library, "read", lambda *_: pytest.fail("decoded again"))
-                pairs = valued(data_dir, cache=tmp_path / "cache", **how)
-                assert_same(pairs.read(0), known[0])
-                assert_same(pairs.read(1), known[1])
-        assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_photographs_are_decoded_once(how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir, how = pictures(tmp_path, COUNT), {**how, "cache": tmp_path / "cache"}
+    for number in range(COUNT):
+        save(tmp_path / f"M/{number}.png", pixels(number, SIZE + 3, channels=1) // 128)
+        save(tmp_path / f"train/{number}.png", pixels(number, 8, 2 * SIZE))
+    data_dir += f",mask={tmp_path}/M" if how.pop("mask", False) else ""
+    data_dir = str(tmp_path) if "dataset" in how else data_dir
+    known = [load(data_dir, **{**how, "cache": None}).read(index) for index in range(COUNT)]
+    for index, example in enumerate(known):
+        assert_same(load(data_dir, **how).read(index), example)
+    monkeypatch.setattr(images, "open_image", lambda *_, **__: pytest.fail("decoded again"))
+    pairs = pickle.loads(pickle.dumps(load(data_dir, **how)))
+    for index in (*range(COUNT), 0):
+        assert_same(pairs.read(index), known[index])
+
+
+def test_volumes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = folders(tmp_path, ".nii.gz", 2, (4, 5, 6))
+    for how in ({"axes": 3}, {"slices": "axial", "crop": 3}):
+        known = [valued(data_dir, cache=tmp_path / "cache", **how).read(index) for index in (0, 1)]
+        with monkeypatch.context() as patched:
+            patched.setattr(library, "read", lambda *_: pytest.fail("decoded again"))
+            pairs = valued(data_dir, cache=tmp_path / "cache", **how)
+            assert [pairs.read(index).name for index in (0, 1)] == [example.name for example in known]
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+
+
+def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
+    """And one folder serves several sizes."""
+    data_dir = pictures(tmp_path, 1)
+    before = {size: load(data_dir, size=size, cache=tmp_path / "cache").read(0).source for size in (4, 6)}
+    assert [each.shape[1] for each in before.values()] == [4, 6]
+    save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
+    assert not torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, before[4])
+    for path in (tmp_path / "cache").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"):
+        load(data_dir, size=4, cache=tmp_path / "cache").read(0)
 
 
 class Read(Pairs):
@@ -207,38 +197,31 @@ class TestLatents:
         self, change: dict[str, Any], message: str, pairs: Read, tmp_path: Path, folder: Path, monkeypatch: Any
     ) -> None:
         LatentDataset(pairs, codec_of(), folder)
-        how: dict[str, Any] = {"block": 2, "codec": 0, "flip": False, "files": False, **change}
-        monkeypatch.setattr(latents, "BLOCK", how.pop("block"))
-        codec, flip = codec_of(how.pop("codec")), how.pop("flip")
-        if how.pop("files"):
+        monkeypatch.setattr(latents, "BLOCK", change.pop("block", 2))
+        codec, flip = codec_of(change.pop("codec", 0)), change.pop("flip", False)
+        if change.pop("files", False):
             save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
-        other = load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **how})
         refused = rf"manifest\.json is of other latents \({message}\): give another folder"
         with pytest.raises(ValueError, match=refused):
-            LatentDataset(other, codec, folder, flip)
+            LatentDataset(load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change}), codec, folder, flip)
 
     def test_of_changed_files_and_of_crops_are_refused(self, pairs: Read, tmp_path: Path, folder: Path) -> None:
-        def make() -> LatentDataset:
-            return LatentDataset(pairs, codec_of(), folder)
+        def refused(message: str, of: Pairs = pairs, where: Path = folder) -> None:
+            with pytest.raises(ValueError, match=message):
+                LatentDataset(of, codec_of(), where)
 
-        first = make()[3]
+        first = LatentDataset(pairs, codec_of(), folder)[3]
         content = (path := folder / ENTRIES[1]).read_bytes()
         for changed in (bytes([*content[:-1], content[-1] ^ 1]), content[:-1], b""):
             path.write_bytes(changed)
-            self.refused(make, rf"{path} has changed since it was written: delete it")
+            refused(rf"{path} has changed since it was written: delete it")
         path.unlink()
-        assert torch.equal(make()[3][0], first[0])
+        assert torch.equal(LatentDataset(pairs, codec_of(), folder)[3][0], first[0])
         for changed in ("{", "[]", "my own text"):
             (folder / "manifest.json").write_text(changed)
-            self.refused(make, r"cannot read .*manifest\.json: delete .*cache")
+            refused(r"cannot read .*manifest\.json: delete .*cache")
         (folder / "manifest.json").unlink()
-        self.refused(make, r"safetensors is of no cache of latents, without .*manifest\.json")
+        refused(r"safetensors is of no cache of latents, without .*manifest\.json")
         assert (folder / ENTRIES[0]).exists()
         for dataset, how in (("paired", {"crop": 4}), ("unpaired", {"size": SIZE})):
-            other = load(f"{tmp_path}/A,{tmp_path}/B", dataset, **how)
-            self.refused(lambda: LatentDataset(other, codec_of(), tmp_path / "other"), "are others in each epoch")  # noqa: B023
-
-    @staticmethod
-    def refused(make: Callable[[], Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            make()
+            refused("are others in each epoch", load(f"{tmp_path}/A,{tmp_path}/B", dataset, **how), tmp_path / "other")
