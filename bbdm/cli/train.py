@@ -176,7 +176,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         """Raise ValueError where a setting is not of two sets without pairs."""
         if self.eps is not None and not 0 < self.eps < inf:
             raise ValueError(f"eps must be a positive number, got {self.eps}")
-        for name in (*FIXED_OF_SETS, "conditions", "slices", "cache_images", "cache_latents"):
+        for name in (*FIXED_OF_SETS, "conditions", "slices", "cache_latents"):
             value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
             if value != wanted:
                 raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")

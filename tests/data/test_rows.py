@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from bbdm.data.config import read_labels
 from bbdm.data.rows import DATASETS, Half, paths_of, read_layout, read_rows, shown
 from tests.data.making import load, pixels, save
 
@@ -138,10 +137,3 @@ def test_paths_of_a_table_are_relative_to_its_file() -> None:
     assert texts(read_rows("table", "data/{split}.csv")) == [f"s/1 {paths}"]
     Path("t.csv").write_text("name,source\none,s/1.png\ntwo,s/2.png")
     assert texts(read_rows("table", "t.csv")) == ["one s/1.png", "two s/2.png"]
-
-
-def test_labels_of_all_rows_are_read_from_text() -> None:
-    assert read_labels("season=winter,style=a=b") == {"season": "winter", "style": "a=b"}
-    for text in ("season", "season=", "=winter", "a b=c", "a=b,a=c", ""):
-        with pytest.raises(ValueError, match="NAME=CLASS, with commas"):
-            read_labels(text)

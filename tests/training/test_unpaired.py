@@ -381,7 +381,6 @@ def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--loss l1", "loss must be l2"),
         ("--source_as concat", "source_as must be none"),
         ("--direction BtoA", "direction must be both"),
-        ("--cache_images FOLDER", "cache_images must be None"),
         ("--eps 0", "eps must be a positive number, got 0.0"),
     ],
 )
