@@ -66,7 +66,7 @@ def test_the_same_command_goes_on(capsys: pytest.CaptureFixture[str], monkeypatc
     expected = fit(*flags, "whole", "-e", 2)
     fit(*flags, "parts", "-e", 1, "--cache_images", "cache")
     with monkeypatch.context() as patched:
-        patched.setattr("bbdm.data.pairs.Pairs._example", lambda *_: pytest.fail("a file was read"))
+        patched.setattr("bbdm.pictures.images.open_image", lambda *_: pytest.fail("a file was decoded"))
         assert same_weights(fit(*flags, "parts", "-e", 2, "--cache_images", "cache"), expected)
     metrics = [json.loads(line) for line in Path("parts/metrics.jsonl").read_text().splitlines()]
     assert [m["epoch"] for m in metrics] == [1, 2]

@@ -118,7 +118,7 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, monkeypatch: p
     known = fit_bridge("model.pt", "-e", "1", "--flip")
     assert known.source_mean == pytest.approx(cache.source_mean, rel=1e-4, abs=1e-5)
     assert known.target_std == pytest.approx(cache.target_std, rel=1e-4)
-    monkeypatch.setattr("bbdm.data.cached.measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("bbdm.data.latents.measure", lambda *_, **__: pytest.fail("measured again"))
     assert fit_bridge("model.pt", "-e", "2", "--flip") == known
     with pytest.raises(ValueError, match=r"where it began: with the same codec .vqgan_path., with normalised latents"):
         train.main(["edge2shoes", "data", "model.pt", *BRIDGE_RUN, "--flip"])

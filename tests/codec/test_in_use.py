@@ -11,7 +11,7 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, TrainConfig, Trainer, load_checkpoint, save_checkpoint, wrap
 from bbdm.cli import translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
-from bbdm.data.cached import measure
+from bbdm.data.latents import measure
 from bbdm.data.pairs import Pairs
 from bbdm.execution.compiled import Compiled
 from bbdm.files.checkpoint import load_codec

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wrap
-from bbdm.data.mapped import MappedDataset
+from bbdm.data.pairs import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.risk import TooFewPairsError
