@@ -1,30 +1,38 @@
-"""The options of a call: declared once, for calls, streams, distributions, commands, servers and manifests.
+"""What a call and a command say: the options of a call, declared once, and which trained network is sampled.
 
-Nothing here needs torch.
+Calls, streams, distributions, commands, servers and manifests take the same. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from bbdm.base.settings import setting
+from bbdm import solvers
+from bbdm.base.settings import check, setting
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.networks.guidance import check_interval, check_number, read_interval, read_scale
+from bbdm.networks.guidance import read_scale
 from bbdm.networks.windows import check_windows
-from bbdm.pictures.images import Size, read_sides
+from bbdm.pictures.images import Resize, Size, read_sides, read_size
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.solvers import AnySolver
 
+if TYPE_CHECKING:
+    import torch
+
+    from bbdm.files.content import Checkpoint
+    from bbdm.sampling.sampler import BridgeSampler
+
 Seed = Any  # an integer, a sequence of them, or None
 Timesteps = str | Iterable[float] | None
-Progress = bool | Callable[[int, int], Any]
 Range = tuple[float, float]  # the values of black and white in arrays of floats
 Window = Size | Literal["auto"] | None
+SizeSetting = Size | Literal["train", "fit", "keep"]
 UNIT: Range = (-1.0, 1.0)
+DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
 
 
 def read_window(text: str) -> Any:
@@ -83,15 +91,6 @@ class GuidanceOptions(WindowOptions):
     guidance: float | dict[str, float] | None = setting(
         None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
     )
-    guidance_rescale: float = setting(0.0, "share of the way back to the contrast without guidance")
-    guidance_interval: tuple[float, float] = setting(
-        (0.0, 1.0), "LOW:HIGH, steps that are guided: times as shares of the first one", parse=read_interval
-    )
-
-    def __post_init__(self) -> None:
-        check_number("guidance_rescale", self.guidance_rescale, most=1)
-        object.__setattr__(self, "guidance_interval", check_interval(self.guidance_interval))
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,9 +119,7 @@ class Options(GuidanceOptions):
             a network call, where None is 16; together they have at most 2^20 pixels. A compiled sampler
             repeats the last image where fewer are left, so calls with one ``batch_size`` compile once for
             each size of picture.
-        progress: show on standard error how many network calls are done; or a function that is called with
-            their number and that of all, after each.
-        callback: called with each :class:`~bbdm.sampling.loop.Step` of each batch.
+        callback: called with each :class:`~bbdm.sampling.loop.Step` of each batch, to show what is done.
 
     Raises:
         ValueError: an option is out of range.
@@ -138,7 +135,6 @@ class Options(GuidanceOptions):
     conditions: Mapping[str, Any] | None = None
     noise: Any = None
     batch_size: int | None = None
-    progress: Progress = False
     callback: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -150,9 +146,9 @@ class Options(GuidanceOptions):
         if self.range != UNIT:
             try:
                 low, high = (float(each) for each in self.range)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"range must be (low, high), got {self.range!r}") from error
-            if not (np.isfinite([low, high]).all() and low < high):
+            except (TypeError, ValueError):
+                low = high = 0.0
+            if not -math.inf < low < high < math.inf:
                 raise ValueError(f"range must be (low, high) with low < high, got {self.range!r}")
             object.__setattr__(self, "range", (low, high))
         if self.batch_size is not None and self.batch_size < 1:
@@ -179,3 +175,97 @@ class Options(GuidanceOptions):
 
 USUAL = Options()  # of calls that give none
 NAMES = frozenset(each.name for each in fields(Options))
+
+
+def read_size_setting(text: str) -> Any:
+    """A size from text, or the name of a way to choose one."""
+    return text if text in ("train", "fit", "keep") else read_size(text)
+
+
+def chosen_size(wanted: SizeSetting, trained: Size | None) -> tuple[Size, Resize]:
+    """The size of pictures, and what it means, for a network that was trained on pictures of a size."""
+    if not isinstance(wanted, str):
+        return wanted, "stretch"
+    return trained or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
+
+
+def described_size(size: Size, resize: Resize) -> Any:
+    """The size of pictures, for people and manifests."""
+    return size if resize == "stretch" else "keep" if resize == "keep" else f"fit {size}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileConfig:
+    """What a trained network's file leaves out."""
+
+    time_steps: int | None = setting(
+        None, "number of times of the bridge, for files that leave it out", "-t", "--t", "--num_steps"
+    )
+    c_lambda: float | None = setting(None, "noise scale of the A-Bridge, for files that leave it out", "-l")
+    vqgan_path: Path | None = setting(
+        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq", "--codec"
+    )
+    config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
+
+    @property
+    def missing(self) -> dict[str, Any]:
+        """What :func:`~bbdm.files.checkpoint.load_checkpoint` takes of it."""
+        from bbdm.files.checkpoint import load_codec
+
+        codec = None if self.vqgan_path is None else load_codec(self.vqgan_path)
+        return {"num_steps": self.time_steps, "c_lambda": self.c_lambda, "codec": codec, "config": self.config}
+
+    def load(self, path: Path) -> Checkpoint:
+        """The file of a network; errors as for :func:`~bbdm.files.checkpoint.load_checkpoint`."""
+        from bbdm.files.checkpoint import load_checkpoint
+
+        return load_checkpoint(path, **self.missing)
+
+    def build_sampler(self, path: Path, **settings: Any) -> BridgeSampler:
+        """The sampler of a network's file, as :meth:`bbdm.BridgeSampler.from_checkpoint` makes it."""
+        from bbdm.sampling.sampler import BridgeSampler
+
+        return BridgeSampler.from_checkpoint(path, **self.missing, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(GuidanceOptions, FileConfig):
+    """How a trained network samples, and what its file leaves out.
+
+    Raises:
+        ValueError: settings contradict each other.
+    """
+
+    solver: str | None = setting(
+        None,
+        f"solver of the bridge's equation; the file's own, or {solvers.DEFAULT}, if unset",
+        choices=solvers.SOLVERS,
+    )
+    steps: int | None = setting(
+        None, "network calls for each result; if unset, the file's with its own solver, else the solver's default"
+    )
+    fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
+    compile: bool = setting(False, "faster results after a minute or two of compiling")
+    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
+
+    def __post_init__(self) -> None:
+        if self.fast_sampling and self.solver not in (None, "fast"):
+            raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
+        super().__post_init__()
+        check(self)
+
+    @property
+    def chosen_solver(self) -> str | None:
+        """The solver, or None for the network's default."""
+        return "fast" if self.fast_sampling else self.solver
+
+    def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
+        """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""
+        return self.build_sampler(
+            path,
+            solver=self.chosen_solver,
+            steps=self.steps,
+            device=device,
+            dtype=self.dtype,
+            compile=self.compile,
+        )

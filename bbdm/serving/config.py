@@ -9,8 +9,7 @@ from typing import ClassVar, Literal
 from bbdm.base import demo
 from bbdm.base.settings import check, position, setting
 from bbdm.pictures import images
-from bbdm.sampling.network_config import NetworkConfig
-from bbdm.sampling.options import WindowOptions
+from bbdm.sampling.options import NetworkConfig, WindowOptions
 from bbdm.translation.config import TranslateConfig
 
 LOOPBACK = "127.0.0.1"

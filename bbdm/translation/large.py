@@ -10,13 +10,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from bbdm.base import scripts
+from bbdm.base.atomic import InUseError, locked
 from bbdm.base.machine import free_memory
 from bbdm.base.sizes import amount
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
-from bbdm.sampling.large import LargePicture, in_memory
+from bbdm.sampling.large import LargePicture, folder_of, in_memory
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.state_files import ResultInUseError, folder_of, state_folder
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
 from bbdm.translation.results import Job
@@ -69,7 +69,7 @@ class LargePictures:
         for job in jobs:
             for path in job.paths.values():
                 if path.exists() and folder_of(path).is_dir():
-                    with suppress(ResultInUseError), state_folder(path, {}):
+                    with suppress(InUseError), locked(folder_of(path), patience=0, remove=True):
                         pass
 
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
@@ -85,9 +85,9 @@ class LargePictures:
             verbose: show the network calls.
 
         Raises:
-            DiskFullError: the disk is too small, or became full.
+            InUseError: another process makes this result.
             LargePictureError: there are no windows, there is guidance, or it is a map.
-            ResultInUseError: another process makes this result.
+            OSError: the disk is too small, or became full.
             StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
         """

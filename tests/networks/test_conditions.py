@@ -228,8 +228,6 @@ NETWORKS: dict[str, Callable[[], Network]] = {
             "without 'sar', and the network was not trained",
         ),
         ("every kind", {**IMAGES, "style": 1, "guidance": {"s": 2}}, "guidance must be for conditions, .*, got 's'"),
-        ("every kind", {"guidance_rescale": 1.5}, "guidance_rescale must be at most 1, got 1.5"),
-        ("every kind", {"guidance_interval": (1, 0)}, r"must be \(low, high\) in \[0, 1\], got \(1, 0\)"),
         ("every kind", {"guidance_prior": "blur:1"}, "'guidance_prior' is no argument of a call"),
         ("classes", {"style": 1, "guidance": 2.0}, "the network was not trained so: see drop"),
         ("classes", {"style": None}, "'style' cannot be None: the network was never trained without it"),
