@@ -120,16 +120,6 @@ class WindowGrid:
         """The weights of the windows of each side of a state."""
         return [side.gaussians(self.margin) for side in self.sides(size)]
 
-    def together(self, images: int) -> int:
-        """The windows of an image that a call takes, of a number of images."""
-        return max(1, self.at_once // images)
-
-    def calls(self, images: int, size: Sequence[int]) -> int:
-        """The network calls of one step of a number of images."""
-        together = self.together(images)
-        full, rest = divmod(math.prod(len(side.starts) for side in self.sides(size)), together)
-        return full * math.ceil(together * images / self.at_once) + math.ceil(rest * images / self.at_once)
-
     def predict(
         self,
         network: Predict,
@@ -172,7 +162,7 @@ class WindowGrid:
                 outputs.append(network(batch.pop(""), index, batch)[:count])
             return concatenated(outputs)
 
-        return blend(predictions, self.sides(x.shape[2:]), weights, self.together(len(x)), out=out)
+        return blend(predictions, self.sides(x.shape[2:]), weights, max(1, self.at_once // len(x)), out=out)
 
 
 def check_windows(

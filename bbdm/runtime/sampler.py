@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnxruntime import InferenceSession
 
 from bbdm import bridges, solvers
 from bbdm.data.spec import Spec
@@ -27,40 +26,8 @@ from bbdm.solvers import AnySolver, StepTable
 
 Array = npt.NDArray[np.float32]
 NOISE = 4  # the column of a table's coefficients that is the weight of noise
-CPU = "CPUExecutionProvider"
+USUAL = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of which those are taken that there are
 Provider = str | tuple[str, dict[str, Any]]
-
-
-def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str, Any]]]:
-    """Providers with their options, the CPU last; None chooses CUDA where this ONNX Runtime has it.
-
-    Raises:
-        ValueError: a provider that this ONNX Runtime lacks.
-    """
-    available = onnxruntime.get_available_providers()
-    chosen = [name for name in ("CUDAExecutionProvider",) if name in available] if wanted is None else wanted
-    listed = [(each, {}) if isinstance(each, str) else (each[0], dict(each[1])) for each in chosen]
-    for name, _ in listed:
-        if name not in available:
-            raise ValueError(f"providers must be a list of those that this onnxruntime has, {available}, got {name!r}")
-    return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
-
-
-def session(path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> InferenceSession:
-    """A graph of a file, ready to run.
-
-    Raises:
-        ValueError: it cannot be loaded, or the first provider does not start.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    try:
-        made = InferenceSession(path, options, providers=providers)
-    except Exception as error:  # of many kinds, without a common base
-        raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-    if providers[0][0] not in made.get_providers():
-        raise ValueError(f"{providers[0][0]} did not start: its libraries are missing, or there is no such device")
-    return made
 
 
 class OnnxBridgeSampler(Sampler[Array]):
@@ -77,9 +44,9 @@ class OnnxBridgeSampler(Sampler[Array]):
         steps: another number of steps, each of which is one network call.
         timesteps: other times, in place of ``steps``.
 
-    Threads may share a sampler. Attributes:
-    ``settings``, the content of ``bridge.json``; ``bridge``; ``image_size``, the side or (height, width) of
-    its training pictures, or None; ``pictures``, their values. Solver and steps may change at each call.
+    Threads may share a sampler. Attributes: ``settings``, the content of ``bridge.json``; ``bridge``;
+    ``image_size``, the side or (height, width) of its training pictures, or None; ``pictures``, their values.
+    Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -102,14 +69,20 @@ class OnnxBridgeSampler(Sampler[Array]):
         folder = Path(folder)
         self.settings = settings = read_settings(folder)
         self.bridge = bridges.from_config(settings["bridge"])
-        self.providers = with_options(providers)
+        available = onnxruntime.get_available_providers()
+        self.providers = [*providers] if providers else [name for name in USUAL if name in available]
+        self._names = [each if isinstance(each, str) else each[0] for each in self.providers]
+        for name in self._names:
+            if name not in available:
+                expected = f"a list of those that this onnxruntime has, {available}"
+                raise ValueError(f"providers must be {expected}, got {name!r}")
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}")
         axes, size = settings.get("axes", 2), settings.get("image_size")
         self.image_size = None if size is None else images.as_size(size, axes)
         self.pictures = Spec.from_config(settings)
         self.graphs = {
-            name.removesuffix(".onnx"): session(folder / name, self.providers, threads)
+            name.removesuffix(".onnx"): self._session(folder / name, threads)
             for name in settings["files"]
             if name.endswith(".onnx") and name != PIPELINE
         }
@@ -143,7 +116,19 @@ class OnnxBridgeSampler(Sampler[Array]):
         """
         return cls(find_export(name_or_folder, revision, token, cache_dir), **settings)
 
-    # What the loop needs of a backend, see :class:`bbdm.sampling.loop.Loop`.
+    def _session(self, path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+        """A graph, ready to run; ValueError where it does not load, or the first provider does not start."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=self.providers)
+        except Exception as error:  # of many kinds, without a common base
+            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        if self._names[0] not in session.get_providers():
+            raise ValueError(f"{self._names[0]} did not start: its libraries are missing, or there is no such device")
+        return session
+
+    # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.
 
     def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         """The exported table, or another of the exported bridge where an argument asks for one."""

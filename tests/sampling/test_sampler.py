@@ -119,6 +119,7 @@ def test_a_stream_takes_what_a_call_takes(options: dict[str, Any], images: list[
         (each, *t) for each in images for t in enumerate(times)
     ]
     assert called == steps
+    assert not torch.equal(steps[0].x, steps[1].x), "steps share their memory"
     results = sampler(pictures, seed=3, callback=called.append, **options)
     for step, expected in zip(called[len(steps) :], steps, strict=True):
         assert (step.index, step.images) == (expected.index, expected.images)
