@@ -20,7 +20,7 @@ from bbdm.execution.device import choose_dtype, find_device
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
-from bbdm.kernels.bridge_step import unchecked
+from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Body, Network, check_network, placed
@@ -274,7 +274,7 @@ class BridgeSampler(Inverting):
             state = State(*(torch.empty_like(y, dtype=dtype) for dtype in (y.dtype, y.dtype, self.dtype)))
         seeds, noise = (inputs.seeds, None) if inputs.noise is None else (None, inputs.noise[index])
         images, others = (state.x, state.x0hat, state.inputs, prediction, y), (seeds, noise, inputs.mask)
-        unchecked(*images, rows, steps[index : index + 1], *others, *(self.clamp or (None, None)))
+        bridge_step(*images, rows, steps[index : index + 1], *others, *(self.clamp or (None, None)))
         return state
 
     def _last(self, batch: Batch, inputs: Inputs, callback: Callback) -> torch.Tensor:

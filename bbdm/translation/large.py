@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from bbdm.base import scripts
-from bbdm.base.atomic import InUseError, locked
 from bbdm.base.machine import free_memory
 from bbdm.base.sizes import amount
 from bbdm.execution.processes import Processes
@@ -63,14 +61,6 @@ class LargePictures:
             groups[-1].append(job)
             used += needed
         return groups, large
-
-    def remove_left(self, jobs: Sequence[Job]) -> None:
-        """Delete the states of results that exist: a process was killed when it had made one."""
-        for job in jobs:
-            for path in job.paths.values():
-                if path.exists() and folder_of(path).is_dir():
-                    with suppress(InUseError), locked(folder_of(path), patience=0, remove=True):
-                        pass
 
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
         return sampler.window_grid(self._config, size, self._config.batch_size)

@@ -29,7 +29,7 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda *arguments: self.function(*arguments)
 
     monkeypatch.setattr(Compiled, "_compile", uncompiled)
-    monkeypatch.setattr("bbdm.sampling.sampler.unchecked", torch.ops.bbdm.bridge_step)  # as on a card
+    monkeypatch.setattr("bbdm.sampling.sampler.bridge_step", torch.ops.bbdm.bridge_step)  # as on a card
 
 
 def sampler(

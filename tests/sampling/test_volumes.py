@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, save_checkpoint, wrap
 from bbdm.data.spec import Spec
 from bbdm.networks.windows import Windows
-from bbdm.pictures.images import preview
+from bbdm.pictures.images import from_array
 from bbdm.pictures.picture import Geometry, Picture
 from tests.conftest import tiny_unet
 
@@ -58,7 +58,7 @@ def test_a_seed_is_a_volume_at_every_batch_size() -> None:
     assert sampler.last_seeds == (3, 9)
 
 
-def test_mask_and_preview() -> None:
+def test_mask_and_from_array() -> None:
     sampler = BridgeSampler(unet(), BrownianBridge(), steps=2)
     mask = torch.zeros(2, 1, 5, 10, 7)
     mask[..., 3:] = 1
@@ -66,10 +66,10 @@ def test_mask_and_preview() -> None:
     near(result[..., :3], SOURCE[..., :3])
     assert (result - SOURCE)[..., 3:].abs().max() > 0.01
     *_, last = sampler.stream(SOURCE, seed=1)
-    assert [picture.size for picture in last.preview()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
+    assert [picture.size for picture in last.from_array()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
     volume = np.full((1, 4, 6, 8), -1.0)
     volume[0, 2], volume[0, :, 3], volume[0, :, :, 4] = 1.0, 0.0, 0.5
-    pixels = np.asarray(preview(volume).convert("L"))
+    pixels = np.asarray(from_array(volume).convert("L"))
     axial, coronal, sagittal = (pixels[:, 8 * k : 8 * (k + 1)] for k in range(3))
     assert (axial[0, 0], coronal[0, 0], sagittal[0, 0]) == (255, 128, 191)
     assert (axial[3, 0], axial[0, 4], coronal[0, 4]) == (128, 191, 191)
@@ -132,7 +132,7 @@ REFUSED: list[tuple[int, Any, dict[str, Any], str]] = [  # axes, a source, optio
     (2, SOURCE, {}, "source must be a non-empty (B, 3, H, W) batch, got shape (2, 1, 5, 10, 7)"),
     (3, [SOURCE[0, :, 0]], {}, "a tensor in a list must be (1, D, H, W), got shape (1, 10, 7)"),
     (3, [np.zeros((2, 4, 6, 8), np.uint8)], {}, "source[0]: must be (1, D, H, W), a volume, as in training"),
-    (3, preview(SOURCE[0].numpy()), {}, "source must be (1, D, H, W), a volume, as in training"),
+    (3, from_array(SOURCE[0].numpy()), {}, "source must be (1, D, H, W), a volume, as in training"),
     (3, SOURCE, {"window": (3, 5, 8)}, "window must be a multiple of the network's stride (1, 2, 2), got (3, 5, 8)"),
     (3, SOURCE, {"window": (8, 8)}, "window must be a side, (depth, height, width), 'auto' or None, got (8, 8)"),
     (3, SOURCE, {"window": 8, "margin": 4}, "margin must leave at least (1, 2, 2) pixels of a window of 8, got 4"),
