@@ -11,7 +11,7 @@ from bbdm.base.settings import from_values, position, setting
 from bbdm.cli.training import TrainingCommand
 from bbdm.data.config import DataConfig
 from bbdm.data.rows import read_layout
-from bbdm.sampling.options import FileConfig
+from bbdm.sampling.network_config import FileConfig
 from bbdm.training.config import DistillConfig
 
 if TYPE_CHECKING:

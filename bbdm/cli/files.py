@@ -14,7 +14,7 @@ from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import sides
-from bbdm.sampling.options import FileConfig
+from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from bbdm import solvers
 from bbdm.base.settings import check, position, setting
 from bbdm.pictures.images import Size, read_sides
-from bbdm.sampling.options import FileConfig
+from bbdm.sampling.network_config import FileConfig
 
 GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # not compiled
 

@@ -263,12 +263,9 @@ class BridgeSampler(Inverting):
     def _net(self, plan: Plan, conditions: Mapping[str, torch.Tensor], x: torch.Tensor, index: int) -> torch.Tensor:
         return self._body(x, plan.loaded[3][index : index + 1], conditions)
 
-    def _step(
-        self, plan: Plan, inputs: Inputs, state: State | None, prediction: torch.Tensor | None, index: int
-    ) -> State:
+    def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """One row of the table, which overwrites the buffers of the state; they are channels_last."""
-        rows, opening, steps, _ = plan.loaded
-        y = inputs.y
+        (rows, opening, steps, _), y = plan.loaded, inputs.y
         if state is None:
             rows, index, prediction = opening, len(plan.times) - 1, y
             state = State(*(torch.empty_like(y, dtype=dtype) for dtype in (y.dtype, y.dtype, self.dtype)))

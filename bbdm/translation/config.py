@@ -9,7 +9,7 @@ from typing import ClassVar
 from bbdm.base.settings import ShownConfig, position, setting
 from bbdm.base.sizes import read_memory
 from bbdm.data.config import DatasetConfig, read_labels
-from bbdm.sampling.options import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
 
 MAPS = ("mean", "std", "low", "high")
 

@@ -24,7 +24,7 @@ from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import Header, Picture, formats, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
-from bbdm.sampling.options import DEFAULT_SIZE, chosen_size, described_size
+from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_size
 from bbdm.translation.config import TranslateConfig
 
 SHOWN = 512  # pixels of the longest side in a grid

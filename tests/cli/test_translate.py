@@ -17,7 +17,7 @@ from bbdm.cli.translate import Translate
 from bbdm.execution import device as device_module
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
-from bbdm.sampling import options
+from bbdm.sampling import network_config
 from bbdm.translation import files
 from bbdm.translation.results import ResultsError
 from bbdm.translation.translator import Translator
@@ -218,8 +218,8 @@ def test_other_names_of_flags(written: str, field: str, value: Any):
 
 def test_the_size_of_files_that_do_not_hold_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """It is 256; the test takes less."""
-    assert options.DEFAULT_SIZE == 256
-    for module in (options, files):
+    assert network_config.DEFAULT_SIZE == 256
+    for module in (network_config, files):
         monkeypatch.setattr(module, "DEFAULT_SIZE", 24)
     save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100))
     run()

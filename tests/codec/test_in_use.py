@@ -159,3 +159,5 @@ def test_a_mask_makes_each_latent_that_it_touches():
     wanted[..., row, column] = whole.x[..., row, column]
     assert not torch.equal(wanted, source)
     torch.testing.assert_close(part.x, wanted, rtol=1e-4, atol=1e-4)
+    result = sampler(y, seed=1, mask=mask)
+    assert torch.equal(torch.where(mask == 0, result, y), y), "what the codec lost is there again"

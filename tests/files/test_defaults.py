@@ -15,7 +15,7 @@ from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
 from bbdm.cli.files import Export, describe
 from bbdm.onnx import exporter
-from bbdm.sampling.options import FileConfig
+from bbdm.sampling.network_config import FileConfig
 from bbdm.serving.config import AppConfig
 from bbdm.solvers import Defaults
 from tests.conftest import tiny_unet

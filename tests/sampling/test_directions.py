@@ -60,10 +60,10 @@ def test_statistics_of_both_ends_change_places() -> None:
     turned = replace(PRECONDITIONED, sigma_data=0.6, sigma_source=0.3)
     assert PRECONDITIONED.turned == turned
     assert ABridge(sigma_data=0.3, sigma_source=0.6).turned == ABridge(sigma_data=0.3, sigma_source=0.6)
-    unet = network()
+    unet: Any = network()
     back = BridgeSampler(unet, PRECONDITIONED, steps=3)(SOURCE, seed=3, direction="BtoA")
     with torch.no_grad():
-        weight: Any = unet.condition_embedding.classes["_direction"].weight
+        weight = unet.condition_embedding.classes["_direction"].weight
         weight.copy_(weight.flip(0))
     assert torch.equal(BridgeSampler(unet, turned, steps=3)(SOURCE, seed=3), back)
 

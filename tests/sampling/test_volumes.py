@@ -66,7 +66,7 @@ def test_mask_and_from_array() -> None:
     near(result[..., :3], SOURCE[..., :3])
     assert (result - SOURCE)[..., 3:].abs().max() > 0.01
     *_, last = sampler.stream(SOURCE, seed=1)
-    assert [picture.size for picture in last.from_array()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
+    assert [picture.size for picture in last.preview()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
     volume = np.full((1, 4, 6, 8), -1.0)
     volume[0, 2], volume[0, :, 3], volume[0, :, :, 4] = 1.0, 0.0, 0.5
     pixels = np.asarray(from_array(volume).convert("L"))
