@@ -138,7 +138,7 @@ class Reader(Cells):
             return self.column(name, cells)
         how = f"{self.spec.channels} channels, {self.spec.size}, {self.spec.resize}"
         array = self.stored(cells, how, lambda: self.fitted(self.column(name, cells).array))
-        return Column(array, False, [Picture(array, OF_PHOTOGRAPH)], cells)
+        return Column(array, False, [Picture(array, OF_PHOTOGRAPH)] * len(cells), cells)
 
     def open(
         self,
