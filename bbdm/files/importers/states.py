@@ -1,10 +1,10 @@
-"""Another program's file: its values by dotted names, its state dicts, and settings from their shapes."""
+"""Another program's file: its values by dotted names, state dicts, settings from their shapes, and VQGANs."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,42 @@ from torch import nn
 
 from bbdm.files import inert
 from bbdm.files.inert import Stub, describe
-from bbdm.networks.config import UNETS, VQGANS, UNetConfig, VQGANConfig
-from bbdm.networks.restore import fitting
+from bbdm.networks.config import UNetConfig, VQGANConfig
+from bbdm.networks.restore import fitting, restore
+from bbdm.networks.vqgan import VQGAN
 
 State = Mapping[str, torch.Tensor]
 Shaped = Mapping[str, Any]  # tensors, or objects with their ``shape``
-Config = UNetConfig | VQGANConfig
 FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 NETWORKS = ("state_dict.", "model.")  # entries of files that hold the network, where others are like it
+CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # keys that every VQGAN has one of
+IN_OTHERS = ("first_stage_model.", "vqgan.")  # of a diffusion model; it may hold a second one, for its condition
+TRAINING = ("loss.", "discriminator.", "model_ema.")  # of what only its training needs
+PARTS = r"((?:.*?\.)?)((?:encoder|decoder)\..*)"
+SEQUENTIAL = (  # encoder and decoder of sde-bbdm's modules and managers, a Sequential each
+    (r"^(encoder|decoder)\.module\.", r"\1."),
+    (r"^encoder\.1\.", "quant_conv."),
+    (r"^decoder\.0\.", "quantize."),
+    (r"^decoder\.1\.", "post_quant_conv."),
+    (r"^encoder\.0\.", "encoder."),
+    (r"^decoder\.2\.", "decoder."),
+)
+ABRIDGE = (  # the parts of blocks, and layers
+    (r"\.block\.0\.(\w+)$", r".norm1.\1"),
+    (r"\.block\.2\.(\w+)$", r".conv1.\1"),
+    (r"\.block\.3\.(\w+)$", r".norm2.\1"),
+    (r"\.block\.5\.(\w+)$", r".conv2.\1"),
+    (r"\.channel_up\.(\w+)$", r".nin_shortcut.\1"),
+    (r"\.gn\.(\w+)$", r".norm.\1"),
+    (r"^quantizer\.", "quantize."),
+    (r"^encoder\.mid_blocks\.3\.", "encoder.norm_out."),
+    (r"^encoder\.mid_blocks\.", "encoder.mid."),
+    (r"^(encoder|decoder)\.mid\.0\.", r"\1.mid.block_1."),
+    (r"^(encoder|decoder)\.mid\.1\.", r"\1.mid.attn_1."),
+    (r"^(encoder|decoder)\.mid\.2\.", r"\1.mid.block_2."),
+    (r"^encoder\.down_sampling\.0\.(\w+)$", r"encoder.conv_in.\1"),
+)
+SEQUENCE = r"^encoder\.down_sampling\.([1-9]\d{0,5})\."
 
 
 class File:
@@ -126,12 +154,11 @@ def _levels(state: Shaped, first: str, blocks: int, widths: Sequence[str], atten
     }
 
 
-def unet_config(state: Shaped, **known: Any) -> UNetConfig:
-    """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM.
+def unet_config(state: Shaped, head_channels: int | None = None) -> UNetConfig:
+    """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM, which have 32 groups.
 
-    The width of an attention head, the groups of a GroupNorm and the dropout leave no trace in the shapes.
-    The first two are those of a preset of these shapes, else the paper's, with a warning; ``known`` settings,
-    which the file states, take precedence. A patch shows in the channels alone, and is a preset's too.
+    The width of an attention head leaves no trace in the shapes. Where it is not known it is 64, as in the
+    papers, with a warning where the levels are others than the paper's.
     """
     channels = dim(state, "out.2.weight", 0)
     condition = dim(state, FIRST, 1) - channels
@@ -149,42 +176,72 @@ def unet_config(state: Shaped, **known: Any) -> UNetConfig:
         raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}, which do not divide")
     ups = [f"output_blocks.{i}." for i in range(stages - blocks, -1, -blocks)]  # each level's first stage, from the top
     widths, attention = ([f"{up}{key}" for up in ups] for key in ("0.out_layers.3.weight", "1.qkv.weight"))
-    settings = _levels(state, FIRST, blocks - 1, widths, attention)
-    fitting = (p for p in UNETS.values() if p.axes == 2 and channels % p.patch**2 == 0 and _same_blocks(settings, p))
-    preset = next(fitting, None)
-    assumed = _assumed(preset, UNetConfig(), {"head_channels", "num_groups"} - known.keys())
-    settings |= {"patch": 1 if preset is None else preset.patch, **assumed, **known}
-    counts = {"in_channels": channels, "out_channels": channels, "condition_channels": condition}
-    return UNetConfig(**{name: count // settings["patch"] ** 2 for name, count in counts.items()}, **settings)
+    levels, usual = _levels(state, FIRST, blocks - 1, widths, attention), UNetConfig()
+    paper = (levels["model_channels"], levels["channel_mult"]) == (usual.model_channels, usual.channel_mult)
+    if head_channels is None and not paper:
+        warnings.warn(
+            "weights do not say how wide the attention heads of their network are, and its levels are not the "
+            f"paper's: {usual.head_channels} channels assumed; if they were trained with others, results are wrong",
+            stacklevel=2,
+        )
+    return UNetConfig(
+        in_channels=channels,
+        out_channels=channels,
+        condition_channels=condition,
+        head_channels=head_channels or usual.head_channels,
+        **levels,
+    )
 
 
 def vqgan_config(state: Shaped, **known: Any) -> VQGANConfig:
-    """The settings of a VQGAN with the keys of latent diffusion; see :func:`unet_config`."""
+    """The settings of a VQGAN with the keys of latent diffusion, which has 32 groups."""
     first, codes = "encoder.conv_in.weight", "quantize.embedding.weight"
     downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
     widths, attention = ([f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight"))
-    settings = _levels(state, first, _count(state, "encoder.down.0.block."), widths, attention)
-    preset = next((preset for preset in VQGANS.values() if _same_blocks(settings, preset)), None)
     ends = {"image_channels": (first, 1), "latent_channels": (codes, 1), "num_codes": (codes, 0)}
-    settings |= {name: dim(state, *key) for name, key in ends.items()}
-    return VQGANConfig(**{**settings, **_assumed(preset, VQGANConfig(), {"num_groups"} - known.keys()), **known})
+    return VQGANConfig(
+        **_levels(state, first, _count(state, "encoder.down.0.block."), widths, attention),
+        **{name: dim(state, *key) for name, key in ends.items()},
+        **known,
+    )
 
 
-def _assumed(preset: Config | None, default: Config, names: Collection[str]) -> dict[str, Any]:
-    """Settings without a trace in shapes: the preset's of these blocks, else the defaults with a warning."""
-    found = {name: getattr(preset or default, name) for name in sorted(names)}
-    if found and preset is None:
-        values = ", ".join(f"{name}={value}" for name, value in found.items())
-        warnings.warn(
-            f"weights do not determine all settings of their network, which is none of the presets: {values} assumed; "
-            "if they were trained with others, results are wrong",
-            stacklevel=2,
-        )
-    return found
+def read_vqgan(content: Any) -> VQGAN:
+    """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
+    file = File(content)
+    known = [each for each in file.prefixes(*CODES) if each.endswith(IN_OTHERS)]
+    expected = "a VQGAN of latent diffusion or of the A-Bridge scripts,"
+    return build_vqgan(file.below(known[0] if len(known) == 1 else file.prefix(expected, "codebooks", *CODES)))
 
 
-def _same_blocks(settings: dict[str, Any], preset: Config) -> bool:
-    """Whether a preset has these settings of its inner blocks, with attention only at levels that it has."""
-    levels = (2**level for level in range(len(preset.channel_mult)))
-    attention = tuple(n for n in levels if n in preset.attention_resolutions)
-    return all(value == {**vars(preset), "attention_resolutions": attention}[name] for name, value in settings.items())
+def build_vqgan(state: State) -> VQGAN:
+    """A VQGAN with latent diffusion's keys or the A-Bridge scripts', in evaluation mode."""
+    known: dict[str, Any] = {}
+    state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
+    if any(key.startswith("encoder.down_sampling.") for key in state):
+        # These scripts' blocks differ in two places from the network that the weights were trained in, and
+        # bridges were trained on the latents of these blocks.
+        known = {"eps": 1e-5, "projects_attention": False}
+        state = renamed(state, ABRIDGE)
+        blocks = _sequence(state)
+        state = renamed(state, [(SEQUENCE, lambda found: blocks[int(found[1])])])
+    config = vqgan_config(state, **known)
+    return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))
+
+
+def _sequence(state: State) -> dict[int, str]:
+    """Our names of the A-Bridge scripts' encoder blocks, where those of all levels are one sequence."""
+    parts: dict[int, set[str]] = {}
+    for key in state:
+        if found := re.match(SEQUENCE + r"(\w+)", key):
+            parts.setdefault(int(found[1]), set()).add(found[2])
+    names: dict[int, str] = {}
+    level, block = 0, 0
+    for index, inside in sorted(parts.items()):
+        if "conv1" in inside:
+            names[index], block = f"encoder.down.{level}.block.{block}.", block + 1
+        elif "conv" in inside:
+            names[index], level, block = f"encoder.down.{level}.downsample.", level + 1, 0
+        else:
+            names[index] = f"encoder.down.{level}.attn.{block - 1}."
+    return names
