@@ -24,7 +24,7 @@ from bbdm.files.hub import HubError, find_checkpoint
 from bbdm.pictures import read
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
-from tests.onnx.exports import checkpoint, export, tiny_codec
+from tests.onnx.exports import tiny_codec
 
 BRIDGE = ABridge(num_steps=50)
 SOURCE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -281,33 +281,26 @@ class TestPushing:
         assert not hub.commits
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export; its checkpoint is ``bridge.pt`` beside it."""
-    folder = tmp_path_factory.mktemp("export")
-    return export(checkpoint(folder / "bridge.pt"), folder / "onnx", "--steps", "3")
-
-
-class TestExport:
-    def test_copied_and_fetched(self, exported: Path, hub: Hub, tmp_path: Path):
-        sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
+def test_an_export_is_copied_and_fetched(exported: Path, hub: Hub, tmp_path: Path):
+    sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
+    sampler.save_pretrained(tmp_path / "both")
+    shutil.copytree(exported, tmp_path / "both" / "onnx")
+    hub.commit({**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"})
+    made = [
+        OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
+        for name in (NAME, tmp_path / "both")
+    ]
+    wanted = ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
+    assert sorted(hub.downloads) == wanted
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_allclose(made[0], sampler(SOURCE, seed=0).numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
         sampler.save_pretrained(tmp_path / "both")
-        shutil.copytree(exported, tmp_path / "both" / "onnx")
-        hub.commit({**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"})
-        made = [
-            OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
-            for name in (NAME, tmp_path / "both")
-        ]
-        wanted = ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
-        assert sorted(hub.downloads) == wanted
-        np.testing.assert_array_equal(made[0], made[1])
-        np.testing.assert_allclose(made[0], sampler(SOURCE, seed=0).numpy(), atol=1e-4)
-        with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
-            sampler.save_pretrained(tmp_path / "both")
 
-    def test_what_leads_out_of_the_folder(self, exported: Path, hub: Hub):
-        settings = json.loads((exported / "bridge.json").read_text())
-        settings["files"]["../config.json"] = ""
-        hub.commit({"onnx/bridge.json": json.dumps(settings).encode(), "config.json": b"{}"})
-        with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
-            OnnxBridgeSampler.from_pretrained(NAME)
+
+def test_an_export_that_leads_out_of_its_folder(exported: Path, hub: Hub):
+    settings = json.loads((exported / "bridge.json").read_text())
+    settings["files"]["../config.json"] = ""
+    hub.commit({"onnx/bridge.json": json.dumps(settings).encode(), "config.json": b"{}"})
+    with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
+        OnnxBridgeSampler.from_pretrained(NAME)

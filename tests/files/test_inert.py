@@ -208,7 +208,7 @@ def test_pickles_by_hand_are_refused(name: str, tmp_path: Path):
 
 
 def zeros(path: Path) -> None:
-    by_hand(path, b"]" + bytes(2_000_000_000) + b".", zipfile.ZIP_DEFLATED)
+    by_hand(path, b"]" + bytes(700_000_000) + b".", zipfile.ZIP_DEFLATED)
 
 
 def legacy_numbers(path: Path) -> None:
@@ -273,7 +273,7 @@ def test_other_files(content: bytes, message: str, tmp_path: Path):
 
 def test_archives_of_something_else(tmp_path: Path):
     torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "a.pt"))  # pyright: ignore[reportAttributeAccessIssue]
-    assert "TorchScript" in error_of(tmp_path / "a.pt")
+    assert "compressed" in error_of(tmp_path / "a.pt")
     start = pickle.dumps(0x1950A86A20F9469CFC6C, 2).decode("latin1")
     with tarfile.open(tmp_path / "b.pt", "w", format=tarfile.USTAR_FORMAT, encoding="latin1") as archive:
         archive.addfile(tarfile.TarInfo(start), io.BytesIO())

@@ -88,7 +88,7 @@ def bbdm(file: File, config: str | None) -> Checkpoint:
     if autoencoder := file.below(f"{root}vqgan."):
         codec = VQGANCodec(build_vqgan(autoencoder))
         if file.tensors.keys() & STATISTICS.values():
-            found = {name: file.tensors[key].double().flatten().tolist() for name, key in STATISTICS.items()}
+            found = {name: tuple(file.tensors[key].double().flatten().tolist()) for name, key in STATISTICS.items()}
             codec = codec.with_statistics(LatentStatistics(**found))
         if (seen := dim(weights, FIRST, 1)) != codec.channels:
             raise ValueError(f"its UNet is shown {seen} channels; a latent model's is shown the {codec.channels}")
@@ -141,7 +141,7 @@ def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: C
     prefix = file.prefix(expected, "UNets", FIRST)
     objects, around = file.around(prefix)
     kinds = [SDE_BRIDGES[each.name] for each in reversed(objects) if each.name in SDE_BRIDGES]
-    build = [*kinds, ABridge][0]
+    build = [*kinds, SDE_BRIDGES["ABridgeModule"]][0]
     # A private attribute is saved with the name of the class that defines it.
     steps = around.get("time_steps", around.get("_DiffusionModule__time_steps"))
     settings: dict[str, Any] = {"num_steps": num_steps if steps is None else steps}

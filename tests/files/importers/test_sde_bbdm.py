@@ -103,7 +103,8 @@ class TestSdeBbdm:
         assert_same_network(loaded, module.model, condition=True)
 
     def test_heads_that_only_the_pickle_knows(self, peers: Any, tmp_path: Path):
-        for settings in ({"num_head_channels": 16}, {"num_head_channels": -1, "num_heads": 4}):
+        several: list[dict[str, Any]] = [{"num_head_channels": 16}, {"num_head_channels": -1, "num_heads": 4}]
+        for settings in several:
             unet = public_unet(peers, attention_resolutions=[32, 16], **settings)
             loaded = load(save(unet, tmp_path / "a.pt"), num_steps=100, c_lambda=1.0)
             assert loaded.unet.config.head_channels == 16
