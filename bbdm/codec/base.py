@@ -194,11 +194,11 @@ class Codec:
         """The dtype in which images are encoded."""
         return dtype_of(self.module)
 
-    def encoder(self, image: torch.Tensor) -> torch.Tensor:
+    def encoder(self, image: torch.Tensor, /) -> torch.Tensor:
         """A batch of images in ``dtype`` to float32 latents, not normalised, in one call."""
         return self._encode(self.module, image).float()
 
-    def decoder(self, latents: torch.Tensor) -> torch.Tensor:
+    def decoder(self, latents: torch.Tensor, /) -> torch.Tensor:
         """Float32 latents that are not normalised to float32 images, in one call."""
         return self._decode(self.module, latents).float()
 

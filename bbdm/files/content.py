@@ -64,13 +64,13 @@ class NetworkState:
         if kind not in NETWORKS or (kind == VQGAN.kind) != (content.format == VQGAN_FORMAT):
             raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
         network, config_class = NETWORKS[kind]
-        config, found = config_class(**settings["config"]), [states.get(name) for name in ("weights", "ema")]
-        if found == [None, None]:
+        config, weights, ema = config_class(**settings["config"]), states.get("weights"), states.get("ema")
+        if weights is ema is None:
             raise ValueError("it holds neither weights nor their moving average")
-        for state in found:
+        for state in (weights, ema):
             if state is not None and issubclass(network, ConfiguredNetwork):
                 fitting(network.from_config, config, state)
-        return cls(config, *found, kind, content.training)
+        return cls(config, weights, ema, kind, content.training)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -117,12 +117,6 @@ class WindowGrid:
         """The weights of the windows of each side of a state."""
         return [side.gaussians(self.margin) for side in self.sides(size)]
 
-    def calls(self, images: int, size: Sequence[int]) -> int:
-        """The network calls of one step of a number of images."""
-        together = max(1, self.at_once // images)
-        full, rest = divmod(math.prod(len(side.starts) for side in self.sides(size)), together)
-        return full * math.ceil(together * images / self.at_once) + math.ceil(rest * images / self.at_once)
-
     def predict(
         self,
         network: Predict,

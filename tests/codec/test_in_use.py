@@ -11,7 +11,7 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, TrainConfig, Trainer, load_checkpoint, save_checkpoint, wrap
 from bbdm.cli import translate
 from bbdm.codec import LatentStatistics, Tiling, VQGANCodec
-from bbdm.data.cached import measure
+from bbdm.data.latents import measure
 from bbdm.data.pairs import Pairs
 from bbdm.execution.compiled import Compiled
 from bbdm.files.checkpoint import load_codec
@@ -36,7 +36,7 @@ def test_a_latent_sampler_is_encode_sample_decode(sampler: BridgeSampler):
     assert codec is not None
     plain = BridgeSampler(tiny_unet(), ABridge(), "sde-dpm2m", 4)
     batch = Batch(plain._plan(), [0, 1, 2], codec.encode(SOURCE, "source"), [3, 4, 5])
-    *_, last = plain._states(batch, plain._inputs(batch), lambda _: None)
+    *_, last = plain._states(batch, plain._inputs(batch))
     expected = codec.decode(last.x)
     made = sampler(SOURCE, seed=3)
     torch.testing.assert_close(made, expected.clamp(-1, 1), rtol=1e-4, atol=1e-4)
@@ -148,3 +148,5 @@ def test_a_mask_makes_each_latent_that_it_touches():
     wanted[..., row, column] = whole.x[..., row, column]
     assert not torch.equal(wanted, source)
     torch.testing.assert_close(part.x, wanted, rtol=1e-4, atol=1e-4)
+    result = sampler(y, seed=1, mask=mask)
+    assert torch.equal(torch.where(mask == 0, result, y), y), "what the codec lost is there again"

@@ -159,7 +159,7 @@ def test_steps_work_in_place_and_in_channels_last(noise: Tensor | None, compile:
     )
     batch = Batch(sampler._plan(), [0, 1, 2], ODD, [0, 1, 2], noise)
     with torch.inference_mode():
-        states = sampler._states(batch, sampler._inputs(batch), lambda _: None)
+        states = sampler._states(batch, sampler._inputs(batch))
         buffers = [[value.data_ptr() for value in vars(state).values()] for state in states]
     assert buffers == buffers[:1] * STEPS
     assert len(set(buffers[0])) == len(buffers[0]) == 3
