@@ -16,8 +16,7 @@ import torch
 from bbdm.bridges import DDBM, ECSI, I2SB, ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
-from bbdm.files.importers import states
-from bbdm.files.importers.states import FIRST, File, State, build_vqgan, dim, load, renamed, unet_config
+from bbdm.files.importers.states import FIRST, File, State, build_vqgan, dim, load, unet_config
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
@@ -152,11 +151,11 @@ def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: C
         other = "" if objects else f"; if it is of DDBM, DBIM, ECSI or I2SB, give config=, one of {sorted(PUBLISHED)}"
         raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {needed}{other}")
     bridge = build(settings.pop("num_steps"), *map(float, settings.values()))
-    codec = None if kinds else codec
-    parts = ((re.fullmatch(states.PARTS, key), value) for key, value in file.tensors.items())
-    autoencoder = {found[2]: value for found, value in parts if found and prefix.startswith(found[1])}
-    if autoencoder:
-        codec = VQGANCodec(build_vqgan(renamed(autoencoder, states.SEQUENTIAL)))
+    parts = (re.fullmatch(r"((?:.*?\.)?)(?:encoder|decoder)\..*", key) for key in file.tensors)
+    latent = any(found and prefix.startswith(found[1]) for found in parts)
+    if latent and codec is None:
+        raise IncompleteFileError("its autoencoder is not read: give the codec, load_checkpoint(path, codec=...)")
+    codec = codec if latent or not kinds else None
     pickled = file.values.get(prefix[:-1]) in objects
     return _checkpoint(file.below(prefix), bridge, None, codec, head_channels=_heads(file, prefix) if pickled else None)
 

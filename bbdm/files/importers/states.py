@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,34 +20,9 @@ State = Mapping[str, torch.Tensor]
 Shaped = Mapping[str, Any]  # tensors, or objects with their ``shape``
 FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 NETWORKS = ("state_dict.", "model.")  # entries of files that hold the network, where others are like it
-CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # keys that every VQGAN has one of
+CODES = "quantize.embedding.weight"  # a key that every VQGAN has
 IN_OTHERS = ("first_stage_model.", "vqgan.")  # of a diffusion model; it may hold a second one, for its condition
 TRAINING = ("loss.", "discriminator.", "model_ema.")  # of what only its training needs
-PARTS = r"((?:.*?\.)?)((?:encoder|decoder)\..*)"
-SEQUENTIAL = (  # encoder and decoder of sde-bbdm's modules and managers, a Sequential each
-    (r"^(encoder|decoder)\.module\.", r"\1."),
-    (r"^encoder\.1\.", "quant_conv."),
-    (r"^decoder\.0\.", "quantize."),
-    (r"^decoder\.1\.", "post_quant_conv."),
-    (r"^encoder\.0\.", "encoder."),
-    (r"^decoder\.2\.", "decoder."),
-)
-ABRIDGE = (  # the parts of blocks, and layers
-    (r"\.block\.0\.(\w+)$", r".norm1.\1"),
-    (r"\.block\.2\.(\w+)$", r".conv1.\1"),
-    (r"\.block\.3\.(\w+)$", r".norm2.\1"),
-    (r"\.block\.5\.(\w+)$", r".conv2.\1"),
-    (r"\.channel_up\.(\w+)$", r".nin_shortcut.\1"),
-    (r"\.gn\.(\w+)$", r".norm.\1"),
-    (r"^quantizer\.", "quantize."),
-    (r"^encoder\.mid_blocks\.3\.", "encoder.norm_out."),
-    (r"^encoder\.mid_blocks\.", "encoder.mid."),
-    (r"^(encoder|decoder)\.mid\.0\.", r"\1.mid.block_1."),
-    (r"^(encoder|decoder)\.mid\.1\.", r"\1.mid.attn_1."),
-    (r"^(encoder|decoder)\.mid\.2\.", r"\1.mid.block_2."),
-    (r"^encoder\.down_sampling\.0\.(\w+)$", r"encoder.conv_in.\1"),
-)
-SEQUENCE = r"^encoder\.down_sampling\.([1-9]\d{0,5})\."
 
 
 class File:
@@ -62,18 +37,17 @@ class File:
         """The tensors whose names begin with ``prefix``, which is removed."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
-    def prefixes(self, *ends: str) -> list[str]:
-        """The prefixes of the tensors whose names end in one of ``ends``, sorted."""
-        found = ((key, end) for key in self.tensors for end in ends)
-        return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
+    def prefixes(self, end: str) -> list[str]:
+        """The prefixes of the tensors whose names end in ``end``, sorted."""
+        return sorted(key.removesuffix(end) for key in self.tensors if f".{key}".endswith(f".{end}"))
 
-    def prefix(self, expected: str, things: str, *ends: str) -> str:
-        """The prefix of the one tensor whose name ends in one of ``ends``; ValueError of none or several."""
-        found = self.prefixes(*ends)
+    def prefix(self, expected: str, things: str, end: str) -> str:
+        """The prefix of the one tensor whose name ends in ``end``; ValueError of none or several."""
+        found = self.prefixes(end)
         found = [each for each in found if each.startswith(NETWORKS)] or found
         if len(found) != 1:
             got = f"it is {summary(self.content)} with {len(found) or 'no'} {things} in it"
-            raise ValueError(f"{got}; wanted: {expected} with one tensor whose name ends in {' or '.join(ends)}")
+            raise ValueError(f"{got}; wanted: {expected} with one tensor whose name ends in {end}")
         return found[0]
 
     def around(self, prefix: str) -> tuple[list[Stub], dict[str, Any]]:
@@ -96,22 +70,6 @@ def summary(content: Any) -> str:
         return describe(content)
     names = ", ".join(repr(key[:50]) for key in list(content)[:8] if isinstance(key, str))
     return f"a dict of {len(content)} entries ({names}{', ...' if len(content) > 8 else ''})"
-
-
-def renamed(state: State, rows: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]) -> dict[str, torch.Tensor]:
-    """A state dict with other keys, by rows of a regular expression and its replacement, in turn.
-
-    Raises:
-        ValueError: two keys become the same.
-    """
-    found: dict[str, torch.Tensor] = {}
-    for key, value in state.items():
-        for pattern, replacement in rows:
-            key = re.sub(pattern, replacement, key)
-        if key in found:
-            raise ValueError(f"several of its keys name the same weight of the network, {key}")
-        found[key] = value
-    return found
 
 
 def tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
@@ -193,55 +151,28 @@ def unet_config(state: Shaped, head_channels: int | None = None) -> UNetConfig:
     )
 
 
-def vqgan_config(state: Shaped, **known: Any) -> VQGANConfig:
+def vqgan_config(state: Shaped) -> VQGANConfig:
     """The settings of a VQGAN with the keys of latent diffusion, which has 32 groups."""
-    first, codes = "encoder.conv_in.weight", "quantize.embedding.weight"
     downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
     widths, attention = ([f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight"))
-    ends = {"image_channels": (first, 1), "latent_channels": (codes, 1), "num_codes": (codes, 0)}
+    first = "encoder.conv_in.weight"
+    ends = {"image_channels": (first, 1), "latent_channels": (CODES, 1), "num_codes": (CODES, 0)}
     return VQGANConfig(
         **_levels(state, first, _count(state, "encoder.down.0.block."), widths, attention),
         **{name: dim(state, *key) for name, key in ends.items()},
-        **known,
     )
 
 
 def read_vqgan(content: Any) -> VQGAN:
     """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
     file = File(content)
-    known = [each for each in file.prefixes(*CODES) if each.endswith(IN_OTHERS)]
-    expected = "a VQGAN of latent diffusion or of the A-Bridge scripts,"
-    return build_vqgan(file.below(known[0] if len(known) == 1 else file.prefix(expected, "codebooks", *CODES)))
+    known = [each for each in file.prefixes(CODES) if each.endswith(IN_OTHERS)]
+    prefix = known[0] if len(known) == 1 else file.prefix("a VQGAN of latent diffusion,", "codebooks", CODES)
+    return build_vqgan(file.below(prefix))
 
 
 def build_vqgan(state: State) -> VQGAN:
-    """A VQGAN with latent diffusion's keys or the A-Bridge scripts', in evaluation mode."""
-    known: dict[str, Any] = {}
+    """A VQGAN with latent diffusion's keys, in evaluation mode."""
     state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
-    if any(key.startswith("encoder.down_sampling.") for key in state):
-        # These scripts' blocks differ in two places from the network that the weights were trained in, and
-        # bridges were trained on the latents of these blocks.
-        known = {"eps": 1e-5, "projects_attention": False}
-        state = renamed(state, ABRIDGE)
-        blocks = _sequence(state)
-        state = renamed(state, [(SEQUENCE, lambda found: blocks[int(found[1])])])
-    config = vqgan_config(state, **known)
+    config = vqgan_config(state)
     return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))
-
-
-def _sequence(state: State) -> dict[int, str]:
-    """Our names of the A-Bridge scripts' encoder blocks, where those of all levels are one sequence."""
-    parts: dict[int, set[str]] = {}
-    for key in state:
-        if found := re.match(SEQUENCE + r"(\w+)", key):
-            parts.setdefault(int(found[1]), set()).add(found[2])
-    names: dict[int, str] = {}
-    level, block = 0, 0
-    for index, inside in sorted(parts.items()):
-        if "conv1" in inside:
-            names[index], block = f"encoder.down.{level}.block.{block}.", block + 1
-        elif "conv" in inside:
-            names[index], level, block = f"encoder.down.{level}.downsample.", level + 1, 0
-        else:
-            names[index] = f"encoder.down.{level}.attn.{block - 1}."
-    return names
