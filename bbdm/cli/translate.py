@@ -121,9 +121,6 @@ class Restore(Command, TranslateConfig):
         "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
         least=1,
     )
-    steps: int | None = setting(
-        None, "network calls for each random result; those of the network's file if unset", least=1
-    )
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
 
     def __post_init__(self) -> None:

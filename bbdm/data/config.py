@@ -10,7 +10,7 @@ import numpy as np
 
 from bbdm.base.settings import position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import UNPAIRED, Row, read_layout
+from bbdm.data.rows import UNPAIRED, BadPicturesError, Row, read_layout
 from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_conditions, read_named
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
@@ -142,7 +142,6 @@ class RowsConfig:
         Raises:
             ValueError: they have more than 8 bits, and nobody said what their range is.
         """
-        from bbdm.data.examples import BadPicturesError
         from bbdm.data.reading import Reader, first
 
         reader = Reader(Spec(direction=self.direction))
@@ -155,10 +154,11 @@ class RowsConfig:
             wide = [cell for cell, head in zip(columns[role], heads[role], strict=True) if head.dtype != np.uint8]
             unknown |= {role: wide[0]} if wide else {}
         if unknown:
-            found = {role: reader.read(cell) for role, cell in unknown.items()}
-            ranges = ", ".join(f"the first {role} has {images.found_range(each)}" for role, each in found.items())
-            flags = " ".join(f"--{role}_values {images.usual_range(each)}" for role, each in found.items())
-            kinds = " and ".join(sorted({str(each.dtype) for each in found.values()}))
+            pictures = {role: reader.read(cell) for role, cell in unknown.items()}
+            found = {role: images.ranges(each) for role, each in pictures.items()}
+            ranges = ", ".join(f"the first {role} has {values}" for role, (values, _) in found.items())
+            flags = " ".join(f"--{role}_values {usual}" for role, (_, usual) in found.items())
+            kinds = " and ".join(sorted({str(each.dtype) for each in pictures.values()}))
             text = f"pictures of {kinds} have no agreed range of values, and {ranges}: give ranges that hold all"
             python = f"{'=, '.join(unknown)}= of a Spec in Python"
             raise ValueError(f"{next(iter(unknown.values()))}: {text}, such as {flags} ({python})")

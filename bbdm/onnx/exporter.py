@@ -208,8 +208,7 @@ def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
         rows = {"first step": (states[0].x0hat, wanted[0].x0hat), "last step": (states[-1].x, wanted[-1].x)}
         if sampler.codec is not None:
             latent = wanted[-1].x.contiguous()
-            decoded = exported.graphs["decoder"].run({"latent": exported._put(latent.numpy())})[0]
-            rows["decoder.onnx"] = decoded.numpy(), sampler.codec.decode(latent)
+            rows["decoder.onnx"] = exported._decode(latent.numpy()), sampler.codec.decode(latent)
         if whole is not None:
             feeds = arrays | {"source": image.numpy(), "noise": noise.numpy()[table.noisy]}
             outputs = whole.run(None, {each.name: feeds[each.name] for each in whole.get_inputs()})[0]

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-
 from bbdm import solvers
 from bbdm.base import scripts
-from bbdm.base.atomic import check_folder, write_atomically
+from bbdm.base.atomic import check_folder
 from bbdm.base.scripts import Command
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
-from bbdm.pictures import files, formats
+from bbdm.pictures import files, formats, images
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.options import GuidanceOptions
 
@@ -40,14 +37,6 @@ def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
     return values
 
 
-def _write(path: Path, picture: Picture | Image.Image) -> None:
-    """Write a result, whole or not at all."""
-    if isinstance(picture, Image.Image):
-        write_atomically(path, lambda temporary: picture.save(temporary, "png"))
-    else:
-        picture.save(path)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Runtime(Command, GuidanceOptions):
     """Translate pictures without PyTorch: python -m bbdm.runtime FOLDER PICTURE... -o OUT.
@@ -57,6 +46,7 @@ class Runtime(Command, GuidanceOptions):
     """
 
     HEADING: ClassVar[str] = "run"
+    PROGRAM: ClassVar[str] = "python -m bbdm.runtime"
     FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
 
     folder: Path = position("an export of `bbdm export`, or a name on the Hub")
@@ -72,9 +62,8 @@ class Runtime(Command, GuidanceOptions):
     threads: int | None = setting(None, "threads of the CPU provider; one a core if unset")
     condition: tuple[str, ...] = setting(
         (),
-        "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; one flag for each",
+        "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none",
         metavar="NAME=VALUE",
-        repeated=True,
     )
 
     direction: Direction | None = setting(None, "of a network of both directions: AtoB if unset, or BtoA")
@@ -87,11 +76,6 @@ class Runtime(Command, GuidanceOptions):
         for stem, count in Counter(map(formats.stem_of, self.pictures)).items():
             if count > 1:
                 raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
-
-    @classmethod
-    def program(cls) -> str:
-        """The words that start it."""
-        return "python -m bbdm.runtime"
 
     def run(self) -> None:
         """Translate, and print where the results are and their seeds."""
@@ -119,7 +103,7 @@ class Runtime(Command, GuidanceOptions):
             count, settings["batch_size"] = 1, count
         for start in range(0, len(results), count):
             batch = slice(start, start + count)
-            found = sampler([*self.pictures[batch]], seeds[batch], progress=sys.stderr.isatty(), **settings)
+            found = sampler([*self.pictures[batch]], seeds[batch], **settings)
             for path, picture in zip(results[batch], found, strict=True):
-                _write(path, picture)
+                files.write(path, picture if isinstance(picture, Picture) else images.pixels(picture))
         print(f"{len(results)} results in {self.output}, seeds {seeds[0]} to {seeds[-1]}")

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from bbdm import pictures
-from bbdm.data.conditions import known_conditions
-from bbdm.data.examples import stacked
+from bbdm.data.examples import known_conditions, stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Strips, first
 from bbdm.data.rows import Half, Row, shown
@@ -172,7 +171,7 @@ class Files:
     def _picture(self, array: Array, values: Values) -> Image.Image:
         if self._axis is not None:
             array = array.take(array.shape[self._axis] // 2, self._axis)
-        image = images.preview(values.scaled(np.nan_to_num(array), axes=array.ndim - 1))
+        image = images.from_array(values.scaled(np.nan_to_num(array), axes=array.ndim - 1))
         if not self.photographs:
             image.thumbnail((SHOWN, SHOWN))
         return image

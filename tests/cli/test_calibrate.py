@@ -109,7 +109,6 @@ def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
         ("--window none", "window is None, and .* window 8"),
         ("--overlap 0.25", "overlap is 0.25, and .* overlap 0.5"),
         ("--guidance 1.5", "guidance is 1.5, and .* guidance None"),
-        ("--guidance_interval 0:0.5", r"guidance_interval is \(0.0, 0.5\), and .* guidance_interval \(0.0, 1.0\)"),
     ],
 )
 def test_flags_that_contradict_intervals(place: Path, monkeypatch: pytest.MonkeyPatch, flags: str, message: str):

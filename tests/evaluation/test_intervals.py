@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wrap
-from bbdm.data.mapped import MappedDataset
+from bbdm.data.pairs import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.risk import TooFewPairsError
@@ -61,8 +61,8 @@ def test_a_file_and_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found.save(tmp_path / "a.intervals.json")
     again = Intervals.load(tmp_path / "a.intervals.json", sampler)
     assert vars(again) == vars(found)
-    usual = {"window": "auto", "overlap": 0.25, "margin": 0, "guidance": None, "guidance_rescale": 0.0}
-    fixed = {"solver": "sde-dpm2m", "steps": 4, "samples": 4, **usual, "guidance_interval": (0.0, 1.0)}
+    usual = {"window": "auto", "overlap": 0.25, "margin": 0, "guidance": None}
+    fixed = {"solver": "sde-dpm2m", "steps": 4, "samples": 4, **usual}
     assert Intervals.call_of(tmp_path / "a.intervals.json") == fixed
     source = make_pairs(2, seed=3)[0][0][None]
     for one, other in zip(again(source, seed=1), found(source, seed=1), strict=True):

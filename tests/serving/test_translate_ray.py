@@ -21,7 +21,7 @@ from bbdm.base.seeds import seed_of
 from bbdm.bridges import ABridge
 from bbdm.cli import translate
 from bbdm.cli.serving import TranslateRay
-from bbdm.data.examples import BadPicturesError
+from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image
 from bbdm.pictures.values import Values

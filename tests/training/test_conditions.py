@@ -14,7 +14,7 @@ from torch import nn
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge
 from bbdm.data.examples import Example, collate
-from bbdm.data.mapped import MappedDataset
+from bbdm.data.pairs import MappedDataset
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.training.batches import sample_seeds

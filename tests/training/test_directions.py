@@ -15,10 +15,9 @@ import bbdm
 from bbdm import DDBM, ABridge, BridgeSampler
 from bbdm.bridges import Bridge
 from bbdm.codec import wrap_codec
-from bbdm.data.cached import measure
 from bbdm.data.examples import collate
-from bbdm.data.mapped import MappedDataset
-from bbdm.data.pairs import Pairs
+from bbdm.data.latents import measure
+from bbdm.data.pairs import MappedDataset, Pairs
 from bbdm.data.spec import Condition, Spec
 from bbdm.networks.base import Conditions, Network
 from bbdm.pictures.values import Percentiles

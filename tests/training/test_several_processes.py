@@ -148,11 +148,11 @@ def test_each_gpu_gets_a_process(flag: str, name: str, monkeypatch: pytest.Monke
     module, first = COMMANDS[name]
     argv = [first, "DATA", "model.pt", flag]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bbdm", "--import", "own", name, *argv])
     with pytest.raises(SystemExit):
         (eval_miou.Miou if module is eval_miou else module).main(argv)
     assert calls[0][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-    program = [eval_miou.__file__] if module is eval_miou else ["-m", "bbdm", name]
-    assert calls[0][6:] == [*program, *argv]
+    assert calls[0][6:] == ["-m", "bbdm", "--import", "own", name, *argv]
 
 
 @pytest.mark.usefixtures("tiny_demo")
