@@ -79,13 +79,16 @@ def test_volumes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
 
 
+KINDS: list[dict[str, Any]] = [{"size": 4}, {"size": 6}, {"size": 6, "resize": "fit"}, {"size": 4, "channels": 1}]
+
+
 def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
-    """And one folder serves several sizes."""
+    """And one folder serves several kinds of examples."""
     data_dir = pictures(tmp_path, 1)
-    before = {size: load(data_dir, size=size, cache=tmp_path / "cache").read(0).source for size in (4, 6)}
-    assert [each.shape[1] for each in before.values()] == [4, 6]
+    before = [load(data_dir, cache=tmp_path / "cache", **how).read(0).source for how in KINDS]
+    assert all(torch.equal(one, load(data_dir, **how).read(0).source) for one, how in zip(before, KINDS, strict=True))
     save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
-    assert not torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, before[4])
+    assert not torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, before[0])
     for path in (tmp_path / "cache").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"):
