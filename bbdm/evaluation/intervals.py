@@ -174,7 +174,7 @@ class Intervals:
     def sample(self, source: Any, seed: Any = None, **settings: Any) -> Distribution:
         """The samples that :meth:`of` takes, of sources whose size is checked before one is drawn."""
         settings |= self.options
-        checked = () if self.size is None else self.sampler._call(source, None, settings, split=False).sources.groups
+        checked = () if self.size is None else self.sampler._call(source, None, settings, split=False)[2].groups
         for _, images in checked:
             if (size := tuple(images.shape[2:])) != self.size:
                 raise ValueError(

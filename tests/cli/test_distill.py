@@ -40,9 +40,9 @@ def test_a_student_is_sampled_with_its_calls_by_every_program():
     """And its codec is the teacher's."""
     codec = bbdm.VQGANCodec(tiny_vqgan())
     bbdm.save_checkpoint("teacher.pt", tiny_unet(condition_channels=3), BRIDGE, codec=codec, image_size=SIZE)
-    fit("--calls", 2)
+    fit("--calls", 2, "--image_size", 8)
     loaded = bbdm.load_checkpoint("student.pt")
-    assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, SIZE, None)
+    assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, 8, None)
     assert (found := loaded.build_codec()) is not None
     assert found.digest() == codec.digest()
     for name, flags in (("results", []), ("again", ["--solver", "consistency", "--steps", "2"])):

@@ -102,6 +102,9 @@ def test_the_decoder_of_a_trained_autoencoder(capsys: pytest.CaptureFixture[str]
     after = fit("sharp.pt", "--init_from", "vqgan.pt", "--decoder_only").state_dict()
     changed = {key.split(".")[0] for key, value in before.state_dict().items() if not torch.equal(value, after[key])}
     assert changed == {"decoder", "post_quant_conv"}
+    words = ["edge2shoes", "data", "x.pt"]
+    restarts = [train_vqgan.TrainVQGAN.parse([*words, *more]).restarts for more in ([], ["--init_from", "vqgan.pt"])]
+    assert restarts == [50, 0]  # a trained codebook keeps its codes
     with pytest.raises(ValueError, match=r"vqgan\.pt is of another kind than 'kl'"):
         fit("other.pt", "--init_from", "vqgan.pt", "--kind", "kl")
 
