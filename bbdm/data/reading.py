@@ -82,8 +82,9 @@ class Reader(Cells):
 
     def _change(self, image: Image.Image) -> Image.Image:
         """A photograph in the channels and at the size of examples."""
+        assert self._size is not None
         image = image if self.spec.channels is None else images.convert(image, self.spec.channels)
-        return images.resized(image, self.spec.size or image.size[::-1], self.spec.resize)
+        return images.resized(image, self._size, self.spec.resize)
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
         return Reader, (self.spec, self.cache, self.prepare, self.masked, self.paired)

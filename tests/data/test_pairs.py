@@ -129,6 +129,13 @@ class TestBad:
         with pytest.raises(BadPicturesError, match=r"B/0\.png"):
             pairs.read(0)
 
+    def test_other_bits_than_those_of_the_first_are_named(self, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, count=2)
+        save(tmp_path / "A/1.npy", np.zeros((1, 20, 24), np.uint8))
+        message = r"A/1\.npy: its source has values of uint8, and that of the first pair other bits"
+        with pytest.raises(BadPicturesError, match=message):
+            valued(data_dir).read(1)
+
     def test_the_next_pair_takes_the_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         data_dir = pictures(tmp_path)
         whole = load(data_dir)
@@ -137,7 +144,7 @@ class TestBad:
         pairs = load(data_dir, skip_bad=True)
         assert pairs.order(3)(0, 5) == whole.order(3)(0, 5)
         assert [pairs.read(index).name for index in range(5)] == ["0", "3", "3", "3", "0"]
-        assert len(list(pairs)) == 5
+        assert len(list(iter(pairs))) == 5  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert torch.equal(pairs[-1][0], pairs[0][0])
         assert torch.equal(pairs.read(1).source, whole.read(3).source)
         assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]
