@@ -66,6 +66,7 @@ def test_photographs_are_decoded_once(how: dict[str, Any], tmp_path: Path, monke
     pairs = pickle.loads(pickle.dumps(load(data_dir, **how)))
     for index in (*range(COUNT), 0):
         assert_same(pairs.read(index), known[index])
+    assert len(vars(pairs.reader.cache)["_mapped"]) <= 3
 
 
 def test_volumes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,9 @@ class TestLatents:
             save(tmp_path / f"text/{number}.npy", np.ones((1 + number, 2), np.float32))
         data_dir += f",mask={tmp_path}/sar,sar={tmp_path}/sar,text={tmp_path}/text,style={tmp_path}/c.csv"
         pairs = load(data_dir, conditions=read_conditions("sar=image,text=tokens,style=class"))
-        found = LatentDataset(pairs, codec_of(), folder, True).read(1)
+        made = LatentDataset(pairs, codec_of(), folder, True)
+        assert made.read(0).conditions["text"].tolist() == [[1, 1]]
+        found = made.read(1)
         sar = pixels(51, channels=1)[None]
         assert (found.conditions["sar"].numpy() == np.stack([sar, sar[..., ::-1]])).all()
         assert found.conditions["text"].tolist() == [[1, 1], [1, 1]]
