@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from bbdm.data.cells import OF_PHOTOGRAPH, Array, Cells, Stored, check_grids, crop_window
+from bbdm.data.cache import Cache
+from bbdm.data.cells import OF_PHOTOGRAPH, Array, Cells, check_grids, crop_window
 from bbdm.data.degradations import Prepare
 from bbdm.data.rows import BadPicturesError, Half, Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
@@ -62,7 +63,7 @@ class Reader(Cells):
     def __init__(
         self,
         spec: Spec,
-        cache: Stored | None = None,
+        cache: Cache | None = None,
         prepare: Prepare | None = None,
         masked: bool = False,
         paired: bool = True,
@@ -137,7 +138,7 @@ class Reader(Cells):
             return self.column(name, cells)
         how = f"{self.spec.channels} channels, {self.spec.size}, {self.spec.resize}"
         array = self.stored(cells, how, lambda: self.fitted(self.column(name, cells).array))
-        return Column(array, False, [Picture(array, OF_PHOTOGRAPH)], cells)
+        return Column(array, False, [Picture(array, OF_PHOTOGRAPH)] * len(cells), cells)
 
     def open(
         self,

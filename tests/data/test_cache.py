@@ -46,6 +46,7 @@ HOW: list[dict[str, Any]] = [
     {"size": 6, "mask": True},
     {"crop": 4, "channels": 1},
     {"dataset": "edge2shoes", "size": (4, 3)},
+    {"size": 6, "several": True},
 ]
 
 
@@ -57,6 +58,7 @@ def test_photographs_are_decoded_once(how: dict[str, Any], tmp_path: Path, monke
         save(tmp_path / f"train/{number}.png", pixels(number, 8, 2 * SIZE))
     data_dir += f",mask={tmp_path}/M" if how.pop("mask", False) else ""
     data_dir = str(tmp_path) if "dataset" in how else data_dir
+    data_dir = f"{tmp_path}/A,{tmp_path}/B;{tmp_path}/B" if how.pop("several", False) else data_dir
     known = [load(data_dir, **{**how, "cache": None}).read(index) for index in range(COUNT)]
     for index, example in enumerate(known):
         assert_same(load(data_dir, **how).read(index), example)
