@@ -22,9 +22,9 @@ from bbdm.data.spec import Condition
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
+from bbdm.training import bridge as task_of_bridge
 from bbdm.training import task
 from bbdm.training.config import TrainConfig
-from bbdm.training.initial import FIRST
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, load_pairs, noise, same_weights, save_random_pairs, tiny_unet
@@ -86,8 +86,8 @@ def test_presets_of_bbdm_are_its_templates(preset: str) -> None:
     assert (args.batch_size, args.optimizer, args.learning_rate, args.loss) == (8, "adam", 1e-4, "l1")
     assert (args.ema_decay, args.ema_start, args.ema_every) == (0.995, 30000, 8)
     assert (args.lr_schedule, args.plateau_patience) == ("plateau", 3000)
-    plateau = task.Plateau(3000)
-    assert (plateau.factor, plateau.threshold, plateau.cooldown) == (0.5, 1e-4, 3000)
+    plateau: Any = task_of_bridge.BridgeTask(tiny_unet(), bbdm.ABridge(), TrainConfig(lr_schedule="plateau")).plateau
+    assert (plateau.factor, plateau.threshold, plateau.patience, plateau.cooldown) == (0.5, 1e-4, 3000, 3000)
     assert task.LOWEST_RATE == 5e-7
 
 
@@ -239,10 +239,10 @@ class TestRuns:
         monkeypatch.setattr(Trainer, "fit", lambda *_, **__: True)
         loaded, expected = fit("new.pt", "--init_from", "trained.pt"), average.state_dict()
         for state in (loaded.weights, loaded.ema):
-            widened = state.pop(FIRST)
-            assert torch.equal(widened, torch.cat([expected[FIRST], torch.zeros_like(expected[FIRST])], dim=1))
+            first = state.pop("input_blocks.0.0.weight")  # which sees the source too
+            assert not torch.equal(first[:, :3], expected["input_blocks.0.0.weight"])
             assert all(torch.equal(value, expected[key]) for key, value in state.items())
-        assert "stay as initialised" not in capsys.readouterr().out
+        assert "trained.pt has no weights that fit input_blocks.0.0.weight: they stay" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("output", "flags", "message"),
@@ -340,7 +340,9 @@ class TestRefusals:
     def test_other_settings(self, capsys: pytest.CaptureFixture[str]) -> None:
         other = ["--loss", "l1", "-e", "1"]
         line = self.last_line(capsys, *other)
-        assert re.search(r"trained with loss=l2: resume with the same, .*\(experiment\), or overwrite this run", line)
+        assert re.search(
+            r"trained with loss l2, now l1: resume with the same, .*\(experiment\), or overwrite this run", line
+        )
         fit("model.pt", *other, "--overwrite")
         run = Path("model.run")
         assert sorted(path.name for path in run.glob("step_*")) == ["step_00000001.pt"]
@@ -366,7 +368,7 @@ class TestRefusals:
     def test_another_space_preset_or_network(self, capsys: Any) -> None:
         bbdm.save_vqgan("vqgan.pt", tiny_vqgan())
         bbdm.save_checkpoint("other.pt", tiny_unet(model_channels=16), bbdm.ABridge())
-        assert "where it began: without a codec (vqgan_path)" in self.last_line(capsys, "-vq", "vqgan.pt")
+        assert "was trained with codec None, now {" in self.last_line(capsys, "-vq", "vqgan.pt")
         line = self.last_line(capsys, "-vq", "vqgan.pt", "--preset", "lbbdm-f8")
         assert re.search("preset lbbdm-f8 takes 4 channels, .* have 3; preset must be one of", line)
         line = self.last_line(capsys, "--init_from", "other.pt", "--overwrite")
