@@ -11,7 +11,7 @@ import torch
 from bbdm import ABridge, bridges
 from bbdm.bridges import DDBM, Bridge, BrownianBridge
 from bbdm.codec import wrap_codec
-from bbdm.data.examples import Example, collate
+from bbdm.data.examples import Example
 from bbdm.data.mapped import MappedDataset
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
@@ -21,7 +21,7 @@ from bbdm.training.config import DistillConfig, Loss, TrainConfig
 from bbdm.training.distillation import StudentTask
 from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, SIZE, MakeTrainer, batch_of, metrics_of, tiny_unet
+from tests.conftest import BRIDGE, MakeTrainer, batch_of, metrics_of, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
 CPU = torch.device("cpu")
@@ -118,25 +118,6 @@ def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int
 # Both directions
 
 
-class Halves:
-    """Pictures, and half of each."""
-
-    def __init__(self, channels: tuple[int, int] = (1, 1)) -> None:
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return 16
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(index)) - 0.5
-        first, second = self.channels
-        return {"source": image[:first], "target": image[:second] / 2}
-
-
-def both(**about: Any) -> MappedDataset:
-    return MappedDataset(Halves(), spec=Spec(direction="both", **about))
-
-
 def unet(**settings: Any) -> Any:
     return tiny_unet(**{"in_channels": 1, "out_channels": 1, "condition_channels": 1, **settings})
 
@@ -155,10 +136,11 @@ def test_losses_are_those_of_each_direction(bridge: Bridge) -> None:
     """Of a task of one direction with the other's bridge, and the class as a condition of the pairs."""
     network, seeds, config = unet(**WAYS), sample_seeds(0, 0, 4, CPU), TrainConfig(batch_size=4, loss="l2")
     task = BridgeTask(network, bridge, config, total=10)
-    batch = collate([both().read(i) for i in range(4)])
+    batch = Example(torch.rand(4, 1, 8, 8) - 0.5, torch.rand(4, 1, 8, 8) / 2)
     back = torch.tensor([False, True, True, False])
     losses, reported = task.losses(network, turned(batch, back), seeds, 3)
-    for name, way, own in (("AtoB", batch, bridge), ("BtoA", turned(batch, ~torch.zeros_like(back)), bridge.turned)):
+    for name, own in (("AtoB", bridge), ("BtoA", bridge.turned)):
+        way = turned(batch, torch.full_like(back, name == "BtoA"))
         alone = BridgeTask(network, own, config, total=10)
         alone.two_way = False
         wanted = alone.losses(network, way, seeds, 3)[0][back == (name == "BtoA")]
@@ -194,7 +176,12 @@ CODEC = wrap_codec(torch.nn.Conv2d(1, 1, 1), channels=1, stride=1, encode=lambda
             CODEC,
             "a codec is for pictures (B, C, H, W), and this network is of vol",
         ),
-        ({}, both(), None, "both directions, the class 'direction': False, and the pairs have True"),
+        (
+            {},
+            MappedDataset(pictures(), spec=Spec(direction="both")),
+            None,
+            "both directions, the class 'direction': False, and the pairs have True",
+        ),
         (WAYS, pictures(), None, "both directions, the class 'direction': True, and the pairs have False"),
     ],
 )
@@ -207,9 +194,9 @@ def test_pairs_that_the_network_cannot_take_are_refused(
 
 def test_what_cannot_go_both_ways_is_refused() -> None:
     with pytest.raises(ValueError, match="source of 3 and a target of 1 channels, and one network of direction 'both'"):
-        MappedDataset(Halves((3, 1)), spec=Spec(direction="both"))
+        MappedDataset(pictures(3), spec=Spec(direction="both"))
     with pytest.raises(ValueError, match="a student of two directions takes the same steps both ways"):
-        StudentTask(unet(**WAYS), PRECONDITIONED, DistillConfig(batch_size=4), both())
+        StudentTask(unet(**WAYS), PRECONDITIONED, DistillConfig(batch_size=4), total=9)
 
 
 # Functions of the caller

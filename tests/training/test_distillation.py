@@ -116,23 +116,6 @@ def test_files_say_for_how_many_calls(make_trainer: MakeTrainer, pairs: Pairs, t
         trainer(1).resume_newest()
 
 
-def test_other_calls_or_solvers_give_a_warning(tmp_path: Path):
-    save_checkpoint(tmp_path / "student.pt", tiny_unet(condition_channels=3), BRIDGE, calls=2)
-    source = torch.full((1, 3, 8, 8), -0.5)
-    message = "distilled for calls=2 of the solver 'consistency', and is asked for {} of '{}'"
-    asked: list[tuple[dict[str, Any], tuple[int, str]]] = [
-        ({"steps": 20}, (20, "consistency")),
-        ({"solver": "dpm2m"}, (10, "dpm2m")),
-    ]
-    for settings, found in asked:
-        with pytest.warns(UserWarning, match=message.format(*found)):
-            BridgeSampler.from_checkpoint(tmp_path / "student.pt", **settings)
-        sampler = BridgeSampler.from_checkpoint(tmp_path / "student.pt")
-        with pytest.warns(UserWarning, match=message.format(*found)):
-            sampler(source, seed=0, **settings)
-    BridgeSampler.from_checkpoint(tmp_path / "student.pt", steps=1)(source, seed=0)  # fewer are no surprise
-
-
 class Mixed(nn.Module):
     """A module of a user: a weighted sum of state and source."""
 
