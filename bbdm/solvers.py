@@ -33,15 +33,13 @@ ALL: Noise = (1, 0)
 HALF: Noise = (0.5, 0)
 NONE: Noise = (0, 0)
 POSTERIOR: Noise = (0, 1)
-
-
 Times = Callable[[Bridge, int | None], skips.Timesteps]
 OfSteps = Callable[[Bridge, int | None], StepTable]  # a solver of a number of steps, or None for its own
 AnySolver = str | StepTable | OfSteps  # a name in SOLVERS, a table, or a function that makes one
 Function = TypeVar("Function", bound=Callable[..., StepTable])
 
-# Functions of (bridge, times) with those of (bridge, steps or None), or functions of (bridge, steps or None)
-SOLVERS: dict[str, tuple[Callable[[Bridge, skips.Timesteps], StepTable], Times] | OfSteps] = {}
+# Functions of (bridge, times), with those of (bridge, steps or None) that give times; or of the latter alone
+SOLVERS: dict[str, tuple[Callable[..., StepTable], Times | None]] = {}
 
 
 def register(name: str, times: Times | None = None) -> Callable[[Function], Function]:
@@ -61,7 +59,7 @@ def register(name: str, times: Times | None = None) -> Callable[[Function], Func
     def named(solver: Function) -> Function:
         if name in SOLVERS:
             raise ValueError(f"solver {name!r} is taken")
-        SOLVERS[name] = solver if times is None else (solver, times)
+        SOLVERS[name] = solver, times
         return solver
 
     return named
@@ -97,17 +95,17 @@ def build(
             solver cannot take.
     """
     _check_choice(solver, timesteps, steps)
-    chosen = SOLVERS[solver] if isinstance(solver, str) else solver
-    if isinstance(chosen, StepTable) and steps is timesteps is None:
-        return chosen
-    if isinstance(chosen, StepTable):
-        raise ValueError(f"a table has its own steps, got steps={steps} and timesteps={timesteps!r} too")
-    if not isinstance(chosen, tuple):
-        if timesteps is not None:
-            raise ValueError(f"solver {name_of(solver)!r} takes steps, and no timesteps; got {timesteps!r}")
-        return chosen(bridge, steps)
-    make, default = chosen
-    return make(bridge, default(bridge, steps) if timesteps is None else skips.resolve(bridge, timesteps, steps))
+    if isinstance(solver, StepTable):
+        if steps is not None or timesteps is not None:
+            raise ValueError(f"a table has its own steps, got steps={steps} and timesteps={timesteps!r} too")
+        return solver
+    make: Callable[..., StepTable]
+    make, default = SOLVERS[solver] if isinstance(solver, str) else (solver, None)
+    if default is not None:
+        return make(bridge, default(bridge, steps) if timesteps is None else skips.resolve(bridge, timesteps, steps))
+    if timesteps is not None:
+        raise ValueError(f"solver {name_of(solver)!r} takes steps, and no timesteps; got {timesteps!r}")
+    return make(bridge, steps)
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class Defaults:
         return chosen, steps, timesteps
 
     def over(self, solver: str | None, steps: int | None, timesteps: Any) -> Defaults:
-        """These, with others that were chosen."""
+        """These, with others that were chosen, as plain values."""
         if solver is steps is timesteps is None:
             return self
         solver, steps, timesteps = self.fill(solver, steps, timesteps)
@@ -215,10 +213,8 @@ def _check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
 
 def table(bridge: Bridge, times: skips.Timesteps, coefficients: npt.NDArray[np.float64]) -> StepTable:
     """The table of (K, 5) coefficients, with what the bridge says of the network at these times."""
-    inputs, network_times = bridge.input(times), bridge.network_time(times)
-    return StepTable(
-        times, bridge.prediction(times), coefficients, inputs, network_times, bridge.start(times[0].item())
-    )
+    seen, start = bridge.network_time(times), bridge.start(times[0].item())
+    return StepTable(times, bridge.prediction(times), coefficients, bridge.input(times), seen, start)
 
 
 def levels(bridge: Bridge, steps: int | None, least: float = 40, most: float = 4) -> skips.Timesteps:

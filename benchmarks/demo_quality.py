@@ -27,7 +27,7 @@ from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
-from bbdm.evaluation.distributions import energy_score
+from bbdm.evaluation.metrics import energy
 from bbdm.files.bridge_json import SETTINGS
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.runtime.sampler import OnnxBridgeSampler
@@ -57,10 +57,9 @@ def measure(
     results = torch.stack([sampler(sources, seed=given, batch_size=batch) for given in each], dim=1)
     seconds = time.perf_counter() - started
     areas = [closed_areas(source) for source in sources]
-    scores = [energy_score(r, t) for r, t in zip(results, targets, strict=True)]
     return {
-        "energy": [energy for energy, _ in scores],
-        "spread": [spread for _, spread in scores],
+        "energy": energy(results, targets).tolist(),
+        "spread": [torch.pdist(each.flatten(1).double()).mean().item() for each in results],
         "saturation": saturation(results).mean(1).tolist(),
         "target_saturation": saturation(targets).tolist(),
         "flatness": [float(flatness(r, a).mean()) for r, a in zip(results, areas, strict=True)],

@@ -143,9 +143,9 @@ class Miou(GPUsCommand, TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "segmentation"
-    SCRIPT: ClassVar[str | None] = __file__
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "intervals"})
     ENDING: ClassVar[str] = "-miou"
+    PROGRAM: ClassVar[str] = "eval_miou.py"
     FIRST: ClassVar[str] = "deeplab data_dir model output_dir output_stride"
 
     dataset: str = "cityscapes"
@@ -158,11 +158,6 @@ class Miou(GPUsCommand, TranslateConfig):
             raise ValueError("mIoU is of photographs: leave out direction")
         if self.image_size in ("fit", "keep"):
             raise ValueError(f"labels need pictures of their shape, got image_size {self.image_size}")
-
-    @classmethod
-    def program(cls) -> str:
-        """The words that start it."""
-        return "eval_miou.py"
 
     def run(self) -> None:
         """Make, segment and score the results."""

@@ -31,7 +31,6 @@ from bbdm.training.config import BridgeConfig, TrainConfig
 from bbdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-OPENMOJI64 = Path(os.environ.get("OPENMOJI64", ROOT.parent / "shared" / "data" / "openmoji64"))  # train/, val/
 
 settings.register_profile("shared machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("shared machine")

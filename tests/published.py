@@ -47,7 +47,8 @@ def _levels(steps: int, low: float, high: float, rho: float) -> list[float]:
 
 
 def _table(bridge: Bridge, times: list[float], rows: list[Row]) -> StepTable:
-    return StepTable(np.array(times), np.zeros((len(times), 3)), np.array(rows))
+    count = len(times)
+    return StepTable(np.array(times), np.zeros((count, 3)), np.array(rows), np.zeros((count, 2)), np.array(times))
 
 
 def ddbm_heun(bridge: Bridge, steps: int = 40, churn: float = 0.33) -> StepTable:

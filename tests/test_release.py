@@ -49,7 +49,9 @@ def test_the_source_distribution_has_what_its_tests_need_and_nothing_built():
 
 
 def test_links_of_the_package_indexs_page_are_absolute(wheel: WheelBuilder):
-    repository = wheel.metadata.core.urls["Homepage"]
+    urls = wheel.metadata.core.urls
+    repository = urls["Homepage"]
+    assert [url for url in (*urls.values(), CITATION["repository-code"]) if not url.startswith(repository)] == []
     readme, page = (ROOT / "README.md").read_text("utf-8"), wheel.metadata.core.readme
     assert CODE.findall(page) == CODE.findall(readme)
     links, pictures = LINK.findall(CODE.sub("", page)), re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
@@ -62,12 +64,6 @@ def test_links_of_the_package_indexs_page_are_absolute(wheel: WheelBuilder):
     assert len(places) > 10
     assert None not in places
     assert [picture for picture in pictures if "/blob/" in picture] == []
-
-
-def test_one_address(wheel: WheelBuilder):
-    urls = wheel.metadata.core.urls
-    assert [url for url in urls.values() if not url.startswith(urls["Homepage"])] == []
-    assert CITATION["repository-code"] == urls["Homepage"]
 
 
 def test_tests_skip_for_no_package_but_those_that_a_python_cannot_import():

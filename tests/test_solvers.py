@@ -1,11 +1,10 @@
 """Rows of the step tables against formulas in another form."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge, timesteps
@@ -96,38 +95,6 @@ def test_sde_dpm2m_adds_the_noise_of_the_posterior():
     assert sde.coefficients[:, 2:4].sum(1) == pytest.approx(posterior.coefficients[:, 2], abs=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["residual", "displacement"])
-def test_ancestral_abridge_rows(objective: str):
-    """The reverse SDE's step as the paper writes it, with p = x - x0hat."""
-    T, c_lambda = 1000, 1.5
-    table = solvers.build(ABridge(T, c_lambda, objective), "ancestral")  # pyright: ignore[reportArgumentType]
-    assert table.timesteps.tolist() == list(range(1000, 0, -1))
-    x, y, x0, z = 0.7, -0.2, 0.1, 1.3
-    p = x - x0
-    for t, row in zip(table.timesteps.tolist(), table.coefficients, strict=True):
-        if t == T:
-            expected = x - p / (T * np.log(T)) + np.sqrt(2) / T * z
-            assert 1 / (T * np.log(T)) == pytest.approx(0.0001447648, abs=1e-10)  # the released constants
-            assert np.sqrt(2) / T == pytest.approx(0.0014142, abs=1e-7)
-        elif t == 1:
-            expected = x - p
-        else:
-            b = T - t + 1
-            g = np.log(T / b)
-            c = 1 - 1 / b + 1 / (b * g)
-            noise = c_lambda * np.sqrt(b) / T * z if t > 2 else 0
-            expected = ((1 + 1 / (T * g)) * x - (1 / b - (t - 1) / (T * b * g)) * y - p / (T * g) + noise) / c
-        assert row @ [x, y, x0, 99.0, z] == pytest.approx(expected, rel=1e-9)
-
-
-def test_ancestral_brownian_rows():
-    table = solvers.build(BrownianBridge(max_variance=0.5), "ancestral")
-    x, y, x0, z = 0.7, -0.2, 0.1, 1.3
-    for t, row in zip(table.timesteps.tolist(), table.coefficients, strict=True):
-        expected = x - (x - x0) / t + (np.sqrt(2 * 0.5 / 1000) * z if t > 1 else 0)
-        assert row @ [x, y, x0, 99.0, z] == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 7, 100, 999])
 def test_ancestral_brownian_steps_of_any_length(steps: int):
     """Those of a Brownian motion of variance 2 max_variance, at times that fall as a square."""
@@ -160,16 +127,6 @@ def test_as_many_calls_as_the_published_list_has_are_that_list(bridge: Bridge):
     assert len(solvers.build(bridge, "fast", steps=len(published) - 1)) == len(published) - 1
 
 
-@given(st.sampled_from(FAMILY), st.sampled_from(BRIDGES), st.data())
-def test_tables_are_finite_and_as_long_as_asked(solver: str, bridge: Bridge, data: st.DataObject):
-    steps = data.draw(st.integers(1, int(bridge.top - bridge.low) + 1))
-    table = solvers.build(bridge, solver, steps=steps)
-    assert len(table) == len(table.timesteps) == len(table.prediction) == len(table.coefficients) == steps
-    assert np.isfinite(table.coefficients).all()
-    assert np.isfinite(table.prediction).all()
-    assert (table.coefficients[:, 4] >= 0).all()
-
-
 def test_one_step_is_the_first_guess_and_so_is_the_mean():
     for bridge in (ABridge(), BrownianBridge.bbdm()):
         table = solvers.build(bridge, "mean")
@@ -181,13 +138,12 @@ def test_one_step_is_the_first_guess_and_so_is_the_mean():
                 solvers.build(bridge, "mean", times, steps)
 
 
-def test_a_table_comes_back_from_its_description_and_older_ones_say_less():
+def test_a_table_comes_back_from_its_description():
     table = solvers.build(DDBM("ve"), "consistency", steps=3)  # from noise; its network is shown more than x and t
     described = table.description()
     assert solvers.StepTable.from_description(described).description() == described
-    older = solvers.StepTable.from_description({k: described[k] for k in ("timesteps", "prediction", "coefficients")})
-    assert (older.start, older.inputs.tolist()) == ((1.0, 0.0), [[1.0, 0.0]] * 3)
-    assert older.network_times.tolist() == described["timesteps"]
+    with pytest.raises(ValueError, match="a table needs inputs"):
+        solvers.StepTable.from_description({k: v for k, v in described.items() if k != "inputs"})
     with pytest.raises(ValueError, match=r"start of a table must be finite numbers of shape \(2,\), got \(2,\)"):
         solvers.StepTable.from_description({**described, "start": [np.nan, 0.0]})
 
@@ -200,6 +156,9 @@ def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
         return solvers.table(bridge, times, np.tile(CLEAN, (len(times), 1)))
 
     table = solvers.build(ABridge(), "jump", steps=3)
+    assert solvers.build(ABridge(), table) is table
+    with pytest.raises(ValueError, match="read-only"):
+        table.coefficients[0, 0] = 1.0
     assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([1000, 500, 1], [CLEAN] * 3)
     assert solvers.choices(ABridge())["jump"] == 200
     with pytest.raises(ValueError, match="solver 'jump' is taken"):
@@ -214,13 +173,6 @@ def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(ValueError, match=r"'halves' takes steps, and no timesteps; got \[3\]"):
             solvers.build(ABridge(), solver, timesteps=[3])
     assert len(solvers.Defaults("halves").table(ABridge())) == 5
-
-
-def test_a_table_is_a_solver():
-    table = solvers.build(ABridge(), "ddim", steps=3)
-    assert solvers.build(ABridge(), table) is table
-    with pytest.raises(ValueError, match="read-only"):
-        table.coefficients[0, 0] = 1.0
 
 
 def test_a_file_of_a_solver_that_is_not_here_opens_with_the_default():
@@ -251,7 +203,7 @@ def build(solver: Any = "dpm2m", bridge: Bridge | None = None, **settings: Any) 
         (lambda: build("ancestral", BrownianBridge(4), steps=5), r"steps must be an integer in \[1, 4\] for .*, got 5"),
         (lambda: build("ancestral", BrownianBridge.bbdm()), "does not exist for the original BBDM"),
         (
-            lambda: solvers.StepTable(np.array([1]), np.ones((1, 3)), np.ones((1, 4))),
+            lambda: replace(build(steps=1), coefficients=np.ones((1, 4))),
             r"coefficients of a table must be finite numbers of shape \(1, 5\)",
         ),
     ],
@@ -259,11 +211,6 @@ def build(solver: Any = "dpm2m", bridge: Bridge | None = None, **settings: Any) 
 def test_bad_requests(request_: Any, message: str):
     with pytest.raises(ValueError, match=message):
         request_()
-
-
-def test_published_numbers_of_steps():
-    assert len(build("ancestral", I2SB(), steps=np.int64(10))) == 10
-    assert len(build("ancestral", steps=1000)) == 1000
 
 
 NOISY = [ABridge(), ABridge(c_lambda=4.0), BrownianBridge(), DDBM("vp"), ECSI(), GOUB(objective="residual")]

@@ -39,10 +39,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     """The version of each package that is installed."""
     found: dict[str, str] = {}
     for name in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

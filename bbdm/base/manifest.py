@@ -44,18 +44,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
     An absent key counts as None. Hashes are shortened.
     """
+
+    def text(value: Any) -> str:
+        whole, half = short(value), LONGEST // 2 - 2
+        return whole if len(whole) <= LONGEST else f"{whole[:half]}...{whole[-half:]}"
+
     parts: list[str] = []
     for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
+        old, new, inside = before.get(key), now.get(key), ""
         if old == new:
             continue
-        inside = ""
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             inside = differences(old, new, f"{prefix}{key}.")
-        parts.append(inside or f"{prefix}{key} {_shortened(old)}, now {_shortened(new)}")
+        parts.append(inside or f"{prefix}{key} {text(old)}, now {text(new)}")
     return ", ".join(parts)
-
-
-def _shortened(value: Any) -> str:
-    text, half = short(value), LONGEST // 2 - 2
-    return text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}"

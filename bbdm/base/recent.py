@@ -11,16 +11,10 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """A cache of the values used last, each made once, under a lock.
-
-    Args:
-        make: makes the value of a key.
-        kept: number of values; beyond it the one that was not used for longest is dropped.
-    """
+    """The values used last, at most ``kept``, each made once, under a lock."""
 
     def __init__(self, make: Callable[..., Value], kept: int) -> None:
-        self._make = make
-        self._kept = kept
+        self._make, self._kept = make, kept
         self._values: OrderedDict[Any, Value] = OrderedDict()
         self.lock = threading.RLock()
 

@@ -17,44 +17,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field
 from importlib import import_module
-from inspect import getdoc
+from inspect import get_annotations, getdoc
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from bbdm.base import optional
-from bbdm.base.settings import add_flags, check, flag_fields, heading
+from bbdm.base.settings import check, choices_of, flag_fields, without_none
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
 MAIN = "what is used most"  # the heading of the fields that the help shows first
+METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
 IMPORT = "--import"  # before a command: a module that registers bridges, solvers or metrics
-imported: list[str] = []  # the modules that this process imported so
 Self = TypeVar("Self", bound="Command")
 ROOT = f"{Path(__file__).parents[1]}{os.sep}"  # not a folder beside it, such as bbdm_scripts
 BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of a flag, but for those that are off, and no --no-FLAG of them."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        flags = [flag for flag in action.option_strings if action.default is not False or flag[:5] != "--no-"]
-        value = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
-        return f"{', '.join(flags)} {value}".strip()
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help or ""
-        without = not action.option_strings or any(action.default is v for v in (None, False, (), argparse.SUPPRESS))
-        return text if without or "(default: " in text else f"{text} (default: %(default)s)"
-
-
 class Parser(argparse.ArgumentParser):
-    """The flags of a command. Its docstring and the flags' defaults are the help; an error is one line."""
+    """The flags of a command, whose docstring is the help; an error is one line."""
 
     def __init__(self, description: str | None, **settings: Any) -> None:
-        super().__init__(description=description, formatter_class=_Help, **settings)
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # values such as -1024:3071:HU are no flags
 
     def error(self, message: str) -> NoReturn:
@@ -67,6 +51,47 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {''.join(f'did you mean {flag}? ' for flag in like)}--help lists the flags\n")
 
 
+def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of text as an argparse ``type``: the message of its ValueError becomes the script's."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
+    """Add the flag, or the position, of a field: its names, type, choices and help, with the default.
+
+    A flag that is left out has no value. One that is on has a ``--no-FLAG`` too.
+    """
+    about, name, kind, off = each.metadata, each.name, without_none(hint), argparse.SUPPRESS
+    usual = "" if any(default is unset for unset in (MISSING, None, False, ())) else f" (default: {default})"
+    if kind is bool:
+        parser.add_argument(*about["names"], f"--{name}", action="store_true", default=off, help=about["help"] + usual)
+        if default is True:
+            parser.add_argument(f"--no-{name}", dest=name, action="store_false", default=off, help="off")
+        return
+    choices, several = choices_of(each, kind), get_origin(kind) is tuple
+    options: dict[str, Any] = {"help": about["help"], "type": get_args(kind)[0] if several else kind}
+    if about["parse"] is not None:
+        options["type"], several = _parsed(about["parse"]), False
+    elif choices:
+        options |= {"choices": choices, "type": type(next(iter(choices)))}
+        options["help"] += f": {', '.join(map(str, choices))}"
+    options |= {"nargs": "+"} if several else {}
+    if about["position"]:
+        left_out = {"nargs": "?", "default": default} if default is not MISSING and not several else {}
+        parser.add_argument(name, metavar=about["metavar"] or name.upper(), **options, **left_out)
+        return
+    metavar = about["metavar"] or METAVARS.get(kind, name.rpartition("_")[2].upper())
+    options |= {"help": options["help"] + usual, "default": off, "required": default is MISSING, "metavar": metavar}
+    parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **({"action": "extend"} if several else {}))
+
+
 def import_modules(words: Sequence[str]) -> list[str]:
     """Import the modules that ``--import MODULE`` at the beginning of words names, and return what is left.
 
@@ -77,7 +102,6 @@ def import_modules(words: Sequence[str]) -> list[str]:
         if "" not in sys.path:
             sys.path.insert(0, "")
         import_module(left[1])
-        imported.append(left[1])
         left = left[2:]
     return left
 
@@ -93,8 +117,10 @@ class Command:
         ValueError: a field is out of range, or fields contradict each other.
     """
 
+    PROGRAM: ClassVar[str] = ""  # the words that start it, where they are not bbdm and the name of the class
     FIRST: ClassVar[str] = ""  # the fields that the help shows first, in this order
     DECIDING: ClassVar[str] = ""  # the field that decides defaults of others
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}  # in place of the fields' own
     HIDDEN: ClassVar[frozenset[str]] = frozenset()  # the fields that are no flags of this command
 
     named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
@@ -108,9 +134,9 @@ class Command:
         raise NotImplementedError
 
     @classmethod
-    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults in place of the fields' own, by the value of the field :attr:`DECIDING`."""
-        return {}
+    def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Defaults in place of the fields' own, by the values of other fields."""
+        return cls.DEFAULTS
 
     @classmethod
     def of(cls: type[Self], **values: Any) -> Self:
@@ -118,29 +144,38 @@ class Command:
         return cls(**{"named": frozenset(values), **cls.defaults(values), **values})
 
     @classmethod
-    def program(cls) -> str:
-        """The words that start it."""
-        return "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
-
-    @classmethod
     def parser(cls, words: Sequence[str] = ()) -> Parser:
-        """The parser of the fields; ``words`` are those that may decide defaults."""
-        known = flag_fields(cls)
-        positions = [name for name, each in known.items() if each.metadata.get("position")]
+        """The parser of the fields; its help shows the defaults that ``words`` decide."""
+        known, hints = flag_fields(cls), get_type_hints(cls)
+        positions = [name for name, each in known.items() if each.metadata["position"]]
         groups = {MAIN: [*dict.fromkeys(name for name in [*cls.FIRST.split(), *positions] if name in known)]}
         for name in known:
             if name not in groups[MAIN]:
-                groups.setdefault(heading(cls, name), []).append(name)
-        usage = [_shown(known[name]) for name in groups[MAIN] if name in positions]
+                groups.setdefault(cls._heading(name), []).append(name)
+        usage = ["%(prog)s"]
+        for each in (known[name] for name in groups[MAIN] if name in positions):
+            word = each.metadata["metavar"] or each.name.upper()
+            usage.append(word if each.default is MISSING else f"[{word}]")
         first, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
-        about = {"usage": " ".join(["%(prog)s", *usage, "[flags]"]), "epilog": more, "add_help": False}
-        parser, early = Parser(first, prog=cls.program(), **about), Parser(None, add_help=False)
+        about = {"usage": " ".join([*usage, "[flags]"]), "epilog": more, "add_help": False}
+        program = cls.PROGRAM or "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+        parser, early = Parser(first, prog=program, **about), Parser(None, add_help=False)
+        for name in cls.DECIDING.split():
+            _add(early, known[name], hints[name], None)
+        defaults = cls.defaults(vars(early.parse_known_args(words)[0]))
         for title, names in groups.items():
-            add_flags(parser.add_argument_group(title), cls, names)
+            group = parser.add_argument_group(title)
+            for name in names:
+                _add(group, known[name], hints[name], defaults.get(name, known[name].default))
         parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this")
-        add_flags(early, cls, cls.DECIDING.split())
-        parser.set_defaults(**cls.defaults(vars(early.parse_known_args(words)[0])))
         return parser
+
+    @classmethod
+    def _heading(cls, name: str) -> str:
+        """The heading of a field in the help."""
+        owner = next(each for each in cls.__mro__ if name in get_annotations(each))
+        group = cls.__dataclass_fields__[name].metadata["group"]
+        return group or vars(owner).get("HEADING") or owner.__module__.split(".")[1]
 
     @classmethod
     def parse(cls: type[Self], words: Sequence[str]) -> Self:
@@ -150,23 +185,13 @@ class Command:
             SystemExit: a word is no flag, or no value of its flag. One line says why.
             ValueError: a check of the dataclass fails.
         """
-        unset: list[Any] = []  # an empty list, which flags that are repeated append to a copy of
-        start = argparse.Namespace(**dict.fromkeys(flag_fields(cls), unset))
-        found = vars(cls.parser(words).parse_args([*words], start))
-        values = {name: value for name, value in found.items() if value is not unset}
+        values = vars(cls.parser(words).parse_args([*words]))
         return cls.of(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
     @classmethod
     def main(cls, words: Sequence[str] | None = None) -> None:
         """Parse words, those of this process if None, and run."""
         cls.parse(sys.argv[1:] if words is None else words).run()
-
-
-def _shown(position: Field[Any]) -> str:
-    """A position in the line of usage."""
-    name = position.metadata["metavar"] or position.name.upper()
-    name += "..." if str(position.type).startswith("tuple") else ""
-    return name if position.default is MISSING else f"[{name}]"
 
 
 def warn(message: str) -> None:

@@ -10,10 +10,10 @@ from bbdm.bridges.base import from_config as from_config
 from bbdm.bridges.base import register as register
 from bbdm.bridges.brownian import ABridge as ABridge
 from bbdm.bridges.brownian import BrownianBridge as BrownianBridge
-from bbdm.bridges.ddbm import DDBM as DDBM
-from bbdm.bridges.ddbm import ECSI as ECSI
+from bbdm.bridges.diffusions import DDBM as DDBM
+from bbdm.bridges.diffusions import ECSI as ECSI
+from bbdm.bridges.diffusions import GOUB as GOUB
+from bbdm.bridges.diffusions import I2SB as I2SB
 from bbdm.bridges.objectives import Density as Density
 from bbdm.bridges.objectives import Objective as Objective
 from bbdm.bridges.path import Marginal as Marginal
-from bbdm.bridges.tables import GOUB as GOUB
-from bbdm.bridges.tables import I2SB as I2SB

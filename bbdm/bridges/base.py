@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.objectives import OBJECTIVES, POINTS, Density, Function, Weights, quantiles
-from bbdm.bridges.path import Array, Path
+from bbdm.bridges.path import PICTURES, Array, Path
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +30,15 @@ class Bridge(Path):
 
     A subclass has :meth:`~bbdm.bridges.path.Path.marginal`, and the fields ``num_steps`` and ``objective``.
     :meth:`check` says what they must satisfy. To be saved it is registered under a name: see
-    :func:`bbdm.bridges.register`.
+    :func:`bbdm.bridges.register`. Every bridge has the arguments below, by keyword. The first four are
+    statistics of training pairs, over all pixels and channels, in the space of the bridge.
 
     Args:
+        spread: the root mean square of x0 - y: the scale of the objective ``pinned``, of noise levels in
+            densities of training times, and of the highest levels of timesteps.
+        sigma_data: the standard deviation of targets, for the objective ``preconditioned``.
+        sigma_source: the standard deviation of sources, for the objective ``preconditioned``.
+        cov: the covariance of targets and sources, for the objective ``preconditioned``.
         density: of training times, a name; see :func:`bbdm.bridges.objectives.quantiles`.
 
     Raises:
@@ -42,9 +48,17 @@ class Bridge(Path):
     name: ClassVar[str]  # in files
     objectives: ClassVar[Mapping[str, Function]] = OBJECTIVES  # those that it may have; a bridge's own beside them
     positive: ClassVar[tuple[str, ...]] = ()  # fields that must be finite numbers above 0
+    spread: float = field(default=PICTURES, kw_only=True, repr=False)
+    sigma_data: float = field(default=PICTURES, kw_only=True, repr=False)
+    sigma_source: float = field(default=PICTURES, kw_only=True, repr=False)
+    cov: float = field(default=0.0, kw_only=True, repr=False)
     density: Density = field(default="uniform", kw_only=True)
 
     def __post_init__(self) -> None:
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raise ValueError where a setting is none that a bridge can have."""
         steps = 2 if self.continuous else self.num_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
             raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
@@ -57,21 +71,15 @@ class Bridge(Path):
         if self.density == "top" and self.objective != "pinned":
             raise ValueError(f"density 'top' is of the objective 'pinned', got {self.objective!r}")
         for name in ("spread", "sigma_data", "sigma_source", *self.positive):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
+            if not 0 < (value := getattr(self, name)) < np.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not abs(self.cov) < (limit := self.sigma_data * self.sigma_source):
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
 
-    def check(self) -> None:
-        """Check settings and path, as samplers and trainings do when they are built.
-
-        Raises:
-            ValueError: a setting is none that a bridge can have, or the path is none; see
-                :meth:`~bbdm.bridges.path.Path.check`.
-        """
-        Bridge.__post_init__(self)  # of a subclass that has one of its own too
-        super().check()
+    @property
+    def statistics(self) -> dict[str, float]:
+        """The statistics of pairs by name."""
+        return {name: getattr(self, name) for name in ("spread", "sigma_data", "sigma_source", "cov")}
 
     def weights(self, t: npt.ArrayLike) -> Weights:
         """What the network is shown, and x0hat from what it predicts; see :mod:`bbdm.bridges.objectives`.
@@ -140,10 +148,8 @@ class Bridge(Path):
         known = np.isfinite(columns) & (np.abs(columns) > ROUNDING)  # at times without noise, F may have no weight
         return np.where(known, columns, 0.0)
 
-    def state_weights(self, t: npt.ArrayLike) -> Array:
-        """(..., 6) weights of x0, y and noise in x_t, then zeros, as :meth:`training_weights` has them."""
-        weights = np.stack(self.at(t), axis=-1)
-        return np.concatenate([weights, np.zeros_like(weights)], axis=-1)
+    def _state(self, t: npt.ArrayLike) -> Array:
+        return np.stack(self.at(t), axis=-1)
 
     def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """An array of this bridge, or a method's at the integers 0..top, copied to a device once."""
@@ -165,10 +171,9 @@ class Bridge(Path):
         """
         import torch
 
-        kind = "numbers" if self.continuous else "integers"
-        real = t.is_floating_point() and self.continuous
-        integer = not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
-        if t.shape != images.shape[:1] or not (real or integer):
+        real = t.is_floating_point()
+        if t.shape != images.shape[:1] or t.is_complex() or t.dtype == torch.bool or (real and not self.continuous):
+            kind = "numbers" if self.continuous else "integers"
             raise ValueError(f"t must be {len(images)} {kind}, got shape {tuple(t.shape)} of {t.dtype}")
         if t.device.type == "cpu" and len(t) and not (self.low <= float(t.min()) and float(t.max()) <= self.top):
             raise ValueError(f"t must be in [{self.low}, {self.top}], got [{t.min().item()}, {t.max().item()}]")
@@ -177,6 +182,14 @@ class Bridge(Path):
             return t, self._on_device(name, device, dtype)
         rows = torch.from_numpy(getattr(self, name)(t.double().cpu().numpy()))  # a step waited for the device anyway
         return torch.arange(len(t), device=device), rows.to(device=device, dtype=dtype)
+
+    def _sum(self, name: str, t: Tensor, *images: Tensor) -> Tensor:
+        """Three images, each times its column of a table of a method."""
+        if len(shapes := {tuple(image.shape) for image in images}) > 1:
+            raise ValueError(f"images must have one shape, got {sorted(shapes)}")
+        rows, table = self._rows(name, t, images[0])
+        first, second, third = table[rows.long()].view(-1, 3, *[1] * (images[0].ndim - 1)).unbind(1)
+        return first * images[0] + second * images[1] + third * images[2]
 
     def draw_times(self, seeds: Tensor, step: int) -> Tensor:
         """(B,) times of training by ``density``: a function of (B,) int64 seeds and the optimizer step."""
@@ -227,20 +240,9 @@ class Bridge(Path):
 
         return noise_step(x0, y, *self._rows("training_weights", t, x0), noise, seeds, step)
 
-    def state(
-        self,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor | None = None,
-        *,
-        seeds: Tensor | None = None,
-        step: int | None = None,
-    ) -> Tensor:
-        """x_t (B, C, H, W) itself, of the noise that :meth:`add_noise` takes; its arguments and errors."""
-        from bbdm.kernels.noise_step import noise_step
-
-        return noise_step(x0, y, *self._rows("state_weights", t, x0), noise, seeds, step)[0]
+    def state(self, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t (B, C, H, W) itself, differentiable; arguments and errors are those of :meth:`add_noise`."""
+        return self._sum("_state", t, x0, y, noise)
 
     def estimate(self, x_t: Tensor, y: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """x0hat, the target that a network's output stands for: p_x x_t + p_y y + p_F F; differentiable.
@@ -254,12 +256,7 @@ class Bridge(Path):
         Raises:
             ValueError: shapes differ, or t is not a (B,) tensor of times in range.
         """
-        if not x_t.shape == y.shape == prediction.shape:
-            shapes = [tuple(v.shape) for v in (x_t, y, prediction)]
-            raise ValueError(f"x_t, y and prediction must have one shape, got {shapes}")
-        rows, table = self._rows("prediction", t, x_t)
-        p_x, p_y, p_f = table[rows.long()].view(-1, 3, *[1] * (x_t.ndim - 1)).unbind(1)
-        return p_x * x_t + p_y * y + p_f * prediction
+        return self._sum("prediction", t, x_t, y, prediction)
 
     def seen(self, t: Tensor) -> Tensor:
         """(B,) what the network sees of (B,) times, float32; see :meth:`network_time`."""
@@ -291,6 +288,13 @@ class Bridge(Path):
         if self.objective != "preconditioned" or self.sigma_data == self.sigma_source:
             return self
         return cast(Any, replace(cast(Any, self), sigma_data=self.sigma_source, sigma_source=self.sigma_data))
+
+
+def check_steps(steps: Any, most: int) -> int:
+    """The number of steps; ValueError unless it is an integer from 1 to ``most``."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
+        raise ValueError(f"steps must be an integer in [1, {most}] for this bridge, got {steps!r}")
+    return int(steps)
 
 
 BRIDGES: dict[str, Callable[..., Bridge]] = {}  # what builds them, by name

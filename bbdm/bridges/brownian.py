@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Bridge, register
+from bbdm.bridges.base import Bridge, check_steps, register
 from bbdm.bridges.objectives import Objective
 from bbdm.bridges.path import Array, Marginal
 
@@ -55,7 +55,8 @@ class ABridge(Bridge):
         Raises:
             ValueError: times are not consecutive, or do not end at 1.
         """
-        check_consecutive(times)
+        if times[-1] != 1 or np.any(np.diff(times) != -1):
+            raise ValueError(f"solver 'ancestral' needs consecutive timesteps down to 1, got {times.tolist()}")
         return np.array([self._ancestral_row(t) for t in times.tolist()])
 
     def _ancestral_row(self, t: int) -> tuple[float, float, float, float, float]:
@@ -115,8 +116,6 @@ class BrownianBridge(Bridge):
         objective: Objective = "residual",
     ) -> BrownianBridge:
         """The original BBDM code's bridge: indices 0..T-1, m from 0.001 (linear schedule) to 0.999."""
-        if schedule not in ("linear", "sin"):
-            raise ValueError(f"schedule must be 'linear' or 'sin', got {schedule!r}")
         return cls(num_steps, max_variance, objective, schedule)
 
     @property
@@ -132,12 +131,12 @@ class BrownianBridge(Bridge):
     @property
     def low(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """1, or 0 for the original code's indices."""
-        return 1 if self.schedule == "exact" else 0
+        return int(self.closed)
 
     @property
     def top(self) -> float:
         """T, or T - 1 for the original code's indices and the noise objective."""
-        return super().top if self.schedule == "exact" else self.num_steps - 1
+        return super().top if self.closed else self.num_steps - 1
 
     @cached_property
     def _knots(self) -> Array:
@@ -151,7 +150,7 @@ class BrownianBridge(Bridge):
 
     def _m(self, t: npt.ArrayLike) -> Array:
         time = self._time(t)
-        if self.schedule == "exact":
+        if self.closed:
             return time / self.num_steps
         return np.interp(time, np.arange(self.num_steps), self._knots)
 
@@ -172,13 +171,11 @@ class BrownianBridge(Bridge):
         Raises:
             ValueError: of the original BBDM's schedules, or steps out of range.
         """
-        if self.schedule != "exact":
+        if not self.closed:
             raise ValueError("solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'")
         if steps is None:
             return super().ancestral_times(None)
-        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= self.num_steps:
-            raise ValueError(f"steps must be an integer in [1, {self.num_steps}] for this sampler, got {steps!r}")
-        left = steps - np.arange(steps)  # so many times are still to come
+        left = (steps := check_steps(steps, self.num_steps)) - np.arange(steps)  # so many times are still to come
         return np.maximum(np.rint(self.num_steps * (left / steps) ** 2), left).astype(np.int64)
 
     def ancestral(self, times: npt.NDArray[Any]) -> Array:
@@ -187,9 +184,3 @@ class BrownianBridge(Bridge):
         noise = np.sqrt(2 * self.max_variance / self.num_steps * step)
         noise[-1] = 0  # the last step ends in the estimate
         return np.stack([1 - step / times, zero, step / times, zero, noise], axis=1)
-
-
-def check_consecutive(times: npt.NDArray[Any]) -> None:
-    """Raise ValueError unless the times are every integer of a range, downwards to 1."""
-    if times[-1] != 1 or np.any(np.diff(times) != -1):
-        raise ValueError(f"solver 'ancestral' needs consecutive timesteps down to 1, got {times.tolist()}")

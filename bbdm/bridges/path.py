@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,35 +21,7 @@ class Marginal(NamedTuple):
     sigma: Array
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """Statistics of training pairs, over all pixels and channels, in the space of the bridge.
-
-    Every bridge has them as keyword arguments.
-
-    Args:
-        spread: the root mean square of x0 - y: the scale of the objective ``pinned``, of noise levels in
-            densities of training times, and of the highest levels of timesteps.
-        sigma_data: the standard deviation of targets, for the objective ``preconditioned``.
-        sigma_source: the standard deviation of sources, for the objective ``preconditioned``.
-        cov: the covariance of targets and sources, for the objective ``preconditioned``.
-
-    Raises:
-        ValueError: a spread is not a positive number, or the covariance is too large for the spreads.
-    """
-
-    spread: float = field(default=PICTURES, repr=False)
-    sigma_data: float = field(default=PICTURES, repr=False)
-    sigma_source: float = field(default=PICTURES, repr=False)
-    cov: float = field(default=0.0, repr=False)
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """The values by name."""
-        return {each.name: getattr(self, each.name) for each in fields(Statistics)}
-
-
-class Path(Statistics, ABC):
+class Path(ABC):
     """A Gaussian path from a target x0 to a source y.
 
     Times are the integers ``low``..``top``, or with ``continuous`` the reals from ``low`` to ``top``.
@@ -64,6 +35,10 @@ class Path(Statistics, ABC):
     low: ClassVar[float] = 1  # the smallest time in training and sampling
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
+    spread: float  # this and the next three are statistics of pairs: see Bridge
+    sigma_data: float
+    sigma_source: float
+    cov: float
 
     @abstractmethod
     def marginal(self, t: npt.ArrayLike) -> Marginal:
@@ -79,7 +54,7 @@ class Path(Statistics, ABC):
         Without it an alpha of 4e-33 would be a noise level of 1e16 in place of an infinite one.
         """
         alpha, beta, sigma = self.marginal(t)
-        last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS) & self.closed
+        last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS)
         return Marginal(np.where(last, 0.0, alpha), np.where(last, 1.0, beta), np.where(last, 0.0, sigma))
 
     @property
@@ -133,8 +108,12 @@ class Path(Statistics, ABC):
         """What the network sees of a time, float64: the time itself unless a subclass says otherwise."""
         return np.asarray(t, dtype=np.float64)
 
+    @abstractmethod
+    def check_settings(self) -> None:
+        """Raise ValueError where a setting is out of range."""
+
     def check(self) -> None:
-        """Check that times give a path from a target to a source.
+        """Check settings, and that times give a path from a target to a source, as samplers and trainings do.
 
         - alpha, beta and sigma are finite at all times.
         - The path is ``closed``: x0 at time 0, and y at ``end``, where alpha and sigma are 0, both to 1e-6. A
@@ -146,11 +125,12 @@ class Path(Statistics, ABC):
         Raises:
             ValueError: one of these does not hold; the message says which, and at what time.
         """
+        self.check_settings()  # of a subclass whose __post_init__ is another, too
         name = type(self).__name__
         times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
-        for weight, values in self.marginal(times)._asdict().items():
-            if len(bad := times[~np.isfinite(np.broadcast_to(values, times.shape))]):
-                raise ValueError(f"{weight} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
+        for what, value in {**self.marginal(times)._asdict(), "network_time": self.network_time(times)}.items():
+            if len(bad := times[~np.isfinite(np.broadcast_to(value, times.shape))]):
+                raise ValueError(f"{what} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
         for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
             found = [float(weight) for weight in self.marginal(time)]
             if np.max(np.abs(np.subtract(found, expected))) > ENDS:
@@ -158,16 +138,10 @@ class Path(Statistics, ABC):
                     f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {found}: mend "
                     "marginal, or set closed = False where the path stops short of its ends"
                 )
-        times = times[times <= self.top]
-        levels = self.nu(times)
+        levels = self.nu(times := times[times <= self.top])
         if len(bad := np.flatnonzero(~(np.diff(levels) > 0))):
-            first, second = times[bad[0] : bad[0] + 2]
-            raise ValueError(
-                f"the noise level of {name} must increase, got {levels[bad[0]]:g} at t = {first:g} and "
-                f"{levels[bad[0] + 1]:g} at t = {second:g}"
-            )
-        if not np.isfinite(self.network_time(times)).all():
-            raise ValueError(f"network_time of {name} must be finite")
+            found = " and ".join(f"{levels[i]:g} at t = {times[i]:g}" for i in (bad[0], bad[0] + 1))
+            raise ValueError(f"the noise level of {name} must increase, got {found}")
 
     def _time(self, t: npt.ArrayLike) -> Array:
         """Times as float64; ValueError where one lies outside the bridge."""

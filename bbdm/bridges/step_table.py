@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,11 @@ ARRAYS: dict[str, tuple[int, ...]] = {  # of a table, and the columns of each
 }
 
 
-def _unset() -> npt.NDArray[np.float64]:
-    return np.zeros(0)
-
-
 @dataclass(frozen=True, eq=False)
 class StepTable:
     """The weights of every step of a sampling loop, one row for each network call; float64.
+
+    :func:`bbdm.solvers.table` makes one of coefficients, with what a bridge says of the rest.
 
     Raises:
         ValueError: an array is of another shape, or not of finite numbers.
@@ -33,46 +31,33 @@ class StepTable:
     timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
     prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
     coefficients: npt.NDArray[np.float64]  # (K, 5) the next x as weights of x, y, x0hat, the previous x0hat, noise
-    inputs: npt.NDArray[np.float64] = field(
-        default_factory=_unset
-    )  # (K, 2) what the network is shown, as weights of x and y; x if unset
-    network_times: npt.NDArray[np.float64] = field(
-        default_factory=_unset
-    )  # (K,) what it sees of the times; the times if unset
+    inputs: npt.NDArray[np.float64]  # (K, 2) what the network is shown, as weights of x and y
+    network_times: npt.NDArray[np.float64]  # (K,) what it sees of the times
     start: tuple[float, float] = (1.0, 0.0)  # the first state as weights of y and noise
 
     def __post_init__(self) -> None:
-        if not self.inputs.size:
-            object.__setattr__(self, "inputs", np.tile([1.0, 0.0], (len(self.timesteps), 1)))
-        if not self.network_times.size:
-            object.__setattr__(self, "network_times", np.asarray(self.timesteps, dtype=np.float64))
         count = np.size(self.timesteps)
-        expected = {"start": (2,), **{name: (count, *columns) for name, columns in ARRAYS.items()}}
-        for name, shape in expected.items():
-            array = np.asarray(getattr(self, name))
+        for name, columns in {**ARRAYS, "start": None}.items():
+            array = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
+            shape = (2,) if columns is None else (count, *columns)
             if array.dtype.kind not in "if" or array.shape != shape or not count or not np.isfinite(array).all():
                 raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
-        for name in ARRAYS:
-            owned = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
-            owned.setflags(write=False)
-            object.__setattr__(self, name, owned)
-        object.__setattr__(self, "start", tuple(map(float, self.start)))
+            array.setflags(write=False)
+            object.__setattr__(self, name, tuple(map(float, array)) if columns is None else array)
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> StepTable:
-        """The table of a :meth:`description`, among other values; what older files lack is unset.
+        """The table of a :meth:`description`, among other values.
 
         Raises:
             ValueError: an array is missing, of another shape, or not of finite numbers.
         """
-        stored = {name: np.array(values[name]) for name in ARRAYS if name in values}
-        missing = {"timesteps", "prediction", "coefficients"} - stored.keys()
-        if missing:
-            raise ValueError(f"a table needs {sorted(missing)[0]}")
-        return cls(**stored, start=values.get("start", (1.0, 0.0)))
+        if missing := [name for name in ARRAYS if name not in values]:
+            raise ValueError(f"a table needs {missing[0]}")
+        return cls(**{name: np.array(values[name]) for name in ARRAYS}, start=values.get("start", (1.0, 0.0)))
 
     def description(self) -> dict[str, Any]:
         """Plain values, as exports hold them."""

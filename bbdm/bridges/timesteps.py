@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges import Bridge
+from bbdm.bridges.base import check_steps
 
 Name = Literal["karras", "noise", "coarse", "midpoint", "uniform", "paper", "bbdm"]
 Timesteps = npt.NDArray[Any]  # (K,) int64, or float64 for a continuous bridge
@@ -167,13 +168,11 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
         return SKIPS[timesteps](bridge, steps)
     if not isinstance(timesteps, Iterable):
         raise ValueError(f"timesteps must be a name or a list of times, got {timesteps!r}")
-    times = list(timesteps)
+    values = np.asarray(times := list(timesteps))
     if steps is not None:
         raise ValueError(f"steps must be None with a list of timesteps, got steps={steps}")
-    values = np.asarray(times)
-    kind, dtype = ("numbers", np.float64) if bridge.continuous else ("integers", np.int64)
-    wanted = np.issubdtype(values.dtype, np.integer) or (bridge.continuous and np.issubdtype(values.dtype, np.floating))
-    if values.ndim != 1 or values.size == 0 or not wanted or not np.isfinite(values).all():
+    kinds, kind, dtype = ("iuf", "numbers", np.float64) if bridge.continuous else ("iu", "integers", np.int64)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in kinds or not np.isfinite(values).all():
         raise ValueError(f"timesteps must be a non-empty list of {kind}, got {times!r}")
     values = values.astype(dtype)
     if np.any(np.diff(values) >= 0):
@@ -186,11 +185,7 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
 
 def _count(bridge: Bridge, steps: int | None, default: int) -> int:
     available = MOST if bridge.continuous else int(bridge.top - bridge.low) + 1
-    if steps is None:
-        return min(default, available)
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= available:
-        raise ValueError(f"steps must be an integer in [1, {available}] for this bridge, got {steps!r}")
-    return int(steps)
+    return min(default, available) if steps is None else check_steps(steps, available)
 
 
 def _distinct(times: Iterable[float], bridge: Bridge) -> Timesteps:

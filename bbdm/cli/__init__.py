@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import ClassVar
 
 from bbdm import __version__
 from bbdm.base import scripts
@@ -41,21 +40,16 @@ RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever
 class GPUsCommand(scripts.Command):
     """A command that may start a process for each GPU."""
 
-    SCRIPT: ClassVar[str | None] = None  # the file that is started, where it is not the command bbdm
-
     use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus", group="run")
 
     @classmethod
     def main(cls, words: Sequence[str] | None = None) -> None:
         """Parse words, and run: in a process for each GPU where that is asked for."""
-        words = sys.argv[1:] if words is None else words
-        command = cls.parse(words)
+        command = cls.parse(sys.argv[1:] if words is None else words)
         if command.use_multi_gpus:
             from bbdm.execution.processes import start_on_each_gpu
 
-            start = [word for module in scripts.imported for word in (scripts.IMPORT, module)]
-            start += [] if cls.SCRIPT else [cls.program().removeprefix("bbdm ")]
-            start_on_each_gpu([*start, *words], cls.SCRIPT)
+            start_on_each_gpu()
         command.run()
 
 
@@ -85,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help lists its flags."
     parser = scripts.Parser(about, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    text = (
-        "a module to import before the command, with a bridge, solver, network or metric of your own; may be repeated"
-    )
-    parser.add_argument(scripts.IMPORT, metavar="MODULE", help=text)
+    text = "a module to import before the command, with a bridge, solver, network or metric of your own"
+    parser.add_argument(scripts.IMPORT, metavar="MODULE", help=f"{text}; may be repeated")
     parser.add_argument("--version", action="version", version=f"bbdm {__version__}")
     parser.parse_args(words)

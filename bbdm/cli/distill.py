@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.training.trainer import Trainer
 
-DEFAULTS = {
-    "epochs": 20,
-    "batch_size": 32,
-    "learning_rate": 1e-4,
-    "lr_schedule": "cosine",
-    "warmup_steps": 100,
-    "ema_decay": 0.999,
-    "flip": True,
-    "precision": "bf16",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
@@ -42,16 +31,21 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         ValueError: a field is out of range, or fields contradict each other.
     """
 
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "epochs": 20,
+        "batch_size": 32,
+        "learning_rate": 1e-4,
+        "lr_schedule": "cosine",
+        "warmup_steps": 100,
+        "ema_decay": 0.999,
+        "flip": True,
+        "precision": "bf16",
+    }
     FIRST: ClassVar[str] = "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
 
     teacher: Path = position("a file that bbdm.load_checkpoint reads")
     output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
     dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout)
-
-    @classmethod
-    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of all distillations."""
-        return DEFAULTS
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""

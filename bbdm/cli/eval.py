@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -46,8 +46,7 @@ class Eval(GPUsCommand, TranslateConfig):
 
     OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
     interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number
-    of steps; sweep.json and two plots compare them. With --samples, the results of a source are scored as a
-    distribution too.
+    of steps; sweep.json and a plot compare them.
 
     For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
     torchrun --nproc_per_node N -m bbdm eval ...
@@ -69,7 +68,7 @@ class Eval(GPUsCommand, TranslateConfig):
     metrics: tuple[str, ...] | None = setting(
         None,
         f"among {', '.join(METRICS)}; fid lpips if unset, of other pictures than 8-bit grey and RGB mae psnr ssim; "
-        "diversity where possible",
+        "diversity, energy and crps of several samples",
     )
     dice_above: float = setting(BONE, "dice is of values above it")
     sweep: tuple[str, ...] | None = setting(None, "solvers and their numbers of steps, such as dpm2m:5,10,20 fast:199")
@@ -91,7 +90,7 @@ class Eval(GPUsCommand, TranslateConfig):
 
     def run(self) -> None:
         """Make the results that are missing, score all, and print a table."""
-        from bbdm.evaluation import distributions, reports
+        from bbdm.evaluation import reports
         from bbdm.translation.translator import Translator
 
         optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
@@ -101,23 +100,17 @@ class Eval(GPUsCommand, TranslateConfig):
             self._sweep(translator, setup, self.sweep)
         elif report := self._evaluate(translator, setup, (self.chosen_solver, self.steps), self.folder):
             print(reports.table([report]))
-            if report["by_patient"]:
-                print("\n" + reports.patients_table(report))
-            if "distribution" in report:
-                print(distributions.summary(report["distribution"]))
             print(f"results and scores.json: {self.folder}")
         translator.processes.leave()
 
     def _evaluate(self, translator: Translator, setup: Setup, run: Run, folder: Path) -> Report:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
-        from bbdm.evaluation import distributions, reports
         from bbdm.evaluation.scores import Scores
 
         processes, files, metrics = translator.processes, translator.files, self.metrics or defaults(setup)
-        spread = {"distribution": distributions.DISTRIBUTION} if setup.samples > 1 else {}
         with processes.first_before_others():  # the others find what it downloads
             scores = Scores(  # before the translation, since it may fail
-                {name: METRICS[name] for name in metrics} | spread,
+                metrics,
                 setup.samples,
                 device=processes.device,
                 values=setup.values,
@@ -131,14 +124,13 @@ class Eval(GPUsCommand, TranslateConfig):
         scores.collect(processes)
         if not processes.first:
             return {}
-        found: dict[str, Any] = {**scores.compute()}
-        if spread:
-            report |= {"distribution": found.pop("distribution")}
-        patients: dict[str, Any] = {}
-        for name, each in scores.by_source().items() if files.volumes else ():
-            patients[name] = reports.by_patient(name, {k: each[k] for k in files.names if k in each})
-        shown = {name: None if isnan(each) else each for name, each in found.items()}
-        about = {"scores": shown, "by_patient": patients, "lpips_net": self.lpips_net if "lpips" in metrics else None}
+
+        def known(found: Mapping[str, float]) -> dict[str, float | None]:
+            return {name: None if isnan(score) else score for name, score in found.items()}
+
+        by_patient = {name: known(found) for name, found in scores.by_source().items() if files.volumes}
+        about: dict[str, Any] = {"scores": known(scores.compute()), "by_patient": by_patient}
+        about |= {"lpips_net": self.lpips_net if "lpips" in metrics else None}
         about |= {"dice_above": self.dice_above} if "dice" in metrics else {}
         about |= {"masks": files.pairs.digest(["mask"])} if files.pairs.rows[0].get("mask") is not None else {}
         report = about | report
@@ -161,7 +153,8 @@ class Eval(GPUsCommand, TranslateConfig):
                 print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
                 manifest.write(self.folder / "sweep.json", done)
         if first:
-            print(f"to look at: {', '.join(map(str, reports.draw(done, self.folder)))}")
+            reports.draw(done, plot := self.folder / "quality_nfe.png")
+            print(f"to look at: {plot}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,10 @@ from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
-    from bbdm.codec import Codec
     from bbdm.files.content import Checkpoint
     from bbdm.networks.base import Network
 
 Row = tuple[str, object]
-ANY_CALLS = "any number"
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
@@ -33,14 +31,14 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}"
     yield "settings", unet.config
-    yield "conditions", unet.config.described if unet.config.each else "none"
+    yield "conditions", unet.config.described
     if unet.config.two_way:
         yield "directions", "AtoB; with BtoA, the values of sources and targets change places"
     yield "bridge", bridge
     yield from of_pictures(checkpoint.image_size, checkpoint.pictures)
     yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")
     yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
-    yield "network calls", checkpoint.calls or ANY_CALLS
+    yield "network calls", checkpoint.calls or "any number"
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
 
@@ -53,20 +51,13 @@ def of_pictures(size: Any, kind: Spec) -> Iterator[Row]:
     yield from ((name, each) for name in ("crop", "slices", "neighbours", "spacing") if (each := getattr(kind, name)))
 
 
-def of_autoencoder(codec: Codec) -> Iterator[Row]:
-    """Rows of an autoencoder alone."""
-    yield "autoencoder", f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
-    yield "latents", f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
-    yield "settings", codec.config()["config"]
-
-
 def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     """Rows of an ONNX export."""
     yield "graphs", f"{', '.join(settings['files'])}, in {settings['dtype']}"
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
     yield from of_pictures(settings.get("image_size"), Spec.from_config(settings))
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
-    yield "network calls", settings.get("calls") or ANY_CALLS
+    yield "network calls", settings.get("calls") or "any number"
     yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())
 
 
@@ -89,29 +80,24 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     from bbdm.training.run_folder import RunFolder
 
     if (path / bridge_json.SETTINGS).is_file():
-        return "an ONNX export", list(of_export(bridge_json.read_settings(path)))
-    run = RunFolder(path, keep=1)
-    newest = next(iter(run.checkpoints().values()), run.best if run.best.is_file() else None)
-    file = newest or hub.find_checkpoint(path)
-    if file.is_dir() and not any((file / name).is_file() for name in (hub.CONFIG, "model_index.json")):
-        names = sorted(each.name for each in file.iterdir())
-        found = ", ".join([*names[: hub.SHOWN], *(["..."] if len(names) > hub.SHOWN else [])])
-        raise ValueError(
-            f"{path} holds {found or 'nothing'}, and info takes a file of weights, or the folder of a run, an export, "
-            "save_pretrained or an autoencoder of diffusers"
-        )
-    of_run = f", {newest.name} of a training run" if newest else ""
+        return "an ONNX export", [*of_export(bridge_json.read_settings(path))]
+    newest = next(iter(RunFolder(path, keep=1).checkpoints().values()), None)
+    file, of_run = newest or hub.find_checkpoint(path), f", {newest.name} of a training run" if newest else ""
     try:
-        rows = list(of_checkpoint(config.load(file)))
+        exported = ", with an ONNX export" if (path / hub.ONNX / bridge_json.SETTINGS).is_file() else ""
+        return f"a checkpoint{of_run}{exported}", [*of_checkpoint(config.load(file))]
     except IncompleteFileError:
         raise
     except ValueError as error:
         try:
-            return f"an autoencoder{of_run}", list(of_autoencoder(load_codec(file)))
-        except ValueError:
-            raise error from None
-    exported = (path / hub.ONNX / bridge_json.SETTINGS).is_file()
-    return f"a checkpoint{of_run}" + (", with an ONNX export" if exported else ""), rows
+            codec = load_codec(file)
+        except (ValueError, OSError):
+            takes = "info takes a file of weights, or the folder of a run, an export, save_pretrained or diffusers"
+            raise (ValueError(f"{path} is a folder of other files: {takes}") if file.is_dir() else error) from None
+    about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
+    latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
+    rows: list[Row] = [("autoencoder", about), ("latents", latents), ("settings", codec.config()["config"])]
+    return f"an autoencoder{of_run}", rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,13 @@ from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.data.spec import read_named
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, WrappedConfig
+from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, UNetConfig, WrappedConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 
 if TYPE_CHECKING:
-    import torch
-
-    from bbdm.codec import Codec
     from bbdm.execution.processes import Processes
     from bbdm.networks.base import Network
-    from bbdm.networks.conditions import ConditionsConfig
     from bbdm.training.trainer import Trainer
 
 SourceAs = Literal["concat", "none"]
@@ -48,7 +44,7 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "direction": "both",
     "ema_decay": 0.999,
 }
-FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction")  # of these settings
+FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction", "conditions", "slices", "cache_images", "cache_latents")
 SMALL = {
     "image_size": 64,
     "batch_size": 16,
@@ -145,54 +141,60 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        latent, names = self.vqgan_path is not None, self.conditions or {}
         if self.dataset == UNPAIRED:
-            self._check_sets()
+            if self.eps is not None and not 0 < self.eps < inf:
+                raise ValueError(f"eps must be a positive number, got {self.eps}")
+            for name in FIXED_OF_SETS:
+                value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
+                if value != wanted:
+                    raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
         elif own := self.named & {"eps", "pairing", "pairing_steps", "simulation_steps"}:
             raise ValueError(f"{min(own)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
-        if not latent and (self.cache_latents or self.normalize_latents):
-            raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
-        if not latent and self.preset.startswith("lbbdm"):
-            raise ValueError(f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder")
-        if self.gradient_checkpointing and self.preset in OWN:
-            raise ValueError(f"gradient_checkpointing is of the networks of this library, got preset {self.preset}")
+        latent = self.vqgan_path is not None
         if latent:
             check_pictures(PRESETS[self.preset].axes, "vqgan_path")
-        if self.channels and latent:
-            raise ValueError("channels are of pictures that are trained on: with vqgan_path, the autoencoder's")
-        if latent and self.slices and self.slices.neighbours:
-            raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
-        if self.cache_images and self.cache_latents:
-            raise ValueError("cache_images and cache_latents exclude each other: cached latents need no pictures")
-        if other := [name for name in self.drop or {} if name not in names]:
-            known = ", ".join(names) or "(there are none)"
-            raise ValueError(f"drop must be of the conditions {known}, got {other[0]!r}")
-        if self.init_from and self.ckpt_path:
-            raise ValueError("init_from and ckpt_path exclude each other: one begins a run, the other resumes one")
-        if self.config and not self.init_from:
-            raise ValueError("config is of the network that init_from names, and there is none")
+        for refused, message in (
+            (not latent and (self.cache_latents or self.normalize_latents),
+             "cache_latents and normalize_latents need vqgan_path, the autoencoder"),
+            (not latent and self.preset.startswith("lbbdm"),
+             f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder"),
+            (latent and self.channels,
+             "channels are of pictures that are trained on: with vqgan_path, the autoencoder's"),
+            (latent and self.slices and self.slices.neighbours,
+             "neighbours of slices are of pictures, and vqgan_path of latents: leave one out"),
+            (self.gradient_checkpointing and self.preset in OWN,
+             f"gradient_checkpointing is of the networks of this library, got preset {self.preset}"),
+            (self.cache_images and self.cache_latents,
+             "cache_images and cache_latents exclude each other: cached latents need no pictures"),
+            (self.init_from and self.ckpt_path,
+             "init_from and ckpt_path exclude each other: one begins a run, the other resumes one"),
+            (self.config and not self.init_from,
+             "config is of the network that init_from names, and there is none"),
+        ):  # fmt: skip
+            if refused:
+                raise ValueError(message)
 
-    def _check_sets(self) -> None:
-        """Raise ValueError where a setting is not of two sets without pairs."""
-        if self.eps is not None and not 0 < self.eps < inf:
-            raise ValueError(f"eps must be a positive number, got {self.eps}")
-        for name in (*FIXED_OF_SETS, "conditions", "slices", "cache_images", "cache_latents"):
-            value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
-            if value != wanted:
-                raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
+    def build_bridge(self) -> Bridge:
+        """The bridge that the flags name; what they leave open, and a uniform density, is its own default."""
+        kind, usual = VARIANTS.get(self.bridge, (self.bridge, {}))
+        named: dict[str, Any] = {"num_steps": self.time_steps, "objective": self.objective}
+        named |= {"c_lambda": self.c_lambda} if kind == "abridge" else {}
+        named |= {} if self.density == "uniform" else {"density": self.density}
+        return from_config({"kind": kind, **usual, **{key: each for key, each in named.items() if each is not None}})
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
         import torch
 
         from bbdm.data.cached import LatentDataset, measure
+        from bbdm.files.checkpoint import load_codec
         from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask
         from bbdm.training.trainer import Trainer
         from bbdm.training.unpaired import UnpairedTask, between_sets
 
         progress, begins = self.shown and team.first, resumed is None
-        codec = None if self.vqgan_path is None else codec_for(self.vqgan_path, self.preset, team.device)
+        codec = None if self.vqgan_path is None else load_codec(self.vqgan_path).placed(team.device, torch.float32)
         channels = self.channels or 3 if codec is None else codec.image_channels
         known = None if begins else resumed.unet.config
         pairs, validation = self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
@@ -200,11 +202,11 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         torch.manual_seed(self.seed)
         channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
-        further = replace(pairs.further, drop=self.drop or {})
-        unet: Any = build_network(self.preset, channels[0], self.source_as, channels[1], endpoint, further)
+        conditions = replace(pairs.further, drop=self.drop or {}).settings()
+        unet: Any = build_network(self.preset, *channels, self.source_as, endpoint=endpoint, **conditions)
         if self.gradient_checkpointing:
             unet.gradient_checkpointing = True
-        bridge: Any = build_bridge(self.bridge, self.time_steps, self.c_lambda, self.objective, self.density)
+        bridge: Any = self.build_bridge()
         statistics = {} if begins else resumed.bridge.statistics
         if self.init_from is not None and begins:
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
@@ -238,43 +240,12 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, task=task)
 
 
-def build_bridge(
-    name: str,
-    num_steps: int | None = None,
-    c_lambda: float = 2.0,
-    objective: str | None = None,
-    density: Density = "uniform",
-) -> Bridge:
-    """A bridge by its name; what is None, and a uniform density, is the bridge's own default.
-
-    ``c_lambda`` is of the A-Bridge. ``bbdm`` is the original BBDM's bridge, and ``flow`` a Brownian bridge
-    without noise. Other names are those of :data:`bbdm.bridges.BRIDGES`.
-
-    Raises:
-        ValueError: a value is out of range, or the bridge does not take it, such as ``num_steps`` of a bridge
-            with real times.
-    """
-    if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
-        raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
-    kind, usual = VARIANTS.get(name, (name, {}))
-    settings: dict[str, Any] = {"num_steps": num_steps, "objective": objective}
-    settings |= {"c_lambda": c_lambda} if name == "abridge" else {}
-    settings |= {} if density == "uniform" else {"density": density}
-    return from_config({"kind": kind, **usual, **{key: each for key, each in settings.items() if each is not None}})
-
-
 def build_network(
-    preset: str,
-    channels: int,
-    source_as: SourceAs | None = None,
-    source_channels: int | None = None,
-    endpoint: tuple[int, ...] | None = None,
-    further: ConditionsConfig | None = None,
+    preset: str, channels: int, source_channels: int, source_as: SourceAs | None = None, **settings: Any
 ) -> Network:
-    """The network of a preset for targets of a number of channels, and sources of as many unless given.
+    """The network of a preset for targets and sources of numbers of channels, with further settings.
 
     ``source_as`` None is the preset's choice, and a network always sees a source of other channels.
-    ``endpoint`` are the source channels that the bridge ends in, and ``further`` the other conditions.
 
     Raises:
         ValueError: ``source_as`` is none, and the source has other channels.
@@ -283,40 +254,14 @@ def build_network(
     from bbdm.networks.dit import DiT
     from bbdm.networks.unet import UNet
 
-    config = PRESETS[preset]
-    source_channels = source_channels or channels
-    if source_channels != channels and source_as == "none":
+    config, same = PRESETS[preset], source_channels == channels
+    if source_as == "none" and not same:
         raise ValueError(f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}")
-    shown = config.condition_channels if source_as is None else source_as != "none"
-    seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.settings())
-    seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
-    if isinstance(config, DiTConfig):
-        return DiT.from_config(replace(config, channels=channels, **seen))
-    if isinstance(config, WrappedConfig):
-        return Wrapped.from_config(replace(config, channels=channels, **seen))
-    return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
-
-
-def codec_for(path: Path | str, preset: str, device: torch.device) -> Codec:
-    """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
-
-    Raises:
-        ValueError: the preset is of latents with another number of channels. Presets of pictures fit any.
-    """
-    import torch
-
-    from bbdm.files.checkpoint import load_codec
-
-    codec = load_codec(path).placed(device, torch.float32)
-    fitting = [
-        name for name, config in PRESETS.items() if config.channels == codec.channels or not name.startswith("lbbdm")
-    ]
-    if preset not in fitting:
-        raise ValueError(
-            f"preset {preset} takes {PRESETS[preset].channels} channels, and this autoencoder's latents have "
-            f"{codec.channels}; preset must be one of {', '.join(fitting)}"
-        )
-    return codec
+    shown = not same or (config.condition_channels if source_as is None else source_as == "concat")
+    names = ("in_channels", "out_channels") if isinstance(config, UNetConfig) else ("channels",)
+    settings |= {**dict.fromkeys(names, channels), "condition_channels": source_channels if shown else 0}
+    kinds: dict[type[Any], type[Any]] = {UNetConfig: UNet, DiTConfig: DiT, WrappedConfig: Wrapped}
+    return kinds[type(config)].from_config(replace(config, **settings))
 
 
 main = Train.main

@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from bbdm.networks.vqgan import VQGAN
     from bbdm.training.trainer import Trainer
 
-DEFAULTS = {
-    "epochs": 50,
-    "batch_size": 8,
-    "learning_rate": 2e-4,
-    "lr_schedule": "cosine",
-    "ema_decay": 0.999,
-    "precision": "bf16",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainVQGAN(TrainingCommand, AutoencoderConfig):
@@ -43,6 +34,14 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
 
     HEADING: ClassVar[str] = "autoencoder"
     PAIRS: ClassVar[bool] = False
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "epochs": 50,
+        "batch_size": 8,
+        "learning_rate": 2e-4,
+        "lr_schedule": "cosine",
+        "ema_decay": 0.999,
+        "precision": "bf16",
+    }
     DECIDING: ClassVar[str] = "init_from"
     FIRST: ClassVar[str] = (
         "dataset data_dir output_model preset kind epochs batch_size image_size device ckpt_path overwrite"
@@ -58,9 +57,9 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
     lpips_weights: Path | None = setting(None, "torchvision's weights of the LPIPS network, if they are not downloaded")
 
     @classmethod
-    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of all autoencoders; a trained codebook keeps its codes."""
-        return DEFAULTS if values.get("init_from") is None else {**DEFAULTS, "restarts": 0}
+        return cls.DEFAULTS if values.get("init_from") is None else {**cls.DEFAULTS, "restarts": 0}
 
     def read(self, path: Path) -> Any:
         """The content of a checkpoint of the run, which is an autoencoder."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.training.trainer import Trainer
 
-Splits = tuple["Pairs", "Pairs | None"]  # the training pairs, and the validation pairs if there are any
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
@@ -119,11 +117,8 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         axes: Literal[2, 3] = 2,
         learned: Spec | None = None,
         known: ConditionsConfig | None = None,
-    ) -> Splits:
-        """The training pairs and the validation pairs of the data set; None for the latter if there are none.
-
-        Validation pairs have the classes of the training pairs. What the first ones show is printed. With
-        ``cache_images``, resized pictures are read from there; of crops and slices, decoded files.
+    ) -> tuple[Pairs, Pairs | None]:
+        """The training pairs, and the validation pairs if there are any; prints what the first ones show.
 
         Args:
             size: that of the pictures.
@@ -145,16 +140,14 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         from bbdm.data.rows import read_rows
 
         crops = getattr(self, "crop", None) or (Crops(learned.crop) if learned is not None and learned.crop else None)
-        decoded = self.cache_images if crops or self.slices else None
-        of: tuple[Any, ...] = (decoded, self.degrade, self.skip_bad)
-        progress = self.shown and team.first
-        splits: dict[str, Pairs] = {}
+        parts, progress = bool(crops or self.slices), self.shown and team.first  # parts are cut of decoded files
+        of: tuple[Any, ...] = (self.cache_images if parts else None, self.degrade, self.skip_bad)
         with team.first_before_others():  # the others find what the first caches
             rows = read_rows(self.dataset, self.data_dir, "train")
             about: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops}
             about |= {"learned": learned, "conditions": self._conditions(rows, learned, known)}
-            splits["train"] = train = Pairs(rows, self.spec(self.dataset, rows, **about), *of)
-            missing = "write {split} in the paths"
+            train = Pairs(rows, self.spec(self.dataset, rows, **about), *of)
+            splits, missing = {"train": train}, "write {split} in the paths"
             try:
                 validation = Pairs(read_rows(self.dataset, self.data_dir, "val"), train.spec, *of)
                 splits |= {} if validation.same_rows(train) else {"val": validation}
@@ -173,7 +166,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             report(team, line)
         if known is not None and (unseen := [name for name in known.each if name not in train.further.each]):
             raise ValueError(f"the network takes {unseen[0]!r} too, and `drop` does not name it")
-        if self.cache_images is not None and decoded is None:
+        if self.cache_images is not None and not parts:
             with team.first_before_others():
                 for split, pairs in splits.items():
                     splits[split] = CachedExamples(pairs, self.cache_images / split, self.workers, progress)

@@ -53,16 +53,15 @@ class Translate(GPUsCommand, TranslateConfig):
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
-        from bbdm.evaluation.calibration import as_calibrated, place_of
+        from bbdm.evaluation.calibration import as_calibrated
         from bbdm.evaluation.intervals import Intervals
-        from bbdm.files.hub import find_checkpoint
         from bbdm.translation.results import check_paths, paths_of
         from bbdm.translation.translator import Translator
 
         config, load, folder = self, None, self.folder
         if self.with_ends:
-            path = self.intervals or place_of(find_checkpoint(self.model))
-            config, load = as_calibrated(self, path, self.named), partial(Intervals.load, path)
+            config = as_calibrated(self, self.named)
+            load = partial(Intervals.load, config.intervals)
         translator = Translator(config, load_intervals=load)
         planned = paths_of(translator.plan(folder))
         grid = next(path for name in GRIDS if (path := folder / name) not in planned)
@@ -121,9 +120,6 @@ class Restore(Command, TranslateConfig):
         None,
         "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
         least=1,
-    )
-    steps: int | None = setting(
-        None, "network calls for each random result; those of the network's file if unset", least=1
     )
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
 

@@ -155,10 +155,11 @@ class RowsConfig:
             wide = [cell for cell, head in zip(columns[role], heads[role], strict=True) if head.dtype != np.uint8]
             unknown |= {role: wide[0]} if wide else {}
         if unknown:
-            found = {role: reader.read(cell) for role, cell in unknown.items()}
-            ranges = ", ".join(f"the first {role} has {images.found_range(each)}" for role, each in found.items())
-            flags = " ".join(f"--{role}_values {images.usual_range(each)}" for role, each in found.items())
-            kinds = " and ".join(sorted({str(each.dtype) for each in found.values()}))
+            pictures = {role: reader.read(cell) for role, cell in unknown.items()}
+            found = {role: images.ranges(each) for role, each in pictures.items()}
+            ranges = ", ".join(f"the first {role} has {values}" for role, (values, _) in found.items())
+            flags = " ".join(f"--{role}_values {usual}" for role, (_, usual) in found.items())
+            kinds = " and ".join(sorted({str(each.dtype) for each in pictures.values()}))
             text = f"pictures of {kinds} have no agreed range of values, and {ranges}: give ranges that hold all"
             python = f"{'=, '.join(unknown)}= of a Spec in Python"
             raise ValueError(f"{next(iter(unknown.values()))}: {text}, such as {flags} ({python})")

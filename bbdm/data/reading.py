@@ -204,7 +204,7 @@ class Reader(Cells):
             check_finite(array, absent, column.first)
             levels = array[:, ~absent] if holes else array
             if array.dtype.kind != "f" or abs(levels).max(initial=0) > images.RANGE_LIMIT:
-                found, usual = images.found_range(levels), images.usual_range(levels)
+                found, usual = images.ranges(levels)
                 how = f"give their range, such as {usual}, or 8 bits, or floats in [-1, 1]"
                 raise ValueError(f"{name} has values from {found} in {array.dtype}: {how}")
             array = np.where(absent, -1, array).astype(np.float32)

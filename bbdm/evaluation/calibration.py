@@ -13,10 +13,10 @@ from bbdm.data.rows import Row, read_rows
 from bbdm.evaluation.intervals import By, Intervals, OtherSamplerError, check_risk
 from bbdm.evaluation.pairs import check_copies
 from bbdm.evaluation.risk import Bound
+from bbdm.files.hub import find_checkpoint
 from bbdm.translation.config import TranslateConfig
 
 Config = TypeVar("Config", bound=TranslateConfig)
-SUFFIX = ".intervals.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class CalibrateConfig(TranslateConfig):
         check_risk(self.alpha, self.delta, self.by, self.bound)
 
 
-def place_of(model: Path) -> Path:
+def file_of(model: Path) -> Path:
     """The file of the intervals of a network's file: ``OUT.intervals.json`` of ``OUT.pt``."""
-    return model.with_name(model.stem + SUFFIX)
+    return model.with_name(f"{model.stem}.intervals.json")
 
 
 def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
@@ -63,7 +63,7 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     """
     from bbdm.translation.translator import Translator
 
-    output = config.output or place_of(config.model)
+    output = config.output or file_of(config.model)
     if output.exists() and not config.overwrite:
         raise ValueError(f"{output} exists already: overwrite calibrates again, output gives another file")
     translator = Translator(replace(config, output_dir=output.parent))
@@ -90,18 +90,18 @@ def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
     return intervals, output
 
 
-def as_calibrated(config: Config, path: Path, named: Collection[str] = ()) -> Config:
-    """A translation with what the file of intervals fixes: solver, steps, samples, windows and guidance.
+def as_calibrated(config: Config, named: Collection[str] = ()) -> Config:
+    """A translation with what its file of intervals fixes: solver, steps, samples, windows and guidance.
 
     Args:
-        config: the translation whose ends are made.
-        path: the file of the intervals.
+        config: the translation whose ends are made; it gets the path of the file too.
         named: settings that were named, which count as chosen also where they are the default.
 
     Raises:
         FileNotFoundError: there is no such file.
         OtherSamplerError: a setting that was given, or is not the default, says otherwise.
     """
+    path = config.intervals or file_of(find_checkpoint(config.model))
     fixed = Intervals.call_of(path)
     fixed["num_samples"] = fixed.pop("samples")
     usual = {each.name: each.default for each in fields(config)}

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -56,7 +55,6 @@ class Intervals:
         loss: the mean loss of these pairs.
         length: their mean length of the intervals, as a share of the range of values.
         size: the sides of their pictures; None where they had several sizes.
-        data: SHA-256 of all pairs.
         sampled: what sampler they are of; another one is refused.
         options: windows and guidance of the sampler's calls.
 
@@ -75,7 +73,6 @@ class Intervals:
     loss: float
     length: float
     size: tuple[int, ...] | None
-    data: str
     sampled: dict[str, Any]
     options: dict[str, Any]
 
@@ -97,7 +94,7 @@ class Intervals:
         *,
         seed: int = 0,
         batch_size: int | None = None,
-        progress: bool | Callable[[int, int], Any] = False,
+        progress: bool = False,
         **options: Any,
     ) -> Intervals:
         """Intervals whose risk is at most ``alpha``, with a probability of 1 - ``delta`` over the pairs.
@@ -117,8 +114,7 @@ class Intervals:
                 expectation over the pairs too, and delta counts for nothing.
             seed: sample j of pair i has the seed ``seed + i + j * len(pairs)``.
             batch_size: the largest number of results at once.
-            progress: show the pairs that are done and the time left; or a function that gets the number of
-                pairs that are done and that of all.
+            progress: show the pairs that are done and the time left.
             options: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
 
         Raises:
@@ -138,25 +134,21 @@ class Intervals:
         if not examples.paired:
             raise ValueError("pairs must be pairs, since results are compared with targets; got two sets without any")
         check_unseen(examples, sampler.origin)
-        last, digest = examples.ends, hashlib.sha256()
-        risk.allowed(alpha, delta, bound, len(last))  # refuses too few before anything is sampled
-        settings = {"batch_size": batch_size, **options}
-        found = measured(sampler, examples, samples, by, alpha, seed, digest, **settings)
+        counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
+        risk.allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
+        found = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
         pictures, sizes = list[Array](), set[tuple[int, ...]]()
-        counts = np.diff(last, prepend=0).tolist()  # examples of each picture
-        for count in tqdm(counts, "calibrating", unit="pair", disable=progress is not True):
+        for count in tqdm(counts, "calibrating", unit="pair", disable=not progress):
             parts = [*islice(found, count)]
             pictures.append(np.concatenate([values for _, values in parts], axis=1))
             sizes |= {size for size, _ in parts}
-            if callable(progress):
-                progress(len(pictures), len(last))
         losses = Losses.of(pictures)
-        lambda_ = losses.calibrated(alpha, delta, bound)
+        lambda_ = losses.least_lambda(risk.allowed(alpha, delta, bound, losses.valued, losses.masked))
         half = losses.uncertainty * lambda_ if by == "std" else losses.uncertainty / 2 + lambda_
         length = float((losses.weights * half.clip(0, 1)).sum())
         size = sizes.pop() if len(sizes) == 1 else None
-        found = lambda_, losses.valued, losses.mean(lambda_), length, size, digest.hexdigest()
-        return cls(sampler, alpha, delta, samples, by, bound, *found, describe(sampler), options)
+        found = lambda_, losses.valued, losses.mean(lambda_), length, size, describe(sampler), options
+        return cls(sampler, alpha, delta, samples, by, bound, *found)
 
     def __call__(self, source: Any, seed: Any = None, **settings: Any) -> tuple[Any, Any]:
         """The lower and upper ends of the intervals of sources.
@@ -177,20 +169,26 @@ class Intervals:
         fixed |= {DIRECTION} if self.sampler.direction else set()
         if refused := sorted(fixed & settings.keys()):
             raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(refused)} cannot be given")
-        keep = self.by == "quantiles"
-        return self.of(self.sampler.distribution(source, self.samples, seed, keep=keep, **self.options, **settings))
+        return self.of(self.sample(source, seed, **settings))
 
-    def of(self, distribution: Distribution) -> tuple[Any, Any]:
-        """The ends of the intervals of a distribution that the sampler made with as many samples."""
-        if distribution.count != self.samples:
-            raise ValueError(f"the intervals are of {self.samples} samples, got {distribution.count}")
-        lows, highs = list[Array](), list[Array]()
-        for low, high, uncertainty in ends(distribution, self.by, self.alpha):
-            if (size := low.shape[1:]) != (self.size or size):
+    def sample(self, source: Any, seed: Any = None, **settings: Any) -> Distribution:
+        """The samples that :meth:`of` takes, of sources whose size is checked before one is drawn."""
+        settings |= self.options
+        checked = () if self.size is None else self.sampler._call(source, None, settings, split=False).sources.groups
+        for _, images in checked:
+            if (size := tuple(images.shape[2:])) != self.size:
                 raise ValueError(
                     f"the intervals were calibrated on pictures of {shown(self.size or ())}, got {shown(size)}: "
                     "calibrate on pictures of this size"
                 )
+        return self.sampler.distribution(source, self.samples, seed, keep=self.by == "quantiles", **settings)
+
+    def of(self, distribution: Distribution) -> tuple[Any, Any]:
+        """The ends of the intervals of a distribution, of :meth:`sample`."""
+        if distribution.count != self.samples:
+            raise ValueError(f"the intervals are of {self.samples} samples, got {distribution.count}")
+        lows, highs = list[Array](), list[Array]()
+        for low, high, uncertainty in ends(distribution, self.by, self.alpha):
             wider = self.lambda_ * (uncertainty if self.by == "std" else np.ones(low.shape))
             lows.append((low - wider).clip(-1, 1))
             highs.append((high + wider).clip(-1, 1))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -103,6 +104,36 @@ def overlap(results: Tensor, targets: Tensor, above: float) -> Tensor:
 def diversity(results: Tensor, targets: Tensor) -> Tensor:
     """Standard deviation over a source's results (Li et al., BBDM, 2023), without Bessel's correction."""
     return results.double().std(dim=1, correction=0).mean((1, 2, 3))
+
+
+def energy(results: Tensor, targets: Tensor) -> Tensor:
+    """Energy score of results (N, S, ...), a proper score of their distribution: lower is better.
+
+    E|X - x| - E|X - X'| / 2 with the Euclidean norm over all values of a picture (Gneiting and Raftery 2007,
+    section 4.3), of different samples X and X'. Error and collapse both raise it.
+    """
+    import torch
+
+    scores: list[Tensor] = []
+    for samples, target in zip(results.double().flatten(2), targets.double().flatten(1), strict=True):
+        pairs = [(one - other).norm() for one, other in combinations(samples, 2)]
+        scores.append((samples - target).norm(dim=1).mean() - torch.stack(pairs).mean() / 2)
+    return torch.stack(scores)
+
+
+def crps(results: Tensor, targets: Tensor) -> Tensor:
+    """Continuous ranked probability score of results (N, S, ...), the mean over values, in the unit.
+
+    E|X - x| - E|X - X'| / 2 of different samples (Gneiting and Raftery 2007, equation 21), so its expectation
+    is that of the distribution which the samples are of.
+    """
+    import torch
+
+    ordered, target = results.double().flatten(2).sort(1).values, targets.double().flatten(1)[:, None]
+    count = ordered.shape[1]
+    weights = torch.arange(1 - count, count, 2, device=results.device, dtype=torch.float64)
+    between = (ordered * weights[:, None]).sum(1) / (count * (count - 1))
+    return ((ordered - target).abs().mean(1) - between).mean(1)
 
 
 def ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
@@ -216,13 +247,15 @@ METRICS: dict[str, Metric] = {
     "mae": Metric(mae, False, masks="pixels", unit=True, form=".5g"),
     "rmse": Metric(rmse, False, masks="pixels", unit=True, form=".5g"),
     "diversity": Metric(diversity, True, "samples", masks="pixels", unit=True, form=".2f"),
+    "energy": Metric(energy, False, "samples", masks="pixels", form=".5g"),
+    "crps": Metric(crps, False, "samples", masks="pixels", unit=True, form=".5g"),
 }
 
 
 def defaults(setup: Setup) -> list[str]:
     """The metrics where none are named."""
     names = ["fid", "lpips"] if setup.colour else ["mae", "psnr", "ssim"]
-    return [*names, *(["diversity"] if setup.samples > 1 else [])]
+    return [*names, *(["diversity", "energy", "crps"] if setup.samples > 1 else [])]
 
 
 def as_unit(stored: Tensor, values: Values) -> Tensor:

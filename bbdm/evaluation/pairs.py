@@ -5,7 +5,6 @@ They are compared picture by picture with the intervals of a sampler's own sampl
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -97,13 +96,12 @@ def measured(
     by: By,
     alpha: float,
     seed: int,
-    digest: Any,
     **options: Any,
 ) -> Iterator[tuple[tuple[int, ...], Array]]:
     """Of each pair, its sides, and (2, values) of those that count.
 
     They are the lambda from which on a value of its target is inside its interval, and the uncertainty. Where
-    no value counts, nothing is sampled. ``digest`` is updated by all pictures.
+    no value counts, nothing is sampled.
 
     Raises:
         ValueError: a target is not finite, has another shape than results, or is of another direction.
@@ -116,8 +114,6 @@ def measured(
         counts = np.broadcast_to(True if example.mask is None else example.mask.numpy() != 0, target.shape)
         if not np.isfinite(target[counts]).all():
             raise ValueError(f"{name} {example.name!r} has NaN or infinity".replace(" ''", ""))
-        for side in (example.source, example.target):
-            digest.update(hashlib.sha256(side.numpy().tobytes()).digest())
         if not counts.any():
             yield target.shape[1:], np.zeros((2, 0), np.float32)
             continue

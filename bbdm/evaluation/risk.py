@@ -47,13 +47,6 @@ def p_value(risk: float, count: int, bound: float) -> float:
     return min(math.exp(-count * entropy), bentkus)
 
 
-def needed(alpha: float, delta: float, bound: Bound) -> int:
-    """The least number of losses with which a mean of 0 is small enough."""
-    if bound == "conformal":
-        return math.ceil(1 / alpha - 1 - 1e-9)
-    return math.ceil(math.log(delta) / math.log1p(-alpha) - 1e-9)
-
-
 def allowed(alpha: float, delta: float, bound: Bound, count: int, masked: int = 0) -> float:
     """The largest mean of losses whose bound is at most alpha; the bound grows with the mean.
 
@@ -71,8 +64,10 @@ def allowed(alpha: float, delta: float, bound: Bound, count: int, masked: int = 
     """
     if masked and not count:
         raise TooFewPairsError(f"all {masked} pairs are wholly masked: they have no value that counts")
-    if count < (least := needed(alpha, delta, bound)):
-        need = f"alpha {alpha:g} needs" if bound == "conformal" else f"alpha {alpha:g} and delta {delta:g} need"
+    need, least = f"alpha {alpha:g} needs", 1 / alpha - 1  # with which a mean of 0 is small enough
+    if bound != "conformal":
+        need, least = f"alpha {alpha:g} and delta {delta:g} need", math.log(delta) / math.log1p(-alpha)
+    if count < (least := math.ceil(least - 1e-9)):
         got = f"{count} that have values, and {masked} that are wholly masked" if masked else count
         raise TooFewPairsError(f"{need} at least {least} pairs by the bound {bound!r}, got {got}")
     if bound == "conformal":
@@ -125,12 +120,3 @@ class Losses(NamedTuple):
                 "from the target; take by='quantiles'"
             )
         return math.ceil(least / MARGIN) * MARGIN
-
-    def calibrated(self, alpha: float, delta: float, bound: Bound) -> float:
-        """The least lambda whose mean loss is small enough for a risk of ``alpha``; see :func:`allowed`.
-
-        Raises:
-            NoLambdaError: no lambda is large enough.
-            TooFewPairsError: too few pictures have values.
-        """
-        return self.least_lambda(allowed(alpha, delta, bound, self.valued, self.masked))

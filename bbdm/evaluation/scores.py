@@ -6,7 +6,7 @@ Pictures have their stored values, as in their files, and the size at which they
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,13 +27,13 @@ class Scores:
     none does not count, such as the Dice coefficient of volumes without bone. FID compares all results with
     all targets.
 
-    MAE, RMSE and diversity have the unit of the values, PSNR and SSIM their range. With masks, only pixels
-    inside count; a picture with none does not. A volume (C, D, H, W) is one picture, and its SSIM is that of
-    the planes (H, W).
+    MAE, RMSE, CRPS and diversity have the unit of the values, PSNR and SSIM their range. With masks, only
+    pixels inside count; a picture with none does not. A volume (C, D, H, W) is one picture, and its SSIM is
+    that of the planes (H, W).
 
     Args:
-        metrics: names in :data:`bbdm.evaluation.metrics.METRICS`, or a table of rows.
-        samples: results of each source. Diversity needs at least 2.
+        metrics: names in :data:`bbdm.evaluation.metrics.METRICS`, at least one.
+        samples: results of each source. Diversity, energy score and CRPS need at least 2.
         device: where the metrics are computed.
         settings: the other fields of :class:`bbdm.evaluation.metrics.Setup`, such as ``values``.
 
@@ -45,22 +45,19 @@ class Scores:
 
     def __init__(
         self,
-        metrics: Sequence[str] | Mapping[str, Metric],
+        metrics: Sequence[str],
         samples: int = 1,
         *,
         device: str | torch.device = "cpu",
         **settings: Any,
     ) -> None:
         setup = self._setup = Setup(samples=samples, **settings)
-        table = metrics if isinstance(metrics, Mapping) else {name: METRICS.get(name) for name in metrics}
-        rows = {name: metric for name, metric in table.items() if metric is not None}
-        if len(rows) < len(table) or not rows:
-            unknown = ", ".join(table.keys() - rows.keys()) or "none"
-            raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {unknown}")
+        if (unknown := [name for name in metrics if name not in METRICS]) or not metrics:
+            raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
         self.device = torch.device(device)
         self._rows: dict[str, tuple[Metric, list[Any]]] = {}
-        for name, metric in rows.items():
-            _check_metric(name, metric, setup)
+        for name in metrics:
+            _check(name, metric := METRICS[name], setup)
             needed = [] if metric.needs is None else [metric.needs(setup)]
             needed = [each.to(self.device) if isinstance(each, torch.nn.Module) else each for each in needed]
             self._rows[name] = metric, needed
@@ -87,7 +84,22 @@ class Scores:
         Raises:
             ValueError: other shapes or types, or masks that a metric does not take.
         """
-        self._check(results, targets, masks)
+        setup, eight = self._setup, self._setup.values == EIGHT_BIT
+        expected = max(channels := (1, 3) if setup.colour else (setup.channels,))
+        fits = results.ndim in (5, 6) and len(results) == len(targets) and results.shape[2:] == targets.shape[1:]
+        if not fits or results.shape[1] != setup.samples or results.shape[2] not in channels:
+            raise ValueError(
+                f"results must be (B, {setup.samples}, {expected}, H, W) and targets (B, {expected}, H, W), "
+                f"got {tuple(results.shape)} and {tuple(targets.shape)}"
+            )
+        if any((v.dtype == torch.uint8) != eight or not (eight or v.is_floating_point()) for v in (results, targets)):
+            kind = "uint8" if eight else "floats in stored values"
+            raise ValueError(f"pictures must be {kind}, got {results.dtype} and {targets.dtype}")
+        shape = len(targets), 1, *targets.shape[2:]
+        if masks is not None and masks.shape != shape:
+            raise ValueError(f"masks must be {shape}, got {tuple(masks.shape)}")
+        for name, (metric, _) in self._rows.items() if masks is not None else ():
+            _check(name, metric, replace(setup, masked=True))
         inside = torch.ones_like(targets[:, :1], dtype=torch.bool) if masks is None else masks != 0
         count = len(self._sources)
         names = [f"{number}" for number in range(count, count + len(targets))] if names is None else names
@@ -96,36 +108,17 @@ class Scores:
             names = [name for name, each in zip(names, kept, strict=True) if each]
         if not names:
             return
-        if self._setup.colour:
+        if setup.colour:
             results, targets = (v.expand(*v.shape[:-3], 3, *v.shape[-2:]) for v in (results, targets))
         results, targets, inside = (v.to(self.device) for v in (results, targets, inside))
         for name, (metric, needed) in self._rows.items():
             parts = _parts(metric, (results, targets, inside), masks is not None)
-            found = [metric.score(*_arguments(metric, self._setup, part), *needed) for part in parts]
+            found = [metric.score(*_arguments(metric, setup, part), *needed) for part in parts]
             if metric.total:
                 self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
             else:  # several of a source, such as its results or slices
                 self._scores[name] += torch.cat(found).double().reshape(len(names), -1).nanmean(1).tolist()
         self._sources += names
-
-    def _check(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None) -> None:
-        setup = self._setup
-        channels = (1, 3) if setup.colour else (setup.channels,)
-        fits = results.ndim in (5, 6) and len(results) == len(targets) and results.shape[2:] == targets.shape[1:]
-        if not fits or results.shape[1] != setup.samples or results.shape[2] not in channels:
-            expected = max(channels)
-            raise ValueError(
-                f"results must be (B, {setup.samples}, {expected}, H, W) and targets (B, {expected}, H, W), "
-                f"got {tuple(results.shape)} and {tuple(targets.shape)}"
-            )
-        eight = setup.values == EIGHT_BIT
-        if any((v.dtype == torch.uint8) != eight or not (eight or v.is_floating_point()) for v in (results, targets)):
-            kind = "uint8" if eight else "floats in stored values"
-            raise ValueError(f"pictures must be {kind}, got {results.dtype} and {targets.dtype}")
-        if masks is not None and masks.shape != (len(targets), 1, *targets.shape[2:]):
-            raise ValueError(f"masks must be {(len(targets), 1, *targets.shape[2:])}, got {tuple(masks.shape)}")
-        for name, (metric, _) in self._rows.items() if masks is not None else ():
-            _check_metric(name, metric, replace(setup, masked=True))
 
     @torch.inference_mode()
     def collect(self, processes: Processes) -> None:
@@ -148,17 +141,18 @@ class Scores:
         if len(self._sources) < (2 if "fid" in self._rows else 1):
             inside = " with pixels in their masks" if self._setup.masked else ""
             raise ValueError(f"scores need pictures{inside}, FID at least 2; got {len(self._sources)}")
-        return {
-            name: metric.total(self._sums[name]) if metric.total else _mean(self._scores[name])
-            for name, (metric, _) in self._rows.items()
-        }
+        found = {name: metric.total(self._sums[name]) for name, (metric, _) in self._rows.items() if metric.total}
+        for name, values in self._scores.items():
+            known = [value for value in values if not math.isnan(value)]
+            found[name] = math.fsum(known) / len(known) if known else math.nan  # the same in any order
+        return {name: found[name] for name in self._rows}
 
     def by_source(self) -> dict[str, dict[str, float]]:
         """The scores of each source, by the score's name and the source's; NaN where it has none. Not FID."""
         return {name: dict(zip(self._sources, values, strict=True)) for name, values in self._scores.items()}
 
 
-def _check_metric(name: str, metric: Metric, setup: Setup) -> None:
+def _check(name: str, metric: Metric, setup: Setup) -> None:
     """Raise ValueError where pictures of a setup do not have a metric."""
     if metric.colour and not setup.colour:
         raise ValueError(
@@ -168,14 +162,8 @@ def _check_metric(name: str, metric: Metric, setup: Setup) -> None:
     if setup.masked and metric.masks is None:
         able = ", ".join(name for name, metric in METRICS.items() if metric.masks)
         raise ValueError(f"{name} is of whole pictures, and these have masks: take others, such as {able}")
-    if name in ("diversity", "distribution") and setup.samples < 2:
+    if metric.takes == "samples" and not metric.total and setup.samples < 2:
         raise ValueError(f"{name} needs at least 2 results of each source, got {setup.samples}")
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of those that are not NaN, whatever their order; NaN of none."""
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _parts(metric: Metric, pictures: Compared, masked: bool) -> Iterator[Compared]:

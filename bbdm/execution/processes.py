@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,15 +29,14 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start_on_each_gpu(words: Sequence[str], script: str | None = None) -> None:
-    """Replace this process by torchrun for each GPU, where there are several: ``bbdm WORDS``, or a script."""
+def start_on_each_gpu() -> None:
+    """Replace this process by one for each GPU, where there are several, which torchrun starts."""
     count = torch.cuda.device_count()
     if started() == 1 and count == 0:
         print("there is no GPU here: one process works on the CPU")
     if started() == 1 and count > 1:
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        program = ["-m", "bbdm"] if script is None else [script]
-        os.execv(sys.executable, [sys.executable, *several, *program, *words])
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        os.execv(sys.executable, [sys.executable, *torchrun, *sys.orig_argv[1:]])
 
 
 @dataclass(frozen=True)

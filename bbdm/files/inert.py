@@ -63,12 +63,15 @@ class Stub:
         return {**own, **parameters, **{n: v for n, v in buffers.items() if n not in hidden}, **modules}
 
 
-class Unpickler(pickle.Unpickler):
-    """An unpickler that imports nothing; torch.load adds how storages are read."""
+class Unpickler(pickle._Unpickler):
+    """An unpickler that imports nothing; torch.load adds how storages are read.
+
+    It is the one in Python: that in C makes a table of as many entries as a number in the file says.
+    """
 
     size = 0  # of the file, in bytes
 
-    def find_class(self, module: str, name: str, /) -> Any:
+    def find_class(self, module: str, name: str) -> Any:
         """What rebuilds a tensor or a container of the standard library, or else a class of stubs."""
         known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor": self._tensor,

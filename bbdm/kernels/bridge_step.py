@@ -7,13 +7,12 @@ the reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import CHANNELS_LAST, addresses, check_devices, launch, memory_format_of
+from bbdm.kernels.elementwise import addresses, launch
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
@@ -30,14 +29,16 @@ def bridge_step(
     step: Tensor,
     seeds: Tensor | None = None,
     noise: Tensor | None = None,
-    clamp: tuple[float, float] | None = None,
     mask: Tensor | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> None:
     """Replace the state, the estimate of the clean image and the network's input by those of the next step.
 
     x0hat_next = p_x x + p_y y + p_pred pred, clamped if asked, then
     x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z, and the network is shown i_x x_next + i_y y.
-    An argument of weight 0 has no influence: it may be NaN or uninitialised memory.
+    An argument of weight 0 has no influence: it may be NaN or uninitialised memory. Nothing is checked: the
+    sampler knows its buffers.
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
@@ -53,57 +54,19 @@ def bridge_step(
         seeds: (B,) int64, from which z is drawn. Where c_z is 0, neither these nor noise are needed. Where it
             is not and both are missing, the CPU raises, and a GPU gives NaN: the host does not wait for it.
         noise: (B, C, H, W) z itself, in any floating dtype, in place of seeds.
-        clamp: (low, high) for x0hat, or None.
         mask: (B, 1, H, W) in the dtype of ``x``, or None: x0hat becomes mask x0hat + (1 - mask) y.
+        low: the least x0hat, or None where it is not clamped.
+        high: the largest x0hat, or None where it is not clamped.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype, device or memory format, shares memory with a
-            buffer, or there are both seeds and noise.
+        ValueError: on a CPU, the row has noise, and there are neither seeds nor noise.
     """
-    low, high = (None, None) if clamp is None else clamp
-    images = {"x": x, "x0hat": x0hat, "inputs": inputs, "y": y, "pred": pred, "noise": noise}
-    _check(x, {name: image for name, image in images.items() if image is not None}, rows, step, seeds, mask)
-    unchecked(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask, low, high)
-
-
-def unchecked(x: Tensor, *others: Any) -> None:
-    """:func:`bridge_step` of arguments in its op's order, which are known to be right."""
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    (_reference if eager else _bridge_step)(x, *others)
+    op = _reference if eager else _bridge_step
+    op(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask, low, high)
 
 
-def _check(
-    x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, seeds: Tensor | None, mask: Tensor | None
-) -> None:
-    """Checks shapes, dtypes, devices and memory; reads no value, so the device is not synchronised."""
-    if x.ndim not in CHANNELS_LAST or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"x must be a float32 or float64 (B, C, H, W) tensor, got {tuple(x.shape)} of {x.dtype}")
-    if seeds is not None and "noise" in images:
-        raise ValueError("bridge_step takes seeds or noise, got both")
-    check_devices({**images, "rows": rows, "step": step, "seeds": seeds, "mask": mask}, "x")
-    if mask is not None and (mask.shape != (len(x), 1, *x.shape[2:]) or mask.dtype != x.dtype):
-        wanted = (len(x), 1, *x.shape[2:])
-        raise ValueError(f"mask must be {wanted} of {x.dtype}, got {tuple(mask.shape)} of {mask.dtype}")
-    memory_format = memory_format_of(x)
-    wanted = str(memory_format).removeprefix("torch.").removesuffix("_format")
-    for name, image in images.items():
-        if image.shape != x.shape:
-            raise ValueError(f"{name} must have shape {tuple(x.shape)} like x, got {tuple(image.shape)}")
-        if name in ("x0hat", "y") and image.dtype != x.dtype:
-            raise ValueError(f"{name} must be {x.dtype} like x, got {image.dtype}")
-        if not image.is_floating_point():
-            raise ValueError(f"{name} must be a float tensor, got {image.dtype}")
-        if name not in ("pred", "noise") and not image.is_contiguous(memory_format=memory_format):
-            rule = "contiguous or channels_last" if name == "x" else f"{wanted} like x"
-            raise ValueError(f"{name} must be {rule}, got strides {image.stride()}")
-    if rows.ndim != 2 or rows.shape[1] != COLUMNS or rows.dtype != x.dtype:
-        raise ValueError(f"rows must be (K, {COLUMNS}) of {x.dtype}, got {tuple(rows.shape)} of {rows.dtype}")
-    if step.shape != (1,) or step.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"step must be (1,) of int32 or int64, got {tuple(step.shape)} of {step.dtype}")
-    if not torch.compiler.is_compiling():  # where there are no addresses
-        outputs = {images[name].data_ptr() for name in ("x", "x0hat", "inputs")}
-        if len(outputs) < 3 or outputs & {images[name].data_ptr() for name in ("y", "pred")}:
-            raise ValueError("x, x0hat and inputs must be tensors of their own, got two that share their memory")
+unchecked = bridge_step
 
 
 def _reference(

@@ -7,7 +7,6 @@ A program takes ``BLOCK`` elements of one image, in the order of memory; its pla
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,18 +22,6 @@ WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of flo
 def layout(axes: int) -> torch.memory_format:
     """The memory format of tensors with a number of axes: of images channels_last, of others contiguous."""
     return CHANNELS_LAST.get(axes, torch.contiguous_format)
-
-
-def check_devices(tensors: Mapping[str, Tensor | None], like: str) -> None:
-    """Raise ValueError where a tensor is not on the device of ``like``, or ``seeds`` are not (B,) int64."""
-    for name, tensor in tensors.items():
-        wanted = tensors[like]
-        if tensor is None or wanted is None:
-            continue
-        if tensor.device != wanted.device:
-            raise ValueError(f"{name} must be on {wanted.device} like {like}, got {tensor.device}")
-        if name == "seeds" and (tensor.shape != wanted.shape[:1] or tensor.dtype != torch.int64):
-            raise ValueError(f"seeds must be ({len(wanted)},) of int64, got {tuple(tensor.shape)} of {tensor.dtype}")
 
 
 def memory_format_of(images: Tensor) -> torch.memory_format:

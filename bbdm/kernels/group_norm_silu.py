@@ -32,20 +32,11 @@ def group_norm_silu(
         x's shape and dtype, on a CPU channels_last where x is. Compiled for a CPU, arithmetic is in float32
         (float64 where ``x`` is), with errors below 2^-23 (8 + |mean| / std) times the largest output.
         PyTorch's own float32 on the CPU loses digits where |mean| is much larger than std.
-
-    Raises:
-        ValueError: a shape does not fit.
     """
-    batch, channels, *sides = x.shape
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"channels must be a multiple of num_groups={num_groups}, got {channels}")
-    for name, rows in (("weight", weight), ("bias", bias)):
-        if rows.ndim != 2 or rows.shape[1] != channels or rows.shape[0] not in (1, batch):
-            raise ValueError(f"{name} must be ({batch} or 1, {channels}), got {tuple(rows.shape)}")
     in_onnx = torch.onnx.is_in_onnx_export()  # which has an operator for it
-    if len(sides) == 3 and not in_onnx:  # of a volume, planes are rows: both are (B, HW, C)
+    if x.ndim == 5 and not in_onnx:  # of a volume, planes are rows: both are (B, HW, C)
         planes = group_norm_silu(x.flatten(2, 3), num_groups, weight, bias, eps, activation)
-        return planes.unflatten(2, sides[:2])
+        return planes.unflatten(2, x.shape[2:4])
     written = torch.compiler.is_compiling() and x.device.type == "cpu" and not in_onnx
     return (decomposed if written else reference)(x, num_groups, weight, bias, eps, activation)
 

@@ -27,16 +27,10 @@ def along(number: int | Sequence[int], axes: int) -> tuple[int, ...]:
 
 def check_images(x: torch.Tensor, channels: int, strides: Sequence[int]) -> None:
     """Raise ValueError where x has other axes or channels, or a side that is not a multiple of its stride."""
-    axes = len(strides)
-    if x.ndim != 2 + axes:
-        raise ValueError(f"x must be (B, {channels}, {SIDES[axes]}), got shape {tuple(x.shape)}")
-    if x.shape[1] != channels:
-        raise ValueError(f"x must have {channels} channels, got {x.shape[1]}")
+    if x.ndim != 2 + len(strides) or x.shape[1] != channels:
+        raise ValueError(f"x must be (B, {channels}, {SIDES[len(strides)]}), got shape {tuple(x.shape)}")
     if any(side % step for side, step in zip(x.shape[2:], strides, strict=True)):
-        *first, last = NAMES[axes]
-        multiple = strides[0] if len(set(strides)) == 1 else tuple(strides)
-        names = f"{', '.join(first)} and {last}"
-        raise ValueError(f"x must have {names} that are multiples of {multiple}, got {shown(x.shape[2:])}")
+        raise ValueError(f"x must have sides that are multiples of {shown(strides)}, got {shown(x.shape[2:])}")
 
 
 def check_pictures(axes: int, what: str) -> None:
@@ -48,14 +42,11 @@ def check_pictures(axes: int, what: str) -> None:
 def in_channels(source: Any, channels: int, endpoint: Sequence[int] | None) -> Any:
     """The source, a tensor or an array (B, C, *S), in the target's channels: (B, channels, *S).
 
-    Args:
-        source: (B, C, *S) in its own channels.
-        channels: the target's number of channels.
-        endpoint: the source channel for each of them. None takes a source of as many channels as it is; of
-            other numbers it takes the mean over the source's channels, repeated.
+    ``endpoint`` is the source channel for each of them. None takes a source of as many channels as it is; of
+    other numbers it takes the mean over the source's channels, repeated.
     """
     count = source.shape[1]
-    if list(range(count)) == (list(range(channels)) if endpoint is None else list(endpoint)):
+    if list(range(count)) == list(range(channels) if endpoint is None else endpoint):
         return source
     single = [source[:, channel : channel + 1] for channel in range(count)]
     if endpoint is not None:  # not by a list as an index, which would be copied to a GPU
@@ -75,17 +66,6 @@ def concatenated(arrays: Sequence[Any], axis: int = 0) -> Any:
     import torch
 
     return torch.cat(list(arrays), axis)
-
-
-def zeros(shape: tuple[int, ...], like: Any) -> Any:
-    """Zeros in the type, on the device and in the memory format of another array or tensor."""
-    if isinstance(like, np.ndarray):
-        return np.zeros(shape, like.dtype)
-    import torch
-
-    from bbdm.kernels.elementwise import memory_format_of
-
-    return torch.zeros(shape, dtype=like.dtype, device=like.device).to(memory_format=memory_format_of(like))
 
 
 def as_numpy(array: Any) -> npt.NDArray[Any]:

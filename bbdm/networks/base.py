@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
-from functools import cached_property
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.arrays import Stride, along, check_images, in_channels
 from bbdm.networks.conditions import SOURCE as SOURCE
-from bbdm.networks.conditions import Classes, ConditionInput, ConditionsConfig, matched
+from bbdm.networks.conditions import Classes, ConditionInput, matched
 from bbdm.networks.config import FACTORIES, WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
@@ -26,19 +25,16 @@ Body = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]  # Netwo
 class Network(nn.Module):
     """The base class of networks. :func:`wrap` makes one of any module.
 
+    A class of one's own sets ``channels``, ``condition_channels`` and ``stride`` and, where they are not the
+    usual ones, ``axes``, ``images``, ``classes``, ``tokens``, ``drop`` and ``endpoint_channels``. They are
+    arguments of :func:`wrap`, of which the last is called ``endpoint``. Shapes are of pictures; of
+    volumes, H, W is D, H, W.
+
     Attributes:
-        channels: of the state and of the prediction: the target's.
-        condition_channels: of the source, 0 where the network does not see it.
-        axes: spatial, 2 for pictures and 3 for volumes. Shapes below are of pictures; of volumes, H, W is
-            D, H, W.
-        stride: sides must be multiples of it: a number, or one for each axis.
-        images: the channels of further condition images, by name.
-        classes: the number of classes, or their names, of conditions that are classes, by name.
-        tokens: the width of conditions that are tokens, by name.
-        drop: the share of training examples without a condition, by name. Such a condition may be
-            left out of a call.
-        endpoint_channels: the source channels that the bridge ends in, one for each target channel; None for
-            the source itself or, where the target has another number of channels, the mean over channels.
+        network_config: its settings as a file has them.
+        strides: the stride of each axis.
+        source_channels: those of sources, whether it sees them or not.
+        inputs: all conditions by name: ``source``, where it is seen, then images, classes and tokens.
     """
 
     kind: str = "wrapped"  # its name in files, which hold the weights of a class of one's own, and not the class
@@ -54,33 +50,16 @@ class Network(nn.Module):
 
     def __init__(self, config: Any = None) -> None:  # a NetworkConfig; None where the attributes are a class's own
         super().__init__()
-        if config is not None:
-            self.network_config = own = config
-            self.channels, self.condition_channels = own.channels, own.condition_channels
-            self.stride, self.axes, self.endpoint_channels = own.stride, own.axes, own.endpoint
-            self.images, self.classes, self.tokens, self.drop = own.images, own.classes, own.tokens, own.drop
-
-    @cached_property
-    def network_config(self) -> Any:
-        """Its settings as a file has them; of a class of one's own, the attributes above."""
-        own = self.channels, self.condition_channels, self.stride, self.endpoint_channels, self.axes
-        others: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(ConditionsConfig)}
-        return WrappedConfig(type(self).__qualname__, *own, **others)
-
-    @cached_property
-    def strides(self) -> tuple[int, ...]:
-        """The stride of each axis."""
-        return along(self.stride, self.axes)
-
-    @property
-    def inputs(self) -> dict[str, ConditionInput]:
-        """All conditions by name: ``source``, where it is seen, then images, classes and tokens."""
-        return self.network_config.inputs
-
-    @property
-    def source_channels(self) -> int:
-        """The channels of sources; see :attr:`~bbdm.networks.config.NetworkConfig.source_channels`."""
-        return self.network_config.source_channels
+        if config is None:
+            names = ("condition_channels", "axes", "images", "classes", "tokens", "drop")
+            own: dict[str, Any] = {name: getattr(self, name) for name in names} | {"endpoint": self.endpoint_channels}
+            config = WrappedConfig(type(self).__qualname__, self.channels, self.stride, **own)
+        self.network_config = config
+        self.channels, self.condition_channels = config.channels, config.condition_channels
+        self.stride, self.axes, self.endpoint_channels = config.stride, config.axes, config.endpoint
+        self.images, self.classes, self.tokens, self.drop = config.images, config.classes, config.tokens, config.drop
+        self.strides, self.source_channels = along(config.stride, config.axes), config.source_channels
+        self.inputs: dict[str, ConditionInput] = config.inputs
 
     def endpoint(self, source: torch.Tensor) -> torch.Tensor:
         """y, the source in the target's channels: where the bridge begins to sample.
@@ -138,10 +117,9 @@ class Network(nn.Module):
                 condition is missing or unknown, or has another size.
         """
         check_images(x, self.channels, self.strides)
-        inputs = self.network_config.inputs
-        seen = matched(conditions, inputs)
+        seen = matched(conditions, self.inputs)
         for name, value in seen.items():
-            inputs[name].check(value)
+            self.inputs[name].check(value)
         return self.body(x, self.embed(t), self.prepared(seen, x.shape[2:]))
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
@@ -230,8 +208,9 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     further = {"images": images or {}, "classes": classes or {}, "tokens": tokens or {}, "drop": drop or {}}
+    further |= {"condition_channels": condition_channels, "endpoint": endpoint, "axes": axes}
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, endpoint, axes, **further), call)
+    return Wrapped(module, WrappedConfig(name, channels, stride, **further), call)
 
 
 def check_network(network: Any) -> None:

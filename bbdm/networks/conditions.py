@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -74,21 +74,23 @@ class ConditionInput:
 
     def check(self, value: torch.Tensor) -> None:
         """Raise ValueError unless a tensor has the axes, the size and, where seen at no cost, the values."""
-        shape, values = value.shape, False  # whether it has values of no class
-        if self.kind == "image":
-            fits = len(shape) > 3 and shape[1] == self.size
-        elif self.kind == "tokens":
-            fits = len(shape) == 3 and shape[2] == self.size
-        else:
+        shape, unknown = tuple(value.shape), False  # whether it has values of no class
+        if self.kind == "class":
             import torch
 
             fits = len(shape) == 1 and "int" in str(value.dtype)
             if fits and value.device.type == "cpu" and not torch.compiler.is_compiling():
-                values = not bool(((value >= 0) & (value < self.size + self.droppable)).all())
-        if not fits or values:
-            wanted = {"image": "{} channels", "class": "shape (B,) of int64, below {}", "tokens": "shape (B, L, {})"}
-            got = value if values else f"{tuple(shape)} of {value.dtype}"
-            raise ValueError(f"condition {self.name!r} must have {wanted[self.kind].format(self.size)}, got {got}")
+                unknown = not bool(((value >= 0) & (value < self.size + self.droppable)).all())
+        else:
+            fits = len(shape) > 3 and shape[1] == self.size if self.spatial else shape[2:] == (self.size,)
+        if not fits or unknown:
+            forms = {"image": "{} channels", "class": "shape (B,) of int64, below {}", "tokens": "shape (B, L, {})"}
+            self._refuse(
+                f"have {forms[self.kind].format(self.size)}", value if unknown else f"{shape} of {value.dtype}"
+            )
+
+    def _refuse(self, rule: str, got: Any) -> NoReturn:
+        raise ValueError(f"condition {self.name!r} must {rule}, got {got}")
 
     def none(self, value: Any) -> Any:
         """What stands for it where it is left out, like a tensor or an array of it."""
@@ -103,11 +105,11 @@ class ConditionInput:
         if not text.endswith(".npy"):
             raise ValueError(f"condition {self.name!r} takes FILE.npy or none, got {text!r}")
         array = np.load(text)
-        return array[None] if self.kind == "image" else array
+        return array[None] if self.spatial else array
 
     def read(self, value: Any, source: Any, owners: Sequence[int]) -> Any:
         """What a call gives for it, as an array with a row for each image; see :func:`read_conditions`."""
-        if self.kind == "image":
+        if self.spatial:
             return self._images(value, source, len(owners))
         count, axes = owners[-1] + 1, 0 if self.kind == "class" else 2  # axes of one source's value
         if value is None or isinstance(value, str | int | float) or getattr(value, "ndim", -1) == axes:
@@ -115,8 +117,7 @@ class ConditionInput:
         else:
             values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
             if len(values) not in (1, count):
-                wanted = f"one value, or one for each of {count} sources"
-                raise ValueError(f"condition {self.name!r} must be {wanted}, got {len(values)}")
+                self._refuse(f"be one value, or one for each of {count} sources", len(values))
             values *= count // len(values)
         if self.kind == "class":
             rows: Any = np.array([self._number(each) for each in values], np.int64)
@@ -131,8 +132,7 @@ class ConditionInput:
         """The class of a name, a number or None."""
         number = self.size if value is None else self.names.index(value) if value in self.names else value
         if isinstance(number, str) or int(number) != number or not 0 <= number < self.size + self.droppable:
-            expected = ", ".join(self.names) or f"numbers from 0 to {self.size - 1}"
-            raise ValueError(f"condition {self.name!r} must be of {expected}, got {value!r}")
+            self._refuse(f"be of {', '.join(self.names) or f'numbers from 0 to {self.size - 1}'}", repr(value))
         return int(number)
 
     def _tokens(self, value: Any) -> npt.NDArray[np.float32]:
@@ -140,32 +140,32 @@ class ConditionInput:
         value = np.zeros((0, self.size)) if value is None else as_numpy(value) if hasattr(value, "detach") else value
         array = np.asarray(value, np.float32)
         if array.ndim != 2 or array.shape[1] != self.size:
-            shapes = f"(L, {self.size}), or (B, L, {self.size})"
-            raise ValueError(f"condition {self.name!r} must be tokens {shapes}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"condition {self.name!r} must be finite, got NaN or infinity")
-        return array
+            self._refuse(f"be tokens (L, {self.size}), or (B, L, {self.size})", array.shape)
+        return self._finite(array)
 
     def _images(self, value: Any, source: Any, count: int) -> Any:
         """(N, C, *S) of images in [-1, 1], one for all or for each; pictures are resized."""
-        sides = tuple(source.shape[2:])
+        sides: Any = tuple(source.shape[2:])
         shape = self.shape(count, sides)
         if value is None:
             return converted(np.zeros(shape, np.float32), source)
-        if "float" not in str(getattr(value, "dtype", "")):
-            got = getattr(value, "dtype", type(value).__name__)
-            raise ValueError(f"condition {self.name!r} must be an array or a tensor of floats in [-1, 1], got {got}")
+        kind = getattr(value, "dtype", type(value).__name__)
+        if not hasattr(value, "dtype") or "float" not in str(kind):
+            self._refuse("be an array or a tensor of floats in [-1, 1]", kind)
         got = tuple(value.shape)
         resizes = len(sides) == 2 and len(got) == 4 and all(got)
-        same = len(got) == len(shape) and got[0] in (1, count) and got[1] == self.size
-        if not same or not (resizes or got[2:] == sides):
-            raise ValueError(f"condition {self.name!r} must have shape {shape}, got {got}")
-        if not np.isfinite(float(abs(value).max())):
-            raise ValueError(f"condition {self.name!r} must be finite, got NaN or infinity")
+        if got[:2] not in ((1, self.size), (count, self.size)) or not (resizes or got[2:] == sides):
+            self._refuse(f"have shape {shape}", got)
+        self._finite(value)
         if got[2:] != sides:
             value = np.stack([images.fitted(each, sides) for each in as_numpy(value).astype(np.float32)])
         value = converted(value, source)
         return value if len(value) == count else concatenated([value] * count)
+
+    def _finite(self, value: Any) -> Any:
+        if len(value) and not np.isfinite(float(abs(value).max())):
+            self._refuse("be finite", "NaN or infinity")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,23 +183,21 @@ class ConditionsConfig:
 
     def __post_init__(self) -> None:
         for each in fields(ConditionsConfig):  # sorted: the same settings are the same bytes in files
-            value = dict(sorted(getattr(self, each.name).items()))
-            if each.name == "classes":
-                value = {name: tuple(names) if isinstance(names, list) else names for name, names in value.items()}
-            object.__setattr__(self, each.name, value)
+            values = sorted(getattr(self, each.name).items())
+            own = {name: tuple(value) if isinstance(value, list) else value for name, value in values}
+            object.__setattr__(self, each.name, own)
         sizes = [(what, name, value) for what in KINDS for name, value in getattr(self, what).items()]
         for what, name, value in sizes:
             if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
                 rule = f"a name of {what} must be an identifier, and none of {', '.join(TAKEN)}"
                 raise ValueError(f"{rule}, got {name!r}")
-            if what == "classes" and not isinstance(value, int):
-                if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
-                    raise ValueError(f"classes must be a number or a list of names, got {value!r}")
+            if what == "classes" and isinstance(value, tuple):
                 if len(set(value)) < len(value):
-                    raise ValueError(f"a class has its name alone, got {', '.join(value)}")
-                value = len(value)
+                    raise ValueError(f"a class has its name alone, got {', '.join(map(str, value))}")
+                value = len(value) if all(isinstance(each, str) for each in value) else value
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{what}[{name!r}] must be an integer of at least 1, got {value!r}")
+                also = " or names" if what == "classes" else ""
+                raise ValueError(f"{what}[{name!r}] must be an integer of at least 1{also}, got {value!r}")
         if len({name for _, name, _ in sizes}) < len(sizes):
             raise ValueError(f"each condition needs a name of its own, got {', '.join(name for _, name, _ in sizes)}")
         for name, share in self.drop.items():
@@ -233,8 +231,7 @@ class ConditionsConfig:
 
     def settings(self) -> dict[str, Any]:
         """The fields that are not empty, as plain values."""
-        own = {each.name: getattr(self, each.name) for each in fields(ConditionsConfig)}
-        return {name: value for name, value in own.items() if value}
+        return {each.name: value for each in fields(ConditionsConfig) if (value := getattr(self, each.name))}
 
 
 def described(conditions: Mapping[str, ConditionInput]) -> str:
@@ -279,13 +276,12 @@ def read_conditions(
         ValueError: they are no mapping, or one is missing or unknown, of another kind or shape, or not
             finite; or one is None that the network was never trained without.
     """
-    each = known.each
-    values = matched(conditions, each)
+    values = matched(conditions, known.each)
     for name, value in values.items():
         missing = value is None or (isinstance(value, list | tuple) and any(one is None for one in value))
-        if missing and not each[name].droppable:
+        if missing and not known.each[name].droppable:
             raise ValueError(f"condition {name!r} cannot be None: the network was never trained without it")
-    return {name: each[name].read(value, source, owners) for name, value in values.items()}
+    return {name: known.each[name].read(value, source, owners) for name, value in values.items()}
 
 
 def read_direction(value: Any) -> Direction:

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
-SIZES = ("int", "int | None", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
+SIZES = ("int", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
 
 
 def check_sizes(config: Any) -> None:
     """Make tuples of lists, and raise ValueError where a size is no integer or out of range."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
     for each in fields(config):
-        value = _tuples(getattr(config, each.name))
-        object.__setattr__(config, each.name, value)
-        if each.type in SIZES and value is not None:
+        object.__setattr__(config, each.name, tuples(getattr(config, each.name)))
+        if each.type in SIZES:
             check_integers(config, each.name, least=0 if each.name in MAY_BE_ZERO else 1)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def check_integers(config: Any, *names: str, least: int = 1) -> None:
@@ -44,14 +43,10 @@ def check_endpoint(endpoint: tuple[int, ...] | None, channels: int, condition_ch
 
     ``condition_channels`` is the source's number of channels, or 0 where it is not known.
     """
-    if endpoint is None:
-        return
-    if any(not isinstance(channel, int) or isinstance(channel, bool) or channel < 0 for channel in endpoint):
-        raise ValueError(f"endpoint must be of source channels, counted from 0, got {endpoint!r}")
-    if len(endpoint) != channels:
-        raise ValueError(f"endpoint must have a source channel for each of the {channels} channels, got {endpoint!r}")
-    if condition_channels and max(endpoint) >= condition_channels:
-        raise ValueError(f"endpoint must be of the source's {condition_channels} channels, got {endpoint!r}")
+    wrong = [c for c in endpoint or () if type(c) is not int or not 0 <= c < (condition_channels or c + 1)]
+    if endpoint is not None and (wrong or len(endpoint) != channels):
+        of = f", of {condition_channels} counted from 0," if condition_channels else ", counted from 0,"
+        raise ValueError(f"endpoint must be a source channel{of} for each of {channels} channels, got {endpoint!r}")
 
 
 def check_levels(config: UNetConfig | VQGANConfig) -> list[int]:
@@ -65,25 +60,30 @@ def check_levels(config: UNetConfig | VQGANConfig) -> list[int]:
     return widths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ConditionsConfig):
-    """What the settings of all networks of bridges have: conditions, sizes and an endpoint.
+    """What the settings of all networks of bridges have, besides the ``channels`` of the state.
 
     Raises:
         ValueError: no network can be built from a value.
     """
 
+    condition_channels: int = 0  # channels of the source; 0 where it is not shown
+    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+    axes: int = 2  # spatial: 2 for pictures (H, W), 3 for volumes (D, H, W)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self)
-        own: Any = self  # the fields that every subclass has
-        check_endpoint(own.endpoint, own.channels, own.condition_channels)
+        if self.axes not in (2, 3):
+            raise ValueError(f"axes must be 2, of pictures, or 3, of volumes, got {self.axes!r}")
+        check_endpoint(self.endpoint, self.channels, self.condition_channels)  # pyright: ignore
 
     @cached_property
     def inputs(self) -> dict[str, ConditionInput]:
         """All conditions by name: ``source``, where it is seen, then images, classes and tokens."""
-        seen: int = self.condition_channels  # pyright: ignore[reportAttributeAccessIssue]
-        return ({SOURCE: ConditionInput(SOURCE, "image", seen)} if seen else {}) | self.each
+        source = ConditionInput(SOURCE, "image", self.condition_channels)
+        return ({SOURCE: source} if self.condition_channels else {}) | self.each
 
     @cached_property
     def source_channels(self) -> int:
@@ -102,16 +102,12 @@ class WrappedConfig(NetworkConfig):
 
     module: str  # the name of its class, or the one that makes it
     channels: int  # channels of the state, and of the prediction
-    condition_channels: int  # channels of the source; 0 where it is not shown
     stride: Stride  # sides are multiples of it: a number, or one for each axis
-    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
-    axes: int = 2  # spatial: 2 for pictures, 3 for volumes
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.axes not in (2, 3) or len(along(self.stride, self.axes)) != self.axes:
-            wanted = "axes must be 2 or 3, and stride a number or one for each"
-            raise ValueError(f"{wanted}, got {self.axes!r} and {self.stride!r}")
+        if len(along(self.stride, self.axes)) != self.axes:
+            raise ValueError(f"stride must be a number, or one for each of {self.axes} axes, got {self.stride!r}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,6 @@ class UNetConfig(NetworkConfig):
 
     in_channels: int = 3  # channels of the state x
     out_channels: int = 3  # channels of the prediction
-    condition_channels: int = 0  # channels of the source, concatenated to x; 0 where it is not shown
     model_channels: int = 128  # width of the first level
     channel_mult: tuple[int, ...] = (1, 4, 8)  # width of each level, in model_channels; each level halves the size
     num_res_blocks: int = 2  # residual blocks a level on the way down, one more on the way up
@@ -135,20 +130,17 @@ class UNetConfig(NetworkConfig):
     head_channels: int = 64  # width of an attention head
     num_groups: int = 32  # groups of every GroupNorm
     dropout: float = 0.0  # before the last convolution of a residual block
-    patch: int = 1  # side of the square of pixels, or cube of voxels, that is one position of the first level
-    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
-    axes: int = 2  # spatial: 2 for pictures (H, W), 3 for volumes (D, H, W)
+    patch: int = 1  # side of the square of pixels that is one position of the first level; of pictures alone
     strides: tuple[tuple[int, ...], ...] | None = None  # of each axis from a level to the next, 1 or 2; None: all 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.axes not in (2, 3):
-            raise ValueError(f"axes must be 2, of pictures, or 3, of volumes, got {self.axes!r}")
-        widths = check_levels(self)
-        strides = self.level_strides
+        widths, strides = check_levels(self), self.level_strides
         if len(strides) + 1 != len(widths) or any(len(each) != self.axes or {*each} - {1, 2} for each in strides):
             wanted = f"{len(widths) - 1} tuples of {self.axes} numbers, each 1 or 2"
             raise ValueError(f"strides must be {wanted}, got {self.strides!r}")
+        if self.patch > 1 and self.axes == 3:
+            raise ValueError(f"patch is of pictures, and must be 1 for volumes, got {self.patch}")
         if self.model_channels % 2:
             raise ValueError(f"model_channels must be even, got {self.model_channels}")
         if not 0 <= self.dropout < 1:
@@ -166,8 +158,7 @@ class UNetConfig(NetworkConfig):
     @property
     def level_strides(self) -> tuple[tuple[int, ...], ...]:
         """Of each axis, from each level to the next."""
-        every = ((2,) * self.axes,) * (len(self.channel_mult) - 1)
-        return every if self.strides is None else self.strides
+        return self.strides or ((2,) * self.axes,) * (len(self.channel_mult) - 1)
 
     @property
     def stride(self) -> Stride:
@@ -187,15 +178,13 @@ class DiTConfig(NetworkConfig):
         ValueError: no network can be built from a value.
     """
 
-    axes: ClassVar[int] = 2  # spatial: pictures alone
+    axes: ClassVar[int] = 2  # pyright: ignore[reportIncompatibleVariableOverride]  # pictures alone
     channels: int = 3  # of the state, and of the prediction
-    condition_channels: int = 3  # of the source; 0 where it is not shown
+    condition_channels: int = field(default=3, kw_only=True)
     patch: int = 4  # side of a token, in pixels; sides of pictures must be multiples of it
     width: int = 384  # channels of a token
     depth: int = 12  # blocks
     heads: int = 6  # heads of every attention
-    mlp_ratio: int = 4  # width of the MLP, in ``width``
-    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -313,7 +302,7 @@ def register(
     """
     if name in UNETS or name in DITS:
         raise ValueError(f"the name {name!r} is of a preset of this library: choose another")
-    config = WrappedConfig(name, 3, 3 if sees_source else 0, stride, axes=axes)
+    config = WrappedConfig(name, 3, stride, condition_channels=3 if sees_source else 0, axes=axes)
 
     def add(make: Factory) -> Factory:
         OWN[name], FACTORIES[name] = config, (make, call)

@@ -6,8 +6,6 @@ source is shown as further channels. Any size that the patch divides is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +14,7 @@ from torch import nn
 
 from bbdm.networks.base import Conditions
 from bbdm.networks.config import DITS, DiTConfig
-from bbdm.networks.layers import ConditionedNetwork, ConditionEmbedding, Context, CrossAttention, Modulation
+from bbdm.networks.layers import ConditionedNetwork, Context, CrossAttention, Embed
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 
@@ -30,9 +28,7 @@ class Block(nn.Module):
         self.heads = config.heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, config.mlp_ratio * width), nn.GELU("tanh"), nn.Linear(config.mlp_ratio * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.modulation = nn.Linear(width, 6 * width)
         if config.tokens:
             self.cross = CrossAttention(width, config.heads)
@@ -66,27 +62,28 @@ class DiT(ConditionedNetwork):
         width, patch = config.width, config.patch
         shown = config.channels + config.condition_channels + sum(config.images.values())
         self.embed_patches = nn.Conv2d(shown, width, patch, stride=patch)
-        self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_embed = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.out_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch * patch * config.channels)
-        layers = [cast(Block, block).cross for block in self.blocks] if config.tokens else []
-        zeroed = {self.out, self.out_modulation, *(cast(Block, block).modulation for block in self.blocks)}
-        zeroed |= {layer.proj_out for layer in layers}
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.zeros_(cast(nn.Parameter, module.bias))
-                nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
-        self.condition_embedding = ConditionEmbedding(config, width, self)
+                if name.endswith(("out", "modulation")):  # so that a network begins as no change
+                    nn.init.zeros_(module.weight)
+                else:  # as a matrix; a convolution of patches is one
+                    nn.init.xavier_uniform_(module.weight.data.view(len(module.weight), -1))
+        self.embed_conditions(width)
 
-    def time_mlp(self) -> tuple[nn.Sequential, int]:
-        """See :meth:`ConditionedNetwork.time_mlp`."""
-        return self.time, TIME_CHANNELS
-
-    def modulation(self) -> Modulation:
+    def modulation(self) -> Embed:
         """See :meth:`ConditionedNetwork.modulation`: shifts, scales and gates."""
         layers = [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
-        return partial(_modulated, layers)
+
+        def modulated(embedding: torch.Tensor) -> torch.Tensor:
+            h = F.silu(embedding.to(layers[0].weight.dtype))
+            return torch.cat([layer(h) for layer in layers], dim=1)
+
+        return modulated
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
@@ -103,12 +100,6 @@ class DiT(ConditionedNetwork):
         return h.reshape(x.shape[0], self.channels, height * patch, width * patch)
 
 
-def _modulated(layers: Sequence[nn.Linear], embedding: torch.Tensor) -> torch.Tensor:
-    """The outputs of all layers side by side, for (B, W) embeddings."""
-    h = F.silu(embedding.to(layers[0].weight.dtype))
-    return torch.cat([layer(h) for layer in layers], dim=1)
-
-
 def _norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
@@ -120,9 +111,3 @@ def _places(height: int, width: int, channels: int, like: torch.Tensor) -> torch
     across = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     down = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
     return torch.cat([across, down], dim=-1).flatten(0, 1).to(like.dtype)
-
-
-def _xavier(weight: torch.Tensor) -> None:
-    """Initialise as a matrix; a convolution of patches is one."""
-    with torch.no_grad():
-        nn.init.xavier_uniform_(weight.view(len(weight), -1))

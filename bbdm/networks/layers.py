@@ -14,29 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.networks.base import SOURCE, Conditions, Network
-from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.restore import ConfiguredNetwork
 
 Conv = TypeVar("Conv", bound=nn.Module)
 CONVOLUTIONS: dict[int, type[Any]] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of spatial axes
-Modulation = Callable[[torch.Tensor], torch.Tensor]
+Embed = Callable[[torch.Tensor], torch.Tensor]
 Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and what is added to scores
 ABSENT = 1e4  # subtracted from the scores of what is no token: its weight is 0 in every dtype
-
-
-def frequencies(channels: int, device: torch.device | None = None) -> torch.Tensor:
-    """(channels / 2,) angular frequencies from 1 down to 1 / 10000, float32."""
-    steps = torch.arange(channels // 2, dtype=torch.float32, device=device) / (channels // 2)
-    return torch.exp(-math.log(10000) * steps)
-
-
-def sinusoids(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """(B, 2 F) cosines, then sines, of (B,) times at (F,) frequencies, float32.
-
-    Float32 whatever the network's dtype: at t = 999 a bfloat16 angle is off by more than a radian.
-    """
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def norm_silu(
@@ -48,9 +32,9 @@ def norm_silu(
     return group_norm_silu(x, norm.num_groups, weight, bias, norm.eps, activation)
 
 
-def conv3x3(channels: int, out_channels: int, stride: int | Sequence[int] = 1, axes: int = 2) -> Any:
-    """A convolution with a kernel of 3 along each axis that keeps the size, or divides it by ``stride``."""
-    return CONVOLUTIONS[axes](channels, out_channels, 3, stride, padding=1)
+def conv3x3(channels: int, out_channels: int, axes: int = 2) -> Any:
+    """A convolution with a kernel of 3 along each axis that keeps the size."""
+    return CONVOLUTIONS[axes](channels, out_channels, 3, padding=1)
 
 
 def pooled(x: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
@@ -73,32 +57,11 @@ def zeroed(module: Conv) -> Conv:
     return module
 
 
-def unshuffled(x: torch.Tensor, patch: int) -> torch.Tensor:
-    """(B, C, *S) with each cell of ``patch`` positions along an axis as channels of one."""
-    if x.ndim == 4:
-        return F.pixel_unshuffle(x, patch)
-    b, c, *sides = x.shape
-    cells = x.reshape(b, c, *(n for side in sides for n in (side // patch, patch)))
-    axes = range(len(sides))
-    cells = cells.permute(0, 1, *(3 + 2 * axis for axis in axes), *(2 + 2 * axis for axis in axes))
-    return cells.flatten(1, 1 + len(sides))
-
-
-def shuffled(x: torch.Tensor, patch: int) -> torch.Tensor:
-    """The inverse of :func:`unshuffled`."""
-    if x.ndim == 4:
-        return F.pixel_shuffle(x, patch)
-    b, _, *sides = x.shape
-    cells = x.reshape(b, -1, *[patch] * len(sides), *sides)
-    order = [n for axis in range(len(sides)) for n in (2 + len(sides) + axis, 2 + axis)]
-    return cells.permute(0, 1, *order).reshape(b, cells.shape[1], *(side * patch for side in sides))
-
-
 class CrossAttention(nn.Module):
     """Attention of positions to conditions that are tokens; it begins as no change.
 
-    Keys and values depend on the tokens alone. So a :class:`ConditionEmbedding` makes those of all layers
-    once, and this layer takes its columns.
+    Keys and values depend on the tokens alone. So :class:`Tokens` makes those of all layers once, and this
+    layer takes its columns.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -106,7 +69,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q = nn.Linear(channels, channels)
         self.proj_out = zeroed(nn.Linear(channels, channels))
-        self.columns = slice(0, 0)  # of the keys and values of all layers; ConditionEmbedding sets it
+        self.columns = slice(0, 0)  # of the keys and values of all layers; the network sets it
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``bias`` (B, 1, 1, L)."""
@@ -134,49 +97,6 @@ class Tokens(nn.Module):
         return self.to_kv(torch.cat([self.none.expand(tokens.shape[0], -1, -1), tokens], dim=1))
 
 
-class ConditionEmbedding(nn.Module):
-    """The part of a network that depends on its conditions alone.
-
-    Embeddings of classes begin at zero.
-
-    Args:
-        config: the conditions besides the source.
-        width: of the time's embedding, to which those of classes are added.
-        network: the rest, whose cross-attention layers get their columns.
-    """
-
-    def __init__(self, config: ConditionsConfig, width: int, network: nn.Module) -> None:
-        super().__init__()
-        each, columns = config.each, 0
-        for layer in network.modules():
-            if isinstance(layer, CrossAttention):
-                layer.columns = slice(columns, columns + 2 * layer.q.out_features)
-                columns = layer.columns.stop
-        self.images = tuple(config.images)
-        self.classes = nn.ModuleDict(
-            {f"_{name}": zeroed(nn.Embedding(each[name].size + each[name].droppable, width)) for name in config.classes}
-        )
-        self.tokens = nn.ModuleDict({f"_{name}": Tokens(each[name].size, columns) for name in config.tokens})
-
-    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Images in the size of the state, embeddings, keys and values; other conditions stay.
-
-        See :meth:`bbdm.networks.base.Network.prepared`.
-        """
-        prepared = {name: resized(value, sides) if name in self.images else value for name, value in conditions.items()}
-        for parts in (self.classes, self.tokens):
-            prepared |= {key[1:]: part(conditions[key[1:]]) for key, part in parts.items()}
-        return prepared
-
-    def context(self, prepared: Conditions) -> Context:
-        """Keys and values of all tokens (B, L, M), and biases (B, 1, 1, L) of scores; None without tokens."""
-        if not self.tokens:
-            return None
-        context = torch.cat([prepared[key[1:]] for key in self.tokens], dim=1)
-        counts = (context != 0).any(dim=-1)[:, None, None].to(context.dtype)
-        return context, (counts - 1) * ABSENT
-
-
 def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
     """(B, C, *S) images in another size, by antialiased bilinear filtering; of volumes, trilinear."""
     if tuple(image.shape[2:]) == tuple(sides):
@@ -187,46 +107,52 @@ def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
     return outputs.to(image.dtype)
 
 
-class TimeEmbedding:
-    """What a network computes of the time alone. It holds the weights of that part, and no others.
-
-    Args:
-        mlp: from the sinusoids of a time to its embedding.
-        width: the number of sinusoids.
-        modulation: of an embedding (B, E), (B, M); None where embeddings of classes are added to it before.
-    """
-
-    def __init__(self, mlp: nn.Sequential, width: int, modulation: Modulation | None) -> None:
-        self.mlp, self.width, self.modulation = mlp, width, modulation
-
-    def __call__(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) at (B,) integer or fractional times; with classes, the embedding (B, E)."""
-        t = t.to(cast(nn.Linear, self.mlp[0]).weight.device)
-        return self.of(sinusoids(t, frequencies(self.width, t.device)))
-
-    def of(self, sinusoids: torch.Tensor) -> torch.Tensor:
-        """The same from the times' (B, width) sinusoids."""
-        embedding = self.mlp(sinusoids.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
-        return embedding if self.modulation is None else self.modulation(embedding)
-
-
 class ConditionedNetwork(ConfiguredNetwork, Network):
     """What the networks of this library share: embeddings of the time and of conditions."""
 
-    condition_embedding: ConditionEmbedding
+    time_embed: nn.Sequential  # from the sinusoids of a time to its embedding
+    condition_embedding: nn.ModuleDict  # of classes and of tokens, by their names behind a _
     gradient_checkpointing = False
 
     @abstractmethod
-    def time_mlp(self) -> tuple[nn.Sequential, int]:
-        """The layers from a time's sinusoids to its embedding, and the number of sinusoids."""
+    def modulation(self) -> Embed:
+        """From embeddings (B, E) to the modulation of all layers, (B, M); it holds no other weights."""
 
-    @abstractmethod
-    def modulation(self) -> Modulation:
-        """From embeddings to the modulation of all layers side by side; it holds no other weights."""
+    def embed_conditions(self, width: int) -> None:
+        """Add what depends on conditions alone, once all layers are there.
 
-    def embedder(self) -> TimeEmbedding:
-        """The part that :meth:`embed` calls, with its weights alone. The sampler calls it once a table."""
-        return TimeEmbedding(*self.time_mlp(), None if self.classes else self.modulation())
+        Embeddings of classes begin at zero; they are of the ``width`` of the time's, to which they are added.
+        """
+        columns = 0
+        for layer in self.modules():
+            if isinstance(layer, CrossAttention):
+                layer.columns = slice(columns, columns + 2 * layer.q.out_features)
+                columns = layer.columns.stop
+        parts: dict[str, dict[str, nn.Module]] = {"classes": {}, "tokens": {}}
+        for name in self.classes:
+            count = self.inputs[name].size + self.inputs[name].droppable
+            parts["classes"][f"_{name}"] = zeroed(nn.Embedding(count, width))
+        for name, size in self.tokens.items():
+            parts["tokens"][f"_{name}"] = Tokens(size, columns)
+        self.condition_embedding = nn.ModuleDict({kind: nn.ModuleDict(each) for kind, each in parts.items()})
+
+    def embedder(self) -> Embed:
+        """See :meth:`Network.embedder`: it holds the weights of the time's part, and no others.
+
+        Angles are float32 whatever the network's dtype: at t = 999 one in bfloat16 is off by over a radian.
+        """
+        mlp, modulation = self.time_embed, None if self.classes else self.modulation()
+        first = cast(nn.Linear, mlp[0])
+        count, device = first.in_features // 2, first.weight.device
+        steps = torch.arange(count, dtype=torch.float32, device=device) / count
+        frequencies = torch.exp(-math.log(10000) * steps)  # from 1 down to 1 / 10000
+
+        def embed(t: torch.Tensor) -> torch.Tensor:
+            angles = t.to(device).float()[:, None] * frequencies
+            embedding = mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(first.weight.dtype))
+            return embedding if modulation is None else modulation(embedding)
+
+        return embed
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) the modulation of all layers at (B,) integer or fractional times: t's only influence.
@@ -237,7 +163,10 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
-        return self.condition_embedding.prepared(conditions, sides)
+        prepared = {name: resized(value, sides) if name in self.images else value for name, value in conditions.items()}
+        for parts in self.condition_embedding.values():
+            prepared |= {key[1:]: part(conditions[key[1:]]) for key, part in cast(nn.ModuleDict, parts).items()}
+        return prepared
 
     def _conditioned(
         self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
@@ -247,7 +176,11 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
             embedding = self.modulation()(sum((conditions[name] for name in self.classes), embedding))
         images = [conditions[name] for name in (SOURCE, *self.images) if name in conditions]
         x = torch.cat([x, *images], dim=1) if images else x
-        return x, embedding, self.condition_embedding.context(conditions)
+        if not self.tokens:
+            return x, embedding, None
+        context = torch.cat([conditions[name] for name in self.tokens], dim=1)  # (B, L, M)
+        counts = (context != 0).any(dim=-1)[:, None, None].to(context.dtype)
+        return x, embedding, (context, (counts - 1) * ABSENT)
 
     def _run(self, module: nn.Module, h: torch.Tensor, *others: Any) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -46,10 +46,8 @@ def fitting(build: Callable[[Any], Network], config: Any, state: Mapping[str, An
         ValueError: there is no network of such sizes, or weights do not fit: the message has every key that
             is missing, extra or of another shape.
     """
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{whose} weights are no state dict, but a {type(state).__name__}")
-    if strange := [key for key, value in state.items() if not hasattr(value, "shape")]:
-        raise ValueError(f"{whose} weights are no state dict: {str(strange[0])[:100]} is no tensor")
+    if not isinstance(state, Mapping) or not all(hasattr(value, "shape") for value in state.values()):
+        raise ValueError(f"{whose} weights are no state dict of tensors")
     blocks = getattr(config, "num_res_blocks", 0) * len(getattr(config, "channel_mult", ()))
     if blocks > len(state):  # a wrong number of blocks can be huge, and would be built
         raise ValueError(f"{whose} weights do not fit the network: {len(state)} tensors, for {blocks} blocks")
@@ -61,16 +59,15 @@ def fitting(build: Callable[[Any], Network], config: Any, state: Mapping[str, An
     wanted = network.state_dict()
     both = sorted(state.keys() & wanted.keys())
     shapes = {key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in both}
+    floating = {key for key in both if wanted[key].is_floating_point() and not state[key].dtype.is_floating_point}
     differences = {
         "missing": sorted(wanted.keys() - state.keys()),
         "extra": sorted(map(str, state.keys() - wanted.keys())),
         "of another shape": [f"{key} {got} (wanted {want})" for key, (got, want) in shapes.items() if got != want],
+        "no floating point numbers": sorted(floating),
     }
     if found := "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in differences.items() if keys):
         raise ValueError(f"{whose} weights do not fit the network: {found}")
-    for key in both:
-        if wanted[key].is_floating_point() and not state[key].dtype.is_floating_point:
-            raise ValueError(f"{key} is of {state[key].dtype}; weights must be floating point")
     return network
 
 

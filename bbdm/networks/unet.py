@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,15 +22,12 @@ from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.layers import (
     CONVOLUTIONS,
     ConditionedNetwork,
-    ConditionEmbedding,
     Context,
     CrossAttention,
-    Modulation,
+    Embed,
     conv3x3,
     norm_silu,
     pooled,
-    shuffled,
-    unshuffled,
     zeroed,
 )
 
@@ -61,21 +57,16 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else single(channels, out_channels, 1)
         self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
 
-    def resample(self, x: torch.Tensor) -> torch.Tensor:
-        """Change the size, in a block that does."""
-        if self.up:
-            return upsample(x, self.up)
-        return pooled(x, self.down) if self.down else x
-
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         norm, _, conv = self.in_layers
-        conv = cast(nn.Conv2d, conv)
-        h = norm_silu(norm, x)
-        h = upsample_conv3x3(h, conv.weight, conv.bias, self.up) if self.up else conv(self.resample(h))
+        conv, h = cast(nn.Conv2d, conv), norm_silu(norm, x)
+        if self.up:
+            h, x = upsample_conv3x3(h, conv.weight, conv.bias, self.up), upsample(x, self.up)
+        else:
+            h, x = (conv(pooled(h, self.down)), pooled(x, self.down)) if self.down else (conv(h), x)
         norm, _, dropout, conv = self.out_layers
-        h = conv(dropout(norm_silu(norm, h, modulation[:, self.modulated])))
-        return self.skip_connection(self.resample(x)) + h
+        return self.skip_connection(x) + conv(dropout(norm_silu(norm, h, modulation[:, self.modulated])))
 
 
 class AttentionBlock(nn.Module):
@@ -175,7 +166,7 @@ class UNet(ConditionedNetwork):
 
         last = conv3x3(channels, cell * out_channels, axes=config.axes)
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(last))
-        self.condition_embedding = ConditionEmbedding(config, 4 * width, self)
+        self.embed_conditions(4 * width)
         first = 0
         for block in self.res_blocks():
             block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
@@ -192,21 +183,25 @@ class UNet(ConditionedNetwork):
         """The blocks that the time modulates, in the order of the modulation's columns."""
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
-    def time_mlp(self) -> tuple[nn.Sequential, int]:
-        """See :meth:`ConditionedNetwork.time_mlp`."""
-        return self.time_embed, self.config.model_channels
-
-    def modulation(self) -> Modulation:
+    def modulation(self) -> Embed:
         """See :meth:`ConditionedNetwork.modulation`: the weights and biases of each block's second norm."""
-        return partial(
-            _modulated, [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in self.res_blocks()]
-        )
+        blocks = [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in self.res_blocks()]
+
+        def modulated(embedding: torch.Tensor) -> torch.Tensor:
+            parts: list[torch.Tensor] = []
+            for layers, norm in blocks:
+                weight = cast(nn.Linear, layers[1]).weight
+                scale, shift = layers(embedding.to(weight.dtype)).to(norm.weight.dtype).chunk(2, dim=1)
+                parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
+            return torch.cat(parts, dim=1)
+
+        return modulated
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         h, embedding, context = self._conditioned(x, embedding, conditions)
         if self.config.patch > 1:
-            h = unshuffled(h, self.config.patch)
+            h = F.pixel_unshuffle(h, self.config.patch)
         h = h.to(memory_format=CHANNELS_LAST[h.ndim])
         skips: list[torch.Tensor] = []
         for stage in self.input_blocks:
@@ -217,14 +212,4 @@ class UNet(ConditionedNetwork):
             h = self._run(stage, torch.cat([h, skips.pop()], dim=1), embedding, context)
         norm, _, conv = self.out
         h = conv(norm_silu(norm, h))
-        return shuffled(h, self.config.patch) if self.config.patch > 1 else h
-
-
-def _modulated(blocks: Sequence[tuple[nn.Sequential, nn.GroupNorm]], embedding: torch.Tensor) -> torch.Tensor:
-    """(B, M) weights and biases of all blocks in turn, of (B, E) embeddings."""
-    parts: list[torch.Tensor] = []
-    for layers, norm in blocks:
-        weight = cast(nn.Linear, layers[1]).weight
-        scale, shift = layers(embedding.to(weight.dtype)).to(norm.weight.dtype).chunk(2, dim=1)
-        parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
-    return torch.cat(parts, dim=1)
+        return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else h

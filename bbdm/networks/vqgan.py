@@ -69,53 +69,48 @@ class AttentionBlock(nn.Module):
 
 def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
     """Residual, attention, residual, at the smallest size."""
-    return nn.Sequential(
-        OrderedDict(
-            block_1=ResBlock(channels, channels, config),
-            attn_1=AttentionBlock(channels, config),
-            block_2=ResBlock(channels, channels, config),
-        )
+    blocks = (
+        ResBlock(channels, channels, config),
+        AttentionBlock(channels, config),
+        ResBlock(channels, channels, config),
     )
+    return nn.Sequential(OrderedDict(zip(("block_1", "attn_1", "block_2"), blocks, strict=True)))
 
 
-def _downsample(channels: int) -> nn.Sequential:
-    """Half the size, by a convolution with one row and column of zeros beyond the lower right edges."""
-    pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
-    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
+class Resample(nn.Module):
+    """Half the size, by a convolution with zeros beyond the lower right edges; or twice, then convolved."""
 
-
-class Upsample(nn.Module):
-    """Double the size by nearest neighbours, then convolve."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, up: bool) -> None:
         super().__init__()
-        self.conv = conv3x3(channels, channels)
+        self.up = up
+        self.conv = conv3x3(channels, channels) if up else nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
-        return upsample_conv3x3(x, self.conv.weight, self.conv.bias, (2, 2))
+        """Map (B, C, H, W) to (B, C, H / 2, W / 2) or (B, C, 2 H, 2 W)."""
+        if self.up:
+            return upsample_conv3x3(x, self.conv.weight, self.conv.bias, (2, 2))
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Level(nn.Module):
-    """The blocks of one size, and the resampling to the next size, where there is one."""
+    """The blocks of one size, and the resampling to the next size, which is called ``resample``, if any."""
 
-    def __init__(self, channels: int, level: int, blocks: int, config: VQGANConfig) -> None:
+    def __init__(self, channels: int, level: int, blocks: int, config: VQGANConfig, resample: str) -> None:
         super().__init__()
         width = config.model_channels * config.channel_mult[level]
         self.block = nn.ModuleList(ResBlock(width if i else channels, width, config) for i in range(blocks))
         attended = 2**level in config.attention_resolutions
         self.attn = nn.ModuleList(AttentionBlock(width, config) for _ in range(blocks if attended else 0))
+        self.resample = resample
+        if resample:
+            self.add_module(resample, Resample(width, resample == "upsample"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
         for i, block in enumerate(self.block):
             x = block(x)
-            if self.attn:
-                x = self.attn[i](x)
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
-        return x
+            x = self.attn[i](x) if self.attn else x
+        return getattr(self, self.resample)(x) if self.resample else x
 
 
 class Encoder(nn.Module):
@@ -123,18 +118,15 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        channels = config.model_channels
-        self.conv_in = conv3x3(config.image_channels, channels)
+        widths = [config.model_channels * mult for mult in (1, *config.channel_mult)]
+        self.conv_in = conv3x3(config.image_channels, widths[0])
         self.down = nn.ModuleList()
-        for index, mult in enumerate(config.channel_mult):
-            level = Level(channels, index, config.num_res_blocks, config)
-            channels = config.model_channels * mult
-            if index < len(config.channel_mult) - 1:
-                level.downsample = _downsample(channels)
-            self.down.append(level)
-        self.mid = _middle(channels, config)
-        self.norm_out = _norm(channels, config)
-        self.conv_out = conv3x3(channels, config.encoded_channels)
+        for index in range(len(config.channel_mult)):
+            resample = "downsample" if index < len(config.channel_mult) - 1 else ""
+            self.down.append(Level(widths[index], index, config.num_res_blocks, config, resample))
+        self.mid = _middle(widths[-1], config)
+        self.norm_out = _norm(widths[-1], config)
+        self.conv_out = conv3x3(widths[-1], config.encoded_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, image_channels, H, W) to (B, encoded_channels, H / stride, W / stride)."""
@@ -153,11 +145,9 @@ class Decoder(nn.Module):
         self.conv_in = conv3x3(config.latent_channels, widths[-1])
         self.mid = _middle(widths[-1], config)
         self.up = nn.ModuleList()
-        for index, width in enumerate(widths):
-            level = Level(widths[min(index + 1, len(widths) - 1)], index, config.num_res_blocks + 1, config)
-            if index:
-                level.upsample = Upsample(width)
-            self.up.append(level)
+        for index, channels in enumerate([*widths[1:], widths[-1]]):
+            resample = "upsample" if index else ""
+            self.up.append(Level(channels, index, config.num_res_blocks + 1, config, resample))
         self.norm_out = _norm(widths[0], config)
         self.conv_out = conv3x3(widths[0], config.image_channels)
 
@@ -173,32 +163,19 @@ class Decoder(nn.Module):
         return norm_silu(self.norm_out, h)
 
 
+@torch.library.custom_op("bbdm::nearest_code", mutates_args=())  # one node to compilers, which would unroll the loop
 def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The index of the code nearest to each vector; the lowest index of several.
+    """(M,) int64, for (M, C) vectors the nearest of (N, C) codes, in one dtype; the lowest index of several.
 
     |z - e|^2 = |z|^2 + 2 (|e|^2 / 2 - z e), so the code with the least |e|^2 / 2 - z e is the nearest.
-
-    Args:
-        z: (..., C), any floating dtype.
-        codes: (N, C), any floating dtype.
-
-    Returns:
-        (...) int64. Arithmetic is in float32, or in float64 where both are; autocast does not change it.
     """
-    dtype = torch.float64 if z.dtype == codes.dtype == torch.float64 else torch.float32
-    return _nearest_code(z.reshape(-1, z.shape[-1]).to(dtype), codes.to(dtype)).view(z.shape[:-1])
-
-
-@torch.library.custom_op("bbdm::nearest_code", mutates_args=())  # one node to compilers, which would unroll the loop
-def _nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """(M,) indices, of (M, C) and (N, C)."""
     half_squares = codes.square().sum(1) / 2
     with torch.autocast(z.device.type, enabled=False):
         parts = [torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1) for part in z.split(CHUNK)]
     return torch.cat(parts)
 
 
-@_nearest_code.register_fake
+@nearest_code.register_fake
 def _(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return z.new_empty(len(z), dtype=torch.int64)
 
@@ -212,8 +189,13 @@ class Codebook(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / config.num_codes, 1 / config.num_codes)
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """(B, H, W) indices of the codes nearest to the vectors of (B, latent_channels, H, W)."""
-        return nearest_code(z.permute(0, 2, 3, 1), self.embedding.weight)
+        """(B, H, W) indices of the codes nearest to the vectors of (B, latent_channels, H, W).
+
+        Arithmetic is in float32, or in float64 where both are; autocast does not change it.
+        """
+        vectors, codes = z.permute(0, 2, 3, 1), self.embedding.weight
+        dtype = torch.float64 if z.dtype == codes.dtype == torch.float64 else torch.float32
+        return nearest_code(vectors.flatten(0, 2).to(dtype), codes.to(dtype)).view(vectors.shape[:3])
 
     def look_up(self, index: torch.Tensor) -> torch.Tensor:
         """The codes of (B, H, W) indices, (B, latent_channels, H, W)."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.networks.arrays import NAMES, along, concatenated, zeros
+from bbdm.networks.arrays import NAMES, along, concatenated
 
 Weights = npt.NDArray[np.floating[Any]]  # (windows, length) of a side
 Spans = tuple[slice, ...]  # the window's slice of each side
@@ -53,13 +53,10 @@ class Windows:
         """
         at = (np.arange(self.length // cell, dtype=np.float32) + np.float32(0.5)) * np.float32(cell)
         weights = np.ones((len(self.starts), len(at)), np.float32)
-        for i, start in enumerate(self.starts[1:], 1):
-            before = self.starts[i - 1]
-            width = np.float32(before + self.length - start)
-            if not width:
-                continue
-            weights[i] *= np.clip(at / width, 0, 1)
-            weights[i - 1] *= 1 - np.clip((at + np.float32(before - start)) / width, 0, 1)
+        for i, (before, start) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
+            if width := np.float32(before + self.length - start):
+                weights[i + 1] *= np.clip(at / width, 0, 1)
+                weights[i] *= 1 - np.clip((at + np.float32(before - start)) / width, 0, 1)
         return self._shares(weights, cell)
 
     def gaussians(self, margin: int = 0) -> Weights:
@@ -120,13 +117,9 @@ class WindowGrid:
         """The weights of the windows of each side of a state."""
         return [side.gaussians(self.margin) for side in self.sides(size)]
 
-    def together(self, images: int) -> int:
-        """The windows of an image that a call takes, of a number of images."""
-        return max(1, self.at_once // images)
-
     def calls(self, images: int, size: Sequence[int]) -> int:
         """The network calls of one step of a number of images."""
-        together = self.together(images)
+        together = max(1, self.at_once // images)
         full, rest = divmod(math.prod(len(side.starts) for side in self.sides(size)), together)
         return full * math.ceil(together * images / self.at_once) + math.ceil(rest * images / self.at_once)
 
@@ -172,7 +165,7 @@ class WindowGrid:
                 outputs.append(network(batch.pop(""), index, batch)[:count])
             return concatenated(outputs)
 
-        return blend(predictions, self.sides(x.shape[2:]), weights, self.together(len(x)), out=out)
+        return blend(predictions, self.sides(x.shape[2:]), weights, max(1, self.at_once // len(x)), out=out)
 
 
 def check_windows(
@@ -189,18 +182,18 @@ def check_windows(
     Raises:
         ValueError: a value is out of range.
     """
-    if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 < overlap <= LARGEST_OVERLAP:
+    if not isinstance(overlap, int | float) or not 0 < overlap <= LARGEST_OVERLAP:
         raise ValueError(f"overlap must be above 0 and at most {LARGEST_OVERLAP}, got {overlap!r}")
-    if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
+    if not isinstance(margin, int) or margin < 0:
         raise ValueError(f"margin must be an integer of at least 0, got {margin!r}")
     if window is None:
         return None
-    axes, least = len(stride), stride[0] if len(set(stride)) == 1 else tuple(stride)
-    sides = along(window, axes) if isinstance(window, int | list | tuple) else ()
-    if len(sides) != axes or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
-        names = ", ".join(NAMES[axes])
+    least = stride[0] if len(set(stride)) == 1 else tuple(stride)
+    sides = along(window, len(stride)) if isinstance(window, int | list | tuple) else ()
+    if len(sides) != len(stride) or any(type(side) is not int for side in sides):
+        names = ", ".join(NAMES[len(stride)])
         raise ValueError(f"window must be a side, ({names}), 'auto' or None, got {window!r}")
-    if min(sides) < 1 or any(side % step for side, step in zip(sides, stride, strict=True)):
+    if any(side < 1 or side % step for side, step in zip(sides, stride, strict=True)):
         raise ValueError(f"window must be a multiple of the network's stride {least}, got {window!r}")
     if any(2 * margin + step > side for side, step in zip(sides, stride, strict=True)):
         raise ValueError(f"margin must leave at least {least} pixels of a window of {window!r}, got {margin}")
@@ -242,7 +235,8 @@ def blend(
         results = function([tuple(s.span(i, cell) for i, s in zip(window, sides, strict=True)) for window in group])
         count = len(results) // len(group)
         if out is None:
-            out = zeros((count, results.shape[1], *(side.size // stride for side in sides)), results)
+            shape = count, results.shape[1], *(side.size // stride for side in sides)
+            out = np.zeros(shape, results.dtype) if isinstance(results, np.ndarray) else results.new_zeros(shape)
         for k, window in enumerate(group):
             result = results[k * count : (k + 1) * count]
             for axis, (i, weight) in enumerate(zip(window, weights, strict=True)):

@@ -25,8 +25,6 @@ from bbdm.codec import Codec
 from bbdm.networks.arrays import NAMES, in_channels
 from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.conditions import ConditionInput
-from bbdm.networks.layers import frequencies, sinusoids
-from bbdm.networks.unet import UNet
 from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
@@ -139,13 +137,9 @@ def network_graph(network: Network) -> onnx.ModelProto:
     float16.
     """
     dtype = next(network.parameters()).dtype
-    embed: Callable[[torch.Tensor], torch.Tensor] = network.embed
-    if isinstance(network, UNet):
-        modulation = network.embedder()
-        # Computed here: constants that the exporter folds differ in the last bit, which a time of 1000
-        # multiplies.
-        of_time = frequencies(network.config.model_channels)
-        embed = lambda t: modulation.of(sinusoids(t, of_time))  # noqa: E731
+    # Its frequencies are computed here: constants that the exporter folds differ in the last bit, which a
+    # time of 1000 multiplies.
+    embed = network.embedder()
 
     def predict(x: torch.Tensor, t: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
         conditions = {

@@ -17,6 +17,7 @@ from bbdm.pictures.formats import UnknownFormatError, Window
 from bbdm.pictures.picture import Header, Picture
 
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
+DICM = 128  # where a file of DICOM has these letters
 PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
 
 
@@ -44,7 +45,7 @@ def read(
     """
     known = path if isinstance(path, Header) else None
     path = known.path if known else Path(path)  # pyright: ignore[reportArgumentType]
-    try:
+    with formats.named("read", path):
         module = formats.module(known.reader if known else _reader(path))
         found: Header = known or module.header(path)
         if change is not None and found.photograph:
@@ -57,27 +58,15 @@ def read(
         if array.shape != expected or array.dtype != found.dtype:
             held = f"its values are {array.shape} of {array.dtype}"
             raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
-    except Exception as error:
-        formats.fail("read", path, error)
     array.flags.writeable = False
     return Picture(array, found.geometry.of_window([each.start for each in part]), name=path.name)
 
 
 def header(path: str | os.PathLike[str]) -> Header:
-    """What a file, or a folder of DICOM, says of its picture; values are not read.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
-        UnknownFormatError: it is none of the formats.
-        ValueError: it is damaged, or has what the format's module refuses.
-    """
+    """What a file, or a folder of DICOM, says of its picture, but values. For errors see :func:`read`."""
     path = Path(path)
-    try:
-        name = _reader(path)
-        found: Header = formats.module(name).header(path)
-    except Exception as error:
-        formats.fail("read", path, error)
+    with formats.named("read", path):
+        found: Header = formats.module(name := _reader(path)).header(path)
     if isinstance(found.stored, Image.Image):
         found.stored.close()
         found = replace(found, stored=None)
@@ -93,7 +82,7 @@ def pictures_in(folder: Path) -> list[Path]:
     """All files below a folder, whatever they are; a folder of DICOM in place of its slices."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     parents = {path.parent for path in files if path.suffix.lower() in ("", ".dcm")}
-    series = {parent for parent in parents if parent != folder and _holds_dicom(parent)}
+    series = {parent for parent in parents if parent != folder and dicom_files(parent, FILES_LOOKED_AT)}
     return [*series, *(path for path in files if path.parent not in series)]
 
 
@@ -105,7 +94,19 @@ def files_of(path: Path) -> list[Path]:
 def is_picture(path: str | os.PathLike[str]) -> bool:
     """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
     path = Path(path)
-    return _holds_dicom(path) if path.is_dir() else path.is_file() and bool(formats.suffix_of(path))
+    if path.is_dir():
+        return bool(dicom_files(path, FILES_LOOKED_AT))
+    return path.is_file() and bool(formats.suffix_of(path))
+
+
+def dicom_files(folder: Path, most: int | None = None) -> list[Path]:
+    """The files of DICOM in a folder, of the first ``most`` of its files."""
+    found: list[Path] = []
+    for path in files_of(folder)[:most]:
+        with path.open("rb") as file:
+            file.seek(DICM)
+            found += [path] if file.read(4) == b"DICM" and path.name != "DICOMDIR" else []
+    return found
 
 
 def _reader(path: Path) -> str:
@@ -113,17 +114,13 @@ def _reader(path: Path) -> str:
     if not path.exists():
         raise FileNotFoundError(path)
     if path.is_dir():
-        if not _holds_dicom(path):
+        if not is_picture(path):
             raise UnknownFormatError("it is a folder, and has no files of DICOM")
         return "simpleitk"
     name = formats.SUFFIXES.get(formats.suffix_of(path))
     if name is None:
         raise UnknownFormatError(f"its name has none of {', '.join(formats.SUFFIXES)}")
     return "rasterio" if name == "tifffile" and _has_place(path) else name
-
-
-def _holds_dicom(folder: Path) -> bool:
-    return bool(formats.module("simpleitk").dicom_files(folder, FILES_LOOKED_AT))
 
 
 def _has_place(path: Path) -> bool:

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
 from bbdm.base.scripts import warn
-from bbdm.pictures.formats import fail
+from bbdm.pictures.formats import named
 from bbdm.pictures.picture import Picture
 
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
@@ -30,8 +30,6 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-GROUP_GAP = 6  # between groups in a grid, in gaps
-TILES_ACROSS = 4  # grey tiles of channels that stand in one row
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
@@ -113,25 +111,22 @@ def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> n
     return np.stack([np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array])
 
 
-def found_range(array: npt.NDArray[Any]) -> str:
-    """The least and the largest value, for messages; NaN, infinity and a picture's nodata do not count."""
-    values = _values_of(array)
-    return f"{values.min():g} to {values.max():g}" if values.size else "none"
+def ranges(array: npt.NDArray[Any]) -> tuple[str, str]:
+    """The values of a picture for messages, such as ``5 to 7``, and a range that holds them, ``0:255``.
 
-
-def usual_range(array: npt.NDArray[Any]) -> str:
-    """A range that holds the values, as text: of integers from 0 on, that of 8, 10, 12, 14, 16 or 32 bits."""
-    values = _values_of(array)
-    low, high = (values.min(), values.max()) if values.size else (0, 1)
-    if array.dtype.kind in "iub" and low >= 0:
-        return f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
-    low = np.floor(low) + 0.0  # which is no -0
-    return f"{low:g}:{max(np.ceil(high), low + 1) + 0.0:g}"
-
-
-def _values_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    NaN, infinity and a picture's nodata do not count. The range of integers from 0 on is that of 8, 10, 12,
+    14, 16 or 32 bits.
+    """
     values = np.asarray(array[:, ~array.absent()]) if isinstance(array, Picture) and array.ndim > 2 else array
-    return values[np.isfinite(values)]
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return "none", "0:1"
+    low, high = values.min(), values.max()
+    found = f"{low:g} to {high:g}"
+    if array.dtype.kind in "iub" and low >= 0:
+        return found, f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
+    low = np.floor(low) + 0.0  # which is no -0
+    return found, f"{low:g}:{max(np.ceil(high), low + 1) + 0.0:g}"
 
 
 def open_image(
@@ -154,23 +149,18 @@ def open_image(
         ValueError: it cannot be decoded, or has colours of 16 bits.
     """
     name = name or (str(source) if isinstance(source, Path) else "in memory")
-    try:
+    with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
         image = source
         if not isinstance(image, Image.Image):
             image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
-    except Exception as error:
-        fail("read", name, error, f"it is not {', '.join(formats or ['a picture'])}")
     if check_size is not None:
         check_size(*image.size)
-    try:
-        with image:
-            if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
-                raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
-            image.load()
-            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
-            return image if turn is None else image.transpose(turn)
-    except Exception as error:
-        fail("read", name, error)
+    with named("read", name), image:
+        if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
+            raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
+        image.load()
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
+        return image if turn is None else image.transpose(turn)
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -201,9 +191,10 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
 
 def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
     """The error for pictures of more than 8 bits of which nobody said what black and white are."""
+    found, usual = ranges(array)
     return ValueError(
-        f"pictures of {array.dtype} have no agreed range of values, and this one has {found_range(array)}: give the "
-        f"range to a call in Python, such as source_values='{usual_range(array)}', or store it in 8 bits"
+        f"pictures of {array.dtype} have no agreed range of values, and this one has {found}: give the range to a "
+        f"call in Python, such as source_values='{usual}', or store it in 8 bits"
     )
 
 
@@ -229,38 +220,29 @@ def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
 
 
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
-    """A picture from a (C, H, W) array in [-1, 1]; values outside are clipped.
+    """A picture from a (C, H, W) or (C, D, H, W) array in [-1, 1]; values outside are clipped.
 
-    One channel is grey and three are RGB. Of other counts, each channel is a grey tile: up to four side by
-    side, more in rows.
+    One channel is grey and three are RGB. Of other counts, each channel is a grey tile, as many in a row as
+    there are rows. Of a volume, the axial, coronal and sagittal slices through its middle stand in a row.
 
     Raises:
-        ValueError: it is empty, or has other than 3 axes.
+        ValueError: it is empty, or has other axes.
     """
-    if array.ndim != 3 or not array.size:
-        raise ValueError(f"a picture needs a (C, H, W) tensor, got {tuple(array.shape)}")
+    if array.ndim not in (3, 4) or not array.size:
+        raise ValueError(f"a picture needs a (C, H, W) or (C, D, H, W) tensor, got {tuple(array.shape)}")
+    if array.ndim == 4:
+        middle = [array.take(side // 2, axis) for axis, side in enumerate(array.shape[1:], 1)]
+        return grid([[from_array(plane) for plane in middle]], gap=0)
     stored = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     if len(stored) in (1, 3):
         return image_of(stored)
-    across = len(stored) if len(stored) <= TILES_ACROSS else math.ceil(math.sqrt(len(stored)))
-    tiles = [Image.fromarray(channel) for channel in stored]
+    across, tiles = math.ceil(math.sqrt(len(stored))), [Image.fromarray(channel) for channel in stored]
     return grid([tiles[i : i + across] for i in range(0, len(tiles), across)], gap=0).convert("L")
 
 
 def image_of(array: npt.NDArray[Any]) -> Image.Image:
     """A picture of (1 or 3, H, W) of uint8, or of (1, H, W) of uint16."""
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-
-
-def preview(array: npt.NDArray[np.floating]) -> Image.Image:
-    """A picture of an image (C, H, W) or a volume (C, D, H, W) in [-1, 1]; see :func:`from_array`.
-
-    Of a volume, the slices through its middle stand side by side: axial, coronal and sagittal.
-    """
-    if array.ndim == 3:
-        return from_array(array)
-    middle = [array.take(side // 2, axis) for axis, side in enumerate(array.shape[1:], 1)]
-    return grid([[from_array(plane) for plane in middle]], gap=0)
 
 
 def check(source: Any, channels: int, axes: int = 2) -> None:
@@ -281,42 +263,34 @@ def check(source: Any, channels: int, axes: int = 2) -> None:
         raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size: {hint}")
 
 
-def grid(
-    rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None = None, names: Sequence[str] = ()
-) -> Image.Image:
+def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, names: Sequence[str] = ()) -> Image.Image:
     """One picture of all pictures, row by row, on white; cells have the size of the largest.
 
     Args:
         rows: the pictures of each row.
         gap: the pixels between two pictures.
-        group: the number of pictures of a row after which the gap is wider.
-        names: of the columns, above them, cut off where a column is narrower; those of a group for all.
+        names: of the columns, above them, cut off where a column is narrower; fewer names begin again.
 
     Raises:
         ValueError: there is no picture.
     """
-    if not rows or not any(rows):
+    if not any(rows):
         raise ValueError("a grid needs at least one picture")
-    width = max(image.width for row in rows for image in row)
-    height = max(image.height for row in rows for image in row)
-    columns = max(len(row) for row in rows)
-    wider = GROUP_GAP * gap - gap
-    left = [gap + j * (width + gap) + j // (group or columns) * wider for j in range(columns)]
-    top = gap + (NAME_HEIGHT if names else 0)
-    sheet = Image.new("RGB", (left[-1] + width + gap, top + len(rows) * (height + gap)), "white")
-    for j, x in enumerate(left if names else ()):
-        title = Image.new("RGB", (width, NAME_HEIGHT), "white")
+    width = gap + max(image.width for row in rows for image in row)
+    height = gap + max(image.height for row in rows for image in row)
+    columns, top = max(map(len, rows)), gap + (NAME_HEIGHT if names else 0)
+    sheet = Image.new("RGB", (gap + columns * width, top + len(rows) * height), "white")
+    for j in range(columns if names else 0):
+        title = Image.new("RGB", (width - gap, NAME_HEIGHT), "white")
         ImageDraw.Draw(title).text((0, 0), names[j % len(names)], fill="black")
-        sheet.paste(title, (x, 0))
+        sheet.paste(title, (gap + j * width, 0))
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            sheet.paste(image, (left[j], top + i * (height + gap)))
+            sheet.paste(image, (gap + j * width, top + i * height))
     return sheet
 
 
 def sheet(examples: Sequence[Sequence[Image.Image]], names: Sequence[str] = ()) -> Image.Image:
     """A grid of examples, each of as many pictures side by side, about as high as wide; see :func:`grid`."""
-    each = len(examples[0])
-    across = max(1, round(math.sqrt(len(examples) / each)))
-    rows = [[*chain(*examples[start : start + across])] for start in range(0, len(examples), across)]
-    return grid(rows, group=each, names=names)
+    across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
+    return grid([[*chain(*examples[start : start + across])] for start in range(0, len(examples), across)], names=names)

@@ -14,14 +14,13 @@ import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
-from bbdm.pictures.formats import SUFFIXES, fail, module, suffix_of
+from bbdm.pictures import formats
 
 if TYPE_CHECKING:
     import torch
 
 Affine = tuple[tuple[float, ...], ...]
 SAME_PLACE = 1e-3  # pixels that two grids may differ by
-WORLDS = ("nifti", "itk")  # formats whose world is mm toward a patient's left, back and head
 PHOTOGRAPH = "photograph"  # the format of PNG, JPEG, WebP and BMP
 
 
@@ -49,15 +48,6 @@ class Geometry:
             return None
         columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1]
         return tuple(float(length) for length in np.linalg.norm(columns, axis=0))
-
-    @property
-    def orientation(self) -> str:
-        """The sides of a patient to which the axes of a medical volume point, such as SPL; else ""."""
-        if self.affine is None or self.format not in WORLDS or len(self.affine) != 4:
-            return ""
-        columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1].T
-        axes = [int(np.abs(column).argmax()) for column in columns]
-        return "".join("RLAPIS"[2 * axis + (column[axis] > 0)] for axis, column in zip(axes, columns, strict=True))
 
     def steps(self, axes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
         """The arguments of :func:`as_affine`; None without an affine of so many axes."""
@@ -102,11 +92,10 @@ class _Gridded:
 
     @property
     def grid(self) -> str:
-        """The size, the affine and the orientation, for messages."""
+        """The size and the affine, for messages."""
         affine = self.geometry.affine
         origin = "" if affine is None else f" at {tuple(tuple(round(v, 6) for v in row) for row in affine[:-1])}"
-        toward = f" toward {self.geometry.orientation}" if self.geometry.orientation else ""
-        return f"{sizes.shown(self.sides)}{origin}{toward}"
+        return f"{sizes.shown(self.sides)}{origin}"
 
 
 @dataclass(frozen=True)
@@ -122,6 +111,9 @@ class Header(_Gridded):
         most: the bytes of values that the file's size allows.
         reader: the module that reads the file.
         stored: what this module reads values by.
+
+    Raises:
+        ValueError: it has other axes or no pixels, or its values are not real numbers of at most 64 bits.
     """
 
     path: Path
@@ -132,6 +124,11 @@ class Header(_Gridded):
     most: float = math.inf
     reader: str = ""
     stored: Any = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) not in (3, 4) or min(self.shape) < 1:
+            raise ValueError(f"it must be (C, H, W) or (C, D, H, W), and its shape is {self.shape}")
+        object.__setattr__(self, "dtype", formats.real(self.dtype))
 
 
 class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -177,17 +174,9 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
         """
         path = Path(path)
-        name = SUFFIXES.get(suffix_of(path))
-        if name is None:
-            raise ValueError(f"cannot write the picture {path}: its name must end in one of {', '.join(SUFFIXES)}")
-        if self.ndim < 3 or 0 in self.shape:
-            raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {self.shape}")
-        if name == "tifffile" and self.geometry.format == "geotiff":
-            name = "rasterio"
-        try:
-            write_atomically(path, lambda temporary: module(name).write(temporary, self))
-        except Exception as error:
-            fail("write", path, error)
+        with formats.named("write", path):
+            module = formats.writer(path, self, self.geometry.format == "geotiff")
+            write_atomically(path, lambda temporary: module.write(temporary, self))
 
 
 def scale(pixels: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
@@ -43,7 +43,14 @@ class Values:
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
-            object.__setattr__(self, name, _level(getattr(self, name), name))
+            level = getattr(self, name)
+            try:
+                level = tuple(map(float, level)) if isinstance(level, tuple | list) else float(level)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} must be a number, or one for each channel, got {level!r}") from error
+            if not np.isfinite(level).all() or level == ():
+                raise ValueError(f"{name} must be finite, got {level!r}")
+            object.__setattr__(self, name, level)
         low, high = (np.atleast_1d(level) for level in (self.low, self.high))
         if len({len(low), len(high)} - {1}) > 1:
             raise ValueError(f"values must have as many low as high levels, got {len(low)} and {len(high)}")
@@ -78,7 +85,7 @@ class Values:
         Raises:
             ValueError: there are ranges for another number of channels.
         """
-        low, half = (level.reshape(-1, *[1] * axes) if level.ndim else level for level in self._levels)
+        low, half = _levels(self.low, self.high, axes)
         if half.size > 1 and half.size != array.shape[-1 - axes]:
             raise ValueError(f"it has {array.shape[-1 - axes]} channels, and there are values of {half.size}")
         if isinstance(array, np.ndarray):
@@ -95,16 +102,10 @@ class Values:
     def stored(self, array: Any, axes: int = 2) -> npt.NDArray[Any]:
         """The inverse of :meth:`scaled`: an array of ``dtype``, integers rounded to the nearest."""
         values = array if isinstance(array, np.ndarray) else array.detach().float().cpu().numpy()
-        low, half = (level.reshape(-1, *[1] * axes) if level.ndim else level for level in self._levels)
+        low, half = _levels(self.low, self.high, axes)
         numbers = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
         kind = np.dtype(self.dtype)
         return numbers.astype(kind) if kind.kind == "f" else np.rint(numbers).astype(kind)
-
-    @cached_property
-    def _levels(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """The low level and half the range: () of all channels, or (C,)."""
-        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
-        return low.astype(np.float32), np.asarray((high - low) / 2, np.float32)
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :func:`from_config` makes these again."""
@@ -188,6 +189,15 @@ def read_values(text: str) -> AnyValues:
     return Values(low, high, units[-1] if units else "", kind)
 
 
+@lru_cache
+def _levels(low: Level, high: Level, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The low level and half the range: () of all channels, or (C, 1, ...) for so many axes of S."""
+    half = (np.asarray(high) - np.asarray(low)) / 2
+    first, second = (np.asarray(level, np.float32) for level in (low, half))
+    sides = [1] * axes
+    return (first.reshape(-1, *sides) if first.ndim else first), (second.reshape(-1, *sides) if second.ndim else second)
+
+
 def as_values(values: ValuesLike) -> Any:
     """Values of themselves, of text for :func:`read_values`, or of (low, high); None of None."""
     if isinstance(values, tuple | list):
@@ -196,11 +206,7 @@ def as_values(values: ValuesLike) -> Any:
 
 
 def from_config(config: Mapping[str, Any]) -> AnyValues:
-    """Values from :meth:`Values.config` or :meth:`Percentiles.config`.
-
-    Raises:
-        ValueError: the mapping is of neither.
-    """
+    """Values from :meth:`Values.config` or :meth:`Percentiles.config`; ValueError where it is of neither."""
     try:
         return Percentiles(*config["percentiles"]) if "percentiles" in config else Values(**config)
     except TypeError as error:
@@ -215,11 +221,10 @@ def check_finite(array: npt.NDArray[Any], absent: Any = False, first: Sequence[i
     """
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
-    found = np.argwhere(~(np.isfinite(array) | absent))
-    if len(found):
-        index = tuple(found[0])
-        at = tuple(int(sum(each)) for each in zip_longest(index[1:], first, fillvalue=0))
-        raise ValueError(f"{array[index]} stands in channel {index[0]} at {at}, where a finite number is needed")
+    for index in np.argwhere(~(np.isfinite(array) | absent)).tolist():
+        at = tuple(map(sum, zip_longest(index[1:], first, fillvalue=0)))
+        found = f"{array[tuple(index)]} stands in channel {index[0]} at {at}"
+        raise ValueError(f"{found}, where a finite number is needed")
 
 
 def scaled_present(
@@ -244,17 +249,6 @@ def holds(dtype: np.dtype[Any], value: float) -> bool:
         return True
     limits = np.iinfo(dtype)
     return float(value).is_integer() and limits.min <= value <= limits.max
-
-
-def _level(value: Any, name: str) -> Level:
-    """A level as a float, or a tuple of floats."""
-    try:
-        level = tuple(float(each) for each in value) if isinstance(value, Sequence) else float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a number, or one for each channel, got {value!r}") from error
-    if not np.isfinite(level).all() or level == ():
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return level
 
 
 EIGHT_BIT = Values(0, 255)

@@ -57,6 +57,7 @@ class Runtime(Command, GuidanceOptions):
     """
 
     HEADING: ClassVar[str] = "run"
+    PROGRAM: ClassVar[str] = "python -m bbdm.runtime"
     FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
 
     folder: Path = position("an export of `bbdm export`, or a name on the Hub")
@@ -72,9 +73,8 @@ class Runtime(Command, GuidanceOptions):
     threads: int | None = setting(None, "threads of the CPU provider; one a core if unset")
     condition: tuple[str, ...] = setting(
         (),
-        "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; one flag for each",
+        "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none",
         metavar="NAME=VALUE",
-        repeated=True,
     )
 
     direction: Direction | None = setting(None, "of a network of both directions: AtoB if unset, or BtoA")
@@ -87,11 +87,6 @@ class Runtime(Command, GuidanceOptions):
         for stem, count in Counter(map(formats.stem_of, self.pictures)).items():
             if count > 1:
                 raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
-
-    @classmethod
-    def program(cls) -> str:
-        """The words that start it."""
-        return "python -m bbdm.runtime"
 
     def run(self) -> None:
         """Translate, and print where the results are and their seeds."""

@@ -301,7 +301,7 @@ class Loop(ABC):
         x, x0hat = (copied(self._get(array)[kept]) for array in (state.x, state.x0hat))
 
         def pictures(estimate: Any) -> list[Image.Image]:
-            return [images.preview(image[(..., *crop)]) for image in as_numpy(self._decode(estimate))]
+            return [images.from_array(image[(..., *crop)]) for image in as_numpy(self._decode(estimate))]
 
         return Step(index, batch.plan.times[index], x, x0hat, batch.indices, pictures)
 

@@ -185,7 +185,7 @@ def _values(picture: Picture, channels: int, kind: Spec, axes: int) -> Item:
     if kind.source == EIGHT_BIT and array.dtype != np.uint8:
         raise ValueError(
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
-            f"{images.found_range(picture)}: give source_values"
+            f"{images.ranges(picture)[0]}: give source_values"
         )
     kind.warn_of_source(picture)
     absent = picture.absent()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +20,45 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256
-from bbdm.base.scripts import StoppedError
+from bbdm.base import scripts
 from bbdm.data.examples import BadPicturesError
-from bbdm.data.spec import Spec
-from bbdm.files.hub import find_checkpoint
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import LOOPBACK, ClusterConfig
 from bbdm.translation.results import Job, missing, paths_of
 from bbdm.translation.translator import Translator
 
+Driver = tuple[ClusterConfig, Translator, Mapping[str, Any]]  # and the settings of its results
+
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]:
-    """Within the context, Ray is connected to a cluster, and is left afterwards.
+    """Within the context, Ray is connected to a cluster; its workers import what ``bbdm --import`` did.
 
-    Args:
-        address: of a running cluster, such as ``auto`` or ``ray://HEAD:10001``; None to start one on this
-            machine, which listens on the loopback alone, without dashboard and usage statistics.
-
-    Yields:
-        The resources of each machine of the cluster; where there are GPUs, of those that have some.
+    It yields the resources of each machine. ``address`` is that of a running cluster, such as ``auto`` or
+    ``ray://HEAD:10001``; None starts one on this machine, which listens on the loopback alone, without
+    dashboard and usage statistics.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
         ConnectionError: there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    here: dict[str, Any] = {}
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no other machine may join
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as where nobody chose, of which Ray warns
-        here = {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+        options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+    if words := [word for module in scripts.imported for word in (scripts.IMPORT, module)]:
+
+        def import_modules() -> None:
+            scripts.import_modules([*words, ""])
+
+        options["runtime_env"] = {"worker_process_setup_hook": import_modules}
     import ray
 
-    ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **here)
+    ray.init(address=address or "local", **options)
     try:
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [each for each in machines if each.get("GPU")] or machines
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
 
@@ -76,14 +78,13 @@ def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
         raise ValueError(f"results must be outside of the sources, got {sources} and {folder}")
     config = replace(config, data_dir=str(sources), output_dir=folder)
     translator = Translator(replace(config, device="cpu", compile=False), independent=True)
-    worker = config, file_sha256(find_checkpoint(config.model)), translator.dataset.spec
     names, bad = translator.files.names, translator.bad
 
-    def make(sampler: BridgeSampler, jobs: Sequence[Job], *_: Any) -> None:
+    def make(sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], *_: Any) -> None:
         indices = {names[job.index]: job.index for job in jobs}
         alone = translator.files.alone or sampler.window_grid(config) is not None
         rows = [{"name": name, "source": str(translator.dataset.rows[i]["source"])} for name, i in indices.items()]
-        done = outcomes(worker, rows, 1 if alone else config.batch_size)
+        done = outcomes((config, translator, about), rows, 1 if alone else config.batch_size)
         for name, error in tqdm(done, total=len(rows), unit="image", disable=not translator.verbose):
             bad.update({indices[name]: error} if error else {})
 
@@ -96,13 +97,11 @@ def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
     return len(made - existing), len(made & existing), [*bad.values()]
 
 
-def outcomes(
-    worker: tuple[ClusterConfig, str, Spec], rows: Sequence[Mapping[str, str]], at_once: int
-) -> Iterator[tuple[str, str]]:
+def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) -> Iterator[tuple[str, str]]:
     """The name of each picture (``name``, ``source``) as it is done, and why it has no result, or nothing."""
     if not rows:
         return
-    config = worker[0]
+    config = driver[0]
     with connected(config.address) as machines:
         import ray.data
         from ray.exceptions import RayError
@@ -117,7 +116,7 @@ def outcomes(
         data = ray.data.from_items([*rows], override_num_blocks=max(most, math.ceil(len(rows) / at_once)))
         results = data.map_batches(
             Worker,
-            fn_constructor_args=worker,
+            fn_constructor_args=(partial(ray.get, ray.put(driver)),),
             batch_size=at_once,
             num_cpus=config.threads,
             num_gpus=1 if cards else 0,
@@ -130,43 +129,32 @@ def outcomes(
             cause: Any = getattr(error, "cause", None) or error
             if not isinstance(cause, ValueError | OSError | RayError):
                 raise
-            raise StoppedError(f"{cause}; results that were made are kept") from error
+            raise scripts.StoppedError(f"{cause}; results that were made are kept") from error
 
 
 class Worker:
-    """An engine in a process of its own, on its GPU or on the cores that it has.
+    """The driver's engine in a process of its own, on its GPU or on the cores that it has.
 
     Args:
-        config: how pictures are translated.
-        sha256: of the network's file.
-        spec: what all pictures are.
-
-    Raises:
-        ValueError: the network's file is not the driver's.
+        fetch: returns how pictures are translated, the driver's engine, and the settings of its results.
     """
 
-    def __init__(self, config: ClusterConfig, sha256: str, spec: Spec) -> None:
-        if file_sha256(find_checkpoint(config.model)) != sha256:
-            raise ValueError(f"{config.model} differs from machine to machine")
+    def __init__(self, fetch: Callable[[], Driver]) -> None:
+        config, translator, self.about = fetch()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(config.threads)
-        self.config, self._spec = replace(config, device=device), spec
-        self._engine: Any = None  # a translator, its sampler and settings, when there is a picture that can be read
+        self.engine = translator.on(replace(config, device=device))
+        self.sampler = self.engine.sampler(config.chosen_solver, config.steps)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Make the results of pictures (``name``, ``source``) that do not exist yet: ``name``, ``error``."""
         names = [str(name) for name in batch["name"]]
         rows = [{"name": name, "source": Path(path)} for name, path in zip(names, batch["source"], strict=True)]
         try:
-            if self._engine is None:
-                translator = Translator(self.config, rows, self._spec, independent=True)
-                sampler = translator.sampler(self.config.chosen_solver, self.config.steps)
-                self._engine = translator, sampler, translator.settings(sampler)
-            translator, sampler, about = self._engine
-            translator = translator.of_rows(rows)
-            translator.make(sampler, missing(translator.plan(self.config.folder)), about)
-            bad = {names[index]: reason for index, reason in translator.bad.items()}
+            engine = self.engine.of_rows(rows)
+            engine.make(self.sampler, missing(engine.plan(engine.config.folder)), self.about)
+            bad = {names[index]: reason for index, reason in engine.bad.items()}
         except BadPicturesError as error:  # of all of them
             bad = dict.fromkeys(names, str(error))
         return {"name": np.array(names), "error": np.array([bad.get(name, "") for name in names])}

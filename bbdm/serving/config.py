@@ -1,36 +1,71 @@
-"""The settings of a server and of the app. Nothing here needs torch or Ray."""
+"""The settings of the app, of a server and of many machines. Nothing here needs torch or Ray."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from bbdm.base import demo
-from bbdm.base.settings import check, position, setting
-from bbdm.pictures import images
+from bbdm.base.settings import position, setting
 from bbdm.sampling.network_config import NetworkConfig
-from bbdm.sampling.options import WindowOptions
 from bbdm.translation.config import TranslateConfig
+
+if TYPE_CHECKING:
+    from bbdm.sampling.sampler import BridgeSampler
 
 LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(NetworkConfig):
-    """Which network is served, where, and the most that it takes.
+class ShowConfig(NetworkConfig):
+    """A network that is shown at an address, and the most that a picture may take.
 
     Raises:
         ValueError: a number is out of range, or settings contradict each other.
     """
 
+    HEADING: ClassVar[str] = "address"
+
+    model: Path
+    host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
+    port: int
+    max_pixels: int
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
+
+    def open(self, device: str) -> BridgeSampler:
+        """The sampler of the network, of photographs and without conditions, else ValueError."""
+        from bbdm.data.spec import check_eight_bit
+        from bbdm.files.hub import find_checkpoint
+        from bbdm.networks.arrays import check_pictures
+        from bbdm.networks.conditions import DIRECTION
+
+        sampler, what = self.sampler(find_checkpoint(self.model), device), f"the {self.HEADING}"
+        check_eight_bit(sampler.pictures, what)
+        check_pictures(sampler.axes, what)
+        sampler.window_grid(self)  # refused now, and not when a picture comes
+        others = [name for name in sampler.unet.network_config.each if name != DIRECTION or not sampler.direction]
+        if names := ", ".join(others):
+            raise ValueError(f"{what} is for networks without conditions, and this one has {names}: use bbdm translate")
+        if (own := len(sampler.table)) > self.max_steps:
+            raise ValueError(f"max_steps must be at least the {own} steps of {sampler.solver!r}, got {self.max_steps}")
+        return sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ShowConfig):
+    """Which network is served, where, and the most that it takes."""
+
     HEADING: ClassVar[str] = "server"
 
     model: Path = position("the weights", metavar="CHECKPOINT")
-    host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
     port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
-    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs", least=1)
-    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset", least=1)
+    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs, else with equal cores", least=1)
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
     batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds", least=0)
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
@@ -38,10 +73,18 @@ class ServeConfig(NetworkConfig):
     max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
     max_steps: int = setting(50, "steps of a picture; for more, a request gets the status 422", least=1)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, got {self.port}")
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig(ShowConfig):
+    """Which networks are shown where, and what a visitor may ask for."""
+
+    HEADING: ClassVar[str] = "app"
+
+    model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
+    port: int = setting(7860, "port to listen on", least=1)
+    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
+    max_steps: int = setting(200, "network calls for one result", least=1)
+    max_pixels: int = setting(2**24, "of a source, after it was made to fit", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,43 +111,3 @@ class ClusterConfig(TranslateConfig):
         super().__post_init__()
         if self.compile and self.dtype is None:
             raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
-
-
-@dataclass(frozen=True)
-class AppConfig(WindowOptions):
-    """Which networks are shown where, and what a visitor may ask for.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-
-    HEADING: ClassVar[str] = "app"
-
-    model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
-    host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for other machines")
-    port: int = setting(7860, "port to listen on", least=1)
-    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
-    dtype: Literal["bf16", "fp16", "fp32"] | None = setting(
-        None, "of the arithmetic; if unset the file's, and for the bundled photographs the faster"
-    )
-    compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
-    size: images.Size | None = setting(
-        None,
-        "side, or HxW, that sources are made to fit inside; if unset, as in training, and with windows as they are",
-        parse=images.read_size,
-    )
-    max_results: int = setting(8, "results of one source", least=1)
-    max_steps: int = setting(200, "network calls for one result", least=1)
-    max_files: int = setting(50, "sources in one batch", least=1)
-    max_pixels: int = setting(2**24, "height x width of a source, after it was made to fit", least=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self)
-        if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, got {self.port}")
-
-    @property
-    def bundled(self) -> bool:
-        """Whether the bundled networks are shown."""
-        return self.model == demo.FOLDER

@@ -63,7 +63,7 @@ class Previews(Callback):
         examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
         columns = trainer.task.columns(collate(examples).map(trainer.batches.placed))
         arrays = [column.float().cpu().numpy() for column in columns.values()]
-        rows = [[images.preview(array) for array in row] for row in zip(*arrays, strict=True)]
+        rows = [[images.from_array(array) for array in row] for row in zip(*arrays, strict=True)]
         sheet = images.grid(rows, names=list(columns))
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))

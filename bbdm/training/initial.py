@@ -40,7 +40,7 @@ def fitted(
     codec: Codec | None = None,
     device: torch.device | None = None,
 ) -> Fitted:
-    """The bridge with the :class:`~bbdm.bridges.path.Statistics` of training pairs.
+    """The bridge with the statistics of training pairs: see :class:`~bbdm.bridges.base.Bridge`.
 
     They are of the first 256 examples of an epoch, in the space of the bridge, over the pixels of the masks.
 

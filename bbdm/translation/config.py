@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,19 +12,6 @@ from bbdm.data.config import DatasetConfig, read_labels
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
 
 MAPS = ("mean", "std", "low", "high")
-
-
-def read_maps(text: str) -> tuple[str, ...]:
-    """The names of maps from text, such as ``mean,std,q05,q95``; a quantile is in percent.
-
-    Raises:
-        ValueError: there is no such map.
-    """
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in MAPS and not (re.fullmatch(r"q\d+(\.\d+)?", name) and float(name[1:]) <= 100):
-            raise ValueError(f"maps are {', '.join(MAPS)} and quantiles in percent such as q05, got {name!r}")
-    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +50,9 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     seed: int = setting(0, "of a folder's pictures with their names, else source i gets this seed + i", least=0)
     maps: tuple[str, ...] = setting(
         (),
-        "in place of the results, maps of them with commas: mean, std, quantiles such as q05, and low, high, the ends "
-        "of the intervals of bbdm calibrate",
-        parse=read_maps,
+        "in place of the results, maps of them with commas: mean, std, and low, high, the ends of the intervals of "
+        "bbdm calibrate",
+        parse=lambda text: tuple(text.split(",")),
     )
     intervals: Path | None = setting(
         None,
@@ -86,6 +72,8 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if unknown := [name for name in self.maps if name not in MAPS]:
+            raise ValueError(f"maps must be among {', '.join(MAPS)}, got {', '.join(unknown)}")
         if self.maps and not self.with_ends and self.num_samples < 2:
             raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
 

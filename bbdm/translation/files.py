@@ -172,7 +172,7 @@ class Files:
     def _picture(self, array: Array, values: Values) -> Image.Image:
         if self._axis is not None:
             array = array.take(array.shape[self._axis] // 2, self._axis)
-        image = images.preview(values.scaled(np.nan_to_num(array), axes=array.ndim - 1))
+        image = images.from_array(values.scaled(np.nan_to_num(array), axes=array.ndim - 1))
         if not self.photographs:
             image.thumbnail((SHOWN, SHOWN))
         return image

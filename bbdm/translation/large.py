@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -16,7 +15,7 @@ from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
 from bbdm.sampling.large import LargePicture, in_memory
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.state_files import ResultInUseError, folder_of, state_folder
+from bbdm.sampling.state_files import folder_of
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
 from bbdm.translation.results import Job
@@ -63,14 +62,6 @@ class LargePictures:
             groups[-1].append(job)
             used += needed
         return groups, large
-
-    def remove_left(self, jobs: Sequence[Job]) -> None:
-        """Delete the states of results that exist: a process was killed when it had made one."""
-        for job in jobs:
-            for path in job.paths.values():
-                if path.exists() and folder_of(path).is_dir():
-                    with suppress(ResultInUseError), state_folder(path, {}):
-                        pass
 
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
         return sampler.window_grid(self._config, size, self._config.batch_size)

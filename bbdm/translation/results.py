@@ -17,6 +17,7 @@ from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.files import Files
 
 SETTINGS = "settings.json"
+SAMPLE = "sample"  # the kind of a result that is no map
 
 
 class ResultsError(ValueError):
@@ -78,7 +79,7 @@ def make(
     sampler: Sampler[Any],
     sources: Sequence[Any],
     seeds: Sequence[Sequence[int]],
-    kinds: Iterable[str],
+    maps: Collection[str] = (),
     intervals: Any = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -87,34 +88,28 @@ def make(
     Args:
         sampler: what makes the results.
         sources: what a call of it takes as a list.
-        seeds: of each source, one for each sample.
-        kinds: ``0``, ``1`` and so on, the samples; or maps of all samples: ``mean``, ``std``, quantiles in
-            percent such as ``q05``; or ``low`` and ``high``, the ends of ``intervals``.
+        seeds: of each source, one; or one for each sample that maps are of.
+        maps: in place of a sample, those of all samples: ``mean``, ``std``; ``low`` and ``high``, the ends of
+            ``intervals``.
         intervals: a :class:`~bbdm.Intervals` of the sampler, where their ends are wanted.
         options: of a call of the sampler.
 
     Returns:
-        For each source, its results by kind, each as the sampler's calls return them.
+        For each source, its maps by name, or a sample by :data:`SAMPLE`, as the sampler's calls return them.
 
     Raises:
-        ValueError: what a call of the sampler refuses.
+        ValueError: what a call of the sampler refuses, or the intervals.
     """
-    kinds = list(kinds)
-    if all(kind.isdecimal() for kind in kinds):
-        repeated = [source for source in sources for _ in kinds]
-        chosen = [each[int(kind)] for each in seeds for kind in kinds]
-        results = sampler(repeated, chosen, **options)
-        starts = range(0, len(results), len(kinds))
-        return [dict(zip(kinds, results[start : start + len(kinds)], strict=True)) for start in starts]
-    keep = not {"mean", "std"}.issuperset(kinds)
-    found = sampler.distribution([*sources], len(seeds[0]), [[*each] for each in seeds], keep=keep, **options)
-    maps: dict[str, Any] = dict(zip(("low", "high"), intervals.of(found), strict=True)) if intervals is not None else {}
-    for kind in kinds:
-        if kind in ("mean", "std"):
-            maps[kind] = getattr(found, kind)
-        elif kind not in maps:
-            maps[kind] = found.samples[int(kind)] if kind.isdecimal() else found.quantile(float(kind[1:]) / 100)
-    return [{kind: maps[kind][i] for kind in kinds} for i in range(len(sources))]
+    if not maps:
+        return [{SAMPLE: result} for result in sampler([*sources], [seed for (seed,) in seeds], **options)]
+    rows, found = [[*each] for each in seeds], dict[str, Any]()
+    if intervals is None:
+        samples = sampler.distribution([*sources], len(rows[0]), rows, keep=False, **options)
+    else:
+        samples = intervals.sample([*sources], rows, **options)
+        found["low"], found["high"] = intervals.of(samples)
+    found |= {name: getattr(samples, name) for name in maps if name not in found}
+    return [{name: found[name][i] for name in maps} for i in range(len(sources))]
 
 
 def description(sampler: BridgeSampler, weights: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -35,15 +34,11 @@ from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files, spec_of
 from bbdm.translation.large import LargePictures
-from bbdm.translation.results import Job, Record, check_paths, description, make, missing, paths_of, seeds_of
+from bbdm.translation.results import SAMPLE, Job, Record, check_paths, description, make, missing, paths_of, seeds_of
 
 # The names of sources, and arguments of Scores.update
 Batch = tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
 PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
-
-
-class TooLargeError(ValueError):
-    """A batch needs more memory than there is."""
 
 
 class Translator:
@@ -83,54 +78,57 @@ class Translator:
         self.processes.check_shared(config.folder)
         self._model = find_checkpoint(config.model)
         self.checkpoint = config.load(self._model)
-        self.bridge = self.checkpoint.bridge
-        self.codec = self.checkpoint.build_codec()
-        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        self.bridge, self.codec = self.checkpoint.bridge, self.checkpoint.build_codec()
+        known = self.checkpoint.unet.config
         rows = read_rows(config.dataset, config.data_dir, config.split) if rows is None else rows
         spec, self._described, notes = spec_of(config, self.checkpoint, rows) if spec is None else (spec, "keep", [])
-        self._own_sizes = isinstance(self._described, str)  # not resized to one
-        known = self.checkpoint.unet.config
         named = {DIRECTION, *spec.conditions} if known.two_way else spec.conditions  # the sampler has the direction
         self._missing = dict.fromkeys(known.each.keys() - named)
-        self._open(rows, spec, files, channels)
-        if not self.files.photographs and config.image_size not in (None, "train", "keep"):
+        self._spec, self._files = spec, files
+        self._open(rows)
+        self._photographs = self.files.photographs
+        if not self._photographs and config.image_size not in (None, "train", "keep"):
             raise ValueError("image_size is of photographs of 8 bits: pictures of other values keep their size")
         self.bad = check_rows(self.dataset, progress=self.verbose) if config.skip_bad and not independent else {}
         for line in [*notes, *(f"left out: {reason}" for reason in self.bad.values())] if self.processes.first else ():
             print(line)
         self._network = self.checkpoint.build_unet()
 
-    def _open(self, rows: Sequence[Row], spec: Spec, files: type[Files], channels: int) -> None:
-        skip = self.config.skip_bad or self._independent
-        self.dataset = Pairs(rows, spec, prepare=self.config.degrade, skip_bad=skip)
-        self.files = files(self.dataset, channels)
+    def _open(self, rows: Sequence[Row]) -> None:
+        skip, known = self.config.skip_bad or self._independent, self.checkpoint.unet.config
+        self.dataset = Pairs(rows, self._spec, prepare=self.config.degrade, skip_bad=skip)
+        self.files = self._files(self.dataset, known.channels if self.codec is None else self.codec.image_channels)
         self.large = LargePictures(self.files, self.config, self.processes)
 
     def of_rows(self, rows: Sequence[Row]) -> Translator:
         """The same network for other rows of pictures of the same kind."""
         found = copy(self)
-        found._open(rows, self.dataset.spec, type(self.files), self.files.channels)
+        found._open(rows)
         found.bad = {}
         return found
 
-    def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
-        """The sampler with this solver, of the same dtype in all processes.
+    def on(self, config: TranslateConfig) -> Translator:
+        """The same network, elsewhere: on the device of other settings, of no rows before :meth:`of_rows`."""
+        found = copy(self)
+        found.config, found.processes = config, Processes.join(config.device)
+        return found
 
-        Raises:
-            TooLargeError: the device is out of memory.
-        """
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "dataset": None, "files": None, "large": None}  # which are those of rows
+
+    def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
+        """The sampler with this solver, of the same dtype in all processes."""
         about = {"codec": self.codec, "defaults": self.checkpoint.defaults, "compile": self.config.compile}
         build = partial(BridgeSampler, self._network, self.bridge, solver, steps, device=self.processes.device, **about)
-        with self._memory():
-            sampler = build(dtype=None if self.config.dtype is None else find_dtype(self.config.dtype))
-            chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
-            sampler = sampler if sampler.dtype == chosen else build(dtype=chosen)
-            sampler = sampler.towards(self.config.direction) if sampler.direction else sampler
-            sampler.origin = self.checkpoint.origin
-            sampler.pictures = replace(self.dataset.spec, crop=self.checkpoint.pictures.crop)
-            if not self.files.photographs and self.checkpoint.pictures.crop is None:
-                sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
-            return sampler
+        sampler = build(dtype=None if self.config.dtype is None else find_dtype(self.config.dtype))
+        chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
+        sampler = sampler if sampler.dtype == chosen else build(dtype=chosen)
+        sampler = sampler.towards(self.config.direction) if sampler.direction else sampler
+        sampler.origin = self.checkpoint.origin
+        sampler.pictures = replace(self._spec, crop=self.checkpoint.pictures.crop)
+        if not self._photographs and self.checkpoint.pictures.crop is None:
+            sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
+        return sampler
 
     def plan(self, folder: Path) -> list[Job]:
         """The jobs of all results in a folder: of each source one for each sample, or one for its maps."""
@@ -144,7 +142,7 @@ class Translator:
                 jobs.append(Job(i, tuple(seeds), {kind: folder / f"{name}_{kind}{suffix}" for kind in config.maps}))
                 continue
             endings = [f"_{j}" for j in range(len(seeds))] if len(seeds) > 1 else [""]
-            jobs += [Job(i, (s,), {"0": folder / f"{name}{e}{suffix}"}) for s, e in zip(seeds, endings, strict=True)]
+            jobs += [Job(i, (s,), {SAMPLE: folder / f"{name}{e}{suffix}"}) for s, e in zip(seeds, endings, strict=True)]
         return jobs
 
     def make(
@@ -158,15 +156,15 @@ class Translator:
             about: the settings that name states of pictures which are larger than memory.
             intervals: those of the sampler, where their ends are made.
         """
-        windowed = sampler.window_grid(self.config) is not None
-        alone = self.files.alone or self.config.maps or (self.dataset.further.images and self._own_sizes)
-        count = 1 if alone else min(self.config.batch_size, max(1, len(jobs)))
-        whole = self.files.volumes or windowed or self.config.maps
-        options = {"batch_size": self.config.batch_size if whole else count, **self.config.call}
+        config, windowed = self.config, sampler.window_grid(self.config) is not None
+        own_sizes = self.dataset.further.images and isinstance(self._described, str)  # not resized to one
+        count = 1 if self.files.alone or config.maps or own_sizes else min(config.batch_size, max(1, len(jobs)))
+        several = self.files.volumes or windowed or config.maps  # slices, windows or samples of one picture
+        options = {"batch_size": config.batch_size if several else count, **config.call}
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
-        with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
+        with tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             if self.verbose and windowed:
                 options["progress"] = lambda done, total: bar.set_postfix_str(f"network call {done} of {total}")
 
@@ -178,7 +176,11 @@ class Translator:
                     self.large.translate(sampler, job, about, self.verbose)
 
             for batch in share:
-                self._attempt(make_batch, batch)
+                try:
+                    self._attempt(make_batch, batch)
+                except torch.OutOfMemoryError as error:
+                    lower = f"lower batch_size {config.batch_size} or image_size {self._described}"
+                    raise ValueError(f"the device is out of memory: {lower}") from error
                 bar.update(len(batch))
         self.processes.wait()
         for bad in self.processes.gather(self.bad):
@@ -203,7 +205,7 @@ class Translator:
             sampler,
             [source for source, _ in sources],
             [job.seeds for job in jobs],
-            jobs[0].paths,
+            [kind for kind in jobs[0].paths if kind != SAMPLE],
             intervals,
             conditions={**self._missing, **self.files.conditions([job.index for job in jobs])} or None,
             **options,
@@ -211,19 +213,6 @@ class Translator:
         for job, result, (_, about) in zip(jobs, results, sources, strict=True):
             for kind, path in job.paths.items():
                 self.files.save(result[kind], about, path)
-
-    @contextmanager
-    def _memory(self) -> Iterator[None]:
-        """Turns any device's error for lack of memory into one; other errors pass."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            if not known and not any(s in str(error) for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
-                raise
-            raise TooLargeError(
-                f"out of memory at batch_size {self.config.batch_size} and image_size {self._described}: lower one"
-            ) from error
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -275,7 +264,6 @@ class Translator:
         Raises:
             LargePictureError: a picture is larger than memory, and there are no windows.
             ResultsError: the folder holds results of other settings, in the first process.
-            TooLargeError: the device is out of memory.
         """
         jobs = self.plan(folder)
         check_paths(self.files, paths_of(jobs))
@@ -286,7 +274,6 @@ class Translator:
             if self.processes.first:
                 names = [path.relative_to(folder).as_posix() for path in paths_of(jobs)]
                 record = Record(folder, settings, names, self.config.overwrite, self._independent)
-                self.large.remove_left(jobs)
             todo = missing(jobs)
         began = time.perf_counter()
         try:

@@ -1,21 +1,174 @@
-"""What scripts share: flags, and how they end."""
+"""A command is a dataclass, of which flags, positions, help and checks follow; and how commands end."""
 
 import json
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from bbdm.base import optional, scripts
+from bbdm.base.scripts import Command
+from bbdm.base.settings import from_values, position, setting
+from bbdm.pictures.images import Size, read_size
 from tests.conftest import ROOT
+
+SHAPES = {"round": 1, "square": 2}  # a table that grows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    number: int = setting(3, "a count", "-n", "--count", least=1)
+    rate: float = setting(0.5, "a rate")
+    hidden: int = 7  # no flag
+    size_of_it: int = setting(1, "a flag of others", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw(Command, Numbers):
+    """Draw what is read.
+
+    A line below.
+
+    Raises:
+        ValueError: is no part of the help.
+    """
+
+    HEADING: ClassVar[str] = "pictures"
+    FIRST: ClassVar[str] = "source output number"
+    DECIDING: ClassVar[str] = "preset"
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"size_of_it"})
+
+    output: Path | None = position("where to write", None)
+    source: Path = position("what to read")
+    preset: str = setting("small", "decides defaults", choices=["small", "large"])
+    kind: Literal["a", "b"] | None = setting(None, "a kind")
+    channels: Literal[1, 3] = setting(3, "of pictures")
+    flip: bool = setting(False, "mirror", group="changes")
+    size: Size | None = setting(8, "of pictures", parse=read_size)
+    names: tuple[str, ...] = setting((), "of it", metavar="NAME")
+    shape: str | None = setting(None, "of it", choices=SHAPES)
+
+    @classmethod
+    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"number": 9, "flip": True} if values.get("preset") == "large" else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Join(Command):
+    files: tuple[Path, ...] = position("what to read", metavar="FILE")
+    to: Path = setting(..., "where to write", "-o")
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("", {}),
+        ("out", {"output": Path("out")}),
+        *((f"{flag} 5", {"number": 5}) for flag in ("-n", "--count", "--number")),
+        ("--rate 1e-3", {"rate": 1e-3}),
+        ("--kind b --channels 1", {"kind": "b", "channels": 1}),
+        ("--flip", {"flip": True}),
+        ("--size 8x16", {"size": (8, 16)}),
+        ("--names a b --names c", {"names": ("a", "b", "c")}),
+        ("--shape square", {"shape": "square"}),
+        ("--preset large", {"preset": "large", "number": 9, "flip": True}),
+        ("--no-flip -n 3 --preset large", {"preset": "large"}),
+    ],
+)
+def test_words_and_values_make_one_command(words: str, values: dict[str, Any]):
+    """What was named is known, also where it is the default; a position that may be left out may count."""
+    parsed = Draw.parse(["in", *words.split()])
+    assert parsed == Draw(source=Path("in"), **values)
+    flags = {"-n": "number", "--count": "number", "--no-flip": "flip"}
+    named = {flags.get(word, word.lstrip("-")) for word in words.split() if word[0] == "-"}
+    assert parsed.named - {"output"} == {"source", *named}
+
+
+def test_python_callers_meet_presets_paths_and_parts():
+    command = Draw.of(source="in", preset="large", rate=2.0)
+    assert (command.source, command.number, command.flip, command.rate) == (Path("in"), 9, True, 2.0)
+    assert command.named == {"source", "preset", "rate"}
+    assert from_values(Numbers, vars(command)) == Numbers(number=9, rate=2.0)
+    assert Join.parse(["a", "b", "-o", "c"]) == Join.of(files=(Path("a"), Path("b")), to="c")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"number": 0}, "number must be at least 1, got 0"),
+        ({"size_of_it": 0}, "size_of_it must be at least 1, got 0"),
+        ({"number": float("nan")}, "number must be at least 1, got nan"),
+        ({"kind": "c"}, r"kind must be one of .*, got 'c'"),
+        ({"channels": None}, r"channels must be one of .*, got None"),
+        ({"shape": "oval"}, r"shape must be one of \('round', 'square'\), got 'oval'"),
+    ],
+)
+def test_what_is_refused_in_python(values: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Draw.of(source=Path("in"), **values)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (Draw, "in --kind c", "--kind: invalid choice: 'c'"),
+        (Draw, "in --number many", "--number: invalid int value: 'many'"),
+        (Draw, "in --size 8x", "--size: a size is written as 256, or as 256x512 for height x width, got '8x'"),
+        (Draw, "in --hidden 1", "unrecognized arguments: --hidden 1; --help lists the flags"),
+        (Draw, "in --size_of_it 1", "unrecognized arguments: --size_of_it"),
+        (Draw, "in --numbr=3", "unrecognized arguments: --numbr=3; did you mean --number? --help lists the flags"),
+        (Draw, "", "the following arguments are required: SOURCE"),
+        (Join, "a", "required: -o/--to"),
+    ],
+)
+def test_words_that_are_refused(command: Any, words: str, message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        command.parse(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_value_may_begin_with_a_minus():
+    parser = scripts.Parser("A script.")
+    parser.add_argument("--values")
+    for value in ("-1024:3071:HU", "-1", "-.5:1"):
+        assert parser.parse_args(["--values", value]).values == value
+
+
+def test_the_help_shows_what_is_used_most_first_then_groups(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """With the defaults of a preset, and choices that were added."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setitem(SHAPES, "oval", 3)
+
+    def text(*words: str) -> str:
+        with pytest.raises(SystemExit, match="0"):
+            Draw.parse([*words, "--help"])
+        return capsys.readouterr().out
+
+    shown = text()
+    assert shown.startswith("usage: bbdm draw SOURCE [OUTPUT] [flags]\n\nDraw what is read.\n\nwhat is used most:")
+    assert shown.endswith("\n\nA line below.\n")
+    order = ["SOURCE", "OUTPUT", "-n", "base:", "--rate", "pictures:", "--preset", "--kind", "changes:", "--flip"]
+    assert [word for word in (line.split()[0] for line in shown.splitlines() if line) if word in order] == order
+    for part in ("a count (default: 3)", "decides defaults: small, large", "of it: round, square, oval"):
+        assert part in shown
+    assert "--no-flip" not in shown
+    large = text("--preset", "large")
+    assert "a count (default: 9)" in large
+    assert "--no-flip" in large
+    assert Draw.parse(["in", "--shape", "oval"]).shape == "oval"
 
 
 @pytest.mark.parametrize(
     ("error", "code", "printed"),
     [
         (ValueError("no such thing"), "error: no such thing", ""),
-        (FileNotFoundError("no such thing"), "error: no such thing", ""),
         (OSError("no such thing"), "error: no such thing", ""),
         (ModuleNotFoundError("none", name="torchmetrics.image"), "error: none: pip install 'bbdm[eval]'", ""),
         (ModuleNotFoundError("none", name="other"), "error: none", ""),
@@ -26,6 +179,8 @@ from tests.conftest import ROOT
     ids=repr,
 )
 def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: str, capsys: pytest.CaptureFixture[str]):
+    """A fault of the program keeps its traceback."""
+
     def main() -> None:
         raise error
 
@@ -33,21 +188,8 @@ def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: s
         scripts.run(main, "results are kept")
     assert caught.value.code == code
     assert capsys.readouterr().err.strip() == printed
-
-
-def test_a_fault_of_the_program_keeps_its_traceback():
-    def main() -> None:
-        raise TypeError("a fault")
-
-    with pytest.raises(TypeError, match=r"^a fault$"):
-        scripts.run(main)
-
-
-def test_a_missing_package_names_its_extra_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    message = r"^error: the app needs gradio, which is not installed: pip install 'bbdm\[app\]'$"
-    with pytest.raises(SystemExit, match=message):
-        scripts.run(lambda: optional.package("gradio", "the app"))
+    with pytest.raises(ZeroDivisionError):
+        scripts.run(lambda: print(1 / 0))
 
 
 EXTRAS = {  # a command, and the package and extra that it says are missing
@@ -72,7 +214,7 @@ scripts.run(lambda: warnings.warn("of a test"))
 """
 
 
-def test_a_command_without_its_extra_and_a_warning_are_one_line():
+def test_a_command_without_its_extra_and_a_warning_are_one_line(monkeypatch: pytest.MonkeyPatch):
     packages = sorted({package for package, _ in EXTRAS.values()})
     command = [sys.executable, "-c", WITHOUT, json.dumps([*EXTRAS]), json.dumps(packages)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -83,23 +225,7 @@ def test_a_command_without_its_extra_and_a_warning_are_one_line():
         assert "\n" not in end
         assert package in end
         assert end.endswith(f"pip install 'bbdm[{extra}]'")
-
-
-def test_help_values_and_wrong_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Defaults are in the help, a value may begin with a minus, and a wrong flag is one line."""
-    monkeypatch.setenv("COLUMNS", "80")
-    parser = scripts.Parser("A script:\n  as it is written.")
-    parser.add_argument("--steps", type=int, default=0, help="of a solver")
-    parser.add_argument("--parts", nargs="+", default=["a", "b"], help="of it (default: a b)")
-    parser.add_argument("--flip", action="store_true", help="mirror")
-    parser.add_argument("--values", help="unset if unset")
-    text = parser.format_help()
-    for part in ("A script:\n  as it is written.", "of a solver (default: 0)\n", "of it (default: a b)\n", "mirror\n"):
-        assert part in text
-    assert text.endswith("unset if unset\n")
-    for value in ("-1024:3071:HU", "-1", "-.5:1"):
-        assert parser.parse_args(["--values", value]).values == value
-    for word, like in (("--nonsense", ""), ("--stepps=3", "did you mean --steps? ")):
-        with pytest.raises(SystemExit, match="2"):
-            parser.parse_args([word])
-        assert capsys.readouterr().err == f"error: unrecognized arguments: {word}; {like}--help lists the flags\n"
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    message = r"^error: the app needs gradio, which is not installed: pip install 'bbdm\[app\]'$"
+    with pytest.raises(SystemExit, match=message):
+        scripts.run(lambda: optional.package("gradio", "the app"))

@@ -48,21 +48,15 @@ def result(case: str, row: str, median: float, **info: Any) -> dict[str, Any]:
     return {"group": case, "stats": {"median": median}, "extra_info": {"row": row, "peaks": PEAKS, **info}}
 
 
+COMPILED = {"times_as_fast": 5.0, "share_of_peak": 0.0816, "relative_error": 0.0131, "samples": 5}
+MANY = {"samples": 20}
 BENCHMARKS = [
-    result("noise_step, seeds", "copy", 4.25e-5, gb_per_s=37.0, share_of_copy=0.924, samples=20),
+    result("noise_step, seeds", "copy", 4.25e-5, gb_per_s=37.0, share_of_copy=0.924, **MANY),
     result(
-        "noise_step, seeds", "reference", 0.002, gb_per_s=0.7864, share_of_copy=0.01966, relative_error=0.0, samples=20
+        "noise_step, seeds", "reference", 2e-3, gb_per_s=0.7864, share_of_copy=0.0197, relative_error=0.0, samples=20
     ),
     result("UNet call, batch 1", "sde-bbdm float32", 1.25, times_as_fast=1.0, share_of_peak=0.481, samples=5),
-    result(
-        "UNet call, batch 1",
-        "compiled bfloat16",
-        0.25,
-        times_as_fast=5.0,
-        share_of_peak=0.0816,
-        relative_error=0.0131,
-        samples=5,
-    ),
+    result("UNet call, batch 1", "compiled bfloat16", 0.25, **COMPILED),
 ]
 
 
@@ -85,8 +79,8 @@ def test_tables_begin_with_the_hardware_and_the_main_comparison(results: Path, c
 
 
 def test_durations_have_three_digits_and_small_shares_a_decimal():
-    seconds = [163.4, 99.96, 4.0, 0.99951, 0.9994, 0.0199, 9.996e-3, 1.5e-3, 4.2e-8]
-    wanted = ["163 s", "100 s", "4.00 s", "1.00 s", "999 ms", "19.9 ms", "10.0 ms", "1.50 ms", "0.04 µs"]
+    seconds = [163.4, 99.96, 0.99951, 0.9994, 9.996e-3, 1.5e-3, 4.2e-8]
+    wanted = ["163 s", "100 s", "1.00 s", "999 ms", "10.0 ms", "1.50 ms", "0.04 µs"]
     assert [report.duration(each) for each in seconds] == wanted
     assert [report.percent(each) for each in (1.734, 0.7, 0.0996, 0.0994)] == ["173 %", "70 %", "10 %", "9.9 %"]
 
@@ -96,16 +90,10 @@ def test_plot_shows_the_main_comparisons_slowest_first(tmp_path: Path):
         *BENCHMARKS,
         result("Cold start to the first image", "from package", 4.0),
         result("Cold start to the first image", "eager float32", 5.0),
-        result("Translation of one image", "sde-bbdm float32, 199 steps", 163.4),
     ]
     path = write(tmp_path / "results.json", {"machine_info": {"bbdm": MACHINE}, "benchmarks": benchmarks})
-    figure = report.plot(report.read(path))
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [
-        "UNet call, batch 1",
-        "Translation of one image",
-        "Cold start to the first image",
-    ]
-    unet, _, cold = figure.axes
+    unet, cold = report.plot(report.read(path)).axes
+    assert unet.get_title(loc="left") == "UNet call, batch 1"
     assert [label.get_text() for label in unet.get_yticklabels()] == ["sde-bbdm float32", "bbdm compiled bfloat16"]
     assert [label.get_text() for label in cold.get_yticklabels()] == ["bbdm eager float32", "bbdm from package"]
     longer, shorter = (bar.get_extents().width for bar in cold.patches)
@@ -113,7 +101,6 @@ def test_plot_shows_the_main_comparisons_slowest_first(tmp_path: Path):
     assert [text.get_text() for text in unet.texts] == ["1.25 s", "250 ms"]
     theirs, ours = (to_hex(bar.get_facecolor()) for bar in unet.patches)
     assert theirs != ours
-    assert to_hex(figure.get_facecolor()) == "#ffffff"
     path = write(path, {"machine_info": {"bbdm": MACHINE}, "benchmarks": BENCHMARKS[:2]})
     with pytest.raises(ValueError, match=r"nothing to plot: want one of .*'UNet call'.*, got \('noise_step, seeds',\)"):
         report.plot(report.read(path))
@@ -131,19 +118,14 @@ def test_svg_stays_the_same_for_the_same_results(results: Path, tmp_path: Path):
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_other_files_are_refused(tmp_path: Path):
+    path = tmp_path / "other.json"
+    for content, message in (
         ("[1, 2", "is not JSON: "),
         ("[1, 2]", "is not of these benchmarks, want what pytest benchmarks/ --benchmark-only "),
         ('{"machine_info": {"node": "x"}, "benchmarks": []}', "is not of these benchmarks, want what pytest "),
         ('{"machine_info": {"bbdm": {}}, "benchmarks": []}', "holds no result, want what pytest "),
-    ],
-)
-def test_other_files_are_refused(tmp_path: Path, content: str, message: str):
-    path = tmp_path / "other.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=f"^{path} {message}[^\n]*$"):
-        report.main([str(path)])
-    with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        report.main([str(tmp_path / "none.json")])
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=f"^{path} {message}[^\n]*$"):
+            report.main([str(path)])

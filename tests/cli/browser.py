@@ -65,16 +65,24 @@ class Site:
 
 
 class Page:
-    """The page in a browser, as a visitor uses it."""
+    """The page in a browser; what is named is of the tab that is shown."""
 
     def __init__(self, driver: Any, site: Site) -> None:
-        self.driver, self.site = driver, site
-        self.tab = "drawings"
+        self.driver, self.site, self.tab = driver, site, "drawings"
+        self.script, self.command = driver.execute_script, driver.execute_cdp_cmd
+        driver.set_script_timeout(PATIENCE)
 
     def open(self, query: str = "") -> Page:
         """Opens the page; what it begins with is finished then."""
         self.driver.get(self.site.address + query)
         return self.until("Ready", "Done")
+
+    def begin_with(self, script: str) -> None:
+        """Run a script before those of pages that are opened."""
+        self.command("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+
+    def download_to(self, folder: Path) -> None:
+        self.command("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
 
     def show(self, tab: str) -> Page:
         self.tab = tab
@@ -82,45 +90,47 @@ class Page:
         return self
 
     def by_id(self, name: str) -> Any:
-        """What has an id in the tab that is shown."""
         return self.driver.find_element(By.ID, f"{self.tab}-{name}")
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def text(self, name: str) -> str:
         return self.by_id(name).text
 
+    def wait(self, done: Any, message: str = "") -> None:
+        WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: done(), message)
+
     def until(self, *status: str) -> Page:
         """Waits until the status starts with a text, and no pictures are being made."""
-        message = f"wanted the status {status}, {self.driver.get_log('browser')}"
-        wait = WebDriverWait(self.driver, PATIENCE, 0.05)
-        wait.until(lambda _: self.text("status").startswith(status) and self.finished(), message)
+        busy, message = f"#{self.tab} [aria-busy=true]", f"wanted {status}, {self.driver.get_log('browser')}"
+        found = self.driver.find_elements
+        self.wait(lambda: self.text("status").startswith(status) and not found(By.CSS_SELECTOR, busy), message)
         return self
 
     def until_warned(self) -> str:
-        WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: self.text("warning"))
+        self.wait(lambda: self.text("warning"))
         return self.text("warning")
 
     def forget(self) -> Page:
         """Empties the status, so that what it says next is new."""
-        self.driver.execute_script("arguments[0].textContent = ''", self.by_id("status"))
+        self.script("arguments[0].textContent = ''", self.by_id("status"))
         return self
 
     def watch(self) -> Page:
-        """Keeps what the status says from now on in ``seen``."""
+        """Keeps what the status says from now on, for :attr:`seen`."""
         script = """window.seen = []; const [status] = arguments;
             new MutationObserver(() => seen.push(status.textContent)).observe(status, { childList: true })"""
-        self.driver.execute_script(script, self.by_id("status"))
+        self.script(script, self.by_id("status"))
         return self
 
     @property
     def seen(self) -> list[str]:
-        return self.driver.execute_script("return seen")
-
-    def finished(self) -> bool:
-        return not self.driver.find_elements(By.CSS_SELECTOR, f"#{self.tab} [aria-busy=true]")
+        return self.script("return seen")
 
     def choose(self, **values: Any) -> Page:
         """Options under "Advanced", after each of which drawings are coloured."""
-        self.driver.execute_script("arguments[0].open = true", self.by_id("advanced"))
+        self.script("arguments[0].open = true", self.by_id("advanced"))
         for name, value in values.items():
             Select(self.by_id(f"advanced-{name}")).select_by_value(str(value))
         return self
@@ -133,16 +143,14 @@ class Page:
     def give(self, file: Path) -> Page:
         """A picture, until it is translated, or refused."""
         self.forget().by_id("file").send_keys(str(file))
-        said = WebDriverWait(self.driver, PATIENCE, 0.05)
-        said.until(lambda _: self.text("status").startswith("Done") or file.name in self.text("warning"))
+        self.wait(lambda: self.text("status").startswith("Done") or file.name in self.text("warning"))
         return self
 
-    def pixels(self, selector: str) -> np.ndarray:
-        """(number, H, W, 3) of canvases of one size."""
+    def pixels(self, selector: str, channels: int = 3) -> np.ndarray:
+        """(number, H, W, channels) of canvases of one size."""
         script = """return [...document.querySelectorAll(arguments[0])].map((c) => [c.height, c.width,
             [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]])"""
-        canvases = self.driver.execute_script(script, selector)
-        return np.array([np.reshape(data, (height, width, 4))[:, :, :3] for height, width, data in canvases])
+        return np.array([np.reshape(data, (h, w, 4))[:, :, :channels] for h, w, data in self.script(script, selector)])
 
     @property
     def results(self) -> np.ndarray:
@@ -152,9 +160,9 @@ class Page:
     def ink(self) -> int:
         """The number of black pixels on the sheet."""
         script = """const { height, width } = arguments[0];
-            const pixels = new Uint32Array(arguments[0].getContext("2d").getImageData(0, 0, width, height).data.buffer);
-            return pixels.filter((pixel) => pixel === 0xff000000).length"""
-        return self.driver.execute_script(script, self.by_id("sheet"))
+            const { data } = arguments[0].getContext("2d").getImageData(0, 0, width, height);
+            return new Uint32Array(data.buffer).filter((pixel) => pixel === 0xff000000).length"""
+        return self.script(script, self.by_id("sheet"))
 
     def draw(self, kind: str = interaction.POINTER_PEN) -> Page:
         """A stroke across the middle of the sheet."""

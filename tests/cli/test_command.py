@@ -1,4 +1,4 @@
-"""The command ``bbdm``: its subcommands, what they cost at the start, completion, and ``bbdm info``."""
+"""The command ``bbdm``: its subcommands, what they cost at the start, and ``bbdm info``."""
 
 import json
 import runpy
@@ -45,9 +45,8 @@ def test_help_and_wrong_flags_import_nothing_heavy():
     [
         (["--version"], 0, f"bbdm {__version__}\n"),
         ([], 2, "error: the following arguments are required: COMMAND; --help lists the flags\n"),
-        (["train", "--preset", "demos"], 2, "error: argument --preset: invalid choice: 'demos' (choose from"),
         (["trin"], 2, "error: argument COMMAND: invalid choice: 'trin' (choose from"),
-        (["train", "edge2shoes", "x", "y.pt", "--epoch", "x"], 2, "error: argument -e/--epochs: invalid int value"),
+        (["train", "--preset", "demos"], 2, "error: argument --preset: invalid choice: 'demos' (choose from"),
         (["translate", "folder", "nowhere", "nothing.pt"], 1, "error: there is no checkpoint nothing.pt\n"),
     ],
 )
@@ -66,30 +65,26 @@ def test_the_end_of_a_command(words: list[str], status: int, message: str, monke
 def test_a_script_is_a_command(script: str, command: str, monkeypatch: pytest.MonkeyPatch):
     called: list[str] = []
     monkeypatch.setattr(cli, "run", called.append)
-    code = compile((ROOT / script).read_text(), script, "exec")
-    exec(code, {"__name__": "__main__"})
+    exec(compile((ROOT / script).read_text(), script, "exec"), {"__name__": "__main__"})
     assert called == [command]
     assert command in cli.COMMANDS
 
 
-def rows(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, dict[str, str]]:
-    """What `bbdm info` says of a file."""
+def info(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, dict[str, str]]:
+    """The title and the rows of `bbdm info`."""
     Info.main([str(file), *flags])
     title, *lines = capsys.readouterr().out.splitlines()
     return title.removeprefix(f"{file}: "), {line[2:16].strip(): line[16:] for line in lines}
 
 
-def test_info_of_what_the_package_brings(capsys: pytest.CaptureFixture[str]):
-    title, found = rows(demo.WEIGHTS, capsys)
+def test_info_of_the_bundled_network_and_of_an_export(exported: Path, capsys: pytest.CaptureFixture[str]):
+    title, found = info(demo.WEIGHTS, capsys)
     count = sum(parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters())
     assert title == "a checkpoint"
     assert found["network"] == f"unet, {count / 1e6:.1f} M parameters in float16"
     assert (found["image size"], found["network calls"]) == ("64 x 64", "any number")
     assert "objective='pinned'" in found["bridge"]
-
-
-def test_info_of_an_export(exported: Path, capsys: pytest.CaptureFixture[str]):
-    title, found = rows(exported, capsys)
+    title, found = info(exported, capsys)
     settings = json.loads((exported / "bridge.json").read_text())
     assert title == "an ONNX export"
     assert found["solver"] == f"{settings['solver']}, {len(settings['timesteps'])} steps"
@@ -105,42 +100,32 @@ def test_info_of_folders_and_autoencoders(tmp_path: Path, capsys: pytest.Capture
         save_checkpoint(path, tiny_unet(), BRIDGE, image_size=16, training={"step": step, "epoch": 1})
     save_vqgan(tmp_path / "v.safetensors", vqgan)
     save_vqgan(tmp_path / "v" / "step_00000004.pt", vqgan, training={"step": 4})
+    training = {"training": "10 optimizer steps, to resume from"}
     for name, wanted, known in (
         ("model", "a checkpoint", {"network calls": "2", "image size": "not stated", "codec": "vqgan"}),
-        (
-            "run",
-            "a checkpoint, step_00000010.pt of a training run",
-            {"training": "10 optimizer steps, to resume from"},
-        ),
+        ("run", "a checkpoint, step_00000010.pt of a training run", training),
         ("v.safetensors", "an autoencoder", {}),
         ("v", "an autoencoder, step_00000004.pt of a training run", {}),
     ):
-        title, found = rows(tmp_path / name, capsys)
+        title, found = info(tmp_path / name, capsys)
         assert title == wanted
         assert known.items() <= found.items()
     assert found["autoencoder"].startswith("VQGAN, ")
     assert found["latents"].startswith(f"{vqgan.config.latent_channels} channels, one position for ")
 
 
-def test_info_of_a_file_of_another_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_info_of_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Of another program, whose flags are needed, and of what is no model."""
     torch.save(UNet(3, 3, model_channels=64, channel_mult=(1,), num_res_blocks=1).state_dict(), tmp_path / "a.pth")
     with pytest.raises(IncompleteFileError):
-        rows(tmp_path / "a.pth", capsys)
+        info(tmp_path / "a.pth", capsys)
     with pytest.warns(UserWarning, match="assumed"):
-        title, found = rows(tmp_path / "a.pth", capsys, "-t", "50", "-l", "3")
-    assert title == "a checkpoint"
-    assert "num_steps=50, c_lambda=3.0" in found["bridge"]
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
+        assert "num_steps=50, c_lambda=3.0" in info(tmp_path / "a.pth", capsys, "-t", "50", "-l", "3")[1]["bridge"]
+    (tmp_path / "a.pt").write_text("text")
+    for name, error, message in (
         ("a.pt", ValueError, r"cannot read .*a\.pt as a checkpoint"),
         ("b.pt", FileNotFoundError, r"there is no checkpoint .*b\.pt"),
-        ("", ValueError, r"holds a\.pt, and info takes a file of weights, or the folder of a run, "),
-    ],
-)
-def test_info_of_what_is_no_model(name: str, error: type[Exception], message: str, tmp_path: Path):
-    (tmp_path / "a.pt").write_text("text")
-    with pytest.raises(error, match=message):
-        Info(file=tmp_path / name).run()
+        ("", ValueError, "is a folder of other files: info takes a file of weights, or the folder"),
+    ):
+        with pytest.raises(error, match=message):
+            Info(file=tmp_path / name).run()

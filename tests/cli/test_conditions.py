@@ -1,8 +1,6 @@
 """Commands with conditions and directions as a user runs them, with a network too small to be good."""
 
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from bbdm.cli import distill, eval, train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.cli.files import Info
 from bbdm.data.spec import Spec
-from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import Picture
 from bbdm.pictures.values import Values
 from bbdm.translation.results import ResultsError
@@ -72,6 +69,7 @@ def expected(source: Any, seed: int, style: str, text: Any = None, name: str = "
 
 
 def test_a_run_has_the_conditions_of_its_pairs() -> None:
+    """And validation has the classes of training."""
     fit(*SEEN, "-e", "1")
     config = load_checkpoint("t.pt").unet.config
     assert {name: getattr(config, name) for name in NETWORK} == NETWORK
@@ -79,26 +77,12 @@ def test_a_run_has_the_conditions_of_its_pairs() -> None:
     relabel("00,c", "00,a")
     with pytest.raises(ValueError, match=r"was trained with pairs\.names \w{8}, now \w{8}"):
         fit(*SEEN, "-e", "2")
-
-
-@pytest.mark.nightly
-def test_a_run_with_conditions_resumes_exactly() -> None:
-    fit(*SEEN, "-e", "2")
-    whole = load_checkpoint("t.pt").unet
-    shutil.rmtree("t.run")
-    fit(*SEEN, "-e", "1")
-    fit(*SEEN, "-e", "2", "--cache_images", "cache")
-    parts = load_checkpoint("t.pt").unet
-    for name, weight in (whole.ema or whole.weights or {}).items():
-        assert torch.equal(weight, (parts.ema or parts.weights or {})[name]), name
-
-
-def test_validation_has_the_classes_of_training() -> None:
+    flags = ["--condition", "style=class", "--overwrite"]
+    with pytest.raises(ValueError, match=r"drop must be of the conditions style, got 'stile'"):
+        fit(*flags, "--drop", "stile:0.1")
     relabel("05,b", "05,d")
     with pytest.raises(ValueError, match=r"data/val/05.png: 'd' is no class of 'style', which are a, b, c"):
-        fit("--condition", "style=class", "-e", "1")
-    with pytest.raises(ValueError, match=r"drop must be of the conditions style, got 'stile'"):
-        fit("--condition", "style=class", "--drop", "stile:0.1", "-e", "1")
+        fit(*flags)
 
 
 def test_a_translation_takes_its_columns() -> None:
@@ -117,11 +101,16 @@ def test_a_translation_takes_its_columns() -> None:
         translate.main([*words, "others", *FLAGS])
 
 
-def test_one_class_for_all_and_a_condition_left_out() -> None:
-    words = ["edge2shoes", "data,sar=sar", "c.pt", "results", *FLAGS]
+def test_one_class_for_all_and_a_condition_left_out(save_picture: SavePicture) -> None:
+    """Of pictures of several sizes."""
+    for name, size in (("0", (16, 8)), ("1", (8, 16))):
+        save_picture(Path("sar", f"{name}.png"), noise(int(name), *size).convert("L"))
+        save_picture(Path("pictures", f"{name}.png"), noise(int(name), *size))
+    words = ["folder", "pictures,sar=sar", "c.pt", "results", "--size", "keep", *FLAGS]
     translate.main([*words, "--condition", "style=b"])
-    assert abs(pixels("results/06.png") - expected(sides("06")[0], 2, "b", name="06")).max() <= 1
-    assert abs(pixels("results/06.png") - expected(sides("06")[0], 2, "c", name="06")).max() > 1
+    for name in "01":
+        wanted = expected(Image.open(f"pictures/{name}.png"), seed_of(name), "b", name=name)
+        assert abs(pixels(f"results/{name}.png") - wanted).max() <= 1
     for flags, message in (
         (["--condition", "style=c"], r"labels.style b, now c"),
         (["--condition", "style=d"], r"takes .*'style' \(3 classes: a, b, c\).*, got style=d"),
@@ -129,17 +118,6 @@ def test_one_class_for_all_and_a_condition_left_out() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             translate.main([*words, *flags])
-
-
-def test_pictures_of_several_sizes(save_picture: SavePicture) -> None:
-    for name, size in (("0", (16, 8)), ("1", (8, 16))):
-        save_picture(Path("sar", f"{name}.png"), noise(int(name), *size).convert("L"))
-        save_picture(Path("pictures", f"{name}.png"), noise(int(name), *size))
-    flags = ["--condition", "style=b", "--size", "keep"]
-    translate.main(["folder", "pictures,sar=sar", "c.pt", "results", *FLAGS, *flags])
-    for name in "01":
-        wanted = expected(Image.open(f"pictures/{name}.png"), seed_of(name), "b", name=name)
-        assert abs(pixels(f"results/{name}.png") - wanted).max() <= 1
 
 
 def test_maps_and_intervals_have_conditions_too() -> None:
@@ -163,71 +141,56 @@ def test_slices_of_a_volume_see_those_of_its_images() -> None:
         np.save(f"{name}.npy", array)
     words = ["folder", "volumes,sar=further,text=text", "v.pt", "results"]
     translate.main([*words, *FLAGS, "--condition", "style=c"])
-    sampler = BridgeSampler.from_checkpoint("v.pt", steps=2)
     slices = torch.from_numpy(further.transpose(2, 0, 1, 3))
     given = {"sar": slices, "style": "c", "text": np.load("text/05.npy")}
+    sampler = BridgeSampler.from_checkpoint("v.pt", steps=2)
     (wanted,) = sampler([Picture(volume)], seed=seed_of("05"), conditions=given)
     np.testing.assert_allclose(np.load("results/05.npy"), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.nightly
-def test_a_student_has_the_conditions_of_its_teacher() -> None:
-    distill.main(["c.pt", COLUMNS, "student.pt", *STUDENT])
-    config = load_checkpoint("student.pt").unet.config
-    assert replace(config, drop={}).settings() == ConditionsConfig(**NETWORK).settings()
-
-
-@pytest.mark.parametrize(
-    ("data", "flags", "message"),
-    [
-        (COLUMNS.removesuffix(",text=text"), [], r"the network takes 'text' too"),
-        (f"{COLUMNS},dem=sar", ["--condition", "dem=image"], r"the network takes .*'sar' \(1 channels\).*, got dem"),
-    ],
-    ids=["missing", "unknown"],
-)
-def test_a_teacher_has_other_conditions(data: str, flags: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        distill.main(["c.pt", data, "other.pt", *STUDENT, *flags])
-
-
-def test_results_go_the_way_of_the_flag(save_picture: SavePicture) -> None:
+def test_results_go_the_way_of_the_flag(save_picture: SavePicture, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a folder, of scores and of intervals too; a file says that it has both."""
     sampler, (source, target) = BridgeSampler.from_checkpoint("both.pt", steps=2), sides("04")
+    words, back = ["edge2shoes", "data", "both.pt"], ["--direction", "BtoA"]
     save_picture(Path("alone/x.png"), noise(3))
     for way, given in {"AtoB": np.asarray(source), "BtoA": target.astype(np.uint8)}.items():
-        translate.main(["edge2shoes", "data", "both.pt", way, *FLAGS, "--direction", way])
+        translate.main([*words, way, *FLAGS, "--direction", way])
         assert np.array_equal(pixels(f"{way}/04.png"), sampler(given, 0, direction=way))
         translate.main(["folder", "alone", "both.pt", f"alone-{way}", *FLAGS, "--direction", way])
     assert not np.array_equal(pixels("alone-AtoB/x.png"), pixels("alone-BtoA/x.png"))
-    with pytest.raises(ValueError, match=r"holds results of other settings \(direction"):
-        translate.main(["edge2shoes", "data", "both.pt", "AtoB", *FLAGS, "--direction", "BtoA"])
-    with pytest.raises(ValueError, match="direction is a setting of its own, and no condition"):
-        translate.main(["edge2shoes", "data", "both.pt", "x", "--condition", "direction=BtoA", *FLAGS])
-
-
-def test_scores_intervals_and_what_a_file_holds_of_both_directions(capsys: pytest.CaptureFixture[str]) -> None:
-    words, back = ["edge2shoes", "data"], ["--direction", "BtoA"]
-    eval.main([*words, "both.pt", "scores", "--metrics", "psnr", *back, *FLAGS])
+    eval.main([*words, "scores", "--metrics", "psnr", *back, *FLAGS])
     assert json.loads(Path("scores/scores.json").read_text())["settings"]["direction"] == "BtoA"
     calibrated = ["--samples", "2", "--bound", "conformal", "--alpha", "0.5"]
-    Calibrate.main(["both.pt", *words, *calibrated, *back, *FLAGS])
-    maps = [*words, "both.pt", "low", "--device", "cpu", "--quiet", "--maps", "low", "--direction"]
-    translate.main([*maps, "BtoA"])
-    with pytest.raises(ValueError, match=r"calibrated for another sampler \(direction"):
-        translate.main([*maps, "AtoB"])
+    Calibrate.main(["both.pt", *words[:2], *calibrated, *back, *FLAGS])
+    maps = [*words, "low", "--device", "cpu", "--maps", "low"]
+    translate.main([*maps, *back])
+    for flags, message in (
+        (maps, r"calibrated for another sampler \(direction"),
+        ([*words, "AtoB", *back, *FLAGS], r"holds results of other settings \(direction"),
+        ([*words, "x", "--condition", "direction=BtoA", *FLAGS], "direction is a setting of its own, and no condition"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            translate.main(flags)
     capsys.readouterr()
     Info.main(["both.pt"])
     assert "AtoB; with BtoA, the values of sources and targets change places" in capsys.readouterr().out
 
 
 def test_both_directions_are_trained_resumed_and_distilled() -> None:
+    """A student has the conditions of its teacher."""
     fit("--direction", "both", "-e", "1", data="data")
     fit("--direction", "both", "-e", "2", data="data")
     assert load_checkpoint("t.pt").unet.config.two_way
     assert len(Path("t.run/metrics.jsonl").read_text().splitlines()) == 2
-    message = "the network has two directions, and trains on both; got direction 'AtoB'"
-    with pytest.raises(ValueError, match=message):
-        fit("-e", "2", data="data")
     distill.main(["t.pt", "data", "s.pt", *STUDENT, "--direction", "both"])
     assert load_checkpoint("s.pt").unet.config.two_way
-    with pytest.raises(ValueError, match=message):
-        distill.main(["t.pt", "data", "s.pt", *STUDENT])
+    other = "the network has two directions, and trains on both; got direction 'AtoB'"
+    with pytest.raises(ValueError, match=other):
+        fit("-e", "2", data="data")
+    for teacher, data, flags, message in (
+        ("t.pt", "data", [], other),
+        ("c.pt", COLUMNS.removesuffix(",text=text"), [], r"the network takes 'text' too"),
+        ("c.pt", f"{COLUMNS},dem=sar", ["--condition", "dem=image"], r"the network takes .*'sar' \(1 .*, got dem"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill.main([teacher, data, "other.pt", *STUDENT, *flags])

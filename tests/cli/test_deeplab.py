@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise
+from deeplab import DeepLab, DeepLabConfig, load_deeplab, recognise
 from torch import nn
 from torchvision.models import mobilenet_v2
-from torchvision.models.segmentation import deeplabv3_resnet101
+from torchvision.models.segmentation import deeplabv3_resnet50
 
 from bbdm.networks.restore import restore
 from tests.conftest import same_weights
 from tests.files.test_inert import Runs
-from tests.nightly import sweep
 
-NIGHTLY = [("deeplabv3", "mobilenet"), ("deeplabv3plus", "resnet101")]
-DAILY = [("deeplabv3", "resnet101"), ("deeplabv3plus", "resnet50"), ("deeplabv3plus", "mobilenet")]
+VARIANTS = [("deeplabv3plus", "mobilenet"), ("deeplabv3", "resnet101"), ("deeplabv3plus", "resnet50")]
 
 
 def network(head: Any, backbone: Any, num_classes: int = 19, output_stride: Any = 16) -> DeepLab:
@@ -47,16 +45,16 @@ def picture(size: int = 97) -> torch.Tensor:
 
 @torch.no_grad()
 def test_parity_with_torchvision():
-    """DeepLabV3 on ResNet-101 with output stride 8 is torchvision's; keys differ by one word."""
-    theirs = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=19, aux_loss=False)
+    """DeepLabV3 on ResNet-50 with output stride 8 is torchvision's; keys differ by one word."""
+    theirs = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=19, aux_loss=False)
     randomise(theirs)
     state = {
         key.replace("classifier.", "classifier.classifier.", 1): value for key, value in theirs.state_dict().items()
     }
-    ours = restore(DeepLab, DeepLabConfig("deeplabv3", "resnet101", 19, output_stride=8), state)
-    expected = theirs.eval()(picture())["out"]
+    ours = restore(DeepLab, DeepLabConfig("deeplabv3", "resnet50", 19, output_stride=8), state)
+    expected = theirs.eval()(picture(65))["out"]
     assert expected.std() > 1e-3
-    torch.testing.assert_close(ours(picture()), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
+    torch.testing.assert_close(ours(picture(65)), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
 
 
 @torch.no_grad()
@@ -79,13 +77,11 @@ def test_mobilenet_inside_a_picture_is_torchvisions():
 
     The stem does not pad, so our features are shifted by half of their pixels: theirs get a shifted picture.
     """
-    model = network("deeplabv3plus", "mobilenet")
-    ours: Any = model.backbone
+    ours: Any = network("deeplabv3plus", "mobilenet").backbone
     theirs = mobilenet_v2(weights=None).eval().features[:4]
     theirs.load_state_dict(ours.low_level_features.state_dict())
     image = picture(129)
-    low = ours.low_level_features(image)
-    expected = theirs(image[..., 1:, 1:])
+    low, expected = ours.low_level_features(image), theirs(image[..., 1:, 1:])
     torch.testing.assert_close(low[..., 6:24, 6:24], expected[..., 6:24, 6:24], rtol=1e-4, atol=1e-5)
 
 
@@ -101,7 +97,6 @@ def test_mobilenet_pads_before_it_expands():
     expected = norm(project(depthwise(expand(F.pad(x, (1, 1, 1, 1))))))
     torch.testing.assert_close(block(x), expected)
     assert expected.shape == (1, 24, 5, 5)
-    assert not torch.allclose(norm(project(depthwise(F.pad(expand(x), (1, 1, 1, 1))))), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -124,37 +119,27 @@ def test_mobilenet_strides_and_dilations(output_stride: int, side: int, late: li
 
 KEYS: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {  # a sample of VainF's names
     ("deeplabv3plus", "mobilenet"): {
-        "backbone.low_level_features.0.0.weight": (32, 3, 3, 3),
         "backbone.low_level_features.3.conv.1.1.running_var": (144,),
         "backbone.high_level_features.17.conv.3.bias": (320,),
         "classifier.project.0.weight": (48, 24, 1, 1),
-        "classifier.aspp.convs.0.0.weight": (256, 320, 1, 1),
         "classifier.aspp.project.0.weight": (256, 1280, 1, 1),
-        "classifier.classifier.0.weight": (256, 304, 3, 3),
         "classifier.classifier.3.bias": (19,),
     },
     ("deeplabv3", "resnet101"): {
-        "backbone.conv1.weight": (64, 3, 7, 7),
         "backbone.layer3.22.conv2.weight": (256, 256, 3, 3),
         "backbone.layer4.0.downsample.1.running_mean": (2048,),
-        "classifier.classifier.0.convs.1.0.weight": (256, 2048, 3, 3),
         "classifier.classifier.0.project.1.num_batches_tracked": (),
         "classifier.classifier.4.weight": (19, 256, 1, 1),
     },
 }
 
 
-@pytest.mark.parametrize(("variant", "keys"), KEYS.items(), ids="-".join)
-def test_keys_are_those_of_the_published_checkpoints(variant: tuple[str, str], keys: dict[str, tuple[int, ...]]):
-    state = network(*variant).state_dict()
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+def test_keys_are_those_of_the_published_checkpoints_and_say_which_it_is(variant: tuple[str, str]):
+    state, keys = network(*variant).state_dict(), KEYS.get(variant, {})
     assert {key: tuple(state[key].shape) for key in keys} == keys
     assert not any(key.startswith(("backbone.features", "backbone.classifier", "backbone.fc")) for key in state)
-
-
-@pytest.mark.parametrize(("head", "backbone"), sweep(DAILY + NIGHTLY, DAILY))
-def test_variants_are_recognised_by_their_keys(head: str, backbone: str):
-    config = recognise(network(head, backbone, 21).state_dict())
-    assert config == DeepLabConfig(head, backbone, 21)  # pyright: ignore[reportArgumentType]
+    assert recognise(state) == DeepLabConfig(*variant)  # pyright: ignore[reportArgumentType]
 
 
 def published(path: Path, **more: Any) -> DeepLab:
@@ -162,10 +147,8 @@ def published(path: Path, **more: Any) -> DeepLab:
     model = network("deeplabv3plus", "mobilenet")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     content = {
-        "cur_itrs": 30000,
         "model_state": model.state_dict(),
         "optimizer_state": optimizer.state_dict(),
-        "scheduler_state": torch.optim.lr_scheduler.StepLR(optimizer, 10).state_dict(),
         "best_score": np.mean([0.7, 0.73]),  # a NumPy scalar
         **more,
     }
@@ -189,23 +172,14 @@ def test_converting(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_files_that_are_not_converted(tmp_path: Path):
-    """In torch.save's old format too; a bare state dict, with the criterion's weights; and a whole network,
-    which the public A-Bridge code's converter pickles, of a class that cannot be imported here."""
+    """A bare state dict, with the criterion's weights; and a whole network, which the public A-Bridge code's
+    converter pickles, of a class that cannot be imported here. Nothing in a file runs."""
     model = published(tmp_path / "best.pth")
-    content = torch.load(tmp_path / "best.pth", weights_only=False)
-    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     torch.save({**model.state_dict(), "loss.weight": torch.ones(19)}, tmp_path / "bare.pth")
-    for name in ("best.pth", "old.pth", "bare.pth"):
+    torch.save(model, tmp_path / "whole.pt")
+    for name in ("best.pth", "bare.pth", "whole.pt"):
         assert same_weights(load_deeplab(tmp_path / name), model)
     assert load_deeplab(tmp_path / "best.pth", output_stride=8).config.output_stride == 8
-    whole = network("deeplabv3", "resnet50")
-    torch.save(whole, tmp_path / "whole.pt")
-    loaded = load_deeplab(tmp_path / "whole.pt")
-    assert (loaded.config.head, loaded.config.backbone) == ("deeplabv3", "resnet50")
-    assert same_weights(loaded, whole)
-
-
-def test_files_run_nothing(tmp_path: Path):
     published(tmp_path / "trap.pth", more=Runs(os.system, f"touch {tmp_path / 'ran'}"))
     with contextlib.suppress(ValueError):  # an error or the network, as long as nothing ran
         load_deeplab(tmp_path / "trap.pth")
@@ -216,22 +190,18 @@ def test_other_files_are_refused(tmp_path: Path):
     """What no file of weights may be, such as newer, cut or of integers, is tested with checkpoints."""
     good = network("deeplabv3plus", "mobilenet").state_dict()
     first = "backbone.low_level_features.0.0.weight"
-    config = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 1.5, "output_stride": 16}
     missing = {key: value for key, value in good.items() if "aspp.project" not in key}
     separable = {key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v for key, v in good.items()}
     small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}
     for content, message in (
         ({"a": torch.zeros(1)}, "not a DeepLab's: they begin with a"),
-        ({}, "a dict of 0 entries"),
         (3, "it is a int; wanted: a state dict"),
         (missing, r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$"),
         ({**good, "backbone.x": torch.zeros(1)}, r"extra: backbone.x$"),
         ({**good, first: torch.zeros(1)}, rf"of another shape: {first} \(1,\) \(wanted \(32, 3, 3, 3\)\)$"),
         (separable, "separable convolutions"),
         (small, "its backbone is none of resnet50, resnet101, mobilenet"),
-        ({**good, "classifier.classifier.3.weight": torch.tensor(1.0)}, "has no shape of a layer"),
         ({"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
-        ({"format": FORMAT, "version": 1, "config": config, "states": {"weights": good}}, "of integers, got 1.5"),
     ):
         torch.save(content, tmp_path / "file.pth")
         with pytest.raises(ValueError, match=rf"cannot read .*file.pth as a segmentation network: .*{message}"):

@@ -11,7 +11,6 @@ import pytest
 from bbdm import cli, load_checkpoint, networks
 from bbdm.base.scripts import import_modules
 from bbdm.cli.train import Train
-from bbdm.cli.translate import Translate
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks import WrappedConfig
 from bbdm.networks.config import FACTORIES, OWN
@@ -59,7 +58,6 @@ def test_names_of_a_module_work_in_every_command(tmp_path: Path, save_picture: S
         "distill brownian.pt data student.pt --calls 2 --results 2 -b 2 -e 1 --precision fp32",
         "translate edge2shoes data out.pt results --solver halves --steps 2",
         "eval edge2shoes data out.pt scores --metrics bias --sweep halves:2",
-        "export out.pt onnx --solver halves --steps 2 --no-check",
     )
     words = json.dumps([["--import", "mine", *line.split()] for line in lines])
     command = [sys.executable, "-c", f"import sys; sys.path.insert(1, {str(ROOT)!r}); {SCRIPT}", words]
@@ -67,56 +65,35 @@ def test_names_of_a_module_work_in_every_command(tmp_path: Path, save_picture: S
     assert done.returncode == 0, done.stderr
     assert re.search(r"LateBridge\(.*num_steps=100", done.stdout)
     student = load_checkpoint(tmp_path / "student.pt")  # its name and settings are known here, and not its code
-    assert (student.unet.config, student.calls) == (WrappedConfig("own", 3, 3, 2), 2)
+    assert (student.unet.config, student.calls) == (WrappedConfig("own", 3, 2, condition_channels=3), 2)
     with pytest.raises(IncompleteFileError, match=r"weights of a own .*--import MODULE"):
         student.build_unet()
     settings = json.loads((tmp_path / "results/settings.json").read_text())["settings"]
     assert (settings["solver"], settings["timesteps"], settings["bridge"]["kind"]) == ("halves", [100, 50], "late")
     (report,) = json.loads((tmp_path / "scores/sweep.json").read_text())
     assert (report["solver"], list(report["scores"])) == ("halves", ["bias"])
-    exported = json.loads((tmp_path / "onnx/bridge.json").read_text())
-    assert (exported["solver"], exported["timesteps"]) == ("halves", [100, 50])
 
 
-def test_a_preset_of_the_library_keeps_its_name():
+def test_networks_of_ones_own_keep_their_activations_and_presets_their_names():
+    networks.register("registered")(lambda config: None)
     with pytest.raises(ValueError, match="'dit-s' is of a preset"):
         networks.register("dit-s")
-
-
-def test_networks_of_ones_own_keep_their_activations():
-    networks.register("registered")(lambda config: None)
     try:
         with pytest.raises(ValueError, match=r"gradient_checkpointing .* got preset registered"):
-            Train.of(dataset="edge2shoes", data_dir="d", output_model=Path("o.pt"), preset="registered",
+            Train.of(dataset="edge2shoes", data_dir="d", output_model="o.pt", preset="registered",
                      gradient_checkpointing=True)  # fmt: skip
     finally:
         del OWN["registered"], FACTORIES["registered"]
 
 
-def test_without_the_module_the_names_are_unknown(capsys: pytest.CaptureFixture[str]):
-    for words, message in ((["--solver", "halves"], "--solver: invalid choice: 'halves'"),):
-        with pytest.raises(SystemExit, match="2"):
-            Translate.parse(["folder", "data", "c.pt", *words])
-        assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"solver must be one of .*, got 'halves'"):
-        Translate(dataset="folder", data_dir="data", model=Path("c.pt"), solver="halves")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(["--import", "no_such_module", "info", "x"], "error: No module named 'no_such_module'"), (["--import"], "2")],
-)
-def test_what_cannot_be_imported_is_one_line(words: list[str], message: str):
-    with pytest.raises(SystemExit, match=message):
-        cli.main(words)
-
-
-def test_several_modules_come_before_the_command_in_each_process(monkeypatch: pytest.MonkeyPatch):
-    found: list[list[str]] = []
-    monkeypatch.setattr("bbdm.base.scripts.imported", [])
-    monkeypatch.setattr("bbdm.execution.processes.start_on_each_gpu", lambda words, script: found.append(words))
-    monkeypatch.setattr(Translate, "run", lambda self: None)
-    words = ["folder", "data", "c.pt", "--use_multi_gpus"]
+def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str]):
+    words = ["translate", "folder", "data", "c.pt", "--solver", "halves"]
+    for given, message in (
+        (words, "--solver: invalid choice: 'halves'"),
+        (["--import", "no_such_module", "info", "x"], "error: No module named 'no_such_module'"),
+        (["--import"], "expected one argument"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(given)
+        assert message in f"{capsys.readouterr().err}{end.value}"
     assert import_modules(["--import", "json", "--import", "math", *words]) == words
-    Translate.main(words)
-    assert found == [["--import", "json", "--import", "math", "translate", *words]]

@@ -15,31 +15,25 @@ from PIL import Image
 import bbdm
 from tests.conftest import ROOT, SavePicture, save_random_pairs
 
-SMALL = ["--preset", "demo", "--image_size", "64", "-b", "2", "-e", "1"]
 
-
-def run(script: str, *arguments: str | Path) -> str:
-    command = [sys.executable, script, *map(str, arguments)]
+def run(*words: str | Path) -> str:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(command, cwd=ROOT / "examples", env=variables, capture_output=True, text=True, timeout=300)
+    about = {"cwd": ROOT / "examples", "env": variables, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, *map(str, words)], **about)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("space", ["image", "latent"])
-def test_train_and_generate(space: str, save_picture: SavePicture, tmp_path: Path) -> None:
-    data = save_random_pairs(tmp_path / "edges2shoes", 4, 1, save_picture, 80)
-    model, vqgan = tmp_path / "model.pt", tmp_path / "vqgan.pt"
-    latent: list[str | Path] = []
-    if space == "latent":
-        bbdm.save_vqgan(vqgan, bbdm.VQGAN.from_preset("demo"))
-        latent = ["-vq", vqgan]
-    output = run("train.py", "edge2shoes", data, model, *latent, *SMALL, "--show_verbose", "-use_multi_gpus")
+@pytest.mark.parametrize("latent", [[], ["-vq", "vqgan.pt"]], ids=["image", "latent"])
+def test_train_and_generate(latent: list[str], save_picture: SavePicture, tmp_path: Path) -> None:
+    data, model = save_random_pairs(tmp_path / "edges2shoes", 4, 1, save_picture, 80), tmp_path / "model.pt"
+    bbdm.save_vqgan(tmp_path / "vqgan.pt", bbdm.VQGAN.from_preset("demo"))
+    flags = [word if word == "-vq" else tmp_path / word for word in latent]
+    small = ["--preset", "demo", "--image_size", "64", "-b", "2", "-e", "1", "--show_verbose", "-use_multi_gpus"]
+    output = run("train.py", "edge2shoes", data, model, *flags, *small)
     assert re.search(r"^epoch 1/1: loss .*, validation ", output, re.MULTILINE)
     checkpoint = bbdm.load_checkpoint(model)
-    assert (checkpoint.codec is not None) == (space == "latent")
-    assert checkpoint.image_size == 64
+    assert (checkpoint.codec is not None, checkpoint.image_size) == (bool(latent), 64)
     run("generate.py", "edge2shoes", data, model, tmp_path / "results", "--fast_sampling")
-    with Image.open(tmp_path / "results" / "04.png") as result:
-        assert result.size == (64, 64)
+    assert Image.open(tmp_path / "results/04.png").size == (64, 64)

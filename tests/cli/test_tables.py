@@ -16,12 +16,6 @@ def export(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "onnx"))
 
 
-def change(folder: Path, **entries: object) -> None:
-    """Change entries of bridge.json."""
-    path = folder / "bridge.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
-
-
 def written(folder: Path) -> dict[str, solvers.StepTable]:
     """The tables of tables.json by SOLVER:CALLS."""
     content = json.loads((folder / "tables.json").read_text())
@@ -50,14 +44,14 @@ def test_tables_are_the_solvers_own(export: Path, words: list[str], wanted: str)
         np.testing.assert_array_equal(table.rows, solvers.build(bridge, solver, steps=int(calls)).rows)
 
 
-def test_a_distilled_network_has_its_own_solver_alone(export: Path):
-    change(export, calls=2)
+def test_a_distilled_network_has_its_own_solver_alone_and_other_words_are_refused(export: Path):
+    for word, message in (
+        ("dpm2m", r"tables are named SOLVER:CALLS,CALLS, got 'dpm2m'"),
+        ("euler:3", "solver must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tables.main([str(export), word])
+    path = export / "bridge.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "calls": 2}))
     tables.main([str(export)])
     assert list(written(export)) == ["consistency:1", "consistency:2"]
-
-
-def test_words_of_another_form_are_refused(export: Path):
-    with pytest.raises(ValueError, match=r"tables are named SOLVER:CALLS,CALLS, got 'dpm2m'"):
-        tables.main([str(export), "dpm2m"])
-    with pytest.raises(ValueError, match="solver must be one of"):
-        tables.main([str(export), "euler:3"])

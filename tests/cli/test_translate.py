@@ -20,7 +20,7 @@ from bbdm.pictures import images
 from bbdm.sampling import network_config
 from bbdm.translation import files
 from bbdm.translation.results import ResultsError
-from bbdm.translation.translator import TooLargeError, Translator
+from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import noise, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -71,17 +71,8 @@ def test_windows_are_those_of_a_call():
         translate.main([*flags, "0.25"])
 
 
-@pytest.mark.nightly
-def test_compiled_results_are_the_same():
-    run("--compile")
-    compiled = pixels("results/06.png")
-    run("--overwrite")
-    assert np.abs(pixels("results/06.png") - compiled).max() <= 4  # bfloat16 where it pays
-
-
-def test_processes_compile_in_one_dtype(monkeypatch: pytest.MonkeyPatch):
-    """Each process chooses by timing, and all take the first's choice."""
-    monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)
+def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)  # each chooses by timing
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
     translator = Translator(Translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
@@ -164,25 +155,12 @@ def test_latents_and_a_pickled_network_with_everything_from_flags():
         translate.main(bare)
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "message"),
-    [
-        (torch.OutOfMemoryError("CUDA"), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), TooLargeError, "out of memory at batch_size 64"),
-        (RuntimeError("MPS backend out of memory"), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
-        (MemoryError(), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
-        (RuntimeError("a wrong shape"), RuntimeError, "^a wrong shape$"),
-    ],
-    ids=["cuda", "cpu", "mps", "python", "another error"],
-)
-def test_out_of_memory_says_what_to_lower(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
-):
+def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object, **__: object) -> None:
-        raise error
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(kind, match=message):
+    with pytest.raises(ValueError, match="the device is out of memory: lower batch_size 64 or image_size 16"):
         run()
 
 
@@ -201,17 +179,13 @@ def test_no_picture_of_the_user_is_overwritten():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("edge2shoes", "required: DATA_DIR, CHECKPOINT"),
         ("shoes data c.pt", "argument DATASET: dataset must be one of celeba, "),
-        ("edge2shoes data c.pt --dtype fp16", "invalid choice"),
         ("edge2shoes data c.pt --fast_sampling --solver ddim", "fast_sampling means the solver 'fast', got solver 'd"),
-        ("edge2shoes data c.pt out --maps mean,median", "mean, std, low, high and quantiles .*, got 'median'"),
-        ("edge2shoes data c.pt out --maps mean,q101", "got 'q101'"),
+        ("edge2shoes data c.pt out --maps mean,median", "maps must be among mean, std, low, high, got median"),
         ("edge2shoes data c.pt out --maps mean", "num_samples must be at least 2, got 1"),
         ("edge2shoes data c.pt results --image_size 0", "image_size must be at least 1, got 0"),
         ("edge2shoes data data results", "data is a folder, and a checkpoint is a file"),
         ("edge2shoes data c.pt file", "file is a file, and a folder is needed there"),
-        ("edge2shoes data c.pt file/results", "file is a file, and a folder is needed there"),
         ("edge2shoes data c.pt out -vq data", r"there is no config\.json of an autoencoder in data"),
         ("edge2shoes data c.pt out --device gpu", "device 'gpu' cannot be used here: "),
     ],
@@ -234,14 +208,12 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
         ("-l 1.5", "c_lambda", 1.5),
         ("-vq v.pt", "vqgan_path", Path("v.pt")),
         ("-use_multi_gpus", "use_multi_gpus", True),
-        ("-r 2 --maps mean,q2.5", "maps", ("mean", "q2.5")),
+        ("-r 2 --maps mean,std", "maps", ("mean", "std")),
     ],
 )
 def test_other_names_of_flags(written: str, field: str, value: Any):
     for words in written.split("; "):
         assert getattr(Translate.parse(["folder", "data", "c.pt", "out", *words.split()]), field) == value
-    defaults = Translate(dataset="folder", data_dir="data", model=Path("c.pt"), output_dir=Path("out"))
-    assert Translate.parse(["folder", "data", "c.pt", "out"]) == defaults
 
 
 def test_the_size_of_files_that_do_not_hold_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

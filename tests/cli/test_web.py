@@ -19,21 +19,21 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions import interaction
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 from torch import nn
 
 from bbdm import demo, save_checkpoint
 from bbdm.base.atomic import file_sha256
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
-from tests.cli.browser import PATIENCE, WEB, Page, Site, export_tiny
+from tests.cli.browser import WEB, Page, Site, export_tiny
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, export
 
 DIST = WEB / "dist"
 TABS = ("drawings", "photographs")  # and the folders of their exports
+KEPT = "navigator.serviceWorker.ready.then(arguments[0])"  # waits until all files are kept
 AXE = WEB / "node_modules/axe-core/axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -117,9 +117,7 @@ def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
 @pytest.mark.nightly
 def test_where_pictures_differ_is_their_standard_deviation(page: Page, tiny: Path, picture: Path):
     """Of eight results of Python, by NumPy; it stays until it is asked for no longer."""
-    page.open("?pictures=2&seed=7").give(picture).until("Done")
-    with Image.open(picture) as given:
-        source = to_array(given)
+    source = to_array(Image.open(picture))
 
     def check(seed: int) -> None:
         results = OnnxBridgeSampler(tiny)(np.stack([source] * 8), seed=seed)
@@ -130,24 +128,22 @@ def test_where_pictures_differ_is_their_standard_deviation(page: Page, tiny: Pat
         assert abs(mean - 127.5 - levels.mean(0)).max() <= 1
         assert differ.max() > 0
 
-    page.watch().forget().by_id("compare").click()
+    page.open("?pictures=2&seed=7").give(picture).until("Done").watch().forget().by_id("compare").click()
     page.until("Done")
     check(7)
     assert "Comparing pictures: 8 of 8." in page.seen
-    shown = page.by_id("results").text
+    shown = page.text("results")
     assert all(text in shown for text in ("One picture", "Where 8 differ", "Average of 8", "levels of 0 to 255"))
-    page.by_id("compare").click()
-    assert page.until("Done").by_id("compare").get_attribute("aria-pressed") == "false"
-    assert abs(page.results - made(tiny, picture, 7, 2)).max() <= 1
-    page.by_id("compare").click()
     page.enter_seed(str(2**63 - 7))
     said = "The seed must be a whole number from 0 to 9223372036854775800"
     assert page.until_warned() == f"{said}; 8 pictures take it and the next 7."
-    page.forget().enter_seed("20")
-    assert page.until("Done").text("warning") == ""
+    page.forget().enter_seed("20").until("Done")
     check(20)
     page.open()
     check(20)
+    page.by_id("compare").click()
+    assert page.until("Done").by_id("compare").get_attribute("aria-pressed") == "false"
+    assert abs(page.results - made(tiny, picture, 20, 2)).max() <= 1
 
 
 @pytest.mark.nightly
@@ -159,197 +155,165 @@ def test_classes_have_menus_and_guidance_a_slider(page: Page, site: Site, pictur
     save_checkpoint(tmp_path / "told.pt", unet, BRIDGE, image_size=SIZE)
     export(tmp_path / "told.pt", site.folder / "told", "--steps", "3")
 
-    def wanted(style: str | None, guidance: float | None) -> np.ndarray:
-        return made(site.folder / "told", picture, 7, 1, conditions={"style": style}, guidance=guidance)
+    def far(style: str, guidance: float | None) -> Any:
+        wanted = made(site.folder / "told", picture, 7, 1, conditions={"style": style}, guidance=guidance)
+        return abs(page.until("Done").results - wanted).max()
 
-    page.open("?model=told&pictures=1&seed=7").give(picture).until("Done")
+    page.open("?model=told&pictures=1&seed=7").give(picture)
     menu, slider = Select(page.by_id("told-style")), page.by_id("told-guidance")
     assert [each.text for each in menu.options] == ["ink", "oil", "none"]
-    assert abs(page.results - wanted("ink", None)).max() <= 1
+    assert far("ink", None) <= 1
     page.forget()
     menu.select_by_visible_text("oil")
-    assert abs(page.until("Done").results - wanted("oil", None)).max() <= 1
+    assert far("oil", None) <= 1
     page.forget()
     slider.send_keys(*[Keys.ARROW_RIGHT] * 4)
-    assert page.until("Done").text("told").endswith("3")
-    assert abs(page.results - wanted("oil", 3)).max() <= 1
-    assert abs(page.results - wanted("oil", None)).max() > 1
+    assert far("oil", 3) <= 1 < far("oil", None)
+    assert page.text("told").endswith("3")
 
 
 @pytest.mark.nightly
 def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, tiny: Path, tmp_path: Path):
     """By windows, with the time left, and saved whole; its network is fetched when its tab is shown."""
-    large = tmp_path / "large.png"
+    large, canvas = tmp_path / "large.png", "#photographs-compare canvas"
     noise(5, 60, 41).save(large)
-    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.download_to(tmp_path)
     page.open("?seed=3")
     assert "/photographs/bridge.json" not in site.asked
-    page.show("photographs").until("Ready")
-    page.watch().give(large).until("Done")
-    results = page.pixels("#photographs-compare canvas")
-    assert abs(results[1] - made(tiny, large, 3, 1, window=SIZE)).max() <= 1
-    with Image.open(large) as before:
-        np.testing.assert_array_equal(results[0], np.asarray(before))
+    page.show("photographs").until("Ready").watch().give(large).until("Done")
+    before, after = page.pixels(canvas)
+    assert abs(after - made(tiny, large, 3, 1, window=SIZE)).max() <= 1
+    np.testing.assert_array_equal(before, np.asarray(Image.open(large)))
     said = [text for text in page.seen if text.startswith("Step")]
     assert said[0] == "Step 1 of 4, window 4 of 20."
     assert said[-1].startswith("Step 4 of 4, window 20 of 20: ")
     assert all(text.endswith(" s left.") for text in said[1:])
     page.by_id("save").click()
-    WebDriverWait(page.driver, PATIENCE).until(lambda _: (tmp_path / "large-restored.png").exists())
-    with Image.open(tmp_path / "large-restored.png") as saved:
-        np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), results[1])
-    clip = "return getComputedStyle(document.querySelectorAll('#photographs-compare canvas')[1]).clipPath"
-    assert "50%" in page.driver.execute_script(clip)
-    page.driver.find_element(By.CSS_SELECTOR, "#photographs-compare input").send_keys(Keys.HOME)
-    assert "50%" not in page.driver.execute_script(clip)
-
-
-@pytest.mark.nightly
-def test_photographs_keep_transparency_and_may_be_tiny(page: Page, site: Site, tiny: Path, tmp_path: Path):
-    shutil.rmtree(site.folder / "photographs")
-    export(tiny.parent / "tiny.pt", site.folder / "photographs", "--steps", "3")
-    small = noise(5, 9, 7)
-    small.putalpha(Image.fromarray(np.arange(63, dtype=np.uint8).reshape(7, 9)))
+    page.wait(lambda: (tmp_path / "large-restored.png").exists())
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "large-restored.png").convert("RGB")), after)
+    clip = f"return getComputedStyle(document.querySelectorAll('{canvas}')[1]).clipPath"
+    assert "50%" in page.script(clip)
+    page.find("#photographs-compare input").send_keys(Keys.HOME)
+    assert "50%" not in page.script(clip)
+    small = noise(5, SIZE, SIZE)
+    alpha = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)
+    small.putalpha(Image.fromarray(alpha))
     small.save(tmp_path / "small.png")
-    page.open().show("photographs").until("Ready").give(tmp_path / "small.png").until("Done")
-    alpha = """const c = document.querySelectorAll("#photographs-compare canvas")[1];
-        return [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 3)"""
-    assert page.driver.execute_script(alpha) == list(range(63))
+    page.give(tmp_path / "small.png").until("Done")
+    np.testing.assert_array_equal(page.pixels(canvas, 4)[1, :, :, 3], alpha)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", [interaction.POINTER_MOUSE, interaction.POINTER_TOUCH, interaction.POINTER_PEN])
-def test_draw_undo_erase_and_clear(page: Page, kind: str):
-    """Each stroke is coloured by itself, and a click draws a dot."""
-    page.open().by_id("clear").click()
+def test_draw_undo_erase_clear_and_other_colours(page: Page):
+    """Each stroke is coloured by itself, and a click draws a dot; a double click stops nothing."""
+    mouse = interaction.POINTER_MOUSE
+    page.open("?seed=1").by_id("clear").click()
     assert page.text("status") == "The sheet is empty: draw something."
     assert not page.by_id("other").is_enabled()
     assert page.ink == 0
-    drawn = page.forget().draw(kind).until("Done").ink
+    drawn = page.forget().draw(mouse).until("Done").ink
     assert drawn > 1000
-    assert page.results.shape == (4, SIZE, SIZE, 3)
-    assert page.results.std() > 0
+    before = page.results
+    assert before.shape == (4, SIZE, SIZE, 3)
+    assert before.std() > 0
+    page.watch().forget()
+    ActionChains(page.driver).double_click(page.by_id("other")).perform()
+    assert (page.until("Done").results != before).any()
+    assert not any("Stopped" in text for text in page.seen)
     page.by_id("undo").click()
     assert page.ink == 0
-    page.draw(kind)
-    page.driver.execute_script("document.getElementById('drawings-eraser').click()")
-    assert page.draw(kind).ink == 0
+    page.draw(mouse).script("document.getElementById('drawings-eraser').click()")
+    assert page.draw(mouse).ink == 0
+    assert not page.until("The sheet is empty").results.any()
     page.by_id("undo").click()
     assert page.ink == drawn
     page.by_id("clear").click()
-    page.driver.execute_script("document.getElementById('drawings-pen').click()")
+    page.script("document.getElementById('drawings-pen').click()")
     page.forget()
     ActionChains(page.driver).click(page.by_id("sheet")).perform()
     assert page.until("Done").ink > 100
-
-
-@pytest.mark.nightly
-def test_other_colours_are_of_other_seeds_and_a_double_click_stops_nothing(page: Page):
-    page.open("?seed=1")
-    before = page.results
-    page.watch().forget()
-    ActionChains(page.driver).double_click(page.by_id("other")).perform()
-    page.until("Done")
-    assert (page.results != before).any()
-    assert not any("Stopped" in text for text in page.seen)
     assert page.text("warning") == ""
 
 
 @pytest.mark.nightly
-def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_picture(
-    site: Site, start: Callable[..., Any], page: Page, tmp_path: Path
-):
+def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_picture(page: Page, tmp_path: Path):
     """Strokes and a picture below them, with the same pictures, also of another visitor."""
-    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.download_to(tmp_path)
     noise(3, SIZE, SIZE).save(tmp_path / "below.png")
-    page.open("?seed=5").give(tmp_path / "below.png").until("Done")
-    page.forget().draw().until("Done")
+    page.open("?seed=5").give(tmp_path / "below.png").until("Done").forget().draw().until("Done")
     page.choose(line=3, solver="dpm2m", calls=3).until("Done")
     drawn, results = page.pixels("#drawings-sheet"), page.results
-    page.driver.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text }")
+    page.script("navigator.clipboard.writeText = async (text) => { window.copied = text }")
     page.by_id("link").click()
-    page.until("The link is copied")
-    link = page.driver.execute_script("return copied")
-    page.driver.find_elements(By.CSS_SELECTOR, "#drawings-results button")[2].click()
-    WebDriverWait(page.driver, PATIENCE).until(lambda _: (tmp_path / "seed-7.png").exists())
+    link = page.until("The link is copied").script("return copied")
+    page.script("document.querySelectorAll('#drawings-results button')[2].click()")
+    page.wait(lambda: (tmp_path / "seed-7.png").exists())
 
     def same(opened: Page, first: int = 0) -> None:
         np.testing.assert_array_equal(opened.pixels("#drawings-sheet"), drawn)
         np.testing.assert_array_equal(opened.results[: 4 - first], results[first:])
+        page.script("localStorage.clear()")
 
     same(page.open())
-    with Image.open(tmp_path / "seed-7.png") as saved:
-        text = saved.text["bbdm"]  # pyright: ignore[reportAttributeAccessIssue]
-        assert "seed=7" in text
-        assert "drawing=" in text
-    page.driver.execute_script("localStorage.clear()")
+    saved: Any = Image.open(tmp_path / "seed-7.png")
+    assert all(part in saved.text["bbdm"] for part in ("seed=7", "drawing="))
     page.open().forget().by_id("file").send_keys(str(tmp_path / "seed-7.png"))
     same(page.until("Done"), 2)
-    page.driver.execute_script("localStorage.clear()")
     page.driver.get("about:blank")
-    same(page.open(link.removeprefix(site.address)))
-    for damaged, said in (("BAAA", "the drawing is cut short"), ("%%%", "the text is damaged")):
-        page.driver.get(f"{site.address}#drawing={damaged}")
+    same(page.open(link.removeprefix(page.site.address)))
+    damaged = {"BAAA": "the drawing is cut short", "%%%": "the text is damaged"}
+    damaged["&picture=data:image/png;base64,!"] = "the picture in it is damaged"
+    for text, said in damaged.items():
+        page.driver.get(f"{page.site.address}#drawing={text}")
         assert page.until_warned() == f"The drawing cannot be read: {said}."
-    page.driver.get(f"{site.address}#drawing=&picture=data:image/png;base64,!")
-    assert page.until_warned() == "The drawing cannot be read: the picture in it is damaged."
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><path d="M9 36h54" stroke="#000" {}/></svg>'
 
 
 @pytest.mark.nightly
-def test_an_svg_is_drawn_and_other_kinds_of_pictures_are_named(page: Page, tmp_path: Path):
-    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><path d="M9 36h54" stroke="#000" {}/></svg>'
-    (tmp_path / "lines.svg").write_text(svg.format('stroke-width="4"'))
-    page.open().give(tmp_path / "lines.svg").until("Done")
-    assert page.text("warning") == ""
-    columns = page.pixels("#drawings-sheet")[0].min(axis=(0, 2))
-    assert columns[len(columns) // 4 : -len(columns) // 4].max() < 200  # a line across
-    (tmp_path / "dark.svg").write_text(svg.format('stroke-width="60"'))
-    assert page.give(tmp_path / "dark.svg").text("warning").startswith("dark.svg has colours or dark areas.")
+def test_other_kinds_of_pictures_are_named(page: Page, tmp_path: Path):
+    """An SVG is drawn; nothing is made of white, and the drawing of before stays."""
+    for name, width in (("lines.svg", 4), ("dark.svg", 60)):
+        (tmp_path / name).write_text(SVG.format(f'stroke-width="{width}"'))
     noise(1).save(tmp_path / "noise.png")
-    assert page.give(tmp_path / "noise.png").text("warning").startswith("noise.png looks like a photograph.")
-    page.driver.find_element(By.CSS_SELECTOR, "#drawings-warning button").click()
-    page.tab = "photographs"
-    page.until("Done")
-    assert page.text("warning") == ""
-    warned = page.give(tmp_path / "lines.svg").text("warning")
-    assert warned.startswith("lines.svg looks like a drawing. This network knows photographs alone.")
+    (tmp_path / "letter.png").write_text("no picture")
+    Image.new("RGB", (40, 30), (254, 255, 253)).save(tmp_path / "white.jpg")
     cut = noise(1, 40, 40)
     cut.putalpha(Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), 10)))
     cut.save(tmp_path / "cut.png")
-    assert page.give(tmp_path / "cut.png").text("warning") == ""
 
+    def warning(name: str) -> str:
+        return page.give(tmp_path / name).text("warning")
 
-@pytest.mark.nightly
-def test_nothing_is_made_of_white(page: Page, tmp_path: Path):
-    """A file, and what is left where all is erased; the drawing of before stays for a file."""
-    Image.new("RGB", (40, 30), (254, 255, 253)).save(tmp_path / "white.jpg")
     page.open()
-    drawn = page.ink
-    said = "white.jpg is white all over: there is nothing to colour."
-    assert page.give(tmp_path / "white.jpg").text("warning") == said
-    assert page.ink == drawn > 0
-    page.by_id("clear").click()
-    page.draw()
-    page.driver.execute_script("document.getElementById('drawings-eraser').click()")
-    page.draw().until("The sheet is empty")
-    assert not page.results.any()
+    assert warning("lines.svg") == ""
+    columns = page.until("Done").pixels("#drawings-sheet")[0].min(axis=(0, 2))
+    assert columns[len(columns) // 4 : -len(columns) // 4].max() < 200  # a line across
+    assert warning("white.jpg") == "white.jpg is white all over: there is nothing to colour."
+    np.testing.assert_array_equal(page.pixels("#drawings-sheet")[0].min(axis=(0, 2)), columns)
+    assert warning("letter.png") == "letter.png is not a picture that this browser can read."
+    assert warning("dark.svg").startswith("dark.svg has colours or dark areas.")
+    assert warning("noise.png").startswith("noise.png looks like a photograph.")
+    page.find("#drawings-warning button").click()
+    page.tab = "photographs"
+    assert page.until("Done").text("warning") == ""
+    wanted = "lines.svg looks like a drawing. This network knows photographs alone."
+    assert warning("lines.svg").startswith(wanted)
+    assert warning("cut.png") == ""
 
 
 @pytest.mark.nightly
 def test_a_later_file_wins_over_an_earlier_one_that_is_slower(page: Page, tmp_path: Path):
-    slow = """const open = createImageBitmap; window.createImageBitmap = async (file) => {
+    page.begin_with("""const open = createImageBitmap; window.createImageBitmap = async (file) => {
         if (file.name === "slow.png") await new Promise((resolve) => setTimeout(resolve, 1000));
-        return open(file) }"""
-    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": slow})
+        return open(file) }""")
     page.open()
-    for tab in TABS:
-        for i, name in enumerate(("slow.png", "fast.png")):
-            noise(i, 20, 20).save(tmp_path / name)
-        page.show(tab).until("Ready", "Done")
-        page.by_id("file").send_keys(str(tmp_path / "slow.png"))
-        page.give(tmp_path / "fast.png").until("Done")
-        canvas = "#drawings-sheet" if tab == "drawings" else "#photographs-compare canvas"
-        shown = page.pixels(canvas)
+    for i, name in enumerate(("slow.png", "fast.png")):
+        noise(i, 20, 20).save(tmp_path / name)
+    for tab, canvas in zip(TABS, ("#drawings-sheet", "#photographs-compare canvas"), strict=True):
+        page.show(tab).until("Ready", "Done").by_id("file").send_keys(str(tmp_path / "slow.png"))
+        shown = page.give(tmp_path / "fast.png").until("Done").pixels(canvas)
         time.sleep(1.5)
         np.testing.assert_array_equal(page.until("Done").pixels(canvas), shown)
         assert "slow" not in page.text("warning")
@@ -357,100 +321,85 @@ def test_a_later_file_wins_over_an_earlier_one_that_is_slower(page: Page, tmp_pa
 
 @pytest.mark.nightly
 def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, site: Site):
-    def downloads() -> int:
-        return site.asked.count("/drawings/unet.onnx")
-
-    page.open()
-    assert downloads() == 1
-    page.open()
-    assert downloads() == 1
     unet, settings = site.folder / "drawings/unet.onnx", site.folder / "drawings/bridge.json"
-    graph = onnx.load(unet)
-    graph.doc_string = "changed"
-    onnx.save(graph, unet)
-    content = json.loads(settings.read_text())
-    content["files"]["unet.onnx"] = file_sha256(unet)
-    settings.write_text(json.dumps(content))
-    page.open()
-    assert downloads() == 2
+    for wanted in (1, 1, 2):
+        if wanted == 2:
+            graph = onnx.load(unet)
+            graph.doc_string = "changed"
+            onnx.save(graph, unet)
+            content = json.loads(settings.read_text())
+            content["files"]["unet.onnx"] = file_sha256(unet)
+            settings.write_text(json.dumps(content))
+        page.open()
+        assert site.asked.count("/drawings/unet.onnx") == wanted
     kept = "const done = arguments[0]; caches.open('bbdm-weights').then((c) => c.keys()).then((k) => done(k.length))"
     assert page.driver.execute_async_script(kept) == 1
 
 
 @pytest.mark.nightly
 def test_a_model_that_cannot_be_read_gives_a_message_and_is_tried_again(page: Page, site: Site):
+    """One that is missing, one whose download is cut, and one that is damaged."""
+    unet, again = site.folder / "drawings/unet.onnx", "#drawings-warning button"
     page.driver.get(f"{site.address}?model=other")
     wanted = f"{site.address}other/bridge.json cannot be read: the server says 404. Try again"
     assert page.until_warned() == wanted
     page.draw()
     assert page.text("warning") == wanted
     shutil.copytree(site.folder / "drawings", site.folder / "other")
-    page.driver.find_element(By.CSS_SELECTOR, "#drawings-warning button").click()
+    page.find(again).click()
     assert page.until("Done").text("warning") == ""
-    unet = site.folder / "drawings/unet.onnx"
-    unet.write_bytes(unet.read_bytes()[:-1] + b"x")
+    site.cut["/drawings/unet.onnx"] = 100_000
     page.driver.get(site.address)
+    said = rf"The download of unet\.onnx was cut after 0\.[01] of {unet.stat().st_size / 1e6:.1f} MB: "
+    assert re.fullmatch(f"{said}the connection is gone, or the server stopped. Try again", page.until_warned())
+    site.cut.clear()
+    page.find(again).click()
+    assert page.until("Ready", "Done").text("warning") == ""
+    shutil.copytree(site.folder / "drawings", site.folder / "damaged")
+    (site.folder / "damaged/unet.onnx").write_bytes(unet.read_bytes()[:-1] + b"x")
+    page.driver.get(f"{site.address}?model=damaged")
     wanted = "unet.onnx is not what bridge.json describes: it is damaged, or of another export. Try again"
     assert page.until_warned() == wanted
 
 
 @pytest.mark.nightly
-def test_a_download_that_is_cut_says_how_far_it_came_and_goes_on_when_asked(page: Page, site: Site):
-    site.cut["/drawings/unet.onnx"] = 100_000
-    size = (site.folder / "drawings/unet.onnx").stat().st_size
-    page.driver.get(site.address)
-    said = rf"The download of unet\.onnx was cut after 0\.[01] of {size / 1e6:.1f} MB: "  # as far as it was read
-    assert re.fullmatch(f"{said}the connection is gone, or the server stopped. Try again", page.until_warned())
-    site.cut.clear()
-    page.driver.find_element(By.CSS_SELECTOR, "#drawings-warning button").click()
-    assert page.until("Ready", "Done").text("warning") == ""
-
-
-@pytest.mark.nightly
 def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, picture: Path):
-    page.open("?pictures=1")
-    ready = "navigator.serviceWorker.ready.then(arguments[0])"  # all files are kept by then
-    page.driver.set_script_timeout(PATIENCE)
-    page.driver.execute_async_script(ready)
+    page.open("?pictures=1").driver.execute_async_script(KEPT)
     site.stop()
     online = page.give(picture).until("Done").results
     page.open("?pictures=1")
     assert abs(page.give(picture).until("Done").results - online).max() <= 1
-    assert page.driver.execute_script("return crossOriginIsolated")
+    assert page.script("return crossOriginIsolated")
 
 
 @pytest.mark.nightly
 def test_what_is_drawn_before_the_network_is_there_is_coloured_then(page: Page):
-    held = """window.Worker = class extends Worker {
+    page.begin_with("""window.Worker = class extends Worker {
         postMessage(message, given) {
             if (message.kind === "open") window.send = () => super.postMessage(message);
             else super.postMessage(message, given);
-        } }"""  # the request for the export
-    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": held})
+        } }""")  # holds the request for the export
     page.driver.get(page.site.address)
     before = page.ink
     assert page.draw().ink > before + 1000
-    page.driver.execute_script("send()")
+    page.script("send()")
     assert page.until("Done").results.shape == (4, SIZE, SIZE, 3)
 
 
 @pytest.mark.nightly
 def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
     size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.command("Emulation.setDeviceMetricsOverride", size)
     page.open().forget().draw(interaction.POINTER_TOUCH).until("Done")
-    assert page.driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
-    bottoms = """return ["#drawings-sheet", "#drawings-other", "#drawings-results figure"].map(
-        (each) => document.querySelector(each).getBoundingClientRect().bottom)"""
-    *shown, picture = page.driver.execute_script(bottoms)
+    assert page.script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    *shown, picture = page.script("""return ["#drawings-sheet", "#drawings-other", "#drawings-results figure"].map(
+        (each) => document.querySelector(each).getBoundingClientRect().bottom)""")
     assert max(shown) < 844 * 0.7
     assert picture < 844  # the first pictures are seen too, and so is what is between
-    every = "button, select, input, canvas, progress"
-    for tab in ("drawings", "photographs"):
-        page.show(tab).until("Ready", "Done")
-        outside = """return [...document.querySelectorAll(arguments[0])].filter(
-            (each) => each.getBoundingClientRect().right > innerWidth).map((each) => each.id)"""
-        assert page.driver.execute_script(outside, every) == []
+    outside = """return [...document.querySelectorAll("button, select, input, canvas, progress")].filter(
+        (each) => each.getBoundingClientRect().right > innerWidth).map((each) => each.id)"""
+    for tab in TABS:
+        assert page.show(tab).until("Ready", "Done").script(outside) == []
 
 
 @pytest.mark.nightly
@@ -458,30 +407,27 @@ def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violations(page: Page, picture: Path, scheme: str):
     colours = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", colours)
-    page.driver.set_script_timeout(PATIENCE)
-    page.open()
+    page.command("Emulation.setEmulatedMedia", colours)
 
-    def violations() -> list[str]:
-        page.driver.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
-        run = """axe.run().then(({ passes, violations }) => arguments[0]([passes.length,
-            violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])]))"""
-        page.driver.execute_script(AXE.read_text())
-        passed, violated = page.driver.execute_async_script(run)
+    def check() -> None:
+        page.script("for (const each of document.querySelectorAll('details')) each.open = true")
+        page.script(AXE.read_text())
+        passed, violated = page.driver.execute_async_script("""axe.run().then(({ passes, violations }) =>
+            arguments[0]([passes.length, violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])]))""")
         assert passed > 10
-        return violated
+        assert violated == []
 
-    assert violations() == []
-    page.give(picture).until("Done")
-    assert page.text("warning")
-    assert violations() == []
+    page.open()
+    check()
+    assert page.give(picture).until("Done").text("warning")
+    check()
     page.forget().by_id("compare").click()
     page.until("Done")
-    assert violations() == []
+    check()
     page.show("photographs").until("Ready")
-    assert violations() == []
+    check()
     page.give(picture).until("Done")
-    assert violations() == []
+    check()
 
 
 @pytest.mark.nightly
@@ -500,52 +446,41 @@ def test_the_picture_is_right_whether_there_is_webgpu_or_not(
 
 
 @pytest.mark.nightly
-def test_a_file_that_is_no_picture_and_a_seed_that_is_none_give_messages(page: Page, tmp_path: Path):
-    (tmp_path / "letter.png").write_text("no picture")
-    page.open("?pictures=1").give(tmp_path / "letter.png")
-    assert page.text("warning") == "letter.png is not a picture that this browser can read."
-    page.choose(pictures=4).until("Done")
+def test_a_seed_that_is_none_gives_a_message(page: Page):
+    page.open("?pictures=4")
     for seed in ("1.5", "9223372036854775805"):
-        page.enter_seed(seed)
         said = "The seed must be a whole number from 0 to 9223372036854775804"
-        assert page.until_warned() == f"{said}; 4 pictures take it and the next 3."
-    page.forget().enter_seed("9223372036854775804")
-    assert page.until("Done").text("warning") == ""
-    page.forget().enter_seed("")
-    assert page.until("Done").text("warning") == ""  # an empty field draws one
+        assert page.enter_seed(seed).until_warned() == f"{said}; 4 pictures take it and the next 3."
+    assert page.forget().enter_seed("9223372036854775804").until("Done").text("warning") == ""
+    assert page.forget().enter_seed("").until("Done").text("warning") == ""  # an empty field draws one
     drawn = int(page.by_id("advanced-seed").get_attribute("value"))
     assert 0 <= drawn < 2**32
-    assert f"seed={drawn}&" in page.driver.execute_script("return localStorage['bbdm-drawing']")
+    assert f"seed={drawn}&" in page.script("return localStorage['bbdm-drawing']")
 
 
 @pytest.mark.nightly
 def test_all_is_done_with_the_keyboard(page: Page):
     """Tab reaches every control and shows where it is; keys draw, choose an example and change tabs."""
     page.open("?pictures=1&seed=0")
-
-    def press(*keys: str) -> None:
-        ActionChains(page.driver).send_keys(*keys).perform()
-
     outlined = """const focused = document.activeElement;
         return [focused, focused.closest(".button, .switch label, .sheet")].some((x) => x
             && getComputedStyle(x).outlineStyle === "solid")"""
     reached: list[str] = []
     for _ in range(30):
-        press(Keys.TAB)
+        ActionChains(page.driver).send_keys(Keys.TAB).perform()
         focused = page.driver.switch_to.active_element
         if focused.tag_name == "body":
             break
         reached.append(focused.get_attribute("id").removeprefix("drawings-") or focused.accessible_name)
-        assert page.driver.execute_script(outlined), reached[-1]
+        assert page.script(outlined), reached[-1]
     examples = [f"Colour the {name}" for name in ("pumpkin", "crab", "shirt", "face")]
     tools = ["tab", "sheet", "pen", "clear", "other", "compare", "Save this picture as PNG"]
     assert reached == [*tools, *examples, "file", "link", "Advanced"]
-
     page.by_id("clear").click()
     page.forget().by_id("sheet").send_keys(" ", *[Keys.ARROW_RIGHT] * 3, " ", *[Keys.ARROW_DOWN] * 3)
     assert page.until("Done").ink > 1000
     first = page.results
-    page.forget().driver.find_element(By.CSS_SELECTOR, "#drawings-examples button").send_keys(Keys.ENTER)
+    page.forget().find("#drawings-examples button").send_keys(Keys.ENTER)
     assert (page.until("Done").results != first).any()
     page.by_id("tab").send_keys(Keys.ARROW_RIGHT)
     page.tab = "photographs"
@@ -555,16 +490,14 @@ def test_all_is_done_with_the_keyboard(page: Page):
 @pytest.mark.nightly
 def test_the_bundled_export(start: Callable[..., Any], bundled_export: Path):
     """The page opens with pictures of it, before it is there; a cold load is of at most 22 MB."""
-    site = Site(DIST)
-    drawing = demo.DRAWINGS / "1F383.png"
+    site, drawing = Site(DIST), demo.DRAWINGS / "1F383.png"
     try:
         page = Page(start(), site).open()
-        page.driver.execute_async_script("navigator.serviceWorker.ready.then(arguments[0])")
+        page.driver.execute_async_script(KEPT)
         assert site.sent <= 22e6
         opening = page.results
         page.forget().choose(pictures=3)  # of the same drawing and seeds, made here
-        off = abs(page.until("Done").results.astype(int) - opening[:3])
-        assert off.mean() < 0.5
+        assert abs(page.until("Done").results.astype(int) - opening[:3]).mean() < 0.5
         page.open("?solver=dpm2m&calls=3&pictures=1&seed=0").give(drawing).until("Done")
         off = abs(page.results - made(bundled_export, drawing, 0, 1, solver="dpm2m", steps=3))
     finally:

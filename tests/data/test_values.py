@@ -28,66 +28,59 @@ def masked(root: Path, shape: Sequence[int], *inside: Sequence[tuple[int, ...]])
     return f"{root}/A,{root}/B,mask={root}/M"
 
 
-class TestValues:
-    def test_each_side_and_channel_has_its_own(self, tmp_path: Path) -> None:
-        pairs = valued(folders(tmp_path, count=1))
-        assert torch.equal(*pairs[0])
-        save(tmp_path / "C/0.npy", np.stack([located(2, (HEIGHT, WIDTH)), located(3, (HEIGHT, WIDTH))]))
-        bands = read_values("0:4000,0:8000,-4000:4000")
-        several = load(f"{tmp_path}/C,{tmp_path}/A;{tmp_path}/B", source=bands, target=TARGET, crop=1)
-        assert (several.source_channels, several.channels) == (3, 1)
-        at = round((several.read(0).target.item() + 1) * 2000)
-        wanted = [(2000 + at) / 2000 - 1, (3000 + at) / 4000 - 1, at / 4000]
-        np.testing.assert_allclose(several.read(0).source.flatten().tolist(), wanted, atol=1e-6)
-        with pytest.raises(ValueError, match="has 1 channels, and there are values of 2"):
-            valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1")).read(0)
-
-    def test_percentiles_are_of_the_whole_picture(self, tmp_path: Path) -> None:
-        example = valued(folders(tmp_path), source=Percentiles(10, 90), crop=CROP).read(2, 3)
-        low, high = np.percentile(located(2, (HEIGHT * WIDTH,)), [10, 90])
-        wanted = (2 * (numbers(example.target) - low) / (high - low) - 1).clip(-1, 1)
-        np.testing.assert_allclose(example.source[0].numpy(), wanted, atol=1e-5)
-
-    @pytest.mark.parametrize(
-        ("side", "fill", "kind", "how", "message"),
-        [
-            ("A", 3000, "float32", {"source": EIGHT_BIT}, "values from 5 to 3000 in float32: give their range"),
-            ("A", 9, "uint16", {"source": EIGHT_BIT}, "values from 5 to 9 in uint16: give their range, such as 0:255"),
-            ("A", np.nan, "float32", {"source": EIGHT_BIT}, r"nan stands in channel 0 at \(11, 13\)"),
-            ("B", np.inf, "float32", {}, r"inf stands in channel 0 at \(11, 13\)"),
-            ("B", np.inf, "float32", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
-            ("A", np.inf, "float32", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
-        ],
-    )
-    def test_what_has_no_range_is_named(
-        self, side: str, fill: float, kind: str, how: Any, message: str, tmp_path: Path
-    ) -> None:
-        data_dir = folders(tmp_path, count=1)
-        array = np.full((1, HEIGHT, WIDTH), 5, kind)
-        array[0, 11, 13] = fill
-        save(tmp_path / side / "0.npy", array)
-        with pytest.raises(ValueError, match=rf"/0\.npy.*{message}"):
-            valued(data_dir, **how).read(0)
+def test_each_side_and_channel_has_its_own_values(tmp_path: Path) -> None:
+    assert torch.equal(*valued(folders(tmp_path, count=1))[0])
+    save(tmp_path / "C/0.npy", np.stack([located(2, (HEIGHT, WIDTH)), located(3, (HEIGHT, WIDTH))]))
+    bands = read_values("0:4000,0:8000,-4000:4000")
+    several = load(f"{tmp_path}/C,{tmp_path}/A;{tmp_path}/B", source=bands, target=TARGET, crop=1)
+    assert (several.source_channels, several.channels) == (3, 1)
+    at = round((several.read(0).target.item() + 1) * 2000)
+    wanted = [(2000 + at) / 2000 - 1, (3000 + at) / 4000 - 1, at / 4000]
+    np.testing.assert_allclose(several.read(0).source.flatten().tolist(), wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="has 1 channels, and there are values of 2"):
+        valued(f"{tmp_path}/A,{tmp_path}/B", source=read_values("0:1,0:1")).read(0)
 
 
-class TestNodata:
-    def test_each_picture_has_its_own_least_and_not_in_the_mask(self, tmp_path: Path) -> None:
-        for side, nodata, at in (("A", -1.0, 3), ("C", np.nan, 4), ("B", -5.0, 5)):
-            array = np.full((HEIGHT, WIDTH), 1000, np.float32)
-            array[at, at + 1] = nodata
-            save(tmp_path / side / "0.tif", array, nodata=nodata)
-        example = valued(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B").read(0)
-        assert (example.mask == 0).nonzero().tolist() == [[0, 3, 4], [0, 4, 5], [0, 5, 6]]
-        assert example.source[0, 3, 4] == example.source[1, 4, 5] == example.target[0, 5, 6] == -1
-        assert (numbers(example.source)[example.mask[0].numpy() == 1] == 1000).all()
+@pytest.mark.parametrize(
+    ("side", "fill", "kind", "how", "message"),
+    [
+        ("A", 3000, "float32", {"source": EIGHT_BIT}, "values from 5 to 3000 in float32: give their range"),
+        ("A", 9, "uint16", {"source": EIGHT_BIT}, "values from 5 to 9 in uint16: give their range, such as 0:255"),
+        ("A", np.nan, "float32", {"source": EIGHT_BIT}, r"nan stands in channel 0 at \(11, 13\)"),
+        ("B", np.inf, "float32", {"crop": (16, 20)}, r"inf stands in channel 0 at \(11, 13\)"),
+        ("A", np.inf, "float32", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
+    ],
+)
+def test_what_has_no_range_is_named(side: str, fill: float, kind: str, how: Any, message: str, tmp_path: Path) -> None:
+    data_dir = folders(tmp_path, count=1)
+    array = np.full((1, HEIGHT, WIDTH), 5, kind)
+    array[0, 11, 13] = fill
+    save(tmp_path / side / "0.npy", array)
+    with pytest.raises(ValueError, match=rf"/0\.npy.*{message}"):
+        valued(data_dir, **how).read(0)
 
-    def test_they_do_not_count_in_percentiles(self, tmp_path: Path) -> None:
-        array = np.arange(HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
-        array[0] = -9999
-        save(tmp_path / "0.tif", array, nodata=-9999)
-        found = load(f"{tmp_path},{tmp_path}", source=Percentiles(0, 100), target=SOURCE).read(0).source.numpy()
-        wanted = 2 * (array[1:] - WIDTH) / (HEIGHT * WIDTH - 1 - WIDTH) - 1
-        np.testing.assert_allclose(found[0, 1:], wanted, atol=1e-6)
+
+def test_nodata_of_each_picture_is_the_least_and_not_in_the_mask(tmp_path: Path) -> None:
+    for side, nodata, at in (("A", -1.0, 3), ("C", np.nan, 4), ("B", -5.0, 5)):
+        array = np.full((HEIGHT, WIDTH), 1000, np.float32)
+        array[at, at + 1] = nodata
+        save(tmp_path / side / "0.tif", array, nodata=nodata)
+    example = valued(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B").read(0)
+    assert (example.mask == 0).nonzero().tolist() == [[0, 3, 4], [0, 4, 5], [0, 5, 6]]
+    assert example.source[0, 3, 4] == example.source[1, 4, 5] == example.target[0, 5, 6] == -1
+    assert (numbers(example.source)[example.mask[0].numpy() == 1] == 1000).all()
+
+
+def test_percentiles_are_of_the_whole_picture_without_nodata(tmp_path: Path) -> None:
+    example = valued(folders(tmp_path), source=Percentiles(10, 90), crop=CROP).read(2, 3)
+    low, high = np.percentile(located(2, (HEIGHT * WIDTH,)), [10, 90])
+    wanted = (2 * (numbers(example.target) - low) / (high - low) - 1).clip(-1, 1)
+    np.testing.assert_allclose(example.source[0].numpy(), wanted, atol=1e-5)
+    array = np.arange(HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    array[0] = -9999
+    save(tmp_path / "C/0.tif", array, nodata=-9999)
+    found = load(f"{tmp_path}/C,{tmp_path}/C", source=Percentiles(0, 100), target=SOURCE).read(0).source.numpy()
+    np.testing.assert_allclose(found[0, 1:], 2 * (array[1:] - WIDTH) / (HEIGHT * WIDTH - 1 - WIDTH) - 1, atol=1e-6)
 
 
 class TestCrops:
@@ -122,17 +115,30 @@ class TestCrops:
         with pytest.raises(ValueError, match=r"A/1\.npy: it has .* pixels, and crops have 30 x 30"):
             valued(data_dir, crop=30, axes=len(sides)).read(1)
 
+    @pytest.mark.parametrize("how", [{"slices": "sagittal", "neighbours": 1}, {"axes": 3}], ids=str)
+    def test_by_the_cache_of_decoded_files_are_the_same(self, how: dict[str, Any], tmp_path: Path) -> None:
+        data_dir = folders(tmp_path / "pairs", ".nii.gz", 2, (4, 9, 9))
+        wanted = valued(data_dir, crop=3, **how)
+        pairs = valued(data_dir, crop=3, cache=tmp_path / "cache", **how)
+        assert all(torch.equal(pairs.read(i, 1).source, wanted.read(i, 1).source) for i in range(len(wanted)))
+        assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+        for path in (tmp_path / "pairs").rglob("*.gz"):  # whose content is not decoded again
+            stat, content = path.stat(), path.read_bytes()
+            path.write_bytes(content[:-8] + bytes(8))
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        again = valued(data_dir, crop=3, cache=tmp_path / "cache", **how)
+        assert torch.equal(again.read(1, 1).source, wanted.read(1, 1).source)
 
-class TestSlices:
-    @pytest.mark.parametrize("plane", AXES)
-    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".npy"])
-    def test_are_examples_with_neighbours_of_which_the_ends_repeat(
-        self, plane: Any, suffix: str, tmp_path: Path
-    ) -> None:
+
+class TestVolumes:
+    @pytest.mark.parametrize(
+        ("plane", "suffix"), [("axial", ".nii"), ("coronal", ".nii.gz"), ("sagittal", ".mha"), ("sagittal", ".npy")]
+    )
+    def test_slices_have_neighbours_of_which_the_ends_repeat(self, plane: Any, suffix: str, tmp_path: Path) -> None:
         """A source's channels are from low to high; the target stays one slice."""
         pairs = valued(folders(tmp_path, suffix, 2, VOLUME), slices=plane, neighbours=2)
-        axis = ["axial", "coronal", "sagittal"].index(plane)
-        count, volume = VOLUME[axis], located(1, VOLUME)
+        axis, volume = AXES[plane], located(1, VOLUME)
+        count = VOLUME[axis]
         assert (len(pairs), list(pairs.ends)) == (2 * count, [count, 2 * count])
         assert (pairs.source_channels, pairs.channels) == (5, 1)
         for number in range(count):
@@ -143,7 +149,7 @@ class TestSlices:
             for channel, index in zip(example.source, seen, strict=True):
                 assert (numbers(channel[None]) == volume.take(index, axis)).all()
 
-    def test_of_which_nothing_is_in_the_mask_are_left_out(self, tmp_path: Path) -> None:
+    def test_slices_of_which_nothing_is_in_the_mask_are_left_out(self, tmp_path: Path) -> None:
         folders(tmp_path, count=2, size=VOLUME)
         data_dir = masked(tmp_path, VOLUME, [(1, 2, 3), (3, 2, 3)], [(2, 2, 3)])
         pairs = valued(data_dir, slices="axial", neighbours=1)
@@ -154,7 +160,7 @@ class TestSlices:
         with pytest.raises(ValueError, match="no slice has anything in its mask"):
             valued(masked(tmp_path, VOLUME, [], []), slices="axial")
 
-    def test_of_a_damaged_volume_are_left_out(self, tmp_path: Path) -> None:
+    def test_slices_of_a_damaged_volume_are_left_out(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".nii", 3, VOLUME)
         (tmp_path / "B/1.nii").write_bytes(b"")
         with pytest.raises(ValueError, match=r"B/1\.nii"):
@@ -163,9 +169,7 @@ class TestSlices:
         assert [pairs.read(index).name[0] for index in range(len(pairs))] == ["0"] * 4 + ["2"] * 4
         assert len(pairs.left_out) == 1
 
-
-class TestVolumes:
-    def test_whole(self, tmp_path: Path) -> None:
+    def test_are_whole_of_three_axes(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".mha", 1, VOLUME)
         assert (numbers(valued(data_dir, axes=3).read(0).source) == located(0, VOLUME)).all()
         with pytest.raises(ValueError, match=r"A/0\.mha has 3 axes, and examples 2: say which slices"):
@@ -187,7 +191,7 @@ class TestVolumes:
 
 
 class TestGrids:
-    @pytest.mark.parametrize("how", [{"slices": "axial"}, {"axes": 3}, {"axes": 3, "crop": 2}], ids=str)
+    @pytest.mark.parametrize("how", [{"slices": "axial"}, {"axes": 3}], ids=str)
     def test_of_volumes_are_named_with_the_way_to_resample(self, how: dict[str, Any], tmp_path: Path) -> None:
         for side, step in (("A", 2.0), ("B", 1.0)):
             save(tmp_path / side / "0.mha", located(0, VOLUME), spacing=(1.0, 1.0, step))
@@ -210,18 +214,3 @@ class TestGrids:
         with pytest.raises(ValueError, match=r"A/0\.npy and .*B/0\.npy .* 20 x 24 and 21 x 24: resample"):
             valued(data_dir, crop=crop).read(0)
         assert valued(data_dir, size=6).read(0).source.shape == (1, 6, 6)  # resized, they may differ
-
-
-@pytest.mark.parametrize("how", [{"slices": "sagittal", "neighbours": 1}, {"axes": 3}], ids=str)
-def test_crops_by_the_cache_of_decoded_files_are_the_same(how: dict[str, Any], tmp_path: Path) -> None:
-    data_dir = folders(tmp_path / "pairs", ".nii.gz", 2, (4, 9, 9))
-    wanted = valued(data_dir, crop=3, **how)
-    pairs = valued(data_dir, crop=3, cache=tmp_path / "cache", **how)
-    assert all(torch.equal(pairs.read(i, 1).source, wanted.read(i, 1).source) for i in range(len(wanted)))
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
-    for path in (tmp_path / "pairs").rglob("*.gz"):  # whose content is not decoded again
-        stat, content = path.stat(), path.read_bytes()
-        path.write_bytes(content[:-8] + bytes(8))
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    again = valued(data_dir, crop=3, cache=tmp_path / "cache", **how)
-    assert torch.equal(again.read(1, 1).source, wanted.read(1, 1).source)

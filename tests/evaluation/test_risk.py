@@ -64,7 +64,6 @@ def test_what_is_allowed_is_the_largest_mean_whose_bound_is_alpha(count: int):
 )
 def test_how_many_pairs_are_needed(alpha: float, delta: float, bound: Bound, least: int, needs: str):
     """Those that have values: others do not count."""
-    assert risk.needed(alpha, delta, bound) == least
     assert risk.allowed(alpha, delta, bound, least, masked=100) == pytest.approx(0, abs=2e-3)
     for masked, got in ((0, f"{least - 1}$"), (21, f"{least - 1} that have values, and 21 that are wholly masked$")):
         with pytest.raises(
@@ -107,9 +106,8 @@ def calibrations(
         pictures = np.stack([excess, np.full_like(excess, 2 * BASE)], axis=1)
         losses = Losses.of([each[:, : 0 if i < masked else values] for i, each in enumerate(pictures)])
         try:
-            halves.append(
-                BASE + (losses.least_lambda(ALPHA) if bound is None else losses.calibrated(ALPHA, DELTA, bound))
-            )
+            allowed = ALPHA if bound is None else risk.allowed(ALPHA, DELTA, bound, losses.valued, losses.masked)
+            halves.append(BASE + losses.least_lambda(allowed))
         except TooFewPairsError:
             halves.append(np.inf)
     return np.array(halves)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.stats import energy_distance, norm
 from torchmetrics.functional.image import visual_information_fidelity
 from torchmetrics.image import VisualInformationFidelity
 
@@ -197,6 +198,40 @@ def test_what_has_no_score_does_not_count():
     one = Scores(["dice"], 2, values=HU, channels=1)
     one.update(bone, torch.zeros(1, 1, 8, 8))  # of two results one has bone, the other no score
     assert one.compute() == {"dice": 0}
+
+
+def test_crps_and_energy_score_are_those_of_distributions():
+    """Of normal samples, the mean CRPS is the closed form, to 5 standard errors (Gneiting and Raftery 2007).
+
+    Of one value, both are SciPy's energy distance, but for the pairs of a sample with itself.
+    """
+    targets = np.linspace(-2, 2, 20_000).reshape(20_000, 1, 1, 1)
+    results = RANDOM.standard_normal((20_000, 4, 1, 1, 1))
+    found = METRICS["crps"].score(*map(torch.from_numpy, (results, targets))).numpy()
+    closed = (targets * (2 * norm.cdf(targets) - 1) + 2 * norm.pdf(targets) - 1 / np.sqrt(np.pi)).ravel()
+    assert abs((found - closed).mean()) < 5 * (found - closed).std() / np.sqrt(20_000)
+    samples = results[:7, 0].reshape(1, 7, 1, 1, 1)
+    inner = abs(samples.ravel() - samples.ravel()[:, None]).mean()
+    expected = energy_distance(samples.ravel(), [0.3]) ** 2 / 2 + inner / 2 - inner / 2 * 7 / 6
+    for name in ("crps", "energy"):
+        score_of = METRICS[name].score(torch.from_numpy(samples), torch.full((1, 1, 1, 1), 0.3))
+        assert score_of.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1, 8, 8), (2, 4, 1, 3, 8, 8)], ids=["pictures", "volumes"])
+def test_scores_of_samples_are_of_the_mask(shape: tuple[int, ...]):
+    """And of whole pictures in the unit: the energy score is by its definition."""
+    results, targets = pair(*shape)
+    masks = np.zeros((2, 1, *shape[3:]), dtype=bool)
+    masks[..., :4] = True
+    names = ["energy", "crps", "diversity"]
+    cut = score(names, results[..., :4], targets[..., :4], values=HU)
+    results[..., 4:] = 3
+    assert score(names, results, targets, masks, values=HU) == pytest.approx(cut)
+    flat, goals = results[..., :4].reshape(2, 4, -1), targets[..., :4].reshape(2, 1, -1)
+    near = np.linalg.norm(flat - goals, axis=-1).mean()
+    apart = np.linalg.norm(flat[:, :, None] - flat[:, None], axis=-1).sum() / (2 * 4 * 3)
+    assert cut["energy"] == pytest.approx(near - apart / 2, rel=1e-6)
 
 
 # What a user adds

@@ -17,7 +17,6 @@ from bbdm import ABridge, BridgeSampler, UNet
 from bbdm.execution import compiled
 from bbdm.execution import device as device_module
 from bbdm.networks.base import Conditions
-from bbdm.networks.layers import TimeEmbedding
 from bbdm.sampling.loop import Batch
 from tests.conftest import TINY, tiny_dit, tiny_unet
 
@@ -140,13 +139,13 @@ def test_compiled_is_eager_with_every_unet(dtype: torch.dtype, condition_channel
 @pytest.mark.usefixtures("compilations")
 def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     calls: list[Tensor] = []
-    original = TimeEmbedding.__call__
+    embedder = UNet.embedder
 
-    def counting(self: TimeEmbedding, t: Tensor) -> Tensor:
-        calls.append(t)
-        return original(self, t)
+    def counting(self: UNet) -> Any:
+        embed = embedder(self)
+        return lambda t: calls.append(t) or embed(t)
 
-    monkeypatch.setattr(TimeEmbedding, "__call__", counting)
+    monkeypatch.setattr(UNet, "embedder", counting)
     sampler = new_sampler(dtype=dtype, compile=compile)
     assert [t.tolist() for t in calls] == [sampler.table.timesteps.tolist()]
     sampler(ODD, seed=0)

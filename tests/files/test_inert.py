@@ -236,10 +236,16 @@ def doubling_lists(path: Path) -> None:
     save({"format": "bbdm", "version": 1, "states": {}, "training": inner}, path)
 
 
+def large_index(path: Path) -> None:
+    """What is kept for later has the number 402,653,184: a table of as many entries has 6 GB."""
+    by_hand(path, b"\x80\x02Nr\x00\x00\x00\x180" + THING + b".")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (zeros, "entries that overlap, or are compressed"),
+        (large_index, "it is a x.y with no"),
         (legacy_numbers, "beyond its storage"),
         (doubling_lists, "missing entry 'unet'"),
     ],

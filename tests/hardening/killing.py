@@ -22,7 +22,6 @@ from tests.hardening import scripts
 
 CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}  # audit events of what changes in a folder, and "open"
 TIMES = {"images_per_second", "seconds", "seconds_per_picture", "environment"}  # and where it ran
-TIMED = "quality_seconds.png"  # a plot of times
 AGAIN = re.compile(r".*/(step_\d+\.pt|best\.pt|epoch_\d+\.png)|.*\.jsonl?")  # what a run replaces
 LATER = 0.02  # the most seconds between a change and the kill that it causes
 
@@ -83,7 +82,7 @@ def content(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         hidden = "/." in f"/{name}"  # itself, or the temporary folder that it is in
-        if not path.is_file() or hidden or "/tensorboard/" in name or path.name == TIMED:
+        if not path.is_file() or hidden or "/tensorboard/" in name:
             continue
         if path.suffix == ".pt":
             found[name] = _comparable(torch.load(path, weights_only=True))

@@ -10,10 +10,7 @@ The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest: ``
 """
 
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -47,35 +44,13 @@ AMD_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
 AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}  # the others are narrower
 
 
-@dataclass(frozen=True)
-class CompiledKernel:
-    """A kernel's code and the resources that it uses."""
-
-    target: str
-    asm: str  # PTX or AMDGCN
-    registers: int  # of a thread
-    spills: int  # bytes of a thread in local memory, for spilled registers or arrays
-    shared: int  # bytes of a block in shared memory: above 0 where data moves between threads
-
-    def loads(self, bits: int) -> int:
-        """The number of instructions that load ``bits`` bits a thread from global memory."""
-        return self._accesses().count(("load", bits))
-
-    def stores(self, bits: int) -> int:
-        """The number of instructions that store ``bits`` bits a thread to global memory."""
-        return self._accesses().count(("store", bits))
-
-    def _accesses(self) -> list[tuple[str, int]]:
-        if self.target.startswith("sm_"):
-            kinds = {"ld": "load", "st": "store"}
-            return [(kinds[kind], int(count or 1) * int(bits)) for kind, count, bits in PTX_ACCESS.findall(self.asm)]
-        return [(kind, AMD_BITS.get(width, 16)) for kind, width in AMD_ACCESS.findall(self.asm)]
-
-
 def compile_kernel(
     kernel: Any, target: str, constexprs: Mapping[str, object], types: Mapping[str, str]
-) -> CompiledKernel:
-    """Compile the kernel of a step for a GPU, which this machine may lack.
+) -> list[tuple[str, int]]:
+    """Compile the kernel of a step for a GPU, which this machine may lack; its accesses to global memory.
+
+    Each is ("load" or "store", its bits a thread); what moves between threads through shared memory is
+    ("shared", bytes).
 
     ``constexprs`` has values at compile time, and ``types`` types of arguments; the others are pointers to
     float32, and integers. Sizes are multiples of 16.
@@ -92,30 +67,9 @@ def compile_kernel(
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     warps = 4 if nvidia else 2  # of 32 threads on NVIDIA, of 64 on AMD
     built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
+    shared = [("shared", built.metadata.shared)] if built.metadata.shared else []
     if nvidia:
-        asm = built.asm["ptx"]
-        usage = _resource_usage(built.asm["cubin"])
-        registers = _number(r"REG:(\d+)", usage)
-        spills = _number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage)
-    else:
-        asm = built.asm["amdgcn"]
-        registers = _number(r"\.vgpr_count:\s*(\d+)", asm)
-        spills = _number(r"\.private_segment_fixed_size:\s*(\d+)", asm) + 4 * _number(
-            r"\.vgpr_spill_count:\s*(\d+)", asm
-        )
-    return CompiledKernel(target, asm, registers, spills, built.metadata.shared)
-
-
-def _resource_usage(cubin: bytes) -> str:
-    """NVIDIA's report on a binary; ptxas -v prints the same, but takes one version of PTX only."""
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _number(pattern: str, text: str) -> int:
-    return int(re.findall(pattern, text)[0])
+        kinds, found = {"ld": "load", "st": "store"}, PTX_ACCESS.findall(built.asm["ptx"])
+        return [(kinds[kind], int(count or 1) * int(bits)) for kind, count, bits in found] + shared
+    found = AMD_ACCESS.findall(built.asm["amdgcn"])
+    return [(kind, AMD_BITS.get(width, 16)) for kind, width in found] + shared

@@ -159,9 +159,9 @@ def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
+        ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1 or names, got 0"),
         ({"classes": {"style": ("a", "a")}}, "a class has its name alone, got a, a"),
-        ({"classes": {"style": "ab"}}, "classes must be a number or a list of names, got 'ab'"),
+        ({"classes": {"style": "ab"}}, r"classes\['style'\] must be an integer of at least 1 or names, got 'ab'"),
         ({"tokens": {"two words": 3}}, "a name of tokens must be an identifier, .* got 'two words'"),
         ({"images": {"source": 1}}, "a name of images must be an identifier, and none of source, .*, got 'source'"),
         ({"tokens": {"a": 3}, "classes": {"a": 3}}, "each condition needs a name of its own, got a, a"),
@@ -180,74 +180,63 @@ def test_bad_settings(settings: dict[str, Any], message: str):
 
 
 @both
-@pytest.mark.parametrize(
-    ("others", "message"),
-    [
+def test_what_does_not_fit_is_refused(make: Callable[..., Network]):
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"style": torch.tensor([0, 4])}, r"'style' must have shape \(B,\) of int64, below 3, got tensor\(\[0, 4\]\)"),
         ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, below 3, got \(2,\) of torch.float32"),
         ({"text": torch.rand(2, 3, 6)}, r"'text' must have shape \(B, L, 5\), got \(2, 3, 6\) of torch.float32"),
         ({"sar": torch.rand(2, 3, 8, 8)}, r"'sar' must have 2 channels, got \(2, 3, 8, 8\)"),
-    ],
-)
-def test_what_does_not_fit_is_refused(make: Callable[..., Network], others: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        make(**CONDITIONS)(X, T, {**conditions(), **others})
+    ]
+    for others, message in cases:
+        with pytest.raises(ValueError, match=message):
+            make(**CONDITIONS)(X, T, {**conditions(), **others})
 
 
 IMAGES, DEM = {"sar": drawn(2, 2, 8, 8), "text": None}, drawn(2, 1, 8, 8)
+STYLED, SAR = {**IMAGES, "style": 1}, IMAGES["sar"]
 NETWORKS: dict[str, Callable[[], Network]] = {
     "every kind": lambda: unet(**CONDITIONS),
     "classes": lambda: unet(classes={"style": 3}),
     "images": lambda: further().eval(),
     "none": unet,
 }
-
-
-@pytest.mark.parametrize(
-    ("network", "options", "message"),
-    [
-        ("every kind", {**IMAGES, "style": "watercolour"}, "'style' must be of ink, oil, chalk, got 'watercolour'"),
-        ("every kind", {**IMAGES, "style": 4}, "'style' must be of ink, oil, chalk, got 4"),
-        (
-            "every kind",
-            {**IMAGES, "style": ["ink"] * 3},
-            "'style' must be one value, or one for each of 2 sources, got 3",
-        ),
-        ("every kind", {**IMAGES, "stile": "ink"}, r"'stile' is no argument .*'style' \(3 classes: ink, oil, chalk\)"),
-        ("every kind", IMAGES, "'style' is missing: this network has .*; None leaves it out"),
-        (
-            "every kind",
-            {**IMAGES, "style": 1, "text": drawn(4, 6)},
-            r"'text' must be tokens \(L, 5\), .*, got \(4, 6\)",
-        ),
-        ("every kind", {**IMAGES, "style": 1, "text": drawn(4, 5) / 0}, "'text' must be finite"),
-        ("every kind", {"guidance": -1}, "guidance must be a number of at least 0, got -1"),
-        (
-            "every kind",
-            {**IMAGES, "style": 1, "guidance": {"sar": 2}},
-            "without 'sar', and the network was not trained",
-        ),
-        ("every kind", {**IMAGES, "style": 1, "guidance": {"s": 2}}, "guidance must be for conditions, .*, got 's'"),
-        ("every kind", {"guidance_rescale": 1.5}, "guidance_rescale must be at most 1, got 1.5"),
-        ("every kind", {"guidance_interval": (1, 0)}, r"must be \(low, high\) in \[0, 1\], got \(1, 0\)"),
-        ("every kind", {"guidance_prior": "blur:1"}, "'guidance_prior' is no argument of a call"),
-        ("classes", {"style": 1, "guidance": 2.0}, "the network was not trained so: see drop"),
-        ("classes", {"style": None}, "'style' cannot be None: the network was never trained without it"),
-        ("images", {}, r"'dem' is missing: this network has 'dem' \(1 channels\), 'sar' \(2 channels\)$"),
-        ("images", {"dem": DEM}, "condition 'sar' is missing"),
-        ("images", {"dem": DEM, "sar": DEM}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
-        ("images", {"dem": DEM, "sar": DEM[:, 0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
-        ("images", {"dem": DEM, "sar": None}, "'sar' cannot be None: the network was never trained without it"),
-        ("images", {"dem": DEM, "sar": DEM.int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
-        ("images", {"dem": DEM / 0, "sar": IMAGES["sar"]}, "'dem' must be finite"),
-        ("images", {"conditions": {"dem": DEM, "sar": DEM, "source": X}}, r"'sar' \(2 channels\), got 'source'"),
-        ("images", {"conditions": DEM}, "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
-        ("none", {"conditions": {"sar": DEM}}, "are none, got 'sar'"),
+REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "every kind": [
+        ({**IMAGES, "style": "watercolour"}, "'style' must be of ink, oil, chalk, got 'watercolour'"),
+        ({**IMAGES, "style": 4}, "'style' must be of ink, oil, chalk, got 4"),
+        ({**IMAGES, "style": ["ink"] * 3}, "'style' must be one value, or one for each of 2 sources, got 3"),
+        ({**IMAGES, "stile": "ink"}, r"'stile' is no argument .*'style' \(3 classes: ink, oil, chalk\)"),
+        (IMAGES, "'style' is missing: this network has .*; None leaves it out"),
+        ({**STYLED, "text": drawn(4, 6)}, r"'text' must be tokens \(L, 5\), .*, got \(4, 6\)"),
+        ({**STYLED, "text": drawn(4, 5) / 0}, "'text' must be finite"),
+        ({**STYLED, "guidance": -1}, "guidance must be a number of at least 0, got -1"),
+        ({**STYLED, "guidance": {"sar": 2}}, "without 'sar', and the network was not trained"),
+        ({**STYLED, "guidance": {"s": 2}}, "guidance must be for conditions, .*, got 's'"),
     ],
-)
-def test_bad_calls(network: str, options: dict[str, Any], message: str):
-    with pytest.raises((ValueError, TypeError), match=message):
-        BridgeSampler(NETWORKS[network](), BRIDGE, steps=2)(X, 0, **options)
+    "classes": [
+        ({"style": 1, "guidance": 2.0}, "the network was not trained so: see drop"),
+        ({"style": None}, "'style' cannot be None: the network was never trained without it"),
+    ],
+    "images": [
+        ({}, r"'dem' is missing: this network has 'dem' \(1 channels\), 'sar' \(2 channels\)$"),
+        ({"dem": DEM, "sar": DEM}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
+        ({"dem": DEM, "sar": DEM[:, 0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
+        ({"dem": DEM, "sar": None}, "'sar' cannot be None: the network was never trained without it"),
+        ({"dem": DEM, "sar": DEM.int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
+        ({"dem": DEM / 0, "sar": SAR}, "'dem' must be finite"),
+        ({"conditions": {"dem": DEM, "sar": DEM, "source": X}}, r"'sar' \(2 channels\), got 'source'"),
+        ({"conditions": DEM}, "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
+    ],
+    "none": [({"conditions": {"sar": DEM}}, "are none, got 'sar'")],
+}
+
+
+@pytest.mark.parametrize("network", REFUSED)
+def test_bad_calls(network: str):
+    sampler = BridgeSampler(NETWORKS[network](), BRIDGE, steps=2)
+    for options, message in REFUSED[network]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            sampler(X, 0, **options)
 
 
 def test_values_may_be_for_all_or_for_each_source():
@@ -262,11 +251,9 @@ def test_values_may_be_for_all_or_for_each_source():
 
 
 def test_sources_of_several_sizes_have_classes_of_their_own():
-    sampler = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2)
-    small, large = drawn(3, 8, 8), drawn(3, 16, 8)
-    made = sampler([small, large, small], [1, 2, 3], style=[0, 1, 2])
-    for source, seed, style, result in zip((small, large, small), (1, 2, 3), (0, 1, 2), made, strict=True):
-        torch.testing.assert_close(sampler([source], seed, style=style)[0], result, rtol=0, atol=1e-6)
+    sampler, sources = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2), [X[0], drawn(3, 16, 8), X[1]]
+    for i, result in enumerate(sampler(sources, [1, 2, 3], style=[0, 1, 2])):
+        torch.testing.assert_close(sampler([sources[i]], i + 1, style=i)[0], result, rtol=0, atol=1e-6)
 
 
 def test_several_results_of_a_source_have_its_conditions():

@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from bbdm.kernels.group_norm_silu import group_norm_silu
-from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.config import UNETS, UNetConfig
-from bbdm.networks.layers import shuffled, unshuffled
+from bbdm.networks.config import UNETS, DiTConfig, UNetConfig
+from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
-from tests.conftest import TINY, MakeUNet
+from tests.conftest import TINY, MakeUNet, tiny_dit, tiny_unet
 
 
 def state(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -25,59 +22,46 @@ def state(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8, se
 # Settings
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("paper", 237_091_331),
-        ("bbdm", 237_091_331 + 3 * 9 * 128),  # three more input channels of the first 3x3 convolution
-        ("lbbdm-f4", 237_091_331),
-        ("lbbdm-f8", 237_091_331 + 9 * 128 + 9 * 128 + 1),  # one more channel in, and one more out with its bias
-    ],
-)
-def test_presets(name: str, parameters: int) -> None:
+def test_presets() -> None:
     """Keys and values of the paper's network are compared with the public one's, in tests/peers."""
+    paper = 237_091_331
+    counts = {"paper": paper, "lbbdm-f4": paper, "bbdm": paper + 3 * 9 * 128}  # three more channels of the first kernel
+    counts["lbbdm-f8"] = paper + 9 * 128 + 9 * 128 + 1  # one more channel in, and one more out with its bias
     with torch.device("meta"):
-        assert sum(p.numel() for p in UNet.from_preset(name).parameters()) == parameters
+        for name, count in counts.items():
+            assert sum(p.numel() for p in UNet.from_preset(name).parameters()) == count
+        for name, millions in {"dit-s": 33, "dit-b": 130, "dit-l": 458}.items():  # as their paper has it
+            count = sum(p.numel() for p in DiT.from_preset(name).parameters())
+            assert count / 1e6 == pytest.approx(millions, rel=0.02)
         assert UNet(3, 3).config == UNETS["paper"]
+        volume = UNet.from_preset("volume")
+    assert sum(weight.numel() for weight in volume.parameters()) <= 20e6
+    assert UNetConfig(**json.loads(json.dumps(volume.description()))) == UNETS["volume"]  # lists are tuples again
+    assert (volume.axes, volume.stride, volume.strides) == (3, (4, 8, 8), (4, 8, 8))
     with pytest.raises(ValueError, match=r"preset must be one of \[.*'demo'.*\], got 'big'"):
         UNet.from_preset("big")
-
-
-def test_the_preset_of_volumes() -> None:
-    with torch.device("meta"):
-        unet = UNet.from_preset("volume")
-    assert sum(weight.numel() for weight in unet.parameters()) <= 20e6
-    assert UNetConfig(**json.loads(json.dumps(unet.description()))) == UNETS["volume"]  # lists are tuples again
-    assert (unet.axes, unet.stride, unet.strides) == (3, (4, 8, 8), (4, 8, 8))
-    assert UNetConfig(channel_mult=(1, 4, 8), strides=((2, 1), (2, 2))).stride == (4, 2)
-
-
-@pytest.mark.parametrize("value", [-1, 2.0, True])
-def test_integers(value: Any) -> None:
-    least = dict.fromkeys(["in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels"], 1)
-    for name, lowest in {**least, "num_groups": 1, "patch": 1, "condition_channels": 0}.items():
-        wanted = f"at least {lowest}" if value == -1 else "of integers"
-        for each, reason in [(value, wanted), (0, "at least 1")][: 1 + lowest]:
-            given: dict[str, Any] = {name: each}
-            with pytest.raises(ValueError, match=f"{name} must be {reason}, got {each}"):
-                UNetConfig(**given)
-
-
-LEVELS = {"channel_mult": (1, 3), "num_groups": 4}
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        *(
+            ({name: value}, f"{name} must be {wanted}, got {value}")
+            for name, least in {"in_channels": 1, "num_groups": 1, "patch": 1, "condition_channels": 0}.items()
+            for value, wanted in [(-1, f"at least {least}"), (2.0, "of integers"), (True, "of integers")]
+        ),
+        ({"head_channels": 0}, "head_channels must be at least 1, got 0"),
+        ({"width": 15}, "width must be a multiple of heads=6 and of 4, got 15"),
         ({"channel_mult": ()}, "channel_mult must have a number for each level"),
         ({"channel_mult": (1, 0)}, r"channel_mult must be at least 1, got \(1, 0\)"),
         ({"channel_mult": [1.0]}, r"channel_mult must be of integers, got \(1.0,\)"),
         *(({"dropout": value}, rf"dropout must be in \[0, 1\), got {value}") for value in (float("nan"), 1.0, -0.5)),
         ({"num_groups": 24}, "128 channels wide, not a multiple of num_groups=24"),
         ({"head_channels": 96}, "attention.* 1024 channels.* 96"),
-        ({**LEVELS, "attention_resolutions": (1,), "head_channels": 96}, "attention.* 128 channels.* 96"),
-        ({**LEVELS, "model_channels": 15, "num_groups": 5}, "model_channels must be even, got 15"),
+        ({"channel_mult": (1, 3), "attention_resolutions": (1,), "head_channels": 96}, "attention.* 128 channels.* 96"),
+        ({"channel_mult": (1, 3), "model_channels": 15, "num_groups": 5}, "model_channels must be even, got 15"),
         ({"axes": 4}, "axes must be 2, of pictures, or 3, of volumes, got 4"),
+        ({"axes": 3, "patch": 2}, "patch is of pictures, and must be 1 for volumes, got 2"),
         ({"axes": 3, "strides": ((2, 2),) * 2}, "strides must be 2 tuples of 3 numbers, each 1 or 2, got"),
         ({"strides": ((2, 3), (2, 2))}, r"strides must be 2 tuples of 2 numbers, .* got \(\(2, 3\), \(2, 2\)\)"),
         ({"strides": ((2, 2),)}, r"strides must be 2 tuples of 2 numbers, each 1 or 2, got \(\(2, 2\),\)"),
@@ -86,16 +70,16 @@ LEVELS = {"channel_mult": (1, 3), "num_groups": 4}
 )
 def test_settings_that_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        UNetConfig(**settings)
+        (DiTConfig if "width" in settings else UNetConfig)(**settings)
 
 
 @pytest.mark.parametrize(("levels", "stride"), [((1,), 1), ((1, 2), 2), ((1, 2, 4, 4), 8)], ids=str)
 def test_stride(levels: tuple[int, ...], stride: int) -> None:
     """Of lists too, which become tuples."""
-    assert UNetConfig(channel_mult=levels).stride == stride
-    assert UNetConfig(channel_mult=levels, patch=2).stride == 2 * stride
     listed: Any = list(levels)
-    assert hash(UNetConfig(channel_mult=listed)) == hash(UNetConfig(channel_mult=levels))
+    config = UNetConfig(channel_mult=listed)
+    assert (config.stride, UNetConfig(channel_mult=levels, patch=2).stride) == (stride, 2 * stride)
+    assert hash(config) == hash(UNetConfig(channel_mult=levels))
 
 
 # Predictions
@@ -132,18 +116,13 @@ def test_patches_are_channels_of_a_plain_network(make_unet: MakeUNet) -> None:
     [
         (3, state(), None, "condition 'source' is missing: this network has 'source'"),
         (0, state(), {"source": state()}, "conditions of this network are none, got 'source'"),
-        (
-            3,
-            state(),
-            {"source": state(channels=1)},
-            r"'source' must have 3 channels, got \(2, 1, 8, 8\) of torch.float32",
-        ),
+        (3, state(), {"source": state(channels=1)}, r"must have 3 channels, got \(2, 1, 8, 8\) of torch.float32"),
         (0, state()[:, :, None], None, r"x must be \(B, 3, H, W\), got shape \(2, 3, 1, 8, 8\)"),
         (3, state(), {"source": state(), "sar": state()}, r"are 'source' \(3 channels\), got 'sar'"),
         (3, state(), state(), "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
-        (0, state(channels=4), None, "x must have 3 channels, got 4"),
-        (0, state(height=7), None, "height and width that are multiples of 2, got 7 x 8"),
-        (0, state(width=7), None, "multiples of 2, got 8 x 7"),
+        (0, state(channels=4), None, r"x must be \(B, 3, H, W\), got shape \(2, 4, 8, 8\)"),
+        (0, state(height=7), None, "x must have sides that are multiples of 2 x 2, got 7 x 8"),
+        (0, state(width=7), None, "multiples of 2 x 2, got 8 x 7"),
     ],
 )
 def test_inputs_that_are_refused(expected: int, x: Any, conditions: Any, reason: str, make_unet: MakeUNet) -> None:
@@ -165,20 +144,21 @@ def test_late_times_stay_apart_in_half_precision(make_unet: MakeUNet) -> None:
     torch.testing.assert_close(seen[0][0].double(), wanted, rtol=0, atol=2**-8)  # half a unit of bfloat16 below 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"axes": 3, "strides": ((1, 2, 2),)}], ids=str)
-def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any], make_unet: MakeUNet) -> None:
-    unet, t = make_unet(**settings).train(), torch.tensor([5, 40])
-    x = state() if unet.axes == 2 else state()[:, :, None].expand(-1, -1, 3, -1, -1)
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"axes": 3, "strides": ((1, 2, 2),)}, None], ids=str)
+def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any] | None) -> None:
+    """Of a transformer too."""
+    net = tiny_dit(condition_channels=0) if settings is None else tiny_unet(**settings)
+    x, t = state() if net.axes == 2 else state()[:, :, None].expand(-1, -1, 3, -1, -1), torch.tensor([5, 40])
     gradients: list[dict[str, torch.Tensor | None]] = []
     for checkpointing in (False, True):
-        unet.gradient_checkpointing = checkpointing
-        unet.zero_grad()
+        net.train().gradient_checkpointing = checkpointing
+        net.zero_grad()
         torch.manual_seed(3)  # of dropout
-        unet(x, t).square().sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in unet.named_parameters()})
+        net(x, t).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
     torch.testing.assert_close(*gradients)
-    assert torch.equal(unet(x, t), unet(x, t)) == ("dropout" not in settings)
-    assert torch.equal(unet.eval()(x, t), unet(x, t))
+    assert torch.equal(net(x, t), net(x, t)) == ("dropout" not in (settings or {}))
+    assert torch.equal(net.eval()(x, t), net(x, t))
 
 
 # Volumes (B, C, D, H, W)
@@ -224,41 +204,6 @@ def test_axes_are_alike() -> None:
     torch.testing.assert_close(made, wanted, atol=2e-5, rtol=1e-4)
 
 
-def test_patches_of_voxels() -> None:
-    """A patch of voxels is what a convolution with a kernel for each of them reads."""
-    x = torch.randn(2, 3, 4, 6, 2)
-    kernels = torch.eye(24).view(24, 3, 2, 2, 2)
-    assert torch.equal(unshuffled(x, 2), F.conv3d(x, kernels, stride=2))
-    assert torch.equal(shuffled(unshuffled(x, 2), 2), x)
-    unet, x = network(axes=3, patch=2), torch.randn(1, 1, 4, 4, 8)
-    assert unet(x, torch.ones(1), {"source": x}).shape == x.shape
-
-
-@pytest.mark.parametrize(("last", "compiled"), [(False, False), (True, False), (True, True)])
-def test_norm(last: bool, compiled: bool) -> None:
-    x, weight, bias = torch.randn(2, 8, 3, 4, 5), torch.randn(2, 8), torch.randn(1, 8)
-    x = x.to(memory_format=torch.channels_last_3d) if last else x
-    op = torch.compile(group_norm_silu, backend="aot_eager", fullgraph=True) if compiled else group_norm_silu
-    made = op(x, 4, weight, bias)
-    one = (..., None, None, None)
-    torch.testing.assert_close(made, F.silu(F.group_norm(x, 4) * weight[one] + bias[one]))
-    assert not last or made.is_contiguous(memory_format=torch.channels_last_3d)
-
-
-@pytest.mark.parametrize(("factors", "compiled"), [((2, 2, 2), False), ((1, 2, 2), True)])
-def test_upsampling(factors: tuple[int, ...], compiled: bool) -> None:
-    x, weight, bias = torch.randn(2, 3, 2, 3, 4, requires_grad=True), torch.randn(5, 3, 3, 3, 3), torch.randn(5)
-    op = torch.compile(upsample_conv3x3, backend="aot_eager", fullgraph=True) if compiled else upsample_conv3x3
-    wanted = x
-    for axis, factor in enumerate(factors, 2):
-        wanted = wanted.repeat_interleave(factor, axis)
-    assert torch.equal(upsample(x, factors), wanted)
-    wanted = F.conv3d(wanted, weight, bias, padding=1)
-    for function, grad in ((op, True), (op, False), (upsample_conv3x3, False)):
-        with torch.set_grad_enabled(grad):
-            torch.testing.assert_close(function(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
-
-
 def test_volumes_in_bfloat16_and_of_other_axes() -> None:
     """Within what 8 bits allow of float32: a CPU lacks some ops of volumes in bfloat16."""
     unet = network(axes=3, strides=((2, 2, 2),)).eval()
@@ -269,5 +214,5 @@ def test_volumes_in_bfloat16_and_of_other_axes() -> None:
     assert (made - wanted).norm() < 0.05 * wanted.norm()
     with pytest.raises(ValueError, match=r"x must be \(B, 1, D, H, W\), got shape \(1, 1, 8, 8\)"):
         unet(x[:, :, 0], t, {"source": x[:, :, 0]})
-    with pytest.raises(ValueError, match="must have depth, height and width that are multiples of 2, got 3 x 8 x 8"):
+    with pytest.raises(ValueError, match="x must have sides that are multiples of 2 x 2 x 2, got 3 x 8 x 8"):
         unet(x[:, :, 1:], t, {"source": x[:, :, 1:]})

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.networks.vqgan import CHUNK, VQGAN, PatchGAN, VQGANConfig, nearest_code
+from bbdm.networks.vqgan import CHUNK, VQGAN, Codebook, PatchGAN, VQGANConfig, nearest_code
 from tests.conftest import relative_gap
 
 TINY: dict[str, Any] = {
@@ -115,8 +115,8 @@ def config(**settings: Any) -> VQGANConfig:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: tiny_vqgan().encode(torch.zeros(1, 4, 8, 8)), "x must have 3 channels, got 4"),
-        (lambda: tiny_vqgan().encode(torch.zeros(1, 3, 8, 7)), "multiples of 2, got 8 x 7"),
+        (lambda: tiny_vqgan().encode(torch.zeros(1, 4, 8, 8)), r"x must be \(B, 3, H, W\), got shape \(1, 4, 8, 8\)"),
+        (lambda: tiny_vqgan().encode(torch.zeros(1, 3, 8, 7)), "multiples of 2 x 2, got 8 x 7"),
         (lambda: VQGAN.from_preset("vq-f32"), r"preset must be one of \['demo', 'vq-f16', 'vq-f4', 'vq-f8'\]"),
         (lambda: config(num_codes=-1), "num_codes must be at least 0, got -1"),
         (lambda: config(channel_mult=()), "channel_mult must have a number for each level"),
@@ -133,24 +133,21 @@ def test_what_does_not_fit_is_named(call: Any, message: str):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("size", [(1, 1, 1), (5, 3, 7), (CHUNK + 1, 4, 65), (64, 8, 1000)], ids=str)
 def test_no_code_is_nearer(size: tuple[int, int, int], dtype: torch.dtype):
-    """In float64, up to rounding of a squared distance; in any leading shape, and under autocast."""
+    """In float64, up to rounding of a squared distance; and under autocast. Ties go to the first code."""
     vectors, channels, count = size
-    z, codes = torch.randn(2, vectors, channels).to(dtype), torch.randn(count, channels).to(dtype)
-    index = nearest_code(z, codes)
-    distances = torch.cdist(z.double(), codes.double()).square()
-    chosen = distances.gather(2, index[..., None])[..., 0]
-    assert index.dtype == torch.int64
+    z = torch.randn(2, channels, vectors, 1).to(dtype)
+    codebook = Codebook(config(latent_channels=channels, num_codes=count)).to(dtype)
+    codes = torch.nn.init.normal_(codebook.embedding.weight)
+    index = codebook.nearest(z)
+    distances = torch.cdist(z[..., 0].mT.double(), codes.double()).square()
+    chosen = distances.gather(2, index)[..., 0]
+    assert (index.shape, index.dtype) == ((2, vectors, 1), torch.int64)
     assert (chosen - distances.amin(2)).max() <= 1e-5
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(nearest_code(z, codes), index)
-    assert torch.equal(nearest_code(z.transpose(0, 1), codes), index.T)
-    torch.library.opcheck(torch.ops.bbdm.nearest_code.default, (z[0].float(), codes.float()))
-
-
-def test_ties_go_to_the_first_code():
-    codes = torch.arange(200.0)[:, None].repeat(1, 3)
-    assert torch.equal(nearest_code(codes, codes), torch.arange(200))
-    assert torch.equal(nearest_code(codes[:3], codes[:3].repeat(90, 1)), torch.arange(3))
+        assert torch.equal(codebook.nearest(z), index)
+    twice = codes.detach().float().repeat(2, 1)
+    assert torch.equal(nearest_code(twice, twice), torch.arange(count).repeat(2))
+    torch.library.opcheck(torch.ops.bbdm.nearest_code.default, (z[0, :, :, 0].mT.float(), twice))
 
 
 # The discriminator
@@ -168,20 +165,15 @@ def test_a_logit_sees_70_by_70_pixels():
     assert (int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1) == (70, 70)
 
 
-def test_an_image_has_the_same_logits_in_any_batch():
-    x = torch.randn(3, 1, 32, 40)
-    network = PatchGAN(1, 4)
-    torch.testing.assert_close(network(x)[1:2], network(x[1:2]))
-
-
-def test_widths_and_sizes():
+def test_widths_sizes_and_batches():
     convolutions = [m for m in PatchGAN(3).layers if isinstance(m, torch.nn.Conv2d)]
     widths = [(3, 64, 2), (64, 128, 2), (128, 256, 2), (256, 512, 1), (512, 1, 1)]  # of the paper
     assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == widths
-    network = PatchGAN(3, 4)
-    assert network(torch.randn(1, 3, PatchGAN.least, PatchGAN.least)).shape == (1, 1, 1, 1)
+    network, x = PatchGAN(3, 4), torch.randn(3, 3, PatchGAN.least, PatchGAN.least + 16)
+    assert network(x).shape == (3, 1, 1, 3)
+    torch.testing.assert_close(network(x)[1:2], network(x[1:2]))  # each image is normalised alone
     with pytest.raises(RuntimeError):
-        network(torch.randn(1, 3, PatchGAN.least - 1, PatchGAN.least))
+        network(x[:, :, 1:])
     for width in (0, 6):
         with pytest.raises(ValueError, match=f"width must be a multiple of 4, got {width}"):
             PatchGAN(3, width)

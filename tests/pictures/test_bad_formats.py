@@ -6,9 +6,7 @@ import gzip
 import locale
 import pickle
 import re
-import struct
 import sys
-import zlib
 from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
@@ -53,25 +51,22 @@ def test_no_picture(tmp_path: Path) -> None:
         assert not files.is_picture(tmp_path / name)
         with pytest.raises(formats.UnknownFormatError, match=name):
             read(tmp_path / name)
-    with pytest.raises(ValueError, match=r"must end in one of \.nii\.gz"):
-        write(tmp_path / "a.dcm", np.zeros((1, 4, 4)))
 
 
 @pytest.mark.parametrize(
-    ("extra", "missing", "name", "kind"),
+    ("extra", "missing", "name"),
     [
-        ("medical", "nibabel", "a.nii", ""),
-        ("medical", "SimpleITK", "a.mha", ""),
-        ("tiff", "tifffile", "a.tif", ""),
-        ("geo", "rasterio", "b.tif", "geotiff"),
+        ("medical", "nibabel", "a.nii"),
+        ("medical", "SimpleITK", "a.mha"),
+        ("tiff", "tifffile", "a.tif"),
+        ("geo", "rasterio", "b.tif"),
     ],
 )
-def test_missing_packages(
-    extra: str, missing: str, name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    affine = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
-    write(tmp_path / name, picture := Picture(numbers((3, 8, 8), "uint16"), Geometry(affine, kind)))
+def test_missing_packages(extra: str, missing: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = Geometry(((0, 1, 0), (1, 0, 0), (0, 0, 1)), "geotiff" if extra == "geo" else "")
+    write(tmp_path / name, picture := Picture(numbers((3, 8, 8), "uint16"), geometry))
     monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, f"bbdm.pictures.formats.{missing.lower()}")
     for act in (lambda: header(tmp_path / name), lambda: write(tmp_path / name, picture)):
         with pytest.raises(ModuleNotFoundError, match=rf"pip install 'bbdm\[{extra}\]'"):
             act()
@@ -81,18 +76,18 @@ def test_missing_packages(
     ("name", "shape", "kind", "fact"),
     [
         ("a.jpg", (1, 8, 8), "uint16", r"\.jpg cannot hold uint16"),
-        ("a.png", (1, 8, 8), "float32", r"\.png cannot hold float32"),
         ("a.png", (3, 8, 8), "uint16", r"\.png cannot hold uint16"),
         ("a.png", (2, 8, 8), "uint8", "1 or 3 channels, got 2"),
-        ("a.png", (1, 4, 8, 8), "uint8", "2 axes besides the channels"),
+        ("a.png", (1, 4, 8, 8), "uint8", r"holds \(C, H, W\), got \(1, 4, 8, 8\)"),
         ("a.nii", (1, 8, 8), "float16", "cannot hold float16"),
         ("a.npy", (1, 8, 8), "complex64", "cannot hold complex64"),
-        ("a.tif", (1, 8, 8), "complex64", "cannot hold complex64"),
-        ("a.npy", (8, 8), "uint8", "got .8, 8."),
+        ("a.npy", (8, 8), "uint8", r"\(C, H, W\) or \(C, D, H, W\), got \(8, 8\)"),
+        ("a.npy", (1, 0, 8), "uint8", r"got \(1, 0, 8\)"),
+        ("a.dcm", (1, 8, 8), "uint8", r"must end in one of \.png"),
     ],
 )
 def test_what_a_format_does_not_hold(name: str, shape: tuple[int, ...], kind: str, fact: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=fact):
+    with pytest.raises(ValueError, match=rf"cannot write the picture .*{name}: .*{fact}"):
         write(tmp_path / name, np.zeros(shape, kind))
     assert list(tmp_path.iterdir()) == []
 
@@ -114,12 +109,8 @@ def test_complex_numbers(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array)
     tifffile.imwrite(tmp_path / "a.tif", array)
     sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "a.nii"))
-    with rasterio.open(
-        tmp_path / "b.tif", "w", "GTiff", 8, 8, 1, "EPSG:4326", rasterio.Affine(1, 0, 5, 0, 1, 5), "complex64"
-    ) as file:
-        file.write(array[None])
-    for name in ("a.npy", "a.tif", "b.tif", "a.nii"):
-        refused(tmp_path / name, "real numbers|complex")
+    for suffix in (".npy", ".tif", ".nii"):
+        refused(tmp_path / f"a{suffix}", "real numbers|complex")
 
 
 class TestMedical:
@@ -132,9 +123,11 @@ class TestMedical:
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
     @pytest.mark.parametrize("packed", [False, True])
     def test_truncated_or_changed(self, suffix: str, packed: bool, tmp_path: Path) -> None:
+        """Also where a MetaImage writes booleans in another case."""
         image = sitk.GetImageFromArray(numbers((5, 17, 19), "int16"))
         sitk.WriteImage(image, str(path := tmp_path / f"a{suffix}"), useCompression=packed)
-        data = path.read_bytes()
+        path.write_bytes(data := path.read_bytes().replace(b"Data = True", b"Data = true"))
+        assert (read(path) == sitk.GetArrayFromImage(image)).all()
         for share in (0.01, 0.1, 0.5, 0.99):  # of the first, NRRD's library crashes
             path.write_bytes(data[: int(share * len(data))])
             refused(path, "cannot read")
@@ -146,20 +139,10 @@ class TestMedical:
                 refused(path, "cannot read")
 
     def test_values_in_another_file_are_not_read(self, tmp_path: Path) -> None:
-        array = numbers((5, 7, 9), "int16")
         for suffix, detached in ((".mha", ".mhd"), (".nrrd", ".nhdr")):
-            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"a{detached}"))
+            sitk.WriteImage(sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(tmp_path / f"a{detached}"))
             (tmp_path / f"a{suffix}").write_bytes((tmp_path / f"a{detached}").read_bytes())
-            refused(tmp_path / f"a{suffix}", "values are in|header does not end")
-
-    def test_booleans_in_another_case(self, tmp_path: Path) -> None:
-        array = numbers((5, 17, 19), "int16")
-        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "a.mha"), useCompression=True)
-        data = (tmp_path / "a.mha").read_bytes().replace(b"Data = True", b"Data = true")
-        (tmp_path / "a.mha").write_bytes(data)
-        assert (read(tmp_path / "a.mha") == array).all()
-        (tmp_path / "a.mha").write_bytes(data[:-7] + bytes([data[-7] ^ 1]) + data[-6:])
-        refused(tmp_path / "a.mha", "cannot read")
+            refused(tmp_path / f"a{suffix}", "in another file|header does not end")
 
 
 class TestDicom:
@@ -176,10 +159,7 @@ class TestDicom:
         assert locale.setlocale(locale.LC_ALL) == before
         assert (found.shape, found.dtype.kind) == ((1, 5, 8, 8), "i")
         assert (found == self.ARRAY).all()
-        affine = ((0, 0, 0.5, -10), (0, 0.25, 0, 5), (2.5, 0, 0, -4), (0, 0, 0, 1))
-        assert found.geometry.affine == affine
-        write(tmp_path / "a.nii", found)
-        np.testing.assert_allclose(np.asarray(header(tmp_path / "a.nii").geometry.affine, float), affine)
+        assert found.geometry.affine == ((0, 0, 0.5, -10), (0, 0.25, 0, 5), (2.5, 0, 0, -4), (0, 0, 0, 1))
         write_dicom(tmp_path / "ct", self.ARRAY, list(self.HEIGHTS), "1.2.4", first=50)
         refused(tmp_path / "ct", r"2 series, 1\.2\.3, 1\.2\.4")
 
@@ -227,28 +207,26 @@ class TestDicom:
         if bits == 16:
             assert (read(tmp_path) == stored - 1024).all()
         else:
-            refused(tmp_path, r"32 bits in the transfer syntax 1\.2\.840\.10008\.1\.2\.2")
+            refused(tmp_path, r"32 bits in the transfer syntax '1\.2\.840\.10008\.1\.2\.2'")
 
 
-class TestTiff:
-    def test_several_times_or_sizes(self, tmp_path: Path) -> None:
-        stored = numbers((2, 3, 8, 8), "uint16")
-        tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata={"axes": "TZYX"})
-        refused(tmp_path / "a.tif", "2 times: save each as a file of its own")
-        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-            for side in (8, 16):
-                file.write(numbers((side, side), "uint16"), metadata=None)
-        refused(tmp_path / "a.tif", r"several sizes or types, \(8, 8\), \(16, 16\)")
-        tifffile.imwrite(tmp_path / "a.ome.tif", numbers((2, 8, 8), "uint16"), metadata={"axes": "CYX"})
-        data = (tmp_path / "a.ome.tif").read_bytes()  # OME can name other files, which are not read
-        (tmp_path / "a.ome.tif").write_bytes(data.replace(b'SizeC="2"', b'SizeC="9"'))
-        refused(tmp_path / "a.ome.tif", "cannot read")
+def test_tiff_of_several_times_or_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, numbers((2, 3, 8, 8), "uint16"), imagej=True, metadata={"axes": "TZYX"})
+    refused(path, "several times, .*save each picture as a file of its own")
+    with tifffile.TiffWriter(path) as file:
+        for side in (8, 16):
+            file.write(numbers((side, side), "uint16"), metadata=None)
+    refused(path, r"several sizes or types, \(8, 8\), \(16, 16\)")
+    tifffile.imwrite(path, numbers((2, 8, 8), "uint16"), ome=True, metadata={"axes": "CYX"})
+    path.write_bytes(path.read_bytes().replace(b'SizeC="2"', b'SizeC="9"'))  # OME can name other files
+    refused(path, "cannot read")
 
 
 def test_shapes_and_pickles_of_npy(tmp_path: Path) -> None:
     for stored in (np.zeros(3), np.zeros((1, 2, 3, 4, 5)), np.zeros((0, 3)), np.zeros(()), np.array([print, None])):
         np.save(tmp_path / "a.npy", stored, allow_pickle=True)
-        refused(tmp_path / "a.npy", "must be|holds no numbers")
+        refused(tmp_path / "a.npy", "must be|empty|objects")
     (tmp_path / "a.npy").write_bytes(pickle.dumps(print))
     refused(tmp_path / "a.npy", "cannot read")
 
@@ -273,19 +251,8 @@ def large_geotiff(path: Path) -> None:
     rasterio.open(path, "w", "GTiff", **shape, **place, tiled=True, sparse_ok=True, compress="deflate").close()
 
 
-def large_png(path: Path) -> None:
-    write(path, numbers((1, 4, 4), "uint16"))
-    data = bytearray(path.read_bytes())
-    data[16:24] = struct.pack(">II", *SHAPE)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    path.write_bytes(data)
-
-
-def large_nifti(path: Path, offset: float = 352, rest: bytes = b"") -> None:
-    """Of 3.4 GB, or of values that begin far behind the header, as its fields say."""
-    dims = (3, 4096, 4096, 100) if offset == 352 else (3, 4, 4, 4)
-    plain = nifti(path.with_name("plain"), numbers((4, 4, 4), "int16"), (40, "4h", dims), (108, "f", (offset,)))
-    data = plain.read_bytes() + rest
+def large_nifti(path: Path) -> None:
+    data = nifti(path.with_name("plain"), numbers((4, 4, 4), "int16"), (40, "4h", (3, 4096, 4096, 100))).read_bytes()
     path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
 
 
@@ -294,10 +261,9 @@ def large_text(path: Path) -> None:
     path.write_bytes(re.sub(rb"(DimSize =|sizes:) 4 4 4", rb"\1 4096 4096 100", path.read_bytes()))
 
 
-LARGE: dict[str, Any] = {
-    **{"a.npy": large_npy, "a.tif": large_tiff, "b.tif": large_geotiff, "a.png": large_png, "a.nii": large_nifti},
-    **{"a.nii.gz": large_nifti, "b.nii.gz": lambda path: large_nifti(path, 2.0**27, bytes(2**27))},
-    **{"a.mha": large_text, "a.nrrd": large_text},
+LARGE = {
+    **{"a.npy": large_npy, "a.tif": large_tiff, "b.tif": large_geotiff, "a.nii": large_nifti},
+    **{"a.nii.gz": large_nifti, "a.mha": large_text, "a.nrrd": large_text},
 }
 
 
@@ -309,22 +275,15 @@ def test_no_memory_is_spent(name: str, tmp_path: Path) -> None:
     read(tmp_path / f"small{formats.suffix_of(name)}")  # imports
     forget_peak()
     before = memory("VmRSS")
-    refused(tmp_path / name, "truncated|bytes|GiB|pixels|limit|begin at")
+    refused(tmp_path / name, "truncated|buffer is smaller|GiB, and at most 8 GiB are read at once")
     if name in ("a.npy", "a.tif", "b.tif"):  # formats of which a part is read alone
         assert header(tmp_path / name).shape == (1, *SHAPE)
         assert (read(tmp_path / name, (slice(49_000, 49_002), slice(59_000, 60_000))) == 0).all()
     assert memory("VmHWM") - before < 2**27
 
 
-def test_windows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [(slice(0, 2),), (slice(0, 4, 2), slice(None)), (slice(5, 9), slice(None))])
+def test_windows(window: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 6)))
-    for window, fact in (
-        ((slice(0, 2),), "a slice without steps for each of 2 axes"),
-        ((slice(0, 4, 2), slice(None)), "without steps"),
-        ((slice(5, 9), slice(None)), "holds nothing of a picture of 5 x 6"),
-    ):
-        with pytest.raises(ValueError, match=fact):
-            read(tmp_path / "a.npy", window)
-    np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.uint16, (5, 10**9))  # all are holes
-    with pytest.raises(ValueError, match=r"9\.3 GiB, and at most 8 GiB are read at once"):
-        read(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"a\.npy: a window is a part of 5 x 6, a slice for each without steps; got"):
+        read(tmp_path / "a.npy", window)

@@ -20,101 +20,97 @@ SIZE = 300, 271  # more than a tile
 MICRO = {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"}
 
 
-class TestTiff:
-    @pytest.mark.parametrize("layout", ["strips", "tiles", "planes", "pages", "predictor", "big-endian"])
-    @pytest.mark.parametrize("kind", ["uint16", "float32", "int8", "float16"])
-    def test_layouts(self, layout: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["strips", "tiles", "planes", "pages", "predictor", "big-endian"])
+def test_layouts(layout: str, tmp_path: Path) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "strips": {"rowsperstrip": 8, "compression": "zlib"},
+        "tiles": {"tile": (16, 32), "compression": "lzw"},
+        "planes": {"planarconfig": "separate", "rowsperstrip": 16, "compression": "zstd"},
+        "pages": {"tile": (32, 16), "compression": "zlib", "planarconfig": None},
+        "predictor": {"rowsperstrip": 32, "compression": "zlib", "predictor": True},
+        "big-endian": {"byteorder": ">", "rowsperstrip": 16},
+    }
+    extra: dict[str, Any] = {} if layout == "pages" else {"extrasamples": ["unspecified"] * 3}
+    for kind in ("uint8", "uint16", "float32", "int8", "float16"):
         array = numbers((4, 70, 50), kind)
-        options: dict[str, dict[str, Any]] = {
-            "strips": {"rowsperstrip": 8, "compression": "zlib"},
-            "tiles": {"tile": (16, 32), "compression": "lzw"},
-            "planes": {"planarconfig": "separate", "rowsperstrip": 16, "compression": "zstd"},
-            "pages": {"tile": (32, 16), "compression": "zlib", "planarconfig": None},
-            "predictor": {"rowsperstrip": 32, "compression": "zlib", "predictor": True},
-            "big-endian": {"byteorder": ">", "rowsperstrip": 16},
-        }
         stored = array if layout in ("planes", "pages") else array.transpose(1, 2, 0)
-        extra: dict[str, Any] = {} if layout == "pages" else {"extrasamples": ["unspecified"] * 3}
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", **options[layout], **extra)
-        assert header(tmp_path / "a.tif").windowed
-        found = read(tmp_path / "a.tif")
+        head, found = header(tmp_path / "a.tif"), read(tmp_path / "a.tif")
+        assert (head.windowed, head.photograph) == (True, False)
         assert (found.shape, found.dtype) == (array.shape, array.dtype)
         assert found.tobytes() == array.tobytes()
         for window in ((slice(9, 41), slice(30, 33)), (slice(69, 70), slice(0, 50))):
             assert read(tmp_path / "a.tif", window).tobytes() == array[(slice(None), *window)].tobytes()
 
-    def test_ome_axes(self, tmp_path: Path) -> None:
-        """(C, Z, Y, X) in OME's other order, with sizes and units that come back."""
-        array = numbers((2, 5, 7, 9), "uint16")
-        sizes = {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 0.5}
-        metadata = {"axes": "ZCYX", **sizes, **MICRO}
-        stored = array.transpose(1, 0, 2, 3)
-        tifffile.imwrite(tmp_path / "a.ome.tif", stored, metadata=metadata, compression="zlib")
-        first = read(tmp_path / "a.ome.tif")
-        assert (first == array).all()
-        assert (read(tmp_path / "a.ome.tif", (slice(2, 4), slice(1, 3), slice(8, 9))) == array[:, 2:4, 1:3, 8:]).all()
-        assert first.geometry.affine == ((0, 0, 0.1, 0), (0, 0.2, 0, 0), (0.5, 0, 0, 0), (0, 0, 0, 1))
-        assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
-        with tifffile.TiffFile(tmp_path / "b.tif") as file:
-            assert file.series[0].axes == "CZYX"
 
-    @pytest.mark.parametrize("unit", ["um", "micron", "\\u00B5m", "mm"])
-    @pytest.mark.parametrize("axes", [2, 3])
-    def test_imagej_sizes_and_units(self, unit: str, axes: int, tmp_path: Path) -> None:
-        array = numbers((2, 5, 7, 9)[-1 - axes :], "uint16")
-        stored = array.transpose(1, 0, 2, 3) if axes == 3 else array
-        metadata = {"axes": "ZCYX"[-1 - axes :], "spacing": 3.0, "unit": unit}
-        tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata=metadata, resolution=(4, 2))
-        found = read(tmp_path / "a.tif")
-        assert (found == array).all()
-        assert found.geometry.spacing == (3, 0.5, 0.25)[-axes:]
-        write(tmp_path / "b.tif", found)
-        with tifffile.TiffFile(tmp_path / "b.tif") as file:
-            pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
-        assert (pixels["PhysicalSizeY"], pixels["PhysicalSizeYUnit"]) == (0.5, "mm" if unit == "mm" else "µm")
+def test_ome_axes(tmp_path: Path) -> None:
+    """(C, Z, Y, X) in OME's other order, with sizes and units that come back."""
+    array = numbers((2, 5, 7, 9), "uint16")
+    sizes = {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 0.5}
+    metadata = {"axes": "ZCYX", **sizes, **MICRO}
+    stored = array.transpose(1, 0, 2, 3)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stored, metadata=metadata, compression="zlib")
+    first = read(tmp_path / "a.ome.tif")
+    assert (first == array).all()
+    assert (read(tmp_path / "a.ome.tif", (slice(2, 4), slice(1, 3), slice(8, 9))) == array[:, 2:4, 1:3, 8:]).all()
+    assert first.geometry.affine == ((0, 0, 0.1, 0), (0, 0.2, 0, 0), (0.5, 0, 0, 0), (0, 0, 0, 1))
+    assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.series[0].axes == "CZYX"
 
-    def test_resolution_and_nodata(self, tmp_path: Path) -> None:
-        array = numbers((1, 7, 9), "uint16")
-        options: dict[str, Any] = {"resolution": ((72, 7), (31, 3)), "resolutionunit": "CENTIMETER"}
-        tifffile.imwrite(tmp_path / "a.tif", array[0], extratags=[(42113, 2, 0, "7", True)], **options)
-        first = read(tmp_path / "a.tif")
-        assert first.nodata == 7
-        assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
-        with tifffile.TiffFile(tmp_path / "b.tif") as file:
-            assert (file.pages[0].tags["XResolution"].value, file.pages[0].resolutionunit) == ((72, 7), 3)
 
-    def test_a_thumbnail_is_no_page_and_12_bits_are_read(self, tmp_path: Path) -> None:
-        array = numbers((1, 16, 16), "uint16") & 4095
-        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-            file.write(array[0], metadata=None)
-            file.write(array[0, ::3, 5:], subfiletype=1, metadata=None)
-        data = imagecodecs.packints_encode(array.ravel(), 12)
-        tifffile.imwrite(tmp_path / "b.tif", iter([bytes(data)]), shape=(16, 16), dtype="uint16", bitspersample=12)
-        assert (read(tmp_path / "a.tif") == array).all()
-        assert (read(tmp_path / "b.tif") == array).all()
+@pytest.mark.parametrize("unit", ["um", "micron", "\\u00B5m", "mm"])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_imagej_sizes_and_units(unit: str, axes: int, tmp_path: Path) -> None:
+    array = numbers((2, 5, 7, 9)[-1 - axes :], "uint16")
+    stored = array.transpose(1, 0, 2, 3) if axes == 3 else array
+    metadata = {"axes": "ZCYX"[-1 - axes :], "spacing": 3.0, "unit": unit}
+    tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata=metadata, resolution=(4, 2))
+    found = read(tmp_path / "a.tif")
+    assert (found == array).all()
+    assert found.geometry.spacing == (3, 0.5, 0.25)[-axes:]
+    write(tmp_path / "b.tif", found)
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+    assert (pixels["PhysicalSizeY"], pixels["PhysicalSizeYUnit"]) == (0.5, "mm" if unit == "mm" else "µm")
 
-    @pytest.mark.parametrize(
-        ("fact", "options"),
-        [
-            ("0 for white", {"photometric": "miniswhite"}),
-            ("turned by a tag", {"extratags": [(274, 3, 1, 3, True)]}),
-            ("indices of a palette", {"photometric": "palette", "colormap": numbers((3, 256), "uint16")}),
-            ("of fewer than 8 bits", {"bitspersample": 1, "photometric": "minisblack"}),
-        ],
-    )
-    def test_8_bits_that_would_be_read_wrongly(self, fact: str, options: dict[str, Any], tmp_path: Path) -> None:
-        grey = numbers((16, 24), "uint8")
-        tifffile.imwrite(tmp_path / "a.tif", grey > 99 if "bitspersample" in options else grey, **options)
-        with pytest.raises(ValueError, match=rf"a\.tif: its values are {fact}: save it as upright grey or RGB"):
-            read(tmp_path / "a.tif")
 
-    def test_alpha_is_a_channel_and_8_bits_are_read_by_windows(self, tmp_path: Path) -> None:
-        rgba = numbers((*SIZE, 4), "uint8")
-        tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"], tile=(64, 64))
-        head = header(tmp_path / "a.tif")
-        assert (head.windowed, head.photograph, head.shape) == (True, False, (4, *SIZE))
-        window = (slice(3, 9), slice(70, 200))
-        assert (read(tmp_path / "a.tif", window) == rgba.transpose(2, 0, 1)[(slice(None), *window)]).all()
+def test_resolution_and_nodata(tmp_path: Path) -> None:
+    array = numbers((1, 7, 9), "uint16")
+    options: dict[str, Any] = {"resolution": ((72, 7), (31, 3)), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tif", array[0], extratags=[(42113, 2, 0, "7", True)], **options)
+    first = read(tmp_path / "a.tif")
+    assert first.nodata == 7
+    assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert (file.pages[0].tags["XResolution"].value, file.pages[0].resolutionunit) == ((72, 7), 3)
+
+
+def test_a_thumbnail_is_no_page_and_12_bits_are_read(tmp_path: Path) -> None:
+    array = numbers((1, 16, 16), "uint16") & 4095
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(array[0], metadata=None)
+        file.write(array[0, ::3, 5:], subfiletype=1, metadata=None)
+    data = imagecodecs.packints_encode(array.ravel(), 12)
+    tifffile.imwrite(tmp_path / "b.tif", iter([bytes(data)]), shape=(16, 16), dtype="uint16", bitspersample=12)
+    assert (read(tmp_path / "a.tif") == array).all()
+    assert (read(tmp_path / "b.tif") == array).all()
+
+
+@pytest.mark.parametrize(
+    ("fact", "options"),
+    [
+        ("0 is white", {"photometric": "miniswhite"}),
+        ("turned by a tag", {"extratags": [(274, 3, 1, 3, True)]}),
+        ("indices of a palette", {"photometric": "palette", "colormap": numbers((3, 256), "uint16")}),
+        ("of fewer than 8 bits", {"bitspersample": 1, "photometric": "minisblack"}),
+    ],
+)
+def test_8_bits_that_would_be_read_wrongly(fact: str, options: dict[str, Any], tmp_path: Path) -> None:
+    grey = numbers((16, 24), "uint8")
+    tifffile.imwrite(tmp_path / "a.tif", grey > 99 if "bitspersample" in options else grey, **options)
+    with pytest.raises(ValueError, match=rf"a\.tif: it has values .*{fact}: save .* upright grey or RGB"):
+        read(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(
@@ -142,31 +138,27 @@ def test_large_pictures_are_written_in_tiles(
     assert stored.shape == ((*shape[1:], shape[0]) if len(shape) == 3 and shape[0] > 1 else mapped.squeeze().shape)
 
 
-CRS = "EPSG:32632"
 PLACE = (10.0, 0.5, 500000.25, -0.25, -10.0, 4649776.0)  # x of columns and rows, y of columns and rows
 
 
-class TestGeoTiff:
-    @pytest.mark.parametrize(
-        ("channels", "kind"), [(1, "uint8"), (3, "uint8"), (13, "int8"), (4, "uint16"), (2, "int32"), (2, "float64")]
-    )
-    def test_everything_is_kept(self, channels: int, kind: str, tmp_path: Path) -> None:
-        array = numbers((channels, *SIZE), kind)
-        profile = {"count": channels, "height": SIZE[0], "width": SIZE[1], "dtype": array.dtype}
-        place = {"crs": CRS, "transform": rasterio.Affine(*PLACE), "nodata": 7}
-        with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **place, **profile) as file:
-            file.write(array)
-        first = read(tmp_path / "a.tif")
-        assert (first.shape, first.dtype, first.nodata) == (array.shape, array.dtype, 7)
-        assert (first == array).all()
-        assert not header(tmp_path / "a.tif").photograph
-        x, y, _ = matrix(first.geometry) @ (3, 4, 1)  # row 3, column 4
-        with rasterio.open(tmp_path / "a.tif") as file:
-            assert (x, y) == rasterio.transform.xy(file.transform, 3, 4, offset="ul")
-        again = read_back(tmp_path / "b.tif", array, first.geometry)
-        assert again.geometry == first.geometry
-        with rasterio.open(tmp_path / "b.tif") as file:
-            assert file.crs == rasterio.CRS.from_string(CRS)
-            assert tuple(file.transform)[:6] == PLACE
-            assert file.nodata == 7
-            assert file.block_shapes[0] == (256, 256)
+@pytest.mark.parametrize(
+    ("channels", "kind"), [(1, "uint8"), (3, "uint8"), (13, "int8"), (4, "uint16"), (2, "float64")]
+)
+def test_all_of_a_geotiff_is_kept(channels: int, kind: str, tmp_path: Path) -> None:
+    array = numbers((channels, *SIZE), kind)
+    profile = {"count": channels, "height": SIZE[0], "width": SIZE[1], "dtype": array.dtype}
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(*PLACE), "nodata": 7}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **place, **profile) as file:
+        file.write(array)
+    first = read(tmp_path / "a.tif")
+    assert (first.shape, first.dtype, first.nodata) == (array.shape, array.dtype, 7)
+    assert (first == array).all()
+    assert not header(tmp_path / "a.tif").photograph
+    x, y, _ = matrix(first.geometry) @ (3, 4, 1)  # row 3, column 4
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert (x, y) == rasterio.transform.xy(file.transform, 3, 4, offset="ul")
+    assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert file.crs == rasterio.CRS.from_string("EPSG:32632")
+        assert (tuple(file.transform)[:6], file.nodata) == (PLACE, 7)
+        assert file.block_shapes[0] == (256, 256)

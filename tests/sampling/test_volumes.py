@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, save_checkpoint, wrap
 from bbdm.data.spec import Spec
 from bbdm.networks.windows import Windows
-from bbdm.pictures.images import preview
+from bbdm.pictures.images import from_array
 from bbdm.pictures.picture import Geometry, Picture
 from tests.conftest import tiny_unet
 
@@ -69,7 +69,7 @@ def test_mask_and_preview() -> None:
     assert [picture.size for picture in last.preview()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
     volume = np.full((1, 4, 6, 8), -1.0)
     volume[0, 2], volume[0, :, 3], volume[0, :, :, 4] = 1.0, 0.0, 0.5
-    pixels = np.asarray(preview(volume).convert("L"))
+    pixels = np.asarray(from_array(volume).convert("L"))
     axial, coronal, sagittal = (pixels[:, 8 * k : 8 * (k + 1)] for k in range(3))
     assert (axial[0, 0], coronal[0, 0], sagittal[0, 0]) == (255, 128, 191)
     assert (axial[3, 0], axial[0, 4], coronal[0, 4]) == (128, 191, 191)
@@ -148,7 +148,7 @@ def test_what_is_refused() -> None:
         (pictures, SOURCE, "source must be a non-empty (B, 3, H, W) batch, got shape (2, 1, 5, 10, 7)"),
         (volumes, [SOURCE[0, :, 0]], "a tensor in a list must be (1, D, H, W), got shape (1, 10, 7)"),
         (volumes, [np.zeros((2, 4, 6, 8), np.uint8)], "source[0]: must be (1, D, H, W), a volume, as in training"),
-        (volumes, preview(SOURCE[0].numpy()), "source must be (1, D, H, W), a volume, as in training"),
+        (volumes, from_array(SOURCE[0].numpy()), "source must be (1, D, H, W), a volume, as in training"),
     ]
     for sampler, source, message in given:
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -84,8 +84,7 @@ class Visitor:
             self.until(lambda: self.all("input[aria-label='Network calls']"), "the settings")
         for name, value in values.items():
             label = name.replace("_", " ")
-            path = f"//input[@aria-label='{label}'] | //label[span[normalize-space()='{label}']]//textarea"
-            (field,) = self.all(path, "xpath")
+            (field,) = self.all(f"input[aria-label='{label}']")
             field.send_keys(Keys.CONTROL, "a")
             field.send_keys(str(value) or Keys.DELETE, Keys.TAB)
 

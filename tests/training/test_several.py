@@ -288,10 +288,11 @@ def test_each_gpu_gets_a_process(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     for flag in ("--use_multi_gpus", "-use_multi_gpus"):
         argv = ["edge2shoes" if name != "eval_miou" else "deeplab.pt", "DATA", "model.pt", flag]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bbdm", "--import", "own", name, *argv])
         with pytest.raises(SystemExit):
             COMMANDS[name](argv)
         assert calls[-1][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-        assert calls[-1][6:] == [*([eval_miou.__file__] if name == "eval_miou" else ["-m", "bbdm", name]), *argv]
+        assert calls[-1][6:] == ["-m", "bbdm", "--import", "own", name, *argv]
 
 
 @pytest.mark.usefixtures("tiny_demo")

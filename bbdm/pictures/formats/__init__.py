@@ -1,24 +1,24 @@
-"""Formats of pictures by suffix: a module for each library, of three functions, and what all of them check.
+"""Formats of pictures: a module for each library, of three functions, and what is checked for all of them.
 
     header(path) -> Header                  of a picture (C, *S); no values are read
     read(header, window) -> NDArray         (C, *W) of a window, a slice for each of the axes S
     write(path, picture) -> None            with what the format holds of the geometry
 
-Each raises ModuleNotFoundError where its library is not installed, with what installs it. Reading raises
-ValueError where a file is damaged, or has what is not read; writing, where the format does not hold the
-picture. :mod:`bbdm.pictures.files` chooses the module, checks windows and costs, and gives errors the file's
-name.
+A module is imported when its format is met: ModuleNotFoundError says what installs its library. Reading
+raises ValueError where a file is damaged, or has what is not read. Axes and types are checked here and by
+:class:`bbdm.pictures.Header`, windows and costs by :func:`bbdm.pictures.read`.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -27,25 +27,30 @@ from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError
 from bbdm.pictures.values import Values
 
-SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
-    ".nii.gz": "nibabel",
-    ".jpeg": "pillow",
-    ".tiff": "tifffile",
-    ".webp": "pillow",
-    ".nrrd": "simpleitk",
-    ".bmp": "pillow",
-    ".jpg": "pillow",
-    ".mha": "simpleitk",
-    ".nii": "nibabel",
-    ".npy": "numpy",
-    ".png": "pillow",
-    ".tif": "tifffile",
-}
+REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
-RATIO = 4096  # bytes that a byte of a file becomes at most: of deflate 1032, of LZW fewer than 4096
-DEFLATE = 1032
-REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+DEFLATE = 1032  # bytes that a byte of deflate becomes at most
+RATIO = 4096  # the same of other compressions; of LZW fewer
+
+
+class Library(NamedTuple):
+    """The files that a library reads, and what it writes to them."""
+
+    suffixes: tuple[str, ...]
+    types: tuple[str, ...] = REAL
+    axes: tuple[int, ...] = (2, 3)
+
+
+LIBRARIES = {
+    "pillow": Library((".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("uint8",), (2,)),
+    "tifffile": Library((".tif", ".tiff"), (*REAL, "float16")),
+    "rasterio": Library((), axes=(2,)),  # of TIFF those with a place on Earth
+    "nibabel": Library((".nii", ".nii.gz")),
+    "simpleitk": Library((".mha", ".nrrd")),
+    "numpy": Library((".npy",), (*REAL, "float16")),
+}
+SUFFIXES = {suffix: name for name, library in LIBRARIES.items() for suffix in library.suffixes}
 
 
 class UnknownFormatError(ValueError):
@@ -53,7 +58,7 @@ class UnknownFormatError(ValueError):
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str:
-    """The longest suffix of those that are read, in lower case, or "" where the name has none."""
+    """The suffix of those that are read, in lower case, or "" where the name has none."""
     name = Path(path).name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
@@ -71,27 +76,59 @@ def stem_of(path: Path) -> str:
 
 
 def module(name: str) -> Any:
-    """The module that reads and writes a format."""
+    """The module of a library."""
     return import_module(f"{__name__}.{name}")
 
 
-def fail(action: Literal["read", "write"], path: Path | str, error: Exception, unknown: str = "") -> NoReturn:
-    """Raise a library's error on a picture as a ValueError with the file's name.
+@contextmanager
+def named(action: Literal["read", "write"], path: Path | str, unknown: str = "") -> Iterator[None]:
+    """A library's error on a picture becomes a ValueError with the file's name.
 
     Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
     ``unknown`` is said of a file of no format.
     """
-    if isinstance(error, ModuleNotFoundError | StoppedError):
-        raise error
-    if action == "read" and isinstance(error, FileNotFoundError):
-        raise FileNotFoundError(f"there is no picture {path}") from error
-    named = isinstance(error, ValueError) and str(path) in str(error)
-    if named or (action == "write" and isinstance(error, OSError)):
-        raise error
-    is_unknown = isinstance(error, UnknownFormatError | UnidentifiedImageError)
-    lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
-    reason = unknown if is_unknown and unknown else lines[-1]
-    raise (UnknownFormatError if is_unknown else ValueError)(f"cannot {action} the picture {path}: {reason}") from error
+    try:
+        yield
+    except Exception as error:
+        if action == "read" and isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"there is no picture {path}") from error
+        kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
+        if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
+            raise
+        kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
+        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
+        reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
+        raise kind(f"cannot {action} the picture {path}: {reason}") from error
+
+
+def writer(path: Path, picture: np.ndarray[Any, Any], earth: bool) -> Any:
+    """The module that writes a picture (C, *S) to a path; of TIFF, that of ``earth`` or of others.
+
+    Raises:
+        ValueError: the path's format does not hold the type, the channels or the axes.
+    """
+    suffix = suffix_of(path)
+    if not suffix:
+        raise ValueError(f"its name must end in one of {', '.join(SUFFIXES)}")
+    name = "rasterio" if SUFFIXES[suffix] == "tifffile" and earth else SUFFIXES[suffix]
+    _, types, axes = LIBRARIES[name]
+    if picture.ndim - 1 not in axes or 0 in picture.shape:
+        shapes = " or ".join(f"(C, {sizes.SIDES[count]})" for count in axes)
+        raise ValueError(f"{suffix} holds {shapes}, got {picture.shape}")
+    types = (*types, "uint16") if suffix == ".png" and len(picture) == 1 else types
+    if picture.dtype.name not in types:
+        raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
+    if name == "pillow" and len(picture) not in (1, 3):
+        raise ValueError(f"{suffix} holds 1 or 3 channels, got {len(picture)}")
+    return module(name)
+
+
+def volume(lengths: Sequence[int]) -> tuple[int, ...]:
+    """The lengths of at most three axes (x, y, z); ValueError where others, such as time, are there."""
+    if any(length != 1 for length in lengths[3:]):
+        shown = sizes.shown(lengths)
+        raise ValueError(f"it has {len(lengths)} axes, {shown}, such as times: save each volume as a file of its own")
+    return tuple(lengths[:3])
 
 
 def bounds(window: Window, sides: Sequence[int]) -> Window:
@@ -101,11 +138,10 @@ def bounds(window: Window, sides: Sequence[int]) -> Window:
         ValueError: another number of axes, steps, or an empty window.
     """
     window = window or (slice(None),) * len(sides)
-    if len(window) != len(sides) or any(part.step not in (None, 1) for part in window):
-        raise ValueError(f"a window needs a slice without steps for each of {len(sides)} axes, got {window}")
-    found = tuple(slice(*part.indices(length)[:2]) for part, length in zip(window, sides, strict=True))
-    if any(part.start >= part.stop for part in found):
-        raise ValueError(f"the window {window} holds nothing of a picture of {sizes.shown(sides)}")
+    found = tuple(slice(*part.indices(length)[:2]) for part, length in zip(window, sides, strict=False))
+    regular = len(window) == len(sides) and all(part.step in (None, 1) for part in window)
+    if not regular or any(part.start >= part.stop for part in found):
+        raise ValueError(f"a window is a part of {sizes.shown(sides)}, a slice for each without steps; got {window}")
     return found
 
 
@@ -122,37 +158,17 @@ def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int]) 
 
 
 def real(dtype: Any) -> np.dtype[Any]:
-    """The type in this machine's byte order; truth values become uint8.
-
-    Raises:
-        ValueError: it is not one of real numbers of at most 64 bits.
-    """
-    kind = np.dtype(dtype)
-    if kind.kind == "b":
-        return np.dtype(np.uint8)
+    """The type in this machine's byte order; truth values become uint8. ValueError unless of real numbers."""
+    kind = np.dtype(np.uint8 if np.dtype(dtype).kind == "b" else dtype)
     if kind.kind not in "uif" or kind.itemsize > 8:
-        hint = ": save its real and imaginary parts, or its magnitude" if kind.kind == "c" else ""
-        raise ValueError(f"its values are {kind}, and real numbers of at most 64 bits are needed{hint}")
+        raise ValueError(f"its values are {kind}, and real numbers of at most 64 bits are needed")
     return kind.newbyteorder("=")
 
 
 def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
-    """Raise ValueError before memory is spent on values that a file cannot hold, or on too many.
-
-    ``most`` is the bytes of values that the file's size allows.
-    """
-    needed = prod(shape) * dtype.itemsize
-    size = f"{sizes.shown(shape)} values of {dtype}"
+    """Raise ValueError for values that a file of ``most`` bytes cannot hold, or for too many at once."""
+    needed, held = prod(shape) * dtype.itemsize, f"{sizes.shown(shape)} values of {dtype}"
     if needed > most:
-        raise ValueError(f"{size} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
+        raise ValueError(f"{held} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
     if needed > LARGEST:
-        raise ValueError(f"{size} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
-
-
-def check_held(suffix: str, picture: np.ndarray[Any, Any], types: Sequence[str], axes: Sequence[int] = (2, 3)) -> None:
-    """Raise ValueError unless a format can hold the type and the axes of a picture (C, *S)."""
-    if picture.dtype.name not in types:
-        raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
-    if picture.ndim - 1 not in axes:
-        count = " or ".join(map(str, axes))
-        raise ValueError(f"{suffix} holds pictures of {count} axes besides the channels, got {picture.shape}")
+        raise ValueError(f"{held} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")

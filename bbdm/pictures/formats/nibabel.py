@@ -16,42 +16,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.base import optional, sizes
+from bbdm.base import optional
 from bbdm.pictures import formats
 from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
 
+nibabel: Any = optional.package("nibabel", "a NIfTI file")
 NAME = "nifti"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # of right, front, head
 MM = {1: 1000.0, 3: 0.001}  # mm of a metre and a micrometre, by their codes
 SCANNER, VECTOR = 1, 1007  # codes: coordinates of the scanner; the fifth axis has components of a vector
-EXTENSIONS = 2**26  # bytes that may lie between header and values
 FORMS_DIFFER = 1e-2  # of a voxel's length
 
 
 def header(path: Path) -> Header:
     """The header of a volume or a picture.
 
-    ``geometry.kept`` has the header's bytes. Where sform and qform differ, the sform counts, and a warning
+    ``geometry.kept`` has the header of nibabel. Where sform and qform differ, the sform counts, and a warning
     names the file.
 
     Raises:
-        ValueError: it is damaged, or has complex numbers or several times.
+        ValueError: it is damaged, has several times, or its values are in another file.
     """
-    nifti = _nifti(path)
+    with _opened(path) as file:
+        block = file.read(nibabel.Nifti2Header.sizeof_hdr)
+    kinds = [kind for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header) if kind.may_contain_header(block)]
+    if not kinds:
+        raise ValueError("it is no NIfTI, or its header is cut off")
+    nifti = kinds[0](block[: kinds[0].sizeof_hdr])
+    if not bytes(nifti["magic"]).startswith(b"n+") or nifti.get_data_offset() < nifti.sizeof_hdr:
+        raise ValueError("its values do not lie behind its header in this file")
     dims, dtype = nifti.get_data_shape(), nifti.get_data_dtype()
-    if dims[3:4] > (1,) or any(side != 1 for side in dims[5:]):
-        raise ValueError(f"it has {len(dims)} axes, {sizes.shown(dims)}, such as times: save each volume as a file")
-    count = 2 if len(dims) == 5 and dims[2] == 1 else min(len(dims), 3)
-    if count < 2 or min(dims) < 1:
-        raise ValueError(f"its header says axes of {tuple(dims)}")
-    kind = formats.real(dtype)
-    kind = np.dtype(np.float32) if _scale(nifti) is not None and kind.kind in "iu" else kind
-    packed = path.suffix.lower() == ".gz"
-    stored = path.stat().st_size - (0 if packed else nifti.get_data_offset())
-    if packed or math.prod(dims) * dtype.itemsize > stored:
-        formats.check_cost(dims, dtype, stored * (formats.DEFLATE if packed else 1))
-    geometry = Geometry(_affine(nifti, count, path), NAME, {"header": nifti.binaryblock})
-    return Header(path, (math.prod(dims[4:5]), *dims[:count][::-1]), kind, geometry, not packed, stored=nifti)
+    sides = formats.volume((*dims[:4], *dims[5:]))
+    sides = sides[:2] if len(dims) == 5 and sides[2] == 1 else sides
+    dtype = np.dtype(np.float32) if _scale(nifti) is not None and dtype.kind in "iu" else dtype
+    most = path.stat().st_size * (formats.DEFLATE if _packed(path) else 1)
+    geometry = Geometry(_affine(nifti, len(sides), path), NAME, {"header": nifti})
+    return Header(path, (math.prod(dims[4:5]), *sides[::-1]), dtype, geometry, not _packed(path), most)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -60,19 +60,16 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     Raises:
         ValueError: the file is shorter than its header says, or its checksum is another.
     """
-    nifti: Any = header.stored
+    nifti: Any = header.geometry.kept["header"]
     dtype, offset = nifti.get_data_dtype(), nifti.get_data_offset()
     if header.windowed:
         array = formats.mapped(header.path, dtype, offset, header.shape)
     else:
-        size = math.prod(header.shape) * dtype.itemsize
-        with gzip.open(header.path) as file:
+        with _opened(header.path) as file:
             file.seek(offset)
-            data = file.read(size)
+            data = file.read(math.prod(header.shape) * dtype.itemsize)
             file.read(1)  # at its end, the checksum is compared
-        if len(data) < size:
-            raise ValueError(f"its compressed values end after {len(data)} bytes: it is truncated")
-        array = np.frombuffer(data, dtype).reshape(header.shape)
+        array = np.frombuffer(data, dtype).reshape(header.shape)  # or it is truncated
     part = array[(slice(None), *window)]
     if (scale := _scale(nifti)) is None:
         return np.asarray(part, header.dtype)
@@ -83,26 +80,22 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) or (C, D, H, W), channels as a vector's components, with affine and kept header."""
-    package = _package()
-    formats.check_held(path.suffix, picture, formats.REAL)
     geometry, channels, axes = picture.geometry, len(picture), picture.ndim - 1
-    array = np.asarray(picture).T
+    array, matrix = np.asarray(picture).T, None
     array = array[..., 0] if channels == 1 else array.reshape(*array.shape[:-1], *[1] * (4 - axes), channels)
-    matrix = None
     if (steps := geometry.steps(axes)) is not None:
         matrix = np.eye(4)
         matrix[:axes, :axes], matrix[:axes, 3] = steps
         matrix = LPS @ matrix
     kept = geometry.kept.get("header") if geometry.format == NAME else None
-    large = kept is not None and len(kept) > package.Nifti1Header.sizeof_hdr
-    kind = package.Nifti2Image if large else package.Nifti1Image
-    nifti = kind.header_class(kept)
+    nifti = nibabel.Nifti1Header() if kept is None else kept.copy()
     nifti.set_data_dtype(picture.dtype)
     nifti["scl_slope"], nifti["scl_inter"], nifti["vox_offset"] = np.nan, np.nan, 0
     nifti["cal_min"], nifti["cal_max"] = 0, 0  # of other values
     nifti["xyzt_units"] = 2 + (int(nifti["xyzt_units"]) & ~7)  # mm
     if channels > 1 or int(nifti["intent_code"]) == VECTOR:
         nifti["intent_code"] = VECTOR if channels > 1 else 0
+    kind = nibabel.Nifti2Image if isinstance(nifti, nibabel.Nifti2Header) else nibabel.Nifti1Image
     image = kind(array, matrix, nifti)
     if matrix is not None:
         image.set_sform(matrix, int(nifti["sform_code"]) or SCANNER)
@@ -112,28 +105,12 @@ def write(path: Path, picture: Picture) -> None:
     image.to_filename(path)
 
 
-def _package() -> Any:
-    return optional.package("nibabel", "a NIfTI file")
+def _packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
-def _nifti(path: Path) -> Any:
-    """The header, in its own byte order, without extensions."""
-    package, packed = _package(), path.suffix.lower() == ".gz"
-    with path.open("rb") as file:
-        if (file.read(2) == b"\x1f\x8b") != packed:
-            raise ValueError(f"it is {'not ' if packed else ''}compressed by gzip, which its suffix does not say")
-    with gzip.open(path) if packed else path.open("rb") as file:
-        block = file.read(package.Nifti2Header.sizeof_hdr)
-    kinds = (package.Nifti1Header, package.Nifti2Header)
-    kind = next((kind for kind in kinds if kind.may_contain_header(block) and len(block) >= kind.sizeof_hdr), None)
-    if kind is None:
-        raise ValueError("it is no NIfTI, or its header is cut off")
-    nifti = kind(block[: kind.sizeof_hdr])
-    if not bytes(nifti["magic"]).startswith(b"n+"):
-        raise ValueError("its values are in another file, or it is no NIfTI")
-    if not kind.sizeof_hdr <= nifti.get_data_offset() <= EXTENSIONS:
-        raise ValueError(f"its header says that values begin at byte {nifti.get_data_offset()}")
-    return nifti
+def _opened(path: Path) -> Any:
+    return gzip.open(path) if _packed(path) else path.open("rb")
 
 
 def _scale(nifti: Any) -> tuple[float, float] | None:

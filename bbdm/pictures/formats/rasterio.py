@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from bbdm.base import optional
 from bbdm.pictures import formats
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
+rasterio: Any = optional.package("rasterio", "a GeoTIFF")
 NAME = "geotiff"
-TILE = 256  # the side of written tiles
-ACROSS = 16 * TILE  # columns that are written at once
+TILE = 256  # the side of written tiles, whose rows are written at once
 CACHE = 2**26  # bytes of written tiles that GDAL keeps; a share of all memory if unset
 
 
@@ -29,10 +28,10 @@ def header(path: Path) -> Header:
     """The header of a picture (bands, H, W). ``geometry.kept`` has crs (WKT).
 
     Raises:
-        ValueError: it is damaged, or its values are complex.
+        ValueError: it is damaged, or bands have several types.
     """
-    with _gdal() as rasterio, rasterio.open(path, driver="GTiff") as file:
-        (dtype,) = {formats.real(kind) for kind in file.dtypes}
+    with _opened(path) as file:
+        (dtype,) = {np.dtype(kind) for kind in file.dtypes}
         a, b, c, d, e, f = tuple(file.transform)[:6]
         affine = None if file.transform.is_identity else as_affine([[a, b], [d, e]], [c, f])
         windowed = any(block != file.shape for block in file.block_shapes)
@@ -43,13 +42,12 @@ def header(path: Path) -> Header:
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window, of which only strips or tiles that it touches are decoded."""
-    with _gdal() as rasterio, rasterio.open(header.path, driver="GTiff") as file:
+    with _opened(header.path) as file:
         return file.read(window=tuple((part.start, part.stop) for part in window))
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) as a GeoTIFF in compressed tiles, block after block."""
-    formats.check_held("a GeoTIFF", picture, formats.REAL, (2,))
+    """Write (C, H, W) as a GeoTIFF in compressed tiles, row after row of them."""
     geometry, array = picture.geometry, np.asarray(picture)
     channels, height, width = array.shape
     profile: dict[str, Any] = {
@@ -59,17 +57,18 @@ def write(path: Path, picture: Picture) -> None:
         **({"photometric": "minisblack"} if channels != 3 else {}),
     }
     if (steps := geometry.steps(2)) is not None:
-        profile["transform"] = optional.package("affine", "a GeoTIFF").Affine(*np.column_stack(steps).ravel().tolist())
-    with _gdal(GDAL_CACHEMAX=CACHE) as rasterio, rasterio.open(path, "w", **profile) as file:
-        for top, left in product(range(0, height, TILE), range(0, width, ACROSS)):
-            rows, columns = (top, min(top + TILE, height)), (left, min(left + ACROSS, width))
-            file.write(array[:, slice(*rows), slice(*columns)], window=(rows, columns))
+        profile["transform"] = rasterio.Affine(*np.column_stack(steps).ravel().tolist())
+    with _opened(path, "w", **profile) as file:
+        for top in range(0, height, TILE):
+            rows = top, min(top + TILE, height)
+            file.write(array[:, slice(*rows)], window=(rows, (0, width)))
 
 
 @contextmanager
-def _gdal(**settings: Any) -> Iterator[Any]:
-    """The package rasterio. GDAL looks at no other file, and does not warn of a picture without a place."""
-    rasterio = optional.package("rasterio", "a GeoTIFF")
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **settings), warnings.catch_warnings():
+def _opened(path: Path, mode: str = "r", **profile: Any) -> Iterator[Any]:
+    """A file. GDAL looks at no other one, and does not warn of a picture without a place."""
+    settings = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": CACHE}
+    with rasterio.Env(**settings), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield rasterio
+        with rasterio.open(path, mode, **({"driver": "GTiff"} | profile)) as file:
+            yield file

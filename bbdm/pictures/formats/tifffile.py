@@ -7,7 +7,7 @@ channels and other pages of one shape are channels, in the file's order. Several
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from bbdm.base import optional
 from bbdm.pictures import formats
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
+tifffile: Any = optional.package("tifffile", "this TIFF")
 NAME = "tiff"
 CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
 JPEG = (6, 7, 33007, 34892)  # compressions whose segments need the tables of the page
@@ -39,44 +40,32 @@ def header(path: Path) -> Header:
     ``geometry.kept`` has resolution, resolutionunit, and ome: pixel sizes and their units.
 
     Raises:
-        ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
-            sizes; or of 8 bits, white is 0, or it is not upright.
+        ValueError: it is damaged, or has a palette, several times, or pages of several sizes; or of 8 bits,
+            white is 0, or it is not upright.
     """
-    with _package().TiffFile(path, _multifile=False) as file:  # without further files that OME can name
-        series, size = _series(file), path.stat().st_size
-        page, offset = series.keyframe, series.dataoffset
-        turn, narrow = page.tags.get(TURN), page.bitspersample <= 8
-        wrong = {
-            "indices of a palette": page.photometric == PALETTE,
-            "luminance and colour difference": page.photometric == YCBCR and page.compression not in JPEG,
-            "0 for white": narrow and page.photometric == WHITE_IS_0,
-            "of fewer than 8 bits": page.bitspersample < 8,
-            "turned by a tag": narrow and turn is not None and turn.value != 1,
-        }
-        if found := [reason for reason, is_so in wrong.items() if is_so]:
-            raise ValueError(f"its values are {found[0]}: save it as upright grey or RGB, 0 for black")
-        shape = _shape(series)
-        if offset is not None and offset + math.prod(series.shape) * np.dtype(page.dtype).itemsize > size:
-            raise ValueError(f"its header says {series.shape} of {page.dtype}, and the file is shorter")
-        windowed = offset is not None or math.prod(page.chunked) * len(series) > 1
+    with _opened(path) as file:
+        series, size = file.series[0], path.stat().st_size
+        _check(file, series)
+        page, offset, lengths = series.keyframe, series.dataoffset, dict(zip(series.axes, series.shape, strict=True))
+        sides = [lengths[axis] for axis in ("ZYX" if "Z" in lengths and series.kind in ("ome", "imagej") else "YX")]
+        shape = math.prod(series.shape) // math.prod(sides), *sides
         dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
-        mapped = None if offset is None else (dtype, offset, series.shape, series.axes)
-        most = size * (1 if mapped else formats.RATIO)
-        return Header(
-            path, shape, formats.real(page.dtype), _geometry(file, page, shape), windowed, most, stored=mapped
-        )
+        windowed = offset is not None or math.prod(page.chunked) * len(series) > 1
+        stored = None if offset is None else (dtype, offset, series.shape, series.axes)
+        most = size * formats.RATIO if offset is None else size - offset
+        return Header(path, shape, dtype, _geometry(file, page, len(sides)), windowed, most, stored=stored)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window; mapped into memory where the values lie in one piece."""
     spatial = dict(zip("ZYX"[-len(window) :], window, strict=True))
     if header.stored:
-        dtype, offset, stored, axes = header.stored
-        array = formats.mapped(header.path, dtype, offset, stored)
+        dtype, offset, shape, axes = header.stored
+        array = formats.mapped(header.path, dtype, offset, shape)
         array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
     else:
-        with _package().TiffFile(header.path, _multifile=False) as file:
-            axes, array = _decoded(_series(file), spatial, header.path.stat().st_size)
+        with _opened(header.path) as file:
+            axes, array = _decoded(file.series[0], spatial, header.path.stat().st_size)
     ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
     array = array.transpose(ordered).reshape(header.shape[0], *formats.lengths(window))
     return np.asarray(array, header.dtype)
@@ -87,99 +76,68 @@ def write(path: Path, picture: Picture) -> None:
 
     A large picture is written tile after tile; BigTIFF where 4 GiB need it.
     """
-    package = _package()
-    formats.check_held("a TIFF", picture, (*formats.REAL, "float16"))
-    array, options = np.asarray(picture), _options(picture)
-    interleaved = "planarconfig" in options
-    if "ome" not in options:
-        array = array.transpose(1, 2, 0) if interleaved else array[0]
-    options["bigtiff"] = array.nbytes > CLASSIC
-    if array.size < TILED:
-        return package.imwrite(path, np.ascontiguousarray(array), **options)
-    planes = array[None] if interleaved else array.reshape(-1, *array.shape[-2:])
-    package.imwrite(path, _tiles(planes), shape=array.shape, dtype=array.dtype, tile=(TILE, TILE), **options)
-
-
-def _package() -> Any:
-    return optional.package("tifffile", "this TIFF")
-
-
-def _tiles(planes: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """The tiles of (N, H, W) or (N, H, W, C), those at the edge with zeros around."""
-    for plane in planes:
-        for top, left in product(*(range(0, side, TILE) for side in plane.shape[:2])):
-            part = plane[top : top + TILE, left : left + TILE]
-            tile = np.zeros((TILE, TILE, *plane.shape[2:]), plane.dtype)
-            tile[: part.shape[0], : part.shape[1]] = part
-            yield tile
-
-
-def _options(picture: Picture) -> dict[str, Any]:
-    """How tifffile writes a picture."""
-    geometry, channels = picture.geometry, len(picture)
+    array, geometry = np.asarray(picture), picture.geometry
     kept = geometry.kept if geometry.format == NAME else {}
-    options = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
+    options: dict[str, Any] = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
+    options |= {"metadata": None, "photometric": "minisblack", "bigtiff": array.nbytes > CLASSIC}
     if geometry.nodata is not None:
         options["extratags"] = [(NODATA, 2, 0, f"{geometry.nodata:.17g}", True)]
-    ome = dict(kept.get("ome", {}))
-    if picture.ndim == 4 or ome:
-        if not ome and geometry.spacing is not None and len(geometry.spacing) == 3:
-            ome = _ome_of(geometry.spacing[::-1], "mm")
-        axes = "CZYX" if picture.ndim == 4 else "CYX"
-        return {**options, "ome": True, "photometric": "minisblack", "metadata": {**ome, "axes": axes}}
-    colours = channels == 3 and picture.dtype.kind == "u"
-    options |= {"metadata": None, "photometric": "rgb" if colours else "minisblack"}
-    if channels > 1:
-        options |= {"planarconfig": "contig", "extrasamples": ["unspecified"] * (channels - (3 if colours else 1))}
-    return options
+    ome, interleaved = kept.get("ome"), False
+    if array.ndim == 4 or ome:
+        spacing = geometry.spacing if array.ndim == 4 else None
+        ome = ome or (_ome_of(spacing[::-1], "mm") if spacing is not None and len(spacing) == 3 else {})
+        options |= {"ome": True, "metadata": {**ome, "axes": "CZYX" if array.ndim == 4 else "CYX"}}
+    elif interleaved := len(array) > 1:
+        colours = len(array) == 3 and array.dtype.kind == "u"
+        options |= {"photometric": "rgb"} if colours else {}
+        options |= {"planarconfig": "contig", "extrasamples": ["unspecified"] * (len(array) - (3 if colours else 1))}
+        array = array.transpose(1, 2, 0)
+    else:
+        array = array[0]
+    if array.size < TILED:
+        return tifffile.imwrite(path, array, **options)
+    corners = [range(0, side, TILE) for side in picture.sides[-2:]]
+    planes = array[None] if interleaved else array.reshape(-1, *array.shape[-2:])
+    tiles = (plane[y : y + TILE, x : x + TILE] for plane in planes for y, x in product(*corners))
+    tifffile.imwrite(path, tiles, shape=array.shape, dtype=array.dtype, tile=(TILE, TILE), **options)
 
 
-def _series(file: Any) -> Any:
-    """The picture of a file, at its full size. Raises ValueError for several of different sizes."""
-    first, *others = file.series
-    if first.kind in ("generic", "uniform", "shaped"):
-        others = [each for each in others if not each.keyframe.subfiletype & SIDE_FILES]
-        if others:
-            shapes = ", ".join(str(each.shape) for each in (first, *others)[:9])
-            raise ValueError(f"it has pictures of several sizes or types, {shapes}: save each as a file of its own")
-    return first
+def _opened(path: Path) -> Any:
+    return tifffile.TiffFile(path, _multifile=False)  # without further files that OME can name
 
 
-def _shape(series: Any) -> tuple[int, ...]:
-    """(C, *S) of a file's axes."""
-    axes, lengths = series.axes, dict(zip(series.axes, series.shape, strict=True))
-    spatial = "ZYX" if "Z" in axes and series.kind in ("ome", "imagej") else "YX"
-    if any(axis not in axes for axis in spatial):
-        raise ValueError(f"its axes are {axes}, and Y and X are needed")
-    for axis, length in lengths.items():
-        if length > 1 and axis not in CHANNELS + "ZYX":
-            what = f"{length} times" if axis == "T" else f"{length} along its axis {axis}"
-            raise ValueError(f"it has {what}: save each as a file of its own")
-    sides = tuple(lengths[axis] for axis in spatial)
-    return math.prod(series.shape) // math.prod(sides), *sides
+def _check(file: Any, series: Any) -> None:
+    """Raise ValueError where several pictures are in a file, or values would be read wrongly."""
+    page, kind, axes = series.keyframe, series.kind, zip(series.axes, series.shape, strict=True)
+    others = file.series[1:] if kind in ("generic", "uniform", "shaped") else []
+    sizes = [each.shape for each in others if not each.keyframe.subfiletype & SIDE_FILES]
+    turn, narrow = page.tags.get(TURN), page.bitspersample <= 8
+    wrong = {
+        f"pictures of several sizes or types, {series.shape}, {str(sizes[:8])[1:-1]}": bool(sizes),
+        "several times, or other axes": any(length > 1 and axis not in CHANNELS + "ZYX" for axis, length in axes),
+        "values that are indices of a palette": page.photometric == PALETTE,
+        "values of luminance and colour difference": page.photometric == YCBCR and page.compression not in JPEG,
+        "values of which 0 is white": narrow and page.photometric == WHITE_IS_0,
+        "values of fewer than 8 bits": page.bitspersample < 8,
+        "values that are turned by a tag": narrow and turn is not None and turn.value != 1,
+    }
+    for reason in (reason for reason, found in wrong.items() if found):
+        raise ValueError(f"it has {reason}: save each picture as a file of its own, upright grey or RGB, 0 for black")
 
 
 def _decoded(series: Any, window: dict[str, slice], size: int) -> tuple[str, npt.NDArray[Any]]:
     """Axes and values of a window, of pages that are cut into strips or tiles."""
-    axes, stored = series.axes, series.shape
-    leading = [i for i, axis in enumerate(axes) if axis not in "SYX"]
-    counts = [stored[i] for i in leading]
-    if math.prod(counts) != len(series):
-        raise ValueError(f"it has {len(series)} pages, and axes {axes} of {stored}")
-    numbers = np.arange(len(series)).reshape(counts)
-    numbers = numbers[tuple(window.get(axes[i], slice(None)) for i in leading)]
+    leading = [(axis, length) for axis, length in zip(series.axes, series.shape, strict=True) if axis not in "SYX"]
+    numbers = np.arange(len(series)).reshape([length for _, length in leading])
+    numbers = numbers[tuple(window.get(axis, slice(None)) for axis, _ in leading)]
     pages = [_page(series[int(number)], series.keyframe, window["Y"], window["X"], size) for number in numbers.flat]
     array = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
-    return "".join(axes[i] for i in leading) + "SYXs", array
+    return "".join(axis for axis, _ in leading) + "SYXs", array
 
 
 def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.NDArray[Any]:
     """(planes, rows, columns, samples) of a page, whose strips or tiles lie as those of the first."""
-    if page is None:
-        raise ValueError("it lacks a page, or names another file that has it")
-    planes, depth, height, width, samples = first.shaped
-    if depth != 1:
-        raise ValueError("it has tiles of three axes, which are not read")
+    planes, _, height, width, samples = first.shaped
     down, across = (first.tilelength, first.tilewidth) if first.is_tiled else (min(first.rowsperstrip, height), width)
     formats.check_cost((down, across, samples), np.dtype(first.dtype), size * formats.RATIO)
     options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if first.compression in JPEG else {}
@@ -202,14 +160,14 @@ def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.
     return array
 
 
-def _geometry(file: Any, page: Any, shape: tuple[int, ...]) -> Geometry:
-    kept, axes = dict[str, Any](), len(shape) - 1
+def _geometry(file: Any, page: Any, axes: int) -> Geometry:
     resolution = [page.tags.get(name) for name in ("XResolution", "YResolution")]
+    kept: dict[str, Any] = {}
     if all(resolution):
         kept = {"resolution": tuple(tag.value for tag in resolution), "resolutionunit": int(page.resolutionunit)}
-    ome = dict[str, Any]()
+    ome: dict[str, Any] = {}
     if file.is_ome and file.ome_metadata:  # sizes and their units, as tifffile writes them
-        image = _package().xml2dict(file.ome_metadata)["OME"]["Image"]
+        image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
         pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
         ome = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
     elif file.is_imagej:
@@ -219,7 +177,7 @@ def _geometry(file: Any, page: Any, shape: tuple[int, ...]) -> Geometry:
         lengths = [*lengths, content.get("spacing", 1.0)][:axes]
         if len(lengths) == axes and all(lengths) and (unit is not None or axes == 3):
             ome = _ome_of(lengths, unit)
-    kept |= {"ome": ome} if ome or file.is_ome else {}
+    kept |= {"ome": ome} if ome else {}
     spacing: list[Any] = [ome.get(name) for name in SIZES[:axes]]  # x, y, z
     affine = as_affine(np.diag(spacing), np.zeros(axes)) if all(spacing) else None
     return Geometry(affine, NAME, kept, float(page.nodata) if NODATA in page.tags else None)
