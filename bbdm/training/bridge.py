@@ -27,7 +27,7 @@ from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults, StepTable
 from bbdm.training.config import BridgeConfig, Loss
-from bbdm.training.task import Forward, Losses, Task, spread
+from bbdm.training.task import Forward, Losses, Task, broadcast
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
@@ -158,7 +158,7 @@ class BridgeTask(Task):
         back = batch.conditions[DIRECTION] == 1 if self.two_way else None
         if back is not None and bridge.turned is not bridge:  # of each example by its own direction
             both = zip(bridge.turned.add_noise(x0, y, t, seeds=seeds, step=step), (shown, target), strict=True)
-            shown, target = (torch.where(spread(back, x0), *each) for each in both)
+            shown, target = (torch.where(broadcast(back, x0), *each) for each in both)
         with self.autocast():
             losses = distance(network(shown, bridge.seen(t), seen), target, self.loss, batch.mask, per_image=True)
         ways = () if back is None else zip(DIRECTIONS, (~back, back), strict=True)
@@ -263,7 +263,7 @@ def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
 
 def turned(batch: Example, back: torch.Tensor) -> Example:
     """A batch of AtoB in which source and target change places where ``back`` (B,) says so."""
-    both, where = (batch.source, batch.target), spread(back, batch.source)
+    both, where = (batch.source, batch.target), broadcast(back, batch.source)
     source, target = (torch.where(where, *pair) for pair in (both[::-1], both))
     return batch._replace(source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()})
 
@@ -274,7 +274,7 @@ def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) ->
     conditions, none = dict(batch.conditions), network.without(batch.conditions, network.drop)
     for column, (name, share) in enumerate(network.drop.items()):
         value = conditions[name]
-        conditions[name] = torch.where(spread(drawn[:, column] < share, value), none[name], value)
+        conditions[name] = torch.where(broadcast(drawn[:, column] < share, value), none[name], value)
     return batch._replace(conditions=conditions)
 
 

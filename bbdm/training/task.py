@@ -52,7 +52,7 @@ def mixed(seed: int, number: int) -> int:
     return (seed * 0x9E3779B9 + number) % 2**32
 
 
-def spread(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
+def broadcast(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
     """Numbers of examples (B,) as (B, 1, ...), with the axes of ``over``."""
     return values.view(-1, *[1] * (over.ndim - 1))
 
@@ -258,7 +258,7 @@ class Task(ABC):
             if v.ndim < 4:
                 return v
             if mirrored is not None:
-                v = torch.where(spread(mirrored, v), v.flip(-1), v)
+                v = torch.where(broadcast(mirrored, v), v.flip(-1), v)
             if drawn is not None:
                 for axis, side in enumerate(reversed(sides)):
                     moved = torch.round(drawn[:, axis] * share * side).long()[:, None]

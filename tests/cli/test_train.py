@@ -310,7 +310,9 @@ class TestRefusals:
         assert same(fit("back.pt", *back, "--overwrite", "-e", "3", *COMMON), straight)
         other = ["--loss", "l1", "-e", "1"]
         line = self.last_line(capsys, *other)
-        assert re.search(r"trained with loss l2, now l1: resume with the same, .*\(experiment\), or overwrite this run", line)
+        assert re.search(
+            r"trained with loss l2, now l1: resume with the same, .*\(experiment\), or overwrite this run", line
+        )
         fit("model.pt", *other, "--overwrite")
         assert sorted(path.name for path in run.glob("step_*")) == ["step_00000001.pt"]
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 1

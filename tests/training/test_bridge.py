@@ -10,11 +10,13 @@ import torch
 
 from bbdm import ABridge, bridges
 from bbdm.bridges import DDBM, Bridge, BrownianBridge
-from bbdm.codec import wrap_codec
-from bbdm.data.examples import Example
+from bbdm.codec import VQGANCodec, wrap_codec
+from bbdm.data.cached import LatentDataset
+from bbdm.data.examples import Example, collate
 from bbdm.data.mapped import MappedDataset
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
+from bbdm.kernels import philox
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
 from bbdm.training.bridge import BridgeTask, bridge_loss, drawn_back, turned
 from bbdm.training.config import DistillConfig, Loss, TrainConfig
@@ -79,14 +81,14 @@ class TestBridgeLoss:
     @pytest.mark.parametrize(("loss", "errors"), [("l1", torch.abs), ("l2", torch.square)])
     def test_it_is_the_mean_over_the_pixels_of_the_mask(self, sides: Any, loss: Loss, errors: Any) -> None:
         """An image without any pixel has the loss 0."""
-        x0, y = torch.randn(2, 3, 1, *sides)
+        x0, y = torch.randn(2, 3, 2, *sides)
         mask = (torch.rand(3, 1, *sides) > 0.3).float()
         mask[2] = 0
         bridge, t, noise = BrownianBridge(4), torch.tensor([2, 3, 2]), torch.zeros_like(x0)
         shown, target = bridge.add_noise(x0, y, t, noise)
         found = errors(2 * shown - 0.9 - target)
         losses = bridge_loss(StandIn(), bridge, x0, y, t, noise, loss, mask=mask, per_image=True)
-        wanted = torch.stack([*(found[i][mask[i] > 0].mean() for i in range(2)), torch.tensor(0.0)])
+        wanted = torch.stack([*(found[i][:, mask[i, 0] > 0].mean() for i in range(2)), torch.tensor(0.0)])
         torch.testing.assert_close(losses, wanted)
         torch.testing.assert_close(bridge_loss(StandIn(), bridge, x0, y, t, noise, loss, mask=mask), wanted.mean())
         torch.testing.assert_close(bridge_loss(StandIn(), bridge, x0, y, t, noise, loss), found.mean())
@@ -197,6 +199,27 @@ def test_what_cannot_go_both_ways_is_refused() -> None:
         MappedDataset(pictures(3), spec=Spec(direction="both"))
     with pytest.raises(ValueError, match="a student of two directions takes the same steps both ways"):
         StudentTask(unet(**WAYS), PRECONDITIONED, DistillConfig(batch_size=4), total=9)
+
+
+def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -> None:
+    """By their codec and flips, and not moved. Of those of a picture and the mirrored one, one is drawn."""
+    codec, other = (VQGANCodec(tiny_vqgan(seed=seed)) for seed in (0, 1))
+    latents = LatentDataset(pairs, codec, tmp_path / "latents", flip=True)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (other, {"flip": True}, "codec must be that of the latents in .*, got vqgan"),
+        (codec, {}, "flip must be that of the latents in .*, True, and shift 0, .* got False and 0.0"),
+        (codec, {"flip": True, "shift": 0.1}, "got True and 0.1"),
+    ]
+    for given, settings, reason in cases:
+        with pytest.raises(ValueError, match=reason):
+            BridgeTask(tiny_unet(), BRIDGE, TrainConfig(batch_size=2, **settings), latents, codec=given)
+    task = BridgeTask(tiny_unet(), BRIDGE, TrainConfig(batch_size=2, flip=True), latents, codec=codec)
+    batch, seeds = collate([latents.read(i) for i in range(4)]), sample_seeds(3, 0, 4, CPU)
+    flips, found = philox.flips(seeds, 5).tolist(), task.prepared(batch, seeds, 5)
+    assert len(set(flips)) == 2
+    for side in ("source", "target"):
+        wanted = [getattr(batch, side)[i, int(flip)] for i, flip in enumerate(flips)]
+        assert torch.equal(getattr(found, side), torch.stack(wanted))
 
 
 # Functions of the caller

@@ -1,7 +1,6 @@
 """One optimizer step: settings, rates, gradients, the average of weights, and what is drawn for a batch."""
 
 import math
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,17 +145,11 @@ def test_a_step_that_overflows_float16_changes_no_weights(make_trainer: MakeTrai
         assert scaler.get_scale() == (scale / 2 if same else scale)
 
 
-@pytest.mark.parametrize(
-    ("backend", "levels"),
-    [("eager", (1,)), pytest.param("inductor", (1, 2), marks=pytest.mark.nightly)],
-)
-def test_compiled_gradients_are_the_eager_ones(
-    backend: str, levels: Any, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+@pytest.mark.nightly
+def test_compiled_gradients_are_the_eager_ones(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     losses, found = list[float](), list[torch.Tensor]()
     for compiles in (False, True):
-        unet = tiny_unet(condition_channels=3, channel_mult=levels, attention_resolutions=())
+        unet = tiny_unet(condition_channels=3, attention_resolutions=())
         trainer = make_trainer(f"{compiles}", unet, compile=compiles, grad_clip=1e9)
         seen = watched(trainer)
         losses.append(trainer.train_step(batch_of(pairs, 4)))

@@ -178,19 +178,24 @@ def test_targets_are_real_and_sources_drawn_the_same_or_made(pairing: str, step:
     assert {"loss_AtoB", "loss_BtoA"} == reported.keys()
 
 
-class Known(nn.Module):
-    """x0hat is 0.25 of AtoB, and 0 of BtoA."""
+class Linear(nn.Module):
+    """x0hat is linear in x, by smooth functions of time: what Gaussians of one variance need, and no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.ends = nn.Parameter(torch.tensor([0.25, 0.0]))
+        self.gain = nn.Parameter(torch.zeros(2, 9, 1))
+        self.offset = nn.Parameter(torch.zeros(2, 9, channels))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
-        return x - self.ends[conditions["direction"]][:, None, None, None]
+        features = torch.cos(t[:, None] / 1000 * math.pi * torch.arange(9))[:, None]
+        gain, offset = ((features @ w[conditions["direction"]])[:, 0, :, None, None] for w in (self.gain, self.offset))
+        return gain * x + offset
 
 
 def test_validation_compares_each_way_with_its_set_and_grids_name_it() -> None:
-    task = a_task(wrap(Known(), 3, **WAYS), BrownianBridge())
+    network = Linear(3)  # x0hat, x less the prediction, is 0.25 of AtoB, and 0 of BtoA
+    network.gain.data[:, 0], network.offset.data[0, 0] = 1, -0.25
+    task = a_task(wrap(network, 3, **WAYS), BrownianBridge())
     batch = Example(torch.full((4, 3, 8, 8), -0.5), torch.full((4, 3, 8, 8), 0.25))
     losses = task.validation_losses(batch, sample_seeds(0, 0, 4, CPU))
     assert losses["validation_loss_AtoB"] == pytest.approx(0, abs=1e-5)
@@ -208,20 +213,6 @@ def test_energy_distance() -> None:
 
 
 # Truths
-
-
-class Linear(nn.Module):
-    """x0hat is linear in x, by smooth functions of time: what Gaussians of one variance need, and no more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.zeros(2, 9, 1))
-        self.offset = nn.Parameter(torch.zeros(2, 9, channels))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
-        features = torch.cos(t[:, None] / 1000 * math.pi * torch.arange(9))[:, None]
-        gain, offset = ((features @ w[conditions["direction"]])[:, 0, :, None, None] for w in (self.gain, self.offset))
-        return gain * x + offset
 
 
 class MLP(nn.Module):
