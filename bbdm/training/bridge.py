@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
-from bbdm.data.cached import LatentDataset
 from bbdm.data.examples import Example
+from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint

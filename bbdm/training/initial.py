@@ -11,10 +11,10 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.data.cached import LatentDataset
+from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
-from bbdm.data.mapped import MapStyle, as_pairs
-from bbdm.data.pairs import Pairs
+from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.tables import MapStyle
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.networks.base import Network

@@ -40,9 +40,9 @@ def test_a_student_is_sampled_with_its_calls_by_every_program():
     """And its codec is the teacher's."""
     codec = bbdm.VQGANCodec(tiny_vqgan())
     bbdm.save_checkpoint("teacher.pt", tiny_unet(condition_channels=3), BRIDGE, codec=codec, image_size=SIZE)
-    fit("--calls", 2)
+    fit("--calls", 2, "--image_size", 8)
     loaded = bbdm.load_checkpoint("student.pt")
-    assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, SIZE, None)
+    assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, 8, None)
     assert (found := loaded.build_codec()) is not None
     assert found.digest() == codec.digest()
     for name, flags in (("results", []), ("again", ["--solver", "consistency", "--steps", "2"])):
@@ -66,7 +66,7 @@ def test_the_same_command_goes_on(capsys: pytest.CaptureFixture[str], monkeypatc
     expected = fit(*flags, "whole", "-e", 2)
     fit(*flags, "parts", "-e", 1, "--cache_images", "cache")
     with monkeypatch.context() as patched:
-        patched.setattr("bbdm.data.pairs.Pairs._example", lambda *_: pytest.fail("a file was read"))
+        patched.setattr("bbdm.pictures.images.open_image", lambda *_: pytest.fail("a file was decoded"))
         assert same_weights(fit(*flags, "parts", "-e", 2, "--cache_images", "cache"), expected)
     metrics = [json.loads(line) for line in Path("parts/metrics.jsonl").read_text().splitlines()]
     assert [m["epoch"] for m in metrics] == [1, 2]

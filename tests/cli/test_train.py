@@ -16,7 +16,7 @@ from bbdm.base.settings import from_values
 from bbdm.cli import train, translate
 from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
-from bbdm.data.examples import BadPicturesError
+from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Condition
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT

@@ -101,6 +101,9 @@ def test_begins_from_a_trained_autoencoder(capsys: pytest.CaptureFixture[str]):
     assert "without validation pairs, no validation loss, grids and best.pt" in capsys.readouterr().out
     after = fit("more.pt", "--init_from", "vqgan.pt", "-lr", "1e-12").state_dict()
     assert all(torch.allclose(value, after[key], atol=1e-6) for key, value in before.state_dict().items())
+    words = ["edge2shoes", "data", "x.pt"]
+    restarts = [train_vqgan.TrainVQGAN.parse([*words, *more]).restarts for more in ([], ["--init_from", "vqgan.pt"])]
+    assert restarts == [50, 0]  # a trained codebook keeps its codes
     with pytest.raises(ValueError, match=r"vqgan\.pt is of another kind than 'kl'"):
         fit("other.pt", "--init_from", "vqgan.pt", "--kind", "kl")
 
@@ -114,7 +117,7 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, monkeypatch: p
     known = fit_bridge("model.pt", "-e", "1", "--flip")
     assert known.source_mean == pytest.approx(cache.source_mean, rel=1e-4, abs=1e-5)
     assert known.target_std == pytest.approx(cache.target_std, rel=1e-4)
-    monkeypatch.setattr("bbdm.data.cached.measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("bbdm.data.latents.measure", lambda *_, **__: pytest.fail("measured again"))
     assert fit_bridge("model.pt", "-e", "2", "--flip") == known
     with pytest.raises(ValueError, match=r"was trained with codec \{.*, now None: resume with the same"):
         train.main(["edge2shoes", "data", "model.pt", *BRIDGE_RUN, "--flip"])

@@ -16,7 +16,7 @@ from PIL import Image
 from bbdm import save_checkpoint
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import distill, eval, train, train_vqgan, translate
-from bbdm.data import cached
+from bbdm.data import latents
 from bbdm.data.rows import Row, read_rows
 from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import config as networks
@@ -80,8 +80,8 @@ def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
     torch.set_num_threads(1)
     patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **TINY))
     patch.setitem(networks.VQGANS, "demo", networks.VQGANConfig(**test_vqgan.TINY))
-    patch.setattr(cached.CachedExamples, "BLOCK", 2)
-    patch.setattr(cached, "ENCODED_AT_ONCE", 2)
+    patch.setattr(latents, "BLOCK", 2)
+    patch.setattr(latents, "ENCODED_AT_ONCE", 2)
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:

@@ -26,7 +26,7 @@ from safetensors import safe_open
 
 from bbdm import pictures
 from bbdm.base.atomic import file_sha256
-from bbdm.data.cached import CachedExamples, LatentDataset
+from bbdm.data.latents import LatentDataset
 from bbdm.evaluation.intervals import Intervals
 from bbdm.execution import compiled
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
@@ -134,31 +134,27 @@ def export_settings(folder: Path) -> Subject:
     return Subject(folder / "onnx" / "bridge.json", read, of_json, exact=False)
 
 
-def _cache(kind: Callable[..., CachedExamples], *settings: Any) -> Make:
+def latents(folder: Path) -> Subject:
     """The manifest of a cache of two pairs."""
+    for split in ("A", "B"):
+        (folder / split).mkdir()
+        for i in range(2):
+            Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
+    pairs = load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
+    make = partial(LatentDataset, pairs, tiny_codec(), folder / "cache")
+    make()
+    (block,) = (folder / "cache").glob("*.safetensors")
+    kept = block.read_bytes()
 
-    def subject(folder: Path) -> Subject:
-        for split in ("A", "B"):
-            (folder / split).mkdir()
-            for i in range(2):
-                Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
-        pairs = load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
-        make = partial(kind, pairs, *(each() for each in settings), folder / "cache")
-        make()
-        (block,) = (folder / "cache").glob("*.safetensors")
-        kept = block.read_bytes()
+    def read() -> Any:
+        cache = make()
+        return [[v.tolist() for v in cache[i]] for i in range(2)]
 
-        def read() -> Any:
-            cache = make()
-            return [[v.tolist() for v in cache[i]] for i in range(2)]
+    def mutate(data: bytes, rng: random.Random) -> bytes:
+        block.write_bytes(kept)
+        return of_json(data, rng)
 
-        def mutate(data: bytes, rng: random.Random) -> bytes:
-            block.write_bytes(kept)
-            return of_json(data, rng)
-
-        return Subject(next((folder / "cache").glob("*.json")), read, mutate)
-
-    return subject
+    return Subject(next((folder / "cache").glob("*.json")), read, mutate)
 
 
 def results(folder: Path) -> Subject:
@@ -246,8 +242,7 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "the original BBDM's .pth": (original_bbdm, 5_000),
     "a package": (compiled_package, 10_000),
     "an export's bridge.json": (export_settings, 3_000),
-    "a cache of pictures": (_cache(CachedExamples), 3_000),
-    "a cache of latents": (_cache(LatentDataset, tiny_codec), 2_000),
+    "a cache of latents": (latents, 2_000),
     "settings of results": (results, 3_000),
     "intervals": (intervals, 2_000),
     "PNG": (_picture(".png"), 3_000),

@@ -11,10 +11,9 @@ import torch
 from bbdm import ABridge, bridges
 from bbdm.bridges import DDBM, Bridge, BrownianBridge
 from bbdm.codec import VQGANCodec, wrap_codec
-from bbdm.data.cached import LatentDataset
 from bbdm.data.examples import Example, collate
-from bbdm.data.mapped import MappedDataset
-from bbdm.data.pairs import Pairs
+from bbdm.data.latents import LatentDataset
+from bbdm.data.pairs import MappedDataset, Pairs
 from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask

@@ -13,11 +13,10 @@ import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge, TrainConfig, Trainer
 from bbdm.cli import train
 from bbdm.codec import wrap_codec
-from bbdm.data.cached import measure
 from bbdm.data.config import Crops
 from bbdm.data.examples import Example, collate
-from bbdm.data.mapped import MappedDataset
-from bbdm.data.pairs import Pairs
+from bbdm.data.latents import measure
+from bbdm.data.pairs import MappedDataset, Pairs
 from bbdm.data.spec import Condition, Spec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.base import Conditions, Network
