@@ -43,22 +43,37 @@ def make_folder(path: Path) -> None:
         raise ValueError(f"{error.filename} is a file, and a folder is needed there") from error
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make a folder, and let other processes that ask for it wait until the context ends.
+class InUseError(ValueError):
+    """Another process works in a folder."""
 
-    Nobody waits on a file system without locks.
+
+@contextmanager
+def locked(folder: Path, patience: float = -1, remove: bool = False) -> Iterator[None]:
+    """Make a folder, and keep other processes that ask for it out until the context ends.
+
+    Args:
+        folder: where the lock is; on a file system without locks nobody is kept out.
+        patience: seconds to wait for another process; -1 for any time.
+        remove: delete the folder at the end, in whatever way the context ends.
+
+    Raises:
+        InUseError: another process has the folder yet.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     make_folder(folder)
     lock = FileLock(folder / LOCK)
-    with suppress(NotImplementedError):
-        lock.acquire()
+    try:
+        with suppress(NotImplementedError):
+            lock.acquire(timeout=patience)
+    except Timeout:
+        raise InUseError(f"another process works in {folder}: wait for it, or give another folder") from None
     try:
         yield
     finally:
         lock.release()
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_place(path: Path) -> None:

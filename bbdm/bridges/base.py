@@ -163,12 +163,7 @@ class Bridge(Path):
         return tables[name, device, dtype]
 
     def _rows(self, name: str, t: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of (B,) times in a table of a method, and the table, for images (B, C, H, W).
-
-        Raises:
-            ValueError: t is not a (B,) tensor of times in range. The range is checked only on the CPU, where
-                that costs no synchronisation.
-        """
+        """The rows of (B,) times in a table of a method, and the table, for images (B, C, H, W)."""
         import torch
 
         real = t.is_floating_point()

@@ -44,7 +44,7 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "direction": "both",
     "ema_decay": 0.999,
 }
-FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction", "conditions", "slices", "cache_images", "cache_latents")
+FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction", "conditions", "slices", "cache_latents")
 SMALL = {
     "image_size": 64,
     "batch_size": 16,
@@ -186,7 +186,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         """The run before its first step; see the base class."""
         import torch
 
-        from bbdm.data.cached import LatentDataset, measure
+        from bbdm.data.latents import LatentDataset, measure
         from bbdm.files.checkpoint import load_codec
         from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask

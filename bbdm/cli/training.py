@@ -134,14 +134,12 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             ValueError: see :func:`~bbdm.data.rows.read_rows` and :meth:`~bbdm.data.config.RowsConfig.spec`.
         """
         from bbdm.data import loading
-        from bbdm.data.cached import CachedExamples
-        from bbdm.data.examples import BadPicturesError
         from bbdm.data.pairs import Pairs
-        from bbdm.data.rows import read_rows
+        from bbdm.data.rows import BadPicturesError, read_rows
 
         crops = getattr(self, "crop", None) or (Crops(learned.crop) if learned is not None and learned.crop else None)
-        parts, progress = bool(crops or self.slices), self.shown and team.first  # parts are cut of decoded files
-        of: tuple[Any, ...] = (self.cache_images if parts else None, self.degrade, self.skip_bad)
+        progress = self.shown and team.first
+        of: tuple[Any, ...] = (self.cache_images, self.degrade, self.skip_bad)
         with team.first_before_others():  # the others find what the first caches
             rows = read_rows(self.dataset, self.data_dir, "train")
             about: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops}
@@ -166,17 +164,13 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             report(team, line)
         if known is not None and (unseen := [name for name in known.each if name not in train.further.each]):
             raise ValueError(f"the network takes {unseen[0]!r} too, and `drop` does not name it")
-        if self.cache_images is not None and not parts:
-            with team.first_before_others():
-                for split, pairs in splits.items():
-                    splits[split] = CachedExamples(pairs, self.cache_images / split, self.workers, progress)
         return splits["train"], splits.get("val")
 
     def _conditions(
         self, rows: Sequence[Row], learned: Spec | None, known: ConditionsConfig | None
     ) -> dict[str, Condition]:
         """The conditions of examples of rows, of which a trained network may know some."""
-        from bbdm.data.conditions import known_conditions
+        from bbdm.data.examples import known_conditions
 
         seen = getattr(self, "conditions", None) or {}
         if known is None:

@@ -1,4 +1,4 @@
-"""Tensors that are computed once and stored on a disk: decoded pictures, resized pictures, latents.
+"""Tensors that are computed once and stored on a disk: decoded and resized pictures, and latents.
 
 A cache is a folder of safetensors files, the entries, and a manifest of what decides them.
 """
@@ -20,6 +20,7 @@ from bbdm.base.atomic import LOCK, locked, remove_leftovers, write_atomically
 
 VERSION = 2
 MANIFEST = "manifest.json"
+MAPPED = 10_000  # entries at a time: a process of Linux maps 65,530 regions at most
 Tensors = dict[str, torch.Tensor]
 
 
@@ -61,6 +62,8 @@ class Cache:
         if key not in self._mapped:
             if not self._path(key).exists():
                 self.write(key, make())
+            if len(self._mapped) >= MAPPED:
+                self._mapped.clear()
             self._mapped[key] = self._read(key)
         return self._mapped[key]
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +47,27 @@ class Cells:
     """
 
     def __init__(self, cache: Cache | None = None) -> None:
-        self._cache = cache
+        self.cache = cache
         self.forget()
 
     def forget(self) -> None:
         """Forget what was decoded and looked at."""
-        self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
+        self._whole = lru_cache(KEPT)(pictures.read if self.cache is None else self._decoded)
         self._photograph = lru_cache(KEPT)(lambda path: images.pixels(images.open_image(path)))
         self._headers = lru_cache(HEADERS)(pictures.header)
-        self._ranges: dict[Any, Values] = {}
+        self._measured = lru_cache(None)(lambda values, cell: values.of(self._sample(cell)))
 
-    def _cached(self, path: Path) -> Picture:
+    def stored(self, cells: Iterable[Any], how: str, make: Callable[[], Array]) -> Array:
+        """What is made of files as they are now, from the cache; ``how`` says what."""
+        assert self.cache is not None
+        about = [f"{getattr(cell, 'side', '')} {stamp(getattr(cell, 'path', cell).absolute())}" for cell in cells]
+        key = hashlib.sha256("\n".join([how, *about]).encode()).hexdigest()[:32]
+        return self.cache(key, lambda: {"picture": torch.from_numpy(make())})["picture"].numpy()
+
+    def _decoded(self, path: Path) -> Picture:
         """A file as a whole, from the cache."""
-        assert self._cache is not None
-        key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
-        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
-        return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
+        array = self.stored([path], "decoded", lambda: np.array(pictures.read(path)))
+        return Picture(array, self._headers(path).geometry, name=path.name)
 
     def header(self, cell: Any) -> Header | Picture:
         """Sides, type and geometry of a cell; of what is in memory, the picture."""
@@ -75,21 +81,13 @@ class Cells:
     ) -> Picture:
         """A cell as a picture (C, *S); rows of numbers are (1, L, D), and lists are arrays too.
 
-        Args:
-            cell: a path, a half of a file, an encoded picture or array, or an array.
-            window: a slice for each spatial axis, () for all.
-            change: what the photograph of a file becomes that is read as a whole.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or no picture.
+        ``window`` is a slice for each spatial axis, () for all. ``change`` is what the photograph of a file
+        becomes that is read as a whole. What is damaged or no picture is a ValueError.
         """
         if isinstance(cell, Path):
-            if not window:
-                return pictures.read(cell, (), change)
-            head = self._headers(cell)
-            if head.windowed:
-                return pictures.read(head, window)
+            head = self._headers(cell) if window or (self.cache is not None and change is None) else None
+            if head is None or head.windowed:
+                return pictures.read(head or cell, window, change)
             picture = self._whole(cell)
         elif isinstance(cell, Half):
             pixels = self._photograph(cell.path)
@@ -98,24 +96,22 @@ class Cells:
                 raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
             picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
         elif isinstance(cell, bytes) and not cell.startswith(NPY):
-            image = images.open_image(cell, "in a table", FORMATS)
-            picture = Picture(images.pixels(image), OF_PHOTOGRAPH)
+            picture = Picture(images.pixels(images.open_image(cell, "in a table", FORMATS)), OF_PHOTOGRAPH)
         else:
             array = cell if isinstance(cell, np.ndarray) else _array(cell)
             picture = Picture(array[None] if array.ndim < 3 else array)
         return picture[(slice(None), *window)] if window else picture  # pyright: ignore[reportReturnType]
 
     def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
-        """The values of some pictures: percentiles are measured once, on the whole ones."""
+        """The values of some pictures: percentiles are of each channel, and measured once of a file."""
         if isinstance(values, Values):
             return values
-        key = tuple(cells) if all(isinstance(each, Path | Half) for each in cells) else None
-        if key is None or key not in self._ranges:
-            found = values.of(np.concatenate([*map(self._sample, cells)]))
-            if key is None:
-                return found
-            self._ranges[key] = found
-        return self._ranges[key]
+        found: list[Values] = []
+        for cell in cells:
+            kept = isinstance(cell, Path | Half)
+            found.append(self._measured(values, cell) if kept else values.of(self._sample(cell)))
+        low, high = (tuple(chain(*(getattr(each, end) for each in found))) for end in ("low", "high"))
+        return found[0] if len(found) == 1 else Values(low, high, dtype="float32")
 
     def _sample(self, cell: Any) -> Array:
         """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
@@ -135,16 +131,11 @@ def _array(cell: Any) -> Array:
     """The array of an encoded one, or of lists of numbers; ValueError for anything else."""
     if isinstance(cell, str):
         raise FileNotFoundError(f"there is no picture {cell}")
-    if isinstance(cell, bytes):
-        cell = np.load(io.BytesIO(cell), allow_pickle=False)
-    elif isinstance(cell, list):
-        try:
-            cell = np.array(cell, np.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"it must be lists of as many numbers each, {error}") from error
-    if not isinstance(cell, np.ndarray):
-        raise ValueError(f"it is neither a picture nor an array, but {cell!r}")
-    return cell
+    try:
+        found = np.load(io.BytesIO(cell), allow_pickle=False) if isinstance(cell, bytes) else np.array(cell, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"it is neither a picture nor an array of as many numbers each, {error}") from error
+    return found
 
 
 def check_grids(
@@ -155,11 +146,8 @@ def check_grids(
 ) -> None:
     """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
 
-    Args:
-        columns: the row's cells, for messages.
-        heads: the headers of some columns, or their pictures.
-        sized: the columns that must have one size, even where they do not say where they lie.
-        paired: pictures of one row show the same; those of two sets lie anywhere.
+    ``heads`` are the headers or pictures of some columns, and those in ``sized`` must have one size even
+    where they do not say where they lie. Pictures that are not ``paired`` lie anywhere in the world.
     """
     role = "target" if columns["target"] else "source"
     if not heads.get(role):
@@ -182,16 +170,10 @@ def check_grids(
 
 
 def crop_window(whole: Sequence[slice], size: Sequence[int], key: str, seed: int) -> Window:
-    """The window of a crop in another window, random by its key and the seed of the epoch.
-
-    Raises:
-        ValueError: the window is smaller than the crop, or has other axes.
-    """
+    """The window of a crop in another, random by key and epoch; ValueError where that is smaller."""
     sides = [part.stop - part.start for part in whole]
     if len(sides) != len(size) or any(side < least for side, least in zip(sides, size, strict=True)):
         raise ValueError(f"it has {sizes.shown(sides)} pixels, and crops have {sizes.shown(size)}")
     random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
-    starts = [
-        part.start + int(random.integers(part.stop - part.start - n + 1)) for part, n in zip(whole, size, strict=True)
-    ]
+    starts = [part.start + int(random.integers(side - n + 1)) for part, side, n in zip(whole, sides, size, strict=True)]
     return tuple(slice(start, start + length) for start, length in zip(starts, size, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 
 from bbdm.base.settings import position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import UNPAIRED, Row, read_layout
+from bbdm.data.rows import UNPAIRED, BadPicturesError, Row, read_layout
 from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_conditions, read_named
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
@@ -142,7 +142,6 @@ class RowsConfig:
         Raises:
             ValueError: they have more than 8 bits, and nobody said what their range is.
         """
-        from bbdm.data.examples import BadPicturesError
         from bbdm.data.reading import Reader, first
 
         reader = Reader(Spec(direction=self.direction))

@@ -23,9 +23,6 @@ from bbdm.pictures import images
 Array = npt.NDArray[Any]
 Prepare = Callable[[dict[str, Array], str], dict[str, Array]]  # of an example's arrays (C, *S) by column, and a key
 FACTOR = 4  # of sr4
-GREY = 128  # of masked pixels
-LEAST_MASKED = 0.2  # share of the pixels; at most one stroke more
-LONGEST_STROKE, THICKEST_STROKE = 1 / 2, 1 / 8  # of a picture's shorter side
 BLOCK = 8  # side of the squares of JPEG
 ONLY_JPEG, ENDS_AS_JPEG, EACH = 0.5, 0.9, 0.4  # probabilities, in photo
 QUALITIES = 5, 95  # of JPEG in photo; these and the next are the strengths of the first round
@@ -60,29 +57,6 @@ def blur(picture: Image.Image, random: np.random.Generator, sigma: float) -> Ima
             blurred += weight * values.take((places + offset).clip(0, places[-1]), axis)
         values = blurred
     return Image.fromarray(np.rint(values).astype(np.uint8))
-
-
-def inpaint(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Strokes of a brush in grey (128) over 20 to 30 % of the pixels, in random places and directions."""
-    pixels = np.array(picture)
-    shorter = min(picture.size)
-    rows, columns = np.mgrid[: picture.height, : picture.width]
-    masked = np.zeros(rows.shape, dtype=bool)
-    while masked.mean() < LEAST_MASKED:
-        middle = random.random(2) * masked.shape
-        angle, half = random.random() * np.pi, random.random() * shorter * LONGEST_STROKE / 2
-        radius = max(0.5, random.uniform(0.5, 1) * shorter * THICKEST_STROKE / 2)
-        down, right = rows - middle[0], columns - middle[1]
-        along = (down * np.sin(angle) + right * np.cos(angle)).clip(-half, half)
-        distance = np.hypot(down - along * np.sin(angle), right - along * np.cos(angle))  # from the stroke's axis
-        masked |= distance <= radius
-    pixels[masked] = GREY
-    return Image.fromarray(pixels)
-
-
-def gray(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """The luminance 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), in each channel."""
-    return picture.convert("L").convert(picture.mode)
 
 
 def photo(picture: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -135,15 +109,11 @@ STEPS: tuple[Callable[..., Image.Image], ...] = (
     _noisy,
     _compressed,
 )
-
-
 DEGRADATIONS: dict[str, tuple[Callable[..., Image.Image], float | None, float, float]] = {
     # apply(picture, random) or apply(picture, random, level); the level unless given, the least, the most
     "sr4": (sr4, None, 0, 0),
     "jpeg": (jpeg, 10, 1, 95),  # quality
     "blur": (blur, 2.0, 0.1, 20.0),  # standard deviation in pixels
-    "inpaint": (inpaint, None, 0, 0),
-    "gray": (gray, None, 0, 0),
     "photo": (photo, None, 0, 0),
 }
 
@@ -172,7 +142,7 @@ class Degradation:
         if name not in DEGRADATIONS or (mark and not seed.isdecimal()):
             names = ", ".join(DEGRADATIONS)
             raise ValueError(f"degrade must be one of {names}, and maybe @SEED; got {text + mark + seed!r}")
-        _, level, lowest, highest = DEGRADATIONS[name]
+        _, level, least, most = DEGRADATIONS[name]
         if colon and level is None:
             raise ValueError(f"degrade {name!r} takes no number, got {text!r}")
         if colon:
@@ -180,8 +150,8 @@ class Degradation:
             level = math.nan
             with suppress(ValueError):
                 level = kind(number)
-            if not lowest <= level <= highest:
-                raise ValueError(f"degrade {name!r} takes {found} from {lowest:g} to {highest:g}, got {text!r}")
+            if not least <= level <= most:
+                raise ValueError(f"degrade {name!r} takes {found} from {least:g} to {most:g}, got {text!r}")
         return cls(name, level, int(seed or 0))
 
     def picture(self, picture: Image.Image, name: str) -> Image.Image:

@@ -1,15 +1,22 @@
-"""What a network trains on: an example as tensors, and batches of examples."""
+"""What a network trains on: examples as tensors, their conditions, and batches of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
-CONDITION = "condition."  # before the name of a condition
+from bbdm.data.reading import Column, Reader, first
+from bbdm.data.rows import Row, shown
+from bbdm.data.spec import Condition
+from bbdm.networks.conditions import KINDS, Classes, ConditionsConfig
+from bbdm.pictures.values import EIGHT_BIT
 
 
 class Example(NamedTuple):
@@ -27,20 +34,6 @@ class Example(NamedTuple):
         conditions = {name: change(value) for name, value in self.conditions.items()}
         mask = None if self.mask is None else change(self.mask)
         return self._replace(source=change(self.source), target=change(self.target), conditions=conditions, mask=mask)
-
-    def tensors(self) -> dict[str, Any]:
-        """All tensors by name; those of conditions begin with ``condition.``."""
-        conditions = {f"{CONDITION}{name}": value for name, value in self.conditions.items()}
-        found = {"source": self.source, "target": self.target, "mask": self.mask, **conditions}
-        return {name: value for name, value in found.items() if value is not None}
-
-
-class BadPicturesError(ValueError):
-    """Pictures of a data set cannot be read."""
-
-
-class NoTargetError(ValueError):
-    """A data set is of sources alone, and targets are needed."""
 
 
 def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -75,3 +68,149 @@ def collate(examples: Sequence[Example]) -> Example:
         [each.name for each in examples],
         [each.left_out for each in examples],
     )
+
+
+def known_conditions(
+    known: ConditionsConfig,
+    stored: Mapping[str, Condition],
+    rows: Sequence[Row],
+    labels: Mapping[str, str] | None = None,
+) -> dict[str, Condition]:
+    """The conditions of a trained network, from columns; those that may be left out may be missing.
+
+    Args:
+        known: the conditions of the network.
+        stored: what its file says of their values.
+        rows: of the data set.
+        labels: classes of all rows, by the names of conditions.
+
+    Raises:
+        ValueError: one is missing, a label is of no class, or labels are of other conditions.
+    """
+    labels = labels or {}
+    for name, label in labels.items():
+        classes = known.classes.get(name, ())
+        if name not in known.classes or (not isinstance(classes, int) and label not in classes):
+            raise ValueError(f"the network takes {known.described}, got {name}={label}")
+    conditions: dict[str, Condition] = {}
+    for name, each in known.each.items():
+        if name in labels or has_column(rows, name):
+            values = stored[name].values if name in stored else EIGHT_BIT
+            conditions[name] = Condition(each.kind, values, each.names or each.size, labels.get(name))
+        elif not each.droppable:
+            where = f"a column {name!r}, such as ',{name}=WHERE' behind the data set's folder"
+            raise ValueError(f"this network takes {known.described}: give {where}")
+    return conditions
+
+
+def with_sizes(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Reader) -> dict[str, Condition]:
+    """The conditions with their sizes, by the rows; ValueError where these have no such column."""
+
+    def size(name: str, each: Condition) -> Classes | None:
+        if each.label is None and not has_column(rows, name):
+            add = f"add ',{name}=WHERE' behind the data set's folder, or a table's"
+            raise ValueError(f"rows have no column {name!r}: {add}")
+        if each.size is not None:
+            return each.size
+        if each.kind == "class":
+            return None if isinstance(rows[0][name], int) else labels(rows, name)
+        if each.kind == "image":
+            return first(rows, lambda row: reader.header(row.get(name)).shape[0])
+        return first(rows, lambda row: _tokens(name, each, row, None, reader).shape[1])
+
+    return {name: replace(each, size=size(name, each)) for name, each in conditions.items()}
+
+
+def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
+    """Conditions whose sizes are known, as a network has them."""
+    known = {name: each for name, each in conditions.items() if each.size is not None}
+    settings: dict[str, Any] = {
+        field: {name: each.size for name, each in known.items() if each.kind == kind} for field, kind in KINDS.items()
+    }
+    return ConditionsConfig(**settings)
+
+
+def has_column(rows: Sequence[Row], name: str) -> bool:
+    """Whether rows have a column."""
+    return name in (getattr(rows, "columns", None) or rows[0])
+
+
+def labels(rows: Any, name: str) -> tuple[str, ...]:
+    """The labels in a column, each once: in their table's order, else numbers by value, then words.
+
+    Raises:
+        ValueError: rows have no labels in it.
+    """
+    if hasattr(rows, "columns"):  # of a table, which is read without its pictures
+        if known := rows.classes(name):
+            return known
+        rows = rows.select([name])
+    found: set[str] = set()
+    for row in rows:
+        with suppress(ValueError):  # which is said where the example is read
+            found.add(_label(name, row))
+    if not found:
+        raise ValueError(f"no example has a label of {name!r}")
+    return tuple(sorted(found, key=lambda each: (0, int(each), each) if each.isdecimal() else (1, 0, each)))
+
+
+def read_conditions(
+    conditions: Mapping[str, Condition], row: Row, columns: Mapping[str, Column], reader: Reader
+) -> dict[str, torch.Tensor]:
+    """What a row has besides the source, by name: images (C, *S), classes () int64, tokens (L, D).
+
+    ``columns`` are its images, cropped as its source is.
+
+    Raises:
+        ValueError: something cannot be read, or does not fit; the message names it.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, each in conditions.items():
+        if each.label is None and row.get(name) is None:
+            raise ValueError(f"{shown(row)} has no {name}")
+        found[name] = READ[each.kind](name, each, row, columns.get(name), reader)
+    return found
+
+
+def _image(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
+    """(C, *S) uint8 of 8 bits, else float32 in [-1, 1]."""
+    where = f"{name} of {shown(row)}"
+    array = reader.scaled(where, column, condition.values, condition.size)  # pyright: ignore[reportArgumentType]
+    if len(array) != condition.size:
+        raise ValueError(f"{where} has {len(array)} channels, and others have {condition.size}")
+    return torch.from_numpy(array)
+
+
+def _class(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
+    """() int64, the number of a class."""
+    classes = condition.size
+    if classes is None:  # of a data set of one's own
+        return torch.tensor(row[name])
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
+    found = condition.label or _label(name, row)
+    if found not in names:
+        raise ValueError(f"{shown(row)}: {found!r} is no class of {name!r}, which are {', '.join(names)}")
+    return torch.tensor(names.index(found))
+
+
+def _label(name: str, row: Row) -> str:
+    """A label as text. Raises ValueError for what is no text, or empty."""
+    cell = row.get(name)
+    text = cell.decode(errors="replace") if isinstance(cell, bytes) else cell
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} of {shown(row)} must be text, a label; got {text!r}")
+    return text.strip()
+
+
+def _tokens(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
+    """(L, D) float32, without the rows of zeros at the end. Raises ValueError for others, or not finite."""
+    where, width, array = f"{name} of {shown(row)}", condition.size, np.asarray(reader.read(row.get(name)))
+    if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or (width or array.shape[2]) != array.shape[2]:
+        wanted = f"(L, {width or 'D'})"
+        raise ValueError(f"{where}: tokens must be {wanted} of floats, got {array.shape[1:]} of {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where}: tokens have NaN or infinity")
+    return trimmed(torch.from_numpy(np.array(array[0], np.float32)))
+
+
+READ: dict[str, Callable[..., torch.Tensor]] = {"image": _image, "class": _class, "tokens": _tokens}

@@ -19,11 +19,9 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.data.examples import BadPicturesError, Example, collate
+from bbdm.data.examples import Example, collate
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Column
-from bbdm.data.rows import named, shown
-from bbdm.data.spec import CONTRAST, ROLES
+from bbdm.data.rows import BadPicturesError, named, shown
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import Values, check_finite
 
@@ -100,12 +98,10 @@ class Batches:
             BadPicturesError: a picture cannot be read.
             ValueError: anything else that was wrong.
         """
-        dataset, order = self._dataset, range(len(self._dataset)) if order is None else order
-        places = ((index, seed) for index in order)
-        self._places.sampler = places if dataset.stream is None else dataset.streamed(order, seed)
+        dataset = self._dataset
+        self._places.sampler = dataset.places(range(len(dataset)) if order is None else order, seed)
         for batch in with_short_errors(self._loader):
-            if any(batch.left_out):
-                dataset.leave_out(batch.left_out)
+            dataset.leave_out(batch.left_out)
             yield batch
 
     def __call__(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:
@@ -162,33 +158,25 @@ def _reason(pairs: Pairs, index: int) -> str:
 
 
 def first_look(pairs: Pairs) -> list[str]:
-    """What the first rows show: values outside of ranges, and sources without contrast."""
-    shares, flat = {role: list[float]() for role in ROLES}, list[str]()
+    """What the first rows show: values outside of ranges, and a source without contrast."""
+    shares, flat = dict[str, list[float]](), list[str]()
     for index in range(min(LOOKED_AT, len(pairs.rows))):
         with suppress(ValueError, FileNotFoundError):  # which is said where the example is read
             row = pairs.rows[index]
-            columns = pairs.reader.whole(row)
-            for role in (role for role in ROLES if role in columns):
-                if isinstance(values := getattr(pairs.spec, role), Values):
-                    share, contrast = _levels(columns[role], values)
-                    shares[role].append(share)
-                    flat += [shown(row)] if role == "source" and contrast < CONTRAST else []
+            for role, column in pairs.reader.whole(row).items():
+                if not isinstance(values := getattr(pairs.spec, role, None), Values):
+                    continue
+                array = column.array[:, ~np.broadcast_to(column.absent, column.array.shape[1:])]
+                low, high = (np.reshape(level, (-1, 1)) for level in (values.low, values.high))
+                outside = ((array < low) | (array > high)).mean() if array.size else 0
+                shares.setdefault(role, []).append(float(outside))
+                flat += [shown(row)] if role == "source" and pairs.spec.is_flat(array) else []
     found = [
         f"{100 * np.mean(each):.2g} % of the values of the first {len(each)} {role}s are outside of their range, "
         f"{getattr(pairs.spec, role)}, and clipped to it"
         for role, each in shares.items()
-        if each and np.mean(each) > CLIPPED
+        if np.mean(each) > CLIPPED
     ]
     if flat:
         found.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
     return found
-
-
-def _levels(column: Column, values: Values) -> tuple[float, float]:
-    """The share of values outside of a range, and the largest share of it that a channel uses."""
-    array = column.array[:, ~np.broadcast_to(column.absent, column.array.shape[1:])].astype(np.float64)
-    if not array.size:
-        return 0.0, 1.0
-    low, high = (np.reshape(level, (-1, 1)) for level in (values.low, values.high))
-    used = np.ptp(array.clip(low, high), axis=1) / (high - low)[:, 0]
-    return float(((array < low) | (array > high)).mean()), float(used.max())

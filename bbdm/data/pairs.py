@@ -18,14 +18,13 @@ import torch
 from torch.utils.data import Dataset
 
 from bbdm.base.atomic import file_sha256, stamp
-from bbdm.data import conditions
 from bbdm.data.cache import Cache
 from bbdm.data.degradations import Prepare
-from bbdm.data.examples import BadPicturesError, Example, NoTargetError
+from bbdm.data.examples import Example, config_of, read_conditions, with_sizes
 from bbdm.data.reading import LOOKED_AT, Reader, first
-from bbdm.data.rows import Row, UnpairedRows, named, paths_of, shown
-from bbdm.data.spec import ROLES, Spec
-from bbdm.data.tables import StreamedRows, TableRows
+from bbdm.data.rows import BadPicturesError, Row, UnpairedRows, named, paths_of, shown
+from bbdm.data.spec import ROLES, Condition, Spec
+from bbdm.data.tables import FIELDS, ItemRows, MapStyle, StreamedRows, TableRows
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import files, images
 from bbdm.pictures.picture import scale
@@ -42,8 +41,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         rows: mappings with a name, a source, a target, and what else there is; see
             :func:`~bbdm.data.rows.read_rows`.
         spec: what an example is.
-        cache: folder of decoded pictures, for crops and slices of files of which no part can be read alone;
-            None to decode them again.
+        cache: folder of decoded files of which no part can be read alone, and of resized photographs; None
+            to decode them again.
         prepare: changes the arrays of an example by column, after they are cropped and resized, such as a
             :class:`~bbdm.data.degradations.Degradation`; None for none. What it draws is a function of the
             key that it gets.
@@ -73,17 +72,14 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         prepare: Prepare | None = None,
         skip_bad: bool = False,
     ) -> None:
-        spec = spec or Spec()
-        decoded = None if cache is None else Cache(cache, "decoded pictures", {})
-        self.paired = not isinstance(rows, UnpairedRows)
-        self.reader = Reader(spec, decoded, prepare, paired=self.paired)
-        known = conditions.fitted(spec.conditions, rows, self.reader)
+        spec, self.paired = spec or Spec(), not isinstance(rows, UnpairedRows)
+        stored = None if cache is None else Cache(cache, "pictures", {})
+        self.reader = Reader(spec, stored, prepare, paired=self.paired)
+        known = with_sizes(spec.conditions, rows, self.reader)
         self.spec = spec = replace(spec, conditions=known)
         self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
-        self.stream = rows if isinstance(rows, StreamedRows | UnpairedRows) else None  # which draw an epoch themselves
-        self._of_files = () if hasattr(type(rows), "digest") else rows  # others are named by their digest
+        self.stream = rows if isinstance(rows, StreamedRows) else None  # which is read from its first row on
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
-        self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
         self.left_out: set[str] = set()
         row, heads = first(self.rows, lambda row: (row, self.reader.heads(row)), LOOKED_AT if skip_bad else 1)
         sides = heads["source"][0].sides
@@ -102,7 +98,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)
         self.image_size = images.as_size(spec.crop or spec.size or in_plane, spec.axes)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
-        self.reader.masked, self.further = self.masked, conditions.config_of(known)
+        self.reader.masked, self.further = self.masked, config_of(known)
         self._bytes = {role: [head.dtype.itemsize == 1 for head in heads[role]] for role in ROLES}
         self._slices: list[tuple[int, int]] = []  # the row and the index of each
         self._ends: list[int] = []
@@ -131,6 +127,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         crops = self.spec.crops
         if self.stream is not None:
             return self.stream.order(crops)
+        if not self.paired:  # the rows of an epoch are drawn
+            return lambda start, end: [*range(start, end)]
         indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
 
         def order(start: int, end: int) -> list[int]:
@@ -139,9 +137,11 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
         return order
 
-    def streamed(self, order: Iterable[int], seed: int) -> Iterator[Place]:
-        """The arguments of :meth:`read` for an order of a stream, whose rows are read here."""
-        assert self.stream is not None
+    def places(self, order: Iterable[int], seed: int) -> Iterator[Place]:
+        """The arguments of :meth:`read` for examples in an order; the rows of a stream are read here."""
+        if self.stream is None:
+            yield from ((index, seed) for index in order)
+            return
         groups = [(number, [*each]) for number, each in groupby(order, key=lambda index: index // self.spec.crops)]
         rows = self.stream.rows([number for number, _ in groups], seed)
         for (_, indices), row in zip(groups, rows, strict=True):
@@ -169,24 +169,20 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
         Raises:
             BadPicturesError: it cannot be read; the message names it.
-            NoTargetError: it has no target.
         """
         start = range(self._count)[index] if row is None else index  # IndexError ends iterations
-        reasons: dict[str, None] = {}
-        for number in range(start, start + (self._count if self.skip_bad and row is None else 1)):
+        skips, reasons = self.skip_bad and row is None, dict[str, None]()
+        for number in range(start, start + (self._count if skips else 1)):
             at, crop = divmod(number % self._count, self.spec.crops)
             at, slice_index = self._slices[at] if self._slices else (at, None)
-            found = self.rows[at] if row is None else row
+            found = row or (self.rows.drawn(at, seed) if isinstance(self.rows, UnpairedRows) else self.rows[at])
             try:
                 example = self._example(found, slice_index, crop, seed)
                 return example._replace(left_out="\n".join(reasons)) if reasons else example
-            except NoTargetError:
-                raise
             except (ValueError, FileNotFoundError) as error:  # other OSErrors say nothing of a file: a disk fails
                 reason = named(found, error)
-                if not self.skip_bad or row is not None:
-                    leave_out = "" if self.skip_bad else "; skip_bad leaves it out"
-                    raise BadPicturesError(reason + leave_out) from error
+                if not skips:
+                    raise BadPicturesError(reason + "; skip_bad leaves it out" * (not self.skip_bad)) from error
                 reasons[" ".join(reason.split())] = None
         raise BadPicturesError(f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}")
 
@@ -201,9 +197,9 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Uint8 of 8-bit pictures, else float32; pixels without a value are 0, or -1."""
         name = row["name"] if index is None else f"{row['name']}/{index:04d}"
         key = f"{name} {crop}"
+        if self.prepare is None and row.get("target") is None:
+            raise ValueError(f"{shown(row)} has no target: this data set can only be translated")
         found = self.reader.open(row, None, index, (key, seed))
-        if "target" not in found and self.prepare is None:
-            raise NoTargetError(f"{shown(row)} has no target: this data set can only be translated")
         arrays: dict[str, Any] = {}
         for role in ROLES:
             if (column := found.get(role)) is not None:
@@ -214,12 +210,12 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if self.prepare is not None:
             arrays = self.prepare(arrays, f"{key} {seed}" if self.spec.crop else name)
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
-        more = conditions.read(self.spec.conditions, row, found, self.reader) if self.spec.conditions else {}
+        more = read_conditions(self.spec.conditions, row, found, self.reader) if self.spec.conditions else {}
         return Example(source, target, more, torch.from_numpy(self.reader.mask(found)) if self.masked else None, name)
 
     def conditions(self, row: Row) -> dict[str, torch.Tensor]:
         """What a row, as a whole, has besides the source: images, classes and tokens."""
-        return conditions.read(self.spec.conditions, row, self.reader.open(row, self.reader.images), self.reader)
+        return read_conditions(self.spec.conditions, row, self.reader.open(row, self.reader.images), self.reader)
 
     @cached_property
     def spacing(self) -> tuple[float, ...] | None:
@@ -232,16 +228,20 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 found += [] if spacing is None else [spacing]
         return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
 
-    def same_rows(self, other: Pairs) -> bool:
-        """Whether another data set has the same rows."""
-        if self._of_files or other._of_files:
-            return list(self._of_files) == list(other._of_files)
-        return getattr(self.rows, "digest", None) == getattr(other.rows, "digest", None)
-
     def without(self, indices: Collection[int]) -> Pairs:
         """The data set without some of its rows."""
         rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
         return Pairs(rows, self.spec, self.cache, self.prepare, self.skip_bad) if indices else self
+
+    def same_rows(self, other: Pairs) -> bool:
+        """Whether another data set has the same rows."""
+        one, two = (getattr(each.rows, "digest", None) or [*each.rows] for each in (self, other))
+        return one == two
+
+    @property
+    def _prepared(self) -> str:
+        """The name of what prepares examples, or nothing."""
+        return "" if self.prepare is None else getattr(self.prepare, "__qualname__", None) or str(self.prepare)
 
     def settings(self) -> dict[str, Any]:
         """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
@@ -252,7 +252,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def digest(self, columns: Collection[str] | None = None) -> str:
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
-        for row in self._of_files:
+        for row in self._files:
             hashes = (file_sha256(file) for path in paths_of(row, columns) for file in files.files_of(path))
             digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
         return digest.hexdigest()
@@ -270,6 +270,46 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def stamps_digest(self) -> str:
         """SHA-256 of the paths, sizes and times of all files; "" where there are none."""
-        paths = {file for row in self._of_files for path in paths_of(row) for file in files.files_of(path)}
+        paths = {file for row in self._files for path in paths_of(row) for file in files.files_of(path)}
         stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
         return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""
+
+    @property
+    def _files(self) -> Sequence[Row]:
+        """The rows that are of files; others are named by their digest."""
+        return () if hasattr(type(self.rows), "digest") else self.rows
+
+
+class MappedDataset(Pairs):
+    """The items of a map-style data set as examples.
+
+    Args:
+        dataset: has ``__len__`` and ``__getitem__``. An item is (source, target), or a mapping with
+            ``source``, ``target``, and maybe ``conditions``, ``mask`` (1, H, W) and ``name``. Conditions are
+            images (K, H, W) of uint8 or in [-1, 1], numbers of classes, and tokens (L, D), by name.
+        item: makes such an item of what the data set has; None where it has such items.
+        spec: values, crops and sizes; None for 0 to 255 of uint8, and floats in [-1, 1], as they are.
+
+    Sources and targets are tensors, arrays (C, H, W), of volumes (C, D, H, W), or 8-bit pictures of Pillow. A
+    ``digest()`` of the data set names it when a run resumes; without one, its length and some items do.
+
+    Raises:
+        ValueError: item 0 is no example; the message says what it is and what is expected.
+    """
+
+    def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None = None, spec: Spec | None = None) -> None:
+        rows = ItemRows(dataset, item)
+        first = rows[0]
+        found: dict[str, Condition] = {}
+        for name, value in first.items():
+            if name not in FIELDS:
+                axes = np.ndim(value)
+                kind, size = "image" if axes > 2 else "tokens", None if axes == 0 else value.shape[axes == 2]
+                found[name] = Condition("class" if axes == 0 else kind, size=size)
+        super().__init__(rows, replace(spec or Spec(axes=3 if first["target"].ndim == 4 else 2), conditions=found))
+        self.read(0)
+
+
+def as_pairs(dataset: Pairs | MapStyle) -> Pairs:
+    """A data set as it is where it is one of this library, else the items of a map-style one."""
+    return dataset if isinstance(dataset, Pairs) else MappedDataset(dataset)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from bbdm.data.cache import Cache
-from bbdm.data.cells import Array, Cells, check_grids, crop_window
+from bbdm.data.cells import OF_PHOTOGRAPH, Array, Cells, check_grids, crop_window
 from bbdm.data.degradations import Prepare
-from bbdm.data.examples import BadPicturesError
-from bbdm.data.rows import Row, shown
+from bbdm.data.rows import BadPicturesError, Half, Row, shown
 from bbdm.data.spec import AXES, ROLES, Spec
 from bbdm.pictures import Geometry, Header, Picture, images
 from bbdm.pictures.formats import Window
@@ -54,7 +54,7 @@ class Reader(Cells):
 
     Args:
         spec: what an example is.
-        cache: of decoded pictures; None to keep a few in memory.
+        cache: of decoded files and of resized photographs; None to keep a few in memory.
         prepare: changes the arrays of a row; None for none.
         masked: whether pixels may not count.
         paired: whether the pictures of a row show the same, so that they lie on one grid.
@@ -77,24 +77,29 @@ class Reader(Cells):
         crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
         self._crop = crop if self.axis is None or not crop else (*crop[: self.axis], 1, *crop[self.axis :])
         self._size = None if self._crop else spec.size
+        self._sides = () if self._size is None else images.sides(self._size)
+        self._changes = {} if self._size is None else {r: self._change for r in ROLES if getattr(spec, r) == EIGHT_BIT}
+
+    def _change(self, image: Image.Image) -> Image.Image:
+        """A photograph in the channels and at the size of examples."""
+        assert self._size is not None
+        image = image if self.spec.channels is None else images.convert(image, self.spec.channels)
+        return images.resized(image, self._size, self.spec.resize)
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
-        return Reader, (self.spec, self._cache, self.prepare, self.masked, self.paired)
+        return Reader, (self.spec, self.cache, self.prepare, self.masked, self.paired)
 
     def columns(self, row: Row) -> dict[str, tuple[Any, ...]]:
-        """The cells of a row's pictures: source and target by the direction, mask, and images of conditions.
-
-        Raises:
-            ValueError: the direction needs one source and one target, and a row has others.
-        """
-        found = {name: row.get(name) for name in (*ROLES, "mask", *self.images)}
-        if self.spec.direction != "AtoB" and (found["target"] is None or type(found["source"]) is tuple):
+        """The cells of a row's pictures: source and target by the direction, mask, images of conditions."""
+        cells = {name: row.get(name) for name in (*ROLES, "mask", *self.images)}
+        found = {n: cell if type(cell) is tuple else () if cell is None else (cell,) for n, cell in cells.items()}
+        if self.spec.direction != "AtoB" and not len(found["source"]) == len(found["target"]) == 1:
             raise ValueError(f"{shown(row)}: direction {self.spec.direction!r} needs one source and one target")
         if self.spec.direction == "BtoA":
             found["source"], found["target"] = found["target"], found["source"]
-        if found["source"] is None:
+        if not found["source"]:
             raise ValueError(f"{shown(row)} has no source")
-        return {name: cell if type(cell) is tuple else () if cell is None else (cell,) for name, cell in found.items()}
+        return found
 
     def heads(self, row: Row) -> dict[str, list[Header | Picture]]:
         """The headers of a row's pictures by column; see :meth:`columns`."""
@@ -113,15 +118,9 @@ class Reader(Cells):
                 around = self.spec.around(around[0], self.header(cells[0]).sides[self.axis])
             window = (*window[: self.axis], slice(around[0], around[-1] + 1), *window[self.axis + 1 :])
             slices = [each - around[0] for each in around]
-        role = name in ROLES
-        channels = self.spec.channels if role else None
-        size = self._size if role and not self.masked and getattr(self.spec, name) == EIGHT_BIT else None
-
-        def change(image: Image.Image) -> Image.Image:
-            image = image if channels is None else images.convert(image, channels)
-            return image if size is None else images.resized(image, size, self.spec.resize)
-
-        opened = [self.read(cell, window, change if channels or size else None) for cell in cells]
+        channels = self.spec.channels if name in ROLES else None
+        change = None if window or self.masked else self._changes.get(name)
+        opened = [self.read(cell, window, change) for cell in cells]
         arrays: list[Array] = []
         absent: Any = False
         for picture in opened:
@@ -134,6 +133,15 @@ class Reader(Cells):
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return Column(array, absent, opened, cells, [part.start for part in window], slices)
 
+    def _cached(self, name: str, cells: Sequence[Any]) -> Column:
+        """Whole photographs at the size of examples, from the cache; other pictures as they are."""
+        files = [cell for cell in cells if isinstance(cell, Path | Half) and self.header(cell).photograph]
+        if name not in self._changes or self.masked or len(files) < len(cells):
+            return self.column(name, cells)
+        how = f"{self.spec.channels} channels, {self.spec.size}, {self.spec.resize}"
+        array = self.stored(cells, how, lambda: self.fitted(self.column(name, cells).array))
+        return Column(array, False, [Picture(array, OF_PHOTOGRAPH)] * len(cells), cells)
+
     def open(
         self,
         row: Row,
@@ -141,31 +149,23 @@ class Reader(Cells):
         index: int | None = None,
         crop: tuple[str, int] | None = None,
     ) -> dict[str, Column]:
-        """The columns of a row, on one grid.
+        """Columns of a row, None for all, on one grid; ValueError if a file cannot be read or grids differ.
 
-        Args:
-            row: of a data set.
-            names: of columns; None for all that have pictures.
-            index: of a slice; None for the whole.
-            crop: the key and the seed of the window that all are cropped to; None for whole pictures.
-
-        Raises:
-            ValueError: a file cannot be read, is smaller than the crop, or grids differ.
+        ``index`` is of a slice, None for the whole; ``crop`` the key and the seed of a window, None for none.
         """
         columns, window = self.columns(row), Window()
         if self._partial and row["name"] not in self._checked:
             check_grids(columns, self.heads(row), columns, self.paired)
             self._checked.add(row["name"])
-        if index is not None or (self._crop and crop is not None):
+        crop = crop if self._crop else None
+        if index is not None or crop is not None:
             parts = [slice(0, side) for side in self.header(columns["source"][0]).shape[1:]]
             if self.axis is not None and index is not None:
                 parts[self.axis] = slice(index, index + 1)
-            window = crop_window(parts, self._crop, *crop) if self._crop and crop is not None else tuple(parts)
-        found = {
-            name: self.column(name, cells, window)
-            for name, cells in columns.items()
-            if cells and (names is None or name in names)
-        }
+            window = tuple(parts) if crop is None else crop_window(parts, self._crop, *crop)
+        chosen = {name: cells for name, cells in columns.items() if cells and (names is None or name in names)}
+        cached = self.cache is not None and not window
+        found = {n: self._cached(n, cells) if cached else self.column(n, cells, window) for n, cells in chosen.items()}
         if not self._partial:
             grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
             if len(grids) > 1:
@@ -177,15 +177,8 @@ class Reader(Cells):
         """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
 
         Whole pictures have the size of examples. The channels of a source are those of all slices around it.
-
-        Args:
-            name: of the column, for messages.
-            column: an opened column, in stored values.
-            values: their range; 0 to 255 of uint8, and also for floats in [-1, 1].
-            channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
-
-        Raises:
-            ValueError: values have no range, or are NaN or infinite.
+        Values of 8 bits are also of floats in [-1, 1]; others that have no range, NaN and infinity are a
+        ValueError. ``channels`` are 1 or 3, which 8-bit grey and colour become; None for their own.
         """
         values = values if isinstance(values, Values) else self.values(values, column.cells)
         array, absent = column.array, column.absent
@@ -209,13 +202,12 @@ class Reader(Cells):
                 raise ValueError(f"{name} has values from {found} in {array.dtype}: {how}")
             array = np.where(absent, -1, array).astype(np.float32)
         if column.slices:
-            assert self.axis is not None
-            array = np.concatenate([array.take(index, 1 + self.axis) for index in column.slices])
+            array = np.concatenate([array.take(index, 1 + (self.axis or 0)) for index in column.slices])
         return self.fitted(array)
 
     def fitted(self, array: Array) -> Array:
         """An array at the size that whole pictures are resized to, in memory of its own."""
-        if self._size is None:
+        if self._size is None or array.shape[1:] == self._sides:
             return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
         return images.fitted(array, self._size, self.spec.resize)
 
@@ -223,8 +215,7 @@ class Reader(Cells):
         """(1, *S) float32, 1 where pixels count: in the mask, with a value in source and target."""
 
         def own(column: Column, array: Any) -> Array:  # of the slice of the example
-            array = np.asarray(array)
-            middle = len(column.slices) // 2
+            array, middle = np.asarray(array), len(column.slices) // 2
             return array.take(column.slices[middle], (self.axis or 0) - 3) if column.slices and array.ndim else array
 
         valid = [~own(columns[role], columns[role].absent) for role in ROLES if role in columns]
@@ -238,11 +229,7 @@ class Reader(Cells):
         return self.spec.channels or head.shape[0] if head.photograph else head.shape[0]
 
     def slices(self, row: Row) -> Sequence[int]:
-        """The slices of a volume that are examples: those of which something lies in the mask.
-
-        Raises:
-            ValueError: it is no volume, or cannot be read.
-        """
+        """The slices of a volume that are examples: those of which something lies in the mask."""
         assert self.axis is not None
         columns = self.columns(row)
         sides = self.header((columns["target"] or columns["source"])[0]).sides
@@ -254,12 +241,9 @@ class Reader(Cells):
         return np.flatnonzero(inside.any(axis=tuple(each for each in range(4) if each != 1 + self.axis))).tolist()
 
     def whole(self, row: Row) -> dict[str, Column]:
-        """The source, target and mask of a row, which may be a volume of several examples.
+        """Source, target and mask of a row, which may be a volume of several examples, in stored values.
 
-        They are in stored values. What is resized or prepared for examples is so here too, the mask aside.
-
-        Raises:
-            ValueError: a file cannot be read, or grids differ.
+        What is resized or prepared for examples is so here too, the mask aside.
         """
         found = self.open(row, (*ROLES, "mask"))
         if self.spec.size is None and self.prepare is None:
@@ -295,11 +279,7 @@ class Reader(Cells):
 
 
 def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:
-    """What ``read`` gives of the first row that can be read.
-
-    Raises:
-        BadPicturesError: none of the first ``count`` can; it says why the very first cannot.
-    """
+    """What ``read`` gives of the first row that can be read; BadPicturesError if none of the first can."""
     failed: Exception | None = None
     for row in islice(rows, count):
         try:

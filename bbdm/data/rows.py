@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,10 @@ SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
 PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
 UNPAIRED = "unpaired"  # the layout of two sets without pairs
+
+
+class BadPicturesError(ValueError):
+    """Pictures of a data set cannot be read."""
 
 
 class Half(NamedTuple):
@@ -64,44 +68,37 @@ class UnpairedRows(Sequence[Row]):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        found = range(self._count)[index]
-        return next(self.rows([found], 0)) if isinstance(found, int) else [*self.rows(found, 0)]
+        return self.drawn(range(self._count)[index], 0)
 
-    def order(self, crops: int = 1) -> Callable[[int, int], list[int]]:
-        """The examples at the positions start to end of an epoch, whose rows are drawn already."""
-        return lambda start, end: [*range(start, end)]
-
-    def rows(self, order: Iterable[int], seed: int) -> Iterator[Row]:
-        """The rows at indices of the epoch of a seed."""
-        drawn = [_drawn(seed, side, len(cells), self._count) for side, cells in enumerate(self._sets)]
-        for index in order:
-            (a, source), (b, target) = (cells[each[index]] for cells, each in zip(self._sets, drawn, strict=True))
-            yield {"name": f"{a}+{b}", "source": source, "target": target}
-
-    def shared(self, rank: int, processes: int) -> UnpairedRows:
-        """The rows of one of several processes, which take shares of the same order."""
-        return self
+    def drawn(self, index: int, seed: int) -> Row:
+        """Row ``index`` of the epoch of a seed, whose order is drawn already."""
+        drawn = (cells[_order(seed, side, len(cells), self._count)[index]] for side, cells in enumerate(self._sets))
+        (a, source), (b, target) = drawn
+        return {"name": f"{a}+{b}", "source": source, "target": target}
 
 
 @lru_cache(maxsize=8)
-def _drawn(seed: int, side: int, size: int, count: int) -> npt.NDArray[np.int64]:
+def _order(seed: int, side: int, size: int, count: int) -> npt.NDArray[np.int64]:
     """``count`` indices of a set of ``size`` pictures: all of them in random order, again and again."""
     generator = np.random.default_rng([seed, side])
     return np.concatenate([generator.permutation(size) for _ in range(-(-count // size))])[:count]
 
 
+def cells_of(cell: Any) -> tuple[Any, ...]:
+    """The cells of a column in a row: several, one, or none."""
+    return cell if type(cell) is tuple else () if cell is None else (cell,)
+
+
 def paths_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
     """The files and folders of a row's pictures, each once; of some columns, None for all."""
-    values = row.values() if columns is None else map(row.get, columns)
-    cells = chain.from_iterable(value if type(value) is tuple else (value,) for value in values)
-    paths = (cell.path if isinstance(cell, Half) else cell for cell in cells if isinstance(cell, Half | Path))
-    return tuple(dict.fromkeys(paths))
+    cells = chain.from_iterable(map(cells_of, row.values() if columns is None else map(row.get, columns)))
+    paths = (cell.path if isinstance(cell, Half) else cell for cell in cells)
+    return tuple(dict.fromkeys(path for path in paths if isinstance(path, Path)))
 
 
 def shown(row: Row) -> str:
     """What messages call a row: the path of its source, or its name."""
-    source = row["source"]
-    source = source[0] if type(source) is tuple else source
+    source = cells_of(row["source"])[0]
     return str(source) if isinstance(source, Half | Path) else row["name"]
 
 
@@ -131,6 +128,8 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
     if dataset in tables.LAYOUTS:
         return DATASETS[dataset](folders.replace("{split}", split), split, columns)
     parts: list[Part] = DATASETS[dataset](folders, split)
+    if dataset == UNPAIRED:
+        return UnpairedRows(*(part.cells for part in parts))
     for name, where in columns.items():
         if name in ("name", *(part.column for part in parts)):
             raise ValueError(f"rows have a {name} already: {where} would be another")
@@ -138,8 +137,6 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
-    if dataset == UNPAIRED:
-        return UnpairedRows(*(part.cells for part in parts))
     first, *others = parts
     for part in others:
         for one, other in ((first, part), (part, first)) if part.column in SIDES else ((first, part),):
@@ -151,8 +148,8 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
     for name in first.cells:
         row: dict[str, Any] = {"name": name}
         for part in parts:
-            before, cell = row.get(part.column), part.cells[name]
-            row[part.column] = cell if before is None else (*(before if type(before) is tuple else (before,)), cell)
+            before, cell = cells_of(row.get(part.column)), part.cells[name]
+            row[part.column] = (*before, cell) if before else cell
         rows.append(row)
     return rows
 
@@ -249,26 +246,22 @@ def _table(data_dir: str, split: str) -> list[Part]:
     ``;`` between them.
     """
     path = Path(data_dir.replace("{split}", split))
-    lines = _lines(path)
-    header = lines[0] if lines else []
+    header, *lines = _lines(path) or [[]]
     if "source" not in header or len(set(header)) < len(header):
         raise ValueError(f"{path} must begin with a line of column names, each once, source among them; got {header}")
-    columns: dict[str, dict[str, Any]] = {"source": {}}
-    for number, cells in enumerate(lines[1:], start=2):
-        if len(cells) != len(header):
-            raise ValueError(f"line {number} of {path} has {len(cells)} cells, and its header {len(header)}")
-        row = dict(zip(header, cells, strict=True))
-        if empty := [column for column, cell in row.items() if not cell]:
-            raise ValueError(f"line {number} of {path} has no {empty[0]}")
+    columns: dict[str, dict[str, Any]] = {column: {} for column in header if column != "name"}
+    for number, cells in enumerate(lines, start=2):
+        row = dict(zip(header, cells, strict=False))
+        if len(cells) != len(header) or not all(cells):
+            raise ValueError(f"line {number} of {path} must have a cell of each of {header}, got {cells}")
         name = row.pop("name", Path(row["source"].split(";")[0]).with_suffix("").as_posix())
         if name in columns["source"]:
             raise ValueError(f"line {number} of {path}: the name {name!r} is there twice")
         for column, cell in row.items():
-            paths = [path.parent / each.strip() for each in cell.split(";")]
+            paths = [path.parent / each.strip() for each in (cell.split(";") if column == "source" else [cell])]
             is_file = column in PICTURES or (formats.suffix_of(cell) and paths[0].exists())
-            several = column == "source" and len(paths) > 1
-            columns.setdefault(column, {})[name] = tuple(paths) if several else paths[0] if is_file else cell
-    if not columns["source"]:
+            columns[column][name] = tuple(paths) if len(paths) > 1 else paths[0] if is_file else cell
+    if not lines:
         raise ValueError(f"there are no rows in {path}")
     return [Part(column, path, cells) for column, cells in columns.items()]
 

@@ -24,8 +24,9 @@ Way = Literal["AtoB", "BtoA", "both"]
 ROLES = ("source", "target")  # the columns that have values of their own
 LEARNED = ("crop", "slices", "neighbours", "spacing", "nodata")  # fields that a network's file keeps as they are
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
-BYTE = 255  # the largest value of 8 bits
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
+BYTE = 255  # the largest value of 8 bits
+CHOICES = {"slices": (None, *AXES), "direction": (*DIRECTIONS, "both"), "channels": (None, 1, 3)}
 CONTRAST = 0.01  # share of their range that the values of a source have at least
 
 
@@ -120,13 +121,12 @@ class Spec:
     nodata: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target, Values):
-            raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
-        choices = {"slices": (None, *AXES), "direction": (*DIRECTIONS, "both"), "channels": (None, 1, 3)}
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(each) for each in allowed if each is not None)
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
+        if not isinstance(self.target, Values):
+            raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
         if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
             raise ValueError(f"neighbours must be a number, at least 0, and need slices; got {self.neighbours}")
         if self.axes == 3 and self.slices is not None:
@@ -135,10 +135,8 @@ class Spec:
             raise ValueError(f"crops of a picture must be at least 1, and several need their size; got {self.crops}")
         if self.direction == "both":
             if not isinstance(self.source, Values) or self.neighbours:
-                raise ValueError(
-                    "direction 'both' makes sources too: they need values LOW:HIGH and no neighbours, got "
-                    f"{self.source} and {self.neighbours} neighbours"
-                )
+                needed = "direction 'both' makes sources too: they need values LOW:HIGH and no neighbours"
+                raise ValueError(f"{needed}, got {self.source} and {self.neighbours} neighbours")
             both = Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])
             if self.conditions.get(DIRECTION, both) != both:
                 raise ValueError(f"with direction 'both', no other condition may be called {DIRECTION!r}")
@@ -147,11 +145,10 @@ class Spec:
             if (size := getattr(self, name)) is not None:
                 axes = len(size) if isinstance(size, list | tuple) and self.axes == 2 else self.axes
                 object.__setattr__(self, name, as_size(size, axes))
-        spacing = self.spacing
-        if spacing is not None:
-            lengths = spacing if isinstance(spacing, list | tuple) and len(spacing) == 3 else ()
+        if self.spacing is not None:
+            lengths = self.spacing if isinstance(self.spacing, list | tuple) and len(self.spacing) == 3 else ()
             if not lengths or not all(isinstance(each, float | int) and 0 < each < 1e9 for each in lengths):
-                raise ValueError(f"spacing must be 3 lengths, got {spacing}")
+                raise ValueError(f"spacing must be 3 lengths, got {self.spacing}")
             object.__setattr__(self, "spacing", tuple(map(float, lengths)))
         if not isinstance(self.nodata, float | int | None):
             raise ValueError(f"nodata must be a number, got {self.nodata!r}")
@@ -184,6 +181,13 @@ class Spec:
             return None
         return tuple(range(self.neighbours * channels, (self.neighbours + 1) * channels))
 
+    def is_flat(self, array: npt.NDArray[Any]) -> bool:
+        """Whether values of a source are nearly constant within their range, unless it is that of 8 bits."""
+        if not isinstance(self.source, Values) or self.source == EIGHT_BIT or not array.size:
+            return False
+        used = array.clip(np.min(self.source.low), np.max(self.source.high))
+        return bool(np.ptp(used) < CONTRAST * np.subtract(self.source.high, self.source.low).min())
+
     def warn_of_source(self, source: Picture) -> None:
         """Warn where a source differs from those of training: in its spacing, its bits, or no contrast."""
         name, spacing = source.name or "the source", source.geometry.spacing
@@ -192,13 +196,10 @@ class Spec:
             found, trained = (" x ".join(f"{side:.4g}" for side in each or ()) for each in (spacing, self.spacing))
             text = f"{name} has voxels of {found}, and the network was trained on {trained}"
             warnings.warn(f"{text}: it knows things at that scale, so resample the source", stacklevel=2)
-        if not isinstance(self.source, Values) or self.source == EIGHT_BIT:
-            return
-        width = np.subtract(self.source.high, self.source.low)
-        array = np.asarray(source)[:, ~source.absent()].clip(np.min(self.source.low), np.max(self.source.high))
-        if array.size and np.ptp(array) < CONTRAST * width.min():
+        if self.is_flat(np.asarray(source)[:, ~source.absent()]):
             warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
-        if source.dtype == np.uint8 and width.max() > 2 * BYTE:
+        wide = isinstance(self.source, Values) and np.subtract(self.source.high, self.source.low).max() > 2 * BYTE
+        if wide and source.dtype == np.uint8:
             text = f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}"
             own = f"give its own to a call in Python, source_values=(0, {BYTE})"
             warnings.warn(f"{text}: store it in these values, or {own}", stacklevel=2)

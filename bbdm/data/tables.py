@@ -1,4 +1,4 @@
-"""Rows of tables of the Hugging Face ``datasets`` library: tars of WebDataset, Parquet, the Hub.
+"""Rows of other libraries: tables of ``datasets`` (tars, Parquet, the Hub), and map-style data sets.
 
 A table of the layout ``hub`` is fetched once, and its files are mapped into memory. One of the layout
 ``stream`` is read from its first row on, in an order that is a function of the epoch's seed.
@@ -6,6 +6,7 @@ A table of the layout ``hub`` is fetched once, and its files are mapped into mem
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -14,14 +15,21 @@ from glob import glob
 from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 from bbdm.base import optional
+from bbdm.networks.arrays import as_numpy
+from bbdm.pictures import images
 
 SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
 KEY = "__key__"  # WebDataset's name of a row
 MIXED = 1000  # rows of a stream that are mixed at a time
 SIDES = ("source", "target")
+FIELDS = (*SIDES, "conditions", "mask", "name")  # of the item of a map-style data set
+LOOKED_AT = 8  # items that a digest is of
 Order = Callable[[int, int], list[int]]
 Row = Mapping[str, Any]
 
@@ -77,8 +85,6 @@ class TableRows(Sequence[Row]):
         return len(self._table)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
         return self._row(index, self._table[range(len(self))[index]])
 
     def classes(self, name: str) -> tuple[str, ...] | None:
@@ -132,8 +138,7 @@ class StreamedRows(TableRows):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        found = range(self._count)[index]
-        return next(self.rows([found], 0)) if isinstance(found, int) else [*self.rows(found, 0)]
+        return next(self.rows([range(self._count)[index]], 0))
 
     def order(self, crops: int = 1) -> Order:
         """The order of an epoch: positions in this process's own stream of it.
@@ -196,6 +201,79 @@ def open_table(
         return TableRows(table, named)
     known = (table.info.splits or {}).get(str(table.split))
     return StreamedRows(table, named, name, known.num_examples or None if known else None)
+
+
+class MapStyle(Protocol):
+    """What ``torch.utils.data`` calls a map-style data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class ItemRows(Sequence[Row]):
+    """The items of a map-style data set as rows of arrays and numbers of classes.
+
+    Args:
+        dataset: of items as :class:`~bbdm.data.pairs.MappedDataset` takes them.
+        item: makes such an item of what the data set has; None where it has such items.
+
+    Raises:
+        ValueError: it is no map-style data set; or later, what is wrong with an item.
+    """
+
+    def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None) -> None:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise ValueError(f"a data set needs __len__ and __getitem__, and a {type(dataset).__name__} has not both")
+        self.dataset, self._item = dataset, item
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        item, name = self.dataset[range(len(self.dataset))[index]], f"item {index} of the data set"
+        try:
+            item = item if self._item is None else self._item(item)
+            if isinstance(item, tuple | list) and len(item) == 2:
+                item = dict(zip(FIELDS, item, strict=False))
+            if not isinstance(item, Mapping) or not {*SIDES} <= item.keys():
+                got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
+                expected = f"(source, target), or a mapping with source and target, and maybe {', '.join(FIELDS[2:])}"
+                raise ValueError(f"it must be {expected}; got {got}")
+            row: dict[str, Any] = {"name": str(item.get("name") or name)}
+            row |= {side: _array(side, item[side], (3, 4)) for side in (*SIDES, "mask") if item.get(side) is not None}
+            for column, value in (item.get("conditions") or {}).items():
+                if np.ndim(value) or isinstance(value, Image.Image):
+                    row[column] = _array(column, value, (2, 3, 4))
+                elif int(value) != value or value < 0 or isinstance(value, float):
+                    kinds = "the number of a class, an image or tokens (L, D)"
+                    raise ValueError(f"{column} must be {kinds}, got {value!r}")
+                else:
+                    row[column] = int(value)
+            return row
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} cannot be trained on: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """The data set's ``digest()``, else SHA-256 of its length and of some items."""
+        own = getattr(self.dataset, "digest", None)
+        if callable(own):
+            return str(own())
+        digest = hashlib.sha256(str(len(self)).encode())
+        for index in sorted({round(i * (len(self) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
+            for name, value in sorted(self[index].items()):
+                content = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+                digest.update(name.encode() + content)
+        return digest.hexdigest()
+
+
+def _array(name: str, value: Any, axes: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """A picture (C, *S) of Pillow, an array or a tensor, or tokens (L, D), as an array."""
+    value = images.pixels(value) if isinstance(value, Image.Image) else value
+    array = as_numpy(value) if hasattr(value, "detach") else np.asarray(value)
+    if array.ndim not in axes or 0 in array.shape:
+        raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)")
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 LAYOUTS: dict[str, Callable[..., TableRows]] = {"hub": open_table, "stream": partial(open_table, streaming=True)}

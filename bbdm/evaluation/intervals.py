@@ -31,8 +31,8 @@ from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
 
 if TYPE_CHECKING:
-    from bbdm.data.mapped import MapStyle
     from bbdm.data.pairs import Pairs
+    from bbdm.data.tables import MapStyle
     from bbdm.sampling.base import Sampler
 
 Array = npt.NDArray[Any]
@@ -102,7 +102,7 @@ class Intervals:
         Args:
             sampler: with the solver and steps of later calls.
             pairs: of the kind that the sampler will be used on, and that training has not seen: a data set of
-                this library, or any of items that :class:`~bbdm.data.mapped.MappedDataset` takes. The slices
+                this library, or any of items that :class:`~bbdm.data.pairs.MappedDataset` takes. The slices
                 of a volume are one picture. Values outside a mask do not count, nor does a picture that is
                 wholly masked.
             alpha: the largest risk, in (0, 1).
@@ -124,7 +124,7 @@ class Intervals:
             TooFewPairsError: too few pairs have values; the number that is needed is named.
             ValueError: two sets without pairs, a target that is not finite, or an argument is out of range.
         """
-        from bbdm.data.mapped import as_pairs
+        from bbdm.data.pairs import as_pairs
 
         check_risk(alpha, delta, by, bound)
         if unknown := sorted(options.keys() - {*OPTIONS}):
@@ -174,7 +174,7 @@ class Intervals:
     def sample(self, source: Any, seed: Any = None, **settings: Any) -> Distribution:
         """The samples that :meth:`of` takes, of sources whose size is checked before one is drawn."""
         settings |= self.options
-        checked = () if self.size is None else self.sampler._call(source, None, settings, split=False).sources.groups
+        checked = () if self.size is None else self.sampler._call(source, None, settings, split=False)[2].groups
         for _, images in checked:
             if (size := tuple(images.shape[2:])) != self.size:
                 raise ValueError(

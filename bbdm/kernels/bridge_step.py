@@ -66,9 +66,6 @@ def bridge_step(
     op(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask, low, high)
 
 
-unchecked = bridge_step
-
-
 def _reference(
     x: Tensor,
     x0hat: Tensor,

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-
 from bbdm import solvers
 from bbdm.base import scripts
-from bbdm.base.atomic import check_folder, write_atomically
+from bbdm.base.atomic import check_folder
 from bbdm.base.scripts import Command
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
-from bbdm.pictures import files, formats
+from bbdm.pictures import files, formats, images
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.options import GuidanceOptions
 
@@ -38,14 +35,6 @@ def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
             raise ValueError(f"condition {name!r} is given twice")
         values[name] = known.each[name].parse(value)
     return values
-
-
-def _write(path: Path, picture: Picture | Image.Image) -> None:
-    """Write a result, whole or not at all."""
-    if isinstance(picture, Image.Image):
-        write_atomically(path, lambda temporary: picture.save(temporary, "png"))
-    else:
-        picture.save(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +103,7 @@ class Runtime(Command, GuidanceOptions):
             count, settings["batch_size"] = 1, count
         for start in range(0, len(results), count):
             batch = slice(start, start + count)
-            found = sampler([*self.pictures[batch]], seeds[batch], progress=sys.stderr.isatty(), **settings)
+            found = sampler([*self.pictures[batch]], seeds[batch], **settings)
             for path, picture in zip(results[batch], found, strict=True):
-                _write(path, picture)
+                files.write(path, picture if isinstance(picture, Picture) else images.pixels(picture))
         print(f"{len(results)} results in {self.output}, seeds {seeds[0]} to {seeds[-1]}")

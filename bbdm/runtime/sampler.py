@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnxruntime import OrtValue
 
 from bbdm import bridges, solvers
 from bbdm.data.spec import Spec
@@ -27,57 +26,8 @@ from bbdm.solvers import AnySolver, StepTable
 
 Array = npt.NDArray[np.float32]
 NOISE = 4  # the column of a table's coefficients that is the weight of noise
-CPU = "CPUExecutionProvider"
-ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+USUAL = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of which those are taken that there are
 Provider = str | tuple[str, dict[str, Any]]
-
-
-def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str, Any]]]:
-    """Providers with their options, the CPU last; None chooses CUDA where this ONNX Runtime has it.
-
-    Raises:
-        ValueError: a provider that this ONNX Runtime lacks.
-    """
-    available = onnxruntime.get_available_providers()
-    chosen = [name for name in ON_CUDA[:1] if name in available] if wanted is None else wanted
-    listed = [(each, {}) if isinstance(each, str) else (each[0], dict(each[1])) for each in chosen]
-    for name, _ in listed:
-        if name not in available:
-            raise ValueError(f"providers must be a list of those that this onnxruntime has, {available}, got {name!r}")
-    return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
-
-
-class Session:
-    """A session whose inputs and outputs are on the device of its first provider."""
-
-    def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
-        if threads is not None and not (isinstance(threads, int) and threads >= 1):
-            raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # of many kinds, without a common base
-            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-        name, settings = providers[0]
-        if name not in self._session.get_providers():
-            raise ValueError(f"{name} did not start: its libraries are missing, or there is no such device")
-        self._device = ("cuda", int(settings.get("device_id", 0))) if name in ON_CUDA else ("cpu", 0)
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def put(self, array: npt.NDArray[Any]) -> OrtValue:
-        """The array on the device."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
-
-    def run(self, inputs: dict[str, OrtValue]) -> list[OrtValue]:
-        """The graph's outputs for inputs by name."""
-        binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, *self._device)
-        self._session.run_with_iobinding(binding)
-        return binding.get_outputs()
 
 
 class OnnxBridgeSampler(Sampler[Array]):
@@ -94,9 +44,9 @@ class OnnxBridgeSampler(Sampler[Array]):
         steps: another number of steps, each of which is one network call.
         timesteps: other times, in place of ``steps``.
 
-    On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes:
-    ``settings``, the content of ``bridge.json``; ``bridge``; ``image_size``, the side or (height, width) of
-    its training pictures, or None; ``pictures``, their values. Solver and steps may change at each call.
+    Threads may share a sampler. Attributes: ``settings``, the content of ``bridge.json``; ``bridge``;
+    ``image_size``, the side or (height, width) of its training pictures, or None; ``pictures``, their values.
+    Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -119,16 +69,24 @@ class OnnxBridgeSampler(Sampler[Array]):
         folder = Path(folder)
         self.settings = settings = read_settings(folder)
         self.bridge = bridges.from_config(settings["bridge"])
-        self.providers = with_options(providers)
+        available = onnxruntime.get_available_providers()
+        self.providers = [*providers] if providers else [name for name in USUAL if name in available]
+        self._names = [each if isinstance(each, str) else each[0] for each in self.providers]
+        for name in self._names:
+            if name not in available:
+                expected = f"a list of those that this onnxruntime has, {available}"
+                raise ValueError(f"providers must be {expected}, got {name!r}")
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
+            raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}")
         axes, size = settings.get("axes", 2), settings.get("image_size")
         self.image_size = None if size is None else images.as_size(size, axes)
         self.pictures = Spec.from_config(settings)
         self.graphs = {
-            name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
+            name.removesuffix(".onnx"): self._session(folder / name, threads)
             for name in settings["files"]
             if name.endswith(".onnx") and name != PIPELINE
         }
-        self._one, self._zero = (self._put(np.full((1,) * (2 + axes), value, np.float32)) for value in (1, 0))
+        self._one, self._zero = (np.full((1,) * (2 + axes), value, np.float32) for value in (1, 0))
         shapes = Shapes(
             source_channels=settings.get("source_channels", settings["image_channels"]),
             image_channels=settings["image_channels"],
@@ -158,8 +116,19 @@ class OnnxBridgeSampler(Sampler[Array]):
         """
         return cls(find_export(name_or_folder, revision, token, cache_dir), **settings)
 
-    # What the loop needs of a backend, see :class:`bbdm.sampling.loop.Loop`. States and predictions are on
-    # the device; all else is in arrays, which conditions and windows are cut from.
+    def _session(self, path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+        """A graph, ready to run; ValueError where it does not load, or the first provider does not start."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=self.providers)
+        except Exception as error:  # of many kinds, without a common base
+            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        if self._names[0] not in session.get_providers():
+            raise ValueError(f"{self._names[0]} did not start: its libraries are missing, or there is no such device")
+        return session
+
+    # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.
 
     def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         """The exported table, or another of the exported bridge where an argument asks for one."""
@@ -173,39 +142,30 @@ class OnnxBridgeSampler(Sampler[Array]):
 
     def _load(self, table: StepTable) -> tuple[Any, ...]:
         """The rows, the one that makes the first state, and the times as the network takes them."""
-        rows, opening = ([self._put(row) for row in each.astype(np.float32)] for each in (table.rows, table.opening))
-        return rows, opening[-1], [self._put(np.array([time], np.float32)) for time in table.network_times]
+        rows, opening = (each.astype(np.float32) for each in (table.rows, table.opening))
+        return rows, opening[-1], table.network_times.astype(np.float32)[:, None]
+
+    def _run(self, graph: str, inputs: dict[str, Any]) -> Any:
+        return self.graphs[graph].run(None, inputs)
 
     def _encode(self, source: Array) -> Array:
-        if "encoder" not in self.graphs:
-            return source
-        return self.graphs["encoder"].run({"image": self._put(source)})[0].numpy()
+        return self._run("encoder", {"image": source})[0] if "encoder" in self.graphs else source
 
-    def _decode(self, state: Any) -> Array:
-        if "decoder" in self.graphs:
-            (state,) = self.graphs["decoder"].run({"latent": self._put(state)})
-        return self._get(state)
+    def _decode(self, state: Array) -> Array:
+        return self._run("decoder", {"latent": state})[0] if "decoder" in self.graphs else state
 
-    def _put(self, array: Any) -> OrtValue:
-        return array if isinstance(array, OrtValue) else self.graphs["unet"].put(array)
-
-    def _get(self, value: Any) -> Array:
-        return value.numpy().copy() if isinstance(value, OrtValue) else value  # of memory that goes with the value
-
-    def _net(self, plan: Plan, conditions: Mapping[str, Any], x: OrtValue, index: int) -> OrtValue:
+    def _net(self, plan: Plan, conditions: Mapping[str, Any], x: Array, index: int) -> Array:
         others = {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
-        return self.graphs["unet"].run({"x": x, "t": plan.loaded[2][index], **others})[0]
+        return self._run("unet", {"x": x, "t": plan.loaded[2][index], **others})[0]
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
-        row, weight = plan.loaded[0][index], plan.table.coefficients[index, NOISE]
+        (rows, opening, _), y, z = plan.loaded, inputs.y, self._zero
         if state is None:
-            inputs.y, inputs.mask = self._put(inputs.y), self._one if inputs.mask is None else self._put(inputs.mask)
-            state, prediction = State(inputs.y, inputs.y, inputs.y), inputs.y
-            row, weight, index = plan.loaded[1], plan.table.start[1], len(plan.times) - 1
-        z = self._zero
-        if weight and inputs.noise is not None:
-            z = self._put(inputs.noise[index])
-        elif weight:
-            z = self._put(normal(inputs.seeds, index, tuple(inputs.y.shape())[1:]))
-        feeds = {"x": state.x, "x0hat": state.x0hat, "prediction": self._put(prediction), "y": inputs.y}
-        return State(*self.graphs["step"].run({**feeds, "z": z, "mask": inputs.mask, "row": row}))
+            state, prediction, row, weight = State(y, y, y), y, opening, plan.table.start[1]
+            index = len(plan.times) - 1
+        else:
+            row, weight = rows[index], plan.table.coefficients[index, NOISE]
+        if weight:
+            z = normal(inputs.seeds, index, y.shape[1:]) if inputs.noise is None else inputs.noise[index]
+        feeds = {"x": state.x, "x0hat": state.x0hat, "prediction": prediction, "y": y, "z": z, "row": row}
+        return State(*self._run("step", {**feeds, "mask": self._one if inputs.mask is None else inputs.mask}))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import os
 import threading
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,14 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.base import sizes
 from bbdm.base.recent import Recent
-from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction
 from bbdm.networks.guidance import read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
-from bbdm.sampling.distribution import AT_ONCE, PIXELS_AT_ONCE, Distribution, runs_of, sample_seeds
-from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step
+from bbdm.sampling.distribution import Distribution, sample_seeds
+from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step, parts
 from bbdm.sampling.options import USUAL, Options, Seed, Timesteps, WindowOptions
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import AnySolver, StepTable
@@ -42,18 +40,11 @@ if TYPE_CHECKING:
     from bbdm.files.content import Origin
 
 KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
+AT_ONCE = 16  # windows in a network call, or results of a distribution, where no batch_size is given
+PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Array = TypeVar("Array")
 Files = Image.Image | str | os.PathLike[str] | list[Any]
 SETTABLE = ("image_size", "pictures", "origin")
-
-
-class Call(NamedTuple):
-    """A call of a sampler, checked."""
-
-    sampler: Any  # of the call's direction
-    options: Options
-    sources: Sources
-    batches: list[Batch]
 
 
 class Sampler(Loop, Generic[Array]):
@@ -74,6 +65,7 @@ class Sampler(Loop, Generic[Array]):
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
+    _table: Callable[[AnySolver | None, int | None, Timesteps], tuple[str, StepTable]]  # of a solver, with its name
     _fixed = False  # whether public attributes refuse to be set
 
     def __init__(
@@ -81,7 +73,6 @@ class Sampler(Loop, Generic[Array]):
     ) -> None:
         self.calls = calls
         self._shapes = shapes
-        self._conditioned = bool(shapes.conditions.each)
         self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
         self._thread = threading.local()
@@ -171,30 +162,17 @@ class Sampler(Loop, Generic[Array]):
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
         self, o, sources, batches = self._call(source, seed, options)
-        advance = self._counted(o.progress, ((each, len(each.source)) for each in batches))
-        return sources.restore([(b.indices, self._translate(b, advance, callback=o.callback)) for b in batches])
+        return sources.restore([(batch.indices, self._translate(batch, o.callback)) for batch in batches])
 
     def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
-        """The same translation one step at a time, for progress and previews; arguments as for a call.
+        """The same translation one step at a time, to show what is done; arguments as for a call.
 
         Sources of several sizes, or of several batches, come one batch after the other: ``step.images`` says
         which. The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec,
         steps are latents, of which :meth:`Step.preview` makes pictures.
         """
         self, o, _, batches = self._call(source, seed, options)
-        return self._stream(batches, o)
-
-    def _stream(self, batches: list[Batch], o: Options) -> Iterator[Step]:
-        advance = self._counted(o.progress, ((each, len(each.source)) for each in batches))
-        for batch in batches:
-            with self._inference():
-                states = self._states(batch, self._inputs(batch), advance)
-            for index in range(len(batch.plan.times)):
-                with self._inference():
-                    step = self._shown(batch, index, next(states))
-                if o.callback is not None:
-                    o.callback(step)
-                yield step
+        return (step for batch in batches for step in self._steps(batch, o.callback))
 
     def distribution(
         self,
@@ -217,31 +195,34 @@ class Sampler(Loop, Generic[Array]):
                 ``bbdm translate`` do; or the seeds themselves, a list of ``samples`` for each source. None
                 draws one.
             keep: whether the samples stay in memory. :meth:`Distribution.quantile` needs them.
-            options: those of a call but ``noise`` and ``callback``. ``batch_size`` is the largest number of
-                results at once; None for 16, or fewer that have 2^20 pixels together.
+            options: those of a call but ``noise``. ``batch_size`` is the largest number of results at once;
+                None for 16, or fewer that have 2^20 pixels together.
 
         Raises:
             FileNotFoundError: a path leads to no file.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        if options.keys() & {"noise", "callback"}:
-            raise ValueError("a distribution takes neither noise nor callback: its samples are those of seeds")
+        if "noise" in options:
+            raise ValueError("a distribution takes no noise: its samples are those of seeds")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
         self, o, sources, groups = self._call(source, None, options, split=False)
-        seeds = sample_seeds(seed, sources.count, samples)
+        seeds, only = sample_seeds(seed, sources.count, samples), self._shapes.only
         self._thread.seeds = tuple(each[0] for each in seeds)
         found = Distribution(sources, seeds, keep)
-        runs = [run for group in groups for run in runs_of(self._shapes, group, samples, o.batch_size)]
-        advance = self._counted(o.progress, ((whole, len(drawn)) for whole, batches in runs for drawn, _ in batches))
-        for whole, batches in runs:
-            with self._inference():
-                encoded = self._inputs(whole)
-            for drawn, count in batches:
-                rows = [row for row, _ in drawn]
-                batch = whole.take(rows, count)
-                own = np.array([seeds[sources.owners[whole.indices[row]]][sample] for row, sample in drawn])
-                found.add(batch.indices, self._translate(batch, advance, encoded.take(rows, self._array(own))))
+        for group in groups:
+            alone = only[0] if only and group.windows is None else None
+            size = alone or o.batch_size or min(AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.size)))
+            fill = self._shapes.fill and group.windows is None
+            for whole in group.split(alone or max(1, size // samples), fill):
+                with self._inference():
+                    encoded = self._inputs(whole)
+                pairs = [(row, sample) for row, _ in enumerate(whole.indices) for sample in range(samples)]
+                for drawn, count in parts(pairs, size, fill):
+                    rows = [row for row, _ in drawn]
+                    own = [seeds[sources.owners[whole.indices[row]]][sample] for row, sample in drawn]
+                    batch, inputs = whole.take(rows, count), encoded.take(rows, self._array(np.array(own)))
+                    found.add(batch.indices, self._translate(batch, o.callback, inputs))
         return found
 
     def window_grid(
@@ -271,11 +252,11 @@ class Sampler(Loop, Generic[Array]):
         cells, unit = (tuple(side // shapes.cell for side in each) for each in (lengths, shapes.stride))
         return WindowGrid(cells, options.overlap, -(-options.margin // shapes.cell), unit, at_once, shapes.fill)
 
-    def _plan(self, o: Options | None = None) -> Plan:
+    def _plan(self, o: Options = USUAL) -> Plan:
         """The plan of a call; what the call leaves out is the sampler's own."""
-        if o is None or o.solver is o.steps is o.timesteps is None:
-            return self._own
         solver, steps, timesteps, own = o.solver, o.steps, o.timesteps, self._settings
+        if solver is steps is timesteps is None:
+            return self._own
         if steps is timesteps is None and solver != "mean" and not isinstance(solver, StepTable):
             steps, timesteps = own.steps, None if callable(solver) else own.timesteps
         key: Any = solver or own.solver, steps, timesteps
@@ -289,33 +270,29 @@ class Sampler(Loop, Generic[Array]):
         solvers.check_calls(self.calls, name, table)
         return Plan(name, table, table.timesteps.tolist(), self._load(table))
 
-    @abstractmethod
-    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
-        """The name and the table of a solver; see :func:`bbdm.solvers.build`."""
-
     def _scale(self, o: Options) -> Scale:
         """The channels and values of a call's sources and results: here alone they are decided."""
         kind, stored = self.pictures, o.source_values is not None or o.target_values is not None
         if stored:
             kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
-        return Scale(self._shapes.source_channels, o.range, kind, stored, len(self._shapes.stride))
+        return Scale(
+            self.array, self.noun, self._shapes.source_channels, o.range, kind, stored, len(self._shapes.stride)
+        )
 
-    def _call(self, source: Any, seed: Seed, options: Mapping[str, Any], split: bool = True) -> Call:
-        """A call's images, checked, in batches: without ``split`` one a size, of seed 0."""
+    def _call(
+        self, source: Any, seed: Seed, options: Mapping[str, Any], split: bool = True
+    ) -> tuple[Self, Options, Sources, list[Batch]]:
+        """The sampler of a call's direction, and its images in batches; without ``split``, one a size."""
         o, shapes = Options.of(options, self._shapes.conditions) if options else USUAL, self._shapes
         if self.direction is not None and isinstance(o.conditions, Mapping | None):
             given = o.conditions or {}
             direction = read_direction(given.get(DIRECTION, self.direction))
             self, o = self.towards(direction), replace(o, conditions={**given, DIRECTION: direction})
-        plan, guidance, conditions = self._plan(o), None, {}
-        if o.guidance is not None:
-            guidance = read_guidance(shapes.conditions, o.guidance, o.guidance_rescale, o.guidance_interval)
-            for names, _ in () if guidance is None else guidance.variants:
-                if isinstance(o.conditions, Mapping) and all(o.conditions.get(name, 0) is None for name in names):
-                    warn(f"guidance has nothing to guide to: {', '.join(map(repr, names))} is None")
-        sources = read_sources(source, self.array, self.noun, self._scale(o))
-        groups, owners = sources.groups, sources.owners
-        first, seeds = groups[0][1], resolve_seeds(seed, sources.count) if split else [0] * sources.count
+        plan, mask, conditions = self._plan(o), None, {}
+        guidance = None if o.guidance is None else read_guidance(shapes.conditions, o.guidance)
+        sources = read_sources(source, scale := self._scale(o))
+        groups, owners, first = sources.groups, sources.owners, sources.groups[0][1]
+        seeds = resolve_seeds(seed, sources.count) if split else [0] * sources.count
         if len(groups) > 1:
             conditioned = o.conditions if shapes.conditions.images else None
             for name, value in {"noise": o.noise, "mask": o.mask, "conditions": conditioned}.items():
@@ -323,9 +300,10 @@ class Sampler(Loop, Generic[Array]):
                     raise ValueError(f"{name} needs pictures of one size, got several")
         if o.noise is not None:
             expected = len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])
-            check_noise(o.noise, self.array, self.noun, expected)
-        mask = None if o.mask is None else read_mask(o.mask, self.array, self.noun, first)
-        if o.conditions is not None or self._conditioned:
+            check_noise(o.noise, scale, expected)
+        if o.mask is not None:
+            mask = read_mask(o.mask, scale, first)
+        if o.conditions is not None or shapes.conditions.each:
             conditions = read_conditions(o.conditions, shapes.conditions, first, owners)
         self._thread.seeds = tuple(seeds)
         batches: list[Batch] = []
@@ -342,4 +320,4 @@ class Sampler(Loop, Generic[Array]):
                 images.warn_of_scale(self.image_size, *size)
             count = only[0] if only else o.batch_size
             batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
-        return Call(self, o, sources, batches)
+        return self, o, sources, batches

@@ -5,9 +5,8 @@ Nothing here needs torch. Sums are in float64, on the CPU.
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,11 +17,8 @@ from PIL import Image
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.arrays import as_numpy, converted
 from bbdm.pictures.picture import Picture
-from bbdm.sampling.loop import Batch, Shapes, parts
 from bbdm.sampling.sources import Sources
 
-AT_ONCE = 16  # windows in a network call, or results of a distribution, where no batch_size is given
-PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Array = npt.NDArray[Any]
 
 
@@ -41,18 +37,16 @@ class Distribution:
         self.seeds = tuple(map(tuple, seeds))
         self.count = len(seeds[0])
         self._sources = sources
-        self._added = [0] * len(sources.owners)
-        self._sums: list[list[Any]] = [[0.0, 0.0] for _ in sources.owners]  # of each image, mean and squares
+        self._sums: list[Any] = [(0, 0.0, 0.0)] * len(sources.owners)  # of each image, count, mean and squares
         self._kept: list[list[Array]] | None = [[] for _ in sources.owners] if keep else None
 
     def add(self, images: Sequence[int], results: Any) -> None:
         """Count a result (C, *S) for each of some images; mean and spread are those of Welford 1962."""
         for image, result in zip(images, as_numpy(results), strict=True):
-            self._added[image] += 1
-            mean, squares = self._sums[image]
+            count, mean, squares = self._sums[image]
             step = (value := result.astype(np.float64)) - mean
-            mean = mean + step / self._added[image]
-            self._sums[image] = [mean, squares + step * (value - mean)]
+            mean = mean + step / (count + 1)
+            self._sums[image] = count + 1, mean, squares + step * (value - mean)
             if self._kept is not None:
                 self._kept[image].append(result)
 
@@ -67,7 +61,9 @@ class Distribution:
 
         Of 8-bit pictures it is in levels of 255, rounded; of floats, in the unit of their range.
         """
-        return self.spread(self.scaled_std)
+        spread = self.scaled_std
+        low, high = (self.restored([np.full_like(each, end) for each in spread]) for end in (-1, 1))
+        return _less(self.restored([each - 1 for each in spread]), low, high)
 
     @property
     def samples(self) -> list[Any]:
@@ -93,12 +89,12 @@ class Distribution:
     @property
     def scaled_mean(self) -> list[Array]:
         """The mean of each image (C, *S), of values in [-1, 1]."""
-        return [mean for mean, _ in self._sums]
+        return [mean for _, mean, _ in self._sums]
 
     @property
     def scaled_std(self) -> list[Array]:
         """The standard deviation of each image (C, *S), of values in [-1, 1]."""
-        return [np.sqrt(squares / (self.count - 1)) for _, squares in self._sums]
+        return [np.sqrt(squares / (self.count - 1)) for *_, squares in self._sums]
 
     def scaled_quantile(self, q: float) -> list[Array]:
         """A quantile of each image (C, *S), of values in [-1, 1]; see :meth:`quantile`."""
@@ -118,12 +114,6 @@ class Distribution:
             [(indices, converted(np.stack([images[i] for i in indices]), source)) for indices, source in groups]
         )
 
-    def spread(self, images: Sequence[Array]) -> Any:
-        """Differences of values in [-1, 1], from 0 to 2, in the unit of the results."""
-        ends = [[np.full_like(each, end) for each in images] for end in (-1, 1)]
-        low, high = (self.restored(end) for end in ends)
-        return _less(self.restored([each - 1 for each in images]), low, high)
-
 
 def _less(value: Any, low: Any, high: Any) -> Any:
     """What values are above those of the lowest results; a pixel without a value stays so."""
@@ -135,20 +125,6 @@ def _less(value: Any, low: Any, high: Any) -> Any:
         difference = np.where(low == high, low, value - low)
         return Picture(difference, value.geometry, value.unit, value.name)
     return value - low
-
-
-def runs_of(
-    shapes: Shapes, group: Batch, samples: int, batch_size: int | None
-) -> Iterator[tuple[Batch, list[tuple[list[tuple[int, int]], int]]]]:
-    """Images that are encoded together, with the batches of their results, as :func:`parts` gives them.
-
-    A result is the number of its image and that of its sample.
-    """
-    only = shapes.only[0] if group.windows is None and shapes.only else None
-    fill = shapes.fill and group.windows is None
-    size = only or batch_size or min(AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.size)))
-    for images in group.split(only or max(1, size // samples), fill):
-        yield images, parts([(i, j) for i, _ in enumerate(images.indices) for j in range(samples)], size, fill)
 
 
 def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:

@@ -7,17 +7,23 @@ time, which says which step is done: the same work goes on after a kill.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from bbdm.base import sizes
+from bbdm.base import manifest, sizes
+from bbdm.base.atomic import LOCK, locked
 from bbdm.base.sizes import amount
 from bbdm.data.reading import Strips
 from bbdm.kernels.philox import normal_rows
@@ -29,7 +35,6 @@ from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import check_finite, scaled_present
 from bbdm.sampling.loop import Batch, Inputs, Plan, State
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.state_files import FileArray, state_folder
 
 # Bytes of memory for each value, of which float32 takes 4. In a call, as measured: arrays of sources; state,
 # estimate, noise, predictions and results. In windows: copies, and what a network of few channels makes of
@@ -38,6 +43,40 @@ SOURCE_BYTES, STATE_BYTES, WINDOW_BYTES, ROW_BYTES = 12, 36, 48, 64
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
 SUFFIXES = (".npy", ".tif", ".tiff", ".png")  # of results; all but PNG are written by parts
 C_H, C_Z = 6, 7  # the columns of the weights of the estimate before, and of the noise
+MARKER = "done.json"
+
+
+class FileArray:
+    """An array in a file: indexing reads a tensor, and what is assigned is written."""
+
+    def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
+        self.path, self.shape, self.ndim, self.dtype = path, tuple(shape), len(shape), np.dtype(dtype)
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def create(self) -> FileArray:
+        """The file anew, of zeros that take their space: OSError where the disk is full."""
+        with self.path.open("wb") as file:
+            for start in range(0, self.nbytes, 2**24):
+                file.write(bytes(min(2**24, self.nbytes - start)))
+        return self
+
+    def mapped(self, mode: Any = "r") -> npt.NDArray[Any]:
+        """The array, mapped into memory. Pages stay in memory as long as the mapping."""
+        return np.memmap(self.path, self.dtype, mode, shape=self.shape)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.mapped()[index]))
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        self.mapped("r+")[index] = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+    def sync(self) -> None:
+        """Return when the file is on the disk."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 class SourceFile(FileArray):
@@ -51,6 +90,11 @@ class SourceFile(FileArray):
     def __getitem__(self, index: Any) -> torch.Tensor:
         missing = False if self.absent is None else self.absent[index[-2:]].numpy()
         return torch.from_numpy(scaled_present(self.values(), self.mapped()[index][0], missing))[None]
+
+
+def folder_of(result: Path) -> Path:
+    """The folder of the states of a result, which one process at a time locks."""
+    return result.with_name(f".{result.name}.steps")
 
 
 def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None) -> int:
@@ -112,11 +156,12 @@ class LargePicture(BridgeSampler):
             )
         rows = min(height, memory // 4 // row)
         self._rows = rows - rows % TALL or rows  # that are handled at once
-        fitting = replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
-        self._batch = Batch(plan, [0], None, [seed], windows=fitting)
-        self._about = {"table": plan.table.description(), "seed": seed}
-        self._about["windows"] = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
-        self._total = fitting.calls(1, self._size) * len(plan.times)
+        self._windows = replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
+        self._batch = Batch(plan, [0], None, [seed], windows=self._windows)
+        cut = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
+        self._decides = {"table": plan.table.description(), "seed": seed, "windows": cut}  # of what states are
+        count = math.prod(len(side.starts) for side in windows.sides(self._size))
+        self._total = -(-count // self._windows.at_once) * len(plan.times)
         self._history = bool((plan.table.rows[:, C_H] != 0).any())
         self._same = bool((plan.table.inputs == (1, 0)).all())  # the network is shown the state itself
         files = 2 * (1 + self._history + (not self._same)) + 1  # states before and after a step, and predictions
@@ -161,26 +206,54 @@ class LargePicture(BridgeSampler):
             about: plain values that name the network and the source: states of others are not used.
 
         Raises:
-            DiskFullError: the disk is too small, or became full.
-            ResultInUseError: another process makes this result.
+            OSError: the disk is too small, or became full.
+            InUseError: another process makes this result.
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
         if formats.suffix_of(path) not in SUFFIXES:
             raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
         batch, steps = self._batch, len(self._batch.plan.times)
-        with state_folder(path, {**about, **self._about}) as folder:
-            folder.check_free(self.disk, "the state of this picture")
-            self._folder, done = folder, folder.done or 0
-            source = SourceFile(folder.path, self._source, self._size)
-            state = None if folder.done is None else self._state(done)
-            self._done = done * self._total // steps
+        self._folder, self._about = folder_of(path), manifest.as_json({**about, **self._decides})
+        with locked(self._folder, patience=0, remove=True):
+            done = self._resumed()
+            self._check_free(self.disk, "the state of this picture")
+            source = SourceFile(self._folder, self._source, self._size)
+            state = None if done is None else self._state(done)
+            self._done = (done or 0) * self._total // steps
             if state is None:
                 self._copy(source)
             seen = {SOURCE: source} if self._shapes.shown else {}
-            inputs = Inputs(source, [seen], self._array(np.array(batch.seeds)))
-            for _ in self._states(batch, inputs, self._advance, state, done):
+            weights = [self._array(each) for each in self._windows.weights(self._size)]
+            inputs = Inputs(source, [seen], self._array(np.array(batch.seeds)), weights=weights)
+            for _ in self._states(batch, inputs, state, done or 0):
                 pass
             files.write(path, self._result(source.absent, self._state(steps).x))
+
+    def _resumed(self) -> int | None:
+        """The steps that are done, None where not even the first state is; files of other work go."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            found = json.loads((self._folder / MARKER).read_text())
+            if found["about"] == self._about:
+                return int(found["done"])
+        self._keep([])
+        return None
+
+    def _keep(self, names: Collection[str]) -> None:
+        """Delete all files but those of some names."""
+        for file in self._folder.iterdir():
+            if file.is_dir():  # of a write that was killed
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.name not in (LOCK, *names):
+                file.unlink()
+
+    def _check_free(self, needed: int, what: str) -> None:
+        """Raise OSError where the disk has less than some bytes besides the files of the folder."""
+        there = sum(file.stat().st_size for file in self._folder.iterdir())
+        if needed > (free := shutil.disk_usage(self._folder).free + there):
+            raise OSError(
+                f"{what} in {self._folder} needs {amount(needed)}, and the disk has {amount(free)}: "
+                f"free {amount(needed - free)} there, or give another output_dir"
+            )
 
     def _copy(self, source: SourceFile) -> None:
         """Write the source, checked; past its edge, the last pixels are repeated."""
@@ -202,9 +275,7 @@ class LargePicture(BridgeSampler):
     def _state(self, done: int) -> State:
         """The state after a number of steps."""
         shape, dtype = (1, self.unet.channels, *self._size), str(self._like.dtype).removeprefix("torch.")
-        x, x0hat, inputs = (
-            FileArray(self._folder.path / f"{n}.{done}", shape, dtype) for n in ("x", "x0hat", "inputs")
-        )
+        x, x0hat, inputs = (FileArray(self._folder / f"{n}.{done}", shape, dtype) for n in ("x", "x0hat", "inputs"))
         return State(x, x0hat if self._history else None, x if self._same else inputs)
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
@@ -231,14 +302,20 @@ class LargePicture(BridgeSampler):
                 array[block] = getattr(block_state, name).to(self._like.dtype)
         for array in outputs.values():
             array.sync()
-        self._folder.finish(index + 1, [array.path.name for array in outputs.values()] + ["source", "absent"])
+        manifest.write(self._folder / MARKER, {"about": self._about, "done": index + 1})
+        self._keep([MARKER, "source", "absent", *(array.path.name for array in outputs.values())])
         return following
 
     def _block(self, array: Any, index: Any) -> torch.Tensor:
         return array[index].to(self.device, self._like.dtype).contiguous()
 
+    def _net(self, plan: Plan, conditions: Mapping[str, Any], x: torch.Tensor, index: int) -> torch.Tensor:
+        prediction = super()._net(plan, conditions, x, index)
+        self._advance(1)
+        return prediction
+
     def _sum(self, x: Any) -> FileArray:
-        return FileArray(self._folder.path / "prediction", x.shape, x.dtype).create()
+        return FileArray(self._folder / "prediction", x.shape, x.dtype).create()
 
     def _get(self, value: Any) -> Any:
         return value if isinstance(value, FileArray) else super()._get(value)
@@ -249,8 +326,8 @@ class LargePicture(BridgeSampler):
     def _result(self, absent: FileArray | None, state: FileArray) -> Picture:
         """The result in stored values, of the last state; mapped into memory from a file."""
         kind, height, width = self.pictures, *self._source.shape[1:]
-        result = FileArray(self._folder.path / "result", (state.shape[1], height, width), kind.target.dtype)
-        self._folder.check_free(state.nbytes + 2 * result.nbytes, "the result of this picture and its state")
+        result = FileArray(self._folder / "result", (state.shape[1], height, width), kind.target.dtype)
+        self._check_free(state.nbytes + 2 * result.nbytes, "the result of this picture and its state")
         result.create()
         placed: Picture | None = None
         for rows in self._blocks(height):

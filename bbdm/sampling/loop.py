@@ -6,9 +6,7 @@ files. Windows and guidance are around the network. Nothing here needs torch.
 
 from __future__ import annotations
 
-import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,10 +20,8 @@ from bbdm.networks.conditions import SOURCE, ConditionsConfig
 from bbdm.networks.guidance import Guidance
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import images
-from bbdm.sampling.options import Progress
 from bbdm.solvers import StepTable
 
-Advance = Callable[[int], Any]  # reports a number of network calls as done
 Callback = Callable[["Step"], Any] | None
 
 
@@ -117,11 +113,13 @@ class Inputs:
     seeds: Any  # of each image
     noise: Any = None  # (K, B, C, H, W) in place of seeds, or None
     mask: Any = None  # (B, 1, H, W) or None
+    weights: Sequence[Any] = ()  # of the windows of each side, if any
 
     def take(self, rows: list[int], seeds: Any) -> Inputs:
         """Those of some images, with other seeds."""
         conditions = [{name: value[rows] for name, value in each.items()} for each in self.conditions]
-        return Inputs(self.y[rows], conditions, seeds, None, None if self.mask is None else self.mask[rows])
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, y=self.y[rows], conditions=conditions, seeds=seeds, mask=mask)
 
 
 @dataclass
@@ -149,7 +147,7 @@ class Step:
         return self._pictures(self.x0hat)
 
 
-class Loop(ABC):
+class Loop:
     """The loop over a step table. A backend says what an array is, how the network is called, and a step."""
 
     array: type[Any]  # of the sampler's arrays
@@ -158,46 +156,23 @@ class Loop(ABC):
     _like: Any  # an array on the device in the dtype of the state
     _inference: Callable[[], AbstractContextManager[Any]] = nullcontext  # in which no gradients are recorded
     _prepare: Callable[[Any, Sequence[int]], dict[str, Any]] | None = None  # :meth:`bbdm.Network.prepared`, if any
+    _load: Callable[[StepTable], tuple[Any, ...]]  # a table as the next two take it
+    _net: Callable[[Plan, Mapping[str, Any], Any, int], Any]  # the prediction of a step, of conditions and inputs
+    _step: Callable[[Plan, Inputs, State | None, Any, int], State]  # of a prediction; of None the first state
+    _encode: Callable[[Any], Any]  # padded sources (B, C, H, W) in the space of the bridge
+    _decode: Callable[[Any], Any]  # the pictures of a state or an estimate, about [-1, 1], as an array
 
-    # What a backend says.
-
-    @abstractmethod
-    def _load(self, table: StepTable) -> tuple[Any, ...]:
-        """A table as :meth:`_net` and :meth:`_step` take it."""
-
-    @abstractmethod
-    def _encode(self, source: Any) -> Any:
-        """Padded sources (B, C, H, W) in the space of the bridge."""
-
-    @abstractmethod
-    def _decode(self, state: Any) -> Any:
-        """The pictures of a state or an estimate, about [-1, 1], as an array."""
-
-    @abstractmethod
     def _put(self, array: Any) -> Any:
         """An array as the network takes it."""
+        return array
 
-    @abstractmethod
     def _get(self, value: Any) -> Any:
         """What the network takes or returns as an array of at least 32 bits."""
-
-    @abstractmethod
-    def _net(self, plan: Plan, conditions: Mapping[str, Any], x: Any, index: int) -> Any:
-        """The prediction of a step."""
-
-    @abstractmethod
-    def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
-        """The state after one row of the table; of None, the first state, which needs no prediction."""
-
-    def _weights(self, windows: WindowGrid, size: Sequence[int]) -> list[Any]:
-        """The weights of windows of a state, as predictions are."""
-        return [self._array(each) for each in windows.weights(size)]
+        return value
 
     def _sum(self, x: Any) -> Any:
         """Zeros, in which predictions of windows of x are added up; None for memory of its own."""
         return None
-
-    # What all backends share.
 
     def _array(self, array: Any) -> Any:
         """An array of a call on the device, floats in the dtype of the state."""
@@ -218,81 +193,76 @@ class Loop(ABC):
             evaluations.append({k: known[k].none(v) if k in names else v for k, v in values.items()})
         if self._prepare is not None:
             evaluations = [self._prepare(each, y.shape[2:]) for each in evaluations]
-        noise, mask = None if batch.noise is None else self._array(batch.noise), batch.mask
+        noise, mask, weights = None if batch.noise is None else self._array(batch.noise), batch.mask, ()
         if mask is not None:
             mask = padded(self._array(mask), size, edge=False)
             for axis in range(2, mask.ndim) if shapes.cell > 1 else ():  # of a latent, whatever it covers is made
                 cells = mask.reshape(*mask.shape[:axis], -1, shapes.cell, *mask.shape[axis + 1 :])
                 mask = cells.max(axis + 1) if isinstance(cells, np.ndarray) else cells.amax(axis + 1)
-        return Inputs(y, evaluations, converted(np.array(batch.seeds), self._like, dtype=False), noise, mask)
+        if batch.windows is not None:
+            weights = [self._array(each) for each in batch.windows.weights(y.shape[2:])]
+        return Inputs(y, evaluations, converted(np.array(batch.seeds), self._like, dtype=False), noise, mask, weights)
 
-    def _states(
-        self, batch: Batch, inputs: Inputs, advance: Advance, state: State | None = None, first: int = 0
-    ) -> Iterator[State]:
+    def _states(self, batch: Batch, inputs: Inputs, state: State | None = None, first: int = 0) -> Iterator[State]:
         """The loop, from the state before a step on."""
-        plan = batch.plan
-        if batch.windows is batch.guidance is None:
-            conditions = {name: self._put(value) for name, value in inputs.conditions[0].items()}
-            predict = partial(self._net, plan, conditions)
-        else:
-            predict = self._around(batch, inputs, advance)
+        plan, network = batch.plan, self._network(batch, inputs)
         state = state or self._step(plan, inputs, None, None, -1)
         for index in range(first, len(plan.times)):
-            state = self._step(plan, inputs, state, predict(state.inputs, index), index)
-            if batch.windows is None:
-                advance(1)
+            state = self._step(plan, inputs, state, network(state.inputs, index), index)
             yield state
 
-    def _around(self, batch: Batch, inputs: Inputs, advance: Advance) -> Callable[[Any, int], Any]:
+    def _network(self, batch: Batch, inputs: Inputs) -> Callable[[Any, int], Any]:
         """The network with a batch's conditions, on windows and guided where the batch is."""
-        windows, guidance, evaluations = batch.windows, batch.guidance, inputs.conditions
+        plan, windows, guidance, evaluations = batch.plan, batch.windows, batch.guidance, inputs.conditions
+        if windows is guidance is None:
+            return partial(self._net, plan, {name: self._put(value) for name, value in evaluations[0].items()})
 
         def net(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
             others = {name: self._put(value) for name, value in conditions.items()}
-            prediction = self._get(self._net(batch.plan, others, self._put(x), index))
-            if windows is not None:
-                advance(1)
-            return prediction
+            return self._get(self._net(plan, others, self._put(x), index))
 
         def called(x: Any, index: int, conditions: Mapping[str, Any]) -> Any:
             if windows is None:
                 return net(x, index, conditions)
-            return windows.predict(net, x, index, conditions, self._weights(windows, x.shape[2:]), self._sum(x))
+            return windows.predict(net, x, index, conditions, inputs.weights, self._sum(x))
 
         if guidance is None:
             return lambda x, index: called(self._get(x), index, evaluations[0])
-        guided, together = guidance.guides(batch.plan.times), evaluations
         if windows is not None or self._shapes.only is None:  # one batch
-            together = [{k: concatenated([each[k] for each in evaluations]) for k in evaluations[0]}]
+            evaluations = [{k: concatenated([each[k] for each in evaluations]) for k in evaluations[0]}]
+        return lambda x, index: guidance.predict(called, self._get(x), index, evaluations)
 
-        def predict(x: Any, index: int) -> Any:
-            x = self._get(x)
-            return guidance.predict(called, x, index, together) if guided[index] else called(x, index, evaluations[0])
-
-        return predict
-
-    def _last(self, batch: Batch, inputs: Inputs, advance: Advance, callback: Callback) -> Any:
+    def _last(self, batch: Batch, inputs: Inputs, callback: Callback) -> Any:
         """The state after all steps."""
         state = None
-        for index, state in enumerate(self._states(batch, inputs, advance)):
+        for index, state in enumerate(self._states(batch, inputs)):
             if callback is not None:
                 callback(self._shown(batch, index, state))
         assert state is not None
         return state.x
 
-    def _translate(
-        self, batch: Batch, advance: Advance, inputs: Inputs | None = None, callback: Callback = None
-    ) -> Any:
+    def _translate(self, batch: Batch, callback: Callback = None, inputs: Inputs | None = None) -> Any:
         """The results of a batch in [-1, 1], in its source's type, without padding and repeated images."""
         count, shapes = len(batch.indices), self._shapes
         with self._inference():
-            x = self._last(batch, inputs or self._inputs(batch), advance, callback)
+            x = self._last(batch, inputs or self._inputs(batch), callback)
             result = converted(self._decode(x), batch.source)
         result = result[(slice(count), ..., *map(slice, batch.size))].clip(-1, 1)
         if batch.mask is not None:  # also what a codec lost
             y = in_channels(batch.source[:count], shapes.image_channels, shapes.endpoint)
             result = batch.mask[:count] * result + (1 - batch.mask[:count]) * y
         return result
+
+    def _steps(self, batch: Batch, callback: Callback) -> Iterator[Step]:
+        """The steps of a batch, one at a time."""
+        with self._inference():
+            states = self._states(batch, self._inputs(batch))
+        for index, _ in enumerate(batch.plan.times):
+            with self._inference():
+                step = self._shown(batch, index, next(states))
+            if callback is not None:
+                callback(step)
+            yield step
 
     def _shown(self, batch: Batch, index: int, state: State) -> Step:
         """A step in memory of its own, without padding and repeated images."""
@@ -304,33 +274,3 @@ class Loop(ABC):
             return [images.from_array(image[(..., *crop)]) for image in as_numpy(self._decode(estimate))]
 
         return Step(index, batch.plan.times[index], x, x0hat, batch.indices, pictures)
-
-    def _calls(self, batch: Batch, count: int) -> int:
-        """The network calls of all steps of a number of images as in a batch."""
-        times, guidance = batch.plan.times, batch.guidance
-        if batch.windows is None:
-            return len(times)
-        size = self._shapes.grid(batch.size)
-        guided = [False] * len(times) if guidance is None else guidance.guides(times)
-        evaluations = [guidance.evaluations if each and guidance else 1 for each in guided]
-        return sum(batch.windows.calls(count * each, size) for each in evaluations)
-
-    def _counted(self, progress: Progress, batches: Iterable[tuple[Batch, int]]) -> Advance:
-        """What reports network calls, of all for batches of numbers of images, to a function or people."""
-        if not progress:
-            return lambda _: None
-        report, done, total = progress if callable(progress) else _printed, 0, sum(self._calls(*b) for b in batches)
-
-        def advance(calls: int) -> None:
-            nonlocal done
-            done += calls
-            report(done, total)
-
-        if report is _printed:
-            advance(0)
-        return advance
-
-
-def _printed(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\rnetwork call {done} of {total}", end=end, file=sys.stderr, flush=True)

@@ -5,15 +5,14 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import numpy as np
-
 from bbdm.base.settings import setting
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.networks.guidance import check_interval, check_number, read_interval, read_scale
+from bbdm.networks.guidance import read_scale
 from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Size, read_sides
 from bbdm.pictures.values import ValuesLike, as_values
@@ -21,7 +20,6 @@ from bbdm.solvers import AnySolver
 
 Seed = Any  # an integer, a sequence of them, or None
 Timesteps = str | Iterable[float] | None
-Progress = bool | Callable[[int, int], Any]
 Range = tuple[float, float]  # the values of black and white in arrays of floats
 Window = Size | Literal["auto"] | None
 UNIT: Range = (-1.0, 1.0)
@@ -83,15 +81,6 @@ class GuidanceOptions(WindowOptions):
     guidance: float | dict[str, float] | None = setting(
         None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
     )
-    guidance_rescale: float = setting(0.0, "share of the way back to the contrast without guidance")
-    guidance_interval: tuple[float, float] = setting(
-        (0.0, 1.0), "LOW:HIGH, steps that are guided: times as shares of the first one", parse=read_interval
-    )
-
-    def __post_init__(self) -> None:
-        check_number("guidance_rescale", self.guidance_rescale, most=1)
-        object.__setattr__(self, "guidance_interval", check_interval(self.guidance_interval))
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,9 +109,7 @@ class Options(GuidanceOptions):
             a network call, where None is 16; together they have at most 2^20 pixels. A compiled sampler
             repeats the last image where fewer are left, so calls with one ``batch_size`` compile once for
             each size of picture.
-        progress: show on standard error how many network calls are done; or a function that is called with
-            their number and that of all, after each.
-        callback: called with each :class:`~bbdm.sampling.loop.Step` of each batch.
+        callback: called with each :class:`~bbdm.sampling.loop.Step` of each batch, to show what is done.
 
     Raises:
         ValueError: an option is out of range.
@@ -138,7 +125,6 @@ class Options(GuidanceOptions):
     conditions: Mapping[str, Any] | None = None
     noise: Any = None
     batch_size: int | None = None
-    progress: Progress = False
     callback: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -150,9 +136,9 @@ class Options(GuidanceOptions):
         if self.range != UNIT:
             try:
                 low, high = (float(each) for each in self.range)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"range must be (low, high), got {self.range!r}") from error
-            if not (np.isfinite([low, high]).all() and low < high):
+            except (TypeError, ValueError):
+                low = high = 0.0
+            if not -math.inf < low < high < math.inf:
                 raise ValueError(f"range must be (low, high) with low < high, got {self.range!r}")
             object.__setattr__(self, "range", (low, high))
         if self.batch_size is not None and self.batch_size < 1:

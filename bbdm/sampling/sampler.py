@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,26 @@ import torch
 
 from bbdm import solvers
 from bbdm.base.atomic import check_place
-from bbdm.base.recent import Recent
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, check_compilation, save_package
-from bbdm.execution.device import choose_dtype, find_device
+from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, save_package
+from bbdm.execution.device import check_compilation, choose_dtype, find_device
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
+from bbdm.kernels.bridge_step import bridge_step
+from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.base import SOURCE, Network, check_network, placed
+from bbdm.networks.base import SOURCE, Body, Network, check_network, placed
 from bbdm.pictures import images
-from bbdm.sampling.base import KEPT, Sampler
-from bbdm.sampling.loop import Shapes
+from bbdm.sampling.inversion import Inverting
+from bbdm.sampling.loop import Batch, Callback, Inputs, Plan, Shapes, State
 from bbdm.sampling.loop import Step as Step
 from bbdm.sampling.options import Timesteps
-from bbdm.sampling.torch_loop import TorchLoop
 from bbdm.solvers import AnySolver, StepTable
 
 
-class BridgeSampler(TorchLoop):
+class BridgeSampler(Inverting):
     """Translates images with a trained network.
 
     Args:
@@ -71,6 +72,8 @@ class BridgeSampler(TorchLoop):
         ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
+    array, noun, _inference = torch.Tensor, "a tensor", torch.inference_mode
+
     def __init__(
         self,
         unet: Network,
@@ -107,10 +110,9 @@ class BridgeSampler(TorchLoop):
             codec = codec.compiled(partial(Compiled, device=self.device)) if compile else codec
         self.codec, self._prepare = codec, network.prepared
         self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
-        self._body = self.package or (Compiled(network.body, self.device) if compile else network.body)
+        self._body: Body = self.package or (Compiled(network.body, self.device) if compile else network.body)
         captures = self.device.type == "cuda" and (compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None
-        self._kept_weights = Recent(partial(Sampler._weights, self), KEPT)
         super().__init__(self._shapes_of(unet, codec), self._defaults.calls, solver, steps, timesteps)
 
     def _shapes_of(self, unet: Network, codec: Codec | None) -> Shapes:
@@ -230,9 +232,65 @@ class BridgeSampler(TorchLoop):
             conditions = {name: self._put(each) for name, each in self.unet.prepared(zeros, grid).items()}
         save_package(path, self.unet, (batch_size, self.unet.channels, *grid), conditions)
 
+    # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.
+
     def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
         chosen, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
         return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
+
+    def _load(self, table: StepTable) -> tuple[torch.Tensor, ...]:
+        """(K, 10) rows and opening, which uses the last one, (K,) their numbers, (K, M) embedded times."""
+        with torch.no_grad():
+            embedding = self._embedder(torch.tensor(table.network_times, dtype=torch.float32))
+            steps = torch.arange(len(table), device=self.device)
+            return self._array(table.rows), self._array(table.opening), steps, self._array(embedding)
+
+    def _encode(self, source: torch.Tensor) -> torch.Tensor:
+        y = source if self.codec is None else self.codec.encode(source.float(), "source").to(self._like.dtype)
+        return y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
+
+    def _decode(self, state: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return state if self.codec is None else self.codec.decode(state)
+
+    def _put(self, array: torch.Tensor) -> torch.Tensor:
+        array = array.to(self.dtype) if array.is_floating_point() else array
+        return array.contiguous(memory_format=layout(array.ndim))
+
+    def _get(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self._like.dtype)
+
+    def _net(self, plan: Plan, conditions: Mapping[str, torch.Tensor], x: torch.Tensor, index: int) -> torch.Tensor:
+        return self._body(x, plan.loaded[3][index : index + 1], conditions)
+
+    def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
+        """One row of the table, which overwrites the buffers of the state; they are channels_last."""
+        (rows, opening, steps, _), y = plan.loaded, inputs.y
+        if state is None:
+            rows, index, prediction = opening, len(plan.times) - 1, y
+            state = State(*(torch.empty_like(y, dtype=dtype) for dtype in (y.dtype, y.dtype, self.dtype)))
+        seeds, noise = (inputs.seeds, None) if inputs.noise is None else (None, inputs.noise[index])
+        images, others = (state.x, state.x0hat, state.inputs, prediction, y), (seeds, noise, inputs.mask)
+        bridge_step(*images, rows, steps[index : index + 1], *others, *(self.clamp or (None, None)))
+        return state
+
+    def _last(self, batch: Batch, inputs: Inputs, callback: Callback) -> torch.Tensor:
+        """The state after all steps; by a captured run, where there is nothing to do between two steps."""
+        if self._graphs is None or not callback is inputs.noise is inputs.mask is None:
+            return super()._last(batch, inputs, callback)
+        names, sides = [list(each) for each in inputs.conditions], len(inputs.weights)
+
+        def run(tensors: list[torch.Tensor]) -> torch.Tensor:
+            y, seeds, *rest = tensors
+            values = iter(rest[sides:])
+            again = Inputs(y, [{name: next(values) for name in each} for each in names], seeds, weights=rest[:sides])
+            *_, last = self._states(batch, again)
+            return last.x
+
+        values = (value for each in inputs.conditions for value in each.values())
+        key, body = (batch.plan, batch.windows, batch.guidance, tuple(map(tuple, names))), self._body
+        reads = body.functions if isinstance(body, Compiled) else list  # with constants that replays read
+        return self._graphs(key, run, [inputs.y, inputs.seeds, *inputs.weights, *values], reads)
 
 
 def check_codec(unet: Network, codec: Codec | None) -> None:

@@ -6,7 +6,7 @@ Each result gets the type that its source had. Nothing here needs torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -50,6 +50,8 @@ class Sources:
 class Scale:
     """What a call's sources and results are: their channels, values and axes."""
 
+    array: type[Any]  # the sampler's arrays: tensors, or those of NumPy
+    noun: str  # of one of them, for messages
     channels: int  # of sources
     range: Range = UNIT  # of floats in arrays and tensors
     kind: Spec = Spec()  # of files and pictures
@@ -72,51 +74,45 @@ class Scale:
         low, high = self.range
         return array if self.range == UNIT else (array + 1) * ((high - low) / 2) + low
 
-    def warn_if_positive(self, values: Any) -> bool:
+    def warn_of_unit(self, arrays: Iterable[Any]) -> None:
         """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
-        suspect = self.range == UNIT and not self.stored and float(values.min()) >= 0
-        suspect = suspect and float(values.mean()) < WHITE_PAPER
-        if suspect:
+        usual = self.range == UNIT and not self.stored
+        if usual and any(float(each.min()) >= 0 and float(each.mean()) < WHITE_PAPER for each in arrays):
             warn("source has no negative value: floats are taken to be in [-1, 1]; pass range=(0, 1) if black is 0")
-        return suspect
 
 
-def read_sources(source: Any, array: type[Any], noun: str, scale: Scale) -> Sources:
+def read_sources(source: Any, scale: Scale) -> Sources:
     """The images of a call, checked.
 
     Args:
         source: a batch (B, C, H, W), a picture, a path, an array, or a list of these.
-        array: the sampler's arrays, tensors or those of NumPy.
-        noun: of one of them, for messages.
         scale: the channels and values of sources.
 
     Raises:
         FileNotFoundError: a path leads to no file.
         ValueError: a source is refused; the message says which of a list.
     """
-    single = isinstance(source, Picture) or (
-        isinstance(source, np.ndarray) and source.ndim in (scale.axes, scale.axes + 1)
-    )
-    if not single and isinstance(source, array | np.ndarray):
+    one = isinstance(source, np.ndarray) and source.ndim in (scale.axes, scale.axes + 1)
+    if isinstance(source, scale.array | np.ndarray) and not (one or isinstance(source, Picture)):
         return _batch(source, scale)
     elements = source if isinstance(source, list | tuple) else [source]
     if not elements:
         raise ValueError("source must hold at least one picture, got an empty list")
     items: list[Item] = []
-    bright = False  # of floats, whether one was warned of
     for i, element in enumerate(elements):
         try:
-            item = read(element, scale)
-            if item is None:
-                expected = f"{noun}, a picture, a path, a NumPy array or a list of them"
-                raise ValueError(f"source must be {expected}, got {type(element).__name__}")
+            items.append(_read(element, scale))
         except ValueError as error:
             if elements is not source:
                 raise
             raise ValueError(f"source[{i}]: {str(error).removeprefix('source ')}") from error
-        if not bright and "float" in str(getattr(element, "dtype", "")) and not isinstance(element, Picture):
-            bright = scale.warn_if_positive(item.arrays[0])
-        items.append(item)
+    floats = [
+        item.arrays[0]
+        for element, item in zip(elements, items, strict=True)
+        if "float" in str(getattr(element, "dtype", "")) and not isinstance(element, Picture)
+    ]
+    if floats:
+        scale.warn_of_unit(floats)
     arrays = [image for item in items for image in item.arrays]
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
@@ -136,7 +132,7 @@ def _batch(source: Any, scale: Scale) -> Sources:
     """A (B, C, H, W) array."""
     batch = scale.scaled(source) if scale.stored or "float" in str(source.dtype) else source
     images.check(batch, scale.channels, scale.axes)
-    scale.warn_if_positive(batch)
+    scale.warn_of_unit([batch])
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
         return converted(scale.unscaled(concatenated([images for _, images in parts])), source, dtype=False)
@@ -145,8 +141,8 @@ def _batch(source: Any, scale: Scale) -> Sources:
     return Sources(indices, [(indices, batch)], restore, len(indices))
 
 
-def read(source: Any, scale: Scale) -> Item | None:
-    """A picture, a path, an array or a (C, H, W) tensor as an item; None for anything else.
+def _read(source: Any, scale: Scale) -> Item:
+    """A picture, a path, an array or a (C, H, W) tensor.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -162,13 +158,14 @@ def read(source: Any, scale: Scale) -> Item | None:
             return Item([images.to_array(source, channels)], lambda results: images.from_array(results[0]))
         source = Picture(images.pixels(source, channels if channels in (1, 3) else None))
     if isinstance(source, Picture):
-        return _values(source, channels, scale.kind, scale.axes)
-    if not isinstance(source, np.ndarray) and not hasattr(source, "detach"):
-        return None
-    return _array(source, scale)
+        return _picture(source, channels, scale.kind, scale.axes)
+    if isinstance(source, np.ndarray) or hasattr(source, "detach"):
+        return _array(source, scale)
+    expected = f"{scale.noun}, a picture, a path, a NumPy array or a list of them"
+    raise ValueError(f"source must be {expected}, got {type(source).__name__}")
 
 
-def _values(picture: Picture, channels: int, kind: Spec, axes: int) -> Item:
+def _picture(picture: Picture, channels: int, kind: Spec, axes: int) -> Item:
     """A picture (C, H, W), or a volume (C, D, H, W) by its slices, of stored values.
 
     Pixels without a value are -1, and get none in the result.
@@ -232,9 +229,9 @@ def _array(source: Any, scale: Scale) -> Item:
     planes = array[None] if flat else np.moveaxis(array, -1, 0) if last else array
     if kind == "uint8" and last:
         image = Image.fromarray(np.ascontiguousarray(array if len(planes) > 1 else planes[0]))
-        item = Item([images.to_array(image, channels)], lambda results: images.from_array(results[0]))
+        item = Item([images.to_array(image, channels)], lambda results: images.pixels(images.from_array(results[0])))
     elif kind != "floats":
-        item = _values(Picture(planes), channels, replace(scale.kind, slices=None, neighbours=0), scale.axes)
+        item = _picture(Picture(planes), channels, replace(scale.kind, slices=None, neighbours=0), scale.axes)
     else:
         values = scale.scaled(planes) if scale.stored or array.dtype.kind == "f" else planes
         values = np.broadcast_to(values, (channels, *values.shape[1:])) if last else values
@@ -242,30 +239,28 @@ def _array(source: Any, scale: Scale) -> Item:
         item = Item([np.ascontiguousarray(values, dtype=np.float32)], lambda results: scale.unscaled(results[0]))
 
     def restore(results: list[Floats]) -> Any:
-        result = np.asarray(item.restore(results))
+        result = np.asarray(item.restore(results))  # (C, H, W)
         if tensor:
             return converted(result, source, dtype=not scale.stored)
-        result = result if kind != "floats" else result.astype(array.dtype)
-        if last:
-            if kind != "uint8" or result.ndim == 2:
-                result = np.ascontiguousarray(np.moveaxis(result.reshape(-1, *result.shape[-2:]), 0, -1))
-            return result[:, :, 0] if flat and result.shape[2] == 1 else result
-        return result[0] if flat and len(result) == 1 else result
+        result = result.astype(array.dtype) if kind == "floats" else result
+        if flat and len(result) == 1:
+            return result[0]
+        return np.ascontiguousarray(np.moveaxis(result, 0, -1)) if last else result
 
     return Item(item.arrays, restore)
 
 
-def check_noise(noise: Any, array: type[Any], noun: str, expected: tuple[int, ...]) -> None:
-    """Raise ValueError unless noise is finite normals of a shape, in a sampler's arrays."""
-    if not isinstance(noise, array):
-        raise ValueError(f"noise must be {noun}, got {type(noise).__name__}")
+def check_noise(noise: Any, scale: Scale, expected: tuple[int, ...]) -> None:
+    """Raise ValueError unless noise is finite normals of a shape, in the sampler's arrays."""
+    if not isinstance(noise, scale.array):
+        raise ValueError(f"noise must be {scale.noun}, got {type(noise).__name__}")
     if tuple(noise.shape) != expected:
         raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}")
     if not np.isfinite(float(abs(noise).max())):
         raise ValueError("noise must be finite, got NaN or infinity")
 
 
-def read_mask(mask: Any, array: type[Any], noun: str, source: Any) -> Any:
+def read_mask(mask: Any, scale: Scale, source: Any) -> Any:
     """(B, 1, H, W) floats in [0, 1] for a source (B, C, H, W), of its kind, dtype and device.
 
     Raises:
@@ -279,11 +274,11 @@ def read_mask(mask: Any, array: type[Any], noun: str, source: Any) -> Any:
     if isinstance(mask, np.ndarray):
         mask = mask.astype(np.float32) / (255 if mask.dtype == np.uint8 else 1)
         mask = mask[None, None] if mask.ndim == source.ndim - 2 else mask
-    if not isinstance(mask, array | np.ndarray):
-        raise ValueError(f"mask must be {noun}, a picture, a path or an (H, W) array, got {type(mask).__name__}")
-    expected = len(source), 1, *source.shape[2:]
-    if tuple(mask.shape) not in (expected, (1, *expected[1:])):
-        shapes = " or ".join(str(shape) for shape in dict.fromkeys((expected, (1, *expected[1:]))))
+    if not isinstance(mask, scale.array | np.ndarray):
+        raise ValueError(f"mask must be {scale.noun}, a picture, a path or an (H, W) array, got {type(mask).__name__}")
+    whole = len(source), 1, *source.shape[2:]
+    if tuple(mask.shape) not in (whole, (1, *whole[1:])):
+        shapes = " or ".join(str(shape) for shape in dict.fromkeys((whole, (1, *whole[1:]))))
         raise ValueError(f"mask must have shape {shapes}, got {tuple(mask.shape)}")
     result = converted(mask, source) + source[:, :1] * 0  # one for each image
     low, high = float(result.min()), float(result.max())

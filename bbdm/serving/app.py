@@ -41,7 +41,7 @@ BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, a
     (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", False),
 )
 Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, mean or spread
-ended = threading.Event()  # of the app: translations that run end at their next network call
+ended = threading.Event()  # of the app: translations that run end at their next step
 
 
 class Panel:
@@ -87,7 +87,7 @@ class Panel:
     def run(self, progress: gr.Progress = gr.Progress(), *inputs: Any) -> Iterator[Any]:  # noqa: B008  (Gradio looks for this default)
         """Translate what a visitor chose, in the order of :meth:`build`: status, gallery, and zip.
 
-        It yields after each network call, where Gradio may stop it.
+        It yields after each step, where Gradio may stop it.
         """
         drawing, files, count, maps, direction, solver, steps, seed = inputs
         yield "", [], gr.DownloadButton(interactive=False)  # nothing of before stays beside an error
@@ -101,15 +101,13 @@ class Panel:
             for i, (name, source) in enumerate(sources.items()):
                 found = Pictures()
                 for start in range(i * count, (i + 1) * count, at_once):
-
-                    def report(call: int, calls: int, start: int = start) -> None:
-                        if ended.is_set():
-                            raise ValueError("the app ends")
-                        progress((start // at_once * calls + call, len(seeds) // at_once * calls), unit="network calls")
-
                     own = seeds[start : start + at_once]
                     last: Any = None
-                    for step in self.sampler.stream([source] * at_once, own, progress=report, **options):
+                    for step in self.sampler.stream([source] * at_once, own, **options):
+                        if ended.is_set():
+                            raise ValueError("the app ends")
+                        at = start // at_once * steps + step.index + 1, len(seeds) // at_once * steps
+                        progress(at, unit="network calls")
                         yield gr.skip()
                         last = step
                     found |= zip((f"{name}_{each}" for each in own), last.preview(), strict=True)
@@ -194,7 +192,7 @@ def build(config: App) -> gr.Blocks:
         ValueError: a model cannot be read, or a setting is not for it.
     """
     bundled = config.model == demo.FOLDER
-    networks = BUNDLED if bundled else ((config.model, config.model.stem),)
+    networks: Sequence[tuple[Any, ...]] = BUNDLED if bundled else ((config.model, config.model.stem),)
     panels = [Panel(replace(config, model=path), *about) for path, *about in networks]
     title = "bbdm" if bundled else f"bbdm: {config.model.stem}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:

@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bbdm.base import scripts
-from bbdm.data.examples import BadPicturesError
+from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import LOOPBACK, TranslateRay
 from bbdm.translation.results import Job, missing, paths_of

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from bbdm import pictures
-from bbdm.data.conditions import known_conditions
-from bbdm.data.examples import stacked
+from bbdm.data.examples import known_conditions, stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Strips, first
 from bbdm.data.rows import Half, Row, shown

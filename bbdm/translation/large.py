@@ -13,9 +13,8 @@ from bbdm.base.machine import free_memory
 from bbdm.base.sizes import amount
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
-from bbdm.sampling.large import LargePicture, in_memory
+from bbdm.sampling.large import LargePicture, folder_of, in_memory
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.state_files import folder_of
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
 from bbdm.translation.results import Job
@@ -76,9 +75,9 @@ class LargePictures:
             verbose: show the network calls.
 
         Raises:
-            DiskFullError: the disk is too small, or became full.
+            InUseError: another process makes this result.
             LargePictureError: there are no windows, there is guidance, or it is a map.
-            ResultInUseError: another process makes this result.
+            OSError: the disk is too small, or became full.
             StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
         """

@@ -120,7 +120,7 @@ def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
     without suffix; of a file, its name.
 
     Raises:
-        DiskFullError: the disk is full.
+        OSError: the disk is full.
         FileNotFoundError: there is no such network.
         ResultsError: the folder has results of other settings.
         ValueError: two results have one name, or a photograph's name; or a folder has no picture.

@@ -166,7 +166,7 @@ class Translator:
         self.processes.wait()  # until all have looked which results exist
         with tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             if self.verbose and windowed:
-                options["progress"] = lambda done, total: bar.set_postfix_str(f"network call {done} of {total}")
+                options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
 
             def make_batch(jobs: Sequence[Job]) -> None:
                 groups, large = self.large.split(sampler, jobs)

@@ -66,14 +66,14 @@ def test_the_same_command_goes_on(capsys: pytest.CaptureFixture[str], monkeypatc
     expected = fit(*flags, "whole", "-e", 2)
     fit(*flags, "parts", "-e", 1, "--cache_images", "cache")
     with monkeypatch.context() as patched:
-        patched.setattr("bbdm.data.pairs.Pairs._example", lambda *_: pytest.fail("a file was read"))
+        patched.setattr("bbdm.pictures.images.open_image", lambda *_: pytest.fail("a file was decoded"))
         assert same_weights(fit(*flags, "parts", "-e", 2, "--cache_images", "cache"), expected)
     metrics = [json.loads(line) for line in Path("parts/metrics.jsonl").read_text().splitlines()]
     assert [m["epoch"] for m in metrics] == [1, 2]
     assert all(m["validation_loss"] > 0 for m in metrics)
     fit(*flags, "parts", "-e", 2)
     assert "nothing is left to train" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"was trained with calls=2.* or overwrite this run"):
+    with pytest.raises(ValueError, match=r"was trained with calls 2, now 1.* or overwrite this run"):
         fit(*flags, "parts", "--calls", 1)
 
 

@@ -30,13 +30,13 @@ class OneDevice(TorchDispatchMode):
 
 def run(sampler: BridgeSampler, source: Tensor, options: dict[str, Any]) -> None:
     """The loop of a call, twice; the second time all that it needs is on the device."""
-    batches = sampler._call(source, 0, options).batches
+    batches = sampler._call(source, 0, options)[-1]
     with torch.inference_mode():
         inputs = [sampler._inputs(batch) for batch in batches]
         for mode in (torch.inference_mode(), OneDevice(sampler.device)):
             with mode:
                 for batch, each in zip(batches, inputs, strict=True):
-                    *_, last = sampler._states(batch, each, lambda _: None)
+                    *_, last = sampler._states(batch, each)
                     assert (last.x.device, last.x0hat.device) == (sampler.device, sampler.device)
 
 

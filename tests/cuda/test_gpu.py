@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from bbdm import ABridge, BridgeSampler
 from bbdm.codec import DiffusersCodec, VQGANCodec
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.evaluation.scores import Scores
 from bbdm.sampling.loop import Batch
 from tests.codec.autoencoders import tiny_kl
 from tests.conftest import MakeTrainer, metrics_of, tiny_unet
@@ -25,7 +23,6 @@ from tests.cuda.test_training import CPU, STEPS, bridge_task
 from tests.execution.test_compiled import SOURCE as PICTURES
 from tests.execution.test_compiled import new_sampler, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
-from tests.training.watched_script import Features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -116,18 +113,6 @@ def test_gpu_codecs_are_the_cpus(make: Any):
     torch.testing.assert_close(there.image(latents.cuda()).cpu(), here.image(latents), rtol=0, atol=TOLERANCE)
 
 
-def test_gpu_scores_are_the_cpus(tmp_path: Path):
-    draw = torch.Generator().manual_seed(0)
-    results = torch.randint(0, 256, (6, 2, 3, 16, 16), generator=draw, dtype=torch.uint8)
-    targets = torch.randint(0, 256, (6, 3, 16, 16), generator=draw, dtype=torch.uint8)
-    found: list[Any] = []
-    for device in ("cuda", "cpu"):
-        scores = Scores(["fid", "psnr", "ssim", "diversity"], 2, features=Features(), device=device)
-        scores.update(results, targets)
-        found.append(scores.compute())
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
-
-
 def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Callable[[], Tensor]:
     """A function of a captured run's result, on the GPU, of inputs that are there."""
     seeds = list(range(seed, seed + len(source)))
@@ -137,7 +122,7 @@ def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Callable[[], Te
 
     @torch.inference_mode()
     def run() -> Tensor:
-        return sampler._last(batch, inputs, lambda _: None, None)
+        return sampler._last(batch, inputs, None)
 
     return run
 
@@ -153,7 +138,7 @@ def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool
         monkeypatch.setattr(sampler, "_body", lambda *_: prediction)
         batch = Batch(sampler._plan(), [*range(5)], PICTURES, [*range(5)])
         inputs = sampler._inputs(batch)
-        states = partial(sampler._states, batch, inputs, lambda _: None)
+        states = partial(sampler._states, batch, inputs)
 
         @torch.inference_mode()
         def run() -> Tensor:

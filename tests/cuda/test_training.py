@@ -110,15 +110,13 @@ class Edges(nn.Module):
     ("settings", "expected"),
     [
         ({"restarts": 0}, [[], []]),
-        ({"num_codes": 0, "restarts": 0}, [[], []]),
         ({"num_codes": 0, "restarts": 0, "precision": "bf16", "flip": True, "shift": 0.1, "grad_clip": 1.0}, [[], []]),
-        ({"decoder_only": True}, [[], []]),
         (
             {"restarts": 2},
             [["training.autoencoder.restart: nonzero"], []],
         ),  # unused codes come to the host, at the start of two epochs
     ],
-    ids=["codes", "kl", "all settings", "decoder", "restarts"],
+    ids=["codes", "kl, all settings", "restarts"],
 )
 def test_an_autoencoders_step_waits_for_its_losses_alone(
     settings: dict[str, Any], expected: Any, make_pairs: MakePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

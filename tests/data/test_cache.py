@@ -1,4 +1,4 @@
-"""Caches of examples and of latents: the data set's tensors, made once, completed, refused if they differ."""
+"""Caches: files are decoded and resized once; latents are encoded once, and refused if they differ."""
 
 import pickle
 from dataclasses import asdict
@@ -10,16 +10,90 @@ import pytest
 import torch
 from torch import nn
 
+from bbdm import pictures as library
 from bbdm.codec import Codec, wrap_codec
-from bbdm.data.cached import CachedExamples, LatentDataset, measure
+from bbdm.data import cache, latents
 from bbdm.data.examples import Example
+from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, read_rows
 from bbdm.data.spec import Spec, read_conditions
+from bbdm.pictures import images
 from tests.data.making import SIZE, folders, load, pictures, pixels, save, valued
 
 COUNT = 5
 ENTRIES = [f"{number:05d}.safetensors" for number in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries are of two examples, codecs encode two pairs at a time, and three entries are mapped."""
+    monkeypatch.setattr(latents, "BLOCK", 2)
+    monkeypatch.setattr(latents, "ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr(cache, "MAPPED", 3)
+
+
+def assert_same(one: Example, other: Example) -> None:
+    """Bit for bit, masks too."""
+    for side in ("source", "target", "mask"):
+        first, second = getattr(one, side), getattr(other, side)
+        assert first is second or (first.dtype == second.dtype and torch.equal(first, second))
+
+
+HOW: list[dict[str, Any]] = [
+    {"size": 6},
+    {"size": 6, "resize": "fit", "channels": 1},
+    {"size": 6, "mask": True},
+    {"crop": 4, "channels": 1},
+    {"dataset": "edge2shoes", "size": (4, 3)},
+    {"size": 6, "several": True},
+]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_photographs_are_decoded_once(how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir, how = pictures(tmp_path, COUNT), {**how, "cache": tmp_path / "cache"}
+    for number in range(COUNT):
+        save(tmp_path / f"M/{number}.png", pixels(number, SIZE + 3, channels=1) // 128)
+        save(tmp_path / f"train/{number}.png", pixels(number, 8, 2 * SIZE))
+    data_dir += f",mask={tmp_path}/M" if how.pop("mask", False) else ""
+    data_dir = str(tmp_path) if "dataset" in how else data_dir
+    data_dir = f"{tmp_path}/A,{tmp_path}/B;{tmp_path}/B" if how.pop("several", False) else data_dir
+    known = [load(data_dir, **{**how, "cache": None}).read(index) for index in range(COUNT)]
+    for index, example in enumerate(known):
+        assert_same(load(data_dir, **how).read(index), example)
+    monkeypatch.setattr(images, "open_image", lambda *_, **__: pytest.fail("decoded again"))
+    pairs = pickle.loads(pickle.dumps(load(data_dir, **how)))
+    for index in (*range(COUNT), 0):
+        assert_same(pairs.read(index), known[index])
+    assert len(vars(pairs.reader.cache)["_mapped"]) <= 3
+
+
+def test_volumes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = folders(tmp_path, ".nii.gz", 2, (4, 5, 6))
+    for how in ({"axes": 3}, {"slices": "axial", "crop": 3}):
+        known = [valued(data_dir, cache=tmp_path / "cache", **how).read(index) for index in (0, 1)]
+        with monkeypatch.context() as patched:
+            patched.setattr(library, "read", lambda *_: pytest.fail("decoded again"))
+            pairs = valued(data_dir, cache=tmp_path / "cache", **how)
+            assert [pairs.read(index).name for index in (0, 1)] == [example.name for example in known]
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+
+
+KINDS: list[dict[str, Any]] = [{"size": 4}, {"size": 6}, {"size": 6, "resize": "fit"}, {"size": 4, "channels": 1}]
+
+
+def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
+    """And one folder serves several kinds of examples."""
+    data_dir = pictures(tmp_path, 1)
+    before = [load(data_dir, cache=tmp_path / "cache", **how).read(0).source for how in KINDS]
+    assert all(torch.equal(one, load(data_dir, **how).read(0).source) for one, how in zip(before, KINDS, strict=True))
+    save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
+    assert not torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, before[0])
+    for path in (tmp_path / "cache").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"):
+        load(data_dir, size=4, cache=tmp_path / "cache").read(0)
 
 
 class Read(Pairs):
@@ -42,130 +116,9 @@ def pairs(tmp_path: Path) -> Read:
     return read
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries are of two examples, and codecs encode two pairs at a time; both get their sizes back."""
-    monkeypatch.setattr(CachedExamples, "BLOCK", 2)
-    monkeypatch.setattr("bbdm.data.cached.ENCODED_AT_ONCE", 2)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-def cached(pairs: Pairs, folder: Path, block: int = 2, **how: Any) -> CachedExamples:
-    """Of a few examples in an entry."""
-    CachedExamples.BLOCK = block
-    return CachedExamples(pairs, folder, **how)
-
-
-def assert_same(made: Pairs, wanted: Pairs) -> None:
-    """Bit for bit, masks and conditions too."""
-    assert len(made) == len(wanted)
-    for index in range(len(wanted)):
-        one, other = made.read(index).tensors(), wanted.read(index).tensors()
-        assert one.keys() == other.keys()
-        assert all(one[name].dtype == v.dtype and torch.equal(one[name], v) for name, v in other.items())
-
-
-class TestOfExamples:
-    @pytest.mark.parametrize("workers", [0, 1])
-    def test_of_photographs(self, workers: int, pairs: Read, folder: Path) -> None:
-        made = cached(pairs, folder, 3, workers=workers)
-        assert_same(made, pairs)
-        assert (made.image_size, made.channels, made.digest()) == (SIZE, 3, pairs.digest())
-        assert (made.names_digest(), made.order(3)(0, 5)) == (pairs.names_digest(), pairs.order(3)(0, 5))
-
-    def test_of_slices_with_masks_and_conditions(self, tmp_path: Path, folder: Path) -> None:
-        data_dir = folders(tmp_path, ".nii.gz", 2, (4, 5, 6))
-        (tmp_path / "c.csv").write_text("0,a\n1,b")
-        for number in range(2):
-            mask = np.zeros((4, 5, 6), np.uint8)
-            mask[number : number + 2, 2:4] = 1
-            save(tmp_path / f"M/{number}.nii.gz", mask)
-            save(tmp_path / f"T/{number}.npy", np.ones((1 + number, 3), np.float32))
-        data_dir += f",mask={tmp_path}/M,text={tmp_path}/T,style={tmp_path}/c.csv"
-        told = read_conditions("style=class,text=tokens")
-        pairs = valued(data_dir, slices="axial", neighbours=1, conditions=told)
-        made = cached(pairs, folder, 3)
-        assert_same(made, pairs)
-        assert (made.further, made.masked, made.spacing) == (pairs.further, True, pairs.spacing)
-        assert made.ends == pairs.ends == [2, 4]  # slices of a volume stay one picture's
-
-    def test_crops_are_refused_and_damaged_pictures_named(self, pairs: Read, tmp_path: Path, folder: Path) -> None:
-        with pytest.raises(ValueError, match="crops are others in each epoch"):
-            CachedExamples(load(f"{tmp_path}/A,{tmp_path}/B", crop=4), folder)
-        (tmp_path / "B/3.png").write_bytes(b"")
-        with pytest.raises(ValueError, match=r"B/3\.png"):
-            cached(pairs, folder)
-        pairs.skip_bad = True
-        assert_same(cached(pairs, folder), pairs)
-
-
-def test_examples_are_made_once(pairs: Read, folder: Path) -> None:
-    first = cached(pairs, folder)
-    sent = pickle.dumps(first)
-    for each in (cached(pairs, folder), pickle.loads(sent)):
-        assert_same(each, first)
-    assert pairs.seen == list(range(COUNT))
-    assert len(pickle.dumps(first)) == len(sent)  # a worker's copy holds no tensors
-    assert torch.equal(first.read(-1).source, first.read(COUNT - 1).source)
-    with pytest.raises(IndexError):
-        first.read(COUNT)
-
-
-def test_an_interrupted_cache_is_completed(pairs: Read, folder: Path) -> None:
-    pairs.interrupted = 3
-    with pytest.raises(KeyboardInterrupt):
-        cached(pairs, folder)
-    assert sorted(path.name for path in folder.glob("[!.]*")) == [ENTRIES[0], "manifest.json"]
-    (folder / f".{ENTRIES[1]}.0123abcd.tmp").touch()  # of a killed process
-    pairs.interrupted, pairs.seen = None, []
-    made = cached(pairs, folder)
-    assert pairs.seen == [2, 3, 4]
-    assert not list(folder.glob("*.tmp"))
-    assert_same(made, pairs)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"size": 4}, "image_size 8, now 4"),
-        ({"direction": "BtoA"}, "direction AtoB, now BtoA"),
-        ({"files": True}, r"files \w{8}, now \w{8}"),
-        ({"block": 3}, "block 2, now 3"),  # of which examples would be taken for others
-    ],
-)
-def test_a_cache_of_something_else_is_refused(
-    change: dict[str, Any], message: str, pairs: Read, tmp_path: Path, folder: Path
-) -> None:
-    cached(pairs, folder)
-    block = change.pop("block", 2)
-    if change.pop("files", False):
-        save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
-    other = load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change})
-    with pytest.raises(ValueError, match=rf"manifest\.json is of other pictures \({message}\): give another folder"):
-        cached(other, folder, block)
-
-
-def test_changed_files_are_refused(pairs: Read, folder: Path) -> None:
-    cached(pairs, folder)
-    content = (path := folder / ENTRIES[1]).read_bytes()
-    for changed in (bytes([*content[:-1], content[-1] ^ 1]), content[:-1], b""):
-        path.write_bytes(changed)
-        with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
-            cached(pairs, folder)
-    path.unlink()
-    assert_same(cached(pairs, folder), pairs)
-    for changed in ("{", "[]", "my own text"):
-        (folder / "manifest.json").write_text(changed)
-        with pytest.raises(ValueError, match=r"cannot read .*manifest\.json: delete .*cache"):
-            cached(pairs, folder)
-    (folder / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"safetensors is of no cache of pictures, without .*manifest\.json"):
-        cached(pairs, folder)
-    assert (folder / ENTRIES[0]).exists()
 
 
 def codec_of(seed: int = 0) -> Codec:
@@ -184,13 +137,12 @@ def encoded(codec: Codec, sides: list[Any], flip: bool) -> torch.Tensor:
 
 class TestLatents:
     @pytest.mark.parametrize("flip", [False, True])
-    def test_and_their_statistics_are_those_of_the_pictures(
-        self, flip: bool, pairs: Read, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_and_their_statistics_are_those_of_the_pictures(self, flip: bool, pairs: Read, folder: Path) -> None:
         codec = codec_of()
-        monkeypatch.setattr(CachedExamples, "BLOCK", 3)
         made = LatentDataset(pairs, codec, folder, flip)
         assert (len(made), made.image_size, made.flip, made.codec) == (COUNT, SIZE, flip, codec.description())
+        assert (made.digest(), made.names_digest()) == (pairs.digest(), pairs.names_digest())
+        assert made.order(3)(0, 5) == pairs.order(3)(0, 5)
         statistics = asdict(measure(made, codec)), asdict(measure(pairs, codec, flip))
         for place, name in enumerate(("source", "target")):
             wanted = encoded(codec, [pairs.read(index)[place] for index in range(COUNT)], flip)
@@ -200,18 +152,84 @@ class TestLatents:
             for each in statistics:
                 np.testing.assert_allclose(each[f"{name}_mean"], wanted.mean((0, 2, 3)), atol=1e-5)
                 np.testing.assert_allclose(each[f"{name}_std"], wanted.std((0, 2, 3), correction=0), rtol=1e-4)
-        for other, mirrored, message in ((1, flip, r"codec.* \w{8}, now \w{8}"), (0, not flip, f"flip {flip}, now")):
-            with pytest.raises(ValueError, match=rf"is of other latents \({message}"):
-                LatentDataset(pairs, codec_of(other), folder, mirrored)
 
     def test_of_mirrored_pairs_have_mirrored_images(self, tmp_path: Path, folder: Path) -> None:
+        """Masks, classes and tokens stay."""
         data_dir = pictures(tmp_path, 3, SIZE)
+        (tmp_path / "c.csv").write_text("0,a\n1,b\n2,b")
         for number in range(3):
             save(tmp_path / f"sar/{number}.png", pixels(50 + number, channels=1))
             save(tmp_path / f"text/{number}.npy", np.ones((1 + number, 2), np.float32))
-        told = read_conditions("sar=image,text=tokens")
-        pairs = load(f"{data_dir},sar={tmp_path}/sar,text={tmp_path}/text", conditions=told)
-        found = LatentDataset(pairs, codec_of(), folder, True).read(1).conditions
+        data_dir += f",mask={tmp_path}/sar,sar={tmp_path}/sar,text={tmp_path}/text,style={tmp_path}/c.csv"
+        pairs = load(data_dir, conditions=read_conditions("sar=image,text=tokens,style=class"))
+        made = LatentDataset(pairs, codec_of(), folder, True)
+        assert made.read(0).conditions["text"].tolist() == [[1, 1]]
+        found = made.read(1)
         sar = pixels(51, channels=1)[None]
-        assert (found["sar"].numpy() == np.stack([sar, sar[..., ::-1]])).all()
-        assert found["text"].tolist() == [[1, 1], [1, 1]]
+        assert (found.conditions["sar"].numpy() == np.stack([sar, sar[..., ::-1]])).all()
+        assert found.conditions["text"].tolist() == [[1, 1], [1, 1]]
+        assert int(found.conditions["style"]) == 1
+        assert (found.mask.numpy() == (sar != 0)).all()
+
+    def test_are_made_once_and_an_interrupted_cache_is_completed(self, pairs: Read, folder: Path) -> None:
+        codec, pairs.interrupted = codec_of(), 3
+        with pytest.raises(KeyboardInterrupt):
+            LatentDataset(pairs, codec, folder)
+        assert sorted(path.name for path in folder.glob("[!.]*")) == [ENTRIES[0], "manifest.json"]
+        (folder / f".{ENTRIES[1]}.0123abcd.tmp").touch()  # of a killed process
+        pairs.interrupted, pairs.seen = None, []
+        first = LatentDataset(pairs, codec, folder)
+        assert pairs.seen == [2, 3, 4]
+        assert not list(folder.glob("*.tmp"))
+        sent = pickle.dumps(first)
+        for each in (LatentDataset(pairs, codec, folder), pickle.loads(sent)):
+            assert all(torch.equal(each[index][0], first[index][0]) for index in range(COUNT))
+        assert len(pairs.seen) == 3
+        assert len(pickle.dumps(first)) == len(sent)  # a worker's copy holds no tensors
+        assert torch.equal(first.read(-1).source, first.read(COUNT - 1).source)
+        with pytest.raises(IndexError):
+            first.read(COUNT)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"size": 4}, "image_size 8, now 4"),
+            ({"direction": "BtoA"}, "direction AtoB, now BtoA"),
+            ({"files": True}, r"files \w{8}, now \w{8}"),
+            ({"block": 3}, "block 2, now 3"),  # of which examples would be taken for others
+            ({"codec": 1}, r"codec.* \w{8}, now \w{8}"),
+            ({"flip": True}, "flip False, now True"),
+        ],
+    )
+    def test_of_something_else_are_refused(
+        self, change: dict[str, Any], message: str, pairs: Read, tmp_path: Path, folder: Path, monkeypatch: Any
+    ) -> None:
+        LatentDataset(pairs, codec_of(), folder)
+        monkeypatch.setattr(latents, "BLOCK", change.pop("block", 2))
+        codec, flip = codec_of(change.pop("codec", 0)), change.pop("flip", False)
+        if change.pop("files", False):
+            save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
+        refused = rf"manifest\.json is of other latents \({message}\): give another folder"
+        with pytest.raises(ValueError, match=refused):
+            LatentDataset(load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change}), codec, folder, flip)
+
+    def test_of_changed_files_and_of_crops_are_refused(self, pairs: Read, tmp_path: Path, folder: Path) -> None:
+        def refused(message: str, of: Pairs = pairs, where: Path = folder) -> None:
+            with pytest.raises(ValueError, match=message):
+                LatentDataset(of, codec_of(), where)
+
+        first = LatentDataset(pairs, codec_of(), folder)[3]
+        content = (path := folder / ENTRIES[1]).read_bytes()
+        for changed in (bytes([*content[:-1], content[-1] ^ 1]), content[:-1], b""):
+            path.write_bytes(changed)
+            refused(rf"{path} has changed since it was written: delete it")
+        path.unlink()
+        assert torch.equal(LatentDataset(pairs, codec_of(), folder)[3][0], first[0])
+        for changed in ("{", "[]", "my own text"):
+            (folder / "manifest.json").write_text(changed)
+            refused(r"cannot read .*manifest\.json: delete .*cache")
+        (folder / "manifest.json").unlink()
+        refused(r"safetensors is of no cache of latents, without .*manifest\.json")
+        assert (folder / ENTRIES[0]).exists()
+        for dataset, how in (("paired", {"crop": 4}), ("unpaired", {"size": SIZE})):
+            refused("are others in each epoch", load(f"{tmp_path}/A,{tmp_path}/B", dataset, **how), tmp_path / "other")

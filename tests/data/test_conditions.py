@@ -1,7 +1,6 @@
 """What examples have besides the source: images with their values, classes and tokens."""
 
 import pickle
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.data.conditions import known_conditions
+from bbdm.data.examples import known_conditions
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
@@ -20,7 +19,6 @@ from bbdm.networks.conditions import ConditionsConfig
 from tests.data.making import SIZE, Array, load, located, pixels, save, valued
 
 COUNT, WIDTH = 4, 3
-LABELS = ["ink", "oil", "ink", "10"]
 ALL = "sar=image,style=class,text=tokens"
 DATA = "A,B,sar=sar,style=labels.csv,text=text"
 NETWORK = ConditionsConfig(
@@ -51,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             save(Path(side) / f"{i}.png", pixels(i))
         save(Path(f"sar/{i}.png"), grey(i))
         save(Path(f"text/{i}.npy"), np.concatenate([tokens(i), np.zeros((i, WIDTH), np.float32)]))
-    write_labels(*LABELS)
+    write_labels("ink", "oil", "ink", "10")
 
 
 def pairs_of(conditions: str = ALL, data_dir: str = DATA, **settings: Any) -> Pairs:
@@ -64,26 +62,17 @@ class TestOfFiles:
         pairs = pairs_of()
         classes = {"style": ("10", "ink", "oil")}
         assert pairs.further == ConditionsConfig(images={"sar": 1}, classes=classes, tokens={"text": WIDTH})
-        assert pairs.spec.conditions["style"].size == ("10", "ink", "oil")
-        example = pickle.loads(pickle.dumps(pairs)).read(3)
-        assert (example.conditions["sar"].numpy() == grey(3)[None]).all()
-        assert (example.conditions["text"].numpy() == tokens(3)).all()
-        assert (example.conditions["style"].dtype, example.conditions["style"].shape) == (torch.int64, ())
+        (batch,) = Batches(pickle.loads(pickle.dumps(pairs)), COUNT, torch.device("cpu")).stored()
+        for i, text in enumerate(batch.conditions["text"].numpy()):
+            assert (text == np.pad(tokens(i), [(0, COUNT - 1 - i), (0, 0)])).all()
+        assert (batch.conditions["sar"].numpy() == np.stack([grey(i)[None] for i in range(COUNT)])).all()
+        assert (batch.conditions["style"].dtype, batch.conditions["style"].tolist()) == (torch.int64, [1, 2, 1, 0])
         with pytest.raises(ValueError, match="rows have no column 'depth': add ',depth=WHERE'"):
             pairs_of("depth=image")
         write_labels("10", "9", "b", "Ä")
         again = pairs_of()
         assert again.further.classes["style"] == ("9", "10", "b", "Ä")
         assert len({each.names_digest() for each in (pairs, again, pairs_of("sar=image"))}) == 3
-
-    def test_a_batch_has_zeros_where_tokens_end(self) -> None:
-        (batch,) = Batches(pairs_of(), COUNT, torch.device("cpu"))()
-        found = batch.conditions["text"].numpy()
-        for i in range(COUNT):
-            assert (found[i] == np.pad(tokens(i), [(0, COUNT - 1 - i), (0, 0)])).all()
-        assert batch.conditions["style"].tolist() == [1, 2, 1, 0]
-        wanted = np.stack([grey(i)[None] for i in range(COUNT)]) / 127.5 - 1
-        np.testing.assert_allclose(batch.conditions["sar"].numpy(), wanted, atol=1e-6)
 
     @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
     def test_images_are_resized_and_cropped_as_sources_are(self, direction: Any) -> None:
@@ -98,17 +87,16 @@ class TestOfFiles:
     def test_images_have_values_of_their_own(self) -> None:
         decibels = np.linspace(-25, 0, SIZE * SIZE, dtype=np.float32).reshape(1, SIZE, SIZE).repeat(2, 0)
         for i in range(COUNT):
-            save(Path(f"sar/{i}.npy"), decibels)
-            Path(f"sar/{i}.png").unlink()
+            save(Path(f"db/{i}.npy"), decibels)
+            save(Path(f"unit/{i}.npy"), decibels / 25)
         unit = decibels.astype(np.float64) / 12.5 + 1
         bands = np.stack([unit[0], decibels[1] / 100])
         for values, wanted in (("-25:0", unit), ("-25:0;-100:100", bands), ("p0:100", unit)):
-            found = pairs_of(f"sar=image@{values}").read(0).conditions["sar"]
+            found = pairs_of(f"sar=image@{values}", "A,B,sar=db").read(0).conditions["sar"]
             np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+        assert (pairs_of("sar=image", "A,B,sar=unit").read(0).conditions["sar"].numpy() == decibels / 25).all()
         with pytest.raises(ValueError, match=r"sar of A/0\.png has values from -25 to 0 in float32: give their range"):
-            pairs_of().read(0)
-        save(Path("sar/0.npy"), decibels / 25)  # floats that are in the unit range
-        assert (pairs_of().read(0).conditions["sar"].numpy() == decibels / 25).all()
+            pairs_of("sar=image", "A,B,sar=db").read(0)
 
     @pytest.mark.parametrize("how", [{"slices": "axial"}, {"axes": 3}], ids=str)
     def test_of_volumes(self, how: dict[str, Any]) -> None:
@@ -173,6 +161,6 @@ class TestOfANetwork:
             ("A,B,style=labels.csv", {}, r"this network takes .*: give a column 'sar', such as ',sar=WHERE'"),
         ],
     )
-    def test_what_it_does_not_know_is_named(self, data_dir: str, labels: Mapping[str, str], message: str) -> None:
+    def test_what_it_does_not_know_is_named(self, data_dir: str, labels: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             self.known(data_dir, replace(NETWORK, classes={"style": ("oil", "wax")}), **labels).read(0)

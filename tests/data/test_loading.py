@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.data.examples import BadPicturesError, Example
+from bbdm.data.examples import Example
 from bbdm.data.loading import Batches, check_rows, first_look, with_short_errors
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import Row
+from bbdm.data.rows import BadPicturesError, Row
 from bbdm.data.spec import read_conditions
 from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import SIZE, damage, folders, load, located, pictures, pixels, save, valued
@@ -106,78 +106,69 @@ if __name__ == "__main__":
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
 def test_workers_end_with_a_process_that_is_killed(start: str, pairs: Pairs, tmp_path: Path) -> None:
+    def alive(pid: str) -> bool:  # and not only waiting for its parent to look
+        state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+        return bool(state) and not state.startswith("Z")
+
     (tmp_path / "script.py").write_text(READ_AND_DIE)
     command = [sys.executable, str(tmp_path / "script.py"), start, f"{tmp_path}/A,{tmp_path}/B"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
     workers = done.stdout.split()
     assert len(workers) == 2
     end = time.monotonic() + 60
-    while any(is_alive(pid) for pid in workers):
+    while any(map(alive, workers)):
         assert time.monotonic() < end, "workers live on"
         time.sleep(0.05)
 
 
-def is_alive(pid: str) -> bool:
-    """Whether a process runs, and is not only waiting for its parent to look."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
+class TestCheck:
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_all_that_is_wrong_is_listed(self, workers: int, tmp_path: Path) -> None:
+        data_dir = pictures(tmp_path, 6)
+        assert check_rows(load(data_dir), workers) == {}
+        pairs = load(data_dir)
+        damage(tmp_path / "A/1.png")
+        (tmp_path / "B/2.png").unlink()
+        save(tmp_path / "B/3.png", pixels(0, 5, 5))
+        save(tmp_path / "A/4.png", pixels(0, SIZE + 3, channels=1))
+        found = check_rows(pairs, workers)
+        reasons = ["A/1.png", "B/2.png", "different grids, 11 x 8 and 5 x 5", "A/4.png: its source has 1 channels, and"]
+        assert list(found) == [1, 2, 3, 4]
+        assert all(part in reason for part, reason in zip(reasons, found.values(), strict=True))
+        assert not any("\n" in reason for reason in found.values())
+        assert check_rows(pairs.without(found)) == {}
+        assert list(check_rows(load(f"{tmp_path}/A,{tmp_path}/A", channels=3))) == [1]  # grey becomes colours
+
+    def test_values_conditions_and_whole_volumes_are_read_too(self, tmp_path: Path) -> None:
+        data_dir = f"{folders(tmp_path)},style={tmp_path}/c.csv"
+        array = np.ones((1, 20, 24), np.float32)
+        array[0, 3, 4] = np.nan
+        save(tmp_path / "B/1.npy", array)
+        (tmp_path / "c.csv").write_text("0,a\n1,b\n2,c")
+        pairs = valued(data_dir, conditions=read_conditions("style=class"))
+        (tmp_path / "c.csv").write_text("0,a\n1,b\n2,z")
+        found = check_rows(valued(data_dir, conditions=pairs.spec.conditions))
+        assert list(found) == [1, 2]
+        assert "A/1.npy: nan stands in channel 0 at (3, 4)" in found[1]
+        assert "A/2.npy: 'z' is no class of 'style'" in found[2]
+        volumes = folders(tmp_path / "volumes", ".nii.gz", 3, (4, 5, 6))
+        assert check_rows(valued(volumes, slices="axial", neighbours=1)) == {}
+        pairs = valued(volumes, axes=3, crop=2)
+        damage(tmp_path / "volumes/B/2.nii.gz")
+        assert list(check_rows(pairs)) == [2]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_all_that_is_wrong_is_listed(workers: int, tmp_path: Path) -> None:
-    data_dir = pictures(tmp_path, 6)
-    assert check_rows(load(data_dir), workers) == {}
-    pairs = load(data_dir)
-    damage(tmp_path / "A/1.png")
-    (tmp_path / "B/2.png").unlink()
-    save(tmp_path / "B/3.png", pixels(0, 5, 5))
-    save(tmp_path / "A/4.png", pixels(0, SIZE + 3, channels=1))
-    found = check_rows(pairs, workers)
-    assert list(found) == [1, 2, 3, 4]
-    reasons = ["A/1.png", "B/2.png", "different grids, 11 x 8 and 5 x 5", "A/4.png: its source has 1 channels, and"]
-    assert all(part in reason for part, reason in zip(reasons, found.values(), strict=True))
-    assert not any("\n" in reason for reason in found.values())
-    assert check_rows(pairs.without(found)) == {}
-    assert list(check_rows(load(f"{tmp_path}/A,{tmp_path}/A", channels=3))) == [1]  # grey becomes colours
-
-
-def test_values_conditions_and_whole_volumes_are_read_too(tmp_path: Path) -> None:
-    data_dir = folders(tmp_path)
-    array = np.ones((1, 20, 24), np.float32)
-    array[0, 3, 4] = np.nan
-    save(tmp_path / "B/1.npy", array)
-    (tmp_path / "c.csv").write_text("0,a\n1,b\n2,c")
-    pairs = valued(f"{data_dir},style={tmp_path}/c.csv", conditions=read_conditions("style=class"))
-    (tmp_path / "c.csv").write_text("0,a\n1,b\n2,z")
-    found = check_rows(valued(f"{data_dir},style={tmp_path}/c.csv", conditions=pairs.spec.conditions))
-    assert list(found) == [1, 2]
-    assert "A/1.npy: nan stands in channel 0 at (3, 4)" in found[1]
-    assert "A/2.npy: 'z' is no class of 'style'" in found[2]
-    volumes = folders(tmp_path / "volumes", ".nii.gz", 3, (4, 5, 6))
-    assert check_rows(valued(volumes, slices="axial", neighbours=1)) == {}
-    pairs = valued(volumes, axes=3, crop=2)
-    damage(tmp_path / "volumes/B/2.nii.gz")
-    assert list(check_rows(pairs)) == [2]
-
-
-class TestFirstLook:
-    """Lines are of the first 8 rows that can be read."""
-
-    def test_good_pictures_need_none(self, tmp_path: Path) -> None:
-        assert first_look(load(pictures(tmp_path), size=SIZE)) == []
-        assert first_look(valued(folders(tmp_path / "volumes", ".nii", size=(3, 4, 5)), slices="axial")) == []
-
-    def test_values_outside_of_their_range(self, tmp_path: Path) -> None:
-        """Of 480 values, 48 are above the source's range, and of the next 480 none is."""
-        for number, most in enumerate((480, 100)):
-            save(tmp_path / f"{number}.npy", located(0, (1, 20, 24)) % most)
-        values: dict[str, Any] = {"source": Values(0, 431, dtype="int16"), "target": Values(0, 480, "m", "int16")}
-        line = "5 % of the values of the first 2 sources are outside of their range, 0:431, and clipped to it"
-        assert first_look(load(f"{tmp_path},{tmp_path}", **values)) == [line]
-
-    def test_sources_without_contrast(self, tmp_path: Path) -> None:
-        data_dir = folders(tmp_path, count=2)
-        save(tmp_path / "A/1.npy", np.full((1, 20, 24), 7, np.int16) + np.arange(24, dtype=np.int16) % 3)
-        (line,) = first_look(valued(data_dir))
-        assert "A/1.npy is nearly constant within 0:4000: give the range" in line
-        assert first_look(valued(data_dir, source=Percentiles())) == []
+def test_first_rows_say_what_is_clipped_and_flat(tmp_path: Path) -> None:
+    """Of 480 values, 48 are above the source's range, and of the next 480 none is."""
+    assert first_look(load(pictures(tmp_path / "pictures"), size=SIZE)) == []
+    assert first_look(valued(folders(tmp_path / "volumes", ".nii", size=(3, 4, 5)), slices="axial")) == []
+    for number, most in enumerate((480, 100)):
+        save(tmp_path / f"C/{number}.npy", located(0, (1, 20, 24)) % most)
+    values: dict[str, Any] = {"source": Values(0, 431, dtype="int16"), "target": Values(0, 480, "m", "int16")}
+    line = "5 % of the values of the first 2 sources are outside of their range, 0:431, and clipped to it"
+    assert first_look(load(f"{tmp_path}/C,{tmp_path}/C", **values)) == [line]
+    data_dir = folders(tmp_path, count=2)
+    save(tmp_path / "A/1.npy", np.full((1, 20, 24), 7, np.int16) + np.arange(24, dtype=np.int16) % 3)
+    (line,) = first_look(valued(data_dir))
+    assert "A/1.npy is nearly constant within 0:4000: give the range" in line
+    assert first_look(valued(data_dir, source=Percentiles())) == []

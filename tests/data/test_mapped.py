@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bbdm.data.loading import Batches
-from bbdm.data.mapped import MappedDataset, as_pairs
+from bbdm.data.pairs import MappedDataset, as_pairs
 from bbdm.data.spec import Spec
 from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import pixels
@@ -39,7 +39,7 @@ def test_items_are_tuples_of_arrays_and_tensors() -> None:
     assert (len(crop), crop.read(1).source.shape) == (8, (2, 3, 3))
     for kind in ("uint8", "float16", "float64"):
         stored = np.array([0, 1, 1, 0]).reshape(1, 2, 2).astype(kind)
-        example = MappedDataset([(stored, torch.from_numpy(stored))]).read(0)
+        example = MappedDataset([stored], lambda array: (array, torch.from_numpy(array))).read(0)
         assert example.source.dtype == example.target.dtype == (torch.uint8 if kind == "uint8" else torch.float32)
         assert example.source.flatten().tolist() == example.target.flatten().tolist() == [0, 1, 1, 0]
 
@@ -52,22 +52,21 @@ def test_items_are_mappings_with_more() -> None:
     example = MappedDataset([item, {**item, "mask": None, "name": None}]).read(0)
     assert (example.source.numpy() == array.transpose(2, 0, 1)).all()
     assert (example.name, sorted(example.conditions)) == ("a", ["number", "rgb", "sar", "style", "text"])
-    assert torch.equal(example.mask, mask)
     assert (int(example.conditions["style"]), int(example.conditions["number"])) == (2, 1)
+    assert torch.equal(example.mask, mask)
     assert torch.equal(example.conditions["sar"], mask)
     assert torch.equal(example.conditions["rgb"], example.source)
 
 
 def test_conditions_make_batches_and_digests() -> None:
-    items = [
-        {"source": GOOD, "target": GOOD, "conditions": {"style": i, "text": np.ones((i + 1, 3))}} for i in range(3)
-    ]
-    (batch,) = Batches(MappedDataset(items), 3, torch.device("cpu"))()
+    def items(classes: Any) -> list[Any]:
+        return [{**BOTH, "conditions": {"style": n, "text": np.ones((i + 1, 3))}} for i, n in enumerate(classes)]
+
+    (batch,) = Batches(MappedDataset(items(range(3))), 3, torch.device("cpu"))()
     assert batch.conditions["style"].tolist() == [0, 1, 2]
     assert batch.conditions["text"].sum((1, 2)).tolist() == [3, 6, 9]
-    other = [{**each, "conditions": {**each["conditions"], "style": 2}} for each in items]
-    assert MappedDataset(items).digest() != MappedDataset(other).digest()
-    assert MappedDataset(items).digest() == MappedDataset(list(items)).digest()
+    one, same, other = (MappedDataset(items(classes)).digest() for classes in ([0, 1, 2], [0, 1, 2], [0, 1, 0]))
+    assert one == same != other
     one, same, other = (type("Named", (Own,), {"digest": lambda _, name=name: name})() for name in ("a", "a", "b"))
     assert MappedDataset(one).digest() == MappedDataset(same).digest() != MappedDataset(other).digest()
 
@@ -89,11 +88,9 @@ WRONG: list[tuple[Any, str]] = [
     ("text", r"it must be \(source, target\), or a mapping with source and target.*; got str"),
     ({"image": GOOD}, "got a mapping of image"),
     ((GOOD, GOOD, GOOD), "got tuple"),
-    ((GOOD[0], GOOD), r"source must be \(C, H, W\), got shape \(4, 4\)"),
     ((GOOD[:0], GOOD), r"source must be \(C, H, W\), got shape \(0, 4, 4\)"),
     ((GOOD, np.zeros((1, 4, 5))), "source and target lie on different grids, 4 x 4 and 4 x 5"),
     ((GOOD, GOOD + 3000), "target has values from 3000 to 3000 in float32: give their range"),
-    ((GOOD.astype(np.uint16), GOOD), "source has values from 0 to 0 in uint16: give their range"),
     ((GOOD * np.nan, GOOD), r"nan stands in channel 0 at \(0, 0\)"),
     ({**BOTH, "mask": GOOD[0]}, r"mask must be .* got shape \(4, 4\)"),
     ({**BOTH, "mask": GOOD[:, 1:]}, "mask and target lie on different grids, 3 x 4 and 4 x 4"),

@@ -1,7 +1,6 @@
 """Photographs as examples: upright, grey or in colours, resized; their order, and what replaces bad ones."""
 
 import pickle
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from bbdm.data.examples import BadPicturesError, NoTargetError, collate
+from bbdm.data.examples import collate
 from bbdm.data.pairs import Pairs
+from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
-from bbdm.pictures.values import Values
+from bbdm.pictures import Geometry, Picture
+from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import SIZE, Array, damage, folders, load, pictures, pixels, save, valued
 
 
@@ -37,8 +38,7 @@ def test_examples_are_what_pillow_reads(suffix: str, tmp_path: Path) -> None:
     example = pairs.read(0)
     assert (example.name, example.conditions, example.mask) == ("7", {}, None)
     for tensor, floats, side in zip(example[:2], pairs[0], "AB", strict=True):
-        with Image.open(tmp_path / side / f"7{suffix}") as file:
-            wanted = chw(file)
+        wanted = chw(Image.open(tmp_path / side / f"7{suffix}"))
         assert tensor.dtype == torch.uint8
         assert (tensor.numpy() == wanted).all()
         np.testing.assert_allclose(floats.numpy(), wanted / 127.5 - 1, atol=1e-6)
@@ -52,18 +52,18 @@ def test_pictures_are_upright(tmp_path: Path) -> None:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        path = save(tmp_path / f"{orientation}.png", pixels(0, 4, 6), exif=exif)
-        with Image.open(path) as file:
-            wanted = chw(ImageOps.exif_transpose(file))
-        assert (alone(path).read(0).source.numpy() == wanted).all()
-        assert alone(path).image_size == wanted.shape[1:]
+        pairs = alone(save(tmp_path / f"{orientation}.png", pixels(0, 4, 6), exif=exif))
+        wanted = chw(ImageOps.exif_transpose(Image.open(tmp_path / f"{orientation}.png")))
+        assert (pairs.read(0).source.numpy() == wanted).all()
+        assert pairs.image_size == wanted.shape[1:]
 
 
-@pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 3), (4, 3), (3, None), (1, None)])
+@pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 3), (4, 3), (4, 1), (3, None), (1, None)])
 def test_grey_and_colours_become_one_another(stored: int, channels: int | None, tmp_path: Path) -> None:
     """Luminance is that of ITU-R BT.601, with rounding; what is transparent is on white."""
     array = pixels(0, channels=stored)
-    found = alone(save(tmp_path / "7.png", array), channels=channels).read(0).source.numpy()
+    path = save(tmp_path / "7.png", array)
+    found = alone(path, channels=channels).read(0).source.numpy()
     colours = array[..., :3].astype(float) if stored > 1 else np.stack([array] * 3, -1).astype(float)
     if stored == 4:
         share = array[..., 3:] / 255
@@ -71,22 +71,26 @@ def test_grey_and_colours_become_one_another(stored: int, channels: int | None, 
     wanted = colours @ [0.299, 0.587, 0.114] if (channels or stored) == 1 else colours
     assert abs(found - chw(wanted)).max() <= 1
     assert len(found) == (channels or min(stored, 3))
+    sized = alone(path, channels=channels, size=SIZE).read(0).source  # which is made while it is decoded
+    assert (sized.numpy() == found).all()
 
 
 class TestSize:
     @pytest.mark.parametrize("channels", [1, 3])
-    @pytest.mark.parametrize(
-        ("size", "resize", "wanted"),
-        [(SIZE, "stretch", (SIZE, SIZE)), ((4, 6), "stretch", (4, 6)), (SIZE, "fit", (8, 6)), ((4, 24), "fit", (4, 3))],
-    )
-    def test_resizing_is_pillows_bilinear_filter(
-        self, size: Any, resize: Any, wanted: tuple[int, int], channels: int, tmp_path: Path
-    ) -> None:
+    def test_resizing_is_pillows_bilinear_filter(self, channels: int, tmp_path: Path) -> None:
         """Pictures are 16 high and 12 wide; height comes before width in sizes, and after it in Pillow."""
         array = pixels(0, 16, 12, channels)
-        found = alone(save(tmp_path / "7.png", array), size=size, resize=resize).read(0).source.numpy()
-        resized = Image.fromarray(array).resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR)
-        assert (found == chw(resized)).all()
+        save(tmp_path / "7.png", array)
+        sizes: list[tuple[Any, Any, Any]] = [
+            (SIZE, "stretch", (8, 8)),
+            ((4, 6), "stretch", (4, 6)),
+            (SIZE, "fit", (8, 6)),
+            ((4, 24), "fit", (4, 3)),
+        ]
+        for size, resize, wanted in sizes:
+            found = alone(tmp_path / "7.png", size=size, resize=resize).read(0).source.numpy()
+            resized = Image.fromarray(array).resize(wanted[::-1], Image.Resampling.BILINEAR)
+            assert (found == chw(resized)).all()
 
     def test_other_values_are_resized_each_channel_for_itself(self, tmp_path: Path) -> None:
         pairs = valued(folders(tmp_path), size=(10, 12))
@@ -102,23 +106,15 @@ class TestSize:
             collate([pairs.read(0), pairs.read(1)])
 
 
-class TestOrder:
-    @given(seed=st.integers(0, 2**32), crops=st.integers(1, 3), cut=st.integers(0, 15))
-    def test_is_a_permutation_of_which_any_part_can_be_asked_for(self, seed: int, crops: int, cut: int) -> None:
-        row = {"source": np.zeros((3, 4, 4), np.uint8), "target": np.zeros((3, 4, 4), np.uint8)}
-        pairs = Pairs([{"name": str(i), **row} for i in range(5)], Spec(crop=2, crops=crops))
-        whole = pairs.order(seed)(0, len(pairs))
-        assert sorted(whole) == list(range(5 * crops))
-        assert whole == pairs.order(seed)(0, cut) + pairs.order(seed)(cut, len(pairs))
-        assert all(whole[i] // crops == whole[i - i % crops] // crops for i in range(len(whole)))  # of one picture
-
-    def test_is_another_one_for_another_seed(self, tmp_path: Path) -> None:
-        pairs = load(pictures(tmp_path))
-        assert len({tuple(pairs.order(seed)(0, 5)) for seed in range(60)}) > 40  # of 120 permutations
-        assert len(list(islice(iter(load(f"{tmp_path}/A,{tmp_path}/B", skip_bad=True)), 9))) == 5
-        assert torch.equal(pairs[-1][0], pairs[4][0])
-        with pytest.raises(IndexError):
-            pairs[5]
+@given(seed=st.integers(0, 2**32), crops=st.integers(1, 3), cut=st.integers(0, 15))
+def test_an_order_is_a_permutation_of_which_any_part_can_be_asked_for(seed: int, crops: int, cut: int) -> None:
+    row = {"source": np.zeros((3, 4, 4), np.uint8), "target": np.zeros((3, 4, 4), np.uint8)}
+    pairs = Pairs([{"name": str(i), **row} for i in range(5)], Spec(crop=2, crops=crops))
+    whole = pairs.order(seed)(0, len(pairs))
+    assert sorted(whole) == list(range(5 * crops))
+    assert whole == pairs.order(seed)(0, cut) + pairs.order(seed)(cut, len(pairs))
+    assert all(whole[i] // crops == whole[i - i % crops] // crops for i in range(len(whole)))  # of one picture
+    assert len({tuple(pairs.order(seed + i)(0, len(pairs))) for i in range(60)}) > 30  # of 120 permutations
 
 
 class TestBad:
@@ -127,11 +123,18 @@ class TestBad:
         whole = (tmp_path / "A/1.png").read_bytes()
         for content in (whole[:-60], b"", b"this is text"):
             (tmp_path / "A/1.png").write_bytes(content)
-            with pytest.raises(BadPicturesError, match=r"A/1\.png"):
+            with pytest.raises(BadPicturesError, match=r"A/1\.png.*; skip_bad leaves it out"):
                 pairs.read(1)
         (tmp_path / "B/0.png").unlink()
         with pytest.raises(BadPicturesError, match=r"B/0\.png"):
             pairs.read(0)
+
+    def test_other_bits_than_those_of_the_first_are_named(self, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, count=2)
+        save(tmp_path / "A/1.npy", np.zeros((1, 20, 24), np.uint8))
+        message = r"A/1\.npy: its source has values of uint8, and that of the first pair other bits"
+        with pytest.raises(BadPicturesError, match=message):
+            valued(data_dir).read(1)
 
     def test_the_next_pair_takes_the_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         data_dir = pictures(tmp_path)
@@ -139,37 +142,39 @@ class TestBad:
         for name in ("A/1", "B/2", "A/4"):
             damage(tmp_path / f"{name}.png")
         pairs = load(data_dir, skip_bad=True)
-        assert len(pairs) == 5
         assert pairs.order(3)(0, 5) == whole.order(3)(0, 5)
         assert [pairs.read(index).name for index in range(5)] == ["0", "3", "3", "3", "0"]
+        assert len(list(iter(pairs))) == 5  # pyright: ignore[reportArgumentType, reportCallIssue]
+        assert torch.equal(pairs[-1][0], pairs[0][0])
         assert torch.equal(pairs.read(1).source, whole.read(3).source)
         assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]
-        for index in (1, 1, 2, 4):
-            assert len(pairs[index]) == 2
         lines = [record.getMessage() for record in caplog.records]
         assert [line.rpartition(" (")[2] for line in lines] == [f"{count} so far)" for count in (1, 2, 3)]  # each once
         assert pairs.names_digest() == whole.names_digest()
+        with pytest.raises(IndexError):
+            pairs[5]
 
     def test_the_first_may_be_bad_and_not_all(self, tmp_path: Path) -> None:
         data_dir = pictures(tmp_path, 2)
+        damage(tmp_path / "A/0.png")
         (tmp_path / "A/0.png").write_bytes(b"")
         with pytest.raises(BadPicturesError, match=r"A/0\.png"):
             load(data_dir)
         pairs = load(data_dir, skip_bad=True)
         assert pairs.read(0).name == "1"
-        (tmp_path / "A/1.png").write_bytes(b"")
+        damage(tmp_path / "A/1.png")
         with pytest.raises(BadPicturesError, match=r"none of 2 pairs can be read; the first: .*A/1\.png"):
             pairs.read(1)
+        with pytest.raises(ValueError, match="there are no rows"):
+            Pairs([])
 
     def test_sources_alone_have_no_target(self, tmp_path: Path) -> None:
         save(tmp_path / "7.png", pixels(0))
         for skip_bad in (False, True):
-            with pytest.raises(NoTargetError, match=r"7\.png has no target"):
+            with pytest.raises(BadPicturesError, match=r"7\.png has no target"):
                 load(tmp_path, "folder", skip_bad=skip_bad).read(0)
         with pytest.raises(ValueError, match=r"7\.png: direction 'BtoA' needs one source and one target"):
             load(tmp_path, "folder", direction="BtoA")
-        with pytest.raises(ValueError, match="there are no rows"):
-            Pairs([])
 
 
 def test_two_sets_may_lie_anywhere_in_other_processes_too(tmp_path: Path) -> None:
@@ -195,5 +200,34 @@ def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> 
     left = moved.without([1, 3])
     assert [row["name"] for row in left.rows] == ["0", "2", "4"]
     assert left.names_digest() != known[1]
-    copied = pickle.loads(pickle.dumps(left))  # to other processes
-    assert torch.equal(copied.read(1).source, left.read(1).source)
+
+
+def test_percentiles_are_of_each_of_several_sources(tmp_path: Path) -> None:
+    """Of which other pixels have no value."""
+    for side, absent in (("A", 1), ("C", 3), ("B", 0)):
+        array = np.arange(32, dtype=np.float32).reshape(4, 8)
+        array[0, :absent] = -1
+        save(tmp_path / side / "0.tif", array, nodata=-1)
+    values: dict[str, Any] = {"source": Percentiles(0, 100), "target": Values(0, 31, dtype="float32")}
+    source = load(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B", **values).read(0).source
+    assert [float(band.flatten()[absent]) for band, absent in zip(source, (1, 3), strict=True)] == [-1, -1]
+    assert [float(band.max()) for band in source] == [1, 1]
+
+
+def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> None:
+    """Of 8 bits, 0; and of slices with neighbours, their own."""
+    for side, at in (("A", 2), ("B", 5)):
+        array = np.full((4, 8), 9, np.uint8)
+        array[0, at] = 7
+        save(tmp_path / side / "0.tif", array, nodata=7)
+    example = load(f"{tmp_path}/A,{tmp_path}/B").read(0)
+    assert example.source[0, 0].tolist() == [9, 9, 0, 9, 9, 9, 9, 9]
+    assert example.mask[0, 0].tolist() == [1, 1, 0, 1, 1, 0, 1, 1]
+    volume = np.ones((1, 3, 4, 5), np.int16)
+    volume[0, 1, 2, 3] = -1
+    Picture(volume, Geometry(nodata=-1)).save(tmp_path / "0.tif")
+    row = {"name": "0", "source": tmp_path / "0.tif", "target": tmp_path / "0.tif"}
+    values = Values(0, 9, dtype="int16")
+    pairs = Pairs([row], Spec(slices="axial", neighbours=1, source=values, target=values))
+    assert [int((pairs.read(index).mask == 0).sum()) for index in range(3)] == [0, 1, 0]
+    assert [int((pairs.read(index).source == -1).sum()) for index in range(3)] == [1, 1, 1]

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from bbdm.data.config import read_labels
-from bbdm.data.rows import DATASETS, Half, paths_of, read_layout, read_rows, shown
+from bbdm.data.rows import DATASETS, Half, UnpairedRows, paths_of, read_layout, read_rows, shown
 from tests.data.making import load, pixels, save
 
 
@@ -87,7 +86,6 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("edge2shoes", ".", PAIR, "", "train has the folders A and B, .* layout of 'celeba'"),
     ("edge2shoes", ".", "train/a.txt", "", r"no pictures in train \(looked for .*\.png"),
     ("cityscapes", ".", "gtFine/train/u/1.png leftImg8bit/train/u/1.png", "", r"no pictures in .*/\*_gtFine_color"),
-    ("folder", "train/a.txt", "train/a.txt", "", "a.txt is a file, not a folder"),
     ("paired", "x", "", "", "two folders, SOURCES,TARGETS; got 'x'"),
     ("paired", "x,y,z", "", "", "got 'x,y,z'; of several sources, FIRST,SECOND;TARGETS"),
     ("edges", ".", "", "", r"dataset must be one of .*edge2shoes.*, got 'edges'"),
@@ -104,8 +102,8 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("table", "t.csv", "", "", r"t\.csv must begin with a line of column names, each once, source among them; got"),
     ("table", "t.csv", "", "name,target\na,b", "source among them; got .*target"),
     ("table", "t.csv", "", "source,x,x\na,b,c", "each once"),
-    ("table", "t.csv", "", "source,target\na", r"line 2 of t\.csv has 1 cells, and its header 2"),
-    ("table", "t.csv", "", "source,target\na,", r"line 2 of t\.csv has no target"),
+    ("table", "t.csv", "", "source,target\na", r"line 2 of t\.csv must have a cell of each of .*target.*, got \['a'\]"),
+    ("table", "t.csv", "", "source,target\na,", r"line 2 of t\.csv must have .*target.*, got \['a', ''\]"),
     ("table", "t.csv", "", "name,source\na,b\na,c", r"line 3 of t\.csv: the name 'a' is there twice"),
     ("table", "t.csv", "", "source,target", r"there are no rows in t\.csv"),
     ("table", "t.csv", "", "source\n" + "a" * 2**18, r"t\.csv is no CSV of UTF-8: field larger"),
@@ -141,8 +139,8 @@ def test_paths_of_a_table_are_relative_to_its_file() -> None:
     assert texts(read_rows("table", "t.csv")) == ["one s/1.png", "two s/2.png"]
 
 
-def test_labels_of_all_rows_are_read_from_text() -> None:
-    assert read_labels("season=winter,style=a=b") == {"season": "winter", "style": "a=b"}
-    for text in ("season", "season=", "=winter", "a b=c", "a=b,a=c", ""):
-        with pytest.raises(ValueError, match="NAME=CLASS, with commas"):
-            read_labels(text)
+def test_any_of_two_sets_meets_any() -> None:
+    rows = UnpairedRows({str(a): a for a in range(4)}, {str(b): b for b in range(4)})
+    drawn = [[rows.drawn(index, seed) for index in range(4)] for seed in range(60)]
+    assert all(sorted(row[side] for row in epoch) == [0, 1, 2, 3] for epoch in drawn for side in ("source", "target"))
+    assert len({(row["source"], row["target"]) for epoch in drawn for row in epoch}) == 16

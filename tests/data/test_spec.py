@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bbdm.data.config import Crops, DataConfig, RowsConfig, Slices, read_crops, read_slices
+from bbdm.data.config import Crops, RowsConfig, Slices, read_crops, read_labels, read_slices
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Condition, Spec, check_eight_bit, read_conditions
 from bbdm.pictures import Geometry
@@ -33,17 +33,6 @@ def test_a_spec_comes_back_from_its_config(spec: Spec) -> None:
     again = Spec.from_config({"others": 1, **json.loads(json.dumps(spec.config()))})
     assert again == spec
     assert again.spacing == spec.spacing
-
-
-def test_results_of_both_directions_are_stored_like_the_files_of_their_set(tmp_path: Path) -> None:
-    for name, kind in {"A": np.uint16, "B": np.int16}.items():
-        save(tmp_path / name / "0.npy", located(0, (1, 20, 24)).astype(kind))
-    rows, values = read_rows("paired", f"{tmp_path}/A,{tmp_path}/B"), Values(0, 480, dtype="float32")
-    config = DataConfig(direction="both", source_values=values, target_values=values)
-    spec = replace(config.spec("paired", rows), nodata=-1)
-    assert isinstance(spec.source, Values)
-    assert (spec.source.dtype, spec.target.dtype) == ("uint16", "int16")
-    assert (spec.turned.target, spec.turned.source, spec.turned.nodata) == (spec.source, spec.target, None)
 
 
 def test_whole_pictures_of_8_bits_are_nothing_to_keep() -> None:
@@ -97,32 +86,29 @@ def test_results_say_where_they_have_no_value() -> None:
         spec.check_nodata(-9999.5, absent, "a")
 
 
-class TestTexts:
-    """Settings from the text of a flag."""
-
-    def test_conditions(self) -> None:
-        assert read_conditions("sar=image@-25:0;-100:100,depth=image@p1:99,rgb=image,season=class,text=tokens") == {
-            "sar": Condition("image", Values((-25, -100), (0, 100), dtype="int16")),
-            "depth": Condition("image", Percentiles(1, 99)),
-            "rgb": Condition("image"),
-            "season": Condition("class"),
-            "text": Condition("tokens"),
-        }
-        for text in ("", "sar", "=image", "s r=image", "a=map", "a=class@0:1", "a=class,a=image"):
-            with pytest.raises(ValueError, match=r"NAME=KIND, .* with commas"):
-                read_conditions(text)
-
-    def test_crops_and_slices(self) -> None:
-        assert read_crops("96") == Crops(96)
-        assert read_crops("96x64:8") == Crops((96, 64), 8)
-        assert read_crops("8x9x10:8") == Crops((8, 9, 10), 8)
-        assert (read_slices("axial"), read_slices("coronal:2")) == (Slices("axial"), Slices("coronal", 2))
-        for text in ("", "a", "96:", "96:8:0.5", "96:1.5"):
-            with pytest.raises(ValueError, match="SIZE or SIZE:COUNT, got"):
-                read_crops(text)
-        for text in ("", "oblique", "axial:", "axial:1:1", "axial:x"):
-            with pytest.raises(ValueError, match=r"PLANE or PLANE:NEIGHBOURS"):
-                read_slices(text)
+def test_texts() -> None:
+    """Of flags: conditions, crops and slices."""
+    assert read_conditions("sar=image@-25:0;-100:100,depth=image@p1:99,rgb=image,season=class,text=tokens") == {
+        "sar": Condition("image", Values((-25, -100), (0, 100), dtype="int16")),
+        "depth": Condition("image", Percentiles(1, 99)),
+        "rgb": Condition("image"),
+        "season": Condition("class"),
+        "text": Condition("tokens"),
+    }
+    crops = {"96": Crops(96), "96x64:8": Crops((96, 64), 8), "8x9x10:8": Crops((8, 9, 10), 8)}
+    assert {text: read_crops(text) for text in crops} == crops
+    assert (read_slices("axial"), read_slices("coronal:2")) == (Slices("axial"), Slices("coronal", 2))
+    wrong: list[tuple[Any, str, tuple[str, ...]]] = [
+        (read_conditions, r"NAME=KIND, .* with commas", ("", "sar", "a=map", "a=class@0:1", "a=class,a=image")),
+        (read_labels, "NAME=CLASS, with commas", ("season", "season=", "=winter", "a b=c", "a=b,a=c", "")),
+        (read_crops, "SIZE or SIZE:COUNT, got", ("", "a", "96:", "96:8:0.5", "96:1.5")),
+        (read_slices, "PLANE or PLANE:NEIGHBOURS", ("", "oblique", "axial:", "axial:1:1", "axial:x")),
+    ]
+    for read, message, texts in wrong:
+        for text in texts:
+            with pytest.raises(ValueError, match=message):
+                read(text)
+    assert read_labels("season=winter,style=a=b") == {"season": "winter", "style": "a=b"}
 
 
 class TestOfRows:
@@ -142,12 +128,20 @@ class TestOfRows:
         assert self.spec(tmp_path / "8 bits", "folder", size=4, channels=3) == Spec(size=4, channels=3)
 
     def test_results_have_type_and_nodata_of_the_targets_files(self, tmp_path: Path) -> None:
+        """With both directions, those of either set have its type."""
         for name, kind, nodata in (("A", "float32", -1.0), ("B", "int16", -9999.0)):
             save(tmp_path / name / "0.tif", np.ones((4, 5), kind), nodata=nodata)
         values = {f"{side}_values": read_values("0:9") for side in ("source", "target")}
-        for direction, wanted in (("AtoB", ("int16", -9999)), ("BtoA", ("float32", -1))):
-            found = self.spec(f"{tmp_path}/A,{tmp_path}/B", config={**values, "direction": direction})
-            assert (found.target.dtype, found.nodata) == wanted
+        both = {
+            "AtoB": ("int16", -9999, "uint8"),
+            "BtoA": ("float32", -1, "uint8"),
+            "both": ("int16", -9999, "float32"),
+        }
+        for direction, wanted in both.items():
+            found: Any = self.spec(f"{tmp_path}/A,{tmp_path}/B", config={**values, "direction": direction})
+            assert (found.target.dtype, found.nodata, found.source.dtype) == wanted
+            turned = replace(found, nodata=-1).turned
+            assert (turned.target, turned.source, turned.nodata) == (found.source, found.target, None)
 
     def test_what_a_network_has_learned_stays(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".nii", 1, (3, 4, 5))

@@ -15,11 +15,9 @@ import torch
 from PIL import Image
 
 from bbdm.data import tables
-from bbdm.data.cached import CachedExamples
-from bbdm.data.examples import BadPicturesError
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import read_rows
+from bbdm.data.rows import BadPicturesError, read_rows
 from bbdm.data.spec import read_conditions
 from bbdm.networks.conditions import ConditionsConfig
 from tests.data.making import Array, load, pixels
@@ -27,6 +25,7 @@ from tests.data.making import Array, load, pixels
 COUNT = 7
 SEASONS = ["winter", "10", "summer", "9", "winter", "10", "9"]
 LAYOUTS = ("hub", "stream")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -67,29 +66,25 @@ def sample(row: int) -> dict[str, bytes]:
     return {**files, "season.txt": SEASONS[row % COUNT].encode()}
 
 
-def make(root: Path, kind: str) -> str:
-    """A table of 7 rows."""
-    where = root / "t"
-    if kind == "parquet":
-        where.mkdir()
-        table_of([3]).to_parquet(where / "validation-00000-of-00001.parquet")
-    for number, rows in enumerate(([0, 1, 2, 3], [4, 5, 6])):
-        where.mkdir(parents=True, exist_ok=True)
-        if kind.startswith("parquet"):
-            table_of(rows).to_parquet(where / f"train-{number:05d}-of-00002.parquet")
-        elif kind == "tars":
-            write_tar(where / f"train{number}.tar", {row: sample(row) for row in rows})
-    return {"parquet files": f"{where}/*.parquet", "tars": f"{where}/{{split}}*.tar"}.get(kind, str(where))
-
-
-@pytest.mark.parametrize("kind", ["parquet", "parquet files", "tars"])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
 def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Path) -> None:
-    where, conditions = make(tmp_path, kind), read_conditions("season=class")
+    """Two files of 7 rows."""
+    conditions, classes = read_conditions("season=class"), ("9", "10", "summer", "winter")
+    for number, rows in enumerate(([0, 1, 2, 3], [4, 5, 6])):
+        if kind == "tars":
+            write_tar(tmp_path / f"train{number}.tar", {row: sample(row) for row in rows})
+        else:
+            table_of(rows).to_parquet(tmp_path / f"train-{number:05d}-of-00002.parquet")
+    where = {"parquet": f"{tmp_path}/*.parquet", "tars": f"{tmp_path}/{{split}}*.tar"}.get(kind, str(tmp_path))
+    if kind == "folder":
+        table_of([3]).to_parquet(tmp_path / "validation-00000-of-00001.parquet")
+        assert len(load(where, "hub", split="val")) == 1
+        with pytest.raises(FileNotFoundError, match="has no split 'elsewhere', but train"):
+            read_rows("stream", where, "elsewhere")
     for layout in LAYOUTS:
         pairs = load(where, layout, conditions=conditions)
-        classes = ("9", "10", "summer", "winter")
         assert (len(pairs), pairs.further.classes) == (COUNT, {"season": classes})
-        (batch,) = Batches(pairs, COUNT, torch.device("cpu")).stored()
+        (batch,) = Batches(pairs, COUNT, CPU).stored()
         assert batch.name == [f"{row:03d}" if kind == "tars" else f"{row:08d}" for row in range(COUNT)]
         assert (batch.source.numpy() == [pixels(row).transpose(2, 0, 1) for row in range(COUNT)]).all()
         assert (batch.target.numpy() == [pixels(100 + row).transpose(2, 0, 1) for row in range(COUNT)]).all()
@@ -97,13 +92,7 @@ def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Pa
         again = pickle.loads(pickle.dumps(load(where, layout, conditions=conditions)))
         assert torch.equal(again.read(5).source, batch.source[5])
         assert pairs.same_rows(again)
-        stored = CachedExamples(pairs, tmp_path / layout)  # which is read by index
-        assert (torch.equal(stored.read(5).source, batch.source[5]), len({*stored.order(3)(0, COUNT)})) == (True, COUNT)
         assert (again.digest(), again.names_digest()) == (pairs.digest(), pairs.names_digest())
-    if kind == "parquet":
-        assert len(load(where, "hub", split="val")) == 1
-        with pytest.raises(FileNotFoundError, match="has no split 'elsewhere', but train"):
-            read_rows("stream", where, "elsewhere")
 
 
 def test_columns_of_all_kinds(tmp_path: Path) -> None:
@@ -129,7 +118,8 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
         assert (example.conditions["sar"].numpy() == pixels(53, channels=1)).all()
         assert (example.conditions["text"].numpy() == text[3]).all()
         assert example.conditions["bands"].unique().tolist() == [0.75]
-        assert [int(example.conditions[name]) for name in classes] == [1, 2]
+        assert [int(pairs.read(row).conditions["style"]) for row in (0, 1, 3)] == [2, 0, 1]
+        assert int(example.conditions["number"]) == 2
         assert (example.mask.numpy() == (pixels(53, channels=1) != 0)).all()
         with pytest.raises(ValueError, match="00000002 has no style"):
             pairs.read(2)
@@ -144,12 +134,13 @@ def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> N
     assert load(f"{where},word=season", "hub", conditions=read_conditions("word=class")).further.classes["word"]
     with pytest.raises(ValueError, match="00000000 has no target"):
         load(f"{where},source=a", "stream").read(0)
-    with pytest.raises(ValueError, match="the table has no column 'c', but season, b, a"):
-        load(f"{where},source=c", "hub")
-    with pytest.raises(ValueError, match=r"a column of pictures source, .* are \['b', 'a'\]: name them"):
-        load(f"{where},source=season", "hub")
-    with pytest.raises(ValueError, match="rows have no column 'cls'"):
-        load(where, "hub", conditions=read_conditions("cls=class"))
+    for columns, message in {
+        ",source=c": "the table has no column 'c', but season, b, a",
+        ",source=season": r"a column of pictures source, .* are \['b', 'a'\]: name them",
+        "": "rows have no column 'cls'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load(f"{where}{columns}", "hub", conditions=read_conditions("cls=class"))
 
 
 class TestStream:
@@ -165,7 +156,7 @@ class TestStream:
     def names(pairs: Pairs, seed: int, *parts: tuple[int, int]) -> list[str]:
         """Of the examples at positions of an epoch, as a trainer asks for them."""
         order = [index for start, end in parts for index in pairs.order(seed)(start, end)]
-        return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.streamed(order, seed)]
+        return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.places(order, seed)]
 
     @pytest.mark.parametrize("crops", [1, 3])
     def test_an_epoch_is_a_permutation_by_its_seed_from_any_position(self, where: str, crops: int) -> None:
@@ -195,7 +186,7 @@ class TestStream:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_batches_are_the_rows_with_any_workers(self, where: str, workers: int) -> None:
         pairs, mapped = load(where, "stream", crop=4), load(where, "hub", crop=4)
-        batches = Batches(pairs, 5, torch.device("cpu"), workers)
+        batches = Batches(pairs, 5, CPU, workers)
         found = list(batches.stored(pairs.order(2)(3, 20), 2))
         names = [name for batch in found for name in batch.name]
         assert [f"{name} 0" for name in names] == self.names(pairs, 2, (3, 20))
@@ -210,8 +201,8 @@ class TestStream:
         where = write_tar(tmp_path / "0.tar", rows)
         pairs = load(where, "stream", skip_bad=True)
         with pytest.raises(BadPicturesError, match="004"):
-            list(Batches(pairs, 2, torch.device("cpu")).stored(range(6)))
-        found = list(Batches(pairs, 3, torch.device("cpu")).stored(range(6)))
+            list(Batches(pairs, 2, CPU).stored(range(6)))
+        found = list(Batches(pairs, 3, CPU).stored(range(6)))
         assert [batch.name for batch in found] == [["000", "002", "002"], ["003", "003", "003"]]
         assert len(pairs.left_out) == 3
         names = [load(where, "hub", skip_bad=True).read(index).name for index in range(6)]

@@ -1,8 +1,16 @@
-"""The files that are mutated, and how each is read: a row for each kind. Some libraries are optional."""
+"""The files that are mutated, and how each is read: a row for each kind.
+
+python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints an Outcome as JSON, or one for each
+of several kinds and counts with semicolons between. The same seed makes the same files. The name of a fault
+has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
+"""
 
 import gzip
 import json
 import random
+import shutil
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -18,7 +26,7 @@ from safetensors import safe_open
 
 from bbdm import pictures
 from bbdm.base.atomic import file_sha256
-from bbdm.data.cached import CachedExamples, LatentDataset
+from bbdm.data.latents import LatentDataset
 from bbdm.evaluation.intervals import Intervals
 from bbdm.execution import compiled
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
@@ -31,6 +39,7 @@ from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
 from tests.hardening.mutations import Mutate, Subject, of_bytes, of_json, of_values
+from tests.hardening.watch import Outcome, Watch, judge
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.pictures.formats import numbers, write_dicom
 
@@ -125,31 +134,27 @@ def export_settings(folder: Path) -> Subject:
     return Subject(folder / "onnx" / "bridge.json", read, of_json, exact=False)
 
 
-def _cache(kind: Callable[..., CachedExamples], *settings: Any) -> Make:
+def latents(folder: Path) -> Subject:
     """The manifest of a cache of two pairs."""
+    for split in ("A", "B"):
+        (folder / split).mkdir()
+        for i in range(2):
+            Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
+    pairs = load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
+    make = partial(LatentDataset, pairs, tiny_codec(), folder / "cache")
+    make()
+    (block,) = (folder / "cache").glob("*.safetensors")
+    kept = block.read_bytes()
 
-    def subject(folder: Path) -> Subject:
-        for split in ("A", "B"):
-            (folder / split).mkdir()
-            for i in range(2):
-                Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
-        pairs = load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
-        make = partial(kind, pairs, *(each() for each in settings), folder / "cache")
-        make()
-        (block,) = (folder / "cache").glob("*.safetensors")
-        kept = block.read_bytes()
+    def read() -> Any:
+        cache = make()
+        return [[v.tolist() for v in cache[i]] for i in range(2)]
 
-        def read() -> Any:
-            cache = make()
-            return [[v.tolist() for v in cache[i]] for i in range(2)]
+    def mutate(data: bytes, rng: random.Random) -> bytes:
+        block.write_bytes(kept)
+        return of_json(data, rng)
 
-        def mutate(data: bytes, rng: random.Random) -> bytes:
-            block.write_bytes(kept)
-            return of_json(data, rng)
-
-        return Subject(next((folder / "cache").glob("*.json")), read, mutate)
-
-    return subject
+    return Subject(next((folder / "cache").glob("*.json")), read, mutate)
 
 
 def results(folder: Path) -> Subject:
@@ -237,8 +242,7 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "the original BBDM's .pth": (original_bbdm, 5_000),
     "a package": (compiled_package, 10_000),
     "an export's bridge.json": (export_settings, 3_000),
-    "a cache of pictures": (_cache(CachedExamples), 3_000),
-    "a cache of latents": (_cache(LatentDataset, tiny_codec), 2_000),
+    "a cache of latents": (latents, 2_000),
     "settings of results": (results, 3_000),
     "intervals": (intervals, 2_000),
     "PNG": (_picture(".png"), 3_000),
@@ -262,3 +266,33 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "DICOM": (_format("07.dcm", _dicom), 5_000),
     "npy": (_format("a.npy", _written((2, 5, 7, 9), "float32")), 5_000),
 }
+
+
+def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outcome:
+    """Mutate the file ``count`` times; number ``first`` is the first."""
+    make, _ = SUBJECTS[kind]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    subject = make(folder)
+    whole = subject.path.read_bytes()
+    wanted = subject.read()
+    subject.read()  # what is imported and kept at a second call
+    outcome, watch = Outcome(), Watch()
+    for index in range(first, first + count):
+        subject.path.write_bytes(whole)
+        data = subject.mutate(whole, random.Random(f"{seed} {index}"))
+        subject.path.write_bytes(data)
+
+        def read() -> bool:
+            found = subject.read()
+            return found == wanted or not subject.exact
+
+        judge(read, len(data), watch, outcome, f"{kind} {index}", subject.room, str(folder))
+    return outcome
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # odd settings are as good as none here
+    kinds, counts, seed, folder, *first = sys.argv[1:]
+    for kind, count in zip(kinds.split(";"), counts.split(";"), strict=True):
+        print(json.dumps(asdict(run(kind, int(count), int(seed), Path(folder), *map(int, first)))))

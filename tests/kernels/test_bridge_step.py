@@ -85,9 +85,9 @@ def check_steps(
             z = given.double().cpu().numpy()
         elif noise == "noise":
             given = torch.full(shape, torch.nan, device=device)
-        before: Any = [v.double().cpu().numpy() for v in (x, x0hat, pred, y)]
+        before = [v.double().cpu().numpy() for v in (x, x0hat, pred, y)]
         covers = None if mask is None else mask.double().cpu().numpy()
-        expected, estimate, shown = formula(row, *before, z, clamp, covers)
+        expected, estimate, shown = formula(row, *[*before, z, clamp, covers])
         apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, mask, *(clamp or (None, None)))
         tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
         np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)

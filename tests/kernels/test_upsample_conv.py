@@ -51,13 +51,13 @@ def test_only_compiled_inference_of_pictures_takes_the_phases(shape: Any, factor
     given: Any = inputs(shape)
 
     def op(*arguments: Any) -> Tensor:  # of its own: each function is compiled a few times at most
-        return upsample_conv3x3(*arguments, factors)
+        return upsample_conv3x3(*arguments, factors=factors)
 
     compiled = torch.compile(op, fullgraph=True, dynamic=False, backend=backend)
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             made = compiled(*given)
-            torch.testing.assert_close(made, formula(*given, factors), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(made, formula(*given, factors=factors), rtol=1e-12, atol=1e-12)
             assert len(shape) == 5 or made.is_contiguous(memory_format=torch.channels_last)
             program = torch._dynamo.export(op)(*given)
         phases = 4 if len(shape) == 4 and not grad else 1

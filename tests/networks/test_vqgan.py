@@ -50,12 +50,10 @@ def test_parity_with_diffusers(settings: dict[str, Any]):
 @pytest.mark.parametrize(("preset", "codes"), [("vq-f4", (8192, 3)), ("vq-f8", (16384, 4)), ("vq-f16", (16384, 8))])
 def test_presets(preset: str, codes: tuple[int, int]):
     with torch.device("meta"):
-        vqgan = VQGAN.from_preset(preset)
-        x = torch.zeros(1, 3, 256, 256)
-    stride = int(preset.removeprefix("vq-f"))
-    assert vqgan.config.stride == stride
-    assert vqgan.quantize.embedding.weight.shape == codes
-    assert vqgan.encoder(x).shape == (1, codes[1], 256 // stride, 256 // stride)
+        vqgan, stride = VQGAN.from_preset(preset), int(preset.removeprefix("vq-f"))
+        latents = vqgan.encoder(torch.zeros(1, 3, 256, 256))
+    assert (vqgan.config.stride, vqgan.quantize.embedding.weight.shape) == (stride, codes)
+    assert latents.shape == (1, codes[1], 256 // stride, 256 // stride)
     if preset == "vq-f4":
         assert sum(p.numel() for p in vqgan.parameters()) == pytest.approx(55.3e6, rel=1e-3)  # as LDM prints
 

@@ -69,7 +69,7 @@ def read_back(path: Path, array: npt.NDArray[Any], geometry: Geometry = NO_GEOME
     """The picture of what was written, after a look at header, whole and window."""
     write(path, Picture(array, geometry))
     head, picture = header(path), read(path)
-    assert (head.shape, head.dtype) == (array.shape, array.dtype)
+    assert (head.shape, head.dtype, picture.flags.writeable) == (array.shape, array.dtype, False)
     assert picture.tobytes() == array.tobytes()
     window = tuple(slice(1, length - 1) for length in array.shape[1:])
     assert read(path, window).tobytes() == array[(slice(None), *window)].tobytes()

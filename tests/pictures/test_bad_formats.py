@@ -44,6 +44,15 @@ def test_missing_and_other_content(suffix: str, tmp_path: Path) -> None:
         refused(path, "cannot read")
 
 
+def test_a_file_that_changed_since_its_header_was_read(tmp_path: Path) -> None:
+    place = Geometry(((0, 1, 0), (1, 0, 0), (0, 0, 1)), "geotiff")
+    write(tmp_path / "a.tif", Picture(numbers((1, 8, 8), "uint16"), place))
+    head = header(tmp_path / "a.tif")
+    write(tmp_path / "a.tif", Picture(numbers((1, 8, 8), "float32"), place))
+    with pytest.raises(ValueError, match=r"a\.tif: its header says \(1, 8, 8\) of uint16, and its values .* float32"):
+        read(head)
+
+
 def test_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "folder").mkdir()

@@ -20,11 +20,12 @@ SIZE = 300, 271  # more than a tile
 MICRO = {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"}
 
 
-@pytest.mark.parametrize("layout", ["strips", "tiles", "planes", "pages", "predictor", "big-endian"])
+@pytest.mark.parametrize("layout", ["strips", "tiles", "plain tiles", "planes", "pages", "predictor", "big-endian"])
 def test_layouts(layout: str, tmp_path: Path) -> None:
     options: dict[str, dict[str, Any]] = {
         "strips": {"rowsperstrip": 8, "compression": "zlib"},
         "tiles": {"tile": (16, 32), "compression": "lzw"},
+        "plain tiles": {"tile": (32, 32)},
         "planes": {"planarconfig": "separate", "rowsperstrip": 16, "compression": "zstd"},
         "pages": {"tile": (32, 16), "compression": "zlib", "planarconfig": None},
         "predictor": {"rowsperstrip": 32, "compression": "zlib", "predictor": True},
@@ -41,6 +42,10 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
         assert found.tobytes() == array.tobytes()
         for window in ((slice(9, 41), slice(30, 33)), (slice(69, 70), slice(0, 50))):
             assert read(tmp_path / "a.tif", window).tobytes() == array[(slice(None), *window)].tobytes()
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content[:-8])
+    with pytest.raises(ValueError, match=r"cannot read the picture .*a\.tif: .*(truncated|damaged)"):
+        read(tmp_path / "a.tif")
 
 
 def test_ome_axes(tmp_path: Path) -> None:

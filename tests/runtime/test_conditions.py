@@ -19,12 +19,12 @@ from bbdm import DDBM, ABridge, BridgeSampler, save_checkpoint
 from bbdm.bridges import Bridge
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.runtime.__main__ import main
+from bbdm.runtime.command import Runtime
 from tests.conftest import noise, tiny_dit, tiny_unet
 from tests.onnx.exports import export, tiny_codec
 
 BRIDGE = ABridge(50)
-TOLD: dict[str, Any] = {
+SEEN: dict[str, Any] = {
     "images": {"sar": 2},
     "classes": {"style": ("ink", "oil")},
     "tokens": {"text": 6},
@@ -37,8 +37,7 @@ SAR = RANDOM.uniform(-1, 1, (2, 2, 8, 8)).astype(np.float32)
 CONDITIONS: dict[str, Any] = {"sar": SAR, "style": ["oil", None], "text": TEXTS}
 GUIDED: dict[str, dict[str, Any]] = {
     "guided": {"guidance": 3.0},
-    "by name": {"guidance": {"style": 2, "text": 0.5}, "guidance_rescale": 0.7},
-    "interval": {"guidance": 4, "guidance_interval": (0.3, 1), "steps": 4},
+    "by name": {"guidance": {"style": 2, "text": 0.5}},
     "windows": {"guidance": 2, "window": 4, "batch_size": 3},
 }
 
@@ -51,13 +50,13 @@ class ConditionEmbedding(nn.Module):
         self.conv, self.style, self.text = nn.Conv2d(8, 3, 3, padding=1), nn.Embedding(3, 3), nn.Linear(6, 3)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        told = self.style(conditions["style"]) + self.text(conditions["text"].mean(1)) + t[:, None] / 50
-        return self.conv(torch.cat([x, conditions["source"], conditions["sar"]], 1)) + told[..., None, None]
+        colour = self.style(conditions["style"]) + self.text(conditions["text"].mean(1)) + t[:, None] / 50
+        return self.conv(torch.cat([x, conditions["source"], conditions["sar"]], 1)) + colour[..., None, None]
 
 
 def wrapped() -> Network:
     torch.manual_seed(0)
-    return bbdm.wrap(ConditionEmbedding(), 3, 3, **TOLD).eval()
+    return bbdm.wrap(ConditionEmbedding(), 3, 3, **SEEN).eval()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def folder(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("told") / "c.pt"
+    file = tmp_path_factory.mktemp("conditions") / "c.pt"
     save_checkpoint(file, network, BRIDGE, solver="sde-dpm2m", steps=3)
     return export(file, file.parent / "onnx", "--pipeline", "--check", network=wrapped())  # fails where a graph differs
 
@@ -80,19 +79,19 @@ def sampler(folder: Path) -> OnnxBridgeSampler:
 def compare(network: Network, sampler: OnnxBridgeSampler, conditions: dict[str, Any], **settings: Any) -> np.ndarray:
     """The runtime's result, which is PyTorch's to 1e-4."""
     reference = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)
-    given = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in conditions.items()}
-    wanted = reference(torch.from_numpy(SOURCE), seed=7, conditions=given, **settings)
-    made = sampler(SOURCE, seed=7, conditions=conditions, **settings)
-    np.testing.assert_allclose(made, wanted, rtol=0, atol=1e-4)
-    return made
+    tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in conditions.items()}
+    expected = reference(torch.from_numpy(SOURCE), seed=7, conditions=tensors, **settings)
+    result = sampler(SOURCE, seed=7, conditions=conditions, **settings)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
+    return result
 
 
 @pytest.mark.parametrize("settings", GUIDED.values(), ids=GUIDED.keys())
 def test_a_guided_call_is_pytorch_s(network: Network, sampler: OnnxBridgeSampler, settings: dict[str, Any]):
-    made = compare(network, sampler, CONDITIONS, **settings)
-    plain = {k: v for k, v in settings.items() if not k.startswith("guidance")}
+    guided = compare(network, sampler, CONDITIONS, **settings)
+    plain = {name: value for name, value in settings.items() if name != "guidance"}
     unguided = compare(network, sampler, CONDITIONS, **plain)
-    assert np.abs(made - unguided).max() > 0.01
+    assert np.abs(guided - unguided).max() > 0.01
     for changed in ({"style": "ink"}, {"text": None}, {"sar": np.zeros_like(SAR)}):  # each condition is seen
         other = compare(network, sampler, CONDITIONS | changed, **plain)
         assert np.abs(other - unguided).max(axis=(1, 2, 3)).min() > 1e-3
@@ -104,18 +103,18 @@ def test_the_whole_translation_in_one_graph(network: Network, folder: Path):
     for row, tokens in zip(text, TEXTS, strict=True):
         row[: len(tokens)] = tokens
     sampler = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)
-    noise = RANDOM.standard_normal((3, *SOURCE.shape)).astype(np.float32)
+    normals = RANDOM.standard_normal((3, *SOURCE.shape)).astype(np.float32)
     feeds = {"source": SOURCE, "sar": SAR, "style": np.array([1, 2]), "text": text}
-    (made,) = whole.run(None, feeds | {"noise": noise[sampler.table.noisy]})
-    told = CONDITIONS | {"sar": torch.from_numpy(SAR)}
-    wanted = sampler(torch.from_numpy(SOURCE), noise=torch.from_numpy(noise), conditions=told)
-    np.testing.assert_allclose(np.asarray(made), wanted, rtol=0, atol=1e-4)
+    (result,) = whole.run(None, feeds | {"noise": normals[sampler.table.noisy]})
+    conditions = CONDITIONS | {"sar": torch.from_numpy(SAR)}
+    expected = sampler(torch.from_numpy(SOURCE), noise=torch.from_numpy(normals), conditions=conditions)
+    np.testing.assert_allclose(np.asarray(result), expected, rtol=0, atol=1e-4)
 
 
-def test_settings_say_what_the_network_is_told(folder: Path, tmp_path: Path):
+def test_settings_say_what_the_network_sees(folder: Path, tmp_path: Path):
     settings = json.loads((folder / "bridge.json").read_text())
     assert settings["version"] == 6
-    assert {name: settings[name] for name in TOLD} == json.loads(json.dumps(TOLD))
+    assert {name: settings[name] for name in SEEN} == json.loads(json.dumps(SEEN))
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "bridge.json").write_text(json.dumps(settings | {"drop": {"other": 0.1}}))
     with pytest.raises(ValueError, match="drop must be of the conditions sar, style, text, got 'other'"):
@@ -127,56 +126,49 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
     np.save(tmp_path / "text.npy", TEXTS[0])
     np.save(tmp_path / "sar.npy", SAR[0])
     command = [str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--seed", "3"]
-    told = [f"--condition=text={tmp_path}/text.npy", f"--condition=sar={tmp_path}/sar.npy", "--condition=style=oil"]
-    given = {"text": TEXTS[0], "sar": SAR[:1], "style": "oil"}
-
-    def made(*flags: str) -> np.ndarray:
-        main([*command, *flags])
-        return np.asarray(Image.open(tmp_path / "out" / "a.png"))
-
-    def wanted(**settings: Any) -> np.ndarray:
-        return np.asarray(sampler(tmp_path / "a.png", 3, **settings)[0])
-
-    assert np.array_equal(made(*told), wanted(conditions=given))
-    flags = ["--guidance", "style=3,sar=0.5", "--guidance_rescale", "0.5", "--guidance_interval", "0.1:0.99"]
-    guided = {"guidance": {"style": 3, "sar": 0.5}, "guidance_rescale": 0.5, "guidance_interval": (0.1, 0.99)}
-    assert np.array_equal(made(*told, *flags), wanted(conditions=given, **guided))
-    left_out = [f"--condition={name}=none" for name in ("style", "text", "sar")]
-    assert np.array_equal(made(*left_out), wanted(conditions=dict.fromkeys(given)))
-    for words, message in (
-        (told[:2], "condition 'style' is missing: this network has 'sar'"),
-        ([*told[:2], "--condition=style=comic"], "condition 'style' must be of ink, oil, got 'comic'"),
-        ([*told[1:], "--condition=text=hello"], r"condition 'text' takes FILE\.npy or none, got 'hello'"),
-        ([*told, "--condition=light=1"], r"--condition takes NAME=VALUE, of the conditions 'sar' .*; got 'light=1'"),
-        ([*told, "--guidance", "light=2"], "guidance must be for conditions, .*, got 'light'"),
+    words = [f"--condition=text={tmp_path}/text.npy", f"--condition=sar={tmp_path}/sar.npy", "--condition=style=oil"]
+    conditions = {"text": TEXTS[0], "sar": SAR[:1], "style": "oil"}
+    guided = {"guidance": {"style": 3, "sar": 0.5}}
+    for flags, options in (
+        (words, {"conditions": conditions}),
+        ([*words, "--guidance", "style=3,sar=0.5"], {"conditions": conditions, **guided}),
+        ([f"--condition={name}=none" for name in conditions], {"conditions": dict.fromkeys(conditions)}),
+    ):
+        Runtime.main([*command, *flags])
+        result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+        assert np.array_equal(result, np.asarray(sampler(tmp_path / "a.png", 3, **options)[0]))
+    for flags, message in (
+        (words[:2], "condition 'style' is missing: this network has 'sar'"),
+        ([*words[:2], "--condition=style=comic"], "condition 'style' must be of ink, oil, got 'comic'"),
+        ([*words[1:], "--condition=text=hello"], r"condition 'text' takes FILE\.npy or none, got 'hello'"),
+        ([*words, "--condition=light=1"], r"--condition takes NAME=VALUE, of the conditions 'sar' .*; got 'light=1'"),
+        ([*words, "--guidance", "light=2"], "guidance must be for conditions, .*, got 'light'"),
     ):
         with pytest.raises(ValueError, match=message):
-            main([*command, *words])
-    for flag in (["--guidance", "much"], ["--guidance_interval", "0.2"]):
-        with pytest.raises(SystemExit, match="2"):
-            main([*command, *told, *flag])
+            Runtime.main([*command, *flags])
+    with pytest.raises(SystemExit, match="2"):
+        Runtime.main([*command, *words, "--guidance", "much"])
 
 
 @pytest.mark.parametrize("flags", [["--quantize", "int8", "--calibrate", "."], []], ids=["int8", "codec"])
 def test_exports_that_are_refused(tmp_path: Path, flags: list[str]):
-    unet = tiny_unet(0, condition_channels=3, images={"sar": 2}, classes={"style": 2})
-    save_checkpoint(tmp_path / "c.pt", unet, BRIDGE, codec=None if flags else tiny_codec())
+    network = tiny_unet(0, condition_channels=3, images={"sar": 2}, classes={"style": 2})
+    save_checkpoint(tmp_path / "c.pt", network, BRIDGE, codec=None if flags else tiny_codec())
     message = "sources alone, .* has sar, style too" if flags else "with a codec, .* has sar too"
     with pytest.raises(ValueError, match=message):
         export(tmp_path / "c.pt", tmp_path / "onnx", *flags)
 
 
 def unet() -> Network:
-    made = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **TOLD)
-    with torch.no_grad():
-        for module in made.modules():
-            if isinstance(module, nn.Embedding):
-                module.weight.normal_()
-    return made.eval()
+    network = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **SEEN)
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+    return network.eval()
 
 
 def transformer() -> Network:
-    return tiny_dit(depth=1, condition_channels=3, **TOLD)
+    return tiny_dit(depth=1, condition_channels=3, **SEEN)
 
 
 @pytest.mark.nightly
@@ -191,28 +183,30 @@ def test_other_networks(make: Any, tmp_path: Path):
 
 @pytest.mark.parametrize(("bridge", "version"), [(BRIDGE, 6), (DDBM(sigma_data=0.3, sigma_source=0.6, cov=0.1), 7)])
 def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) -> None:
-    unet = tiny_unet(condition_channels=3, classes={"direction": ("AtoB", "BtoA")})
-    for module in unet.modules():
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
-    save_checkpoint(tmp_path / "c.pt", unet.eval(), bridge, image_size=8)
-    folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--steps", "3", "--check")
+    parts = nn.ModuleDict({"conv": nn.Conv2d(6, 3, 3, padding=1), "way": nn.Embedding(2, 3)})
+
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
+        return m["conv"](torch.cat([x, c["source"]], 1)) + (m["way"](c["direction"]) + t[:, None] / 50)[..., None, None]
+
+    network = bbdm.wrap(parts, 3, 3, call=call, classes={"direction": ("AtoB", "BtoA")}).eval()
+    save_checkpoint(tmp_path / "c.pt", network, bridge, image_size=8)
+    folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--steps", "3", network=network)
     assert json.loads((folder / "bridge.json").read_text())["version"] == version  # which the page refuses, or reads
-    exported, sampler = OnnxBridgeSampler(folder), BridgeSampler(unet, bridge, steps=3)
+    exported, sampler = OnnxBridgeSampler(folder), BridgeSampler(network, bridge, steps=3)
     for how in ({}, {"steps": 2}):
         results = [exported(SOURCE, seed=7, direction=way, **how) for way in ("AtoB", "BtoA")]
-        for way, made in zip(("AtoB", "BtoA"), results, strict=True):
-            wanted = sampler(torch.from_numpy(SOURCE), seed=7, direction=way, **how).numpy()
-            np.testing.assert_allclose(made, wanted, atol=1e-4)
+        for way, result in zip(("AtoB", "BtoA"), results, strict=True):
+            expected = sampler(torch.from_numpy(SOURCE), seed=7, direction=way, **how).numpy()
+            np.testing.assert_allclose(result, expected, atol=1e-4)
         assert np.abs(results[0] - results[1]).max() > 0.01
     noise(3, 8, 8).save(tmp_path / "x.png")
+    command = [str(folder), str(tmp_path / "x.png"), "-o", str(tmp_path / "out"), "--seed", "5"]
+    (expected,) = exported([tmp_path / "x.png"], 5, direction="BtoA")
     for flags in (["--direction", "BtoA"], ["--condition", "direction=BtoA"], ["--condition", "direction=1"]):
-        main([str(folder), str(tmp_path / "x.png"), "-o", str(tmp_path / "out"), "--seed", "5", *flags])
-        (wanted,) = exported([tmp_path / "x.png"], 5, direction="BtoA")
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), np.asarray(wanted))
-    twice = ["--direction", "BtoA", "--condition", "direction=AtoB"]
+        Runtime.main([*command, *flags])
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), np.asarray(expected))
     with pytest.raises(ValueError, match="condition 'direction' is given twice"):
-        main([str(folder), str(tmp_path / "x.png"), "-o", str(tmp_path / "out"), *twice])
+        Runtime.main([*command, "--direction", "BtoA", "--condition", "direction=AtoB"])
     if version == 7:
         with pytest.raises(ValueError, match=r"pipeline\.onnx has the steps of one direction"):
-            export(tmp_path / "c.pt", tmp_path / "whole", "--pipeline")
+            export(tmp_path / "c.pt", tmp_path / "whole", "--pipeline", network=network)

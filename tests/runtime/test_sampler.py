@@ -19,10 +19,9 @@ from PIL import Image
 from bbdm import BridgeSampler
 from bbdm.data.spec import Spec
 from bbdm.pictures.values import Values
-from bbdm.runtime.__main__ import main
+from bbdm.runtime.command import Runtime
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT, noise
-from tests.onnx.exports import checkpoint, export
 
 DEMO = ROOT / "bbdm" / "demo"
 RNG = np.random.default_rng(0)
@@ -30,13 +29,8 @@ SOURCE = RNG.uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("checkpoint") / "bridge.pt")
-
-
-@pytest.fixture(scope="module")
-def folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(file, tmp_path_factory.mktemp("export") / "plain", "--solver", "sde-dpm2m", "--steps", "4")
+def folder(exported: Path) -> Path:
+    return exported
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +39,8 @@ def sampler(folder: Path) -> OnnxBridgeSampler:
 
 
 @pytest.fixture(scope="module")
-def reference(file: Path) -> BridgeSampler:
-    return BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=4)
+def reference(folder: Path) -> BridgeSampler:
+    return BridgeSampler.from_checkpoint(folder.parent / "bridge.pt", solver="sde-dpm2m", steps=4)
 
 
 def near(made: Any, wanted: Any, tolerance: float = 1e-4) -> None:
@@ -80,7 +74,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 2])
+@pytest.mark.parametrize("batch_size", [None, 2])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_gives_pytorchs_pictures(
     call: str, batch_size: int | None, sampler: OnnxBridgeSampler, reference: BridgeSampler
@@ -103,8 +97,7 @@ def test_a_call_gives_pytorchs_pictures(
 
 
 def test_seeds_are_reported_and_threads_share_a_sampler(sampler: OnnxBridgeSampler):
-    drawn = sampler(SOURCE)
-    near(drawn, sampler(SOURCE, seed=sampler.last_seeds), 1e-6)
+    near(sampler(SOURCE), sampler(SOURCE, seed=sampler.last_seeds), 1e-6)
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda i: (sampler(SOURCE[i : i + 1], seed=i), sampler.last_seeds), range(5)))
     for i, (made, seeds) in enumerate(together):
@@ -112,10 +105,10 @@ def test_seeds_are_reported_and_threads_share_a_sampler(sampler: OnnxBridgeSampl
         near(made, sampler(SOURCE[i : i + 1], seed=i), 1e-6)
 
 
-def test_a_sampler_of_another_solver_than_exported(folder: Path, file: Path, sampler: OnnxBridgeSampler):
+def test_a_sampler_of_another_solver_than_exported(folder: Path, sampler: OnnxBridgeSampler):
     several: list[dict[str, Any]] = [{"steps": 7}, {"solver": "ddim", "steps": 3}, {"timesteps": [100, 40, 3]}]
     for settings in several:
-        theirs = BridgeSampler.from_checkpoint(file, **{"solver": "sde-dpm2m", **settings})
+        theirs = BridgeSampler.from_checkpoint(folder.parent / "bridge.pt", **{"solver": "sde-dpm2m", **settings})
         near(OnnxBridgeSampler(folder, **settings)(SOURCE, seed=0), theirs(torch.from_numpy(SOURCE), seed=0))
     assert len(list(sampler.stream(SOURCE, seed=0, solver="sde-dpm2m"))) == 4  # named or not, as exported
     assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10
@@ -131,125 +124,132 @@ def test_bad_calls(sampler: OnnxBridgeSampler):
     ):
         with pytest.raises(ValueError, match=message):
             sampler(**{"source": SOURCE, **arguments})
-    assert sampler.image_size == 16
     with pytest.warns(UserWarning, match="was trained on pictures of 16 x 16, and is given 32 x 16"):
         sampler(np.zeros((1, 3, 32, 16), np.float32), seed=0)
 
 
-def copy_of(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
+def edited(folder: Path, tmp_path: Path, **changes: Any) -> Path:
+    """A copy of an export whose settings have other values."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True))
+    settings = json.loads((copy / "bridge.json").read_text())
+    (copy / "bridge.json").write_text(json.dumps(settings | changes))
+    return copy
 
 
-def edit(folder: Path, **changes: Any) -> None:
-    settings = json.loads((folder / "bridge.json").read_text())
-    (folder / "bridge.json").write_text(json.dumps(settings | changes))
-
-
-@pytest.mark.parametrize("name", ["unet.onnx", "step.onnx"])
-def test_a_damaged_or_missing_file(folder: Path, tmp_path: Path, name: str):
-    copy = copy_of(folder, tmp_path)
-    content = bytearray((copy / name).read_bytes())
+def test_a_damaged_or_missing_file(folder: Path, tmp_path: Path):
+    path = edited(folder, tmp_path) / "step.onnx"
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not what bridge.json describes"):
-        OnnxBridgeSampler(copy)
-    (copy / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks {name}"):
-        OnnxBridgeSampler(copy)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"step\.onnx is not what bridge.json describes"):
+        OnnxBridgeSampler(path.parent)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks step\.onnx"):
+        OnnxBridgeSampler(path.parent)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"version": 99}, "version 99 is newer"),
+    ({"version": 1}, "version 1 is too old: export the checkpoint again"),
+    ({"format": "other"}, "its format is 'other'"),
+    ({"files": {}}, r"lists no step\.onnx"),
+    ({"files": {"../unet.onnx": "", "unet.onnx": "", "step.onnx": ""}}, r"lists \.\./unet\.onnx"),
+    ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
+    ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
+    ({"bridge": 9}, r"cannot read .*bridge\.json: a bridge's settings must be a dictionary, got 9"),
+    ({"stride": 0.5}, "stride must be an integer of at least 1, got 0.5"),
+    ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
+    ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
+]
 
 
 def test_a_folder_that_is_no_export(folder: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*bridge.json"):
         OnnxBridgeSampler(tmp_path)
-    copy = copy_of(folder, tmp_path)
-    for change, message in (
-        ({"version": 99}, "version 99 is newer"),
-        ({"version": 1}, "version 1 is too old: export the checkpoint again"),
-        ({"format": "other"}, "its format is 'other'"),
-        ({"files": {}}, r"lists no step\.onnx"),
-        ({"files": {"../unet.onnx": "", "unet.onnx": "", "step.onnx": ""}}, r"lists \.\./unet\.onnx"),
-        ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
-        ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
-        ({"bridge": 9}, r"cannot read .*bridge\.json: a bridge's settings must be a dictionary, got 9"),
-        ({"stride": 0.5}, "stride must be an integer of at least 1, got 0.5"),
-        ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
-        ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
-    ):
-        shutil.copy(folder / "bridge.json", copy)
-        edit(copy, **change)
+    for change, message in REFUSED:
         with pytest.raises(ValueError, match=message):
-            OnnxBridgeSampler(copy)
-    (copy / "bridge.json").write_text("{")
+            OnnxBridgeSampler(edited(folder, tmp_path, **change))
+    (tmp_path / "copy" / "bridge.json").write_text("{")
     with pytest.raises(ValueError, match=r"cannot read .*bridge\.json"):
-        OnnxBridgeSampler(copy)
+        OnnxBridgeSampler(tmp_path / "copy")
 
 
-def test_providers(folder: Path, sampler: OnnxBridgeSampler):
-    with pytest.raises(ValueError, match=r"\['.*CPUExecutionProvider'\], got 'FastExecutionProvider'"):
-        OnnxBridgeSampler(folder, ["FastExecutionProvider"])
-    with pytest.raises(ValueError, match=r"providers must be a list of those .*, got 'C'"):
-        OnnxBridgeSampler(folder, "CPUExecutionProvider")
-    for threads in (0, -1, 1.5):
-        with pytest.raises(ValueError, match="threads must be None or an integer of at least 1"):
-            OnnxBridgeSampler(folder, threads=threads)  # pyright: ignore[reportArgumentType]
+def test_providers(folder: Path, sampler: OnnxBridgeSampler, monkeypatch: pytest.MonkeyPatch):
+    settings: list[tuple[dict[str, Any], str]] = [
+        ({"providers": ["FastExecutionProvider"]}, r"\['.*CPUExecutionProvider'\], got 'FastExecutionProvider'"),
+        ({"providers": "CPUExecutionProvider"}, r"providers must be a list of those .*, got 'C'"),
+        *(({"threads": threads}, "threads must be None or an integer of at least 1") for threads in (0, 1.5)),
+    ]
+    for each, message in settings:
+        with pytest.raises(ValueError, match=message):
+            OnnxBridgeSampler(folder, **each)
     one = OnnxBridgeSampler(folder, [("CPUExecutionProvider", {})], threads=1)
-    np.testing.assert_allclose(one(SOURCE, seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-5)
+    near(one(SOURCE, seed=0), sampler(SOURCE, seed=0), 1e-5)
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]  # of a machine whose card does not start
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
+    with pytest.warns(match="CUDA"), pytest.raises(ValueError, match="CUDAExecutionProvider did not start: its libr"):
+        OnnxBridgeSampler(folder)
 
 
-def test_command_line_with_values(folder: Path, reference: BridgeSampler, tmp_path: Path):
+def test_the_command_with_values(folder: Path, reference: BridgeSampler, tmp_path: Path):
     """Results are files of the sources' kinds, in the target's values and type, those of PyTorch."""
-    copy, source = copy_of(folder, tmp_path), tmp_path / "a.npy"
     low, high = -1024, 3071
     values = Spec(source=Values(0, 4095, dtype="uint16"), target=Values(low, high, dtype="int16"))
-    edit(copy, **values.config())
+    copy, source = edited(folder, tmp_path, **values.config()), tmp_path / "a.npy"
     levels = np.random.default_rng(0).integers(0, 4096, (3, 16, 12), dtype=np.uint16)
     np.save(source, levels)
-    main([str(copy), str(source), "-o", str(tmp_path / "out"), "--seed", "4"])
+    Runtime.main([str(copy), str(source), "-o", str(tmp_path / "out"), "--seed", "4"])
     (file,) = (tmp_path / "out").iterdir()
     scaled = torch.from_numpy(levels / 4095 * 2 - 1).float()
-    wanted = ((reference(scaled[None], seed=4)[0].clamp(-1, 1) + 1) / 2 * (high - low) + low).numpy()
+    expected = ((reference(scaled[None], seed=4)[0].clamp(-1, 1) + 1) / 2 * (high - low) + low).numpy()
     assert (file.name, np.load(file).dtype) == ("a.npy", np.int16)
-    assert np.abs(np.load(file) - wanted).max() < 1.5
-    with pytest.raises(ValueError, match=r"a.npy would replace a source"):
-        main([str(copy), str(source), "-o", str(tmp_path)])
-    (tmp_path / "b.npy").write_bytes(b"no array")
-    with pytest.raises(ValueError, match=r"cannot read the picture .*b.npy"):
-        main([str(copy), str(source), str(tmp_path / "b.npy"), "-o", str(tmp_path / "none")])
-    assert not (tmp_path / "none").exists()
+    assert np.abs(np.load(file) - expected).max() < 1.5
 
 
-def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    Image.new("RGB", (16, 12), "red").save(tmp_path / "a.png")
-    Image.new("L", (8, 8), 9).save(tmp_path / "b.png")
-    noise(0, 28, 16).save(tmp_path / "wide.png")
-    names = "a.png", "b.png", "wide.png"
-    pictures = [str(tmp_path / name) for name in names]
-    main([str(folder), *pictures, "-o", str(tmp_path / "out"), "--seed", "4"])
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ("-b 16", {}),
+        ("-b 1 --window none", {}),
+        ("-b 3 --window 16 --overlap 0.5 --margin 2", {"window": 16, "overlap": 0.5, "margin": 2}),
+    ],
+    ids=["together", "apart", "windows"],
+)
+def test_the_command(
+    flags: str, options: dict[str, Any], folder: Path, tmp_path: Path, sampler: OnnxBridgeSampler, capsys: Any
+):
+    """Pictures of several sizes and modes get the seeds 4, 5 and 6."""
+    sources = {"a": Image.new("RGB", (16, 12), "red"), "b": Image.new("L", (8, 8), 9), "wide": noise(0, 40, 24)}
+    for name, picture in sources.items():
+        picture.save(tmp_path / f"{name}.png")
+    paths = [str(tmp_path / f"{name}.png") for name in sources]
+    Runtime.main([str(folder), *paths, "-o", str(tmp_path / "out"), "--seed", "4", *flags.split()])
     assert "3 results in" in capsys.readouterr().out
-    main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "--seed", "4", "-b", "1", "--window", "none"])
-    sampler = OnnxBridgeSampler(folder)
-    for seed, name in enumerate(names, 4):
-        assert (tmp_path / "apart" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-        wanted = sampler(Image.open(tmp_path / name), seed=seed)[0]
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), np.asarray(wanted))
+    for seed, (name, picture) in enumerate(sources.items(), 4):
+        near(Image.open(tmp_path / "out" / f"{name}.png"), sampler(picture, seed=seed, **options)[0], 1)
 
 
-def test_what_the_command_refuses(folder: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("a.png -o out -b 0", "batch_size must be at least 1, got 0"),
+        ("a.png -o .", "would replace a source"),
+        ("a.png twice/a.jpg -o out", "2 of the pictures have the name a"),
+        ("a.png text.png -o out", "cannot read the picture"),
+        ("a.png none.png -o out", r"none\.png"),
+        (". -o out", r"is a folder: give pictures, such as .*/\*\.png"),
+    ],
+)
+def test_what_the_command_refuses(words: str, message: str, folder: Path, tmp_path: Path):
+    """Before it makes anything."""
     (tmp_path / "twice").mkdir()
     for name in ("a.png", "twice/a.jpg"):
         Image.new("L", (8, 8), 9).save(tmp_path / name)
     (tmp_path / "text.png").write_text("no picture")
-    for words, error, message in (
-        (["a.png", "-o", "out", "-b", "0"], ValueError, "batch_size must be at least 1, got 0"),
-        (["a.png", "-o", "."], ValueError, "would replace a source"),
-        (["a.png", "twice/a.jpg", "-o", "out"], ValueError, "2 of the pictures have the name a"),
-        (["text.png", "-o", "out"], ValueError, "cannot read the picture"),
-        (["none.png", "-o", "out"], FileNotFoundError, r"none\.png"),
-        ([".", "-o", "out"], ValueError, r"is a folder: give pictures, such as .*/\*\.png"),
-    ):
-        paths = [each if each.startswith("-") or each == "0" else str(tmp_path / each) for each in words]
-        with pytest.raises(error, match=message):
-            main([str(folder), *paths])
+    paths = [each if each.startswith("-") or each == "0" else str(tmp_path / each) for each in words.split()]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Runtime.main([str(folder), *paths])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -267,24 +267,6 @@ def check_command(python: Path | str, exported: Path, drawing: Path, start: Sequ
     wanted = sampler(Image.open(drawing), seed=0)
     made = np.asarray(Image.open(drawing.parent / "out" / "drawing.png"), dtype=int)
     assert np.abs(made - np.asarray(wanted[0], dtype=int)).max() <= 1
-
-
-def test_the_command_by_windows(
-    folder: Path, reference: BridgeSampler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    """The pictures of PyTorch, of two sizes; 40 x 24 has 4 x 2 windows that overlap by a half, in 3 calls."""
-    large, small = tmp_path / "large.png", tmp_path / "small.png"
-    noise(0, 40, 24).save(large)
-    noise(1, 12, 12).save(small)
-    flags = ["--window", "16", "--overlap", "0.5", "--margin", "2", "-b", "3", "--seed", "4"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stderr.isatty", lambda: True)
-        main([str(folder), str(large), str(small), "-o", str(tmp_path / "out"), *flags])
-    assert "\rnetwork call 11 of 12\rnetwork call 12 of 12\n" in capsys.readouterr().err
-    wanted = reference([large, small], seed=4, window=16, overlap=0.5, margin=2)
-    for path, picture in zip((large, small), wanted, strict=True):
-        made = np.asarray(Image.open(tmp_path / "out" / path.name), dtype=int)
-        assert np.abs(made - np.asarray(picture, dtype=int)).max() <= 1
 
 
 def test_without_torch(exported: Path, drawing: Path):

@@ -95,29 +95,16 @@ def test_samples_are_calls_and_their_moments_are_those_of_numpy(sampler: BridgeS
             what()
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 7])
-def test_batches_change_nothing(sampler: BridgeSampler, batch_size: int):
-    whole = sampler.distribution(SOURCE, 5, seed=0)
-    parts = sampler.distribution(SOURCE, 5, seed=0, batch_size=batch_size)
-    torch.testing.assert_close(parts.std, whole.std, rtol=0, atol=1e-5)
-    calls: list[tuple[int, int]] = []
-    sampler.distribution(SOURCE, 5, 0, batch_size=batch_size, progress=lambda *done: calls.append(done))
-    assert calls[-1][0] == calls[-1][1] == len(calls)
-
-
-def test_a_source_is_encoded_once(monkeypatch: pytest.MonkeyPatch):
-    codec = tiny_codec()
+def test_a_source_is_encoded_once_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch):
+    codec, encoded = tiny_codec(), list[int]()
     sampler = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "sde-dpm2m", 2, codec=codec)
-    encoded: list[int] = []
-    original = type(codec).encode
-    monkeypatch.setattr(
-        type(codec), "encode", lambda self, x, *rest: encoded.append(len(x)) or original(self, x, *rest)
-    )
-    found = sampler.distribution(SOURCE, 6, 0, batch_size=4)
-    assert encoded == [1, 1, 1]
-    torch.testing.assert_close(found.samples[1], sampler(SOURCE, seed=3), rtol=0, atol=2e-3)
-    sampler.distribution(SOURCE, 2, 0, batch_size=4)
-    assert encoded[4:] == [2, 1]
+    encode = type(codec).encode
+    monkeypatch.setattr(type(codec), "encode", lambda self, x, *rest: encoded.append(len(x)) or encode(self, x, *rest))
+    for batch_size, sizes in ((1, [1, 1, 1]), (4, [1, 1, 1]), (14, [2, 1]), (None, [2, 1])):
+        encoded.clear()
+        found = sampler.distribution(SOURCE, 6, 0, batch_size=batch_size)
+        assert encoded == sizes
+        torch.testing.assert_close(found.samples[1], sampler(SOURCE, seed=3), rtol=0, atol=2e-3)
 
 
 def test_memory_does_not_grow_with_the_number_of_samples():
@@ -186,7 +173,7 @@ def test_what_is_refused(sampler: BridgeSampler):
         ({"samples": 1}, "samples must be an integer of at least 2, got 1"),
         ({"seed": [1, 2, 3]}, r"for each of 3 sources a list of 16 seeds, got \[1, 2, 3\]"),
         ({"seed": [[1], [2], [3]]}, "one integer or one for each of 16 images, got 1"),
-        ({"noise": SOURCE}, "takes neither noise nor callback"),
+        ({"noise": SOURCE}, "takes no noise"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ]
     for arguments, message in refused:

@@ -1,4 +1,4 @@
-"""What goes into a sampler comes out in its type: with a mask of zeros, results are the sources."""
+"""What goes into a sampler comes out in its type: 8 bits, floats of a range, and values of pictures' own."""
 
 import warnings
 from functools import cache
@@ -10,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler
+from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm.cli.files import Export
+from bbdm.data.spec import Spec
+from bbdm.pictures import header, read
+from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.values import Percentiles, Values
+from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import tiny_unet
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -18,12 +24,13 @@ FLOATS = (COLOUR / 127.5 - 1).astype(np.float32)
 
 
 @cache
-def sampler(channels: int = 3) -> BridgeSampler:
+def sampler_of(channels: int = 3) -> BridgeSampler:
     return BridgeSampler(tiny_unet(in_channels=channels, out_channels=channels), ABridge(), steps=1)
 
 
 def echo(source: Any, channels: int = 3, **options: Any) -> Any:
-    return sampler(channels)(source, seed=0, mask=np.zeros((6, 8)), **options)
+    """The results with a mask of zeros, which are the sources."""
+    return sampler_of(channels)(source, seed=0, mask=np.zeros((6, 8)), **options)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
@@ -39,7 +46,7 @@ def test_an_array_comes_back(dtype: Any):
     np.testing.assert_array_equal(echo(clear), np.full((6, 8, 3), 255))
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-3, 5)])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 5)])
 def test_floats_of_another_range(low: float, high: float):
     values = (FLOATS + 1) / 2 * (high - low) + low
     first = values.transpose(2, 0, 1)
@@ -47,10 +54,9 @@ def test_floats_of_another_range(low: float, high: float):
         np.testing.assert_allclose(echo(source, range=(low, high)), source, rtol=1e-5, atol=1e-4)
     tensor = torch.from_numpy(first)
     torch.testing.assert_close(echo([tensor], range=(low, high))[0], tensor, rtol=1e-5, atol=1e-4)
-    plain = sampler()(FLOATS, seed=0)
-    np.testing.assert_allclose(
-        sampler()(values, seed=0, range=(low, high)), (plain + 1) / 2 * (high - low) + low, rtol=1e-4, atol=1e-3
-    )
+    usual = sampler_of()(FLOATS, seed=0)
+    result = sampler_of()(values, seed=0, range=(low, high))
+    np.testing.assert_allclose(result, (usual + 1) / 2 * (high - low) + low, rtol=1e-4, atol=1e-3)
 
 
 def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
@@ -61,7 +67,7 @@ def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
     types = [np.ndarray, Image.Image, Image.Image, torch.Tensor, Image.Image, np.ndarray]
     assert [type(result) for result in made] == types
     np.testing.assert_allclose(made[0], FLOATS, atol=1e-6)
-    for result in (made[1], made[2], made[4], made[5], *(echo(source)[0] for source in (file, str(file), picture))):
+    for result in (made[1], made[2], made[4], made[5], *(echo(source)[0] for source in (file, picture))):
         np.testing.assert_array_equal(np.asarray(result), COLOUR)
     assert made[3].dtype == torch.float64
     torch.testing.assert_close(made[3], tensor, rtol=0, atol=1e-6)
@@ -74,7 +80,7 @@ def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
 
 def test_floats_that_look_like_zero_to_one_are_warned_of():
     unit, paper = (FLOATS + 1) / 2, np.full((6, 8, 3), 0.97, np.float32)
-    for source in (unit, unit.transpose(2, 0, 1)[None], [unit, unit]):
+    for source in (unit, unit.transpose(2, 0, 1)[None], [FLOATS, unit, unit]):
         with pytest.warns(UserWarning, match=r"pass range=\(0, 1\)") as record:
             echo(source)
         assert len(record) == 1
@@ -83,3 +89,169 @@ def test_floats_that_look_like_zero_to_one_are_warned_of():
         for fine in (FLOATS, paper, COLOUR, [FLOATS, Image.fromarray(COLOUR)]):
             echo(fine)
         echo(unit, range=(0, 1))
+
+
+def test_an_8_bit_tiff_comes_out_as_it_was(tmp_path: Path):
+    """With its geometry, and grey is not turned into colour."""
+    affine = ((0.0, 10.0, 5.0), (-10.0, 0.0, 9.0), (0.0, 0.0, 1.0))
+    picture = Picture(COLOUR.transpose(2, 0, 1), Geometry(affine, "geotiff", {"crs": "EPSG:32632"}))
+    picture.save(tmp_path / "a.tif")
+    (result,) = sampler_of()(tmp_path / "a.tif", seed=0)
+    assert (result.transpose(1, 2, 0) == np.asarray(sampler_of()([Image.fromarray(COLOUR)], seed=0)[0])).all()
+    result.save(tmp_path / "b.tif")
+    assert header(tmp_path / "b.tif").geometry == header(tmp_path / "a.tif").geometry
+    Picture(picture[:1]).save(tmp_path / "grey.tif")
+    with pytest.raises(ValueError, match=r"must be \(3, H, W\), .*grey\.tif has shape \(1, 6, 8\)"):
+        sampler_of()(tmp_path / "grey.tif")
+
+
+MR, HU = Values(0, 4095, dtype="uint16"), Values(-1024, 3071, "HU", "int16")
+CALL: dict[str, Any] = {"seed": 5, "solver": "dpm2m", "steps": 2}
+PLACE = ((0.0, 2.0, 5.0), (2.0, 0.0, 6.0), (0.0, 0.0, 1.0))
+STORED = np.random.default_rng(0).integers(0, 4096, (1, 8, 10), dtype=np.uint16)
+VOLUME = np.random.default_rng(1).integers(0, 4096, (1, 8, 10, 4), dtype=np.uint16)
+
+
+def made_of(source: np.ndarray[Any, Any], network: Any) -> np.ndarray[Any, Any]:
+    """What a sampler without values makes of the source in [-1, 1], in HU by the formula."""
+    scaled = torch.from_numpy(source.astype(np.float32) / 2047.5 - 1)[None]
+    plain = BridgeSampler(network, ABridge())(scaled, **CALL)[0]
+    return np.rint((plain.double().numpy() + 1) / 2 * 4095 - 1024)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("values") / "c.pt"
+    unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
+    save_checkpoint(path, unet, ABridge(), image_size=8, pictures=Spec(source=MR, target=HU))
+    return path
+
+
+@pytest.fixture(scope="module", params=["torch", pytest.param("onnx", marks=pytest.mark.nightly)])
+def sampler(request: pytest.FixtureRequest, checkpoint: Path) -> Any:
+    if request.param == "torch":
+        return BridgeSampler.from_checkpoint(checkpoint)
+    Export.main([str(checkpoint), str(checkpoint.parent / "onnx")])
+    return OnnxBridgeSampler(checkpoint.parent / "onnx")
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path) -> np.ndarray[Any, Any]:
+    return made_of(STORED, load_checkpoint(checkpoint).build_unet())
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png", ".tif", ".nii"])
+def test_a_file_gives_the_targets_values_at_its_place(
+    suffix: str, sampler: Any, expected: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    Picture(STORED, Geometry(PLACE) if suffix == ".nii" else None).save(path)
+    (result,) = sampler(str(path), **CALL)
+    assert (type(result), result.dtype, result.unit, result.shape) == (Picture, np.int16, "HU", STORED.shape)
+    assert np.abs(result - expected).max() <= 1  # float32 at half a level, and ONNX Runtime's order of sums
+    assert result.geometry.affine == (PLACE if suffix == ".nii" else None)
+    np.testing.assert_array_equal(sampler(Picture(STORED), **CALL), result)
+
+
+def test_a_picture_of_8_bits_is_warned_of(sampler: Any, tmp_path: Path) -> None:
+    """It ends at 255 of 4095, nearly black; given its own values, it is what it would be in 12 bits."""
+    grey = (STORED[0] // 16).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match=r"8 bits, values up to 255, and the network was trained on 0:4095: .*0, 255"):
+        sampler(str(tmp_path / "a.png"), **CALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (own,) = sampler(str(tmp_path / "a.png"), source_values=(0, 255), **CALL)
+        wide = sampler(grey.astype(np.float32)[None, None] / 127.5 - 1, **CALL)
+    assert np.abs(own - ((wide[0] + 1) / 2 * 4095 - 1024)).max() <= 1
+
+
+def test_arrays_have_values_where_the_call_says_so(sampler: Any, expected: np.ndarray[Any, Any]) -> None:
+    grey = sampler(STORED[0], source_values=MR, **CALL)
+    assert (grey.dtype, grey.shape) == (np.int16, STORED.shape[1:])
+    assert np.abs(grey - expected[0]).max() <= 1
+    batch = sampler(STORED[None].astype(np.float32), source_values="0:4095", target_values=(0, 1), **CALL)
+    np.testing.assert_allclose(batch[0], (expected + 1024) / 4095, atol=1 / 4095)
+    (tensor,) = sampler([torch.from_numpy(STORED.astype(np.int32))], source_values=MR, **CALL)
+    assert (type(tensor), tensor.dtype) == (torch.Tensor, torch.int16)
+    assert np.abs(tensor.numpy() - expected).max() <= 1
+
+
+def test_percentiles_are_of_each_picture(checkpoint: Path) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    sampler.pictures = Spec(source=Percentiles(0, 100), target=HU)
+    first, second = sampler([Picture(STORED), Picture(STORED // 2)], **CALL | {"seed": [5, 5]})
+    assert np.abs(first.astype(int) - second).max() <= 8  # // 2 rounds 1 in 4095
+    with pytest.raises(ValueError, match="percentiles are of pictures: give"):
+        sampler(STORED[None].astype(np.float32), source_values="p0:100", **CALL)
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("onnx", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, backend: str, tmp_path: Path) -> None:
+    """With neighbours, the bridge begins at the slice itself."""
+    kind = Spec(source=MR, target=HU, slices="sagittal", neighbours=neighbours)
+    count = 1 + 2 * neighbours
+    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=count, endpoint=kind.endpoint(count, 1))
+    save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
+    sampler: Any = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
+    if backend == "onnx":
+        Export.main([str(tmp_path / "c.pt"), str(tmp_path / "onnx")])
+        sampler = OnnxBridgeSampler(tmp_path / "onnx")
+    assert sampler.pictures == kind
+    Picture(VOLUME).save(tmp_path / "v.npy")
+    first, result = sampler([tmp_path / "v.npy"] * 2, **CALL | {"seed": 4}, batch_size=3)
+    assert (result.shape, sampler.last_seeds) == (VOLUME.shape, (4, 5))
+    assert not np.array_equal(first, result)
+    padded = np.pad(VOLUME[0], ((0, 0), (0, 0), (neighbours, neighbours)), mode="edge")
+    for index in range(4):
+        stack = padded[:, :, index : index + count].transpose(2, 0, 1)
+        assert np.abs(result[..., index] - made_of(stack, network)).max() <= 1
+    with pytest.raises(ValueError, match=r"source must be \(1, D, H, W\), a volume, as in training; b has shape"):
+        sampler(Picture(np.concatenate([VOLUME] * 3), name="b"), **CALL)
+    floats = VOLUME.astype("float32")
+    floats[0, 1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"^v: nan stands in channel 0 at \(1, 2, 3\)"):
+        sampler(Picture(floats, name="v"), **CALL)
+
+
+def test_voxels_of_another_size_are_warned_of(checkpoint: Path) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    sampler.pictures = Spec(source=MR, target=HU, slices="axial", spacing=(3.0, 1.0, 1.0))
+    affine = ((0.0, 0.0, 1.11, 0.0), (0.0, 1.0, 0.0, 0.0), (3.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    with pytest.warns(match=r"^v has voxels of 3 x 1 x 1.11, and .* trained on 3 x 1 x 1: it knows"):
+        sampler(Picture(VOLUME[:, :2], Geometry(affine), name="v"), **CALL)
+
+
+def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    Picture(STORED).save(tmp_path / "a.png")
+    Picture(STORED).save(tmp_path / "a.npy")
+    ours, eight = BridgeSampler.from_checkpoint(checkpoint), sampler_of()
+    for sampler, source, message in (
+        (
+            ours,
+            Picture(np.concatenate([STORED] * 2), name="a"),
+            r"\(1, H, W\), as in training; a has shape \(2, 8, 10\)",
+        ),
+        (eight, tmp_path / "a.png", r"uint16 have no agreed range.*source_values="),
+        (eight, tmp_path / "a.npy", r"source must be \(3, H, W\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler(source, **CALL)
+    ours.pictures = Spec(target=HU)
+    (result,) = ours(Image.new("L", (10, 8), 200), **CALL)
+    assert (result.dtype, result.unit, result.shape) == (np.int16, "HU", (1, 8, 10))
+
+
+def test_a_result_keeps_the_source_s_nodata_where_its_type_holds_it(checkpoint: Path, tmp_path: Path) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    stored = STORED.astype(np.int16)
+    stored[0, 2, 3] = -9999
+    Picture(stored, Geometry(((0, 1, 5), (-1, 0, 9), (0, 0, 1)), "geotiff", nodata=-9999)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif .*-9999.*uint8 cannot hold it"):
+        sampler(tmp_path / "a.tif", target_values=Values(0, 255), **CALL)
+    (result,) = sampler(tmp_path / "a.tif", **CALL)
+    result.save(tmp_path / "b.tif")
+    found = read(tmp_path / "b.tif")
+    assert found.nodata == found[0, 2, 3] == -9999
+    assert (found == result).all()

@@ -7,12 +7,9 @@ DICOM is one series, whose slices are at equal distances; it is not written.
 
 from __future__ import annotations
 
-import locale
 import math
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +41,6 @@ TOLERANCE = 0.01  # of the distance of slices: more is unequal
 SAME = 1e-6  # mm: slices that are nearer are at one place
 
 
-@contextmanager
-def _kept_locale() -> Iterator[None]:
-    """The locale stays: GDCM sets C, and text files would be read in another encoding."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        if locale.setlocale(locale.LC_ALL) != before:
-            locale.setlocale(locale.LC_ALL, before)
-
-
-@_kept_locale()
 def header(path: Path) -> Header:
     """The header of a file or of a folder of DICOM.
 
@@ -76,7 +61,6 @@ def header(path: Path) -> Header:
     return Header(path, shape, _dtype(reader), Geometry(affine, NAME), most=most, stored=(offset, packed))
 
 
-@_kept_locale()
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window of the whole, which is decoded.
 
