@@ -18,20 +18,20 @@ from bbdm.base.settings import setting
 
 RESUMES = "results are kept, and the same command resumes"
 COMMANDS = {  # the class of each, and its summary
-    "demo": ("cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
-    "restore": ("cli.translate.Restore", "restore photographs of any size"),
-    "train": ("cli.train.Train", "train a bridge on pairs"),
-    "translate": ("cli.translate.Translate", "translate pictures or a data set"),
-    "calibrate": ("cli.eval.Calibrate", "calibrate intervals of results"),
-    "eval": ("cli.eval.Eval", "score a network on a data set"),
-    "distill": ("cli.distill.Distill", "distil a network into one of few calls"),
-    "train-vqgan": ("cli.train_vqgan.TrainVQGAN", "train an autoencoder"),
-    "info": ("cli.files.Info", "what a file, a folder or a name on the Hub holds"),
-    "export": ("cli.files.Export", "write ONNX graphs, which run without PyTorch"),
-    "app": ("serving.config.App", "translate in the browser"),
-    "serve": ("serving.config.Serve", "serve a network over HTTP"),
-    "translate-ray": ("serving.config.TranslateRay", "translate pictures on many machines"),
-    "convert-vqgan": ("cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
+    "demo": ("translate.Demo", "translate the bundled drawings with the bundled weights"),
+    "restore": ("translate.Restore", "restore photographs of any size"),
+    "train": ("train.Train", "train a bridge on pairs"),
+    "translate": ("translate.Translate", "translate pictures or a data set"),
+    "calibrate": ("eval.Calibrate", "calibrate intervals of results"),
+    "eval": ("eval.Eval", "score a network on a data set"),
+    "distill": ("distill.Distill", "distil a network into one of few calls"),
+    "train-vqgan": ("train_vqgan.TrainVQGAN", "train an autoencoder"),
+    "info": ("files.Info", "what a file, a folder or a name on the Hub holds"),
+    "export": ("files.Export", "write ONNX graphs, which run without PyTorch"),
+    "app": ("serving.App", "translate in the browser"),
+    "serve": ("serving.Serve", "serve a network over HTTP"),
+    "translate-ray": ("serving.TranslateRay", "translate pictures on many machines"),
+    "convert-vqgan": ("files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
 RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever ended them
 
@@ -61,9 +61,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         argv: its words; None for those of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    module, _, name = COMMANDS[command][0].rpartition(".")
+    module, _, name = COMMANDS[command][0].partition(".")
     after = RESUMES if command in RESUMING else "the same command starts anew"
-    scripts.run(lambda: getattr(import_module(f"bbdm.{module}"), name).main(words), after)
+    scripts.run(lambda: getattr(import_module(f"{__name__}.{module}"), name).main(words), after)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

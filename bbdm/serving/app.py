@@ -25,7 +25,7 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.execution.device import best_dtype
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import images
-from bbdm.serving.config import App
+from bbdm.serving.config import AppConfig
 
 FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
 LEGEND = "<br>mean: their average; spread: white is a standard deviation of 128 levels of 255 or more, black none"
@@ -51,7 +51,7 @@ class Panel:
         ValueError: the model cannot be read, or a setting is not for it.
     """
 
-    def __init__(self, config: App, name: str, about: str = "", drawn: bool = True) -> None:
+    def __init__(self, config: AppConfig, name: str, about: str = "", drawn: bool = True) -> None:
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if config.model == demo.PHOTOGRAPHS and best_dtype(torch.device(device)) == torch.bfloat16:
             config = replace(config, dtype=config.dtype or "bf16")
@@ -185,7 +185,7 @@ def zipped(results: Pictures) -> Path:
     return path
 
 
-def build(config: App) -> gr.Blocks:
+def build(config: AppConfig) -> gr.Blocks:
     """The page: of the network of the settings, or a tab for each of the bundled ones.
 
     Raises:
@@ -204,7 +204,7 @@ def build(config: App) -> gr.Blocks:
     return app
 
 
-def launch(config: App) -> None:
+def launch(config: AppConfig) -> None:
     """Show the page, until SIGTERM or Ctrl-C. Uploads and results go with it."""
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder, termination() as asked:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from bbdm.base import scripts
 from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.serving.config import LOOPBACK, TranslateRay
+from bbdm.serving.config import LOOPBACK, ClusterConfig
 from bbdm.translation.results import Job, missing, paths_of
 from bbdm.translation.translator import Translator
 
-Driver = tuple[TranslateRay, Translator, Mapping[str, Any]]  # and the settings of its results
+Driver = tuple[ClusterConfig, Translator, Mapping[str, Any]]  # and the settings of its results
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         ray.shutdown()
 
 
-def translate(config: TranslateRay) -> tuple[int, int, list[str]]:
+def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
     """Make the results that do not exist yet: their number, that of those that were there, and what is bad.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The commands of the app, of a server and of many machines. Torch and Ray are imported when they run."""
+"""The settings of the app, of a server and of many machines. Nothing here needs torch or Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from bbdm.base import demo
-from bbdm.base.scripts import Command
 from bbdm.base.settings import position, setting
 from bbdm.sampling.network_config import NetworkConfig
 from bbdm.translation.config import TranslateConfig
@@ -19,7 +18,7 @@ LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowConfig(Command, NetworkConfig):
+class ShowConfig(NetworkConfig):
     """A network that is shown at an address, and the most that a picture may take.
 
     Raises:
@@ -59,16 +58,10 @@ class ShowConfig(Command, NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(ShowConfig):
-    """Serve a network over HTTP: bbdm serve CHECKPOINT [flags].
-
-    POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver,
-    steps and seed:
-    curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
-    """
+class ServeConfig(ShowConfig):
+    """Which network is served, where, and the most that it takes."""
 
     HEADING: ClassVar[str] = "server"
-    FIRST: ClassVar[str] = "model host port replicas solver steps"
 
     model: Path = position("the weights", metavar="CHECKPOINT")
     port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
@@ -80,23 +73,10 @@ class Serve(ShowConfig):
     max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
     max_steps: int = setting(50, "steps of a picture; for more, a request gets the status 422", least=1)
 
-    def run(self) -> None:
-        """Serve until a signal."""
-        from bbdm.serving.cluster import connected
-
-        with connected() as (machine,):
-            from bbdm.serving import server  # which imports Ray, after the environment says where it listens
-
-            server.run(self, machine)
-
 
 @dataclass(frozen=True, kw_only=True)
-class App(ShowConfig):
-    """Translate pictures in the browser: bbdm app MODEL [flags].
-
-    MODEL is a checkpoint, a folder that save_pretrained wrote, or a name on the Hub. Without any, the page
-    shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.
-    """
+class AppConfig(ShowConfig):
+    """Which networks are shown where, and what a visitor may ask for."""
 
     HEADING: ClassVar[str] = "app"
 
@@ -106,20 +86,10 @@ class App(ShowConfig):
     max_steps: int = setting(200, "network calls for one result", least=1)
     max_pixels: int = setting(2**24, "of a source, after it was made to fit", least=1)
 
-    def run(self) -> None:
-        """Show the page until a signal."""
-        from bbdm.serving.app import launch
-
-        launch(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TranslateRay(Command, TranslateConfig):
-    """Translate pictures on many machines: bbdm translate-ray SOURCES RESULTS CHECKPOINT [flags].
-
-    SOURCES is a folder of pictures, RESULTS a folder outside of it, at the same paths on all machines: on a
-    shared disk, or a bucket that is mounted. Results are those of bbdm translate folder, and the same command
-    makes what is missing.
+class ClusterConfig(TranslateConfig):
+    """Which pictures a cluster translates, by which network, and how.
 
     Raises:
         ValueError: a number below 1, or settings that contradict each other.
@@ -127,10 +97,6 @@ class TranslateRay(Command, TranslateConfig):
 
     HEADING: ClassVar[str] = "cluster"
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals"})
-    FIRST: ClassVar[str] = (
-        "data_dir output_dir model solver steps num_samples seed image_size batch_size "
-        "workers threads address overwrite"
-    )
 
     dataset: str = "folder"  # pictures alone
     data_dir: str = position("a folder of pictures", metavar="SOURCES")
@@ -145,12 +111,3 @@ class TranslateRay(Command, TranslateConfig):
         super().__post_init__()
         if self.compile and self.dtype is None:
             raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
-
-    def run(self) -> None:
-        """Translate, and print what was left out and where the results are."""
-        from bbdm.serving.cluster import translate
-
-        count, kept, bad = translate(self)
-        for reason in bad:
-            print(f"left out: {reason}")
-        print(f"{count} results in {self.output_dir}{f', and {kept} that were there' if kept else ''}")

@@ -37,7 +37,7 @@ from bbdm.base.scripts import termination
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
 from bbdm.sampling.options import Options
-from bbdm.serving.config import Serve
+from bbdm.serving.config import ServeConfig
 
 log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -59,7 +59,7 @@ class Query(BaseModel, extra="forbid"):
     direction: Direction | None = None
 
 
-def facts(config: Serve) -> dict[str, Any]:
+def facts(config: ServeConfig) -> dict[str, Any]:
     """The network that is served, and what a request may ask for; errors as of ``config.open``."""
     sampler = replace(config, compile=False).open("cpu")
     steps = {sampler.solver: len(sampler.table)}  # of requests that name none
@@ -112,7 +112,7 @@ def translate_together(sampler: Any, items: list[tuple[Pixels, Query]], **settin
 class Replica:
     """A sampler, which translates pictures that arrive together."""
 
-    def __init__(self, config: Serve, threads: int) -> None:
+    def __init__(self, config: ServeConfig, threads: int) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(threads)
@@ -214,7 +214,7 @@ async def unreadable(request: Request, error: Any) -> Response:
     return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:20]!r}"}, 422)
 
 
-def application(config: Serve, known: dict[str, Any], machine: Mapping[str, float]) -> serve.Application:
+def application(config: ServeConfig, known: dict[str, Any], machine: Mapping[str, float]) -> serve.Application:
     """The two deployments; ValueError where the machine has no room for the replicas."""
     cores, cards = int(machine["CPU"]), int(machine.get("GPU", 0))
     if config.replicas > (most := min(cores, cards or cores)):
@@ -230,7 +230,7 @@ def application(config: Serve, known: dict[str, Any], machine: Mapping[str, floa
     return front(serve.ingress()(Front)).bind(replica.bind(config, threads), known)
 
 
-def run(config: Serve, machine: Mapping[str, float]) -> None:
+def run(config: ServeConfig, machine: Mapping[str, float]) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept nothing more, and answer what was accepted.
 
     Ray is connected to the machine. A line says when requests are accepted.

@@ -16,7 +16,7 @@ from bbdm.cli.eval import read_sweep
 from bbdm.cli.files import Export, describe
 from bbdm.onnx import exporter
 from bbdm.sampling.network_config import FileConfig
-from bbdm.serving.config import App
+from bbdm.serving.config import AppConfig
 from bbdm.solvers import Defaults
 from tests.conftest import tiny_unet
 
@@ -77,7 +77,7 @@ def described(path: Path) -> Found:
 COMMANDS: dict[str, Callable[[Path], Any]] = {  # what each samples a file with, where no flag says it
     "translate": translated,
     "info": described,
-    "app": lambda path: found(App(model=path).open("cpu")),
+    "app": lambda path: found(AppConfig(model=path).open("cpu")),
     "export": lambda path: found(exporter.load(Export(checkpoint=path))),
     "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)[0],
 }

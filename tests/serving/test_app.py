@@ -15,7 +15,7 @@ from bbdm import BridgeSampler, demo, save_checkpoint
 from bbdm.data.spec import Spec
 from bbdm.serving import app
 from bbdm.serving.app import Panel
-from bbdm.serving.config import App
+from bbdm.serving.config import AppConfig
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
 
@@ -30,7 +30,7 @@ def same(picture: Image.Image, output: Image.Image) -> bool:
 
 
 def panel(file: Path, **settings: Any) -> Panel:
-    return Panel(App(model=file, device="cpu", **settings), "tiny")
+    return Panel(AppConfig(model=file, device="cpu", **settings), "tiny")
 
 
 def saved(folder: Path, *pictures: Image.Image) -> list[tuple[str, None]]:
@@ -162,7 +162,7 @@ def test_photographs_are_restored_in_the_faster_arithmetic(monkeypatch: pytest.M
     assert [each.sampler.dtype for each in found] == [torch.bfloat16, torch.float32, torch.float32]
 
 
-def components(config: App) -> dict[str, dict[str, Any]]:
+def components(config: AppConfig) -> dict[str, dict[str, Any]]:
     """Properties of a page's components, by label or else by type."""
     found = app.build(config).get_config_file()["components"]
     return {each["props"].get("label") or each["type"]: each["props"] for each in found}
@@ -170,7 +170,7 @@ def components(config: App) -> dict[str, dict[str, Any]]:
 
 def test_a_page_offers_what_a_network_takes(file: Path, monkeypatch: pytest.MonkeyPatch):
     """The bundled ones have a tab each; that of drawings stands for both here."""
-    found = components(App(model=file, device="cpu", max_steps=30))
+    found = components(AppConfig(model=file, device="cpu", max_steps=30))
     assert [value for _, value in found["Solver"]["choices"]] == [
         *("dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast")  # not each takes 10 calls
     ]
@@ -178,7 +178,7 @@ def test_a_page_offers_what_a_network_takes(file: Path, monkeypatch: pytest.Monk
     assert numbers == [(10, 30), (4, 8)]
     assert not found["Direction"]["visible"]
     monkeypatch.setattr(app, "BUNDLED", [(demo.WEIGHTS, *rest) for _, *rest in app.BUNDLED])
-    found = components(App(device="cpu", window=64))
+    found = components(AppConfig(device="cpu", window=64))
     assert {"Drawings", "Photographs", "Drawing", "Pictures"} <= {*found}
     assert found["Results"]["value"] == 1
     sheet = found["imageeditor"]
@@ -195,7 +195,7 @@ def test_a_network_of_two_directions_has_a_switch_and_others_no_conditions(tmp_p
     for way in ("AtoB", "BtoA"):
         _, gallery, _ = run(panel(tmp_path / "c.pt"), files=files, direction=way, solver="dpm2m", steps=2)
         assert same(gallery["0_5"], sampler(noise(0), 5, direction=way)[0])
-    found = components(App(model=tmp_path / "c.pt", device="cpu"))["Direction"]
+    found = components(AppConfig(model=tmp_path / "c.pt", device="cpu"))["Direction"]
     assert ([value for _, value in found["choices"]], found["value"], found["visible"]) == (
         *(["AtoB", "BtoA"], "AtoB", True),
     )

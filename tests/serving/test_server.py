@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
-from bbdm.serving.config import Serve
+from bbdm.serving.config import ServeConfig
 from tests.conftest import noise, tiny_unet
 from tests.serving.pictures import GOOD, HOSTILE, encoded, png_of
 
@@ -44,7 +44,7 @@ def test_each_request_gets_its_own_picture(checkpoint: Path, monkeypatch: pytest
     """Of several solvers, steps and sizes at once, by windows: each is what a sampler makes of it alone."""
     limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=16))
     monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
-    config = Serve(model=checkpoint, batch_wait_ms=100, window=8)
+    config = ServeConfig(model=checkpoint, batch_wait_ms=100, window=8)
     sampler = BridgeSampler.from_checkpoint(checkpoint)
     options: list[dict[str, Any]] = [
         *({}, {"steps": 3}, {"solver": "ddim", "steps": 2}, {"solver": "sde-dpm2m", "steps": 3}),
@@ -80,7 +80,7 @@ def test_a_request_says_the_direction(tmp_path: Path):
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=50), steps=2)
-    assert facts(Serve(model=tmp_path / "c.pt"))["solver"] == "dpm2m"
+    assert facts(ServeConfig(model=tmp_path / "c.pt"))["solver"] == "dpm2m"
     sampler, picture = BridgeSampler.from_checkpoint(tmp_path / "c.pt"), np.asarray(noise(0))
     queries = [Query(seed=3), Query(seed=3, direction="BtoA"), Query(seed=3, direction="AtoB")]
     for (status, result), query in zip(
@@ -236,8 +236,8 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     ]
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):
-            facts(Serve(**{"model": checkpoint, **settings}))
-    steps = facts(Serve(model=checkpoint, steps=2))["steps"]
+            facts(ServeConfig(**{"model": checkpoint, **settings}))
+    steps = facts(ServeConfig(model=checkpoint, steps=2))["steps"]
     assert (steps["dpm2m"], steps["mean"], "ancestral" in steps) == (2, 1, False)
 
 
@@ -252,7 +252,7 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     ],
 )
 def test_replicas_have_room(machine: dict[str, float], replicas: int, outcome: Any):
-    config = replace(Serve(model=Path("c.pt")), replicas=replicas)
+    config = replace(ServeConfig(model=Path("c.pt")), replicas=replicas)
     if isinstance(outcome, str):
         with pytest.raises(ValueError, match=outcome):
             server.application(config, FACTS, machine)
