@@ -33,7 +33,7 @@ class Serve(Command, ServeConfig):
     curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
     """
 
-    FIRST: ClassVar[str] = "model host port replicas threads solver steps"
+    FIRST: ClassVar[str] = "model host port replicas solver steps"
 
     def run(self) -> None:
         """Serve until a signal."""
