@@ -17,7 +17,7 @@ from torch import nn
 from bbdm.base.settings import check_least
 from bbdm.networks.config import check_integers
 from bbdm.networks.restore import state_hash
-from bbdm.networks.windows import Spans, Windows, blend, on_device
+from bbdm.networks.windows import Spans, Windows, blend
 
 Role = Literal["source", "target"]
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -123,7 +123,8 @@ class Tiling:
 
         if not tiled:
             return taken([])
-        weights = on_device([side.ramps(stride) for side in sides], batch)
+        kind = torch.promote_types(batch.dtype, torch.float32)
+        weights = [torch.from_numpy(side.ramps(stride)).to(batch.device, kind) for side in sides]
         return blend(taken, sides, weights, cell=cell, stride=stride)
 
 

@@ -16,10 +16,8 @@ from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.pairs import SeenPairsError
 from bbdm.pictures import Picture
 from bbdm.sampling.options import GuidanceOptions
-from bbdm.training.config import TrainConfig
-from bbdm.training.trainer import Trainer
 from tests.cli.conftest import SIZE, pixels, sides
-from tests.conftest import BRIDGE, MakeTrainer, SavePicture, load_pairs, newest, noise, tiny_unet
+from tests.conftest import MakeTrainer, SavePicture, load_pairs, newest, noise, tiny_unet
 
 FLAGS = ["--samples", "3", "--bound", "conformal", "--steps", "2", "--solver", "sde-dpm2m", "--quiet"]
 MAPS = ["edge2shoes", "data", "c.pt", "maps", "--maps", "low,high", "--quiet"]
@@ -66,15 +64,6 @@ def test_pairs_that_were_in_training_are_refused(place: Path, make_trainer: Make
         run()
 
 
-@pytest.mark.parametrize("spec", [{"size": 16}, {"size": 12}, {"crop": 8, "crops": 3}], ids=["same", "size", "crops"])
-def test_pairs_of_a_run_are_refused(spec: dict[str, Any], place: Path):
-    """By their files in the record of the run's folder, whatever was made of them."""
-    pairs = load_pairs("edge2shoes", "data", "val", **spec)
-    Trainer(tiny_unet(), BRIDGE, TrainConfig(epochs=1, batch_size=4), pairs, None, Path("c.run")).fit()
-    with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by c.run/config.json"):
-        run()
-
-
 def test_what_is_refused_before_any_network_call(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(BridgeSampler, "distribution", None)
     with pytest.raises(ValueError, match="the data set 'folder' has no targets: degrade makes"):
@@ -94,15 +83,17 @@ def test_maps_are_those_of_the_results_in_files(place: Path):
             assert abs(pixels(f"maps/{name}_{kind}.png") - wanted).max() <= 1.1, kind
 
 
-def test_maps_of_intervals(place: Path):
+def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
     """Solver, steps and samples are those of the file."""
     run()
     translate.main(MAPS)
     found = Intervals.load("c.intervals.json", calibrated())
     for kind, end in zip(("low", "high"), found(sides("06")[0], seed=SAMPLES), strict=True):
         assert np.array_equal(pixels(f"maps/06_{kind}.png"), np.asarray(end[0]))
-    with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
-        translate.main([*MAPS, "--overwrite", "--size", "8"])
+    with monkeypatch.context() as patch:
+        patch.setattr(BridgeSampler, "distribution", None)  # nothing is sampled before
+        with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
+            translate.main([*MAPS, "--overwrite", "--size", "8"])
     Path("c.intervals.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
         translate.main([*MAPS, "--overwrite"])
@@ -114,12 +105,9 @@ def test_maps_of_intervals(place: Path):
         ("--solver dpm2m", "solver is dpm2m, and c.intervals.json was calibrated with solver sde-dpm2m: leave it out"),
         ("--fast_sampling", "solver is fast, and .* solver sde-dpm2m"),
         ("--steps 3", "steps is 3, and .* steps 2"),
-        ("--samples 16", "num_samples is 16, and .* num_samples 3"),
         ("-r 1", "num_samples is 1, and .* num_samples 3"),
         ("--window none", "window is None, and .* window 8"),
-        ("--window auto", "window is auto, and .* window 8"),
         ("--overlap 0.25", "overlap is 0.25, and .* overlap 0.5"),
-        ("--margin 2", "margin is 2, and .* margin 0"),
         ("--guidance 1.5", "guidance is 1.5, and .* guidance None"),
     ],
 )
@@ -146,22 +134,6 @@ def test_windows_are_those_of_the_calibration(place: Path):
     other = sampler.distribution(source, 3, SAMPLES, window=None)
     assert not np.array_equal(written, np.asarray(Intervals.load("c.intervals.json", sampler).of(other)[0][0]))
     translate.main([*MAPS, *FLAGS[4:], "--samples", "3", "--window", "8", "--overlap", "0.5", "--size", "train"])
-
-
-def test_maps_of_values_have_their_type(place: Path):
-    """A map of a TIFF of 16 bits is one, in the unit of the target."""
-    rng, values = np.random.default_rng(0), Values(0, 4095, dtype="uint16")
-    for name in ("A/0", "A/1", "B/0", "B/1"):
-        Path(name).parent.mkdir(exist_ok=True)
-        Picture(rng.integers(0, 4096, (1, SIZE, SIZE), dtype=np.uint16)).save(f"{name}.tif")
-    unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
-    save_checkpoint("c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=Spec(source=values, target=values))
-    for output, maps in (("all", ()), ("out", ("--maps", "mean,std"))):
-        translate.main(["paired", "A,B", "c.pt", output, *FLAGS[4:], "-r", "3", *maps])
-    results = np.stack([pictures.read(f"all/1_{j}.tif").astype(float) for j in range(3)])
-    std = pictures.read("out/1_std.tif")
-    assert std.dtype == np.uint16
-    assert abs(std - results.std(0, ddof=1)).max() <= 1.2
 
 
 def test_volumes_by_their_slices(place: Path):

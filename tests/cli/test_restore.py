@@ -57,14 +57,11 @@ def test_it_is_the_call_by_windows(flags: tuple[str, ...], call: dict[str, Any])
     assert np.abs(result() - expected.astype(int)).max() <= 1
 
 
-def test_samples_differ_and_have_numbers() -> None:
+def test_samples_have_numbers_and_the_mean_neither_steps_nor_seed() -> None:
     run("a.bmp", "--samples", "2", "--steps", "2")
     assert np.abs(result("a_0.png") - result("a_1.png")).mean() > 1
     run("a.bmp", *SAMPLE, "--seed", "1", "--overwrite")
     assert np.array_equal(result(), result("a_1.png"))
-
-
-def test_the_mean_has_neither_steps_nor_seed() -> None:
     flag: dict[str, Any]
     for flag in ({"steps": 2}, {"seed": 1}):
         with pytest.raises(ValueError, match="steps and seed are of random results: give samples"):

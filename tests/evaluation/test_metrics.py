@@ -55,8 +55,8 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("count", "samples", "build"),
-    [(60, 1, Features), (60, 3, Features), (12, 1, Features), (50, 1, partial(Far, 8))],
-    ids=["one result", "three results", "fewer pictures than features", "a large offset"],
+    [(60, 3, Features), (12, 1, Features), (50, 1, partial(Far, 8))],
+    ids=["three results", "fewer pictures than features", "a large offset"],
 )
 def test_fid_is_scipys(count: int, samples: int, build: Callable[[], Features]):
     """Covariances of 12 pictures in 24 dimensions are singular, which matrix square roots suffer from."""
@@ -100,7 +100,7 @@ def test_lpips_with_a_local_file_is_the_original(net: LPIPSNet, tmp_path: Path):
     assert scores.compute()["lpips"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("parts", [[[3, 1], [2], [], [1]], [[7], []], [[], [4, 2], [1]]], ids=str)
+@pytest.mark.parametrize("parts", [[[3, 1], [2], [], [1]], [[], [4, 2], [1]]], ids=str)
 def test_scores_of_parts_are_those_of_the_whole(parts: list[list[int]], tmp_path: Path):
     """The states that processes send to the first, with any number of pictures, none included.
 

@@ -13,7 +13,6 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import energy_distance, norm
 from torchmetrics.functional.image import visual_information_fidelity
-from torchmetrics.image import VisualInformationFidelity
 
 from bbdm.cli import eval as eval_script
 from bbdm.evaluation import reports
@@ -22,104 +21,89 @@ from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import Values
 
 HU = Values(-1024, 3071, "HU", "int16")
+GREY = {"values": HU, "channels": 1}
 RANDOM = np.random.default_rng(0)
 Array = npt.NDArray[np.float64]
+Formula = Callable[[Array, Array], Any]
+SHAPES = pytest.mark.parametrize("shape", [(3, 2, 1, 12, 14), (2, 2, 2, 4, 12, 14)], ids=["pictures", "volumes"])
+MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "in masks"])
 
 
-def pair(*shape: int, low: float = -1024, high: float = 3071, spread: float = 200) -> tuple[Array, Array]:
+def pair(*shape: int, spread: float = 200) -> tuple[Array, Array]:
     """Results and targets (B, S, C, *S) and (B, C, *S) of whole numbers, some outside of the range."""
-    targets = RANDOM.integers(int(low) - 100, int(high) + 100, (shape[0], *shape[2:])).astype(float)
+    targets = RANDOM.integers(-1124, 3171, (shape[0], *shape[2:])).astype(float)
     return np.rint(targets[:, None] + RANDOM.normal(0, spread, shape)), targets
 
 
-def masks_of(targets: Array) -> npt.NDArray[np.bool_]:
-    masks = RANDOM.random((len(targets), 1, *targets.shape[2:])) < 0.4
+def masks_of(targets: Array, masked: bool = True) -> npt.NDArray[np.bool_]:
+    masks = RANDOM.random((len(targets), 1, *targets.shape[2:])) < (0.4 if masked else 2)
     masks[..., 2:6, 2:6] = True
     return masks
 
 
-def tensor(array: Array, i: int) -> torch.Tensor:
-    """Of one picture."""
-    return torch.from_numpy(array[i : i + 1].astype(np.float32))
+def add(scores: Scores, *arrays: Array | None, i: int, names: list[str] | None = None) -> None:
+    """Add picture i of results, targets and masks."""
+    parts = [None if each is None else torch.from_numpy(each[i : i + 1].astype(np.float32)) for each in arrays]
+    scores.update(*parts, names=names)  # pyright: ignore[reportArgumentType]
 
 
-def score(
-    names: list[str], results: Array, targets: Array, masks: npt.NDArray[np.bool_] | None = None, **settings: object
-) -> dict[str, float]:
+def score(names: list[str], results: Array, targets: Array, masks: Any = None, **settings: Any) -> dict[str, float]:
     """The scores of pictures, each added by itself."""
-    scores = Scores(names, results.shape[1], channels=targets.shape[1], masked=masks is not None, **settings)  # pyright: ignore[reportArgumentType]
+    about = {"values": HU, "channels": targets.shape[1], "masked": masks is not None, **settings}
+    scores = Scores(names, results.shape[1], **about)
     for i in range(len(targets)):
-        scores.update(
-            tensor(results, i), tensor(targets, i), None if masks is None else torch.from_numpy(masks[i : i + 1])
-        )
+        add(scores, results, targets, masks, i=i)
     return scores.compute()
 
 
-def inside(array: Array, mask: npt.NDArray[np.bool_] | None) -> Array:
-    """(C, N) pixels of (C, *S) in a mask (1, *S)."""
-    return array.reshape(len(array), -1) if mask is None else array[:, mask[0]]
-
-
-def each(
-    formula: Callable[[Array, Array], float], results: Array, targets: Array, masks: npt.NDArray[np.bool_] | None
-) -> float:
-    """The mean over results of a formula of (C, N) pixels."""
-    found = [
-        formula(inside(result, mask), inside(target, mask))
-        for samples, target, mask in zip(
-            results, targets, [None] * len(targets) if masks is None else masks, strict=True
-        )
-        for result in samples
-    ]
-    return float(np.mean(found))
+def mean_of(formula: Formula, results: Array, targets: Array, masks: npt.NDArray[np.bool_]) -> float:
+    """The mean over results of a formula of (C, N) pixels in the mask."""
+    triples = zip(results, targets, masks[:, 0], strict=True)
+    return float(np.mean([formula(one[:, mask], target[:, mask]) for each, target, mask in triples for one in each]))
 
 
 def psnr(result: Array, target: Array) -> float:
-    low, high = HU.low, HU.high
-    mse = ((result.clip(low, high) - target.clip(low, high)) ** 2).mean()
-    return float(10 * np.log10(4095**2 / mse))
+    return 10 * np.log10(4095**2 / np.square(result.clip(-1024, 3071) - target.clip(-1024, 3071)).mean())
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "in masks"])
-@pytest.mark.parametrize("shape", [(3, 2, 1, 9, 12), (2, 1, 2, 4, 9, 12)], ids=["pictures", "volumes"])
+@MASKED
+@SHAPES
 def test_errors_are_in_the_unit(shape: tuple[int, ...], masked: bool):
     """A volume is one picture; outside of the range, the errors count in full, but not in PSNR."""
     results, targets = pair(*shape)
-    masks = masks_of(targets) if masked else None
-    found = score(["mae", "rmse", "psnr"], results, targets, masks, values=HU)
-    assert found["mae"] == pytest.approx(each(lambda r, t: float(abs(r - t).mean()), results, targets, masks), rel=1e-6)
-    rmse = each(lambda r, t: float(np.sqrt(((r - t) ** 2).mean())), results, targets, masks)
-    assert found["rmse"] == pytest.approx(rmse, rel=1e-6)
-    assert found["psnr"] == pytest.approx(each(psnr, results, targets, masks), rel=1e-5)
+    masks = masks_of(targets, masked)
+    found = score(["mae", "rmse", "psnr"], results, targets, masks if masked else None)
+    formulas: dict[str, Formula] = {
+        "mae": lambda r, t: abs(r - t).mean(),
+        "rmse": lambda r, t: np.sqrt(((r - t) ** 2).mean()),
+        "psnr": psnr,
+    }
+    assert found == pytest.approx({k: mean_of(f, results, targets, masks) for k, f in formulas.items()}, rel=1e-5)
 
 
-def similarity(result: Array, target: Array, size: float) -> Array:
+def similarity(result: Array, target: Array) -> Array:
     """The map of SSIM (Wang et al. 2004, eq. 13) of (H, W), with a Gaussian of 1.5 in 11 x 11 pixels."""
-    blurred = [
-        gaussian_filter(v, 1.5, mode="mirror", truncate=3.5)
-        for v in (result, target, result**2, target**2, result * target)
-    ]
-    mean, wanted, *squares = blurred
-    variances = [squares[0] - mean**2, squares[1] - wanted**2, squares[2] - mean * wanted]
-    c1, c2 = (0.01 * size) ** 2, (0.03 * size) ** 2
-    above = (2 * mean * wanted + c1) * (2 * variances[2] + c2)
-    return above / ((mean**2 + wanted**2 + c1) * (variances[0] + variances[1] + c2))
+    products = result, target, result**2, target**2, result * target
+    x, y, xx, yy, xy = (gaussian_filter(each, 1.5, mode="mirror", truncate=3.5) for each in products)
+    c1, c2 = (0.01 * 4095) ** 2, (0.03 * 4095) ** 2
+    above = (2 * x * y + c1) * (2 * (xy - x * y) + c2)
+    return above / ((x**2 + y**2 + c1) * (xx - x**2 + yy - y**2 + c2))
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "in masks"])
-@pytest.mark.parametrize("shape", [(2, 2, 1, 14, 17), (2, 1, 2, 3, 14, 17)], ids=["pictures", "volumes"])
+@MASKED
+@SHAPES
 def test_ssim_is_its_formula(shape: tuple[int, ...], masked: bool):
     """Of values above the lowest. Of a volume, that of its planes, and the mean over the mask is over all."""
     results, targets = (v.clip(-1024, 3071) for v in pair(*shape, spread=900))
-    masks = masks_of(targets) if masked else np.ones((len(targets), 1, *targets.shape[2:]), dtype=bool)
+    masks = masks_of(targets, masked)
     expected: list[float] = []
     for samples, target, mask in zip(results, targets, masks, strict=True):
         for result in samples:
             planes = zip(*(v.reshape(-1, *v.shape[-2:]) + 1024 for v in (result, target)), strict=True)
-            found = np.stack([similarity(one, other, 4095) for one, other in planes]).reshape(result.shape)
+            found = np.stack([similarity(*plane) for plane in planes]).reshape(result.shape)
             expected.append(float(found.mean(0)[mask[0]].mean()))
-    score_of = score(["ssim"], results, targets, masks if masked else None, values=HU)
-    assert score_of["ssim"] == pytest.approx(np.mean(expected), abs=2e-5)
+    found = score(["ssim"], results, targets, masks if masked else None)
+    assert found["ssim"] == pytest.approx(np.mean(expected), abs=2e-5)
 
 
 def test_8_bits_as_values_have_the_same_scores():
@@ -133,7 +117,6 @@ def test_8_bits_as_values_have_the_same_scores():
     found = eight.compute()
     assert found == colour.compute()
     assert found == pytest.approx(score([*found], results, targets, values=Values(0, 255, dtype="float32")), rel=1e-5)
-    assert found["mae"] == pytest.approx(abs(results - targets[:, None]).mean(), rel=1e-6)
     errors = ((results - targets[:, None]) ** 2).mean((2, 3, 4))
     assert found["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), rel=1e-5)
     assert found["diversity"] == pytest.approx(results.std(axis=1).mean(), rel=1e-9)
@@ -164,20 +147,16 @@ def test_pictures_outside_of_their_masks_do_not_count(empty: int | None):
     masks = masks_of(targets)
     if empty is not None:
         masks[empty::2] = False
-    names, settings = ["mae", "rmse", "psnr", "ssim", "diversity"], {"values": HU, "channels": 1, "masked": True}
-    parts = [Scores(names, 2, **settings) for _ in range(2)]  # pyright: ignore[reportArgumentType]
-    batch = Scores(names, 2, **settings)  # pyright: ignore[reportArgumentType]
-    tensors = [torch.from_numpy(each.astype(np.float32)) for each in (results, targets, masks)]
-    batch.update(tensors[0], tensors[1], tensors[2])
+    names: list[str] = ["mae", "rmse", "psnr", "ssim", "diversity"]
+    one, other = (Scores(names, 2, masked=True, **GREY) for _ in range(2))  # pyright: ignore[reportArgumentType]
     for i in range(5):
-        parts[i % 2].update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]), [f"{i}"])
-    collect(*parts)
+        add((one, other)[i % 2], results, targets, masks, i=i, names=[f"{i}"])
+    collect(one, other)
     some = [i for i in range(5) if masks[i].any()]
-    expected = score(names, results[some], targets[some], masks[some], values=HU)
-    assert parts[0].compute() == batch.compute() == expected
-    assert sorted(parts[0].by_source()["mae"], key=int) == [f"{i}" for i in some]
+    assert one.compute() == score(names, results[some], targets[some], masks[some])
+    assert sorted(one.by_source()["mae"], key=int) == [f"{i}" for i in some]
     with pytest.raises(ValueError, match=r"scores need pictures with pixels in their masks.* got 0"):
-        score(names, results, targets, np.zeros_like(masks), values=HU)
+        score(names, results, targets, np.zeros_like(masks))
 
 
 def test_what_has_no_score_does_not_count():
@@ -186,16 +165,15 @@ def test_what_has_no_score_does_not_count():
     masks = np.ones((3, 1, 12, 14, 16), dtype=bool)
     masks[1], masks[1, 0, 0, 0, 0] = False, True
     results[2], targets[2] = results[2].clip(None, 0), targets[2].clip(None, 0)
-    scores = Scores(["ms_ssim", "dice"], values=HU, channels=1, masked=True)
+    scores = Scores(["ms_ssim", "dice"], masked=True, **GREY)  # pyright: ignore[reportArgumentType]
     for i in range(3):
-        scores.update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]))
+        add(scores, results, targets, masks, i=i)
     found = {name: [*values.values()] for name, values in scores.by_source().items()}
     assert np.isnan(found["ms_ssim"]).tolist() == [False, True, False]
     assert np.isnan(found["dice"]).tolist()[::2] == [False, True]
-    for name, value in scores.compute().items():
-        assert value == pytest.approx(np.nanmean(found[name]), rel=1e-12)
+    assert scores.compute() == pytest.approx({name: np.nanmean(values) for name, values in found.items()}, rel=1e-12)
     bone = torch.tensor([0.0, 300.0]).reshape(1, 2, 1, 1, 1).expand(1, 2, 1, 8, 8)
-    one = Scores(["dice"], 2, values=HU, channels=1)
+    one = Scores(["dice"], 2, **GREY)  # pyright: ignore[reportArgumentType]
     one.update(bone, torch.zeros(1, 1, 8, 8))  # of two results one has bone, the other no score
     assert one.compute() == {"dice": 0}
 
@@ -214,24 +192,23 @@ def test_crps_and_energy_score_are_those_of_distributions():
     inner = abs(samples.ravel() - samples.ravel()[:, None]).mean()
     expected = energy_distance(samples.ravel(), [0.3]) ** 2 / 2 + inner / 2 - inner / 2 * 7 / 6
     for name in ("crps", "energy"):
-        score_of = METRICS[name].score(torch.from_numpy(samples), torch.full((1, 1, 1, 1), 0.3))
-        assert score_of.item() == pytest.approx(expected)
+        found = METRICS[name].score(torch.from_numpy(samples), torch.full((1, 1, 1, 1), 0.3))
+        assert found.item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 1, 8, 8), (2, 4, 1, 3, 8, 8)], ids=["pictures", "volumes"])
+@SHAPES
 def test_scores_of_samples_are_of_the_mask(shape: tuple[int, ...]):
     """And of whole pictures in the unit: the energy score is by its definition."""
     results, targets = pair(*shape)
-    masks = np.zeros((2, 1, *shape[3:]), dtype=bool)
+    masks = np.zeros((len(targets), 1, *shape[3:]), dtype=bool)
     masks[..., :4] = True
     names = ["energy", "crps", "diversity"]
-    cut = score(names, results[..., :4], targets[..., :4], values=HU)
+    cut = score(names, results[..., :4], targets[..., :4])
     results[..., 4:] = 3
-    assert score(names, results, targets, masks, values=HU) == pytest.approx(cut)
-    flat, goals = results[..., :4].reshape(2, 4, -1), targets[..., :4].reshape(2, 1, -1)
-    near = np.linalg.norm(flat - goals, axis=-1).mean()
-    apart = np.linalg.norm(flat[:, :, None] - flat[:, None], axis=-1).sum() / (2 * 4 * 3)
-    assert cut["energy"] == pytest.approx(near - apart / 2, rel=1e-6)
+    assert score(names, results, targets, masks) == pytest.approx(cut)
+    (one, other), goal = results[..., :4].reshape(len(targets), 2, -1).swapaxes(0, 1), targets[..., :4]
+    errors = [np.linalg.norm(each - goal.reshape(len(goal), -1), axis=1) for each in (one, other)]
+    assert cut["energy"] == pytest.approx((np.mean(errors) - np.linalg.norm(one - other, axis=1) / 2).mean(), rel=1e-6)
 
 
 # What a user adds
@@ -249,10 +226,10 @@ def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     masks = masks_of(targets)
 
     def formula(result: Array, target: Array) -> float:
-        return float(2 * ((result > 300) & (target > 300)).sum() / ((result > 300).sum() + (target > 300).sum()))
+        return 2 * ((result > 300) & (target > 300)).sum() / ((result > 300).sum() + (target > 300).sum())
 
-    found = score(["bone"], results, targets, masks, values=HU)
-    assert found["bone"] == pytest.approx(each(formula, results, targets, masks), rel=1e-6)
+    found = score(["bone"], results, targets, masks)
+    assert found["bone"] == pytest.approx(mean_of(formula, results, targets, masks), rel=1e-6)
     assert eval_script.Eval.parse(["paired", "a,b", "c.pt", "--metrics", "bone", "mae"]).metrics == ("bone", "mae")
     report = {
         "scores": {"bone": 0.81234, "mae": 63.274, "dice": None},
@@ -264,20 +241,18 @@ def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     assert lines[2] == "| dpm2m | 5 | 3 | 0.8123 | 63.274 | - | 0.5000 |"
 
 
-def test_a_metric_of_torchmetrics(monkeypatch: pytest.MonkeyPatch):
-    """One of whole pictures: masks are refused, and the slices of a volume are pictures."""
+def test_a_metric_of_whole_pictures(monkeypatch: pytest.MonkeyPatch):
+    """Of torchmetrics: masks are refused, and the slices of a volume are pictures."""
 
     def vif(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        pairs = zip(results[:, None], targets[:, None], strict=True)
-        return torch.stack([visual_information_fidelity(*each) for each in pairs])
+        return torch.stack([visual_information_fidelity(*each) for each in zip(results[:, None], targets[:, None])])  # noqa: B905
 
     monkeypatch.setitem(METRICS, "vif", Metric(vif, higher_is_better=True))
     results, targets = pair(2, 1, 1, 2, 48, 48, spread=400)
-    peer = VisualInformationFidelity()
-    peer.update(*(torch.from_numpy(v.reshape(4, 1, 48, 48).astype(np.float32)) for v in (results, targets)))
-    assert score(["vif"], results, targets, values=HU)["vif"] == pytest.approx(peer.compute().item(), rel=1e-5)
+    slices = [torch.from_numpy(each.reshape(4, 1, 48, 48).astype(np.float32)) for each in (results, targets)]
+    assert score(["vif"], results, targets)["vif"] == pytest.approx(vif(*slices).mean().item(), rel=1e-5)
     with pytest.raises(ValueError, match="vif is of whole pictures, and these have masks: take others, such as psnr"):
-        score(["vif"], results, targets, masks_of(targets), values=HU)
+        score(["vif"], results, targets, masks_of(targets))
 
 
 @pytest.mark.parametrize(
@@ -285,9 +260,9 @@ def test_a_metric_of_torchmetrics(monkeypatch: pytest.MonkeyPatch):
     [
         (["psnr", "kid"], {}, "metrics must be among fid, .*, got kid"),
         ([], {}, "got none"),
-        (["diversity"], {}, "diversity needs at least 2 results of each source, got 1"),
+        *(([name], {}, f"{name} needs at least 2 results of each source, got 1") for name in ("diversity", "crps")),
         (["lpips"], {"lpips_net": "resnet"}, "net must be one of .*squeeze.*, got 'resnet'"),
-        (["mae", "fid"], {"values": HU, "channels": 1}, "fid is of 8-bit .* 1 channels of -1024:3071:HU"),
+        (["mae", "fid"], GREY, "fid is of 8-bit .* 1 channels of -1024:3071:HU"),
         (["lpips"], {"masked": True}, "lpips is of whole pictures, and these have masks"),
     ],
 )
@@ -296,22 +271,18 @@ def test_metrics_that_pictures_do_not_have(names: list[str], settings: dict[str,
         Scores(names, **settings)
 
 
-BYTES, FLOATS = {"dtype": torch.uint8}, {"dtype": torch.float32}
-
-
 @pytest.mark.parametrize(
-    ("results", "targets", "masks", "settings", "message"),
+    ("results", "kind", "masks", "settings", "message"),
     [
-        ((4, 1, 3, 8, 8), BYTES, None, {"samples": 2}, r"\(B, 2, 3, H, W\) .* got \(4, 1, 3, 8, 8\)"),
-        ((4, 1, 3, 8, 8), FLOATS, None, {}, "uint8, got torch.float32"),
-        ((2, 1, 1, 8, 8), FLOATS, None, {"values": HU, "channels": 2}, r"\(B, 1, 2, H, W\)"),
-        ((2, 1, 1, 8, 8), {"dtype": torch.int16}, None, {"values": HU, "channels": 1}, "must be floats"),
-        ((2, 1, 1, 8, 8), FLOATS, (2, 8, 8), {"values": HU, "channels": 1}, r"masks must be \(2, 1, 8, 8\)"),
-        ((2, 1, 1, 4, 8), FLOATS, None, {"values": HU, "channels": 1}, "ssim needs at least 6 pixels"),
+        ((4, 1, 3, 8, 8), torch.uint8, None, {"samples": 2}, r"\(B, 2, 3, H, W\) .* got \(4, 1, 3, 8, 8\)"),
+        ((4, 1, 3, 8, 8), torch.float32, None, {}, "uint8, got torch.float32"),
+        ((2, 1, 1, 8, 8), torch.float32, None, {"values": HU, "channels": 2}, r"\(B, 1, 2, H, W\)"),
+        ((2, 1, 1, 8, 8), torch.int16, None, GREY, "must be floats"),
+        ((2, 1, 1, 8, 8), torch.float32, (2, 8, 8), GREY, r"masks must be \(2, 1, 8, 8\)"),
+        ((2, 1, 1, 4, 8), torch.float32, None, GREY, "ssim needs at least 6 pixels"),
     ],
 )
-def test_pictures_that_scores_refuse(results: tuple[int, ...], targets: Any, masks: Any, settings: Any, message: str):
-    found = torch.zeros(results, **targets)
-    inside = None if masks is None else torch.ones(masks)
+def test_pictures_that_scores_refuse(results: Any, kind: Any, masks: Any, settings: Any, message: str):
+    found = torch.zeros(results, dtype=kind)
     with pytest.raises(ValueError, match=message):
-        Scores(["psnr", "ssim"], **settings).update(found, found[:, 0], inside)
+        Scores(["psnr", "ssim"], **settings).update(found, found[:, 0], None if masks is None else torch.ones(masks))

@@ -1,11 +1,10 @@
-"""translate, eval and eval_miou.py in two processes on CPUs (gloo): the files and the scores of one."""
+"""translate and eval in two processes on CPUs (gloo): the files and the scores of one."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import eval_miou
 import numpy as np
 import pytest
 import torch
@@ -16,7 +15,6 @@ from bbdm import ABridge, save_checkpoint
 from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
 from bbdm.evaluation import perceptual
-from tests.cli.test_eval_miou import make_city
 from tests.conftest import tiny_unet
 from tests.training.launching import TORCHRUN, run
 from tests.training.watched_script import Features
@@ -154,18 +152,3 @@ def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: 
     assert f"error: {tmp_path}/two holds results of other settings (seed 0, now 1)" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "two").iterdir()} == before
     assert not two.log.exists()
-
-
-def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):
-    make_city(tmp_path)
-    common = [str(tmp_path / "deeplab.pt"), str(tmp_path / "city"), str(place / "c.pt")]
-    flags = ["--steps", "2", "-r", "3", "-b", "2", "--device", "cpu"]
-    eval_miou.Miou.main([*common, str(tmp_path / "one"), *flags])
-    out = two("eval_miou", *common, str(tmp_path / "two"), *flags)
-    mine, other = (read(tmp_path / folder / "scores.json") for folder in ("two", "one"))
-    assert mine["scores"] == other["scores"]
-    assert_same_report({**mine, "scores": {}}, {**other, "scores": {}})
-    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
-    assert sorted(two.wrote(".png").values()) == ["0"] * 4 + ["1"] * 2
-    assert sorted(two.wrote(".confusion.json").values()) == ["0"] * 3 + ["1"] * 3
-    assert out.count("**mIoU**") == out.count("s / picture") == 1
