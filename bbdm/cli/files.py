@@ -162,7 +162,7 @@ class Export(Command, ExportConfig):
 class ConvertVQGAN(Command):
     """Convert a VQGAN, for -vq: bbdm convert-vqgan STATE_DICT OUTPUT [flags].
 
-    STATE_DICT is of latent diffusion, or one that the public A-Bridge scripts converted.
+    STATE_DICT is of latent diffusion.
 
     Weights are matched by name; an error names each key that is missing or left over.
     """
@@ -187,6 +187,5 @@ class ConvertVQGAN(Command):
                 f"{self.state_dict} is for images of {channels} channels, got in_channels {self.in_channels}"
             )
         save_vqgan(self.output, vqgan)
-        origin = "" if config.projects_attention else ", as the A-Bridge scripts compute it"
         codes = f"{config.num_codes} codes of {config.latent_channels} channels"
-        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {channels} channels{origin}")
+        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {channels} channels")

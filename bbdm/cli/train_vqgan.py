@@ -61,11 +61,6 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         """Those of all autoencoders; a trained codebook keeps its codes."""
         return cls.DEFAULTS if values.get("init_from") is None else {**cls.DEFAULTS, "restarts": 0}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decoder_only and self.init_from is None:
-            raise ValueError("decoder_only trains the decoder of a trained autoencoder: init_from names it")
-
     def read(self, path: Path) -> Any:
         """The content of a checkpoint of the run, which is an autoencoder."""
         from bbdm.files.checkpoint import load_vqgan_state

@@ -17,11 +17,12 @@ from torch import nn
 from bbdm.base.settings import check_least
 from bbdm.networks.config import check_integers
 from bbdm.networks.restore import state_hash
-from bbdm.networks.windows import Spans, Windows, blend, on_device
+from bbdm.networks.windows import Spans, Windows, blend
 
 Role = Literal["source", "target"]
 Function = Callable[[torch.Tensor], torch.Tensor]
 Transform = Callable[[Any, torch.Tensor], torch.Tensor]  # of an autoencoder and a batch
+AT_ONCE = 16  # images at most
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class LatentStatistics:
 
     def __post_init__(self) -> None:
         for name, values in asdict(self).items():
-            object.__setattr__(self, name, tuple(float(value) for value in values))
+            values = tuple(map(float, values))
+            object.__setattr__(self, name, values)
             if len(values) != len(self.source_mean):
                 raise ValueError(f"{name} must have {len(self.source_mean)} numbers, got {len(values)}")
-            if not all(map(math.isfinite, getattr(self, name))):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
-            if name.endswith("_std") and not all(value > 0 for value in getattr(self, name)):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            least = 0 if name.endswith("_std") else -math.inf
+            if not all(least < value < math.inf for value in values):
+                raise ValueError(f"{name} must be finite{' and positive' if least == 0 else ''}, got {values}")
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> LatentStatistics:
@@ -67,31 +68,25 @@ class LatentStatistics:
 class Tiling:
     """How much an autoencoder takes at once: its activations are many times larger than a picture.
 
-    An image of more than ``whole`` pixels is cut into equal tiles of at most ``side`` x ``side``, which
+    An image of more pixels than four tiles is cut into equal tiles of at most ``side`` x ``side``, which
     overlap by at least ``overlap``. There, results are blended: the share of a tile falls linearly to 0 at
     its edge, and shares add up to 1. Each tile is computed alone, so attention and the statistics of
-    GroupNorm are of the tile, not of the image.
+    GroupNorm are of the tile, not of the image. Smaller images are taken together, up to 16.
 
     Args:
-        whole: pixels of the largest image that is not cut, and of the images that are taken together.
         side: of a tile in pixels, rounded down to a multiple of the codec's stride.
         overlap: of neighbouring tiles in pixels, rounded up to a multiple of the stride.
-        images: the most that are taken together.
 
     Raises:
-        ValueError: a value is below its least, or a tile is larger than ``whole``.
+        ValueError: a value is below its least, or ``overlap`` is more than half of ``side``.
     """
 
-    whole: int = 1024 * 1024
     side: int = 512
     overlap: int = 128
-    images: int = 16
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "side", "images")
+        check_least(self, 1, "side")
         check_least(self, 0, "overlap")
-        if self.side**2 > self.whole:
-            raise ValueError(f"whole must be at least a tile's {self.side**2} pixels, got {self.whole}")
         if 2 * self.overlap > self.side:
             raise ValueError(f"overlap must be at most half of side={self.side}, got {self.overlap}")
 
@@ -111,12 +106,12 @@ class Tiling:
         Raises:
             ValueError: the function gives other channels or another size.
         """
-        lengths, unit = [size * cell for size in batch.shape[2:]], max(cell, stride)
+        lengths, unit, whole = [size * cell for size in batch.shape[2:]], max(cell, stride), (2 * self.side) ** 2
         sides = [Windows(length, length) for length in lengths]
-        if tiled := math.prod(lengths) > self.whole:
+        if tiled := math.prod(lengths) > whole:
             overlap = min(self.overlap, self.side // unit // 2 * unit)  # no three tiles overlap
             sides = [Windows.spread(length, self.side, overlap, unit) for length in lengths]
-        at_once = max(1, min(self.images, self.whole // max(1, math.prod(side.length for side in sides))))
+        at_once = max(1, min(AT_ONCE, whole // max(1, math.prod(side.length for side in sides))))
         shape = channels, *(side.length // stride for side in sides)
 
         def taken(spans: list[Spans]) -> torch.Tensor:
@@ -128,7 +123,8 @@ class Tiling:
 
         if not tiled:
             return taken([])
-        weights = on_device([side.ramps(stride) for side in sides], batch)
+        kind = torch.promote_types(batch.dtype, torch.float32)
+        weights = [torch.from_numpy(side.ramps(stride)).to(batch.device, kind) for side in sides]
         return blend(taken, sides, weights, cell=cell, stride=stride)
 
 
@@ -151,15 +147,12 @@ class Codec:
     Raises:
         ValueError: a number is no integer, or below 1.
 
-    Attributes: the arguments but for the functions; ``statistics`` that normalise latents, or None;
-    ``encoder``, a function of a batch of images in ``dtype`` to float32 latents, not normalised; ``decoder``,
-    a function of these latents to float32 images; ``tiling``, how much they take at once, which may be set.
+    Attributes: the arguments but for the functions; ``kind``, its name in files; ``statistics`` that
+    normalise latents, or None; ``tiling``, how much it takes at once, which may be set.
     """
 
     tiling: Tiling = Tiling()
     module: Any  # an nn.Module, with attributes that its kind knows
-    encoder: Function
-    decoder: Function
 
     def __init__(
         self,
@@ -174,25 +167,23 @@ class Codec:
     ) -> None:
         self.channels, self.stride, self.image_channels = channels, stride, image_channels
         check_integers(self, "channels", "stride", "image_channels")
-        self.settings = {**settings, "statistics": None}
+        self.module = module.eval().requires_grad_(False)
+        self.kind, self.settings = settings["kind"], {**settings, "statistics": None}
         self.statistics: LatentStatistics | None = None
         self._encode, self._decode, self._cast = encode, decode, cast
         self._rows: dict[str, torch.Tensor] = {}  # (C, 1, 1) of statistics, where the autoencoder is
-        self._set_module(module)
-
-    def _set_module(self, module: nn.Module) -> None:
-        self.module = module.eval().requires_grad_(False)
-        self.encoder = lambda image: self._encode(module, image).float()
-        self.decoder = lambda latents: self._decode(module, latents).float()
-
-    @property
-    def kind(self) -> str:
-        """Its name in files, one of :data:`~bbdm.codec.kinds.KINDS`."""
-        return self.settings["kind"]
 
     def config(self) -> dict[str, Any]:
-        """Plain values, of which with :meth:`state_dict` :func:`~bbdm.codec.from_config` makes the codec."""
+        """Plain values, of which with the weights :func:`~bbdm.codec.from_config` makes the codec."""
         return {**self.settings, "statistics": None if self.statistics is None else asdict(self.statistics)}
+
+    def digest(self) -> str:
+        """SHA-256 of its weights in float32."""
+        return state_hash(self.module.state_dict(), torch.float32)
+
+    def description(self) -> dict[str, Any]:
+        """What latents before normalisation depend on: the settings, and a hash of the weights."""
+        return {**self.settings, "weights": self.digest()}
 
     @property
     def device(self) -> torch.device:
@@ -203,6 +194,14 @@ class Codec:
     def dtype(self) -> torch.dtype:
         """The dtype in which images are encoded."""
         return dtype_of(self.module)
+
+    def encoder(self, image: torch.Tensor, /) -> torch.Tensor:
+        """A batch of images in ``dtype`` to float32 latents, not normalised, in one call."""
+        return self._encode(self.module, image).float()
+
+    def decoder(self, latents: torch.Tensor, /) -> torch.Tensor:
+        """Float32 latents that are not normalised to float32 images, in one call."""
+        return self._decode(self.module, latents).float()
 
     @torch.no_grad()
     def latents(self, image: torch.Tensor) -> torch.Tensor:
@@ -232,67 +231,48 @@ class Codec:
         """An image in the space of the bridge, (B, channels, H / stride, W / stride) float32."""
         return self.normalize(self.latents(image), role)
 
-    def normalize(self, latents: torch.Tensor, role: Role) -> torch.Tensor:
-        """Latents in the space of the bridge."""
-        if self.statistics is None:
-            return latents
-        return (latents - self._rows[f"{role}_mean"]) / self._rows[f"{role}_std"]
-
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """A target in the space of the bridge, (B, channels, H, W), to its image, about [-1, 1], float32."""
         return self.image(self.denormalize(latents))
 
+    def normalize(self, latents: torch.Tensor, role: Role) -> torch.Tensor:
+        """Latents in the space of the bridge."""
+        return (latents - self._rows[f"{role}_mean"]) / self._rows[f"{role}_std"] if self._rows else latents
+
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """The latents of a target in the space of the bridge."""
-        if self.statistics is None:
-            return latents
-        return latents * self._rows["target_std"] + self._rows["target_mean"]
+        return latents * self._rows["target_std"] + self._rows["target_mean"] if self._rows else latents
 
-    def with_statistics(self, statistics: LatentStatistics) -> Codec:
-        """A copy that normalises latents by these statistics.
+    def with_statistics(self, statistics: LatentStatistics | None) -> Codec:
+        """A copy that normalises latents by these statistics, or not at all.
 
         Raises:
             ValueError: they are of another number of channels.
         """
-        if len(statistics.source_mean) != self.channels:
+        if statistics is not None and len(statistics.source_mean) != self.channels:
             raise ValueError(f"statistics must be of {self.channels} channels, got {len(statistics.source_mean)}")
-        codec = copy.copy(self)
+        codec, rows = copy.copy(self), {} if statistics is None else asdict(statistics)
         codec.statistics = statistics
-        codec._rows = {k: torch.tensor(v, device=self.device)[:, None, None] for k, v in asdict(statistics).items()}
+        codec._rows = {name: torch.tensor(row, device=self.device)[:, None, None] for name, row in rows.items()}
         return codec
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> Codec:
         """The codec on a device, in a dtype: itself where it is there already, a copy otherwise."""
         if (self.device, self.dtype) == (device, dtype):
             return self
-        codec = self.with_module(copy.deepcopy(self.module).to(device))
+        codec = copy.copy(self)
+        for name in ("encoder", "decoder"):
+            vars(codec).pop(name, None)  # compiled functions are of the module before
+        codec.module = copy.deepcopy(self.module).to(device)
         codec._cast(codec.module, dtype)
         codec._rows = {name: row.to(device) for name, row in self._rows.items()}
         return codec
 
-    def with_module(self, module: nn.Module) -> Codec:
-        """A copy of another autoencoder of the same settings, such as one with other weights."""
-        codec = copy.copy(self)
-        codec._set_module(module)
-        return codec
-
     def compiled(self, compile: Callable[[Function], Function]) -> Codec:
         """A copy whose encoder and decoder are compiled by ``compile``."""
-        codec = self.with_module(self.module)
-        codec.encoder, codec.decoder = compile(codec.encoder), compile(codec.decoder)
+        codec = copy.copy(self)
+        codec.encoder, codec.decoder = compile(self.encoder), compile(self.decoder)
         return codec
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Its weights."""
-        return self.module.state_dict()
-
-    def description(self) -> dict[str, Any]:
-        """What latents before normalisation depend on: the settings, and a hash of the weights."""
-        return {**self.settings, "weights": self.digest()}
-
-    def digest(self) -> str:
-        """SHA-256 of its weights."""
-        return state_hash(self.state_dict())
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

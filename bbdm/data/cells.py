@@ -23,6 +23,7 @@ from bbdm import pictures
 from bbdm.base import sizes
 from bbdm.base.atomic import stamp
 from bbdm.base.seeds import keyed
+from bbdm.data.cache import Cache
 from bbdm.data.rows import Half
 from bbdm.pictures import Geometry, Header, Picture, images
 from bbdm.pictures.formats import Window
@@ -36,18 +37,16 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures in a tab
 NPY = b"\x93NUMPY"  # how an encoded array begins
 OF_PHOTOGRAPH = Geometry(format=PHOTOGRAPH)
 Array = npt.NDArray[Any]
-Tensors = dict[str, torch.Tensor]
-Stored = Callable[[str, Callable[[], Tensors]], Tensors]  # a cache: an entry by its key, made where it is missing
 
 
 class Cells:
     """Opens cells: paths, halves of files, encoded pictures and arrays.
 
     Args:
-        cache: of decoded files, a :class:`~bbdm.data.cache.Cache`; None to keep a few in memory.
+        cache: of decoded pictures; None to keep a few in memory.
     """
 
-    def __init__(self, cache: Stored | None = None) -> None:
+    def __init__(self, cache: Cache | None = None) -> None:
         self.cache = cache
         self.forget()
 

@@ -1,7 +1,7 @@
 """Functions compiled by torch.compile, captured as CUDA graphs, or compiled into a file: a package.
 
-The private interfaces of torch that this needs are imported here alone; torch 2.9 to 2.15 have them. The
-compiler takes two seconds to import, and is imported where it is used.
+Private interfaces of torch are imported here alone; torch 2.9 to 2.15 have them. The compiler takes two
+seconds to import, and is imported where it is used.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ Captured = tuple[torch.cuda.CUDAGraph, Tensors, torch.Tensor, Any]
 class Compiled:
     """A function compiled by torch.compile, once for each shape of its first argument and of mappings.
 
-    Its other arguments are tensors, whose shapes follow from the first one's, or mappings of names to
-    tensors. Its weights are constants to the compiler, which packs and folds them. A failure to compile is
-    raised.
+    Other arguments are tensors, whose shapes follow from the first one's, or mappings of names to tensors.
+    Weights are constants to the compiler, which packs and folds them. A failure to compile is raised.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
@@ -79,12 +78,9 @@ class Compiled:
 
 
 class Graphs:
-    """A function's runs, captured once for each key: all their kernels in one launch.
+    """A function's runs on a device, captured once for each key: all their kernels in one launch.
 
     Threads take turns. Results are copies, ordered on the caller's stream.
-
-    Args:
-        device: where the tensors are.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -134,14 +130,6 @@ def compile_options(device: torch.device) -> dict[str, Any]:
     return {} if device.type == "cpu" else {"max_autotune": True, "triton.cudagraphs": False}
 
 
-def check_compilation(device: torch.device, compile: bool, compiled: str | os.PathLike[str] | None) -> None:
-    """Raise ValueError where both are asked for, or the device has no compiler."""
-    if compile and compiled is not None:
-        raise ValueError("compile and compiled exclude each other: a package is compiled already")
-    if (compile or compiled is not None) and device.type not in ("cpu", "cuda"):
-        raise ValueError(f"compiled networks run on cpu and cuda, got device {device}")
-
-
 class PackagedNetwork:
     """A network from a package; see :meth:`bbdm.networks.base.Network.body`.
 
@@ -152,7 +140,7 @@ class PackagedNetwork:
         network: the one it was compiled from, in a floating-point dtype at least as wide as the package's.
         device: where the network runs.
 
-    Threads take turns. Attributes: ``shape`` is the only shape of x that it takes, ``dtype`` its dtype.
+    Threads take turns. Attributes: ``shape``, the only one that x may have, and ``dtype``.
 
     Raises:
         FileNotFoundError: the package, or the JSON file beside it, is missing.
@@ -170,9 +158,8 @@ class PackagedNetwork:
         here = fingerprint(network, self.dtype, device)
         for name in {**here, **fits}:
             if fits.get(name) != here.get(name):
-                hint = f", or set OMP_NUM_THREADS={fits.get(name)}" if name == "threads" else ""
                 values = f"{short(fits.get(name))}, here it is {short(here.get(name))}"
-                raise ValueError(f"{path} was saved for {name} {values}: save it anew{hint}")
+                raise ValueError(f"{path} was saved for {name} {values}: save it anew")
         if file_sha256(Path(path)) != digest:
             raise ValueError(f"{path} has changed since it was saved: save it anew")
         from torch._inductor import aoti_load_package  # it takes two seconds

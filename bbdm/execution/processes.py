@@ -129,8 +129,7 @@ class Processes:
         seen = self.gather((platform.node(), file.exists()))
         if self.first:
             file.unlink()
-        blind = sorted({node for node, sees in seen if not sees})
-        if blind:
+        if blind := sorted({node for node, sees in seen if not sees}):
             raise ValueError(
                 f"{folder} must be on a disk that all nodes share: what the first process writes there on "
                 f"{seen[0][0]} is not seen on {', '.join(blind)}"

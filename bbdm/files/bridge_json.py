@@ -18,14 +18,13 @@ from bbdm.pictures.images import as_size
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
-PLAIN = 3  # of 8-bit pictures to as many channels without other conditions
-FURTHER = 6  # of all else but
-VERSION = 7  # two directions whose steps differ
+VERSION = 6
+TWO_TABLES = 7  # the version of two directions whose steps differ, which other readers may not know
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a complete translation as one graph, for other programs
 COUNTS = ("channels", "image_channels", "latent_stride", "source_channels", "stride")
-TYPES = {"solver": str, "dtype": str, "conditioned": bool, "files": dict}
-OPTIONAL = {"endpoint": list, "images": dict, "classes": dict, "tokens": dict, "drop": dict}
+TYPES: dict[str, type] = {"solver": str, "dtype": str, "conditioned": bool, "files": dict}
+OPTIONAL: dict[str, type] = {"endpoint": list, "images": dict, "classes": dict, "tokens": dict, "drop": dict}
 
 
 def conditions_of(settings: dict[str, Any]) -> ConditionsConfig:
@@ -75,24 +74,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    """Raise an error where settings are of a newer version, out of range, or of files that are no graphs."""
+    """Raise an error where settings are of another version, out of range, or of files that are no graphs."""
     if settings["format"] != FORMAT:
         raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
-    if settings["version"] > VERSION:
-        raise ValueError(f"version {settings['version']} is newer than this library reads ({VERSION}): update bbdm")
-    if settings["version"] < PLAIN:
+    if settings["version"] > TWO_TABLES:
+        raise ValueError(f"version {settings['version']} is newer than this library reads ({TWO_TABLES}): update bbdm")
+    if settings["version"] < VERSION:
         raise ValueError(f"version {settings['version']} is too old: export the checkpoint again")
     for name, kind in (TYPES | OPTIONAL).items():
         if not isinstance(settings[name] if name in TYPES else settings.get(name, kind()), kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {short(settings[name])}")
-    axes = settings.get("axes", 2)
-    for name in COUNTS:
-        value = settings.get(name, 1) if name == "source_channels" else settings[name]
-        counts = value if name == "stride" and isinstance(value, list) and len(value) == axes else [value]
-        if any(type(count) is not int or count < 1 for count in counts):
-            raise ValueError(f"{name} must be an integer of at least 1, got {short(value)}")
+    axes, counts = settings.get("axes", 2), {"source_channels": 1, **settings}
     if axes not in (2, 3):
         raise ValueError(f"axes must be 2 or 3, got {short(axes)}")
+    for name in COUNTS:
+        value = counts[name]
+        each = value if name == "stride" and isinstance(value, list) and len(value) == axes else [value]
+        if any(type(count) is not int or count < 1 for count in each):
+            raise ValueError(f"{name} must be an integer of at least 1, got {short(value)}")
     if missing := sorted({"unet.onnx", "step.onnx"} - settings["files"].keys()):
         raise ValueError(f"it lists no {missing[0]}")
     for name in settings["files"]:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, VQGANCodec
+from bbdm.codec import Codec, DiffusersCodec, VQGANCodec
+from bbdm.codec.kinds import diffusers_class
 from bbdm.data.spec import Spec
 from bbdm.files import weights
 from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, NetworkState, vqgan_snapshot
 from bbdm.files.hub import find_checkpoint
-from bbdm.files.importers import autoencoders, programs
+from bbdm.files.importers import programs, states
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
 from bbdm.networks.restore import find_dtype
@@ -53,7 +54,8 @@ def save_checkpoint(
         bridge: the bridge that the network was trained on.
         ema: a network with the moving average of the weights.
         codec: the codec of the space that it was trained in; None for image space. The file holds its
-            weights, but a file with training state only their SHA-256.
+            weights, or only their SHA-256: with training state, and of one of
+            :func:`~bbdm.codec.wrap_codec`.
         image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
         calls: the network calls that the network was distilled for; None for any number.
@@ -68,30 +70,11 @@ def save_checkpoint(
         ValueError: another suffix, training state for a ``.safetensors``, steps that the solver or the bridge
             cannot take, or weights beyond the range of ``dtype``.
     """
-    defaults = Defaults(calls=calls).over(solver, steps, timesteps)
-    if defaults.solver is not None:
-        defaults.table(bridge)  # or the bridge cannot take its steps
     network = NetworkState.of(unet, ema, None if dtype is None else find_dtype(dtype))
     coded = None if codec is None else CodecState.of(codec)
+    defaults = Defaults(calls=calls).over(solver, steps, timesteps)
     content = Checkpoint(network, bridge, coded, image_size, training, defaults, pictures or Spec())
     weights.write(path, content.snapshot())
-
-
-def save_vqgan(
-    path: str | os.PathLike[str], vqgan: VQGAN, *, ema: VQGAN | None = None, training: dict[str, Any] | None = None
-) -> None:
-    """Write an autoencoder alone, atomically.
-
-    Args:
-        path: ends in ``.pt`` or ``.safetensors``.
-        vqgan: the VQGAN, or KL autoencoder.
-        ema: one with the moving average of the weights.
-        training: state to resume from, of plain containers and tensors; only in a ``.pt``.
-
-    Raises:
-        ValueError: another suffix, or training state for a ``.safetensors``.
-    """
-    weights.write(path, vqgan_snapshot(vqgan, ema, training))
 
 
 def load_checkpoint(
@@ -110,8 +93,7 @@ def load_checkpoint(
             works only with the bridge that it was trained on.
         c_lambda: the noise scale, for files that leave it out. It must agree with a file that states it.
         codec: the autoencoder, for files that leave it out. It must be the one that the network was trained
-            with. Of one of :func:`~bbdm.codec.wrap_codec` a file holds all but the code: the file's weights
-            replace those of the given one.
+            with.
         config: the name of the settings that a file of another program leaves out: one of
             :data:`bbdm.files.importers.programs.PUBLISHED` for DDBM, DBIM, ECSI and I2SB, or of
             :data:`bbdm.files.importers.programs.OBJECTIVES` for the original BBDM.
@@ -131,20 +113,32 @@ def load_checkpoint(
             raise ValueError(f"config={config} was given, but the file describes its network itself")
         else:
             found = Checkpoint.read(content, codec)
-        _check_arguments(found, num_steps, c_lambda, codec)
+        for name, value in {"num_steps": num_steps, "c_lambda": c_lambda}.items():
+            stored = getattr(found.bridge, name, None)
+            if value is not None and value != stored:
+                raise ValueError(f"{name}={value} was given, but the network was trained with {name}={stored}")
+        if codec is not None and found.codec is None:
+            raise ValueError("a codec was given, but the network was trained in image space")
+        if codec is not None and found.codec is not None and not found.codec.same_latents(codec):
+            raise ValueError("another codec was given than the one that the network was trained with")
         return replace(found, path=file)
 
 
-def _check_arguments(found: Checkpoint, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> None:
-    """Raise ValueError where an argument was given that differs from the bridge or the codec in a file."""
-    for name, value in {"num_steps": num_steps, "c_lambda": c_lambda}.items():
-        stored = getattr(found.bridge, name, None)
-        if value is not None and value != stored:
-            raise ValueError(f"{name}={value} was given, but the network was trained with {name}={stored}")
-    if codec is not None and found.codec is None:
-        raise ValueError("a codec was given, but the network was trained in image space")
-    if codec is not None and found.codec is not None and not found.codec.same_latents(codec, code_alone=True):
-        raise ValueError("another codec was given than the one that the network was trained with")
+def save_vqgan(
+    path: str | os.PathLike[str], vqgan: VQGAN, *, ema: VQGAN | None = None, training: dict[str, Any] | None = None
+) -> None:
+    """Write an autoencoder alone, atomically.
+
+    Args:
+        path: ends in ``.pt`` or ``.safetensors``.
+        vqgan: the VQGAN, or KL autoencoder.
+        ema: one with the moving average of the weights.
+        training: state to resume from, of plain containers and tensors; only in a ``.pt``.
+
+    Raises:
+        ValueError: another suffix, or training state for a ``.safetensors``.
+    """
+    weights.write(path, vqgan_snapshot(vqgan, ema, training))
 
 
 def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
@@ -159,7 +153,7 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
         if isinstance(content, Snapshot):
             return NetworkState.read(content.settings, content, VQGAN.kind).build()
-        return autoencoders.read_vqgan(content)
+        return states.read_vqgan(content)
 
 
 def load_vqgan_state(path: str | os.PathLike[str]) -> NetworkState:
@@ -174,16 +168,21 @@ def load_codec(path: str | os.PathLike[str]) -> Codec:
     """Read an autoencoder as a codec, in float32 on the CPU.
 
     Args:
-        path: what :func:`load_vqgan` reads; or an AutoencoderKL of diffusers, which is a folder with
-            ``config.json`` and ``diffusion_pytorch_model.safetensors``, or a ``.safetensors`` with its
-            ``config.json`` beside it. Of these, nothing but safetensors and JSON is read.
+        path: what :func:`load_vqgan` reads; or the folder of an AutoencoderKL of diffusers, with
+            ``config.json`` and ``diffusion_pytorch_model.safetensors``, and nothing else of it is read.
 
     Raises:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: it is an autoencoder of diffusers, which is not installed.
+        OSError: a file of the folder is missing.
         ValueError: it is no autoencoder, is damaged, or is of a newer version.
     """
-    path = Path(path)
-    if path.is_dir() or (path.suffix == ".safetensors" and path.is_file() and not weights.is_own(path)):
-        return autoencoders.read_codec(path)
-    return VQGANCodec(load_vqgan(path))
+    if not Path(path).is_dir():
+        return VQGANCodec(load_vqgan(path))
+    with weights.readable(path, "codec"):
+        module, report = diffusers_class().from_pretrained(
+            path, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        if wrong := {kind: keys for kind, keys in report.items() if keys}:
+            raise ValueError(f"its weights do not fit an AutoencoderKL of its config.json: {wrong}")
+        return DiffusersCodec(module)

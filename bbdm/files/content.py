@@ -64,37 +64,31 @@ class NetworkState:
         if kind not in NETWORKS or (kind == VQGAN.kind) != (content.format == VQGAN_FORMAT):
             raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
         network, config_class = NETWORKS[kind]
-        config = config_class(**settings["config"])
-        if not states.keys() & {"weights", "ema"}:
+        config, weights, ema = config_class(**settings["config"]), states.get("weights"), states.get("ema")
+        if weights is ema is None:
             raise ValueError("it holds neither weights nor their moving average")
-        if issubclass(network, ConfiguredNetwork):
-            for name in states.keys() & {"weights", "ema"}:
-                fitting(network.from_config, config, states[name])
-        return cls(config, states.get("weights"), states.get("ema"), kind, content.training)
+        for state in (weights, ema):
+            if state is not None and issubclass(network, ConfiguredNetwork):
+                fitting(network.from_config, config, state)
+        return cls(config, weights, ema, kind, content.training)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All settings, and the kind."""
         return {"network": self.kind, **asdict(self.config)}
 
-    def chosen(self, ema: bool) -> State:
-        """The averaged weights or the others, where the file has both."""
-        first, second = (self.ema, self.weights) if ema else (self.weights, self.ema)
-        state = second if first is None else first
-        assert state is not None  # checked when the file was read
-        return state
-
     def build(self, ema: bool = True, network: Network | None = None) -> Any:
         """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
         kind, _ = NETWORKS[self.kind]
-        state = self.chosen(ema)
+        first, second = (self.ema, self.weights) if ema else (self.weights, self.ema)
+        state: Any = second if first is None else first  # a file that was read has one of them
         if issubclass(kind, ConfiguredNetwork):
             if network is not None:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
             return restore(kind.from_config, self.config, state, "the checkpoint's")
         described = f"of a {self.config.module} with {self.config.channels} channels"
-        if network is None and self.config.module in FACTORIES:
-            network = Wrapped.from_config(self.config)
+        own = Wrapped.from_config(self.config) if network is None and self.config.module in FACTORIES else None
+        network = own or network
         if network is None:
             raise IncompleteFileError(
                 f"the file holds weights {described}, wrapped: give it in Python, network=bbdm.wrap(module, ...), or "
@@ -106,7 +100,7 @@ class NetworkState:
         )
         if network.kind != self.kind or expected != got:
             raise ValueError(f"the file holds weights {described}, wrapped with {expected}; the one given has {got}")
-        built = fitting(lambda _: copy.deepcopy(network), None, state, "the checkpoint's")
+        built = fitting(lambda _: own or copy.deepcopy(network), None, state, "the checkpoint's")
         built.load_state_dict(state)
         return built.float().eval()
 
@@ -124,25 +118,24 @@ class CodecState:
     config: dict[str, Any]
     weights: State | None
     sha256: str | None = None
-    codec: Codec | None = None  # the user's, for files that do not hold all of it
+    codec: Codec | None = None  # the user's, for files that have only the hash
 
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
         """The state of a codec, whose tensors are not copied."""
-        return cls(codec.config(), codec.state_dict(), codec=codec)
+        return cls(codec.config(), codec.module.state_dict(), codec=codec)
 
     @classmethod
     def read(cls, settings: dict[str, Any], states: dict[str, State], codec: Codec | None) -> CodecState:
-        """What a file describes, with the weights of ``codec`` where it has only their hash."""
+        """What a file describes; ``codec`` is the one that a file with only its hash means."""
         config = {name: value for name, value in settings.items() if name != "sha256"}
-        if "sha256" in settings:
-            sha256 = settings["sha256"]
-            if not isinstance(sha256, str) or not sha256:
-                raise ValueError(f"the codec's sha256 must be text, got {sha256!r}")
-            return cls(config, None if codec is None else cls.of(codec).weights, sha256, codec)
-        if config.get("kind") != WRAPPED or codec is not None:
-            codecs.from_config(config, states["codec"], codec, fitting)  # or it raises what is wrong
-        return cls(config, states["codec"], codec=codec)
+        if "sha256" not in settings:
+            codecs.from_config(config, states["codec"], fitting)  # or it raises what is wrong
+            return cls(config, states["codec"])
+        sha256 = settings["sha256"]
+        if not isinstance(sha256, str) or not sha256:
+            raise ValueError(f"the codec's sha256 must be text, got {sha256!r}")
+        return cls(config, None, sha256, codec)
 
     @property
     def statistics(self) -> LatentStatistics | None:
@@ -152,33 +145,24 @@ class CodecState:
 
     def digest(self) -> str:
         """SHA-256 of the weights in float32."""
-        if self.sha256 is not None:
-            return self.sha256
-        assert self.weights is not None
-        return state_hash(self.weights, torch.float32)
+        return self.sha256 or state_hash(self.weights or {}, torch.float32)
 
-    def same_latents(self, codec: Codec, code_alone: bool = False) -> bool:
-        """Whether a codec has the same settings and weights, and so the same latents before normalisation.
-
-        With ``code_alone`` it may have other weights where it is wrapped and the file holds them.
-        """
+    def same_latents(self, codec: Codec) -> bool:
+        """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
         own, other = (as_json({**config, "statistics": None}) for config in (self.config, codec.config()))
-        free = code_alone and self.config.get("kind") == WRAPPED and self.sha256 is None
-        return own == other and (free or self.digest() == CodecState.of(codec).digest())
+        return own == other and self.digest() == codec.digest()
 
     def build(self) -> Codec:
-        """The codec in float32; IncompleteFileError where the file leaves something out."""
+        """The codec in float32, or the user's; IncompleteFileError where the file has only its hash."""
+        if self.codec is not None:
+            return self.codec.with_statistics(self.statistics)
         if self.weights is None:
+            known = f"{self.digest()[:8]}... of kind {self.config.get('kind')!r}"
             raise IncompleteFileError(
-                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.digest()[:8]}...: "
-                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
+                f"the file has only the SHA-256 of its codec, {known}: pass the codec, load_checkpoint(path, codec=...)"
+                ", or take the run's final weights"
             )
-        if self.config.get("kind") == WRAPPED and self.codec is None:
-            raise IncompleteFileError(
-                f"the file holds the weights of a codec that is a wrapped {self.config['config']['module']}: "
-                "give the codec, load_checkpoint(path, codec=bbdm.wrap_codec(module, ...))"
-            )
-        return codecs.from_config(self.config, self.weights, self.codec)
+        return codecs.from_config(self.config, self.weights)
 
 
 class Origin(NamedTuple):
@@ -201,28 +185,34 @@ class Checkpoint:
     pictures: Spec = Spec()
     path: Path | None = None  # of the file
 
+    def __post_init__(self) -> None:
+        if self.defaults.solver is not None:
+            self.defaults.table(self.bridge)  # or the bridge cannot take its steps
+
     @classmethod
     def read(cls, content: Snapshot, codec: Codec | None = None) -> Checkpoint:
         """What a file of our own describes; ``codec`` has weights that it only refers to."""
-        settings = content.settings
+        settings, size = content.settings, content.settings.get("image_size")
         network = NetworkState.read(settings["unet"], content)
-        bridge = bridges.from_config(settings["bridge"])
-        coded = None if settings["codec"] is None else CodecState.read(settings["codec"], content.states, codec)
-        image_size = settings.get("image_size")
-        image_size = None if image_size is None else as_size(image_size, network.config.axes)
-        defaults = Defaults.from_config(settings)
-        if defaults.solver is not None:
-            defaults.table(bridge)  # or the bridge cannot take its steps
-        return cls(network, bridge, coded, image_size, content.training, defaults, Spec.from_config(settings))
+        return cls(
+            network,
+            bridges.from_config(settings["bridge"]),
+            None if settings["codec"] is None else CodecState.read(settings["codec"], content.states, codec),
+            None if size is None else as_size(size, network.config.axes),
+            content.training,
+            Defaults.from_config(settings),
+            Spec.from_config(settings),
+        )
 
     def snapshot(self) -> Snapshot:
-        """The content of a file; where there is training state, with only the hash of the codec."""
+        """The content of a file; with training state, or a wrapped codec, with only the hash of the codec."""
         codec, coded = self.codec, None if self.codec is None else self.codec.config
         states = {"weights": self.unet.weights, "ema": self.unet.ema}
-        if codec is not None and codec.weights is not None and self.training is None:
-            states["codec"] = codec.weights
-        elif codec is not None:
-            coded = {**codec.config, "sha256": codec.digest()}
+        if codec is not None:
+            if codec.weights is None or self.training is not None or codec.config["kind"] == WRAPPED:
+                coded = {**codec.config, "sha256": codec.digest()}
+            else:
+                states["codec"] = codec.weights
         settings = {
             "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config)},
             "bridge": self.bridge.config(),
@@ -258,7 +248,7 @@ class Checkpoint:
         """The codec in float32, or None for a network of image space.
 
         Raises:
-            IncompleteFileError: the file refers to the codec by a hash, as training checkpoints do, or the
-                codec is wrapped, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
+            IncompleteFileError: the file refers to the codec by a hash, as training checkpoints and those of
+                wrapped codecs do, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
         """
         return None if self.codec is None else self.codec.build()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_VALUES, LONGEST = 200_000, 200  # of what a file holds, and characters of a key, and of a name with keys below
+LONGEST = 200  # characters of a key, and of a name with keys below
 MAX_SHARING = 4  # largest ratio of the bytes of tensors to those of their storages; usual files have 1
 BLOCK = 2**20  # bytes read at a time
 LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of files before PyTorch 1.6
@@ -131,14 +131,12 @@ def check_archive(path: Path) -> None:
     """Compare each entry of a zip archive with its CRC-32; torch.save may leave these out, as zeros.
 
     Raises:
-        ValueError: the archive is damaged, has compressed entries, or is a TorchScript program.
+        ValueError: the archive is damaged, or has compressed entries.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names, size = {info.filename for info in entries}, sum(info.file_size for info in entries)
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise ValueError("it is a TorchScript program; a file of torch.save was expected")
             compressed = any(info.compress_type for info in entries)
             if compressed or len(names) < len(entries) or size > path.stat().st_size:
                 raise ValueError("its archive has entries that overlap, or are compressed")
@@ -172,9 +170,6 @@ def flat(content: Any) -> dict[str, Any]:
     """What a file holds by dotted names, as in a state dict: entries of mappings, and :attr:`Stub.entries`.
 
     Objects are values too, and the content itself has the name "". Each mapping and object is entered once.
-
-    Raises:
-        ValueError: there are more values than a network has.
     """
     found: dict[str, Any] = {}
     pending, entered = [("", content)], set[int]()
@@ -186,8 +181,6 @@ def flat(content: Any) -> dict[str, Any]:
         if not isinstance(inside, dict) or id(value) in entered or len(name) > LONGEST:
             continue
         entered.add(id(value))
-        if len(found) + len(pending) + len(inside) > MAX_VALUES:
-            raise ValueError(f"it holds more than {MAX_VALUES} values")
         inner = [(key, each) for key, each in inside.items() if isinstance(key, str) and len(key) <= LONGEST]
         pending += [(f"{name}.{key}" if name else key, each) for key, each in reversed(inner)]
     return found

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from bbdm.base import manifest, optional, sizes
-from bbdm.base.atomic import check_folder, make_folder, write_atomically
+from bbdm.base import manifest, optional
+from bbdm.base.atomic import check_folder, write_atomically
 from bbdm.codec import WRAPPED
 from bbdm.files import hub, weights
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
@@ -30,11 +30,7 @@ CARD = """\
 
 # {title}
 
-An image-to-image diffusion bridge, for `bbdm`.
-
-| | |
-|---|---|
-{facts}
+An image-to-image diffusion bridge, for `bbdm`. `config.json` has its settings, and `bbdm info {name}` shows them.
 
 ## Use
 
@@ -92,11 +88,9 @@ def save_pretrained(
         text = card(model, name or folder.resolve().name, **metadata)
     network = NetworkState.of(model.unet, dtype=None if dtype is None else find_dtype(dtype))
     codec = None if model.codec is None else CodecState.of(model.codec)
-    checkpoint = Checkpoint(
-        network, model.bridge, codec, model.image_size, defaults=model.defaults, pictures=model.pictures
-    )
-    content = checkpoint.snapshot()
-    make_folder(folder)
+    content = Checkpoint(
+        network, model.bridge, codec, model.image_size, None, model.defaults, model.pictures
+    ).snapshot()
     weights.write(folder / hub.WEIGHTS, content)
     manifest.write(folder / hub.CONFIG, content.header)
     if text is not None:
@@ -108,32 +102,16 @@ def card(model: Any, name: str, **metadata: Any) -> str:
     data = optional.package("huggingface_hub", "a model card").ModelCardData(
         library_name="bbdm", pipeline_tag="image-to-image", tags=["diffusion-bridge"], **metadata
     )
-    kind, suffix = model.pictures, "png" if model.pictures.eight_bit else "npy"
-    codes = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
-    codes |= {"codec=bbdm.wrap_codec(...)": model.codec is not None and model.codec.kind == WRAPPED}
-    facts = {
-        "image size": None if model.image_size is None else sizes.shown(model.image_size),
-        "values": f"{kind.source} to {kind.target}",
-        "slices of volumes": kind.slices and f"{kind.slices}, each with {kind.neighbours} on each side",
-        "network": _described(model.unet.module if isinstance(model.unet, Wrapped) else model.unet),
-        "space": f"latents of a {_described(model.codec.module)}" if model.codec else "pictures",
-        "bridge": f"`{model.bridge}`",
-        "objective": model.bridge.objective,
-        "solver": f"`{model.solver}`, {len(model.table)} network calls",
-        "distilled for": model.calls and f"{model.calls} network calls: other solvers and more calls are worse",
-    }
+    given = ["network=bbdm.wrap(...)"] if isinstance(model.unet, Wrapped) else []  # what only its maker can give
+    given += ["codec=bbdm.wrap_codec(...)"] if model.codec and model.codec.kind == WRAPPED else []
     return CARD.format(
         metadata=data.to_yaml(),
         title=name.rpartition("/")[2],
-        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value),
-        arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
-        suffix=suffix,
+        name=name,
+        arguments=", ".join([f'"{name}"', *given]),
+        suffix="png" if model.pictures.eight_bit else "npy",
         conditions=", conditions={...}" if model.unet.network_config.each else "",
     )
-
-
-def _described(module: Any) -> str:
-    return f"{type(module).__name__}, {sum(each.numel() for each in module.parameters()) / 1e6:.1f} M parameters"
 
 
 def push_to_hub(

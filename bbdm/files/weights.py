@@ -100,8 +100,9 @@ def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any
         raise ValueError(f"{path} is a folder, and a {kind} is a file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}")
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
     with readable(path, kind):
-        yield _read_safetensors(path, format, kind) if path.suffix == ".safetensors" else _read_pt(path, format, kind)
+        yield read(path, format, kind)
 
 
 def _read_pt(path: Path, format: str, kind: str) -> Any:
@@ -111,12 +112,12 @@ def _read_pt(path: Path, format: str, kind: str) -> Any:
     _check_format(content, format, kind)
     if not plain:
         raise ValueError("it holds more than plain values, containers and tensors, which this library never saves")
-    states, training = content.pop("states"), content.pop("training", None)
+    states, training = copy.deepcopy((content.pop("states"), content.pop("training", None)))  # no longer mapped
     for name, state in states.items():
         if not isinstance(state, dict) or any(not isinstance(each, torch.Tensor) for each in state.values()):
             raise ValueError(f"its {name} are no state dict of tensors")
     inert.check_sharing(each for state in states.values() for each in state.values())
-    return Snapshot(format, content, copy.deepcopy(states), copy.deepcopy(training))  # no longer mapped
+    return Snapshot(format, content, states, training)
 
 
 def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
@@ -158,12 +159,6 @@ def readable(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
         reason = f"missing entry {reason}" if isinstance(error, KeyError) else reason
         wrapper = IncompleteFileError if isinstance(error, IncompleteFileError) else ValueError
         raise wrapper(f"cannot read {path} as a {kind}: {reason}") from error
-
-
-def is_own(path: Path) -> bool:
-    """Whether a .safetensors is of this library."""
-    with readable(path, "codec"), safe_open(path, framework="pt") as file:
-        return any(name.startswith("bbdm") for name in file.metadata() or {})
 
 
 def described(format: str, text: str, tensors: State) -> dict[str, str]:

@@ -93,7 +93,7 @@ class WindowGrid:
         lengths: of a window's sides, in values of the state; a shorter side of the state is one window.
         overlap: of neighbouring windows at least, as a share of a window.
         margin: values at the edges of a window inside the image that count for nothing.
-        unit: windows begin at multiples of it: the network's stride, a number or one for each side.
+        unit: windows begin at multiples of the network's stride along each side.
         at_once: windows in a call of the network.
         fill: whether the last call of a step is filled up to ``at_once``, so that all have one shape.
     """
@@ -101,16 +101,15 @@ class WindowGrid:
     lengths: tuple[int, ...]
     overlap: float
     margin: int
-    unit: int | tuple[int, ...]
+    unit: tuple[int, ...]
     at_once: int
     fill: bool
 
     def sides(self, size: Sequence[int]) -> list[Windows]:
         """The windows of each side of a state."""
-        units = along(self.unit, len(self.lengths))
         return [
             Windows.spread(n, length, max(math.ceil(self.overlap * length), 2 * self.margin), unit)
-            for n, length, unit in zip(size, self.lengths, units, strict=True)
+            for n, length, unit in zip(size, self.lengths, self.unit, strict=True)
         ]
 
     def weights(self, size: Sequence[int]) -> list[Weights]:
@@ -192,14 +191,6 @@ def check_windows(
     if any(2 * margin + step > side for side, step in zip(sides, stride, strict=True)):
         raise ValueError(f"margin must leave at least {least} pixels of a window of {window!r}, got {margin}")
     return sides
-
-
-def on_device(weights: Sequence[Weights], like: Any) -> list[Any]:
-    """Weights of windows as tensors on the device of another, in float32 or its float64."""
-    import torch
-
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return [torch.from_numpy(each).to(like.device, dtype) for each in weights]
 
 
 def blend(

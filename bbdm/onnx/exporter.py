@@ -15,18 +15,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
-from bbdm.base.sizes import shown
 from bbdm.data.rows import read_rows
-from bbdm.files.bridge_json import FORMAT, FURTHER, PIPELINE, PLAIN, SETTINGS, VERSION
+from bbdm.files.bridge_json import FORMAT, SETTINGS, TWO_TABLES, VERSION
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import Network, placed
 from bbdm.networks.conditions import DIRECTION
-from bbdm.onnx import graphs
+from bbdm.onnx import graphs, pipeline
 from bbdm.onnx.config import ExportConfig
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
@@ -40,6 +38,40 @@ EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf ho
 CALIBRATION = 8  # pictures
 
 
+def export(config: ExportConfig, network: Network | None = None) -> None:
+    """Write a folder of graphs, check it, and print what it holds.
+
+    Args:
+        config: what is exported, and how.
+        network: the network that a file of a wrapped network is of.
+
+    Raises:
+        ValueError: the folder exists, or the graphs differ from PyTorch.
+    """
+    folder = config.output
+    if folder.exists() and not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder} exists and is not an export: give another folder")
+    if folder.exists() and not config.overwrite:
+        raise ValueError(f"{folder} exists: overwrite replaces it")
+    sampler = load(config, network)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        written = Path(temporary) / "written"
+        written.mkdir()
+        for name, model in build_graphs(config, sampler, Path(temporary)).items():
+            _save(model, written / f"{name}.onnx")
+            onnx.checker.check_model(written / f"{name}.onnx", full_check=True)
+        (written / SETTINGS).write_text(json.dumps(settings(config, sampler, written), indent=1) + "\n")
+        if config.check:
+            check(written, sampler, None if config.quantize else LIMITS[config.dtype or "fp32"])
+        if folder.exists():
+            folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
+        written.rename(folder)
+    files = sorted(folder.iterdir())
+    size = sum(path.stat().st_size for path in files)
+    print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")
+
+
 def load(config: ExportConfig, network: Network | None = None) -> BridgeSampler:
     """The sampler of the flags; arguments and errors are those of :func:`export`."""
     sampler = config.build_sampler(config.checkpoint, network=network, solver=config.solver, steps=config.steps)
@@ -49,14 +81,63 @@ def load(config: ExportConfig, network: Network | None = None) -> BridgeSampler:
     if refused := others.each if config.quantize else others.images if sampler.codec is not None else {}:
         what = "int8 is calibrated on sources alone" if config.quantize else "with a codec, exports have no images"
         raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
-    if config.pipeline and _differ(sampler):
+    if config.pipeline and _two_tables(sampler):
         raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
     return sampler
 
 
-def _differ(sampler: BridgeSampler) -> bool:
+def _two_tables(sampler: BridgeSampler) -> bool:
     """Whether a network has two directions, which take other steps."""
     return sampler.direction is not None and sampler.bridge.turned is not sampler.bridge
+
+
+def build_graphs(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, onnx.ModelProto]:
+    """The graphs by name; ``folder`` is for temporary files."""
+    dtype, codec = DTYPES[config.dtype or "fp32"], sampler.codec
+    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype))}
+    if config.calibrate is not None:
+        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler), folder)
+    if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
+        models["encoder"] = graphs.codec_graph(codec.placed(CPU, dtype), decodes=False)
+        models["decoder"] = graphs.codec_graph(codec, decodes=True)
+    whole = {"pipeline": pipeline.pipeline_graph(models, sampler.table, sampler._shapes)} if config.pipeline else {}
+    return {**models, "step": graphs.step_graph(sampler.unet.axes), **whole}
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    onnx.save_model(model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data")
+
+
+def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, Any]:
+    """The content of bridge.json for the files in a folder."""
+    network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
+    return {
+        "format": FORMAT,
+        "version": TWO_TABLES if _two_tables(sampler) else VERSION,
+        "bridge": sampler.bridge.config(),
+        "solver": sampler.solver,
+        "calls": sampler.calls,
+        **sampler.table.description(),
+        "noise_rows": sampler.table.noisy,
+        "channels": network.channels,
+        "conditioned": shapes.shown,
+        "image_channels": shapes.image_channels,
+        **sampler.pictures.config(),
+        **({} if shapes.source_channels == shapes.image_channels else {"source_channels": shapes.source_channels}),
+        **({} if network.endpoint_channels is None else {"endpoint": list(network.endpoint_channels)}),
+        **network.network_config.settings(),
+        **({} if network.axes == 2 else {"axes": network.axes}),
+        "image_size": sampler.image_size,
+        "value_range": [-1, 1],
+        "stride": shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride),  # of all axes, or of each
+        "latent_stride": shapes.cell,
+        "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
+        "dtype": config.quantize or config.dtype or "fp32",
+        "opset": graphs.OPSET,
+        "versions": machine.versions(PACKAGES),
+        "files": {path.name: file_sha256(path) for path in files},
+        "sizes": {path.name: path.stat().st_size for path in files},
+    }
 
 
 def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
@@ -102,7 +183,7 @@ def quantized(
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             plain, small = Path(scratch) / "float32.onnx", Path(scratch) / "int8.onnx"
-            onnx.save_model(model, plain, save_as_external_data=model.ByteSize() > EXTERNAL, location="float32.data")
+            _save(model, plain)
             quantize_static(
                 plain,
                 small,
@@ -120,134 +201,36 @@ def quantized(
         logging.disable(logging.NOTSET)
 
 
-def build_graphs(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, onnx.ModelProto]:
-    """The graphs by name; ``folder`` is for temporary files."""
-    dtype, codec = DTYPES[config.dtype or "fp32"], sampler.codec
-    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype))}
-    if config.calibrate is not None:
-        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler), folder)
-    if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
-        models["encoder"] = graphs.codec_graph(codec.placed(CPU, dtype), decodes=False)
-        models["decoder"] = graphs.codec_graph(codec, decodes=True)
-    whole = {"pipeline": graphs.pipeline_graph(models, sampler.table, sampler._shapes)} if config.pipeline else {}
-    return {**models, "step": graphs.step_graph(sampler.unet.axes), **whole}
-
-
-def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, Any]:
-    """The content of bridge.json for the files in a folder."""
-    network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
-    stride = shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride)  # of all axes, or of each
-    optional = {
-        **sampler.pictures.config(),
-        **({} if shapes.source_channels == shapes.image_channels else {"source_channels": shapes.source_channels}),
-        **({} if network.endpoint_channels is None else {"endpoint": list(network.endpoint_channels)}),
-        **network.network_config.settings(),
-        **({} if network.axes == 2 else {"axes": network.axes}),
-    }
-    further = FURTHER if optional or isinstance(stride, list) else PLAIN
-    return {
-        "format": FORMAT,
-        "version": VERSION if _differ(sampler) else further,
-        "bridge": sampler.bridge.config(),
-        "solver": sampler.solver,
-        "calls": sampler.calls,
-        **sampler.table.description(),
-        "noise_rows": sampler.table.noisy,
-        "channels": network.channels,
-        "conditioned": shapes.shown,
-        "image_channels": shapes.image_channels,
-        **optional,
-        "image_size": sampler.image_size,
-        "value_range": [-1, 1],
-        "stride": stride,
-        "latent_stride": shapes.cell,
-        "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
-        "dtype": config.quantize or config.dtype or "fp32",
-        "opset": graphs.OPSET,
-        "versions": machine.versions(PACKAGES),
-        "files": {path.name: file_sha256(path) for path in files},
-        "sizes": {path.name: path.stat().st_size for path in files},
-    }
-
-
-def write(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> None:
-    """Write all files into an empty folder."""
-    for name, model in build_graphs(config, sampler, folder.parent).items():
-        path = folder / f"{name}.onnx"
-        onnx.save_model(model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data")
-        onnx.checker.check_model(path, full_check=True)
-    (folder / SETTINGS).write_text(json.dumps(settings(config, sampler, folder), indent=1) + "\n")
-
-
 @torch.inference_mode()
 def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
-    """Print how far an export's results are from PyTorch's in float32, relative to the largest value.
+    """Print how far an export is from PyTorch in float32, relative to the largest value.
 
-    The sampler has the same checkpoint, solver and steps. Results are the first estimate and the last state
-    of the loop, the image of the decoder, and that of ``pipeline.onnx``.
+    Compared are the first estimate of one picture and of five, and the result: with a codec, which may choose
+    another code, the image of PyTorch's latent.
 
     Raises:
         ValueError: a difference is above the limit, where there is one.
     """
     exported, sampler = OnnxBridgeSampler(folder, ["CPUExecutionProvider"]), copy.copy(sampler)
     exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
-    shapes, table, path = sampler._shapes, sampler.table, folder / PIPELINE
-    whole = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) if path.exists() else None
-    generator, judged = torch.Generator().manual_seed(0), list[float]()
-    inputs = graphs.pipeline_inputs(shapes, len(table))
-    side = [4 * step for step in shapes.stride]
-    for batch, sides in [(1, side), (2, side), (5, [*side[:-1], 5 * shapes.stride[-1]])]:
-        values = graphs.examples(inputs, graphs.sizes(batch, sides, shapes.cell), generator)
-        image, noise = values.pop("source"), values.pop("noise")
+    shapes, codec, found = sampler._shapes, sampler.codec, list[float]()
+    inputs, generator = pipeline.pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
+    for batch in (1, 5):
+        sides = [(4 + axis * batch) * step for axis, step in enumerate(shapes.stride)]
+        known = graphs.sizes(batch, sides)
+        values = {name: each.example(known, generator) for name, each in inputs.items()}
+        source = values.pop("source")
         if sampler.direction is not None:  # one of all
             values[DIRECTION] = values[DIRECTION][:1].repeat(batch)
         arrays = {name: value.numpy() for name, value in values.items()}
         # on whole pictures, where the network was trained on crops too
-        states = [*exported.stream(image.numpy(), seed=0, conditions=arrays, window=None)]
-        wanted = [*sampler.stream(image, seed=0, conditions=values, window=None)]
-        rows = {"first step": (states[0].x0hat, wanted[0].x0hat), "last step": (states[-1].x, wanted[-1].x)}
-        if sampler.codec is not None:
-            latent = wanted[-1].x.contiguous()
-            rows["decoder.onnx"] = exported._decode(latent.numpy()), sampler.codec.decode(latent)
-        if whole is not None:
-            feeds = arrays | {"source": image.numpy(), "noise": noise.numpy()[table.noisy]}
-            outputs = whole.run(None, {each.name: feeds[each.name] for each in whole.get_inputs()})[0]
-            rows[PIPELINE] = outputs, sampler(image, noise=noise, conditions=values, window=None)
-        for name, (result, reference) in rows.items():
-            off = float(np.abs(result - reference.numpy()).max() / reference.abs().max())
-            print(f"{name:16}{shown(image.shape):>20}, largest difference {off:.1e}")
-            if sampler.codec is None or name in ("first step", "decoder.onnx"):  # a latent may have another code
-                judged.append(off)
-    if limit is not None and not all(off <= limit for off in judged):
-        raise ValueError(f"results differ by {max(judged):.1e} from PyTorch, more than {limit:.0e}")
-
-
-def export(config: ExportConfig, network: Network | None = None) -> None:
-    """Write a folder of graphs, check it, and print what it holds.
-
-    Args:
-        config: what is exported, and how.
-        network: the network that a file of a wrapped network is of.
-
-    Raises:
-        ValueError: the folder exists, or the graphs differ from PyTorch.
-    """
-    folder = config.output
-    if folder.exists() and not (folder / SETTINGS).is_file():
-        raise ValueError(f"{folder} exists and is not an export: give another folder")
-    if folder.exists() and not config.overwrite:
-        raise ValueError(f"{folder} exists: overwrite replaces it")
-    sampler = load(config, network)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        written = Path(temporary) / "written"
-        written.mkdir()
-        write(config, sampler, written)
-        if config.check:
-            check(written, sampler, None if config.quantize else LIMITS[config.dtype or "fp32"])
-        if folder.exists():
-            folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
-        written.rename(folder)
-    files = sorted(folder.iterdir())
-    size = sum(path.stat().st_size for path in files)
-    print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")
+        steps = [*exported.stream(source.numpy(), seed=0, conditions=arrays, window=None)]
+        wanted = [*sampler.stream(source, seed=0, conditions=values, window=None)]
+        result, state = steps[-1].x, wanted[-1].x
+        if codec is not None:
+            result, state = exported._decode(state.contiguous().numpy()), codec.decode(state)
+        for array, tensor in ((steps[0].x0hat, wanted[0].x0hat), (result, state)):
+            found.append(float(np.abs(array - tensor.numpy()).max() / tensor.abs().max()))
+    print(f"largest difference from PyTorch: {max(found):.1e}")
+    if limit is not None and not all(off <= limit for off in found):
+        raise ValueError(f"results differ by {max(found):.1e} from PyTorch, more than {limit:.0e}")

@@ -1,4 +1,4 @@
-"""The step of a loop, the networks of a checkpoint and a translation as ONNX graphs, by torch.onnx.export.
+"""The step of a loop and the networks of a checkpoint as ONNX graphs, by torch.onnx.export.
 
 Inputs and outputs of a graph are float32, whatever the dtype of its weights. GroupNorm and attention are one
 node each, GroupNormalization and Attention.
@@ -10,30 +10,25 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, inliner
+from onnx import TensorProto, helper
 from onnxscript import opset21, optimizer
 from torch import nn
-from torch._higher_order_ops.while_loop import while_loop
 
 from bbdm.codec import Codec
-from bbdm.networks.arrays import NAMES, in_channels
+from bbdm.networks.arrays import NAMES
 from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.conditions import ConditionInput
-from bbdm.sampling.loop import Shapes
-from bbdm.solvers import StepTable
 
 OPSET, IR_VERSION = 23, 11  # the first opset that has attention, and the oldest format that has the opset
 # It warns that torchvision is missing, which no export needs.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 FOLDED = 2**31  # numbers: constants of any size
-DOMAIN = "bbdm"  # of nodes that stand for a graph
 CELLS = (8, 10, 12)  # sides of examples, in strides: of each axis another
+TOKENS = 3  # of an example, for each condition of tokens
 Dims = tuple[int | str, ...]  # sizes, and names of the dimensions that are of any size
 CONDITION = "condition"  # the name of the source as an input; others have their own
 
@@ -45,28 +40,17 @@ class Input:
     dims: Dims
     classes: int = 0  # the integers are below it; 0 for float32
 
+    def example(self, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> torch.Tensor:
+        """Random values, integers below ``classes`` or floats in [-1, 1]; other dimensions are of tokens."""
+        shape = [sizes.get(dim, TOKENS) if isinstance(dim, str) else dim for dim in self.dims]
+        value = torch.rand(shape, generator=generator or torch.Generator())
+        return (value * self.classes).long() if self.classes else value * 2 - 1
+
 
 def sizes(batch: int, sides: Sequence[int], cell: int = 1) -> dict[str, int]:
     """Sizes of dimensions by name, for a batch of pictures with these sides."""
     names = dict(zip(NAMES[len(sides)], sides, strict=True))
     return {"batch": batch, **names, **{f"latent_{name}": side // cell for name, side in names.items()}}
-
-
-def examples(
-    inputs: Mapping[str, Input], sizes: Mapping[str, int], generator: torch.Generator | None = None
-) -> dict[str, torch.Tensor]:
-    """Random values of inputs, integers below ``classes`` or floats in [-1, 1], of sizes by dimension.
-
-    Dimensions without a size, those of tokens, are 3, 5, 7 and so on.
-    """
-    generator = generator or torch.Generator()
-    lengths = {dim for each in inputs.values() for dim in each.dims if isinstance(dim, str)} - sizes.keys()
-    known = {**sizes, **dict(zip(sorted(lengths), count(3, 2), strict=False))}
-    values: dict[str, torch.Tensor] = {}
-    for name, each in inputs.items():
-        value = torch.rand([known[dim] if isinstance(dim, str) else dim for dim in each.dims], generator=generator)
-        values[name] = (value * each.classes).long() if each.classes else value * 2 - 1
-    return values
 
 
 def condition_inputs(conditions: Mapping[str, ConditionInput], axes: int) -> dict[str, Input]:
@@ -91,15 +75,7 @@ class Function(nn.Module):
         return self.function(*inputs)
 
 
-def step(
-    x: torch.Tensor,
-    x0hat: torch.Tensor,
-    prediction: torch.Tensor,
-    y: torch.Tensor,
-    z: torch.Tensor,
-    row: torch.Tensor,
-    mask: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def step(x: Any, x0hat: Any, prediction: Any, y: Any, z: Any, row: Any, mask: Any) -> tuple[Any, Any, Any]:
     """:func:`bbdm.kernels.bridge_step.bridge_step` in operators that ONNX has, with a row (10,) of the table.
 
     Returns the next x, this step's x0hat, and what the network is shown next.
@@ -119,10 +95,10 @@ def step_graph(axes: int = 2) -> onnx.ModelProto:
     (1, 1, 1, 1). For a row without noise z may be (1, 1, 1, 1). Of volumes, of 3 ``axes``, they have 5 sides.
     """
     dims = ("batch", "channels", *NAMES[axes])
+    z, mask = (tuple(f"{name}_{dim}" for dim in dims) for name in ("z", "mask"))  # of size 1, or the picture's
     inputs = dict.fromkeys(("x", "x0hat", "prediction", "y"), Input(dims))
-    single = {name: tuple(f"{name}_{dim}" for dim in dims) for name in ("z", "mask")}  # of size 1, or the picture's
-    inputs |= {"z": Input(single["z"]), "row": Input((10,)), "mask": Input(single["mask"])}
-    known = sizes(2, CELLS[:axes]) | {"channels": 3} | dict.fromkeys(single["z"] + single["mask"], 1)
+    inputs |= {"z": Input(z), "row": Input((10,)), "mask": Input(mask)}
+    known = sizes(2, CELLS[:axes]) | {"channels": 3} | dict.fromkeys(z + mask, 1)
     outputs: dict[str, Dims] = dict.fromkeys(("x_next", "x0hat_next", "inputs_next"), dims)
     model = export_graph(Function(step), inputs, outputs, known)
     del model.graph.value_info[:]  # of a mask of size 1
@@ -142,11 +118,9 @@ def network_graph(network: Network) -> onnx.ModelProto:
     embed = network.embedder()
 
     def predict(x: torch.Tensor, t: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        conditions = {
-            name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in zip(network.inputs, values, strict=True)
-        }
-        return network.body(x.to(dtype), embed(t), network.prepared(conditions, x.shape[2:])).float()
+        cast = [value.to(dtype) if value.is_floating_point() else value for value in values]
+        conditions = network.prepared(dict(zip(network.inputs, cast, strict=True)), x.shape[2:])
+        return network.body(x.to(dtype), embed(t), conditions).float()
 
     x = "batch", network.channels, *NAMES[network.axes]
     inputs = {"x": Input(x), "t": Input((1,)), **condition_inputs(network.inputs, network.axes)}
@@ -164,10 +138,8 @@ def codec_graph(codec: Codec, decodes: bool) -> onnx.ModelProto:
 
     ends = ("image", codec.image_channels), ("latent", codec.channels)
     (start, channels), (end, others) = reversed(ends) if decodes else ends
-    inputs, outputs = (
-        {start: Input(("batch", channels, *NAMES[2]))},
-        {end: ("batch", others, f"{end}_height", f"{end}_width")},
-    )
+    inputs = {start: Input(("batch", channels, *NAMES[2]))}
+    outputs: dict[str, Dims] = {end: ("batch", others, f"{end}_height", f"{end}_width")}
     cell = 1 if decodes else codec.stride
     return export_graph(Function(run, codec.module), inputs, outputs, sizes(2, [cells * cell for cells in CELLS[:2]]))
 
@@ -180,16 +152,18 @@ def _nearest_code(z: Any, codes: Any) -> Any:
     return op.ArgMin(scores, axis=1, keepdims=0)
 
 
-TRANSLATED = {torch.ops.bbdm.nearest_code.default: _nearest_code}
+def _stride(image: Any, axis: int) -> Any:
+    """The stride of an axis, from which torch.export may take the size of another; images are contiguous."""
+    op: Any = opset21
+    return op.ReduceProd(op.Shape(image, start=axis + 1), keepdims=0)
+
+
+TRANSLATED = {torch.ops.bbdm.nearest_code.default: _nearest_code, torch.ops.aten.sym_stride.int: _stride}
 
 
 @torch.no_grad()
 def export_graph(
-    module: nn.Module,
-    inputs: Mapping[str, Input],
-    outputs: Mapping[str, Dims],
-    known: Mapping[str, int],
-    table: Mapping[Any, Callable[..., Any]] = TRANSLATED,
+    module: nn.Module, inputs: Mapping[str, Input], outputs: Mapping[str, Dims], known: Mapping[str, int]
 ) -> onnx.ModelProto:
     """A module as a graph, with names for the dimensions that are not fixed.
 
@@ -198,9 +172,8 @@ def export_graph(
         inputs: all of them by their names in the graph, in order.
         outputs: the dimensions of results, by their names.
         known: sizes of dimensions in the example that is traced; those of size 1 are broadcast.
-        table: functions of onnxscript for operators of torch that are ours.
     """
-    values = examples(inputs, known)
+    values = {name: each.example(known) for name, each in inputs.items()}
     free = tuple(
         {axis: dim for axis, dim in enumerate(inputs[name].dims) if isinstance(dim, str) and value.shape[axis] > 1}
         for name, value in values.items()
@@ -215,19 +188,27 @@ def export_graph(
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=(free,),
-            custom_translation_table=dict(table),
+            custom_translation_table=TRANSLATED,
             verbose=False,
         )
     assert program is not None
     # Sums of weights are folded here: quantisation needs weights that are constants.
     optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     model = program.model_proto
-    _tidy(model)
     dims = {name: each.dims for name, each in inputs.items()} | dict(outputs)
     for value in (*model.graph.input, *model.graph.output):
         for dim, name in zip(value.type.tensor_type.shape.dim, dims[value.name], strict=True):
             if isinstance(name, str):
                 dim.dim_param = name
+    for graph in subgraphs(model.graph):
+        for node in graph.node:
+            node.ClearField("doc_string")
+            if node.op_type == "Attention":
+                node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+        for each in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info, graph):
+            del each.metadata_props[:]  # the exporter's, with paths of this machine
+    del model.metadata_props[:], model.functions[:]
+    model.ir_version = IR_VERSION
     return model
 
 
@@ -238,129 +219,3 @@ def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from subgraphs(attribute.g)
-
-
-def _tidy(model: onnx.ModelProto) -> None:
-    """Compute attention's softmax in float32, and remove the exporter's metadata."""
-    for node in model.graph.node:
-        if node.op_type == "Attention":
-            node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
-    for graph in subgraphs(model.graph):
-        for node in graph.node:
-            node.ClearField("doc_string")
-        for each in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info, graph):
-            del each.metadata_props[:]
-    del model.metadata_props[:], model.functions[:]
-    model.ir_version = IR_VERSION
-
-
-@torch.compiler.allow_in_graph
-def _node(name: str, inputs: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """The result of a graph, float32 of a shape: a node that :func:`pipeline_graph` replaces by the graph."""
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, dtype=torch.float32, shape=shape, version=1)
-
-
-def _stride(image: Any, axis: int) -> Any:
-    """The stride of an axis, from which torch.export may take the size of another; images are contiguous."""
-    op: Any = opset21
-    return op.ReduceProd(op.Shape(image, start=axis + 1), keepdims=0)
-
-
-class Pipeline(nn.Module):
-    """A translation: the inputs of :func:`pipeline_inputs`, in the order of ``names``, to the image."""
-
-    def __init__(self, table: StepTable, shapes: Shapes, latent: bool, names: list[str]) -> None:
-        super().__init__()
-        self.shapes, self.latent, self.names = shapes, latent, names
-        self.start, self.shown = table.start, table.inputs[0].tolist()
-        slots = np.zeros(len(table), np.int64)
-        slots[table.noisy] = np.arange(len(table.noisy))
-        self.slots = nn.Buffer(torch.from_numpy(slots))
-        self.rows = nn.Buffer(torch.from_numpy(table.rows).float())
-        self.times = nn.Buffer(torch.tensor(table.network_times, dtype=torch.float32))
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The image, clamped to [-1, 1]."""
-        known = dict(zip(self.names, inputs, strict=True))
-        source, shapes = known.pop("source"), self.shapes
-        ones, (batch, _, *sides) = (1,) * source.ndim, source.shape
-        noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
-        y = in_channels(source, shapes.channels, shapes.endpoint)
-        if self.latent:
-            y = _node("encoder", [source], [batch, shapes.channels, *(side // shapes.cell for side in sides)])
-        y = y if y is source else y.clone()  # while_loop takes no view of another input
-        conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
-        (of_y, of_z), (i_x, i_y) = self.start, self.shown
-        x = of_y * y + of_z * noise[-1] if of_z else of_y * y
-
-        def goes_on(index: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-            return index < len(self.rows)
-
-        def advance(
-            index: torch.Tensor, x: torch.Tensor, x0hat: torch.Tensor, inputs: torch.Tensor
-        ) -> tuple[torch.Tensor, ...]:
-            at = index.reshape(1)
-            prediction = _node("unet", [inputs, self.times.index_select(0, at), *conditions], inputs.shape)
-            z = noise.index_select(0, self.slots.index_select(0, at)).squeeze(0)
-            row = self.rows.index_select(0, at).squeeze(0)
-            return index + 1, *step(x, x0hat, prediction, y, z, row, source.new_ones(ones))
-
-        first = torch.zeros((), dtype=torch.int64), x, y.clone(), i_x * x + i_y * y
-        _, x, _, _ = while_loop(goes_on, advance, first)
-        if self.latent:
-            x = _node("decoder", [x], [batch, shapes.image_channels, *sides])
-        return x.clamp(-1, 1)
-
-
-def pipeline_inputs(shapes: Shapes, slots: int) -> dict[str, Input]:
-    """The inputs of a translation: ``source``, the network's further conditions, and ``noise``.
-
-    ``slots`` is the number of steps that have noise; without any there is no such input.
-    """
-    sides = NAMES[len(shapes.stride)]
-    inputs = {"source": Input(("batch", shapes.source_channels, *sides))}
-    inputs |= condition_inputs(shapes.conditions.each, len(sides))
-    if slots:
-        cells = sides if shapes.cell == 1 else [f"latent_{side}" for side in sides]
-        inputs["noise"] = Input((slots, "batch", shapes.channels, *cells))
-    return inputs
-
-
-def pipeline_graph(parts: Mapping[str, onnx.ModelProto], table: StepTable, shapes: Shapes) -> onnx.ModelProto:
-    """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
-
-    Further conditions of the network are inputs by their names. A source whose channels are others than the
-    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.arrays.in_channels`.
-
-    The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
-    the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the
-    last for a start from noise. Where none is needed the graph has no such input.
-
-    Args:
-        parts: the graph ``unet`` and, with a codec, ``encoder`` and ``decoder``.
-        table: the steps of the loop, one row each.
-        shapes: what the network takes.
-    """
-    axes = len(shapes.stride)
-    inputs = pipeline_inputs(shapes, len(table.noisy))
-    outputs = {"image": ("batch", shapes.image_channels, *NAMES[axes])}
-    known = sizes(2, [cells * shapes.cell for cells in CELLS[:axes]], shapes.cell)
-    operators = {torch.ops.aten.sym_stride.int: _stride}
-    module = Pipeline(table, shapes, "encoder" in parts, list(inputs))
-    model = export_graph(module, inputs, outputs, known, operators)
-    for name, part in parts.items():
-        weights = {tensor.name: f"{name}/{tensor.name}" for tensor in part.graph.initializer}
-        names = [value.name for value in part.graph.input], [value.name for value in part.graph.output]
-        body = part.graph.node, part.opset_import
-        model.functions.append(helper.make_function(DOMAIN, name, [*names[0], *weights], names[1], *body))
-        for node in (node for graph in subgraphs(model.graph) for node in graph.node):
-            if (node.domain, node.op_type) == (DOMAIN, name):
-                node.input.extend(weights.values())
-    model = inliner.inline_local_functions(model)
-    for name, part in parts.items():  # outside the loop, so that there is one copy
-        for tensor in part.graph.initializer:
-            model.graph.initializer.add().CopyFrom(tensor)
-            model.graph.initializer[-1].name = f"{name}/{tensor.name}"
-    del model.opset_import[:]
-    model.opset_import.add(version=OPSET)
-    return model

@@ -15,8 +15,8 @@ from bbdm import solvers
 from bbdm.base.atomic import check_place
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, check_compilation, save_package
-from bbdm.execution.device import choose_dtype, find_device
+from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, save_package
+from bbdm.execution.device import check_compilation, choose_dtype, find_device
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint

@@ -29,9 +29,8 @@ from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
 from bbdm.networks.vqgan import VQGAN, PatchGAN
 from bbdm.pictures.images import sides
-from bbdm.training.batches import mixed
 from bbdm.training.config import AutoencoderConfig
-from bbdm.training.task import Forward, Losses, Task
+from bbdm.training.task import Forward, Losses, Task, mixed
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
 STREAMS = (2, 3)  # of noise, of sources and of targets
@@ -42,22 +41,14 @@ Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: torch.device) -> Perceptual | None:
     """LPIPS (Zhang et al. 2018) of images and pictures (B, C, H, W) in [-1, 1], their mean; None without.
 
-    ``weights`` is a file of torchvision's ImageNet weights; None downloads them.
-
-    Raises:
-        ValueError: torchmetrics is not installed, or there are no weights.
+    ``weights`` is a file of torchvision's ImageNet weights; None downloads them. Errors are those of
+    :func:`~bbdm.evaluation.perceptual.lpips_network`.
     """
     if config.perceptual == "none":
         return None
-    try:
-        from bbdm.evaluation.perceptual import lpips_network
+    from bbdm.evaluation.perceptual import lpips_network  # of an extra
 
-        network = lpips_network(config.perceptual, weights).to(device)
-    except (ImportError, OSError, ValueError) as error:
-        raise ValueError(
-            f"without the network of perceptual={config.perceptual!r}, LPIPS: {error}; lpips_weights gives its "
-            "weights as a file, and perceptual='none' trains without"
-        ) from error
+    network = lpips_network(config.perceptual, weights).to(device)
     return lambda image, x: network(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()
 
 
@@ -159,16 +150,11 @@ class AutoencoderTask(Task):
             raise ValueError(f"image_size {train.image_size} is not a multiple of the autoencoder's {settings.stride}")
         if config.adversarial_weight and min(size) < PatchGAN.least:
             raise ValueError(f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}")
-        if config.decoder_only:
-            network.requires_grad_(False)
-            network.decoder.requires_grad_(True)
-            network.post_quant_conv.requires_grad_(True)
         super().__init__(network, config, train, processes, **functions)
         self.perceptual = perceptual
         self.use = CodebookUse(settings.num_codes, self.processes) if settings.num_codes else None
         self.stateful |= {} if self.use is None else {"use": self.use}
         if config.adversarial_weight:
-            self.begins = (*self.begins, "adversarial_start")
             self.discriminator = PatchGAN(settings.image_channels, config.discriminator_width).to(self.device)
             self.critic = self.parallel(self.discriminator)
             self.critic_optimizer = self.new_optimizer(self.discriminator)
@@ -237,16 +223,17 @@ class AutoencoderTask(Task):
     def __call__(self, batch: Example, step: int) -> float:
         """Do an optimizer step, then move unused codes, ``restarts`` times over the first half of the run."""
         loss = super().__call__(batch, step)
-        times = 0 if self.config.decoder_only or self.use is None else self.config.restarts
+        times = 0 if self.use is None else self.config.restarts
         if times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
             assert self.use is not None
             codes = [vqgan.quantize.embedding.weight for vqgan in (self.network, self.average)]
-            self.use.restart(codes, self._latents, mixed(self.config.seed, step))
+            if codes[0].requires_grad:
+                self.use.restart(codes, self._latents, mixed(self.config.seed, step))
         del self._latents
         return loss
 
     def report(self) -> dict[str, float]:
-        """The mean of each part of the loss over the epoch, and the use of codes."""
+        """See :meth:`~bbdm.training.task.Task.report`; and the use of codes."""
         return super().report() | ({} if self.use is None else self.use.report())
 
     @torch.no_grad()
@@ -283,6 +270,6 @@ class AutoencoderTask(Task):
             return vqgan_snapshot(self.average)
         return vqgan_snapshot(self.network, self.average, training)
 
-    def stored(self, checkpoint: NetworkState) -> tuple[NetworkState, dict[str, Any], dict[str, Any]]:
+    def stored(self, checkpoint: NetworkState) -> tuple[NetworkState, dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`."""
-        return checkpoint, asdict(checkpoint.config), asdict(self.network.config)
+        return checkpoint, {"vqgan": asdict(checkpoint.config)}

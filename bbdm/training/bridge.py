@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from bbdm.base import sizes
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
 from bbdm.data.examples import Example
@@ -21,15 +19,15 @@ from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
+from bbdm.kernels import philox
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
-from bbdm.pictures import images
+from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults, StepTable
-from bbdm.training.batches import augment, drawn_back, dropped, turned
 from bbdm.training.config import BridgeConfig, Loss
-from bbdm.training.task import Forward, Losses, Task
+from bbdm.training.task import Forward, Losses, Task, broadcast
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
@@ -73,20 +71,26 @@ def bridge_loss(
         ValueError: ``loss`` returned another shape; or see :meth:`~bbdm.bridges.base.Bridge.add_noise`.
     """
     shown, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
-    prediction = network(shown, bridge.seen(t), conditions).to(target.dtype)
-    if not isinstance(loss, str):
-        errors = loss(prediction, target)
-        if errors.shape != target.shape:
-            shape = tuple(target.shape)
-            raise ValueError(f"loss must return errors of the target's shape, {shape}, got {tuple(errors.shape)}")
-    elif loss == "huber":
-        errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
-    else:
-        errors = (F.l1_loss if loss == "l1" else F.mse_loss)(prediction, target, reduction="none")
-    image = tuple(range(1, errors.ndim))  # all axes of an image
+    return distance(network(shown, bridge.seen(t), conditions), target, loss, mask, per_image)
+
+
+def distance(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    loss: Loss | Errors = "l1",
+    mask: torch.Tensor | None = None,
+    per_image: bool = False,
+) -> torch.Tensor:
+    """Distance of predictions from targets; see :func:`bridge_loss`."""
+    prediction, image = prediction.to(target.dtype), tuple(range(1, target.ndim))
+    if isinstance(loss, str):
+        named: Any = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": partial(F.huber_loss, delta=HUBER_DELTA)}[loss]
+        errors = named(prediction, target, reduction="none")
+    elif (errors := loss(prediction, target)).shape != target.shape:
+        shapes = f"{tuple(target.shape)}, got {tuple(errors.shape)}"
+        raise ValueError(f"loss must return errors of the target's shape, {shapes}")
     if mask is not None:
-        counted = mask.sum(dim=image).clamp(min=1) * errors.shape[1]
-        losses = (errors * mask).sum(dim=image) / counted
+        losses = (errors * mask).sum(dim=image) / (mask.sum(dim=image).clamp(min=1) * errors.shape[1])
         return losses if per_image else losses.mean()
     return errors.mean(dim=image) if per_image else errors.mean()
 
@@ -134,7 +138,11 @@ class BridgeTask(Task):
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch in the space of the bridge; some examples lack conditions, or go back."""
-        batch = augment(batch, seeds, step, self.config, self.latents)
+        if not self.latents:
+            batch = super().prepared(batch, seeds, step)
+        elif self.config.flip:  # latents of a picture, and of the mirrored one
+            rows, mirrored = torch.arange(len(seeds), device=seeds.device), philox.flips(seeds, step).long()
+            batch = batch._replace(source=batch.source[rows, mirrored], target=batch.target[rows, mirrored])
         if self.codec is not None:
             batch = encode(batch, self.codec, self.latents)
         if self.two_way:
@@ -143,15 +151,16 @@ class BridgeTask(Task):
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of a batch in the space of the bridge; the mean of each direction is reported."""
-        bridge: Any = self.bridge
+        bridge, x0 = self.bridge, batch.target
         t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
         y, seen = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
-        about: dict[str, Any] = {"conditions": seen, "seeds": seeds, "step": step, "mask": batch.mask}
+        shown, target = bridge.add_noise(x0, y, t, seeds=seeds, step=step)
         back = batch.conditions[DIRECTION] == 1 if self.two_way else None
-        if back is not None and bridge.turned is not bridge:
-            bridge = _Either(bridge, back)
+        if back is not None and bridge.turned is not bridge:  # of each example by its own direction
+            both = zip(bridge.turned.add_noise(x0, y, t, seeds=seeds, step=step), (shown, target), strict=True)
+            shown, target = (torch.where(broadcast(back, x0), *each) for each in both)
         with self.autocast():
-            losses = bridge_loss(network, bridge, batch.target, y, t, loss=self.loss, per_image=True, **about)
+            losses = distance(network(shown, bridge.seen(t), seen), target, self.loss, batch.mask, per_image=True)
         ways = () if back is None else zip(DIRECTIONS, (~back, back), strict=True)
         return losses, {f"loss_{way}": 2 * (losses * own).mean() for way, own in ways}  # each is half of a batch
 
@@ -223,50 +232,19 @@ class BridgeTask(Task):
         network, size = NetworkState.of(self.network, self.average), self.train.image_size
         return Checkpoint(network, self.bridge, codec, size, training, self.defaults, pictures).snapshot()
 
-    def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any], dict[str, Any]]:
-        """See :meth:`~bbdm.training.task.Task.stored`."""
-        both = (checkpoint.unet, checkpoint.bridge), (NetworkState.of(self.network), self.bridge)
-        stored, own = ({**network.settings, **bridge.config()} for network, bridge in both)
-        return checkpoint.unet, stored, own
-
-    def resume(self, path: Path, checkpoint: Checkpoint, pairs: Any) -> dict[str, Any]:
-        """See :meth:`~bbdm.training.task.Task.resume`; a codec is the stored one, with its statistics."""
-        stored, codec = checkpoint.codec, self.codec
-        statistics = None if stored is None else stored.statistics
-        same = stored.same_latents(codec) if stored and codec else stored is None and codec is None
-        if not same or (codec is not None and (codec.statistics is None) != (statistics is None)):
-            how = "without" if statistics is None else "with"
-            how = f"with the same codec (vqgan_path), {how} normalised latents (normalize_latents)" if stored else ""
-            how = how or "without a codec (vqgan_path)"
-            raise ValueError(f"training can resume only in the space where it began: {how}")
-        state = super().resume(path, checkpoint, pairs)
-        if codec is not None and statistics is not None:
-            self.codec = codec.with_statistics(statistics)
-        return state
+    def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any]]:
+        """See :meth:`~bbdm.training.task.Task.stored`; ValueError where its codec has other weights."""
+        stored = checkpoint.codec
+        if stored is not None and self.codec is not None and stored.digest() != self.codec_hash:
+            raise ValueError("training can resume only with the weights of the codec (vqgan_path) that it began with")
+        codec = {} if stored is None else {"codec": stored.config}
+        return checkpoint.unet, {"unet": asdict(checkpoint.unet.config), "bridge": checkpoint.bridge.config(), **codec}
 
 
 def both_ways(batch: Example) -> dict[str, Example]:
     """A whole batch in each direction, by its name."""
     back = torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device)
     return {way: turned(batch, each) for way, each in zip(DIRECTIONS, (~back, back), strict=True)}
-
-
-class _Either(NamedTuple):
-    """A bridge of examples of which some go back, as :func:`bridge_loss` asks it."""
-
-    bridge: Bridge
-    back: torch.Tensor  # (B,)
-
-    def add_noise(self, x0: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each example by its own direction."""
-        where = self.back[(..., *[None] * (x0.ndim - 1))]
-        both = (each.add_noise(x0, *args, **kwargs) for each in (self.bridge.turned, self.bridge))
-        shown, target = (torch.where(where, *each) for each in zip(*both, strict=True))
-        return shown, target
-
-    def seen(self, t: torch.Tensor) -> torch.Tensor:
-        """The same both ways."""
-        return self.bridge.seen(t)
 
 
 def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
@@ -277,42 +255,54 @@ def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
     return batch._replace(source=source, target=target, mask=None)
 
 
+def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
+    """(B,) whether examples of a run of both directions go back: of two neighbours in a batch one, drawn."""
+    odd = seeds >> 32 & 1  # of the index in the batch
+    return (philox.uniforms(seeds - (odd << 32), step, 1, philox.TURN_LANE)[:, 0] < 0.5) ^ (odd == 1)
+
+
+def turned(batch: Example, back: torch.Tensor) -> Example:
+    """A batch of AtoB in which source and target change places where ``back`` (B,) says so."""
+    both, where = (batch.source, batch.target), broadcast(back, batch.source)
+    source, target = (torch.where(where, *pair) for pair in (both[::-1], both))
+    return batch._replace(source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()})
+
+
+def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:
+    """A batch in which each condition is "none" for the share of examples that ``network.drop`` says."""
+    drawn = philox.uniforms(seeds, step, len(network.drop), philox.DROP_LANE)
+    conditions, none = dict(batch.conditions), network.without(batch.conditions, network.drop)
+    for column, (name, share) in enumerate(network.drop.items()):
+        value = conditions[name]
+        conditions[name] = torch.where(broadcast(drawn[:, column] < share, value), none[name], value)
+    return batch._replace(conditions=conditions)
+
+
 def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Codec | None) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
-
-    def channels(source: int, target: int) -> str:
-        return f"{target} channels" if source == target else f"sources of {source} and targets of {target} channels"
-
-    takes = network.source_channels, network.channels
+    spec, stride = train.spec, 1 if codec is None else codec.stride
+    size = sides(train.image_size, spec.axes)
     have = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
-    if takes != have:
-        kind = "pairs" if codec is None else "latents"
-        raise ValueError(f"the network takes {channels(*takes)}, and the {kind} have {channels(*have)}")
     if codec is not None:
         check_pictures(network.axes, "a codec")
-    if network.network_config.two_way != (train.spec.direction == "both"):
-        raise ValueError(
-            "pairs of direction 'both' and a network with classes={'direction': ('AtoB', 'BtoA')} need each other; got "
-            f"direction {train.spec.direction!r} and classes={dict(network.classes)}"
-        )
-    seen, known = (sorted({*each} - {SOURCE}) for each in (network.inputs, train.spec.conditions))
-    if seen != known:
-        raise ValueError(f"the network takes the conditions {seen} besides the source, and the pairs have {known}")
-    size = images.sides(train.image_size, train.spec.axes)
-    if len(size) != network.axes:
-        shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (network.axes, len(size))]
-        raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
-    stride = 1 if codec is None else codec.stride
-    if any(side % (each * stride) for side, each in zip(size, network.strides, strict=True)):
-        factors = f"the network's {network.stride}"
-        if codec is not None:
-            factors = f"{network.strides[0] * stride}, {factors} times the autoencoder's {stride}"
-        raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
+    facts: dict[str, tuple[Any, Any]] = {
+        "axes": (network.axes, len(size)),
+        "channels of sources and targets": ((network.source_channels, network.channels), have),
+        "both directions, the class 'direction'": (network.network_config.two_way, spec.direction == "both"),
+        "conditions besides the source": (sorted({*network.inputs} - {SOURCE}), sorted(spec.conditions)),
+    }
+    for fact, (takes, has) in facts.items():
+        if takes != has:
+            kind = "pairs" if codec is None else "latents"
+            raise ValueError(f"the network has {fact}: {takes}, and the {kind} have {has}")
+    strides = tuple(each * stride for each in network.strides)
+    if any(side % each for side, each in zip(size, strides, strict=True)):
+        raise ValueError(f"image_size {train.image_size} is not a multiple of {strides}, strides of network and codec")
     if isinstance(train, LatentDataset):
         if codec is None or train.codec != codec.description():
-            got = "none" if codec is None else "another one"
-            raise ValueError(f"codec must be that of the latents in {train.folder}, got {got}")
-        if train.flip != config.flip:
-            raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
-        if config.shift:
-            raise ValueError("shift moves pictures, and must be 0 with latents that are computed once")
+            raise ValueError(f"codec must be that of the latents in {train.folder}, got {codec and codec.kind}")
+        if (train.flip, 0.0) != (config.flip, config.shift):
+            raise ValueError(
+                f"flip must be that of the latents in {train.folder}, {train.flip}, and shift 0, as they are computed "
+                f"once; got {config.flip} and {config.shift}"
+            )

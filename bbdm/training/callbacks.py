@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -21,7 +20,6 @@ log = logging.getLogger(__name__)
 LOGGER = logging.getLogger("bbdm")
 PREVIEW_PAIRS = 8
 BY_STEP = {"epoch", "step", "loss", "learning_rate"}  # which TensorBoard has of each step
-NAMES = {"validation_loss": "validation", "images_per_second": "pairs/s"}  # on a terminal
 LEFT_OUT = {"epoch", "step", "learning_rate"}  # on a terminal
 
 
@@ -86,42 +84,28 @@ class Progress(Callback):
         self._ends.callback(LOGGER.setLevel, LOGGER.level)
         self._ends.enter_context(logging_redirect_tqdm([LOGGER], tqdm))
         LOGGER.setLevel(logging.INFO)
-        self._started, self._first = time.perf_counter(), trainer.step
-        config, train, count = trainer.config, trainer.train, trainer.processes.count
+        config, train, batch = trainer.config, trainer.train, trainer.config.batch_size
         size = sum(parameter.numel() for parameter in trainer.network.parameters()) / 1e6
-        validation = 0 if trainer.validation is None else len(trainer.validation)
-        team = "" if count == 1 else f", {count} processes"
-        LOGGER.info("device %s%s; network of %.1f M parameters, %s", trainer.device, team, size, config.precision)
-        pictures = sizes.shown(train.image_size)
-        LOGGER.info("%s training pairs of %s, %s for validation", len(train), pictures, validation)
-        steps, batch = trainer.steps_per_epoch, config.batch_size
-        LOGGER.info("%s epochs of %s steps, batch %s; files: %s", config.epochs, steps, batch, trainer.folder)
+        team = f"device {trainer.device}, processes: {trainer.processes.count}"
+        LOGGER.info("%s; network of %.1f M parameters, %s", team, size, config.precision)
+        pairs = f"{len(train)} training pairs of {sizes.shown(train.image_size)}"
+        LOGGER.info("%s, %s for validation", pairs, len(trainer.validation or ()))
+        LOGGER.info("%s steps, batch %s; files: %s", trainer.total_steps, batch, trainer.folder)
         if (resumed := trainer.resumed_from) is not None:
             LOGGER.info("resumed from %s: step %s of %s", resumed, trainer.step, trainer.total_steps)
-        bar = tqdm(
-            total=trainer.total_steps,
-            initial=trainer.step,
-            unit=" pairs",
-            unit_scale=config.batch_size,
-            leave=False,
-            disable=None,  # on a terminal alone: in a file, lines are enough
-        )
+        about: dict[str, Any] = {"unit": " pairs", "unit_scale": batch, "initial": trainer.step, "leave": False}
+        bar = tqdm(total=trainer.total_steps, disable=None, **about)  # in a file, lines are enough
         self._bar = self._ends.enter_context(bar)
 
     def after_step(self, trainer: Any, loss: float) -> None:
         """Advance the bar."""
-        self._bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.config.epochs}", refresh=False)
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.config.epochs}, loss {loss:.4f}", refresh=False)
         self._bar.update()
 
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
-        """Show the metrics of an epoch, and the time left for the run."""
-        parts = [f"{NAMES.get(name, name)} {value:.4g}" for name, value in metrics.items() if name not in LEFT_OUT]
-        done, left = trainer.step - self._first, trainer.total_steps - trainer.step
-        if done and left:
-            seconds = (time.perf_counter() - self._started) / done * left
-            parts.append(f"{tqdm.format_interval(seconds)} left")
-        LOGGER.info("epoch %s/%s: %s", trainer.epoch, trainer.config.epochs, ", ".join(parts))
+        """Show the metrics of an epoch."""
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in LEFT_OUT)
+        LOGGER.info("epoch %s/%s: %s", trainer.epoch, trainer.config.epochs, shown)
 
     def end(self, trainer: Any) -> None:
         """Close the bar."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from bbdm.base.settings import check, setting
 
@@ -16,7 +16,6 @@ FREE = {  # what may change when a run resumes
     *("epochs", "learning_rate", "grad_accumulation", "grad_clip", "compile"),
     *("workers", "preview_every", "save_every", "keep"),
 }
-ONLY = {"weight_decay": ("optimizer", "adamw"), "plateau_patience": ("lr_schedule", "plateau")}  # where they count
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ class RunConfig:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.shift <= 0.5:
             raise ValueError(f"shift must be in [0, 0.5], got {self.shift}")
-
-    def compared(self) -> dict[str, Any]:
-        """The settings that a run which resumes must have too: not those that are free, or have no effect."""
-        idle = {name for name, (setting, value) in ONLY.items() if getattr(self, setting) != value}
-        return {name: value for name, value in asdict(self).items() if name not in FREE | idle}
 
 
 @dataclass(frozen=True)
@@ -124,4 +118,3 @@ class AutoencoderConfig(RunConfig):
     adversarial_weight: float = setting(0.75, "of the adversarial loss; 0: no adversary", least=0)
     adversarial_start: int = setting(50000, "optimizer steps before the adversary begins", least=0)
     discriminator_width: int = setting(64, "channels of its first layer", least=1)
-    decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -17,14 +17,13 @@ from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.tables import MapStyle
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.networks.base import SOURCE, Network
+from bbdm.networks.base import Network
 from bbdm.training.bridge import encode
 
 PAIRS = 256  # that are measured
 AT_ONCE = 16
 DIGITS = 6  # that are kept, so that all processes have the same
 LEAST = 1e-4  # spread of a constant side
-FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
 Fitted = TypeVar("Fitted", bound=Bridge)
 
 
@@ -82,18 +81,13 @@ def fitted(
 def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
     """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
 
-    The first convolution of a network that is shown more gets the trained weights for what was shown before,
-    and zeros for the rest.
-
     Returns:
         The names of the weights that stay as initialised.
 
     Raises:
         ValueError: less than half of the weights fit; the network is unchanged.
     """
-    trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
-    assert trained is not None  # checked when the file was read
-    own = network.state_dict()
+    trained, own = checkpoint.unet.chosen(ema=True), network.state_dict()
     fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
     if 2 * len(fitting) < len(own):
         raise ValueError(
@@ -102,21 +96,7 @@ def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
         )
     for key in fitting:
         own[key].copy_(trained[key])
-    others = {*own} - {*fitting}
-    if FIRST in others and FIRST in trained and _grown(checkpoint.unet.config, network):
-        value, before = own[FIRST], trained[FIRST]
-        if len(value) == len(before):
-            value.zero_()[:, : before.shape[1]].copy_(before)
-            others.discard(FIRST)
-    return sorted(others)
-
-
-def _grown(before: Any, network: Network) -> bool:
-    """Whether what a network is shown is what one of settings ``before`` was, then more."""
-    shown = {"x": before.channels, SOURCE: before.condition_channels, **before.images}
-    now = {"x": network.channels, SOURCE: network.condition_channels, **dict(sorted(network.images.items()))}
-    first, following = ([*filter(lambda each: each[1], sizes.items())] for sizes in (shown, now))
-    return len(first) < len(following) and following[: len(first)] == first
+    return sorted({*own} - {*fitting})
 
 
 def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None = None) -> Checkpoint:

@@ -25,7 +25,6 @@ from bbdm.files.weights import Snapshot
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
-METRICS, CONFIG = "metrics.jsonl", "config.json"
 
 
 class RunFolder:
@@ -48,6 +47,7 @@ class RunFolder:
         self.path = path = Path(path)
         self.keep, self.read, self.patience = keep, read, patience
         self.best = path / "best.pt"  # the weights with the lowest validation loss
+        self.metrics = path / "metrics.jsonl"
         self.events = path / "tensorboard"
         self._lock = FileLock(path / LOCK)
 
@@ -57,9 +57,8 @@ class RunFolder:
 
     def checkpoints(self) -> dict[int, Path]:
         """The existing checkpoints by step, the newest first; some may be damaged. Others are not a run's."""
-        named = [(path.stem.removeprefix("step_"), path) for path in self.path.glob("step_*.pt")]
-        found = {int(step): path for step, path in named if step.isdigit() and self.checkpoint(int(step)) == path}
-        return dict(sorted(found.items(), reverse=True))
+        steps = (path.stem.removeprefix("step_") for path in self.path.glob("step_????????.pt"))
+        return {step: self.checkpoint(step) for step in sorted(int(each) for each in steps if each.isdigit())[::-1]}
 
     def how_to_resume(self) -> str:
         """Which step is saved, and from where the same command resumes."""
@@ -124,8 +123,14 @@ class RunFolder:
                     path.unlink(missing_ok=True)
                 shutil.rmtree(self.events, ignore_errors=True)
 
-    def check_later(self, step: int) -> None:
-        """Raise ValueError where the folder has checkpoints after a step."""
+    def begin(self, step: int, epochs: int, config: dict[str, Any]) -> None:
+        """Prepare the locked folder for a run that begins at ``step``, after ``epochs`` epochs.
+
+        Half-written files of killed processes are deleted, and metrics and grids of later epochs.
+
+        Raises:
+            ValueError: it has later checkpoints, or the metrics are damaged.
+        """
         later = next(iter(self.checkpoints()), step)
         if later > step:
             raise ValueError(
@@ -133,27 +138,18 @@ class RunFolder:
                 "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
                 "folder (experiment)"
             )
-
-    def begin(self, epochs: int, config: dict[str, Any]) -> None:
-        """Prepare the locked folder for a run that begins, or resumes after ``epochs`` epochs.
-
-        Half-written files of killed processes are deleted, and metrics and grids of later epochs.
-
-        Raises:
-            ValueError: the metrics are damaged.
-        """
         remove_leftovers(self.path)
-        metrics = self.path / METRICS
-        metrics.touch()
-        if lines := metrics.read_text().splitlines(keepends=True):
-            with manifest.parsing(metrics, "repair or delete it"):
+        self.metrics.touch()
+        if lines := self.metrics.read_text().splitlines(keepends=True):
+            with manifest.parsing(self.metrics, "repair or delete it"):
                 known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
-            write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
+            write_atomically(self.metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
             epoch = grid.stem.removeprefix("epoch_")
             if epoch.isdigit() and int(epoch) > epochs:
                 grid.unlink()
-        manifest.write(self.path / CONFIG, config)
+        text = json.dumps(config, indent=1) + "\n"
+        write_atomically(self.path / "config.json", lambda temporary: temporary.write_text(text))
 
     def write(
         self, step: int, snapshot: Snapshot, best: Snapshot | None = None, metrics: dict[str, Any] | None = None
@@ -163,7 +159,7 @@ class RunFolder:
         The checkpoint is last: a run that is killed before it repeats the rest.
         """
         if metrics is not None:
-            with (self.path / METRICS).open("a") as file:
+            with self.metrics.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
         if best is not None:
             weights.write(self.best, best)

@@ -1,7 +1,7 @@
 """What a training run trains, and one optimizer step of it: a batch in, new weights and their average out.
 
-What moves the weights is here too: optimizers, the original BBDM's schedule, and the moving average. The loop
-over epochs is :mod:`bbdm.training.trainer`.
+What is drawn for an example is a function of (run seed, optimizer step, index in the batch), so a resumed run
+sees what an uninterrupted run sees. The loop over epochs is :mod:`bbdm.training.trainer`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,12 +22,14 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from bbdm.base import manifest
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
-from bbdm.training.batches import augment, mixed, sample_seeds
-from bbdm.training.config import Precision, RunConfig
+from bbdm.kernels import philox
+from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.training.config import FREE, Precision, RunConfig
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -39,29 +42,19 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 SHOWN_EVERY = 50  # optimizer steps between points in TensorBoard
 
 
-class Plateau(ReduceLROnPlateau):
-    """Halves a rate after ``patience`` optimizer steps without a lower loss, then rests as long.
+def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
+    """(count,) seeds of samples ``first``.. of a batch: the run's seed as low word, the index as high."""
+    return run_seed + (torch.arange(first, first + count, device=device) << 32)
 
-    The rate is a scale of the learning rate, which also warms up and may change when a run resumes.
-    """
 
-    def __init__(self, patience: int) -> None:
-        scale = torch.optim.SGD([torch.zeros(())], lr=1.0)
-        super().__init__(scale, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, eps=0)
+def mixed(seed: int, number: int) -> int:
+    """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
+    return (seed * 0x9E3779B9 + number) % 2**32
 
-    def rate(self, learning_rate: float) -> float:
-        """The learning rate after the reductions so far; never above the one that it is of."""
-        return min(learning_rate, max(LOWEST_RATE, learning_rate * self.optimizer.param_groups[0]["lr"]))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values that :meth:`load_state_dict` restores."""
-        scale = self.optimizer.param_groups[0]["lr"]
-        return {"lowest": self.best, "waited": self.num_bad_epochs, "resting": self.cooldown_counter, "scale": scale}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a :meth:`state_dict`."""
-        self.best, self.num_bad_epochs = state_dict["lowest"], state_dict["waited"]
-        self.cooldown_counter, self.optimizer.param_groups[0]["lr"] = state_dict["resting"], state_dict["scale"]
+def broadcast(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
+    """Numbers of examples (B,) as (B, 1, ...), with the axes of ``over``."""
+    return values.view(-1, *[1] * (over.ndim - 1))
 
 
 class EMA(Generic[Network]):
@@ -79,9 +72,7 @@ class EMA(Generic[Network]):
 
     def __init__(self, network: Network, decay: float, start: int = 0, every: int = 1) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
-        self.start = start
-        self.every = every
+        self.decay, self.start, self.every = decay, start, every
 
     @torch.no_grad()
     def update(self, network: Network, step: int) -> None:
@@ -118,7 +109,6 @@ class Task(ABC):
         last: what the last optimizer step reported of the whole batch, the learning rate and, each 50 steps
             or where it is clipped, the norm of the gradients.
         paired: whether the sources and the targets of examples must belong together.
-        begins: the settings that are steps at which something begins, for a warning where a run is shorter.
 
     Raises:
         ValueError: fewer pairs than one batch, or processes and parts that do not share it equally.
@@ -127,7 +117,6 @@ class Task(ABC):
     betas = (0.9, 0.999)
     parts = 1
     paired = True
-    begins: tuple[str, ...] = ("warmup_steps",)
 
     def __init__(
         self,
@@ -141,20 +130,17 @@ class Task(ABC):
         total: int | None = None,
     ) -> None:
         self.processes = Processes(next(network.parameters()).device) if processes is None else processes
-        self.device = self.processes.device
-        self.config = config
-        self.train = train
+        self.device, self.config, self.train, self.total = self.processes.device, config, train, total or 1
         if train is not None:
             size, count, shares = config.batch_size, len(train), self.parts * self.processes.count
             if size > count:
                 raise ValueError(f"batch_size must be at most the {count} training pairs, got {size}")
             if size % shares:
-                parts = "" if self.parts == 1 else f" and grad_accumulation={self.parts}"
                 raise ValueError(
-                    f"batch_size {size} does not split into equal parts for {self.processes.count} processes{parts}"
+                    f"batch_size {size} does not split into {shares} equal parts, for {self.processes.count} processes "
+                    f"and grad_accumulation={self.parts}"
                 )
-            total = config.epochs * (count // size)
-        self.total = total or 1
+            self.total = config.epochs * (count // size)
         self.network = network.to(self.device).train()
         self.random = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
         self.ema: EMA[Any] = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
@@ -164,9 +150,13 @@ class Task(ABC):
         self._rates: list[tuple[torch.optim.Optimizer, list[float]]] = []
         self.optimizer = self.new_optimizer(network)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.plateau = Plateau(config.plateau_patience) if config.lr_schedule == "plateau" else None
         self.stateful: dict[str, Any] = {"optimizer": self.optimizer, "scaler": self.scaler}
-        self.stateful |= {} if self.plateau is None else {"plateau": self.plateau}
+        self.plateau: ReduceLROnPlateau | None = None
+        if config.lr_schedule == "plateau":  # of a scale: the rate itself warms up, and may change in a resume
+            scale, patience = torch.optim.SGD([torch.zeros(())], lr=1.0), config.plateau_patience
+            about = {"factor": 0.5, "threshold": 1e-4, "patience": patience, "cooldown": patience, "eps": 0}
+            self.plateau = ReduceLROnPlateau(scale, **about)
+            self.stateful |= {"plateau": self.plateau, "scale": scale}
         self.sums: Counter[str] = Counter()  # of what losses report, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that reported it
         self.last: dict[str, Any] = {}
@@ -180,11 +170,8 @@ class Task(ABC):
             optimizer = self._make_optimizer(trained)
         else:
             adamw = partial(torch.optim.AdamW, weight_decay=config.weight_decay)
-            make = partial(adamw if config.optimizer == "adamw" else torch.optim.Adam, trained, config.learning_rate)
-            try:
-                optimizer = make(self.betas, fused=True)
-            except RuntimeError:  # not on this device
-                optimizer = make(self.betas, fused=False)
+            make: Any = adamw if config.optimizer == "adamw" else torch.optim.Adam
+            optimizer = make(trained, config.learning_rate, self.betas, fused=True)
         self._rates.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
         return optimizer
 
@@ -204,7 +191,9 @@ class Task(ABC):
         rate *= min(1.0, (step + 1) / max(1, self.config.warmup_steps))
         if self.config.lr_schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
-        return rate if self.plateau is None else self.plateau.rate(rate)
+        if self.plateau is None:
+            return rate
+        return min(rate, max(LOWEST_RATE, rate * self.plateau.optimizer.param_groups[0]["lr"]))
 
     # One optimizer step
 
@@ -219,11 +208,13 @@ class Task(ABC):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.rate(step, rate)
         reported = self._gradients(batch, step)
-        norm = None
+        self.scaler.unscale_(self.optimizer)
+        norm: dict[str, Any] = {}
         if self.config.grad_clip:
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+            norm["gradient_norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         elif (step + 1) % SHOWN_EVERY == 0:
-            norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            norm["gradient_norm"] = nn.utils.get_total_norm(gradients)
         self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,8 +225,7 @@ class Task(ABC):
         self.counted.update(means.keys())
         if self.plateau is not None:
             self.plateau.step(means["loss"])
-        self.last = {**means, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-        self.last |= {} if norm is None else {"gradient_norm": norm}
+        self.last = {**means, "learning_rate": self.optimizer.param_groups[0]["lr"], **norm}
         return means["loss"]
 
     def _gradients(self, batch: Example, step: int) -> dict[str, torch.Tensor]:
@@ -252,12 +242,33 @@ class Task(ABC):
                 self.scaler.scale(mean / self.parts).backward()
             for name, value in {"loss": mean, **reported}.items():
                 found[name] = found.get(name, 0) + value.detach().float() / self.parts
-        self.scaler.unscale_(self.optimizer)
         return found
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
-        """The batch that :meth:`losses` gets, of one from the data set: mirrored and moved."""
-        return augment(batch, seeds, step, self.config)
+        """The batch that :meth:`losses` gets, of one from the data set: mirrored and moved.
+
+        All images are, alike: tensors of four axes or more. Pictures (H, W) and volumes (D, H, W) are
+        mirrored along W, and moved by whole pixels; they go on as at their edge.
+        """
+        sides, share, axes = batch.source.shape[2:], self.config.shift, batch.source.ndim - 2
+        mirrored = philox.flips(seeds, step) if self.config.flip else None
+        drawn = philox.uniforms(seeds, step, axes) * 2 - 1 if share else None  # across, down, of volumes deep
+
+        def changed(v: torch.Tensor) -> torch.Tensor:
+            if v.ndim < 4:
+                return v
+            if mirrored is not None:
+                v = torch.where(broadcast(mirrored, v), v.flip(-1), v)
+            if drawn is not None:
+                for axis, side in enumerate(reversed(sides)):
+                    moved = torch.round(drawn[:, axis] * share * side).long()[:, None]
+                    index = (torch.arange(side, device=v.device) + moved).clamp(0, side - 1)
+                    index = index.view(len(v), *[1] * (axes - axis), side, *[1] * axis)
+                    v = v.gather(v.ndim - 1 - axis, index.expand(v.shape))
+                v = v.contiguous(memory_format=CHANNELS_LAST[v.ndim])
+            return v
+
+        return batch.map(changed) if self.config.flip or share else batch
 
     @abstractmethod
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
@@ -296,29 +307,25 @@ class Task(ABC):
     @property
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What is trained, as plain values, for the folder of the run."""
+        """What is trained, as plain values: for the run's folder, and compared when it resumes."""
 
     @staticmethod
     @abstractmethod
     def read(path: Path) -> Any:
-        """The content of a file of a :meth:`snapshot`.
-
-        Raises:
-            ValueError: it is another file, or is damaged.
-        """
+        """The content of a file of a :meth:`snapshot`; ValueError where it is another file, or is damaged."""
 
     @abstractmethod
     def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:
         """The content of a file of the weights; with training state, all to resume from."""
 
     @abstractmethod
-    def stored(self, checkpoint: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """The network in the content of a file, with its settings and those of this task."""
+    def stored(self, checkpoint: Any) -> tuple[Any, dict[str, Any]]:
+        """The network in the content of a file, and the :attr:`description` of what was trained there."""
 
     def state(self) -> dict[str, Any]:
         """The training state besides the network and its average."""
         parts = {name: part.state_dict() for name, part in self.stateful.items()}
-        return {**parts, "sums": dict(self.sums), "counted": dict(self.counted)}
+        return {**parts, "sums": dict(self.sums), "counted": dict(self.counted), "config": asdict(self.config)}
 
     def resume(self, path: Path, checkpoint: Any, pairs: Mapping[str, Any]) -> dict[str, Any]:
         """Restore weights and state from the content of ``path``; returns the training state that it holds.
@@ -329,21 +336,18 @@ class Task(ABC):
             ValueError: it has none, or is of another run. Only the settings in
                 :data:`~bbdm.training.config.FREE` may change; functions are not compared.
         """
-        network, stored, own = self.stored(checkpoint)
-        state = checkpoint.training
+        (network, before), state = self.stored(checkpoint), checkpoint.training
         if state is None:
             raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-        stored, own = {**stored, **state["config"]}, {**own, **self.config.compared()}
-        changed = [f"{name}={stored[name]}" for name, value in own.items() if stored.get(name, value) != value]
-        old = dict(state["pairs"])
-        if not changed and old != pairs:
-            both = {name: (old.get(name), pairs.get(name)) for name in {**pairs, **old} if "names" not in name}
-            changed = [f"{name}={was} of the pairs, not {now}" for name, (was, now) in both.items() if was != now]
-            changed = changed or ["pairs of other names"]
-        if changed:
+        runs = ((before, state["config"], state["pairs"]), (self.description, asdict(self.config), pairs))
+        stored, own = (
+            {**what, **{name: value for name, value in config.items() if name not in FREE}, "pairs": dict(about)}
+            for what, config, about in runs
+        )
+        if changed := manifest.differences(stored, own):
             raise ValueError(
-                f"{path} was trained with {', '.join(changed)}: resume with the same, begin anew in another "
-                "folder (experiment), or overwrite this run"
+                f"{path} was trained with {changed}: resume with the same, begin anew in another folder (experiment), "
+                "or overwrite this run"
             )
         self.network.load_state_dict(network.weights)
         self.average.load_state_dict(network.ema)

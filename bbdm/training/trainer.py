@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from bbdm.base.atomic import short
+from bbdm.base import manifest
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
@@ -33,19 +33,15 @@ from bbdm.data.tables import MapStyle
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
-from bbdm.training.batches import mixed, sample_seeds
 from bbdm.training.bridge import BridgeTask, Errors, Times
 from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
 from bbdm.training.config import RunConfig
 from bbdm.training.run_folder import LEASE, RunFolder
-from bbdm.training.task import MakeOptimizer, Schedule, Task
+from bbdm.training.task import MakeOptimizer, Schedule, Task, mixed, sample_seeds
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class DivergedError(StoppedError):
-    """The loss or the weights are no longer finite."""
+DIVERGED = "Lower learning_rate or set grad_clip"
 
 
 class _AskedError(Exception):
@@ -159,9 +155,8 @@ class Trainer:
         """
         path = Path(path)
         state = self.task.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.pairs)
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self._saved = state["epoch"], state["step"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
-        self._saved = self.step
         self.resumed_from = path
         if self.best is not None and state["validation"] != self._validation_names:
             log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
@@ -202,31 +197,29 @@ class Trainer:
             StoppedError: the loss is no longer finite, a picture cannot be read, the disk is full, or a
                 callback raised it. The message says what to do next. Nothing that was saved is lost.
         """
-        first, epochs = self.processes.first, self.config.epochs
-        self.run.check_later(self.step)
-        self._check_alike()
+        first, *others = self.processes.gather({"step": self.step, **self.pairs})
+        for rank, begins in enumerate(others, 1):
+            if differing := manifest.differences(first, begins):
+                raise ValueError(f"process {rank} must begin as process 0 does, and differs from it: {differing}")
         self._asked, self._reason = stop, None
-        self._called: list[Callback] = [*self.callbacks, TensorBoard(), *([Progress()] if progress and first else [])]
+        writes = self.processes.rank == 0
+        self._called: list[Callback] = [*self.callbacks, TensorBoard(), *([Progress()] if progress and writes else [])]
         with ExitStack() as ends:
-            for batches in (self.batches, self._validating):
-                if batches is not None:
-                    ends.callback(batches.close)
-            for _ in () if self._validating is None else self._validating(self._indices):
-                pass  # a broken picture is found now, not after an epoch
-            if first:
+            ends.callback(self.batches.close)
+            if self._validating is not None:
+                ends.callback(self._validating.close)
+                for _ in self._validating(self._indices):
+                    pass  # a broken picture is found now, not after an epoch
+            if writes:
                 ends.enter_context(self.run.locked())
                 pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
                 about = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
-                self.run.begin(self.epoch, about)
-                for name in () if self.step else self.task.begins:
-                    if (begin := getattr(self.config, name, 0)) >= self.total_steps:
-                        steps = f"the run has {self.total_steps} optimizer steps"
-                        log.warning("%s=%s, and %s: lower it, or train longer", name, begin, steps)
+                self.run.begin(self.step, self.epoch, about)
             for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)
             try:
-                while self.epoch < epochs and self._reason is None:
+                while self.epoch < self.config.epochs and self._reason is None:
                     self._epoch()
             except _AskedError:
                 return False
@@ -235,33 +228,11 @@ class Trainer:
                 raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
             return True
 
-    def _check_alike(self) -> None:
-        """Raise ValueError where the processes of the run begin differently."""
-        first, *others = self.processes.gather({"step": self.step, **self.pairs})
-        for rank, start in enumerate(others, 1):
-            if differing := [name for name, value in start.items() if value != first[name]]:
-                about = ", ".join(f"{name} {short(start[name])}, not {short(first[name])}" for name in differing)
-                raise ValueError(f"process {rank} differs from process 0, and all must begin alike: {about}")
-
     def _epoch(self) -> None:
-        """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
-        started, size, rank = time.perf_counter(), self.config.batch_size, self.processes.rank
-        done = self.step - self.epoch * self.steps_per_epoch
-        self.check_stop()
-        drawn = mixed(self.config.seed, self.epoch)  # the order, and crops
-        order = self.train.order(drawn)
-        firsts = (step * size + rank * self._share for step in range(done, self.steps_per_epoch))
-        indices = chain.from_iterable(order(first, first + self._share) for first in firsts)
-        for batch in self._readable(self.batches(indices, drawn)):
-            loss = self.train_step(batch)
-            if not math.isfinite(loss):
-                raise self._diverged(f"the loss is {loss}")
-            self._epoch_loss += loss
-            for callback in self._called:
-                callback.after_step(self, loss)
-            if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
-                self._save()
-            self.check_stop()
+        """The remaining steps of an epoch, then validation, callbacks, metrics and a checkpoint."""
+        started, done = time.perf_counter(), self.step - self.epoch * self.steps_per_epoch
+        self._check_asked()
+        self._steps(done)
         seconds, steps = time.perf_counter() - started, self.steps_per_epoch - done
         metrics = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
         if self.validation is not None:
@@ -269,23 +240,15 @@ class Trainer:
                 self._save()  # validation may take long
             metrics |= self.validate()
         metrics |= self.task.report()
-        metrics |= {"images_per_second": steps * size / seconds} if steps else {}
+        metrics |= {"images_per_second": steps * self.config.batch_size / seconds} if steps else {}
         metrics["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
-        self._end_epoch(metrics)
-
-    def _end_epoch(self, metrics: dict[str, Any]) -> None:
-        """Run callbacks, write metrics and a checkpoint. A StoppedError of a callback ends the run then."""
-        self.epoch += 1
-        self._epoch_loss = 0.0
-        stopped: list[StoppedError] = []
+        self.epoch, self._epoch_loss = self.epoch + 1, 0.0
+        stopped: list[StoppedError] = []  # by callbacks, once the epoch is written
         for callback in self._called:
             try:
                 callback.after_epoch(self, metrics)
             except StoppedError as error:
                 stopped.append(error)
-            for name, value in metrics.items():
-                if not isinstance(value, int | float):
-                    raise ValueError(f"metrics must be numbers, and a callback added {name!r} {value!r}")
         self.images.clear()
         lowest = math.inf if self.best is None else self.best["validation_loss"]
         if best := self.validation is not None and metrics["validation_loss"] < lowest:
@@ -296,6 +259,23 @@ class Trainer:
         self._reason = next((each for each in self.processes.gather(self._reason) if each is not None), None)
         if self._reason is not None and self.processes.first:
             log.info("ended after epoch %s: %s", self.epoch, self._reason)
+
+    def _steps(self, done: int) -> None:
+        """The steps of an epoch after those that are done."""
+        size, drawn = self.config.batch_size, mixed(self.config.seed, self.epoch)  # the order, and crops
+        order, begin = self.train.order(drawn), self.processes.rank * self._share
+        firsts = (step * size + begin for step in range(done, self.steps_per_epoch))
+        indices = chain.from_iterable(order(first, first + self._share) for first in firsts)
+        for batch in self._readable(self.batches(indices, drawn)):
+            loss = self.train_step(batch)
+            if not math.isfinite(loss):
+                raise self._stopped(f"the loss is {loss} at step {self.step}", DIVERGED)
+            self._epoch_loss += loss
+            for callback in self._called:
+                callback.after_step(self, loss)
+            if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
+                self._save()
+            self._check_asked()
 
     def train_step(self, batch: Example) -> float:
         """Do one optimizer step on a batch from the data set; returns the loss before it."""
@@ -310,7 +290,7 @@ class Trainer:
         totals, done = Counter[str](), 0
         for batch in self._readable(self._validating(self._indices)):
             if self.processes.count == 1:  # several may have different numbers of batches
-                self.check_stop()
+                self._check_asked()
             seeds = sample_seeds(0, self._indices[done], len(batch.source), self.device)
             totals.update(self.task.validation_losses(batch, seeds))
             done += len(batch.source)
@@ -334,16 +314,15 @@ class Trainer:
     def _save(self, best: bool = False, metrics: dict[str, Any] | None = None) -> None:
         """Write metrics, best weights where these are, and a checkpoint, unless the weights have diverged."""
         if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
-            raise self._diverged("weights are not finite")
+            raise self._stopped(f"weights are not finite at step {self.step}", DIVERGED)
         self._saved = self.step
         if not self.processes.first:
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
-        state |= {**self.task.state(), "config": asdict(self.config)}
-        state |= {"pairs": self.pairs, "validation": self._validation_names}
+        state |= {**self.task.state(), "pairs": self.pairs, "validation": self._validation_names}
         self.run.write(self.step, self.task.snapshot(state), self.task.snapshot() if best else None, metrics)
 
-    def check_stop(self) -> None:
+    def _check_asked(self) -> None:
         """End the run, saved, if it was asked to end.
 
         At a step that is saved, the checkpoint stays: while an epoch ends, it is of before that.
@@ -356,6 +335,3 @@ class Trainer:
 
     def _stopped(self, reason: str, todo: str) -> StoppedError:
         return StoppedError(f"{reason}. {todo}; {self.run.how_to_resume()}")
-
-    def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(f"{self._stopped(f'{what} at step {self.step}', 'Lower learning_rate or set grad_clip')}")

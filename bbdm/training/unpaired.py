@@ -13,6 +13,7 @@ with a part of the path's own source comes to rest elsewhere, without a word; se
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,7 @@ from bbdm.training.config import UnpairedConfig
 from bbdm.training.initial import DIGITS
 from bbdm.training.task import Forward, Losses
 
+log = logging.getLogger(__name__)
 SOLVER = "ancestral"  # Euler-Maruyama: its noise counts the spread of x0 given the state, that of posterior does not
 RESULT_STEPS = 30
 FIRST_STREAM = 2  # of noise: each step of the other ends has a stream of its own
@@ -66,7 +68,6 @@ class UnpairedTask(BridgeTask):
 
     config: UnpairedConfig
     paired = False
-    begins = ("pairing_steps", "warmup_steps")
 
     def __init__(self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any) -> None:
         check_bridge(bridge)
@@ -79,6 +80,8 @@ class UnpairedTask(BridgeTask):
         if config.simulation_steps > bridge.top:
             raise ValueError(f"simulation_steps must be at most {bridge.top}, as for T, got {config.simulation_steps}")
         super().__init__(network, bridge, config, *args, **functions)
+        if self.train is not None and self.processes.first and config.pairing_steps >= self.total:
+            log.warning("pairing_steps=%s, and the run has %s: no ends are made", config.pairing_steps, self.total)
         self.table = solvers.build(bridge, SOLVER, steps=config.simulation_steps)
 
     @property

@@ -73,7 +73,7 @@ def test_the_same_command_goes_on(capsys: pytest.CaptureFixture[str], monkeypatc
     assert all(m["validation_loss"] > 0 for m in metrics)
     fit(*flags, "parts", "-e", 2)
     assert "nothing is left to train" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"was trained with calls=2.* or overwrite this run"):
+    with pytest.raises(ValueError, match=r"was trained with calls 2, now 1.* or overwrite this run"):
         fit(*flags, "parts", "--calls", 1)
 
 

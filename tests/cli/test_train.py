@@ -22,12 +22,12 @@ from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
 from bbdm.training.config import TrainConfig
-from bbdm.training.initial import FIRST
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, load_pairs, noise, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
+FIRST = "input_blocks.0.0.weight"
 DATA = ["edge2shoes", "DATA", "model.pt"]
 NAMES = dict(zip(("dataset", "data_dir", "output_model"), DATA, strict=True))
 CONDITIONS = {
@@ -243,8 +243,9 @@ class TestRuns:
         monkeypatch.setattr(Trainer, "fit", lambda *_, **__: True)
         loaded = fit("new.pt", "--init_from", "trained.pt")
         for state in (loaded.weights, loaded.ema):
+            assert not torch.equal(state[FIRST][:, :3], expected[FIRST])  # it sees the source too
             assert all(torch.equal(value, expected[key]) for key, value in state.items() if key != FIRST)
-        assert "stay as initialised" not in capsys.readouterr().out
+        assert f"trained.pt has no weights that fit {FIRST}: they stay" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("output", "flags", "message"),
@@ -309,7 +310,9 @@ class TestRefusals:
         assert same(fit("back.pt", *back, "--overwrite", "-e", "3", *COMMON), straight)
         other = ["--loss", "l1", "-e", "1"]
         line = self.last_line(capsys, *other)
-        assert re.search(r"trained with loss=l2: resume with the same, .*\(experiment\), or overwrite this run", line)
+        assert re.search(
+            r"trained with loss l2, now l1: resume with the same, .*\(experiment\), or overwrite this run", line
+        )
         fit("model.pt", *other, "--overwrite")
         assert sorted(path.name for path in run.glob("step_*")) == ["step_00000001.pt"]
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
@@ -317,7 +320,7 @@ class TestRefusals:
 
     def test_damaged_checkpoints_a_folder_in_use_and_another_space(self, capsys: Any) -> None:
         bbdm.save_vqgan("vqgan.pt", tiny_vqgan())
-        assert "where it began: without a codec (vqgan_path)" in self.last_line(capsys, "-vq", "vqgan.pt")
+        assert "was trained with codec None, now {" in self.last_line(capsys, "-vq", "vqgan.pt")
         with RunFolder("model.run", keep=2).locked():
             assert "model.run: each needs a folder (experiment) of its own" in self.last_line(capsys)
         for path in Path("model.run").glob("step_*.pt"):

@@ -67,7 +67,7 @@ def case(
 
 def side(size: int, length: int, overlap: float, unit: int) -> dict[str, Any]:
     """Python's windows of a side, for tests/export.test.ts."""
-    (made,) = WindowGrid((length,), overlap, 0, unit, 1, False).sides((size,))
+    (made,) = WindowGrid((length,), overlap, 0, (unit,), 1, False).sides((size,))
     return {"given": [size, length, overlap, unit], "starts": made.starts, "weights": made.gaussians().tolist()}
 
 

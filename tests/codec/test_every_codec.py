@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, DiffusersCodec, VQGANCodec, load_checkpoint, save_checkpoint, wrap_codec
-from bbdm.codec import Codec, LatentStatistics, Tiling, from_config
+from bbdm.codec import Codec, LatentStatistics, Tiling
 from bbdm.execution.compiled import Compiled
 from bbdm.files.weights import IncompleteFileError
 from bbdm.onnx import graphs
@@ -88,28 +88,22 @@ def saved(path: Path, codec: Codec) -> Path:
 @every_kind
 @torch.no_grad()
 def test_latents_and_images_are_the_network_s_own(kind: Kind):
-    codec = kind.make()
-    assert ((codec.kind, codec.channels, codec.stride), codec.image_channels) == (kind.sizes, 3)
-    latents = codec.latents(IMAGE)
-    torch.testing.assert_close(latents, kind.encode(codec.module))
-    torch.testing.assert_close(codec.encode(IMAGE, "source"), latents, rtol=0, atol=0)
-    torch.testing.assert_close(codec.decode(latents), kind.decode(codec.module, latents))
-    assert not any(parameter.requires_grad for parameter in codec.module.parameters())
-    assert not codec.module.training
-
-
-@every_kind
-def test_normalised_sources_and_targets_apart(kind: Kind):
+    """Also normalised, sources and targets apart."""
     plain = kind.make()
-    statistics = statistics_of(plain.channels)
-    codec = plain.with_statistics(statistics)
+    assert ((plain.kind, plain.channels, plain.stride), plain.image_channels) == (kind.sizes, 3)
+    assert not any([plain.module.training, *(parameter.requires_grad for parameter in plain.module.parameters())])
     latents = plain.latents(IMAGE)
-    source = (latents - rows(statistics.source_mean)) / rows(statistics.source_std)
-    target = (latents - rows(statistics.target_mean)) / rows(statistics.target_std)
+    torch.testing.assert_close(latents, kind.encode(plain.module))
+    torch.testing.assert_close(plain.encode(IMAGE, "source"), latents, rtol=0, atol=0)
+    torch.testing.assert_close(plain.decode(latents), kind.decode(plain.module, latents))
+    known = statistics_of(plain.channels)
+    codec = plain.with_statistics(known)
+    target = (latents - rows(known.target_mean)) / rows(known.target_std)
+    source = (latents - rows(known.source_mean)) / rows(known.source_std)
     torch.testing.assert_close(codec.encode(IMAGE, "source"), source)
     torch.testing.assert_close(codec.encode(IMAGE, "target"), target)
     torch.testing.assert_close(codec.decode(target), plain.decode(latents), rtol=1e-4, atol=1e-4)
-    assert (plain.statistics, codec.statistics) == (None, statistics)
+    assert (plain.statistics, codec.statistics) == (None, known)
 
 
 def test_statistics_are_the_mean_and_spread():
@@ -127,7 +121,7 @@ def test_statistics_are_the_mean_and_spread():
 def test_placed_in_bfloat16(kind: Kind):
     codec = kind.make()
     codec = codec.with_statistics(statistics_of(codec.channels))
-    codec.tiling = Tiling(images=1)
+    codec.tiling = Tiling(side=64, overlap=0)
     assert codec.placed(CPU, torch.float32) is codec
     placed = codec.placed(CPU, torch.bfloat16)
     assert (placed.dtype, codec.dtype) == (torch.bfloat16, torch.float32)
@@ -138,13 +132,10 @@ def test_placed_in_bfloat16(kind: Kind):
     assert 0 < relative_gap(placed.decode(latents), codec.decode(latents)) < 0.05
 
 
-def test_codes_stay_in_float32():
-    """Rounded, they would change which is nearest."""
+def test_what_stays_in_float32():
+    """Codes, of which rounding would change the nearest, and networks that overflow in float16."""
     module = vqgan().placed(CPU, torch.bfloat16).module
     assert (module.quantize.embedding.weight.dtype, module.quant_conv.weight.dtype) == (torch.float32, torch.bfloat16)
-
-
-def test_a_network_that_overflows_in_float16_stays_in_float32():
     for upcast, dtype, expected in (
         (True, torch.float16, torch.float32),
         (True, torch.bfloat16, torch.bfloat16),
@@ -154,7 +145,7 @@ def test_a_network_that_overflows_in_float16_stays_in_float32():
 
 
 @pytest.mark.parametrize("backend", sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
-@pytest.mark.parametrize("name", sweep(["vqgan", "kl", "wrapped"], daily=["vqgan", "wrapped"]))
+@pytest.mark.parametrize("name", sweep(["vqgan", "kl", "wrapped"], daily=["vqgan"]))
 def test_compiled_is_eager(name: str, backend: str):
     """As one graph."""
     codec = KINDS[name].make()
@@ -165,6 +156,7 @@ def test_compiled_is_eager(name: str, backend: str):
     torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-4)
 
 
+@pytest.mark.nightly  # graphs of a VQGAN are exported daily, with a network
 def test_graphs_are_torch_s():
     codec = KINDS["kl, shifted"].make()
     codec = codec.with_statistics(statistics_of(codec.channels))
@@ -178,13 +170,11 @@ def test_graphs_are_torch_s():
         assert np.abs(np.asarray(outputs) - expected.numpy()).max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "wrapped"])
-def test_a_checkpoint_holds_all(name: str, normalised: bool, suffix: str, tmp_path: Path):
+@pytest.mark.parametrize(("name", "suffix"), [*((name, ".pt") for name in list(KINDS)[:4]), ("kl", ".safetensors")])
+def test_a_checkpoint_holds_all(name: str, suffix: str, tmp_path: Path):
     make = KINDS[name].make
     codec = make()
-    codec = codec.with_statistics(statistics_of(codec.channels)) if normalised else codec
+    codec = codec.with_statistics(statistics_of(codec.channels))
     path = saved(tmp_path / f"bridge{suffix}", codec)
     loaded = load_checkpoint(path).build_codec()
     assert loaded is not None
@@ -198,24 +188,18 @@ def test_a_checkpoint_holds_all(name: str, normalised: bool, suffix: str, tmp_pa
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_checkpoint_of_a_wrapped_codec_needs_it_and_has_its_weights(suffix: str, tmp_path: Path):
+def test_a_checkpoint_of_a_wrapped_codec_needs_the_same(suffix: str, tmp_path: Path):
     codec = own_codec().with_statistics(statistics_of(5))
     path = saved(tmp_path / f"bridge{suffix}", codec)
-    with pytest.raises(IncompleteFileError, match=r"wrapped tests\.codec\.autoencoders\.Own: give the codec, .*codec="):
+    with pytest.raises(
+        IncompleteFileError, match=r"only the SHA-256 of its codec, .* of kind 'wrapped': pass the codec"
+    ):
         load_checkpoint(path).build_codec()
-    own = own_codec(seed=1).with_statistics(statistics_of(5))
-    own.tiling = Tiling(whole=64, side=8, overlap=2)
-    loaded = load_checkpoint(path, codec=own).build_codec()
-    assert loaded is not None
-    assert (loaded.config(), loaded.digest(), loaded.tiling) == (codec.config(), codec.digest(), own.tiling)
-    assert own.digest() == own_codec(seed=1).digest() != codec.digest()
-    loaded.tiling = Tiling()
-    torch.testing.assert_close(loaded.encode(IMAGE, "source"), codec.encode(IMAGE, "source"), rtol=0, atol=0)
-    sampler = BridgeSampler.from_checkpoint(path, codec=own, steps=2)
+    sampler = BridgeSampler.from_checkpoint(path, codec=own_codec(), steps=2)
     other = BridgeSampler(tiny_unet(in_channels=5, out_channels=5), ABridge(), steps=2, codec=codec)
-    torch.testing.assert_close(sampler(IMAGE, seed=0), other(IMAGE, seed=0))
-    for given in (own_codec(image_channels=1), vqgan()):
-        with pytest.raises(ValueError, match=r"codec must be wrapped with|another codec was given"):
+    torch.testing.assert_close(sampler(IMAGE, seed=0), other(IMAGE, seed=0), rtol=0, atol=0)
+    for given in (own_codec(seed=1), own_codec(image_channels=1), vqgan()):
+        with pytest.raises(ValueError, match="another codec was given"):
             load_checkpoint(path, codec=given)
 
 
@@ -229,8 +213,7 @@ EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "kl, no config": ("kl", lambda c: c.pop("config"), "none of kind 'kl': 'config'"),
     "kl, unknown": ("kl", lambda c: c["config"].update(speed=1), "none of kind 'kl': .*'speed'"),
     "blocks": ("kl", lambda c: c["config"].update(layers_per_block=10**9), "2000000000 blocks, for"),
-    "another kind": ("kl", lambda c: c.update(kind="tiny"), r"kind must be one of \['kl', 'vqgan', 'wrapped'\]"),
-    "wrapped": ("wrapped", lambda c: c["config"].update(stride="2"), "codec must be wrapped with .*'stride': '2'"),
+    "another kind": ("kl", lambda c: c.update(kind="tiny"), r"kind must be one of \['kl', 'vqgan'\], got 'tiny'"),
 }
 
 
@@ -247,7 +230,7 @@ def test_a_damaged_checkpoint_is_refused(
     content["codec"] = stored
     torch.save(content, path)
     with pytest.raises(ValueError, match=rf"cannot read .*a\.pt as a checkpoint: .*{message}"):
-        load_checkpoint(path, codec=own_codec() if name == "wrapped" else None)
+        load_checkpoint(path)
 
 
 def wrapped(module: Any = None, **settings: Any) -> Codec:
@@ -255,27 +238,32 @@ def wrapped(module: Any = None, **settings: Any) -> Codec:
     return wrap_codec(module, lambda _, x: x, lambda _, z: z, **{"channels": 5, "stride": 2, **settings})
 
 
-def statistics(mean: Any = (0.0,), std: Any = (1.0,), target_mean: Any = (0.0,)) -> LatentStatistics:
-    return LatentStatistics(mean, std, target_mean, (1.0,))
+def statistics(std: Any = (1.0,), target_mean: Any = (0.0,)) -> LatentStatistics:
+    return LatentStatistics((0.0,), std, target_mean, (1.0,))
 
 
 ONES = torch.ones(1, 3, 2, 2)
 IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
     (lambda: DiffusersCodec(nn.Linear(2, 2)), "module must be a diffusers AutoencoderKL, got a Linear"),
     (lambda: DiffusersCodec(tiny_kl(out_channels=4)), "the autoencoder's out_channels must be 3, got 4"),
-    (lambda: wrapped("text"), r"module must be a torch\.nn\.Module, got str"),
-    (lambda: wrapped(nn.ReLU()), "module must have parameters, got a ReLU without any"),
+    (lambda: wrapped("text"), r"module must be a torch\.nn\.Module with parameters, got a str"),
+    (lambda: wrapped(nn.ReLU()), r"Module with parameters, got a ReLU"),
     (lambda: wrapped(channels=0), "channels must be at least 1, got 0"),
     (lambda: wrapped(stride=1.5), r"stride must be of integers, got 1\.5"),
     (lambda: own_codec(stride=4).latents(IMAGE), r"\(3, 16, 24\) must become \(5, 4, 6\) values, got \(5, 8, 12\)"),
     (lambda: own_codec(image_channels=4).image(torch.zeros(1, 5, 2, 2)), r"must become \(4, 4, 4\) values, got"),
     (lambda: LatentStatistics.of([]), "at least one batch"),
-    (lambda: LatentStatistics.of([(ONES, ONES)]), "source_std must be positive"),
+    (lambda: LatentStatistics.of([(ONES, ONES)]), "source_std must be finite and positive"),
     (lambda: statistics(std=(NAN,)), "source_std must be finite"),
     (lambda: statistics(target_mean=(0.0, 0.0)), "target_mean must have 1 numbers, got 2"),
     (lambda: vqgan().with_statistics(statistics()), "must be of 3 channels, got 1"),
-    (lambda: from_config({"kind": "fsq"}, {}), r"kind must be one of \['kl', .*'vqgan', .*\], got 'fsq'"),
-    (lambda: from_config(own_codec().config(), own_codec().state_dict()), "codec must be wrapped with .*, got None"),
+    (
+        lambda: vqgan().latents(torch.zeros(1, 3, 9, 8)),
+        r"an image must be \(B, 3, H, W\), with .* of 2, got \(1, 3, 9, 8\)",
+    ),
+    (lambda: vqgan().latents(torch.zeros(1, 1, 8, 8)), r"an image must be \(B, 3, H, W\), .*got \(1, 1, 8, 8\)"),
+    (lambda: vqgan().latents(torch.zeros(3, 8, 8)), r"an image must be \(B, 3, H, W\), .*got \(3, 8, 8\)"),
+    (lambda: vqgan().image(torch.zeros(1, 3, 0, 8)), r"latents must be \(B, 3, H, W\), got \(1, 3, 0, 8\)"),
 ]
 
 
@@ -285,18 +273,8 @@ def test_what_cannot_be(make: Callable[[], object], message: str):
         make()
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 3, 8, 9), (1, 1, 8, 8), (1, 3, 0, 8), (3, 8, 8)], ids=str)
-def test_images_that_have_no_latents(shape: tuple[int, ...]):
-    with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), with height and width multiples of 2, got"):
-        vqgan().latents(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"latents must be \(B, 3, H, W\), got"):
-        vqgan().image(torch.zeros(shape)[..., :0])
-
-
 def test_images_of_one_channel():
     kl = tiny_kl(latent_channels=16, in_channels=1, out_channels=1, use_quant_conv=False, use_post_quant_conv=False)
     codec = DiffusersCodec(kl)
     assert (codec.image_channels, codec.channels) == (1, 16)
     assert codec.image(codec.latents(IMAGE[:, :1])).shape == (2, 1, 16, 24)
-    with pytest.raises(ValueError, match=r"an image must be \(B, 1, H, W\), with height and width multiples of 2"):
-        codec.latents(IMAGE)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bbdm.data.rows import DATASETS, Half, paths_of, read_layout, read_rows, shown
+from bbdm.data.rows import DATASETS, Half, UnpairedRows, paths_of, read_layout, read_rows, shown
 from tests.data.making import load, pixels, save
 
 
@@ -137,3 +137,10 @@ def test_paths_of_a_table_are_relative_to_its_file() -> None:
     assert texts(read_rows("table", "data/{split}.csv")) == [f"s/1 {paths}"]
     Path("t.csv").write_text("name,source\none,s/1.png\ntwo,s/2.png")
     assert texts(read_rows("table", "t.csv")) == ["one s/1.png", "two s/2.png"]
+
+
+def test_any_of_two_sets_meets_any() -> None:
+    rows = UnpairedRows({str(a): a for a in range(4)}, {str(b): b for b in range(4)})
+    drawn = [[rows.drawn(index, seed) for index in range(4)] for seed in range(60)]
+    assert all(sorted(row[side] for row in epoch) == [0, 1, 2, 3] for epoch in drawn for side in ("source", "target"))
+    assert len({(row["source"], row["target"]) for epoch in drawn for row in epoch}) == 16

@@ -22,12 +22,9 @@ from tests.conftest import TINY, tiny_dit, tiny_unet
 
 STEPS = 5
 FLOAT32 = 1e-4  # rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
-SOLVERS = [("dpm2m", None), ("sde-dpm2m", None), ("posterior", (-0.3, 0.4))]
 
 SOURCE = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5
 ODD = SOURCE[:3, :, :7, :5]  # off the stride
-
-Clamp = tuple[float, float] | None
 
 
 class Short(UNet):
@@ -48,18 +45,9 @@ def short_unet(kind: type[UNet] = Short) -> UNet:
 
 
 @cache
-def build(
-    solver: str = "sde-dpm2m",
-    dtype: torch.dtype = torch.float32,
-    compile: bool = True,
-    clamp: Clamp = None,
-    device: str = "cpu",
-) -> BridgeSampler:
-    """A sampler of the short network, one for each set of arguments; all solvers share a compiled network."""
-    sampler = new_sampler(solver, dtype=dtype, compile=compile, clamp=clamp, device=device)
-    if compile and (solver, clamp) != ("sde-dpm2m", None):
-        sampler._body = build(dtype=dtype, device=device)._body
-    return sampler
+def build(dtype: torch.dtype = torch.float32, compile: bool = True) -> BridgeSampler:
+    """A sampler of the short network, one for each set of arguments."""
+    return new_sampler(dtype=dtype, compile=compile)
 
 
 def new_sampler(solver: str = "sde-dpm2m", kind: type[UNet] = Short, **settings: Any) -> BridgeSampler:
@@ -97,15 +85,14 @@ def test_windows_of_any_picture_are_one_shape(compilations: list[weakref.ref[obj
     assert len(compilations) == 1
 
 
-@pytest.mark.parametrize(("solver", "clamp"), SOLVERS)
-def test_compiled_is_eager_in_float32(solver: str, clamp: Clamp):
-    expected = build(solver, compile=False, clamp=clamp)(ODD, seed=3)
-    assert expected.abs().lt(1).float().mean() > 0.25  # [-1, 1] doesn't cut everything off
-    torch.testing.assert_close(build(solver, clamp=clamp)(ODD, seed=3), expected, rtol=0, atol=FLOAT32)
-
-
-def test_compiled_in_bfloat16_is_as_near_to_float32_as_eager_is():
+def test_compiled_is_eager_in_float32_and_as_near_to_it_in_bfloat16():
     exact = build(compile=False)(ODD, seed=3)
+    assert exact.abs().lt(1).float().mean() > 0.25  # [-1, 1] doesn't cut everything off
+    torch.testing.assert_close(build()(ODD, seed=3), exact, rtol=0, atol=FLOAT32)
+    settings: dict[str, Any] = {"solver": "dpm2m", "steps": 3}
+    torch.testing.assert_close(
+        build()(ODD, seed=3, **settings), build(compile=False)(ODD, seed=3, **settings), rtol=0, atol=FLOAT32
+    )
     rival = largest(build(dtype=torch.bfloat16, compile=False)(ODD, seed=3) - exact)
     made = build(dtype=torch.bfloat16)
     assert made.dtype == next(made.unet.parameters()).dtype == torch.bfloat16
@@ -134,10 +121,9 @@ def test_compiled_is_eager_with_every_unet(dtype: torch.dtype, condition_channel
     assert largest(made - exact) <= FLOAT32 + 2 * largest(eager - exact)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.usefixtures("compilations")
-def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_modulation_is_computed_once(compile: bool, monkeypatch: pytest.MonkeyPatch):
     calls: list[Tensor] = []
     embedder = UNet.embedder
 
@@ -146,7 +132,7 @@ def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypa
         return lambda t: calls.append(t) or embed(t)
 
     monkeypatch.setattr(UNet, "embedder", counting)
-    sampler = new_sampler(dtype=dtype, compile=compile)
+    sampler = new_sampler(compile=compile)
     assert [t.tolist() for t in calls] == [sampler.table.timesteps.tolist()]
     sampler(ODD, seed=0)
     list(sampler.stream(ODD, seed=0))
@@ -278,19 +264,15 @@ def test_calls_leave_no_tensors():
     assert counts[1] == counts[2]  # the first calls may compile
 
 
-@pytest.mark.parametrize(("pays", "best"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_compiled_float32_networks_run_in_the_best_dtype(pays: bool, best: torch.dtype, monkeypatch: Any):
-    monkeypatch.setattr(device_module, "bfloat16_pays", lambda threads: pays)
+@pytest.mark.parametrize(("float32", "best"), [(2.6, torch.bfloat16), (2.2, torch.float32)])
+def test_compiled_float32_networks_run_in_the_best_dtype(float32: float, best: torch.dtype, monkeypatch: Any):
+    """In bfloat16 where it is 1.2 times as fast: here in less than 2.4 seconds."""
+    seconds = {torch.float32: float32, torch.bfloat16: 2.0}
+    monkeypatch.setattr(device_module, "timeit", lambda call, number: seconds[call().dtype])
+    monkeypatch.setattr(device_module, "bfloat16_pays", device_module.bfloat16_pays.__wrapped__)
     unet = short_unet()
     assert BridgeSampler(unet, ABridge(), compile=True).dtype == best
     assert BridgeSampler(unet, ABridge()).dtype == torch.float32
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert BridgeSampler(unet, ABridge(), dtype=dtype, compile=True).dtype == dtype
     assert BridgeSampler(short_unet().double(), ABridge(), compile=True).dtype == torch.float64
-
-
-@pytest.mark.parametrize(("float32", "pays"), [(2.6, True), (2.2, False)])
-def test_bfloat16_pays_where_it_saves_a_sixth_of_the_time(float32: float, pays: bool, monkeypatch: pytest.MonkeyPatch):
-    seconds = {torch.float32: float32, torch.bfloat16: 2.0}  # 1.2 times that is 2.4
-    monkeypatch.setattr(device_module, "timeit", lambda call, number: seconds[call().dtype])
-    assert device_module.bfloat16_pays.__wrapped__(1) == pays

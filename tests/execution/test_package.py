@@ -78,20 +78,18 @@ ELSEWHERE: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("part", ELSEWHERE)
-def test_refused_elsewhere(part: str, package: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(*ELSEWHERE[part])
-    with pytest.raises(ValueError, match=rf"unet.pt2 was saved for {part} .*, here it is "):
-        PackagedNetwork(package / "unet.pt2", network(), CPU)
+def test_refused_elsewhere_and_for_another(package: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(part: str, device: str = "cpu", **other: Any) -> None:
+        with pytest.raises(ValueError, match=rf"unet.pt2 was saved for {part} .*, here it is "):
+            PackagedNetwork(package / "unet.pt2", network(**other), torch.device(device))
 
-
-@pytest.mark.parametrize(
-    ("part", "other", "device"),
-    [("device", {}, "meta"), ("network", {"num_groups": 2}, "cpu"), ("weights", {"seed": 1}, "cpu")],
-)
-def test_refused_for_another(part: str, other: dict[str, Any], device: str, package: Path):
-    with pytest.raises(ValueError, match=f"unet.pt2 was saved for {part} .*, here it is "):
-        PackagedNetwork(package / "unet.pt2", network(**other), torch.device(device))
+    for part, where in ELSEWHERE.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(*where)
+            refused(part)
+    refused("device", device="meta")
+    refused("network", num_groups=2)
+    refused("weights", seed=1)
 
 
 def test_damage_is_refused(package: Path, tmp_path: Path):
@@ -139,15 +137,14 @@ def test_arguments(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("before", [None, b"before"])
-def test_a_failure_to_compile_leaves_what_was_there(before: bytes | None, tmp_path: Path, monkeypatch: Any):
+def test_a_failure_to_compile_leaves_what_was_there(tmp_path: Path, monkeypatch: Any):
     def fail(*_: object, package_path: str, **settings: object) -> None:
         Path(package_path).write_bytes(b"half")
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
-    if before is not None:
-        (tmp_path / "a.pt2").write_bytes(before)
-    with pytest.raises(RuntimeError, match="no compiler"):
-        BridgeSampler(network(), BRIDGE, compile=True, dtype="fp32").save_compiled(tmp_path / "a.pt2", size=(8, 8))
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
+    (tmp_path / "a.pt2").write_bytes(b"before")
+    for name in ("a.pt2", "b.pt2"):
+        with pytest.raises(RuntimeError, match="no compiler"):
+            BridgeSampler(network(), BRIDGE, compile=True, dtype="fp32").save_compiled(tmp_path / name, size=(8, 8))
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
-from bbdm.codec import Codec, LatentStatistics, VQGANCodec
+from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint, save_vqgan
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import state_hash
@@ -59,106 +59,92 @@ def refused(path: Path, reason: str) -> None:
     assert not [advice for advice in ("weights_only=False", "do those steps", "trusted") if advice in str(caught.value)]
 
 
-class TestRoundTrip:
-    @SUFFIXES
-    def test_weights_and_average_are_bit_exact(self, suffix: str, make_unet: MakeUNet, tmp_path: Path) -> None:
-        """Of one network as both too, as before the first update of the average."""
-        unet = make_unet(0)
-        for ema in (unet, make_unet(1)):
-            save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE, ema=ema)
-            loaded = load_checkpoint(tmp_path / f"a{suffix}")
-            assert_same_state(loaded.unet.weights, unet.state_dict())
-            assert_same_state(loaded.build_unet().state_dict(), ema.state_dict())
-            assert_same_state(loaded.build_unet(ema=False).state_dict(), unet.state_dict())
-            assert loaded.training is None
-
-    @SUFFIXES
-    @pytest.mark.parametrize(
-        ("bridge", "size"),
-        [
-            (ABridge(500, 1 / 3, "noise"), None),
-            (BrownianBridge(200, 0.1, "displacement"), 8),
-            (BrownianBridge.bbdm(100, schedule="sin"), (8, 16)),
-        ],
-        ids=["abridge", "brownian", "bbdm"],
-    )
-    def test_settings(self, suffix: str, bridge: Bridge, size: Any, make_unet: MakeUNet, tmp_path: Path) -> None:
-        unet = make_unet(in_channels=4, out_channels=2, condition_channels=1, dropout=0.1)
-        save_checkpoint(tmp_path / f"a{suffix}", unet, bridge, image_size=size)
-        loaded = load_checkpoint(tmp_path / f"a{suffix}")
+@SUFFIXES
+@pytest.mark.parametrize(
+    ("bridge", "size"),
+    [
+        (ABridge(500, 1 / 3, "noise"), None),
+        (BrownianBridge(200, 0.1, "displacement"), 8),
+        (BrownianBridge.bbdm(100, schedule="sin"), (8, 16)),
+    ],
+    ids=["abridge", "brownian", "bbdm"],
+)
+def test_round_trip(suffix: str, bridge: Bridge, size: Any, make_unet: MakeUNet, tmp_path: Path) -> None:
+    """To the bit, also of one network as both, as before the first update of the average."""
+    settings: dict[str, Any] = {"in_channels": 4, "out_channels": 2, "condition_channels": 1, "dropout": 0.1}
+    unet, path = make_unet(0, **settings), tmp_path / f"a{suffix}"
+    for ema in (unet, make_unet(1, **settings)):
+        save_checkpoint(path, unet, bridge, ema=ema, image_size=size)
+        loaded = load_checkpoint(path)
         assert (loaded.bridge, loaded.image_size, loaded.unet.config) == (bridge, size, unet.config)
-        assert not loaded.build_unet().training
-
-    def test_one_of_weights_and_average_is_enough(self, files: Path, tmp_path: Path) -> None:
-        for name in ("weights", "ema"):
-            path = edited(files / "good.pt", lambda content, n=name: content["states"].pop(n), tmp_path)
-            kept = load_checkpoint(path)
-            assert_same_state(kept.build_unet(ema=True).state_dict(), kept.build_unet(ema=False).state_dict())
-
-    def test_training_state_of_plain_values(self, make_unet: MakeUNet, tmp_path: Path) -> None:
-        """In a file without checksums, as torch writes them where its user has asked for that."""
-        training: dict[str, Any] = {
-            "random": torch.get_rng_state(),
-            "values": [True, None, -3, 2.5, "text", (1, (2,)), {1, 2}, 2**70],
-            "nested": {7: {"half": torch.ones(2).bfloat16(), "flag": torch.tensor(True), "none": torch.empty(0, 3)}},
-        }
-        torch.serialization.set_crc32_options(False)
-        try:
-            save_checkpoint(tmp_path / "a.pt", make_unet(), BRIDGE, training=training)
-        finally:
-            torch.serialization.set_crc32_options(True)
-        loaded = load_checkpoint(tmp_path / "a.pt")
-        assert loaded.training is not None
-        assert loaded.training["values"] == training["values"]
-        assert torch.equal(loaded.training["random"], training["random"])
-        assert_same_state(loaded.training["nested"][7], training["nested"][7])
-        assert_same_state(loaded.unet.weights, make_unet().state_dict())
+        assert (loaded.training, loaded.build_unet().training) == (None, False)
+        assert_same_state(loaded.build_unet().state_dict(), ema.state_dict())
+        assert_same_state(loaded.build_unet(ema=False).state_dict(), unet.state_dict())
 
 
-class TestCodecReference:
-    """A file with training state refers to its codec by the SHA-256 of the weights."""
+def test_one_of_weights_and_average_is_enough(files: Path, tmp_path: Path) -> None:
+    for name in ("weights", "ema"):
+        path = edited(files / "good.pt", lambda content, n=name: content["states"].pop(n), tmp_path)
+        kept = load_checkpoint(path)
+        assert_same_state(kept.build_unet(ema=True).state_dict(), kept.build_unet(ema=False).state_dict())
 
-    @pytest.fixture
-    def codec(self) -> Codec:
-        statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
-        return VQGANCodec(tiny_vqgan()).with_statistics(statistics)
 
-    @pytest.fixture
-    def path(self, codec: Codec, make_unet: MakeUNet, tmp_path: Path) -> Path:
-        save_checkpoint(tmp_path / "step.pt", make_unet(), BRIDGE, codec=codec, training={"step": 1})
-        return tmp_path / "step.pt"
+def test_training_state_of_plain_values(make_unet: MakeUNet, tmp_path: Path) -> None:
+    """In a file without checksums, as torch writes them where its user has asked for that."""
+    training: dict[str, Any] = {
+        "random": torch.get_rng_state(),
+        "values": [True, None, -3, 2.5, "text", (1, (2,)), {1, 2}, 2**70],
+        "nested": {7: {"half": torch.ones(2).bfloat16(), "flag": torch.tensor(True), "none": torch.empty(0, 3)}},
+    }
+    torch.serialization.set_crc32_options(False)
+    try:
+        save_checkpoint(tmp_path / "a.pt", make_unet(), BRIDGE, training=training)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert loaded.training is not None
+    assert loaded.training["values"] == training["values"]
+    assert torch.equal(loaded.training["random"], training["random"])
+    assert_same_state(loaded.training["nested"][7], training["nested"][7])
+    assert_same_state(loaded.unet.weights, make_unet().state_dict())
 
-    def test_it_has_the_hash_and_needs_the_codec(self, codec: Codec, path: Path, make_unet: MakeUNet) -> None:
-        content = torch.load(path, weights_only=True)
-        assert content["codec"]["sha256"] == state_hash(codec.state_dict())
-        assert "codec" not in content["states"]
-        with pytest.raises(IncompleteFileError, match=r"load_checkpoint\(path, codec=\.\.\.\)"):
-            load_checkpoint(path).build_codec()
-        loaded = load_checkpoint(path, codec=VQGANCodec(tiny_vqgan())).build_codec()
-        assert loaded is not None
-        assert loaded.statistics == codec.statistics
-        assert_same_state(loaded.state_dict(), codec.state_dict())
-        save_checkpoint(path.with_name("final.pt"), make_unet(), BRIDGE, codec=codec)  # which holds it
-        assert load_checkpoint(path.with_name("final.pt")).build_codec() is not None
 
-    def test_another_codec_and_a_hash_that_is_none(self, path: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="another codec was given"):
-            load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
-        for sha256 in (None, "", 3):
-            other = edited(path, lambda content, s=sha256: content["codec"].update(sha256=s), tmp_path)
-            refused(other, "sha256 must be text")
+def test_training_state_refers_to_the_codec_by_a_hash(make_unet: MakeUNet, tmp_path: Path) -> None:
+    statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
+    codec, path = VQGANCodec(tiny_vqgan()).with_statistics(statistics), tmp_path / "step.pt"
+    save_checkpoint(path, make_unet(), BRIDGE, codec=codec, training={"step": 1})
+    content = torch.load(path, weights_only=True)
+    assert content["codec"]["sha256"] == state_hash(codec.module.state_dict())
+    assert "codec" not in content["states"]
+    with pytest.raises(IncompleteFileError, match=r"load_checkpoint\(path, codec=\.\.\.\)"):
+        load_checkpoint(path).build_codec()
+    loaded = load_checkpoint(path, codec=VQGANCodec(tiny_vqgan())).build_codec()
+    assert loaded is not None
+    assert loaded.config() == codec.config()
+    assert_same_state(loaded.module.state_dict(), codec.module.state_dict())
+    with pytest.raises(ValueError, match="another codec was given"):
+        load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
+    for sha256 in (None, "", 3):
+        refused(edited(path, put("codec", "sha256", sha256), tmp_path), "sha256 must be text")
 
 
 class TestWriting:
     def test_refuses(self, make_unet: MakeUNet, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        for name, training, message in [
-            ("a.pth", None, r"ends in \.pt or \.safetensors, got .*a\.pth"),
-            ("a.safetensors", {"step": 1}, r"training state needs a \.pt"),
-            ("file/a.pt", None, "file is a file, and a folder is needed there"),
-        ]:
+        large = make_unet()
+        torch.nn.init.constant_(next(large.parameters()), 1e5)
+        cases: list[tuple[str, dict[str, Any], str]] = [
+            ("a.pth", {}, r"ends in \.pt or \.safetensors, got .*a\.pth"),
+            ("a.safetensors", {"training": {"step": 1}}, r"training state needs a \.pt"),
+            ("file/a.pt", {}, "file is a file, and a folder is needed there"),
+            ("a.pt", {"solver": "euler"}, "solver must be one of"),
+            ("a.pt", {"solver": "ddim", "steps": 2000}, r"steps must be an integer in \[1, 50\]"),
+            ("a.pt", {"dtype": "int8"}, r"dtype must be a floating-point dtype such as .*, got 'int8'"),
+            ("a.pt", {"dtype": "fp16"}, r"has values beyond the range of torch\.float16"),
+        ]
+        for name, settings, message in cases:
             with pytest.raises(ValueError, match=message):
-                save_checkpoint(tmp_path / name, make_unet(), BRIDGE, training=training)
+                save_checkpoint(tmp_path / name, large, BRIDGE, **settings)
         assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
     @pytest.mark.parametrize(
@@ -237,10 +223,14 @@ PT_EDITS: dict[str, tuple[Edit, str]] = {
     "no-weights": (put("states", {}), "neither weights nor their moving average"),
     "a-weight-is-missing": (lambda content: content["states"]["ema"].pop("out.2.bias"), r"missing: out\.2\.bias$"),
     "an-object": (put("training", {"a": BRIDGE}), "more than plain values"),
-    "shared-storage": (
-        lambda content: [*map(share, content["states"].values())],
-        r"of \d+ bytes, and only \d+ are stored",
+    "shared-storage": (lambda content: [*map(share, content["states"].values())], r"bytes, and only \d+ are stored"),
+    "steps": (lambda content: content.update(solver="ddim", steps=10**9), r"steps must be an integer in \[1, 50\] for"),
+    "two-choices": (
+        lambda content: content.update(solver="ddim", steps=3, timesteps=[5]),
+        "steps or timesteps, not both",
     ),
+    "no-solver": (put("steps", 3), "steps and timesteps of a network are those of its solver"),
+    "calls": (put("calls", True), "calls must be a positive integer, got True"),
 }
 
 

@@ -24,7 +24,7 @@ from bbdm.files.hub import HubError, find_checkpoint
 from bbdm.pictures import read
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
-from tests.onnx.exports import checkpoint, export, tiny_codec
+from tests.onnx.exports import tiny_codec
 
 BRIDGE = ABridge(num_steps=50)
 SOURCE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -164,52 +164,45 @@ class TestFolder:
 
     @pytest.mark.parametrize("own", [False, True], ids=["latents", "a module"])
     def test_what_is_not_a_network_of_pictures(self, own: bool, tmp_path: Path):
-        """The card says what it is, and what its user has to give."""
-        if own:
-            network = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x))
-            sampler, given, parts = BridgeSampler(network, BRIDGE), network, ["network=bbdm.wrap(...)"]
-        else:
-            sampler, given = BridgeSampler(tiny_unet(), BRIDGE, codec=tiny_codec(), calls=2), None
-            parts = ["latents of a VQGAN", "| `consistency`, 2 network calls |"]
+        """The card says what its user has to give."""
+        network = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x)) if own else None
+        sampler = BridgeSampler(network or tiny_unet(), BRIDGE, codec=None if own else tiny_codec(), calls=2)
         sampler.save_pretrained(tmp_path / "a")
-        restored = BridgeSampler.from_pretrained(tmp_path / "a", network=given)
+        restored = BridgeSampler.from_pretrained(tmp_path / "a", network=network)
         assert same(restored, sampler)
         assert restored.calls == sampler.calls
-        card = (tmp_path / "a" / "README.md").read_text()
-        assert [part for part in parts if part not in card] == []
+        assert ("network=bbdm.wrap(...)" in (tmp_path / "a" / "README.md").read_text()) == own
 
 
-class TestCard:
-    def test_what_the_hub_reads(self, sampler: BridgeSampler, tmp_path: Path):
-        """By its own library."""
-        sampler.save_pretrained(tmp_path / "a", license="cc-by-sa-4.0", base_model="me/teacher")
-        text = (tmp_path / "a" / "README.md").read_text()
-        data: Any = huggingface_hub.ModelCard(text).data
-        assert (data.library_name, data.pipeline_tag, data.tags) == ("bbdm", "image-to-image", ["diffusion-bridge"])
-        assert (data.license, data.base_model) == ("cc-by-sa-4.0", "me/teacher")
-        rows = [f"| bridge | `{BRIDGE}` |", "| image size | 16 x 16 |", "| solver | `dpm2m`, 3 network calls |"]
-        assert [row for row in rows if row not in text.splitlines()] == []
-        assert not re.search(r"\|\n\n\||\|\n[^|\n]|\n\n\n", text)  # tables are in one piece
-        (tmp_path / "a" / "README.md").write_text("mine")
-        sampler.save_pretrained(tmp_path / "a")
-        assert (tmp_path / "a" / "README.md").read_text() == "mine"  # a card that is there stays
+def test_what_the_hub_reads_of_a_card(sampler: BridgeSampler, tmp_path: Path):
+    """By its own library."""
+    sampler.save_pretrained(tmp_path / "a", license="cc-by-sa-4.0", base_model="me/teacher")
+    text = (tmp_path / "a" / "README.md").read_text()
+    data: Any = huggingface_hub.ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag, data.tags) == ("bbdm", "image-to-image", ["diffusion-bridge"])
+    assert (data.license, data.base_model) == ("cc-by-sa-4.0", "me/teacher")
+    assert "\n# a\n" in text
+    (tmp_path / "a" / "README.md").write_text("mine")
+    sampler.save_pretrained(tmp_path / "a")
+    assert (tmp_path / "a" / "README.md").read_text() == "mine"  # a card that is there stays
 
-    @pytest.mark.parametrize("values", [False, True], ids=["8 bits", "values"])
-    def test_its_lines_run(self, values: bool, sampler: BridgeSampler, tmp_path: Path, monkeypatch: Any):
-        """Those of Python, beside the folder, and give the sampler's own result."""
-        suffix = "npy" if values else "png"
-        if values:
-            sampler.pictures = Spec(source=Values(0, 3000, dtype="uint16"), target=Values(-1000, 1000, dtype="int16"))
-            np.save(tmp_path / "source.npy", np.random.default_rng(0).integers(0, 3000, (3, 16, 16), dtype=np.uint16))
-        else:
-            noise(3).save(tmp_path / "source.png")
-        sampler.save_pretrained(tmp_path / "faces")
-        monkeypatch.chdir(tmp_path)
-        (lines,) = re.findall(r"```python\n(.*?)```", Path("faces/README.md").read_text(), flags=re.DOTALL)
-        exec(compile(lines, "card", "exec"), {})
-        made, wanted = read(f"result.{suffix}"), sampler(f"source.{suffix}", seed=0)[0]
-        wanted.save(f"wanted.{suffix}")
-        assert (np.asarray(made) == np.asarray(read(f"wanted.{suffix}"))).all()
+
+@pytest.mark.parametrize("values", [False, True], ids=["8 bits", "values"])
+def test_the_lines_of_a_card_run(values: bool, sampler: BridgeSampler, tmp_path: Path, monkeypatch: Any):
+    """Those of Python, beside the folder, and give the sampler's own result."""
+    suffix = "npy" if values else "png"
+    if values:
+        sampler.pictures = Spec(source=Values(0, 3000, dtype="uint16"), target=Values(-1000, 1000, dtype="int16"))
+        np.save(tmp_path / "source.npy", np.random.default_rng(0).integers(0, 3000, (3, 16, 16), dtype=np.uint16))
+    else:
+        noise(3).save(tmp_path / "source.png")
+    sampler.save_pretrained(tmp_path / "faces")
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"```python\n(.*?)```", Path("faces/README.md").read_text(), flags=re.DOTALL)
+    exec(compile(lines, "card", "exec"), {})
+    made, wanted = read(f"result.{suffix}"), sampler(f"source.{suffix}", seed=0)[0]
+    wanted.save(f"wanted.{suffix}")
+    assert (np.asarray(made) == np.asarray(read(f"wanted.{suffix}"))).all()
 
 
 class TestFetching:
@@ -252,19 +245,10 @@ class TestFetching:
         """What exists is a path; what does not is named as a path and as a name."""
         monkeypatch.chdir(tmp_path)
         assert find_checkpoint("some/where/else") == Path("some/where/else")
-        cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-            (tmp_path, {}, ValueError, f"{tmp_path} is a folder, and a checkpoint is a file"),
-            ("out/gone.pt", {}, FileNotFoundError, r"there is no checkpoint out/gone\.pt"),
-            (
-                tmp_path,
-                {"revision": "v1"},
-                ValueError,
-                r"revision='v1' is of a repository OWNER/NAME, and .* is a path",
-            ),
-        ]
-        for name, settings, error, message in cases:
-            with pytest.raises(error, match=message):
-                BridgeSampler.from_pretrained(name, **settings)
+        with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
+            BridgeSampler.from_pretrained("out/gone.pt")
+        with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
+            BridgeSampler.from_pretrained(tmp_path, revision="v1")
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         message = r"there is no path me/faces, and .* huggingface_hub, .*: pip install 'bbdm\[hub\]'"
         with pytest.raises(ModuleNotFoundError, match=message):
@@ -297,33 +281,26 @@ class TestPushing:
         assert not hub.commits
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export; its checkpoint is ``bridge.pt`` beside it."""
-    folder = tmp_path_factory.mktemp("export")
-    return export(checkpoint(folder / "bridge.pt"), folder / "onnx", "--steps", "3")
-
-
-class TestExport:
-    def test_copied_and_fetched(self, exported: Path, hub: Hub, tmp_path: Path):
-        sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
+def test_an_export_is_copied_and_fetched(exported: Path, hub: Hub, tmp_path: Path):
+    sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
+    sampler.save_pretrained(tmp_path / "both")
+    shutil.copytree(exported, tmp_path / "both" / "onnx")
+    hub.commit({**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"})
+    made = [
+        OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
+        for name in (NAME, tmp_path / "both")
+    ]
+    wanted = ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
+    assert sorted(hub.downloads) == wanted
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_allclose(made[0], sampler(SOURCE, seed=0).numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
         sampler.save_pretrained(tmp_path / "both")
-        shutil.copytree(exported, tmp_path / "both" / "onnx")
-        hub.commit({**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"})
-        made = [
-            OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
-            for name in (NAME, tmp_path / "both")
-        ]
-        wanted = ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
-        assert sorted(hub.downloads) == wanted
-        np.testing.assert_array_equal(made[0], made[1])
-        np.testing.assert_allclose(made[0], sampler(SOURCE, seed=0).numpy(), atol=1e-4)
-        with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
-            sampler.save_pretrained(tmp_path / "both")
 
-    def test_what_leads_out_of_the_folder(self, exported: Path, hub: Hub):
-        settings = json.loads((exported / "bridge.json").read_text())
-        settings["files"]["../config.json"] = ""
-        hub.commit({"onnx/bridge.json": json.dumps(settings).encode(), "config.json": b"{}"})
-        with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
-            OnnxBridgeSampler.from_pretrained(NAME)
+
+def test_an_export_that_leads_out_of_its_folder(exported: Path, hub: Hub):
+    settings = json.loads((exported / "bridge.json").read_text())
+    settings["files"]["../config.json"] = ""
+    hub.commit({"onnx/bridge.json": json.dumps(settings).encode(), "config.json": b"{}"})
+    with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
+        OnnxBridgeSampler.from_pretrained(NAME)

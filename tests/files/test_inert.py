@@ -57,81 +57,69 @@ class Outer(nn.Module):
         self.register_buffer("hidden", torch.zeros(1), persistent=False)
 
 
-class TestHonest:
-    @FORMATS
-    @pytest.mark.parametrize("plain", [True, False])
-    def test_tensors_are_those_of_torch_load(self, zipped: bool, plain: bool, tmp_path: Path):
-        base = torch.randn(6, 4)
-        dtypes = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
-        content = {
-            "scalar": torch.tensor(3.0),
-            "empty": torch.empty(0, 3),
-            "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
-            "parameter": nn.Parameter(torch.randn(3)),
-            "column": base[:, 1],
-            "transposed": base.t(),
-            **{str(dtype): base.to(dtype) for dtype in dtypes},
-        }
-        path = save(content, tmp_path / "a.pt", zipped)
-        expected = torch.load(path, weights_only=True)
-        path = path if plain else save({**content, "thing": Thing()}, path, zipped)
-        outputs, is_plain = inert.load(path)
-        assert is_plain == (plain and zipped)
-        for key, value in expected.items():
-            assert (outputs[key].dtype, outputs[key].stride()) == (value.dtype, value.stride()), key
-            assert torch.equal(outputs[key], value.detach()), key
-        assert outputs["column"].untyped_storage().data_ptr() == outputs["transposed"].untyped_storage().data_ptr()
+@FORMATS
+@pytest.mark.parametrize("plain", [True, False])
+def test_values_are_those_of_torch_load(zipped: bool, plain: bool, tmp_path: Path):
+    base = torch.randn(6, 4)
+    dtypes = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
+    tensors = {
+        "scalar": torch.tensor(3.0),
+        "empty": torch.empty(0, 3),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": nn.Parameter(torch.randn(3)),
+        "column": base[:, 1],
+        "transposed": base.t(),
+        **{str(dtype): base.to(dtype) for dtype in dtypes},
+    }
+    others = {
+        "text": ["é", "a" * 300, ""],
+        "numbers": (1, -2, 300, 70_000, 2**70, 1.5, True, None),
+        ("a", 1): collections.OrderedDict(b=1, a={"nested": [[], {}, (), {1, 2}]}),
+    }
+    content = {**tensors, **others, **({} if plain else {"thing": Thing()})}
+    outputs, is_plain = inert.load(save(content, tmp_path / "a.pt", zipped))
+    assert is_plain == (plain and zipped)
+    assert {key: outputs[key] for key in others} == others
+    expected = torch.load(save(tensors, tmp_path / "b.pt", zipped), weights_only=True)
+    for key, value in expected.items():
+        assert (outputs[key].dtype, outputs[key].stride()) == (value.dtype, value.stride()), key
+        assert torch.equal(outputs[key], value.detach()), key
+    assert outputs["column"].untyped_storage().data_ptr() == outputs["transposed"].untyped_storage().data_ptr()
 
-    @FORMATS
-    @pytest.mark.parametrize("protocol", [2, 4])
-    def test_containers(self, zipped: bool, protocol: int, tmp_path: Path):
-        content = {
-            "text": ["é", "a" * 300, ""],
-            "numbers": (1, -2, 300, 70_000, 2**70, 1.5, True, None),
-            ("a", 1): collections.OrderedDict(b=1, a={"nested": [[], {}, (), {1, 2}]}),
-        }
-        for more in ({}, {"thing": Thing()}):
-            full = {**content, **more}
-            torch.save(full, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-            outputs, _ = inert.load(tmp_path / "a.pt")
-            assert {key: outputs[key] for key in content} == content
 
-    @FORMATS
-    def test_objects_become_stubs(self, zipped: bool, tmp_path: Path):
-        content = [Thing(), Named(a=1), Thing, collections.deque([1, 2]), {argparse.Namespace: 1}]
-        (thing, named, kind, queue, _), _ = inert.load(save(content, tmp_path / "a.pt", zipped))
-        assert isinstance(thing, Stub)
-        assert thing.kind == kind.kind == f"{__name__}.Thing"
-        assert thing.entries.keys() == {"size", "weights"}
-        assert thing.entries["size"] == 3
-        assert torch.equal(thing.entries["weights"], torch.ones(2))
-        assert (named.kind, queue.kind) == (f"{__name__}.Named", "collections.deque")
+@FORMATS
+def test_objects_become_stubs(zipped: bool, tmp_path: Path):
+    content = [Thing(), Named(a=1), Thing, collections.deque([1, 2]), {argparse.Namespace: 1}]
+    (thing, named, kind, queue, _), _ = inert.load(save(content, tmp_path / "a.pt", zipped))
+    assert isinstance(thing, Stub)
+    assert thing.kind == kind.kind == f"{__name__}.Thing"
+    assert thing.entries.keys() == {"size", "weights"}
+    assert thing.entries["size"] == 3
+    assert torch.equal(thing.entries["weights"], torch.ones(2))
+    assert (named.kind, queue.kind) == (f"{__name__}.Named", "collections.deque")
 
-    @FORMATS
-    def test_state_dict_of_a_pickled_module(self, zipped: bool, tmp_path: Path):
-        module = Outer()
-        state = File(inert.load(save({"epoch": 3, "net": module}, tmp_path / "a.pt", zipped))[0]).below("net.")
-        assert state.keys() == module.state_dict().keys()
-        assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
 
-    def test_modules_within_themselves_are_entered_once(self, tmp_path: Path):
-        cycle = nn.Sequential(nn.Linear(1, 1))
-        cycle.add_module("again", cycle)
-        doubled: nn.Module = nn.Linear(1, 1)
-        for _ in range(40):  # 2**40 modules, of 40 in the file
-            doubled = nn.Sequential(doubled, doubled)
-        for module in (cycle, doubled):
-            file = File(inert.load(save(module, tmp_path / "a.pt"))[0])
-            assert [name.rpartition(".")[2] for name in sorted(file.tensors)] == ["bias", "weight"]
+@FORMATS
+def test_state_dict_of_a_pickled_module(zipped: bool, tmp_path: Path):
+    module = Outer()
+    state = File(inert.load(save({"epoch": 3, "net": module}, tmp_path / "a.pt", zipped))[0]).below("net.")
+    assert state.keys() == module.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
 
-    def test_more_values_than_any_network_has(self, tmp_path: Path):
-        content, _ = inert.load(save({"model": {str(i): i for i in range(300_000)}}, tmp_path / "a.pt"))
-        with pytest.raises(ValueError, match="holds more than 200000 values"):
-            inert.flat(content)
-        deep: Any = {"leaf": 1}
-        for i in range(100):
-            deep = {f"{i}": deep}
-        assert inert.flat({"a" * 201: 1, "b": 2, "deep": deep}) == {"b": 2}
+
+def test_what_is_within_itself_or_deep_is_entered_once(tmp_path: Path):
+    cycle = nn.Sequential(nn.Linear(1, 1))
+    cycle.add_module("again", cycle)
+    doubled: nn.Module = nn.Linear(1, 1)
+    for _ in range(40):  # 2**40 modules, of 40 in the file
+        doubled = nn.Sequential(doubled, doubled)
+    for module in (cycle, doubled):
+        file = File(inert.load(save(module, tmp_path / "a.pt"))[0])
+        assert [name.rpartition(".")[2] for name in sorted(file.tensors)] == ["bias", "weight"]
+    deep: Any = {"leaf": 1}
+    for i in range(100):
+        deep = {f"{i}": deep}
+    assert inert.flat({"a" * 201: 1, "b": 2, "deep": deep}) == {"b": 2}
 
 
 class Runs:
@@ -220,7 +208,7 @@ def test_pickles_by_hand_are_refused(name: str, tmp_path: Path):
 
 
 def zeros(path: Path) -> None:
-    by_hand(path, b"]" + bytes(2_000_000_000) + b".", zipfile.ZIP_DEFLATED)
+    by_hand(path, b"]" + bytes(700_000_000) + b".", zipfile.ZIP_DEFLATED)
 
 
 def legacy_numbers(path: Path) -> None:
@@ -285,7 +273,7 @@ def test_other_files(content: bytes, message: str, tmp_path: Path):
 
 def test_archives_of_something_else(tmp_path: Path):
     torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "a.pt"))  # pyright: ignore[reportAttributeAccessIssue]
-    assert "a TorchScript program" in error_of(tmp_path / "a.pt")
+    assert "compressed" in error_of(tmp_path / "a.pt")
     start = pickle.dumps(0x1950A86A20F9469CFC6C, 2).decode("latin1")
     with tarfile.open(tmp_path / "b.pt", "w", format=tarfile.USTAR_FORMAT, encoding="latin1") as archive:
         archive.addfile(tarfile.TarInfo(start), io.BytesIO())

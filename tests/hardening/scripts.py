@@ -27,7 +27,6 @@ STEPS = 6  # of an epoch
 RUN = "--device cpu -b 2 -e 3 --save_every 5 --show_verbose"  # it reports its checkpoints
 TRAIN = f"--preset demo {RUN} --image_size 16 -t 50 --preview_every 2"
 VQGAN = "--perceptual none --adversarial_start 2 --discriminator_width 4 --restarts 2 --flip --image_size 32"
-PLATEAU = "--lr_schedule plateau --plateau_patience 2 --optimizer adamw --grad_clip 0.5 --ema_start 6 --ema_every 4"
 PAIRS = "edge2shoes {place}/data"
 TARS = "{place}/tars/{{split}}/*.tar {output}/model.pt"
 
@@ -103,10 +102,6 @@ SCRIPTS: dict[str, Script] = {
     "distill": Script(distill.main, f"{{place}}/bridge.pt {{place}}/data {{output}}/model.pt --calls 2 {RUN}", 10),
     "train from a table": _train(data=f"hub {TARS}", before=("--workers", "1")),
     "train from a stream": _train("--workers 2", f"stream {TARS}", kills=30, before=("--workers", "0")),
-    "train, plateau": _train(PLATEAU),
-    "train, checkpointing": _train("--gradient_checkpointing"),
-    "train, float32": _train("--no-flip --precision fp32"),
-    "train, float16 in parts": _train("--precision fp16 --grad_accumulation 2"),
     "a cache of pictures": _train("-e 1 --cache_images {output}/cache", kills=30, resumes=False),
     "a cache of latents": _train(
         "-e 1 -vq {place}/vqgan.pt --cache_latents {output}/cache --normalize_latents", kills=25, resumes=False

@@ -1,8 +1,16 @@
-"""The files that are mutated, and how each is read: a row for each kind. Some libraries are optional."""
+"""The files that are mutated, and how each is read: a row for each kind.
+
+python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints an Outcome as JSON, or one for each
+of several kinds and counts with semicolons between. The same seed makes the same files. The name of a fault
+has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
+"""
 
 import gzip
 import json
 import random
+import shutil
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -31,6 +39,7 @@ from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
 from tests.hardening.mutations import Mutate, Subject, of_bytes, of_json, of_values
+from tests.hardening.watch import Outcome, Watch, judge
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.pictures.formats import numbers, write_dicom
 
@@ -257,3 +266,33 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "DICOM": (_format("07.dcm", _dicom), 5_000),
     "npy": (_format("a.npy", _written((2, 5, 7, 9), "float32")), 5_000),
 }
+
+
+def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outcome:
+    """Mutate the file ``count`` times; number ``first`` is the first."""
+    make, _ = SUBJECTS[kind]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    subject = make(folder)
+    whole = subject.path.read_bytes()
+    wanted = subject.read()
+    subject.read()  # what is imported and kept at a second call
+    outcome, watch = Outcome(), Watch()
+    for index in range(first, first + count):
+        subject.path.write_bytes(whole)
+        data = subject.mutate(whole, random.Random(f"{seed} {index}"))
+        subject.path.write_bytes(data)
+
+        def read() -> bool:
+            found = subject.read()
+            return found == wanted or not subject.exact
+
+        judge(read, len(data), watch, outcome, f"{kind} {index}", subject.room, str(folder))
+    return outcome
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # odd settings are as good as none here
+    kinds, counts, seed, folder, *first = sys.argv[1:]
+    for kind, count in zip(kinds.split(";"), counts.split(";"), strict=True):
+        print(json.dumps(asdict(run(kind, int(count), int(seed), Path(folder), *map(int, first)))))

@@ -29,7 +29,7 @@ DAILY = {"our .pt": 30, "our .safetensors, settings": 20, "PNG": 50, "NIfTI": 20
 def check(counts: dict[str, int], folder: Path) -> None:
     """Mutated files of some kinds, read in a process of their own."""
     kinds, numbers = ";".join(counts), ";".join(map(str, counts.values()))
-    command = [sys.executable, "-m", "tests.hardening.run", kinds, numbers, str(SEED), str(folder)]
+    command = [sys.executable, "-m", "tests.hardening.subjects", kinds, numbers, str(SEED), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = [json.loads(line) for line in done.stdout.splitlines()[-len(counts) :]]

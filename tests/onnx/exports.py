@@ -53,7 +53,8 @@ def once(function: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelPr
         if not own or "BBDM_TESTS" not in os.environ:
             return function(source, **options)
         settings = source.description() if isinstance(source, UNet) else source.config()
-        named = repr([function.__name__, settings, state_hash(source.state_dict()), options])
+        weights = (source if isinstance(source, UNet) else source.module).state_dict()
+        named = repr([function.__name__, settings, state_hash(weights), options])
         path = Path(os.environ["BBDM_TESTS"]) / f"{hashlib.sha256(named.encode()).hexdigest()}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():

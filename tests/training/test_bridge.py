@@ -1,22 +1,33 @@
-"""The loss of a bridge against its formulas; optimizer, schedule, loss, times and task of the caller."""
+"""The losses of a bridge, one way and both; what does not fit; functions and a task of the caller."""
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from bbdm import bridges
-from bbdm.bridges import Bridge, BrownianBridge
-from bbdm.data.examples import collate
-from bbdm.data.pairs import Pairs
-from bbdm.networks.base import Conditions
+from bbdm import ABridge, bridges
+from bbdm.bridges import DDBM, Bridge, BrownianBridge
+from bbdm.codec import VQGANCodec, wrap_codec
+from bbdm.data.examples import Example, collate
+from bbdm.data.latents import LatentDataset
+from bbdm.data.pairs import MappedDataset, Pairs
+from bbdm.data.spec import Spec
+from bbdm.kernels import philox
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
-from bbdm.training.bridge import BridgeTask, bridge_loss
+from bbdm.training.bridge import BridgeTask, bridge_loss, drawn_back, turned
 from bbdm.training.config import DistillConfig, Loss, TrainConfig
 from bbdm.training.distillation import StudentTask
-from tests.conftest import BRIDGE, MakeTrainer, metrics_of, tiny_unet
+from bbdm.training.task import sample_seeds
+from bbdm.training.trainer import Trainer
+from tests.conftest import BRIDGE, MakeTrainer, batch_of, metrics_of, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
+
+CPU = torch.device("cpu")
+WAYS: dict[str, Any] = {"classes": {"direction": ("AtoB", "BtoA")}}
+PRECONDITIONED = DDBM(sigma_data=0.2, sigma_source=0.4, cov=0.05)
 
 
 class StandIn(torch.nn.Module):
@@ -26,8 +37,8 @@ class StandIn(torch.nn.Module):
         super().__init__()
         self.dtype = dtype
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions | None) -> torch.Tensor:
-        self.t, self.conditions = t, conditions
+    def forward(self, x: torch.Tensor, *seen: Any) -> torch.Tensor:
+        self.seen = seen
         return (2 * x - 0.9).to(self.dtype)
 
 
@@ -37,14 +48,9 @@ class TestBridgeLoss:
     Thus x_t is 0.2 / 2 + 0.6 / 2 + 0.1 = 0.5 at t = 2, where the stand-in says 0.1, and y = 0.6 at t = 4,
     where it says 0.3. The bridge's sigma(2) is sqrt(2 (1/2 - 1/4)) = sqrt(1/2), so eps = 0.1 sqrt(2)."""
 
-    shape = (2, 1, 2, 2)
     eps = 0.1 * math.sqrt(2)
 
-    def loss(self, unet: torch.nn.Module, t: list[int], objective: bridges.Objective, loss: Loss) -> torch.Tensor:
-        bridge = BrownianBridge(4, objective=objective)
-        x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
-        return bridge_loss(unet, bridge, x0, y, torch.tensor(t), noise, loss, conditions={"source": y})
-
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize(
         ("objective", "t", "losses"),
         [
@@ -56,36 +62,166 @@ class TestBridgeLoss:
         ],
         ids=["residual", "noise"],
     )
-    def test_by_hand(self, objective: bridges.Objective, t: list[int], losses: dict[Loss, float]) -> None:
+    def test_by_hand(
+        self, objective: bridges.Objective, t: list[int], losses: dict[Loss, float], dtype: torch.dtype
+    ) -> None:
+        """Half predictions are compared in float32; the network sees t and the conditions."""
+        bridge, unet = BrownianBridge(4, objective=objective), StandIn(dtype)
+        x0, y, noise = (torch.full((2, 1, 2, 2), value) for value in (0.2, 0.6, self.eps))
         for kind, wanted in losses.items():
-            assert self.loss(StandIn(), t, objective, kind).item() == pytest.approx(wanted, rel=1e-5)
+            found = bridge_loss(unet, bridge, x0, y, torch.tensor(t), noise, kind, conditions={"source": y})
+            assert found.dtype == torch.float32
+            assert found.item() == pytest.approx(wanted, rel=1e-5 if dtype == torch.float32 else 0.05)
+        times, seen = unet.seen
+        assert times.tolist() == t
+        assert seen["source"] is y
 
-    def test_half_prediction_is_compared_in_float32(self) -> None:
-        """Of a network that sees t and the conditions."""
-        unet = StandIn(torch.bfloat16)
-        loss = self.loss(unet, [2, 4], "residual", "l2")
-        assert loss.dtype == torch.float32
-        assert loss.item() == pytest.approx(0.025, rel=0.02)
-        assert unet.t.tolist() == [2, 4]
-        assert unet.conditions is not None
-        assert torch.equal(unet.conditions["source"], torch.full(self.shape, 0.6))
+    @pytest.mark.parametrize("sides", [(2, 2), (3, 4, 5)], ids=["pictures", "volumes"])
+    @pytest.mark.parametrize(("loss", "errors"), [("l1", torch.abs), ("l2", torch.square)])
+    def test_it_is_the_mean_over_the_pixels_of_the_mask(self, sides: Any, loss: Loss, errors: Any) -> None:
+        """An image without any pixel has the loss 0."""
+        x0, y = torch.randn(2, 3, 2, *sides)
+        mask = (torch.rand(3, 1, *sides) > 0.3).float()
+        mask[2] = 0
+        bridge, t, noise = BrownianBridge(4), torch.tensor([2, 3, 2]), torch.zeros_like(x0)
+        shown, target = bridge.add_noise(x0, y, t, noise)
+        found = errors(2 * shown - 0.9 - target)
+        losses = bridge_loss(StandIn(), bridge, x0, y, t, noise, loss, mask=mask, per_image=True)
+        wanted = torch.stack([*(found[i][:, mask[i, 0] > 0].mean() for i in range(2)), torch.tensor(0.0)])
+        torch.testing.assert_close(losses, wanted)
+        torch.testing.assert_close(bridge_loss(StandIn(), bridge, x0, y, t, noise, loss, mask=mask), wanted.mean())
+        torch.testing.assert_close(bridge_loss(StandIn(), bridge, x0, y, t, noise, loss), found.mean())
 
 
-@pytest.mark.parametrize("sides", [(2, 2), (3, 4, 5)], ids=["pictures", "volumes"])
-@pytest.mark.parametrize(("loss", "errors"), [("l1", torch.abs), ("l2", torch.square)])
-def test_the_loss_is_the_mean_over_the_pixels_of_the_mask(sides: tuple[int, ...], loss: Loss, errors: Any) -> None:
-    """An image without any pixel has the loss 0."""
-    draws = torch.Generator().manual_seed(0)
-    x0, y = torch.randn(2, 3, 1, *sides, generator=draws)
-    mask = (torch.rand(3, 1, *sides, generator=draws) > 0.3).float()
-    mask[2] = 0
-    bridge, t, noise = BrownianBridge(4), torch.tensor([2, 3, 2]), torch.zeros_like(x0)
-    shown, target = bridge.add_noise(x0, y, t, noise)
-    found = errors(2 * shown - 0.9 - target)
-    losses = bridge_loss(StandIn(), bridge, x0, y, t, noise, loss, mask=mask, per_image=True)
-    wanted = [*(found[i][mask[i] > 0].mean() for i in range(2)), torch.tensor(0.0)]
-    torch.testing.assert_close(losses, torch.stack(wanted))
-    torch.testing.assert_close(bridge_loss(StandIn(), bridge, x0, y, t, noise, loss), found.mean())
+@pytest.mark.parametrize("channels", [(3, 1), (2, 3)], ids=["3 to 1", "2 to 3"])
+def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int, int]) -> None:
+    """The loss of a step is that of the batch by hand, with y in the target's channels."""
+    seen, outputs = channels
+    batch = Example(torch.rand(4, seen, 8, 8) * 2 - 1, torch.rand(4, outputs, 8, 8) * 2 - 1)
+    settings: dict[str, Any] = {"in_channels": outputs, "out_channels": outputs, "condition_channels": seen}
+    network, bridge, seeds = tiny_unet(**settings), ABridge(50), sample_seeds(0, 0, 4, CPU)
+    task = BridgeTask(network, bridge, TrainConfig(batch_size=4), total=10)
+    t = bridge.draw_times(seeds, 0)
+    y = batch.source.mean(1, keepdim=True).expand(-1, outputs, -1, -1).contiguous()
+    about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 0}
+    expected = bridge_loss(network, bridge, batch.target, y, t, **about).item()
+    student = StudentTask(
+        tiny_unet(**settings), BrownianBridge(objective="pinned"), DistillConfig(batch_size=4), total=9
+    )
+    assert task(batch, 0) == pytest.approx(expected, rel=1e-4)
+    before = torch.cat([p.detach().flatten() for p in student.network.parameters()])
+    assert student(batch, 0) > 0
+    assert not torch.equal(torch.cat([p.detach().flatten() for p in student.network.parameters()]), before)
+    for each in (task, student):
+        assert each.columns(batch)["result"].shape == batch.target.shape
+
+
+# Both directions
+
+
+def unet(**settings: Any) -> Any:
+    return tiny_unet(**{"in_channels": 1, "out_channels": 1, "condition_channels": 1, **settings})
+
+
+def test_half_of_each_batch_goes_back() -> None:
+    """Of two neighbours one; which is drawn, and no function of how the batch is shared."""
+    seeds = sample_seeds(5, 0, 8, CPU)
+    drawn = torch.stack([drawn_back(seeds, step) for step in range(200)])
+    assert (drawn[:, 0::2] != drawn[:, 1::2]).all()
+    assert 0.4 < drawn[:, ::2].float().mean() < 0.6
+    assert torch.equal(drawn_back(seeds[2:4], 7), drawn[7, 2:4])
+
+
+@pytest.mark.parametrize("bridge", [ABridge(50), PRECONDITIONED])
+def test_losses_are_those_of_each_direction(bridge: Bridge) -> None:
+    """Of a task of one direction with the other's bridge, and the class as a condition of the pairs."""
+    network, seeds, config = unet(**WAYS), sample_seeds(0, 0, 4, CPU), TrainConfig(batch_size=4, loss="l2")
+    task = BridgeTask(network, bridge, config, total=10)
+    batch = Example(torch.rand(4, 1, 8, 8) - 0.5, torch.rand(4, 1, 8, 8) / 2)
+    back = torch.tensor([False, True, True, False])
+    losses, reported = task.losses(network, turned(batch, back), seeds, 3)
+    for name, own in (("AtoB", bridge), ("BtoA", bridge.turned)):
+        way = turned(batch, torch.full_like(back, name == "BtoA"))
+        alone = BridgeTask(network, own, config, total=10)
+        alone.two_way = False
+        wanted = alone.losses(network, way, seeds, 3)[0][back == (name == "BtoA")]
+        torch.testing.assert_close(losses[back == (name == "BtoA")], wanted)
+        torch.testing.assert_close(reported[f"loss_{name}"], wanted.mean())
+
+
+# What does not fit
+
+
+def pictures(source: int = 1, target: int = 1, *sides: int, **conditions: int) -> list[dict[str, Any]]:
+    sides = sides or (8, 8)
+    images = {name: torch.zeros(count, *sides) for name, count in conditions.items()}
+    return [{"source": torch.zeros(source, *sides), "target": torch.ones(target, *sides), "conditions": images}] * 4
+
+
+CODEC = wrap_codec(torch.nn.Conv2d(1, 1, 1), channels=1, stride=1, encode=lambda m, v: m(v), decode=lambda m, v: m(v))
+
+
+@pytest.mark.parametrize(
+    ("network", "pairs", "codec", "reason"),
+    [
+        ({}, pictures(3), None, "channels of sources and targets: (1, 1), and the pairs have (3, 1)"),
+        ({"images": {"sar": 2}}, pictures(), None, "conditions besides the source: ['sar'], and the pairs have []"),
+        ({}, pictures(sar=2), None, "conditions besides the source: [], and the pairs have ['sar']"),
+        ({"axes": 3}, pictures(), None, "the network has axes: 3, and the pairs have 2"),
+        ({}, pictures(1, 1, 4, 8, 8), None, "the network has axes: 2, and the pairs have 3"),
+        ({}, pictures(1, 1, 8, 9), None, "image_size (8, 9) is not a multiple of (2, 2), strides of network and codec"),
+        ({"axes": 3}, pictures(1, 1, 3, 8, 8), None, "image_size (3, 8, 8) is not a multiple of (2, 2, 2)"),
+        (
+            {"axes": 3},
+            pictures(1, 1, 4, 8, 8),
+            CODEC,
+            "a codec is for pictures (B, C, H, W), and this network is of vol",
+        ),
+        (
+            {},
+            MappedDataset(pictures(), spec=Spec(direction="both")),
+            None,
+            "both directions, the class 'direction': False, and the pairs have True",
+        ),
+        (WAYS, pictures(), None, "both directions, the class 'direction': True, and the pairs have False"),
+    ],
+)
+def test_pairs_that_the_network_cannot_take_are_refused(
+    network: dict[str, Any], pairs: Any, codec: Any, reason: str, tmp_path: Any
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        Trainer(unet(**network), ABridge(50), TrainConfig(batch_size=4), pairs, None, tmp_path, codec)
+
+
+def test_what_cannot_go_both_ways_is_refused() -> None:
+    with pytest.raises(ValueError, match="source of 3 and a target of 1 channels, and one network of direction 'both'"):
+        MappedDataset(pictures(3), spec=Spec(direction="both"))
+    with pytest.raises(ValueError, match="a student of two directions takes the same steps both ways"):
+        StudentTask(unet(**WAYS), PRECONDITIONED, DistillConfig(batch_size=4), total=9)
+
+
+def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -> None:
+    """By their codec and flips, and not moved. Of those of a picture and the mirrored one, one is drawn."""
+    codec, other = (VQGANCodec(tiny_vqgan(seed=seed)) for seed in (0, 1))
+    latents = LatentDataset(pairs, codec, tmp_path / "latents", flip=True)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (other, {"flip": True}, "codec must be that of the latents in .*, got vqgan"),
+        (codec, {}, "flip must be that of the latents in .*, True, and shift 0, .* got False and 0.0"),
+        (codec, {"flip": True, "shift": 0.1}, "got True and 0.1"),
+    ]
+    for given, settings, reason in cases:
+        with pytest.raises(ValueError, match=reason):
+            BridgeTask(tiny_unet(), BRIDGE, TrainConfig(batch_size=2, **settings), latents, codec=given)
+    task = BridgeTask(tiny_unet(), BRIDGE, TrainConfig(batch_size=2, flip=True), latents, codec=codec)
+    batch, seeds = collate([latents.read(i) for i in range(4)]), sample_seeds(3, 0, 4, CPU)
+    flips, found = philox.flips(seeds, 5).tolist(), task.prepared(batch, seeds, 5)
+    assert len(set(flips)) == 2
+    for side in ("source", "target"):
+        wanted = [getattr(batch, side)[i, int(flip)] for i, flip in enumerate(flips)]
+        assert torch.equal(getattr(found, side), torch.stack(wanted))
+
+
+# Functions of the caller
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -93,18 +229,12 @@ def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.2}], momentum=0.9)
 
 
-def schedule(step: int, total: int) -> float:
-    return (step + 1) / (2 * total)
-
-
 def test_an_optimizer_and_a_schedule_by_plain_torch(pairs: Pairs, make_trainer: MakeTrainer) -> None:
     """The weights after two steps are those of torch's SGD on the gradients of the same losses."""
-    functions = {"optimizer": sgd, "schedule": schedule}
-    run = make_trainer(epochs=1, learning_rate=0.5, warmup_steps=7, further=functions)
+    functions = {"optimizer": sgd, "schedule": lambda step, total: (step + 1) / (2 * total)}
+    run = make_trainer(epochs=1, learning_rate=0.5, warmup_steps=1, further=functions)
     network = tiny_unet(condition_channels=3)
-    optimizer = sgd(list(network.parameters()))
-    seeds = torch.arange(2) << 32
-    order = run.train.order(0)(0, 4)
+    optimizer, seeds, order = sgd(list(network.parameters())), sample_seeds(0, 0, 2, CPU), run.train.order(0)(0, 4)
     for step, factor in enumerate((0.25, 0.5)):
         y, x0 = (torch.stack(side) for side in zip(*(pairs[i] for i in order[2 * step :][:2]), strict=True))
         t = BRIDGE.draw_times(seeds, step)
@@ -124,10 +254,9 @@ def at_7(seeds: torch.Tensor, step: int, bridge: Bridge) -> torch.Tensor:
 
 
 def test_a_loss_and_times_are_those_of_the_functions(pairs: Pairs) -> None:
-    task = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, TrainConfig(batch_size=2, loss="l1"), pairs,
-                      loss=lambda a, b: (a - b).square(), times=at_7)  # fmt: skip
-    batch, seeds = collate([pairs.read(index) for index in range(2)]), torch.arange(2)
-    batch = batch._replace(**{side: getattr(batch, side) / 127.5 - 1 for side in ("source", "target")})
+    functions: dict[str, Any] = {"loss": lambda a, b: (a - b).square(), "times": at_7}
+    task = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, TrainConfig(batch_size=2), total=9, **functions)
+    batch, seeds = batch_of(pairs, 2), torch.arange(2)
     losses, _ = task.losses(task.network, batch, seeds, 3)
     about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 3, "per_image": True}
     wanted = bridge_loss(task.network, BRIDGE, batch.target, batch.source, torch.tensor([10, 10]), loss="l2", **about)
@@ -135,15 +264,13 @@ def test_a_loss_and_times_are_those_of_the_functions(pairs: Pairs) -> None:
 
 
 def test_functions_that_do_not_fit_are_refused(pairs: Pairs, make_trainer: MakeTrainer) -> None:
-    run = make_trainer(further={"loss": torch.nn.functional.l1_loss})
-    batch = next(run.batches())
+    loss: Callable[..., torch.Tensor] = torch.nn.functional.l1_loss
     with pytest.raises(ValueError, match=r"loss must return errors of the target's shape, \(2, 3, 8, 8\), got \(\)"):
-        run.train_step(batch)
+        make_trainer(further={"loss": loss}).train_step(batch_of(pairs, 2))
     with pytest.raises(ValueError, match="times must be None for a student"):
         make_trainer(kind=DistillConfig, further={"task": StudentTask, "times": at_7})
     with pytest.raises(TypeError, match="loss"):
-        AutoencoderTask(tiny_vqgan(), None, AutoencoderConfig(batch_size=2, adversarial_weight=0), pairs,
-                        loss=torch.nn.functional.l1_loss)  # fmt: skip
+        AutoencoderTask(tiny_vqgan(), None, AutoencoderConfig(batch_size=2, adversarial_weight=0), pairs, loss=loss)
 
 
 class Regression(BridgeTask):
@@ -158,13 +285,13 @@ class Regression(BridgeTask):
 def test_a_task_of_its_own_is_a_loss(pairs: Pairs, make_trainer: MakeTrainer) -> None:
     """What it reports is a metric: the mean over the steps of an epoch."""
     network, settings = tiny_unet(condition_channels=3), {"learning_rate": 1e-9, "grad_accumulation": 2}
-    run = make_trainer(unet=network, validation=pairs, further={"task": Regression}, **settings)
-    sources = torch.stack([pairs[i][0] for i in range(4)])
+    run, batch = (
+        make_trainer(unet=network, validation=pairs, further={"task": Regression}, **settings),
+        batch_of(pairs, 4),
+    )
     with torch.no_grad():
-        results = network(sources, torch.full((1,), 50.0), {"source": sources})
+        results = network(batch.source, torch.full((1,), 50.0), {"source": batch.source})
     run.fit()
-    records = metrics_of(run)
+    records, error = metrics_of(run), (results - batch.target).square().mean().item()
     assert [each["brightness"] for each in records] == pytest.approx([results.mean().item()] * 2, rel=1e-3)
-    error = (results - torch.stack([pairs[i][1] for i in range(4)])).square().mean().item()
-    assert records[0]["loss"] == pytest.approx(error, rel=1e-3)
-    assert records[0]["validation_loss"] == pytest.approx(error, rel=1e-3)
+    assert [records[0][name] for name in ("loss", "validation_loss")] == pytest.approx([error] * 2, rel=1e-3)

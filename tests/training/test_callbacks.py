@@ -61,14 +61,13 @@ def test_order_and_that_they_change_nothing(make_trainer: MakeTrainer, pairs: Pa
 def test_one_that_ends_the_run_ends_all_and_a_resumed_run_begins_again(
     error: type[Exception], make_trainer: MakeTrainer
 ) -> None:
-    diaries = [Diary(3, error), Diary()]
-    trainer = make_trainer(callbacks=diaries)
+    first, second, again = Diary(3, error), Diary(), Diary()
+    trainer = make_trainer(callbacks=[first, second])
     with pytest.raises(error, match="enough"):
         trainer.fit()
-    assert diaries[0].entries[-1] == diaries[1].entries[-1] == "end"
-    assert len(diaries[1].entries) == len(diaries[0].entries) - 1  # the step that ended it
+    assert first.entries[-1] == second.entries[-1] == "end"
+    assert len(second.entries) == len(first.entries) - 1  # the step that ended it
     assert list(trainer.run.checkpoints()) == [2]
-    again = Diary()
     trainer = make_trainer(callbacks=[again])
     assert trainer.resume_newest()
     trainer.fit()
@@ -96,8 +95,8 @@ def test_an_early_stop_keeps_its_epoch(
     how: str, make_trainer: MakeTrainer, pairs: Pairs, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its metrics, its best and its checkpoint; a run that resumes goes on to the undisturbed end."""
-    diary, trainer = Diary(), make_trainer(validation=pairs, callbacks=[Ends(how)])
-    trainer.callbacks.append(diary)
+    diary = Diary()
+    trainer = make_trainer(validation=pairs, callbacks=[Ends(how), diary])
     caplog.set_level("INFO", "bbdm")
     if how == "StoppedError":
         with pytest.raises(StoppedError, match="enough"):
@@ -118,90 +117,54 @@ def test_an_early_stop_keeps_its_epoch(
     assert resumed.best == whole.best
 
 
-def test_numbers_alone_are_metrics(make_trainer: MakeTrainer) -> None:
-    class Words(Callback):
-        def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-            metrics["note"] = "good"
-
-    with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback added 'note' 'good'\."):
-        make_trainer(callbacks=[Words()]).fit()
-
-
 # On a terminal
 
 
-def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines on standard error, without bars."""
-    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
-    return [line for line in lines if line.strip() and "pairs/s]" not in line and "?, ? pairs" not in line]
-
-
-def test_a_run_shows_what_it_trains_and_writes(make_trainer: MakeTrainer, pairs: Pairs, capsys: Any):
-    trainer = make_trainer(validation=pairs, preview_every=2)
-    trainer.fit(progress=True)
-    lines = shown(capsys)
-    assert re.fullmatch(r"device cpu; network of 0\.\d M parameters, fp32", lines[0])
-    assert lines[1] == "4 training pairs of 8 x 8, 4 for validation"
-    assert lines[2] == f"2 epochs of 2 steps, batch 2; files: {trainer.folder}"
-    text = "\n".join(lines)
-    for step in (2, 4):
-        assert f"checkpoint: {trainer.folder / f'step_{step:08d}.pt'}" in text
-    assert text.count("grid: ") == 1
-    assert f"grid: {trainer.folder / 'epoch_0002.png'}" in text
-    first, last = (line for line in lines if re.match(r"epoch \d/\d: loss", line))
-    assert re.fullmatch(r"epoch 1/2: loss \S+, validation \S+, pairs/s \S+, \d\d:\d\d left", first)
-    assert re.fullmatch(r"epoch 2/2: loss \S+, validation \S+, pairs/s \S+", last)
-
-
-def test_the_time_left_is_that_of_the_steps_left(make_trainer: MakeTrainer, capsys: Any, monkeypatch: Any):
-    """2 of 6 steps took 100 seconds: 200 are left. A run that resumes from there says so."""
-    first = make_trainer(epochs=1)
+def test_a_run_shows_what_it_trains_and_writes(
+    make_trainer: MakeTrainer, pairs: Pairs, capsys: Any, monkeypatch: Any
+) -> None:
+    """With a bar of the whole run on a terminal; in a file, lines are enough."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    first, trainer = make_trainer(epochs=1), make_trainer(epochs=3, validation=pairs, preview_every=3)
     first.fit()
-    file, trainer = newest(first), make_trainer("other", epochs=3)
-    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: 50.0 * trainer.step)
+    assert capsys.readouterr().err == ""
+    file = newest(first)
+    trainer.resume_newest()
     trainer.fit(progress=True)
-    lines = [line for line in shown(capsys) if re.match(r"epoch \d/\d: loss", line)]
-    assert [line.rsplit(", ", 1)[-1] for line in lines[:2]] == ["03:20 left", "01:40 left"]
-    assert "left" not in lines[2]
-    monkeypatch.undo()
-    resumed = make_trainer(epochs=3)
-    resumed.resume_newest()
-    resumed.fit(progress=True)
-    assert f"resumed from {file}: step 2 of 6" in shown(capsys)
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"device cpu, processes: 1; network of 0\.\d M parameters, fp32", lines[0])
+    assert lines[1:4] == [
+        "4 training pairs of 8 x 8, 4 for validation",
+        f"6 steps, batch 2; files: {trainer.folder}",
+        f"resumed from {file}: step 2 of 6",
+    ]
+    written = [f"checkpoint: {trainer.run.checkpoint(step)}" for step in (4, 6)]
+    assert [line for line in lines if line.startswith("checkpoint: ")] == written
+    assert [line for line in lines if line.startswith("grid: ")] == [f"grid: {trainer.folder / 'epoch_0003.png'}"]
+    shown = [
+        line for line in lines if re.fullmatch(r"epoch \d/3: loss \S+, validation_loss \S+, images_per_se.*", line)
+    ]
+    assert [line[:9] for line in shown] == ["epoch 2/3", "epoch 3/3"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    make_trainer("bar", epochs=4).fit(progress=True)
+    assert re.search(r"\| +\d+/16 \[", capsys.readouterr().err)  # pairs: 4 epochs of 4
 
 
-def test_a_terminal_has_a_bar_of_the_whole_run(make_trainer: MakeTrainer, capsys: Any, monkeypatch: Any):
-    for terminal in (True, False):
-        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
-        make_trainer(f"{terminal}", epochs=4).fit(progress=True)
-        assert bool(re.search(r"\| +\d+/16 \[", capsys.readouterr().err)) == terminal  # pairs: 4 epochs of 4
-
-
-def test_nothing_is_shown_without_progress_and_no_handler_is_left(make_trainer: MakeTrainer, capsys: Any):
+def test_no_handler_is_left_after_an_error(make_trainer: MakeTrainer) -> None:
     def stop() -> bool:
         raise KeyboardInterrupt
 
-    logger, trainer = logging.getLogger("bbdm"), make_trainer("other")
+    logger, trainer = logging.getLogger("bbdm"), make_trainer()
     level = logger.level
-    make_trainer().fit()
-    assert capsys.readouterr().err == ""
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(progress=True, stop=stop)
     assert (logger.level, logger.handlers, trainer.callbacks) == (level, [], [])
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(4, True), (3, False)])
-def test_a_run_shorter_than_its_warm_up_is_warned_of(
-    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, steps: int, expected: bool
-):
-    make_trainer(warmup_steps=steps).fit()
-    assert ("warmup_steps=4, and the run has 4 optimizer steps" in caplog.text) == expected
-
-
 # In TensorBoard
 
 
-def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
+def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
     import tensorboard.backend.event_processing.event_accumulator as accumulators
 

@@ -19,19 +19,15 @@ def place(tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyP
     return make_place(tmp_path / "place", save_picture)
 
 
-def test_tables_that_grew_are_another_run(place: Path, tmp_path: Path) -> None:
-    train.main(from_tars(place, tmp_path, "-e", "1"))
-    (place / "tars/train/100000.tar").write_bytes((place / "tars/val/000000.tar").read_bytes())
-    with pytest.raises(ValueError, match="was trained with number=12 of the pairs, not 14"):
-        train.main(from_tars(place, tmp_path))
-
-
-def test_tables_that_changed_are_another_run(place: Path, tmp_path: Path) -> None:
-    train.main(from_tars(place, tmp_path, "-e", "1", layout="hub"))
-    other = place / "tars/train/000000.tar"
-    other.write_bytes((place / "tars/val/000000.tar").read_bytes())
-    with pytest.raises(ValueError, match="was trained with pairs of other names"):
-        train.main(from_tars(place, tmp_path, layout="hub"))
+@pytest.mark.parametrize(
+    ("layout", "other", "reason"),
+    [("stream", "100000", r"number 12, now 14"), ("hub", "000000", r"names \w{8}, now \w{8}")],
+)
+def test_tables_that_changed_are_another_run(layout: str, other: str, reason: str, place: Path, tmp_path: Path) -> None:
+    train.main(from_tars(place, tmp_path, "-e", "1", layout=layout))
+    (place / f"tars/train/{other}.tar").write_bytes((place / "tars/val/000000.tar").read_bytes())
+    with pytest.raises(ValueError, match=rf"was trained with pairs\.{reason}"):
+        train.main(from_tars(place, tmp_path, layout=layout))
 
 
 def test_a_bad_row_stops_the_run_or_is_skipped(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,154 +1,378 @@
-"""The training loop: learning, randomness, and a loss that is not finite."""
+"""A run: what it resumes bit for bit, what it refuses, its best epoch, its folder, and writes that fail."""
 
-import math
+import copy
+import errno
+import json
+import os
+import sys
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.exc import Unsupported
+from filelock import FileLock
+from PIL import Image
 
+from bbdm import BridgeSampler, Callback, bridges
+from bbdm.base import atomic
 from bbdm.base.scripts import StoppedError
-from bbdm.bridges import BrownianBridge
+from bbdm.bridges import DDBM, Bridge, BrownianBridge
+from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
+from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.sampling.sampler import BridgeSampler
-from bbdm.training import bridge as bridge_module
-from bbdm.training.bridge import bridge_loss
-from tests.conftest import SIZE, MakeTrainer, batch_of, metrics_of, newest, tiny_unet
+from bbdm.networks.config import UNetConfig
+from bbdm.pictures import images
+from bbdm.pictures.images import NAME_HEIGHT
+from bbdm.training import task
+from bbdm.training.config import TrainConfig
+from bbdm.training.run_folder import RunFolder
+from bbdm.training.trainer import Trainer
+from tests.conftest import BRIDGE, SIZE, MakePairs, MakeTrainer, metrics_of, newest, same_weights, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+# Resuming
 
 
-@pytest.mark.nightly
-def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: Pairs) -> None:
-    """The averaged weights' loss on the same pairs, against the untrained network's."""
-    unet = tiny_unet(condition_channels=3, model_channels=16, attention_resolutions=(), head_channels=16)
-    repeated = Pairs([*pairs.rows] * 50, pairs.spec)
-    settings = {"batch_size": 4, "epochs": 4, "learning_rate": 3e-3, "preview_every": 4}
-    trainer = make_trainer(unet=unet, train=repeated, validation=pairs, **settings)
-    untrained = trainer.validate()["validation_loss"]
+def at_7(seeds: torch.Tensor, step: int, bridge: Bridge) -> torch.Tensor:
+    return seeds.new_full(seeds.shape, 7 + step)
+
+
+FUNCTIONS: dict[str, Any] = {
+    "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "schedule": lambda step, total: 1 / (1 + step),
+    "loss": lambda prediction, target: (prediction - target).abs().sqrt(),
+    "times": at_7,
+}
+BOTH: dict[str, Any] = {"network": {"classes": {"direction": ("AtoB", "BtoA")}}, "loss": "l2", "flip": True}
+RESUMED: dict[str, dict[str, Any]] = {
+    "float16": {"precision": "fp16"},
+    "dropout": {"network": {"dropout": 0.5}},
+    "functions": {"functions": FUNCTIONS},
+    "parts, moved": {"grad_accumulation": 2, "shift": 0.1, "flip": True, "lr_schedule": "plateau"},
+    "both ways": {**BOTH, "bridge": DDBM(sigma_data=0.2, sigma_source=0.4, cov=0.05), "grad_accumulation": 2},
+    "compiled": {"compile": True, "precision": "bf16"},
+}
+NIGHTLY = [pytest.param(case, marks=[pytest.mark.nightly] * (case == "compiled")) for case in RESUMED]
+
+
+@pytest.mark.parametrize("case", NIGHTLY)
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(
+    case: str, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three epochs of two steps, ended within the third. What else draws numbers changes nothing."""
+    monkeypatch.setattr(task, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
+    settings = dict(RESUMED[case])
+    network, functions = (settings.pop(name, {}) for name in ("network", "functions"))
+    train = Pairs(pairs.rows, replace(pairs.spec, direction="both" if case == "both ways" else "AtoB"))
+
+    def trainer(folder: str) -> Trainer:
+        unet = tiny_unet(condition_channels=3, **network)
+        return make_trainer(folder, unet, train=train, further=functions, **{"epochs": 3, **settings})
+
+    straight, broken, resumed = trainer("straight"), trainer("resumed"), trainer("resumed")
+    straight.fit()
+    torch.rand(3)
+    assert not broken.fit(stop=lambda: broken.step == 5)
+    assert resumed.resume_newest()
+    assert (resumed.epoch, resumed.step) == (2, 5)
+    resumed.fit()
+    assert same_weights(resumed.network, straight.network)
+    assert same_weights(resumed.average, straight.average)
+    scales = [run.task.scaler.state_dict() for run in (resumed, straight)]
+    assert scales[0] == scales[1]
+    assert case != "float16" or scales[0]["scale"] != 65536  # it fell and rose
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({}, {"seed": 4}, "seed 0, now 4"),
+        ({}, {"size": (SIZE, 2 * SIZE)}, r"pairs\.image_size 8, now \(8, 16\)"),
+        ({}, {"direction": "BtoA"}, r"pairs\.direction AtoB, now BtoA"),
+        ({}, {"suffix": "-2"}, r"pairs\.names \w{8}, now \w{8}"),
+        ({"channels": 0}, {}, r"unet\.condition_channels 0, now 3"),
+        ({"bridge": BrownianBridge(50)}, {}, r"bridge\.kind brownian, now abridge"),
+        ({}, {"bridge": replace(BRIDGE, density="high")}, r"bridge\.density uniform, now high"),  # changes no weight
+        ({}, {"dropout": 0.5}, r"unet\.dropout 0\.0, now 0\.5"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_another_run_is_refused(
+    before: Any, after: Any, reason: str, make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path
+) -> None:
+    def trainer(size: Any = SIZE, direction: Any = "AtoB", suffix: str = "", channels: int = 3,
+                dropout: float = 0.0, **settings: Any) -> Trainer:  # fmt: skip
+        rows = [{**row, "name": row["name"] + suffix} for row in pairs.rows]
+        unet = tiny_unet(condition_channels=channels, dropout=dropout)
+        return make_trainer(unet=unet, train=Pairs(rows, Spec(size=size, direction=direction)), epochs=1, **settings)
+
+    trained = trainer(**before)
+    trained.fit()
+    other = trainer(**after)
+    weights = copy.deepcopy(other.network.state_dict())
+    with pytest.raises(ValueError, match=rf"step_00000002\.pt was trained with .*{reason}.*: resume with the same"):
+        other.resume(newest(trained))
+    assert all(torch.equal(value, weights[key]) for key, value in other.network.state_dict().items())
+    trained.save(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt holds no training state"):
+        trained.resume(tmp_path / "a.pt")
+
+
+def test_weights_of_a_codec_are_in_the_final_file_alone(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    def make(seed: int = 0, epochs: int = 1) -> Trainer:
+        return make_trainer("run", tiny_unet(), epochs=epochs, further={"codec": VQGANCodec(tiny_vqgan(seed=seed))})
+
+    trainer = make()
     trainer.fit()
-    assert trainer.step == 200
+    trainer.save(tmp_path / "final.pt")
+    step, final = load_checkpoint(newest(trainer)), load_checkpoint(tmp_path / "final.pt")
+    assert step.codec is not None
+    assert (step.codec.weights, step.codec.sha256) == (None, VQGANCodec(tiny_vqgan()).digest())
+    results = [
+        BridgeSampler(each.build_unet(), each.bridge, codec=each.build_codec(), steps=2)(
+            torch.zeros(1, 3, 8, 8), seed=0
+        )
+        for each in (final, load_checkpoint(newest(trainer), codec=VQGANCodec(tiny_vqgan())))
+    ]
+    assert torch.equal(*results)
+    with pytest.raises(ValueError, match=r"only with the weights of the codec \(vqgan_path\) that it began with"):
+        make(seed=1, epochs=2).resume_newest()
+    with pytest.raises(ValueError, match=r"was trained with codec \{.*, now None: resume with the same"):
+        make_trainer("run", tiny_unet(), epochs=2).resume_newest()
+
+
+def test_more_epochs_or_none_in_any_folder(make_trainer: MakeTrainer) -> None:
+    """Lines of metrics are cut by their epochs."""
+    first = make_trainer(epochs=1)
+    first.fit()
+    before, file = newest(first).read_bytes(), newest(first)
+    for folder, epochs, steps in (("run", 1, [2]), ("b", 3, [4, 6]), ("c", 1, []), ("run", 3, [2, 4, 6])):
+        again = make_trainer(folder, epochs=epochs)
+        again.resume(file)
+        again.fit()
+        assert [record["step"] for record in metrics_of(again)] == steps
+        assert not again.run.checkpoints() or (newest(again).read_bytes() == before) == (epochs == 1)
+    again.run.begin(6, 2, {})
+    assert [record["step"] for record in metrics_of(again)] == [2, 4]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_run_that_is_asked_to_end_does_no_further_step(steps: int, make_trainer: MakeTrainer) -> None:
+    """Of 2 epochs of 2 steps. It is saved, and ends without an error."""
+    run = make_trainer()
+    assert not run.fit(stop=lambda: run.step >= steps)
+    assert run.step == steps
+    assert next(iter(run.run.checkpoints()), 0) == steps
+    assert run.resume_newest() == (steps > 0)
+    assert run.fit()
+    assert [record["step"] for record in metrics_of(run)] == [2, 4]
+
+
+# Validation
+
+
+def test_the_best_epoch_is_kept_with_its_averaged_weights(
+    make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a run that resumes too, with the same validation pairs."""
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"validation_loss": next(losses)})
+    run = make_trainer(validation=pairs, epochs=4, keep=4)
+    assert not run.fit(stop=lambda: run.step == 5)
+    before = run.run.best.read_bytes()
+    other = make_trainer(validation=Pairs(pairs.rows[:3], pairs.spec), epochs=4)
+    assert other.resume_newest()
+    assert other.best is None
+    assert "the validation pairs have changed" in caplog.text
+    run = make_trainer(validation=pairs, epochs=4, keep=4)
+    assert run.resume_newest()
+    run.fit()
+    assert run.run.best.read_bytes() == before
+    assert [record["validation_loss"] for record in metrics_of(run)] == [3.0, 1.0, 2.0, 2.0]
+    assert run.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
+    best, second = (load_checkpoint(path) for path in (run.run.best, run.run.checkpoint(4)))
+    assert best.training is None
+    torch.testing.assert_close(best.unet.ema, second.unet.ema, rtol=0, atol=0)
+
+
+def test_validation_is_of_the_averaged_weights_at_draws_that_never_change(
+    make_trainer: MakeTrainer, pairs: Pairs
+) -> None:
+    """The mean over pairs: a last short batch counts for as many pairs as it has."""
+    trainer = make_trainer(validation=pairs)
+    first = trainer.validate()
+    assert make_trainer("b", validation=pairs, batch_size=3).validate() == pytest.approx(first, rel=1e-5)
+    trainer.step, trainer.epoch = 7, 3
+    assert trainer.validate() == first
+    for unet, same in ((trainer.network, True), (trainer.average, False)):
+        with torch.no_grad():
+            for parameter in unet.parameters():
+                parameter.zero_()
+        assert (trainer.validate() == first) == same
+
+
+# The folder
+
+
+def test_metrics_and_previews(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=5, preview_every=2)
+    trainer.fit()
     metrics = metrics_of(trainer)
-    assert metrics[-1]["validation_loss"] < 0.5 * untrained
-    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert [(record["epoch"], record["step"]) for record in metrics] == [(1, 2), (2, 4), (3, 6)]
+    # the rate of the epoch's last step: 2/5, 4/5 of the way up, and all of it
+    assert [record["learning_rate"] for record in metrics] == pytest.approx([0.4e-3, 0.8e-3, 1e-3])
+    assert metrics[-1]["validation_loss"] == trainer.validate()["validation_loss"]
+    assert all(record["loss"] > 0 and record["images_per_second"] > 0 for record in metrics)
+    lowest = min(metrics, key=lambda record: record["validation_loss"])
+    assert trainer.best == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
+    assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
+    with Image.open(trainer.folder / "epoch_0003.png") as sheet:
+        assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2 + NAME_HEIGHT)
+        for row in range(4):
+            for column, wanted in zip((0, 2), pairs[row], strict=True):
+                left, top = 2 + column * (SIZE + 2), 2 + NAME_HEIGHT + row * (SIZE + 2)
+                cell = torch.from_numpy(images.to_array(sheet.crop((left, top, left + SIZE, top + SIZE))))
+                torch.testing.assert_close(cell, wanted)
 
 
-class TestDivergence:
-    @pytest.mark.parametrize(
-        ("at", "kind", "message"),
-        [
-            (3, "nan", r"loss is nan at step 3\. Lower learning_rate or set grad_clip; .* from step 2, .* in .*run"),
-            (1, "inf", r"loss is inf at step 1\. .* nothing is saved yet"),
-        ],
-    )
-    def test_reports_its_step_and_keeps_the_last_epoch(
-        self, at: int, kind: str, message: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        calls = 0
-
-        def loss(*arguments: Any, **keywords: Any) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            return bridge_loss(*arguments, **keywords) * (float(kind) if calls == at else 1)
-
-        monkeypatch.setattr(bridge_module, "bridge_loss", loss)
-        trainer = make_trainer()
-        with pytest.raises(StoppedError, match=message):
-            trainer.fit()
-        assert bool(trainer.run.checkpoints()) == (at == 3)
-        if at == 3:
-            kept = load_checkpoint(newest(trainer))
-            assert kept.training is not None
-            assert kept.training["epoch"] == 1
-            for state in (kept.unet.weights, kept.unet.ema):
-                assert state is not None
-                assert all(value.isfinite().all() for value in state.values())
-
-
-class TestTrainer:
-    def test_pictures_that_are_not_square(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
-        wide = Pairs(pairs.rows, Spec(size=(SIZE, 2 * SIZE)))
-        trainer = make_trainer(train=wide, validation=wide, epochs=1)
-        trainer.fit()
-        assert load_checkpoint(newest(trainer)).image_size == (SIZE, 2 * SIZE)
-        make_trainer(train=wide, epochs=2).resume(newest(trainer))
-        with pytest.raises(ValueError, match=r"trained with image_size=\(8, 16\) of the pairs, not 8"):
-            make_trainer(epochs=2).resume(newest(trainer))
-        with pytest.raises(ValueError, match=r"image_size \(8, 9\) is not a multiple of the network's 2"):
-            make_trainer(train=Pairs(pairs.rows, Spec(size=(SIZE, SIZE + 1))))
-
-    def test_grey_pictures_without_a_condition(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
-        grey = Pairs(pairs.rows, Spec(size=SIZE, channels=1))
-        unet = tiny_unet(in_channels=1, out_channels=1)
-        trainer = make_trainer(unet=unet, train=grey, validation=grey, epochs=1)
-        trainer.fit()
-        assert math.isfinite(metrics_of(trainer)[0]["validation_loss"])
-        assert (trainer.folder / "epoch_0001.png").is_file()
-        with pytest.raises(ValueError, match="the network takes 3 channels, and the pairs have 1"):
-            make_trainer(train=grey)
-
-    def test_validation_loss_is_the_mean_over_pairs(self, make_trainer: MakeTrainer, pairs: Pairs):
-        """Whatever the batch: a last short batch counts for as many pairs as it has."""
-        whole = make_trainer("a", validation=pairs, batch_size=1).validate()
-        assert make_trainer("b", validation=pairs, batch_size=3).validate() == pytest.approx(whole, rel=1e-5)
-
-    @pytest.mark.parametrize(
-        ("backend", "levels"),
-        [
-            ("aot_eager", (1,)),
-            pytest.param("inductor", (1,), marks=pytest.mark.nightly),
-            pytest.param("inductor", (1, 2), marks=pytest.mark.nightly),
-        ],
-        ids=["traced", "one level", "two levels"],
-    )
-    def test_compiled_gradients_are_the_eager_ones(
-        self, backend: str, levels: Any, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: Any
-    ) -> None:
-        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-        batch = batch_of(pairs, 4)
-        seeds = torch.arange(4)
-        losses: list[torch.Tensor] = []
-        gradients: list[dict[str, torch.Tensor]] = []
-        for compile in (False, True):
-            unet = tiny_unet(condition_channels=3, channel_mult=levels, attention_resolutions=())
-            trainer = make_trainer(f"compile {compile}", unet, compile=compile)
-            losses.append(trainer.task.losses(trainer.task.replica, batch, seeds, 0)[0].mean())
-            losses[-1].backward()
-            gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
-            assert len(gradients[-1]) == len(list(unet.parameters()))
-            assert math.isfinite(trainer.train_step(batch))
-        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
-        for name, expected in gradients[0].items():
-            assert (gradients[1][name] - expected).norm() <= 1e-4 * expected.norm(), name
-
-    def test_a_failure_to_compile_is_an_error(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-        unet = tiny_unet(condition_channels=3)
-        monkeypatch.setattr(unet, "body", lambda *arguments: torch._dynamo.graph_break())
-        with pytest.raises(Unsupported):
-            make_trainer(unet=unet, compile=True).fit()
-
-    def test_validation_is_of_the_averaged_weights_at_draws_that_never_change(
-        self, make_trainer: MakeTrainer, pairs: Pairs
-    ) -> None:
-        trainer = make_trainer(validation=pairs)
-        first = trainer.validate()
-        trainer.step, trainer.epoch = 7, 3
-        assert trainer.validate() == first
-        for unet, same in ((trainer.network, True), (trainer.average, False)):
-            with torch.no_grad():
-                for parameter in unet.parameters():
-                    parameter.zero_()
-            assert (trainer.validate() == first) == same
-
-
-def test_a_network_trained_at_the_top_is_called_there(make_trainer: MakeTrainer) -> None:
-    """Its file says so: what reads it makes one call, of the source alone."""
-    bridge = BrownianBridge(20, objective="pinned", density="top")
-    trainer = make_trainer(bridge=bridge, epochs=1)
+@pytest.mark.parametrize("size", [SIZE, (SIZE, 2 * SIZE)], ids=str)
+def test_grey_pictures_of_a_path_that_is_text(size: Any, pairs: Pairs, tmp_path: Path, monkeypatch: Any) -> None:
+    """And without validation, a condition and TensorBoard; config.json has the settings."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    config, folder = TrainConfig(epochs=1, batch_size=2, preview_every=1), f"{tmp_path}/runs/a"
+    grey = Pairs(pairs.rows, Spec(size=size, channels=1))
+    trainer = Trainer(tiny_unet(in_channels=1, out_channels=1), BRIDGE, config, grey, None, folder)
     trainer.fit()
-    assert load_checkpoint(newest(trainer)).defaults.solver == "mean"
-    sampler = BridgeSampler.from_checkpoint(newest(trainer))
-    source = -torch.ones(1, 3, SIZE, SIZE)
-    assert sampler.table.timesteps.tolist() == [bridge.top]
-    assert sampler(source, seed=0).equal(sampler(source, seed=1))
+    trainer.save(f"{tmp_path}/model.safetensors")
+    trainer.resume(f"{folder}/step_00000002.pt")
+    assert load_checkpoint(tmp_path / "model.safetensors").image_size == size
+    assert list(RunFolder(folder, 2).checkpoints()) == [2]
+    written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt"}
+    assert {file.name for file in trainer.folder.iterdir()} == written
+    assert "validation_loss" not in metrics_of(trainer)[0]
+    content = json.loads((trainer.folder / "config.json").read_text())
+    assert TrainConfig(**content["train"]) == config
+    assert UNetConfig(**content["unet"]) == trainer.network.config
+    assert bridges.from_config(content["bridge"]) == BRIDGE
+
+
+def test_damaged_metrics_are_named_and_a_half_written_line_is_dropped(make_trainer: MakeTrainer) -> None:
+    first, second, third = make_trainer(epochs=1), make_trainer(epochs=2), make_trainer(epochs=2)
+    first.fit()
+    metrics = first.folder / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text("damaged\n")
+    assert second.resume_newest()
+    with pytest.raises(ValueError, match=r"cannot read .*metrics\.jsonl: repair or delete it"):
+        second.fit()
+    metrics.write_text(whole + '{"epoch": 2, "lo')
+    assert third.resume_newest()
+    third.fit()  # the folder is free again
+    assert [record["epoch"] for record in metrics_of(third)] == [1, 2]
+
+
+def test_two_runs_in_one_folder_are_refused(make_trainer: MakeTrainer) -> None:
+    other = make_trainer()
+
+    class Second(Callback):
+        def begin(self, trainer: Trainer) -> None:
+            for begin in (other.fit, lambda: other.run.forget_after(0)):
+                with pytest.raises(ValueError, match=r"another run works in .*run: each needs a folder"):
+                    begin()
+
+    make_trainer(callbacks=[Second()]).fit()
+    before = {file.name: file.read_bytes() for file in other.folder.glob("*.*")}
+    with pytest.raises(ValueError, match=r"of 4 steps already, .* begin at 0: resume .*Trainer\.resume"):
+        other.fit()  # which is free again
+    assert {file.name: file.read_bytes() for file in other.folder.glob("*.*")} == before
+
+
+def test_a_file_system_without_locks(make_trainer: MakeTrainer, monkeypatch: Any, caplog: Any) -> None:
+    def acquire(*_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    trainer = make_trainer(epochs=1)
+    trainer.fit()
+    assert "run cannot be locked on its file system" in caplog.text
+    assert newest(trainer).exists()
+
+
+def test_which_files_are_checkpoints_and_are_deleted(tmp_path: Path) -> None:
+    """Those after a step; from step 0 on the best one too."""
+    run, foreign = RunFolder(tmp_path, keep=2), {"notes.txt", "step_5.pt", "step_000000007.pt", "step_best.pt"}
+    for name in (*foreign, "best.pt", "step_00000002.pt", "step_00000004.pt"):
+        (tmp_path / name).touch()
+    for step, left in ((2, {"best.pt", "step_00000002.pt"}), (0, set[str]())):
+        run.forget_after(step)
+        assert {path.name for path in tmp_path.glob("*.*")} - {".lock"} == foreign | left
+        assert [*run.checkpoints()] == [2] * (step == 2)
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("at", "kind", "message"),
+    [
+        (3, "nan", r"loss is nan at step 3\. Lower learning_rate or set grad_clip; .* from step 2, .* in .*run"),
+        (1, "inf", r"loss is inf at step 1\. .* nothing is saved yet"),
+    ],
+)
+def test_a_loss_that_is_no_number_ends_the_run(at: int, kind: str, message: str, make_trainer: MakeTrainer) -> None:
+    """With the last epoch's checkpoint."""
+    calls = iter(range(1, 9))
+    loss = {"loss": lambda a, b: (a - b).abs() * (float(kind) if next(calls) == at else 1)}
+    trainer = make_trainer(further=loss)
+    with pytest.raises(StoppedError, match=message):
+        trainer.fit()
+    assert bool(trainer.run.checkpoints()) == (at == 3)
+    if at == 3:
+        kept = load_checkpoint(newest(trainer))
+        assert kept.training is not None
+        assert kept.training["epoch"] == 1
+        for state in (kept.unet.weights, kept.unet.ema):
+            assert state is not None
+            assert all(value.isfinite().all() for value in state.values())
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+ROOM = r"No space left on device\. Make room on the disk; "
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "expected", "message", "saved"),
+    [
+        ("step_00000002.pt", FULL, StoppedError, ROOM + "nothing is saved yet", []),
+        ("step_00000008.pt", FULL, StoppedError, ROOM + "the same command resumes from step 6", [2, 4, 6]),
+        ("best.pt", FULL, StoppedError, ROOM + "the same command resumes from step 8", [2, 4, 6, 8]),
+        ("step_00000004.pt", KeyboardInterrupt(), KeyboardInterrupt, None, [2]),
+    ],
+    ids=["at a step", "at the end", "of the best", "Ctrl-C"],
+)
+def test_a_write_that_fails_ends_the_run(
+    name: str, error: BaseException, expected: Any, message: str | None, saved: list[int], make_trainer: MakeTrainer,
+    make_pairs: MakePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """At the step of that write, with the checkpoints of before it and no part of its file."""
+    train, validation = make_pairs(tmp_path / "16", 16), make_pairs(tmp_path / "1", 1)
+    run = make_trainer(train=train, validation=validation, epochs=1, save_every=2, keep=9)
+
+    def write_atomically(path: Path, write: Any) -> None:
+        def fail(temporary: Path) -> None:
+            temporary.write_bytes(b"half")
+            raise error
+
+        atomic.write_atomically(path, fail if path.name == name else write)
+
+    monkeypatch.setattr(weights, "write_atomically", write_atomically)
+    with pytest.raises(expected, match=message):
+        run.fit()
+    assert run.step == (8 if name == "best.pt" else int(name[5:13]))
+    assert sorted(run.run.checkpoints()) == saved
+    assert sorted(path.name for path in run.folder.glob(".*")) == [".lock"]
+    assert not run.run.best.exists()

@@ -1,9 +1,7 @@
 """Networks and bridges of sde-bbdm, the original BBDM, DDBM, DBIM, ECSI and I2SB, read without their code.
 
-:data:`PROGRAMS` has a row for each of three programs: how a file of it is recognised, by its entries, and
-what it says. A network is recognised by names and shapes. :data:`PUBLISHED` and :data:`OBJECTIVES` have the
-names of settings that files leave out. Readers take the arguments of
-:func:`bbdm.files.checkpoint.load_checkpoint`.
+Each of three programs has a reader, and a file is recognised by its entries. A network is recognised by names
+and shapes. :data:`PUBLISHED` and :data:`OBJECTIVES` have the names of settings that files leave out.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ import torch
 from bbdm.bridges import DDBM, ECSI, I2SB, ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
-from bbdm.files.importers import autoencoders
-from bbdm.files.importers.states import FIRST, File, State, dim, load, renamed, unet_config
+from bbdm.files.importers.states import FIRST, File, State, build_vqgan, dim, load, unet_config
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
@@ -32,7 +29,6 @@ class Published(NamedTuple):
 
     bridge: Bridge
     image_size: int
-    dropout: float = 0.1
     heads_last: bool = True  # attention has q, k and v first and the heads within them, not the other way round
 
 
@@ -44,10 +40,10 @@ PUBLISHED: dict[str, Published] = {  # of DDBM, DBIM, ECSI and I2SB
     "ecsi-edges2handbags-64": Published(ECSI(0.125, 1e-4, cov=0.125), 64),
     "ecsi-diode-256": Published(ECSI(0.25, 1e-4, cov=0.125), 256),
     # restoration of JPEG, superresolution; then deblurring, inpainting
-    "i2sb-256": Published(I2SB(1000, 0.3), 256, dropout=0.0, heads_last=False),
-    "i2sb-256-ode": Published(I2SB(1000, 1.0, True), 256, dropout=0.0, heads_last=False),
+    "i2sb-256": Published(I2SB(1000, 0.3), 256, heads_last=False),
+    "i2sb-256-ode": Published(I2SB(1000, 1.0, True), 256, heads_last=False),
 }
-KNOWN = {"head_channels": 64, "num_groups": 32}  # of every published network
+HEADS, GROUPS = 64, 32  # channels of an attention head, and groups of a norm, of every published network
 OBJECTIVES: dict[str, Objective] = {  # of the original BBDM: that of its templates, "grad", and its two others
     "bbdm": "residual",
     "bbdm-noise": "noise",
@@ -65,17 +61,133 @@ Bridges = dict[str, Callable[..., Bridge]]  # of sde-bbdm, by the class of the m
 SDE_BRIDGES: Bridges = {**dict.fromkeys(ABRIDGES, ABridge), **dict.fromkeys(BROWNIAN, BrownianBridge)}
 
 
+def read_checkpoint(
+    content: Any, num_steps: int | None, c_lambda: float | None, codec: Codec | None, config: str | None
+) -> Checkpoint:
+    """A network and its bridge from a foreign file; see :func:`bbdm.files.checkpoint.load_checkpoint`."""
+    file = File(content)
+    if file.prefixes("m_t"):
+        return bbdm(file, config)
+    i2sb = any(prefix.startswith("net.") for prefix in file.prefixes(FIRST))
+    square = (value.ndim == 4 for key, value in file.tensors.items() if key.endswith(".qkv.weight"))
+    if config is not None or i2sb or any(square):  # attention of 2D convolutions is DDBM's and ECSI's alone
+        return guided(file, config)
+    return sde_bbdm(file, num_steps, c_lambda, codec)
+
+
+def bbdm(file: File, config: str | None) -> Checkpoint:
+    """A ``.pth`` of the original BBDM's runner (Li et al. 2023), with the schedule in its buffers."""
+    root = file.prefix("a file of the original BBDM", "schedules", "m_t")
+    state = file.below(root)
+    weights, ema = file.below(f"{root}denoise_fn."), file.below("ema.denoise_fn.") or None
+    if file.below(f"{root}cond_stage_model.channel_mapper."):
+        raise ValueError("it is conditioned by a SpatialRescaler (cond_stage_model.*), which is not supported")
+    bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
+    codec = None
+    if autoencoder := file.below(f"{root}vqgan."):
+        codec = VQGANCodec(build_vqgan(autoencoder))
+        if file.tensors.keys() & STATISTICS.values():
+            found = {name: tuple(file.tensors[key].double().flatten().tolist()) for name, key in STATISTICS.items()}
+            codec = codec.with_statistics(LatentStatistics(**found))
+        if (seen := dim(weights, FIRST, 1)) != codec.channels:
+            raise ValueError(f"its UNet is shown {seen} channels; a latent model's is shown the {codec.channels}")
+    return _checkpoint(weights, bridge, ema, codec, head_channels=HEADS)
+
+
+def _bbdm_bridge(state: State, objective: Objective) -> BrownianBridge:
+    """The bridge whose complete schedule is in the buffers."""
+    m, variance = (state[name].double().flatten().numpy() for name in ("m_t", "variance_t"))
+    steps, middle = len(m), len(m) // 2
+    if steps < 2 or len(variance) != steps:
+        raise ValueError(f"its buffers m_t and variance_t are of {steps} and {len(variance)} steps")
+    scale = float(f"{variance[middle] / (2 * m[middle] * (1 - m[middle])):.6g}")  # the buffers are of float32
+    for schedule in ("linear", "sin"):
+        bridge = BrownianBridge.bbdm(steps, scale, schedule, objective)
+        _, beta, sigma = bridge.marginal(np.arange(steps))
+        if np.allclose(m, beta, rtol=1e-5, atol=0) and np.allclose(variance, sigma**2, rtol=1e-4, atol=0):
+            return bridge
+    raise ValueError("its buffers m_t and variance_t are of neither of the schedules linear and sin")
+
+
+def guided(file: File, config: str | None) -> Checkpoint:
+    """Guided diffusion's network in DDBM, DBIM and ECSI, a bare state dict, or in I2SB's ``latest.pt``.
+
+    The latter has the moving average without names, in the order of the network's parameters.
+    """
+    prefix = file.prefix("I2SB's latest.pt, or a state dict", "UNets", FIRST)
+    if file.around(prefix)[0] and config is not None:
+        raise ValueError(f"config={config} was given, but the file describes its network itself")
+    published = _named(PUBLISHED, config, "bridge")
+    weights = {key: _as_1d(key, value) for key, value in file.below(prefix).items()}
+    average, ema = file.content.get("ema") if prefix.startswith("net.") else None, None
+    if average is not None:
+        values = average.get("shadow_params") if isinstance(average, dict) else None
+        if not isinstance(values, list) or len(values) != len(weights):
+            got = f"{len(values)} tensors" if isinstance(values, list) else describe(average)
+            raise ValueError(f"its ema is {got}; wanted the state of torch_ema, with {len(weights)} shadow_params")
+        ema = dict(zip(weights, values, strict=True))
+    return _checkpoint(weights, published.bridge, ema, None, published.image_size, published.heads_last, HEADS)
+
+
+def _as_1d(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Weights of attention's 2D convolutions as of 1D ones."""
+    return value.squeeze(3) if key.endswith((".qkv.weight", ".proj_out.weight")) and value.shape[3:] == (1,) else value
+
+
+def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> Checkpoint:
+    """A checkpoint, a manager, a module or a network of sde-bbdm and torchmanager, or a state dict of one."""
+    expected = "a checkpoint, module or network of sde-bbdm, a .pth of the original BBDM, or a state dict"
+    prefix = file.prefix(expected, "UNets", FIRST)
+    objects, around = file.around(prefix)
+    kinds = [SDE_BRIDGES[each.name] for each in reversed(objects) if each.name in SDE_BRIDGES]
+    build = [*kinds, SDE_BRIDGES["ABridgeModule"]][0]
+    # A private attribute is saved with the name of the class that defines it.
+    steps = around.get("time_steps", around.get("_DiffusionModule__time_steps"))
+    settings: dict[str, Any] = {"num_steps": num_steps if steps is None else steps}
+    if build is not BrownianBridge:
+        settings["c_lambda"] = around.get("c_lambda", c_lambda)
+    if missing := [name for name, value in settings.items() if value is None]:
+        needed = " and ".join(f"{name}=" for name in missing)
+        other = "" if objects else f"; if it is of DDBM, DBIM, ECSI or I2SB, give config=, one of {sorted(PUBLISHED)}"
+        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {needed}{other}")
+    bridge = build(settings.pop("num_steps"), *map(float, settings.values()))
+    parts = (re.fullmatch(r"((?:.*?\.)?)(?:encoder|decoder)\..*", key) for key in file.tensors)
+    latent = any(found and prefix.startswith(found[1]) for found in parts)
+    if latent and codec is None:
+        raise IncompleteFileError("its autoencoder is not read: give the codec, load_checkpoint(path, codec=...)")
+    codec = codec if latent or not kinds else None
+    pickled = file.values.get(prefix[:-1]) in objects
+    return _checkpoint(file.below(prefix), bridge, None, codec, head_channels=_heads(file, prefix) if pickled else None)
+
+
+def _heads(file: File, prefix: str) -> int | None:
+    """The channels of a pickled UNet's attention heads, which only its modules have, or None."""
+
+    def named(end: str) -> dict[str, Any]:  # values of the modules, by the names of these
+        return {k.removesuffix(end): v for k, v in file.values.items() if k.startswith(prefix) and k.endswith(end)}
+
+    if any(isinstance(each, Stub) and each.name == "QKVAttention" for each in named(".attention").values()):
+        raise ValueError("its attention has the new order of q, k and v; only the legacy order is read")
+    if other := {*named(".num_groups").values()} - {GROUPS}:
+        raise ValueError(f"its norms have {sorted(other)} groups; only networks of {GROUPS} are read")
+    heads = named(".heads") | named(".num_heads")
+    found = {len(weight) // 3 // heads[name] for name, weight in named(".qkv.weight").items()}
+    if len(found) > 1:
+        raise ValueError(f"its attention heads have {sorted(found)} channels; wanted one number for all")
+    return found.pop() if found else None
+
+
 def _checkpoint(
     weights: State,
     bridge: Bridge,
-    ema: State | None = None,
-    codec: Codec | None = None,
+    ema: State | None,
+    codec: Codec | None,
     image_size: int | None = None,
     heads_last: bool = False,
-    **known: Any,
+    head_channels: int | None = None,
 ) -> Checkpoint:
-    """What a file says, whose UNet has our keys; ``known`` are settings that its shapes do not show."""
-    unet = unet_config(weights, **known)
+    """What a file says, whose UNet has our keys; the last arguments are what its shapes do not show."""
+    unet = unet_config(weights, head_channels)
     if codec is not None and codec.channels != unet.in_channels:
         latents = f"the codec's latents have {codec.channels}"
         raise ValueError(f"its UNet works on {unet.in_channels} channels, and {latents}")
@@ -94,143 +206,3 @@ def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
     if config not in rows:
         raise ValueError(f"config must be one of {sorted(rows)}, got {config!r}")
     return rows[config]
-
-
-def bbdm(file: File, num_steps: Any, c_lambda: Any, codec: Codec | None, config: str | None) -> Checkpoint:
-    """A ``.pth`` of the original BBDM's runner (Li et al. 2023), with the schedule in its buffers."""
-    root = file.prefix("a file of the original BBDM", "schedules", "m_t")
-    state = file.below(root)
-    weights, ema = file.below(f"{root}denoise_fn."), file.below("ema.denoise_fn.") or None
-    if file.below(f"{root}cond_stage_model.channel_mapper."):
-        raise ValueError("it is conditioned by a SpatialRescaler (cond_stage_model.*), which is not supported")
-    bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
-    codec = None
-    if autoencoder := file.below(f"{root}vqgan."):
-        codec = VQGANCodec(autoencoders.build(autoencoder, num_groups=32))
-        if file.tensors.keys() & STATISTICS.values():
-            found = {name: file.tensors[key].double().flatten().tolist() for name, key in STATISTICS.items()}
-            codec = codec.with_statistics(LatentStatistics(**{name: tuple(found[name]) for name in found}))
-        if (seen := dim(weights, FIRST, 1)) != codec.channels:
-            raise ValueError(f"its UNet is shown {seen} channels; a latent model's is shown the {codec.channels}")
-    return _checkpoint(weights, bridge, ema, codec, num_groups=32)
-
-
-def _bbdm_bridge(state: State, objective: Objective) -> BrownianBridge:
-    """The bridge whose complete schedule is in the buffers."""
-    m, variance = (state[name].double().flatten().numpy() for name in ("m_t", "variance_t"))
-    steps, middle = len(m), len(m) // 2
-    if steps < 2 or len(variance) != steps:
-        raise ValueError(f"its buffers m_t and variance_t are of {steps} and {len(variance)} steps")
-    scale = float(f"{variance[middle] / (2 * m[middle] * (1 - m[middle])):.6g}")  # the buffers are of float32
-    for schedule in ("linear", "sin"):
-        bridge = BrownianBridge.bbdm(steps, scale, schedule, objective)
-        _, beta, sigma = bridge.marginal(np.arange(steps))
-        if np.allclose(m, beta, rtol=1e-5, atol=0) and np.allclose(variance, sigma**2, rtol=1e-4, atol=0):
-            return bridge
-    raise ValueError("its buffers m_t and variance_t are of neither of the schedules linear and sin")
-
-
-def guided(file: File, num_steps: Any, c_lambda: Any, codec: Any, config: str | None) -> Checkpoint:
-    """Guided diffusion's network in DDBM, DBIM and ECSI, a bare state dict, or in I2SB's ``latest.pt``.
-
-    The latter has the moving average without names, in the order of the network's parameters.
-    """
-    prefix = file.prefix("I2SB's latest.pt, or a state dict", "UNets", FIRST)
-    if file.around(prefix)[0] and config is not None:
-        raise ValueError(f"config={config} was given, but the file describes its network itself")
-    published = _named(PUBLISHED, config, "bridge")
-    weights = {key: _as_1d(key, value) for key, value in file.below(prefix).items()}
-    if any(key.startswith("label_emb.") for key in weights):
-        raise ValueError("its network takes a class (label_emb), which is not supported")
-    average, ema = file.content.get("ema") if prefix.startswith("net.") else None, None
-    if average is not None:
-        values = average.get("shadow_params") if isinstance(average, dict) else None
-        if not isinstance(values, list):
-            raise ValueError(f"its ema is {describe(average)} without shadow_params; wanted the state of torch_ema")
-        if len(values) != len(weights):
-            raise ValueError(f"its moving average has {len(values)} tensors, and its network {len(weights)}")
-        ema = dict(zip(weights, values, strict=True))
-    known = {"heads_last": published.heads_last, "dropout": published.dropout, **KNOWN}
-    return _checkpoint(weights, published.bridge, ema, None, published.image_size, **known)
-
-
-def _as_1d(key: str, value: torch.Tensor) -> torch.Tensor:
-    """Weights of attention's 2D convolutions as of 1D ones."""
-    return value.squeeze(3) if key.endswith((".qkv.weight", ".proj_out.weight")) and value.shape[3:] == (1,) else value
-
-
-def _is_guided(file: File, config: str | None) -> bool:
-    """Whether a file is of these programs, for certain or by its ``config``."""
-    i2sb = any(prefix.startswith("net.") for prefix in file.prefixes(FIRST))
-    square = (value.ndim == 4 for key, value in file.tensors.items() if key.endswith(".qkv.weight"))
-    return config is not None or i2sb or any(square)  # attention of 2D convolutions is DDBM's and ECSI's alone
-
-
-def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: Codec | None, config: Any) -> Checkpoint:
-    """A checkpoint, a manager, a module or a network of sde-bbdm and torchmanager, or a state dict of one."""
-    expected = "a checkpoint, module or network of sde-bbdm, a .pth of the original BBDM, or a state dict"
-    prefix = file.prefix(expected, "UNets", FIRST)
-    objects, around = file.around(prefix)
-    kinds = [SDE_BRIDGES[each.name] for each in reversed(objects) if each.name in SDE_BRIDGES]
-    build = [*kinds, SDE_BRIDGES["ABridgeModule"]][0]
-    # A private attribute is saved with the name of the class that defines it.
-    steps = around.get("time_steps", around.get("_DiffusionModule__time_steps"))
-    settings: dict[str, Any] = {"num_steps": num_steps if steps is None else steps}
-    if build is not BrownianBridge:
-        settings["c_lambda"] = around.get("c_lambda", c_lambda)
-    if missing := [name for name, value in settings.items() if value is None]:
-        needed = " and ".join(f"{name}=" for name in missing)
-        other = f". If it is of DDBM, DBIM, ECSI or I2SB, give config=, one of {sorted(PUBLISHED)}"
-        also = other if not objects and len(missing) == 2 else ""
-        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {needed}{also}")
-    if wrong := [name for name, value in settings.items() if not isinstance(value, int | float)]:
-        raise ValueError(f"its {wrong[0]} is {describe(settings[wrong[0]])}, not a number")
-    bridge = build(settings.pop("num_steps"), *map(float, settings.values()))
-    codec = None if kinds else codec
-    parts = ((re.fullmatch(autoencoders.PARTS, key), value) for key, value in file.tensors.items())
-    autoencoder = {found[2]: value for found, value in parts if found and prefix.startswith(found[1])}
-    if autoencoder:
-        codec = VQGANCodec(autoencoders.build(renamed(autoencoder, autoencoders.SEQUENTIAL)))
-    known = _pickled_settings(file, prefix) if file.values.get(prefix[:-1]) in objects else {}
-    return _checkpoint(file.below(prefix), bridge, None, codec, **known)
-
-
-def _pickled_settings(file: File, prefix: str) -> dict[str, Any]:
-    """The settings of a UNet that only its pickled modules have."""
-
-    def named(end: str) -> dict[str, Any]:  # values of the modules, by the names of these
-        return {k.removesuffix(end): v for k, v in file.values.items() if k.startswith(prefix) and k.endswith(end)}
-
-    if any(isinstance(each, Stub) and each.name == "QKVAttention" for each in named(".attention").values()):
-        raise ValueError("its attention has the new order of q, k and v; only the legacy order is read")
-    heads = named(".heads") | named(".num_heads")
-    found = {
-        "head_channels": {len(weight) // 3 // heads[name] for name, weight in named(".qkv.weight").items()},
-        "num_groups": {*named(".num_groups").values()},
-        "dropout": {float(share) for share in named(".p").values()},
-    }
-    for name, several in found.items():
-        if len(several) > 1:
-            raise ValueError(f"its blocks have different {name}, {sorted(several)[:8]}; wanted one for all")
-    return {name: each.pop() for name, each in found.items() if each}
-
-
-PROGRAMS = {  # by name, whether it wrote a file, and its reader; the first that fits
-    "BBDM": (lambda file, config: bool(file.prefixes("m_t")), bbdm),
-    "guided diffusion (DDBM, DBIM, ECSI or I2SB)": (_is_guided, guided),
-    "sde-bbdm": (lambda file, config: True, sde_bbdm),
-}
-
-
-def program(content: Any, config: str | None) -> str:
-    """The program that wrote a foreign file of a network; ``config`` is given for guided diffusion's."""
-    file = File(content)
-    return next(name for name, (wrote, _) in PROGRAMS.items() if wrote(file, config))
-
-
-def read_checkpoint(
-    content: Any, num_steps: int | None, c_lambda: float | None, codec: Codec | None, config: str | None
-) -> Checkpoint:
-    """A network and its bridge from a foreign file; see :func:`bbdm.files.checkpoint.load_checkpoint`."""
-    _, read = PROGRAMS[program(content, config)]
-    return read(File(content), num_steps, c_lambda, codec, config)

@@ -1,10 +1,10 @@
-"""Another program's file: its values by dotted names, its state dicts, and settings from their shapes."""
+"""Another program's file: its values by dotted names, state dicts, settings from their shapes, and VQGANs."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,17 @@ from torch import nn
 
 from bbdm.files import inert
 from bbdm.files.inert import Stub, describe
-from bbdm.networks.config import UNETS, VQGANS, UNetConfig, VQGANConfig
-from bbdm.networks.restore import fitting
+from bbdm.networks.config import UNetConfig, VQGANConfig
+from bbdm.networks.restore import fitting, restore
+from bbdm.networks.vqgan import VQGAN
 
 State = Mapping[str, torch.Tensor]
 Shaped = Mapping[str, Any]  # tensors, or objects with their ``shape``
-Config = UNetConfig | VQGANConfig
 FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 NETWORKS = ("state_dict.", "model.")  # entries of files that hold the network, where others are like it
+CODES = "quantize.embedding.weight"  # a key that every VQGAN has
+IN_OTHERS = ("first_stage_model.", "vqgan.")  # of a diffusion model; it may hold a second one, for its condition
+TRAINING = ("loss.", "discriminator.", "model_ema.")  # of what only its training needs
 
 
 class File:
@@ -34,18 +37,17 @@ class File:
         """The tensors whose names begin with ``prefix``, which is removed."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
-    def prefixes(self, *ends: str) -> list[str]:
-        """The prefixes of the tensors whose names end in one of ``ends``, sorted."""
-        found = ((key, end) for key in self.tensors for end in ends)
-        return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
+    def prefixes(self, end: str) -> list[str]:
+        """The prefixes of the tensors whose names end in ``end``, sorted."""
+        return sorted(key.removesuffix(end) for key in self.tensors if f".{key}".endswith(f".{end}"))
 
-    def prefix(self, expected: str, things: str, *ends: str) -> str:
-        """The prefix of the one tensor whose name ends in one of ``ends``; ValueError of none or several."""
-        found = self.prefixes(*ends)
+    def prefix(self, expected: str, things: str, end: str) -> str:
+        """The prefix of the one tensor whose name ends in ``end``; ValueError of none or several."""
+        found = self.prefixes(end)
         found = [each for each in found if each.startswith(NETWORKS)] or found
         if len(found) != 1:
             got = f"it is {summary(self.content)} with {len(found) or 'no'} {things} in it"
-            raise ValueError(f"{got}; wanted: {expected} with one tensor whose name ends in {' or '.join(ends)}")
+            raise ValueError(f"{got}; wanted: {expected} with one tensor whose name ends in {end}")
         return found[0]
 
     def around(self, prefix: str) -> tuple[list[Stub], dict[str, Any]]:
@@ -68,22 +70,6 @@ def summary(content: Any) -> str:
         return describe(content)
     names = ", ".join(repr(key[:50]) for key in list(content)[:8] if isinstance(key, str))
     return f"a dict of {len(content)} entries ({names}{', ...' if len(content) > 8 else ''})"
-
-
-def renamed(state: State, rows: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]) -> dict[str, torch.Tensor]:
-    """A state dict with other keys, by rows of a regular expression and its replacement, in turn.
-
-    Raises:
-        ValueError: two keys become the same.
-    """
-    found: dict[str, torch.Tensor] = {}
-    for key, value in state.items():
-        for pattern, replacement in rows:
-            key = re.sub(pattern, replacement, key)
-        if key in found:
-            raise ValueError(f"several of its keys name the same weight of the network, {key}")
-        found[key] = value
-    return found
 
 
 def tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
@@ -126,12 +112,11 @@ def _levels(state: Shaped, first: str, blocks: int, widths: Sequence[str], atten
     }
 
 
-def unet_config(state: Shaped, **known: Any) -> UNetConfig:
-    """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM.
+def unet_config(state: Shaped, head_channels: int | None = None) -> UNetConfig:
+    """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM, which have 32 groups.
 
-    The width of an attention head, the groups of a GroupNorm and the dropout leave no trace in the shapes.
-    The first two are those of a preset of these shapes, else the paper's, with a warning; ``known`` settings,
-    which the file states, take precedence. A patch shows in the channels alone, and is a preset's too.
+    The width of an attention head leaves no trace in the shapes. Where it is not known it is 64, as in the
+    papers, with a warning where the levels are others than the paper's.
     """
     channels = dim(state, "out.2.weight", 0)
     condition = dim(state, FIRST, 1) - channels
@@ -149,42 +134,45 @@ def unet_config(state: Shaped, **known: Any) -> UNetConfig:
         raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}, which do not divide")
     ups = [f"output_blocks.{i}." for i in range(stages - blocks, -1, -blocks)]  # each level's first stage, from the top
     widths, attention = ([f"{up}{key}" for up in ups] for key in ("0.out_layers.3.weight", "1.qkv.weight"))
-    settings = _levels(state, FIRST, blocks - 1, widths, attention)
-    fitting = (p for p in UNETS.values() if p.axes == 2 and channels % p.patch**2 == 0 and _same_blocks(settings, p))
-    preset = next(fitting, None)
-    assumed = _assumed(preset, UNetConfig(), {"head_channels", "num_groups"} - known.keys())
-    settings |= {"patch": 1 if preset is None else preset.patch, **assumed, **known}
-    counts = {"in_channels": channels, "out_channels": channels, "condition_channels": condition}
-    return UNetConfig(**{name: count // settings["patch"] ** 2 for name, count in counts.items()}, **settings)
-
-
-def vqgan_config(state: Shaped, **known: Any) -> VQGANConfig:
-    """The settings of a VQGAN with the keys of latent diffusion; see :func:`unet_config`."""
-    first, codes = "encoder.conv_in.weight", "quantize.embedding.weight"
-    downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
-    widths, attention = ([f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight"))
-    settings = _levels(state, first, _count(state, "encoder.down.0.block."), widths, attention)
-    preset = next((preset for preset in VQGANS.values() if _same_blocks(settings, preset)), None)
-    ends = {"image_channels": (first, 1), "latent_channels": (codes, 1), "num_codes": (codes, 0)}
-    settings |= {name: dim(state, *key) for name, key in ends.items()}
-    return VQGANConfig(**{**settings, **_assumed(preset, VQGANConfig(), {"num_groups"} - known.keys()), **known})
-
-
-def _assumed(preset: Config | None, default: Config, names: Collection[str]) -> dict[str, Any]:
-    """Settings without a trace in shapes: the preset's of these blocks, else the defaults with a warning."""
-    found = {name: getattr(preset or default, name) for name in sorted(names)}
-    if found and preset is None:
-        values = ", ".join(f"{name}={value}" for name, value in found.items())
+    levels, usual = _levels(state, FIRST, blocks - 1, widths, attention), UNetConfig()
+    paper = (levels["model_channels"], levels["channel_mult"]) == (usual.model_channels, usual.channel_mult)
+    if head_channels is None and not paper:
         warnings.warn(
-            f"weights do not determine all settings of their network, which is none of the presets: {values} assumed; "
-            "if they were trained with others, results are wrong",
+            "weights do not say how wide the attention heads of their network are, and its levels are not the "
+            f"paper's: {usual.head_channels} channels assumed; if they were trained with others, results are wrong",
             stacklevel=2,
         )
-    return found
+    return UNetConfig(
+        in_channels=channels,
+        out_channels=channels,
+        condition_channels=condition,
+        head_channels=head_channels or usual.head_channels,
+        **levels,
+    )
 
 
-def _same_blocks(settings: dict[str, Any], preset: Config) -> bool:
-    """Whether a preset has these settings of its inner blocks, with attention only at levels that it has."""
-    levels = (2**level for level in range(len(preset.channel_mult)))
-    attention = tuple(n for n in levels if n in preset.attention_resolutions)
-    return all(value == {**vars(preset), "attention_resolutions": attention}[name] for name, value in settings.items())
+def vqgan_config(state: Shaped) -> VQGANConfig:
+    """The settings of a VQGAN with the keys of latent diffusion, which has 32 groups."""
+    downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
+    widths, attention = ([f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight"))
+    first = "encoder.conv_in.weight"
+    ends = {"image_channels": (first, 1), "latent_channels": (CODES, 1), "num_codes": (CODES, 0)}
+    return VQGANConfig(
+        **_levels(state, first, _count(state, "encoder.down.0.block."), widths, attention),
+        **{name: dim(state, *key) for name, key in ends.items()},
+    )
+
+
+def read_vqgan(content: Any) -> VQGAN:
+    """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
+    file = File(content)
+    known = [each for each in file.prefixes(CODES) if each.endswith(IN_OTHERS)]
+    prefix = known[0] if len(known) == 1 else file.prefix("a VQGAN of latent diffusion,", "codebooks", CODES)
+    return build_vqgan(file.below(prefix))
+
+
+def build_vqgan(state: State) -> VQGAN:
+    """A VQGAN with latent diffusion's keys, in evaluation mode."""
+    state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
+    config = vqgan_config(state)
+    return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))

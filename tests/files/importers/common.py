@@ -1,7 +1,6 @@
-"""Shared by the importers' tests: networks, files of them, checks, and the A-Bridge scripts' VQGAN."""
+"""Shared by the importers' tests: networks, files of them, and checks."""
 
 import contextlib
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -70,44 +69,6 @@ def save(content: Any, path: Path, zipped: bool = True) -> Path:
         warnings.simplefilter("ignore")  # that the source of a class is not found
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path
-
-
-MIDDLE = ["block_1", "attn_1", "block_2"]
-SEED: list[tuple[str, Any]] = [  # our names of a VQGAN's parts, and those of the A-Bridge scripts
-    (r"^encoder\.conv_in", "encoder.down_sampling.0"),
-    (r"^encoder\.down\.(.)\.block\.(.)", lambda m: f"encoder.down_sampling.{1 + 3 * int(m[1]) + int(m[2])}"),
-    (r"^encoder\.down\.(.)\.downsample", lambda m: f"encoder.down_sampling.{3 + 3 * int(m[1])}"),
-    (r"^encoder\.norm_out", "encoder.mid_blocks.3"),
-    (r"^encoder\.mid\.(\w+)", lambda m: f"encoder.mid_blocks.{MIDDLE.index(m[1])}"),
-    (r"^decoder\.mid\.(\w+)", lambda m: f"decoder.mid.{MIDDLE.index(m[1])}"),
-    (r"^quantize\.", "quantizer."),
-    (r"\.nin_shortcut\.", ".channel_up."),
-    (r"\.norm\.", ".gn."),
-    *((rf"\.{name}\.", f".block.{place}.") for name, place in {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 5}.items()),
-]
-
-
-class Part(nn.Module):
-    """A module of the scripts: its name in the tree, and its weights."""
-
-
-def seed_vqgan() -> tuple[VQGAN, Any]:
-    """The VQGAN of the A-Bridge scripts, as ours and as the tree of modules that they pickle.
-
-    Its norms have an eps of 1e-5, and its attention has a projection that it does not use.
-    """
-    settings: dict[str, Any] = {"channel_mult": (1, 2, 3), "num_res_blocks": 2, "attention_resolutions": ()}
-    ours, root = small_vqgan(**settings, eps=1e-5, projects_attention=False), Part()
-    for key, value in {**ours.state_dict(), "discriminator.0.weight": torch.ones(8, 3, 4, 4)}.items():
-        for name, theirs in SEED:
-            key = re.sub(name, theirs, key)
-        *path, name = key.split(".")
-        part: Any = root
-        for each in path:
-            part._modules.setdefault(each, Part())
-            part = part._modules[each]
-        part.register_parameter(name, nn.Parameter(value))
-    return ours, root.eval()
 
 
 def assert_same_autoencoder(loaded: VQGAN, ours: VQGAN) -> None:

@@ -162,13 +162,12 @@ def test_published_networks(name: str):
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
     with torch.device("meta"):
         state = build(**SIZES[size]).state_dict()
-    config = states.unet_config(state, **programs.KNOWN)
+    config = states.unet_config(state, programs.HEADS)
     assert isinstance(fitting(UNet.from_config, config, state), UNet)  # or keys and shapes differ
     assert (config.head_channels, config.num_groups, config.condition_channels) == (64, 32, 3)
     assert f"`{name}`" in (ROOT / "docs" / "weights.md").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:weights do not determine")
 def test_a_name_is_needed(tmp_path: Path):
     for content in (square(ddbm().state_dict()), reference().state_dict()):
         path = save(content, tmp_path / "ema.pt")
@@ -178,19 +177,21 @@ def test_a_name_is_needed(tmp_path: Path):
 
 
 def test_weights_and_averages_that_do_not_fit(tmp_path: Path):
-    state = square(ddbm().state_dict())
-    for content, message in (
-        ({k: v for k, v in state.items() if k != "out.2.bias"}, r"missing: out\.2\.bias"),
-        ({**state, "label_emb.weight": torch.ones(10, 128)}, "takes a class"),
-        (ddbm(use_scale_shift_norm=False).state_dict(), r"of another shape: .*emb_layers\.1\.bias"),
-    ):
-        refused(save(content, tmp_path / "a.pt"), message, config="ddbm-diode-256")
-    shadow = [parameter.detach() for parameter in reference(3).parameters()]
+    state, network = square(ddbm().state_dict()), reference(3)
+    shadow = [parameter.detach() for parameter in network.parameters()]
     cases: list[tuple[Any, str]] = [
-        ({"shadow_params": shadow[1:]}, rf"its moving average has {len(shadow) - 1} tensors, and its network"),
+        ({k: v for k, v in state.items() if k != "out.2.bias"}, r"missing: out\.2\.bias"),
+        ({**state, "label_emb.weight": torch.ones(10, 128)}, r"extra: label_emb\.weight"),
+        (ddbm(use_scale_shift_norm=False).state_dict(), r"of another shape: .*emb_layers\.1\.bias"),
+        (
+            {"shadow_params": shadow[1:]},
+            rf"its ema is {len(shadow) - 1} tensors; wanted .* {len(shadow)} shadow_params",
+        ),
         ({"shadow_params": shadow[::-1]}, r"do not fit the network: of another shape: "),
         ({"shadow_params": [*shadow[1:], 3]}, "is a int, not a tensor"),
-        ([1], "its ema is a list without shadow_params"),
+        ([1], "its ema is a list; wanted the state of torch_ema"),
     ]
-    for ema, message in cases:
-        refused(i2sb_file(tmp_path / "b.pt", reference(3), None, ema=ema), message, config="i2sb-256")
+    for content, message in cases:
+        average = isinstance(content, list) or "shadow_params" in content
+        path = i2sb_file(tmp_path / "a.pt", network, None, ema=content) if average else save(content, tmp_path / "a.pt")
+        refused(path, message, config="i2sb-256" if average else "ddbm-diode-256")

@@ -1,0 +1,113 @@
+"""State dicts, whose shapes do not determine all settings; VQGANs of latent diffusion."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.importers import states
+from bbdm.networks.config import UNETS, VQGANS
+from bbdm.networks.unet import UNet
+from bbdm.networks.vqgan import VQGAN
+from tests.files.importers.common import (
+    LATENT,
+    assert_same_autoencoder,
+    expected,
+    fill,
+    images,
+    peers_blocked,
+    refused,
+    save,
+    small_vqgan,
+)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["paper", "bbdm", "lbbdm-f8", "lbbdm-f16"])
+def test_settings_of_published_unets(name: str):
+    preset = UNETS[name]
+    reached = tuple(n for n in (1, 2, 4) if n in preset.attention_resolutions)
+    assert states.unet_config(expected(UNet, preset)) == replace(preset, attention_resolutions=reached)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["vq-f4", "vq-f8", "vq-f16"])
+def test_settings_of_published_vqgans(name: str):
+    assert states.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
+
+
+def test_a_warning_names_what_is_assumed(tmp_path: Path):
+    unet = fill(UNet(model_channels=64, channel_mult=(1,), num_res_blocks=1))
+    path = save(unet.state_dict(), tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="heads of their network are, .*: 64 channels assumed"):
+        loaded = load_checkpoint(path, num_steps=100, c_lambda=1.0)
+    x, t = images(1, 3, 16, 16), torch.ones(1)
+    assert torch.equal(loaded.build_unet()(x, t), unet(x, t))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "it is a list with no UNets in it; wanted: a checkpoint, module or network of sde-bbdm"),
+        ({"a": torch.ones(2), "b": 1}, r"it is a dict of 2 entries \('a', 'b'\) with no UNets"),
+        (nn.Linear(1, 1), "it is a torch.nn.modules.linear.Linear with no UNets"),
+        ({"input_blocks.0.0.weight": torch.ones(3)}, "does not state its num_steps or c_lambda"),
+        ({f"{p}.input_blocks.0.0.weight": torch.ones(1) for p in "ab"}, "with 2 UNets in it"),
+        ({"m_t": torch.ones(3)}, "give config="),
+    ],
+)
+def test_no_network(content: Any, message: str, tmp_path: Path):
+    refused(save(content, tmp_path / "a.pt"), message)
+
+
+def test_weights_that_are_not_floating_point(tmp_path: Path):
+    state = {key: value.long() for key, value in UNet(channel_mult=(2,), model_channels=32).state_dict().items()}
+    with pytest.warns(UserWarning, match="assumed"):
+        refused(save(state, tmp_path / "a.pt"), "no floating point numbers: ", num_steps=100, c_lambda=1.0)
+
+
+def test_tensors_that_share_their_storage(tmp_path: Path):
+    """A small file that would build a network many times its size."""
+    wanted = expected(VQGAN, VQGANS["vq-f4"])
+    shared = torch.zeros(max(value.numel() for value in wanted.values()))
+    path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
+    refused(path, r"its tensors are of \d+ bytes, and only \d+ are stored", load_vqgan)
+
+
+@pytest.mark.parametrize(("prefix", "name"), [*zip(["", "first_stage_model.", "vqgan."], LATENT, strict=True)])
+def test_a_full_checkpoint_of_latent_diffusion(name: str, prefix: str, tmp_path: Path):
+    vqgan = small_vqgan(**LATENT[name])
+    state = {f"{prefix}{key}": value for key, value in vqgan.state_dict().items()}
+    state[f"{prefix}loss.discriminator.main.0.weight"] = torch.ones(3)
+    state["model_ema.decay"] = torch.ones(())
+    if prefix:
+        state["model.diffusion_model.time_embed.0.weight"] = torch.ones(2, 2)
+        state["cond_stage_model.quantize.embedding.weight"] = torch.ones(2, 2)
+    content = {"state_dict": state, "epoch": 3, "callbacks": {argparse.Namespace: argparse.Namespace(a=1)}}
+    with peers_blocked():
+        assert_same_autoencoder(load_vqgan(save(content, tmp_path / "last.ckpt")), vqgan)
+
+
+def without(state: dict[str, Any], *keys: str, **more: Any) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in keys} | more
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            without(small_vqgan().state_dict(), "quant_conv.bias", zeta=torch.ones(1))
+            | {"decoder.conv_in.weight": torch.ones(64, 3, 1, 1)},
+            r"missing: quant_conv\.bias; extra: zeta; of another shape: decoder\.conv_in\.weight \(64, 3, 1, 1\)",
+        ),
+        ({"a": torch.ones(1)}, r"a dict of 1 entries \('a'\) with no codebooks in it; wanted: a VQGAN of latent"),
+        ({f"{p}.quantize.embedding.weight": torch.ones(1, 1) for p in "ab"}, "with 2 codebooks in it"),
+    ],
+)
+def test_no_vqgan(content: Any, message: str, tmp_path: Path):
+    refused(save(content, tmp_path / "a.pt"), message, load_vqgan)

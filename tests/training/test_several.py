@@ -1,0 +1,314 @@
+"""Training in two processes on CPUs (gloo), and on two nodes, two agents of torchrun: the run of one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import eval_miou
+import pytest
+import torch
+from filelock import FileLock
+
+from bbdm.cli import eval, train, translate
+from bbdm.execution.processes import Processes
+from bbdm.training.run_folder import RunFolder
+from tests.conftest import ROOT, MakeTrainer, SavePicture, wait_until
+from tests.hardening.scripts import from_tars, make_place
+from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
+
+TRAIN = "tests.training.tiny_train"
+Agent = subprocess.Popen[str]
+
+
+def trained(launcher: list[str], argv: list[str], **environment: str) -> None:
+    """A run that ends well."""
+    done = run([*launcher, TRAIN, *argv], **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weights after epoch") == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("flags", "in_two"),
+    [
+        ("", "--grad_accumulation 2"),
+        ("--compile", ""),
+        ("--grad_clip 0.1", ""),
+        ("--direction both --objective preconditioned --loss l2", "--grad_accumulation 2"),
+        ("--gradient_checkpointing", ""),
+        ("--workers 1", "a table"),
+    ],
+)
+def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path, save_picture: SavePicture) -> None:
+    for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
+        argv = arguments(data, tmp_path / f"{name}.pt", *flags.split())
+        if in_two == "a table":
+            place = make_place(tmp_path / "place", save_picture) if name == "one" else tmp_path / "place"
+            argv[:2] = from_tars(place, tmp_path, layout="hub")[:2]
+        elif name == "two":
+            argv += in_two.split()
+        trained(launcher, argv)
+    assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
+    files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_path: Path) -> None:
+    """Two steps with the adversary and restarted codes.
+
+    It compares gradients, by Adam's first moments. Steps are tiny: where a gradient is rounding, they differ.
+    """
+    flags = "--preset demo --image_size 24 -b 20 --device cpu --flip --precision fp32 --perceptual none -e 2 "
+    flags += f"--kind {kind} --adversarial_start 0 --lr_schedule constant -lr 1e-6"
+    moments: dict[str, list[torch.Tensor]] = {}
+    for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
+        argv = ["edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags.split()]
+        trained(launcher, argv, COMMAND="train-vqgan")
+        state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)["training"]
+        optimizers = [each["state"].values() for each in (state["optimizer"], state["critic_optimizer"])]
+        moments[name] = [torch.cat([weight["exp_avg"].flatten() for weight in each]) for each in optimizers]
+    for mine, theirs in zip(moments["two"], moments["one"], strict=True):
+        assert (mine - theirs).norm() < 1e-3 * theirs.norm()
+    for mine, theirs in zip(metrics(tmp_path / "two.pt"), metrics(tmp_path / "one.pt"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("launcher", "how", "again"),
+    [
+        pytest.param(TORCHRUN, {"DIE": "1,7"}, TORCHRUN, id="killed, in two"),
+        pytest.param(TORCHRUN, {"DIE": "1,7"}, ALONE, id="killed, in one"),
+        pytest.param(TORCHRUN, {"TERM_AT": "1,7"}, TORCHRUN, id="SIGTERM to one, in two"),
+        pytest.param(ALONE, {"DIE": "0,7"}, TORCHRUN, id="killed in one, in two"),
+    ],
+)
+def test_it_resumes(
+    launcher: list[str], how: dict[str, str], again: list[str], data: Path, alone: Path, tmp_path: Path
+) -> None:
+    """A process that dies, or is asked to end, ends all; the next run goes on from what was saved."""
+    argv = arguments(data, tmp_path / "model.pt")
+    done = run([*launcher, TRAIN, *argv], PAUSE="0.5", **how)  # the first writes step 6 while the other does step 7
+    assert done.returncode != 0
+    assert launcher is ALONE or "DIE" not in how or "Signal 9 (SIGKILL)" in done.stderr
+    saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
+    assert (tmp_path / "model.run" / saved).exists()
+    trained(again, argv)
+    assert_close(tmp_path / "model.pt", alone)
+
+
+@pytest.mark.nightly
+def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> None:
+    argv = arguments(data, tmp_path / "model.pt", "--save_every", "100")
+    folder, variables = tmp_path / "model.run", {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "1"}
+    with subprocess.Popen([*TORCHRUN, TRAIN, *argv], cwd=ROOT, env=variables, stderr=subprocess.PIPE) as process:
+        wait_until((folder / "step_00000005.pt").exists, "step 5")
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert next(iter(RunFolder(folder, 1).checkpoints())) % 5 != 0  # within an epoch
+    trained(TORCHRUN, argv)
+    assert_close(tmp_path / "model.pt", alone)
+
+
+# Nodes
+
+
+class Nodes:
+    """Agents that meet at a port of this machine."""
+
+    def __init__(self, command: list[str], nodes: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "1"]
+        options = ["--nnodes", nodes, "--nproc_per_node", "1", *meeting, "--max_restarts", "3"]
+        options += ["--local_addr", "localhost", "--monitor_interval", "0.1"]
+        self.launcher = [*ALONE, "torch.distributed.run", *options]
+        self.command, self.both = command, nodes == "2"
+        self.pause = "0.2" if self.both else "1"  # seconds of a step; time to come back
+        self.agents: list[Agent] = []
+
+    def start(self, host: bool = False) -> Agent:
+        """A node that begins; the host has the port."""
+        meeting = f"last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=5,is_host={int(host)}"
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": self.pause}
+        variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        about: dict[str, Any] = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
+        about |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.agents.append(Agent([*self.launcher, "--rdzv_conf", meeting, "-m", *self.command], **about))
+        return self.agents[-1]
+
+    def lose(self, node: Agent, how: int = signal.SIGKILL) -> None:
+        """Send all processes of a node a signal at once."""
+        for pid in family(node.pid):
+            os.kill(pid, how)
+
+
+def family(pid: int) -> list[int]:
+    """A process, and those that it has started, and they."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+def ended(agents: list[Agent]) -> None:
+    """All agents end well, and one of them says so."""
+    output = "".join(agent.communicate(timeout=200)[0] for agent in agents)
+    assert [agent.returncode for agent in agents] == [0] * len(agents), output
+    assert output.count("weights after epoch 4") == 1
+
+
+@pytest.fixture
+def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Nodes]:
+    """Nodes to train on 20 steps, as many as the parameter says, or two."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+    found = Nodes([TRAIN, *arguments(data, tmp_path / "model.pt")], getattr(request, "param", "2"))
+    yield found
+    for agent in found.agents:
+        if agent.poll() is None:
+            found.lose(agent)
+        agent.communicate()
+
+
+@pytest.mark.nightly
+def test_two_nodes_are_one_process(nodes: Nodes, alone: Path, tmp_path: Path) -> None:
+    ended([nodes.start(host=True), nodes.start()])
+    assert_close(tmp_path / "model.pt", alone)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("nodes", "lost", "how"),
+    [
+        pytest.param("2", 1, signal.SIGKILL, id="second process"),
+        pytest.param("2", 0, signal.SIGKILL, id="first process, which writes"),
+        pytest.param("2", 1, signal.SIGSTOP, id="says nothing"),
+        pytest.param("1:2", 0, signal.SIGKILL, id="the other goes on alone"),
+        pytest.param("2", -1, signal.SIGKILL, id="the host, in a loop"),
+    ],
+    indirect=["nodes"],
+)
+def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, tmp_path: Path) -> None:
+    """The node that holds no store of the rendezvous, or the host: then the other agent ends, and is started
+    until the host is back. Ranks are in the order in which agents began."""
+    run, host = tmp_path / "model.run", lost == -1
+    if host:
+        nodes.launcher = ["sh", "-c", 'until "$@"; do sleep 1; done', "sh", *nodes.launcher]
+        lost = 0
+    agents = [nodes.start(host=host or lost == 1), nodes.start(host=not host and lost == 0)]
+    wait_until((run / "step_00000006.pt").exists, "a checkpoint")
+    before = (run / "metrics.jsonl").read_text()
+    nodes.lose(agents[lost], how)
+    if not nodes.both:
+        wait_until((run / "step_00000009.pt").exists, "a checkpoint")
+    ended([agents[1 - lost], nodes.start(host=host)])
+    assert (run / "metrics.jsonl").read_text().startswith(before)  # it has resumed, not begun anew
+    assert_close(tmp_path / "model.pt", alone)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[Path]] = []
+
+    def gather(values: list[object]) -> list[object]:
+        found.append(list(tmp_path.iterdir()))
+        return [*values, ("other", shared)]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    team: Any = SimpleNamespace(wait_for_everyone=lambda: None)  # of which the other has a disk of its own, or not
+    first, folder = Processes(torch.device("cpu"), 0, 2, team), tmp_path / "not" / "yet"
+    if shared:
+        first.check_shared(folder)
+    else:
+        with pytest.raises(ValueError, match=r"yet must be on a disk that all nodes share: .* not seen on other$"):
+            first.check_shared(folder)
+    assert [len(files) for files in found] == [0, 1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+    def gather(_: Processes, start: dict[str, Any]) -> list[dict[str, Any]]:
+        return [start, {**start, "step": 4, "names": "b" * 64}]
+
+    trainer = make_trainer()
+    monkeypatch.setattr(Processes, "gather", gather)
+    message = r"process 1 must begin as process 0 does, .*: step 0, now 4, names \w{8}, now bbbbbbbb$"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit()
+
+
+def test_a_run_waits_for_the_lock_of_a_lost_one(tmp_path: Path) -> None:
+    other = FileLock(tmp_path / ".lock", thread_local=False)
+    other.acquire()
+    with pytest.raises(ValueError, match="another run works in"), RunFolder(tmp_path, 2, patience=0.1).locked():
+        pass
+    threading.Timer(0.3, other.release).start()
+    with RunFolder(tmp_path, 2, patience=60).locked():
+        pass
+
+
+# Commands
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "join", lambda device: Processes(torch.device(device), count=2))
+    with pytest.raises(ValueError, match="batch_size 3 does not split into 2 equal parts, for 2 processes"):
+        train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
+
+
+def test_one_process_asks_no_device_for_a_sum() -> None:
+    """Which is asked for at each step: a card would be waited for, and not every device has float64."""
+    assert Processes(torch.device("meta")).sum(2.5) == 2.5
+
+
+COMMANDS: dict[str, Any] = {"train": train.main, "translate": translate.main, "eval": eval.main}
+COMMANDS["eval_miou"] = eval_miou.Miou.main
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_gpu_gets_a_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def execv(program: str, command: list[str]) -> None:
+        calls.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", execv)
+    for flag in ("--use_multi_gpus", "-use_multi_gpus"):
+        argv = ["edge2shoes" if name != "eval_miou" else "deeplab.pt", "DATA", "model.pt", flag]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bbdm", "--import", "own", name, *argv])
+        with pytest.raises(SystemExit):
+            COMMANDS[name](argv)
+        assert calls[-1][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+        assert calls[-1][6:] == ["-m", "bbdm", "--import", "own", name, *argv]
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_without_a_second_gpu_one_process_trains(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
+    train.main([*arguments(data, tmp_path / "model.pt", "-e", "1"), "--use_multi_gpus"])
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_processes_that_would_not_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate has them where no GPU is: each alone, and all the first; or where it is missing."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="device 'cuda' cannot be used here by 2 processes"):
+        Processes.join("cuda")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ValueError, match=r"several processes need accelerate: pip install"):
+        Processes.join("cpu")

@@ -1,0 +1,331 @@
+"""One optimizer step: settings, rates, gradients, the average of weights, and what is drawn for a batch."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.exc import Unsupported
+
+from bbdm import Callback
+from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
+from bbdm.kernels import philox_numpy
+from bbdm.kernels.noise_step import noise_step
+from bbdm.training.bridge import BridgeTask, dropped
+from bbdm.training.config import FREE, TrainConfig
+from bbdm.training.task import EMA, Task, sample_seeds
+from bbdm.training.trainer import Trainer
+from tests.conftest import BRIDGE, ROOT, SIZE, MakeTrainer, batch_of, metrics_of, tiny_unet
+
+SEEDS = sample_seeds(0, 0, 64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("seed", 2**32, r"seed must be below 2\^32, got 4294967296"),
+        *(("learning_rate", v, f"learning_rate must be positive, got {v}") for v in (0.0, math.nan)),
+        *(("ema_decay", v, rf"ema_decay must be in \[0, 1\), got {v}") for v in (1.0, -0.1)),
+        *(("shift", v, rf"shift must be in \[0, 0.5\], got {v}") for v in (-0.1, 0.6, math.nan)),
+        ("epochs", 0, "epochs must be at least 1, got 0"),
+        ("grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
+        ("loss", "l3", r"loss must be one of \('l1', 'l2', 'huber'\), got 'l3'"),
+    ],
+)
+def test_settings_are_refused(name: str, value: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        TrainConfig(**{name: value})
+
+
+def test_the_guide_names_the_settings_that_may_change() -> None:
+    names = {"epochs": "-e", "learning_rate": "-lr"}
+    guide = (ROOT / "docs" / "training.md").read_text().split("These settings may change: ")[1].split(". To")[0]
+    assert all(f"`{names.get(name, '--' + name)}`" in guide for name in FREE)
+
+
+# Learning rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "total", "rates"),
+    [
+        ("constant", 4, 100, {0: 2.0, 1: 4.0, 2: 6.0, 3: 8.0, 4: 8.0, 5: 8.0}),
+        ("constant", 0, 100, dict.fromkeys((0, 1, 50, 99, 100), 8.0)),
+        ("cosine", 0, 12, {0: 8.0, 4: 6.0, 6: 4.0, 8: 2.0, 12: 0.0}),  # (1 + cos) / 2 of 0, 60, 90, 120, 180 degrees
+        ("cosine", 10, 12, {4: 8 * 0.5 * 0.75}),  # they multiply
+    ],
+)
+def test_learning_rates(schedule: Any, warmup: int, total: int, rates: dict[int, float]) -> None:
+    config = TrainConfig(lr_schedule=schedule, warmup_steps=warmup)
+    task = BridgeTask(tiny_unet(), BRIDGE, config, total=total)
+    assert {step: task.rate(step, 8.0) for step in rates} == pytest.approx(rates, abs=1e-12)
+
+
+def test_a_plateau_halves_the_rate() -> None:
+    """Losses stop falling, with a patience of 2: halved after 3 more, and after 2 of rest and 3."""
+
+    def make() -> Any:
+        config = TrainConfig(lr_schedule="plateau", plateau_patience=2)
+        return BridgeTask(tiny_unet(), BRIDGE, config)
+
+    task, rates = make(), []
+    for number, loss in enumerate([1.0, 0.5, *[0.49999] * 3, *[0.5] * 5, 0.4]):
+        if number == 3:  # another goes on from its state
+            state, task = task.state(), make()
+            for name in ("plateau", "scale"):
+                task.stateful[name].load_state_dict(state[name])
+        task.plateau.step(loss)
+        rates.append(task.rate(0, 1e-4))
+    assert rates == [1e-4] * 4 + [5e-5] * 5 + [2.5e-5] * 2
+    for _ in range(60):
+        task.plateau.step(1.0)
+    assert task.rate(0, 1e-4) == 5e-7
+    assert task.rate(0, 1e-7) == 1e-7  # it never raises one
+
+
+def test_the_trainer_follows_the_plateau(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(lr_schedule="plateau", plateau_patience=1, learning_rate=1e-3, epochs=1, batch_size=1)
+    assert trainer.task.plateau is not None
+    trainer.task.plateau.step(0.0)  # nothing will be lower
+    trainer.fit()
+    assert metrics_of(trainer)[-1]["learning_rate"] == 0.5e-3
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_optimizers(name: Any, kind: type, make_trainer: MakeTrainer) -> None:
+    optimizer = make_trainer(optimizer=name, weight_decay=0.25).task.optimizer
+    assert type(optimizer) is kind
+    assert optimizer.defaults["weight_decay"] == (0.25 if name == "adamw" else 0)
+
+
+# Gradients
+
+
+def watched(trainer: Trainer) -> list[torch.Tensor]:
+    """The gradients that the optimizer gets from here on."""
+    found: list[torch.Tensor] = []
+
+    def collect(*_: Any) -> None:
+        found.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters() if p.grad is not None]))
+
+    trainer.task.optimizer.register_step_pre_hook(collect)
+    return found
+
+
+def test_gradients_of_parts_and_of_float16_are_those_of_a_batch(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    """But for rounding: of 4 pairs at once, of 4 parts of one, which may be cut, and of half precision."""
+    runs = [("fp32", 1, 1e9), ("fp32", 4, 1e9), ("fp32", 4, 0.01), ("fp16", 1, 1e9)]
+    losses, found = list[float](), list[torch.Tensor]()
+    for precision, parts, clip in runs:
+        settings = {"batch_size": 4, "flip": True, "grad_accumulation": parts, "grad_clip": clip}
+        trainer = make_trainer(f"{precision} {parts} {clip}", precision=precision, **settings)
+        seen = watched(trainer)
+        losses.append(trainer.train_step(batch_of(pairs, 4)))
+        found += seen
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    assert found[2].norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert losses[3] == pytest.approx(losses[0], rel=1e-2)
+    assert losses[3] != losses[0]
+    assert found[3].norm().item() == pytest.approx(found[0].norm().item(), rel=2e-2)
+
+
+def test_a_step_that_overflows_float16_changes_no_weights(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
+    batch, trainer = batch_of(pairs, 2), make_trainer(precision="fp16")
+    scaler, before = trainer.task.scaler, [p.clone() for p in trainer.network.parameters()]
+    for scale, same in ((2.0**60, True), (1024.0, False)):
+        scaler.load_state_dict({**scaler.state_dict(), "scale": scale})
+        assert math.isfinite(trainer.train_step(batch))
+        assert all(torch.equal(*pair) for pair in zip(before, trainer.network.parameters(), strict=True)) == same
+        assert scaler.get_scale() == (scale / 2 if same else scale)
+
+
+@pytest.mark.nightly
+def test_compiled_gradients_are_the_eager_ones(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    losses, found = list[float](), list[torch.Tensor]()
+    for compiles in (False, True):
+        unet = tiny_unet(condition_channels=3, attention_resolutions=())
+        trainer = make_trainer(f"{compiles}", unet, compile=compiles, grad_clip=1e9)
+        seen = watched(trainer)
+        losses.append(trainer.train_step(batch_of(pairs, 4)))
+        found += seen
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert (found[1] - found[0]).norm() <= 1e-4 * found[0].norm()
+
+
+def test_a_failure_to_compile_is_an_error(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = tiny_unet(condition_channels=3)
+    monkeypatch.setattr(unet, "body", lambda *arguments: torch._dynamo.graph_break())
+    with pytest.raises(Unsupported):
+        make_trainer(unet=unet, compile=True).fit()
+
+
+# The average of weights
+
+
+class WeightsOfSteps(Callback):
+    """The trained weights after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.weights: list[list[torch.Tensor]] = []
+
+    def after_step(self, trainer: Trainer, loss: float) -> None:
+        self.weights.append([parameter.detach().double() for parameter in trainer.network.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "decays"),
+    [(0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}), (3, 2, {1: 0.0, 3: 0.3, 5: 0.3})],
+)
+def test_training_averages_the_weights_of_its_steps(
+    start: int, every: int, decays: dict[int, float], make_trainer: MakeTrainer
+) -> None:
+    """The averages in float64, with the decay of each update: 4/13, 5/14 and 6/15 are above 0.3."""
+    steps = WeightsOfSteps()
+    settings = {"ema_decay": 0.3, "ema_start": start, "ema_every": every, "learning_rate": 1e-2}
+    trainer = make_trainer(epochs=3, callbacks=[steps], **settings)
+    averages = [parameter.detach().double() for parameter in trainer.network.parameters()]
+    trainer.fit()
+    assert len(steps.weights) == 6
+    for step, decay in decays.items():
+        pairs = zip(averages, steps.weights[step], strict=True)
+        averages = [decay * average + (1 - decay) * weight for average, weight in pairs]
+    for parameter, average in zip(trainer.average.parameters(), averages, strict=True):
+        torch.testing.assert_close(parameter.double(), average, rtol=1e-6, atol=1e-6)
+
+
+def test_buffers_are_copied() -> None:
+    """Of integers too, at updates alone."""
+    unet = tiny_unet()
+    unet.register_buffer("count", torch.tensor(0))
+    ema = EMA(unet, decay=0.9, every=3)
+    for step, expected in enumerate([0, 0, 3, 3, 3, 6]):
+        unet.get_buffer("count").fill_(step + 1)
+        ema.update(unet, step)
+        assert ema.network.get_buffer("count").item() == expected
+
+
+# What is drawn
+
+
+class Recorder(BridgeTask):
+    """Keeps (x0, y, t, noise) of each step."""
+
+    def losses(self, network: Any, batch: Example, seeds: torch.Tensor, step: int) -> Any:
+        t, x0, y = self.bridge.draw_times(seeds, step), batch.target, batch.source
+        noise_alone = torch.tensor([[0.0, 0, 1, 0, 0, 1]]).expand(int(self.bridge.top) + 1, -1)
+        CALLS.append((x0, y, t, noise_step(x0, y, t, noise_alone, seeds=seeds, step=step)[0]))
+        return super().losses(network, batch, seeds, step)
+
+
+CALLS: list[tuple[torch.Tensor, ...]] = []
+
+
+def drawn(make_trainer: MakeTrainer, folder: str, **settings: Any) -> list[tuple[torch.Tensor, ...]]:
+    CALLS.clear()
+    make_trainer(folder, further={"task": Recorder}, **settings).fit()
+    return [*CALLS]
+
+
+def test_times_and_noise_are_a_function_of_seed_step_and_index(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    """Of the published generator: stream 1, a key for each sample; times are lane 1, scaled to 1..T."""
+    small = drawn(make_trainer, "small", seed=11)
+    backwards = Pairs(pairs.rows[::-1], Spec(size=SIZE, direction="BtoA"))
+    large = drawn(make_trainer, "large", seed=11, train=backwards, batch_size=4, epochs=4, flip=True)
+    assert len(small) == len(large) == 4
+    keys = [11, 11 + 2**32]
+    for step, ((*_, t, noise), (*_, t_large, noise_large)) in enumerate(zip(small, large, strict=True)):
+        assert torch.equal(t, t_large[:2])
+        assert torch.equal(noise, noise_large[:2])
+        np.testing.assert_allclose(noise, philox_numpy.normal(keys, step, (3, SIZE, SIZE), stream=1), atol=1e-5)
+        words = philox_numpy.random_words(keys, step, 1, stream=1, lane=1)[:, 0]
+        assert t.tolist() == [1 + int(word) * 50 // 2**32 for word in words]
+
+
+def test_an_epoch_visits_every_pair_once_in_an_order_of_its_own(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    """Half of them mirrored; the last short batch is left out."""
+    sources, orders = [pairs[i][0] for i in range(4)], set[tuple[int, ...]]()
+    for seed in (0, 1, 2):
+        calls, flipped = drawn(make_trainer, f"{seed}", seed=seed, batch_size=1, epochs=3, flip=True), list[bool]()
+        visited = list[int]()
+        for x0, y, *_ in calls:
+            flipped.append(not any(torch.equal(y[0], each) for each in sources))
+            plain, target = ((v.flip(-1) if flipped[-1] else v)[0] for v in (y, x0))
+            visited.append(next(i for i, each in enumerate(sources) if torch.equal(each, plain)))
+            assert torch.equal(target, pairs[visited[-1]][1])
+        epochs = [tuple(visited[i : i + 4]) for i in (0, 4, 8)]
+        assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3]] * 3
+        assert len(set(epochs)) > 1
+        assert 0 < sum(flipped) < 12
+        orders.add(tuple(visited))
+    assert len(orders) == 3
+    assert [len(t) for *_, t, _ in drawn(make_trainer, "short", batch_size=3, epochs=1)] == [3]
+    with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 5"):
+        make_trainer(batch_size=5)
+
+
+def changed(batch: Example, seeds: torch.Tensor = SEEDS, step: int = 0, **config: Any) -> Example:
+    """A batch, mirrored and moved."""
+    task: Any = SimpleNamespace(config=TrainConfig(**config))
+    return Task.prepared(task, batch, seeds, step)
+
+
+def test_pictures_and_volumes_are_moved_together_by_whole_pixels() -> None:
+    """One pixel of each goes somewhere within the shift along each axis; flips mirror the last one."""
+    for sides in ((16, 12), (8, 12, 16)):
+        pictures = torch.full((64, 3, *sides), -1.0)
+        middle = torch.tensor(sides) // 2
+        pictures[(..., *middle)] = 1.0
+        y, x0, *_ = changed(Example(pictures, pictures), shift=0.25)
+        assert torch.equal(y, x0)
+        found = (y[:, 0] == 1).nonzero()
+        assert len(found) == 64  # the pixel is there once
+        assert (y == 1).sum() + (y == -1).sum() == y.numel()
+        moved = found[:, 1:] - middle
+        assert moved.abs().amax(0).tolist() == (torch.tensor(sides) // 4).tolist()
+        assert len(moved.unique(dim=0)) > 20
+        mirrored = changed(Example(pictures, pictures), flip=True).source
+        columns = {tuple(place) for place in (mirrored[:, 0] == 1).nonzero()[:, 1:].tolist()}
+        assert columns == {(*middle.tolist()[:-1], sides[-1] // 2 - each) for each in (0, 1)}
+    white = torch.ones(64, 3, 8, 8)  # beyond a side, pictures go on as at it
+    assert torch.equal(changed(Example(white, white), shift=0.5).source, white)
+
+
+def test_conditions_and_masks_are_changed_with_the_pair() -> None:
+    """Columns are numbered: each image says where its pixels were. A part of a batch has the same draws."""
+    ramp = torch.linspace(-1, 1, 12).expand(64, 1, 16, 12).contiguous()
+    batch = Example(ramp, ramp.expand(-1, 3, -1, -1).contiguous(), {"sar": ramp, "season": torch.arange(64)}, ramp)
+    outputs = changed(batch, flip=True, shift=0.25)
+    assert not torch.equal(outputs.source, ramp)
+    for image in (outputs.target[:, :1], outputs.conditions["sar"], outputs.mask):
+        assert torch.equal(image, outputs.source)
+    assert outputs.conditions["season"] is batch.conditions["season"]
+    half = changed(batch.map(lambda v: v[32:]), SEEDS[32:], flip=True, shift=0.25)
+    assert torch.equal(half.source, outputs.source[32:])
+    assert not torch.equal(changed(batch, SEEDS, 1, flip=True, shift=0.25).source, outputs.source)
+
+
+def test_each_condition_is_dropped_alone_by_its_share() -> None:
+    net = tiny_unet(classes={"a": 3}, tokens={"b": 4}, images={"c": 1}, drop={"a": 0.2, "b": 0.5, "c": 0.1})
+    count = 4000
+    conditions = {"a": torch.zeros(count).long(), "b": torch.ones(count, 2, 4), "c": torch.ones(count, 1, 2, 2)}
+    batch, seeds = (
+        Example(torch.zeros(count, 3, 2, 2), torch.zeros(count, 3, 2, 2), conditions),
+        torch.arange(count) << 32,
+    )
+    found = dropped(batch, seeds, 7, net).conditions
+    without = {"a": found["a"] == 3, "b": (found["b"] == 0).all((1, 2)), "c": (found["c"] == 0).all((1, 2, 3))}
+    for name, share in net.drop.items():
+        spread = (share * (1 - share) / count) ** 0.5
+        assert abs(without[name].double().mean().item() - share) < 4 * spread
+    both = (without["a"] & without["b"]).double().mean().item()
+    assert both == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / count) ** 0.5)  # independent
+    assert torch.equal(found["a"][~without["a"]], conditions["a"][~without["a"]])
+    again = dropped(batch, seeds, 7, net).conditions
+    assert all(torch.equal(again[name], found[name]) for name in found)
+    assert not torch.equal(dropped(batch, seeds, 8, net).conditions["a"], found["a"])

@@ -1,0 +1,301 @@
+"""Whole runs, and what they learn: of further images, of a class, both ways, of volumes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import bbdm
+from bbdm import ABridge, BridgeSampler, BrownianBridge, TrainConfig, Trainer
+from bbdm.cli import train
+from bbdm.codec import wrap_codec
+from bbdm.data.config import Crops
+from bbdm.data.examples import Example, collate
+from bbdm.data.latents import measure
+from bbdm.data.pairs import MappedDataset, Pairs
+from bbdm.data.spec import Condition, Spec
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.networks.base import Conditions, Network
+from bbdm.networks.unet import UNet
+from bbdm.pictures.images import NAME_HEIGHT
+from bbdm.training.bridge import BridgeTask
+from bbdm.training.initial import fitted
+from tests.conftest import SIZE, MakeTrainer, metrics_of, newest, same_weights, tiny_unet
+
+COUNT = 16
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    """Items of noise (channels, 8, 8) that a function makes."""
+
+    def __init__(self, make: Any, channels: int) -> None:
+        self.make, self.channels = make, channels
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(torch.rand(self.channels, SIZE, SIZE, generator=torch.Generator().manual_seed(index)) - 0.5)
+
+
+# Pictures of 3 channels that say nothing of the target, and radar of 2, whose second is half of it
+RADAR = Items(lambda v: {"source": v[:3], "target": 2 * v[4:], "conditions": {"sar": v[3:]}}, 5)
+HALVES = MappedDataset(Items(lambda v: (v, v / 2), 1), spec=Spec(direction="both"))
+
+
+class Seeing(nn.Module):
+    """A layer for each direction, which sees all images."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(channels, 1, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        seen = torch.cat([x, *(v for v in conditions.values() if v.ndim == 4)], 1)
+        if "direction" not in conditions:
+            return self.layers[0](seen)
+        return torch.where(
+            conditions["direction"][:, None, None, None] == 1, self.layers[1](seen), self.layers[0](seen)
+        )
+
+
+def reader(both: bool = False) -> Network:
+    torch.manual_seed(0)
+    if both:
+        return bbdm.wrap(Seeing(2), channels=1, condition_channels=1, classes={"direction": ("AtoB", "BtoA")})
+    return bbdm.wrap(Seeing(6), channels=1, condition_channels=3, images={"sar": 2})
+
+
+def trained(network: Network, pairs: Any, folder: Path, **settings: Any) -> Trainer:
+    """100 steps, with previews, validation and a checkpoint."""
+    about = {"epochs": 25, "batch_size": 4, "learning_rate": 0.05, "loss": "l2", "ema_decay": 0.9, "preview_every": 25}
+    config = TrainConfig(**{**about, "save_every": 1000, **settings})
+    trainer = Trainer(network, ABridge(50), config, pairs, pairs, folder)
+    trainer.fit()
+    assert (trainer.folder / "epoch_0025.png").is_file()
+    assert trainer.best is not None
+    assert trainer.best["validation_loss"] < 1e-2
+    return trainer
+
+
+def batch_of(data: Pairs, count: int = 4) -> Example:
+    return collate([data.read(index) for index in range(count)])
+
+
+def test_a_network_learns_from_a_further_image(tmp_path: Path) -> None:
+    """The target is the radar's second channel twice, whatever the picture."""
+    run, batch = trained(reader(), RADAR, tmp_path / "run", flip=True), batch_of(MappedDataset(RADAR))
+    sampler = BridgeSampler(run.average, run.bridge, steps=5)
+    for sar, target in (
+        (batch.conditions["sar"], batch.target),
+        (batch.conditions["sar"].flip(0), batch.target.flip(0)),
+    ):
+        assert (sampler(batch.source, seed=0, conditions={"sar": sar}) - target).abs().max() < 0.1
+    task = BridgeTask(
+        tiny_unet(in_channels=1, out_channels=1, condition_channels=3), ABridge(50), TrainConfig(), total=9
+    )
+    with pytest.raises(ValueError, match=r"conditions of this network are 'source' \(3 channels\), got 'sar'"):
+        task(batch, 0)
+
+
+def test_one_network_learns_both_ways(tmp_path: Path) -> None:
+    run, batch = trained(reader(both=True), HALVES, tmp_path / "run"), batch_of(HALVES)
+    sampler = BridgeSampler(run.average, run.bridge, steps=5)
+    for source, target, way in ((batch.source, batch.target, "AtoB"), (batch.target, batch.source, "BtoA")):
+        assert (sampler(source, seed=0, direction=way) - target).abs().max() < 0.1
+    last = metrics_of(run)[-1]
+    for kind in ("loss", "validation_loss"):
+        assert last[kind] == pytest.approx((last[f"{kind}_AtoB"] + last[f"{kind}_BtoA"]) / 2)
+
+
+def test_pairs_that_were_trained_on_are_known_both_ways() -> None:
+    """By their names: intervals of either direction are not calibrated on them."""
+    condition = Condition("class", size=("AtoB", "BtoA"), label="BtoA")
+    back = Pairs(HALVES.rows, Spec(direction="BtoA", conditions={"direction": condition}))
+    assert back.names_digest() == HALVES.names_digest()
+    assert back.settings() != HALVES.settings()
+
+
+def test_latents_of_both_ends_are_normalised_alike() -> None:
+    """By the mean and the standard deviation of all, whatever is source and target."""
+    codec = wrap_codec(nn.Linear(1, 1), encode=lambda _, image: image, decode=lambda _, latent: latent, channels=1,
+                       stride=1, image_channels=1)  # fmt: skip
+    found, alone = measure(HALVES, codec), measure(MappedDataset(HALVES.rows.dataset), codec)  # pyright: ignore
+    assert (found.source_mean, found.source_std) == (found.target_mean, found.target_std)
+    values = torch.cat([side.flatten() for pair in HALVES for side in pair])
+    assert found.source_std[0] == pytest.approx(values.std(correction=0).item(), rel=1e-5)
+    assert alone.source_std[0] == pytest.approx(2 * alone.target_std[0], rel=1e-5)
+
+
+# A class
+
+EFFECT = torch.tensor([-0.5, 0.1, 0.4])  # of a class on the target; their mean is 0
+
+
+class Law(torch.utils.data.Dataset[Any]):
+    """Targets that are half the source and the effect of a class."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self.sources = random.uniform(-1, 1, (count, 1, 4, 4)).astype(np.float32)
+        self.classes = random.integers(0, 3, count)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        style = int(self.classes[index])
+        target = 0.5 * self.sources[index] + EFFECT[style].item()
+        return {"source": self.sources[index], "target": target, "conditions": {"style": torch.tensor(style)}}
+
+
+class Linear(nn.Module):
+    """All that the law needs: weights of state and source, and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.effect = nn.Conv2d(2, 1, 1), nn.Embedding(4, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        return self.seen(torch.cat([x, conditions["source"]], 1)) + self.effect(conditions["style"])[:, :, None, None]
+
+
+def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path) -> None:
+    """The mean in one call, at the top, where the network learns the conditional mean.
+
+    Without the class, the mean over the data's classes is the best. Guidance by g gives the mean and g times
+    the class's difference to it.
+    """
+    torch.manual_seed(0)
+    network = bbdm.wrap(Linear(), channels=1, condition_channels=1, classes={"style": 3}, drop={"style": 0.3})
+    data, rate = Law(1536, 0), {"learning_rate": 0.05, "lr_schedule": "cosine"}
+    config = TrainConfig(epochs=6, batch_size=16, loss="l2", **rate)  # pyright: ignore[reportArgumentType]
+    bridge = ABridge(50, density="top", objective="pinned")
+    trainer = Trainer(network, bridge, config, data, Law(64, 1), tmp_path)
+    trainer.fit()
+    sampler, mean = BridgeSampler(trainer.average, bridge, "mean"), EFFECT[torch.from_numpy(data.classes)].mean().item()
+
+    def effect(**conditions: Any) -> float:
+        return sampler(torch.zeros(1, 1, 4, 4), 0, **conditions).mean().item()
+
+    for style, wanted in {**dict(enumerate(EFFECT.tolist())), None: mean}.items():
+        assert effect(style=style) == pytest.approx(wanted, abs=0.025)
+    moved = [effect(style=2, guidance=g) for g in (0, 0.5, 1, 1.5, 2)]
+    assert moved == sorted(moved)
+    assert moved[4] - moved[0] == pytest.approx(2 * (EFFECT[2].item() - mean), rel=0.1)
+    losses = metrics_of(trainer)[-1]
+    assert losses["validation_without_style"] > 4 * losses["validation_loss"]
+
+
+def test_a_network_trained_at_the_top_is_called_there(make_trainer: MakeTrainer) -> None:
+    """Its file says so: what reads it makes one call, of the source alone."""
+    bridge = BrownianBridge(20, objective="pinned", density="top")
+    trainer = make_trainer(bridge=bridge, epochs=1)
+    trainer.fit()
+    sampler = BridgeSampler.from_checkpoint(newest(trainer))
+    source = -torch.ones(1, 3, SIZE, SIZE)
+    assert (sampler.solver, sampler.table.timesteps.tolist()) == ("mean", [bridge.top])
+    assert sampler(source, seed=0).equal(sampler(source, seed=1))
+
+
+@pytest.mark.nightly
+def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    """The averaged weights' loss on the same pairs, against the untrained network's."""
+    unet = tiny_unet(condition_channels=3, model_channels=16, attention_resolutions=(), head_channels=16)
+    repeated = Pairs([*pairs.rows] * 50, pairs.spec)
+    settings = {"batch_size": 4, "epochs": 4, "learning_rate": 3e-3, "preview_every": 4}
+    trainer = make_trainer(unet=unet, train=repeated, validation=pairs, **settings)
+    untrained = trainer.validate()["validation_loss"]
+    trainer.fit()
+    assert metrics_of(trainer)[-1]["validation_loss"] < 0.5 * untrained
+
+
+# Volumes
+
+PINNED = BrownianBridge(objective="pinned")
+
+
+class Volumes:
+    """Volumes (1, 4, 8, 8), and targets that are half of their neighbours, in a mask."""
+
+    def __init__(self, count: int = 4) -> None:
+        self.volumes = torch.rand(count, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source = self.volumes[index]
+        mask = torch.zeros_like(source)
+        mask[:, 1:] = 1
+        return {"source": source, "target": 0.5 * source.roll(1, -1), "mask": mask, "name": str(index)}
+
+
+def of_volumes(network: Network, bridge: Any, folder: Path, epochs: int = 2) -> Trainer:
+    config = TrainConfig(epochs=epochs, batch_size=2, learning_rate=1e-3, preview_every=1)
+    return Trainer(network, bridge, config, Volumes(), Volumes(2), folder)
+
+
+def test_volumes(tmp_path: Path) -> None:
+    """Trained, validated, shown by three planes, resumed, and sampled from its file."""
+
+    def unet() -> UNet:
+        return tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3, strides=((1, 2, 2),))
+
+    bridge, volumes = fitted(PINNED, unet(), Volumes()), Volumes().volumes
+    inside = volumes[:, :, 1:]
+    assert bridge.spread == pytest.approx((0.5 * inside.roll(1, -1) - inside).square().mean().sqrt().item(), rel=1e-5)
+    trainer = of_volumes(unet(), bridge, tmp_path / "run")
+    trainer.fit()
+    assert Image.open(tmp_path / "run" / "epoch_0002.png").size == (3 * 26 + 2, 2 * 10 + 2 + NAME_HEIGHT)
+    checkpoint = load_checkpoint(newest(trainer))
+    assert (checkpoint.unet.config.axes, checkpoint.image_size) == (3, (4, 8, 8))
+    again, straight = of_volumes(unet(), bridge, tmp_path / "run", 3), of_volumes(unet(), bridge, tmp_path / "b", 3)
+    assert again.resume_newest()
+    for each in (again, straight):
+        each.fit()
+    assert same_weights(again.network, straight.network)
+    again.save(tmp_path / "model.safetensors")
+    outputs = BridgeSampler.from_checkpoint(tmp_path / "model.safetensors", steps=2)(volumes, seed=0)
+    assert torch.equal(outputs, BridgeSampler(again.average, bridge, steps=2)(volumes, seed=0))
+
+
+def test_the_preset_asks_for_crops_of_volumes() -> None:
+    about: dict[str, Any] = {"dataset": "paired", "data_dir": "A,B", "output_model": "m.pt", "preset": "volume"}
+    command = train.Train.of(**about)
+    assert (train.PRESETS["volume"].axes, command.crop, command.channels) == (3, Crops((64, 96, 96)), 1)
+    with pytest.raises(ValueError, match="vqgan_path is for pictures"):
+        train.Train.of(**about, vqgan_path="vqgan.pt")
+
+
+def monai_network() -> Network:
+    """MONAI's diffusion network of volumes, which sees the source beside the state."""
+    from monai.networks import nets  # slow to import
+
+    torch.manual_seed(0)
+    sizes = {"channels": (8, 8), "num_res_blocks": 1, "attention_levels": (False, True), "num_head_channels": 8}
+    module = nets.DiffusionModelUNet(3, 2, 1, norm_num_groups=4, **sizes)  # pyright: ignore
+
+    def call(module: nn.Module, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        return module(torch.cat([x, conditions["source"]], 1), t)
+
+    return bbdm.wrap(module, 1, 1, stride=2, call=call, axes=3)
+
+
+@pytest.mark.nightly  # MONAI takes many seconds to import
+def test_monai(tmp_path: Path) -> None:
+    trainer = of_volumes(monai_network(), PINNED, tmp_path / "run")
+    trainer.fit()
+    trainer.save(tmp_path / "model.pt")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "model.pt", network=monai_network(), steps=2)
+    volumes = Volumes(2).volumes[..., :7]
+    outputs = sampler(volumes, seed=0)
+    average = trainer.average.requires_grad_(True)  # as of a file: PyTorch's products depend on it, by an ulp
+    assert torch.equal(outputs, BridgeSampler(average, PINNED, steps=2)(volumes, seed=0))
+    flat = bbdm.wrap(torch.nn.Identity(), 1, 1, stride=2)
+    with pytest.raises(ValueError, match=r"wrapped with .*'axes': 3.*; the one given has "):
+        BridgeSampler.from_checkpoint(tmp_path / "model.pt", network=flat)
