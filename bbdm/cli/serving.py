@@ -17,6 +17,8 @@ class App(Command, AppConfig):
     shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.
     """
 
+    FIRST: ClassVar[str] = "model host port device solver steps max_steps max_pixels"
+
     def run(self) -> None:
         """Show the page until a signal."""
         from bbdm.serving.app import launch
@@ -33,7 +35,7 @@ class Serve(Command, ServeConfig):
     curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
     """
 
-    FIRST: ClassVar[str] = "model host port replicas threads solver steps"
+    FIRST: ClassVar[str] = "model host port replicas solver steps"
 
     def run(self) -> None:
         """Serve until a signal."""
