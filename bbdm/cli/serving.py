@@ -17,6 +17,8 @@ class App(Command, AppConfig):
     shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.
     """
 
+    FIRST: ClassVar[str] = "model host port device solver steps max_steps max_pixels"
+
     def run(self) -> None:
         """Show the page until a signal."""
         from bbdm.serving.app import launch

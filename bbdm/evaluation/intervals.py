@@ -8,8 +8,6 @@ the share of values outside.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from dataclasses import asdict, dataclass, fields
@@ -33,7 +31,7 @@ from bbdm.sampling.options import GuidanceOptions
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.data.tables import MapStyle
-    from bbdm.sampling.base import Sampler
+    from bbdm.sampling.sampler import BridgeSampler
 
 Array = npt.NDArray[Any]
 FORMAT, VERSION = "bbdm intervals", 1
@@ -62,7 +60,7 @@ class Intervals:
         ValueError: a value is out of range.
     """
 
-    sampler: Sampler[Any]
+    sampler: BridgeSampler
     alpha: float
     delta: float
     samples: int
@@ -84,7 +82,7 @@ class Intervals:
     @classmethod
     def calibrate(
         cls,
-        sampler: Sampler[Any],
+        sampler: BridgeSampler,
         pairs: Pairs | MapStyle,
         alpha: float = 0.1,
         delta: float = 0.1,
@@ -200,7 +198,7 @@ class Intervals:
         manifest.write(Path(path), {"format": FORMAT, "version": VERSION, **content})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], sampler: Sampler[Any]) -> Intervals:
+    def load(cls, path: str | os.PathLike[str], sampler: BridgeSampler) -> Intervals:
         """The intervals in a file of :meth:`save`, for the sampler that they are of.
 
         Raises:
@@ -245,24 +243,15 @@ class Intervals:
             return cls(sampler, **content)
 
 
-def describe(sampler: Sampler[Any]) -> dict[str, Any]:
+def describe(sampler: BridgeSampler) -> dict[str, Any]:
     """What decides the results of a sampler, as plain values: its weights by SHA-256."""
-    export: dict[str, Any] | None = getattr(sampler, "settings", None)
-    if export is not None:
-        weights = hashlib.sha256(json.dumps(export["files"], sort_keys=True).encode()).hexdigest()
-        times = {"solver": sampler.solver, "timesteps": sampler.table.timesteps.tolist()}
-        about = {"weights": weights, "bridge": export["bridge"], "dtype": export["dtype"], **times}
-    else:
-        from bbdm.networks.restore import state_hash
-        from bbdm.translation.results import description
+    from bbdm.networks.restore import state_hash
+    from bbdm.translation.results import description
 
-        torch_sampler: Any = sampler
-        about = description(torch_sampler, state_hash(torch_sampler.unet.state_dict()))
-        about["clamp"] = torch_sampler.clamp
-    kind = sampler.pictures
-    values = {"source_values": str(kind.source), "target_values": str(kind.target), "slices": kind.slices}
-    values |= {} if sampler.direction is None else {"direction": sampler.direction}
-    return manifest.as_json({**about, **values, "crop": kind.crop})
+    about, kind = description(sampler, state_hash(sampler.unet.state_dict())), sampler.pictures
+    about |= {"clamp": sampler.clamp, "source_values": str(kind.source), "target_values": str(kind.target)}
+    about |= {"slices": kind.slices} | ({"direction": sampler.direction} if sampler.direction else {})
+    return manifest.as_json({**about, "crop": kind.crop})
 
 
 def check_risk(alpha: Any, delta: Any, by: Any, bound: Any) -> None:

@@ -23,7 +23,7 @@ from bbdm.sampling.distribution import Distribution
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.files.content import Origin
-    from bbdm.sampling.base import Sampler
+    from bbdm.sampling.sampler import BridgeSampler
 
 Array = npt.NDArray[Any]
 By = Literal["quantiles", "std"]
@@ -90,7 +90,7 @@ def ends(distribution: Distribution, by: By, alpha: float) -> Iterator[tuple[Arr
 
 
 def measured(
-    sampler: Sampler[Any],
+    sampler: BridgeSampler,
     pairs: Pairs,
     samples: int,
     by: By,

@@ -18,10 +18,10 @@ from PIL import Image
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Strips
-from bbdm.data.rows import Row
+from bbdm.data.rows import Row, named
 from bbdm.data.spec import Spec
 from bbdm.execution.device import best_dtype, find_device
-from bbdm.pictures import Header, files, formats, header, images, read, write
+from bbdm.pictures import files, formats, header, images, read, write
 from bbdm.pictures.values import EIGHT_BIT
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
@@ -40,34 +40,6 @@ class Mode(NamedTuple):
     profile: bytes | None = None  # ICC, of the colours
 
 
-def check_photograph(path: Path, head: Header) -> None:
-    """Raise ValueError unless a file's picture is grey or colour of 8 or 16 bits, by its header."""
-    if head.photograph or (len(head.sides) == 2 and head.shape[0] in (1, 3) and head.dtype in (np.uint8, np.uint16)):
-        return
-    found = f"{len(head.sides)} axes, {head.shape[0]} channels of {head.dtype}"
-    raise ValueError(f"{path} has {found}, and a photograph is grey or colour of 8 or 16 bits")
-
-
-def open_photograph(path: Path) -> tuple[torch.Tensor, Mode]:
-    """The upright photograph of a file, (3, H, W) in [-1, 1]; colours under transparency are as it has them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or is not grey or colour of 8 or 16 bits.
-    """
-    head = header(path)
-    check_photograph(path, head)
-    if not head.photograph:
-        bits = 8 * head.dtype.itemsize
-        scaled = (np.asarray(read(head)).astype(np.float32) * np.float32(2 / (2**bits - 1)) - 1).clip(-1, 1)
-        return torch.from_numpy(np.repeat(scaled, 3 // len(scaled), 0)), Mode(bits, len(scaled) == 1)
-    image = images.open_image(path)
-    alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
-    profile = None if image.mode == "CMYK" else image.info.get("icc_profile")  # of colours that are converted
-    colours = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - 1
-    return torch.from_numpy(colours), Mode(8, image.mode in ("1", "L", "LA", "La"), alpha, profile)
-
-
 class Photographs(Files):
     """Photographs of files, and the files of their results. Those larger than memory have 8 bits."""
 
@@ -81,8 +53,20 @@ class Photographs(Files):
         return ".tif" if head.dtype == np.uint16 and head.shape[0] == 3 else ".png"
 
     def source(self, index: int) -> tuple[torch.Tensor, Mode]:
-        """A photograph, and what it has besides colours."""
-        return open_photograph(self.pairs.rows[index]["source"])
+        """An upright photograph (3, H, W) in [-1, 1], and what it has besides colours.
+
+        Colours under transparency are as the file has them.
+        """
+        head = header(path := self.pairs.rows[index]["source"])
+        if not head.photograph:
+            bits = 8 * head.dtype.itemsize
+            scaled = (np.asarray(read(head)).astype(np.float32) * np.float32(2 / (2**bits - 1)) - 1).clip(-1, 1)
+            return torch.from_numpy(np.repeat(scaled, 3 // len(scaled), 0)), Mode(bits, len(scaled) == 1)
+        image = images.open_image(path)
+        alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+        profile = None if image.mode == "CMYK" else image.info.get("icc_profile")  # of colours that are converted
+        colours = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - 1
+        return torch.from_numpy(colours), Mode(8, image.mode in ("1", "L", "LA", "La"), alpha, profile)
 
     def save(self, result: Any, about: Mode, path: Path) -> None:
         """Write colours (3, H, W) in [-1, 1] in a mode."""
@@ -129,9 +113,13 @@ def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
     errors: list[str] = []
     for name, path in _files(photographs):
         try:
-            check_photograph(path, header(path))
+            head = header(path)
+            colours = len(head.sides) == 2 and head.shape[0] in (1, 3) and head.dtype in (np.uint8, np.uint16)
+            if not (head.photograph or colours):
+                found = f"{len(head.sides)} axes, {head.shape[0]} channels of {head.dtype}"
+                raise ValueError(f"{path} has {found}, and a photograph is grey or colour of 8 or 16 bits")
         except (ValueError, FileNotFoundError, PermissionError) as error:
-            errors.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            errors.append(named({"source": path}, error))
             continue
         if name in rows:
             raise ValueError(f"{rows[name]['source']} and {path} would both become {name}.png: rename one")

@@ -1,4 +1,4 @@
-"""`bbdm serve` in a process of its own: clients, overload, deaths, hostile requests."""
+"""`bbdm serve` in a process of its own: clients, overload, hostile requests, the end."""
 
 import asyncio
 import http.client
@@ -51,9 +51,6 @@ class Server:
         finally:
             connection.close()
 
-    def translate(self, query: str, picture: Image.Image) -> Reply:
-        return self.ask("POST", f"/translate?{query}", encoded(picture))
-
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
@@ -64,20 +61,16 @@ class Server:
         return [parent, *parent.children(recursive=True)]
 
 
-def launch(checkpoint: Path, *flags: str, **streams: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "bbdm", "serve", str(checkpoint), "--port", "0", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, **streams)
-
-
 @pytest.fixture
 def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """start(*flags, checkpoint=that of a tiny network): a server that is ready, and says nothing else."""
     started: list[Server] = []
 
     def start(*flags: str, checkpoint: Path = checkpoint) -> Server:
+        command = [sys.executable, "-m", "bbdm", "serve", str(checkpoint), "--port", "0", *flags]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with (tmp_path / f"stderr{len(started)}").open("w") as stderr:
-            process = launch(checkpoint, *flags, stderr=stderr)
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, stderr=stderr)
         assert process.stdout is not None
         line = process.stdout.readline()
         port = re.fullmatch(r"serving .* on http://127\.0\.0\.1:(\d+)\n", line)
@@ -90,12 +83,6 @@ def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     for server in started:
         if server.process.poll() is None:
             server.stop()
-
-
-def expected(checkpoint: Path, count: int, **call: Any) -> list[np.ndarray[Any, Any]]:
-    """What one process makes of pictures 0, 1, ... with the seeds 0, 1, ..."""
-    sampler = BridgeSampler.from_checkpoint(checkpoint)
-    return [np.asarray(sampler(noise(i), seed=i, **call)[0], dtype=int) for i in range(count)]
 
 
 def is_right(reply: Reply, outputs: np.ndarray[Any, Any]) -> bool:
@@ -203,18 +190,20 @@ def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: Ca
             return 499
 
     assert {status(request) // 100 for request in requests} == {4}
-    assert server.translate("", noise(0)).status == 200
+    assert server.ask("POST", "/translate", GOOD).status == 200
     before = sum(each.memory_info().rss for each in server.family())
     for index in range(200):
         assert status(requests[index % len(requests)]) // 100 == 4, requests[index % len(requests)][:2]
-    assert server.translate("", noise(0)).status == 200
+    assert server.ask("POST", "/translate", GOOD).status == 200
     assert sum(each.memory_info().rss for each in server.family()) < before + 50e6
 
 
 def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkpoint: Path):
-    server, outputs = start("--max_batch_size", "2"), expected(checkpoint, 8, steps=49)
+    server, sampler = start("--max_batch_size", "2"), BridgeSampler.from_checkpoint(checkpoint)
+    outputs = [np.asarray(sampler(noise(i), i, steps=49)[0], dtype=int) for i in range(8)]
+    queries = [f"/translate?seed={i}&steps=49" for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        replies = [pool.submit(server.translate, f"seed={i}&steps=49", noise(i)) for i in range(8)]
+        replies = [pool.submit(server.ask, "POST", query, encoded(noise(i))) for i, query in enumerate(queries)]
         wait_until(lambda: any(each.done() for each in replies), "the first result", 60)
         done = sum(each.done() for each in replies)
         assert server.stop() == 0
