@@ -92,11 +92,6 @@ class IdealOfMixture(Ideal):
         return y / 4 + (likely * (means + alpha * spreads**2 / variance * off)).sum(-1)
 
 
-def sample_w2(a: Array, b: Array) -> float:
-    """2-Wasserstein distance between two samples of one size, in one dimension."""
-    return float(np.sqrt(np.mean((np.sort(a) - np.sort(b)) ** 2)))
-
-
 GOUBS = GOUB(objective="residual")  # its own objective has no x0hat at the first time that its sampler takes
 BRIDGES: dict[str, tuple[Bridge, str, StepTable]] = {  # with the published sampler, and the calls it was published with
     "ABridge": (ABridge(), "fast", solvers.build(ABridge(), "fast")),

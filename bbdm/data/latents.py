@@ -40,6 +40,7 @@ class LatentDataset(Pairs):
 
     Attributes:
         dataset: the pairs of pictures.
+        folder: that the cache is in.
         flip: whether there are latents of mirrored pairs.
         codec: the :meth:`~bbdm.codec.base.Codec.description` of the codec.
 
@@ -54,7 +55,7 @@ class LatentDataset(Pairs):
             others = "crops" if dataset.paired else "the pairs of two sets"
             raise ValueError(f"{others} are others in each epoch, and a cache of latents would keep the first")
         vars(self).update(vars(dataset))
-        self.dataset, self.flip, self.codec = dataset, flip, codec.description()
+        self.dataset, self.folder, self.flip, self.codec = dataset, folder, flip, codec.description()
         self.stream = None  # latents are read by index
         about = {"count": len(self), "block": BLOCK, "image_size": self.image_size, "direction": self.spec.direction}
         about |= {**dataset.settings(), "files": dataset.digest(), "flip": flip, "codec": self.codec}

@@ -77,12 +77,14 @@ class Reader(Cells):
         crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
         self._crop = crop if self.axis is None or not crop else (*crop[: self.axis], 1, *crop[self.axis :])
         self._size = None if self._crop else spec.size
+        self._sides = () if self._size is None else images.sides(self._size)
         self._changes = {} if self._size is None else {r: self._change for r in ROLES if getattr(spec, r) == EIGHT_BIT}
 
     def _change(self, image: Image.Image) -> Image.Image:
         """A photograph in the channels and at the size of examples."""
+        assert self._size is not None
         image = image if self.spec.channels is None else images.convert(image, self.spec.channels)
-        return images.resized(image, self.spec.size or image.size[::-1], self.spec.resize)
+        return images.resized(image, self._size, self.spec.resize)
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
         return Reader, (self.spec, self.cache, self.prepare, self.masked, self.paired)
@@ -205,7 +207,7 @@ class Reader(Cells):
 
     def fitted(self, array: Array) -> Array:
         """An array at the size that whole pictures are resized to, in memory of its own."""
-        if self._size is None:
+        if self._size is None or array.shape[1:] == self._sides:
             return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
         return images.fitted(array, self._size, self.spec.resize)
 

@@ -33,7 +33,7 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
-Resize = Literal["stretch", "fit", "keep"]  # what a size means: exactly this, at most this, or nothing
+Resize = Literal["stretch", "fit"]  # what a size means: exactly this, or at most this
 
 
 def sides(size: Size, axes: int = 2) -> tuple[int, ...]:
@@ -85,14 +85,12 @@ def read_sides(text: str) -> Size:
 
 
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:
-    """A picture with antialiased bilinear filtering at a size, inside it with its own shape, or as it is."""
+    """A picture with antialiased bilinear filtering at a size, or inside it with its own shape."""
     height, width = sides(size)
     if resize == "fit":
         factor = min(height / image.height, width / image.width)
         height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
-    if resize == "keep" or image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> npt.NDArray[Any]:
@@ -103,7 +101,7 @@ def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> n
     """
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
-    if resize == "keep" or array.shape[1:] == ((size, size) if isinstance(size, int) else size):
+    if array.shape[1:] == sides(size):
         return np.array(array, order="C")
     if array.dtype == np.uint8 and len(array) == 3:  # as one picture, whose channels decoders interleave: faster
         image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))

@@ -26,14 +26,14 @@ def read_size_setting(text: str) -> Any:
     return text if text in ("train", "fit", "keep") else read_size(text)
 
 
-def chosen_size(wanted: SizeSetting, trained: Size | None) -> tuple[Size, Resize]:
+def chosen_size(wanted: SizeSetting, trained: Size | None) -> tuple[Size, Resize | Literal["keep"]]:
     """The size of pictures, and what it means, for a network that was trained on pictures of a size."""
     if not isinstance(wanted, str):
         return wanted, "stretch"
     return trained or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
 
 
-def described_size(size: Size, resize: Resize) -> Any:
+def described_size(size: Size, resize: Resize | Literal["keep"]) -> Any:
     """The size of pictures, for people and manifests."""
     return size if resize == "stretch" else "keep" if resize == "keep" else f"fit {size}"
 

@@ -66,6 +66,7 @@ def test_photographs_are_decoded_once(how: dict[str, Any], tmp_path: Path, monke
     pairs = pickle.loads(pickle.dumps(load(data_dir, **how)))
     for index in (*range(COUNT), 0):
         assert_same(pairs.read(index), known[index])
+    assert len(vars(pairs.reader.cache)["_mapped"]) <= 3
 
 
 def test_volumes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,13 +80,16 @@ def test_volumes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
 
 
+KINDS: list[dict[str, Any]] = [{"size": 4}, {"size": 6}, {"size": 6, "resize": "fit"}, {"size": 4, "channels": 1}]
+
+
 def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
-    """And one folder serves several sizes."""
+    """And one folder serves several kinds of examples."""
     data_dir = pictures(tmp_path, 1)
-    before = {size: load(data_dir, size=size, cache=tmp_path / "cache").read(0).source for size in (4, 6)}
-    assert [each.shape[1] for each in before.values()] == [4, 6]
+    before = [load(data_dir, cache=tmp_path / "cache", **how).read(0).source for how in KINDS]
+    assert all(torch.equal(one, load(data_dir, **how).read(0).source) for one, how in zip(before, KINDS, strict=True))
     save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
-    assert not torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, before[4])
+    assert not torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, before[0])
     for path in (tmp_path / "cache").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"):
@@ -158,7 +162,9 @@ class TestLatents:
             save(tmp_path / f"text/{number}.npy", np.ones((1 + number, 2), np.float32))
         data_dir += f",mask={tmp_path}/sar,sar={tmp_path}/sar,text={tmp_path}/text,style={tmp_path}/c.csv"
         pairs = load(data_dir, conditions=read_conditions("sar=image,text=tokens,style=class"))
-        found = LatentDataset(pairs, codec_of(), folder, True).read(1)
+        made = LatentDataset(pairs, codec_of(), folder, True)
+        assert made.read(0).conditions["text"].tolist() == [[1, 1]]
+        found = made.read(1)
         sar = pixels(51, channels=1)[None]
         assert (found.conditions["sar"].numpy() == np.stack([sar, sar[..., ::-1]])).all()
         assert found.conditions["text"].tolist() == [[1, 1], [1, 1]]

@@ -84,13 +84,10 @@ class TestDataSet:
         """Of a crop it is of the crop, and anew in each epoch."""
         original = np.asarray(Image.fromarray(pixels(0, 16, 20)).resize((8, 8), Image.Resampling.BILINEAR))
         assert (self.load(tmp_path, size=8).read(0).target.numpy() == original.transpose(2, 0, 1)).all()
-        for how, key, seed in (
-            ({"size": 8}, "deep/a", 0),
-            ({"crop": 16}, "deep/a 0 0", 0),
-            ({"crop": 16}, "deep/a 0 1", 1),
-        ):
+        ways: list[tuple[Any, str, int]] = [({"size": 8}, "", 0), ({"crop": 16}, " 0 0", 0), ({"crop": 16}, " 0 1", 1)]
+        for how, key, seed in ways:
             source, target = (side.numpy().transpose(1, 2, 0) for side in self.load(tmp_path, **how).read(0, seed)[:2])
-            assert (source == degraded("photo", target, key)).all()
+            assert (source == degraded("photo", target, f"deep/a{key}")).all()
             assert (source != target).any()
 
     def test_others_than_pictures_alone_are_refused(self, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bbdm.data.examples import collate
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
+from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import SIZE, Array, damage, folders, load, pictures, pixels, save, valued
 
@@ -128,6 +129,13 @@ class TestBad:
         with pytest.raises(BadPicturesError, match=r"B/0\.png"):
             pairs.read(0)
 
+    def test_other_bits_than_those_of_the_first_are_named(self, tmp_path: Path) -> None:
+        data_dir = folders(tmp_path, count=2)
+        save(tmp_path / "A/1.npy", np.zeros((1, 20, 24), np.uint8))
+        message = r"A/1\.npy: its source has values of uint8, and that of the first pair other bits"
+        with pytest.raises(BadPicturesError, match=message):
+            valued(data_dir).read(1)
+
     def test_the_next_pair_takes_the_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         data_dir = pictures(tmp_path)
         whole = load(data_dir)
@@ -136,7 +144,7 @@ class TestBad:
         pairs = load(data_dir, skip_bad=True)
         assert pairs.order(3)(0, 5) == whole.order(3)(0, 5)
         assert [pairs.read(index).name for index in range(5)] == ["0", "3", "3", "3", "0"]
-        assert len(list(pairs)) == 5
+        assert len(list(iter(pairs))) == 5  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert torch.equal(pairs[-1][0], pairs[0][0])
         assert torch.equal(pairs.read(1).source, whole.read(3).source)
         assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]
@@ -204,3 +212,22 @@ def test_percentiles_are_of_each_of_several_sources(tmp_path: Path) -> None:
     source = load(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B", **values).read(0).source
     assert [float(band.flatten()[absent]) for band, absent in zip(source, (1, 3), strict=True)] == [-1, -1]
     assert [float(band.max()) for band in source] == [1, 1]
+
+
+def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> None:
+    """Of 8 bits, 0; and of slices with neighbours, their own."""
+    for side, at in (("A", 2), ("B", 5)):
+        array = np.full((4, 8), 9, np.uint8)
+        array[0, at] = 7
+        save(tmp_path / side / "0.tif", array, nodata=7)
+    example = load(f"{tmp_path}/A,{tmp_path}/B").read(0)
+    assert example.source[0, 0].tolist() == [9, 9, 0, 9, 9, 9, 9, 9]
+    assert example.mask[0, 0].tolist() == [1, 1, 0, 1, 1, 0, 1, 1]
+    volume = np.ones((1, 3, 4, 5), np.int16)
+    volume[0, 1, 2, 3] = -1
+    Picture(volume, Geometry(nodata=-1)).save(tmp_path / "0.tif")
+    row = {"name": "0", "source": tmp_path / "0.tif", "target": tmp_path / "0.tif"}
+    values = Values(0, 9, dtype="int16")
+    pairs = Pairs([row], Spec(slices="axial", neighbours=1, source=values, target=values))
+    assert [int((pairs.read(index).mask == 0).sum()) for index in range(3)] == [0, 1, 0]
+    assert [int((pairs.read(index).source == -1).sum()) for index in range(3)] == [1, 1, 1]

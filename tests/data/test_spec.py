@@ -140,8 +140,8 @@ class TestOfRows:
         for direction, wanted in both.items():
             found: Any = self.spec(f"{tmp_path}/A,{tmp_path}/B", config={**values, "direction": direction})
             assert (found.target.dtype, found.nodata, found.source.dtype) == wanted
-        turned = replace(found, nodata=-1).turned
-        assert (turned.target, turned.source, turned.nodata) == (found.source, found.target, None)
+            turned = replace(found, nodata=-1).turned
+            assert (turned.target, turned.source, turned.nodata) == (found.source, found.target, None)
 
     def test_what_a_network_has_learned_stays(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".nii", 1, (3, 4, 5))

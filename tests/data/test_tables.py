@@ -118,7 +118,8 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
         assert (example.conditions["sar"].numpy() == pixels(53, channels=1)).all()
         assert (example.conditions["text"].numpy() == text[3]).all()
         assert example.conditions["bands"].unique().tolist() == [0.75]
-        assert [int(example.conditions[name]) for name in classes] == [1, 2]
+        assert [int(pairs.read(row).conditions["style"]) for row in (0, 1, 3)] == [2, 0, 1]
+        assert int(example.conditions["number"]) == 2
         assert (example.mask.numpy() == (pixels(53, channels=1) != 0)).all()
         with pytest.raises(ValueError, match="00000002 has no style"):
             pairs.read(2)

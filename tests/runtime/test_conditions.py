@@ -159,16 +159,12 @@ def test_exports_that_are_refused(tmp_path: Path, flags: list[str]):
         export(tmp_path / "c.pt", tmp_path / "onnx", *flags)
 
 
-def with_classes(network: Network) -> Network:
-    """A network whose embeddings of classes are not zero."""
+def unet() -> Network:
+    network = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **SEEN)
     for module in network.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
     return network.eval()
-
-
-def unet() -> Network:
-    return with_classes(tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **SEEN))
 
 
 def transformer() -> Network:
@@ -187,10 +183,14 @@ def test_other_networks(make: Any, tmp_path: Path):
 
 @pytest.mark.parametrize(("bridge", "version"), [(BRIDGE, 6), (DDBM(sigma_data=0.3, sigma_source=0.6, cov=0.1), 7)])
 def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) -> None:
-    small = {"channel_mult": (1,), "attention_resolutions": (), "classes": {"direction": ("AtoB", "BtoA")}}
-    network = with_classes(tiny_unet(condition_channels=3, **small))
+    parts = nn.ModuleDict({"conv": nn.Conv2d(6, 3, 3, padding=1), "way": nn.Embedding(2, 3)})
+
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
+        return m["conv"](torch.cat([x, c["source"]], 1)) + (m["way"](c["direction"]) + t[:, None] / 50)[..., None, None]
+
+    network = bbdm.wrap(parts, 3, 3, call=call, classes={"direction": ("AtoB", "BtoA")}).eval()
     save_checkpoint(tmp_path / "c.pt", network, bridge, image_size=8)
-    folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--steps", "3")
+    folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--steps", "3", network=network)
     assert json.loads((folder / "bridge.json").read_text())["version"] == version  # which the page refuses, or reads
     exported, sampler = OnnxBridgeSampler(folder), BridgeSampler(network, bridge, steps=3)
     for how in ({}, {"steps": 2}):
@@ -209,4 +209,4 @@ def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) 
         Runtime.main([*command, "--direction", "BtoA", "--condition", "direction=AtoB"])
     if version == 7:
         with pytest.raises(ValueError, match=r"pipeline\.onnx has the steps of one direction"):
-            export(tmp_path / "c.pt", tmp_path / "whole", "--pipeline")
+            export(tmp_path / "c.pt", tmp_path / "whole", "--pipeline", network=network)

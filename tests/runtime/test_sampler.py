@@ -22,7 +22,6 @@ from bbdm.pictures.values import Values
 from bbdm.runtime.command import Runtime
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT, noise
-from tests.onnx.exports import checkpoint, export
 
 DEMO = ROOT / "bbdm" / "demo"
 RNG = np.random.default_rng(0)
@@ -30,13 +29,8 @@ SOURCE = RNG.uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("checkpoint") / "bridge.pt")
-
-
-@pytest.fixture(scope="module")
-def folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(file, tmp_path_factory.mktemp("export") / "plain", "--solver", "sde-dpm2m", "--steps", "4")
+def folder(exported: Path) -> Path:
+    return exported
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +39,8 @@ def sampler(folder: Path) -> OnnxBridgeSampler:
 
 
 @pytest.fixture(scope="module")
-def reference(file: Path) -> BridgeSampler:
-    return BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=4)
+def reference(folder: Path) -> BridgeSampler:
+    return BridgeSampler.from_checkpoint(folder.parent / "bridge.pt", solver="sde-dpm2m", steps=4)
 
 
 def near(made: Any, wanted: Any, tolerance: float = 1e-4) -> None:
@@ -111,10 +105,10 @@ def test_seeds_are_reported_and_threads_share_a_sampler(sampler: OnnxBridgeSampl
         near(made, sampler(SOURCE[i : i + 1], seed=i), 1e-6)
 
 
-def test_a_sampler_of_another_solver_than_exported(folder: Path, file: Path, sampler: OnnxBridgeSampler):
+def test_a_sampler_of_another_solver_than_exported(folder: Path, sampler: OnnxBridgeSampler):
     several: list[dict[str, Any]] = [{"steps": 7}, {"solver": "ddim", "steps": 3}, {"timesteps": [100, 40, 3]}]
     for settings in several:
-        theirs = BridgeSampler.from_checkpoint(file, **{"solver": "sde-dpm2m", **settings})
+        theirs = BridgeSampler.from_checkpoint(folder.parent / "bridge.pt", **{"solver": "sde-dpm2m", **settings})
         near(OnnxBridgeSampler(folder, **settings)(SOURCE, seed=0), theirs(torch.from_numpy(SOURCE), seed=0))
     assert len(list(sampler.stream(SOURCE, seed=0, solver="sde-dpm2m"))) == 4  # named or not, as exported
     assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10

@@ -1,4 +1,4 @@
-"""Guidance moves predictions as the formulas say: on windows, in distributions, of networks of diffusers."""
+"""Guidance moves predictions as the formulas say, at each step, on windows and in distributions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, solvers
-from bbdm.kernels.philox import normal
 from bbdm.networks.base import Conditions, Network
 from tests.conftest import tiny_unet
-from tests.networks.test_every_network import SIZES
 
 BRIDGE = ABridge(50)
 STEPS = 3
@@ -28,27 +26,38 @@ def network() -> Network:
     return tiny_unet(classes={"style": 3}, tokens={"text": 5}, drop={"style": 0.1, "text": 0.1}).eval()
 
 
-def test_the_first_estimate_is_that_of_the_formulas():
+def test_the_estimates_of_all_steps_are_those_of_the_formulas():
     """Ho and Salimans, equation 6 with w = g - 1; Liu et al.: a difference for each condition by itself."""
     net = network()
 
-    def predicted(style: int, text: torch.Tensor) -> torch.Tensor:
+    def predicted(x: torch.Tensor, index: int, style: int, text: torch.Tensor) -> torch.Tensor:
+        (i_x, i_y), t = TABLE.inputs[index].tolist(), float(TABLE.network_times[index])
         conditions = {"style": torch.full((2,), style), "text": text.expand(2, -1, -1)}
         with torch.no_grad():
-            return net(SOURCE, torch.full((1,), float(TABLE.network_times[0])), conditions)
+            return net(i_x * x + i_y * SOURCE, torch.full((1,), t), conditions)
 
-    full, none, no_style, no_text = (predicted(*each) for each in ((1, TEXT), (3, NONE), (3, TEXT), (1, NONE)))
-    assert (full - none).abs().max() > 1e-3
-    p_x, p_y, p = TABLE.prediction[0].tolist()
-    for guidance, expected in (
-        (0.0, none),
-        (0.5, none + 0.5 * (full - none)),
-        (3.0, none + 3 * (full - none)),
-        ({"text": 4}, full + 3 * (full - no_text)),
-        ({"style": 2.5, "text": 4}, full + 1.5 * (full - no_style) + 3 * (full - no_text)),
-    ):
-        step = next(BridgeSampler(net, BRIDGE, steps=STEPS).stream(SOURCE, 0, conditions=SEEN, guidance=guidance))
-        torch.testing.assert_close(step.x0hat, (p_x + p_y) * SOURCE + p * expected, rtol=0, atol=1e-5)
+    seen: list[tuple[int, torch.Tensor]] = [
+        (1, TEXT),
+        (3, NONE),
+        (3, TEXT),
+        (1, NONE),
+    ]  # NONE is no text, and 3 no style
+    cases: list[tuple[Any, Any]] = [
+        (0.0, lambda full, none, no_style, no_text: none),
+        (0.5, lambda full, none, no_style, no_text: none + 0.5 * (full - none)),
+        (3.0, lambda full, none, no_style, no_text: none + 3 * (full - none)),
+        ({"text": 4}, lambda full, none, no_style, no_text: full + 3 * (full - no_text)),
+        ({"style": 2.5, "text": 4}, lambda f, _, no_style, no_text: f + 1.5 * (f - no_style) + 3 * (f - no_text)),
+    ]
+    for guidance, formula in cases:
+        x = SOURCE
+        for step in BridgeSampler(net, BRIDGE, steps=STEPS).stream(SOURCE, 0, conditions=SEEN, guidance=guidance):
+            full, none, no_style, no_text = (predicted(x, step.index, *each) for each in seen)
+            assert (full - none).abs().max() > 1e-3
+            p_x, p_y, p = TABLE.prediction[step.index].tolist()
+            expected = p_x * x + p_y * SOURCE + p * formula(full, none, no_style, no_text)
+            torch.testing.assert_close(step.x0hat, expected, rtol=1e-5, atol=1e-5)
+            x = step.x
 
 
 def test_a_step_is_one_batch_of_all_evaluations():
@@ -96,35 +105,3 @@ def test_samples_of_a_distribution_are_guided():
     found = sampler.distribution(SOURCE, 3, 5, **options)
     samples = [sampler(SOURCE, 5 + 2 * j, **options) for j in range(3)]
     torch.testing.assert_close(found.mean, torch.stack(samples).mean(0), rtol=0, atol=1e-5)
-
-
-def test_a_guided_network_of_diffusers_gives_what_its_own_loop_gives():
-    """Its loop as pipelines have it: a call without, a call with, and the sum; then a row of the table."""
-    from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
-
-    torch.manual_seed(0)
-    blocks = {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }
-    model: Any = UNet2DConditionModel(**{**SIZES, "in_channels": 3}, **blocks, cross_attention_dim=5)  # pyright: ignore
-
-    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
-        return m(x, t, c["text"]).sample
-
-    expected, before = SOURCE.double(), torch.zeros_like(SOURCE)
-    with torch.no_grad():
-        for index, t in enumerate(TABLE.network_times.tolist()):
-            i_x, i_y = TABLE.inputs[index].tolist()
-            shown, times = (i_x * expected + i_y * SOURCE).float(), torch.tensor([t] * 2)
-            uncond, cond = (model(shown, times, (TEXT * k).expand(2, -1, -1)).sample.double() for k in (0, 1))
-            noise_pred = uncond + 2.5 * (cond - uncond)
-            p_x, p_y, p = TABLE.prediction[index].tolist()
-            x0 = p_x * expected + p_y * SOURCE + p * noise_pred
-            c_x, c_y, c_0, c_h, c_z = TABLE.coefficients[index].tolist()
-            z = normal(torch.tensor([0, 1]), index, (3, 8, 8)).double() if c_z else 0
-            expected, before = c_x * expected + c_y * SOURCE + c_0 * x0 + c_h * before + c_z * z, x0
-    net = bbdm.wrap(model, stride=2, call=call, tokens={"text": 5}, drop={"text": 0.1})
-    *_, last = BridgeSampler(net, BRIDGE, steps=STEPS).stream(SOURCE, 0, text=TEXT, guidance=2.5)
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(last.x.double(), expected, rtol=0, atol=1e-5 * max(1.0, scale))

@@ -269,16 +269,6 @@ def test_a_distilled_network_takes_its_own_calls(recwarn: pytest.WarningsRecorde
     assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10
 
 
-def test_tables_of_the_last_few_calls_are_kept(monkeypatch: pytest.MonkeyPatch):
-    built: list[int | None] = []
-    build = solvers.build
-    monkeypatch.setattr(solvers, "build", lambda *a: built.append(a[-1]) or build(*a))
-    sampler = sampler_of()
-    for steps in (2, 3, 2, 4, 5, 6, 2, 3, 7, 8, 4):
-        sampler(SOURCE, seed=0, steps=steps)
-    assert built == [3, 2, 4, 5, 6, 7, 8, 4]  # four are kept besides the sampler's own: 4 is built again
-
-
 def test_what_is_fixed_refuses_to_be_set():
     sampler = sampler_of()
     for name in ("table", "unet", "bridge", "solver", "dtype", "device", "clamp", "codec", "last_seeds"):
