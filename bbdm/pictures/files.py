@@ -45,7 +45,7 @@ def read(
     """
     known = path if isinstance(path, Header) else None
     path = known.path if known else Path(path)  # pyright: ignore[reportArgumentType]
-    with formats.named("read", path):
+    with formats.Named("read", path):
         module = formats.module(known.reader if known else _reader(path))
         found: Header = known or module.header(path)
         if change is not None and found.photograph:
@@ -65,7 +65,7 @@ def read(
 def header(path: str | os.PathLike[str]) -> Header:
     """What a file, or a folder of DICOM, says of its picture, but values. For errors see :func:`read`."""
     path = Path(path)
-    with formats.named("read", path):
+    with formats.Named("read", path):
         found: Header = formats.module(name := _reader(path)).header(path)
     if isinstance(found.stored, Image.Image):
         found.stored.close()

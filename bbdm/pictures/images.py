@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
 from bbdm.base.scripts import warn
-from bbdm.pictures.formats import named
+from bbdm.pictures.formats import Named
 from bbdm.pictures.picture import Picture
 
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
@@ -147,13 +147,13 @@ def open_image(
         ValueError: it cannot be decoded, or has colours of 16 bits.
     """
     name = name or (str(source) if isinstance(source, Path) else "in memory")
-    with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
+    with Named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
         image = source
         if not isinstance(image, Image.Image):
             image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
     if check_size is not None:
         check_size(*image.size)
-    with named("read", name), image:
+    with Named("read", name), image:
         if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
             raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
         image.load()

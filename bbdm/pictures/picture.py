@@ -174,7 +174,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
         """
         path = Path(path)
-        with formats.named("write", path):
+        with formats.Named("write", path):
             module = formats.writer(path, self, self.geometry.format == "geotiff")
             write_atomically(path, lambda temporary: module.write(temporary, self))
 
