@@ -172,8 +172,9 @@ def real(dtype: Any) -> np.dtype[Any]:
 
 def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     """Raise ValueError for values that a file of ``most`` bytes cannot hold, or for too many at once."""
-    needed, held = prod(shape) * dtype.itemsize, f"{sizes.shown(shape)} values of {dtype}"
-    if needed > most:
-        raise ValueError(f"{held} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    if needed > LARGEST:
-        raise ValueError(f"{held} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
+    needed = prod(shape) * dtype.itemsize
+    if needed > min(most, LARGEST):
+        reason = f"are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once"
+        if needed > most:
+            reason = f"cannot be in a file of at most {most} bytes of values: it is truncated or damaged"
+        raise ValueError(f"{sizes.shown(shape)} values of {dtype} {reason}")
