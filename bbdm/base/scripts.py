@@ -29,6 +29,7 @@ TERMINATED = 143  # and for SIGTERM
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
 IMPORT = "--import"  # before a command: a module that registers bridges, solvers or metrics
+imported: list[str] = []  # the modules that this process imported so
 Self = TypeVar("Self", bound="Command")
 ROOT = f"{Path(__file__).parents[1]}{os.sep}"  # not a folder beside it, such as bbdm_scripts
 BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
@@ -102,6 +103,7 @@ def import_modules(words: Sequence[str]) -> list[str]:
         if "" not in sys.path:
             sys.path.insert(0, "")
         import_module(left[1])
+        imported.append(left[1])
         left = left[2:]
     return left
 

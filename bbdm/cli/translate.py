@@ -61,6 +61,7 @@ class Translate(GPUsCommand, TranslateConfig):
         config, load, folder = self, None, self.folder
         if self.with_ends:
             config = as_calibrated(self, self.named)
+            assert config.intervals is not None  # which it names
             load = partial(Intervals.load, config.intervals)
         translator = Translator(config, load_intervals=load)
         planned = paths_of(translator.plan(folder))

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
 from bbdm.base.scripts import warn
-from bbdm.pictures.formats import named
+from bbdm.pictures.formats import fail
 from bbdm.pictures.picture import Picture
 
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
@@ -147,18 +147,23 @@ def open_image(
         ValueError: it cannot be decoded, or has colours of 16 bits.
     """
     name = name or (str(source) if isinstance(source, Path) else "in memory")
-    with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
+    try:
         image = source
         if not isinstance(image, Image.Image):
             image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
+    except Exception as error:
+        fail("read", name, error, f"it is not {', '.join(formats or ['a picture'])}")
     if check_size is not None:
         check_size(*image.size)
-    with named("read", name), image:
-        if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
-            raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
-        image.load()
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
-        return image if turn is None else image.transpose(turn)
+    try:
+        with image:
+            if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
+                raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
+            image.load()
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
+            return image if turn is None else image.transpose(turn)
+    except Exception as error:
+        fail("read", name, error)
 
 
 def to_png(image: Image.Image) -> bytes:

@@ -300,9 +300,7 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
         raise ValueError(f"image_size {train.image_size} is not a multiple of {strides}, strides of network and codec")
     if isinstance(train, LatentDataset):
         if codec is None or train.codec != codec.description():
-            raise ValueError(f"codec must be that of the latents in {train.folder}, got {codec and codec.kind}")
+            raise ValueError(f"codec must be that of the stored latents (cache_latents), got {codec and codec.kind}")
         if (train.flip, 0.0) != (config.flip, config.shift):
-            raise ValueError(
-                f"flip must be that of the latents in {train.folder}, {train.flip}, and shift 0, as they are computed "
-                f"once; got {config.flip} and {config.shift}"
-            )
+            wanted, got = f"{train.flip}, and shift 0", f"{config.flip} and {config.shift}"
+            raise ValueError(f"flip must be that of the stored latents (cache_latents), {wanted}; got {got}")

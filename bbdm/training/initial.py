@@ -87,7 +87,9 @@ def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
     Raises:
         ValueError: less than half of the weights fit; the network is unchanged.
     """
-    trained, own = checkpoint.unet.chosen(ema=True), network.state_dict()
+    trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
+    assert trained is not None  # checked when the file was read
+    own = network.state_dict()
     fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
     if 2 * len(fitting) < len(own):
         raise ValueError(

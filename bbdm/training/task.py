@@ -132,14 +132,11 @@ class Task(ABC):
         self.processes = Processes(next(network.parameters()).device) if processes is None else processes
         self.device, self.config, self.train, self.total = self.processes.device, config, train, total or 1
         if train is not None:
-            size, count, shares = config.batch_size, len(train), self.parts * self.processes.count
+            size, count, several = config.batch_size, len(train), self.processes.count
             if size > count:
                 raise ValueError(f"batch_size must be at most the {count} training pairs, got {size}")
-            if size % shares:
-                raise ValueError(
-                    f"batch_size {size} does not split into {shares} equal parts, for {self.processes.count} processes "
-                    f"and grad_accumulation={self.parts}"
-                )
+            if size % (several * self.parts):
+                raise ValueError(f"batch_size {size} does not split into {several} processes x {self.parts} parts")
             self.total = config.epochs * (count // size)
         self.network = network.to(self.device).train()
         self.random = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
@@ -166,12 +163,12 @@ class Task(ABC):
     def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of a network's trained weights, whose rates follow the schedule."""
         trained, config = [each for each in network.parameters() if each.requires_grad], self.config
-        if self._make_optimizer is not None:
-            optimizer = self._make_optimizer(trained)
-        else:
-            adamw = partial(torch.optim.AdamW, weight_decay=config.weight_decay)
-            make: Any = adamw if config.optimizer == "adamw" else torch.optim.Adam
-            optimizer = make(trained, config.learning_rate, self.betas, fused=True)
+        make: Any = self._make_optimizer
+        if make is None:
+            kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+            decay = {"weight_decay": config.weight_decay} if config.optimizer == "adamw" else {}
+            make = partial(kind, lr=config.learning_rate, betas=self.betas, fused=True, **decay)
+        optimizer: torch.optim.Optimizer = make(trained)
         self._rates.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
         return optimizer
 

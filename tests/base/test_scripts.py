@@ -118,7 +118,7 @@ def test_what_is_refused_in_python(values: dict[str, Any], message: str):
         (Draw, "in --kind c", "--kind: invalid choice: 'c'"),
         (Draw, "in --number many", "--number: invalid int value: 'many'"),
         (Draw, "in --size 8x", "--size: a size is written as 256, or as 256x512 for height x width, got '8x'"),
-        (Draw, "in --hidden 1", "unrecognized arguments: --hidden 1; --help lists the flags"),
+        (Draw, "in --hidden 1", "unrecognized arguments: --hidden"),
         (Draw, "in --size_of_it 1", "unrecognized arguments: --size_of_it"),
         (Draw, "in --numbr=3", "unrecognized arguments: --numbr=3; did you mean --number? --help lists the flags"),
         (Draw, "", "the following arguments are required: SOURCE"),
@@ -155,7 +155,8 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
     assert shown.startswith("usage: bbdm draw SOURCE [OUTPUT] [flags]\n\nDraw what is read.\n\nwhat is used most:")
     assert shown.endswith("\n\nA line below.\n")
     order = ["SOURCE", "OUTPUT", "-n", "base:", "--rate", "pictures:", "--preset", "--kind", "changes:", "--flip"]
-    assert [word for word in (line.split()[0] for line in shown.splitlines() if line) if word in order] == order
+    first = [line.split()[0].rstrip(",") for line in shown.splitlines() if line]  # Python 3.13 has "-n, --number COUNT"
+    assert [word for word in first if word in order] == order
     for part in ("a count (default: 3)", "decides defaults: small, large", "of it: round, square, oval"):
         assert part in shown
     assert "--no-flip" not in shown

@@ -14,9 +14,10 @@ from bbdm.base.sizes import amount, read_memory
 
 def test_seeds_count_up_from_one_or_are_a_list_or_drawn_each_time():
     """Two draws of 32 bits are equal once in 4 billion."""
-    for kind in (int, np.int64, torch.tensor, np.array):
+    kinds: list[Any] = [int, np.int64, torch.tensor, np.array]
+    for kind in kinds:
         assert resolve_seeds(kind(7), 3) == [7, 8, 9]
-    for kind in (list, torch.tensor, np.array):
+    for kind in [list, *kinds[2:]]:
         seeds = resolve_seeds(kind([5, 1]), 2)
         assert (seeds, {type(s) for s in seeds}) == ([5, 1], {int})
     first, second = resolve_seeds(None, 2), resolve_seeds(None, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bbdm import cli, load_checkpoint, networks
-from bbdm.base.scripts import import_modules
+from bbdm.base import scripts
 from bbdm.cli.train import Train
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks import WrappedConfig
@@ -86,7 +86,7 @@ def test_networks_of_ones_own_keep_their_activations_and_presets_their_names():
         del OWN["registered"], FACTORIES["registered"]
 
 
-def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str]):
+def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     words = ["translate", "folder", "data", "c.pt", "--solver", "halves"]
     for given, message in (
         (words, "--solver: invalid choice: 'halves'"),
@@ -96,4 +96,6 @@ def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str]):
         with pytest.raises(SystemExit) as end:
             cli.main(given)
         assert message in f"{capsys.readouterr().err}{end.value}"
-    assert import_modules(["--import", "json", "--import", "math", *words]) == words
+    monkeypatch.setattr(scripts, "imported", found := [])
+    assert scripts.import_modules(["--import", "json", "--import", "math", *words]) == words
+    assert found == ["json", "math"]  # which workers of Ray import too

@@ -17,7 +17,6 @@ from bbdm import ABridge, BridgeSampler, UNet
 from bbdm.execution import compiled
 from bbdm.execution import device as device_module
 from bbdm.networks.base import Conditions
-from bbdm.sampling.loop import Batch
 from tests.conftest import TINY, tiny_dit, tiny_unet
 
 STEPS = 5
@@ -143,29 +142,6 @@ def test_modulation_is_that_of_the_weights_before_they_are_rounded():
     sampler = build(dtype=torch.bfloat16, compile=False)
     expected = short_unet().embed(torch.tensor(sampler.table.timesteps))
     assert torch.equal(sampler._plan().loaded[3], expected.detach())
-
-
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("noise", [None, torch.randn(STEPS, 3, 3, 8, 6)], ids=["seeds", "noise"])
-@pytest.mark.usefixtures("compilations")
-def test_steps_work_in_place_and_in_channels_last(noise: Tensor | None, compile: bool, monkeypatch: pytest.MonkeyPatch):
-    """Of the state, and of what the network is shown; nothing is converted between two steps."""
-    sampler, seen = new_sampler(compile=compile), list[Tensor]()
-    body = sampler._body
-    monkeypatch.setattr(
-        sampler,
-        "_body",
-        lambda x, t, c: seen.extend([x, *c.values()]) or body(x, t, c),  # pyright: ignore
-    )
-    batch = Batch(sampler._plan(), [0, 1, 2], ODD, [0, 1, 2], noise)
-    with torch.inference_mode():
-        states = sampler._states(batch, sampler._inputs(batch))
-        buffers = [[value.data_ptr() for value in vars(state).values()] for state in states]
-    assert buffers == buffers[:1] * STEPS
-    assert len(set(buffers[0])) == len(buffers[0]) == 3
-    assert [each.data_ptr() for each in seen] == [seen[0].data_ptr(), seen[1].data_ptr()] * STEPS
-    assert seen[0].data_ptr() in buffers[0]
-    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)
 
 
 class Broken(Short):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
-from safetensors.torch import save_file
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, Values, load_checkpoint
@@ -93,7 +92,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
 
 @pytest.fixture
 def sampler() -> BridgeSampler:
-    made = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "dpm2m", 3)
+    return build()
+
+
+def build(seed: int = 0) -> BridgeSampler:
+    made = BridgeSampler(tiny_unet(seed, condition_channels=3), BRIDGE, "dpm2m", 3)
     made.image_size = 16
     return made
 
@@ -102,89 +105,59 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def by_hand(folder: Path) -> Path:
-    """A folder in the documented format, made without the code that writes it."""
-    unet = tiny_unet(condition_channels=3)
-    config = {"condition_channels": 3, "model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1}
-    config |= {"attention_resolutions": [2], "head_channels": 8, "num_groups": 4}
-    settings = {
-        "format": "bbdm",
-        "version": 1,
-        "unet": {"config": config},
-        "bridge": {"kind": "abridge", "num_steps": 50, "c_lambda": 2.0, "objective": "residual"},
-        "codec": None,
-        "image_size": 16,
-    }
-    folder.mkdir(parents=True)
-    tensors = {f"weights.{key}": value.contiguous() for key, value in unet.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", {"bbdm": json.dumps(settings)})
-    (folder / "config.json").write_text(json.dumps(settings))
-    return folder
+def saved(sampler: BridgeSampler, folder: Path) -> dict[str, bytes]:
+    sampler.save_pretrained(folder)
+    return files_of(folder)
 
 
 @pytest.fixture
-def model(hub: Hub, tmp_path: Path) -> Hub:
+def model(hub: Hub, sampler: BridgeSampler, tmp_path: Path) -> Hub:
     """A hub with a model, and with files that nobody should fetch."""
-    hub.commit({**files_of(by_hand(tmp_path / "faces")), "pytorch_model.bin": b"pickle", "code.py": b"1 / 0"})
+    hub.commit({**saved(sampler, tmp_path / "faces"), "pytorch_model.bin": b"pickle", "code.py": b"1 / 0"})
     return hub
-
-
-def changed(hub: Hub) -> dict[str, bytes]:
-    """The files of a repository with other weights."""
-    files = dict(hub.commits[hub.refs["main"]])
-    content = files["model.safetensors"]
-    return {**files, "model.safetensors": content[:-4] + np.float32(0.25).tobytes()}
 
 
 def same(a: BridgeSampler, b: BridgeSampler) -> bool:
     return torch.equal(a(SOURCE, seed=0, steps=2), b(SOURCE, seed=0, steps=2))
 
 
-class TestFolder:
-    def test_made_by_hand(self, tmp_path: Path):
-        """The format holds still: old folders stay readable."""
-        sampler = BridgeSampler.from_pretrained(by_hand(tmp_path / "faces"), solver="ddim", steps=4)
-        assert same(sampler, BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "ddim"))
-        assert (sampler.image_size, sampler.solver, len(sampler.table)) == (16, "ddim", 4)
+def test_a_folder(sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without huggingface_hub there is no card, and what it would say is refused."""
+    assert sorted(saved(sampler, tmp_path / "card")) == ["README.md", "config.json", "model.safetensors"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert sorted(saved(sampler, tmp_path / "faces")) == ["config.json", "model.safetensors"]
+    with pytest.raises(ModuleNotFoundError, match="a model card needs huggingface_hub"):
+        sampler.save_pretrained(tmp_path / "a", license="mit")
+    again = BridgeSampler.from_pretrained(tmp_path / "faces", solver="ddim", steps=4)
+    assert same(again, BridgeSampler(sampler.unet, BRIDGE, "ddim"))
+    assert (again.bridge, again.image_size, again.solver, len(again.table)) == (BRIDGE, 16, "ddim", 4)
+    config = json.loads((tmp_path / "faces" / "config.json").read_text())
+    assert (config["format"], config["bridge"]["num_steps"]) == ("bbdm", 50)
+    assert config["unet"]["config"]["model_channels"] == 8
 
-    def test_of_a_sampler(self, sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        """Without huggingface_hub there is no card, and what it would say is refused."""
-        sampler.save_pretrained(tmp_path / "card")
-        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        sampler.save_pretrained(tmp_path / "faces")
-        assert sorted(files_of(tmp_path / "faces")) == ["config.json", "model.safetensors"]
-        assert sorted(files_of(tmp_path / "card")) == ["README.md", "config.json", "model.safetensors"]
-        with pytest.raises(ModuleNotFoundError, match="a model card needs huggingface_hub"):
-            sampler.save_pretrained(tmp_path / "a", license="mit")
-        assert same(BridgeSampler.from_pretrained(tmp_path / "faces"), sampler)
-        assert load_checkpoint(tmp_path / "faces").bridge == BRIDGE
-        config = json.loads((tmp_path / "faces" / "config.json").read_text())
-        assert (config["format"], config["bridge"]["num_steps"]) == ("bbdm", 50)
-        assert config["unet"]["config"]["model_channels"] == 8
 
-    @pytest.mark.parametrize("own", [False, True], ids=["latents", "a module"])
-    def test_what_is_not_a_network_of_pictures(self, own: bool, tmp_path: Path):
-        """The card says what its user has to give."""
-        network = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x)) if own else None
-        sampler = BridgeSampler(network or tiny_unet(), BRIDGE, codec=None if own else tiny_codec(), calls=2)
-        sampler.save_pretrained(tmp_path / "a")
-        restored = BridgeSampler.from_pretrained(tmp_path / "a", network=network)
-        assert same(restored, sampler)
-        assert restored.calls == sampler.calls
-        assert ("network=bbdm.wrap(...)" in (tmp_path / "a" / "README.md").read_text()) == own
+@pytest.mark.parametrize("own", [False, True], ids=["latents", "a module"])
+def test_what_is_not_a_network_of_pictures(own: bool, tmp_path: Path):
+    """The card says what its user has to give."""
+    network = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x)) if own else None
+    sampler = BridgeSampler(network or tiny_unet(), BRIDGE, codec=None if own else tiny_codec(), calls=2)
+    card = saved(sampler, tmp_path / "a")["README.md"].decode()
+    restored = BridgeSampler.from_pretrained(tmp_path / "a", network=network)
+    assert same(restored, sampler)
+    assert restored.calls == sampler.calls
+    assert ("network=bbdm.wrap(...)" in card) == own
 
 
 def test_what_the_hub_reads_of_a_card(sampler: BridgeSampler, tmp_path: Path):
     """By its own library."""
     sampler.save_pretrained(tmp_path / "a", license="cc-by-sa-4.0", base_model="me/teacher")
-    text = (tmp_path / "a" / "README.md").read_text()
-    data: Any = huggingface_hub.ModelCard(text).data
+    path = tmp_path / "a" / "README.md"
+    data: Any = huggingface_hub.ModelCard(path.read_text()).data
     assert (data.library_name, data.pipeline_tag, data.tags) == ("bbdm", "image-to-image", ["diffusion-bridge"])
     assert (data.license, data.base_model) == ("cc-by-sa-4.0", "me/teacher")
-    assert "\n# a\n" in text
-    (tmp_path / "a" / "README.md").write_text("mine")
-    sampler.save_pretrained(tmp_path / "a")
-    assert (tmp_path / "a" / "README.md").read_text() == "mine"  # a card that is there stays
+    assert "\n# a\n" in path.read_text()
+    path.write_text("mine")
+    assert saved(sampler, tmp_path / "a")["README.md"] == b"mine"  # a card that is there stays
 
 
 @pytest.mark.parametrize("values", [False, True], ids=["8 bits", "values"])
@@ -205,80 +178,72 @@ def test_the_lines_of_a_card_run(values: bool, sampler: BridgeSampler, tmp_path:
     assert (np.asarray(made) == np.asarray(read(f"wanted.{suffix}"))).all()
 
 
-class TestFetching:
-    def test_only_what_is_needed(self, model: Hub):
-        """No pickle and no code, even where the repository has them."""
-        sampler = BridgeSampler.from_pretrained(NAME, solver="ddim")
-        assert same(sampler, BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "ddim"))
-        assert sorted(model.downloads) == ["config.json", "model.safetensors"]
+def test_only_what_is_needed_is_fetched_of_a_branch_or_a_commit(model: Hub, sampler: BridgeSampler, tmp_path: Path):
+    """No pickle and no code, even where the repository has them."""
+    assert same(BridgeSampler.from_pretrained(NAME), sampler)
+    assert sorted(model.downloads) == ["config.json", "model.safetensors"]
+    first = model.refs["v1"] = model.refs["main"]
+    model.commit(saved(build(seed=1), tmp_path / "other"))
+    assert not same(BridgeSampler.from_pretrained(NAME), sampler)
+    assert same(BridgeSampler.from_pretrained(NAME, revision=first), sampler)
+    assert same(BridgeSampler.from_pretrained(f"{NAME}@v1"), sampler)
+    with pytest.raises(ValueError, match="revision='v1' was given, and me/faces@v2 names another one"):
+        BridgeSampler.from_pretrained(f"{NAME}@v2", revision="v1")
 
-    def test_a_branch_that_moves_and_a_commit_that_does_not(self, model: Hub):
-        first = model.refs["main"]
-        before = BridgeSampler.from_pretrained(NAME)
-        model.refs["v1"] = first
-        model.commit(changed(model))
-        assert not same(before, BridgeSampler.from_pretrained(NAME))
-        assert same(BridgeSampler.from_pretrained(NAME, revision=first), before)
-        assert same(BridgeSampler.from_pretrained(f"{NAME}@v1"), before)
-        with pytest.raises(ValueError, match="revision='v1' was given, and me/faces@v2 names another one"):
-            BridgeSampler.from_pretrained(f"{NAME}@v2", revision="v1")
 
-    def test_what_fails(self, model: Hub):
-        """The message is the Hub's."""
-        model.error = RuntimeError("401 Client Error\n\nRepository Not Found: are you authenticated?")
-        with pytest.raises(HubError, match=r"no path me/faces, and a name .*: 401 Client Error Repository Not Found"):
-            load_checkpoint(NAME)
-        model.error = None
-        model.commit({"config.json": b"{}", "unet.bin": b""})
-        with pytest.raises(ValueError, match=f"{NAME} on the .* Hub is no model of bbdm: it has no model.saf"):
-            load_checkpoint(NAME)
-
-    def test_a_damaged_download(self, model: Hub, sampler: BridgeSampler, tmp_path: Path):
-        """It is found by the hash in the file itself."""
-        sampler.save_pretrained(tmp_path / "written")
-        model.commit(files_of(tmp_path / "written"))
-        model.commit(changed(model))
-        with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors as a checkpoint: .*SHA-256 differs"):
-            load_checkpoint(NAME)
-
-    def test_paths(self, model: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        """What exists is a path; what does not is named as a path and as a name."""
-        monkeypatch.chdir(tmp_path)
-        assert find_checkpoint("some/where/else") == Path("some/where/else")
-        with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
-            BridgeSampler.from_pretrained("out/gone.pt")
-        with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
-            BridgeSampler.from_pretrained(tmp_path, revision="v1")
-        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        message = r"there is no path me/faces, and .* huggingface_hub, .*: pip install 'bbdm\[hub\]'"
-        with pytest.raises(ModuleNotFoundError, match=message):
-            load_checkpoint(NAME)
-        shutil.move(tmp_path / "faces", tmp_path / "me" / "faces")
+def test_what_cannot_be_fetched(model: Hub):
+    """The message is the Hub's; a damaged download is found by the hash in the file itself."""
+    model.error = RuntimeError("401 Client Error\n\nRepository Not Found: are you authenticated?")
+    with pytest.raises(HubError, match=r"no path me/faces, and a name .*: 401 Client Error Repository Not Found"):
         load_checkpoint(NAME)
-        assert not model.downloads
+    model.error = None
+    files = model.commits[model.refs["main"]]
+    model.commit({**files, "model.safetensors": files["model.safetensors"][:-4] + np.float32(0.25).tobytes()})
+    with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors as a checkpoint: .*SHA-256 differs"):
+        load_checkpoint(NAME)
+    model.commit({"config.json": b"{}", "unet.bin": b""})
+    with pytest.raises(ValueError, match=f"{NAME} on the .* Hub is no model of bbdm: it has no model.saf"):
+        load_checkpoint(NAME)
 
 
-class TestPushing:
-    def test_a_model_and_again(self, hub: Hub, sampler: BridgeSampler):
-        """The card stays, and an export of other weights goes."""
-        commit = sampler.push_to_hub(NAME, license="mit", token="secret")
-        model = hub
-        assert sorted(model.commits[commit]) == ["README.md", "config.json", "model.safetensors"]
-        assert f'from_pretrained("{NAME}")' in model.commits[commit]["README.md"].decode()
-        assert same(BridgeSampler.from_pretrained(NAME, revision=commit), sampler)
-        model.commit({**changed(model), "README.md": b"mine", "onnx/unet.onnx": b"old", "other.txt": b"kept"})
-        files = model.commits[sampler.push_to_hub(NAME)]
-        assert sorted(files) == ["README.md", "config.json", "model.safetensors", "other.txt"]
-        assert files["README.md"] == b"mine"
-        assert same(BridgeSampler.from_pretrained(NAME), sampler)
+def test_paths(model: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What exists is a path; what does not is named as a path and as a name."""
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("some/where/else") == Path("some/where/else")
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
+        BridgeSampler.from_pretrained("out/gone.pt")
+    with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
+        BridgeSampler.from_pretrained(tmp_path, revision="v1")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    message = r"there is no path me/faces, and .* huggingface_hub, .*: pip install 'bbdm\[hub\]'"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        load_checkpoint(NAME)
+    shutil.move(tmp_path / "faces", tmp_path / "me" / "faces")
+    load_checkpoint(NAME)
+    assert not model.downloads
 
-    def test_refused(self, hub: Hub, sampler: BridgeSampler):
-        hub.error = RuntimeError("403 Forbidden")
-        with pytest.raises(HubError, match=f"{NAME} cannot be pushed: 403 Forbidden"):
-            sampler.push_to_hub(NAME, token="wrong")
-        with pytest.raises(ValueError, match="name must be OWNER/NAME, got 'faces'"):
-            sampler.push_to_hub("faces")
-        assert not hub.commits
+
+def test_a_model_is_pushed_and_again(hub: Hub, sampler: BridgeSampler, tmp_path: Path):
+    """The card stays, and an export of other weights goes."""
+    commit = sampler.push_to_hub(NAME, license="mit", token="secret")
+    assert sorted(hub.commits[commit]) == ["README.md", "config.json", "model.safetensors"]
+    assert f'from_pretrained("{NAME}")' in hub.commits[commit]["README.md"].decode()
+    assert same(BridgeSampler.from_pretrained(NAME, revision=commit), sampler)
+    others = {"README.md": b"mine", "onnx/unet.onnx": b"old", "other.txt": b"kept"}
+    hub.commit({**saved(build(seed=1), tmp_path / "other"), **others})
+    files = hub.commits[sampler.push_to_hub(NAME)]
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors", "other.txt"]
+    assert files["README.md"] == b"mine"
+    assert same(BridgeSampler.from_pretrained(NAME), sampler)
+
+
+def test_a_push_is_refused(hub: Hub, sampler: BridgeSampler):
+    hub.error = RuntimeError("403 Forbidden")
+    with pytest.raises(HubError, match=f"{NAME} cannot be pushed: 403 Forbidden"):
+        sampler.push_to_hub(NAME, token="wrong")
+    with pytest.raises(ValueError, match="name must be OWNER/NAME, got 'faces'"):
+        sampler.push_to_hub("faces")
+    assert not hub.commits
 
 
 def test_an_export_is_copied_and_fetched(exported: Path, hub: Hub, tmp_path: Path):

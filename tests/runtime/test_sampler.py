@@ -235,8 +235,8 @@ def test_the_command(
         ("a.png -o out -b 0", "batch_size must be at least 1, got 0"),
         ("a.png -o .", "would replace a source"),
         ("a.png twice/a.jpg -o out", "2 of the pictures have the name a"),
-        ("a.png text.png -o out", "cannot read the picture"),
-        ("a.png none.png -o out", r"none\.png"),
+        ("a.png text.png -o out -b 1", "cannot read the picture"),
+        ("a.png none.png -o out -b 1", r"none\.png"),
         (". -o out", r"is a folder: give pictures, such as .*/\*\.png"),
     ],
 )
@@ -246,7 +246,7 @@ def test_what_the_command_refuses(words: str, message: str, folder: Path, tmp_pa
     for name in ("a.png", "twice/a.jpg"):
         Image.new("L", (8, 8), 9).save(tmp_path / name)
     (tmp_path / "text.png").write_text("no picture")
-    paths = [each if each.startswith("-") or each == "0" else str(tmp_path / each) for each in words.split()]
+    paths = [each if each.startswith("-") or each.isdecimal() else str(tmp_path / each) for each in words.split()]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Runtime.main([str(folder), *paths])
     assert not (tmp_path / "out").exists()

@@ -205,9 +205,9 @@ def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -
     codec, other = (VQGANCodec(tiny_vqgan(seed=seed)) for seed in (0, 1))
     latents = LatentDataset(pairs, codec, tmp_path / "latents", flip=True)
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        (other, {"flip": True}, "codec must be that of the latents in .*, got vqgan"),
-        (codec, {}, "flip must be that of the latents in .*, True, and shift 0, .* got False and 0.0"),
-        (codec, {"flip": True, "shift": 0.1}, "got True and 0.1"),
+        (other, {"flip": True}, r"codec must be that of the stored latents \(cache_latents\), got vqgan"),
+        (codec, {}, r"flip must be that of the stored latents .*, True, and shift 0; got False and 0\.0"),
+        (codec, {"flip": True, "shift": 0.1}, r"got True and 0\.1"),
     ]
     for given, settings, reason in cases:
         with pytest.raises(ValueError, match=reason):

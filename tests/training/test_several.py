@@ -263,7 +263,7 @@ def test_a_run_waits_for_the_lock_of_a_lost_one(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tiny_demo")
 def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Processes, "join", lambda device: Processes(torch.device(device), count=2))
-    with pytest.raises(ValueError, match="batch_size 3 does not split into 2 equal parts, for 2 processes"):
+    with pytest.raises(ValueError, match="batch_size 3 does not split into 2 processes x 1 parts"):
         train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
 
 

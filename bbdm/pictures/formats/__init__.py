@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -80,25 +80,30 @@ def module(name: str) -> Any:
     return import_module(f"{__name__}.{name}")
 
 
-@contextmanager
-def named(action: Literal["read", "write"], path: Path | str, unknown: str = "") -> Iterator[None]:
-    """A library's error on a picture becomes a ValueError with the file's name.
+def fail(action: Literal["read", "write"], path: Path | str, error: Exception, unknown: str = "") -> NoReturn:
+    """Raise a library's error on a picture as a ValueError with the file's name; called where it was caught.
 
     Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
     ``unknown`` is said of a file of no format.
     """
+    if action == "read" and isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(f"there is no picture {path}") from error
+    kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
+    if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
+        raise
+    kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
+    lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
+    reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
+    raise kind(f"cannot {action} the picture {path}: {reason}") from error
+
+
+@contextmanager
+def named(action: Literal["read", "write"], path: Path | str) -> Iterator[None]:
+    """A library's error on a picture becomes what :func:`fail` raises."""
     try:
         yield
     except Exception as error:
-        if action == "read" and isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"there is no picture {path}") from error
-        kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
-        if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
-            raise
-        kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
-        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
-        reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
-        raise kind(f"cannot {action} the picture {path}: {reason}") from error
+        fail(action, path, error)
 
 
 def writer(path: Path, picture: np.ndarray[Any, Any], earth: bool) -> Any:
@@ -167,8 +172,9 @@ def real(dtype: Any) -> np.dtype[Any]:
 
 def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     """Raise ValueError for values that a file of ``most`` bytes cannot hold, or for too many at once."""
-    needed, held = prod(shape) * dtype.itemsize, f"{sizes.shown(shape)} values of {dtype}"
-    if needed > most:
-        raise ValueError(f"{held} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    if needed > LARGEST:
-        raise ValueError(f"{held} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
+    needed = prod(shape) * dtype.itemsize
+    if needed > min(most, LARGEST):
+        reason = f"are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once"
+        if needed > most:
+            reason = f"cannot be in a file of at most {most} bytes of values: it is truncated or damaged"
+        raise ValueError(f"{sizes.shown(shape)} values of {dtype} {reason}")
