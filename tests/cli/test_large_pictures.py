@@ -103,11 +103,12 @@ def test_pictures_of_other_values(name: str, kind: str):
         assert (made[:, (array == 7).any(axis=0)] == 7).all()
 
 
-def test_pictures_that_fit_one_by_one_are_not_written_to_files(capsys: pytest.CaptureFixture[str]):
+def test_pictures_that_fit_one_by_one_are_not_written_to_files(count: list[int], capsys: pytest.CaptureFixture[str]):
     for i in range(5):
         save(f"{i}.png")
-    run("some", "--memory", "1.6M")  # two at once
+    run("some", "--memory", "1.6M")
     run("all", "--memory", "1G")
+    assert count == [2, 2, 1, 4, 1]
     assert "steps" not in capsys.readouterr().out
     for i in range(5):
         some, whole = (np.asarray(Image.open(Path(folder, f"{i}.png")), int) for folder in ("some", "all"))

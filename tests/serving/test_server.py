@@ -226,11 +226,14 @@ def test_a_closing_server_answers_what_it_accepted():
 
 
 def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Path):
-    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3, classes={"style": 2}), ABridge(num_steps=50))
+    ways = {"direction": ("AtoB", "BtoA")}
+    for name, classes in (("one.pt", {}), ("two.pt", ways)):
+        unet = tiny_unet(condition_channels=3, classes={"style": 2, **classes})
+        save_checkpoint(tmp_path / name, unet, ABridge(num_steps=50))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"window": 15}, "window must be a multiple of the network's stride 2, got 15"),
         ({"max_steps": 9}, "max_steps must be at least the 10 steps of 'dpm2m', got 9"),
-        ({"model": tmp_path / "c.pt"}, "the server is for networks without conditions, and this one has style"),
+        *(({"model": tmp_path / each}, "networks without conditions, .* has style:") for each in ("one.pt", "two.pt")),
         ({"port": 65536}, "port must be at most 65535, got 65536"),
         ({"max_queued": 0}, "max_queued must be at least 1"),
     ]
