@@ -281,6 +281,13 @@ def test_archives_of_something_else(tmp_path: Path):
     assert "a file of torch.save was expected" in error_of(tmp_path / "b.pt")
 
 
+def test_a_tensor_that_is_one_number_longer_than_its_storage(tmp_path: Path):
+    """Which torch would enlarge."""
+    path = save({"input_blocks.0.0.weight": torch.ones(7)}, tmp_path / "a.pt", zipped=False)
+    path.write_bytes(path.read_bytes().replace(b"K\x07\x85", b"K\x08\x85"))
+    assert "beyond its storage" in error_of(path)
+
+
 def test_flipped_bits(tmp_path: Path):
     """In each entry of an archive."""
     path = save({"a": torch.ones(1000), "thing": Thing()}, tmp_path / "a.pt")

@@ -156,10 +156,12 @@ def vqgan_config(state: Shaped) -> VQGANConfig:
     downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
     widths, attention = ([f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight"))
     first = "encoder.conv_in.weight"
-    ends = {"image_channels": (first, 1), "latent_channels": (CODES, 1), "num_codes": (CODES, 0)}
+    levels = _levels(state, first, _count(state, "encoder.down.0.block."), widths, attention)
     return VQGANConfig(
-        **_levels(state, first, _count(state, "encoder.down.0.block."), widths, attention),
-        **{name: dim(state, *key) for name, key in ends.items()},
+        image_channels=dim(state, first, 1),
+        latent_channels=dim(state, CODES, 1),
+        num_codes=dim(state, CODES, 0),
+        **levels,
     )
 
 
