@@ -153,26 +153,22 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         latent = self.vqgan_path is not None
         if latent:
             check_pictures(PRESETS[self.preset].axes, "vqgan_path")
-        for refused, message in (
-            (not latent and (self.cache_latents or self.normalize_latents),
-             "cache_latents and normalize_latents need vqgan_path, the autoencoder"),
-            (not latent and self.preset.startswith("lbbdm"),
-             f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder"),
-            (latent and self.channels,
-             "channels are of pictures that are trained on: with vqgan_path, the autoencoder's"),
-            (latent and self.slices and self.slices.neighbours,
-             "neighbours of slices are of pictures, and vqgan_path of latents: leave one out"),
-            (self.gradient_checkpointing and self.preset in OWN,
-             f"gradient_checkpointing is of the networks of this library, got preset {self.preset}"),
-            (self.cache_images and self.cache_latents,
-             "cache_images and cache_latents exclude each other: cached latents need no pictures"),
-            (self.init_from and self.ckpt_path,
-             "init_from and ckpt_path exclude each other: one begins a run, the other resumes one"),
-            (self.config and not self.init_from,
-             "config is of the network that init_from names, and there is none"),
-        ):  # fmt: skip
-            if refused:
-                raise ValueError(message)
+        if not latent and (self.cache_latents or self.normalize_latents):
+            raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
+        if not latent and self.preset.startswith("lbbdm"):
+            raise ValueError(f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder")
+        if latent and self.channels:
+            raise ValueError("channels are of pictures that are trained on: with vqgan_path, the autoencoder's")
+        if latent and self.slices and self.slices.neighbours:
+            raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
+        if self.gradient_checkpointing and self.preset in OWN:
+            raise ValueError(f"gradient_checkpointing is of the networks of this library, got preset {self.preset}")
+        if self.cache_images and self.cache_latents:
+            raise ValueError("cache_images and cache_latents exclude each other: cached latents need no pictures")
+        if self.init_from and self.ckpt_path:
+            raise ValueError("init_from and ckpt_path exclude each other: one begins a run, the other resumes one")
+        if self.config and not self.init_from:
+            raise ValueError("config is of the network that init_from names, and there is none")
 
     def build_bridge(self) -> Bridge:
         """The bridge that the flags name; what they leave open, and a uniform density, is its own default."""

@@ -80,8 +80,13 @@ def test_networks_of_ones_own_keep_their_activations_and_presets_their_names():
         networks.register("dit-s")
     try:
         with pytest.raises(ValueError, match=r"gradient_checkpointing .* got preset registered"):
-            Train.of(dataset="edge2shoes", data_dir="d", output_model="o.pt", preset="registered",
-                     gradient_checkpointing=True)  # fmt: skip
+            Train.of(
+                dataset="edge2shoes",
+                data_dir="d",
+                output_model="o.pt",
+                preset="registered",
+                gradient_checkpointing=True,
+            )
     finally:
         del OWN["registered"], FACTORIES["registered"]
 

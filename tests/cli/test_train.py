@@ -237,9 +237,9 @@ class TestRuns:
             assert not same(fit("other.pt", *COMMON, "--seed", "1"), bbdm.load_checkpoint("first.pt").unet)
 
     def test_begins_from_trained_weights(self, monkeypatch: Any, capsys: Any) -> None:
-        """A file without a bridge is read as well, with the T and noise scale of the run."""
-        expected = tiny_unet(2).state_dict()
-        torch.save(expected, "trained.pt")
+        network = tiny_unet(2)
+        expected = network.state_dict()
+        bbdm.save_checkpoint("trained.pt", network, bbdm.ABridge(num_steps=50))
         monkeypatch.setattr(Trainer, "fit", lambda *_, **__: True)
         loaded = fit("new.pt", "--init_from", "trained.pt")
         for state in (loaded.weights, loaded.ema):

@@ -189,7 +189,7 @@ def test_no_picture_of_the_user_is_overwritten():
         ("edge2shoes data c.pt out -vq data", r"there is no config\.json of an autoencoder in data"),
         ("edge2shoes data c.pt out --device gpu", "device 'gpu' cannot be used here: "),
     ],
-)  # fmt: skip
+)
 def test_what_the_command_refuses(words: str, message: str, capsys: pytest.CaptureFixture[str]):
     Path("file").touch()
     with pytest.raises(SystemExit) as end:

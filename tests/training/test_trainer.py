@@ -104,8 +104,14 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
 def test_another_run_is_refused(
     before: Any, after: Any, reason: str, make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path
 ) -> None:
-    def trainer(size: Any = SIZE, direction: Any = "AtoB", suffix: str = "", channels: int = 3,
-                dropout: float = 0.0, **settings: Any) -> Trainer:  # fmt: skip
+    def trainer(
+        size: Any = SIZE,
+        direction: Any = "AtoB",
+        suffix: str = "",
+        channels: int = 3,
+        dropout: float = 0.0,
+        **settings: Any,
+    ) -> Trainer:
         rows = [{**row, "name": row["name"] + suffix} for row in pairs.rows]
         unet = tiny_unet(condition_channels=channels, dropout=dropout)
         return make_trainer(unet=unet, train=Pairs(rows, Spec(size=size, direction=direction)), epochs=1, **settings)
@@ -355,9 +361,16 @@ ROOM = r"No space left on device\. Make room on the disk; "
     ids=["at a step", "at the end", "of the best", "Ctrl-C"],
 )
 def test_a_write_that_fails_ends_the_run(
-    name: str, error: BaseException, expected: Any, message: str | None, saved: list[int], make_trainer: MakeTrainer,
-    make_pairs: MakePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    name: str,
+    error: BaseException,
+    expected: Any,
+    message: str | None,
+    saved: list[int],
+    make_trainer: MakeTrainer,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """At the step of that write, with the checkpoints of before it and no part of its file."""
     train, validation = make_pairs(tmp_path / "16", 16), make_pairs(tmp_path / "1", 1)
     run = make_trainer(train=train, validation=validation, epochs=1, save_every=2, keep=9)

@@ -220,8 +220,9 @@ class MLP(nn.Module):
         super().__init__()
         self.skip = Linear(channels)
         self.of_x, self.of_t, self.of_way = nn.Linear(channels, 128), nn.Linear(16, 128), nn.Embedding(2, 128)
-        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(),
-                                  nn.Linear(128, channels))  # fmt: skip
+        self.rest = nn.Sequential(
+            nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, channels)
+        )
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
         angles = t[:, None] / 1000 * math.pi / 2 * torch.arange(1, 9)

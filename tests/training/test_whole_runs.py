@@ -122,8 +122,14 @@ def test_pairs_that_were_trained_on_are_known_both_ways() -> None:
 
 def test_latents_of_both_ends_are_normalised_alike() -> None:
     """By the mean and the standard deviation of all, whatever is source and target."""
-    codec = wrap_codec(nn.Linear(1, 1), encode=lambda _, image: image, decode=lambda _, latent: latent, channels=1,
-                       stride=1, image_channels=1)  # fmt: skip
+    codec = wrap_codec(
+        nn.Linear(1, 1),
+        encode=lambda _, image: image,
+        decode=lambda _, latent: latent,
+        channels=1,
+        stride=1,
+        image_channels=1,
+    )
     found, alone = measure(HALVES, codec), measure(MappedDataset(HALVES.rows.dataset), codec)  # pyright: ignore
     assert (found.source_mean, found.source_std) == (found.target_mean, found.target_std)
     values = torch.cat([side.flatten() for pair in HALVES for side in pair])
