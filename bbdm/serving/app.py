@@ -192,7 +192,7 @@ def build(config: AppConfig) -> gr.Blocks:
         ValueError: a model cannot be read, or a setting is not for it.
     """
     bundled = config.model == demo.FOLDER
-    networks: Sequence[tuple[Any, ...]] = BUNDLED if bundled else ((config.model, config.model.stem),)
+    networks: Any = BUNDLED if bundled else ((config.model, config.model.stem),)
     panels = [Panel(replace(config, model=path), *about) for path, *about in networks]
     title = "bbdm" if bundled else f"bbdm: {config.model.stem}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:

@@ -41,7 +41,7 @@ def masks_of(targets: Array, masked: bool = True) -> npt.NDArray[np.bool_]:
     return masks
 
 
-def add(scores: Scores, *arrays: Array | None, i: int, names: list[str] | None = None) -> None:
+def add(scores: Scores, *arrays: npt.NDArray[Any] | None, i: int, names: list[str] | None = None) -> None:
     """Add picture i of results, targets and masks."""
     parts = [None if each is None else torch.from_numpy(each[i : i + 1].astype(np.float32)) for each in arrays]
     scores.update(*parts, names=names)  # pyright: ignore[reportArgumentType]
