@@ -27,11 +27,11 @@ class ShowConfig(NetworkConfig):
 
     HEADING: ClassVar[str] = "address"
 
-    model: Path
+    model: Path  # a checkpoint, a folder or a name on the Hub
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
-    port: int
-    max_pixels: int
-    max_steps: int
+    port: int  # to listen on
+    max_pixels: int  # of a picture
+    max_steps: int  # of a picture
 
     def __post_init__(self) -> None:
         super().__post_init__()
