@@ -180,7 +180,7 @@ class DiTConfig(NetworkConfig):
 
     axes: ClassVar[int] = 2  # pyright: ignore[reportIncompatibleVariableOverride]  # pictures alone
     channels: int = 3  # of the state, and of the prediction
-    condition_channels: int = field(default=3, kw_only=True)
+    condition_channels: int = field(default=3, kw_only=True)  # channels of the source
     patch: int = 4  # side of a token, in pixels; sides of pictures must be multiples of it
     width: int = 384  # channels of a token
     depth: int = 12  # blocks
