@@ -221,6 +221,15 @@ def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -
         assert torch.equal(getattr(found, side), torch.stack(wanted))
 
 
+def test_validation_losses_are_of_latents(pairs: Pairs) -> None:
+    """Those of a task without a codec on what the codec makes of the pictures."""
+    codec, config, seeds = VQGANCodec(tiny_vqgan()), TrainConfig(batch_size=2), sample_seeds(3, 0, 4, CPU)
+    batch = batch_of(pairs, 4)
+    latents = Example(codec.encode(batch.source, "source"), codec.encode(batch.target, "target"))
+    found = BridgeTask(tiny_unet(), BRIDGE, config, pairs, codec=codec).validation_losses(batch, seeds)
+    assert found == pytest.approx(BridgeTask(tiny_unet(), BRIDGE, config, pairs).validation_losses(latents, seeds))
+
+
 # Functions of the caller
 
 
