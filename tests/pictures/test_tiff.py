@@ -91,6 +91,15 @@ def test_resolution_and_nodata(tmp_path: Path) -> None:
         assert (file.pages[0].tags["XResolution"].value, file.pages[0].resolutionunit) == ((72, 7), 3)
 
 
+@pytest.mark.parametrize(
+    ("channels", "kind", "shown"), [(3, "uint8", "RGB"), (3, "uint16", "RGB"), (4, "uint16", "MINISBLACK")]
+)
+def test_other_programs_show_three_channels_as_colours(channels: int, kind: str, shown: str, tmp_path: Path) -> None:
+    write(path := tmp_path / "a.tif", Picture(numbers((channels, 6, 5), kind)))
+    with tifffile.TiffFile(path) as file:
+        assert file.pages.first.photometric.name == shown  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_thumbnail_is_no_page_and_12_bits_are_read(tmp_path: Path) -> None:
     array = numbers((1, 16, 16), "uint16") & 4095
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
