@@ -160,6 +160,7 @@ def test_published_networks(name: str):
     assert [*programs.PUBLISHED] == [*PUBLISHED]
     published, size = programs.PUBLISHED[name], 64 if "-64" in name else 256
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
+    assert published.heads_last == (not name.startswith("i2sb"))  # I2SB's attention has the legacy order
     with torch.device("meta"):
         state = build(**SIZES[size]).state_dict()
     config = states.unet_config(state, programs.HEADS)
