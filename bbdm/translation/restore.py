@@ -57,10 +57,10 @@ class Photographs(Files):
 
         Colours under transparency are as the file has them.
         """
-        head = header(path := self.pairs.rows[index]["source"])
+        (head,), path = self._heads(index), self.pairs.rows[index]["source"]
         if not head.photograph:
             bits = 8 * head.dtype.itemsize
-            scaled = (np.asarray(read(head)).astype(np.float32) * np.float32(2 / (2**bits - 1)) - 1).clip(-1, 1)
+            scaled = (np.asarray(read(path)).astype(np.float32) * np.float32(2 / (2**bits - 1)) - 1).clip(-1, 1)
             return torch.from_numpy(np.repeat(scaled, 3 // len(scaled), 0)), Mode(bits, len(scaled) == 1)
         image = images.open_image(path)
         alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
