@@ -93,17 +93,20 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
     parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **({"action": "extend"} if several else {}))
 
 
-def import_modules(words: Sequence[str]) -> list[str]:
-    """Import the modules that ``--import MODULE`` at the beginning of words names, and return what is left.
+def import_own(modules: Sequence[str]) -> None:
+    """Import modules of the user, which are also found in the working directory."""
+    if modules and "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in modules:
+        import_module(name)
+        imported.append(name)
 
-    Modules in the working directory are found too.
-    """
+
+def import_modules(words: Sequence[str]) -> list[str]:
+    """Import the modules that ``--import MODULE`` at the start of words names, and return what is left."""
     left = [*words]
     while left[1:] and left[0] == IMPORT:
-        if "" not in sys.path:
-            sys.path.insert(0, "")
-        import_module(left[1])
-        imported.append(left[1])
+        import_own([left[1]])
         left = left[2:]
     return left
 

@@ -48,12 +48,8 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no other machine may join
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as where nobody chose, of which Ray warns
         options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
-    if words := [word for module in scripts.imported for word in (scripts.IMPORT, module)]:
-
-        def import_modules() -> None:
-            scripts.import_modules([*words, ""])
-
-        options["runtime_env"] = {"worker_process_setup_hook": import_modules}
+    if modules := [*scripts.imported]:
+        options["runtime_env"] = {"worker_process_setup_hook": lambda: scripts.import_own(modules)}
     import ray
 
     ray.init(address=address or "local", **options)
