@@ -160,10 +160,6 @@ class Defaults:
         solver, steps, timesteps = self.fill()
         return build(bridge, solver, timesteps, steps)
 
-    def config(self) -> dict[str, Any]:
-        """Plain values as in a file, without those that are None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
     @classmethod
     def from_config(cls, content: Mapping[str, Any]) -> Defaults:
         """Those of a file's content; of a solver that is not registered here, with a warning, none."""

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.base import Bridge, check_steps, register
-from bbdm.bridges.objectives import Objective
-from bbdm.bridges.path import Array, Marginal
+from bbdm.bridges.path import Array, Marginal, Objective
 
 
 @register("abridge")

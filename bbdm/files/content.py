@@ -218,7 +218,7 @@ class Checkpoint:
             "bridge": self.bridge.config(),
             "codec": coded,
             "image_size": self.image_size,
-            **self.defaults.config(),
+            **{name: value for name, value in vars(self.defaults).items() if value is not None},
             **self.pictures.config(),
         }
         return Snapshot(FORMAT, settings, {k: v for k, v in states.items() if v is not None}, self.training)

@@ -129,16 +129,13 @@ class BridgeTask(Task):
         self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
+        self.defaults = Defaults("mean") if bridge.density == "top" else USUAL  # solver and steps of results
+        self.pictures = None if train is None else replace(train.spec, spacing=train.spacing)
         bridge.check()
-
-    @property
-    def defaults(self) -> Defaults:
-        """The solver and the steps of results."""
-        return Defaults("mean") if self.bridge.density == "top" else USUAL
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch in the space of the bridge; some examples lack conditions, or go back."""
-        if not self.latents:
+        if not self.latents and (self.config.flip or self.config.shift):
             batch = super().prepared(batch, seeds, step)
         elif self.config.flip:  # latents of a picture, and of the mirrored one
             rows, mirrored = torch.arange(len(seeds), device=seeds.device), philox.flips(seeds, step).long()
@@ -228,9 +225,9 @@ class BridgeTask(Task):
         if codec is not None and training is not None:
             codec = replace(codec, weights=None, sha256=self.codec_hash)
         assert self.train is not None
-        pictures = replace(self.train.spec, spacing=self.train.spacing)
+        assert self.pictures is not None
         network, size = NetworkState.of(self.network, self.average), self.train.image_size
-        return Checkpoint(network, self.bridge, codec, size, training, self.defaults, pictures).snapshot()
+        return Checkpoint(network, self.bridge, codec, size, training, self.defaults, self.pictures).snapshot()
 
     def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`; ValueError where its codec has other weights."""

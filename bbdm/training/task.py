@@ -37,6 +37,7 @@ Forward = Callable[..., torch.Tensor]  # of a network
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 Schedule = Callable[[int, int], float]
 LOWEST_RATE = 5e-7  # that a plateau ends at
+PATIENCE = 3000  # optimizer steps before a plateau halves the rate, and of rest after, as in BBDM's code
 Network = TypeVar("Network", bound=nn.Module)
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 SHOWN_EVERY = 50  # optimizer steps between points in TensorBoard
@@ -150,9 +151,8 @@ class Task(ABC):
         self.stateful: dict[str, Any] = {"optimizer": self.optimizer, "scaler": self.scaler}
         self.plateau: ReduceLROnPlateau | None = None
         if config.lr_schedule == "plateau":  # of a scale: the rate itself warms up, and may change in a resume
-            scale, patience = torch.optim.SGD([torch.zeros(())], lr=1.0), config.plateau_patience
-            about = {"factor": 0.5, "threshold": 1e-4, "patience": patience, "cooldown": patience, "eps": 0}
-            self.plateau = ReduceLROnPlateau(scale, **about)
+            scale = torch.optim.SGD([torch.zeros(())], lr=1.0)
+            self.plateau = ReduceLROnPlateau(scale, factor=0.5, patience=PATIENCE, cooldown=PATIENCE, eps=0)
             self.stateful |= {"plateau": self.plateau, "scale": scale}
         self.sums: Counter[str] = Counter()  # of what losses report, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that reported it
@@ -162,13 +162,9 @@ class Task(ABC):
 
     def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of a network's trained weights, whose rates follow the schedule."""
-        trained, config = [each for each in network.parameters() if each.requires_grad], self.config
-        make: Any = self._make_optimizer
-        if make is None:
-            kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-            decay = {"weight_decay": config.weight_decay} if config.optimizer == "adamw" else {}
-            make = partial(kind, lr=config.learning_rate, betas=self.betas, fused=True, **decay)
-        optimizer: torch.optim.Optimizer = make(trained)
+        about = {"lr": self.config.learning_rate, "weight_decay": self.config.weight_decay, "betas": self.betas}
+        make: Any = self._make_optimizer or partial(torch.optim.AdamW, fused=True, **about)
+        optimizer: torch.optim.Optimizer = make([each for each in network.parameters() if each.requires_grad])
         self._rates.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
         return optimizer
 

@@ -11,7 +11,7 @@ import torch
 
 from bbdm import DDBM, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, save_checkpoint, solvers
 from bbdm.bridges import ECSI, Bridge, Marginal, register
-from bbdm.bridges.objectives import Density
+from bbdm.bridges.path import Density
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import MakeTrainer, newest, tiny_unet
 from tests.nightly import sweep

@@ -10,7 +10,7 @@ from scipy.stats import kstest, norm
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge, timesteps
-from bbdm.bridges.objectives import quantiles
+from bbdm.bridges.path import quantiles
 from bbdm.kernels import philox
 
 SEEDS = torch.arange(20_000) * 7919
