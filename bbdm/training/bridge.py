@@ -98,8 +98,12 @@ def distance(
 class BridgeTask(Task):
     """The training of a bridge's network.
 
-    Arguments and errors are those of a :class:`~bbdm.training.trainer.Trainer` and a
+    The other arguments and the errors are those of a :class:`~bbdm.training.trainer.Trainer` and a
     :class:`~bbdm.training.task.Task`. Without ``train``, batches come from elsewhere.
+
+    Args:
+        loss: the errors of (prediction, target), of their shape, in place of the settings'.
+        times: the (B,) times of training of (seeds, step, bridge), in place of the bridge's.
     """
 
     network: Network

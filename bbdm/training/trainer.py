@@ -33,11 +33,11 @@ from bbdm.data.tables import MapStyle
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
-from bbdm.training.bridge import BridgeTask, Errors, Times
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
 from bbdm.training.config import RunConfig
 from bbdm.training.run_folder import LEASE, RunFolder
-from bbdm.training.task import MakeOptimizer, Schedule, Task, mixed, sample_seeds
+from bbdm.training.task import Task, mixed, sample_seeds
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -67,10 +67,9 @@ class Trainer:
             :class:`~bbdm.training.callbacks.TensorBoard`.
         task: what is trained: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
-        optimizer: makes the optimizer of a list of parameters, in place of the settings'.
-        schedule: the factor of the learning rates at (step, total steps), in place of the settings'.
-        loss: the errors of (prediction, target), of their shape, in place of the settings'.
-        times: the (B,) times of training of (seeds, step, bridge), in place of the bridge's.
+        **functions: in place of settings, by name: ``optimizer`` and ``schedule`` of a
+            :class:`~bbdm.training.task.Task`, ``loss`` and ``times`` of a
+            :class:`~bbdm.training.bridge.BridgeTask`.
 
     A checkpoint does not hold functions: a run that resumes needs the same ones, and cannot check it.
 
@@ -100,15 +99,9 @@ class Trainer:
         processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
         task: Callable[..., Task] = BridgeTask,
-        *,
-        optimizer: MakeOptimizer | None = None,
-        schedule: Schedule | None = None,
-        loss: Errors | None = None,
-        times: Times | None = None,
+        **functions: Callable[..., Any],
     ) -> None:
         train, self.validation = as_pairs(train), None if validation is None else as_pairs(validation)
-        functions = {"optimizer": optimizer, "schedule": schedule, "loss": loss, "times": times}
-        functions = {name: function for name, function in functions.items() if function is not None}
         self.task = task(network, bridge, config, train, processes, codec, **functions)
         if self.task.paired and not train.paired:
             raise ValueError("train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask")

@@ -172,15 +172,6 @@ def test_its_tables_are_finite_at_every_length(bridge: Bridge):
             assert np.all(np.diff(table.timesteps) < 0)
 
 
-@pytest.mark.nightly
-@every_bridge
-def test_it_is_compiled(bridge: Bridge):
-    unet = tiny_unet(condition_channels=3, attention_resolutions=()).eval()
-    eager = BridgeSampler(unet, bridge, "sde-dpm2m", 3)
-    compiled = BridgeSampler(unet, bridge, "sde-dpm2m", 3, compile=True, dtype="fp32")
-    torch.testing.assert_close(compiled(SOURCE, seed=0), eager(SOURCE, seed=0), rtol=0, atol=1e-4)
-
-
 @daily_bridges
 def test_it_is_exported_and_runs_without_torch(bridge: Bridge, tmp_path: Path):
     save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3).eval(), bridge)

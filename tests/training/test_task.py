@@ -70,7 +70,8 @@ def test_a_plateau_halves_the_rate(make_trainer: MakeTrainer, monkeypatch: pytes
     """Losses stop falling, with a patience of 2: halved after 3 more, and after 2 of rest and 3."""
     monkeypatch.setattr(task, "PATIENCE", 2)
     settings: dict[str, Any] = {"lr_schedule": "plateau", "learning_rate": 1e-4, "batch_size": 1}
-    first, rates = make_trainer(**settings).task, []
+    first: Any = make_trainer(**settings).task
+    rates: list[float] = []
     for loss in [1.0, 0.5, *[0.49999] * 3, *[0.5] * 5, 0.4]:
         first.plateau.step(loss)
         rates.append(first.rate(0, 1e-4))
@@ -80,7 +81,8 @@ def test_a_plateau_halves_the_rate(make_trainer: MakeTrainer, monkeypatch: pytes
     assert first.rate(0, 1e-4) == 5e-7
     assert first.rate(0, 1e-7) == 1e-7  # it never raises one
     run = make_trainer("b", epochs=1, **settings)
-    run.task.plateau.step(0.0)  # nothing will be lower
+    first = run.task
+    first.plateau.step(0.0)  # nothing will be lower
     run.fit()
     assert metrics_of(run)[-1]["learning_rate"] == 0.5e-4
 

@@ -28,9 +28,10 @@ from bbdm.networks.config import UNetConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training import task
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import TrainConfig, UnpairedConfig
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
+from bbdm.training.unpaired import UnpairedTask
 from tests.conftest import BRIDGE, SIZE, MakePairs, MakeTrainer, metrics_of, newest, same_weights, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -47,13 +48,21 @@ FUNCTIONS: dict[str, Any] = {
     "loss": lambda prediction, target: (prediction - target).abs().sqrt(),
     "times": at_7,
 }
-BOTH: dict[str, Any] = {"network": {"classes": {"direction": ("AtoB", "BtoA")}}, "loss": "l2", "flip": True}
+WAYS: dict[str, Any] = {"condition_channels": 0, "classes": {"direction": ("AtoB", "BtoA")}}
+BOTH: dict[str, Any] = {"network": {**WAYS, "condition_channels": 3}, "loss": "l2", "flip": True}
 RESUMED: dict[str, dict[str, Any]] = {
     "float16": {"precision": "fp16"},
-    "dropout": {"network": {"dropout": 0.5}},
     "functions": {"functions": FUNCTIONS},
     "parts, moved": {"grad_accumulation": 2, "shift": 0.1, "flip": True, "lr_schedule": "plateau"},
     "both ways": {**BOTH, "bridge": DDBM(sigma_data=0.2, sigma_source=0.4, cov=0.05), "grad_accumulation": 2},
+    "unpaired": {
+        "network": WAYS,
+        "bridge": BrownianBridge(objective="preconditioned"),
+        "kind": UnpairedConfig,
+        "functions": {"task": UnpairedTask},
+        **{"pairing_steps": 2, "simulation_steps": 3, "loss": "l2"},
+    },
+    "checkpointing": {"network": {"dropout": 0.5}, "ema_start": 4, "ema_every": 2},
     "compiled": {"compile": True, "precision": "bf16"},
 }
 NIGHTLY = [pytest.param(case, marks=[pytest.mark.nightly] * (case == "compiled")) for case in RESUMED]
@@ -67,10 +76,11 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
     monkeypatch.setattr(task, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
     settings = dict(RESUMED[case])
     network, functions = (settings.pop(name, {}) for name in ("network", "functions"))
-    train = Pairs(pairs.rows, replace(pairs.spec, direction="both" if case == "both ways" else "AtoB"))
+    train = Pairs(pairs.rows, replace(pairs.spec, direction="both" if "classes" in network else "AtoB"))
 
     def trainer(folder: str) -> Trainer:
-        unet = tiny_unet(condition_channels=3, **network)
+        unet = tiny_unet(**{"condition_channels": 3, **network})
+        unet.gradient_checkpointing = case == "checkpointing"
         return make_trainer(folder, unet, train=train, further=functions, **{"epochs": 3, **settings})
 
     straight, broken, resumed = trainer("straight"), trainer("resumed"), trainer("resumed")

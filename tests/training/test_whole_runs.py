@@ -208,18 +208,6 @@ def test_a_network_trained_at_the_top_is_called_there(make_trainer: MakeTrainer)
     assert sampler(source, seed=0).equal(sampler(source, seed=1))
 
 
-@pytest.mark.nightly
-def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: Pairs) -> None:
-    """The averaged weights' loss on the same pairs, against the untrained network's."""
-    unet = tiny_unet(condition_channels=3, model_channels=16, attention_resolutions=(), head_channels=16)
-    repeated = Pairs([*pairs.rows] * 50, pairs.spec)
-    settings = {"batch_size": 4, "epochs": 4, "learning_rate": 3e-3, "preview_every": 4}
-    trainer = make_trainer(unet=unet, train=repeated, validation=pairs, **settings)
-    untrained = trainer.validate()["validation_loss"]
-    trainer.fit()
-    assert metrics_of(trainer)[-1]["validation_loss"] < 0.5 * untrained
-
-
 # Volumes
 
 PINNED = BrownianBridge(objective="pinned")
