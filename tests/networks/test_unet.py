@@ -73,15 +73,6 @@ def test_settings_that_are_refused(settings: dict[str, Any], reason: str) -> Non
         (DiTConfig if "width" in settings else UNetConfig)(**settings)
 
 
-@pytest.mark.parametrize(("levels", "stride"), [((1,), 1), ((1, 2), 2), ((1, 2, 4, 4), 8)], ids=str)
-def test_stride(levels: tuple[int, ...], stride: int) -> None:
-    """Of lists too, which become tuples."""
-    listed: Any = list(levels)
-    config = UNetConfig(channel_mult=listed)
-    assert (config.stride, UNetConfig(channel_mult=levels, patch=2).stride) == (stride, 2 * stride)
-    assert hash(config) == hash(UNetConfig(channel_mult=levels))
-
-
 # Predictions
 
 
