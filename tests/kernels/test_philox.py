@@ -77,4 +77,6 @@ def test_timesteps_are_uniform_and_in_range():
     """Chi-squared over 10 values, false alarm one time in 1,000."""
     t = philox.timesteps(torch.arange(20_000), 3, 1, 10)
     assert (int(t.min()), int(t.max())) == (1, 10)
+    words = philox_numpy.random_words([0, 1, 2], 3, 1, stream=1, lane=1)[:, 0].tolist()
+    assert t[:3].tolist() == [1 + word * 10 // 2**32 for word in words]
     assert stats.chisquare(np.bincount(t.numpy())[1:]).pvalue > 1e-3

@@ -267,11 +267,6 @@ def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
         train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
 
 
-def test_one_process_asks_no_device_for_a_sum() -> None:
-    """Which is asked for at each step: a card would be waited for, and not every device has float64."""
-    assert Processes(torch.device("meta")).sum(2.5) == 2.5
-
-
 COMMANDS: dict[str, Any] = {"train": train.main, "translate": translate.main, "eval": eval.main}
 COMMANDS["eval_miou"] = eval_miou.Miou.main
 
