@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -71,17 +72,17 @@ class Path(ABC):
         last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS)
         return Marginal(np.where(last, 0.0, alpha), np.where(last, 1.0, beta), np.where(last, 0.0, sigma))
 
-    @property
+    @cached_property
     def end(self) -> float:
         """The largest time that the bridge has; sampling may start below it."""
         return self.num_steps if self.low else self.top
 
-    @property
+    @cached_property
     def top(self) -> float:
         """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
         return self.num_steps - (self.objective == "noise")
 
-    @property
+    @cached_property
     def train_range(self) -> tuple[float, float]:
         """The first and the last time that training draws, both included."""
         return self.low, self.top if self.learns_top else self.num_steps - 1

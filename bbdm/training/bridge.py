@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.task import Forward, Losses, Task, broadcast
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
-HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
 Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Times = Callable[[torch.Tensor, int, Bridge], torch.Tensor]
 
@@ -59,8 +58,7 @@ def bridge_loss(
         y: (B, C, H, W) source images in the target's channels: ``network.endpoint(source)``.
         t: (B,) times: integers or, of a continuous bridge, reals.
         noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
-        loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones;
-            or a function of (prediction, target) that returns errors of their shape.
+        loss: ``l1`` (the papers'), ``l2``, or a function of (prediction, target) that returns their errors.
         conditions: tensors by name that the network sees, such as ``{"source": source}``; None for none.
         seeds: (B,) int64, one for each image; noise is a function of the seed and of ``step``.
         step: the number of the optimizer step.
@@ -84,8 +82,7 @@ def distance(
     """Distance of predictions from targets; see :func:`bridge_loss`."""
     prediction, image = prediction.to(target.dtype), tuple(range(1, target.ndim))
     if isinstance(loss, str):
-        named: Any = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": partial(F.huber_loss, delta=HUBER_DELTA)}[loss]
-        errors = named(prediction, target, reduction="none")
+        errors = {"l1": F.l1_loss, "l2": F.mse_loss}[loss](prediction, target, reduction="none")
     elif (errors := loss(prediction, target)).shape != target.shape:
         shapes = f"{tuple(target.shape)}, got {tuple(errors.shape)}"
         raise ValueError(f"loss must return errors of the target's shape, {shapes}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from bbdm.base.settings import check, setting
 
-Loss = Literal["l1", "l2", "huber"]
+Loss = Literal["l1", "l2"]
 Pairing = Literal["random", "identity"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "plateau"]

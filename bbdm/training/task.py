@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +38,6 @@ Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 Schedule = Callable[[int, int], float]
 LOWEST_RATE = 5e-7  # that a plateau ends at
 PATIENCE = 3000  # optimizer steps before a plateau halves the rate, and of rest after, as in BBDM's code
-Network = TypeVar("Network", bound=nn.Module)
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 SHOWN_EVERY = 50  # optimizer steps between points in TensorBoard
 
@@ -58,7 +57,7 @@ def broadcast(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (over.ndim - 1))
 
 
-class EMA(Generic[Network]):
+class EMA:
     """Exponential moving average of a network's weights, with decay min(decay, (1 + n) / (10 + n)) at step n.
 
     Args:
@@ -71,12 +70,12 @@ class EMA(Generic[Network]):
         network: the network with the averaged weights, in evaluation mode.
     """
 
-    def __init__(self, network: Network, decay: float, start: int = 0, every: int = 1) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: nn.Module, decay: float, start: int = 0, every: int = 1) -> None:
+        self.network: Any = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay, self.start, self.every = decay, start, every
 
     @torch.no_grad()
-    def update(self, network: Network, step: int) -> None:
+    def update(self, network: nn.Module, step: int) -> None:
         """Update the average and copy buffers after optimizer step ``step``, counted from 0, if it is due."""
         if (step + 1) % self.every:
             return
@@ -141,7 +140,7 @@ class Task(ABC):
             self.total = config.epochs * (count // size)
         self.network = network.to(self.device).train()
         self.random = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
-        self.ema: EMA[Any] = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
+        self.ema = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
         self.average = self.ema.network
         self.replica = self.parallel(network)
         self._make_optimizer, self._schedule = optimizer, schedule

@@ -41,7 +41,7 @@ BRIDGES: dict[str, Bridge] = {
     "abridge, pinned": ABridge(100, objective="pinned", density="log-normal"),
     "abridge, preconditioned": ABridge(100, objective="preconditioned"),
     "brownian": BrownianBridge(100, objective="noise"),
-    "bbdm": BrownianBridge.bbdm(100),
+    "bbdm": BrownianBridge(100, schedule="linear"),
     "flow": BrownianBridge(100, 0.0, "displacement"),
     "ecsi": ECSI(),
     "ddbm-ve": DDBM("ve"),

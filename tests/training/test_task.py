@@ -30,7 +30,7 @@ SEEDS = sample_seeds(0, 0, 64, torch.device("cpu"))
         *(("shift", v, rf"shift must be in \[0, 0.5\], got {v}") for v in (-0.1, 0.6, math.nan)),
         ("epochs", 0, "epochs must be at least 1, got 0"),
         ("grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
-        ("loss", "l3", r"loss must be one of \('l1', 'l2', 'huber'\), got 'l3'"),
+        ("loss", "l3", r"loss must be one of \('l1', 'l2'\), got 'l3'"),
     ],
 )
 def test_settings_are_refused(name: str, value: Any, reason: str) -> None:
