@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bbdm.base.scripts import warn
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
-from bbdm.bridges.step_table import StepTable as StepTable
+from bbdm.bridges.timesteps import StepTable as StepTable
 
 Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "consistency", "ancestral", "mean"]
 DEFAULT: Solver = "dpm2m"

@@ -68,12 +68,9 @@ class AttentionBlock(nn.Module):
 
 def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
     """Residual, attention, residual, at the smallest size."""
-    blocks = (
-        ResBlock(channels, channels, config),
-        AttentionBlock(channels, config),
-        ResBlock(channels, channels, config),
-    )
-    return nn.Sequential(OrderedDict(zip(("block_1", "attn_1", "block_2"), blocks, strict=True)))
+    first, attention = ResBlock(channels, channels, config), AttentionBlock(channels, config)
+    last = ResBlock(channels, channels, config)
+    return nn.Sequential(OrderedDict(block_1=first, attn_1=attention, block_2=last))
 
 
 class Resample(nn.Module):

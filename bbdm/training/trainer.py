@@ -34,9 +34,8 @@ from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
 from bbdm.training.bridge import BridgeTask
-from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
 from bbdm.training.config import RunConfig
-from bbdm.training.run_folder import LEASE, RunFolder
+from bbdm.training.run import LEASE, Callback, Previews, Progress, RunFolder, TensorBoard
 from bbdm.training.task import Task, mixed, sample_seeds
 
 log = logging.getLogger(__name__)
@@ -63,8 +62,8 @@ class Trainer:
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: what is called after :class:`~bbdm.training.callbacks.Previews`, and before
-            :class:`~bbdm.training.callbacks.TensorBoard`.
+        callbacks: what is called after :class:`~bbdm.training.run.Previews`, and before
+            :class:`~bbdm.training.run.TensorBoard`.
         task: what is trained: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
         **functions: in place of settings, by name: ``optimizer`` and ``schedule`` of a
@@ -179,7 +178,7 @@ class Trainer:
 
         Args:
             progress: show the run on standard error: a bar, and lines; see
-                :class:`~bbdm.training.callbacks.Progress`.
+                :class:`~bbdm.training.run.Progress`.
             stop: called before each step and each batch of validation; once True, the run is saved and ends.
 
         Returns:

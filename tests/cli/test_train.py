@@ -22,7 +22,7 @@ from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
 from bbdm.training.config import TrainConfig
-from bbdm.training.run_folder import RunFolder
+from bbdm.training.run import RunFolder
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY, load_pairs, noise, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan

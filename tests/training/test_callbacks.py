@@ -12,7 +12,7 @@ import pytest
 from bbdm import Callback
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
-from bbdm.training import callbacks, task
+from bbdm.training import run, task
 from bbdm.training.trainer import Trainer
 from tests.conftest import MakeTrainer, metrics_of, newest, same_weights
 
@@ -166,7 +166,7 @@ def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytes
     """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
     import tensorboard.backend.event_processing.event_accumulator as accumulators
 
-    for module in (callbacks, task):
+    for module in (run, task):
         monkeypatch.setattr(module, "SHOWN_EVERY", 2)
     settings = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1, "learning_rate": 1e-3}
     killed, trainer = make_trainer(callbacks=[Diary(7, KeyboardInterrupt)], **settings), make_trainer(**settings)

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from bbdm.cli import eval, train, translate
 from bbdm.execution.processes import Processes
-from bbdm.training.run_folder import RunFolder
+from bbdm.training.run import RunFolder
 from tests.conftest import ROOT, MakeTrainer, SavePicture, wait_until
 from tests.hardening.scripts import from_tars, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run

@@ -29,7 +29,7 @@ from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training import task
 from bbdm.training.config import TrainConfig, UnpairedConfig
-from bbdm.training.run_folder import RunFolder
+from bbdm.training.run import RunFolder
 from bbdm.training.trainer import Trainer
 from bbdm.training.unpaired import UnpairedTask
 from tests.conftest import BRIDGE, SIZE, MakePairs, MakeTrainer, metrics_of, newest, same_weights, tiny_unet
