@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.data import tables
-from bbdm.pictures import files, formats
+from bbdm.pictures import formats
 
 Row = Mapping[str, Any]
 SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
 PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
 UNPAIRED = "unpaired"  # the layout of two sets without pairs
+LOOKED_AT = 64  # rows, to find one that can be read
+Found = TypeVar("Found")
 
 
 class BadPicturesError(ValueError):
@@ -108,6 +110,17 @@ def named(row: Row, error: Exception) -> str:
     return str(error) if any(str(each) in str(error) for each in names) else f"{shown(row)}: {error}"
 
 
+def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:
+    """What ``read`` gives of the first row that can be read; BadPicturesError if none of the first can."""
+    failed: Exception | None = None
+    for row in islice(rows, count):
+        try:
+            return read(row)
+        except (ValueError, FileNotFoundError) as error:
+            failed = failed or error
+    raise BadPicturesError(str(failed) if failed else "there are no rows")
+
+
 def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row]:
     """The rows of a data set.
 
@@ -186,10 +199,10 @@ def _pictures(column: str, where: str) -> Part:
         raise ValueError(f"{folder} is a file, not a folder of pictures")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    for path in sorted(files.pictures_in(folder)):
+    for path in sorted(formats.pictures_in(folder)):
         below = path.relative_to(folder)
         full = below.with_name(formats.stem_of(path)).as_posix()
-        if full.endswith(ending) and not any(part.startswith(".") for part in below.parts) and files.is_picture(path):
+        if full.endswith(ending) and not any(part.startswith(".") for part in below.parts) and formats.is_picture(path):
             other = stems.setdefault(full.removesuffix(ending), path)
             if other != path:
                 raise ValueError(f"{other} and {path} have the same name: rename or remove one")

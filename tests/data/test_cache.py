@@ -17,7 +17,7 @@ from bbdm.data.examples import Example
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, read_rows
-from bbdm.data.spec import Spec, read_conditions
+from bbdm.data.spec import Spec, read_kinds
 from bbdm.pictures import images
 from tests.data.making import SIZE, folders, load, pictures, pixels, save, valued
 
@@ -161,7 +161,7 @@ class TestLatents:
             save(tmp_path / f"sar/{number}.png", pixels(50 + number, channels=1))
             save(tmp_path / f"text/{number}.npy", np.ones((1 + number, 2), np.float32))
         data_dir += f",mask={tmp_path}/sar,sar={tmp_path}/sar,text={tmp_path}/text,style={tmp_path}/c.csv"
-        pairs = load(data_dir, conditions=read_conditions("sar=image,text=tokens,style=class"))
+        pairs = load(data_dir, conditions=read_kinds("sar=image,text=tokens,style=class"))
         made = LatentDataset(pairs, codec_of(), folder, True)
         assert made.read(0).conditions["text"].tolist() == [[1, 1]]
         found = made.read(1)

@@ -91,7 +91,7 @@ WRONG: list[tuple[Any, str]] = [
     ((GOOD[:0], GOOD), r"source must be \(C, H, W\), got shape \(0, 4, 4\)"),
     ((GOOD, np.zeros((1, 4, 5))), "source and target lie on different grids, 4 x 4 and 4 x 5"),
     ((GOOD, GOOD + 3000), "target has values from 3000 to 3000 in float32: give their range"),
-    ((GOOD * np.nan, GOOD), r"nan stands in channel 0 at \(0, 0\)"),
+    ((GOOD * np.nan, GOOD), "nan stands in channel 0"),
     ({**BOTH, "mask": GOOD[0]}, r"mask must be .* got shape \(4, 4\)"),
     ({**BOTH, "mask": GOOD[:, 1:]}, "mask and target lie on different grids, 3 x 4 and 4 x 4"),
     ({**BOTH, "conditions": {"s": 0.5}}, "s must be the number of a class"),

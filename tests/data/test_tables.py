@@ -18,7 +18,7 @@ from bbdm.data import tables
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError, read_rows
-from bbdm.data.spec import read_conditions
+from bbdm.data.spec import read_kinds
 from bbdm.networks.conditions import ConditionsConfig
 from tests.data.making import Array, load, pixels
 
@@ -69,7 +69,7 @@ def sample(row: int) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
 def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Path) -> None:
     """Two files of 7 rows."""
-    conditions, classes = read_conditions("season=class"), ("9", "10", "summer", "winter")
+    conditions, classes = read_kinds("season=class"), ("9", "10", "summer", "winter")
     for number, rows in enumerate(([0, 1, 2, 3], [4, 5, 6])):
         if kind == "tars":
             write_tar(tmp_path / f"train{number}.tar", {row: sample(row) for row in rows})
@@ -110,7 +110,7 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
         bands=([np.full((2, 8, 8), row / 4).tolist() for row in range(4)], datasets.List(lists)),
     ).to_parquet(tmp_path / "t.parquet")
     classes = {"style": ("wax", "ink", "oil"), "number": ("9", "10", "-1")}
-    conditions = read_conditions("style=class,number=class,sar=image,bands=image,text=tokens")
+    conditions = read_kinds("style=class,number=class,sar=image,bands=image,text=tokens")
     for layout in LAYOUTS:
         pairs = load(tmp_path / "t.parquet", layout, conditions=conditions)
         assert pairs.further == ConditionsConfig(images={"sar": 1, "bands": 2}, classes=classes, tokens={"text": 3})
@@ -131,7 +131,7 @@ def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> N
     for columns, row in (("", 1), (",source=b,target=a", 1), (",source=a,target=b", 101)):
         found = load(f"{where}{columns}", "hub").read(1).source
         assert (found.numpy() == pixels(row).transpose(2, 0, 1)).all()
-    assert load(f"{where},word=season", "hub", conditions=read_conditions("word=class")).further.classes["word"]
+    assert load(f"{where},word=season", "hub", conditions=read_kinds("word=class")).further.classes["word"]
     with pytest.raises(ValueError, match="00000000 has no target"):
         load(f"{where},source=a", "stream").read(0)
     for columns, message in {
@@ -140,7 +140,7 @@ def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> N
         "": "rows have no column 'cls'",
     }.items():
         with pytest.raises(ValueError, match=message):
-            load(f"{where}{columns}", "hub", conditions=read_conditions("cls=class"))
+            load(f"{where}{columns}", "hub", conditions=read_kinds("cls=class"))
 
 
 class TestStream:
@@ -228,7 +228,7 @@ def test_a_pickle_inside_a_tar_runs_nothing(name: str, tmp_path: Path) -> None:
     where = write_tar(tmp_path / "0.tar", {0: {**sample(0), name: file.getvalue()}})
     for layout in LAYOUTS:
         with suppress(Exception):  # of whatever library, or none where nobody looks at the file
-            load(where, layout, conditions=read_conditions("x=tokens" if name[0] == "x" else "season=class")).read(0)
+            load(where, layout, conditions=read_kinds("x=tokens" if name[0] == "x" else "season=class")).read(0)
     assert not trap.path.exists()
     pickle.loads(pickle.dumps(trap))
     assert trap.path.exists()  # it is one

@@ -20,7 +20,7 @@ import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 
-from bbdm.pictures import Geometry, Picture, files, formats, header, read, write
+from bbdm.pictures import Geometry, Picture, formats, header, read, write
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
 
@@ -57,7 +57,7 @@ def test_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "folder").mkdir()
     for name in ("a.txt", "folder"):
-        assert not files.is_picture(tmp_path / name)
+        assert not formats.is_picture(tmp_path / name)
         with pytest.raises(formats.UnknownFormatError, match=name):
             read(tmp_path / name)
 
@@ -161,8 +161,8 @@ class TestDicom:
     def test_a_series(self, tmp_path: Path) -> None:
         """Slices by position, of whatever name; values in HU; the position as DICOM says it."""
         write_dicom(tmp_path / "ct", self.ARRAY[[3, 0, 4, 1, 2]], [self.HEIGHTS[i] for i in (3, 0, 4, 1, 2)])
-        assert files.is_picture(tmp_path / "ct")
-        assert files.pictures_in(tmp_path) == [tmp_path / "ct"]
+        assert formats.is_picture(tmp_path / "ct")
+        assert formats.pictures_in(tmp_path) == [tmp_path / "ct"]
         before = locale.setlocale(locale.LC_ALL)
         found = read(tmp_path / "ct")
         assert locale.setlocale(locale.LC_ALL) == before

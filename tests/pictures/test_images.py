@@ -83,12 +83,12 @@ def test_sizes() -> None:
     for text, size, sides in (("8", 8, (8, 8)), ("8x8", 8, (8, 8)), ("8X16", (8, 16), (8, 16))):
         assert images.as_size(images.read_size(text)) == images.as_size(list(sides)) == size
         assert images.sides(images.as_size(sides)) == sides
-    assert images.as_size(images.read_sides("8"), axes=3) == images.sides(8, 3) == (8, 8, 8)
-    assert images.as_size(images.read_sides("4x8x16"), axes=3) == images.as_size([4, 8, 16], axes=3) == (4, 8, 16)
+    assert images.as_size(images.read_size("8"), axes=3) == images.sides(8, 3) == (8, 8, 8)
+    assert images.as_size(images.read_size("4x8x16"), axes=3) == images.as_size([4, 8, 16], axes=3) == (4, 8, 16)
     for wrong in ((8, 8), (0, 8, 8), "8"):
         with pytest.raises(ValueError, match="image_size must be"):
             images.as_size(wrong, axes=3)
-    for text in ("", "8x", "8x8x8", "-8", "8.5"):
+    for text in ("", "8x", "8x8x8x8", "-8", "8.5"):
         with pytest.raises(ValueError, match=f"written as 256, or as 256x512 for height x width, got '{text}'"):
             images.read_size(text)
 

@@ -87,12 +87,11 @@ def test_what_is_refused(make: Callable[[], object], message: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_named_with_its_index_where_it_has_a_value(bad: float) -> None:
+def test_what_is_not_finite_is_named_with_its_channel_where_it_has_a_value(bad: float) -> None:
     array, absent = np.zeros((2, 3, 4)), np.zeros((3, 4), bool)
     array[1, 2, 3] = bad
-    for first, index in (((), r"\(2, 3\)"), ((10, 0), r"\(12, 3\)")):
-        with pytest.raises(ValueError, match=rf"{bad} stands in channel 1 at {index}"):
-            check_finite(array, absent, first)
+    with pytest.raises(ValueError, match=f"{bad} stands in channel 1, where"):
+        check_finite(array, absent)
     absent[2, 3] = True
     array[0, 2, 3], array[1, 0, 0] = 2, 1
     scaled = scaled_present(Values(-2, 2, dtype="float32"), array, absent)
