@@ -6,7 +6,6 @@ A file of which no part can be read alone is decoded whole: once into a cache, o
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, reduce
@@ -22,20 +21,18 @@ from bbdm import pictures
 from bbdm.base.atomic import stamp
 from bbdm.data.cache import Cache
 from bbdm.data.degradations import Prepare
-from bbdm.data.rows import Half, Row, shown
+from bbdm.data.rows import Half, Row, check_grids, shown
 from bbdm.data.spec import AXES, ROLES, Spec
+from bbdm.data.tables import picture_of
 from bbdm.pictures import Geometry, Header, Picture, formats, images
 from bbdm.pictures.formats import Window
-from bbdm.pictures.picture import PHOTOGRAPH, check_grid
+from bbdm.pictures.picture import OF_PHOTOGRAPH
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, scaled_present
 
 KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures in a table
-NPY = b"\x93NUMPY"  # how an encoded array begins
 DECODING = 4  # times the bytes of a picture that decoding it whole takes
-OF_PHOTOGRAPH = Geometry(format=PHOTOGRAPH)
 Array = npt.NDArray[Any]
 
 
@@ -152,17 +149,8 @@ class Reader:
             if rest:
                 raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
             picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
-        elif isinstance(cell, bytes) and not cell.startswith(NPY):
-            picture = Picture(images.pixels(images.open_image(cell, "in a table", FORMATS)), OF_PHOTOGRAPH)
-        elif isinstance(cell, str):
-            raise FileNotFoundError(f"there is no picture {cell}")
         else:
-            try:
-                array = np.load(io.BytesIO(cell)) if isinstance(cell, bytes) else cell
-                array = array if isinstance(array, np.ndarray) else np.array(array, np.float32)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"it is neither a picture nor an array of as many numbers each, {error}") from error
-            picture = Picture(array[None] if array.ndim < 3 else array)
+            picture = picture_of(cell)
         return picture[(slice(None), *window)] if window else picture  # pyright: ignore[reportReturnType]
 
     def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
@@ -254,7 +242,7 @@ class Reader:
         """
         columns, window = self.columns(row), Window()
         if self._partial and row["name"] not in self._checked:
-            self._check_grids(columns, self.heads(row), columns)
+            check_grids(columns, self.heads(row), columns, self.paired)
             self._checked.add(row["name"])
         if index is not None or (crop is not None and self.spec.crop is not None):
             window = self.spec.window(self.header(columns["source"][0]).shape[1:], index, crop)
@@ -264,29 +252,8 @@ class Reader:
             grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
             if len(grids) > 1:
                 sized = columns.keys() - self.images if self.masked or self.spec.size is None else ()
-                self._check_grids(columns, {name: column.pictures for name, column in found.items()}, sized)
+                check_grids(columns, {name: column.pictures for name, column in found.items()}, sized, self.paired)
         return found
-
-    def _check_grids(
-        self,
-        columns: Mapping[str, Sequence[Any]],
-        heads: Mapping[str, Sequence[Header | Picture]],
-        sized: Collection[str],
-    ) -> None:
-        """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
-
-        ``heads`` are the headers or pictures of some columns, and those in ``sized`` must have one size even
-        where they do not say where they lie. Pictures that are not paired lie anywhere in the world.
-        """
-        role = "target" if columns["target"] else "source"
-        for column, others in heads.items() if heads.get(role) else ():
-            for cell, other in zip(columns[column], others, strict=True):
-                like = heads[role][0]
-                located = self.paired and None not in (like.geometry.affine, other.geometry.affine)
-                if located or column in sized or len(like.sides) != len(other.sides):
-                    pair = (cell, column), (columns[role][0], role)
-                    names = [str(each) if isinstance(each, Half | Path) else name for each, name in pair]
-                    check_grid(other, like, names, self.paired)
 
     def scaled(self, name: str, column: Column, values: AnyValues, channels: int | None = None) -> Array:
         """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.

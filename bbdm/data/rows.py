@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.data import tables
-from bbdm.pictures import formats
+from bbdm.pictures import Header, Picture, formats
+from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
 SIDES = ("source", "target")
@@ -108,6 +109,28 @@ def named(row: Row, error: Exception) -> str:
     """What an error says of a row, with the file that it is of."""
     names = (*paths_of(row), shown(row))
     return str(error) if any(str(each) in str(error) for each in names) else f"{shown(row)}: {error}"
+
+
+def check_grids(
+    columns: Mapping[str, Sequence[Any]],
+    heads: Mapping[str, Sequence[Header | Picture]],
+    sized: Collection[str],
+    paired: bool = True,
+) -> None:
+    """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
+
+    ``heads`` are the headers or pictures of some columns, and those in ``sized`` must have one size even
+    where they do not say where they lie. Pictures that are not ``paired`` lie anywhere in the world.
+    """
+    role = "target" if columns["target"] else "source"
+    for column, others in heads.items() if heads.get(role) else ():
+        for cell, other in zip(columns[column], others, strict=True):
+            like = heads[role][0]
+            located = paired and None not in (like.geometry.affine, other.geometry.affine)
+            if located or column in sized or len(like.sides) != len(other.sides):
+                pair = (cell, column), (columns[role][0], role)
+                names = [str(each) if isinstance(each, Half | Path) else name for each, name in pair]
+                check_grid(other, like, names, paired)
 
 
 def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:

@@ -236,10 +236,10 @@ def image_of(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def check(source: Any, channels: int, axes: int = 2) -> None:
-    """Raise ValueError unless an array or a tensor (B, channels, H, W) is of finite floats near [-1, 1].
+def check(source: Any, channels: int, axes: int) -> None:
+    """Raise ValueError unless an array or a tensor (B, channels, *S) is of finite floats near [-1, 1].
 
-    ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W). None may be 0.
+    ``axes`` is the number of those in S, of which none may be 0.
     """
     if source.ndim != 2 + axes or source.shape[1] != channels or 0 in source.shape:
         wanted = f"(B, {channels}, {sizes.SIDES[axes]})"

@@ -66,7 +66,7 @@ class Geometry:
         return replace(self, affine=tuple(map(tuple, matrix.tolist())))
 
 
-NOWHERE = Geometry()
+NOWHERE, OF_PHOTOGRAPH = Geometry(), Geometry(format=PHOTOGRAPH)
 
 
 class _Gridded:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from bbdm.pictures import images
-from bbdm.pictures.picture import PHOTOGRAPH, Geometry, Header, Picture
+from bbdm.pictures.picture import OF_PHOTOGRAPH, Header, Picture
 
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 
@@ -30,7 +30,7 @@ def header(path: Path) -> Header:
     sideways = not unknown and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
     shape = 1 if image.mode in images.GREY else 3, *(image.size if sideways else image.size[::-1])
     dtype = np.dtype(np.uint16 if wide else np.uint8)
-    return Header(path, shape, dtype, Geometry(format=PHOTOGRAPH), stored=image)
+    return Header(path, shape, dtype, OF_PHOTOGRAPH, stored=image)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
