@@ -299,10 +299,10 @@ class MappedDataset(Pairs):
 
     def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None = None, spec: Spec | None = None) -> None:
         rows = ItemRows(dataset, item)
-        first = rows[0]
+        row = rows[0]
         kinds: dict[int, Kind] = {0: "class", 2: "tokens"}  # by axes
-        found = {name: Condition(kinds.get(np.ndim(v), "image")) for name, v in first.items() if name not in FIELDS}
-        super().__init__(rows, replace(spec or Spec(axes=3 if first["target"].ndim == 4 else 2), conditions=found))
+        found = {name: Condition(kinds.get(np.ndim(v), "image")) for name, v in row.items() if name not in FIELDS}
+        super().__init__(rows, replace(spec or Spec(axes=3 if row["target"].ndim == 4 else 2), conditions=found))
         self.read(0)
 
 

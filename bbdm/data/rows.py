@@ -173,15 +173,15 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
-    first, *others = parts
+    leading, *others = parts
     for part in others:
-        for one, other in ((first, part), (part, first)) if part.column in SIDES else ((first, part),):
+        for one, other in ((leading, part), (part, leading)) if part.column in SIDES else ((leading, part),):
             if alone := sorted(one.cells.keys() - other.cells.keys()):
                 more = "" if len(alone) == 1 else f", and {len(alone) - 1} more have none"
                 rule = "files are matched by name without suffix"
                 raise ValueError(f"{one.cells[alone[0]]} has no {other.column} in {other.where}{more}: {rule}")
     rows: list[Row] = []
-    for name in first.cells:
+    for name in leading.cells:
         row: dict[str, Any] = {"name": name}
         for part in parts:
             before, cell = cells_of(row.get(part.column)), part.cells[name]

@@ -203,20 +203,28 @@ class TestDicom:
         refused(tmp_path, r"28\.dcm|cannot read")
         assert memory("VmHWM") - before < 2**27
 
-    @pytest.mark.parametrize("bits", [16, 32])
-    def test_big_endian(self, bits: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("syntax", "bits", "refused_as"),
+        [
+            ("ImplicitVRLittleEndian", 16, ""),
+            ("ExplicitVRBigEndian", 16, ""),
+            ("ExplicitVRBigEndian", 32, "1.2.840.10008.1.2.2"),
+            ("DeflatedExplicitVRLittleEndian", 16, "1.2.840.10008.1.2.1.99"),
+        ],
+    )
+    def test_transfer_syntaxes(self, syntax: str, bits: int, refused_as: str, tmp_path: Path) -> None:
         write_dicom(tmp_path, self.ARRAY[:1], [0])
         (path,) = tmp_path.glob("*.dcm")
-        data = pydicom.dcmread(path)
+        data, big = pydicom.dcmread(path), "Big" in syntax
         stored = np.arange(64).reshape(8, 8) * 1000
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
-        data.add_new("PixelData", "OW", stored.astype(f">u{bits // 8}").tobytes())
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
-        pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=False)
-        if bits == 16:
-            assert (read(tmp_path) == stored - 1024).all()
+        data.add_new("PixelData", "OW", stored.astype(f"{'>' if big else '<'}u{bits // 8}").tobytes())
+        data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        pydicom.dcmwrite(path, data, implicit_vr=syntax[0] == "I", little_endian=not big)
+        if refused_as:
+            refused(tmp_path, f"{bits} bits in the transfer syntax '{re.escape(refused_as)}'")
         else:
-            refused(tmp_path, r"32 bits in the transfer syntax '1\.2\.840\.10008\.1\.2\.2'")
+            assert (read(tmp_path) == stored - 1024).all()
 
 
 def test_tiff_of_several_times_or_sizes(tmp_path: Path) -> None:

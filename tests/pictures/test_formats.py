@@ -146,6 +146,20 @@ class TestNifti:
             found = matrix(header(path).geometry)
         assert found[:3, 3].tolist() == [-7, -8, 9]
 
+    def test_fields_that_are_of_other_values_are_not_kept(self, tmp_path: Path) -> None:
+        """Their scale, largest and least; lengths are in mm. Of one channel there is no vector."""
+        stored, vector = numbers((2, 1, 3, 4, 5), "int16"), (68, "h", (1007,))
+        fields = vector, (112, "2f", (2, 1)), (123, "B", (1 + 8,)), (124, "2f", (9, 1))  # metres, and seconds
+        first = read(nifti(tmp_path / "a.nii", stored, *fields))
+        for count, intent in ((2, 1007), (1, 0)):
+            write(tmp_path / "b.nii", Picture(np.asarray(first)[:count], first.geometry))
+            found: Any = nibabel.load(tmp_path / "b.nii")
+            names = ("intent_code", "xyzt_units", "cal_max", "cal_min")
+            assert [int(found.header[name]) for name in names] == [intent, 2 + 8, 0, 0]
+            assert (
+                np.asarray(found.dataobj).T.reshape(count, 3, 4, 5) == 2 * stored[:count, 0].astype(float) + 1
+            ).all()
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted in /proc")
 @pytest.mark.parametrize("suffix", [".nii", ".npy", ".tif"])
