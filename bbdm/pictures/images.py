@@ -122,7 +122,7 @@ def ranges(array: npt.NDArray[Any]) -> tuple[str, str]:
 
 
 def open_image(
-    source: Path | bytes | Image.Image,
+    source: Path | bytes,
     name: str = "",
     formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
@@ -130,7 +130,7 @@ def open_image(
     """A fully read, upright picture.
 
     Args:
-        source: a file, its bytes, or a file that Pillow has opened.
+        source: a file, or its bytes.
         name: what messages call it; "" for the path.
         formats: Pillow's names of those that are read, None for all.
         check_size: is called with width and height before pixels are decoded; what it raises is raised.
@@ -140,10 +140,9 @@ def open_image(
         UnknownFormatError: it is not a picture of these formats.
         ValueError: it cannot be decoded, or has colours of 16 bits.
     """
-    name = name or (str(source) if isinstance(source, Path) else "in memory")
+    name = name or str(source)
     with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
-        stored = io.BytesIO(source) if isinstance(source, bytes) else source
-        image = stored if isinstance(stored, Image.Image) else Image.open(stored, formats=formats)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     if check_size is not None:
         check_size(*image.size)
     with named("read", name), image:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
@@ -180,10 +179,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             write_atomically(path, lambda temporary: module.write(temporary, self))
 
 
-def read(
-    path: str | os.PathLike[str] | Header,
-    window: formats.Window = (),
-) -> Picture:
+def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> Picture:
     """The picture of a file, or of a folder of DICOM; of a window, what it needs where the format allows.
 
     Values of npy, and of NIfTI and TIFF without compression or scaling, are mapped into memory. The array is
@@ -199,31 +195,25 @@ def read(
         UnknownFormatError: it is none of the formats.
         ValueError: it is damaged, has what the format's module refuses, or the window is outside.
     """
-    known = path if isinstance(path, Header) else None
-    path = known.path if known else Path(path)  # pyright: ignore[reportArgumentType]
-    with formats.named("read", path):
-        module = formats.module(known.reader if known else formats.reader_of(path))
-        found: Header = known or module.header(path)
+    found = path if isinstance(path, Header) else header(path)
+    with formats.named("read", found.path):
         part = formats.bounds(window, found.sides)
         expected = (found.shape[0], *formats.lengths(part))
         formats.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
-        array = module.read(found, part)
+        array = formats.module(found.reader).read(found, part)
         if array.shape != expected or array.dtype != found.dtype:
             held = f"its values are {array.shape} of {array.dtype}"
             raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
     array.flags.writeable = False
-    return Picture(array, found.geometry.of_window([each.start for each in part]), name=path.name)
+    return Picture(array, found.geometry.of_window([each.start for each in part]), name=found.path.name)
 
 
 def header(path: str | os.PathLike[str]) -> Header:
     """What a file, or a folder of DICOM, says of its picture, but values. For errors see :func:`read`."""
     path = Path(path)
     with formats.named("read", path):
-        found: Header = formats.module(name := formats.reader_of(path)).header(path)
-    if isinstance(found.stored, Image.Image):
-        found.stored.close()
-        found = replace(found, stored=None)
-    return replace(found, reader=name)
+        name = formats.reader_of(path)
+        return replace(formats.module(name).header(path), reader=name)
 
 
 def write(path: str | os.PathLike[str], picture: npt.ArrayLike) -> None:
