@@ -46,7 +46,7 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [  # each name of each flag, and what 
     ("--image_size 64x128", {"image_size": (64, 128)}),
     ("--ckpt_path run/step_00000500.pt --experiment run", {"ckpt_path": Path("run/step_00000500.pt")}),
     ("--crop 96x64:8 --slices axial:1", {"crop": Crops((96, 64), 8), "slices": Slices("axial", 1)}),
-    ("--degrade jpeg:5@7", {"degrade": Degradation("jpeg", 5, 7)}),
+    ("--degrade jpeg@7", {"degrade": Degradation("jpeg", 7)}),
     ("--condition sar=image@-25:0,style=class,text=tokens --drop style:0.1", {"conditions": CONDITIONS}),
     ("--condition style=class,text=tokens --drop style:0.1,text:1e-2", {"drop": {"style": 0.1, "text": 0.01}}),
     ("--channels 1 --keep 3 --seed 5", {"channels": 1, "keep": 3, "seed": 5}),
