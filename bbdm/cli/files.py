@@ -13,7 +13,6 @@ from bbdm.base.settings import position, setting
 from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
 from bbdm.onnx.config import ExportConfig
-from bbdm.pictures.images import sides
 from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
@@ -154,7 +153,7 @@ class Export(Command, ExportConfig):
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         settings = {"network": network, "device": device, "dtype": self.dtype, "compile": True}
         sampler = self.build_sampler(self.checkpoint, **settings)
-        sampler.save_compiled(path, size=sides(self.compiled, sampler.unet.axes))
+        sampler.save_compiled(path, self.compiled)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
 
 

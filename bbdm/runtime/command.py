@@ -49,7 +49,7 @@ class Runtime(Command, GuidanceOptions):
     PROGRAM: ClassVar[str] = "python -m bbdm.runtime"
     FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
 
-    folder: Path = position("an export of `bbdm export`, or a name on the Hub")
+    folder: Path = position("an export of `bbdm export`")
     pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")
     output: Path = setting(..., "folder for the results; files of the same names are replaced", "-o")
     batch_size: int = setting(16, "pictures at once, or windows of one", "-b", least=1)
@@ -81,9 +81,7 @@ class Runtime(Command, GuidanceOptions):
         """Translate, and print where the results are and their seeds."""
         check_folder(self.output)
         providers = None if self.provider is None else [self.provider]
-        sampler = OnnxBridgeSampler.from_pretrained(
-            self.folder, providers=providers, threads=self.threads, solver=self.solver, steps=self.steps
-        )
+        sampler = OnnxBridgeSampler(self.folder, providers, self.threads)
         ways = () if self.direction is None else (f"{DIRECTION}={self.direction}",)
         conditions = read_words((*self.condition, *ways), conditions_of(sampler.settings))
         if sampler.direction and DIRECTION in conditions:
@@ -98,7 +96,8 @@ class Runtime(Command, GuidanceOptions):
             if results[-1].resolve() in sources:
                 raise ValueError(f"{results[-1]} would replace a source: give another output folder")
         seeds = resolve_seeds(self.seed, len(results))
-        count, settings = self.batch_size, {**self.call, "conditions": conditions or None}
+        chosen = {"solver": self.solver, "steps": self.steps, "conditions": conditions or None}
+        count, settings = self.batch_size, {**self.call, **chosen}
         if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large
             count, settings["batch_size"] = 1, count
         for start in range(0, len(results), count):

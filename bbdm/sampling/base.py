@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -29,7 +28,7 @@ from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import Distribution, sample_seeds
 from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step, parts
-from bbdm.sampling.options import USUAL, Options, Seed, Timesteps, WindowOptions
+from bbdm.sampling.options import USUAL, GuidanceOptions, Options, Seed, Timesteps
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import AnySolver, StepTable
 
@@ -44,20 +43,15 @@ AT_ONCE = 16  # windows in a network call, or results of a distribution, where n
 PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Array = TypeVar("Array")
 Files = Image.Image | str | os.PathLike[str] | list[Any]
-SETTABLE = ("image_size", "pictures", "origin")
 
 
 class Sampler(Loop, Generic[Array]):
     """Translates images, as ``Array``; a subclass says how the network is called and a step is done.
 
-    Public attributes cannot be set, except ``image_size``, ``pictures`` and ``origin``.
-
     Args:
         shapes: what the network takes.
         calls: the network calls that the network was distilled for, if any.
-        solver: the solver of calls that give none.
-        steps: the number of steps of calls that give none.
-        timesteps: the times of calls that give none.
+        solver: the solver of calls that give none, as ``steps`` and ``timesteps`` are.
     """
 
     bridge: Bridge
@@ -66,20 +60,21 @@ class Sampler(Loop, Generic[Array]):
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
     _table: Callable[[AnySolver | None, int | None, Timesteps], tuple[str, StepTable]]  # of a solver, with its name
-    _fixed = False  # whether public attributes refuse to be set
 
     def __init__(
-        self, shapes: Shapes, calls: int | None, solver: AnySolver | None, steps: int | None, timesteps: Timesteps
+        self,
+        shapes: Shapes,
+        calls: int | None,
+        solver: AnySolver | None = None,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
     ) -> None:
-        self.calls = calls
-        self._shapes = shapes
+        self.calls, self._shapes = calls, shapes
         self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
-        self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
         self._plans = Recent(self._make_plan, KEPT)
-        self._own = self._make_plan(solver, steps, self._settings.timesteps, None)
-        self._fixed = True
+        self._own = self._make_plan(solver, steps, self._settings.timesteps)
 
     def towards(self, direction: Direction) -> Self:
         """The sampler of a direction of a network of two, as calls with ``direction`` take it.
@@ -96,18 +91,13 @@ class Sampler(Loop, Generic[Array]):
         other = self._other
         if other is None:
             other, own = copy(self), self._settings
-            vars(other).update(_fixed=False, bridge=self.bridge.turned)
+            other.bridge = self.bridge.turned
             Sampler.__init__(other, self._shapes, self.calls, own.solver, own.steps, own.timesteps)
-            vars(other).update(direction=direction, _thread=self._thread, _other=self)
+            vars(other).update(direction=direction, _other=self)
             self._other = other
         if direction == DIRECTIONS[1]:
             vars(other).update(image_size=self.image_size, origin=self.origin, pictures=self.pictures.turned)
         return other
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self._fixed and not name.startswith("_") and name not in SETTABLE:
-            raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
-        super().__setattr__(name, value)
 
     @property
     def table(self) -> StepTable:
@@ -124,11 +114,6 @@ class Sampler(Loop, Generic[Array]):
         """The spatial axes of what is translated: 2 of pictures, 3 of volumes."""
         return len(self._shapes.stride)
 
-    @property
-    def last_seeds(self) -> tuple[int, ...]:
-        """The seed of each source in this thread's last call. Empty before the first call."""
-        return getattr(self._thread, "seeds", ())
-
     @overload
     def __call__(self, source: Array, seed: Seed = None, **options: Any) -> Array: ...
     @overload
@@ -139,19 +124,20 @@ class Sampler(Loop, Generic[Array]):
         """Translate images.
 
         Args:
-            source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, C), of uint8 or of floats
-                in ``range``; a picture; a path; or a list of these, mixed, of any sizes, in which tensors are
-                (C, H, W). It has the source's channels, which may be others than the result's. A file of a
-                volume is translated by its slices, which share a seed. Where the network has three axes, H, W
-                is D, H, W here and below; a NumPy array is (D, H, W) or (C, D, H, W).
+            source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, C), of uint8 or of floats;
+                a picture; a path; or a list of these, mixed, of any sizes, in which tensors are (C, H, W).
+                Floats are in [-1, 1], or of ``source_values``. It has the source's channels, which may be
+                others than the result's. A file of a volume is translated by its slices, which share a seed.
+                Where the network has three axes, H, W is D, H, W here and below; a NumPy array is (D, H, W)
+                or (C, D, H, W).
             seed: source i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
-                image at every batch size. None draws one; see ``last_seeds``.
+                image at every batch size. None draws one.
             options: those of :class:`~bbdm.sampling.options.Options`, such as ``steps=10`` or ``window=256``;
                 others are conditions by their names, such as ``style="comic"``. A network of two directions
                 has ``direction``, ``"AtoB"`` if it is left out, or ``"BtoA"``, for all of a call.
 
         Returns:
-            Each result has the type of its source, its floats clamped to ``range``. A path gives a picture:
+            Each result has the type of its source, its floats clamped to [-1, 1]. A path gives a picture:
             Pillow's where the network knows 8 bits, else a :class:`~bbdm.pictures.picture.Picture`, an array
             (C, H, W) of the target's values with the source's geometry. A single picture or path gives a list
             of one.
@@ -208,7 +194,6 @@ class Sampler(Loop, Generic[Array]):
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
         self, o, sources, groups = self._call(source, None, options, split=False)
         seeds, only = sample_seeds(seed, sources.count, samples), self._shapes.only
-        self._thread.seeds = tuple(each[0] for each in seeds)
         found = Distribution(sources, seeds, keep)
         for group in groups:
             alone = only[0] if only and group.windows is None else None
@@ -226,7 +211,7 @@ class Sampler(Loop, Generic[Array]):
         return found
 
     def window_grid(
-        self, options: WindowOptions, size: Sequence[int] | None = None, batch_size: int | None = None
+        self, options: GuidanceOptions, size: Sequence[int] | None = None, batch_size: int | None = None
     ) -> WindowGrid | None:
         """How a call cuts pictures of a size, or any that are larger than a window; None where it does not.
 
@@ -260,24 +245,17 @@ class Sampler(Loop, Generic[Array]):
         if steps is timesteps is None and solver != "mean" and not isinstance(solver, StepTable):
             steps, timesteps = own.steps, None if callable(solver) else own.timesteps
         key: Any = solver or own.solver, steps, timesteps
-        return self._own if key == (own.solver, own.steps, own.timesteps) else self._plans.get(key, *key, self._own)
+        return self._plans.get(key, *key, self._own)
 
-    def _make_plan(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps, own: Plan | None) -> Plan:
+    def _make_plan(
+        self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps, own: Plan | None = None
+    ) -> Plan:
         """The plan of a solver; the sampler's own one where it has the same table."""
         name, table = self._table(solver, steps, timesteps)
         if own is not None and name == own.solver and table.description() == own.table.description():
             return own
         solvers.check_calls(self.calls, name, table)
         return Plan(name, table, table.timesteps.tolist(), self._load(table))
-
-    def _scale(self, o: Options) -> Scale:
-        """The channels and values of a call's sources and results: here alone they are decided."""
-        kind, stored = self.pictures, o.source_values is not None or o.target_values is not None
-        if stored:
-            kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
-        return Scale(
-            self.array, self.noun, self._shapes.source_channels, o.range, kind, stored, len(self._shapes.stride)
-        )
 
     def _call(
         self, source: Any, seed: Seed, options: Mapping[str, Any], split: bool = True
@@ -288,9 +266,12 @@ class Sampler(Loop, Generic[Array]):
             given = o.conditions or {}
             direction = read_direction(given.get(DIRECTION, self.direction))
             self, o = self.towards(direction), replace(o, conditions={**given, DIRECTION: direction})
-        plan, mask, conditions = self._plan(o), None, {}
+        plan, kind, mask, conditions = self._plan(o), self.pictures, None, {}
         guidance = None if o.guidance is None else read_guidance(shapes.conditions, o.guidance)
-        sources = read_sources(source, scale := self._scale(o))
+        if stored := not o.source_values is o.target_values is None:
+            kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
+        scale = Scale(self.array, self.noun, shapes.source_channels, kind, stored, len(shapes.stride))
+        sources = read_sources(source, scale)
         groups, owners, first = sources.groups, sources.owners, sources.groups[0][1]
         seeds = resolve_seeds(seed, sources.count) if split else [0] * sources.count
         if len(groups) > 1:
@@ -305,7 +286,6 @@ class Sampler(Loop, Generic[Array]):
             mask = read_mask(o.mask, scale, first)
         if o.conditions is not None or shapes.conditions.each:
             conditions = read_conditions(o.conditions, shapes.conditions, first, owners)
-        self._thread.seeds = tuple(seeds)
         batches: list[Batch] = []
         for indices, array in groups:
             rows = {name: value if len(groups) == 1 else value[indices] for name, value in conditions.items()}

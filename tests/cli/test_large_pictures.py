@@ -148,7 +148,7 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, pictures, wrap
 from bbdm.data import Pairs
 from bbdm.sampling.large import LargePicture
-from bbdm.sampling.options import WindowOptions
+from bbdm.sampling.options import GuidanceOptions
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 class Net(nn.Module):
     def __init__(self):
@@ -164,7 +164,7 @@ def make(side, name):
     sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
     row = {"name": name, "source": Path(name + ".tif")}
     strips = Pairs([row]).reader.strips(row)
-    windows = sampler.window_grid(WindowOptions(window=256), (side, side), 16)
+    windows = sampler.window_grid(GuidanceOptions(window=256), (side, side), 16)
     LargePicture(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
 make(300, path + "/small")
 before = peak()

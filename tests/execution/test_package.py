@@ -123,7 +123,6 @@ def test_arguments(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     for other, message, to, settings in (
         (sampler, "compile=True", path, {}),
         (writer, "batch_size must be at least 1, got 0", path, {"batch_size": 0}),
-        (writer, "size must be given", path, {"size": None}),
         (writer, "is a folder", tmp_path, {}),
         (writer, r"ends in \.pt2, got", tmp_path / "unet", {}),
         (BridgeSampler(network(tokens={"text": 4}), BRIDGE, compile=True), "text are tokens", tmp_path / "a.pt2", {}),

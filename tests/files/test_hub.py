@@ -21,7 +21,6 @@ from bbdm import ABridge, BridgeSampler, Values, load_checkpoint
 from bbdm.data.spec import Spec
 from bbdm.files.hub import HubError, find_checkpoint
 from bbdm.pictures import read
-from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import tiny_codec
 
@@ -246,26 +245,7 @@ def test_a_push_is_refused(hub: Hub, sampler: BridgeSampler):
     assert not hub.commits
 
 
-def test_an_export_is_copied_and_fetched(exported: Path, hub: Hub, tmp_path: Path):
-    sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
-    sampler.save_pretrained(tmp_path / "both")
-    shutil.copytree(exported, tmp_path / "both" / "onnx")
-    hub.commit({**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"})
-    made = [
-        OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
-        for name in (NAME, tmp_path / "both")
-    ]
-    wanted = ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
-    assert sorted(hub.downloads) == wanted
-    np.testing.assert_array_equal(made[0], made[1])
-    np.testing.assert_allclose(made[0], sampler(SOURCE, seed=0).numpy(), atol=1e-4)
+def test_an_export_beside_a_model_is_not_replaced(sampler: BridgeSampler, tmp_path: Path):
+    (tmp_path / "both" / "onnx").mkdir(parents=True)
     with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
         sampler.save_pretrained(tmp_path / "both")
-
-
-def test_an_export_that_leads_out_of_its_folder(exported: Path, hub: Hub):
-    settings = json.loads((exported / "bridge.json").read_text())
-    settings["files"]["../config.json"] = ""
-    hub.commit({"onnx/bridge.json": json.dumps(settings).encode(), "config.json": b"{}"})
-    with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
-        OnnxBridgeSampler.from_pretrained(NAME)
