@@ -55,6 +55,7 @@ class Sampler(Loop, Generic[Array]):
     """
 
     bridge: Bridge
+    axes: int  # spatial, of what is translated: 2 of pictures, 3 of volumes
     direction: Direction | None = None  # of calls that say none, where the network has two
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
@@ -69,7 +70,7 @@ class Sampler(Loop, Generic[Array]):
         steps: int | None = None,
         timesteps: Timesteps = None,
     ) -> None:
-        self.calls, self._shapes = calls, shapes
+        self.calls, self._shapes, self.axes = calls, shapes, len(shapes.stride)
         self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
@@ -108,11 +109,6 @@ class Sampler(Loop, Generic[Array]):
     def solver(self) -> str:
         """The solver of calls that give none."""
         return self._own.solver
-
-    @property
-    def axes(self) -> int:
-        """The spatial axes of what is translated: 2 of pictures, 3 of volumes."""
-        return len(self._shapes.stride)
 
     @overload
     def __call__(self, source: Array, seed: Seed = None, **options: Any) -> Array: ...
@@ -270,7 +266,7 @@ class Sampler(Loop, Generic[Array]):
         guidance = None if o.guidance is None else read_guidance(shapes.conditions, o.guidance)
         if stored := not o.source_values is o.target_values is None:
             kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
-        scale = Scale(self.array, self.noun, shapes.source_channels, kind, stored, len(shapes.stride))
+        scale = Scale(self.array, self.noun, shapes.source_channels, kind, stored, self.axes)
         sources = read_sources(source, scale)
         groups, owners, first = sources.groups, sources.owners, sources.groups[0][1]
         seeds = resolve_seeds(seed, sources.count) if split else [0] * sources.count

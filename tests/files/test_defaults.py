@@ -13,8 +13,7 @@ from safetensors import safe_open
 from bbdm import BridgeSampler, BrownianBridge, demo, load_checkpoint, save_checkpoint
 from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
-from bbdm.cli.files import Export, describe
-from bbdm.onnx import exporter
+from bbdm.cli.files import describe
 from bbdm.sampling.network_config import FileConfig
 from bbdm.serving.config import AppConfig
 from bbdm.solvers import Defaults
@@ -78,7 +77,6 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {  # what each samples a file with,
     "translate": translated,
     "info": described,
     "app": lambda path: found(AppConfig(model=path).open("cpu")),
-    "export": lambda path: found(exporter.load(Export(checkpoint=path))),
     "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)[0],
 }
 

@@ -130,7 +130,7 @@ def operator_arguments() -> tuple[Any, ...]:
 
 def test_operator_is_registered_in_full():
     """Compilers and exports take it: which arguments it writes, without a device to look at."""
-    torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*operator_arguments(), None, None, -1.0, 1.0))
+    torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*operator_arguments(), None, None))
 
 
 @aot.needs_compiler
@@ -165,14 +165,14 @@ def interpreted_kernel_takes_other_kinds(given: dict[str, Any]):
 def interpreted_kernel_copies_what_has_another_format():
     pred, noise = torch.randn(2, 2, 4, 5, 3).permute(0, 1, 4, 2, 3).unbind()
     given = arguments(pred=pred, noise=noise, seeds=None)
-    module._launch(*given.values(), None, None, None)
+    module._launch(*given.values(), None)
     expected = 0.7 * -given["pred"] + 0.5 * given["noise"]
     torch.testing.assert_close(given["x"], expected)
 
 
 def interpreted_kernel_shows_that_noise_is_missing():
     given = arguments(seeds=None)
-    module._launch(*given.values(), None, None, None, None)
+    module._launch(*given.values(), None, None)
     assert given["x"].isnan().all()
     assert not given["x0hat"].isnan().any()
 

@@ -68,14 +68,6 @@ def test_many_steps_give_the_distribution_itself(solver: str):
     assert many < 5 < few
 
 
-def test_the_mean_in_one_call_is_that_of_the_mixture():
-    weights, means, spreads = map(np.array, MIXTURE)
-    network = wrap(IdealOfMixture(BRIDGE, weights, means, spreads), 1, 1)
-    source = SOURCE[:, :1]
-    found = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)(source, solver="mean")
-    torch.testing.assert_close(found, source / 4 + float(weights @ means), rtol=0, atol=1e-6)
-
-
 def test_samples_are_calls_and_their_moments_are_those_of_numpy(sampler: BridgeSampler):
     found = sampler.distribution(SOURCE, 5, seed=7)
     assert found.seeds[2] == (9, 12, 15, 18, 21)
