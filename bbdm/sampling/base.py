@@ -18,7 +18,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm import solvers
-from bbdm.base import sizes
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
@@ -192,7 +191,7 @@ class Sampler(Loop, Generic[Array]):
         seeds, only = sample_seeds(seed, sources.count, samples), self._shapes.only
         found = Distribution(sources, seeds, keep)
         for group in groups:
-            alone = only[0] if only and group.windows is None else None
+            alone = only if group.windows is None else None
             size = alone or o.batch_size or min(AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.size)))
             fill = self._shapes.fill and group.windows is None
             for whole in group.split(alone or max(1, size // samples), fill):
@@ -218,18 +217,16 @@ class Sampler(Loop, Generic[Array]):
                 for the network's number, or 16.
 
         Raises:
-            ValueError: window or margin does not fit the network, or the network takes another size alone.
+            ValueError: window or margin does not fit the network.
         """
-        shapes, only = self._shapes, self._shapes.only
+        shapes = self._shapes
         window = self.pictures.crop if options.window == "auto" else options.window
         if window is None:
             return None
         lengths = check_windows(window, options.overlap, options.margin, shapes.stride)
         if lengths is None or (size and all(side <= length for side, length in zip(size, lengths, strict=True))):
             return None
-        if only is not None and only[1:] != lengths:
-            raise ValueError(f"window must be {only[1:]}, which this network takes alone, got {window}")
-        at_once = only[0] if only else min(batch_size or AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(lengths)))
+        at_once = shapes.only or min(batch_size or AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(lengths)))
         cells, unit = (tuple(side // shapes.cell for side in each) for each in (lengths, shapes.stride))
         return WindowGrid(cells, options.overlap, -(-options.margin // shapes.cell), unit, at_once, shapes.fill)
 
@@ -288,12 +285,8 @@ class Sampler(Loop, Generic[Array]):
             windows = self.window_grid(o, size := tuple(array.shape[2:]), o.batch_size)
             own = [seeds[owners[i]] for i in indices]
             batch = Batch(plan, indices, array, own, o.noise, mask, rows, windows, guidance)
-            only = shapes.only if windows is None else None
-            if only is not None and shapes.padded(size) != only[1:]:
-                expected, got = sizes.shown(only[1:]), sizes.shown(size)
-                raise ValueError(f"this network takes pictures of {expected} only, got {got}: give window={only[1:]}")
             if self.image_size is not None and self.pictures.crop is None and windows is None:
                 images.warn_of_scale(self.image_size, *size)
-            count = only[0] if only else o.batch_size
+            count = o.batch_size if windows is not None else shapes.only or o.batch_size
             batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
         return self, o, sources, batches

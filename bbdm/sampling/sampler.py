@@ -108,7 +108,7 @@ class BridgeSampler(Inverting):
         self._body: Body = self.package or (Compiled(network.body, self.device) if compile else network.body)
         captures = self.device.type == "cuda" and (compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None
-        cell, package = 1 if codec is None else codec.stride, self.package and self.package.shape
+        cell = 1 if codec is None else codec.stride
         shapes = Shapes(
             source_channels=unet.source_channels if codec is None else codec.image_channels,
             image_channels=unet.channels if codec is None else codec.image_channels,
@@ -118,8 +118,8 @@ class BridgeSampler(Inverting):
             shown=unet.condition_channels > 0,
             stride=tuple(step * cell for step in unet.strides),
             cell=cell,
-            only=None if package is None else (package[0], *(side * cell for side in package[2:])),
-            fill=compile or package is not None,  # cheaper than to compile for a short batch
+            only=None if self.package is None else self.package.shape[0],
+            fill=compile or self.package is not None,  # cheaper than to compile for a short batch
         )
         super().__init__(shapes, self._defaults.calls, solver, steps, timesteps)
 
