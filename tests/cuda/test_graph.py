@@ -53,11 +53,13 @@ def codec() -> Codec:
 
 
 def seen() -> Network:
-    described: dict[str, Any] = {"classes": {"style": 3}, "tokens": {"text": 4}, "drop": {"style": 0.1, "text": 0.1}}
-    return tiny_unet(**described, condition_channels=3).eval()
+    described: dict[str, Any] = {"images": {"sar": 1}, "classes": {"style": 3}, "tokens": {"text": 4}}
+    return tiny_unet(**described, drop={"style": 0.1, "text": 0.1}, condition_channels=3).eval()
 
 
 TEXT = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+SAR = torch.rand(1, 1, 7, 5, generator=torch.Generator().manual_seed(2))
+ONE, OTHER = ({"style": i, "text": TEXT * sign, "sar": SAR * sign} for i, sign in ((1, 1), (0, -1)))
 GUIDED = {"guidance": {"style": 2.0, "text": 3.0}}
 WINDOWS = {"window": 8, "batch_size": 3}
 CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a sampler, a source, options of two calls
@@ -69,16 +71,12 @@ CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a s
     "no source": ({"network": lambda: tiny_unet(attention_resolutions=()).eval()}, SOURCE, [{}, {}]),
     "codec": ({"codec": codec}, LARGE, [{}, {}]),
     "windows": ({}, LARGE, [WINDOWS, WINDOWS]),
-    "conditions": ({"network": seen}, SOURCE, [{"style": 1, "text": TEXT}, {"style": 0, "text": -TEXT}]),
-    "guided": (
-        {"network": seen},
-        SOURCE,
-        [{"style": 1, "text": TEXT, **GUIDED}, {"style": 0, "text": -TEXT, **GUIDED}],
-    ),
+    "conditions": ({"network": seen}, SOURCE, [ONE, OTHER]),
+    "guided": ({"network": seen}, SOURCE, [{**each, **GUIDED} for each in (ONE, OTHER)]),
     "guided windows": (
         {"network": seen},
         LARGE,
-        [{"style": i, "text": TEXT, **GUIDED, "window": 8, "batch_size": 18} for i in (1, 0)],
+        [{**each, **GUIDED, "window": 8, "batch_size": 18} for each in (ONE, OTHER)],
     ),
 }
 
@@ -99,14 +97,13 @@ def test_each_shape_and_each_way_has_a_graph(card: Card, monkeypatch: pytest.Mon
     monkeypatch.setattr("bbdm.execution.compiled.SHAPES_KEPT", 2)
     network = seen()
     made, eager = sampler(network), sampler(network, graphs=None)
-    options = {"style": 1, "text": TEXT}
     calls: list[tuple[Tensor, dict[str, Any], int]] = [
-        (SOURCE, options, 1),
-        (SOURCE[:2], options, 2),
-        (SOURCE, {**options, "steps": 2}, 3),
-        (SOURCE, {**options, "steps": 2, "text": TEXT[:2]}, 4),
-        (SOURCE, {**options, "steps": 2}, 4),
-        (SOURCE, options, 5),  # which was dropped
+        (SOURCE, ONE, 1),
+        (SOURCE[:2], ONE, 2),
+        (SOURCE, {**ONE, "steps": 2}, 3),
+        (SOURCE, {**ONE, "steps": 2, "text": TEXT[:2]}, 4),
+        (SOURCE, {**ONE, "steps": 2}, 4),
+        (SOURCE, ONE, 5),  # which was dropped
     ]
     for source, call, captures in calls:
         torch.testing.assert_close(made(source, seed=0, **call), eager(source, seed=0, **call), rtol=0, atol=ROUNDING)
