@@ -113,7 +113,7 @@ class LargePicture(BridgeSampler):
         report: called with the number of network calls that are done, and of all, after each and while files
             are written. What it raises ends the work.
 
-    Attributes: ``disk``, the bytes of files between two steps.
+    Attributes: ``disk``, the bytes of files at most.
 
     Raises:
         ValueError: the source must be decoded whole, or windows do not fit into the memory; the network is
@@ -152,7 +152,8 @@ class LargePicture(BridgeSampler):
         wanted = {"x": True, "x0hat": plan.table.rows[:, C_H].any(), "inputs": (plan.table.inputs != (1, 0)).any()}
         self._names = [name for name, is_wanted in wanted.items() if is_wanted]
         values = self.unet.channels * (2 * len(self._names) + 1)  # before and after a step, and predictions
-        self.disk = height * width * (self._like.itemsize * values + 4 * channels + source.masked)
+        largest = max(self._like.itemsize, np.dtype(self.pictures.target.dtype).itemsize)  # of the result, twice, too
+        self.disk = height * width * (largest * values + 4 * channels + source.masked)
 
     def _check(self, memory: int) -> None:
         """Raise ValueError where the source needs more memory, or windows of it are not all that is seen."""
@@ -197,7 +198,12 @@ class LargePicture(BridgeSampler):
         self._folder, self._about = folder_of(path), manifest.as_json({**about, **self._decides})
         with locked(self._folder, patience=0, remove=True):
             done = self._resumed()
-            self._check_free(self.disk, "the state of this picture")
+            there = sum(file.stat().st_size for file in self._folder.iterdir())
+            if self.disk > (free := shutil.disk_usage(self._folder).free + there):
+                raise OSError(
+                    f"the state of this picture in {self._folder} needs {amount(self.disk)}, and the disk has "
+                    f"{amount(free)}: free {amount(self.disk - free)} there, or give another output_dir"
+                )
             source = FileArray(self._folder / "source", (1, self._source.shape[0], *self._size), np.float32)
             absent = FileArray(self._folder / "absent", self._size, np.bool_) if self._source.masked else None
             state = None if done is None else self._state(done)
@@ -227,15 +233,6 @@ class LargePicture(BridgeSampler):
                 shutil.rmtree(file, ignore_errors=True)
             elif file.name not in (LOCK, *names):
                 file.unlink()
-
-    def _check_free(self, needed: int, what: str) -> None:
-        """Raise OSError where the disk has less than some bytes besides the files of the folder."""
-        there = sum(file.stat().st_size for file in self._folder.iterdir())
-        if needed > (free := shutil.disk_usage(self._folder).free + there):
-            raise OSError(
-                f"{what} in {self._folder} needs {amount(needed)}, and the disk has {amount(free)}: "
-                f"free {amount(needed - free)} there, or give another output_dir"
-            )
 
     def _copy(self, source: FileArray, absent: FileArray | None) -> None:
         """Write the source in [-1, 1], checked; past its edge, the last pixels are repeated."""
@@ -309,7 +306,6 @@ class LargePicture(BridgeSampler):
         """The result in stored values, of the last state; mapped into memory from a file."""
         kind, height, width = self.pictures, *self._source.shape[1:]
         result = FileArray(self._folder / "result", (state.shape[1], height, width), kind.target.dtype)
-        self._check_free(state.nbytes + 2 * result.nbytes, "the result of this picture and its state")
         result.create()
         placed: Picture | None = None
         for rows in self._blocks(height):
