@@ -13,7 +13,7 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
 from bbdm.data.spec import Spec
-from bbdm.pictures.images import Size, read_sides
+from bbdm.pictures.images import Size, read_size
 from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
@@ -78,7 +78,7 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     from bbdm.files import bridge_json, hub
     from bbdm.files.checkpoint import load_codec
     from bbdm.files.weights import IncompleteFileError
-    from bbdm.training.run_folder import RunFolder
+    from bbdm.training.run import RunFolder
 
     if (path / bridge_json.SETTINGS).is_file():
         return "an ONNX export", [*of_export(bridge_json.read_settings(path))]
@@ -145,7 +145,7 @@ class Export(Command, FileConfig):
     quantize: Literal["int8"] | None = setting(None, "the UNet, calibrated on --calibrate")
     calibrate: Path | None = setting(None, "folder of sources, for --quantize", metavar="PICTURES")
     compiled: Size | None = setting(
-        None, "compile for one picture of a side, HxW or DxHxW, in place of graphs", parse=read_sides, metavar="SIZE"
+        None, "compile for one picture of a side, HxW or DxHxW, in place of graphs", parse=read_size, metavar="SIZE"
     )
     device: str | None = setting(None, "of --compiled: cpu, cuda, cuda:1, ...; cuda if unset and there is one")
     check: bool = setting(True, "compare graphs with PyTorch")

@@ -16,8 +16,7 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
-from bbdm.pictures import files, formats, images
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Picture, formats, header, images, write
 from bbdm.sampling.options import GuidanceOptions
 
 with scripts.imports():
@@ -91,7 +90,7 @@ class Runtime(Command, GuidanceOptions):
         values, channels = sampler.pictures.target, sampler.settings["image_channels"]
         results: list[Path] = []
         for path in self.pictures:
-            _ = files.header(path)  # before any is translated
+            _ = header(path)  # before any is translated
             suffix = formats.suffix_of_result(formats.suffix_of(path), channels, values)
             results.append(self.output / f"{formats.stem_of(path)}{suffix}")
         seeds = resolve_seeds(self.seed, len(results))
@@ -103,5 +102,5 @@ class Runtime(Command, GuidanceOptions):
             batch = slice(start, start + count)
             found = sampler([*self.pictures[batch]], seeds[batch], **settings)
             for path, picture in zip(results[batch], found, strict=True):
-                files.write(path, picture if isinstance(picture, Picture) else images.pixels(picture))
+                write(path, picture if isinstance(picture, Picture) else images.pixels(picture))
         print(f"{len(results)} results in {self.output}, seeds {seeds[0]} to {seeds[-1]}")

@@ -197,7 +197,7 @@ def test_a_checkpoint_holds_all(name: str, suffix: str, tmp_path: Path):
     torch.testing.assert_close(loaded.encode(IMAGE, "target"), codec.encode(IMAGE, "target"), rtol=0, atol=0)
     torch.testing.assert_close(loaded.decode(loaded.latents(IMAGE)), codec.decode(codec.latents(IMAGE)), rtol=0, atol=0)
     load_checkpoint(path, codec=make())
-    for other in (make(seed=1), vqgan(projects_attention=False), diffusers(tiny_kl, 2.0)()):
+    for other in (make(seed=1), vqgan(num_codes=41), diffusers(tiny_kl, 2.0)()):
         with pytest.raises(ValueError, match="another codec was given"):
             load_checkpoint(path, codec=other)
 
@@ -359,7 +359,7 @@ def test_without_diffusers(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_our_own_vqgan(suffix: str, tmp_path: Path):
-    vqgan, path = tiny_vqgan(eps=1e-5, projects_attention=False), tmp_path / f"vqgan{suffix}"
+    vqgan, path = tiny_vqgan(), tmp_path / f"vqgan{suffix}"
     save_vqgan(path, vqgan)
     loaded = load_vqgan(path)
     assert (loaded.config, loaded.training) == (vqgan.config, False)
