@@ -1,26 +1,33 @@
-"""What the commands that train share: settings, pairs, where a run resumes, and how it ends."""
+"""What commands that train share, and those that train a student or an autoencoder.
+
+In Python, ``Distill.of(...)`` and ``TrainVQGAN.of(...)`` have the defaults of the commands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.base.settings import ShownConfig, position, setting
+from bbdm.base.settings import ShownConfig, from_values, position, setting
 from bbdm.cli import GPUsCommand
-from bbdm.data.config import Crops, DatasetConfig
-from bbdm.data.rows import Row
+from bbdm.data.config import Crops, DataConfig, DatasetConfig
+from bbdm.data.rows import Row, read_layout
 from bbdm.data.spec import Condition, Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
+from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
-from bbdm.training.config import RunConfig
+from bbdm.sampling.network_config import FileConfig
+from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
+    from bbdm.networks.vqgan import VQGAN
     from bbdm.training.trainer import Trainer
 
 
@@ -188,3 +195,130 @@ def report(team: Processes, line: str) -> None:
     """Print a line, once in a team."""
     if team.first:
         print(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
+    """Distil a trained bridge into one of few calls: bbdm distill TEACHER DATA STUDENT --calls 2.
+
+    The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its
+    own results. If it ends early, the same command resumes. For several processes, add --use_multi_gpus, or
+    start it by torchrun --nproc_per_node N -m bbdm distill ...
+
+    Raises:
+        ValueError: a field is out of range, or fields contradict each other.
+    """
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "epochs": 20,
+        "batch_size": 32,
+        "learning_rate": 1e-4,
+        "lr_schedule": "cosine",
+        "warmup_steps": 100,
+        "ema_decay": 0.999,
+        "flip": True,
+        "precision": "bf16",
+    }
+    FIRST: ClassVar[str] = "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
+
+    teacher: Path = position("a file that bbdm.load_checkpoint reads")
+    output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
+    dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout)
+
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
+        import torch
+
+        from bbdm.training.distillation import StudentTask, student_of
+        from bbdm.training.trainer import Trainer
+
+        config = from_values(DistillConfig, vars(self))
+        teacher = self.load(self.teacher)
+        student, codec, known = student_of(teacher, self.calls), teacher.build_codec(), teacher.unet.config
+        size = self.image_size or teacher.image_size
+        if size is None:
+            raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
+        channels = known.source_channels if codec is None else codec.image_channels
+        pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
+        torch.manual_seed(self.seed)
+        return Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVQGAN(TrainingCommand, AutoencoderConfig):
+    """Train an autoencoder, for -vq: bbdm train-vqgan edge2shoes DATA OUTPUT_MODEL [flags].
+
+    It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
+    (--kind kl). If it ends early, the same command resumes. For several processes, one for each GPU, add
+    --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm train-vqgan ...
+
+    Raises:
+        ValueError: a field is out of range, or fields contradict each other.
+    """
+
+    HEADING: ClassVar[str] = "autoencoder"
+    PAIRS: ClassVar[bool] = False
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "epochs": 50,
+        "batch_size": 8,
+        "learning_rate": 2e-4,
+        "lr_schedule": "cosine",
+        "ema_decay": 0.999,
+        "precision": "bf16",
+    }
+    DECIDING: ClassVar[str] = "init_from"
+    FIRST: ClassVar[str] = (
+        "dataset data_dir output_model preset kind epochs batch_size image_size device ckpt_path overwrite"
+    )
+
+    preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
+    kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")
+    image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
+    init_from: Path | None = setting(None, "begin with this autoencoder, in place of a preset; restarts are 0 if unset")
+    channels: Literal[1, 3] | None = setting(
+        None, "1 for grey pictures; 3 if unset, or those of --init_from", group="data"
+    )
+    lpips_weights: Path | None = setting(None, "torchvision's weights of the LPIPS network, if they are not downloaded")
+
+    @classmethod
+    def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those of all autoencoders; a trained codebook keeps its codes."""
+        return cls.DEFAULTS if values.get("init_from") is None else {**cls.DEFAULTS, "restarts": 0}
+
+    def read(self, path: Path) -> Any:
+        """The content of a checkpoint of the run, which is an autoencoder."""
+        from bbdm.files.checkpoint import load_vqgan_state
+
+        return load_vqgan_state(path)
+
+    def network(self) -> VQGAN:
+        """The autoencoder that a run begins with."""
+        from bbdm.files.checkpoint import load_vqgan
+        from bbdm.networks.vqgan import VQGAN
+
+        if self.init_from is None:
+            settings = replace(VQGANS[self.preset], image_channels=self.channels or 3)
+            return VQGAN.from_config(replace(settings, num_codes=0) if self.kind == "kl" else settings)
+        vqgan = load_vqgan(self.init_from)
+        channels = vqgan.config.image_channels
+        if self.channels not in (None, channels):
+            raise ValueError(f"{self.init_from} is for images of {channels} channels: leave channels out")
+        if (self.kind == "kl") != (vqgan.config.num_codes == 0):
+            raise ValueError(f"{self.init_from} is of another kind than {self.kind!r}")
+        return vqgan
+
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
+        import torch
+
+        from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
+        from bbdm.training.trainer import Trainer
+
+        config = from_values(AutoencoderConfig, vars(self))
+        torch.manual_seed(self.seed)
+        vqgan = self.network().to(team.device)
+        pairs, validation = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
+        with team.first_before_others():  # the others find what the first downloads
+            perceptual = perceptual_loss(config, self.lpips_weights, team.device)
+        task = partial(AutoencoderTask, perceptual=perceptual)
+        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=task)

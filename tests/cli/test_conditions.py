@@ -12,9 +12,10 @@ from torch import nn
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.base.seeds import seed_of
-from bbdm.cli import distill, eval, train, translate
+from bbdm.cli import eval, train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.cli.files import Info
+from bbdm.cli.training import Distill
 from bbdm.data.spec import Spec
 from bbdm.pictures import Picture
 from bbdm.pictures.values import Values
@@ -182,7 +183,7 @@ def test_both_directions_are_trained_resumed_and_distilled() -> None:
     fit("--direction", "both", "-e", "2", data="data")
     assert load_checkpoint("t.pt").unet.config.two_way
     assert len(Path("t.run/metrics.jsonl").read_text().splitlines()) == 2
-    distill.main(["t.pt", "data", "s.pt", *STUDENT, "--direction", "both"])
+    Distill.main(["t.pt", "data", "s.pt", *STUDENT, "--direction", "both"])
     assert load_checkpoint("s.pt").unet.config.two_way
     other = "the network has two directions, and trains on both; got direction 'AtoB'"
     with pytest.raises(ValueError, match=other):
@@ -193,4 +194,4 @@ def test_both_directions_are_trained_resumed_and_distilled() -> None:
         ("c.pt", f"{COLUMNS},dem=sar", ["--condition", "dem=image"], r"the network takes .*'sar' \(1 .*, got dem"),
     ):
         with pytest.raises(ValueError, match=message):
-            distill.main([teacher, data, "other.pt", *STUDENT, *flags])
+            Distill.main([teacher, data, "other.pt", *STUDENT, *flags])

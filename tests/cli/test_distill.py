@@ -10,7 +10,8 @@ import torch
 import bbdm
 from bbdm import cli
 from bbdm.bridges import BrownianBridge
-from bbdm.cli import distill, translate
+from bbdm.cli import translate
+from bbdm.cli.training import Distill
 from bbdm.runtime import OnnxBridgeSampler
 from tests.cli.conftest import SIZE
 from tests.conftest import same_weights, tiny_unet
@@ -32,7 +33,7 @@ def words(*flags: Any, teacher: str = "teacher.pt", data: str = "data") -> list[
 
 def fit(*flags: Any) -> torch.nn.Module:
     """The averaged student."""
-    distill.main(words(*flags))
+    Distill.main(words(*flags))
     return bbdm.load_checkpoint("student.pt").build_unet()
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from bbdm import cli, load_checkpoint, load_vqgan
 from bbdm.base.scripts import TERMINATED, StoppedError
-from bbdm.cli import train, train_vqgan, translate
+from bbdm.cli import train, translate
 from bbdm.cli.files import ConvertVQGAN
+from bbdm.cli.training import TrainVQGAN
 from bbdm.codec import LatentStatistics
 from bbdm.data.examples import Example
 from bbdm.networks.config import VQGANS, VQGANConfig
@@ -41,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePic
 
 
 def fit(output: str = "vqgan.pt", *flags: str) -> VQGAN:
-    train_vqgan.main(["edge2shoes", "data", output, *ALONE, "-e", "1", "-lr", "1e-2", *flags])
+    TrainVQGAN.main(["edge2shoes", "data", output, *ALONE, "-e", "1", "-lr", "1e-2", *flags])
     return load_vqgan(output)
 
 
@@ -76,7 +77,7 @@ def test_the_same_command_resumes_after_sigterm(monkeypatch: pytest.MonkeyPatch)
         for path in Path("data", name).iterdir():
             Image.open(path).resize((64, 32), Image.Resampling.NEAREST).save(path)
     flags = [*TINY_RUN, "--image_size", "32", "--adversarial_start", "1", "--discriminator_width", "4", "-e", "3"]
-    train_vqgan.main(["edge2shoes", "data", "whole.pt", *flags])
+    TrainVQGAN.main(["edge2shoes", "data", "whole.pt", *flags])
     original = Trainer.train_step
 
     def terminated(self: Trainer, batch: Example) -> float:
@@ -87,9 +88,9 @@ def test_the_same_command_resumes_after_sigterm(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "train_step", terminated)
         with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 3") as caught:
-            train_vqgan.main(["edge2shoes", "data", "parts.pt", *flags])
+            TrainVQGAN.main(["edge2shoes", "data", "parts.pt", *flags])
     assert caught.value.status == TERMINATED
-    train_vqgan.main(["edge2shoes", "data", "parts.pt", *flags])
+    TrainVQGAN.main(["edge2shoes", "data", "parts.pt", *flags])
     assert same_weights(load_vqgan("parts.pt"), load_vqgan("whole.pt"))
 
 
@@ -102,7 +103,7 @@ def test_begins_from_a_trained_autoencoder(capsys: pytest.CaptureFixture[str]):
     after = fit("more.pt", "--init_from", "vqgan.pt", "-lr", "1e-12").state_dict()
     assert all(torch.allclose(value, after[key], atol=1e-6) for key, value in before.state_dict().items())
     words = ["edge2shoes", "data", "x.pt"]
-    restarts = [train_vqgan.TrainVQGAN.parse([*words, *more]).restarts for more in ([], ["--init_from", "vqgan.pt"])]
+    restarts = [TrainVQGAN.parse([*words, *more]).restarts for more in ([], ["--init_from", "vqgan.pt"])]
     assert restarts == [50, 0]  # a trained codebook keeps its codes
     with pytest.raises(ValueError, match=r"vqgan\.pt is of another kind than 'kl'"):
         fit("other.pt", "--init_from", "vqgan.pt", "--kind", "kl")
