@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command ``bbdm``."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[1:] and words[0] == scripts.IMPORT:
-        scripts.run(lambda: main(scripts.import_modules(words)))
-        return
+        scripts.run(lambda: scripts.import_own(words[1:2]))
+        return main(words[2:])
     if words and words[0] in COMMANDS:
         return run(words[0], words[1:])
     width = max(map(len, COMMANDS))

@@ -76,11 +76,7 @@ OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 def read_shares(text: str) -> dict[str, float]:
     """Shares by name, from ``NAME:SHARE`` with commas, such as ``style:0.1,text:0.2``; else a ValueError."""
-    form = "it is written as NAME:SHARE"
-    try:
-        return {name: float(share) for name, share in read_named(text, form, ":").items()}
-    except ValueError as error:
-        raise ValueError(f"{form}, with commas, each name once, got {text!r}") from error
+    return {name: float(share) for name, share in read_named(text, "it is written as NAME:SHARE", ":").items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -278,7 +278,6 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
     channels: Literal[1, 3] | None = setting(
         None, "1 for grey pictures; 3 if unset, or those of --init_from", group="data"
     )
-    lpips_weights: Path | None = setting(None, "torchvision's weights of the LPIPS network, if they are not downloaded")
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -319,6 +318,6 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         vqgan = self.network().to(team.device)
         pairs, validation = self.load_pairs(self.image_size, vqgan.config.image_channels, team)
         with team.first_before_others():  # the others find what the first downloads
-            perceptual = perceptual_loss(config, self.lpips_weights, team.device)
+            perceptual = perceptual_loss(config, team.device)
         task = partial(AutoencoderTask, perceptual=perceptual)
         return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -54,16 +54,15 @@ class Translate(GPUsCommand, TranslateConfig):
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
-        from bbdm.evaluation.calibration import as_calibrated
-        from bbdm.evaluation.intervals import Intervals
+        from bbdm.evaluation.intervals import Intervals, file_of
+        from bbdm.files.hub import find_checkpoint
         from bbdm.translation.results import check_paths, paths_of
         from bbdm.translation.translator import Translator
 
         config, load, folder = self, None, self.folder
         if self.with_ends:
-            config = as_calibrated(self, self.named)
-            assert config.intervals is not None  # which it names
-            load = partial(Intervals.load, config.intervals)
+            config = self.as_calibrated(path := self.intervals or file_of(find_checkpoint(self.model)))
+            load = partial(Intervals.load, path)
         translator = Translator(config, load_intervals=load)
         planned = paths_of(translator.plan(folder))
         grid = next(path for name in GRIDS if (path := folder / name) not in planned)
@@ -79,6 +78,28 @@ class Translate(GPUsCommand, TranslateConfig):
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
                 print(f"to look at: {grid}")
         translator.processes.leave()
+
+    def as_calibrated(self, path: Path) -> Translate:
+        """The command with what a file of intervals fixes: solver, steps, samples, windows and guidance.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OtherSamplerError: a setting that was named, or is not the default, says otherwise.
+        """
+        from bbdm.evaluation.intervals import Intervals, OtherSamplerError
+
+        intervals = Intervals.load(path, None)
+        fixed = {**intervals.fixed, "num_samples": intervals.samples}
+        usual = {each.name: each.default for each in fields(self)}
+        for name, value in fixed.items():
+            own = self.chosen_solver if name == "solver" else getattr(self, name)
+            if own != value and (name in self.named or own != usual[name]):
+                raise OtherSamplerError(
+                    f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
+                )
+        if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
+            fixed["image_size"] = self.usual_size
+        return replace(self, **fixed, intervals=path, fast_sampling=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +120,10 @@ class Demo(Translate):
 class Restore(Command, TranslateConfig):
     """Restore photographs: bbdm restore PHOTO... -o DIR [flags].
 
-    JPEGs of any quality, noise, blur and pictures that were enlarged, of any size, in grey or colour of 8 or
-    16 bits. The result is the expected picture, which is nearest to the clean one; --samples N gives N random
-    ones, with grain. Results are PNG files, of colours of 16 bits TIFF, with the bits, the transparency and
-    the colour profile of their photographs.
+    JPEGs of any quality, noise, blur and pictures that were enlarged, of any size, in grey or colour of 8
+    bits. The result is the expected picture, which is nearest to the clean one; --samples N gives N random
+    ones, with grain. Results are PNG files, with the transparency and the colour profile of their
+    photographs.
 
     Raises:
         ValueError: a number is out of range, or settings contradict each other.

@@ -1,6 +1,6 @@
 """Restoring photographs: a translation of files and folders, each photograph at its own size, by windows.
 
-Photographs are of any mode, and their results have their bits, greys, colour profile and transparency.
+Photographs are of any mode of 8 bits, and their results have their greys, colour profile and transparency.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from PIL import Image
 
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Strips
 from bbdm.data.rows import Row, named
 from bbdm.data.spec import Spec
 from bbdm.execution.device import best_dtype, find_device
-from bbdm.pictures import files, formats, header, images, read, write
-from bbdm.pictures.values import EIGHT_BIT
+from bbdm.pictures import files, formats, header, images, read
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
 from bbdm.translation.results import paths_of
@@ -34,59 +32,46 @@ GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 class Mode(NamedTuple):
     """What a photograph has besides colours."""
 
-    bits: int = 8  # 8 or 16 of a value
-    grey: bool = False  # whether it has one channel
-    alpha: npt.NDArray[np.uint8] | None = None  # (H, W); None where all is opaque
-    profile: bytes | None = None  # ICC, of the colours
+    grey: bool  # whether it has one channel
+    alpha: npt.NDArray[np.uint8] | None  # (H, W); None where all is opaque
+    profile: bytes | None  # ICC, of the colours
 
 
 class Photographs(Files):
-    """Photographs of files, and the files of their results. Those larger than memory have 8 bits."""
+    """Photographs of files, and the PNG files of their results, which lose nothing."""
 
     def __init__(self, pairs: Pairs, channels: int) -> None:
         super().__init__(pairs, channels)
         self.alone = True  # a result is written before the next photograph is read
 
     def suffix(self, index: int) -> str:
-        """PNG, or TIFF of colours of 16 bits: both lose nothing."""
-        (head,) = self._heads(index)
-        return ".tif" if head.dtype == np.uint16 and head.shape[0] == 3 else ".png"
+        """That of PNG."""
+        return ".png"
 
     def source(self, index: int) -> tuple[torch.Tensor, Mode]:
         """An upright photograph (3, H, W) in [-1, 1], and what it has besides colours.
 
         Colours under transparency are as the file has them.
         """
-        (head,), path = self._heads(index), self.pairs.rows[index]["source"]
-        if not head.photograph:
-            bits = 8 * head.dtype.itemsize
-            scaled = (np.asarray(read(path)).astype(np.float32) * np.float32(2 / (2**bits - 1)) - 1).clip(-1, 1)
-            return torch.from_numpy(np.repeat(scaled, 3 // len(scaled), 0)), Mode(bits, len(scaled) == 1)
-        image = images.open_image(path)
+        path = self.pairs.rows[index]["source"]
+        if self._heads(index)[0].photograph:
+            image = images.open_image(path)
+        else:
+            array = np.asarray(read(path))
+            image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
         alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
         profile = None if image.mode == "CMYK" else image.info.get("icc_profile")  # of colours that are converted
         colours = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - 1
-        return torch.from_numpy(colours), Mode(8, image.mode in ("1", "L", "LA", "La"), alpha, profile)
+        return torch.from_numpy(colours), Mode(image.mode in ("1", "L", "LA", "La"), alpha, profile)
 
     def save(self, result: Any, about: Mode, path: Path) -> None:
         """Write colours (3, H, W) in [-1, 1] in a mode."""
-        most = 2**about.bits - 1
-        pixels = np.tensordot(GREY, result.cpu().numpy(), 1)[None] if about.grey else result.cpu().numpy()
-        stored = np.rint((pixels.clip(-1, 1) + 1) * np.float32(most / 2)).astype(f"u{about.bits // 8}")
-        if about.bits == 16:
-            return write(path, stored)
-        image = Image.fromarray(stored[0] if about.grey else np.ascontiguousarray(stored.transpose(1, 2, 0)))
+        pixels = result.cpu().numpy()
+        pixels = np.tensordot(GREY, pixels, 1) if about.grey else pixels.transpose(1, 2, 0)
+        image = Image.fromarray(np.rint((pixels.clip(-1, 1) + 1) * np.float32(127.5)).astype(np.uint8))
         if about.alpha is not None:
             image.putalpha(Image.fromarray(about.alpha))
         write_atomically(path, lambda part: image.save(part, "png", icc_profile=about.profile))
-
-    def strips(self, index: int) -> Strips:
-        """A photograph of which rows of pixels are read; ValueError where it has other values than 8 bits."""
-        strips = super().strips(index)
-        if strips.dtype != EIGHT_BIT.dtype:
-            found = f"{self.shown(index)} is larger than memory and has {strips.dtype} values"
-            raise ValueError(f"{found}: give more memory")
-        return strips
 
 
 class Outcome(NamedTuple):
@@ -114,10 +99,9 @@ def restore(photographs: Iterable[Path], config: TranslateConfig) -> Outcome:
     for name, path in _files(photographs):
         try:
             head = header(path)
-            colours = len(head.sides) == 2 and head.shape[0] in (1, 3) and head.dtype in (np.uint8, np.uint16)
-            if not (head.photograph or colours):
+            if not (head.photograph or (len(head.sides) == 2 and head.shape[0] in (1, 3) and head.dtype == np.uint8)):
                 found = f"{len(head.sides)} axes, {head.shape[0]} channels of {head.dtype}"
-                raise ValueError(f"{path} has {found}, and a photograph is grey or colour of 8 or 16 bits")
+                raise ValueError(f"{path} has {found}, and a photograph is grey or colour of 8 bits")
         except (ValueError, FileNotFoundError, PermissionError) as error:
             errors.append(named({"source": path}, error))
             continue

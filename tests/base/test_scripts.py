@@ -51,6 +51,7 @@ class Draw(Command, Numbers):
     size: Size | None = setting(8, "of pictures", parse=read_size)
     names: tuple[str, ...] = setting((), "of it", metavar="NAME")
     shape: str | None = setting(None, "of it", choices=SHAPES)
+    parts: tuple[str, ...] = setting((), "of it", choices=SHAPES)
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Join(Command):
         ("--flip", {"flip": True}),
         ("--size 8x16", {"size": (8, 16)}),
         ("--names a b --names c", {"names": ("a", "b", "c")}),
-        ("--shape square", {"shape": "square"}),
+        ("--shape square --parts round square", {"shape": "square", "parts": ("round", "square")}),
         ("--preset large", {"preset": "large", "number": 9, "flip": True}),
         ("--no-flip -n 3 --preset large", {"preset": "large"}),
     ],
@@ -104,6 +105,7 @@ def test_python_callers_meet_presets_paths_and_parts():
         ({"number": float("nan")}, "number must be at least 1, got nan"),
         ({"kind": "c"}, r"kind must be one of .*, got 'c'"),
         ({"channels": None}, r"channels must be one of .*, got None"),
+        ({"parts": ("round", "oval")}, r"parts must be one of \('round', 'square'\), got 'oval'"),
         ({"shape": "oval"}, r"shape must be one of \('round', 'square'\), got 'oval'"),
     ],
 )

@@ -1,6 +1,5 @@
 """The command ``bbdm``: its subcommands, what they cost at the start, and ``bbdm info``."""
 
-import json
 import runpy
 import subprocess
 import sys
@@ -77,18 +76,13 @@ def info(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> t
     return title.removeprefix(f"{file}: "), {line[2:16].strip(): line[16:] for line in lines}
 
 
-def test_info_of_the_bundled_network_and_of_an_export(exported: Path, capsys: pytest.CaptureFixture[str]):
+def test_info_of_the_bundled_network(capsys: pytest.CaptureFixture[str]):
     title, found = info(demo.WEIGHTS, capsys)
     count = sum(parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters())
     assert title == "a checkpoint"
     assert found["network"] == f"unet, {count / 1e6:.1f} M parameters in float16"
     assert (found["image size"], found["network calls"]) == ("64 x 64", "any number")
     assert "objective='pinned'" in found["bridge"]
-    title, found = info(exported, capsys)
-    settings = json.loads((exported / "bridge.json").read_text())
-    assert title == "an ONNX export"
-    assert found["solver"] == f"{settings['solver']}, {len(settings['timesteps'])} steps"
-    assert f"torch {settings['versions']['torch']}" in found["made by"]
 
 
 def test_info_of_folders_and_autoencoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,10 +13,8 @@ from PIL import Image
 import bbdm
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.cli import eval as eval_script
-from bbdm.cli.eval import Eval
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
-from bbdm.evaluation.metrics import Setup, defaults
 from bbdm.pictures.values import Values
 from bbdm.translation.results import ResultsError
 from tests.cli.conftest import SIZE, pixels, sides
@@ -67,8 +65,6 @@ def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[
     assert report["scores"]["crps"] == pytest.approx(near - apart / 2)
     assert report["pictures"] == 9
     assert "| diversity ↑ | CRPS ↓ |" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="diversity needs at least 2 results of each source, got 1"):
-        run(scores=("diversity",))
 
 
 def test_an_interrupted_evaluation_resumes(count: list[int], monkeypatch: pytest.MonkeyPatch):
@@ -110,11 +106,9 @@ def test_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
     run(data="copy")
     assert count == []
     Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/04.png")
-    words: Any
     for words, difference in (
         (["--steps", "2"], "nfe 3, now 2, timesteps"),
-        (["-r", "2"], r"num_samples 1, now 2\)"),
-        (["--dtype", "bf16"], r"dtype float32, now bfloat16\)"),
+        (["--dtype", "bf16", "-r", "2"], r"num_samples 1, now 2, dtype float32, now bfloat16\)"),
         (["--image_size", "12"], r"image_size 16, now 12\)"),
     ):
         with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}"):
@@ -125,20 +119,11 @@ def test_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
     with pytest.raises(ResultsError, match=r"other settings \(weights "):
         run()
     assert Path("results/04.png").read_bytes() == before
-    count.clear()
-    run("--overwrite")
-    assert sum(count) == 3
-    assert Path("results/04.png").read_bytes() != before
 
 
-def test_fid_end_to_end(count: list[int], monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(FileNotFoundError, match=r"there is no file none.pth of Inception weights"):
-        run("--fid_weights", "none.pth", scores=("fid",))
-    assert count == []
-    given: list[Path | None] = []
-    monkeypatch.setattr(perceptual, "inception", lambda weights: given.append(weights) or Features())
-    assert run("--fid_weights", "inception.pth", scores=("fid",))["scores"]["fid"] > 0
-    assert given == [Path("inception.pth")]
+def test_fid_end_to_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(perceptual, "inception", Features)
+    assert run(scores=("fid",))["scores"]["fid"] > 0
 
 
 def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
@@ -153,19 +138,17 @@ def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
         with pytest.raises(ValueError, match=message):
             eval_script.main([*flags, *words])
     assert count == []
-    eval_script.main([*flags, "dpm2m:3,5", "fast", "ddim:2"])
+    eval_script.main([*flags, "dpm2m:1,2", "mean"])
     reports = json.loads(Path("sweep/sweep.json").read_text())
-    nfe = reports[2]["nfe"]
-    assert nfe > 10
     found = [f"{report['solver']}-{report['nfe']}" for report in reports]
-    assert found == ["dpm2m-3", "dpm2m-5", f"fast-{nfe}", "ddim-2"]
+    assert found == ["dpm2m-1", "dpm2m-2", "mean-1"]
     assert sorted(found) == sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
-    assert json.loads(Path("sweep/dpm2m-5/scores.json").read_text()) == reports[1]
+    assert json.loads(Path("sweep/dpm2m-2/scores.json").read_text()) == reports[1]
     assert min(Image.open("sweep/quality_nfe.png").size) > 200
     rows = capsys.readouterr().out.splitlines()
-    assert [row.count("|") for row in rows[:6]] == [7] * 6
+    assert [row.count("|") for row in rows[:5]] == [7] * 5
     count.clear()
-    eval_script.main([*flags, "dpm2m:3,5", f"fast:{nfe}", "ddim:2"])  # the published list by its number; all kept
+    eval_script.main([*flags, "dpm2m:1,2", "mean:1"])  # the default by its number; all kept
     assert count == []
 
 
@@ -191,20 +174,11 @@ def test_volumes_without_bone_have_no_dice(capsys: pytest.CaptureFixture[str]):
     assert scores("--metrics", "dice", "--overwrite")["scores"]["dice"] == 0
 
 
-def test_flags_of_the_public_code():
-    flags = ["edge2shoes", "data", "c.pt", "--fast_sampling", "--t", "1000", "-r", "2", "-l", "2", "-b", "8"]
-    config = Eval.parse([*flags, "-vq", "vqgan.pt", "--show_verbose"])
-    assert (config.chosen_solver, config.time_steps, config.num_samples, config.c_lambda) == ("fast", 1000, 2, 2.0)
-    assert (config.vqgan_path, config.folder) == (Path("vqgan.pt"), Path("out/c-eval"))
-    assert config.metrics is None
-    assert defaults(Setup(samples=2)) == ["fid", "lpips", "diversity", "energy", "crps"]
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("edge2shoes data c.pt --metrics diversity", "diversity needs at least 2 results of each source, got 1"),
         ("folder data c.pt", "'folder' has no targets: degrade"),
-        ("edge2shoes data c.pt --metrics kid", "metrics must be among fid, .* got kid"),
         ("edge2shoes data c.pt --sweep ddim:2 --steps 3", "sweep names solvers"),
         ("edge2shoes data c.pt --size keep", "image_size keep"),
         ("unpaired A,B c.pt --metrics psnr", "metrics must be fid, and num_samples 1, .* got psnr and 1"),
@@ -213,4 +187,4 @@ def test_flags_of_the_public_code():
 def test_what_the_command_line_refuses(flags: str, message: str):
     """So do Python's callers of the settings."""
     with pytest.raises(ValueError, match=message):
-        Eval.parse(flags.split())
+        eval_script.main(flags.split())

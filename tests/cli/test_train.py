@@ -13,7 +13,7 @@ from PIL import Image
 import bbdm
 from bbdm import cli
 from bbdm.base.settings import from_values
-from bbdm.cli import train, translate
+from bbdm.cli import train
 from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
 from bbdm.data.rows import BadPicturesError
@@ -35,22 +35,17 @@ CONDITIONS = {
     "style": Condition("class"),
     "text": Condition("tokens"),
 }
+SHORT = {"batch_size": 3, "epochs": 7, "time_steps": 500, "c_lambda": 1.5, "learning_rate": 2e-5}
+SHORT |= {"vqgan_path": Path("v.pt"), "use_multi_gpus": True}
 FLAGS: list[tuple[str, dict[str, Any]]] = [  # each name of each flag, and what it gives
-    ("-b 3; --batch_size 3", {"batch_size": 3}),
-    ("-e 7; --epochs 7", {"epochs": 7}),
-    ("-t 500; --t 500; --time_steps 500", {"time_steps": 500}),
-    ("-l 1.5; --c_lambda 1.5", {"c_lambda": 1.5}),
-    ("-lr 2e-5; --learning_rate 2e-5", {"learning_rate": 2e-5}),
-    ("-vq v.pt; --vqgan_path v.pt", {"vqgan_path": Path("v.pt")}),
-    ("-use_multi_gpus; --use_multi_gpus", {"use_multi_gpus": True}),
-    ("--image_size 64x128", {"image_size": (64, 128)}),
-    ("--ckpt_path run/step_00000500.pt --experiment run", {"ckpt_path": Path("run/step_00000500.pt")}),
+    ("-b 3 -e 7 -t 500 -l 1.5 -lr 2e-5 -vq v.pt -use_multi_gpus", SHORT),
+    ("--batch_size 3 --epochs 7 --t 500 --c_lambda 1.5 --learning_rate 2e-5 --codec v.pt --use_multi_gpus", SHORT),
+    ("--image_size 64x128 --ckpt_path run/s.pt", {"image_size": (64, 128), "ckpt_path": Path("run/s.pt")}),
     ("--crop 96x64:8 --slices axial:1", {"crop": Crops((96, 64), 8), "slices": Slices("axial", 1)}),
     ("--degrade jpeg:5@7", {"degrade": Degradation("jpeg", 5, 7)}),
     ("--condition sar=image@-25:0,style=class,text=tokens --drop style:0.1", {"conditions": CONDITIONS}),
     ("--condition style=class,text=tokens --drop style:0.1,text:1e-2", {"drop": {"style": 0.1, "text": 0.01}}),
-    ("--channels 1 --keep 3 --seed 5", {"channels": 1, "keep": 3, "seed": 5}),
-    ("--loss huber --source_as concat", {"loss": "huber", "source_as": "concat"}),
+    ("--channels 1 --source_as concat", {"channels": 1, "source_as": "concat"}),
     ("--preset demo", {"preset": "demo", **train.PRESET_SETTINGS["demo"]}),
     ("--preset demo -b 64 --loss l1 --no-flip", {"batch_size": 64, "loss": "l1", "flip": False}),
     ("-b 64 --no-flip --preset demo", {"batch_size": 64, "flip": False, "image_size": 64, "epochs": 50}),
@@ -60,10 +55,9 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [  # each name of each flag, and what 
 @pytest.mark.parametrize(("written", "values"), FLAGS, ids=lambda each: each if isinstance(each, str) else "")
 def test_flags(written: str, values: dict[str, Any]) -> None:
     """Before the data and after it; the settings of a preset are defaults, wherever it stands."""
-    for flags in (each.split() for each in written.split("; ")):
-        commands = train.Train.parse([*DATA, *flags]), train.Train.parse([*flags, *DATA])
-        assert commands[0] == commands[1]
-        assert values.items() <= vars(commands[0]).items()
+    commands = train.Train.parse([*DATA, *written.split()]), train.Train.parse([*written.split(), *DATA])
+    assert commands[0] == commands[1]
+    assert values.items() <= vars(commands[0]).items()
 
 
 @pytest.mark.parametrize("preset", train.PRESETS)
@@ -225,16 +219,15 @@ class TestRuns:
         assert loaded.training is None  # of the run's own files alone
         assert bbdm.load_checkpoint("new.run/step_00000001.pt").training is not None
 
-    @pytest.mark.parametrize("flags", [[], ["--ckpt_path", "run/step_00000001.pt"]], ids=["same command", "ckpt_path"])
-    def test_resumes_from_a_checkpoint(self, flags: list[str]) -> None:
+    def test_resumes_by_the_same_command_and_from_a_checkpoint(self) -> None:
         """A finished run is written again; of another seed are other weights."""
         common, straight = ["--experiment", "run", *COMMON], bbdm.load_checkpoint("model.pt").unet
         fit("first.pt", *common)
-        assert same(fit("resumed.pt", *common, *flags, "-e", "3"), straight)
+        fit("resumed.pt", *common, "-e", "2")
+        assert same(fit("resumed.pt", *common, "--ckpt_path", "run/step_00000002.pt", "-e", "3"), straight)
         assert same(fit("again.pt", *common, "-e", "3"), straight)
         assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
-        if flags:
-            assert not same(fit("other.pt", *COMMON, "--seed", "1"), bbdm.load_checkpoint("first.pt").unet)
+        assert not same(fit("other.pt", *COMMON, "--seed", "1"), bbdm.load_checkpoint("first.pt").unet)
 
     def test_begins_from_trained_weights(self, monkeypatch: Any, capsys: Any) -> None:
         network = tiny_unet(2)
@@ -266,12 +259,10 @@ class TestRuns:
 
     def test_grey_pictures_that_are_not_square(self) -> None:
         fit("new.pt", "--image_size", "16x24", "--channels", "1", "--source_as", "none")
-        assert bbdm.load_checkpoint("new.pt").image_size == (16, 24)
+        loaded = bbdm.load_checkpoint("new.pt")
+        assert (loaded.image_size, loaded.unet.config.channels) == ((16, 24), 1)
         with Image.open("new.run/epoch_0001.png") as preview:
             assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2 + NAME_HEIGHT)
-        translate.main(["edge2shoes", "data", "new.pt", "results", "--steps", "2"])
-        with Image.open("results/02.png") as result:
-            assert (result.size, result.mode) == ((24, 16), "L")
 
     def test_bad_pictures_are_found_before_the_first_step(self, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of validation always, of training with --check; what is left out is said."""

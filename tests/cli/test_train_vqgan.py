@@ -1,6 +1,5 @@
 """`bbdm train-vqgan` and `convert-vqgan` as a user runs them, and a latent bridge after them."""
 
-import json
 import os
 import shutil
 import signal
@@ -67,8 +66,6 @@ def test_it_learns(kind: str, capsys: pytest.CaptureFixture[str]):
     assert errors[1] < 0.7 * errors[0]
     assert Image.open("vqgan.run/epoch_0040.png").size == (4 * (16 + 2) + 2, 16 + 4 + NAME_HEIGHT)
     assert "vqgan.pt: weights after epoch 40; losses and checkpoints: vqgan.run" in capsys.readouterr().out
-    record = json.loads(Path("vqgan.run/metrics.jsonl").read_text().splitlines()[-1])
-    assert ("perplexity" in record) == (kind == "vq")
 
 
 def test_the_same_command_resumes_after_sigterm(monkeypatch: pytest.MonkeyPatch):
@@ -115,6 +112,7 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, monkeypatch: p
     cached or not. The autoencoder is in the bridge's file."""
     fit("vqgan.pt", "--kind", kind)
     cache = fit_bridge("cache.pt", "-e", "1", "--flip", "--cache_latents", "latents")
+    assert [*Path("latents").glob("*")]
     known = fit_bridge("model.pt", "-e", "1", "--flip")
     assert known.source_mean == pytest.approx(cache.source_mean, rel=1e-4, abs=1e-5)
     assert known.target_std == pytest.approx(cache.target_std, rel=1e-4)
@@ -133,7 +131,6 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, monkeypatch: p
         ("-b 9", "batch_size must be at most the 4 training pairs, got 9"),
         ("--image_size 15", "image_size 15 is not a multiple of the autoencoder's 2"),
         ("--adversarial_weight 1", r"an adversary needs pictures of at least 24 x 24, got \(16, 16\)"),
-        ("--perceptual vgg --lpips_weights no.pth", "there is no file no.pth of vgg16 weights"),
     ],
 )
 def test_bad_input(flags: str, message: str):
@@ -147,7 +144,7 @@ def test_a_vqgan_of_latent_diffusion_is_converted_or_refused(capsys: pytest.Capt
     state = vqgan.state_dict()
     torch.save({"state_dict": {**state, "loss.a": torch.ones(1)}}, "model.ckpt")
     for name in ("vqgan.pt", "vqgan.safetensors"):
-        ConvertVQGAN.main(["model.ckpt", name, "-c", "3", "--assert_weights_mapping"])
+        ConvertVQGAN.main(["model.ckpt", name])
         assert f"{name}: VQ-f2, 40 codes of 3 channels, images of 3 channels\n" in capsys.readouterr().out
         loaded = load_vqgan(name)
         assert loaded.config == vqgan.config
@@ -155,7 +152,6 @@ def test_a_vqgan_of_latent_diffusion_is_converted_or_refused(capsys: pytest.Capt
     del state["quant_conv.bias"]
     torch.save({"state_dict": state}, "cut.ckpt")
     for words, message in (
-        ("model.ckpt out.pt -c 1", r"model\.ckpt is for images of 3 channels, got in_channels 1"),
         ("model.ckpt out.pth", r"ends in \.pt or \.safetensors, got .*out\.pth"),
         ("cut.ckpt out.pt", r"missing: quant_conv\.bias"),
         ("gone out.pt", "^error: there is no VQGAN gone$"),

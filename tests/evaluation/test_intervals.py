@@ -62,8 +62,7 @@ def test_a_file_and_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = Intervals.load(tmp_path / "a.intervals.json", sampler)
     assert vars(again) == vars(found)
     usual = {"window": "auto", "overlap": 0.25, "margin": 0, "guidance": None}
-    fixed = {"solver": "sde-dpm2m", "steps": 4, "samples": 4, **usual}
-    assert Intervals.call_of(tmp_path / "a.intervals.json") == fixed
+    assert Intervals.load(tmp_path / "a.intervals.json", None).fixed == {"solver": "sde-dpm2m", "steps": 4, **usual}
     source = make_pairs(2, seed=3)[0][0][None]
     for one, other in zip(again(source, seed=1), found(source, seed=1), strict=True):
         assert torch.equal(one, other)
@@ -98,9 +97,8 @@ def test_damaged_files(tmp_path: Path):
     damage = {"format": "x", "version": 2, "lambda_": float("nan"), "alpha": "x", "k": 1, "options": {}, "sampled": {}}
     for name, value in damage.items():
         path.write_text(json.dumps({**content, name: value}))
-        for read in (lambda: Intervals.load(path, make_sampler()), lambda: Intervals.call_of(path)):
-            with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
-                read()
+        with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
+            Intervals.load(path, None)
 
 
 @pytest.mark.parametrize(

@@ -28,20 +28,19 @@ def bound_of(mean: float, count: int) -> float:
     return root(lambda expectation: risk.p_value(mean, count, expectation) - DELTA, mean + 1e-12, 1 - 1e-12)
 
 
-@pytest.mark.parametrize("count", [22, 100, 1000])
-def test_the_bound_of_no_loss_is_the_binomials(count: int):
-    """(1 - R)^n = delta."""
-    assert bound_of(0, count) == pytest.approx(1 - DELTA ** (1 / count), rel=1e-9)
-
-
-@pytest.mark.parametrize("losses", [1, 3, 10, 60, 99])
+@pytest.mark.parametrize("losses", [0, 1, 10, 60, 99])
 def test_the_bound_is_between_the_exact_one_of_losses_0_and_1_and_hoeffdings(losses: int):
-    """Clopper and Pearson's; and mean + sqrt(ln(1/delta) / 2n), which the first half is never above."""
+    """Clopper and Pearson's; and mean + sqrt(ln(1/delta) / 2n), which the first half is never above.
+
+    Of no loss it is (1 - R)^n = delta.
+    """
     found = bound_of(losses / 100, 100)
+    if losses == 0:
+        assert found == pytest.approx(1 - DELTA ** (1 / 100), rel=1e-9)
     assert beta.ppf(1 - DELTA, losses + 1, 100 - losses) <= found <= losses / 100 + np.sqrt(np.log(1 / DELTA) / 200)
 
 
-@pytest.mark.parametrize("count", [22, 128, 1000])
+@pytest.mark.parametrize("count", [22, 1000])
 def test_what_is_allowed_is_the_largest_mean_whose_bound_is_alpha(count: int):
     allowed = risk.allowed(ALPHA, DELTA, "hoeffding-bentkus", count)
     assert bound_of(allowed, count) <= ALPHA + 1e-9
@@ -126,10 +125,8 @@ def test_the_guarantee_holds_in_1000_calibrations_and_intervals_are_short():
 @pytest.mark.parametrize(
     ("bound", "pairs", "masked", "refused"),
     [
-        ("hoeffding-bentkus", 22, 0, False),
         ("hoeffding-bentkus", 22, 11, True),
         ("hoeffding-bentkus", 44, 22, False),
-        ("conformal", 10, 5, True),
         ("conformal", 18, 9, False),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from bbdm import load_checkpoint
 from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.spec import Condition
-from bbdm.evaluation.pairs import SeenPairsError, check_unseen
+from bbdm.evaluation.unseen import SeenPairsError, check_unseen
 from tests.conftest import SIZE, MakePairs, MakeTrainer, load_pairs, newest, tiny_unet
 
 
