@@ -142,7 +142,9 @@ class Command:
         groups = {MAIN: [*dict.fromkeys(name for name in [*cls.FIRST.split(), *positions] if name in known)]}
         for name in known:
             if name not in groups[MAIN]:
-                groups.setdefault(cls._heading(name), []).append(name)
+                owner = next(each for each in cls.__mro__ if name in get_annotations(each))
+                heading = vars(owner).get("HEADING") or owner.__module__.split(".")[1]
+                groups.setdefault(known[name].metadata["group"] or heading, []).append(name)
         usage = ["%(prog)s"]
         for each in (known[name] for name in groups[MAIN] if name in positions):
             word = each.metadata["metavar"] or each.name.upper()
@@ -160,13 +162,6 @@ class Command:
                 _add(group, known[name], hints[name], defaults.get(name, known[name].default))
         parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this")
         return parser
-
-    @classmethod
-    def _heading(cls, name: str) -> str:
-        """The heading of a field in the help."""
-        owner = next(each for each in cls.__mro__ if name in get_annotations(each))
-        group = cls.__dataclass_fields__[name].metadata["group"]
-        return group or vars(owner).get("HEADING") or owner.__module__.split(".")[1]
 
     @classmethod
     def parse(cls: type[Self], words: Sequence[str]) -> Self:

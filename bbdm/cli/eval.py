@@ -17,10 +17,9 @@ from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
 from bbdm.data.rows import UNPAIRED, Row, read_rows
+from bbdm.evaluation.calibration import Bound, check_copies
 from bbdm.evaluation.intervals import By, Intervals, check_risk, file_of
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
-from bbdm.evaluation.risk import Bound
-from bbdm.evaluation.unseen import check_copies
 from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from PIL import Image
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from bbdm.translation.results import Job
 
 GRID_PAIRS = 16  # at most
-GRIDS = ("grid.png", "grid_of_results.png")  # the first that is no result's name
 
 
 def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
@@ -65,7 +64,7 @@ class Translate(GPUsCommand, TranslateConfig):
             load = partial(Intervals.load, path)
         translator = Translator(config, load_intervals=load)
         planned = paths_of(translator.plan(folder))
-        grid = next(path for name in GRIDS if (path := folder / name) not in planned)
+        grid = folder / ("grid_of_results.png" if folder / "grid.png" in planned else "grid.png")
         check_paths(translator.files, [grid])  # of the results the run checks it
         began = time.perf_counter()
         jobs, existing, _ = translator.run(config.chosen_solver, config.steps, folder)
@@ -155,19 +154,33 @@ class Restore(Command, TranslateConfig):
         """Restore, and print each result, what was there, and what is wrong with others.
 
         Raises:
+            FileNotFoundError: there is no such network.
+            ResultsError: the folder has results of other settings.
             StoppedError: a photograph was not restored; the others are.
+            ValueError: two results have one name, or a photograph's name; or a folder has no picture.
         """
-        from bbdm.translation.restore import restore
+        import torch
 
-        config = replace(self, solver="mean") if self.samples is None else replace(self, num_samples=self.samples)
-        outcome = restore(self.photographs, config)
-        for path in outcome.results:
-            print(path)
-        for path in outcome.kept:
-            print(f"{path} was there: --overwrite makes it again")
-        for error in outcome.errors:
+        from bbdm.data.spec import Spec
+        from bbdm.execution.device import best_dtype, find_device
+        from bbdm.translation.files import Photographs, read_photographs
+        from bbdm.translation.results import paths_of
+        from bbdm.translation.translator import Translator
+
+        rows, errors = read_photographs(self.photographs)
+        if rows:
+            device = find_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            dtype = self.dtype or ("bf16" if best_dtype(device) == torch.bfloat16 else "fp32")
+            how: dict[str, Any] = {"solver": "mean"} if self.samples is None else {"num_samples": self.samples}
+            config = replace(self, dtype=dtype, **how)
+            translator = Translator(config, rows, Spec(channels=3), Photographs, independent=True)
+            jobs, existing, _ = translator.run(config.solver, config.steps, config.folder)
+            for path in paths_of(jobs):
+                print(f"{path} was there: --overwrite makes it again" if path in existing else path)
+            errors += translator.bad.values()
+        for error in errors:
             print(f"error: {error}", file=sys.stderr)
-        if failed := len(outcome.errors):
+        if failed := len(errors):
             raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")
 
 

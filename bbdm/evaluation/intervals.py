@@ -22,9 +22,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
-from bbdm.evaluation import risk
-from bbdm.evaluation.risk import Bound, Losses
-from bbdm.evaluation.unseen import check_unseen
+from bbdm.evaluation.calibration import Bound, Losses, allowed, check_unseen
 from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
@@ -120,7 +118,7 @@ class Intervals:
         Raises:
             NoLambdaError: all samples of too many values are equal.
             SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
-                folder of its run; see :func:`~bbdm.evaluation.unseen.check_unseen`.
+                folder of its run; see :func:`~bbdm.evaluation.calibration.check_unseen`.
             TooFewPairsError: too few pairs have values; the number that is needed is named.
             ValueError: two sets without pairs, a target that is not finite, or an argument is out of range.
         """
@@ -135,7 +133,7 @@ class Intervals:
             raise ValueError("pairs must be pairs, since results are compared with targets; got two sets without any")
         check_unseen(examples, sampler.origin)
         counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
-        risk.allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
+        allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
         found = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
         pictures, sizes = list[Array](), set[tuple[int, ...]]()
         for count in tqdm(counts, "calibrating", unit="pair", disable=not progress):
@@ -143,7 +141,7 @@ class Intervals:
             pictures.append(np.concatenate([values for _, values in parts], axis=1))
             sizes |= {size for size, _ in parts}
         losses = Losses.of(pictures)
-        lambda_ = losses.least_lambda(risk.allowed(alpha, delta, bound, losses.valued, losses.masked))
+        lambda_ = losses.least_lambda(allowed(alpha, delta, bound, losses.valued, losses.masked))
         half = losses.uncertainty * lambda_ if by == "std" else losses.uncertainty / 2 + lambda_
         length = float((losses.weights * half.clip(0, 1)).sum())
         size = sizes.pop() if len(sizes) == 1 else None

@@ -118,8 +118,8 @@ class Scores:
             results, targets = (v.expand(*v.shape[:-3], 3, *v.shape[-2:]) for v in (results, targets))
         results, targets, inside = (v.to(self.device) for v in (results, targets, inside))
         for name, (metric, needed) in self._rows.items():
-            parts = _parts(metric, (results, targets, inside), masks is not None)
-            found = [metric.score(*_arguments(metric, setup, part), *needed) for part in parts]
+            parts = _arguments(metric, setup, (results, targets, inside), masks is not None)
+            found = [metric.score(*part, *needed) for part in parts]
             if metric.total:
                 self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
             else:  # several of a source, such as its results or slices
@@ -172,32 +172,28 @@ def _check(name: str, metric: Metric, setup: Setup) -> None:
         raise ValueError(f"{name} needs at least 2 results of each source, got {setup.samples}")
 
 
-def _parts(metric: Metric, pictures: Compared, masked: bool) -> Iterator[Compared]:
-    """Pictures as a metric takes them: masked pixels as a row, a volume as one picture or as its slices."""
+def _arguments(metric: Metric, setup: Setup, pictures: Compared, masked: bool) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The first arguments of a metric's function: of masked pixels as rows, of a volume, or of its slices."""
     results, targets, masks = pictures
+    parts = [pictures]
     if metric.masks == "pixels" and masked:
-        for result, target, mask in zip(results, targets, masks[:, 0], strict=True):
-            yield result[..., mask][None, :, :, None], target[..., mask][None, :, None], mask
-    elif targets.ndim == 4 or metric.masks == "map":
-        yield pictures
-    elif metric.masks == "pixels":
-        yield results.flatten(3, 4), targets.flatten(2, 3), masks
-    else:
-        yield results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), masks
-
-
-def _arguments(metric: Metric, setup: Setup, pictures: Compared) -> tuple[torch.Tensor, ...]:
-    """The first arguments of a metric's function."""
-    results, targets, masks = pictures
-    if metric.takes == "samples":
-        return results, targets
-    samples = results.shape[1]
-    flat = results.flatten(0, 1), targets.repeat_interleave(samples, dim=0)
-    if metric.takes == "unit":
-        flat = tuple(as_unit(each, setup.values) for each in flat)
-    else:
-        flat = tuple(each if each.is_floating_point() else each.float() for each in flat)
-    return (*flat, masks.repeat_interleave(samples, dim=0)) if metric.masks == "map" else flat
+        each = zip(results, targets, masks[:, 0], strict=True)
+        parts = [(x[..., mask][None, :, :, None], y[..., mask][None, :, None], mask) for x, y, mask in each]
+    elif targets.ndim == 5 and metric.masks == "pixels":
+        parts = [(results.flatten(3, 4), targets.flatten(2, 3), masks)]
+    elif targets.ndim == 5 and metric.masks is None:
+        parts = [(results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), masks)]
+    for results, targets, masks in parts:
+        if metric.takes == "samples":
+            yield results, targets
+            continue
+        samples = results.shape[1]
+        flat = results.flatten(0, 1), targets.repeat_interleave(samples, dim=0)
+        if metric.takes == "unit":
+            flat = tuple(as_unit(each, setup.values) for each in flat)
+        else:
+            flat = tuple(each if each.is_floating_point() else each.float() for each in flat)
+        yield (*flat, masks.repeat_interleave(samples, dim=0)) if metric.masks == "map" else flat
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -155,12 +155,15 @@ class Record:
         overwrite: bool,
         further: bool = False,
     ) -> None:
-        self.path = folder / SETTINGS
-        self.settings = manifest.as_json(settings)
+        self.path, self.settings = folder / SETTINGS, manifest.as_json(settings)
         for above in {(folder / name).parent for name in names} | {folder}:
             remove_leftovers(above)
-        self.existing = self._existing(names)
-        differing, known = self._before(further) if self.path.is_file() else ("", set[str]())
+        self.existing = {name for name in names if (folder / name).is_file()}
+        differing, known = "", set[str]()
+        if self.path.is_file():
+            with manifest.reading(self.path, f"give another output_dir, or delete {folder}") as content:
+                known = set(map(str, content["results"])) if further else self.existing
+                differing = manifest.differences(content["settings"], self.settings)
         if overwrite:
             for name in self.existing:
                 (folder / name).unlink(missing_ok=True)
@@ -175,19 +178,9 @@ class Record:
         self._names = {*names} if differing else known.union(names)
         manifest.write(self.path, {"settings": self.settings, **({"results": sorted(self._names)} if further else {})})
 
-    def _existing(self, names: Collection[str]) -> set[str]:
-        """Those of some names of results that there are."""
-        return {name for name in names if (self.path.parent / name).is_file()}
-
-    def _before(self, further: bool) -> tuple[str, set[str]]:
-        """How settings differ from those of the manifest, and the results that are known to be of these."""
-        with manifest.reading(self.path, f"give another output_dir, or delete {self.path.parent}") as content:
-            known = set(map(str, content["results"])) if further else self.existing
-            return manifest.differences(content["settings"], self.settings), known
-
     def close(self) -> None:
         """Delete the manifest where there are no results, and a folder that is empty then."""
-        if not self._existing(self._names):
+        if not any((self.path.parent / name).is_file() for name in self._names):
             self.path.unlink(missing_ok=True)
             with suppress(OSError):
                 self.path.parent.rmdir()

@@ -12,8 +12,8 @@ from bbdm import ABridge, BridgeSampler, Intervals, Values, pictures, save_check
 from bbdm.cli import translate
 from bbdm.cli.eval import Calibrate
 from bbdm.data.spec import Spec
+from bbdm.evaluation.calibration import SeenPairsError
 from bbdm.evaluation.intervals import OtherSamplerError
-from bbdm.evaluation.unseen import SeenPairsError
 from bbdm.pictures import Picture
 from bbdm.sampling.options import GuidanceOptions
 from tests.cli.conftest import SIZE, pixels, sides
@@ -58,14 +58,6 @@ def test_pairs_that_were_in_training_are_refused(place: Path):
     copied.write_bytes((place / "data" / "val" / "05.png").read_bytes())
     with pytest.raises(SeenPairsError, match=r"val/05.png has the content of data/train/copy.png, a training pair"):
         run()
-
-
-def test_what_is_refused_before_any_network_call(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(BridgeSampler, "distribution", None)
-    with pytest.raises(ValueError, match="the data set 'folder' has no targets: degrade makes"):
-        Calibrate.main(["c.pt", "folder", "data"])
-    with pytest.raises(ValueError, match=r"alpha 0.05 needs at least 19 pairs.*, got 4"):
-        run("--alpha", "0.05")
 
 
 def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):

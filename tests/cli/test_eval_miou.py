@@ -72,8 +72,8 @@ def test_an_interrupted_scoring_resumes(
     assert len(seen) == 4
     run_miou("--window", "16", "--output_stride", "8")
     assert len(seen) == 6
-    labels.unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no label map .*bonn_000001_000019_gtFine_labelIds.png"):
+    next(Path("city/gtFine/val/aachen").glob("*_labelIds.png")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no label map .*aachen_000000_000019_gtFine_labelIds.png"):
         run_miou("--window", "16")
     save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet", num_classes=21)))
     with pytest.raises(ValueError, match=r"deeplab.pt must have 19 classes, got 21"):
@@ -137,9 +137,7 @@ def test_what_segmentation_refuses():
     with pytest.raises(ValueError, match="stride must be from 1 to the window's 8, got 9"):
         sliding_logits(by_brightness, torch.zeros(1, 3, 16, 16), window=8, stride=9)
     with pytest.raises(ValueError, match="mIoU is of photographs: leave out direction"):
-        eval_miou.Miou.parse(["d.pt", "data", "c.pt", "--direction", "BtoA"])
-    config = eval_miou.Miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
-    assert (config.chosen_solver, config.dataset, config.folder) == ("fast", "cityscapes", Path("out/c-miou"))
+        eval_miou.Miou.parse(["d.pt", "data", "c.pt", "--fast_sampling", "-t", "1000", "--direction", "BtoA"])
 
 
 @pytest.mark.parametrize(("height", "width", "window", "stride"), [(17, 9, 8, 3), (5, 6, 16, 1)])

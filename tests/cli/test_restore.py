@@ -107,7 +107,7 @@ def test_what_cannot_be_restored_is_named_and_the_others_are_done(capsys: pytest
     for name in ("a", "b", "deep/c"):
         Image.fromarray(picture()).save(f"photos/{name}.png")
     Path("photos/b.png").write_bytes(Path("photos/b.png").read_bytes()[:100])
-    Image.fromarray(picture(channels=1)).save("photos/a.gif")
+    Image.fromarray(picture(channels=1)).save("photos/a.GIF")
     Path("photos/notes.txt").touch()
     np.save("photos/v.npy", np.zeros((3, 20, 20), np.uint16))
     with pytest.raises(StoppedError, match="4 photographs were not restored") as stopped:
@@ -118,7 +118,7 @@ def test_what_cannot_be_restored_is_named_and_the_others_are_done(capsys: pytest
     errors = capsys.readouterr().err
     for part in (
         "photos/b.png",
-        "photos/a.gif",
+        "photos/a.GIF",
         "v.npy has 2 axes, 3 channels of uint16",
         "gone.png",
     ):
@@ -136,26 +136,19 @@ def test_a_run_without_results_leaves_no_folder() -> None:
 
 
 def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of other settings are refused, and those that nobody knows."""
+    """Those of other settings are refused; more may come."""
     Image.fromarray(picture()).save("b.bmp")
     run("a.bmp")
     first = result()
-    run("a.bmp", "b.bmp")  # one more
+    run("a.bmp", "b.bmp")
     assert "out/a.png was there: --overwrite makes it again" in capsys.readouterr().out
     with pytest.raises(ResultsError, match=r"^out holds results of other settings \(.*solver mean, now"):
         run("a.bmp", *SAMPLE)
-    with pytest.raises(SystemExit, match=r"seed 0, now 5.*\): give another folder, or overwrite"):
-        cli.run("restore", ["b.bmp", "-o", "out", "--model", "c.pt", "--dtype", "fp32", *SAMPLE, "--seed", "5"])
     assert np.array_equal(result(), first)
     run("a.bmp", *SAMPLE, "--overwrite")
     assert not np.array_equal(result(), first)
-    with pytest.raises(ResultsError, match=r"out/b.png exists, but no out/settings.json says what made it"):
-        run("b.bmp", *SAMPLE)  # which is a mean
     about = json.loads(Path("out/settings.json").read_text())
     assert (about["results"], about["settings"]["seeds"]) == (["a.png"], "by name")
-    Path("out/settings.json").write_text('{"a.png": 1}')
-    with pytest.raises(ValueError, match=r"cannot read out/settings.json: give another output_dir, or delete out"):
-        run("a.bmp")
 
 
 @pytest.mark.parametrize(
@@ -175,14 +168,6 @@ def test_what_is_refused_before_any_work(words: list[str], message: str) -> None
     with pytest.raises(ValueError, match=message):
         run(*words)
     assert Path("out/a.png").read_bytes() == before
-
-
-def test_larger_than_memory_is_the_same_from_file_to_file() -> None:
-    np.save("a.npy", picture(60, 80).transpose(2, 0, 1))
-    run("a.npy", *SAMPLE)
-    whole = result()
-    run("a.npy", *SAMPLE, "--overwrite", "--memory", "900K")
-    assert np.abs(result() - whole).max() <= 1
 
 
 def test_the_bundled_network_removes_the_squares_of_jpeg() -> None:

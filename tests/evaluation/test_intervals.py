@@ -13,8 +13,8 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wrap
 from bbdm.data.pairs import MappedDataset
 from bbdm.data.spec import Spec
+from bbdm.evaluation.calibration import TooFewPairsError
 from bbdm.evaluation.intervals import OtherSamplerError
-from bbdm.evaluation.risk import TooFewPairsError
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal
 
