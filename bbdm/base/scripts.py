@@ -97,6 +97,15 @@ def import_own(modules: Sequence[str]) -> None:
         imported.append(name)
 
 
+def import_modules(words: Sequence[str]) -> list[str]:
+    """Import modules that ``--import MODULE`` at the start of words names, and return what is left."""
+    left = [*words]
+    while left[1:] and left[0] == IMPORT:
+        import_own([left[1]])
+        left = left[2:]
+    return left
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """A command, whose name and description are those of its class.

@@ -40,7 +40,12 @@ RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever
 class GPUsCommand(scripts.Command):
     """A command that may start a process for each GPU."""
 
-    use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus", group="run")
+    use_multi_gpus: bool = setting(
+        False,
+        "a process for each GPU here, which share the work; or start it by torchrun --nproc_per_node N -m bbdm ...",
+        "-use_multi_gpus",
+        group="run",
+    )
 
     @classmethod
     def main(cls, words: Sequence[str] | None = None) -> None:
@@ -70,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command ``bbdm``."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[1:] and words[0] == scripts.IMPORT:
-        scripts.run(lambda: scripts.import_own(words[1:2]))
-        return main(words[2:])
+        scripts.run(lambda: main(scripts.import_modules(words)))
+        return
     if words and words[0] in COMMANDS:
         return run(words[0], words[1:])
     width = max(map(len, COMMANDS))

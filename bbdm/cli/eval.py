@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from bbdm.translation.translator import Translator
 
 
-def read_sweep(words: Sequence[str], bridge: Bridge, defaults: solvers.Defaults) -> list[tuple[str, int | None]]:
-    """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE``, all checked, so that none fails hours later."""
-    runs: list[tuple[str, int | None]] = []
+def read_sweep(words: Sequence[str], bridge: Bridge, defaults: solvers.Defaults) -> dict[str, tuple[str, int | None]]:
+    """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE`` by name, all checked, so that none fails hours later."""
+    runs: dict[str, tuple[str, int | None]] = {}
     for word in words:
         solver, colon, numbers = word.partition(":")
         if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"sweep is written as SOLVER:NFE,NFE, got {word!r}")
         for nfe in map(int, numbers.split(",")) if colon else [None]:
-            defaults.over(solver, nfe, None).table(bridge)
-            runs.append((solver, defaults.fill(solver, nfe)[1]))
-    return list(dict.fromkeys(runs))
+            calls = len(defaults.over(solver, nfe, None).table(bridge))
+            runs[f"{solver}-{calls}"] = solver, defaults.fill(solver, nfe)[1]
+    return runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,6 @@ class Eval(GPUsCommand, TranslateConfig):
     OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
     interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number
     of steps; sweep.json and a plot compare them.
-
-    For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
-    torchrun --nproc_per_node N -m bbdm eval ...
 
     Raises:
         ValueError: there is no such metric, or settings contradict each other.
@@ -91,12 +88,11 @@ class Eval(GPUsCommand, TranslateConfig):
 
         optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
         translator, folder = Translator(self), self.folder
-        file, bridge, first = translator.checkpoint.defaults, translator.bridge, translator.processes.first
+        first = translator.processes.first
         runs: dict[Path, tuple[str | None, int | None]] = {folder: (self.chosen_solver, self.steps)}
         if self.sweep:
-            found = read_sweep(self.sweep, bridge, file)
-            calls = [steps or len(file.over(solver, None, None).table(bridge)) for solver, steps in found]
-            runs = {folder / f"{run[0]}-{nfe}": run for run, nfe in zip(found, calls, strict=True)}
+            found = read_sweep(self.sweep, translator.bridge, translator.checkpoint.defaults)
+            runs = {folder / name: run for name, run in found.items()}
             if first:
                 remove_leftovers(folder)
         done: list[dict[str, Any]] = []

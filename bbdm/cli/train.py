@@ -83,8 +83,7 @@ def read_shares(text: str) -> dict[str, float]:
 class Train(TrainingCommand, DataConfig, UnpairedConfig):
     """Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
 
-    If it ends early, the same command resumes. For several processes, one for each GPU, add --use_multi_gpus,
-    or start it by torchrun --nproc_per_node N -m bbdm train ...
+    If it ends early, the same command resumes.
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.

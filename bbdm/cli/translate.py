@@ -42,9 +42,7 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
 class Translate(GPUsCommand, TranslateConfig):
     """Translate a data set: bbdm translate edge2shoes DATA CHECKPOINT OUTPUT_DIR [flags].
 
-    `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone. For several processes, one for each
-    GPU, which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm
-    translate ...
+    `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone.
     """
 
     FIRST: ClassVar[str] = (

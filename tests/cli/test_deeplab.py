@@ -77,16 +77,16 @@ def test_plus_decoder_and_mobilenet_are_their_formulas():
     torch.testing.assert_close(block(x), norm(project(depthwise(expand(F.pad(x, (1, 1, 1, 1)))))))
 
 
-@pytest.mark.parametrize(
-    ("output_stride", "late"),
-    [(16, [(2, 1), *[(1, 1)] * 7, *[(1, 2)] * 3]), (8, [(1, 1), *[(1, 2)] * 7, *[(1, 4)] * 3])],
-)
-def test_mobilenet_strides_and_dilations(output_stride: int, late: list[tuple[int, int]]):
-    """Of the early and of the late stages, as in the published network."""
-    backbone: Any = network("deeplabv3plus", "mobilenet", output_stride=output_stride).backbone
-    blocks = [*backbone.low_level_features[1:], *backbone.high_level_features]
-    early = [(1, 1), (2, 1), (1, 1), (2, 1), (1, 1), (1, 1)]
-    assert [(each.depthwise.stride[0], each.depthwise.dilation[0]) for each in blocks] == [*early, *late]
+def test_mobilenet_strides_and_dilations():
+    """Of the early and of the late stages, as in the published network, by the stride of the output."""
+    for stride, late in (
+        (16, [(2, 1), *[(1, 1)] * 7, *[(1, 2)] * 3]),
+        (8, [(1, 1), *[(1, 2)] * 7, *[(1, 4)] * 3]),
+    ):
+        backbone: Any = network("deeplabv3plus", "mobilenet", output_stride=stride).backbone
+        blocks = [*backbone.low_level_features[1:], *backbone.high_level_features]
+        early = [(1, 1), (2, 1), (1, 1), (2, 1), (1, 1), (1, 1)]
+        assert [(each.depthwise.stride[0], each.depthwise.dilation[0]) for each in blocks] == [*early, *late]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,9 @@ from bbdm import cli
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import translate
 from bbdm.cli.training import Distill
-from bbdm.runtime import OnnxBridgeSampler
 from tests.cli.conftest import SIZE
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
-from tests.onnx.exports import export
 from tests.training.launching import ALONE, TORCHRUN, run
 
 BRIDGE = BrownianBridge(1000, objective="pinned")
@@ -52,16 +50,6 @@ def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes(
     assert (settings["solver"], settings["nfe"]) == ("consistency", 2)
     with pytest.raises(ValueError, match=r"was trained with calls 2, now 1.* or overwrite this run"):
         Distill.main(words(*flags, "--calls", 1))
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("flags", ["--no-check", "--pipeline"])
-def test_an_export_of_a_student_has_its_calls(flags: str):
-    bbdm.save_checkpoint("student.pt", tiny_unet(condition_channels=3), BRIDGE, image_size=SIZE, calls=2)
-    exported = OnnxBridgeSampler(export(Path("student.pt"), Path("onnx"), *flags.split()))
-    assert len(exported.table) == 2
-    with pytest.warns(UserWarning, match="distilled for calls=2"):
-        exported(torch.full((1, 3, SIZE, SIZE), -0.5).numpy(), seed=0, steps=9)
 
 
 @pytest.mark.nightly

@@ -85,23 +85,12 @@ def test_the_same_command_resumes_after_sigterm(monkeypatch: pytest.MonkeyPatch)
     assert same_weights(fit("parts.pt", "-e", "2"), whole)
 
 
-def test_begins_from_a_trained_autoencoder(capsys: pytest.CaptureFixture[str]):
-    """Of grey pictures. Codes are where they were: none is moved."""
+def test_grey_pictures_without_validation(capsys: pytest.CaptureFixture[str]):
     shutil.rmtree("data/val")
-    before = fit("vqgan.pt", "--channels", "1", "--cache_images", "cache")
-    assert before.config.image_channels == 1
+    assert fit("vqgan.pt", "--channels", "1", "--cache_images", "cache").config.image_channels == 1
     assert "without validation pairs, no validation loss, grids and best.pt" in capsys.readouterr().out
-    after = fit("more.pt", "--init_from", "vqgan.pt", "-lr", "1e-12").state_dict()
-    assert all(torch.allclose(value, after[key], atol=1e-6) for key, value in before.state_dict().items())
-    words = ["edge2shoes", "data", "x.pt"]
-    restarts = [TrainVQGAN.parse([*words, *more]).restarts for more in ([], ["--init_from", "vqgan.pt"])]
-    assert restarts == [50, 0]  # a trained codebook keeps its codes
-    for flags, message in (
-        (["--init_from", "vqgan.pt", "--kind", "kl"], r"vqgan\.pt is of another kind than 'kl'"),
-        (["-b", "9"], "batch_size must be at most the 4 training pairs, got 9"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            fit("other.pt", *flags)
+    with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 9"):
+        fit("other.pt", "-b", "9")
 
 
 @pytest.mark.parametrize("kind", [pytest.param("vq", marks=pytest.mark.nightly), "kl"])

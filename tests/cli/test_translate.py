@@ -84,6 +84,7 @@ def test_results_are_kept_without_overwrite_and_leftovers_are_deleted(capsys: py
     Path("results/06.png").unlink()
     for name in (".04.png.0123abcd.tmp", ".settings.json.0123abcd.tmp", ".04.png.0123.tmp"):
         Path("results", name).touch()
+    Path("results/.06.png.0123abcd.tmp").mkdir()  # of a format that is written in a folder
     run()
     assert "1 results in results, and 2 that were there" in capsys.readouterr().out
     assert made() == [".04.png.0123.tmp", *RESULTS]

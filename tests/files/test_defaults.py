@@ -79,7 +79,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {  # what each samples a file with,
     "info": described,
     "app": lambda path: found(AppConfig(model=path).open("cpu")),
     "export": lambda path: found(exporter.load(Export(checkpoint=path))),
-    "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)[0],
+    "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"],
 }
 
 

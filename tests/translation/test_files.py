@@ -132,22 +132,6 @@ def test_results_have_the_type_of_targets(name: str, channels: tuple[int, int], 
         assert np.allclose(found, expected, atol=1e-6)
 
 
-def test_results_do_not_depend_on_the_batch():
-    """What a killed process left of a format that is written in a folder is deleted."""
-    volumes()
-    network(1, MR_TO_CT)
-    leftover = Path("out/.a_0.nii.gz.0123abcd.tmp")
-    leftover.mkdir(parents=True)
-    (leftover / "a_0.nii.gz").touch()
-    run("folder", "mr", "c.pt", "out", "-b", "2", "-r", "2")
-    run("folder", "mr", "c.pt", "other", "-r", "2", "-b", "64")
-    for name in ("a_0", "a_1", "ward/b_0", "ward/b_1"):
-        one, other = (read(f"{folder}/{name}.nii.gz").astype(int) for folder in ("out", "other"))
-        assert np.abs(one - other).max() <= 1
-    assert not np.array_equal(read("out/a_0.nii.gz"), read("out/a_1.nii.gz"))
-    assert not leftover.exists()
-
-
 def test_both_directions_change_the_values_of_sources_and_targets():
     unit = Values(0, 1, dtype="float32")
     network(1, Spec(source=unit, target=HU), classes={"direction": ("AtoB", "BtoA")})
