@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
-    """A training: which pairs, where it is written, and where it resumes.
-
-    Raises:
-        ValueError: a field is out of range, or fields contradict each other.
-    """
+    """A training: which pairs, where it is written, and where it resumes."""
 
     HEADING: ClassVar[str] = "run"
 
@@ -202,9 +198,6 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
 
     The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its
     own results. If it ends early, the same command resumes.
-
-    Raises:
-        ValueError: a field is out of range, or fields contradict each other.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
@@ -248,9 +241,6 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
 
     It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
     (--kind kl). If it ends early, the same command resumes.
-
-    Raises:
-        ValueError: a field is out of range, or fields contradict each other.
     """
 
     HEADING: ClassVar[str] = "autoencoder"

@@ -20,7 +20,7 @@ from bbdm import pictures
 from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import known_conditions, stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Strips, first
+from bbdm.data.reading import first
 from bbdm.data.rows import Half, Row, named, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
@@ -113,10 +113,6 @@ class Files:
             return None
         height, width = images.sides(self.pairs.spec.size) if self.pairs.spec.size else self._heads(index)[0].sides
         return height, width
-
-    def strips(self, index: int) -> Strips:
-        """The source of a row, of which rows of pixels are read."""
-        return self.pairs.reader.strips(self.pairs.rows[index])
 
     def save(self, result: Any, about: Any, path: Path) -> None:
         """Write a result, which has its source's place and nodata."""

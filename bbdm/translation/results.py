@@ -10,7 +10,6 @@ from typing import Any
 
 from bbdm.base import manifest
 from bbdm.base.atomic import remove_leftovers
-from bbdm.base.seeds import seed_of
 from bbdm.data import rows
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.sampler import BridgeSampler
@@ -53,17 +52,6 @@ def missing(jobs: Iterable[Job]) -> list[Job]:
     """What of jobs is not there yet."""
     left = (replace(job, paths={kind: path for kind, path in job.paths.items() if not path.exists()}) for job in jobs)
     return [job for job in left if job.paths]
-
-
-def seeds_of(names: Sequence[str], index: int, samples: int, seed: int, by_name: bool) -> list[int]:
-    """The seeds of a source's samples.
-
-    Sample j of source i has the seed ``seed + i + j * (number of sources)``, or by its name
-    ``seed_of(name, seed + j)``, whatever other sources there are; see :func:`~bbdm.base.seeds.seed_of`.
-    """
-    if by_name:
-        return [seed_of(names[index], seed + j) for j in range(samples)]
-    return [seed + index + j * len(names) for j in range(samples)]
 
 
 def check_paths(files: Files, paths: Sequence[Path]) -> None:

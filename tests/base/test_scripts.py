@@ -1,8 +1,6 @@
 """A command is a dataclass, of which flags, positions, help and checks follow; and how commands end."""
 
-import json
-import subprocess
-import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,6 @@ from bbdm.base import scripts
 from bbdm.base.scripts import Command
 from bbdm.base.settings import from_values, position, setting
 from bbdm.pictures.images import Size, read_size
-from tests.conftest import ROOT
 
 SHAPES = {"round": 1, "square": 2}  # a table that grows
 
@@ -176,7 +173,7 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
     ids=repr,
 )
 def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: str, capsys: pytest.CaptureFixture[str]):
-    """A fault of the program keeps its traceback."""
+    """A fault of the program keeps its traceback, and a warning is one line."""
 
     def main() -> None:
         raise error
@@ -187,38 +184,4 @@ def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: s
     assert capsys.readouterr().err.strip() == printed
     with pytest.raises(ZeroDivisionError):
         scripts.run(lambda: print(1 / 0))
-
-
-EXTRAS = {  # a command, and the package and extra that it says are missing
-    "bbdm eval edge2shoes DATA MODEL": ("torchmetrics", "eval"),
-    "bbdm export MODEL": ("onnx", "export"),
-    "bbdm app MODEL": ("gradio", "app"),
-    "bbdm.runtime FOLDER PICTURE -o OUT": ("onnxruntime", "export"),
-}
-WITHOUT = """
-import contextlib, io, json, runpy, sys, warnings
-from bbdm.base import scripts
-commands, packages = map(json.loads, sys.argv[1:])
-sys.modules |= dict.fromkeys(packages)
-for command in commands:
-    module, *sys.argv[1:] = command.split()
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        try:
-            runpy.run_module(module, run_name="__main__")
-        except SystemExit as end:
-            print(json.dumps([end.code, said.getvalue()]))
-scripts.run(lambda: warnings.warn("of a test"))
-"""
-
-
-def test_a_command_without_its_extra_and_a_warning_are_one_line():
-    packages = sorted({package for package, _ in EXTRAS.values()})
-    command = [sys.executable, "-c", WITHOUT, json.dumps([*EXTRAS]), json.dumps(packages)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == "warning: of a test\n"
-    for line, (package, extra) in zip(done.stdout.splitlines(), EXTRAS.values(), strict=True):
-        end, said = json.loads(line)
-        assert said == ""
-        assert "\n" not in end
-        assert package in end
-        assert end.endswith(f"pip install 'bbdm[{extra}]'")
+    assert warnings.formatwarning("of a test", UserWarning, "file", 1) == "warning: of a test\n"
