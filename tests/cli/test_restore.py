@@ -140,8 +140,9 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
     Image.fromarray(picture()).save("b.bmp")
     run("a.bmp")
     first = result()
+    capsys.readouterr()
     run("a.bmp", "b.bmp")
-    assert "out/a.png was there: --overwrite makes it again" in capsys.readouterr().out
+    assert capsys.readouterr().out == "out/a.png was there: --overwrite makes it again\nout/b.png\n"
     with pytest.raises(ResultsError, match=r"^out holds results of other settings \(.*solver mean, now"):
         run("a.bmp", *SAMPLE)
     assert np.array_equal(result(), first)
