@@ -92,11 +92,12 @@ class IdealOfMixture(Ideal):
         return y / 4 + (likely * (means + alpha * spreads**2 / variance * off)).sum(-1)
 
 
+BBDM = BrownianBridge(schedule="linear")
 GOUBS = GOUB(objective="residual")  # its own objective has no x0hat at the first time that its sampler takes
 BRIDGES: dict[str, tuple[Bridge, str, StepTable]] = {  # with the published sampler, and the calls it was published with
     "ABridge": (ABridge(), "fast", solvers.build(ABridge(), "fast")),
     "BrownianBridge": (BrownianBridge(), "posterior", solvers.build(BrownianBridge(), "posterior")),
-    "BrownianBridge.bbdm": (BrownianBridge.bbdm(), "posterior", solvers.build(BrownianBridge.bbdm(), "posterior")),
+    "BrownianBridge.bbdm": (BBDM, "posterior", solvers.build(BBDM, "posterior")),
     "DDBM ve": (DDBM("ve"), "Heun", published.ddbm_heun(DDBM("ve"))),
     "DDBM vp": (DDBM("vp"), "Heun", published.ddbm_heun(DDBM("vp"))),
     "ECSI": (ECSI(), "stochastic", published.ecsi_stochastic(ECSI())),

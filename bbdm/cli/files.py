@@ -62,7 +62,7 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     from bbdm.files import hub
     from bbdm.files.checkpoint import load_codec
     from bbdm.files.weights import IncompleteFileError
-    from bbdm.training.run_folder import RunFolder
+    from bbdm.training.run import RunFolder
 
     newest = next(iter(RunFolder(path, keep=1).checkpoints().values()), None)
     file, of_run = newest or hub.find_checkpoint(path), f", {newest.name} of a training run" if newest else ""

@@ -20,12 +20,11 @@ from bbdm import pictures
 from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import known_conditions, stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import first
-from bbdm.data.rows import Half, Row, named, shown
+from bbdm.data.rows import Half, Row, first, named, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
 from bbdm.networks.conditions import DIRECTION
-from bbdm.pictures import Header, Picture, files, formats, images
+from bbdm.pictures import Header, Picture, formats, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
 from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_size
@@ -291,10 +290,10 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
         if not path.is_dir():
             yield formats.stem_of(path), path
             continue
-        found = sorted(files.pictures_in(path))
-        found = [each for each in found if files.is_picture(each) or each.suffix.lower() in others]
+        found = sorted(formats.pictures_in(path))
+        found = [each for each in found if formats.is_picture(each) or each.suffix.lower() in others]
         found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
-        if not any(map(files.is_picture, found)):
+        if not any(map(formats.is_picture, found)):
             raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
         for each in found:
             yield each.with_name(formats.stem_of(each)).relative_to(path).as_posix(), each

@@ -47,7 +47,7 @@ def run(output: str, *flags: str) -> dict[str, Any]:
     return json.loads(Path(output, "settings.json").read_text())["settings"]
 
 
-@pytest.mark.parametrize("flags", [(), ("--degrade", "jpeg:5")], ids=["", "degraded"])
+@pytest.mark.parametrize("flags", [(), ("--degrade", "jpeg")], ids=["", "degraded"])
 def test_little_and_much_memory_make_equal_results(
     flags: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
