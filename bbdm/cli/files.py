@@ -12,10 +12,8 @@ from bbdm.base.atomic import check_suffix
 from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
-from bbdm.data.spec import Spec
 from bbdm.pictures.images import Size, read_size
 from bbdm.sampling.network_config import FileConfig
-from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint
@@ -27,8 +25,8 @@ GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of
 
 def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     """Rows of a network with its bridge."""
-    unet, bridge, codec = checkpoint.unet, checkpoint.bridge, checkpoint.codec
-    state = unet.ema or unet.weights or {}
+    unet, bridge, codec, pictures = checkpoint.unet, checkpoint.bridge, checkpoint.codec, checkpoint.pictures
+    state, size = unet.ema or unet.weights or {}, checkpoint.image_size
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}"
     yield "settings", unet.config
@@ -36,30 +34,17 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     if unet.config.two_way:
         yield "directions", "AtoB; with BtoA, the values of sources and targets change places"
     yield "bridge", bridge
-    yield from of_pictures(checkpoint.image_size, checkpoint.pictures)
+    yield "image size", "not stated" if size is None else shown(size)
+    if not pictures.eight_bit:
+        yield "values", f"{pictures.source} to {pictures.target}, stored as {pictures.target.dtype}"
+    for name in ("crop", "slices", "neighbours", "spacing"):
+        if each := getattr(pictures, name):
+            yield name, each
     yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")
     yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
     yield "network calls", checkpoint.calls or "any number"
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
-
-
-def of_pictures(size: Any, kind: Spec) -> Iterator[Row]:
-    """Rows of the pictures that a network was trained on."""
-    yield "image size", "not stated" if size is None else shown(size)
-    if not kind.eight_bit:
-        yield "values", f"{kind.source} to {kind.target}, stored as {kind.target.dtype}"
-    yield from ((name, each) for name in ("crop", "slices", "neighbours", "spacing") if (each := getattr(kind, name)))
-
-
-def of_export(settings: dict[str, Any]) -> Iterator[Row]:
-    """Rows of an ONNX export."""
-    yield "graphs", f"{', '.join(settings['files'])}, in {settings['dtype']}"
-    yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
-    yield from of_pictures(settings.get("image_size"), Spec.from_config(settings))
-    yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
-    yield "network calls", settings.get("calls") or "any number"
-    yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())
 
 
 def millions(state: dict[str, Any]) -> str:
@@ -75,25 +60,22 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
         IncompleteFileError: the file of another program needs a flag.
         ValueError: it is nothing that bbdm reads, or is damaged.
     """
-    from bbdm.files import bridge_json, hub
+    from bbdm.files import hub
     from bbdm.files.checkpoint import load_codec
     from bbdm.files.weights import IncompleteFileError
     from bbdm.training.run import RunFolder
 
-    if (path / bridge_json.SETTINGS).is_file():
-        return "an ONNX export", [*of_export(bridge_json.read_settings(path))]
     newest = next(iter(RunFolder(path, keep=1).checkpoints().values()), None)
     file, of_run = newest or hub.find_checkpoint(path), f", {newest.name} of a training run" if newest else ""
     try:
-        exported = ", with an ONNX export" if (path / hub.ONNX / bridge_json.SETTINGS).is_file() else ""
-        return f"a checkpoint{of_run}{exported}", [*of_checkpoint(config.load(file))]
+        return f"a checkpoint{of_run}", [*of_checkpoint(config.load(file))]
     except IncompleteFileError:
         raise
     except ValueError as error:
         try:
             codec = load_codec(file)
         except (ValueError, OSError):
-            takes = "info takes a file of weights, or the folder of a run, an export, save_pretrained or diffusers"
+            takes = "info takes a file of weights, or the folder of a run, of save_pretrained or of diffusers"
             raise (ValueError(f"{path} is a folder of other files: {takes}") if file.is_dir() else error) from None
     about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
     latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
@@ -105,8 +87,8 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
 class Info(Command, FileConfig):
     """What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
 
-    FILE is a checkpoint or an autoencoder, of bbdm or of another program; an ONNX export; a folder that
-    save_pretrained wrote; or the folder of a training run.
+    FILE is a checkpoint or an autoencoder, of bbdm or of another program; a folder that save_pretrained
+    wrote; or the folder of a training run.
     """
 
     file: Path = position("a file, a folder, or a name on the Hub")
@@ -205,25 +187,15 @@ class ConvertVQGAN(Command):
     Weights are matched by name; an error names each key that is missing or left over.
     """
 
-    HEADING: ClassVar[str] = "further"
-
     state_dict: Path = position("a state dict, a full checkpoint, or a pickled VQGAN")
     output: Path = position("the converted VQGAN: .pt or .safetensors")
-    in_channels: int | None = setting(None, "that its images must have; any if unset", "-c")
-    assert_weights_mapping: bool = setting(False, "no effect: it is always checked")
 
     def run(self) -> None:
-        """Convert; ValueError where weights are missing or left over, or images have other channels."""
+        """Convert; ValueError where weights are missing or left over."""
         from bbdm.files.checkpoint import load_vqgan, save_vqgan
 
         check_suffix(self.output)
-        vqgan = load_vqgan(self.state_dict)
-        config = vqgan.config
-        channels = config.image_channels
-        if self.in_channels not in (None, channels):
-            raise ValueError(
-                f"{self.state_dict} is for images of {channels} channels, got in_channels {self.in_channels}"
-            )
+        config = (vqgan := load_vqgan(self.state_dict)).config
         save_vqgan(self.output, vqgan)
         codes = f"{config.num_codes} codes of {config.latent_channels} channels"
-        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {channels} channels")
+        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {config.image_channels} channels")

@@ -77,7 +77,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {  # what each samples a file with,
     "translate": translated,
     "info": described,
     "app": lambda path: found(AppConfig(model=path).open("cpu")),
-    "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)[0],
+    "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"],
 }
 
 
