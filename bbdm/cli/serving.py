@@ -28,7 +28,7 @@ class App(Command, AppConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(Command, ServeConfig):
-    """Serve a network over HTTP: bbdm serve CHECKPOINT [flags].
+    """Serve a network over HTTP: bbdm serve MODEL [flags].
 
     POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver,
     steps and seed:
@@ -57,8 +57,7 @@ class TranslateRay(Command, ClusterConfig):
     """
 
     FIRST: ClassVar[str] = (
-        "data_dir output_dir model solver steps num_samples seed image_size batch_size "
-        "workers threads address overwrite"
+        "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
     )
 
     def run(self) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions import interaction
 from selenium.webdriver.common.keys import Keys
@@ -27,7 +26,7 @@ from bbdm import demo, save_checkpoint
 from bbdm.base.atomic import file_sha256
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
-from tests.cli.browser import WEB, Page, Site, export_tiny
+from tests.cli.browser import WEB, Page, Site, chromium, export_tiny, needs_browser
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, export
 
@@ -35,18 +34,12 @@ DIST = WEB / "dist"
 TABS = ("drawings", "photographs")  # and the folders of their exports
 KEPT = "navigator.serviceWorker.ready.then(arguments[0])"  # waits until all files are kept
 AXE = WEB / "node_modules/axe-core/axe.min.js"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
-)
 SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER and (DIST / "index.html").exists()),
-    reason="needs chromium, chromedriver, and the page: npm ci && npm run build in examples/web",
-)
+pytestmark = [
+    needs_browser,
+    pytest.mark.skipif(not (DIST / "index.html").exists(), reason="needs npm ci && npm run build in examples/web"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +67,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     drivers: list[Any] = []
 
     def start(*flags: str) -> Any:
-        assert CHROMIUM, "pytestmark skips without it"
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", *flags):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        drivers.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)))
+        drivers.append(chromium(tmp_path, "browser", *flags))
         return drivers[-1]
 
     yield start
@@ -177,7 +164,6 @@ def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, tiny: 
     """By windows, with the time left, and saved whole; its network is fetched when its tab is shown."""
     large, canvas = tmp_path / "large.png", "#photographs-compare canvas"
     noise(5, 60, 41).save(large)
-    page.download_to(tmp_path)
     page.open("?seed=3")
     assert "/photographs/bridge.json" not in site.asked
     page.show("photographs").until("Ready").watch().give(large).until("Done")
@@ -238,7 +224,6 @@ def test_draw_undo_erase_clear_and_other_colours(page: Page):
 @pytest.mark.nightly
 def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_picture(page: Page, tmp_path: Path):
     """Strokes and a picture below them, with the same pictures, also of another visitor."""
-    page.download_to(tmp_path)
     noise(3, SIZE, SIZE).save(tmp_path / "below.png")
     page.open("?seed=5").give(tmp_path / "below.png").until("Done").forget().draw().until("Done")
     page.choose(line=3, solver="dpm2m", calls=3).until("Done")
