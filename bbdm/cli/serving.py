@@ -35,7 +35,7 @@ class Serve(Command, ServeConfig):
     curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
     """
 
-    FIRST: ClassVar[str] = "model host port replicas solver steps"
+    FIRST: ClassVar[str] = "model host port solver steps"
 
     def run(self) -> None:
         """Serve until a signal."""

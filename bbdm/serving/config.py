@@ -63,7 +63,6 @@ class ServeConfig(ShowConfig):
 
     HEADING: ClassVar[str] = "server"
 
-    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs, else with equal cores", least=1)
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
     max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)

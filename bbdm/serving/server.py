@@ -206,13 +206,12 @@ def unreadable(request: Request, error: Any) -> Response:
 
 
 def application(config: ServeConfig, known: dict[str, Any], machine: Mapping[str, float]) -> serve.Application:
-    """The two deployments; ValueError where the machine has no room for the replicas."""
+    """The two deployments, with a replica for each GPU of the machine, or one; they share its cores."""
     cores, cards = int(machine["CPU"]), int(machine.get("GPU", 0))
-    if config.replicas > (most := min(cores, cards or cores)):
-        raise ValueError(f"replicas must be at most {most}, each with a core and a GPU if any, got {config.replicas}")
-    threads = cores // config.replicas
+    replicas = max(1, min(cores, cards))
+    threads = cores // replicas
     replica = serve.deployment(
-        num_replicas=config.replicas,
+        num_replicas=replicas,
         max_ongoing_requests=2 * config.max_batch_size,  # a batch that runs, and the next
         max_queued_requests=config.max_queued,
         ray_actor_options={"num_cpus": threads, "num_gpus": int(cards > 0)},
@@ -228,7 +227,7 @@ def run(config: ServeConfig, machine: Mapping[str, float]) -> None:
 
     Raises:
         OSError: the port cannot be listened on.
-        ValueError: the network cannot be used, or the machine has no room for the replicas.
+        ValueError: the network cannot be used, or a setting is not for it.
     """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -104,33 +104,19 @@ def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
 @pytest.mark.nightly
 def test_where_pictures_differ_is_their_standard_deviation(page: Page, tiny: Path, picture: Path):
     """Of eight results of Python, by NumPy; it stays until it is asked for no longer."""
-    source = to_array(Image.open(picture))
-
-    def check(seed: int) -> None:
-        results = OnnxBridgeSampler(tiny)(np.stack([source] * 8), seed=seed)
-        levels = 127.5 * np.moveaxis(results, 1, -1)
-        first, differ, mean = page.results
+    sources = np.stack([to_array(Image.open(picture))] * 8)
+    page.open("?pictures=2&seed=7").give(picture).until("Done").watch().forget().by_id("compare").click()
+    for seed in (7, 20):
+        if seed == 20:
+            page.forget().enter_seed("20")
+        levels = 127.5 * np.moveaxis(OnnxBridgeSampler(tiny)(sources, seed=seed), 1, -1)
+        first, differ, mean = page.until("Done").results
         assert abs(first - 127.5 - levels[0]).max() <= 1
         assert abs(differ - levels.std(0, ddof=1).mean(-1, keepdims=True)).max() <= 1
         assert abs(mean - 127.5 - levels.mean(0)).max() <= 1
-        assert differ.max() > 0
-
-    page.open("?pictures=2&seed=7").give(picture).until("Done").watch().forget().by_id("compare").click()
-    page.until("Done")
-    check(7)
     assert "Comparing pictures: 8 of 8." in page.seen
-    shown = page.text("results")
-    assert all(text in shown for text in ("One picture", "Where 8 differ", "Average of 8", "levels of 0 to 255"))
-    page.enter_seed(str(2**63 - 7))
-    said = "The seed must be a whole number from 0 to 9223372036854775800"
-    assert page.until_warned() == f"{said}; 8 pictures take it and the next 7."
-    page.forget().enter_seed("20").until("Done")
-    check(20)
-    page.open()
-    check(20)
-    page.by_id("compare").click()
-    assert page.until("Done").by_id("compare").get_attribute("aria-pressed") == "false"
-    assert abs(page.results - made(tiny, picture, 20, 2)).max() <= 1
+    page.forget().by_id("compare").click()
+    assert abs(page.until("Done").results - made(tiny, picture, 20, 2)).max() <= 1
 
 
 @pytest.mark.nightly
@@ -267,25 +253,25 @@ def test_other_kinds_of_pictures_are_named(page: Page, tmp_path: Path):
     cut = noise(1, 40, 40)
     cut.putalpha(Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), 10)))
     cut.save(tmp_path / "cut.png")
-
-    def warning(name: str) -> str:
-        return page.give(tmp_path / name).text("warning")
-
+    said = {
+        "lines.svg": "",
+        "white.jpg": "white.jpg is white all over: there is nothing to colour.",
+        "letter.png": "letter.png is not a picture that this browser can read.",
+        "dark.svg": "dark.svg has colours or dark areas.",
+        "noise.png": "noise.png looks like a photograph.",
+    }
     page.open()
-    assert warning("lines.svg") == ""
-    columns = page.until("Done").pixels("#drawings-sheet")[0].min(axis=(0, 2))
-    assert columns[len(columns) // 4 : -len(columns) // 4].max() < 200  # a line across
-    assert warning("white.jpg") == "white.jpg is white all over: there is nothing to colour."
-    np.testing.assert_array_equal(page.pixels("#drawings-sheet")[0].min(axis=(0, 2)), columns)
-    assert warning("letter.png") == "letter.png is not a picture that this browser can read."
-    assert warning("dark.svg").startswith("dark.svg has colours or dark areas.")
-    assert warning("noise.png").startswith("noise.png looks like a photograph.")
+    for name, warning in said.items():
+        assert page.give(tmp_path / name).text("warning").startswith(warning), name
+        if name in ("lines.svg", "white.jpg"):  # a line across, which stays
+            columns = page.until("Done").pixels("#drawings-sheet")[0].min(axis=(0, 2))
+            assert columns[len(columns) // 4 : -len(columns) // 4].max() < 200
     page.find("#drawings-warning button").click()
     page.tab = "photographs"
     assert page.until("Done").text("warning") == ""
-    wanted = "lines.svg looks like a drawing. This network knows photographs alone."
-    assert warning("lines.svg").startswith(wanted)
-    assert warning("cut.png") == ""
+    lines = page.give(tmp_path / "lines.svg").text("warning")
+    assert lines.startswith("lines.svg looks like a drawing. This network knows photographs alone.")
+    assert page.give(tmp_path / "cut.png").text("warning") == ""
 
 
 @pytest.mark.nightly

@@ -126,7 +126,7 @@ class Runs:
 
 def traps(marker: Path) -> dict[str, Any]:
     system, in_module = Runs(os.system, f"touch {marker}"), nn.Linear(1, 1)
-    in_module.trap = system
+    in_module.trap = system  # pyright: ignore[reportArgumentType]
     return {
         "nested": {"a": [({"b": (system,)},)]},
         "key": {Runs(os.system, f"touch {marker}"): 1},
