@@ -1,8 +1,7 @@
 """The files that are mutated, and how each is read: a row for each kind.
 
-python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints an Outcome as JSON, or one for each
-of several kinds and counts with semicolons between. The same seed makes the same files. The name of a fault
-has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
+python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints an Outcome. The same seed makes the
+same files. The name of a fault has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
 """
 
 import gzip
@@ -282,6 +281,5 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # odd settings are as good as none here
-    kinds, counts, seed, folder, *first = sys.argv[1:]
-    for kind, count in zip(kinds.split(";"), counts.split(";"), strict=True):
-        print(json.dumps(asdict(run(kind, int(count), int(seed), Path(folder), *map(int, first)))))
+    kind, count, seed, folder, *first = sys.argv[1:]
+    print(run(kind, int(count), int(seed), Path(folder), *map(int, first)))

@@ -44,20 +44,26 @@ def run(of: Panel, progress: Any = lambda *_, **__: None, **inputs: Any) -> tupl
     return status, {name: picture for picture, name in gallery}, files
 
 
-@pytest.mark.parametrize("solver", ["sde-dpm2m", "posterior"])
-def test_results_are_those_of_the_sampler(solver: str, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path):
-    """Of two sources, each before its results; the zip has them all, but no source."""
-    pictures, calls = [noise(0), noise(1, 16, 8)], list[tuple[int, int]]()
+@pytest.mark.parametrize(
+    ("solver", "settings", "first"),
+    [("sde-dpm2m", {}, (16, 16)), ("posterior", {}, (16, 16)), ("dpm2m", {"window": SIZE, "overlap": 0.5}, (40, 24))],
+)
+def test_results_are_those_of_the_sampler(
+    solver: str, settings: dict[str, Any], first: Any, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path
+):
+    """Of two sources, each before its results, by windows in turn; the zip has them all, but no source."""
+    pictures, calls = [noise(0, *first), noise(1, 16, 8)], list[tuple[int, int]]()
     status, gallery, files = run(
-        panel(checkpoint),
+        panel(checkpoint, **settings),
         progress=lambda call, unit: calls.append(call),
         **{"files": saved(tmp_path, *pictures), "count": 2, "solver": solver},
     )
-    assert calls == [(i + 1, 6) for i in range(6)]
+    total = 12 if settings else 6
+    assert calls == [(i + 1, total) for i in range(total)]
     assert status == "done, seeds 5 to 8"
     assert [*gallery] == ["0", "0_5", "0_6", "1", "1_7", "1_8"]
     assert same(gallery["1"], pictures[1])
-    outputs = sampler([pictures[i // 2] for i in range(4)], seed=5, solver=solver, steps=3)
+    outputs = sampler([pictures[i // 2] for i in range(4)], seed=5, solver=solver, steps=3, **settings)
     assert [*files] == [f"{i // 2}_{5 + i}.png" for i in range(4)]
     for (name, picture), output in zip(files.items(), outputs, strict=True):
         assert same(picture, output)
@@ -79,17 +85,6 @@ def test_mean_and_spread_of_each_source(
         assert same(files[f"{i}_mean.png"], found.mean[0])
         levels = 127.5 * found.scaled_std[0].mean(0)
         assert np.abs(np.asarray(files[f"{i}_spread.png"]) - np.minimum(2 * levels, 255)).max() < 2.5
-
-
-def test_a_larger_picture_by_windows(checkpoint: Path, sampler: BridgeSampler, tmp_path: Path):
-    """40 x 24 has 4 x 2 windows that overlap by a half, in a call a step; results come in turn."""
-    settings: dict[str, Any] = {"window": SIZE, "overlap": 0.5}
-    calls, source = list[tuple[int, int]](), noise(2, 40, 24)
-    inputs: dict[str, Any] = {"files": saved(tmp_path, source), "count": 2}
-    _, gallery, _ = run(panel(checkpoint, **settings), progress=lambda call, unit: calls.append(call), **inputs)
-    assert calls == [(i + 1, 6) for i in range(6)]
-    outputs = sampler([source] * 2, 5, solver="sde-dpm2m", steps=3, **settings)
-    assert all(same(gallery[f"0_{5 + i}"], output) for i, output in enumerate(outputs))
 
 
 @pytest.mark.parametrize(
