@@ -360,7 +360,6 @@ def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not AXE.exists(), reason="needs npm ci in examples/web")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violations(page: Page, picture: Path, scheme: str):
     colours = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}

@@ -105,6 +105,8 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
     of, files = panel(tmp_path / "c.pt", **settings), saved(tmp_path, noise(2, 40, 24))
     found = of.sources({"composite": sheet}, files * 2)
     assert {name: each.size for name, each in found.items()} == {"drawing": (16, 8), "0": size, "0_2": size}
+    noise(2, 40, 24).save(tmp_path / "drawing.png")  # which was not drawn here
+    assert of.sources(None, [(str(tmp_path / "drawing.png"), None)])["drawing"].size == size
 
 
 @pytest.mark.parametrize(
