@@ -79,10 +79,6 @@ class Network(nn.Module):
         y = in_channels(source, self.channels, self.endpoint_channels)
         return y if y is source else y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
 
-    def given(self, source: torch.Tensor, others: Conditions) -> dict[str, torch.Tensor]:
-        """What the network is called with as conditions: the source, where it sees it, and others by name."""
-        return {**({SOURCE: source} if self.condition_channels else {}), **others}
-
     def without(self, conditions: Conditions, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Conditions of which some are "none": the number of classes, or zeros."""
         return {name: self.inputs[name].none(v) if name in names else v for name, v in conditions.items()}

@@ -151,7 +151,8 @@ class BridgeTask(Task):
         """Losses (B,) of a batch in the space of the bridge; the mean of each direction is reported."""
         bridge, x0 = self.bridge, batch.target
         t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
-        y, seen = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
+        y, source = self.network.endpoint(batch.source), {SOURCE: batch.source}
+        seen = {**source, **batch.conditions} if self.network.condition_channels else batch.conditions
         shown, target = bridge.add_noise(x0, y, t, seeds=seeds, step=step)
         back = batch.conditions[DIRECTION] == 1 if self.two_way else None
         if back is not None and bridge.turned is not bridge:  # of each example by its own direction
