@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bbdm.base.scripts import warn
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
-from bbdm.bridges.step_table import StepTable as StepTable
+from bbdm.bridges.timesteps import StepTable as StepTable
 
 Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "consistency", "ancestral", "mean"]
 DEFAULT: Solver = "dpm2m"
@@ -159,10 +159,6 @@ class Defaults:
         """The steps of a bridge; ValueError where it cannot take them."""
         solver, steps, timesteps = self.fill()
         return build(bridge, solver, timesteps, steps)
-
-    def config(self) -> dict[str, Any]:
-        """Plain values as in a file, without those that are None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def from_config(cls, content: Mapping[str, Any]) -> Defaults:

@@ -26,8 +26,8 @@ from bbdm.data.spec import Spec
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
-from bbdm.training.callbacks import Callback
 from bbdm.training.config import BridgeConfig, TrainConfig
+from bbdm.training.run import Callback
 from bbdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

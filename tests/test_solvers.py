@@ -15,8 +15,8 @@ BRIDGES: list[Bridge] = [
     ABridge(num_steps=50, c_lambda=0.3, objective="displacement"),
     ABridge(num_steps=50, objective="noise"),
     BrownianBridge(),
-    BrownianBridge.bbdm(),
-    BrownianBridge.bbdm(schedule="sin"),
+    BrownianBridge(schedule="linear"),
+    BrownianBridge(schedule="sin"),
 ]
 FAMILY = ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast"]
 CLEAN = [0.0, 0.0, 1.0, 0.0, 0.0]
@@ -109,7 +109,10 @@ def test_choices():
     every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == {**every, "mean": 1}
     assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
-    assert solvers.choices(BrownianBridge.bbdm()).keys() == {*FAMILY, "mean"}  # whose ancestral sampler is another
+    assert solvers.choices(BrownianBridge(schedule="linear")).keys() == {
+        *FAMILY,
+        "mean",
+    }  # whose ancestral sampler is another
     assert solvers.choices(ABridge(), calls=2) == {"consistency": 2}
 
 
@@ -122,7 +125,7 @@ def test_as_many_calls_as_the_published_list_has_are_that_list(bridge: Bridge):
 
 
 def test_one_step_is_the_first_guess_and_so_is_the_mean():
-    for bridge in (ABridge(), BrownianBridge.bbdm()):
+    for bridge in (ABridge(), BrownianBridge(schedule="linear")):
         table = solvers.build(bridge, "mean")
         assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([bridge.top], [CLEAN])
         assert solvers.build(ABridge(), "dpm2m", steps=1).coefficients.tolist() == [CLEAN]
@@ -195,7 +198,7 @@ def build(solver: Any = "dpm2m", bridge: Bridge | None = None, **settings: Any) 
         (lambda: build("ancestral", I2SB(), steps=10.0), r"steps must be an integer in \[1, 999\] for .*, got 10.0"),
         (lambda: build("ancestral", I2SB(), steps=0), r"steps must be an integer in \[1, 999\] for .*, got 0"),
         (lambda: build("ancestral", BrownianBridge(4), steps=5), r"steps must be an integer in \[1, 4\] for .*, got 5"),
-        (lambda: build("ancestral", BrownianBridge.bbdm()), "does not exist for the original BBDM"),
+        (lambda: build("ancestral", BrownianBridge(schedule="linear")), "does not exist for the original BBDM"),
         (
             lambda: replace(build(steps=1), coefficients=np.ones((1, 4))),
             r"coefficients of a table must be finite numbers of shape \(1, 5\)",
@@ -236,7 +239,7 @@ def test_which_tables_start_from_noise_by_default():
         high = [] if isinstance(bridge, ABridge) else [1, 2, 3, 4]
         assert from_noise(bridge, "dpm2m") == from_noise(bridge, "sde-dpm2m") == from_noise(bridge, "ddim") == high
         assert from_noise(bridge, "posterior") == []
-    for bridge in (BrownianBridge(max_variance=0.0), BrownianBridge.bbdm(), ABridge(c_lambda=0.1)):
+    for bridge in (BrownianBridge(max_variance=0.0), BrownianBridge(schedule="linear"), ABridge(c_lambda=0.1)):
         assert from_noise(bridge, "consistency") == from_noise(bridge, "dpm2m") == []
 
 

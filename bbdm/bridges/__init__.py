@@ -14,6 +14,6 @@ from bbdm.bridges.diffusions import DDBM as DDBM
 from bbdm.bridges.diffusions import ECSI as ECSI
 from bbdm.bridges.diffusions import GOUB as GOUB
 from bbdm.bridges.diffusions import I2SB as I2SB
-from bbdm.bridges.objectives import Density as Density
-from bbdm.bridges.objectives import Objective as Objective
+from bbdm.bridges.path import Density as Density
 from bbdm.bridges.path import Marginal as Marginal
+from bbdm.bridges.path import Objective as Objective

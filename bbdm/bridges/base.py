@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.objectives import OBJECTIVES, POINTS, Density, Function, Weights, quantiles
-from bbdm.bridges.path import PICTURES, Array, Path
+from bbdm.bridges.path import OBJECTIVES, PICTURES, POINTS, Array, Density, Function, Path, Weights, quantiles
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +38,7 @@ class Bridge(Path):
         sigma_data: the standard deviation of targets, for the objective ``preconditioned``.
         sigma_source: the standard deviation of sources, for the objective ``preconditioned``.
         cov: the covariance of targets and sources, for the objective ``preconditioned``.
-        density: of training times, a name; see :func:`bbdm.bridges.objectives.quantiles`.
+        density: of training times, a name; see :func:`bbdm.bridges.path.quantiles`.
 
     Raises:
         ValueError: a setting is none that a bridge can have.
@@ -82,7 +81,7 @@ class Bridge(Path):
         return {name: getattr(self, name) for name in ("spread", "sigma_data", "sigma_source", "cov")}
 
     def weights(self, t: npt.ArrayLike) -> Weights:
-        """What the network is shown, and x0hat from what it predicts; see :mod:`bbdm.bridges.objectives`.
+        """What the network is shown, and x0hat from what it predicts; see :mod:`bbdm.bridges.path`.
 
         Raises:
             ValueError: a time outside the bridge, or of the noise objective one where alpha is 0.

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.base import Bridge, check_steps, register
-from bbdm.bridges.objectives import Objective
-from bbdm.bridges.path import Array, Marginal
+from bbdm.bridges.path import Array, Marginal, Objective
 
 
 @register("abridge")
@@ -86,8 +85,8 @@ class BrownianBridge(Bridge):
         num_steps: T, at least 2.
         max_variance: twice the variance at the middle of the bridge; 0 for a flow.
         objective: the quantity that the network predicts.
-        schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on
-            the indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
+        schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original BBDM code's, on the
+            indices 0..T-1, which stop just short of both endpoints: m from 0.001 (linear) to 0.999.
 
     Raises:
         ValueError: an argument is out of range.
@@ -106,17 +105,6 @@ class BrownianBridge(Bridge):
             raise ValueError(f"max_variance must be 0 or a positive number, got {self.max_variance!r}")
         if self.schedule not in ("exact", "linear", "sin"):
             raise ValueError(f"schedule must be 'exact', 'linear' or 'sin', got {self.schedule!r}")
-
-    @classmethod
-    def bbdm(
-        cls,
-        num_steps: int = 1000,
-        max_variance: float = 1.0,
-        schedule: Literal["linear", "sin"] = "linear",
-        objective: Objective = "residual",
-    ) -> BrownianBridge:
-        """The original BBDM code's bridge: indices 0..T-1, m from 0.001 (linear schedule) to 0.999."""
-        return cls(num_steps, max_variance, objective, schedule)
 
     @property
     def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

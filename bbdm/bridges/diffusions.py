@@ -10,10 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges import objectives
 from bbdm.bridges.base import BRIDGES, Bridge, check_steps, register
-from bbdm.bridges.objectives import OBJECTIVES, Function, Objective, Weights
-from bbdm.bridges.path import Array, Marginal
+from bbdm.bridges.path import OBJECTIVES, Array, Function, Marginal, Objective, Weights
 
 LEFT = 0.005  # of the target at the end of GOUB, before the bridge pulls it to the source: exp(-theta_T)
 OFFSET = 0.008  # of its cosine schedule
@@ -118,7 +116,7 @@ def preconditioned(bridge: ECSI, t: npt.ArrayLike) -> Weights:
 
     So has the published code, on which the published networks were trained.
     """
-    weights, (alpha, beta, _) = objectives.preconditioned(bridge, t), bridge.at(t)
+    weights, (alpha, beta, _) = OBJECTIVES["preconditioned"](bridge, t), bridge.at(t)
     return weights._replace(p_x=(alpha * bridge.sigma_data**2 + beta * bridge.cov**2) * weights.i_x**2)
 
 

@@ -1,14 +1,29 @@
-"""The path of a bridge, three functions of time: x_t = alpha(t) x0 + beta(t) y + sigma(t) eps, in float64."""
+"""The path of a bridge, three functions of time: x_t = alpha(t) x0 + beta(t) y + sigma(t) eps, in float64.
+
+And its objectives, what the network is shown and predicts, as five weights; and the density of the times that
+it learns from. The network sees i_x x_t + i_y y and predicts F; x0hat = p_x x_t + p_y y + p_f F. The training
+target follows from these: see :meth:`bbdm.bridges.base.Bridge.training_weights`.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned"]
+Density = Literal["uniform", "log-normal", "wide", "high", "top"]
+POINTS = 2**16  # quantiles; a drawn time is one of them
+LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6), "high": (1.0, 1.4)}  # mean, standard deviation of ln nu
+UNIFORM = 0.05  # the share of these that is uniform
+TOP = 0.02  # the share of the top, where a network of the pinned objective is shown nothing of the state
+GRID = 4096  # times at which a continuous density is tabulated, of each kind
 ENDS = 1e-6  # how near the ends of a path are to target and source; less is rounding
 PICTURES = 0.5  # the spread that levels of densities and timesteps are written for, of pictures in [-1, 1]
 
@@ -57,17 +72,17 @@ class Path(ABC):
         last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS)
         return Marginal(np.where(last, 0.0, alpha), np.where(last, 1.0, beta), np.where(last, 0.0, sigma))
 
-    @property
+    @cached_property
     def end(self) -> float:
         """The largest time that the bridge has; sampling may start below it."""
         return self.num_steps if self.low else self.top
 
-    @property
+    @cached_property
     def top(self) -> float:
         """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
         return self.num_steps - (self.objective == "noise")
 
-    @property
+    @cached_property
     def train_range(self) -> tuple[float, float]:
         """The first and the last time that training draws, both included."""
         return self.low, self.top if self.learns_top else self.num_steps - 1
@@ -159,3 +174,117 @@ class Path(ABC):
             below = self.nu(middle) < level
             left, right = np.where(below, middle, left), np.where(below, right, middle)
         return (left + right) / 2
+
+
+class Weights(NamedTuple):
+    """The weights at some times; an objective's are numbers, or have the shape of the times."""
+
+    i_x: Any
+    i_y: Any
+    p_x: Any
+    p_y: Any
+    p_f: Any
+
+
+Function = Callable[[Any, npt.ArrayLike], Weights]  # of a path and times
+
+
+def residual(path: Path, t: npt.ArrayLike) -> Weights:
+    """F = x_t - x0; BBDM's ``grad``."""
+    return Weights(1.0, 0.0, 1.0, 0.0, -1.0)
+
+
+def displacement(path: Path, t: npt.ArrayLike) -> Weights:
+    """F = y - x0; BBDM's ``ysubx``, and the velocity of flows."""
+    return Weights(1.0, 0.0, 0.0, 1.0, -1.0)
+
+
+def noise(path: Path, t: npt.ArrayLike) -> Weights:
+    """F = eps.
+
+    Raises:
+        ValueError: alpha is 0 at a time.
+    """
+    alpha, beta, sigma = path.at(t)
+    if np.any(alpha == 0):
+        raise ValueError(f"objective 'noise' has no x0hat at t = {path.end}; use t <= {path.top}")
+    return Weights(1.0, 0.0, 1 / alpha, -beta / alpha, -sigma / alpha)
+
+
+def preconditioned(path: Path, t: npt.ArrayLike) -> Weights:
+    """Unit variance of input and target (Karras et al. 2022; for bridges Zhou et al. 2024, DDBM, eq. 13)."""
+    alpha, beta, sigma = path.at(t)
+    x0, y, both = path.sigma_data**2, path.sigma_source**2, path.cov
+    total = alpha**2 * x0 + beta**2 * y + 2 * alpha * beta * both + sigma**2
+    c_in = total**-0.5
+    c_out = c_in * np.sqrt(beta**2 * (x0 * y - both**2) + x0 * sigma**2)
+    return Weights(c_in, 0.0, (alpha * x0 + beta * both) / total, 0.0, c_out)
+
+
+def pinned(path: Path, t: npt.ArrayLike) -> Weights:
+    """Preconditioning of u = (x_t - beta y) / alpha - y = (x0 - y) + nu eps, in which the source is gone.
+
+    Where nu is infinite the network is shown nothing of the state, and predicts x0 - y at unit variance.
+    """
+    alpha, beta, _ = path.at(t)
+    spread, nu = path.spread, path.nu(t)
+    finite = np.isfinite(nu)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c_in = 1 / np.hypot(nu, spread)
+        c_skip = spread**2 * c_in**2
+        shift = beta / alpha + 1
+        state = np.where(finite, 1 / alpha, 0.0)
+        i_y = np.where(finite, -c_in * shift, 0.0)
+        p_y = np.where(finite, 1 - c_skip * shift, 1.0)
+        c_out = np.where(finite, nu * spread * c_in, spread)
+    return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
+
+
+OBJECTIVES: dict[str, Function] = {
+    objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned)
+}
+
+
+def quantiles(path: Path, density: Density) -> Array:
+    """(POINTS,) increasing times that are equally likely under a density.
+
+    ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, ``wide`` N(-0.4, 1.6^2) and ``high``
+    N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). These are for pairs of
+    spread 0.5: for a spread s the means are larger by ln(s / 0.5). A discrete time has the probability
+    between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times of the
+    objective ``pinned`` are the top. ``top`` is no other time: the network learns to regress targets.
+    """
+    if density == "top":
+        return np.full(POINTS, float(path.top))
+    low, high = path.train_range
+    if path.objective == "pinned" and np.isinf(path.nu(path.top)):
+        count, below = round(POINTS * TOP), high if path.continuous else min(high, path.top - 1)
+        return np.concatenate([_quantiles(path, density, low, below, POINTS - count), np.full(count, float(path.top))])
+    return _quantiles(path, density, low, high, POINTS)
+
+
+def _quantiles(path: Path, density: Density, low: float, high: float, points: int) -> Array:
+    shares = (np.arange(points) + 0.5) / points
+    if path.continuous and density == "uniform":
+        return low + shares * (high - low)
+    if path.continuous:
+        level, spread = LEVELS[density]
+        levels = path.level_scale * np.exp(level + spread * np.linspace(-6, 6, GRID))
+        inside = path.time_at(np.clip(levels, *path.nu([low, high])))
+        edges = np.unique(np.concatenate([np.linspace(low, high, GRID), inside]).clip(low, high))
+        return np.interp(shares, _cumulative(path, density, edges), edges)
+    times = np.arange(low, high + 1)
+    if density == "uniform":
+        return times[(shares * len(times)).astype(int)].astype(np.float64)
+    edges = np.concatenate([[low], times[:-1] + 0.5, [high]])
+    return times[np.searchsorted(_cumulative(path, density, edges)[1:-1], shares)].astype(np.float64)
+
+
+def _cumulative(path: Path, density: Density, times: Array) -> Array:
+    """The probability of a time up to each of ``times``, from 0 at the first to 1 at the last."""
+    level, spread = LEVELS[density]
+    uniform = (times - times[0]) / (times[-1] - times[0])
+    with np.errstate(divide="ignore"):
+        scaled = (np.log(path.nu(times) / path.level_scale) - level) / spread
+    normal = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in scaled])
+    return UNIFORM * uniform + (1 - UNIFORM) * (normal - normal[0]) / (normal[-1] - normal[0])

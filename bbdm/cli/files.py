@@ -77,7 +77,7 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     from bbdm.files import bridge_json, hub
     from bbdm.files.checkpoint import load_codec
     from bbdm.files.weights import IncompleteFileError
-    from bbdm.training.run_folder import RunFolder
+    from bbdm.training.run import RunFolder
 
     if (path / bridge_json.SETTINGS).is_file():
         return "an ONNX export", [*of_export(bridge_json.read_settings(path))]

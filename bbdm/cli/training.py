@@ -74,7 +74,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
 
     def _begin(self, team: Processes) -> Trainer:
         """The run at the step where it begins or resumes, without later ones if ``overwrite`` says so."""
-        from bbdm.training.run_folder import RunFolder
+        from bbdm.training.run import RunFolder
 
         folder = RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.keep, self.read)
         for path in (folder.path, self.cache_images, getattr(self, "cache_latents", None)):

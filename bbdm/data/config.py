@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from bbdm.base.settings import position, setting
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.rows import UNPAIRED, BadPicturesError, Row, read_layout
-from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_conditions, read_named
+from bbdm.data.rows import UNPAIRED, BadPicturesError, Row, first, read_layout
+from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_kinds, read_named
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
-from bbdm.pictures.images import Size, read_sides
+from bbdm.pictures.images import Size, read_size
 from bbdm.pictures.values import EIGHT_BIT, Values, read_values
 
 
@@ -24,6 +24,14 @@ class Crops(NamedTuple):
     crop: Size
     crops: int = 1
 
+    @classmethod
+    def read(cls, text: str) -> Crops:
+        """Crops from ``SIZE`` or ``SIZE:COUNT``, such as ``96:8``; else a ValueError."""
+        size, mark, count = text.partition(":")
+        if mark and not count.isdecimal():
+            raise ValueError(f"crops are written as SIZE or SIZE:COUNT, got {text!r}")
+        return cls(read_size(size), int(count or 1))
+
 
 class Slices(NamedTuple):
     """Fields of a spec: the plane of slices, and those seen on each side; None for the network's."""
@@ -31,25 +39,14 @@ class Slices(NamedTuple):
     slices: Plane
     neighbours: int | None = None
 
-
-def _parts(text: str, what: str, forms: str, *kinds: Callable[[str], Any]) -> list[Any]:
-    """Values from text with ``:`` between them, of which the last may be missing."""
-    parts = text.split(":")
-    try:
-        return [kind(part) for kind, part in zip(kinds[: len(parts)], parts, strict=True)]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{what} are written as {forms}, got {text!r}") from error
-
-
-def read_crops(text: str) -> Crops:
-    """Crops from ``SIZE`` or ``SIZE:COUNT``, such as ``96:8``; else a ValueError."""
-    return Crops(*_parts(text, "crops", "SIZE or SIZE:COUNT", read_sides, int))
-
-
-def read_slices(text: str) -> Slices:
-    """Slices from ``PLANE`` or ``PLANE:NEIGHBOURS``, such as ``axial:1``; else a ValueError."""
-    forms = f"PLANE or PLANE:NEIGHBOURS, of the planes {', '.join(AXES)}"
-    return Slices(*_parts(text, "slices", forms, {plane: plane for plane in AXES}.__getitem__, int))
+    @classmethod
+    def read(cls, text: str) -> Slices:
+        """Slices from ``PLANE`` or ``PLANE:NEIGHBOURS``, such as ``axial:1``; else a ValueError."""
+        plane, mark, count = text.partition(":")
+        if plane not in AXES or (mark and not count.isdecimal()):
+            forms = f"PLANE or PLANE:NEIGHBOURS, of the planes {', '.join(AXES)}"
+            raise ValueError(f"slices are written as {forms}, got {text!r}")
+        return cls(plane, int(count) if mark else None)  # pyright: ignore[reportArgumentType]
 
 
 def read_labels(text: str) -> dict[str, str]:
@@ -75,12 +72,11 @@ class RowsConfig:
     slices: Slices | None = setting(
         None,
         "PLANE of the slices that volumes are read in; PLANE:N shows the network N slices on each side too",
-        parse=read_slices,
+        parse=Slices.read,
     )
     degrade: Degradation | None = setting(
         None,
-        f"make the sources from the pictures of the data set 'folder': {', '.join(DEGRADATIONS)}; "
-        "jpeg:QUALITY and blur:SIGMA set the strength, and @SEED what is drawn",
+        f"make the sources of the pictures of 'folder': {', '.join(DEGRADATIONS)}; @SEED decides what is drawn",
         parse=Degradation.read,
     )
 
@@ -142,7 +138,7 @@ class RowsConfig:
         Raises:
             ValueError: they have more than 8 bits, and nobody said what their range is.
         """
-        from bbdm.data.reading import Reader, first
+        from bbdm.data.reading import Reader
 
         reader = Reader(Spec(direction=self.direction))
         try:
@@ -205,12 +201,12 @@ class DataConfig(RowsConfig):
         "AtoB", "AtoB translates A into B, BtoA targets into sources, both by one network either into the other"
     )
     crop: Crops | None = setting(
-        None, "train on crops: SIZE, or SIZE:COUNT of each picture in an epoch", parse=read_crops
+        None, "train on crops: SIZE, or SIZE:COUNT of each picture in an epoch", parse=Crops.read
     )
     conditions: dict[str, Condition] | None = setting(
         None,
         "what the network sees besides the source, NAME=KIND with commas, from the columns of these names: image, "
         "image@LOW:HIGH of other than 8 bits, class or tokens",
         "--condition",
-        parse=read_conditions,
+        parse=read_kinds,
     )

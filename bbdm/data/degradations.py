@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,12 +109,11 @@ STEPS: tuple[Callable[..., Image.Image], ...] = (
     _noisy,
     _compressed,
 )
-DEGRADATIONS: dict[str, tuple[Callable[..., Image.Image], float | None, float, float]] = {
-    # apply(picture, random) or apply(picture, random, level); the level unless given, the least, the most
-    "sr4": (sr4, None, 0, 0),
-    "jpeg": (jpeg, 10, 1, 95),  # quality
-    "blur": (blur, 2.0, 0.1, 20.0),  # standard deviation in pixels
-    "photo": (photo, None, 0, 0),
+DEGRADATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    "sr4": sr4,
+    "jpeg": partial(jpeg, quality=10),
+    "blur": partial(blur, sigma=2.0),  # standard deviation in pixels
+    "photo": photo,
 }
 
 
@@ -127,37 +126,24 @@ class Degradation:
     """
 
     name: str  # in DEGRADATIONS
-    level: float | None  # its number; None for one that takes none
-    seed: int  # of its random numbers
+    seed: int = 0  # of its random numbers
 
     @classmethod
     def read(cls, text: str) -> Degradation:
-        """A degradation from ``NAME[:LEVEL][@SEED]``, such as ``sr4``, ``jpeg:5`` or ``photo@1``.
+        """A degradation from ``NAME`` or ``NAME@SEED``, such as ``sr4`` or ``photo@1``.
 
         Raises:
-            ValueError: an unknown name, a level that it does not take, or a seed that is no number.
+            ValueError: an unknown name, or a seed that is no number.
         """
-        text, mark, seed = text.partition("@")
-        name, colon, number = text.partition(":")
+        name, mark, seed = text.partition("@")
         if name not in DEGRADATIONS or (mark and not seed.isdecimal()):
-            names = ", ".join(DEGRADATIONS)
-            raise ValueError(f"degrade must be one of {names}, and maybe @SEED; got {text + mark + seed!r}")
-        _, level, least, most = DEGRADATIONS[name]
-        if colon and level is None:
-            raise ValueError(f"degrade {name!r} takes no number, got {text!r}")
-        if colon:
-            kind, found = (int, "an integer") if isinstance(level, int) else (float, "a number")
-            level = math.nan
-            with suppress(ValueError):
-                level = kind(number)
-            if not least <= level <= most:
-                raise ValueError(f"degrade {name!r} takes {found} from {least:g} to {most:g}, got {text!r}")
-        return cls(name, level, int(seed or 0))
+            raise ValueError(f"degrade must be one of {', '.join(DEGRADATIONS)}, and maybe @SEED; got {text!r}")
+        return cls(name, int(seed or 0))
 
     def picture(self, picture: Image.Image, name: str) -> Image.Image:
         """The degraded picture, of the same size and mode; ``name`` is the picture's in its data set."""
         random = np.random.Generator(np.random.PCG64(keyed(self.seed, name)))
-        return DEGRADATIONS[self.name][0](picture, random, *([] if self.level is None else [self.level]))
+        return DEGRADATIONS[self.name](picture, random)
 
     def __call__(self, arrays: dict[str, Array], name: str) -> dict[str, Array]:
         """The arrays of an example: the source (1 or 3, H, W) becomes the target, degraded the source.
@@ -174,5 +160,5 @@ class Degradation:
         return {**arrays, "source": images.pixels(degraded, len(source)).copy(), "target": source}
 
     def __str__(self) -> str:
-        """``jpeg:10@0``: what manifests and checkpoints of a data set hold."""
-        return f"{self.name}{'' if self.level is None else f':{self.level:g}'}@{self.seed}"
+        """``jpeg@0``: what manifests and checkpoints of a data set hold."""
+        return f"{self.name}@{self.seed}"

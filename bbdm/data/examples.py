@@ -12,8 +12,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
-from bbdm.data.reading import Column, Reader, first
-from bbdm.data.rows import Row, shown
+from bbdm.data.reading import Column, Reader
+from bbdm.data.rows import Row, first, shown
 from bbdm.data.spec import Condition
 from bbdm.networks.conditions import KINDS, Classes, ConditionsConfig
 from bbdm.pictures.values import EIGHT_BIT
@@ -105,20 +105,19 @@ def known_conditions(
 
 def with_sizes(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Reader) -> dict[str, Condition]:
     """The conditions with their sizes, by the rows; ValueError where these have no such column."""
-
-    def size(name: str, each: Condition) -> Classes | None:
+    found: dict[str, Condition] = {}
+    for name, each in conditions.items():
         if each.label is None and not has_column(rows, name):
             add = f"add ',{name}=WHERE' behind the data set's folder, or a table's"
             raise ValueError(f"rows have no column {name!r}: {add}")
-        if each.size is not None:
-            return each.size
-        if each.kind == "class":
-            return None if isinstance(rows[0][name], int) else labels(rows, name)
-        if each.kind == "image":
-            return first(rows, lambda row: reader.header(row.get(name)).shape[0])
-        return first(rows, lambda row: _tokens(name, each, row, None, reader).shape[1])
-
-    return {name: replace(each, size=size(name, each)) for name, each in conditions.items()}
+        size: Classes | None = each.size
+        if size is None and each.kind == "class":
+            size = None if isinstance(rows[0][name], int) else labels(rows, name)
+        elif size is None:  # of images (C, *S), or of tokens (1, L, D)
+            axis = 0 if each.kind == "image" else 2
+            size = first(rows, lambda row, name=name, axis=axis: reader.header(row.get(name)).shape[axis])
+        found[name] = replace(each, size=size)
+    return found
 
 
 def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
@@ -154,43 +153,42 @@ def labels(rows: Any, name: str) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda each: (0, int(each), each) if each.isdecimal() else (1, 0, each)))
 
 
-def read_conditions(
+def row_conditions(
     conditions: Mapping[str, Condition], row: Row, columns: Mapping[str, Column], reader: Reader
 ) -> dict[str, torch.Tensor]:
     """What a row has besides the source, by name: images (C, *S), classes () int64, tokens (L, D).
 
-    ``columns`` are its images, cropped as its source is.
+    Images are uint8 of 8 bits, else float32 in [-1, 1]; ``columns`` has them, cropped as the source is.
 
     Raises:
         ValueError: something cannot be read, or does not fit; the message names it.
     """
     found: dict[str, torch.Tensor] = {}
     for name, each in conditions.items():
+        where, size = f"{name} of {shown(row)}", each.size
         if each.label is None and row.get(name) is None:
             raise ValueError(f"{shown(row)} has no {name}")
-        found[name] = READ[each.kind](name, each, row, columns.get(name), reader)
+        if each.kind == "image":
+            array = reader.scaled(where, columns[name], each.values, size)  # pyright: ignore[reportArgumentType]
+            if len(array) != size:
+                raise ValueError(f"{where} has {len(array)} channels, and others have {size}")
+            found[name] = torch.from_numpy(array)
+        elif each.kind == "tokens":
+            array = np.asarray(reader.read(row[name]))
+            if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or array.shape[2] != size:
+                got = f"{array.shape[1:]} of {array.dtype}"
+                raise ValueError(f"{where}: tokens must be (L, {size}) of floats, got {got}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{where}: tokens have NaN or infinity")
+            found[name] = trimmed(torch.from_numpy(np.array(array[0], np.float32)))
+        elif size is None:  # of a data set of one's own
+            found[name] = torch.tensor(row[name])
+        else:
+            names, label = [*map(str, range(size))] if isinstance(size, int) else size, each.label or _label(name, row)
+            if label not in names:
+                raise ValueError(f"{shown(row)}: {label!r} is no class of {name!r}, which are {', '.join(names)}")
+            found[name] = torch.tensor(names.index(label))
     return found
-
-
-def _image(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
-    """(C, *S) uint8 of 8 bits, else float32 in [-1, 1]."""
-    where = f"{name} of {shown(row)}"
-    array = reader.scaled(where, column, condition.values, condition.size)  # pyright: ignore[reportArgumentType]
-    if len(array) != condition.size:
-        raise ValueError(f"{where} has {len(array)} channels, and others have {condition.size}")
-    return torch.from_numpy(array)
-
-
-def _class(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
-    """() int64, the number of a class."""
-    classes = condition.size
-    if classes is None:  # of a data set of one's own
-        return torch.tensor(row[name])
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
-    found = condition.label or _label(name, row)
-    if found not in names:
-        raise ValueError(f"{shown(row)}: {found!r} is no class of {name!r}, which are {', '.join(names)}")
-    return torch.tensor(names.index(found))
 
 
 def _label(name: str, row: Row) -> str:
@@ -200,17 +198,3 @@ def _label(name: str, row: Row) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{name} of {shown(row)} must be text, a label; got {text!r}")
     return text.strip()
-
-
-def _tokens(name: str, condition: Condition, row: Row, column: Any, reader: Reader) -> torch.Tensor:
-    """(L, D) float32, without the rows of zeros at the end. Raises ValueError for others, or not finite."""
-    where, width, array = f"{name} of {shown(row)}", condition.size, np.asarray(reader.read(row.get(name)))
-    if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or (width or array.shape[2]) != array.shape[2]:
-        wanted = f"(L, {width or 'D'})"
-        raise ValueError(f"{where}: tokens must be {wanted} of floats, got {array.shape[1:]} of {array.dtype}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{where}: tokens have NaN or infinity")
-    return trimmed(torch.from_numpy(np.array(array[0], np.float32)))
-
-
-READ: dict[str, Callable[..., torch.Tensor]] = {"image": _image, "class": _class, "tokens": _tokens}

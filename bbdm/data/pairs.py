@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data.cache import Cache
 from bbdm.data.degradations import Prepare
-from bbdm.data.examples import Example, config_of, read_conditions, with_sizes
-from bbdm.data.reading import LOOKED_AT, Reader, first
-from bbdm.data.rows import BadPicturesError, Row, UnpairedRows, named, paths_of, shown
+from bbdm.data.examples import Example, config_of, row_conditions, with_sizes
+from bbdm.data.reading import Reader
+from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, first, named, paths_of, shown
 from bbdm.data.spec import ROLES, Condition, Spec
 from bbdm.data.tables import FIELDS, ItemRows, MapStyle, StreamedRows, TableRows
-from bbdm.networks.conditions import DIRECTION
-from bbdm.pictures import files, images
+from bbdm.networks.conditions import DIRECTION, Kind
+from bbdm.pictures import formats, images
 from bbdm.pictures.picture import scale
 
 log = logging.getLogger(__name__)
@@ -210,12 +210,12 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if self.prepare is not None:
             arrays = self.prepare(arrays, f"{key} {seed}" if self.spec.crop else name)
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
-        more = read_conditions(self.spec.conditions, row, found, self.reader) if self.spec.conditions else {}
+        more = row_conditions(self.spec.conditions, row, found, self.reader) if self.spec.conditions else {}
         return Example(source, target, more, torch.from_numpy(self.reader.mask(found)) if self.masked else None, name)
 
     def conditions(self, row: Row) -> dict[str, torch.Tensor]:
         """What a row, as a whole, has besides the source: images, classes and tokens."""
-        return read_conditions(self.spec.conditions, row, self.reader.open(row, self.reader.images), self.reader)
+        return row_conditions(self.spec.conditions, row, self.reader.open(row, self.reader.images), self.reader)
 
     @cached_property
     def spacing(self) -> tuple[float, ...] | None:
@@ -253,7 +253,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
         for row in self._files:
-            hashes = (file_sha256(file) for path in paths_of(row, columns) for file in files.files_of(path))
+            hashes = (file_sha256(file) for path in paths_of(row, columns) for file in formats.files_of(path))
             digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
         return digest.hexdigest()
 
@@ -270,7 +270,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def stamps_digest(self) -> str:
         """SHA-256 of the paths, sizes and times of all files; "" where there are none."""
-        paths = {file for row in self._files for path in paths_of(row) for file in files.files_of(path)}
+        paths = {file for row in self._files for path in paths_of(row) for file in formats.files_of(path)}
         stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
         return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""
 
@@ -299,14 +299,10 @@ class MappedDataset(Pairs):
 
     def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None = None, spec: Spec | None = None) -> None:
         rows = ItemRows(dataset, item)
-        first = rows[0]
-        found: dict[str, Condition] = {}
-        for name, value in first.items():
-            if name not in FIELDS:
-                axes = np.ndim(value)
-                kind, size = "image" if axes > 2 else "tokens", None if axes == 0 else value.shape[axes == 2]
-                found[name] = Condition("class" if axes == 0 else kind, size=size)
-        super().__init__(rows, replace(spec or Spec(axes=3 if first["target"].ndim == 4 else 2), conditions=found))
+        row = rows[0]
+        kinds: dict[int, Kind] = {0: "class", 2: "tokens"}  # by axes
+        found = {name: Condition(kinds.get(np.ndim(v), "image")) for name, v in row.items() if name not in FIELDS}
+        super().__init__(rows, replace(spec or Spec(axes=3 if row["target"].ndim == 4 else 2), conditions=found))
         self.read(0)
 
 

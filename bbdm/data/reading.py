@@ -1,28 +1,39 @@
-"""The pictures of a row: its columns opened, cropped once and scaled, for examples and scores alike."""
+"""The pictures of a row: its cells opened, cropped once, scaled and resized, for examples and scores alike.
+
+A file of which no part can be read alone is decoded whole: once into a cache, or a few are kept in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import reduce
-from itertools import islice
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, reduce
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
+import torch
 
+from bbdm import pictures
+from bbdm.base.atomic import stamp
 from bbdm.data.cache import Cache
-from bbdm.data.cells import OF_PHOTOGRAPH, Array, Cells, check_grids, crop_window
 from bbdm.data.degradations import Prepare
-from bbdm.data.rows import BadPicturesError, Half, Row, shown
+from bbdm.data.rows import Half, Row, check_grids, shown
 from bbdm.data.spec import AXES, ROLES, Spec
-from bbdm.pictures import Geometry, Header, Picture, images
+from bbdm.data.tables import picture_of
+from bbdm.pictures import Geometry, Header, Picture, formats, images
 from bbdm.pictures.formats import Window
+from bbdm.pictures.picture import OF_PHOTOGRAPH
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, scaled_present
 
-LOOKED_AT = 64  # rows, to find one that can be read
+KEPT = 6  # decoded pictures in memory
+HEADERS = 4096  # that are kept
+SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
 DECODING = 4  # times the bytes of a picture that decoding it whole takes
-Found = TypeVar("Found")
+Array = npt.NDArray[Any]
 
 
 class Column(NamedTuple):
@@ -32,7 +43,6 @@ class Column(NamedTuple):
     absent: Any  # (*S) where a pixel has no value, or False
     pictures: Sequence[Picture]  # as they were read
     cells: Sequence[Any]  # what the row has, such as paths
-    first: Sequence[int] = ()  # the index of the first pixel in its picture, for messages
     slices: Sequence[int] = ()  # those that an example has, by their indices in the window; () for the whole
 
 
@@ -49,8 +59,8 @@ class Strips(NamedTuple):
     forget: Callable[[], Any]  # what is decoded
 
 
-class Reader(Cells):
-    """Opens the columns of rows that have pictures.
+class Reader:
+    """Opens the cells and columns of rows: paths, halves of files, encoded pictures and arrays.
 
     Args:
         spec: what an example is.
@@ -68,26 +78,104 @@ class Reader(Cells):
         masked: bool = False,
         paired: bool = True,
     ) -> None:
-        super().__init__(cache)
-        self.spec, self.prepare, self.masked, self.paired = spec, prepare, masked, paired
+        self.spec, self.cache, self.prepare, self.masked, self.paired = spec, cache, prepare, masked, paired
         self.images = [name for name, each in spec.conditions.items() if each.kind == "image"]
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
         self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
         self._checked: set[str] = set()  # names of rows whose grids were compared
-        crop = () if spec.crop is None else images.sides(spec.crop, spec.axes)
-        self._crop = crop if self.axis is None or not crop else (*crop[: self.axis], 1, *crop[self.axis :])
-        self._size = None if self._crop else spec.size
+        self._size = spec.size if spec.crop is None else None
         self._sides = () if self._size is None else images.sides(self._size)
-        self._changes = {} if self._size is None else {r: self._change for r in ROLES if getattr(spec, r) == EIGHT_BIT}
+        self._sized = () if self._size is None else [role for role in ROLES if getattr(spec, role) == EIGHT_BIT]
+        self.forget()
 
-    def _change(self, image: Image.Image) -> Image.Image:
-        """A photograph in the channels and at the size of examples."""
-        assert self._size is not None
-        image = image if self.spec.channels is None else images.convert(image, self.spec.channels)
-        return images.resized(image, self._size, self.spec.resize)
+    def forget(self) -> None:
+        """Forget what was decoded and looked at."""
+        self._whole = lru_cache(KEPT)(pictures.read if self.cache is None else self._decoded)
+        self._photograph = lru_cache(KEPT)(lambda path: images.pixels(images.open_image(path)))
+        self._headers = lru_cache(HEADERS)(pictures.header)
+        self._measured = lru_cache(None)(lambda values, cell: values.of(self._sample(cell)))
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
         return Reader, (self.spec, self.cache, self.prepare, self.masked, self.paired)
+
+    def _stored(self, cell: Path | Half, how: str, make: Callable[[], Array]) -> Array:
+        """What is made of a file as it is now, from the cache; ``how`` says what."""
+        assert self.cache is not None
+        path, side = (cell, "") if isinstance(cell, Path) else cell
+        about = f"{how}\n{side} {stamp(path.absolute())}"
+        key = hashlib.sha256(about.encode()).hexdigest()[:32]
+        return self.cache(key, lambda: {"picture": torch.from_numpy(np.array(make()))})["picture"].numpy()
+
+    def _decoded(self, path: Path) -> Picture:
+        """A file as a whole, from the cache."""
+        array = self._stored(path, "decoded", lambda: pictures.read(path))
+        return Picture(array, self._headers(path).geometry, name=path.name)
+
+    def _resized(self, cell: Path | Half) -> Picture:
+        """A photograph in the channels and at the size of examples, from the cache where there is one.
+
+        It is resized before it becomes an array, which is faster.
+        """
+        spec = self.spec
+
+        def make() -> Array:
+            image = images.open_image(cell) if isinstance(cell, Path) else images.image_of(np.asarray(self.read(cell)))
+            image = image if spec.channels is None else images.convert(image, spec.channels)
+            return images.pixels(image if spec.size is None else images.resized(image, spec.size, spec.resize))
+
+        how = f"{spec.channels} channels, {spec.size}, {spec.resize}"
+        return Picture(make() if self.cache is None else self._stored(cell, how, make), OF_PHOTOGRAPH)
+
+    def header(self, cell: Any) -> Header | Picture:
+        """Sides, type and geometry of a cell; of what is in memory, the picture."""
+        if isinstance(cell, Half):
+            head = self._headers(cell.path)
+            return replace(head, shape=(*head.shape[:-1], head.shape[-1] // 2))
+        return self._headers(cell) if isinstance(cell, Path) else self.read(cell)
+
+    def read(self, cell: Any, window: Window = ()) -> Picture:
+        """A cell as a picture (C, *S); rows of numbers are (1, L, D), and lists are arrays too.
+
+        ``window`` is a slice for each spatial axis, () for all. ValueError for what is damaged or no picture.
+        """
+        if isinstance(cell, Path):
+            head = self._headers(cell) if window or self.cache is not None else None
+            if head is None or head.windowed:
+                return pictures.read(head or cell, window)
+            picture = self._whole(cell)
+        elif isinstance(cell, Half):
+            pixels = self._photograph(cell.path)
+            half, rest = divmod(width := pixels.shape[2], 2)
+            if rest:
+                raise ValueError(f"{cell} is {width} pixels wide: two pictures side by side need an even width")
+            picture = Picture(pixels[:, :, cell.side * half : (cell.side + 1) * half], OF_PHOTOGRAPH)
+        else:
+            picture = picture_of(cell)
+        return picture[(slice(None), *window)] if window else picture  # pyright: ignore[reportReturnType]
+
+    def values(self, values: AnyValues, cells: Sequence[Any]) -> Values:
+        """The values of some pictures: percentiles are of each channel, and measured once of a file."""
+        if isinstance(values, Values):
+            return values
+        found = [
+            self._measured(values, cell) if isinstance(cell, Path | Half) else values.of(self._sample(cell))
+            for cell in cells
+        ]
+        low, high = (tuple(chain(*(getattr(each, end) for each in found))) for end in ("low", "high"))
+        return Values(low, high, dtype="float32")
+
+    def _sample(self, cell: Any) -> Array:
+        """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
+        head = self.header(cell)
+        step = -(-int(np.prod(head.sides)) // SAMPLED)
+        others = tuple(slice(0, side) for side in head.sides[1:])
+        if isinstance(head, Header) and head.windowed and step > 1:
+            rows = [self.read(cell, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
+            array = np.concatenate(rows, axis=1)
+        else:  # by the cache, or what is kept
+            array = self.read(cell, (slice(0, head.sides[0]), *others))[:, ::step]
+        flat = Picture(array.reshape(len(array), -1), head.geometry)
+        return np.asarray(flat)[:, ~flat.absent()]
 
     def columns(self, row: Row) -> dict[str, tuple[Any, ...]]:
         """The cells of a row's pictures: source and target by the direction, mask, images of conditions."""
@@ -105,7 +193,11 @@ class Reader(Cells):
         """The headers of a row's pictures by column; see :meth:`columns`."""
         return {name: [*map(self.header, cells)] for name, cells in self.columns(row).items()}
 
-    def column(self, name: str, cells: Sequence[Any], window: Window = ()) -> Column:
+    def channels(self, head: Header | Picture) -> int:
+        """The channels that a picture has in examples."""
+        return self.spec.channels or head.shape[0] if head.photograph else head.shape[0]
+
+    def _column(self, name: str, cells: Sequence[Any], window: Window = ()) -> Column:
         """The channels of some cells of a column, one after another, in a window of the spatial axes.
 
         A source of slices gets the neighbours of its own too. Whole photographs of sources and targets have
@@ -119,8 +211,13 @@ class Reader(Cells):
             window = (*window[: self.axis], slice(around[0], around[-1] + 1), *window[self.axis + 1 :])
             slices = [each - around[0] for each in around]
         channels = self.spec.channels if name in ROLES else None
-        change = None if window or self.masked else self._changes.get(name)
-        opened = [self.read(cell, window, change) for cell in cells]
+        whole = name in self._sized and not window and not self.masked
+        opened = [
+            self._resized(cell)
+            if whole and (self.cache is not None or not isinstance(cell, Half)) and is_photograph(cell)
+            else self.read(cell, window)
+            for cell in cells
+        ]
         arrays: list[Array] = []
         absent: Any = False
         for picture in opened:
@@ -130,17 +227,7 @@ class Reader(Cells):
             if channels is not None and array.ndim == 3 and len(array) != channels and picture.photograph:
                 array = images.recoloured(array, channels)
             arrays.append(array)
-        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return Column(array, absent, opened, cells, [part.start for part in window], slices)
-
-    def _cached(self, name: str, cells: Sequence[Any]) -> Column:
-        """Whole photographs at the size of examples, from the cache; other pictures as they are."""
-        files = [cell for cell in cells if isinstance(cell, Path | Half) and self.header(cell).photograph]
-        if name not in self._changes or self.masked or len(files) < len(cells):
-            return self.column(name, cells)
-        how = f"{self.spec.channels} channels, {self.spec.size}, {self.spec.resize}"
-        array = self.stored(cells, how, lambda: self.fitted(self.column(name, cells).array))
-        return Column(array, False, [Picture(array, OF_PHOTOGRAPH)] * len(cells), cells)
+        return Column(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), absent, opened, cells, slices)
 
     def open(
         self,
@@ -157,15 +244,10 @@ class Reader(Cells):
         if self._partial and row["name"] not in self._checked:
             check_grids(columns, self.heads(row), columns, self.paired)
             self._checked.add(row["name"])
-        crop = crop if self._crop else None
-        if index is not None or crop is not None:
-            parts = [slice(0, side) for side in self.header(columns["source"][0]).shape[1:]]
-            if self.axis is not None and index is not None:
-                parts[self.axis] = slice(index, index + 1)
-            window = tuple(parts) if crop is None else crop_window(parts, self._crop, *crop)
+        if index is not None or (crop is not None and self.spec.crop is not None):
+            window = self.spec.window(self.header(columns["source"][0]).shape[1:], index, crop)
         chosen = {name: cells for name, cells in columns.items() if cells and (names is None or name in names)}
-        cached = self.cache is not None and not window
-        found = {n: self._cached(n, cells) if cached else self.column(n, cells, window) for n, cells in chosen.items()}
+        found = {name: self._column(name, cells, window) for name, cells in chosen.items()}
         if not self._partial:
             grids = {(each.shape[1:], each.geometry.affine) for column in found.values() for each in column.pictures}
             if len(grids) > 1:
@@ -185,7 +267,7 @@ class Reader(Cells):
         holes = absent is not False and bool(np.any(absent))
         if values != EIGHT_BIT:
             try:
-                array = scaled_present(values, array, np.asarray(absent), column.first)
+                array = scaled_present(values, array, np.asarray(absent))
             except ValueError as error:
                 if array.dtype.kind == "f" and column.pictures[0].geometry.format == "geotiff":
                     raise ValueError(f"{error}; nodata=nan in the file makes such pixels absent") from error
@@ -194,7 +276,7 @@ class Reader(Cells):
             array = array if channels in (None, len(array)) else images.recoloured(array, channels)
             array = np.where(absent, np.uint8(0), array) if holes else array
         else:
-            check_finite(array, absent, column.first)
+            check_finite(array, absent)
             levels = array[:, ~absent] if holes else array
             if array.dtype.kind != "f" or abs(levels).max(initial=0) > images.RANGE_LIMIT:
                 found, usual = images.ranges(levels)
@@ -203,12 +285,8 @@ class Reader(Cells):
             array = np.where(absent, -1, array).astype(np.float32)
         if column.slices:
             array = np.concatenate([array.take(index, 1 + (self.axis or 0)) for index in column.slices])
-        return self.fitted(array)
-
-    def fitted(self, array: Array) -> Array:
-        """An array at the size that whole pictures are resized to, in memory of its own."""
-        if self._size is None or array.shape[1:] == self._sides:
-            return np.ascontiguousarray(array) if array.flags.writeable else np.array(array, order="C")
+        if self._sides in ((), array.shape[1:]):
+            return np.require(array, requirements=["C", "W"])
         return images.fitted(array, self._size, self.spec.resize)
 
     def mask(self, columns: Mapping[str, Column]) -> Array:
@@ -222,11 +300,8 @@ class Reader(Cells):
         if "mask" in columns:
             valid.append(own(columns["mask"], (columns["mask"].array != 0).any(axis=0)))
         shape = own(columns["source"], columns["source"].array).shape[1:]
-        return self.fitted(np.broadcast_to(reduce(np.logical_and, valid), shape)[None].astype(np.float32))
-
-    def channels(self, head: Header | Picture) -> int:
-        """The channels that a picture has in examples."""
-        return self.spec.channels or head.shape[0] if head.photograph else head.shape[0]
+        whole = np.broadcast_to(reduce(np.logical_and, valid), shape)[None].astype(np.float32)
+        return images.fitted(whole, self._size, self.spec.resize)
 
     def slices(self, row: Row) -> Sequence[int]:
         """The slices of a volume that are examples: those of which something lies in the mask."""
@@ -248,7 +323,8 @@ class Reader(Cells):
         found = self.open(row, (*ROLES, "mask"))
         if self.spec.size is None and self.prepare is None:
             return found
-        arrays = {role: self.fitted(found[role].array) for role in ROLES if role in found}
+        how = self._size, self.spec.resize
+        arrays = {role: images.fitted(found[role].array, *how) for role in ROLES if role in found}
         arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
         like = {role: found.get(role, found["source"]) for role in arrays}
         return found | {role: like[role]._replace(array=array, absent=False) for role, array in arrays.items()}
@@ -262,7 +338,7 @@ class Reader(Cells):
         def read(rows: slice) -> tuple[Array, Any]:
             if array is not None:
                 return array[:, rows], np.zeros((rows.stop - rows.start, array.shape[2]), bool)
-            found = self.column("source", cells, (rows, slice(0, heads[0].sides[1])))
+            found = self._column("source", cells, (rows, slice(0, heads[0].sides[1])))
             return found.array, np.broadcast_to(found.absent, found.array.shape[1:])
 
         whole = [head for head in heads if not (isinstance(head, Header) and head.windowed)]
@@ -278,12 +354,6 @@ class Reader(Cells):
         )
 
 
-def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:
-    """What ``read`` gives of the first row that can be read; BadPicturesError if none of the first can."""
-    failed: Exception | None = None
-    for row in islice(rows, count):
-        try:
-            return read(row)
-        except (ValueError, FileNotFoundError) as error:
-            failed = failed or error
-    raise BadPicturesError(str(failed) if failed else "there are no rows")
+def is_photograph(cell: Any) -> bool:
+    """Whether a cell is a file of a format of photographs, or half of one."""
+    return isinstance(cell, Half) or (isinstance(cell, Path) and formats.library_of(cell) == "pillow")

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.data import tables
-from bbdm.pictures import files, formats
+from bbdm.pictures import Header, Picture, formats
+from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
 SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
 PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
 UNPAIRED = "unpaired"  # the layout of two sets without pairs
+LOOKED_AT = 64  # rows, to find one that can be read
+Found = TypeVar("Found")
 
 
 class BadPicturesError(ValueError):
@@ -108,6 +111,39 @@ def named(row: Row, error: Exception) -> str:
     return str(error) if any(str(each) in str(error) for each in names) else f"{shown(row)}: {error}"
 
 
+def check_grids(
+    columns: Mapping[str, Sequence[Any]],
+    heads: Mapping[str, Sequence[Header | Picture]],
+    sized: Collection[str],
+    paired: bool = True,
+) -> None:
+    """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
+
+    ``heads`` are the headers or pictures of some columns, and those in ``sized`` must have one size even
+    where they do not say where they lie. Pictures that are not ``paired`` lie anywhere in the world.
+    """
+    role = "target" if columns["target"] else "source"
+    for column, others in heads.items() if heads.get(role) else ():
+        for cell, other in zip(columns[column], others, strict=True):
+            like = heads[role][0]
+            located = paired and None not in (like.geometry.affine, other.geometry.affine)
+            if located or column in sized or len(like.sides) != len(other.sides):
+                pair = (cell, column), (columns[role][0], role)
+                names = [str(each) if isinstance(each, Half | Path) else name for each, name in pair]
+                check_grid(other, like, names, paired)
+
+
+def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:
+    """What ``read`` gives of the first row that can be read; BadPicturesError if none of the first can."""
+    failed: Exception | None = None
+    for row in islice(rows, count):
+        try:
+            return read(row)
+        except (ValueError, FileNotFoundError) as error:
+            failed = failed or error
+    raise BadPicturesError(str(failed) if failed else "there are no rows")
+
+
 def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row]:
     """The rows of a data set.
 
@@ -137,15 +173,15 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
-    first, *others = parts
+    leading, *others = parts
     for part in others:
-        for one, other in ((first, part), (part, first)) if part.column in SIDES else ((first, part),):
+        for one, other in ((leading, part), (part, leading)) if part.column in SIDES else ((leading, part),):
             if alone := sorted(one.cells.keys() - other.cells.keys()):
                 more = "" if len(alone) == 1 else f", and {len(alone) - 1} more have none"
                 rule = "files are matched by name without suffix"
                 raise ValueError(f"{one.cells[alone[0]]} has no {other.column} in {other.where}{more}: {rule}")
     rows: list[Row] = []
-    for name in first.cells:
+    for name in leading.cells:
         row: dict[str, Any] = {"name": name}
         for part in parts:
             before, cell = cells_of(row.get(part.column)), part.cells[name]
@@ -186,10 +222,10 @@ def _pictures(column: str, where: str) -> Part:
         raise ValueError(f"{folder} is a file, not a folder of pictures")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    for path in sorted(files.pictures_in(folder)):
+    for path in sorted(formats.pictures_in(folder)):
         below = path.relative_to(folder)
         full = below.with_name(formats.stem_of(path)).as_posix()
-        if full.endswith(ending) and not any(part.startswith(".") for part in below.parts) and files.is_picture(path):
+        if full.endswith(ending) and not any(part.startswith(".") for part in below.parts) and formats.is_picture(path):
             other = stems.setdefault(full.removesuffix(ending), path)
             if other != path:
                 raise ValueError(f"{other} and {path} have the same name: rename or remove one")

@@ -6,13 +6,16 @@ The part that a network has learned is kept in its file, see :meth:`Spec.config`
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import lt
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base import sizes
+from bbdm.base.seeds import keyed
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Classes, Kind
 from bbdm.pictures import values
 from bbdm.pictures.images import Resize, Size, as_size
@@ -25,7 +28,6 @@ ROLES = ("source", "target")  # the columns that have values of their own
 LEARNED = ("crop", "slices", "neighbours", "spacing", "nodata")  # fields that a network's file keeps as they are
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
-BYTE = 255  # the largest value of 8 bits
 CHOICES = {"slices": (None, *AXES), "direction": (*DIRECTIONS, "both"), "channels": (None, 1, 3)}
 CONTRAST = 0.01  # share of their range that the values of a source have at least
 
@@ -60,7 +62,7 @@ def read_named(text: str, form: str, mark: str = "=") -> dict[str, str]:
     return found
 
 
-def read_conditions(text: str) -> dict[str, Condition]:
+def read_kinds(text: str) -> dict[str, Condition]:
     """Conditions from text: ``NAME=KIND`` with commas, such as ``sar=image@-25:0,season=class,text=tokens``.
 
     ``@LOW:HIGH`` is the range of an image's values, with ``;`` between those of channels.
@@ -168,6 +170,30 @@ class Spec:
         """Whether examples are of 8-bit pictures on both sides, and no slices."""
         return self.source == self.target == EIGHT_BIT and self.slices is None
 
+    def window(self, sides: Sequence[int], index: int | None, crop: tuple[str, int] | None) -> tuple[slice, ...]:
+        """The window of pictures that an example is: of slice ``index``, and of a crop by its key and seed.
+
+        Raises:
+            ValueError: the pictures are smaller than crops.
+        """
+        parts = [slice(0, side) for side in sides]
+        axis = None if self.slices is None else AXES[self.slices]
+        if axis is not None and index is not None:
+            parts[axis] = slice(index, index + 1)
+        if crop is None or self.crop is None:
+            return tuple(parts)
+        lengths = [self.crop] * 2 if isinstance(self.crop, int) else [*self.crop]
+        lengths = lengths if axis is None else [*lengths[:axis], 1, *lengths[axis:]]
+        found = [part.stop - part.start for part in parts]
+        if len(found) != len(lengths) or any(map(lt, found, lengths)):
+            raise ValueError(f"it has {sizes.shown(found)} pixels, and crops have {sizes.shown(lengths)}")
+        key, seed = crop
+        random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
+        for i, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+            start = part.start + int(random.integers(part.stop - part.start - length + 1))
+            parts[i] = slice(start, start + length)
+        return tuple(parts)
+
     def around(self, index: int, count: int) -> list[int]:
         """The indices of the slices that a source has, for the slice at an index of ``count``."""
         return [min(max(each, 0), count - 1) for each in range(index - self.neighbours, index + self.neighbours + 1)]
@@ -189,7 +215,7 @@ class Spec:
         return bool(np.ptp(used) < CONTRAST * np.subtract(self.source.high, self.source.low).min())
 
     def warn_of_source(self, source: Picture) -> None:
-        """Warn where a source differs from those of training: in its spacing, its bits, or no contrast."""
+        """Warn where a source differs from those of training in its spacing, or has no contrast."""
         name, spacing = source.name or "the source", source.geometry.spacing
         pairs = zip(spacing, self.spacing, strict=True) if spacing and self.spacing and len(spacing) == 3 else ()
         if any(max(pair) > SPACING_DIFFERS * min(pair) for pair in pairs):
@@ -198,11 +224,6 @@ class Spec:
             warnings.warn(f"{text}: it knows things at that scale, so resample the source", stacklevel=2)
         if self.is_flat(np.asarray(source)[:, ~source.absent()]):
             warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
-        wide = isinstance(self.source, Values) and np.subtract(self.source.high, self.source.low).max() > 2 * BYTE
-        if wide and source.dtype == np.uint8:
-            text = f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}"
-            own = f"give its own to a call in Python, source_values=(0, {BYTE})"
-            warnings.warn(f"{text}: store it in these values, or {own}", stacklevel=2)
 
     def result_nodata(self, source: float | None) -> float | None:
         """What stands for no value in a result: the targets' own, or the source's where the type holds it."""

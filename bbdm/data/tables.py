@@ -7,6 +7,7 @@ A table of the layout ``hub`` is fetched once, and its files are mapped into mem
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -22,11 +23,14 @@ from PIL import Image
 
 from bbdm.base import optional
 from bbdm.networks.arrays import as_numpy
-from bbdm.pictures import images
+from bbdm.pictures import Picture, images
+from bbdm.pictures.picture import OF_PHOTOGRAPH
 
 SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
 KEY = "__key__"  # WebDataset's name of a row
 MIXED = 1000  # rows of a stream that are mixed at a time
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures
+NPY = b"\x93NUMPY"  # how an encoded array begins
 SIDES = ("source", "target")
 FIELDS = (*SIDES, "conditions", "mask", "name")  # of the item of a map-style data set
 LOOKED_AT = 8  # items that a digest is of
@@ -201,6 +205,23 @@ def open_table(
         return TableRows(table, named)
     known = (table.info.splits or {}).get(str(table.split))
     return StreamedRows(table, named, name, known.num_examples or None if known else None)
+
+
+def picture_of(cell: Any) -> Picture:
+    """A cell of a table or an item as a picture (C, *S): an encoded picture, an array, or lists of numbers.
+
+    Rows of numbers (L, D) are (1, L, D). ValueError for anything else, and FileNotFoundError for text.
+    """
+    if isinstance(cell, str):
+        raise FileNotFoundError(f"there is no picture {cell}")
+    if isinstance(cell, bytes) and not cell.startswith(NPY):
+        return Picture(images.pixels(images.open_image(cell, "in a table", FORMATS)), OF_PHOTOGRAPH)
+    try:
+        array = np.load(io.BytesIO(cell), allow_pickle=False) if isinstance(cell, bytes) else cell
+        array = array if isinstance(array, np.ndarray) else np.array(array, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"it is neither a picture nor an array of as many numbers each, {error}") from error
+    return Picture(array[None] if array.ndim < 3 else array)
 
 
 class MapStyle(Protocol):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bbdm.base.atomic import file_sha256
 from bbdm.data.rows import Row, paths_of, shown
 from bbdm.networks.conditions import DIRECTION, read_direction
-from bbdm.pictures import files
+from bbdm.pictures import formats
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
         return  # pictures inside tables, or the parts are the same folder
 
     def sizes(paths: Sequence[Path]) -> tuple[int, ...]:
-        return tuple(file.stat().st_size for path in paths for file in files.files_of(path))
+        return tuple(file.stat().st_size for path in paths for file in formats.files_of(path))
 
     def content(paths: Sequence[Path]) -> tuple[str, ...]:
-        return tuple(file_sha256(file) for path in paths for file in files.files_of(path))
+        return tuple(file_sha256(file) for path in paths for file in formats.files_of(path))
 
     alike = {sizes(paths) for paths in own}  # only files of one size are compared
     known = {content(paths): row for paths, row in others.items() if sizes(paths) in alike}

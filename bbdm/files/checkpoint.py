@@ -23,7 +23,7 @@ from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, Net
 from bbdm.files.hub import find_checkpoint
 from bbdm.files.importers import programs, states
 from bbdm.files.weights import Snapshot
-from bbdm.networks.base import Network
+from bbdm.networks.base import Network, check_network
 from bbdm.networks.restore import find_dtype
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size
@@ -70,6 +70,7 @@ def save_checkpoint(
         ValueError: another suffix, training state for a ``.safetensors``, steps that the solver or the bridge
             cannot take, or weights beyond the range of ``dtype``.
     """
+    check_network(unet)
     network = NetworkState.of(unet, ema, None if dtype is None else find_dtype(dtype))
     coded = None if codec is None else CodecState.of(codec)
     defaults = Defaults(calls=calls).over(solver, steps, timesteps)

@@ -17,7 +17,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
-from bbdm.networks.base import Network, Wrapped, check_network
+from bbdm.networks.base import Network, Wrapped
 from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
@@ -50,9 +50,8 @@ class NetworkState:
         """The state of a network, and of one with its moving average, whose tensors are not copied.
 
         Raises:
-            ValueError: a weight is beyond the range of ``dtype``, if given; or it is no network.
+            ValueError: a weight is beyond the range of ``dtype``, if given.
         """
-        check_network(network)
         states = [each.state_dict() for each in (network, ema) if each is not None]
         weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
         return cls(network.network_config, weights, average[0] if average else None, network.kind)
@@ -218,7 +217,7 @@ class Checkpoint:
             "bridge": self.bridge.config(),
             "codec": coded,
             "image_size": self.image_size,
-            **self.defaults.config(),
+            **{name: value for name, value in vars(self.defaults).items() if value is not None},
             **self.pictures.config(),
         }
         return Snapshot(FORMAT, settings, {k: v for k, v in states.items() if v is not None}, self.training)

@@ -172,13 +172,7 @@ def wrap(
     condition_channels: int = 0,
     stride: Stride = 1,
     call: Call | None = None,
-    *,
-    images: Mapping[str, int] | None = None,
-    classes: Mapping[str, Classes] | None = None,
-    tokens: Mapping[str, int] | None = None,
-    drop: Mapping[str, float] | None = None,
-    endpoint: tuple[int, ...] | None = None,
-    axes: int = 2,
+    **settings: Any,
 ) -> Wrapped:
     """Any module as a network that can be trained, sampled, compiled, exported and saved.
 
@@ -191,26 +185,18 @@ def wrap(
             float, and conditions are tensors by name, of which ``source`` is the source. By default
             module(x, t), module(x, t, source) where it sees the source, and module(x, t, conditions) with
             further conditions.
-        images: the channels of further condition images by name, such as ``{"sar": 2}``: (B, 2, H, W) each.
-        classes: the number of classes by name, or their names, such as ``{"style": ("ink", "oil")}``: (B,)
-            int64 each. The number of classes means "none".
-        tokens: the width of tokens by name, such as ``{"text": 768}``: (B, L, 768) each, of any length L. A
-            row of zeros is no token.
-        drop: the share of training examples without a condition, by name; they have "none" in its place. A
-            call may leave these out, and take ``guidance``.
-        endpoint: the source channels that the bridge ends in, one for each target channel; None for the
-            source itself or, where the target has another number of channels, the mean over channels.
-        axes: 2 for a module of pictures, 3 for one of volumes (B, C, D, H, W).
+        **settings: ``images``, ``classes``, ``tokens`` and ``drop`` of
+            :class:`~bbdm.networks.conditions.ConditionsConfig`, and ``endpoint`` and ``axes`` of
+            :class:`~bbdm.networks.config.NetworkConfig`.
 
     Raises:
         ValueError: a size or a name is out of range, or ``module`` is no module.
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    further = {"images": images or {}, "classes": classes or {}, "tokens": tokens or {}, "drop": drop or {}}
-    further |= {"condition_channels": condition_channels, "endpoint": endpoint, "axes": axes}
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    return Wrapped(module, WrappedConfig(name, channels, stride, **further), call)
+    config = WrappedConfig(name, channels, stride, condition_channels=condition_channels, **settings)
+    return Wrapped(module, config, call)
 
 
 def check_network(network: Any) -> None:

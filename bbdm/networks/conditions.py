@@ -172,14 +172,23 @@ class ConditionInput:
 class ConditionsConfig:
     """The conditions of a network besides the source, as its settings and its file name them.
 
+    Args:
+        images: the channels of condition images by name, such as ``{"sar": 2}``: (B, 2, H, W) each.
+        classes: the number of classes by name, or their names, such as ``{"style": ("ink", "oil")}``: (B,)
+            int64 each. The number of classes means "none".
+        tokens: the width of tokens by name, such as ``{"text": 768}``: (B, L, 768) each, of any length L. A
+            row of zeros is no token.
+        drop: the share of training examples without a condition, by name; they have "none" in its place. A
+            call may leave these out, and take ``guidance``.
+
     Raises:
         ValueError: a name or a number is out of range.
     """
 
-    images: Mapping[str, int] = field(default_factory=dict, hash=False)  # channels by name
-    classes: Mapping[str, Classes] = field(default_factory=dict, hash=False)  # by name
-    tokens: Mapping[str, int] = field(default_factory=dict, hash=False)  # width of a token by name
-    drop: Mapping[str, float] = field(default_factory=dict, hash=False)  # share of training examples without it
+    images: Mapping[str, int] = field(default_factory=dict, hash=False)
+    classes: Mapping[str, Classes] = field(default_factory=dict, hash=False)
+    tokens: Mapping[str, int] = field(default_factory=dict, hash=False)
+    drop: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for each in fields(ConditionsConfig):  # sorted: the same settings are the same bytes in files

@@ -213,14 +213,10 @@ class VQGANConfig:
     num_res_blocks: int = 2  # residual blocks a level of the encoder, one more in the decoder
     attention_resolutions: tuple[int, ...] = ()  # downsampling factors of levels with attention, besides the middle
     num_groups: int = 32  # groups of every GroupNorm
-    eps: float = 1e-6  # of every GroupNorm
-    projects_attention: bool = True  # False: no projection after attention, as in the A-Bridge scripts
 
     def __post_init__(self) -> None:
         check_sizes(self)
         check_levels(self)
-        if not 0 < self.eps < 1:
-            raise ValueError(f"eps must be in (0, 1), got {self.eps}")
 
     @property
     def stride(self) -> int:

@@ -25,7 +25,7 @@ CHUNK = 256  # vectors that are compared with all codes at a time: their distanc
 
 
 def _norm(channels: int, config: VQGANConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(config.num_groups, channels, config.eps)
+    return nn.GroupNorm(config.num_groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -51,7 +51,6 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, config: VQGANConfig) -> None:
         super().__init__()
-        self.projects = config.projects_attention
         self.norm = _norm(channels, config)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
@@ -64,17 +63,14 @@ class AttentionBlock(nn.Module):
         h = norm_silu(self.norm, x, activation=False)
         q, k, v = (conv(h).permute(0, 2, 3, 1).reshape(b, 1, height * width, c) for conv in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).view(b, height, width, c).permute(0, 3, 1, 2)
-        return x + (self.proj_out(h) if self.projects else h)
+        return x + self.proj_out(h)
 
 
 def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
     """Residual, attention, residual, at the smallest size."""
-    blocks = (
-        ResBlock(channels, channels, config),
-        AttentionBlock(channels, config),
-        ResBlock(channels, channels, config),
-    )
-    return nn.Sequential(OrderedDict(zip(("block_1", "attn_1", "block_2"), blocks, strict=True)))
+    first, attention = ResBlock(channels, channels, config), AttentionBlock(channels, config)
+    last = ResBlock(channels, channels, config)
+    return nn.Sequential(OrderedDict(block_1=first, attn_1=attention, block_2=last))
 
 
 class Resample(nn.Module):

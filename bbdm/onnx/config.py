@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from bbdm import solvers
 from bbdm.base.settings import check, position, setting
-from bbdm.pictures.images import Size, read_sides
+from bbdm.pictures.images import Size, read_size
 from bbdm.sampling.network_config import FileConfig
 
 GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # not compiled
@@ -35,7 +35,7 @@ class ExportConfig(FileConfig):
     quantize: Literal["int8"] | None = setting(None, "the UNet, calibrated on --calibrate")
     calibrate: Path | None = setting(None, "folder of sources, for --quantize", metavar="PICTURES")
     compiled: Size | None = setting(
-        None, "compile for one picture of a side, HxW or DxHxW, in place of graphs", parse=read_sides, metavar="SIZE"
+        None, "compile for one picture of a side, HxW or DxHxW, in place of graphs", parse=read_size, metavar="SIZE"
     )
     device: str | None = setting(None, "of --compiled: cpu, cuda, cuda:1, ...; cuda if unset and there is one")
     check: bool = setting(True, "compare graphs with PyTorch")

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
 from bbdm.base.scripts import warn
-from bbdm.pictures.formats import fail
+from bbdm.pictures.formats import named
 from bbdm.pictures.picture import Picture
 
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
@@ -66,22 +66,17 @@ def as_size(value: Any, axes: int = 2) -> Size:
     return whole[0] if axes == 2 and whole[0] == whole[1] else tuple(whole)  # pyright: ignore[reportReturnType]
 
 
-def read_size(text: str, axes: int = 2) -> Size:
-    """A size from text: ``256``, ``256x512`` for height x width; of 3 axes, ``64x96x96`` too.
+def read_size(text: str) -> Size:
+    """A size from text: ``256``, ``256x512`` for height x width, or ``64x96x96`` of volumes.
 
     Raises:
         ValueError: the text has another form.
     """
     parts = text.lower().split("x")
-    if len(parts) > axes or not all(part.isdecimal() for part in parts):
-        deep = "" if axes == 2 else ", or as 64x96x96 for depth x height x width"
-        raise ValueError(f"a size is written as 256, or as 256x512 for height x width{deep}, got {text!r}")
+    if len(parts) > 3 or not all(part.isdecimal() for part in parts):
+        form = f"a size is written as 256, or as 256x512 for height x width, got {text!r}"
+        raise ValueError(f"{form}; that of a volume as 64x96x96")
     return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))  # pyright: ignore[reportReturnType]
-
-
-def read_sides(text: str) -> Size:
-    """A size of pictures or volumes from text; see :func:`read_size`."""
-    return read_size(text, axes=3)
 
 
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:
@@ -93,16 +88,15 @@ def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> npt.NDArray[Any]:
-    """(C, H, W) at a size, each channel for itself, in memory of its own; see :func:`resized`.
+def fitted(array: npt.NDArray[Any], size: Size | None, resize: Resize = "stretch") -> npt.NDArray[Any]:
+    """(C, H, W) at a size, each channel for itself, or (C, *S) where it is None; see :func:`resized`.
 
-    Raises:
-        ValueError: it is a volume.
+    The array is contiguous and writable; it is copied unless it is that already.
     """
+    if size is None or array.shape[1:] == sides(size):
+        return np.require(array, requirements=["C", "W"])
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
-    if array.shape[1:] == sides(size):
-        return np.array(array, order="C")
     if array.dtype == np.uint8 and len(array) == 3:  # as one picture, whose channels decoders interleave: faster
         image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
         return np.asarray(resized(image, size, resize)).transpose(2, 0, 1).copy()
@@ -128,7 +122,7 @@ def ranges(array: npt.NDArray[Any]) -> tuple[str, str]:
 
 
 def open_image(
-    source: Path | bytes | Image.Image,
+    source: Path | bytes,
     name: str = "",
     formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
@@ -136,7 +130,7 @@ def open_image(
     """A fully read, upright picture.
 
     Args:
-        source: a file, its bytes, or a file that Pillow has opened.
+        source: a file, or its bytes.
         name: what messages call it; "" for the path.
         formats: Pillow's names of those that are read, None for all.
         check_size: is called with width and height before pixels are decoded; what it raises is raised.
@@ -146,24 +140,17 @@ def open_image(
         UnknownFormatError: it is not a picture of these formats.
         ValueError: it cannot be decoded, or has colours of 16 bits.
     """
-    name = name or (str(source) if isinstance(source, Path) else "in memory")
-    try:
-        image = source
-        if not isinstance(image, Image.Image):
-            image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
-    except Exception as error:
-        fail("read", name, error, f"it is not {', '.join(formats or ['a picture'])}")
+    name = name or str(source)
+    with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     if check_size is not None:
         check_size(*image.size)
-    try:
-        with image:
-            if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
-                raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
-            image.load()
-            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
-            return image if turn is None else image.transpose(turn)
-    except Exception as error:
-        fail("read", name, error)
+    with named("read", name), image:
+        if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
+            raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
+        image.load()
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
+        return image if turn is None else image.transpose(turn)
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -248,10 +235,10 @@ def image_of(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def check(source: Any, channels: int, axes: int = 2) -> None:
-    """Raise ValueError unless an array or a tensor (B, channels, H, W) is of finite floats near [-1, 1].
+def check(source: Any, channels: int, axes: int) -> None:
+    """Raise ValueError unless an array or a tensor (B, channels, *S) is of finite floats near [-1, 1].
 
-    ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W). None may be 0.
+    ``axes`` is the number of those in S, of which none may be 0.
     """
     if source.ndim != 2 + axes or source.shape[1] != channels or 0 in source.shape:
         wanted = f"(B, {channels}, {sizes.SIDES[axes]})"

@@ -1,4 +1,4 @@
-"""A picture: an array of stored values that knows its unit, and where its pixels lie in the world."""
+"""A picture: an array of stored values that knows its unit and its place in the world, read and written."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Geometry:
         return replace(self, affine=tuple(map(tuple, matrix.tolist())))
 
 
-NOWHERE = Geometry()
+NOWHERE, OF_PHOTOGRAPH = Geometry(), Geometry(format=PHOTOGRAPH)
 
 
 class _Gridded:
@@ -179,6 +179,48 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             write_atomically(path, lambda temporary: module.write(temporary, self))
 
 
+def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> Picture:
+    """The picture of a file, or of a folder of DICOM; of a window, what it needs where the format allows.
+
+    Values of npy, and of NIfTI and TIFF without compression or scaling, are mapped into memory. The array is
+    read-only. Its geometry is that of the window.
+
+    Args:
+        path: the file or folder; or its header, which is not read again.
+        window: a slice for each spatial axis, () for all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+        UnknownFormatError: it is none of the formats.
+        ValueError: it is damaged, has what the format's module refuses, or the window is outside.
+    """
+    found = path if isinstance(path, Header) else header(path)
+    with formats.named("read", found.path):
+        part = formats.bounds(window, found.sides)
+        expected = (found.shape[0], *formats.lengths(part))
+        formats.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
+        array = formats.module(found.reader).read(found, part)
+        if array.shape != expected or array.dtype != found.dtype:
+            held = f"its values are {array.shape} of {array.dtype}"
+            raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
+    array.flags.writeable = False
+    return Picture(array, found.geometry.of_window([each.start for each in part]), name=found.path.name)
+
+
+def header(path: str | os.PathLike[str]) -> Header:
+    """What a file, or a folder of DICOM, says of its picture, but values. For errors see :func:`read`."""
+    path = Path(path)
+    with formats.named("read", path):
+        name = formats.reader_of(path)
+        return replace(formats.module(name).header(path), reader=name)
+
+
+def write(path: str | os.PathLike[str], picture: npt.ArrayLike) -> None:
+    """Write an array (C, *S); see :meth:`bbdm.pictures.Picture.save`."""
+    (picture if isinstance(picture, Picture) else Picture(picture)).save(path)
+
+
 def scale(pixels: torch.Tensor) -> torch.Tensor:
     """float32 in [-1, 1] of 8-bit pixels, uint8, on their device. Floats stay as they are."""
     import torch
@@ -196,14 +238,21 @@ def as_affine(steps: npt.ArrayLike, origin: npt.ArrayLike) -> Affine:
     return tuple(map(tuple, matrix.tolist()))
 
 
-def same_grid(one: Header | Picture, other: Header | Picture) -> bool:
-    """Whether two pictures have one size and, where both have an affine, one place in the world."""
-    first, second = one.geometry, other.geometry
-    systems = {geometry.kept.get("crs") for geometry in (first, second)} - {None}
-    if one.sides != other.sides or len(systems) > 1:
-        return False
-    if first.affine is None or second.affine is None:
-        return True
-    matrix, further = np.asarray(first.affine), np.asarray(second.affine)
-    pixel = np.abs(further[:-1, :-1]).max()  # about the length of a pixel's longest side
-    return matrix.shape == further.shape and bool(np.allclose(matrix, further, rtol=0, atol=SAME_PLACE * pixel))
+def check_grid(one: Header | Picture, other: Header | Picture, names: Sequence[str], paired: bool = True) -> None:
+    """Raise ValueError unless pictures have one size and, if paired and both have an affine, one place."""
+    first, second, how = one.geometry, other.geometry, "skimage.transform.resize(FIRST, SHAPE)"
+    same = one.sides == other.sides
+    if paired and same:
+        same = len({geometry.kept.get("crs") for geometry in (first, second)} - {None}) < 2
+        if same and first.affine is not None and second.affine is not None:
+            matrix, further = np.asarray(first.affine), np.asarray(second.affine)
+            most = SAME_PLACE * np.abs(further[:-1, :-1]).max()  # of about the length of a pixel's longest side
+            same = matrix.shape == further.shape and np.allclose(matrix, further, rtol=0, atol=most)
+    if same:
+        return
+    if second.kept.get("crs"):
+        how = "rasterio.warp.reproject, or gdalwarp"
+    elif len(second.affine or ()) == 4:
+        how = "SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
+    both = f"{' and '.join(names)} lie on different grids, {one.grid} and {other.grid}"
+    raise ValueError(f"{both}: resample the first to the second, such as {how}")

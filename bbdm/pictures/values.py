@@ -5,10 +5,9 @@ Nothing here imports torch; the functions take NumPy arrays and tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -213,29 +212,26 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
 
-def check_finite(array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()) -> None:
-    """Raise ValueError where a pixel of (C, *S) that has a value is NaN or infinite; its index is named.
+def check_finite(array: npt.NDArray[Any], absent: Any = False) -> None:
+    """Raise ValueError where a pixel of (C, *S) that has a value is NaN or infinite; its channel is named.
 
-    ``absent`` is (*S), where pixels have none, or False. ``first`` is the index of the array's first pixel,
-    () for 0.
+    ``absent`` is (*S), where pixels have none, or False.
     """
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
-    for index in np.argwhere(~(np.isfinite(array) | absent)).tolist():
-        at = tuple(map(sum, zip_longest(index[1:], first, fillvalue=0)))
-        found = f"{array[tuple(index)]} stands in channel {index[0]} at {at}"
+    wrong = ~(np.isfinite(array) | absent)
+    if wrong.any():
+        found = f"{array[wrong][0]} stands in channel {np.argwhere(wrong)[0, 0]}"
         raise ValueError(f"{found}, where a finite number is needed")
 
 
-def scaled_present(
-    values: Values, array: npt.NDArray[Any], absent: Any = False, first: Sequence[int] = ()
-) -> npt.NDArray[np.float32]:
+def scaled_present(values: Values, array: npt.NDArray[Any], absent: Any = False) -> npt.NDArray[np.float32]:
     """(C, *S) of stored values as float32 in [-1, 1]; pixels without a value, (*S) ``absent``, are -1.
 
     Raises:
         ValueError: a channel has no range, or see :func:`check_finite`.
     """
-    check_finite(array, absent, first)
+    check_finite(array, absent)
     if not np.any(absent):
         return values.scaled(array, axes=array.ndim - 1)
     scaled = values.scaled(np.where(absent, array.dtype.type(0), array), axes=array.ndim - 1)

@@ -16,8 +16,7 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
-from bbdm.pictures import files, formats, images
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Picture, formats, header, images, write
 from bbdm.sampling.options import GuidanceOptions
 
 with scripts.imports():
@@ -92,7 +91,7 @@ class Runtime(Command, GuidanceOptions):
         results: list[Path] = []
         sources = {path.resolve() for path in self.pictures}
         for path in self.pictures:
-            _ = files.header(path)  # before any is translated
+            _ = header(path)  # before any is translated
             suffix = formats.suffix_of_result(formats.suffix_of(path), channels, kind.target)
             results.append(self.output / f"{formats.stem_of(path)}{suffix}")
             if results[-1].resolve() in sources:
@@ -105,5 +104,5 @@ class Runtime(Command, GuidanceOptions):
             batch = slice(start, start + count)
             found = sampler([*self.pictures[batch]], seeds[batch], **settings)
             for path, picture in zip(results[batch], found, strict=True):
-                files.write(path, picture if isinstance(picture, Picture) else images.pixels(picture))
+                write(path, picture if isinstance(picture, Picture) else images.pixels(picture))
         print(f"{len(results)} results in {self.output}, seeds {seeds[0]} to {seeds[-1]}")

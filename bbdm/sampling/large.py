@@ -30,8 +30,7 @@ from bbdm.kernels.philox import normal_rows
 from bbdm.networks.arrays import in_channels
 from bbdm.networks.base import SOURCE
 from bbdm.networks.windows import WindowGrid
-from bbdm.pictures import files, formats
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Picture, formats, write
 from bbdm.pictures.values import check_finite, scaled_present
 from bbdm.sampling.loop import Batch, Inputs, Plan, State
 from bbdm.sampling.sampler import BridgeSampler
@@ -227,7 +226,7 @@ class LargePicture(BridgeSampler):
             inputs = Inputs(source, [seen], self._array(np.array(batch.seeds)), weights=weights)
             for _ in self._states(batch, inputs, state, done or 0):
                 pass
-            files.write(path, self._result(source.absent, self._state(steps).x))
+            write(path, self._result(source.absent, self._state(steps).x))
 
     def _resumed(self) -> int | None:
         """The steps that are done, None where not even the first state is; files of other work go."""
@@ -264,7 +263,7 @@ class LargePicture(BridgeSampler):
         for rows in self._blocks(self._size[0]):
             inner = slice(min(rows.start, height - 1), min(rows.stop, height))
             stored, missing = self._source.read(inner)
-            check_finite(stored, missing, (inner.start, 0))
+            check_finite(stored, missing)
             edges = (0, rows.stop - rows.start - stored.shape[1]), (0, right)
             source[:, :, rows] = np.pad(stored, [(0, 0), *edges], mode="edge")
             if source.absent is not None:

@@ -14,7 +14,7 @@ from bbdm.base.settings import setting
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.guidance import read_scale
 from bbdm.networks.windows import check_windows
-from bbdm.pictures.images import Size, read_sides
+from bbdm.pictures.images import Size, read_size
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.solvers import AnySolver
 
@@ -27,7 +27,7 @@ UNIT: Range = (-1.0, 1.0)
 
 def read_window(text: str) -> Any:
     """The option ``window`` from text: the size of windows, ``auto``, or ``none`` for None."""
-    return text if text == "auto" else None if text == "none" else read_sides(text)
+    return text if text == "auto" else None if text == "none" else read_size(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,7 @@ from bbdm.base import sizes
 from bbdm.base.scripts import warn
 from bbdm.data.spec import AXES, Spec
 from bbdm.networks.arrays import as_numpy, concatenated, converted
-from bbdm.pictures import files, formats, images
-from bbdm.pictures.picture import Picture
+from bbdm.pictures import Picture, formats, images, read
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, scaled_present
 from bbdm.sampling.options import UNIT, Range
 
@@ -151,8 +150,8 @@ def _read(source: Any, scale: Scale) -> Item:
     photographs, channels = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT, scale.channels
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        pillow = photographs and formats.SUFFIXES.get(path.suffix.lower()) == "pillow"
-        source = images.open_image(path) if pillow else files.read(path)
+        pillow = photographs and formats.library_of(path) == "pillow"
+        source = images.open_image(path) if pillow else read(path)
     if isinstance(source, Image.Image):
         if photographs:
             return Item([images.to_array(source, channels)], lambda results: images.from_array(results[0]))

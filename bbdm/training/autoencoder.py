@@ -58,14 +58,13 @@ def pictures(y: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
 
 
 class CodebookUse(nn.Module):
-    """Counts which of a number of codes batches take. Each of several processes has a share of a batch."""
+    """Which codes batches take. Each of several processes has a share of a batch."""
 
     def __init__(self, codes: int, processes: Processes) -> None:
         super().__init__()
         self.processes = processes
         self.counts = nn.Buffer(torch.zeros(codes, dtype=torch.int64, device=processes.device))  # in this epoch
         self.used = nn.Buffer(torch.zeros(codes, dtype=torch.bool, device=processes.device))  # since the last restart
-        self.restarted = nn.Buffer(torch.tensor(0))  # in this epoch
 
     def add(self, index: torch.Tensor) -> None:
         """Count the codes of this process's share of a batch, indices of any shape."""
@@ -77,25 +76,19 @@ class CodebookUse(nn.Module):
 
     @torch.no_grad()
     def restart(self, weights: list[torch.Tensor], z: torch.Tensor, seed: int) -> None:
-        """Move codes that no batch took since the last call to random latents of a batch.
+        """Move codes that no batch took since the last call to random ones of all latents (B, C, H, W).
 
-        Args:
-            weights: the codes, (codes, C), and their moving average.
-            z: (B, C, H, W) this process's latents.
-            seed: of the choice; the same in each process.
+        ``weights`` are the codes, (codes, C), and their average; ``seed`` is the same in each process.
         """
         unused = (~self.used).nonzero().flatten()
         self.used.zero_()
-        self.restarted += len(unused)
-        if not len(unused):
-            return
         vectors = torch.cat(self.processes.gather(z.detach().permute(0, 2, 3, 1).flatten(0, 2).cpu()))
         chosen = torch.randint(len(vectors), (len(unused),), generator=torch.Generator().manual_seed(seed))
         for codes in weights:
             codes[unused] = vectors[chosen].to(codes)
 
     def report(self) -> dict[str, float]:
-        """The share of codes that the epoch used, their perplexity, and how many were moved; begins anew.
+        """The share of codes that the epoch used, and their perplexity; begins anew.
 
         The perplexity is exp(-sum p log p), with the share p of latents that take a code: the number of codes
         if all are taken equally often.
@@ -104,10 +97,8 @@ class CodebookUse(nn.Module):
         found = {
             "codes_used": (self.counts > 0).double().mean().item(),
             "perplexity": torch.special.entr(shares).sum().exp().item(),
-            "codes_restarted": int(self.restarted),
         }
         self.counts.zero_()
-        self.restarted.zero_()
         return found
 
 
@@ -223,9 +214,8 @@ class AutoencoderTask(Task):
     def __call__(self, batch: Example, step: int) -> float:
         """Do an optimizer step, then move unused codes, ``restarts`` times over the first half of the run."""
         loss = super().__call__(batch, step)
-        times = 0 if self.use is None else self.config.restarts
-        if times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
-            assert self.use is not None
+        times = self.config.restarts
+        if self.use is not None and times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
             codes = [vqgan.quantize.embedding.weight for vqgan in (self.network, self.average)]
             if codes[0].requires_grad:
                 self.use.restart(codes, self._latents, mixed(self.config.seed, step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.task import Forward, Losses, Task, broadcast
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
-HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
 Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Times = Callable[[torch.Tensor, int, Bridge], torch.Tensor]
 
@@ -59,8 +58,7 @@ def bridge_loss(
         y: (B, C, H, W) source images in the target's channels: ``network.endpoint(source)``.
         t: (B,) times: integers or, of a continuous bridge, reals.
         noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
-        loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones;
-            or a function of (prediction, target) that returns errors of their shape.
+        loss: ``l1`` (the papers'), ``l2``, or a function of (prediction, target) that returns their errors.
         conditions: tensors by name that the network sees, such as ``{"source": source}``; None for none.
         seeds: (B,) int64, one for each image; noise is a function of the seed and of ``step``.
         step: the number of the optimizer step.
@@ -84,8 +82,7 @@ def distance(
     """Distance of predictions from targets; see :func:`bridge_loss`."""
     prediction, image = prediction.to(target.dtype), tuple(range(1, target.ndim))
     if isinstance(loss, str):
-        named: Any = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": partial(F.huber_loss, delta=HUBER_DELTA)}[loss]
-        errors = named(prediction, target, reduction="none")
+        errors = {"l1": F.l1_loss, "l2": F.mse_loss}[loss](prediction, target, reduction="none")
     elif (errors := loss(prediction, target)).shape != target.shape:
         shapes = f"{tuple(target.shape)}, got {tuple(errors.shape)}"
         raise ValueError(f"loss must return errors of the target's shape, {shapes}")
@@ -98,8 +95,12 @@ def distance(
 class BridgeTask(Task):
     """The training of a bridge's network.
 
-    Arguments and errors are those of a :class:`~bbdm.training.trainer.Trainer` and a
+    The other arguments and the errors are those of a :class:`~bbdm.training.trainer.Trainer` and a
     :class:`~bbdm.training.task.Task`. Without ``train``, batches come from elsewhere.
+
+    Args:
+        loss: the errors of (prediction, target), of their shape, in place of the settings'.
+        times: the (B,) times of training of (seeds, step, bridge), in place of the bridge's.
     """
 
     network: Network
@@ -129,16 +130,13 @@ class BridgeTask(Task):
         self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
+        self.defaults = Defaults("mean") if bridge.density == "top" else USUAL  # solver and steps of results
+        self.pictures = None if train is None else replace(train.spec, spacing=train.spacing)
         bridge.check()
-
-    @property
-    def defaults(self) -> Defaults:
-        """The solver and the steps of results."""
-        return Defaults("mean") if self.bridge.density == "top" else USUAL
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch in the space of the bridge; some examples lack conditions, or go back."""
-        if not self.latents:
+        if not self.latents and (self.config.flip or self.config.shift):
             batch = super().prepared(batch, seeds, step)
         elif self.config.flip:  # latents of a picture, and of the mirrored one
             rows, mirrored = torch.arange(len(seeds), device=seeds.device), philox.flips(seeds, step).long()
@@ -228,9 +226,9 @@ class BridgeTask(Task):
         if codec is not None and training is not None:
             codec = replace(codec, weights=None, sha256=self.codec_hash)
         assert self.train is not None
-        pictures = replace(self.train.spec, spacing=self.train.spacing)
+        assert self.pictures is not None
         network, size = NetworkState.of(self.network, self.average), self.train.image_size
-        return Checkpoint(network, self.bridge, codec, size, training, self.defaults, pictures).snapshot()
+        return Checkpoint(network, self.bridge, codec, size, training, self.defaults, self.pictures).snapshot()
 
     def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`; ValueError where its codec has other weights."""

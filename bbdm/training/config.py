@@ -7,8 +7,7 @@ from typing import Literal
 
 from bbdm.base.settings import check, setting
 
-Loss = Literal["l1", "l2", "huber"]
-Optimizer = Literal["adam", "adamw"]
+Loss = Literal["l1", "l2"]
 Pairing = Literal["random", "identity"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "plateau"]
@@ -33,11 +32,7 @@ class RunConfig:
         "constant", "cosine: to 0 over all epochs; plateau: halved when the training loss stops falling"
     )
     warmup_steps: int = setting(0, "optimizer steps over which the learning rate rises from 0", least=0)
-    plateau_patience: int = setting(
-        3000, "optimizer steps before the plateau halves the rate, and of rest after", least=1
-    )
-    optimizer: Optimizer = setting("adam", "adamw decays the weights")
-    weight_decay: float = setting(0.01, "of adamw", least=0)
+    weight_decay: float = setting(0.0, "of AdamW, which is Adam without it", least=0)
     grad_clip: float = setting(0.0, "largest norm of the gradients; 0: no clipping", least=0)
     ema_decay: float = setting(0.995, "of the moving average of weights")
     ema_start: int = setting(0, "optimizer steps during which the average is a copy", least=0)

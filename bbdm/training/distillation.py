@@ -12,7 +12,6 @@ which is lowest for results with the distribution of the targets.
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -23,7 +22,6 @@ from bbdm.data.examples import Example
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
-from bbdm.solvers import StepTable
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import DistillConfig
 from bbdm.training.task import DROPOUT, Forward, Losses
@@ -74,16 +72,8 @@ class StudentTask(BridgeTask):
         super().__init__(*args, **functions)
         if self.two_way and self.bridge.turned is not self.bridge:
             raise ValueError("a student of two directions takes the same steps both ways: not 'preconditioned'")
-
-    @property
-    def defaults(self) -> solvers.Defaults:
-        """The solver of results, by as many calls."""
-        return solvers.Defaults(calls=self.config.calls)
-
-    @cached_property
-    def table(self) -> StepTable:
-        """The student's steps, as samplers take them by default."""
-        return solvers.build(self.bridge, solvers.DISTILLED, steps=self.config.calls)
+        self.defaults = solvers.Defaults(calls=self.config.calls)
+        self.table = self.defaults.table(self.bridge)  # as samplers take it
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Energy scores (B,) of the call whose turn it is; in validation, of the last.

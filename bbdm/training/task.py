@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ Forward = Callable[..., torch.Tensor]  # of a network
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 Schedule = Callable[[int, int], float]
 LOWEST_RATE = 5e-7  # that a plateau ends at
-Network = TypeVar("Network", bound=nn.Module)
+PATIENCE = 3000  # optimizer steps before a plateau halves the rate, and of rest after, as in BBDM's code
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 SHOWN_EVERY = 50  # optimizer steps between points in TensorBoard
 
@@ -57,7 +57,7 @@ def broadcast(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (over.ndim - 1))
 
 
-class EMA(Generic[Network]):
+class EMA:
     """Exponential moving average of a network's weights, with decay min(decay, (1 + n) / (10 + n)) at step n.
 
     Args:
@@ -70,12 +70,12 @@ class EMA(Generic[Network]):
         network: the network with the averaged weights, in evaluation mode.
     """
 
-    def __init__(self, network: Network, decay: float, start: int = 0, every: int = 1) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: nn.Module, decay: float, start: int = 0, every: int = 1) -> None:
+        self.network: Any = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay, self.start, self.every = decay, start, every
 
     @torch.no_grad()
-    def update(self, network: Network, step: int) -> None:
+    def update(self, network: nn.Module, step: int) -> None:
         """Update the average and copy buffers after optimizer step ``step``, counted from 0, if it is due."""
         if (step + 1) % self.every:
             return
@@ -140,7 +140,7 @@ class Task(ABC):
             self.total = config.epochs * (count // size)
         self.network = network.to(self.device).train()
         self.random = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
-        self.ema: EMA[Any] = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
+        self.ema = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
         self.average = self.ema.network
         self.replica = self.parallel(network)
         self._make_optimizer, self._schedule = optimizer, schedule
@@ -150,9 +150,8 @@ class Task(ABC):
         self.stateful: dict[str, Any] = {"optimizer": self.optimizer, "scaler": self.scaler}
         self.plateau: ReduceLROnPlateau | None = None
         if config.lr_schedule == "plateau":  # of a scale: the rate itself warms up, and may change in a resume
-            scale, patience = torch.optim.SGD([torch.zeros(())], lr=1.0), config.plateau_patience
-            about = {"factor": 0.5, "threshold": 1e-4, "patience": patience, "cooldown": patience, "eps": 0}
-            self.plateau = ReduceLROnPlateau(scale, **about)
+            scale = torch.optim.SGD([torch.zeros(())], lr=1.0)
+            self.plateau = ReduceLROnPlateau(scale, factor=0.5, patience=PATIENCE, cooldown=PATIENCE, eps=0)
             self.stateful |= {"plateau": self.plateau, "scale": scale}
         self.sums: Counter[str] = Counter()  # of what losses report, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that reported it
@@ -162,13 +161,9 @@ class Task(ABC):
 
     def new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of a network's trained weights, whose rates follow the schedule."""
-        trained, config = [each for each in network.parameters() if each.requires_grad], self.config
-        make: Any = self._make_optimizer
-        if make is None:
-            kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-            decay = {"weight_decay": config.weight_decay} if config.optimizer == "adamw" else {}
-            make = partial(kind, lr=config.learning_rate, betas=self.betas, fused=True, **decay)
-        optimizer: torch.optim.Optimizer = make(trained)
+        about = {"lr": self.config.learning_rate, "weight_decay": self.config.weight_decay, "betas": self.betas}
+        make: Any = self._make_optimizer or partial(torch.optim.AdamW, fused=True, **about)
+        optimizer: torch.optim.Optimizer = make([each for each in network.parameters() if each.requires_grad])
         self._rates.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
         return optimizer
 

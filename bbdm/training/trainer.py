@@ -33,11 +33,10 @@ from bbdm.data.tables import MapStyle
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
-from bbdm.training.bridge import BridgeTask, Errors, Times
-from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import RunConfig
-from bbdm.training.run_folder import LEASE, RunFolder
-from bbdm.training.task import MakeOptimizer, Schedule, Task, mixed, sample_seeds
+from bbdm.training.run import LEASE, Callback, Previews, Progress, RunFolder, TensorBoard
+from bbdm.training.task import Task, mixed, sample_seeds
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -63,14 +62,13 @@ class Trainer:
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: what is called after :class:`~bbdm.training.callbacks.Previews`, and before
-            :class:`~bbdm.training.callbacks.TensorBoard`.
+        callbacks: what is called after :class:`~bbdm.training.run.Previews`, and before
+            :class:`~bbdm.training.run.TensorBoard`.
         task: what is trained: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
-        optimizer: makes the optimizer of a list of parameters, in place of the settings'.
-        schedule: the factor of the learning rates at (step, total steps), in place of the settings'.
-        loss: the errors of (prediction, target), of their shape, in place of the settings'.
-        times: the (B,) times of training of (seeds, step, bridge), in place of the bridge's.
+        **functions: in place of settings, by name: ``optimizer`` and ``schedule`` of a
+            :class:`~bbdm.training.task.Task`, ``loss`` and ``times`` of a
+            :class:`~bbdm.training.bridge.BridgeTask`.
 
     A checkpoint does not hold functions: a run that resumes needs the same ones, and cannot check it.
 
@@ -100,15 +98,9 @@ class Trainer:
         processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
         task: Callable[..., Task] = BridgeTask,
-        *,
-        optimizer: MakeOptimizer | None = None,
-        schedule: Schedule | None = None,
-        loss: Errors | None = None,
-        times: Times | None = None,
+        **functions: Callable[..., Any],
     ) -> None:
         train, self.validation = as_pairs(train), None if validation is None else as_pairs(validation)
-        functions = {"optimizer": optimizer, "schedule": schedule, "loss": loss, "times": times}
-        functions = {name: function for name, function in functions.items() if function is not None}
         self.task = task(network, bridge, config, train, processes, codec, **functions)
         if self.task.paired and not train.paired:
             raise ValueError("train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask")
@@ -137,6 +129,7 @@ class Trainer:
         about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
         self.pairs: Mapping[str, Any] = about  # what a run that resumes must have too
         self._validation_names = None if self.validation is None else self.validation.names_digest()
+        self._settings = {"train": asdict(config), **self.task.description}
         self.resumed_from: Path | None = None
         self.best: dict[str, Any] | None = None
         self.images: dict[str, Image] = {}
@@ -185,7 +178,7 @@ class Trainer:
 
         Args:
             progress: show the run on standard error: a bar, and lines; see
-                :class:`~bbdm.training.callbacks.Progress`.
+                :class:`~bbdm.training.run.Progress`.
             stop: called before each step and each batch of validation; once True, the run is saved and ends.
 
         Returns:
@@ -213,8 +206,7 @@ class Trainer:
             if writes:
                 ends.enter_context(self.run.locked())
                 pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
-                about = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
-                self.run.begin(self.step, self.epoch, about)
+                self.run.begin(self.step, self.epoch, {**self._settings, "pairs": pairs})
             for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)

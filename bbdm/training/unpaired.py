@@ -27,7 +27,6 @@ from bbdm.data.examples import Example
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
-from bbdm.solvers import Defaults
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
 from bbdm.training.config import UnpairedConfig
 from bbdm.training.initial import DIGITS
@@ -83,11 +82,7 @@ class UnpairedTask(BridgeTask):
         if self.train is not None and self.processes.first and config.pairing_steps >= self.total:
             log.warning("pairing_steps=%s, and the run has %s: no ends are made", config.pairing_steps, self.total)
         self.table = solvers.build(bridge, SOLVER, steps=config.simulation_steps)
-
-    @property
-    def defaults(self) -> Defaults:
-        """The solver of results."""
-        return Defaults(SOLVER, min(RESULT_STEPS, int(self.bridge.top)))
+        self.defaults = solvers.Defaults(SOLVER, min(RESULT_STEPS, int(bridge.top)))
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of real targets, from sources that are drawn, the same, or made of them."""

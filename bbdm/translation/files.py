@@ -15,8 +15,8 @@ from PIL import Image
 from bbdm import pictures
 from bbdm.data.examples import known_conditions, stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Strips, first
-from bbdm.data.rows import Half, Row, shown
+from bbdm.data.reading import Strips
+from bbdm.data.rows import Half, Row, first, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
 from bbdm.networks.conditions import DIRECTION

@@ -21,7 +21,7 @@ from bbdm.data.reading import Strips
 from bbdm.data.rows import Row, named
 from bbdm.data.spec import Spec
 from bbdm.execution.device import best_dtype, find_device
-from bbdm.pictures import files, formats, header, images, read, write
+from bbdm.pictures import formats, header, images, read, write
 from bbdm.pictures.values import EIGHT_BIT
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
@@ -142,10 +142,10 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
         if not path.is_dir():
             yield formats.stem_of(path), path
             continue
-        found = sorted(files.pictures_in(path))
-        found = [each for each in found if files.is_picture(each) or each.suffix.lower() in others]
+        found = sorted(formats.pictures_in(path))
+        found = [each for each in found if formats.is_picture(each) or each.suffix.lower() in others]
         found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
-        if not any(map(files.is_picture, found)):
+        if not any(map(formats.is_picture, found)):
             raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
         for each in found:
             yield each.with_name(formats.stem_of(each)).relative_to(path).as_posix(), each

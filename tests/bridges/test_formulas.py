@@ -30,7 +30,7 @@ def test_brownian_bridges():
 
 
 def test_bbdm_schedules_stop_short_of_the_endpoints():
-    linear, sin = BrownianBridge.bbdm(), BrownianBridge.bbdm(schedule="sin")
+    linear, sin = BrownianBridge(schedule="linear"), BrownianBridge(schedule="sin")
     assert (linear.low, linear.top, linear.train_range) == (0, 999, (0, 999))
     assert linear.at([0, 999]).beta == pytest.approx([0.001, 0.999], rel=1e-12)
     assert linear.at(999).sigma == pytest.approx(math.sqrt(2 * 0.999 * 0.001))  # 0.0447
@@ -266,6 +266,6 @@ def test_what_cannot_be_noised_is_refused(t: list[float], y: torch.Tensor, messa
 
 @pytest.mark.parametrize("t", [-1, 1001, math.nan])
 def test_times_outside_the_bridge(t: float):
-    for function in (ABridge().marginal, ABridge().nu, ABridge().prediction, BrownianBridge.bbdm().at):
+    for function in (ABridge().marginal, ABridge().nu, ABridge().prediction, BrownianBridge(schedule="linear").at):
         with pytest.raises(ValueError, match=r"t must be in \[0, "):
             function(t)

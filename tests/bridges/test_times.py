@@ -10,7 +10,7 @@ from scipy.stats import kstest, norm
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge, timesteps
-from bbdm.bridges.objectives import quantiles
+from bbdm.bridges.path import quantiles
 from bbdm.kernels import philox
 
 SEEDS = torch.arange(20_000) * 7919
@@ -26,10 +26,10 @@ SEEDS = torch.arange(20_000) * 7919
         (timesteps.paper(ABridge(num_steps=2000))[:3], [2000, 1996, 1992]),
         (timesteps.paper(ABridge(num_steps=100)), [*range(100, 0, -1)]),  # many fall on one time
         (timesteps.uniform(ABridge(num_steps=10), 4), [10, 7, 4, 1]),
-        (timesteps.bbdm(BrownianBridge.bbdm()), [*(int(999 - k * 999 / 198) for k in range(198)), 1, 0]),
-        (timesteps.bbdm(BrownianBridge.bbdm(), 3), [999, 1, 0]),
+        (timesteps.bbdm(BrownianBridge(schedule="linear")), [*(int(999 - k * 999 / 198) for k in range(198)), 1, 0]),
+        (timesteps.bbdm(BrownianBridge(schedule="linear"), 3), [999, 1, 0]),
         (timesteps.coarse(ABridge(), 1), [1000]),
-        (timesteps.karras(BrownianBridge.bbdm(), 10)[[0, -1]], [999, 0]),
+        (timesteps.karras(BrownianBridge(schedule="linear"), 10)[[0, -1]], [999, 0]),
         (timesteps.karras(ABridge(num_steps=5), 5), [5, 4, 3, 2, 1]),  # a duplicate moves to the nearest free time
         (timesteps.karras(ABridge(num_steps=4)), [4, 3, 2, 1]),
         (timesteps.noise(ABridge(), 1), [999]),
@@ -76,7 +76,7 @@ def test_levels_by_hand(bridge: Bridge, times: timesteps.Timesteps, levels: list
         (ABridge(), "cosine", None, "timesteps must be one of .*, got 'cosine'"),
         (ABridge(), [5, 3], None, "start at the bridge's top .*, or where the noise level is at least 1, got 5"),
         (ABridge(), [1001, 1], None, r"timesteps must be in \[1, 1000\]"),
-        (BrownianBridge.bbdm(), [999, -1], None, r"timesteps must be in \[0, 999\]"),
+        (BrownianBridge(schedule="linear"), [999, -1], None, r"timesteps must be in \[0, 999\]"),
         (ABridge(), [1000, 7, 7], None, "must strictly decrease"),
         (DDBM(), [1.0, np.nan], None, "timesteps must be a non-empty list of numbers, got"),
         *((DDBM(), name, None, f"'{name}' are integers, and DDBM has real times") for name in ("paper", "bbdm")),

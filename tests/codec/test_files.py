@@ -86,7 +86,7 @@ def test_without_diffusers(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_our_own_vqgan(suffix: str, tmp_path: Path):
-    vqgan, path = tiny_vqgan(eps=1e-5, projects_attention=False), tmp_path / f"vqgan{suffix}"
+    vqgan, path = tiny_vqgan(), tmp_path / f"vqgan{suffix}"
     save_vqgan(path, vqgan)
     loaded = load_vqgan(path)
     assert (loaded.config, loaded.training) == (vqgan.config, False)

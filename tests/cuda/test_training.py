@@ -15,9 +15,9 @@ from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss
 from bbdm.training.bridge import BridgeTask
-from bbdm.training.callbacks import TensorBoard
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, StudentTask
+from bbdm.training.run import TensorBoard
 from tests.conftest import SIZE, MakePairs
 from tests.cuda.card import Waits
 from tests.cuda.test_graph import codec

@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm import pictures as library
 from bbdm.codec import Codec, wrap_codec
 from bbdm.data import cache, latents
 from bbdm.data.examples import Example
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, read_rows
-from bbdm.data.spec import Spec, read_conditions
+from bbdm.data.spec import Spec, read_kinds
 from bbdm.pictures import images
-from tests.data.making import SIZE, folders, load, pictures, pixels, save, valued
+from tests.data.making import SIZE, load, pictures, pixels, save
 
 COUNT = 5
 ENTRIES = [f"{number:05d}.safetensors" for number in range(3)]
@@ -67,17 +66,6 @@ def test_photographs_are_decoded_once(how: dict[str, Any], tmp_path: Path, monke
     for index in (*range(COUNT), 0):
         assert_same(pairs.read(index), known[index])
     assert len(vars(pairs.reader.cache)["_mapped"]) <= 3
-
-
-def test_volumes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data_dir = folders(tmp_path, ".nii.gz", 2, (4, 5, 6))
-    for how in ({"axes": 3}, {"slices": "axial", "crop": 3}):
-        known = [valued(data_dir, cache=tmp_path / "cache", **how).read(index) for index in (0, 1)]
-        with monkeypatch.context() as patched:
-            patched.setattr(library, "read", lambda *_: pytest.fail("decoded again"))
-            pairs = valued(data_dir, cache=tmp_path / "cache", **how)
-            assert [pairs.read(index).name for index in (0, 1)] == [example.name for example in known]
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
 
 
 KINDS: list[dict[str, Any]] = [{"size": 4}, {"size": 6}, {"size": 6, "resize": "fit"}, {"size": 4, "channels": 1}]
@@ -161,7 +149,7 @@ class TestLatents:
             save(tmp_path / f"sar/{number}.png", pixels(50 + number, channels=1))
             save(tmp_path / f"text/{number}.npy", np.ones((1 + number, 2), np.float32))
         data_dir += f",mask={tmp_path}/sar,sar={tmp_path}/sar,text={tmp_path}/text,style={tmp_path}/c.csv"
-        pairs = load(data_dir, conditions=read_conditions("sar=image,text=tokens,style=class"))
+        pairs = load(data_dir, conditions=read_kinds("sar=image,text=tokens,style=class"))
         made = LatentDataset(pairs, codec_of(), folder, True)
         assert made.read(0).conditions["text"].tolist() == [[1, 1]]
         found = made.read(1)

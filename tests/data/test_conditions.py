@@ -14,7 +14,7 @@ from bbdm.data.examples import known_conditions
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
-from bbdm.data.spec import Spec, read_conditions
+from bbdm.data.spec import Spec, read_kinds
 from bbdm.networks.conditions import ConditionsConfig
 from tests.data.making import SIZE, Array, load, located, pixels, save, valued
 
@@ -53,7 +53,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pairs_of(conditions: str = ALL, data_dir: str = DATA, **settings: Any) -> Pairs:
-    return load(data_dir, conditions=read_conditions(conditions), **settings)
+    return load(data_dir, conditions=read_kinds(conditions), **settings)
 
 
 class TestOfFiles:
@@ -102,7 +102,7 @@ class TestOfFiles:
     def test_of_volumes(self, how: dict[str, Any]) -> None:
         for name in ("C", "D", "depth"):
             save(Path(name) / "0.npy", located(0, (1, 3, 4, 5)) + np.int16(name == "D"))
-        conditions = read_conditions("depth=image@0:4000,style=class")
+        conditions = read_kinds("depth=image@0:4000,style=class")
         pairs = valued("C,D,depth=depth,style=labels.csv", crop=2, conditions=conditions, **how)
         example = pairs.read(len(pairs) - 1, 5)
         assert torch.equal(example.conditions["depth"], example.source)
@@ -133,7 +133,7 @@ class TestOfANetwork:
     @staticmethod
     def known(data_dir: str = DATA, network: ConditionsConfig = NETWORK, **labels: str) -> Pairs:
         rows = read_rows("paired", data_dir)
-        conditions = known_conditions(network, read_conditions("sar=image@0:51"), rows, labels)
+        conditions = known_conditions(network, read_kinds("sar=image@0:51"), rows, labels)
         return Pairs(rows, Spec(conditions=conditions))
 
     def test_have_its_classes_and_values(self) -> None:

@@ -15,7 +15,7 @@ from bbdm.data.examples import Example
 from bbdm.data.loading import Batches, check_rows, first_look, with_short_errors
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError, Row
-from bbdm.data.spec import read_conditions
+from bbdm.data.spec import read_kinds
 from bbdm.pictures.values import Percentiles, Values
 from tests.data.making import SIZE, damage, folders, load, located, pictures, pixels, save, valued
 
@@ -145,11 +145,11 @@ class TestCheck:
         array[0, 3, 4] = np.nan
         save(tmp_path / "B/1.npy", array)
         (tmp_path / "c.csv").write_text("0,a\n1,b\n2,c")
-        pairs = valued(data_dir, conditions=read_conditions("style=class"))
+        pairs = valued(data_dir, conditions=read_kinds("style=class"))
         (tmp_path / "c.csv").write_text("0,a\n1,b\n2,z")
         found = check_rows(valued(data_dir, conditions=pairs.spec.conditions))
         assert list(found) == [1, 2]
-        assert "A/1.npy: nan stands in channel 0 at (3, 4)" in found[1]
+        assert "A/1.npy: nan stands in channel 0" in found[1]
         assert "A/2.npy: 'z' is no class of 'style'" in found[2]
         volumes = folders(tmp_path / "volumes", ".nii.gz", 3, (4, 5, 6))
         assert check_rows(valued(volumes, slices="axial", neighbours=1)) == {}

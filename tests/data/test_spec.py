@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bbdm.data.config import Crops, RowsConfig, Slices, read_crops, read_labels, read_slices
+from bbdm.data.config import Crops, RowsConfig, Slices, read_labels
 from bbdm.data.rows import read_rows
-from bbdm.data.spec import Condition, Spec, check_eight_bit, read_conditions
+from bbdm.data.spec import Condition, Spec, check_eight_bit, read_kinds
 from bbdm.pictures import Geometry
 from bbdm.pictures.values import Percentiles, Values, read_values
 from tests.data.making import folders, located, save
@@ -88,7 +88,7 @@ def test_results_say_where_they_have_no_value() -> None:
 
 def test_texts() -> None:
     """Of flags: conditions, crops and slices."""
-    assert read_conditions("sar=image@-25:0;-100:100,depth=image@p1:99,rgb=image,season=class,text=tokens") == {
+    assert read_kinds("sar=image@-25:0;-100:100,depth=image@p1:99,rgb=image,season=class,text=tokens") == {
         "sar": Condition("image", Values((-25, -100), (0, 100), dtype="int16")),
         "depth": Condition("image", Percentiles(1, 99)),
         "rgb": Condition("image"),
@@ -96,13 +96,14 @@ def test_texts() -> None:
         "text": Condition("tokens"),
     }
     crops = {"96": Crops(96), "96x64:8": Crops((96, 64), 8), "8x9x10:8": Crops((8, 9, 10), 8)}
-    assert {text: read_crops(text) for text in crops} == crops
-    assert (read_slices("axial"), read_slices("coronal:2")) == (Slices("axial"), Slices("coronal", 2))
+    assert {text: Crops.read(text) for text in crops} == crops
+    assert (Slices.read("axial"), Slices.read("coronal:2")) == (Slices("axial"), Slices("coronal", 2))
     wrong: list[tuple[Any, str, tuple[str, ...]]] = [
-        (read_conditions, r"NAME=KIND, .* with commas", ("", "sar", "a=map", "a=class@0:1", "a=class,a=image")),
+        (read_kinds, r"NAME=KIND, .* with commas", ("", "sar", "a=map", "a=class@0:1", "a=class,a=image")),
         (read_labels, "NAME=CLASS, with commas", ("season", "season=", "=winter", "a b=c", "a=b,a=c", "")),
-        (read_crops, "SIZE or SIZE:COUNT, got", ("", "a", "96:", "96:8:0.5", "96:1.5")),
-        (read_slices, "PLANE or PLANE:NEIGHBOURS", ("", "oblique", "axial:", "axial:1:1", "axial:x")),
+        (Crops.read, "SIZE or SIZE:COUNT, got", ("96:", "96:8:0.5", "96:1.5")),
+        (Crops.read, "a size is written as 256", ("", "a:8")),
+        (Slices.read, "PLANE or PLANE:NEIGHBOURS", ("", "oblique", "axial:", "axial:1:1", "axial:x")),
     ]
     for read, message, texts in wrong:
         for text in texts:

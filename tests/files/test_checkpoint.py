@@ -72,7 +72,7 @@ def refused(path: Path, reason: str) -> None:
     [
         (ABridge(500, 1 / 3, "noise"), None),
         (BrownianBridge(200, 0.1, "displacement"), 8),
-        (BrownianBridge.bbdm(100, schedule="sin"), (8, 16)),
+        (BrownianBridge(100, schedule="sin"), (8, 16)),
     ],
     ids=["abridge", "brownian", "bbdm"],
 )

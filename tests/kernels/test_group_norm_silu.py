@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.group_norm_silu import decomposed, group_norm_silu, reference
@@ -84,23 +84,3 @@ def test_memory_formats_do_not_matter(shape: tuple[int, ...]):
         made = op(each, 4, weight, bias)
         torch.testing.assert_close(made, formula(x, 4, weight, bias))
     assert made.is_contiguous(memory_format=CHANNELS_LAST[x.ndim])
-
-
-class _Module(nn.Module):
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return group_norm_silu(x, 2, weight, bias)
-
-
-@pytest.mark.nightly
-def test_compiles_whole():
-    x, _, weight, bias = inputs()
-    made = torch.compile(_Module(), fullgraph=True)(x, weight, bias)
-    torch.testing.assert_close(made, formula(x, 2, weight, bias))
-
-
-def test_exports_with_any_batch():
-    x, _, weight, bias = inputs(shared=True)
-    batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(_Module(), (x, weight, bias), dynamic_shapes=({0: batch}, None, None))
-    x = torch.cat([x, x + 1])
-    torch.testing.assert_close(program.module()(x, weight, bias), formula(x, 2, weight, bias))

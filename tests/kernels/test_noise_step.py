@@ -137,21 +137,6 @@ def interpreted_kernel_shows_a_time_outside_its_table():
 
 
 @jit
-def words_kernel(out_ptr, seed_ptr, step_ptr, STREAM: tl.constexpr, BLOCK: tl.constexpr):
-    block = tl.arange(0, BLOCK)
-    w0, w1, w2, w3 = philox.draw_words(tl.load(seed_ptr), block, tl.load(step_ptr), STREAM)
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(4 * BLOCK)
-    tl.store(out_ptr + tl.arange(0, 4 * BLOCK), words.to(tl.int64))
-
-
-@pytest.mark.parametrize(("seed", "step", "stream"), [(0, 0, 0), (2**32, 2**32 - 1, 1), (2**63 - 1, 1, 1)])
-def interpreted_words_are_the_contracts(seed: int, step: int, stream: int):
-    out = torch.zeros(64, dtype=torch.int64)
-    words_kernel[(1,)](out, torch.tensor([seed]), torch.tensor([step]), STREAM=stream, BLOCK=16)
-    assert out.tolist() == philox_numpy.random_words([seed], step, 64, stream)[0].tolist()
-
-
-@jit
 def box_muller_kernel(radius_ptr, cos_ptr, sin_ptr, first, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
     """For each STRIDE-th u, of words k << 9, as the lower bits have no influence."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

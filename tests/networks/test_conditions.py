@@ -133,18 +133,6 @@ def test_new_conditions_begin_without_influence(make: Callable[..., Network]):
 
 
 @both
-def test_conditions_are_prepared_once_a_call(make: Callable[..., Network], monkeypatch: pytest.MonkeyPatch):
-    network, calls = make(**CONDITIONS), []
-    prepared = type(network).prepared
-    monkeypatch.setattr(type(network), "prepared", lambda self, *given: (calls.append(1), prepared(self, *given))[1])
-    others = {**conditions(), "style": ["oil", None]}
-    BridgeSampler(network, BRIDGE, steps=5)(X, 0, conditions=others)
-    assert len(calls) == 1
-    BridgeSampler(network, BRIDGE, steps=5)(X, 0, conditions=others, guidance=2.0)
-    assert len(calls) == 3
-
-
-@both
 def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path: Path):
     network = make(**CONDITIONS)
     save_checkpoint(tmp_path / "c.safetensors", network, BRIDGE)

@@ -73,15 +73,6 @@ def test_settings_that_are_refused(settings: dict[str, Any], reason: str) -> Non
         (DiTConfig if "width" in settings else UNetConfig)(**settings)
 
 
-@pytest.mark.parametrize(("levels", "stride"), [((1,), 1), ((1, 2), 2), ((1, 2, 4, 4), 8)], ids=str)
-def test_stride(levels: tuple[int, ...], stride: int) -> None:
-    """Of lists too, which become tuples."""
-    listed: Any = list(levels)
-    config = UNetConfig(channel_mult=listed)
-    assert (config.stride, UNetConfig(channel_mult=levels, patch=2).stride) == (stride, 2 * stride)
-    assert hash(config) == hash(UNetConfig(channel_mult=levels))
-
-
 # Predictions
 
 
@@ -114,12 +105,10 @@ def test_patches_are_channels_of_a_plain_network(make_unet: MakeUNet) -> None:
 @pytest.mark.parametrize(
     ("expected", "x", "conditions", "reason"),
     [
-        (3, state(), None, "condition 'source' is missing: this network has 'source'"),
         (0, state(), {"source": state()}, "conditions of this network are none, got 'source'"),
         (3, state(), {"source": state(channels=1)}, r"must have 3 channels, got \(2, 1, 8, 8\) of torch.float32"),
         (0, state()[:, :, None], None, r"x must be \(B, 3, H, W\), got shape \(2, 3, 1, 8, 8\)"),
         (3, state(), {"source": state(), "sar": state()}, r"are 'source' \(3 channels\), got 'sar'"),
-        (3, state(), state(), "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
         (0, state(channels=4), None, r"x must be \(B, 3, H, W\), got shape \(2, 4, 8, 8\)"),
         (0, state(height=7), None, "x must have sides that are multiples of 2 x 2, got 7 x 8"),
         (0, state(width=7), None, "multiples of 2 x 2, got 8 x 7"),

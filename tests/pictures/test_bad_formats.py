@@ -20,7 +20,7 @@ import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 
-from bbdm.pictures import Geometry, Picture, files, formats, header, read, write
+from bbdm.pictures import Geometry, Picture, formats, header, read, write
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
 
@@ -57,7 +57,7 @@ def test_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "folder").mkdir()
     for name in ("a.txt", "folder"):
-        assert not files.is_picture(tmp_path / name)
+        assert not formats.is_picture(tmp_path / name)
         with pytest.raises(formats.UnknownFormatError, match=name):
             read(tmp_path / name)
 
@@ -161,8 +161,8 @@ class TestDicom:
     def test_a_series(self, tmp_path: Path) -> None:
         """Slices by position, of whatever name; values in HU; the position as DICOM says it."""
         write_dicom(tmp_path / "ct", self.ARRAY[[3, 0, 4, 1, 2]], [self.HEIGHTS[i] for i in (3, 0, 4, 1, 2)])
-        assert files.is_picture(tmp_path / "ct")
-        assert files.pictures_in(tmp_path) == [tmp_path / "ct"]
+        assert formats.is_picture(tmp_path / "ct")
+        assert formats.pictures_in(tmp_path) == [tmp_path / "ct"]
         before = locale.setlocale(locale.LC_ALL)
         found = read(tmp_path / "ct")
         assert locale.setlocale(locale.LC_ALL) == before
@@ -203,20 +203,28 @@ class TestDicom:
         refused(tmp_path, r"28\.dcm|cannot read")
         assert memory("VmHWM") - before < 2**27
 
-    @pytest.mark.parametrize("bits", [16, 32])
-    def test_big_endian(self, bits: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("syntax", "bits", "refused_as"),
+        [
+            ("ImplicitVRLittleEndian", 16, ""),
+            ("ExplicitVRBigEndian", 16, ""),
+            ("ExplicitVRBigEndian", 32, "1.2.840.10008.1.2.2"),
+            ("DeflatedExplicitVRLittleEndian", 16, "1.2.840.10008.1.2.1.99"),
+        ],
+    )
+    def test_transfer_syntaxes(self, syntax: str, bits: int, refused_as: str, tmp_path: Path) -> None:
         write_dicom(tmp_path, self.ARRAY[:1], [0])
         (path,) = tmp_path.glob("*.dcm")
-        data = pydicom.dcmread(path)
+        data, big = pydicom.dcmread(path), "Big" in syntax
         stored = np.arange(64).reshape(8, 8) * 1000
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
-        data.add_new("PixelData", "OW", stored.astype(f">u{bits // 8}").tobytes())
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
-        pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=False)
-        if bits == 16:
-            assert (read(tmp_path) == stored - 1024).all()
+        data.add_new("PixelData", "OW", stored.astype(f"{'>' if big else '<'}u{bits // 8}").tobytes())
+        data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        pydicom.dcmwrite(path, data, implicit_vr=syntax[0] == "I", little_endian=not big)
+        if refused_as:
+            refused(tmp_path, f"{bits} bits in the transfer syntax '{re.escape(refused_as)}'")
         else:
-            refused(tmp_path, r"32 bits in the transfer syntax '1\.2\.840\.10008\.1\.2\.2'")
+            assert (read(tmp_path) == stored - 1024).all()
 
 
 def test_tiff_of_several_times_or_sizes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from bbdm.pictures import Geometry, Picture, header, read, write
 from bbdm.pictures.formats import LIBRARIES, REAL, SUFFIXES, stem_of, suffix_of, suffix_of_result
-from bbdm.pictures.picture import Header, as_affine, same_grid
+from bbdm.pictures.picture import Header, as_affine, check_grid
 from bbdm.pictures.values import EIGHT_BIT, Values
 from tests.pictures.formats import OBLIQUE, bytes_read, matrix, nifti, numbers, read_back
 
@@ -58,17 +58,18 @@ def test_suffixes() -> None:
     assert {case: suffix_of_result(*case) for case in results} == results
 
 
-def test_same_grid() -> None:
+def test_grids() -> None:
     def head(name: str, x: float = 0.0, width: int = 9, **kept: Any) -> Header:
         affine = ((0.0, 10.0, x), (-10.0, 0.0, 0.0), (0.0, 0.0, 1.0))
         return Header(Path(name), (1, 7, width), np.dtype(np.uint8), Geometry(affine, "geotiff", kept))
 
     one = head("one", crs="EPSG:1")
-    assert same_grid(one, head("two", 0.005))
-    assert same_grid(one, Header(Path("two"), (3, 7, 9), np.dtype(np.uint8)))
+    check_grid(one, head("two", 0.005), "ab")
+    check_grid(one, Header(Path("two"), (3, 7, 9), np.dtype(np.uint8)), "ab")
+    check_grid(one, head("two", 0.02), "ab", paired=False)
     for other in (head("two", 0.02), head("two", width=8), head("two", crs="EPSG:2")):
-        assert not same_grid(one, other)
-    assert one.grid == "7 x 9 at ((0.0, 10.0, 0.0), (-10.0, 0.0, 0.0))"
+        with pytest.raises(ValueError, match=r"^a and b lie on different grids, 7 x 9 at \(\(0\.0, 10\.0, 0\.0\), \("):
+            check_grid(one, other, "ab")
 
 
 @pytest.mark.parametrize("suffix", MEDICAL)
@@ -86,7 +87,7 @@ class TestMedical:
         again = read_back(tmp_path / f"b{suffix}", np.asarray(first), first.geometry)
         precision = 1e-5 if suffix.startswith(".nii") else 1e-12  # of float32
         np.testing.assert_allclose(matrix(again.geometry), matrix(first.geometry), atol=precision)
-        assert same_grid(first, again)
+        check_grid(first, again, "ab")
         read_back(tmp_path / f"c{suffix}", np.asarray(first), GEOMETRY)  # which is of another format
         for name in "bc":
             found = sitk.ReadImage(str(tmp_path / f"{name}{suffix}"))
@@ -144,6 +145,20 @@ class TestNifti:
         with pytest.warns(UserWarning, match=r"a\.nii .*sform .*qform"):
             found = matrix(header(path).geometry)
         assert found[:3, 3].tolist() == [-7, -8, 9]
+
+    def test_fields_that_are_of_other_values_are_not_kept(self, tmp_path: Path) -> None:
+        """Their scale, largest and least; lengths are in mm. Of one channel there is no vector."""
+        stored, vector = numbers((2, 1, 3, 4, 5), "int16"), (68, "h", (1007,))
+        fields = vector, (112, "2f", (2, 1)), (123, "B", (1 + 8,)), (124, "2f", (9, 1))  # metres, and seconds
+        first = read(nifti(tmp_path / "a.nii", stored, *fields))
+        for count, intent in ((2, 1007), (1, 0)):
+            write(tmp_path / "b.nii", Picture(np.asarray(first)[:count], first.geometry))
+            found: Any = nibabel.load(tmp_path / "b.nii")
+            names = ("intent_code", "xyzt_units", "cal_max", "cal_min")
+            assert [int(found.header[name]) for name in names] == [intent, 2 + 8, 0, 0]
+            assert (
+                np.asarray(found.dataobj).T.reshape(count, 3, 4, 5) == 2 * stored[:count, 0].astype(float) + 1
+            ).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted in /proc")

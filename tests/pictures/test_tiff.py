@@ -48,6 +48,15 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
         read(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+def test_jpeg_in_a_tiff_is_decoded_as_tifffile_does(photometric: str, tmp_path: Path) -> None:
+    colours = np.kron(numbers((5, 4, 3), "uint8"), np.ones((8, 8, 1), np.uint8))
+    tifffile.imwrite(path := tmp_path / "a.tif", colours, photometric=photometric, compression="jpeg", rowsperstrip=16)
+    wanted = tifffile.imread(path).transpose(2, 0, 1)
+    assert (read(path) == wanted).all()
+    assert (read(path, (slice(10, 30), slice(3, 9))) == wanted[:, 10:30, 3:9]).all()
+
+
 def test_ome_axes(tmp_path: Path) -> None:
     """(C, Z, Y, X) in OME's other order, with sizes and units that come back."""
     array = numbers((2, 5, 7, 9), "uint16")

@@ -16,7 +16,7 @@ TARGET = SOURCE / 4 + SPREAD * NORMALS
 CASES: dict[str, tuple[Bridge, bool]] = {  # and whether times begin below the top, in noise
     "infinite at the top": (ABridge(), False),
     "larger noise": (BrownianBridge(), False),
-    "finite at the top": (BrownianBridge.bbdm(), False),
+    "finite at the top": (BrownianBridge(schedule="linear"), False),
     "from noise": (BrownianBridge(), True),
 }
 

@@ -240,7 +240,7 @@ def test_refusals(source: Path, tmp_path: Path):
         (source, 50_000, "result.npy", least),
         (source, LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
         (whole, 100_000, "result.npy", decoded),
-        (tmp_path / "infinite.npy", LITTLE, "result.npy", r"inf stands in channel 2 at \(50, 3\), where a finite"),
+        (tmp_path / "infinite.npy", LITTLE, "result.npy", "inf stands in channel 2, where a finite"),
     ):
         with pytest.raises(ValueError, match=message):
             stream(make(), of, tmp_path / name, memory)

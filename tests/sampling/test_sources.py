@@ -153,12 +153,10 @@ def test_a_file_gives_the_targets_values_at_its_place(
     np.testing.assert_array_equal(sampler(Picture(STORED), **CALL), result)
 
 
-def test_a_picture_of_8_bits_is_warned_of(sampler: Any, tmp_path: Path) -> None:
-    """It ends at 255 of 4095, nearly black; given its own values, it is what it would be in 12 bits."""
+def test_a_picture_of_8_bits_may_have_its_own_values(sampler: Any, tmp_path: Path) -> None:
+    """It is what it would be in 12 bits."""
     grey = (STORED[0] // 16).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
-    with pytest.warns(UserWarning, match=r"8 bits, values up to 255, and the network was trained on 0:4095: .*0, 255"):
-        sampler(str(tmp_path / "a.png"), **CALL)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (own,) = sampler(str(tmp_path / "a.png"), source_values=(0, 255), **CALL)
@@ -211,7 +209,7 @@ def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, bac
         sampler(Picture(np.concatenate([VOLUME] * 3), name="b"), **CALL)
     floats = VOLUME.astype("float32")
     floats[0, 1, 2, 3] = np.nan
-    with pytest.raises(ValueError, match=r"^v: nan stands in channel 0 at \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match="v: nan stands in channel 0"):
         sampler(Picture(floats, name="v"), **CALL)
 
 

@@ -25,8 +25,7 @@ SEEDS = sample_seeds(0, 0, 3, CPU)
 
 
 def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> StudentTask:
-    settings = DistillConfig(**{"batch_size": 3, **config})
-    return StudentTask(unet, bridge, settings, total=10)
+    return StudentTask(unet, bridge, DistillConfig(**{"batch_size": 3, **config}), total=10)
 
 
 def pairs_of(seed: int) -> Example:
@@ -83,17 +82,7 @@ def test_calls_take_turns_and_only_one_is_differentiated():
 def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     """Grey pictures, all black or all white, from one source: the mean is grey, and the student is not."""
     torch.manual_seed(0)
-    unet = UNet(
-        3,
-        3,
-        condition_channels=3,
-        model_channels=16,
-        channel_mult=(1, 2),
-        attention_resolutions=(),
-        head_channels=16,
-        num_groups=4,
-        num_res_blocks=1,
-    )
+    unet = tiny_unet(condition_channels=3, model_channels=16, attention_resolutions=(), head_channels=16)
     step = make_step(unet, calls=1, batch_size=16, learning_rate=2e-3)
     y = torch.full((16, 3, 8, 8), -0.1)
     x0 = torch.where(torch.arange(16)[:, None, None, None] % 2 == 0, 0.8, -0.8).expand_as(y).contiguous()

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from bbdm.cli import eval, train, translate
 from bbdm.execution.processes import Processes
-from bbdm.training.run_folder import RunFolder
+from bbdm.training.run import RunFolder
 from tests.conftest import ROOT, MakeTrainer, SavePicture, wait_until
 from tests.hardening.scripts import from_tars, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
@@ -265,11 +265,6 @@ def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Processes, "join", lambda device: Processes(torch.device(device), count=2))
     with pytest.raises(ValueError, match="batch_size 3 does not split into 2 processes x 1 parts"):
         train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
-
-
-def test_one_process_asks_no_device_for_a_sum() -> None:
-    """Which is asked for at each step: a card would be waited for, and not every device has float64."""
-    assert Processes(torch.device("meta")).sum(2.5) == 2.5
 
 
 COMMANDS: dict[str, Any] = {"train": train.main, "translate": translate.main, "eval": eval.main}

@@ -30,7 +30,7 @@ from bbdm.pictures.picture import Geometry, Picture
 from bbdm.training.config import UnpairedConfig
 from bbdm.training.task import sample_seeds
 from bbdm.training.unpaired import FIRST_STREAM, UnpairedTask, between_sets, energy_distance
-from tests.conftest import MakeTrainer, SavePicture, metrics_of, noise, same_weights, tiny_unet
+from tests.conftest import MakeTrainer, SavePicture, noise, tiny_unet
 from tests.training.launching import ALONE, TORCHRUN, metrics, run
 
 WAYS: dict[str, Any] = {"classes": {"direction": DIRECTIONS}}
@@ -68,12 +68,9 @@ def test_each_epoch_draws_orders_of_both(sets: str) -> None:
     assert epochs[0] != epochs[1]
     drawn = [rows.drawn(index, seed) for seed in range(40) for index in range(6)]  # pyright: ignore
     assert len({(row["source"].stem, row["target"].stem) for row in drawn}) == 24  # any meets any
-    for data, error in {"A": "two folders", "A,B,mask=M": "two folders", "A,B": "there is no folder A"}.items():
-        with pytest.raises((ValueError, FileNotFoundError), match=error):
-            read_rows("unpaired", data)
 
 
-@pytest.mark.parametrize("cut", [{}, {"crop": 4}, {"slices": "axial"}], ids=str)
+@pytest.mark.parametrize("cut", [{}, {"slices": "axial"}], ids=str)
 def test_pictures_of_two_sets_lie_anywhere(tmp_path: Path, cut: dict[str, Any]) -> None:
     """In the world: as pairs they are refused."""
     for letter, shift in (("A", 0.0), ("B", 100.0)):
@@ -117,7 +114,7 @@ def test_which_paths_forget_where_they_began(bridge: Bridge, markov: bool) -> No
     [
         ({}, replace(BRIDGE, objective="pinned"), "objective 'residual' or 'preconditioned', .* got BrownianBridge"),
         ({}, replace(BRIDGE, sigma_data=0.4), "one sigma_data and sigma_source"),
-        ({}, BrownianBridge.bbdm(), "the path the same both ways"),
+        ({}, BrownianBridge(schedule="linear"), "the path the same both ways"),
         ({}, DDBM("ve", objective="residual"), "the path the same both ways: a BrownianBridge .* got DDBM"),
         ({"condition_channels": 3}, BRIDGE, "conditions of this one are 'source' .3 channels., 'direction'"),
         ({"classes": {}}, BRIDGE, "conditions of this one are none"),
@@ -309,27 +306,6 @@ def test_mixtures_meet_as_a_discrete_plan_says() -> None:
 # Runs
 
 
-def test_resume_is_bitwise_the_undisturbed_run(sets: str, make_trainer: MakeTrainer) -> None:
-    pairs = Pairs(read_rows("unpaired", sets), Spec(size=8, direction="both"))
-    validation = Pairs(read_rows("unpaired", sets, "val"), pairs.spec)
-    config = {"epochs": 2, "loss": "l2", "pairing_steps": 2, "simulation_steps": 3, "preview_every": 1}
-
-    def trainer(folder: str) -> Any:
-        about = {"kind": UnpairedConfig, "further": {"task": UnpairedTask}, **config}
-        return make_trainer(folder, tiny_unet(**WAYS), BRIDGE, validation, pairs, **about)
-
-    straight, broken, resumed = trainer("straight"), trainer("resumed"), trainer("resumed")
-    straight.fit()
-    assert not broken.fit(stop=lambda: broken.step == 4)
-    assert resumed.resume_newest()
-    resumed.fit()
-    assert same_weights(resumed.network, straight.network)
-    assert same_weights(resumed.average, straight.average)
-    ways = {f"{name}_{way}" for name in ("loss", "validation_loss") for way in DIRECTIONS}
-    assert ways <= metrics_of(resumed)[-1].keys()
-    assert (resumed.folder / "epoch_0002.png").exists()
-
-
 def arguments(sets: str, output: Path, *flags: str) -> list[str]:
     common = "--preset demo --image_size 8 -b 2 -e 3 -t 50 --device cpu --precision fp32 --no-flip --warmup_steps 0"
     return ["unpaired", sets, str(output), *common.split(), "--pairing_steps", "2", *flags]
@@ -339,7 +315,10 @@ def arguments(sets: str, output: Path, *flags: str) -> list[str]:
 def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It measures eps, and its file translates both ways, by the solver that it names."""
     output = tmp_path / "out.pt"
-    train.main(arguments(sets, output, "--simulation_steps", "3"))
+    train.main(arguments(sets, output, "--simulation_steps", "3", "--preview_every", "3"))
+    text = (output.with_suffix(".run") / "metrics.jsonl").read_text()
+    assert all(f'"{name}_{way}"' in text for name in ("loss", "validation_loss") for way in DIRECTIONS)
+    assert (output.with_suffix(".run") / "epoch_0003.png").exists()
     sampler = BridgeSampler.from_checkpoint(output)
     eps = 2 * sampler.bridge.max_variance  # pyright: ignore
     assert f"eps {eps:g}" in capsys.readouterr().out
@@ -351,41 +330,30 @@ def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     picture = tmp_path / "B" / "val" / "B0.png"
     ours = sampler(picture, seed=seed_of("B0"), direction="BtoA")[0]
     assert np.array_equal(np.asarray(ours), np.asarray(Image.open(tmp_path / "results" / "B0.png")))
-    train.main(arguments(sets, output, "--simulation_steps", "3"))  # nothing is left, and nothing is refused
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ("--bridge i2sb", "bridge must be brownian for the data set 'unpaired', got i2sb"),
-        ("--objective pinned", "got BrownianBridge"),
-        ("--loss l1", "loss must be l2"),
-        ("--source_as concat", "source_as must be none"),
-        ("--direction BtoA", "direction must be both"),
-        ("--eps 0", "eps must be a positive number, got 0.0"),
-    ],
-)
-@pytest.mark.usefixtures("tiny_demo")
-def test_what_the_command_refuses(flags: str, reason: str, sets: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=reason):
-        train.main(arguments(sets, tmp_path / "out.pt", *flags.split()))
 
 
 @pytest.mark.usefixtures("tiny_demo")
 def test_the_spread_that_is_given_is_that_of_the_run(sets: str, tmp_path: Path) -> None:
     output = tmp_path / "out.pt"
-    for _ in range(2):  # the second one resumes
-        train.main(arguments(sets, output, "--spread", "0.3", "--eps", "0.1"))
+    for _ in range(2):  # nothing is left for the second one, and nothing is refused
+        train.main(arguments(sets, output, "--spread", "0.3", "--eps", "0.1", "-e", "1"))
     assert load_checkpoint(output).bridge.spread == 0.3
     with pytest.raises(ValueError, match=r"was trained with bridge\.max_variance 0\.05, now 0\.1"):
-        train.main(arguments(sets, output, "--spread", "0.3", "--eps", "0.2"))
-    with pytest.raises(ValueError, match="eps is of the data set 'unpaired', got 'paired'"):
-        train.Train.of(dataset="paired", data_dir="A,B", output_model=Path("out.pt"), eps=0.1)
+        train.main(arguments(sets, output, "--spread", "0.3", "--eps", "0.2", "-e", "1"))
+
+
+TRAIN: dict[str, Any] = {"output_model": Path("out.pt")}
 
 
 @pytest.mark.parametrize(
     ("command", "words", "reason"),
     [
+        (train.Train, {**TRAIN, "bridge": "i2sb"}, "bridge must be brownian for the data set 'unpaired', got i2sb"),
+        (train.Train, {**TRAIN, "loss": "l1"}, "loss must be l2"),
+        (train.Train, {**TRAIN, "source_as": "concat"}, "source_as must be none"),
+        (train.Train, {**TRAIN, "direction": "BtoA"}, "direction must be both"),
+        (train.Train, {**TRAIN, "eps": 0.0}, "eps must be a positive number, got 0.0"),
+        (train.Train, {**TRAIN, "eps": 0.1, "dataset": "paired"}, "eps is of the data set 'unpaired', got 'paired'"),
         (distill.Distill, {"teacher": Path("m.pt"), "output_model": Path("s.pt")}, "one of pairs, .*; got 'unpaired'"),
         (Calibrate, {"model": Path("m.pt")}, "one of pairs, since sources are compared with targets"),
         (eval.Eval, {"model": Path("m.pt")}, "metrics must be fid, and num_samples 1, .* got None and 1"),
@@ -393,9 +361,9 @@ def test_the_spread_that_is_given_is_that_of_the_run(sets: str, tmp_path: Path) 
         (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid",), "num_samples": 2}, "got fid and 2"),
     ],
 )
-def test_what_compares_sources_with_targets_refuses_two_sets(command: Any, words: Any, reason: str) -> None:
+def test_what_commands_refuse(command: Any, words: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        command.of(dataset="unpaired", data_dir="A,B", **words)
+        command.of(**{"dataset": "unpaired", "data_dir": "A,B", **words})
     if command is eval.Eval:
         command.of(dataset="unpaired", data_dir="A,B", model=Path("m.pt"), metrics=("fid",))
 

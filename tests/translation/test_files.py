@@ -267,10 +267,10 @@ def test_values_that_are_not_finite(capsys: pytest.CaptureFixture[str]):
     for name in ("in/a", "ct/x"):
         write(f"{name}.npy", pixels)
     network(1, Spec(source=unit, target=unit))
-    with pytest.raises(ValueError, match=r"nan stands in channel 0 at \(2, 3\)"):
+    with pytest.raises(ValueError, match="nan stands in channel 0"):
         run("folder", "in", "c.pt", "out")
     run("folder", "in", "c.pt", "out", "--skip_bad", "--overwrite")
-    assert "left out: in/a.npy: nan stands in channel 0 at (2, 3)" in capsys.readouterr().out
+    assert "left out: in/a.npy: nan stands in channel 0" in capsys.readouterr().out
     assert [path.name for path in Path("out").glob("*.npy")] == ["b.npy"]
-    with pytest.raises(ValueError, match=r"the target of mr/x.npy: nan stands in channel 0 at \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"the target of mr/x.npy: nan stands in channel 0"):
         scores("--metrics", "mae")

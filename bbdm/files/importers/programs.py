@@ -102,7 +102,7 @@ def _bbdm_bridge(state: State, objective: Objective) -> BrownianBridge:
         raise ValueError(f"its buffers m_t and variance_t are of {steps} and {len(variance)} steps")
     scale = float(f"{variance[middle] / (2 * m[middle] * (1 - m[middle])):.6g}")  # the buffers are of float32
     for schedule in ("linear", "sin"):
-        bridge = BrownianBridge.bbdm(steps, scale, schedule, objective)
+        bridge = BrownianBridge(steps, scale, objective, schedule)
         _, beta, sigma = bridge.marginal(np.arange(steps))
         if np.allclose(m, beta, rtol=1e-5, atol=0) and np.allclose(variance, sigma**2, rtol=1e-4, atol=0):
             return bridge

@@ -6,7 +6,8 @@
 
 A module is imported when its format is met: ModuleNotFoundError says what installs its library. Reading
 raises ValueError where a file is damaged, or has what is not read. Axes and types are checked here and by
-:class:`bbdm.pictures.Header`, windows and costs by :func:`bbdm.pictures.read`.
+:class:`bbdm.pictures.Header`, windows and costs by :func:`bbdm.pictures.read`. Which files are pictures, and
+which library reads them, is said here too.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError
@@ -32,6 +34,9 @@ Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
 DEFLATE = 1032  # bytes that a byte of deflate becomes at most
 RATIO = 4096  # the same of other compressions; of LZW fewer
+FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
+DICM = 128  # where a file of DICOM has these letters
+PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
 
 
 class Library(NamedTuple):
@@ -63,6 +68,11 @@ def suffix_of(path: str | os.PathLike[str]) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
+def library_of(path: str | os.PathLike[str]) -> str | None:
+    """The module that reads files of a path's suffix; None where no library does."""
+    return SUFFIXES.get(suffix_of(path))
+
+
 def suffix_of_result(source: str, channels: int, values: Values) -> str:
     """The suffix of a result: the source's; of photographs PNG's where it holds the result, else TIFF's."""
     if source and SUFFIXES[source] != "pillow":
@@ -80,30 +90,81 @@ def module(name: str) -> Any:
     return import_module(f"{__name__}.{name}")
 
 
-def fail(action: Literal["read", "write"], path: Path | str, error: Exception, unknown: str = "") -> NoReturn:
-    """Raise a library's error on a picture as a ValueError with the file's name; called where it was caught.
+def pictures_in(folder: Path) -> list[Path]:
+    """All files below a folder, whatever they are; a folder of DICOM in place of its slices."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    parents = {path.parent for path in files if path.suffix.lower() in ("", ".dcm")}
+    series = {parent for parent in parents if parent != folder and dicom_files(parent, FILES_LOOKED_AT)}
+    return [*series, *(path for path in files if path.parent not in series)]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a picture: one, or all in a folder of DICOM."""
+    return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+
+
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
+    path = Path(path)
+    if path.is_dir():
+        return bool(dicom_files(path, FILES_LOOKED_AT))
+    return path.is_file() and bool(suffix_of(path))
+
+
+def dicom_files(folder: Path, most: int | None = None) -> list[Path]:
+    """The files of DICOM in a folder, of the first ``most`` of its files."""
+    found: list[Path] = []
+    for path in files_of(folder)[:most]:
+        with path.open("rb") as file:
+            file.seek(DICM)
+            found += [path] if file.read(4) == b"DICM" and path.name != "DICOMDIR" else []
+    return found
+
+
+def reader_of(path: Path) -> str:
+    """The name of the module that reads a file, or a folder of DICOM."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    if path.is_dir():
+        if not is_picture(path):
+            raise UnknownFormatError("it is a folder, and has no files of DICOM")
+        return "simpleitk"
+    name = library_of(path)
+    if name is None:
+        raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}")
+    return "rasterio" if name == "tifffile" and _has_place(path) else name
+
+
+def _has_place(path: Path) -> bool:
+    """Whether a TIFF has tags of a place on Earth."""
+    with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
+        start = file.read(8)
+        tags = ImageFileDirectory_v2(start + (file.read(8) if b"+" in start[2:4] else b""))
+        file.seek(tags.next)
+        tags.load(file)
+        return any(tag in tags for tag in PLACE_TAGS)
+    return False
+
+
+@contextmanager
+def named(action: Literal["read", "write"], path: Path | str, unknown: str = "") -> Iterator[None]:
+    """A library's error on a picture becomes a ValueError with the file's name.
 
     Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
     ``unknown`` is said of a file of no format.
     """
-    if action == "read" and isinstance(error, FileNotFoundError):
-        raise FileNotFoundError(f"there is no picture {path}") from error
-    kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
-    if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
-        raise
-    kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
-    lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
-    reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
-    raise kind(f"cannot {action} the picture {path}: {reason}") from error
-
-
-@contextmanager
-def named(action: Literal["read", "write"], path: Path | str) -> Iterator[None]:
-    """A library's error on a picture becomes what :func:`fail` raises."""
     try:
         yield
     except Exception as error:
-        fail(action, path, error)
+        if action == "read" and isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"there is no picture {path}") from error
+        kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
+        if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
+            raise
+        kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
+        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
+        reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
+        raise kind(f"cannot {action} the picture {path}: {reason}") from error
 
 
 def writer(path: Path, picture: np.ndarray[Any, Any], earth: bool) -> Any:

@@ -68,7 +68,7 @@ def edited(path: Path, edit: Any) -> Path:
 def test_pixel_model(name: str, objective: Any, tmp_path: Path):
     path, network, average = bbdm_file(tmp_path / "last_model.pth", condition_channels=3)
     loaded = load(path, config=name)
-    bridge = replace(BrownianBridge.bbdm(STEPS), objective=objective)
+    bridge = replace(BrownianBridge(STEPS, schedule="linear"), objective=objective)
     assert (loaded.bridge, loaded.codec, loaded.image_size) == (bridge, None, None)
     x, y, t = images(2, 3, 16, 16), images(2, 3, 16, 16, seed=2), torch.tensor([0, 150])
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_statistics_of_latents(tmp_path: Path):
 @pytest.mark.parametrize(("schedule", "max_var"), [("linear", 0.25), ("sin", 1.0), ("sin", 3.7)])
 def test_the_schedule_is_in_the_buffers(schedule: Any, max_var: float, tmp_path: Path):
     path, _, _ = bbdm_file(tmp_path / "a.pth", None, buffers(schedule, max_var, 300), condition_channels=3)
-    assert load(path, config="bbdm").bridge == BrownianBridge.bbdm(300, max_var, schedule)
+    assert load(path, config="bbdm").bridge == BrownianBridge(300, max_var, schedule=schedule)
 
 
 RESCALER = {"cond_stage_model.channel_mapper.weight": torch.ones(3, 3, 1, 1)}
