@@ -32,15 +32,9 @@ def stamp(path: Path) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents.
-
-    Raises:
-        ValueError: one of them is a file.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{error.filename} is a file, and a folder is needed there") from error
+    """Make a folder and its missing parents; ValueError where it cannot be, as :func:`check_folder` says."""
+    check_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 class InUseError(ValueError):

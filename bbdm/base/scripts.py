@@ -52,18 +52,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {''.join(f'did you mean {flag}? ' for flag in like)}--help lists the flags\n")
 
 
-def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of text as an argparse ``type``: the message of its ValueError becomes the script's."""
-
-    def parsed(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parsed
-
-
 def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
     """Add the flag, or the position, of a field: its names, type, choices and help, with the default.
 
@@ -76,10 +64,17 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
         if default is True:
             parser.add_argument(f"--no-{name}", dest=name, action="store_false", default=off, help="off")
         return
+
+    def parsed(text: str) -> Any:
+        try:
+            return about["parse"](text)
+        except ValueError as error:  # whose message argparse would not show
+            raise argparse.ArgumentTypeError(str(error)) from error
+
     choices, several = choices_of(each, kind), get_origin(kind) is tuple
     options: dict[str, Any] = {"help": about["help"], "type": get_args(kind)[0] if several else kind}
     if about["parse"] is not None:
-        options["type"], several = _parsed(about["parse"]), False
+        options["type"], several = parsed, False
     elif choices:
         options |= {"choices": choices, "type": type(next(iter(choices)))}
         options["help"] += f": {', '.join(map(str, choices))}"
@@ -103,7 +98,7 @@ def import_own(modules: Sequence[str]) -> None:
 
 
 def import_modules(words: Sequence[str]) -> list[str]:
-    """Import the modules that ``--import MODULE`` at the start of words names, and return what is left."""
+    """Import modules that ``--import MODULE`` at the start of words names, and return what is left."""
     left = [*words]
     while left[1:] and left[0] == IMPORT:
         import_own([left[1]])
@@ -156,7 +151,9 @@ class Command:
         groups = {MAIN: [*dict.fromkeys(name for name in [*cls.FIRST.split(), *positions] if name in known)]}
         for name in known:
             if name not in groups[MAIN]:
-                groups.setdefault(cls._heading(name), []).append(name)
+                owner = next(each for each in cls.__mro__ if name in get_annotations(each))
+                heading = vars(owner).get("HEADING") or owner.__module__.split(".")[1]
+                groups.setdefault(known[name].metadata["group"] or heading, []).append(name)
         usage = ["%(prog)s"]
         for each in (known[name] for name in groups[MAIN] if name in positions):
             word = each.metadata["metavar"] or each.name.upper()
@@ -174,13 +171,6 @@ class Command:
                 _add(group, known[name], hints[name], defaults.get(name, known[name].default))
         parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this")
         return parser
-
-    @classmethod
-    def _heading(cls, name: str) -> str:
-        """The heading of a field in the help."""
-        owner = next(each for each in cls.__mro__ if name in get_annotations(each))
-        group = cls.__dataclass_fields__[name].metadata["group"]
-        return group or vars(owner).get("HEADING") or owner.__module__.split(".")[1]
 
     @classmethod
     def parse(cls: type[Self], words: Sequence[str]) -> Self:
@@ -245,7 +235,7 @@ def run(main: Callable[[], None], after: str = "the same command starts anew") -
         after: the state after an interruption, and how to resume.
     """
     try:
-        warnings.formatwarning = _without_code
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         with imports():
             main()
     except KeyboardInterrupt as error:
@@ -256,8 +246,3 @@ def run(main: Callable[[], None], after: str = "the same command starts anew") -
         raise SystemExit(error.status) from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-
-
-def _without_code(message: Warning | str, *_: Any, **__: Any) -> str:
-    """A warning of a command as a line."""
-    return f"warning: {message}\n"

@@ -36,8 +36,8 @@ def setting(
         names: other names of its flag, such as ``-b``; ``--FIELD`` is always one.
         parse: makes the value from a flag's text, or raises ValueError; None for the field's type.
         least: the least value that :func:`check` lets pass; None for any.
-        choices: the values that it may have, of a table that grows its keys of then; those of a ``Literal``
-            need not be repeated.
+        choices: the values that it, or each part of a tuple, may have, of a table that grows its keys of
+            then; those of a ``Literal`` need not be repeated.
         metavar: what stands for the value in the help; None for a word by its type or name.
         group: the heading in the help; None for the ``HEADING`` of the dataclass that declares the field, or
             else for the name of its room.
@@ -87,8 +87,9 @@ def check(settings: Any) -> None:
     for each in fields(settings):
         kind, value = without_none(hints[each.name]), getattr(settings, each.name)
         choices = choices_of(each, kind)
-        if choices and value not in choices and not (value is None and kind != hints[each.name]):
-            raise ValueError(f"{each.name} must be one of {tuple(choices)}, got {value!r}")
+        for one in value if isinstance(value, tuple) else [value]:
+            if choices and one not in choices and not (one is None and kind != hints[each.name]):
+                raise ValueError(f"{each.name} must be one of {tuple(choices)}, got {one!r}")
         if kind is Path and isinstance(value, str):
             object.__setattr__(settings, each.name, Path(value))
         if (least := each.metadata.get("least")) is not None:

@@ -24,13 +24,13 @@ COMMANDS = {  # the class of each, and its summary
     "translate": ("translate.Translate", "translate pictures or a data set"),
     "calibrate": ("eval.Calibrate", "calibrate intervals of results"),
     "eval": ("eval.Eval", "score a network on a data set"),
-    "distill": ("distill.Distill", "distil a network into one of few calls"),
-    "train-vqgan": ("train_vqgan.TrainVQGAN", "train an autoencoder"),
+    "distill": ("training.Distill", "distil a network into one of few calls"),
+    "train-vqgan": ("training.TrainVQGAN", "train an autoencoder"),
     "info": ("files.Info", "what a file, a folder or a name on the Hub holds"),
     "export": ("files.Export", "write ONNX graphs, which run without PyTorch"),
-    "app": ("serving.App", "translate in the browser"),
-    "serve": ("serving.Serve", "serve a network over HTTP"),
-    "translate-ray": ("serving.TranslateRay", "translate pictures on many machines"),
+    "app": ("translate.App", "translate in the browser"),
+    "serve": ("translate.Serve", "serve a network over HTTP"),
+    "translate-ray": ("translate.TranslateRay", "translate pictures on many machines"),
     "convert-vqgan": ("files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
 RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever ended them
@@ -40,7 +40,12 @@ RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever
 class GPUsCommand(scripts.Command):
     """A command that may start a process for each GPU."""
 
-    use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus", group="run")
+    use_multi_gpus: bool = setting(
+        False,
+        "a process for each GPU here, which share the work; or start it by torchrun --nproc_per_node N -m bbdm ...",
+        "-use_multi_gpus",
+        group="run",
+    )
 
     @classmethod
     def main(cls, words: Sequence[str] | None = None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,29 +16,27 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
-from bbdm.data.rows import UNPAIRED
-from bbdm.evaluation.calibration import CalibrateConfig, calibrate
+from bbdm.data.rows import UNPAIRED, Row, read_rows
+from bbdm.evaluation.calibration import Bound, check_copies
+from bbdm.evaluation.intervals import By, Intervals, check_risk, file_of
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
 from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:
     from bbdm.translation.translator import Translator
 
-Run = tuple[str | None, int | None]  # solver, and its steps; None for the default
-Report = dict[str, Any]  # as bbdm.evaluation.reports reads and writes it
 
-
-def read_sweep(words: Sequence[str], bridge: Bridge, defaults: solvers.Defaults) -> list[tuple[str, int | None]]:
-    """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE``, all checked, so that none fails hours later."""
-    runs: list[tuple[str, int | None]] = []
+def read_sweep(words: Sequence[str], bridge: Bridge, defaults: solvers.Defaults) -> dict[str, tuple[str, int | None]]:
+    """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE`` by name, all checked, so that none fails hours later."""
+    runs: dict[str, tuple[str, int | None]] = {}
     for word in words:
         solver, colon, numbers = word.partition(":")
         if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"sweep is written as SOLVER:NFE,NFE, got {word!r}")
         for nfe in map(int, numbers.split(",")) if colon else [None]:
-            defaults.over(solver, nfe, None).table(bridge)
-            runs.append((solver, defaults.fill(solver, nfe)[1]))
-    return list(dict.fromkeys(runs))
+            calls = len(defaults.over(solver, nfe, None).table(bridge))
+            runs[f"{solver}-{calls}"] = solver, defaults.fill(solver, nfe)[1]
+    return runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,6 @@ class Eval(GPUsCommand, TranslateConfig):
     OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
     interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number
     of steps; sweep.json and a plot compare them.
-
-    For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
-    torchrun --nproc_per_node N -m bbdm eval ...
 
     Raises:
         ValueError: there is no such metric, or settings contradict each other.
@@ -67,19 +63,16 @@ class Eval(GPUsCommand, TranslateConfig):
 
     metrics: tuple[str, ...] | None = setting(
         None,
-        f"among {', '.join(METRICS)}; fid lpips if unset, of other pictures than 8-bit grey and RGB mae psnr ssim; "
-        "diversity, energy and crps of several samples",
+        "fid lpips if unset, of other pictures than 8-bit grey and RGB mae psnr ssim; diversity, energy and crps "
+        "are of several samples",
+        choices=METRICS,
     )
     dice_above: float = setting(BONE, "dice is of values above it")
     sweep: tuple[str, ...] | None = setting(None, "solvers and their numbers of steps, such as dpm2m:5,10,20 fast:199")
-    fid_weights: Path | None = setting(None, "Inception's weights, if they cannot be downloaded")
     lpips_net: LPIPSNet = setting("alex", "the network of LPIPS")
-    lpips_weights: Path | None = setting(None, "that network's weights, if they cannot be downloaded")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [name for name in self.metrics or () if name not in METRICS]:
-            raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {', '.join(unknown)}")
         if self.dataset == UNPAIRED and (self.metrics != ("fid",) or self.num_samples > 1):
             got = f"{' '.join(self.metrics or ()) or None} and {self.num_samples}"
             raise ValueError(f"metrics must be fid, and num_samples 1, for the data set {UNPAIRED!r}, got {got}")
@@ -89,36 +82,52 @@ class Eval(GPUsCommand, TranslateConfig):
             raise ValueError(f"scores need pictures of one size: image_size {self.image_size} is for bbdm translate")
 
     def run(self) -> None:
-        """Make the results that are missing, score all, and print a table."""
-        from bbdm.evaluation import reports
+        """Make the results that are missing, score all, and print a table; of a sweep, draw a plot."""
+        from bbdm.evaluation import scores
         from bbdm.translation.translator import Translator
 
         optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
-        translator = Translator(self)
-        setup = Setup(translator.dataset.spec.target, translator.files.channels, self.num_samples)
+        translator, folder = Translator(self), self.folder
+        first = translator.processes.first
+        runs: dict[Path, tuple[str | None, int | None]] = {folder: (self.chosen_solver, self.steps)}
         if self.sweep:
-            self._sweep(translator, setup, self.sweep)
-        elif report := self._evaluate(translator, setup, (self.chosen_solver, self.steps), self.folder):
-            print(reports.table([report]))
-            print(f"results and scores.json: {self.folder}")
+            found = read_sweep(self.sweep, translator.bridge, translator.checkpoint.defaults)
+            runs = {folder / name: run for name, run in found.items()}
+            if first:
+                remove_leftovers(folder)
+        done: list[dict[str, Any]] = []
+        for path, run in runs.items():
+            done.append(self._evaluate(translator, *run, path))
+            if first:
+                rows = scores.table(done[-1:])
+                print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
+            if first and self.sweep:
+                manifest.write(folder / "sweep.json", done)
+        if first and self.sweep:
+            scores.draw(done, plot := folder / "quality_nfe.png")
+            print(f"to look at: {plot}")
+        elif first:
+            print(f"results and scores.json: {folder}")
         translator.processes.leave()
 
-    def _evaluate(self, translator: Translator, setup: Setup, run: Run, folder: Path) -> Report:
+    def _evaluate(self, translator: Translator, solver: str | None, steps: int | None, folder: Path) -> dict[str, Any]:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
         from bbdm.evaluation.scores import Scores
 
-        processes, files, metrics = translator.processes, translator.files, self.metrics or defaults(setup)
+        processes, files, values = translator.processes, translator.files, translator.dataset.spec.target
+        metrics = self.metrics or defaults(Setup(values, files.channels, self.num_samples))
         with processes.first_before_others():  # the others find what it downloads
             scores = Scores(  # before the translation, since it may fail
                 metrics,
-                setup.samples,
+                self.num_samples,
                 device=processes.device,
-                values=setup.values,
-                channels=setup.channels,
+                values=values,
+                channels=files.channels,
                 masked=files.pairs.masked,
-                **{name: getattr(self, name) for name in ("dice_above", "fid_weights", "lpips_net", "lpips_weights")},
+                lpips_net=self.lpips_net,
+                dice_above=self.dice_above,
             )
-        jobs, _, report = translator.run(*run, folder)
+        jobs, _, report = translator.run(solver, steps, folder)
         for names, pictures in translator.pictures(jobs):
             scores.update(*pictures, names=names)
         scores.collect(processes)
@@ -137,43 +146,62 @@ class Eval(GPUsCommand, TranslateConfig):
         manifest.write(folder / "scores.json", report)
         return report
 
-    def _sweep(self, translator: Translator, setup: Setup, words: Sequence[str]) -> None:
-        """Evaluate several solvers; the first process prints and draws."""
-        from bbdm.evaluation import reports
-
-        file, bridge, first = translator.checkpoint.defaults, translator.bridge, translator.processes.first
-        if first:
-            remove_leftovers(self.folder)
-        done: list[Report] = []
-        for solver, steps in read_sweep(words, bridge, file):
-            nfe = steps or len(file.over(solver, None, None).table(bridge))
-            done.append(self._evaluate(translator, setup, (solver, steps), self.folder / f"{solver}-{nfe}"))
-            if first:
-                rows = reports.table(done[-1:])
-                print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
-                manifest.write(self.folder / "sweep.json", done)
-        if first:
-            reports.draw(done, plot := self.folder / "quality_nfe.png")
-            print(f"to look at: {plot}")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrate(Command, CalibrateConfig):
+class Calibrate(Command, TranslateConfig):
     """Calibrate intervals of results: bbdm calibrate MODEL edge2shoes DATA [flags].
 
     The pairs must be ones that training has not seen, of the kind that the network will be used on. The
     intervals of OUT.pt are OUT.intervals.json, which bbdm translate --maps low,high and Intervals.load read.
+
+    Raises:
+        ValueError: a number is out of range, or settings contradict each other.
     """
 
+    HEADING: ClassVar[str] = "intervals"
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "maps", "intervals", "memory"})
+    TARGETS: ClassVar[bool] = True
     FIRST: ClassVar[str] = "model dataset data_dir output alpha delta num_samples bound batch_size device"
 
+    alpha: float = setting(0.1, "the largest share of values outside that is expected of a picture")
+    delta: float = setting(0.1, "the probability that the guarantee fails")
+    num_samples: int = setting(16, "results of each source", "-r", "--repeat", "--samples", least=2)
+    by: By = setting("quantiles", "what is widened: the samples' quantiles, or their mean by standard deviations")
+    bound: Bound = setting("hoeffding-bentkus", "of the risk; conformal is for few pairs, and in expectation")
+    batch_size: int | None = setting(  # pyright: ignore[reportIncompatibleVariableOverride]  (the sampler's own)
+        None, "results in a batch; 16 or fewer if unset", "-b", least=1
+    )
+    output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_risk(self.alpha, self.delta, self.by, self.bound)
+
     def run(self) -> None:
-        """Calibrate, and print the share of values outside, lambda and the mean length."""
-        intervals, output = calibrate(self)
-        print(
-            f"{intervals.pairs} pairs: {100 * intervals.loss:.3g} % of values outside; lambda {intervals.lambda_:.4g}"
-        )
-        print(f"mean length {100 * intervals.length:.3g} % of the range; {output}")
+        """Calibrate, write the intervals, and print the share of values outside, lambda and the mean length.
+
+        Raises:
+            FileNotFoundError: the network or the data set is missing.
+            ValueError: the file exists, or a setting is refused; see :meth:`Intervals.calibrate`.
+        """
+        from bbdm.translation.translator import Translator
+
+        output = self.output or file_of(self.model)
+        if output.exists() and not self.overwrite:
+            raise ValueError(f"{output} exists already: overwrite calibrates again, output gives another file")
+        translator = Translator(replace(self, output_dir=output.parent))
+        pairs = translator.dataset.without(translator.bad)
+        trained: Sequence[Row] = []
+        if self.split != "train":
+            with suppress(FileNotFoundError, ValueError):  # there is no such part
+                trained = read_rows(self.dataset, self.data_dir, "train")
+        check_copies(pairs, trained)
+        sampler = translator.sampler(self.chosen_solver, self.steps)
+        how = {name: getattr(self, name) for name in ("alpha", "delta", "by", "bound", "seed", "batch_size")}
+        found = Intervals.calibrate(sampler, pairs, samples=self.num_samples, progress=self.shown, **how, **self.call)
+        found.save(output)
+        print(f"{found.pairs} pairs: {100 * found.loss:.3g} % of values outside; lambda {found.lambda_:.4g}")
+        print(f"mean length {100 * found.length:.3g} % of the range; {output}")
 
 
 main = Eval.main

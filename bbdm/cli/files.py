@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from bbdm import solvers
 from bbdm.base.atomic import check_suffix
 from bbdm.base.scripts import Command
-from bbdm.base.settings import position, setting
+from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
-from bbdm.data.spec import Spec
-from bbdm.onnx.config import ExportConfig
-from bbdm.pictures.images import sides
+from bbdm.pictures.images import Size, read_size
 from bbdm.sampling.network_config import FileConfig
-from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint
     from bbdm.networks.base import Network
 
 Row = tuple[str, object]
+GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of exports that are not compiled
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     """Rows of a network with its bridge."""
-    unet, bridge, codec = checkpoint.unet, checkpoint.bridge, checkpoint.codec
-    state = unet.ema or unet.weights or {}
+    unet, bridge, codec, pictures = checkpoint.unet, checkpoint.bridge, checkpoint.codec, checkpoint.pictures
+    state, size = unet.ema or unet.weights or {}, checkpoint.image_size
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}"
     yield "settings", unet.config
@@ -35,30 +34,17 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     if unet.config.two_way:
         yield "directions", "AtoB; with BtoA, the values of sources and targets change places"
     yield "bridge", bridge
-    yield from of_pictures(checkpoint.image_size, checkpoint.pictures)
+    yield "image size", "not stated" if size is None else shown(size)
+    if not pictures.eight_bit:
+        yield "values", f"{pictures.source} to {pictures.target}, stored as {pictures.target.dtype}"
+    for name in ("crop", "slices", "neighbours", "spacing"):
+        if each := getattr(pictures, name):
+            yield name, each
     yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")
     yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
     yield "network calls", checkpoint.calls or "any number"
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
-
-
-def of_pictures(size: Any, kind: Spec) -> Iterator[Row]:
-    """Rows of the pictures that a network was trained on."""
-    yield "image size", "not stated" if size is None else shown(size)
-    if not kind.eight_bit:
-        yield "values", f"{kind.source} to {kind.target}, stored as {kind.target.dtype}"
-    yield from ((name, each) for name in ("crop", "slices", "neighbours", "spacing") if (each := getattr(kind, name)))
-
-
-def of_export(settings: dict[str, Any]) -> Iterator[Row]:
-    """Rows of an ONNX export."""
-    yield "graphs", f"{', '.join(settings['files'])}, in {settings['dtype']}"
-    yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
-    yield from of_pictures(settings.get("image_size"), Spec.from_config(settings))
-    yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
-    yield "network calls", settings.get("calls") or "any number"
-    yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())
 
 
 def millions(state: dict[str, Any]) -> str:
@@ -74,25 +60,22 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
         IncompleteFileError: the file of another program needs a flag.
         ValueError: it is nothing that bbdm reads, or is damaged.
     """
-    from bbdm.files import bridge_json, hub
+    from bbdm.files import hub
     from bbdm.files.checkpoint import load_codec
     from bbdm.files.weights import IncompleteFileError
     from bbdm.training.run import RunFolder
 
-    if (path / bridge_json.SETTINGS).is_file():
-        return "an ONNX export", [*of_export(bridge_json.read_settings(path))]
     newest = next(iter(RunFolder(path, keep=1).checkpoints().values()), None)
     file, of_run = newest or hub.find_checkpoint(path), f", {newest.name} of a training run" if newest else ""
     try:
-        exported = ", with an ONNX export" if (path / hub.ONNX / bridge_json.SETTINGS).is_file() else ""
-        return f"a checkpoint{of_run}{exported}", [*of_checkpoint(config.load(file))]
+        return f"a checkpoint{of_run}", [*of_checkpoint(config.load(file))]
     except IncompleteFileError:
         raise
     except ValueError as error:
         try:
             codec = load_codec(file)
         except (ValueError, OSError):
-            takes = "info takes a file of weights, or the folder of a run, an export, save_pretrained or diffusers"
+            takes = "info takes a file of weights, or the folder of a run, of save_pretrained or of diffusers"
             raise (ValueError(f"{path} is a folder of other files: {takes}") if file.is_dir() else error) from None
     about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
     latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
@@ -104,8 +87,8 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
 class Info(Command, FileConfig):
     """What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
 
-    FILE is a checkpoint or an autoencoder, of bbdm or of another program; an ONNX export; a folder that
-    save_pretrained wrote; or the folder of a training run.
+    FILE is a checkpoint or an autoencoder, of bbdm or of another program; a folder that save_pretrained
+    wrote; or the folder of a training run.
     """
 
     file: Path = position("a file, a folder, or a name on the Hub")
@@ -119,7 +102,7 @@ class Info(Command, FileConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Command, ExportConfig):
+class Export(Command, FileConfig):
     """Export a checkpoint to ONNX: bbdm export CHECKPOINT FOLDER [flags].
 
     FOLDER, out/CHECKPOINT-onnx if left out, gets unet.onnx, step.onnx, for a latent bridge encoder.onnx and
@@ -130,7 +113,40 @@ class Export(Command, ExportConfig):
     BridgeSampler.from_checkpoint(CHECKPOINT, compiled="FOLDER/unet.pt2") loads in seconds.
     """
 
+    HEADING: ClassVar[str] = "export"
     FIRST: ClassVar[str] = "checkpoint folder dtype solver steps compiled overwrite"
+
+    checkpoint: Path = position("a file that bbdm.load_checkpoint reads")
+    folder: Path | None = position("where to write; out/CHECKPOINT-onnx or -compiled if left out", None)
+    solver: str | None = setting(None, "the checkpoint's own if unset", choices=solvers.SOLVERS)
+    steps: int | None = setting(None, "network calls; the checkpoint's or the solver's if unset", least=1)
+    dtype: Literal["fp16", "bf16", "fp32"] | None = setting(
+        None, "of weights and products; of graphs fp16 or fp32, the default; compiled, the fastest if unset"
+    )
+    pipeline: bool = setting(False, "write pipeline.onnx too: a translation in one graph")
+    quantize: Literal["int8"] | None = setting(None, "the UNet, calibrated on --calibrate")
+    calibrate: Path | None = setting(None, "folder of sources, for --quantize", metavar="PICTURES")
+    compiled: Size | None = setting(
+        None, "compile for one picture of a side, HxW or DxHxW, in place of graphs", parse=read_size, metavar="SIZE"
+    )
+    device: str | None = setting(None, "of --compiled: cpu, cuda, cuda:1, ...; cuda if unset and there is one")
+    check: bool = setting(True, "compare graphs with PyTorch")
+    overwrite: bool = setting(False, "replace FOLDER")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.compiled is not None:
+            if taken := [name for name in GRAPHS if getattr(self, name) != getattr(Export, name)]:
+                raise ValueError(f"compiled writes the network alone, and takes no {', '.join(taken)}")
+            return
+        if self.device is not None:
+            raise ValueError("device is of compiled; graphs run anywhere")
+        if self.dtype == "bf16":
+            raise ValueError("dtype bf16 is of compiled; graphs are in fp16 or fp32")
+        if (self.quantize is None) != (self.calibrate is None):
+            raise ValueError("quantize and calibrate need each other")
+        if self.quantize and self.dtype == "fp16":
+            raise ValueError("quantize leaves the rest in fp32, got dtype fp16")
 
     def run(self, network: Network | None = None) -> None:
         """Write the folder.
@@ -142,19 +158,23 @@ class Export(Command, ExportConfig):
             ValueError: the folder exists and ``overwrite`` is not set, the graphs differ from PyTorch, or a
                 setting is refused by :meth:`bbdm.BridgeSampler.from_checkpoint`.
         """
+        kind = "onnx" if self.compiled is None else "compiled"
+        folder = self.folder or Path("out") / f"{self.checkpoint.stem}-{kind}"
         if self.compiled is None:
             from bbdm.onnx.exporter import export
 
-            return export(self, network)
+            sampler = self.build_sampler(self.checkpoint, network=network, solver=self.solver, steps=self.steps)
+            dtype = "fp16" if self.dtype == "fp16" else "fp32"
+            return export(sampler, folder, dtype, self.pipeline, self.calibrate, self.check, self.overwrite)
         import torch
 
-        path = self.output / "unet.pt2"
+        path = folder / "unet.pt2"
         if path.exists() and not self.overwrite:
             raise ValueError(f"{path} exists: overwrite replaces it")
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         settings = {"network": network, "device": device, "dtype": self.dtype, "compile": True}
         sampler = self.build_sampler(self.checkpoint, **settings)
-        sampler.save_compiled(path, size=sides(self.compiled, sampler.unet.axes))
+        sampler.save_compiled(path, self.compiled)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
 
 
@@ -167,25 +187,15 @@ class ConvertVQGAN(Command):
     Weights are matched by name; an error names each key that is missing or left over.
     """
 
-    HEADING: ClassVar[str] = "further"
-
     state_dict: Path = position("a state dict, a full checkpoint, or a pickled VQGAN")
     output: Path = position("the converted VQGAN: .pt or .safetensors")
-    in_channels: int | None = setting(None, "that its images must have; any if unset", "-c")
-    assert_weights_mapping: bool = setting(False, "no effect: it is always checked")
 
     def run(self) -> None:
-        """Convert; ValueError where weights are missing or left over, or images have other channels."""
+        """Convert; ValueError where weights are missing or left over."""
         from bbdm.files.checkpoint import load_vqgan, save_vqgan
 
         check_suffix(self.output)
-        vqgan = load_vqgan(self.state_dict)
-        config = vqgan.config
-        channels = config.image_channels
-        if self.in_channels not in (None, channels):
-            raise ValueError(
-                f"{self.state_dict} is for images of {channels} channels, got in_channels {self.in_channels}"
-            )
+        config = (vqgan := load_vqgan(self.state_dict)).config
         save_vqgan(self.output, vqgan)
         codes = f"{config.num_codes} codes of {config.latent_channels} channels"
-        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {channels} channels")
+        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {config.image_channels} channels")

@@ -76,19 +76,14 @@ OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 def read_shares(text: str) -> dict[str, float]:
     """Shares by name, from ``NAME:SHARE`` with commas, such as ``style:0.1,text:0.2``; else a ValueError."""
-    form = "it is written as NAME:SHARE"
-    try:
-        return {name: float(share) for name, share in read_named(text, form, ":").items()}
-    except ValueError as error:
-        raise ValueError(f"{form}, with commas, each name once, got {text!r}") from error
+    return {name: float(share) for name, share in read_named(text, "it is written as NAME:SHARE", ":").items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingCommand, DataConfig, UnpairedConfig):
     """Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
 
-    If it ends early, the same command resumes. For several processes, one for each GPU, add --use_multi_gpus,
-    or start it by torchrun --nproc_per_node N -m bbdm train ...
+    If it ends early, the same command resumes.
 
     Raises:
         ValueError: a field is out of range, or fields contradict each other.

@@ -1,22 +1,28 @@
-"""What the commands that train share: settings, pairs, where a run resumes, and how it ends."""
+"""What commands that train share, and those that train a student or an autoencoder.
+
+In Python, ``Distill.of(...)`` and ``TrainVQGAN.of(...)`` have the defaults of the commands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.base.settings import ShownConfig, position, setting
+from bbdm.base.settings import ShownConfig, from_values, position, setting
 from bbdm.cli import GPUsCommand
-from bbdm.data.config import Crops, DatasetConfig
-from bbdm.data.rows import Row
+from bbdm.data.config import Crops, DataConfig, DatasetConfig
+from bbdm.data.rows import Row, read_layout
 from bbdm.data.spec import Condition, Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
+from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
-from bbdm.training.config import RunConfig
+from bbdm.sampling.network_config import FileConfig
+from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
@@ -26,11 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
-    """A training: which pairs, where it is written, and where it resumes.
-
-    Raises:
-        ValueError: a field is out of range, or fields contradict each other.
-    """
+    """A training: which pairs, where it is written, and where it resumes."""
 
     HEADING: ClassVar[str] = "run"
 
@@ -188,3 +190,99 @@ def report(team: Processes, line: str) -> None:
     """Print a line, once in a team."""
     if team.first:
         print(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
+    """Distil a trained bridge into one of few calls: bbdm distill TEACHER DATA STUDENT --calls 2.
+
+    The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its
+    own results. If it ends early, the same command resumes.
+    """
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "epochs": 20,
+        "batch_size": 32,
+        "learning_rate": 1e-4,
+        "lr_schedule": "cosine",
+        "warmup_steps": 100,
+        "ema_decay": 0.999,
+        "flip": True,
+        "precision": "bf16",
+    }
+    FIRST: ClassVar[str] = "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
+
+    teacher: Path = position("a file that bbdm.load_checkpoint reads")
+    output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
+    dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout)
+
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
+        import torch
+
+        from bbdm.training.distillation import StudentTask, student_of
+        from bbdm.training.trainer import Trainer
+
+        config = from_values(DistillConfig, vars(self))
+        teacher = self.load(self.teacher)
+        student, codec, known = student_of(teacher, self.calls), teacher.build_codec(), teacher.unet.config
+        size = self.image_size or teacher.image_size
+        if size is None:
+            raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
+        channels = known.source_channels if codec is None else codec.image_channels
+        pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
+        torch.manual_seed(self.seed)
+        return Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVQGAN(TrainingCommand, AutoencoderConfig):
+    """Train an autoencoder, for -vq: bbdm train-vqgan edge2shoes DATA OUTPUT_MODEL [flags].
+
+    It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
+    (--kind kl). If it ends early, the same command resumes.
+    """
+
+    HEADING: ClassVar[str] = "autoencoder"
+    PAIRS: ClassVar[bool] = False
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "epochs": 50,
+        "batch_size": 8,
+        "learning_rate": 2e-4,
+        "lr_schedule": "cosine",
+        "ema_decay": 0.999,
+        "precision": "bf16",
+    }
+    FIRST: ClassVar[str] = (
+        "dataset data_dir output_model preset kind epochs batch_size image_size device ckpt_path overwrite"
+    )
+
+    preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
+    kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")
+    image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
+    channels: Literal[1, 3] = setting(3, "of its pictures; 1 for grey ones", group="data")
+
+    def read(self, path: Path) -> Any:
+        """The content of a checkpoint of the run, which is an autoencoder."""
+        from bbdm.files.checkpoint import load_vqgan_state
+
+        return load_vqgan_state(path)
+
+    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+        """The run before its first step; see the base class."""
+        import torch
+
+        from bbdm.networks.vqgan import VQGAN
+        from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
+        from bbdm.training.trainer import Trainer
+
+        config = from_values(AutoencoderConfig, vars(self))
+        torch.manual_seed(self.seed)
+        settings = replace(VQGANS[self.preset], image_channels=self.channels)
+        settings = replace(settings, num_codes=0) if self.kind == "kl" else settings
+        vqgan = VQGAN.from_config(settings).to(team.device)
+        pairs, validation = self.load_pairs(self.image_size, self.channels, team)
+        with team.first_before_others():  # the others find what the first downloads
+            perceptual = perceptual_loss(config, team.device)
+        task = partial(AutoencoderTask, perceptual=perceptual)
+        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=task)

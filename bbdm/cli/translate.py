@@ -1,13 +1,13 @@
-"""The commands that make results: of a data set, of the bundled drawings, of photographs."""
+"""The commands that make results: of data sets, photographs, requests, in an app, by Ray."""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from bbdm.base.scripts import Command, StoppedError
 from bbdm.base.settings import flag_fields, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.pictures import images
+from bbdm.serving.config import AppConfig, ClusterConfig, ServeConfig
 from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from bbdm.translation.results import Job
 
 GRID_PAIRS = 16  # at most
-GRIDS = ("grid.png", "grid_of_results.png")  # the first that is no result's name
 
 
 def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
@@ -42,9 +42,7 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
 class Translate(GPUsCommand, TranslateConfig):
     """Translate a data set: bbdm translate edge2shoes DATA CHECKPOINT OUTPUT_DIR [flags].
 
-    `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone. For several processes, one for each
-    GPU, which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm
-    translate ...
+    `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone.
     """
 
     FIRST: ClassVar[str] = (
@@ -53,19 +51,18 @@ class Translate(GPUsCommand, TranslateConfig):
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
-        from bbdm.evaluation.calibration import as_calibrated
-        from bbdm.evaluation.intervals import Intervals
+        from bbdm.evaluation.intervals import Intervals, file_of
+        from bbdm.files.hub import find_checkpoint
         from bbdm.translation.results import check_paths, paths_of
         from bbdm.translation.translator import Translator
 
         config, load, folder = self, None, self.folder
         if self.with_ends:
-            config = as_calibrated(self, self.named)
-            assert config.intervals is not None  # which it names
-            load = partial(Intervals.load, config.intervals)
+            config = self.as_calibrated(path := self.intervals or file_of(find_checkpoint(self.model)))
+            load = partial(Intervals.load, path)
         translator = Translator(config, load_intervals=load)
         planned = paths_of(translator.plan(folder))
-        grid = next(path for name in GRIDS if (path := folder / name) not in planned)
+        grid = folder / ("grid_of_results.png" if folder / "grid.png" in planned else "grid.png")
         check_paths(translator.files, [grid])  # of the results the run checks it
         began = time.perf_counter()
         jobs, existing, _ = translator.run(config.chosen_solver, config.steps, folder)
@@ -78,6 +75,28 @@ class Translate(GPUsCommand, TranslateConfig):
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
                 print(f"to look at: {grid}")
         translator.processes.leave()
+
+    def as_calibrated(self, path: Path) -> Translate:
+        """The command with what a file of intervals fixes: solver, steps, samples, windows and guidance.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OtherSamplerError: a setting that was named, or is not the default, says otherwise.
+        """
+        from bbdm.evaluation.intervals import Intervals, OtherSamplerError
+
+        intervals = Intervals.load(path, None)
+        fixed = {**intervals.fixed, "num_samples": intervals.samples}
+        usual = {each.name: each.default for each in fields(self)}
+        for name, value in fixed.items():
+            own = self.chosen_solver if name == "solver" else getattr(self, name)
+            if own != value and (name in self.named or own != usual[name]):
+                raise OtherSamplerError(
+                    f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
+                )
+        if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
+            fixed["image_size"] = self.usual_size
+        return replace(self, **fixed, intervals=path, fast_sampling=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +117,10 @@ class Demo(Translate):
 class Restore(Command, TranslateConfig):
     """Restore photographs: bbdm restore PHOTO... -o DIR [flags].
 
-    JPEGs of any quality, noise, blur and pictures that were enlarged, of any size, in grey or colour of 8 or
-    16 bits. The result is the expected picture, which is nearest to the clean one; --samples N gives N random
-    ones, with grain. Results are PNG files, of colours of 16 bits TIFF, with the bits, the transparency and
-    the colour profile of their photographs.
+    JPEGs of any quality, noise, blur and pictures that were enlarged, of any size, in grey or colour of 8
+    bits. The result is the expected picture, which is nearest to the clean one; --samples N gives N random
+    ones, with grain. Results are PNG files, with the transparency and the colour profile of their
+    photographs.
 
     Raises:
         ValueError: a number is out of range, or settings contradict each other.
@@ -133,20 +152,95 @@ class Restore(Command, TranslateConfig):
         """Restore, and print each result, what was there, and what is wrong with others.
 
         Raises:
+            FileNotFoundError: there is no such network.
+            ResultsError: the folder has results of other settings.
             StoppedError: a photograph was not restored; the others are.
+            ValueError: two results have one name, or a photograph's name; or a folder has no picture.
         """
-        from bbdm.translation.restore import restore
+        import torch
 
-        config = replace(self, solver="mean") if self.samples is None else replace(self, num_samples=self.samples)
-        outcome = restore(self.photographs, config)
-        for path in outcome.results:
-            print(path)
-        for path in outcome.kept:
-            print(f"{path} was there: --overwrite makes it again")
-        for error in outcome.errors:
+        from bbdm.data.spec import Spec
+        from bbdm.execution.device import best_dtype, find_device
+        from bbdm.translation.files import Photographs, read_photographs
+        from bbdm.translation.results import paths_of
+        from bbdm.translation.translator import Translator
+
+        rows, errors = read_photographs(self.photographs)
+        if rows:
+            device = find_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            dtype = self.dtype or ("bf16" if best_dtype(device) == torch.bfloat16 else "fp32")
+            how: dict[str, Any] = {"solver": "mean"} if self.samples is None else {"num_samples": self.samples}
+            config = replace(self, dtype=dtype, **how)
+            translator = Translator(config, rows, Spec(channels=3), Photographs, independent=True)
+            jobs, existing, _ = translator.run(config.solver, config.steps, config.folder)
+            for path in paths_of(jobs):
+                print(f"{path} was there: --overwrite makes it again" if path in existing else path)
+            errors += translator.bad.values()
+        for error in errors:
             print(f"error: {error}", file=sys.stderr)
-        if failed := len(outcome.errors):
+        if failed := len(errors):
             raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")
+
+
+@dataclass(frozen=True, kw_only=True)
+class App(Command, AppConfig):
+    """Translate pictures in the browser: bbdm app MODEL [flags].
+
+    MODEL is a checkpoint, a folder that save_pretrained wrote, or a name on the Hub. Without any, the page
+    shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.
+    """
+
+    FIRST: ClassVar[str] = "model host port device solver steps max_steps max_pixels"
+
+    def run(self) -> None:
+        """Show the page until a signal."""
+        from bbdm.serving.app import launch
+
+        launch(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Command, ServeConfig):
+    """Serve a network over HTTP: bbdm serve MODEL [flags].
+
+    POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver,
+    steps and seed:
+    curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
+    """
+
+    FIRST: ClassVar[str] = "model host port solver steps"
+
+    def run(self) -> None:
+        """Serve until a signal."""
+        from bbdm.serving.cluster import connected
+
+        with connected() as (machine,):
+            from bbdm.serving import server  # which imports Ray, after the environment says where it listens
+
+            server.run(self, machine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslateRay(Command, ClusterConfig):
+    """Translate pictures on many machines: bbdm translate-ray SOURCES RESULTS CHECKPOINT [flags].
+
+    SOURCES is a folder of pictures, RESULTS a folder outside of it, at the same paths on all machines: on a
+    shared disk, or a bucket that is mounted. Results are those of bbdm translate folder, and the same command
+    makes what is missing.
+    """
+
+    FIRST: ClassVar[str] = (
+        "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
+    )
+
+    def run(self) -> None:
+        """Translate, and print what was left out and where the results are."""
+        from bbdm.serving.cluster import translate
+
+        count, kept, bad = translate(self)
+        for reason in bad:
+            print(f"left out: {reason}")
+        print(f"{count} results in {self.output_dir}{f', and {kept} that were there' if kept else ''}")
 
 
 main = Translate.main

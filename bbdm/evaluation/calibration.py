@@ -1,116 +1,180 @@
-"""Calibrating intervals of a network's file on a data set."""
+"""What a calibration of intervals needs: a bound of the risk, the least lambda, unseen pairs.
+
+The risk is an expected loss in [0, 1], of which some losses are known. The bounds are those of Angelopoulos
+et al. 2022 (arXiv:2202.05265) and of conformal risk control (Angelopoulos et al. 2024, ICLR). Nothing here
+needs torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bbdm.base.settings import setting
-from bbdm.data.rows import Row, read_rows
-from bbdm.evaluation.intervals import By, Intervals, OtherSamplerError, check_risk
-from bbdm.evaluation.pairs import check_copies
-from bbdm.evaluation.risk import Bound
-from bbdm.files.hub import find_checkpoint
-from bbdm.translation.config import TranslateConfig
+import numpy as np
+import numpy.typing as npt
 
-Config = TypeVar("Config", bound=TranslateConfig)
+from bbdm.base import optional
+from bbdm.base.atomic import file_sha256
+from bbdm.data.rows import Row, paths_of, shown
+from bbdm.pictures import formats
 
+if TYPE_CHECKING:
+    from bbdm.data.pairs import Pairs
+    from bbdm.files.content import Origin
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(TranslateConfig):
-    """Of which network intervals are calibrated, on which pairs, and how.
-
-    Raises:
-        ValueError: a number is out of range, or settings contradict each other.
-    """
-
-    HEADING: ClassVar[str] = "intervals"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "maps", "intervals", "memory"})
-    TARGETS: ClassVar[bool] = True
-
-    alpha: float = setting(0.1, "the largest share of values outside that is expected of a picture")
-    delta: float = setting(0.1, "the probability that the guarantee fails")
-    num_samples: int = setting(16, "results of each source", "-r", "--repeat", "--samples", least=2)
-    by: By = setting("quantiles", "what is widened: the samples' quantiles, or their mean by standard deviations")
-    bound: Bound = setting("hoeffding-bentkus", "of the risk; conformal is for few pairs, and in expectation")
-    batch_size: int | None = setting(  # pyright: ignore[reportIncompatibleVariableOverride]  (the sampler's own)
-        None, "results in a batch; 16 or fewer if unset", "-b", least=1
-    )
-    output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_risk(self.alpha, self.delta, self.by, self.bound)
+Array = npt.NDArray[Any]
+Bound = Literal["hoeffding-bentkus", "conformal"]
+STEPS = 60  # of a bisection, beyond float64
+MARGIN = 1e-6  # lambda is rounded up to a multiple, so that rounding of float32 leaves no pixel outside
 
 
-def file_of(model: Path) -> Path:
-    """The file of the intervals of a network's file: ``OUT.intervals.json`` of ``OUT.pt``."""
-    return model.with_name(f"{model.stem}.intervals.json")
+class TooFewPairsError(ValueError):
+    """A bound needs more pictures that have values."""
 
 
-def calibrate(config: CalibrateConfig) -> tuple[Intervals, Path]:
-    """Calibrate, and write the intervals to a file.
-
-    Raises:
-        FileNotFoundError: the network or the data set is missing.
-        NoLambdaError: all samples of too many values are equal.
-        SeenPairsError: a pair was in training.
-        TooFewPairsError: too few pairs have values.
-        ValueError: the file exists, or an argument is refused; see :meth:`Intervals.calibrate`.
-    """
-    from bbdm.translation.translator import Translator
-
-    output = config.output or file_of(config.model)
-    if output.exists() and not config.overwrite:
-        raise ValueError(f"{output} exists already: overwrite calibrates again, output gives another file")
-    translator = Translator(replace(config, output_dir=output.parent))
-    pairs = translator.dataset.without(translator.bad)
-    trained: Sequence[Row] = []
-    if config.split != "train":
-        with suppress(FileNotFoundError, ValueError):  # there is no such part
-            trained = read_rows(config.dataset, config.data_dir, "train")
-    check_copies(pairs, trained)
-    intervals = Intervals.calibrate(
-        translator.sampler(config.chosen_solver, config.steps),
-        pairs,
-        config.alpha,
-        config.delta,
-        config.num_samples,
-        config.by,
-        config.bound,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        progress=config.shown,
-        **config.call,
-    )
-    intervals.save(output)
-    return intervals, output
+class NoLambdaError(ValueError):
+    """No lambda is large enough, since samples do not differ from each other."""
 
 
-def as_calibrated(config: Config, named: Collection[str] = ()) -> Config:
-    """A translation with what its file of intervals fixes: solver, steps, samples, windows and guidance.
+def p_value(risk: float, count: int, bound: float) -> float:
+    """A bound of the probability that losses of an expectation ``bound`` have a mean of at most ``risk``.
+
+    min(exp(-n h(min(risk, bound), bound)), e P[Bin(n, bound) <= ceil(n risk)]) with h(a, b) = a ln(a/b) +
+    (1 - a) ln((1 - a)/(1 - b)): Hoeffding's bound and Bentkus's.
 
     Args:
-        config: the translation whose ends are made; it gets the path of the file too.
-        named: settings that were named, which count as chosen also where they are the default.
+        risk: the mean of the losses, in [0, 1].
+        count: the number of losses.
+        bound: the expectation, in (0, 1).
+    """
+    binom = optional.package("scipy.stats", "the bound of Hoeffding and Bentkus").binom
+    a, b = min(risk, bound), bound
+    entropy = (a * math.log(a / b) if a else 0.0) + ((1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0)
+    bentkus = math.e * float(binom.cdf(math.ceil(count * risk - 1e-9), count, bound))
+    return min(math.exp(-count * entropy), bentkus)
+
+
+def allowed(alpha: float, delta: float, bound: Bound, count: int, masked: int = 0) -> float:
+    """The largest mean of losses whose bound is at most alpha; the bound grows with the mean.
+
+    ``conformal`` bounds the expectation over calibrations too: n/(n + 1) mean + 1/(n + 1).
+
+    Args:
+        alpha: the largest risk, in (0, 1).
+        delta: the probability that the risk is larger; it counts for nothing by ``conformal``.
+        bound: the bound of the risk.
+        count: the number n of losses, each of a picture that has values.
+        masked: the number of pictures that have none, which are no losses.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OtherSamplerError: a setting that was given, or is not the default, says otherwise.
+        TooFewPairsError: a mean of 0 of so many losses is not small enough.
     """
-    path = config.intervals or file_of(find_checkpoint(config.model))
-    fixed = Intervals.call_of(path)
-    fixed["num_samples"] = fixed.pop("samples")
-    usual = {each.name: each.default for each in fields(config)}
-    for name, value in fixed.items():
-        own = config.chosen_solver if name == "solver" else getattr(config, name)
-        if own != value and (name in named or own != usual[name]):
-            raise OtherSamplerError(
-                f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
+    if masked and not count:
+        raise TooFewPairsError(f"all {masked} pairs are wholly masked: they have no value that counts")
+    need, least = f"alpha {alpha:g} needs", 1 / alpha - 1  # with which a mean of 0 is small enough
+    if bound != "conformal":
+        need, least = f"alpha {alpha:g} and delta {delta:g} need", math.log(delta) / math.log1p(-alpha)
+    if count < (least := math.ceil(least - 1e-9)):
+        got = f"{count} that have values, and {masked} that are wholly masked" if masked else count
+        raise TooFewPairsError(f"{need} at least {least} pairs by the bound {bound!r}, got {got}")
+    if bound == "conformal":
+        return max(0.0, ((count + 1) * alpha - 1) / count)
+    low, high = 0.0, alpha
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if p_value(middle, count, alpha) <= delta else (low, middle)
+    return low
+
+
+class Losses(NamedTuple):
+    """The losses of pictures as functions of lambda: the share of each one's values that are outside.
+
+    A picture that is wholly masked has no loss, and does not count. Values (V,) are those of all pictures,
+    one after another.
+    """
+
+    excess: Array  # the lambda from which on each value is inside its interval, at least 0
+    uncertainty: Array  # the interval's length at lambda 0, or the standard deviation
+    weights: Array  # the share of each value in the mean loss
+    valued: int  # pictures that have values
+    masked: int  # pictures that have none
+
+    @classmethod
+    def of(cls, pictures: Sequence[Array]) -> Losses:
+        """Those of (2, values) of each picture: excess and uncertainty."""
+        images, none = [each for each in pictures if each.shape[1]], np.zeros((2, 0))
+        weights = [np.full(each.shape[1], 1 / (len(images) * each.shape[1])) for each in images]
+        excess, uncertainty = np.concatenate([none, *images], axis=1)
+        return cls(excess, uncertainty, np.concatenate([none[0], *weights]), len(images), len(pictures) - len(images))
+
+    def mean(self, lambda_: float) -> float:
+        """The mean loss."""
+        return float(self.weights[self.excess > lambda_].sum())
+
+    def least_lambda(self, risk: float) -> float:
+        """The least lambda, at least 0, whose mean loss is at most ``risk``, rounded up to 1e-6.
+
+        Raises:
+            NoLambdaError: no lambda is large enough.
+        """
+        order = np.argsort(-self.excess, kind="stable")
+        outside = np.searchsorted(np.cumsum(self.weights[order]), risk + 1e-12, side="right")
+        least = float(self.excess[order[outside]]) if outside < len(order) else 0.0
+        if least == math.inf:
+            share = self.weights[np.isinf(self.excess)].sum()
+            raise NoLambdaError(
+                f"no lambda is large enough: all samples of {100 * share:.3g} % of the values are equal, and differ "
+                "from the target; take by='quantiles'"
             )
-    if config.image_size is None and config.window != fixed["window"]:  # which keeps pictures as they are, if named
-        fixed["image_size"] = config.usual_size
-    return replace(config, **fixed, intervals=path, fast_sampling=False)
+        return math.ceil(least / MARGIN) * MARGIN
+
+
+class SeenPairsError(ValueError):
+    """Pairs that are to calibrate were in training."""
+
+
+def check_unseen(pairs: Pairs, origin: Origin | None) -> None:
+    """Raise SeenPairsError where pairs are those that a network was trained on, by the records of its run.
+
+    A checkpoint that training resumes from has digests of its pairs, and so has the folder of a run,
+    ``OUT.run`` of ``OUT.pt`` or the one that the file is in: of names, and of files with sizes and times.
+    """
+    if origin is None:
+        return
+    known = [("their names", origin.pairs)]
+    for folder in (origin.path.with_suffix(".run"), origin.path.parent):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # it may be of another program
+            known.append((str(folder / "config.json"), json.loads((folder / "config.json").read_text())["pairs"]))
+    own = {"names": pairs.names_digest(), "stamps": pairs.stamps_digest()}
+    for where, record in known:
+        if isinstance(record, Mapping) and any(value and record.get(name) == value for name, value in own.items()):
+            raise SeenPairsError(
+                f"these {len(pairs)} pairs were in training, by {where}: calibrate on others, or give other pictures "
+                "other names"
+            )
+
+
+def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
+    """Raise SeenPairsError where a row's files have the content of those of a training row."""
+    own = {paths_of(row): row for row in pairs.rows}
+    others = {paths_of(row): row for row in trained}
+    if () in own or () in others or own.keys() & others.keys():
+        return  # pictures inside tables, or the parts are the same folder
+
+    def sizes(paths: Sequence[Path]) -> tuple[int, ...]:
+        return tuple(file.stat().st_size for path in paths for file in formats.files_of(path))
+
+    def content(paths: Sequence[Path]) -> tuple[str, ...]:
+        return tuple(file_sha256(file) for path in paths for file in formats.files_of(path))
+
+    alike = {sizes(paths) for paths in own}  # only files of one size are compared
+    known = {content(paths): row for paths, row in others.items() if sizes(paths) in alike}
+    for paths, row in own.items() if known else ():
+        if (other := known.get(content(paths))) is not None:
+            raise SeenPairsError(
+                f"{shown(row)} has the content of {shown(other)}, a training pair: calibrate on others"
+            )

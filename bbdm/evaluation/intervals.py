@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,8 @@ from tqdm.auto import tqdm
 
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
-from bbdm.evaluation import risk
-from bbdm.evaluation.pairs import By, check_unseen, ends, measured
-from bbdm.evaluation.risk import Bound, Losses
-from bbdm.networks.conditions import DIRECTION
+from bbdm.evaluation.calibration import Bound, Losses, allowed, check_unseen
+from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from bbdm.sampling.sampler import BridgeSampler
 
 Array = npt.NDArray[Any]
+By = Literal["quantiles", "std"]
 FORMAT, VERSION = "bbdm intervals", 1
 OPTIONS = tuple(each.name for each in fields(GuidanceOptions))  # of a call, which decide its results
 
@@ -118,7 +118,7 @@ class Intervals:
         Raises:
             NoLambdaError: all samples of too many values are equal.
             SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
-                folder of its run; see :func:`~bbdm.evaluation.pairs.check_unseen`.
+                folder of its run; see :func:`~bbdm.evaluation.calibration.check_unseen`.
             TooFewPairsError: too few pairs have values; the number that is needed is named.
             ValueError: two sets without pairs, a target that is not finite, or an argument is out of range.
         """
@@ -133,7 +133,7 @@ class Intervals:
             raise ValueError("pairs must be pairs, since results are compared with targets; got two sets without any")
         check_unseen(examples, sampler.origin)
         counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
-        risk.allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
+        allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
         found = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
         pictures, sizes = list[Array](), set[tuple[int, ...]]()
         for count in tqdm(counts, "calibrating", unit="pair", disable=not progress):
@@ -141,7 +141,7 @@ class Intervals:
             pictures.append(np.concatenate([values for _, values in parts], axis=1))
             sizes |= {size for size, _ in parts}
         losses = Losses.of(pictures)
-        lambda_ = losses.least_lambda(risk.allowed(alpha, delta, bound, losses.valued, losses.masked))
+        lambda_ = losses.least_lambda(allowed(alpha, delta, bound, losses.valued, losses.masked))
         half = losses.uncertainty * lambda_ if by == "std" else losses.uncertainty / 2 + lambda_
         length = float((losses.weights * half.clip(0, 1)).sum())
         size = sizes.pop() if len(sizes) == 1 else None
@@ -198,37 +198,19 @@ class Intervals:
         manifest.write(Path(path), {"format": FORMAT, "version": VERSION, **content})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], sampler: BridgeSampler) -> Intervals:
+    def load(cls, path: str | os.PathLike[str], sampler: BridgeSampler | None) -> Intervals:
         """The intervals in a file of :meth:`save`, for the sampler that they are of.
+
+        Args:
+            path: the file of the intervals.
+            sampler: with the solver and steps of the calibration; None to read what the file says alone.
 
         Raises:
             FileNotFoundError: there is no such file.
             OtherSamplerError: they are of another solver, other steps, values or weights.
             ValueError: the file is damaged.
         """
-        found = cls._read(path, sampler)
-        if differing := manifest.differences(found.sampled, describe(sampler)):
-            raise OtherSamplerError(f"{path} was calibrated for another sampler ({differing}): calibrate again")
-        return found
-
-    @classmethod
-    def call_of(cls, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """What a file of :meth:`save` fixes of every use: solver, steps, samples, and windows and guidance.
-
-        The names are those of a call's options, and ``samples``. A sampler that was given other times than
-        those of its number of steps is known by :meth:`load` alone.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged.
-        """
-        found = cls._read(path, None)
-        solver, times = found.sampled["solver"], found.sampled["timesteps"]
-        return {"solver": solver, "steps": len(times), "samples": found.samples, **found.options}
-
-    @classmethod
-    def _read(cls, path: str | os.PathLike[str], sampler: Any) -> Intervals:
-        path = Path(path)
+        path, of = Path(path), cast("BridgeSampler", sampler)
         if not path.is_file():
             raise FileNotFoundError(f"there are no intervals {path}: bbdm calibrate makes them")
         with manifest.reading(path, "calibrate again") as content:
@@ -240,7 +222,23 @@ class Intervals:
             content |= {"size": size and tuple(size), "options": asdict(GuidanceOptions(**options))}
             if not times or options.keys() != {*OPTIONS} or not isinstance(content["sampled"]["solver"], str):
                 raise ValueError("not all that decides a call")
-            return cls(sampler, **content)
+            found = cls(of, **content)
+        if sampler is not None and (differing := manifest.differences(found.sampled, describe(sampler))):
+            raise OtherSamplerError(f"{path} was calibrated for another sampler ({differing}): calibrate again")
+        return found
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What they fix of every use, by the names of a call's options: solver, steps, windows and guidance.
+
+        A sampler that was given other times than those of its number of steps is known by :meth:`load` alone.
+        """
+        return {"solver": self.sampled["solver"], "steps": len(self.sampled["timesteps"]), **self.options}
+
+
+def file_of(model: Path) -> Path:
+    """The file of the intervals of a network's file: ``OUT.intervals.json`` of ``OUT.pt``."""
+    return model.with_name(f"{model.stem}.intervals.json")
 
 
 def describe(sampler: BridgeSampler) -> dict[str, Any]:
@@ -249,7 +247,7 @@ def describe(sampler: BridgeSampler) -> dict[str, Any]:
     from bbdm.translation.results import description
 
     about, kind = description(sampler, state_hash(sampler.unet.state_dict())), sampler.pictures
-    about |= {"clamp": sampler.clamp, "source_values": str(kind.source), "target_values": str(kind.target)}
+    about |= {"source_values": str(kind.source), "target_values": str(kind.target)}
     about |= {"slices": kind.slices} | ({"direction": sampler.direction} if sampler.direction else {})
     return manifest.as_json({**about, "crop": kind.crop})
 
@@ -262,3 +260,64 @@ def check_risk(alpha: Any, delta: Any, by: Any, bound: Any) -> None:
     for name, value, known in (("by", by, get_args(By)), ("bound", bound, get_args(Bound))):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
+
+
+def ends(distribution: Distribution, by: By, alpha: float) -> Iterator[tuple[Array, Array, Array]]:
+    """Of each image (C, *S), in [-1, 1]: the ends of the interval at lambda 0, and the uncertainty.
+
+    By quantiles of alpha/2 and 1 - alpha/2 it is their distance, by standard deviation it is that one.
+    """
+    if by == "std":
+        yield from zip(distribution.scaled_mean, distribution.scaled_mean, distribution.scaled_std, strict=True)
+    else:
+        levels = (alpha / 2, 1 - alpha / 2)
+        for low, high in zip(*map(distribution.scaled_quantile, levels), strict=True):
+            yield low, high, high - low
+
+
+def measured(
+    sampler: BridgeSampler,
+    pairs: Pairs,
+    samples: int,
+    by: By,
+    alpha: float,
+    seed: int,
+    **options: Any,
+) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Of each pair, its sides, and (2, values) of those that count.
+
+    They are the lambda from which on a value of its target is inside its interval, and the uncertainty. Where
+    no value counts, nothing is sampled.
+
+    Raises:
+        ValueError: a target is not finite, has another shape than results, or is of another direction.
+    """
+    from bbdm.pictures.picture import scale
+
+    for index in range(len(pairs)):
+        example, conditions = pairs.read(index), dict[str, Any].fromkeys(sampler._shapes.conditions.each)
+        target, name = scale(example.target).numpy(), f"the target of pair {index}"
+        counts = np.broadcast_to(True if example.mask is None else example.mask.numpy() != 0, target.shape)
+        if not np.isfinite(target[counts]).all():
+            raise ValueError(f"{name} {example.name!r} has NaN or infinity".replace(" ''", ""))
+        if not counts.any():
+            yield target.shape[1:], np.zeros((2, 0), np.float32)
+            continue
+        for key, value in example.conditions.items():
+            conditions[key] = (scale(value) if value.ndim > 2 else value).numpy()[None]
+        if (way := sampler.direction) is not None:
+            own = way if conditions[DIRECTION] is None else read_direction(conditions[DIRECTION])
+            if own != way:
+                raise ValueError(f"pair {index} is of direction {own}, and must be of the sampler's, {way}")
+            conditions[DIRECTION] = way
+        seeds = [[seed + index + j * len(pairs) for j in range(samples)]]
+        options |= {"keep": by == "quantiles", "conditions": conditions or None}
+        drawn = sampler.distribution(scale(example.source).numpy()[None], samples, seeds, **options)
+        ((low, high, uncertainty),) = ends(drawn, by, alpha)
+        if low.shape != target.shape:
+            raise ValueError(f"{name} must have shape {low.shape}, got {target.shape}")
+        excess = np.maximum(np.maximum(low - target, target - high), 0)
+        if by == "std":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                excess = np.where(excess > 0, excess / uncertainty, 0)
+        yield target.shape[1:], np.stack([excess, uncertainty])[:, counts].astype(np.float32)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -45,9 +44,7 @@ class Setup:
     samples: int = 1  # results of each source
     masked: bool = False  # whether pictures have masks
     features: Any = None  # the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception
-    fid_weights: Path | None = None  # file of the weights that torch-fidelity publishes; None downloads them
     lpips_net: LPIPSNet = "alex"  # the network of LPIPS
-    lpips_weights: Path | None = None  # file of torchvision's ImageNet weights for it; None downloads them
     dice_above: float = BONE  # values above it are compared by the Dice coefficient; bone is above 200 HU
 
     @property
@@ -228,13 +225,13 @@ def frechet(sums: Tensor) -> float:
 def _features(setup: Setup) -> Any:
     from bbdm.evaluation import perceptual
 
-    return setup.features or perceptual.inception(setup.fid_weights)
+    return setup.features or perceptual.inception()
 
 
 def _distances(setup: Setup) -> Any:
     from bbdm.evaluation import perceptual
 
-    return perceptual.lpips_network(setup.lpips_net, setup.lpips_weights)
+    return perceptual.lpips_network(setup.lpips_net)
 
 
 METRICS: dict[str, Metric] = {

@@ -1,6 +1,7 @@
 """Scores over a data set: metrics of pictures of any channels and values, within masks, of several processes.
 
-Pictures have their stored values, as in their files, and the size at which they were made.
+Pictures have their stored values, as in their files, and the size at which they were made. Reports of scores
+become a table and a plot.
 """
 
 from __future__ import annotations
@@ -8,14 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from bbdm.base.atomic import write_atomically
 from bbdm.evaluation.metrics import METRICS, Metric, Setup, as_unit
 from bbdm.execution.processes import Processes
 from bbdm.pictures.values import EIGHT_BIT
 
+Report = dict[str, Any]  # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
+ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "crps")  # which titles have in capitals
 Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # (B, S, C, *S), (B, C, *S), and masks (B, 1, *S), bool
 
 
@@ -112,8 +118,8 @@ class Scores:
             results, targets = (v.expand(*v.shape[:-3], 3, *v.shape[-2:]) for v in (results, targets))
         results, targets, inside = (v.to(self.device) for v in (results, targets, inside))
         for name, (metric, needed) in self._rows.items():
-            parts = _parts(metric, (results, targets, inside), masks is not None)
-            found = [metric.score(*_arguments(metric, setup, part), *needed) for part in parts]
+            parts = _arguments(metric, setup, (results, targets, inside), masks is not None)
+            found = [metric.score(*part, *needed) for part in parts]
             if metric.total:
                 self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
             else:  # several of a source, such as its results or slices
@@ -166,29 +172,67 @@ def _check(name: str, metric: Metric, setup: Setup) -> None:
         raise ValueError(f"{name} needs at least 2 results of each source, got {setup.samples}")
 
 
-def _parts(metric: Metric, pictures: Compared, masked: bool) -> Iterator[Compared]:
-    """Pictures as a metric takes them: masked pixels as a row, a volume as one picture or as its slices."""
+def _arguments(metric: Metric, setup: Setup, pictures: Compared, masked: bool) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The first arguments of a metric's function: of masked pixels as rows, of a volume, or of its slices."""
     results, targets, masks = pictures
+    parts = [pictures]
     if metric.masks == "pixels" and masked:
-        for result, target, mask in zip(results, targets, masks[:, 0], strict=True):
-            yield result[..., mask][None, :, :, None], target[..., mask][None, :, None], mask
-    elif targets.ndim == 4 or metric.masks == "map":
-        yield pictures
-    elif metric.masks == "pixels":
-        yield results.flatten(3, 4), targets.flatten(2, 3), masks
-    else:
-        yield results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), masks
+        each = zip(results, targets, masks[:, 0], strict=True)
+        parts = [(x[..., mask][None, :, :, None], y[..., mask][None, :, None], mask) for x, y, mask in each]
+    elif targets.ndim == 5 and metric.masks == "pixels":
+        parts = [(results.flatten(3, 4), targets.flatten(2, 3), masks)]
+    elif targets.ndim == 5 and metric.masks is None:
+        parts = [(results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), masks)]
+    for results, targets, masks in parts:
+        if metric.takes == "samples":
+            yield results, targets
+            continue
+        samples = results.shape[1]
+        flat = results.flatten(0, 1), targets.repeat_interleave(samples, dim=0)
+        if metric.takes == "unit":
+            flat = tuple(as_unit(each, setup.values) for each in flat)
+        else:
+            flat = tuple(each if each.is_floating_point() else each.float() for each in flat)
+        yield (*flat, masks.repeat_interleave(samples, dim=0)) if metric.masks == "map" else flat
 
 
-def _arguments(metric: Metric, setup: Setup, pictures: Compared) -> tuple[torch.Tensor, ...]:
-    """The first arguments of a metric's function."""
-    results, targets, masks = pictures
-    if metric.takes == "samples":
-        return results, targets
-    samples = results.shape[1]
-    flat = results.flatten(0, 1), targets.repeat_interleave(samples, dim=0)
-    if metric.takes == "unit":
-        flat = tuple(as_unit(each, setup.values) for each in flat)
-    else:
-        flat = tuple(each if each.is_floating_point() else each.float() for each in flat)
-    return (*flat, masks.repeat_interleave(samples, dim=0)) if metric.masks == "map" else flat
+def table(reports: Sequence[Report]) -> str:
+    """Markdown of the scores, a row for each report of the same metrics."""
+    names = [*reports[0]["scores"]]
+    rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
+    rows.append(["---"] * len(rows[0]))
+    for report in reports:
+        found, seconds = report["scores"], report["seconds_per_picture"]
+        scores = ["-" if found[name] is None else f"{found[name]:{METRICS[name].form}}" for name in names]
+        counts = [f"{report[key]}" for key in ("solver", "nfe", "pictures")]
+        rows.append([*counts, *scores, "unknown" if seconds is None else f"{seconds:.4f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def draw(reports: Sequence[Report], path: Path) -> None:
+    """Write a plot over network calls: a panel for each metric, and a line for each solver."""
+    from matplotlib.figure import Figure
+
+    names = [*reports[0]["scores"]]
+    figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
+    calls = sorted({report["nfe"] for report in reports})
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for solver in dict.fromkeys(report["solver"] for report in reports):
+            known = [r for r in reports if r["solver"] == solver and r["scores"][name] is not None]
+            points = sorted((report["nfe"], report["scores"][name]) for report in known)
+            panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
+        panel.set(xscale="log", xlabel="network calls", ylabel=title(name, reports[0]))
+        panel.set_xticks(calls, list(map(str, calls)), rotation=45)
+        panel.set_xticks([], minor=True)
+        panel.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
+    write_atomically(path, partial(figure.savefig, format="png", dpi=120))
+
+
+def title(name: str, report: Report) -> str:
+    """A metric's name, its unit, and which way is better."""
+    metric = METRICS[name]
+    unit = report["settings"].get("target_values", {}).get("unit", "") if metric.unit else ""
+    shown = name.upper() if name in ACRONYMS else name
+    return " ".join(filter(None, (shown, unit, "↑" if metric.higher_is_better else "↓")))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,17 +37,16 @@ SMALLEST, LARGEST = 1e-4, 1e4  # of the adversary's weight
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: torch.device) -> Perceptual | None:
+def perceptual_loss(config: AutoencoderConfig, device: torch.device) -> Perceptual | None:
     """LPIPS (Zhang et al. 2018) of images and pictures (B, C, H, W) in [-1, 1], their mean; None without.
 
-    ``weights`` is a file of torchvision's ImageNet weights; None downloads them. Errors are those of
-    :func:`~bbdm.evaluation.perceptual.lpips_network`.
+    Errors are those of :func:`~bbdm.evaluation.perceptual.lpips_network`.
     """
     if config.perceptual == "none":
         return None
     from bbdm.evaluation.perceptual import lpips_network  # of an extra
 
-    network = lpips_network(config.perceptual, weights).to(device)
+    network = lpips_network(config.perceptual).to(device)
     return lambda image, x: network(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()
 
 

@@ -53,6 +53,7 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         "in place of the results, maps of them with commas: mean, std, and low, high, the ends of the intervals of "
         "bbdm calibrate",
         parse=lambda text: tuple(text.split(",")),
+        choices=MAPS,
     )
     intervals: Path | None = setting(
         None,
@@ -72,8 +73,6 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [name for name in self.maps if name not in MAPS]:
-            raise ValueError(f"maps must be among {', '.join(MAPS)}, got {', '.join(unknown)}")
         if self.maps and not self.with_ends and self.num_samples < 2:
             raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
 

@@ -1,11 +1,15 @@
-"""What a translation reads of a data set's rows, and the files that it writes of their results."""
+"""What a translation reads of a data set's rows, and the files that it writes of their results.
+
+Photographs that are restored are of any mode of 8 bits, and their results have their greys, colour profile
+and transparency.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +17,10 @@ import torch
 from PIL import Image
 
 from bbdm import pictures
+from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import known_conditions, stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.reading import Strips
-from bbdm.data.rows import Half, Row, first, shown
+from bbdm.data.rows import Half, Row, first, named, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
 from bbdm.networks.conditions import DIRECTION
@@ -27,6 +31,7 @@ from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_si
 from bbdm.translation.config import TranslateConfig
 
 SHOWN = 512  # pixels of the longest side in a grid
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 Array = npt.NDArray[Any]
 Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
@@ -107,10 +112,6 @@ class Files:
             return None
         height, width = images.sides(self.pairs.spec.size) if self.pairs.spec.size else self._heads(index)[0].sides
         return height, width
-
-    def strips(self, index: int) -> Strips:
-        """The source of a row, of which rows of pixels are read."""
-        return self.pairs.reader.strips(self.pairs.rows[index])
 
     def save(self, result: Any, about: Any, path: Path) -> None:
         """Write a result, which has its source's place and nodata."""
@@ -196,8 +197,7 @@ def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]
         labels[DIRECTION] = config.direction
         trained = trained.turned if config.direction == "BtoA" else trained
     seen = known_conditions(known, trained.conditions, rows, labels)
-    shown = channels if channels in (1, 3) else None  # photographs become grey or colour, others stay
-    about: dict[str, Any] = {"learned": trained, "channels": shown, "axes": known.axes, "conditions": seen}
+    about: dict[str, Any] = {"learned": trained, "channels": channels, "axes": known.axes, "conditions": seen}
     spec = config.spec(config.dataset, rows, **about)
     if known.two_way and rows[0].get("target") is None:  # sources alone are of the direction already
         spec = replace(spec, direction="AtoB")
@@ -210,3 +210,90 @@ def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]
     if resize == "keep" or not Files(Pairs(rows, spec, skip_bad=True), channels).photographs:
         return spec, described_size(size, "keep"), notes
     return replace(spec, size=size, resize=resize), described_size(size, resize), notes
+
+
+class Mode(NamedTuple):
+    """What a photograph has besides colours."""
+
+    grey: bool  # whether it has one channel
+    alpha: Array | None  # (H, W); None where all is opaque
+    profile: bytes | None  # ICC, of the colours
+
+
+class Photographs(Files):
+    """Photographs of files, and the PNG files of their results, which lose nothing."""
+
+    def __init__(self, pairs: Pairs, channels: int) -> None:
+        super().__init__(pairs, channels)
+        self.alone = True  # a result is written before the next photograph is read
+
+    def suffix(self, index: int) -> str:
+        """That of PNG."""
+        return ".png"
+
+    def source(self, index: int) -> tuple[torch.Tensor, Mode]:
+        """An upright photograph (3, H, W) in [-1, 1], and what it has besides colours.
+
+        Colours under transparency are as the file has them.
+        """
+        path = self.pairs.rows[index]["source"]
+        if self._heads(index)[0].photograph:
+            image = images.open_image(path)
+        else:
+            array = np.asarray(pictures.read(path))
+            image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+        alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+        profile = None if image.mode == "CMYK" else image.info.get("icc_profile")  # of colours that are converted
+        colours = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - 1
+        return torch.from_numpy(colours), Mode(image.mode in ("1", "L", "LA", "La"), alpha, profile)
+
+    def save(self, result: Any, about: Mode, path: Path) -> None:
+        """Write colours (3, H, W) in [-1, 1] in a mode."""
+        pixels = result.cpu().numpy()
+        pixels = np.tensordot(GREY, pixels, 1) if about.grey else pixels.transpose(1, 2, 0)
+        image = Image.fromarray(np.rint((pixels.clip(-1, 1) + 1) * np.float32(127.5)).astype(np.uint8))
+        if about.alpha is not None:
+            image.putalpha(Image.fromarray(about.alpha))
+        write_atomically(path, lambda part: image.save(part, "png", icc_profile=about.profile))
+
+
+def read_photographs(paths: Iterable[Path]) -> tuple[list[Row], list[str]]:
+    """The rows of photographs, files or those of folders, and why others are none; a reason names its file.
+
+    The name of a photograph, of which its seeds are a function, is its path below the folder that was given,
+    without suffix; of a file, its name.
+
+    Raises:
+        ValueError: two results have one name, or a folder has no picture.
+    """
+    rows: dict[str, Row] = {}
+    errors: list[str] = []
+    for name, path in _files(paths):
+        try:
+            head = pictures.header(path)
+            if not (head.photograph or (len(head.sides) == 2 and head.shape[0] in (1, 3) and head.dtype == np.uint8)):
+                found = f"{len(head.sides)} axes, {head.shape[0]} channels of {head.dtype}"
+                raise ValueError(f"{path} has {found}, and a photograph is grey or colour of 8 bits")
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            errors.append(named({"source": path}, error))
+            continue
+        if name in rows:
+            raise ValueError(f"{rows[name]['source']} and {path} would both become {name}.png: rename one")
+        rows[name] = {"name": name, "source": path}
+    return [*rows.values()], errors
+
+
+def _files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """The names and paths of files, and of all pictures in folders, those of kinds that are not read too."""
+    others = Image.registered_extensions().keys() - formats.SUFFIXES.keys()
+    for path in paths:
+        if not path.is_dir():
+            yield formats.stem_of(path), path
+            continue
+        found = sorted(formats.pictures_in(path))
+        found = [each for each in found if formats.is_picture(each) or each.suffix.lower() in others]
+        found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
+        if not any(map(formats.is_picture, found)):
+            raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
+        for each in found:
+            yield each.with_name(formats.stem_of(each)).relative_to(path).as_posix(), each

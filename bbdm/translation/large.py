@@ -81,7 +81,8 @@ class LargePictures:
             StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
         """
-        source, name, strips = self._files.shown(job.index), job.path.name, self._files.strips(job.index)
+        source, name, pairs = self._files.shown(job.index), job.path.name, self._files.pairs
+        strips = pairs.reader.strips(pairs.rows[job.index])
         size = strips.shape[1:]
         windows = self._windows(sampler, size)
         if windows is None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from bbdm.base import manifest
 from bbdm.base.atomic import remove_leftovers
-from bbdm.base.seeds import seed_of
 from bbdm.data import rows
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.sampler import BridgeSampler
@@ -53,17 +52,6 @@ def missing(jobs: Iterable[Job]) -> list[Job]:
     """What of jobs is not there yet."""
     left = (replace(job, paths={kind: path for kind, path in job.paths.items() if not path.exists()}) for job in jobs)
     return [job for job in left if job.paths]
-
-
-def seeds_of(names: Sequence[str], index: int, samples: int, seed: int, by_name: bool) -> list[int]:
-    """The seeds of a source's samples.
-
-    Sample j of source i has the seed ``seed + i + j * (number of sources)``, or by its name
-    ``seed_of(name, seed + j)``, whatever other sources there are; see :func:`~bbdm.base.seeds.seed_of`.
-    """
-    if by_name:
-        return [seed_of(names[index], seed + j) for j in range(samples)]
-    return [seed + index + j * len(names) for j in range(samples)]
 
 
 def check_paths(files: Files, paths: Sequence[Path]) -> None:
@@ -155,12 +143,15 @@ class Record:
         overwrite: bool,
         further: bool = False,
     ) -> None:
-        self.path = folder / SETTINGS
-        self.settings = manifest.as_json(settings)
+        self.path, self.settings = folder / SETTINGS, manifest.as_json(settings)
         for above in {(folder / name).parent for name in names} | {folder}:
             remove_leftovers(above)
-        self.existing = self._existing(names)
-        differing, known = self._before(further) if self.path.is_file() else ("", set[str]())
+        self.existing = {name for name in names if (folder / name).is_file()}
+        differing, known = "", set[str]()
+        if self.path.is_file():
+            with manifest.reading(self.path, f"give another output_dir, or delete {folder}") as content:
+                known = set(map(str, content["results"])) if further else self.existing
+                differing = manifest.differences(content["settings"], self.settings)
         if overwrite:
             for name in self.existing:
                 (folder / name).unlink(missing_ok=True)
@@ -175,19 +166,9 @@ class Record:
         self._names = {*names} if differing else known.union(names)
         manifest.write(self.path, {"settings": self.settings, **({"results": sorted(self._names)} if further else {})})
 
-    def _existing(self, names: Collection[str]) -> set[str]:
-        """Those of some names of results that there are."""
-        return {name for name in names if (self.path.parent / name).is_file()}
-
-    def _before(self, further: bool) -> tuple[str, set[str]]:
-        """How settings differ from those of the manifest, and the results that are known to be of these."""
-        with manifest.reading(self.path, f"give another output_dir, or delete {self.path.parent}") as content:
-            known = set(map(str, content["results"])) if further else self.existing
-            return manifest.differences(content["settings"], self.settings), known
-
     def close(self) -> None:
         """Delete the manifest where there are no results, and a folder that is empty then."""
-        if not self._existing(self._names):
+        if not any((self.path.parent / name).is_file() for name in self._names):
             self.path.unlink(missing_ok=True)
             with suppress(OSError):
                 self.path.parent.rmdir()

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
+from bbdm.base.seeds import seed_of
 from bbdm.data.loading import check_rows
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, named, read_rows
@@ -34,7 +35,7 @@ from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files, spec_of
 from bbdm.translation.large import LargePictures
-from bbdm.translation.results import SAMPLE, Job, Record, check_paths, description, make, missing, paths_of, seeds_of
+from bbdm.translation.results import SAMPLE, Job, Record, check_paths, description, make, missing, paths_of
 
 # The names of sources, and arguments of Scores.update
 Batch = tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
@@ -137,7 +138,10 @@ class Translator:
         for i, name in enumerate(names):
             if i in self.bad:
                 continue
-            seeds, suffix = seeds_of(names, i, config.num_samples, config.seed, self._by_name), self.files.suffix(i)
+            samples, suffix = range(config.num_samples), self.files.suffix(i)
+            seeds = [config.seed + i + j * len(names) for j in samples]
+            if self._by_name:  # whatever other sources there are
+                seeds = [seed_of(name, config.seed + j) for j in samples]
             if config.maps:
                 jobs.append(Job(i, tuple(seeds), {kind: folder / f"{name}_{kind}{suffix}" for kind in config.maps}))
                 continue

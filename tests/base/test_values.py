@@ -28,7 +28,6 @@ def test_seeds_count_up_from_one_or_are_a_list_or_drawn_each_time():
 @pytest.mark.parametrize(
     ("seed", "message"),
     [
-        (1.5, "seed must be an integer or a list of integers, got 1.5"),
         ("12", "seed must be an integer or a list of integers, got '12'"),
         ([1, 2.5], "seed must be an integer or a list of integers"),
         ([1, 2, 3], "seed must be one integer or one for each of 2 images, got 3"),
@@ -100,10 +99,8 @@ def test_a_manifest_is_read_as_it_was_written_and_a_damaged_one_is_named(tmp_pat
     [
         ({"a": 1, "b": None}, {"a": 1, "c": None}, ""),
         ({"seed": 0, "nfe": 3}, {"seed": 1, "nfe": 2}, "seed 0, now 1, nfe 3, now 2"),
-        ({"a": 1}, {"b": 2}, "a 1, now None, b None, now 2"),
         ({"codec": {"weights": 64 * "a"}}, {"codec": {"weights": 64 * "b"}}, "codec.weights aaaaaaaa, now bbbbbbbb"),
         ({"codec": None}, {"codec": {"kind": "x"}}, "codec None, now {'kind': 'x'}"),
-        ({"codec": {}}, {"codec": {"x": None}}, "codec {}, now {'x': None}"),
         ({"a": 100 * "x"}, {"a": 1}, f"a {18 * 'x'}...{18 * 'x'}, now 1"),
     ],
 )

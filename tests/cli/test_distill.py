@@ -10,12 +10,11 @@ import torch
 import bbdm
 from bbdm import cli
 from bbdm.bridges import BrownianBridge
-from bbdm.cli import distill, translate
-from bbdm.runtime import OnnxBridgeSampler
+from bbdm.cli import translate
+from bbdm.cli.training import Distill
 from tests.cli.conftest import SIZE
-from tests.conftest import same_weights, tiny_unet
+from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
-from tests.onnx.exports import export
 from tests.training.launching import ALONE, TORCHRUN, run
 
 BRIDGE = BrownianBridge(1000, objective="pinned")
@@ -30,51 +29,27 @@ def words(*flags: Any, teacher: str = "teacher.pt", data: str = "data") -> list[
     return [teacher, data, "student.pt", "-b", "2", "-e", "1", "--device", "cpu", *map(str, flags)]
 
 
-def fit(*flags: Any) -> torch.nn.Module:
-    """The averaged student."""
-    distill.main(words(*flags))
-    return bbdm.load_checkpoint("student.pt").build_unet()
-
-
-def test_a_student_is_sampled_with_its_calls_by_every_program():
-    """And its codec is the teacher's."""
+def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes(
+    capsys: pytest.CaptureFixture[str],
+):
+    """Metrics have the energy score of the validation pairs."""
     codec = bbdm.VQGANCodec(tiny_vqgan())
     bbdm.save_checkpoint("teacher.pt", tiny_unet(condition_channels=3), BRIDGE, codec=codec, image_size=SIZE)
-    fit("--calls", 2, "--image_size", 8)
+    flags = ["--calls", 2, "--image_size", 8, "--lr_schedule", "constant"]
+    for epochs in (1, 2, 2):
+        Distill.main(words(*flags, "-e", epochs))
+    assert "nothing is left to train" in capsys.readouterr().out
+    metrics = [json.loads(line) for line in Path("student.run/metrics.jsonl").read_text().splitlines()]
+    assert [(m["epoch"], m["validation_loss"] > 0) for m in metrics] == [(1, True), (2, True)]
     loaded = bbdm.load_checkpoint("student.pt")
     assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, 8, None)
     assert (found := loaded.build_codec()) is not None
     assert found.digest() == codec.digest()
-    for name, flags in (("results", []), ("again", ["--solver", "consistency", "--steps", "2"])):
-        translate.main(["edge2shoes", "data", "student.pt", name, "--device", "cpu", *flags])
-    assert Path("again/04.png").read_bytes() == Path("results/04.png").read_bytes()
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("flags", ["--no-check", "--pipeline"])
-def test_an_export_of_a_student_has_its_calls(flags: str):
-    bbdm.save_checkpoint("student.pt", tiny_unet(condition_channels=3), BRIDGE, image_size=SIZE, calls=2)
-    exported = OnnxBridgeSampler(export(Path("student.pt"), Path("onnx"), *flags.split()))
-    assert len(exported.table) == 2
-    with pytest.warns(UserWarning, match="distilled for calls=2"):
-        exported(torch.full((1, 3, SIZE, SIZE), -0.5).numpy(), seed=0, steps=9)
-
-
-def test_the_same_command_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """From a cache of pictures too; metrics have the energy score of the validation pairs."""
-    flags = ["--lr_schedule", "constant", "--experiment"]
-    expected = fit(*flags, "whole", "-e", 2)
-    fit(*flags, "parts", "-e", 1, "--cache_images", "cache")
-    with monkeypatch.context() as patched:
-        patched.setattr("bbdm.pictures.images.open_image", lambda *_: pytest.fail("a file was decoded"))
-        assert same_weights(fit(*flags, "parts", "-e", 2, "--cache_images", "cache"), expected)
-    metrics = [json.loads(line) for line in Path("parts/metrics.jsonl").read_text().splitlines()]
-    assert [m["epoch"] for m in metrics] == [1, 2]
-    assert all(m["validation_loss"] > 0 for m in metrics)
-    fit(*flags, "parts", "-e", 2)
-    assert "nothing is left to train" in capsys.readouterr().out
+    translate.main(["edge2shoes", "data", "student.pt", "results", "--device", "cpu"])
+    settings = json.loads(Path("results/settings.json").read_text())["settings"]
+    assert (settings["solver"], settings["nfe"]) == ("consistency", 2)
     with pytest.raises(ValueError, match=r"was trained with calls 2, now 1.* or overwrite this run"):
-        fit(*flags, "parts", "--calls", 1)
+        Distill.main(words(*flags, "--calls", 1))
 
 
 @pytest.mark.nightly

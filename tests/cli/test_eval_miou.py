@@ -45,7 +45,7 @@ def run_miou(*flags: str) -> dict[str, Any]:
 def test_an_interrupted_scoring_resumes(
     city: Path, count: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """A picture is made and segmented once, and segmented again by another network, stride or labels."""
+    """A picture is made and segmented once, and again by another stride or labels; what is wrong is said."""
     seen: list[int] = []
     original = DeepLab.forward
 
@@ -66,15 +66,18 @@ def test_an_interrupted_scoring_resumes(
     assert count == made
     assert run_miou("--window", "16", "--overwrite")["scores"] == report["scores"]  # the same pictures again
     assert len(seen) == 3
-    run_miou("--window", "16", "--output_stride", "8")
-    assert len(seen) == 5
     labels = next(Path("city/gtFine/val/bonn").glob("*_labelIds.png"))
     Image.fromarray(np.full((32, 64), 7, dtype=np.uint8)).save(labels)
-    assert run_miou("--window", "16", "--output_stride", "8")["scores"] != report["scores"]
-    assert len(seen) == 6
-    save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
     run_miou("--window", "16")
-    assert len(seen) == 8
+    assert len(seen) == 4
+    run_miou("--window", "16", "--output_stride", "8")
+    assert len(seen) == 6
+    next(Path("city/gtFine/val/aachen").glob("*_labelIds.png")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no label map .*aachen_000000_000019_gtFine_labelIds.png"):
+        run_miou("--window", "16")
+    save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet", num_classes=21)))
+    with pytest.raises(ValueError, match=r"deeplab.pt must have 19 classes, got 21"):
+        run_miou("--window", "16")
 
 
 def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatch):
@@ -91,16 +94,6 @@ def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("eval_miou.load_deeplab", lambda *_: Perfect())
     assert run_miou()["scores"]["miou"] == pytest.approx(1)
-
-
-def test_missing_files_for_miou_are_an_error_before_anything_is_made(city: Path, count: list[int]):
-    next(Path("city/gtFine/val/aachen").glob("*_labelIds.png")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no label map .*aachen_000000_000019_gtFine_labelIds.png"):
-        run_miou()
-    save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet", num_classes=21)))
-    with pytest.raises(ValueError, match=r"deeplab.pt must have 19 classes, got 21"):
-        run_miou()
-    assert count == []
 
 
 def test_labels_from_a_file(tmp_path: Path):
@@ -136,17 +129,6 @@ def test_miou_by_hand():
     assert scores(counts, [*iou]) == {"miou": pytest.approx((2 / 3 + 2 / 4) / 3), "iou": pytest.approx(iou)}
 
 
-def test_pictures_are_upsampled_to_their_labels():
-    seen: list[torch.Size] = []
-
-    def network(images: torch.Tensor) -> torch.Tensor:
-        seen.append(images.shape)
-        return images
-
-    confusion(network, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(1, 800, 1024, dtype=torch.int64), 3)
-    assert seen == [(1, 3, 768, 768)] * 4
-
-
 def test_what_segmentation_refuses():
     with pytest.raises(ValueError, match="the network must have 19 classes, got 4"):
         confusion(by_brightness, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4).long(), 19)
@@ -155,12 +137,10 @@ def test_what_segmentation_refuses():
     with pytest.raises(ValueError, match="stride must be from 1 to the window's 8, got 9"):
         sliding_logits(by_brightness, torch.zeros(1, 3, 16, 16), window=8, stride=9)
     with pytest.raises(ValueError, match="mIoU is of photographs: leave out direction"):
-        eval_miou.Miou.parse(["d.pt", "data", "c.pt", "--direction", "BtoA"])
-    config = eval_miou.Miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
-    assert (config.chosen_solver, config.dataset, config.folder) == ("fast", "cityscapes", Path("out/c-miou"))
+        eval_miou.Miou.parse(["d.pt", "data", "c.pt", "--fast_sampling", "-t", "1000", "--direction", "BtoA"])
 
 
-@pytest.mark.parametrize(("height", "width", "window", "stride"), [(1, 40, 16, 16), (17, 9, 8, 3), (5, 6, 16, 1)])
+@pytest.mark.parametrize(("height", "width", "window", "stride"), [(17, 9, 8, 3), (5, 6, 16, 1)])
 def test_windows_cover_everything(height: int, width: int, window: int, stride: int):
     """A network that returns its input: its average over windows is the input. No window is larger."""
     image = torch.arange(2 * height * width, dtype=torch.float64).reshape(1, 2, height, width)

@@ -69,7 +69,7 @@ def test_samples_have_numbers_and_the_mean_neither_steps_nor_seed() -> None:
 
 
 def test_pictures_keep_their_kind() -> None:
-    """Any size; transparency, and colours under it; grey; 16 bits, which are not 8 in 16."""
+    """Any size; transparency, and colours under it; grey; the same of other formats."""
     sizes = [(1, 1), (3, 40), (16, 16), (17, 5)]
     for i, size in enumerate(sizes):
         Image.fromarray(picture(*size)).save(f"size{i}.bmp")
@@ -78,20 +78,15 @@ def test_pictures_keep_their_kind() -> None:
     with_alpha.putalpha(Image.fromarray(alpha))
     with_alpha.save("b.png")
     Image.fromarray(picture(channels=1)).save("g.png")
-    array = np.random.default_rng(0).integers(0, 2**16, (1, 20, 24)).astype(np.uint16)
-    pictures.write("w.png", array)
-    pictures.write("c.tif", np.repeat(array, 3, 0))
-    Image.fromarray((array[0] / 257).round().astype(np.uint8)).save("n.png")
-    run("a.bmp", "b.png", "g.png", "w.png", "n.png", "c.tif", *(f"size{i}.bmp" for i in range(len(sizes))))
+    pictures.write("t.tif", picture().transpose(2, 0, 1))
+    np.save("n.npy", picture(channels=1)[None])
+    run("a.bmp", "b.png", "g.png", "t.tif", "n.npy", *(f"size{i}.bmp" for i in range(len(sizes))))
     assert [result(f"size{i}.png").shape for i in range(len(sizes))] == [(*size, 3) for size in sizes]
     assert np.array_equal(result("b.png")[:, :, 3], alpha)
     assert np.array_equal(result("b.png")[:, :, :3], result())
     assert (Image.open("out/g.png").mode, result("g.png").shape) == ("L", (20, 24))
-    found, colours = (np.asarray(pictures.read(f"out/{name}")) for name in ("w.png", "c.tif"))
-    assert (found.dtype, found.shape) == (np.uint16, (1, 20, 24))
-    assert np.abs(found[0] / 257 - result("n.png")).max() < 2
-    assert (found % 257).any()
-    assert (colours.dtype, colours.shape) == (np.uint16, (3, 20, 24))
+    assert np.array_equal(result("t.png"), result())
+    assert np.array_equal(result("n.png"), result("g.png"))
 
 
 def test_exif_turns_and_the_profile_stays() -> None:
@@ -112,16 +107,21 @@ def test_what_cannot_be_restored_is_named_and_the_others_are_done(capsys: pytest
     for name in ("a", "b", "deep/c"):
         Image.fromarray(picture()).save(f"photos/{name}.png")
     Path("photos/b.png").write_bytes(Path("photos/b.png").read_bytes()[:100])
-    Image.fromarray(picture(channels=1)).save("photos/a.gif")
+    Image.fromarray(picture(channels=1)).save("photos/a.GIF")
     Path("photos/notes.txt").touch()
-    np.save("photos/v.npy", np.zeros((4, 20, 20), np.float32))
+    np.save("photos/v.npy", np.zeros((3, 20, 20), np.uint16))
     with pytest.raises(StoppedError, match="4 photographs were not restored") as stopped:
         run("photos", "gone.png")
     assert stopped.value.status == 1
     found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.*"))
     assert found == ["a.png", "deep/c.png", "settings.json"]
     errors = capsys.readouterr().err
-    for part in ("photos/b.png", "photos/a.gif", "v.npy has 2 axes, 4 channels of float32", "gone.png"):
+    for part in (
+        "photos/b.png",
+        "photos/a.GIF",
+        "v.npy has 2 axes, 3 channels of uint16",
+        "gone.png",
+    ):
         assert part in errors
     assert "notes" not in errors
 
@@ -136,26 +136,20 @@ def test_a_run_without_results_leaves_no_folder() -> None:
 
 
 def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of other settings are refused, and those that nobody knows."""
+    """Those of other settings are refused; more may come."""
     Image.fromarray(picture()).save("b.bmp")
     run("a.bmp")
     first = result()
-    run("a.bmp", "b.bmp")  # one more
-    assert "out/a.png was there: --overwrite makes it again" in capsys.readouterr().out
+    capsys.readouterr()
+    run("a.bmp", "b.bmp")
+    assert capsys.readouterr().out == "out/a.png was there: --overwrite makes it again\nout/b.png\n"
     with pytest.raises(ResultsError, match=r"^out holds results of other settings \(.*solver mean, now"):
         run("a.bmp", *SAMPLE)
-    with pytest.raises(SystemExit, match=r"seed 0, now 5.*\): give another folder, or overwrite"):
-        cli.run("restore", ["b.bmp", "-o", "out", "--model", "c.pt", "--dtype", "fp32", *SAMPLE, "--seed", "5"])
     assert np.array_equal(result(), first)
     run("a.bmp", *SAMPLE, "--overwrite")
     assert not np.array_equal(result(), first)
-    with pytest.raises(ResultsError, match=r"out/b.png exists, but no out/settings.json says what made it"):
-        run("b.bmp", *SAMPLE)  # which is a mean
     about = json.loads(Path("out/settings.json").read_text())
     assert (about["results"], about["settings"]["seeds"]) == (["a.png"], "by name")
-    Path("out/settings.json").write_text('{"a.png": 1}')
-    with pytest.raises(ValueError, match=r"cannot read out/settings.json: give another output_dir, or delete out"):
-        run("a.bmp")
 
 
 @pytest.mark.parametrize(
@@ -175,18 +169,6 @@ def test_what_is_refused_before_any_work(words: list[str], message: str) -> None
     with pytest.raises(ValueError, match=message):
         run(*words)
     assert Path("out/a.png").read_bytes() == before
-
-
-def test_larger_than_memory_is_the_same_from_file_to_file(capsys: pytest.CaptureFixture[str]) -> None:
-    np.save("a.npy", picture(60, 80).transpose(2, 0, 1))
-    run("a.npy", *SAMPLE)
-    whole = result()
-    run("a.npy", *SAMPLE, "--overwrite", "--memory", "900K")
-    assert np.abs(result() - whole).max() <= 1
-    np.save("b.npy", np.zeros((3, 60, 80), np.uint16))
-    with pytest.raises(StoppedError):
-        run("b.npy", *SAMPLE, "--memory", "900K")
-    assert "b.npy is larger than memory and has uint16 values" in capsys.readouterr().err
 
 
 def test_the_bundled_network_removes_the_squares_of_jpeg() -> None:

@@ -48,11 +48,11 @@ def case(
     guidance: float = 1,
 ) -> dict[str, Any]:
     """Python's results for a random source, for tests/export.test.ts; ``table`` is of solver and steps."""
-    sampler = OnnxBridgeSampler(folder, **dict(zip(("solver", "steps"), table, strict=False)))
+    sampler, chosen = OnnxBridgeSampler(folder), dict(zip(("solver", "steps"), table, strict=False))
     source = to_array(Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)))
     seeds = [0, 2**40 + 5, 2**63 - 1]
     about: dict[str, Any] = {"window": window, "conditions": classes, "guidance": guidance if classes else None}
-    results = sampler(np.stack([source] * len(seeds)), seed=seeds, **about)
+    results = sampler(np.stack([source] * len(seeds)), seed=seeds, **chosen, **about)
     settings = json.loads((folder / "bridge.json").read_text())
     return {
         "folder": str(folder),

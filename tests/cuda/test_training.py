@@ -127,6 +127,6 @@ def test_an_autoencoders_step_waits_for_its_losses_alone(
     codes = {"num_codes": settings.pop("num_codes")} if "num_codes" in settings else {}
     settings = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}
     config = AutoencoderConfig(batch_size=2, **settings)
-    step = AutoencoderTask(tiny_vqgan(**codes), None, config, pairs, perceptual=perceptual_loss(config, None, CPU))
+    step = AutoencoderTask(tiny_vqgan(**codes), None, config, pairs, perceptual=perceptual_loss(config, CPU))
     source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
     assert waits(step, Example(source, target)) == expected

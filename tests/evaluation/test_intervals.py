@@ -13,8 +13,8 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wrap
 from bbdm.data.pairs import MappedDataset
 from bbdm.data.spec import Spec
+from bbdm.evaluation.calibration import TooFewPairsError
 from bbdm.evaluation.intervals import OtherSamplerError
-from bbdm.evaluation.risk import TooFewPairsError
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal
 
@@ -62,8 +62,7 @@ def test_a_file_and_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = Intervals.load(tmp_path / "a.intervals.json", sampler)
     assert vars(again) == vars(found)
     usual = {"window": "auto", "overlap": 0.25, "margin": 0, "guidance": None}
-    fixed = {"solver": "sde-dpm2m", "steps": 4, "samples": 4, **usual}
-    assert Intervals.call_of(tmp_path / "a.intervals.json") == fixed
+    assert Intervals.load(tmp_path / "a.intervals.json", None).fixed == {"solver": "sde-dpm2m", "steps": 4, **usual}
     source = make_pairs(2, seed=3)[0][0][None]
     for one, other in zip(again(source, seed=1), found(source, seed=1), strict=True):
         assert torch.equal(one, other)
@@ -98,9 +97,8 @@ def test_damaged_files(tmp_path: Path):
     damage = {"format": "x", "version": 2, "lambda_": float("nan"), "alpha": "x", "k": 1, "options": {}, "sampled": {}}
     for name, value in damage.items():
         path.write_text(json.dumps({**content, name: value}))
-        for read in (lambda: Intervals.load(path, make_sampler()), lambda: Intervals.call_of(path)):
-            with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
-                read()
+        with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
+            Intervals.load(path, None)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +144,13 @@ def test_wholly_masked_pictures_do_not_count(masked: int, message: str):
 def test_masked_values_do_not_count():
     """Where the targets of one half are elsewhere, the intervals without a mask are far wider."""
     pairs = masked_pairs(30)
-    plain = Intervals.calibrate(make_sampler(), pairs, samples=4)
+    plain = Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_
     for pair in pairs:
         pair["target"][..., 4:], pair["mask"][..., 4:] = 0.9, 0
-    masked = Intervals.calibrate(make_sampler(), pairs, samples=4)
-    assert masked.lambda_ == pytest.approx(plain.lambda_, rel=0.2)
+    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ == pytest.approx(plain, rel=0.2)
     for pair in pairs:
         pair["mask"][:] = 1
-    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ > 3 * plain.lambda_
+    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ > 3 * plain
 
 
 def test_pictures_get_pictures(tmp_path: Path):

@@ -71,21 +71,24 @@ def test_fid_is_scipys(count: int, samples: int, build: Callable[[], Features]):
     assert scores.compute()["fid"] == pytest.approx(expected, rel=1e-3)
 
 
-def backbone_file(net: LPIPSNet, path: Path) -> Path:
+def put_backbone(net: LPIPSNet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of random weights in place of ImageNet's, where torch.hub finds it below ``home``."""
     torch.manual_seed(0)
-    torch.save(torchvision.models.get_model(perceptual.BACKBONES[net], weights=None).state_dict(), path)
+    name = perceptual.BACKBONES[net]
+    path = home / "hub" / "checkpoints" / torchvision.models.get_model_weights(name).DEFAULT.url.split("/")[-1]  # pyright: ignore
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torchvision.models.get_model(name, weights=None).state_dict(), path)
+    monkeypatch.setenv("TORCH_HOME", str(home))
     return path
 
 
 @pytest.mark.parametrize("net", [*(pytest.param(net, marks=pytest.mark.nightly) for net in ("alex", "vgg")), "squeeze"])
-def test_lpips_with_a_local_file_is_the_original(net: LPIPSNet, tmp_path: Path):
-    """Random weights in place of ImageNet's, the same in Zhang et al.'s own package."""
+def test_lpips_is_the_original(net: LPIPSNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the same random weights in Zhang et al.'s own package."""
     import lpips as original_lpips
 
-    path = backbone_file(net, tmp_path / "weights.pth")
-    before = torch.hub.get_dir()
-    scores = Scores(["lpips"], 2, lpips_net=net, lpips_weights=path)
-    assert torch.hub.get_dir() == before
+    path = put_backbone(net, tmp_path, monkeypatch)
+    scores = Scores(["lpips"], 2, lpips_net=net)
     results, targets = pictures(3, 2, 3, 64, 64, seed=1), pictures(3, 3, 64, 64, seed=2)
     scores.update(results[:1], targets[:1])
     scores.update(results[1:], targets[1:])
@@ -100,18 +103,17 @@ def test_lpips_with_a_local_file_is_the_original(net: LPIPSNet, tmp_path: Path):
     assert scores.compute()["lpips"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("parts", [[[3, 1], [2], [], [1]], [[], [4, 2], [1]]], ids=str)
-def test_scores_of_parts_are_those_of_the_whole(parts: list[list[int]], tmp_path: Path):
+def test_scores_of_parts_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The states that processes send to the first, with any number of pictures, none included.
 
     Means are the same to the bit; LPIPS' network and FID's sums round by batches."""
-    weights = backbone_file("squeeze", tmp_path / "squeeze.pth")
+    put_backbone("squeeze", tmp_path, monkeypatch)
 
     def build() -> Scores:
-        names = ["fid", "lpips", "psnr", "ssim", "diversity"]
-        return Scores(names, 2, features=Features(3), lpips_net="squeeze", lpips_weights=weights)
+        return Scores(["fid", "lpips", "psnr", "ssim", "diversity"], 2, features=Features(3), lpips_net="squeeze")
 
     results, targets = pictures(7, 2, 3, 24, 24, seed=1, low=20), pictures(7, 3, 24, 24, seed=2, high=230)
+    parts: list[list[int]] = [[], [3, 1], [2], [1]]
     whole, *others = build(), *(build() for _ in parts)
     whole.update(results, targets)
     done = 0
@@ -128,45 +130,38 @@ def test_scores_of_parts_are_those_of_the_whole(parts: list[list[int]], tmp_path
         build().compute()
 
 
-def test_a_missing_download_names_the_argument(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def offline(*_: object, **__: object) -> None:
-        raise URLError("no route to host")
-
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
-    with pytest.raises(DownloadError, match=r"Inception weights could not be downloaded .* give it as fid_weights"):
-        Scores(["fid"])
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=r"alexnet .* lpips_weights"):
-        Scores(["lpips"])
-
-
-def test_inception_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_inception_is_built_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The layout of the published file, with random values."""
-    torch.manual_seed(0)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / perceptual.URL_INCEPTION_V3.split("/")[-1]
+    path.parent.mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
         weights = perceptual.Inception().state_dict()
-    torch.save(weights, tmp_path / "inception.pth")
-    network = perceptual.inception(tmp_path / "inception.pth")
+    torch.save(weights, path)
+    network = perceptual.inception()
     torch.testing.assert_close(network.state_dict(), weights, rtol=0, atol=0)
     assert network(pictures(2, 3, 40, 40)).shape == (2, 2048)
 
 
-def test_bad_weights_files(tmp_path: Path):
-    """They are refused, and run nothing."""
-    with pytest.raises(FileNotFoundError, match=r"none.pth of Inception weights"):
-        Scores(["fid"], fid_weights=tmp_path / "none.pth")
-    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    torch.save({"a": Runs(os.system, f"touch {tmp_path / 'ran'}")}, tmp_path / "trap.pth")
-    content = bytearray(backbone_file("squeeze", tmp_path / "damaged.pth").read_bytes())
+def test_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where to put a file is said; other and damaged ones are refused, and run nothing."""
+
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    path = put_backbone("squeeze", tmp_path, monkeypatch)
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x40
-    (tmp_path / "damaged.pth").write_bytes(content)
-    for name, end in {"other": "", "trap": "", "damaged": ".* CRC-32"}.items():
-        path = tmp_path / f"{name}.pth"
-        with pytest.raises(ValueError, match=rf"{name}.pth as a file of Inception weights, as of https{end}"):
-            Scores(["fid"], fid_weights=path)
-        with pytest.raises(ValueError, match=rf"{name}.pth as a file of squeezenet1_1 weights{end}"):
-            perceptual.lpips_network("squeeze", path)
+    path.write_bytes(content)
+    for end in (".* CRC-32", "", ".*Weights only"):
+        with pytest.raises(ValueError, match=rf"cannot read {path} as a file of weights, as of https{end}"):
+            Scores(["lpips"], lpips_net="squeeze")
+        torch.save({"a": torch.zeros(1)} if end else {"a": Runs(os.system, f"touch {tmp_path / 'ran'}")}, path)
     assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    for name, file in (("fid", "inception"), ("lpips", "alexnet")):
+        with pytest.raises(DownloadError, match=rf"no route .*: put the file of https.* at {tmp_path}.*{file}"):
+            Scores([name])

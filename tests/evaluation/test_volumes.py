@@ -16,6 +16,7 @@ from bbdm.pictures.values import Values
 
 Array = npt.NDArray[np.float64]
 RANDOM = np.random.default_rng(0)
+HU = Values(-1024, 3071, "HU", "int16")
 
 
 def volume(shape: tuple[int, ...], contrast: float = 600) -> Array:
@@ -40,9 +41,9 @@ def test_mae_and_psnr_are_of_the_mask() -> None:
     assert volume_scores(truth, result, mask) == found
 
 
-@pytest.mark.parametrize("shape", [(97, 97, 97), (30, 98, 101)], ids=str)
-def test_all_levels(shape: tuple[int, int, int]) -> None:
+def test_all_levels() -> None:
     """The definition once more: SSIM's three factors by scikit-image's filter, levels by a convolution."""
+    shape = (30, 98, 101)  # of which one side is padded
     x, mask = volume(shape), ball(shape, 0.2)
     y = x + 100 * RANDOM.standard_normal(shape)
     wanted = 1.0
@@ -68,19 +69,17 @@ def test_all_levels(shape: tuple[int, int, int]) -> None:
     assert volume_scores(x, y, mask)["ms_ssim"] == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_the_metrics_are_the_functions(masked: bool) -> None:
+def test_the_metrics_are_the_functions() -> None:
     """Of volumes; the last has no bone, and no Dice coefficient."""
-    truth, mask = volume((12, 40, 36)), ball((12, 40, 36)) if masked else None
-    pairs = [(truth + noise * RANDOM.standard_normal(truth.shape), truth) for noise in (80, 300)]
-    pairs.append((np.zeros_like(truth), np.zeros_like(truth)))
-    about = {"values": Values(-1024, 3071, "HU", "int16"), "channels": 1, "masked": masked, "dice_above": 450.5}
+    truth, mask = volume((12, 40, 36)), ball((12, 40, 36))
+    pairs = [(truth + 80 * RANDOM.standard_normal(truth.shape), truth), (np.zeros_like(truth), np.zeros_like(truth))]
+    about = {"values": HU, "channels": 1, "masked": True, "dice_above": 450.5}
     scores = Scores(["mae", "psnr", "ms_ssim", "dice"], **about)  # pyright: ignore[reportArgumentType]
     for pair in pairs:
         result, target = (torch.from_numpy(each).float()[None, None] for each in pair)
-        scores.update(result[None], target, None if mask is None else torch.from_numpy(mask)[None, None])
+        scores.update(result[None], target, torch.from_numpy(mask)[None, None])
     wanted = [volume_scores(y, x, mask) | {"dice": dice(y, x, 450.5, mask)} for x, y in pairs]
-    assert np.isnan(wanted[2]["dice"])
+    assert np.isnan(wanted[1]["dice"])
     for name, found in scores.compute().items():
         assert found == pytest.approx(np.nanmean([each[name] for each in wanted]), rel=1e-4)
 
@@ -97,6 +96,6 @@ def test_bad_volumes() -> None:
         volume_scores(np.zeros((4, 4)), np.zeros((4, 4)))
     with pytest.raises(ValueError, match="no voxel is in the mask"):
         volume_scores(np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), np.zeros((4, 4, 4)))
-    scores = Scores(["ms_ssim"], values=Values(-1024, 3071, "HU", "int16"), channels=1)
+    scores = Scores(["ms_ssim"], values=HU, channels=1)
     with pytest.raises(ValueError, match="ms_ssim is of volumes"):
         scores.update(torch.zeros(1, 1, 1, 8, 8), torch.zeros(1, 1, 8, 8))

@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,6 @@ from bbdm import ABridge, BridgeSampler, Values, load_checkpoint
 from bbdm.data.spec import Spec
 from bbdm.files.hub import HubError
 from bbdm.pictures import read
-from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import tiny_codec
 
@@ -240,20 +238,7 @@ def test_a_model_is_pushed_and_again(hub: Hub, sampler: BridgeSampler, tmp_path:
     assert same(BridgeSampler.from_pretrained(NAME), sampler)
 
 
-def test_an_export_is_copied_and_fetched(exported: Path, hub: Hub, tmp_path: Path):
-    sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
-    sampler.save_pretrained(tmp_path / "both")
-    shutil.copytree(exported, tmp_path / "both" / "onnx")
-    files = {**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"}
-    hub.commit(files)
-    for name in (NAME, tmp_path / "both"):
-        result = OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
-        np.testing.assert_allclose(result, sampler(SOURCE, seed=0).numpy(), atol=1e-4)
-    assert hub.downloads == ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
+def test_an_export_beside_a_model_is_not_replaced(sampler: BridgeSampler, tmp_path: Path):
+    (tmp_path / "both" / "onnx").mkdir(parents=True)
     with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
         sampler.save_pretrained(tmp_path / "both")
-    settings = json.loads(files["onnx/bridge.json"])
-    settings["files"]["../config.json"] = ""
-    hub.commit({**files, "onnx/bridge.json": json.dumps(settings).encode()})
-    with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
-        OnnxBridgeSampler.from_pretrained(NAME)

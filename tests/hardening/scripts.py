@@ -15,7 +15,8 @@ from PIL import Image
 
 from bbdm import save_checkpoint
 from bbdm.bridges import BrownianBridge
-from bbdm.cli import distill, eval, train, train_vqgan, translate
+from bbdm.cli import eval, train, translate
+from bbdm.cli.training import Distill, TrainVQGAN
 from bbdm.data import latents
 from bbdm.data.rows import Row, read_rows
 from bbdm.files.checkpoint import save_vqgan
@@ -94,8 +95,8 @@ def _train(flags: str = "", data: str = f"{PAIRS} {{output}}/model.pt", **settin
 
 SCRIPTS: dict[str, Script] = {
     "train": _train(kills=40),
-    "train_vqgan": Script(train_vqgan.main, f"{PAIRS} {{output}}/v.pt --preset demo {RUN} {VQGAN}", 30),
-    "distill": Script(distill.main, f"{{place}}/bridge.pt {{place}}/data {{output}}/model.pt --calls 2 {RUN}", 10),
+    "train_vqgan": Script(TrainVQGAN.main, f"{PAIRS} {{output}}/v.pt --preset demo {RUN} {VQGAN}", 30),
+    "distill": Script(Distill.main, f"{{place}}/bridge.pt {{place}}/data {{output}}/model.pt --calls 2 {RUN}", 10),
     "train from a table": _train(data=f"hub {TARS}", before=("--workers", "1")),
     "train from a stream": _train("--workers 2", f"stream {TARS}", kills=30, before=("--workers", "0")),
     "a cache of pictures": _train("-e 1 --cache_images {output}/cache", kills=30, resumes=False),

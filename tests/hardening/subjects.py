@@ -163,7 +163,7 @@ def intervals(folder: Path) -> Subject:
     about = {"sampled": {"solver": "dpm2m", "timesteps": [9, 5]}, "options": asdict(GuidanceOptions())}
     found = Intervals(None, 0.1, 0.1, 4, "std", "conformal", 1.5, 9, 0.05, 0.2, (8, 8), **about)  # pyright: ignore
     found.save(path := folder / "a.intervals.json")
-    return Subject(path, lambda: Intervals.call_of(path), of_json, exact=False)
+    return Subject(path, lambda: Intervals.load(path, None).fixed, of_json, exact=False)
 
 
 # Pictures

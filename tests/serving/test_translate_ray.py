@@ -20,7 +20,7 @@ from bbdm import BridgeSampler, pictures, save_checkpoint
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import ABridge
 from bbdm.cli import translate
-from bbdm.cli.serving import TranslateRay
+from bbdm.cli.translate import TranslateRay
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image

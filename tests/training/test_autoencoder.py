@@ -23,6 +23,7 @@ from bbdm.training import autoencoder
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, CodebookUse, perceptual_loss
 from bbdm.training.trainer import Trainer
 from tests.conftest import MakePairs, batch_of, metrics_of
+from tests.evaluation.test_metrics import put_backbone
 from tests.networks.test_vqgan import tiny_vqgan
 
 SIDE = 24
@@ -132,17 +133,14 @@ def test_what_needs_no_gradient_stays_bit_for_bit(make: Make):
         assert same == {key for key in before if not key.startswith("decoder.")}
 
 
-def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
+def test_lpips_is_part_of_the_loss(pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Random weights; L1, and LPIPS by its weight, as the metric has it of pictures in [0, 1]."""
-    import torchvision.models as models
-
     from bbdm.evaluation.metrics import lpips
     from bbdm.evaluation.perceptual import lpips_network
 
-    torch.manual_seed(0)
-    torch.save(models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
+    put_backbone("squeeze", tmp_path, monkeypatch)
     config = AutoencoderConfig(perceptual="squeeze", batch_size=2, perceptual_weight=3.0, adversarial_weight=0)
-    perceptual = perceptual_loss(config, tmp_path / "squeeze.pth", torch.device("cpu"))
+    perceptual = perceptual_loss(config, torch.device("cpu"))
     assert perceptual is not None
     wide = Pairs(pairs.rows, Spec(size=64))
     vqgan = tiny_vqgan(num_codes=0)
@@ -153,7 +151,7 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     with torch.no_grad():
         image = step.average.decode(step.average.encode(x))
         assert image.abs().max() <= 1  # as the metric wants
-        network = lpips_network("squeeze", tmp_path / "squeeze.pth")
+        network = lpips_network("squeeze")
         wanted = (image - x).abs().mean() + 3 * lpips((image + 1) / 2, (x + 1) / 2, network).mean()
     assert step.validation_losses(Example(y, x0), torch.arange(2))["validation_loss"] == pytest.approx(
         2 * wanted.item(), rel=1e-4
@@ -162,8 +160,6 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: Pairs, tmp_path: Path):
     assert step.report()["lpips"] > 0
     grey = torch.rand(1, 1, 64, 64) * 2 - 1
     assert perceptual(grey, grey) == 0
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*vgg\.pth"):
-        perceptual_loss(AutoencoderConfig(), tmp_path / "vgg.pth", torch.device("cpu"))
 
 
 def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):

@@ -27,9 +27,6 @@ RANK = os.environ.get("RANK", "0")
 class Features(nn.Module):
     """A stand-in for Inception: the mean colour."""
 
-    def __init__(self, weights: Path | None = None) -> None:
-        super().__init__()
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float().mean((2, 3))
 

@@ -9,19 +9,8 @@ import pytest
 import torch
 
 from bbdm import ABridge, BridgeSampler
-from bbdm.base.seeds import seed_of
-from bbdm.translation.results import Job, Record, ResultsError, make, missing, seeds_of
+from bbdm.translation.results import Job, Record, ResultsError, make, missing
 from tests.conftest import tiny_unet
-
-
-@pytest.mark.parametrize(
-    ("by_name", "expected"),
-    [(False, [4 + 1, 4 + 1 + 3]), (True, [seed_of("b", 4), seed_of("b", 5)])],
-)
-def test_seeds_are_by_index_or_by_name(by_name: bool, expected: list[int]):
-    """By name, whatever other sources there are."""
-    assert seeds_of(["a", "b", "c"], 1, 2, 4, by_name) == expected
-    assert (seeds_of(["b"], 0, 2, 4, by_name) == expected) == by_name
 
 
 def test_kinds_are_those_of_calls_and_distributions():
