@@ -15,6 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed 
 def build_sampler(weights: Path, solver: str, steps: int, device: str, dtype: str) -> Sampler:
     """A sampler of a checkpoint, or on ONNX Runtime of an export's folder, with PyTorch's threads."""
     if weights.is_dir():
-        exported = OnnxBridgeSampler(weights, threads=torch.get_num_threads(), solver=solver, steps=steps)
+        exported = partial(OnnxBridgeSampler(weights, threads=torch.get_num_threads()), solver=solver, steps=steps)
         return lambda sources, **settings: torch.from_numpy(exported(sources.numpy(), **settings))
     checkpoint = load_checkpoint(weights)
     kind = {"device": device, "dtype": getattr(torch, dtype)}

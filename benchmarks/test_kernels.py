@@ -70,17 +70,17 @@ def bridge_rows(size: Size, noise: str) -> tuple[Rows, int]:
     z = random(*size).flip(1) if noise == "explicit" else None
     y, pred = random(*size), random(*size, dtype=torch.bfloat16)
 
-    def row(function: Callable[..., None], *mask_and_clamp: None) -> Callable[[], Tensor]:
+    def row(function: Callable[..., None], *mask: None) -> Callable[[], Tensor]:
         x, x0hat, inputs = y.clone(), y.clone(), torch.empty_like(pred)  # own buffers, which it overwrites
 
         def call() -> Tensor:
-            function(x, x0hat, inputs, pred, y, rows, step, seeds, z, *mask_and_clamp)
+            function(x, x0hat, inputs, pred, y, rows, step, seeds, z, *mask)
             return x
 
         return call
 
     moved = 5 * y.nbytes + 2 * pred.nbytes + (0 if z is None else z.nbytes)
-    return {"reference": row(_bridge_step._init_fn, None, None, None), "op": row(bridge_step)}, moved
+    return {"reference": row(_bridge_step._init_fn, None), "op": row(bridge_step)}, moved
 
 
 def norm_rows(size: Size, backward: bool) -> tuple[Rows, int]:

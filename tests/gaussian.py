@@ -11,10 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge
 from bbdm.solvers import StepTable
-from tests import published
 
 Array = npt.NDArray[np.float64]
 SOURCE = 0.0
@@ -90,20 +88,6 @@ class IdealOfMixture(Ideal):
         variance = alpha**2 * spreads**2 + sigma**2
         likely = (weights.log() - variance.log() / 2 - off**2 / variance / 2).softmax(-1)
         return y / 4 + (likely * (means + alpha * spreads**2 / variance * off)).sum(-1)
-
-
-BBDM = BrownianBridge(schedule="linear")
-GOUBS = GOUB(objective="residual")  # its own objective has no x0hat at the first time that its sampler takes
-BRIDGES: dict[str, tuple[Bridge, str, StepTable]] = {  # with the published sampler, and the calls it was published with
-    "ABridge": (ABridge(), "fast", solvers.build(ABridge(), "fast")),
-    "BrownianBridge": (BrownianBridge(), "posterior", solvers.build(BrownianBridge(), "posterior")),
-    "BrownianBridge.bbdm": (BBDM, "posterior", solvers.build(BBDM, "posterior")),
-    "DDBM ve": (DDBM("ve"), "Heun", published.ddbm_heun(DDBM("ve"))),
-    "DDBM vp": (DDBM("vp"), "Heun", published.ddbm_heun(DDBM("vp"))),
-    "ECSI": (ECSI(), "stochastic", published.ecsi_stochastic(ECSI())),
-    "I2SB": (I2SB(), "ancestral", solvers.build(I2SB(), "ancestral")),
-    "GOUB": (GOUBS, "SDE", published.goub_sde(GOUBS)),
-}
 
 
 def mean_w2(bridge: Bridge, table: StepTable, pixels: int = 1) -> float:

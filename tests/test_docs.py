@@ -9,18 +9,17 @@ import re
 import runpy
 import shlex
 import sys
-from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import griffe
+import nbclient
+import nbformat
 import pytest
 
-from bbdm import TrainConfig, UNetConfig, solvers
+from bbdm import solvers
 from bbdm.cli import COMMANDS
-from bbdm.onnx.config import ExportConfig
 
 ROOT = Path(__file__).parent.parent
 OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
@@ -103,11 +102,6 @@ def test_snippet_runs(
     exec(code, {"__name__": "__main__"})
 
 
-def test_snippets_and_commands_are_found():
-    assert len(fences("python")) >= 14
-    assert len(commands()) >= 40
-
-
 def program(words: list[str]) -> tuple[str, list[str]] | None:
     """What a command runs of this repository, such as ``bbdm train``, and the words after that."""
     for i, word in enumerate(words):
@@ -135,6 +129,7 @@ def test_programs_and_flags_of_commands_exist():
 def test_each_command_is_shown():
     shown = {found[0] for words in commands() if (found := program(words))}
     assert {f"bbdm {command}" for command in COMMANDS} <= shown
+    assert len(fences("python")) >= 14
 
 
 def test_flags_in_the_text_exist():
@@ -147,14 +142,12 @@ def test_flags_in_the_text_exist():
             assert used <= known, f"{name(page)}: {used - known}"
 
 
-def test_files_in_the_text_exist():
-    for page in PAGES:
-        for file in re.findall(r"`(?:python )?(\w[\w/]*/\w+\.py)\b", prose(page)):
-            assert (ROOT / file).is_file() or (ROOT / "bbdm" / file).is_file(), f"{name(page)}: {file}"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_to_files_and_headings(page: Path):
+def test_names_and_links_lead_to_files_and_headings_in_lines_of_110_columns(page: Path):
+    text = page.read_text()
+    assert [line for line in text.splitlines() if len(line) > 110 and not line.startswith(LONG)] == []
+    for file in re.findall(r"`(?:python )?(\w[\w/]*/\w+\.py)\b(?!` of that commit)", prose(page)):
+        assert (ROOT / file).is_file() or (ROOT / "bbdm" / file).is_file(), file
     for link in LINK.findall(prose(page)):
         if link.startswith("http"):
             continue
@@ -164,44 +157,17 @@ def test_links_lead_to_files_and_headings(page: Path):
         assert not anchor or anchor in anchors(target), f"{link}: no such heading"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_lines_are_at_most_110_columns(page: Path):
-    long = [line for line in page.read_text().splitlines() if len(line) > 110 and not line.startswith(LONG)]
-    assert not long
-
-
 def test_the_readme_is_one_page_with_the_test_command():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
     assert re.search(r"^python3? -m venv .*pytest", readme, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("settings", [UNetConfig, TrainConfig, ExportConfig], ids=lambda settings: settings.__name__)
-def test_api_pages_explain_each_field_of_settings(settings: type[Any]):
-    """By the comment after it, and by its help; the site's strict build demands it of all settings."""
-    pages = (ROOT / "docs/api").glob("*.md")
-    assert any(f"::: {settings.__module__}\n" in page.read_text() for page in pages)
-    plugins = griffe.load_extensions(str(ROOT / "docs/plugins.py"))
-    package = griffe.load("bbdm", search_paths=[str(ROOT)], extensions=plugins)
-    sections = package[f"{settings.__module__}.{settings.__name__}"[len("bbdm.") :]].docstring.parse("google")
-    (shown,) = (section.value for section in sections if section.kind.value == "parameters")
-    assert [each.name for each in shown] == [field.name for field in fields(settings)]
-    explained = {each.name: (each.default, each.description) for each in shown}
-    written = {"epochs": ("100", "passes over the pairs"), "model_channels": ("128", "width of the first level")}
-    written["folder"] = ("None", "where to write; out/CHECKPOINT-onnx or -compiled if left out")
-    assert explained.items() & written.items()
-
-
 @pytest.mark.nightly
 def test_the_notebook_on_volumes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As short as it goes: what it prints is not looked at."""
-    import nbclient
-    import nbformat
-
     for name, value in {"TRAIN_SECONDS": "30", "TEST_PATIENTS": "2", "SAMPLES": "2"}.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "examples/volumes.ipynb", 4)
     nbclient.NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    names = {path.name for path in (tmp_path / "out/volumes/data/test/mr").iterdir()}
-    assert len(names) == 2
-    assert names <= {path.name for path in (tmp_path / "out/volumes/results").iterdir()}
+    assert len([*(tmp_path / "out/volumes/results").glob("*.nii.gz")]) >= 2

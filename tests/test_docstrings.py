@@ -56,13 +56,8 @@ def test_entries_stand_alone(module: Path):
 
 
 def test_an_entry_that_leans_on_its_neighbour_is_found():
-    for entry, wrong in (
-        ("a, steps: as for ``_make_plan``, as are", "begins with 'as'"),
-        ("steps: and", "under 4 words"),
-        ("*steps: the number of calls, and", "full stop"),
-    ):
-        source = (
-            f'def f():\n    """Do it.\n\n    Args:\n        {entry}\n        b: what is said of it alone.\n    """\n'
-        )
-        (found,) = faults(source)
+    source = '"""Do it.\n\nArgs:\n    {}\n    b: what is said of it alone.\n"""'
+    cases = {"a: as for steps, as are.": "'as'", "a: and": "under 4 words", "*a: the number of calls, and": "stop"}
+    for entry, wrong in cases.items():
+        (found,) = faults(source.format(entry))
         assert wrong in found

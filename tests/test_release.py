@@ -50,20 +50,18 @@ def test_the_source_distribution_has_what_its_tests_need_and_nothing_built():
 
 def test_links_of_the_package_indexs_page_are_absolute(wheel: WheelBuilder):
     urls = wheel.metadata.core.urls
-    repository = urls["Homepage"]
+    repository, tag = urls["Homepage"], re.escape(f"v{bbdm.__version__}")
     assert [url for url in (*urls.values(), CITATION["repository-code"]) if not url.startswith(repository)] == []
     readme, page = (ROOT / "README.md").read_text("utf-8"), wheel.metadata.core.readme
     assert CODE.findall(page) == CODE.findall(readme)
-    links, pictures = LINK.findall(CODE.sub("", page)), re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
+    links = LINK.findall(CODE.sub("", page))
     assert len(links) == len(LINK.findall(CODE.sub("", readme)))
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
-    tag = f"v{bbdm.__version__}/"
     own = [link.removeprefix(repository) for link in links if link.startswith(repository)]
-    places = [re.fullmatch(rf"/(?:blob|raw)/{re.escape(tag)}([^#]+)(#.*)?", link) for link in own]
-    assert [match[1] for match in places if match and not (ROOT / match[1]).exists()] == []
-    assert len(places) > 10
-    assert None not in places
-    assert [picture for picture in pictures if "/blob/" in picture] == []
+    files = [re.fullmatch(rf"/(?:blob|raw)/{tag}/([^#]+)(#.*)?", link) for link in own]
+    assert len(files) > 10
+    assert [link for link, file in zip(own, files, strict=True) if not file or not (ROOT / file[1]).exists()] == []
+    assert [picture for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page) if "/blob/" in picture] == []
 
 
 def test_tests_skip_for_no_package_but_those_that_a_python_cannot_import():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from bbdm import solvers
 from bbdm.base.atomic import check_suffix
 from bbdm.base.scripts import Command
-from bbdm.base.settings import position
+from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
-from bbdm.onnx.config import ExportConfig
-from bbdm.pictures.images import sides
+from bbdm.pictures.images import Size, read_size
 from bbdm.sampling.network_config import FileConfig
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bbdm.networks.base import Network
 
 Row = tuple[str, object]
+GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of exports that are not compiled
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
@@ -101,7 +102,7 @@ class Info(Command, FileConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Command, ExportConfig):
+class Export(Command, FileConfig):
     """Export a checkpoint to ONNX: bbdm export CHECKPOINT FOLDER [flags].
 
     FOLDER, out/CHECKPOINT-onnx if left out, gets unet.onnx, step.onnx, for a latent bridge encoder.onnx and
@@ -112,7 +113,40 @@ class Export(Command, ExportConfig):
     BridgeSampler.from_checkpoint(CHECKPOINT, compiled="FOLDER/unet.pt2") loads in seconds.
     """
 
+    HEADING: ClassVar[str] = "export"
     FIRST: ClassVar[str] = "checkpoint folder dtype solver steps compiled overwrite"
+
+    checkpoint: Path = position("a file that bbdm.load_checkpoint reads")
+    folder: Path | None = position("where to write; out/CHECKPOINT-onnx or -compiled if left out", None)
+    solver: str | None = setting(None, "the checkpoint's own if unset", choices=solvers.SOLVERS)
+    steps: int | None = setting(None, "network calls; the checkpoint's or the solver's if unset", least=1)
+    dtype: Literal["fp16", "bf16", "fp32"] | None = setting(
+        None, "of weights and products; of graphs fp16 or fp32, the default; compiled, the fastest if unset"
+    )
+    pipeline: bool = setting(False, "write pipeline.onnx too: a translation in one graph")
+    quantize: Literal["int8"] | None = setting(None, "the UNet, calibrated on --calibrate")
+    calibrate: Path | None = setting(None, "folder of sources, for --quantize", metavar="PICTURES")
+    compiled: Size | None = setting(
+        None, "compile for one picture of a side, HxW or DxHxW, in place of graphs", parse=read_size, metavar="SIZE"
+    )
+    device: str | None = setting(None, "of --compiled: cpu, cuda, cuda:1, ...; cuda if unset and there is one")
+    check: bool = setting(True, "compare graphs with PyTorch")
+    overwrite: bool = setting(False, "replace FOLDER")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.compiled is not None:
+            if taken := [name for name in GRAPHS if getattr(self, name) != getattr(Export, name)]:
+                raise ValueError(f"compiled writes the network alone, and takes no {', '.join(taken)}")
+            return
+        if self.device is not None:
+            raise ValueError("device is of compiled; graphs run anywhere")
+        if self.dtype == "bf16":
+            raise ValueError("dtype bf16 is of compiled; graphs are in fp16 or fp32")
+        if (self.quantize is None) != (self.calibrate is None):
+            raise ValueError("quantize and calibrate need each other")
+        if self.quantize and self.dtype == "fp16":
+            raise ValueError("quantize leaves the rest in fp32, got dtype fp16")
 
     def run(self, network: Network | None = None) -> None:
         """Write the folder.
@@ -124,19 +158,23 @@ class Export(Command, ExportConfig):
             ValueError: the folder exists and ``overwrite`` is not set, the graphs differ from PyTorch, or a
                 setting is refused by :meth:`bbdm.BridgeSampler.from_checkpoint`.
         """
+        kind = "onnx" if self.compiled is None else "compiled"
+        folder = self.folder or Path("out") / f"{self.checkpoint.stem}-{kind}"
         if self.compiled is None:
             from bbdm.onnx.exporter import export
 
-            return export(self, network)
+            sampler = self.build_sampler(self.checkpoint, network=network, solver=self.solver, steps=self.steps)
+            dtype = "fp16" if self.dtype == "fp16" else "fp32"
+            return export(sampler, folder, dtype, self.pipeline, self.calibrate, self.check, self.overwrite)
         import torch
 
-        path = self.output / "unet.pt2"
+        path = folder / "unet.pt2"
         if path.exists() and not self.overwrite:
             raise ValueError(f"{path} exists: overwrite replaces it")
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         settings = {"network": network, "device": device, "dtype": self.dtype, "compile": True}
         sampler = self.build_sampler(self.checkpoint, **settings)
-        sampler.save_compiled(path, size=sides(self.compiled, sampler.unet.axes))
+        sampler.save_compiled(path, self.compiled)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
 
 

@@ -201,14 +201,14 @@ class App(Command, AppConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(Command, ServeConfig):
-    """Serve a network over HTTP: bbdm serve CHECKPOINT [flags].
+    """Serve a network over HTTP: bbdm serve MODEL [flags].
 
     POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver,
     steps and seed:
     curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
     """
 
-    FIRST: ClassVar[str] = "model host port replicas solver steps"
+    FIRST: ClassVar[str] = "model host port solver steps"
 
     def run(self) -> None:
         """Serve until a signal."""
@@ -230,8 +230,7 @@ class TranslateRay(Command, ClusterConfig):
     """
 
     FIRST: ClassVar[str] = (
-        "data_dir output_dir model solver steps num_samples seed image_size batch_size "
-        "workers threads address overwrite"
+        "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
     )
 
     def run(self) -> None:

@@ -170,7 +170,8 @@ class PackagedNetwork:
     def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
         """See :meth:`bbdm.networks.base.Network.body`; ValueError for another shape than the package's."""
         if x.shape != self.shape:
-            raise ValueError(f"{self.path} was saved for shape {tuple(self.shape)}, got {tuple(x.shape)}")
+            expected, got = (" x ".join(map(str, each)) for each in (self.shape, x.shape))
+            raise ValueError(f"{self.path} was saved for states of {expected}, got {got}: give another size or window")
         with self._lock:  # on CUDA the code is built for one thread at a time
             return self._body(x, embedding, *(conditions[name] for name in self._names))
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Callable
-from functools import cache
-from timeit import timeit
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from bbdm.base.machine import cpuinfo, processor
 from bbdm.networks.restore import find_dtype
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 VECTORS = ("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16", "i8mm")  # how flags of such instructions begin
-BFLOAT16_PAYS = 1.2  # bfloat16 is chosen where its convolution is faster than float32's by this factor
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of products in bfloat16, of x86 and Arm
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -34,37 +30,27 @@ def find_device(name: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(name)!r} cannot be used here: {reason}") from error
 
 
-@cache
-def bfloat16_pays(threads: int) -> bool:
-    """Whether a convolution is faster in bfloat16 here, timed once: support says nothing of the speed."""
-    del threads  # the cache's key
-
-    def probe(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-        x = torch.ones(1, 256, 16, 16, dtype=dtype).to(memory_format=torch.channels_last)
-        weight = torch.ones(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-        return lambda: F.conv2d(x, weight, padding=1)
-
-    calls = (probe(torch.float32), probe(torch.bfloat16))
-    rounds = [[timeit(call, number=1) for call in calls] for _ in range(10)]  # in turns: other load slows both
-    float32, bfloat16 = (min(seconds) for seconds in zip(*rounds, strict=True))
-    return float32 > BFLOAT16_PAYS * bfloat16
+def cpu_flags() -> set[str]:
+    """The instruction sets of the processor, by the names of Linux; empty on other systems."""
+    return {*(cpuinfo("flags") or cpuinfo("Features")).split()}
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """The fastest dtype for compiled networks on a device: bfloat16 where it pays, float32 otherwise."""
-    if device.type == "cpu":
-        return torch.bfloat16 if bfloat16_pays(torch.get_num_threads()) else torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    """The fastest dtype for compiled networks: bfloat16 where the device multiplies in it, float32 otherwise.
+
+    A CPU that has no such instructions computes in bfloat16 too, more slowly than in float32.
+    """
+    pays = not BFLOAT16.isdisjoint(cpu_flags()) if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if pays else torch.float32
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
     """What compiled code depends on: a GPU, or a processor with its instruction sets and threads."""
     if device.type != "cpu":
         return {"GPU": processor(device)}
-    flags = (cpuinfo("flags") or cpuinfo("Features")).split()
     return {
         "processor": processor(device),
-        "instruction sets": " ".join(sorted(flag for flag in flags if flag.startswith(VECTORS))),
+        "instruction sets": " ".join(sorted(flag for flag in cpu_flags() if flag.startswith(VECTORS))),
         "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "threads": torch.get_num_threads(),
     }

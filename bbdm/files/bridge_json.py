@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from bbdm import bridges
 from bbdm.base.atomic import file_sha256, short
 from bbdm.data.spec import Spec
-from bbdm.files import hub
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.config import check_endpoint
 from bbdm.pictures.images import as_size
@@ -30,21 +28,6 @@ OPTIONAL: dict[str, type] = {"endpoint": list, "images": dict, "classes": dict, 
 def conditions_of(settings: dict[str, Any]) -> ConditionsConfig:
     """The conditions besides the source; ValueError where a name or a number is out of range."""
     return ConditionsConfig(**{each.name: settings.get(each.name, {}) for each in fields(ConditionsConfig)})
-
-
-def find_export(
-    name_or_folder: str | os.PathLike[str],
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Path:
-    """The folder of an export: a repository's ``onnx/``, that of a folder, or the folder itself.
-
-    Arguments and errors are those of :func:`bbdm.files.hub.fetch`.
-    """
-    files = [f"{hub.ONNX}/{name}" for name in (SETTINGS, "unet.onnx*", "step.onnx*", "encoder.onnx*", "decoder.onnx*")]
-    folder = hub.fetch(name_or_folder, files, revision, token, cache_dir)
-    return folder / hub.ONNX if (folder / hub.ONNX / SETTINGS).is_file() else folder
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -30,12 +30,10 @@ def bridge_step(
     seeds: Tensor | None = None,
     noise: Tensor | None = None,
     mask: Tensor | None = None,
-    low: float | None = None,
-    high: float | None = None,
 ) -> None:
     """Replace the state, the estimate of the clean image and the network's input by those of the next step.
 
-    x0hat_next = p_x x + p_y y + p_pred pred, clamped if asked, then
+    x0hat_next = p_x x + p_y y + p_pred pred, then
     x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z, and the network is shown i_x x_next + i_y y.
     An argument of weight 0 has no influence: it may be NaN or uninitialised memory. Nothing is checked: the
     sampler knows its buffers.
@@ -55,15 +53,13 @@ def bridge_step(
             is not and both are missing, the CPU raises, and a GPU gives NaN: the host does not wait for it.
         noise: (B, C, H, W) z itself, in any floating dtype, in place of seeds.
         mask: (B, 1, H, W) in the dtype of ``x``, or None: x0hat becomes mask x0hat + (1 - mask) y.
-        low: the least x0hat, or None where it is not clamped.
-        high: the largest x0hat, or None where it is not clamped.
 
     Raises:
         ValueError: on a CPU, the row has noise, and there are neither seeds nor noise.
     """
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     op = _reference if eager else _bridge_step
-    op(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask, low, high)
+    op(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask)
 
 
 def _reference(
@@ -77,8 +73,6 @@ def _reference(
     seeds: Tensor | None,
     noise: Tensor | None,
     mask: Tensor | None,
-    low: float | None,
-    high: float | None,
 ) -> None:
     """The reference. It reads the row on the host, which costs nothing on a CPU."""
     index = int(step)
@@ -89,8 +83,6 @@ def _reference(
             raise ValueError(f"step {index} has noise of weight {c_z}, got neither seeds nor noise")
         z = normal(seeds, index, tuple(x.shape[1:]), SAMPLING)
     estimate = _weighted((p_x, x), (p_y, y), (p_pred, pred))
-    if low is not None or high is not None:
-        estimate.clamp_(low, high)
     if mask is not None:
         estimate = mask * estimate + (1 - mask) * y
     x.copy_(_weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)))
@@ -135,8 +127,6 @@ def _bridge_step_kernel(
     mask_ptr,  # (B, 1, H, W) as x, or None
     size,  # C H W
     pixels,  # H W
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
     CHANNELS: tl.constexpr,  # C where memory is channels_last, 0 where it is contiguous
     BLOCK: tl.constexpr,
 ):
@@ -152,8 +142,6 @@ def _bridge_step_kernel(
     y = tl.load(y_ptr + at, mask=inside)
     pred = tl.load(pred_ptr + at, mask=inside).to(x.dtype)
     x0hat = _term(p_x, x) + _term(p_y, y) + _term(p_pred, pred)
-    if LOW is not None:
-        x0hat = tl.clamp(x0hat, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)
     if mask_ptr is not None:
         offset = start + tl.arange(0, BLOCK)
         pixel = offset % pixels if CHANNELS == 0 else offset // CHANNELS
@@ -184,8 +172,7 @@ def _term(weight, value):
 
 def _launch(x: Tensor, *others: Any) -> None:
     """The kernel, on arguments that were checked."""
-    *tensors, low, high = others
-    launch(_bridge_step_kernel, x, x, *tensors, LOW=low, HIGH=high)
+    launch(_bridge_step_kernel, x, x, *others)
 
 
 if AVAILABLE:

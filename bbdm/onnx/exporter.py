@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -22,10 +22,10 @@ from bbdm.base.atomic import file_sha256
 from bbdm.data.rows import read_rows
 from bbdm.files.bridge_json import FORMAT, SETTINGS, TWO_TABLES, VERSION
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.base import Network, placed
+from bbdm.networks.base import placed
 from bbdm.networks.conditions import DIRECTION
-from bbdm.onnx import graphs, pipeline
-from bbdm.onnx.config import ExportConfig
+from bbdm.onnx import graphs
+from bbdm.onnx.pipeline import pipeline_graph, pipeline_inputs
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
@@ -38,32 +38,52 @@ EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf ho
 CALIBRATION = 8  # pictures
 
 
-def export(config: ExportConfig, network: Network | None = None) -> None:
+def export(
+    sampler: BridgeSampler,
+    folder: Path,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    pipeline: bool = False,
+    calibrate: Path | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+) -> None:
     """Write a folder of graphs, check it, and print what it holds.
 
     Args:
-        config: what is exported, and how.
-        network: the network that a file of a wrapped network is of.
+        sampler: what is exported, with its own solver and steps.
+        folder: where to write.
+        dtype: of weights and products.
+        pipeline: write ``pipeline.onnx`` too, a translation in one graph.
+        calibrate: a folder of sources, on which the network becomes one of int8.
+        check: compare the graphs with PyTorch.
+        overwrite: replace the folder where it is an export.
 
     Raises:
-        ValueError: the folder exists, or the graphs differ from PyTorch.
+        ValueError: the folder exists, the network cannot be exported so, or the graphs differ from PyTorch.
     """
-    folder = config.output
     if folder.exists() and not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} exists and is not an export: give another folder")
-    if folder.exists() and not config.overwrite:
+    if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists: overwrite replaces it")
-    sampler = load(config, network)
+    others, quantize = sampler.unet.network_config, calibrate is not None
+    if quantize:
+        check_pictures(sampler.unet.axes, "quantize")
+    if refused := others.each if quantize else others.images if sampler.codec is not None else {}:
+        what = "int8 is calibrated on sources alone" if quantize else "with a codec, exports have no images"
+        raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
+    if pipeline and _two_tables(sampler):
+        raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         written = Path(temporary) / "written"
         written.mkdir()
-        for name, model in build_graphs(config, sampler, Path(temporary)).items():
+        for name, model in build_graphs(sampler, dtype, pipeline, calibrate, Path(temporary)).items():
             _save(model, written / f"{name}.onnx")
             onnx.checker.check_model(written / f"{name}.onnx", full_check=True)
-        (written / SETTINGS).write_text(json.dumps(settings(config, sampler, written), indent=1) + "\n")
-        if config.check:
-            check(written, sampler, None if config.quantize else LIMITS[config.dtype or "fp32"])
+        kind = "int8" if quantize else dtype
+        (written / SETTINGS).write_text(json.dumps(settings(sampler, kind, written), indent=1) + "\n")
+        if check:
+            compare(written, sampler, LIMITS.get(kind))
         if folder.exists():
             folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
         written.rename(folder)
@@ -72,44 +92,32 @@ def export(config: ExportConfig, network: Network | None = None) -> None:
     print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")
 
 
-def load(config: ExportConfig, network: Network | None = None) -> BridgeSampler:
-    """The sampler of the flags; arguments and errors are those of :func:`export`."""
-    sampler = config.build_sampler(config.checkpoint, network=network, solver=config.solver, steps=config.steps)
-    if config.quantize:
-        check_pictures(sampler.unet.axes, "quantize")
-    others = sampler.unet.network_config
-    if refused := others.each if config.quantize else others.images if sampler.codec is not None else {}:
-        what = "int8 is calibrated on sources alone" if config.quantize else "with a codec, exports have no images"
-        raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
-    if config.pipeline and _two_tables(sampler):
-        raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
-    return sampler
-
-
 def _two_tables(sampler: BridgeSampler) -> bool:
     """Whether a network has two directions, which take other steps."""
     return sampler.direction is not None and sampler.bridge.turned is not sampler.bridge
 
 
-def build_graphs(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, onnx.ModelProto]:
+def build_graphs(
+    sampler: BridgeSampler, dtype: str, whole: bool, calibrate: Path | None, folder: Path
+) -> dict[str, onnx.ModelProto]:
     """The graphs by name; ``folder`` is for temporary files."""
-    dtype, codec = DTYPES[config.dtype or "fp32"], sampler.codec
-    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, dtype))}
-    if config.calibrate is not None:
-        models["unet"] = quantized(models["unet"], sampler, calibration(config.calibrate, sampler), folder)
+    kind, codec = DTYPES[dtype], sampler.codec
+    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, kind))}
+    if calibrate is not None:
+        models["unet"] = quantized(models["unet"], sampler, calibration(calibrate, sampler), folder)
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
-        models["encoder"] = graphs.codec_graph(codec.placed(CPU, dtype), decodes=False)
+        models["encoder"] = graphs.codec_graph(codec.placed(CPU, kind), decodes=False)
         models["decoder"] = graphs.codec_graph(codec, decodes=True)
-    whole = {"pipeline": pipeline.pipeline_graph(models, sampler.table, sampler._shapes)} if config.pipeline else {}
-    return {**models, "step": graphs.step_graph(sampler.unet.axes), **whole}
+    pipeline = {"pipeline": pipeline_graph(models, sampler.table, sampler._shapes)} if whole else {}
+    return {**models, "step": graphs.step_graph(sampler.unet.axes), **pipeline}
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data")
 
 
-def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict[str, Any]:
-    """The content of bridge.json for the files in a folder."""
+def settings(sampler: BridgeSampler, kind: str, folder: Path) -> dict[str, Any]:
+    """The content of bridge.json for the files in a folder, whose network is of a kind of numbers."""
     network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
     return {
         "format": FORMAT,
@@ -132,7 +140,7 @@ def settings(config: ExportConfig, sampler: BridgeSampler, folder: Path) -> dict
         "stride": shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride),  # of all axes, or of each
         "latent_stride": shapes.cell,
         "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
-        "dtype": config.quantize or config.dtype or "fp32",
+        "dtype": kind,
         "opset": graphs.OPSET,
         "versions": machine.versions(PACKAGES),
         "files": {path.name: file_sha256(path) for path in files},
@@ -202,7 +210,7 @@ def quantized(
 
 
 @torch.inference_mode()
-def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
+def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     """Print how far an export is from PyTorch in float32, relative to the largest value.
 
     Compared are the first estimate of one picture and of five, and the result: with a codec, which may choose
@@ -214,7 +222,7 @@ def check(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     exported, sampler = OnnxBridgeSampler(folder, ["CPUExecutionProvider"]), copy.copy(sampler)
     exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
     shapes, codec, found = sampler._shapes, sampler.codec, list[float]()
-    inputs, generator = pipeline.pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
+    inputs, generator = pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
     for batch in (1, 5):
         sides = [(4 + axis * batch) * step for axis, step in enumerate(shapes.stride)]
         known = graphs.sizes(batch, sides)

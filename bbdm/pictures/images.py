@@ -249,7 +249,7 @@ def check(source: Any, channels: int, axes: int) -> None:
     if not np.isfinite(largest):
         raise ValueError("source must be finite, got NaN or infinity")
     if largest > RANGE_LIMIT:
-        hint = "pass range=(0, 255) if white is 255"
+        hint = "if white is 255, pass source_values=(0, 255), target_values=(0, 255)"
         raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size: {hint}")
 
 

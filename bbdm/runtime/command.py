@@ -48,7 +48,7 @@ class Runtime(Command, GuidanceOptions):
     PROGRAM: ClassVar[str] = "python -m bbdm.runtime"
     FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
 
-    folder: Path = position("an export of `bbdm export`, or a name on the Hub")
+    folder: Path = position("an export of `bbdm export`")
     pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")
     output: Path = setting(..., "folder for the results; files of the same names are replaced", "-o")
     batch_size: int = setting(16, "pictures at once, or windows of one", "-b", least=1)
@@ -72,6 +72,8 @@ class Runtime(Command, GuidanceOptions):
         for path in self.pictures:
             if path.is_dir():
                 raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
+            if path.resolve().parent == self.output.resolve():
+                raise ValueError(f"results in {self.output} would replace a source: give another output folder")
         for stem, count in Counter(map(formats.stem_of, self.pictures)).items():
             if count > 1:
                 raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
@@ -80,24 +82,20 @@ class Runtime(Command, GuidanceOptions):
         """Translate, and print where the results are and their seeds."""
         check_folder(self.output)
         providers = None if self.provider is None else [self.provider]
-        sampler = OnnxBridgeSampler.from_pretrained(
-            self.folder, providers=providers, threads=self.threads, solver=self.solver, steps=self.steps
-        )
+        sampler = OnnxBridgeSampler(self.folder, providers, self.threads)
         ways = () if self.direction is None else (f"{DIRECTION}={self.direction}",)
         conditions = read_words((*self.condition, *ways), conditions_of(sampler.settings))
         if sampler.direction and DIRECTION in conditions:
             sampler = sampler.towards(conditions.pop(DIRECTION))
-        kind, channels = sampler.pictures, sampler.settings["image_channels"]
+        values, channels = sampler.pictures.target, sampler.settings["image_channels"]
         results: list[Path] = []
-        sources = {path.resolve() for path in self.pictures}
         for path in self.pictures:
             _ = header(path)  # before any is translated
-            suffix = formats.suffix_of_result(formats.suffix_of(path), channels, kind.target)
+            suffix = formats.suffix_of_result(formats.suffix_of(path), channels, values)
             results.append(self.output / f"{formats.stem_of(path)}{suffix}")
-            if results[-1].resolve() in sources:
-                raise ValueError(f"{results[-1]} would replace a source: give another output folder")
         seeds = resolve_seeds(self.seed, len(results))
-        count, settings = self.batch_size, {**self.call, "conditions": conditions or None}
+        chosen = {"solver": self.solver, "steps": self.steps, "conditions": conditions or None}
+        count, settings = self.batch_size, {**self.call, **chosen}
         if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large
             count, settings["batch_size"] = 1, count
         for start in range(0, len(results), count):

@@ -13,14 +13,13 @@ import onnxruntime
 
 from bbdm import bridges, solvers
 from bbdm.data.spec import Spec
-from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
+from bbdm.files.bridge_json import PIPELINE, conditions_of, read_settings
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.arrays import along
 from bbdm.networks.conditions import SOURCE
 from bbdm.pictures import images
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.loop import Inputs, Plan, Shapes, State
-from bbdm.sampling.loop import Step as Step
 from bbdm.sampling.options import Timesteps
 from bbdm.solvers import AnySolver, StepTable
 
@@ -40,13 +39,10 @@ class OnnxBridgeSampler(Sampler[Array]):
         providers: execution providers of ONNX Runtime, the preferred first, with or without options; None for
             CUDA where this ONNX Runtime has it, and else the CPU.
         threads: of the CPU provider; None for one a core.
-        solver: another solver than the one exported; see :func:`bbdm.solvers.build`.
-        steps: another number of steps, each of which is one network call.
-        timesteps: other times, in place of ``steps``.
 
     Threads may share a sampler. Attributes: ``settings``, the content of ``bridge.json``; ``bridge``;
     ``image_size``, the side or (height, width) of its training pictures, or None; ``pictures``, their values.
-    Solver and steps may change at each call.
+    Solver and steps are those exported, and may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -61,21 +57,12 @@ class OnnxBridgeSampler(Sampler[Array]):
         folder: str | os.PathLike[str],
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
-        *,
-        solver: AnySolver | None = None,
-        steps: int | None = None,
-        timesteps: Timesteps = None,
     ) -> None:
         folder = Path(folder)
         self.settings = settings = read_settings(folder)
         self.bridge = bridges.from_config(settings["bridge"])
-        available = onnxruntime.get_available_providers()
-        self.providers = [*providers] if providers else [name for name in USUAL if name in available]
-        self._names = [each if isinstance(each, str) else each[0] for each in self.providers]
-        for name in self._names:
-            if name not in available:
-                expected = f"a list of those that this onnxruntime has, {available}"
-                raise ValueError(f"providers must be {expected}, got {name!r}")
+        usual = [name for name in USUAL if name in onnxruntime.get_available_providers()]
+        self.providers: list[Any] = [*(providers or usual)]
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}")
         axes, size = settings.get("axes", 2), settings.get("image_size")
@@ -97,24 +84,7 @@ class OnnxBridgeSampler(Sampler[Array]):
             stride=along(settings["stride"], axes),
             cell=settings["latent_stride"],
         )
-        super().__init__(shapes, settings.get("calls"), solver, steps, timesteps)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_folder: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        **settings: Any,
-    ) -> OnnxBridgeSampler:
-        """A sampler of the ``onnx/`` of a repository on the Hugging Face Hub, or of a folder.
-
-        The first arguments are those of :meth:`bbdm.BridgeSampler.from_pretrained`, ``settings`` those of the
-        constructor.
-        """
-        return cls(find_export(name_or_folder, revision, token, cache_dir), **settings)
+        super().__init__(shapes, settings.get("calls"))
 
     def _session(self, path: Path, threads: int | None) -> onnxruntime.InferenceSession:
         """A graph, ready to run; ValueError where it does not load, or the first provider does not start."""
@@ -124,8 +94,10 @@ class OnnxBridgeSampler(Sampler[Array]):
             session = onnxruntime.InferenceSession(path, options, providers=self.providers)
         except Exception as error:  # of many kinds, without a common base
             raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-        if self._names[0] not in session.get_providers():
-            raise ValueError(f"{self._names[0]} did not start: its libraries are missing, or there is no such device")
+        first = self.providers[0]
+        if (first if isinstance(first, str) else first[0]) not in session.get_providers():
+            known = f"{onnxruntime.get_available_providers()}, or lacks its libraries or device"
+            raise ValueError(f"provider {first!r} did not start: it is none of {known}")
         return session
 
     # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -19,7 +18,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm import solvers
-from bbdm.base import sizes
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
@@ -29,7 +27,7 @@ from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import Distribution, sample_seeds
 from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step, parts
-from bbdm.sampling.options import USUAL, Options, Seed, Timesteps, WindowOptions
+from bbdm.sampling.options import USUAL, GuidanceOptions, Options, Seed, Timesteps
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import AnySolver, StepTable
 
@@ -44,42 +42,39 @@ AT_ONCE = 16  # windows in a network call, or results of a distribution, where n
 PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Array = TypeVar("Array")
 Files = Image.Image | str | os.PathLike[str] | list[Any]
-SETTABLE = ("image_size", "pictures", "origin")
 
 
 class Sampler(Loop, Generic[Array]):
     """Translates images, as ``Array``; a subclass says how the network is called and a step is done.
 
-    Public attributes cannot be set, except ``image_size``, ``pictures`` and ``origin``.
-
     Args:
         shapes: what the network takes.
         calls: the network calls that the network was distilled for, if any.
-        solver: the solver of calls that give none.
-        steps: the number of steps of calls that give none.
-        timesteps: the times of calls that give none.
+        solver: the solver of calls that give none, as ``steps`` and ``timesteps`` are.
     """
 
     bridge: Bridge
+    axes: int  # spatial, of what is translated: 2 of pictures, 3 of volumes
     direction: Direction | None = None  # of calls that say none, where the network has two
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
     _table: Callable[[AnySolver | None, int | None, Timesteps], tuple[str, StepTable]]  # of a solver, with its name
-    _fixed = False  # whether public attributes refuse to be set
 
     def __init__(
-        self, shapes: Shapes, calls: int | None, solver: AnySolver | None, steps: int | None, timesteps: Timesteps
+        self,
+        shapes: Shapes,
+        calls: int | None,
+        solver: AnySolver | None = None,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
     ) -> None:
-        self.calls = calls
-        self._shapes = shapes
+        self.calls, self._shapes, self.axes = calls, shapes, len(shapes.stride)
         self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
-        self._thread = threading.local()
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
         self._plans = Recent(self._make_plan, KEPT)
-        self._own = self._make_plan(solver, steps, self._settings.timesteps, None)
-        self._fixed = True
+        self._own = self._make_plan(solver, steps, self._settings.timesteps)
 
     def towards(self, direction: Direction) -> Self:
         """The sampler of a direction of a network of two, as calls with ``direction`` take it.
@@ -96,18 +91,13 @@ class Sampler(Loop, Generic[Array]):
         other = self._other
         if other is None:
             other, own = copy(self), self._settings
-            vars(other).update(_fixed=False, bridge=self.bridge.turned)
+            other.bridge = self.bridge.turned
             Sampler.__init__(other, self._shapes, self.calls, own.solver, own.steps, own.timesteps)
-            vars(other).update(direction=direction, _thread=self._thread, _other=self)
+            vars(other).update(direction=direction, _other=self)
             self._other = other
         if direction == DIRECTIONS[1]:
             vars(other).update(image_size=self.image_size, origin=self.origin, pictures=self.pictures.turned)
         return other
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self._fixed and not name.startswith("_") and name not in SETTABLE:
-            raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
-        super().__setattr__(name, value)
 
     @property
     def table(self) -> StepTable:
@@ -119,16 +109,6 @@ class Sampler(Loop, Generic[Array]):
         """The solver of calls that give none."""
         return self._own.solver
 
-    @property
-    def axes(self) -> int:
-        """The spatial axes of what is translated: 2 of pictures, 3 of volumes."""
-        return len(self._shapes.stride)
-
-    @property
-    def last_seeds(self) -> tuple[int, ...]:
-        """The seed of each source in this thread's last call. Empty before the first call."""
-        return getattr(self._thread, "seeds", ())
-
     @overload
     def __call__(self, source: Array, seed: Seed = None, **options: Any) -> Array: ...
     @overload
@@ -139,19 +119,20 @@ class Sampler(Loop, Generic[Array]):
         """Translate images.
 
         Args:
-            source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, C), of uint8 or of floats
-                in ``range``; a picture; a path; or a list of these, mixed, of any sizes, in which tensors are
-                (C, H, W). It has the source's channels, which may be others than the result's. A file of a
-                volume is translated by its slices, which share a seed. Where the network has three axes, H, W
-                is D, H, W here and below; a NumPy array is (D, H, W) or (C, D, H, W).
+            source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, C), of uint8 or of floats;
+                a picture; a path; or a list of these, mixed, of any sizes, in which tensors are (C, H, W).
+                Floats are in [-1, 1], or of ``source_values``. It has the source's channels, which may be
+                others than the result's. A file of a volume is translated by its slices, which share a seed.
+                Where the network has three axes, H, W is D, H, W here and below; a NumPy array is (D, H, W)
+                or (C, D, H, W).
             seed: source i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
-                image at every batch size. None draws one; see ``last_seeds``.
+                image at every batch size. None draws one.
             options: those of :class:`~bbdm.sampling.options.Options`, such as ``steps=10`` or ``window=256``;
                 others are conditions by their names, such as ``style="comic"``. A network of two directions
                 has ``direction``, ``"AtoB"`` if it is left out, or ``"BtoA"``, for all of a call.
 
         Returns:
-            Each result has the type of its source, its floats clamped to ``range``. A path gives a picture:
+            Each result has the type of its source, its floats clamped to [-1, 1]. A path gives a picture:
             Pillow's where the network knows 8 bits, else a :class:`~bbdm.pictures.picture.Picture`, an array
             (C, H, W) of the target's values with the source's geometry. A single picture or path gives a list
             of one.
@@ -208,10 +189,9 @@ class Sampler(Loop, Generic[Array]):
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
         self, o, sources, groups = self._call(source, None, options, split=False)
         seeds, only = sample_seeds(seed, sources.count, samples), self._shapes.only
-        self._thread.seeds = tuple(each[0] for each in seeds)
         found = Distribution(sources, seeds, keep)
         for group in groups:
-            alone = only[0] if only and group.windows is None else None
+            alone = only if group.windows is None else None
             size = alone or o.batch_size or min(AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.size)))
             fill = self._shapes.fill and group.windows is None
             for whole in group.split(alone or max(1, size // samples), fill):
@@ -226,7 +206,7 @@ class Sampler(Loop, Generic[Array]):
         return found
 
     def window_grid(
-        self, options: WindowOptions, size: Sequence[int] | None = None, batch_size: int | None = None
+        self, options: GuidanceOptions, size: Sequence[int] | None = None, batch_size: int | None = None
     ) -> WindowGrid | None:
         """How a call cuts pictures of a size, or any that are larger than a window; None where it does not.
 
@@ -237,18 +217,16 @@ class Sampler(Loop, Generic[Array]):
                 for the network's number, or 16.
 
         Raises:
-            ValueError: window or margin does not fit the network, or the network takes another size alone.
+            ValueError: window or margin does not fit the network.
         """
-        shapes, only = self._shapes, self._shapes.only
+        shapes = self._shapes
         window = self.pictures.crop if options.window == "auto" else options.window
         if window is None:
             return None
         lengths = check_windows(window, options.overlap, options.margin, shapes.stride)
         if lengths is None or (size and all(side <= length for side, length in zip(size, lengths, strict=True))):
             return None
-        if only is not None and only[1:] != lengths:
-            raise ValueError(f"window must be {only[1:]}, which this network takes alone, got {window}")
-        at_once = only[0] if only else min(batch_size or AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(lengths)))
+        at_once = shapes.only or min(batch_size or AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(lengths)))
         cells, unit = (tuple(side // shapes.cell for side in each) for each in (lengths, shapes.stride))
         return WindowGrid(cells, options.overlap, -(-options.margin // shapes.cell), unit, at_once, shapes.fill)
 
@@ -260,24 +238,17 @@ class Sampler(Loop, Generic[Array]):
         if steps is timesteps is None and solver != "mean" and not isinstance(solver, StepTable):
             steps, timesteps = own.steps, None if callable(solver) else own.timesteps
         key: Any = solver or own.solver, steps, timesteps
-        return self._own if key == (own.solver, own.steps, own.timesteps) else self._plans.get(key, *key, self._own)
+        return self._plans.get(key, *key, self._own)
 
-    def _make_plan(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps, own: Plan | None) -> Plan:
+    def _make_plan(
+        self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps, own: Plan | None = None
+    ) -> Plan:
         """The plan of a solver; the sampler's own one where it has the same table."""
         name, table = self._table(solver, steps, timesteps)
         if own is not None and name == own.solver and table.description() == own.table.description():
             return own
         solvers.check_calls(self.calls, name, table)
         return Plan(name, table, table.timesteps.tolist(), self._load(table))
-
-    def _scale(self, o: Options) -> Scale:
-        """The channels and values of a call's sources and results: here alone they are decided."""
-        kind, stored = self.pictures, o.source_values is not None or o.target_values is not None
-        if stored:
-            kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
-        return Scale(
-            self.array, self.noun, self._shapes.source_channels, o.range, kind, stored, len(self._shapes.stride)
-        )
 
     def _call(
         self, source: Any, seed: Seed, options: Mapping[str, Any], split: bool = True
@@ -288,9 +259,12 @@ class Sampler(Loop, Generic[Array]):
             given = o.conditions or {}
             direction = read_direction(given.get(DIRECTION, self.direction))
             self, o = self.towards(direction), replace(o, conditions={**given, DIRECTION: direction})
-        plan, mask, conditions = self._plan(o), None, {}
+        plan, kind, mask, conditions = self._plan(o), self.pictures, None, {}
         guidance = None if o.guidance is None else read_guidance(shapes.conditions, o.guidance)
-        sources = read_sources(source, scale := self._scale(o))
+        if stored := not o.source_values is o.target_values is None:
+            kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
+        scale = Scale(self.array, self.noun, shapes.source_channels, kind, stored, self.axes)
+        sources = read_sources(source, scale)
         groups, owners, first = sources.groups, sources.owners, sources.groups[0][1]
         seeds = resolve_seeds(seed, sources.count) if split else [0] * sources.count
         if len(groups) > 1:
@@ -305,19 +279,14 @@ class Sampler(Loop, Generic[Array]):
             mask = read_mask(o.mask, scale, first)
         if o.conditions is not None or shapes.conditions.each:
             conditions = read_conditions(o.conditions, shapes.conditions, first, owners)
-        self._thread.seeds = tuple(seeds)
         batches: list[Batch] = []
         for indices, array in groups:
             rows = {name: value if len(groups) == 1 else value[indices] for name, value in conditions.items()}
             windows = self.window_grid(o, size := tuple(array.shape[2:]), o.batch_size)
             own = [seeds[owners[i]] for i in indices]
             batch = Batch(plan, indices, array, own, o.noise, mask, rows, windows, guidance)
-            only = shapes.only if windows is None else None
-            if only is not None and shapes.padded(size) != only[1:]:
-                expected, got = sizes.shown(only[1:]), sizes.shown(size)
-                raise ValueError(f"this network takes pictures of {expected} only, got {got}: give window={only[1:]}")
             if self.image_size is not None and self.pictures.crop is None and windows is None:
                 images.warn_of_scale(self.image_size, *size)
-            count = only[0] if only else o.batch_size
+            count = o.batch_size if windows is not None else shapes.only or o.batch_size
             batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
         return self, o, sources, batches

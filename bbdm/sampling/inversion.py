@@ -15,7 +15,7 @@ from bbdm.codec import Codec
 from bbdm.kernels import philox
 from bbdm.networks.arrays import padded
 from bbdm.sampling.base import Sampler
-from bbdm.sampling.options import Options, Seed, Timesteps
+from bbdm.sampling.options import Seed, Timesteps
 from bbdm.sampling.sources import Sources, read_sources
 from bbdm.solvers import StepTable
 
@@ -69,9 +69,9 @@ class Inverting(Sampler[torch.Tensor]):
             ValueError: target and source have other numbers or sizes, or there are fewer than 2 steps.
         """
         way_back = {"solver": lambda bridge, _: inversion(bridge, timesteps, steps)[0]}
-        self, o, sources, batches = self._call(source, 0, options | way_back)
+        self, _, sources, batches = self._call(source, 0, options | way_back)
         _, row, count = inversion(self.bridge, timesteps, steps)
-        x0, states = self._targets(target, sources, o), []
+        x0, states = self._targets(target, sources), []
         for batch in batches:
             inputs = self._inputs(batch)
             rows = batch.indices + batch.indices[-1:] * (len(batch.source) - len(batch.indices))
@@ -89,12 +89,10 @@ class Inverting(Sampler[torch.Tensor]):
         noise[row] = state
         return noise
 
-    def _targets(self, target: Any, sources: Sources, o: Options) -> torch.Tensor:
+    def _targets(self, target: Any, sources: Sources) -> torch.Tensor:
         """(B, C, H, W) targets in [-1, 1], as many as there are sources and of their size."""
-        scale = self._scale(o)
-        kind = replace(scale.kind, source=scale.kind.target, neighbours=0)
-        scale = replace(scale, channels=self._shapes.image_channels, kind=kind)
-        targets = read_sources(target, scale)
+        kind = replace(sources.scale.kind, source=sources.scale.kind.target, neighbours=0)
+        targets = read_sources(target, replace(sources.scale, channels=self._shapes.image_channels, kind=kind))
         sizes = [[f"{len(i)} of {tuple(images.shape[2:])}" for i, images in each.groups] for each in (sources, targets)]
         if len(sizes[0]) > 1 or sizes[0] != sizes[1]:
             found = " and ".join(", ".join(each) for each in sizes)

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from bbdm.networks.arrays import in_channels
 from bbdm.networks.base import SOURCE
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import Picture, formats, write
-from bbdm.pictures.values import check_finite, scaled_present
+from bbdm.pictures.values import scaled_present
 from bbdm.sampling.loop import Batch, Inputs, Plan, State
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -78,19 +77,6 @@ class FileArray:
             os.fsync(file.fileno())
 
 
-class SourceFile(FileArray):
-    """A source (1, C, H, W), padded, of stored values; it is read in [-1, 1], -1 where there is none."""
-
-    def __init__(self, folder: Path, source: Strips, size: Sequence[int]) -> None:
-        super().__init__(folder / "source", (1, source.shape[0], *size), source.dtype)
-        self.absent = FileArray(folder / "absent", size, np.bool_) if source.masked else None
-        self.values = cache(source.values)
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        missing = False if self.absent is None else self.absent[index[-2:]].numpy()
-        return torch.from_numpy(scaled_present(self.values(), self.mapped()[index][0], missing))[None]
-
-
 def folder_of(result: Path) -> Path:
     """The folder of the states of a result, which one process at a time locks."""
     return result.with_name(f".{result.name}.steps")
@@ -101,10 +87,12 @@ def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid |
     grid = sampler._shapes.grid(size)
     channels = sampler._shapes.source_channels * (1 if sampler.codec is None else 2)  # and the result
     values = math.prod(size) * SOURCE_BYTES * channels + math.prod(grid) * STATE_BYTES * sampler.unet.channels
-    if windows is None:
-        return values
-    count = math.prod(len(side.starts) for side in windows.sides(grid))
-    return values + min(count, windows.at_once) * _window_bytes(sampler, windows)
+    count = 0 if windows is None else min(windows.at_once, _count(windows, grid))
+    return values + (_window_bytes(sampler, windows) * count if windows else 0)
+
+
+def _count(windows: WindowGrid, size: Sequence[int]) -> int:
+    return math.prod(len(side.starts) for side in windows.sides(size))
 
 
 def _window_bytes(sampler: BridgeSampler, windows: WindowGrid) -> int:
@@ -124,7 +112,7 @@ class LargePicture(BridgeSampler):
         report: called with the number of network calls that are done, and of all, after each and while files
             are written. What it raises ends the work.
 
-    Attributes: ``disk``, the bytes of files between two steps.
+    Attributes: ``disk``, the bytes of files at most.
 
     Raises:
         ValueError: the source must be decoded whole, or windows do not fit into the memory; the network is
@@ -140,11 +128,10 @@ class LargePicture(BridgeSampler):
         memory: int,
         report: Callable[[int, int], Any] = lambda done, total: None,
     ) -> None:
-        vars(self).update(vars(sampler), _fixed=False)
+        vars(self).update(vars(sampler))
         self._source, self._report, self._done = source, report, 0
-        self._size = self._shapes.grid(source.shape[1:])
-        self._check(memory)
-        plan, channels = self._plan(), source.shape[0]
+        self._check(memory // 2)
+        self._size, channels, plan = self._shapes.grid(source.shape[1:]), source.shape[0], self._plan()
         height, width = self._size
         window, row = _window_bytes(self, windows), width * ROW_BYTES * (self.unet.channels + channels)
         if memory < (least := 2 * window + 4 * row):
@@ -155,33 +142,27 @@ class LargePicture(BridgeSampler):
             )
         rows = min(height, memory // 4 // row)
         self._rows = rows - rows % TALL or rows  # that are handled at once
-        self._windows = replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
-        self._batch = Batch(plan, [0], None, [seed], windows=self._windows)
+        windows = replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
+        self._batch = Batch(plan, [0], None, [seed], windows=windows)
         cut = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
         self._decides = {"table": plan.table.description(), "seed": seed, "windows": cut}  # of what states are
-        count = math.prod(len(side.starts) for side in windows.sides(self._size))
-        self._total = -(-count // self._windows.at_once) * len(plan.times)
-        self._history = bool((plan.table.rows[:, C_H] != 0).any())
-        self._same = bool((plan.table.inputs == (1, 0)).all())  # the network is shown the state itself
-        files = 2 * (1 + self._history + (not self._same)) + 1  # states before and after a step, and predictions
-        state = self.unet.channels * self._like.dtype.itemsize
-        self.disk = height * width * (state * files + channels * source.dtype.itemsize + source.masked)
+        self._total = -(-_count(windows, self._size) // windows.at_once) * len(plan.times)
+        # A state is x, an estimate that a row reads, and what the network sees where that is not x.
+        wanted = {"x": True, "x0hat": plan.table.rows[:, C_H].any(), "inputs": (plan.table.inputs != (1, 0)).any()}
+        self._names = [name for name, is_wanted in wanted.items() if is_wanted]
+        values = self.unet.channels * (2 * len(self._names) + 1)  # before and after a step, and predictions
+        largest = max(self._like.itemsize, np.dtype(self.pictures.target.dtype).itemsize)  # of the result, twice, too
+        self.disk = height * width * (largest * values + 4 * channels + source.masked)
 
     def _check(self, memory: int) -> None:
         """Raise ValueError where the source needs more memory, or windows of it are not all that is seen."""
         if self.codec is not None:
+            raise ValueError("only networks of image space translate pictures larger than memory, and this has latents")
+        if self._source.decoded > memory:
             raise ValueError(
-                "pictures larger than memory are translated by networks of image space, and this has latents"
+                f"it must be decoded whole, which needs {amount(self._source.decoded)}, and half of the memory, "
+                f"{amount(memory)}, is for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
             )
-        if self._source.decoded > memory // 2:
-            raise ValueError(
-                f"it must be decoded whole, which needs {amount(self._source.decoded)}, and half of the "
-                f"{amount(memory)} of memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts "
-                "are read"
-            )
-        if self.unet.network_config.each:
-            kinds = self.unet.network_config.described
-            raise ValueError(f"a picture larger than memory has no conditions, and the network has {kinds}")
         source = torch.zeros(1, self._shapes.source_channels, *self._shapes.stride, device=self.device)
         if self._shapes.shown and self.unet.prepared({SOURCE: source}, self._shapes.stride).get(SOURCE) is not source:
             raise ValueError("the network prepares the whole source, which a picture larger than memory has not")
@@ -211,22 +192,29 @@ class LargePicture(BridgeSampler):
         """
         if formats.suffix_of(path) not in SUFFIXES:
             raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
-        batch, steps = self._batch, len(self._batch.plan.times)
+        batch, windows, steps = self._batch, self._batch.windows, len(self._batch.plan.times)
+        assert windows is not None
         self._folder, self._about = folder_of(path), manifest.as_json({**about, **self._decides})
         with locked(self._folder, patience=0, remove=True):
             done = self._resumed()
-            self._check_free(self.disk, "the state of this picture")
-            source = SourceFile(self._folder, self._source, self._size)
+            there = sum(file.stat().st_size for file in self._folder.iterdir())
+            if self.disk > (free := shutil.disk_usage(self._folder).free + there):
+                raise OSError(
+                    f"the state of this picture in {self._folder} needs {amount(self.disk)}, and the disk has "
+                    f"{amount(free)}: free {amount(self.disk - free)} there, or give another output_dir"
+                )
+            source = FileArray(self._folder / "source", (1, self._source.shape[0], *self._size), np.float32)
+            absent = FileArray(self._folder / "absent", self._size, np.bool_) if self._source.masked else None
             state = None if done is None else self._state(done)
             self._done = (done or 0) * self._total // steps
             if state is None:
-                self._copy(source)
+                self._copy(source, absent)
             seen = {SOURCE: source} if self._shapes.shown else {}
-            weights = [self._array(each) for each in self._windows.weights(self._size)]
+            weights = [self._array(each) for each in windows.weights(self._size)]
             inputs = Inputs(source, [seen], self._array(np.array(batch.seeds)), weights=weights)
             for _ in self._states(batch, inputs, state, done or 0):
                 pass
-            write(path, self._result(source.absent, self._state(steps).x))
+            write(path, self._result(absent, self._state(steps).x))
 
     def _resumed(self) -> int | None:
         """The steps that are done, None where not even the first state is; files of other work go."""
@@ -245,45 +233,36 @@ class LargePicture(BridgeSampler):
             elif file.name not in (LOCK, *names):
                 file.unlink()
 
-    def _check_free(self, needed: int, what: str) -> None:
-        """Raise OSError where the disk has less than some bytes besides the files of the folder."""
-        there = sum(file.stat().st_size for file in self._folder.iterdir())
-        if needed > (free := shutil.disk_usage(self._folder).free + there):
-            raise OSError(
-                f"{what} in {self._folder} needs {amount(needed)}, and the disk has {amount(free)}: "
-                f"free {amount(needed - free)} there, or give another output_dir"
-            )
-
-    def _copy(self, source: SourceFile) -> None:
-        """Write the source, checked; past its edge, the last pixels are repeated."""
-        height, right = self._source.shape[1], self._size[1] - self._source.shape[2]
-        for array in (source, source.absent):
+    def _copy(self, source: FileArray, absent: FileArray | None) -> None:
+        """Write the source in [-1, 1], checked; past its edge, the last pixels are repeated."""
+        height, right, values = self._source.shape[1], self._size[1] - self._source.shape[2], self._source.values()
+        for array in (source, absent):
             if array is not None:
                 array.create()
         for rows in self._blocks(self._size[0]):
             inner = slice(min(rows.start, height - 1), min(rows.stop, height))
             stored, missing = self._source.read(inner)
-            check_finite(stored, missing)
+            scaled = scaled_present(values, stored, missing)
             edges = (0, rows.stop - rows.start - stored.shape[1]), (0, right)
-            source[:, :, rows] = np.pad(stored, [(0, 0), *edges], mode="edge")
-            if source.absent is not None:
-                source.absent[rows] = np.pad(missing, edges, mode="edge")
-        _ = source.values()
+            source[:, :, rows] = np.pad(scaled, [(0, 0), *edges], mode="edge")
+            if absent is not None:
+                absent[rows] = np.pad(missing, edges, mode="edge")
         self._source.forget()  # it is not decoded again
+
+    def _files(self, done: int) -> dict[str, FileArray]:
+        """The files of the state after a number of steps."""
+        shape, dtype = (1, self.unet.channels, *self._size), str(self._like.dtype).removeprefix("torch.")
+        return {name: FileArray(self._folder / f"{name}.{done}", shape, dtype) for name in self._names}
 
     def _state(self, done: int) -> State:
         """The state after a number of steps."""
-        shape, dtype = (1, self.unet.channels, *self._size), str(self._like.dtype).removeprefix("torch.")
-        x, x0hat, inputs = (FileArray(self._folder / f"{n}.{done}", shape, dtype) for n in ("x", "x0hat", "inputs"))
-        return State(x, x0hat if self._history else None, x if self._same else inputs)
+        files = self._files(done)
+        return State(files["x"], files.get("x0hat"), files.get("inputs", files["x"]))
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """One row of the table, block by block, into new files: after a kill, the others are there yet."""
         table, row = (plan.loaded[1], len(plan.times) - 1) if state is None else (plan.loaded[0], index)
-        following, noisy = self._state(index + 1), float(table[row, C_Z]) != 0
-        outputs = {name: array for name, array in vars(following).items() if array is not None}
-        if self._same:
-            del outputs["inputs"]  # which is the state
+        outputs, noisy = self._files(index + 1), float(table[row, C_Z]) != 0
         for array in outputs.values():
             array.create()
         for rows in self._blocks(self._size[0]):
@@ -303,7 +282,7 @@ class LargePicture(BridgeSampler):
             array.sync()
         manifest.write(self._folder / MARKER, {"about": self._about, "done": index + 1})
         self._keep([MARKER, "source", "absent", *(array.path.name for array in outputs.values())])
-        return following
+        return self._state(index + 1)
 
     def _block(self, array: Any, index: Any) -> torch.Tensor:
         return array[index].to(self.device, self._like.dtype).contiguous()
@@ -326,7 +305,6 @@ class LargePicture(BridgeSampler):
         """The result in stored values, of the last state; mapped into memory from a file."""
         kind, height, width = self.pictures, *self._source.shape[1:]
         result = FileArray(self._folder / "result", (state.shape[1], height, width), kind.target.dtype)
-        self._check_free(state.nbytes + 2 * result.nbytes, "the result of this picture and its state")
         result.create()
         placed: Picture | None = None
         for rows in self._blocks(height):

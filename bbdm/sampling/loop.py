@@ -37,7 +37,7 @@ class Shapes:
     shown: bool  # whether the network sees the source
     stride: tuple[int, ...]  # of each axis; the sides of pictures are padded to multiples of it
     cell: int = 1  # pixels of a picture along one value of the bridge's space
-    only: tuple[int, ...] | None = None  # the only (number, height, width) of pictures or windows that it takes
+    only: int | None = None  # the only number of pictures or windows at once that it takes, all of one size
     fill: bool = False  # repeat the last image where a batch is short, so that all batches have one size
 
     def padded(self, size: Sequence[int]) -> tuple[int, ...]:

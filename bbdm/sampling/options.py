@@ -5,7 +5,6 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -20,9 +19,7 @@ from bbdm.solvers import AnySolver
 
 Seed = Any  # an integer, a sequence of them, or None
 Timesteps = str | Iterable[float] | None
-Range = tuple[float, float]  # the values of black and white in arrays of floats
 Window = Size | Literal["auto"] | None
-UNIT: Range = (-1.0, 1.0)
 
 
 def read_window(text: str) -> Any:
@@ -31,13 +28,17 @@ def read_window(text: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowOptions:
-    """On which windows of larger pictures a network is called.
+class GuidanceOptions:
+    """On which windows of larger pictures a network is called, and how its predictions are guided.
 
     Each step is one of the whole picture, made of the predictions of all windows. With the reach of a network
     as ``margin``, one that knows no statistics of the picture, such as attention or GroupNorm, the result is
     that of whole pictures. ``window`` is a multiple of the network's stride, a side or (height, width), None
     for whole pictures; ``overlap`` is above 0 and at most 0.9.
+
+    ``guidance`` is how far predictions go from those without conditions (0) past those with them (1), or so
+    for each condition by name; see :mod:`bbdm.networks.guidance`. The network was trained to be without them
+    at times. A step evaluates one image more for each, in one batch.
 
     Raises:
         ValueError: a number is out of range.
@@ -51,6 +52,9 @@ class WindowOptions:
     )
     overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
     margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing")
+    guidance: float | dict[str, float] | None = setting(
+        None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
+    )
 
     def __post_init__(self) -> None:
         check_windows(None, self.overlap, self.margin, (1, 1))
@@ -58,29 +62,12 @@ class WindowOptions:
     @property
     def call(self) -> dict[str, Any]:
         """The options of windows and guidance that are not the usual ones, as keywords of a call."""
-        values = {each.name: (getattr(self, each.name, each.default), each.default) for each in fields(GuidanceOptions)}
-        return {name: value for name, (value, usual) in values.items() if value != usual}
+        values = ((each, getattr(self, each.name)) for each in fields(GuidanceOptions))
+        return {each.name: value for each, value in values if value != each.default}
 
     def window_of(self, crop: Size | None) -> Size | None:
         """The window for a network that was trained on crops, if any; None for whole pictures."""
         return crop if self.window == "auto" else self.window
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidanceOptions(WindowOptions):
-    """Windows, and how predictions are guided; see :mod:`bbdm.networks.guidance`.
-
-    ``guidance`` is how far predictions go from those without conditions (0) past those with them (1), or so
-    for each condition by name. The network was trained to be without them at times. A step evaluates one
-    image more for each, in one batch.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-
-    guidance: float | dict[str, float] | None = setting(
-        None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,9 +79,9 @@ class Options(GuidanceOptions):
         steps: for this call; each is one network call. None for the sampler's own. Tables of the last few
             solvers and steps are kept.
         timesteps: the times of this call, in place of ``steps``.
-        range: of floats in arrays and tensors, such as (0, 1); results have it too.
-        source_values: the :class:`~bbdm.pictures.values.Values` of sources, or text such as ``0:4095``. Then
-            arrays and tensors hold such values. None for those of training, which files have.
+        source_values: the :class:`~bbdm.pictures.values.Values` of sources, (low, high), or text such as
+            ``0:4095``. Then arrays and tensors hold such values, and results those of the target. None for
+            those of training, which files have, and for floats in [-1, 1].
         target_values: the values of results, in place of those of training.
         mask: where the target is made, for inpainting; elsewhere the source stays, in the target's channels
             where it has others. A picture, a path, an (H, W) array, white or 1 where it is made, or (B, 1, H,
@@ -118,7 +105,6 @@ class Options(GuidanceOptions):
     solver: AnySolver | None = None
     steps: int | None = None
     timesteps: Timesteps = None
-    range: Range = UNIT
     source_values: ValuesLike = None
     target_values: ValuesLike = None
     mask: Any = None
@@ -133,14 +119,6 @@ class Options(GuidanceOptions):
             object.__setattr__(self, "timesteps", tuple(self.timesteps))
         for name in ("source_values", "target_values"):
             object.__setattr__(self, name, as_values(getattr(self, name)))
-        if self.range != UNIT:
-            try:
-                low, high = (float(each) for each in self.range)
-            except (TypeError, ValueError):
-                low = high = 0.0
-            if not -math.inf < low < high < math.inf:
-                raise ValueError(f"range must be (low, high) with low < high, got {self.range!r}")
-            object.__setattr__(self, "range", (low, high))
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 

@@ -27,7 +27,6 @@ from bbdm.networks.base import SOURCE, Body, Network, check_network, placed
 from bbdm.pictures import images
 from bbdm.sampling.inversion import Inverting
 from bbdm.sampling.loop import Batch, Callback, Inputs, Plan, Shapes, State
-from bbdm.sampling.loop import Step as Step
 from bbdm.sampling.options import Timesteps
 from bbdm.solvers import AnySolver, StepTable
 
@@ -51,7 +50,6 @@ class BridgeSampler(Inverting):
         calls: the network calls that the network was distilled for, which become the default; other
             settings give a warning. None for any number.
         defaults: what the network's file says of solver, steps and calls, in place of ``calls``.
-        clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
         dtype: of the network's computation, such as ``"bf16"`` or ``torch.bfloat16``; None for its own, or
             for the fastest on the device with ``compile``. The state is float32 (float64 for a float64
@@ -63,9 +61,9 @@ class BridgeSampler(Inverting):
             It holds machine code: load only your own.
 
     Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, which are
-    fixed; ``image_size``, the side or (height, width) of its training pictures, or None where no checkpoint
-    gives it; ``pictures``, their values; ``origin``, the network's file and what it says of its training
-    pairs, or None where it is not known. Solver and steps may change at each call.
+    not to be changed; ``image_size``, the side or (height, width) of its training pictures, or None where no
+    checkpoint gives it; ``pictures``, their values; ``origin``, the network's file and what it says of its
+    training pairs, or None where it is not known. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: there is no such package.
@@ -85,7 +83,6 @@ class BridgeSampler(Inverting):
         codec: Codec | None = None,
         calls: int | None = None,
         defaults: solvers.Defaults | None = None,
-        clamp: tuple[float, float] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,
@@ -94,14 +91,12 @@ class BridgeSampler(Inverting):
         check_network(unet)
         weight = next(unet.parameters())
         self.device = weight.device if device is None else find_device(device)
-        if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
-            raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
         bridge.check()
         check_codec(unet, codec)
         check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
         self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
-        self.bridge, self.clamp, self.compile = bridge, clamp, compile
+        self.bridge, self.compile = bridge, compile
         self._defaults = defaults or solvers.Defaults(calls=calls)
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self.unet = network = unet if self.package else placed(unet, self.device, self.dtype)
@@ -113,13 +108,8 @@ class BridgeSampler(Inverting):
         self._body: Body = self.package or (Compiled(network.body, self.device) if compile else network.body)
         captures = self.device.type == "cuda" and (compile or self.package is not None)
         self._graphs = Graphs(self.device) if captures else None
-        super().__init__(self._shapes_of(unet, codec), self._defaults.calls, solver, steps, timesteps)
-
-    def _shapes_of(self, unet: Network, codec: Codec | None) -> Shapes:
-        """What the network takes, with a codec or as a package."""
         cell = 1 if codec is None else codec.stride
-        package = None if self.package is None else self.package.shape
-        return Shapes(
+        shapes = Shapes(
             source_channels=unet.source_channels if codec is None else codec.image_channels,
             image_channels=unet.channels if codec is None else codec.image_channels,
             channels=unet.channels,
@@ -128,9 +118,10 @@ class BridgeSampler(Inverting):
             shown=unet.condition_channels > 0,
             stride=tuple(step * cell for step in unet.strides),
             cell=cell,
-            only=None if package is None else (package[0], *(side * cell for side in package[2:])),
-            fill=self.compile or package is not None,  # cheaper than to compile for a short batch
+            only=None if self.package is None else self.package.shape[0],
+            fill=compile or self.package is not None,  # cheaper than to compile for a short batch
         )
+        super().__init__(shapes, self._defaults.calls, solver, steps, timesteps)
 
     @classmethod
     def from_checkpoint(
@@ -150,7 +141,7 @@ class BridgeSampler(Inverting):
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
         :func:`~bbdm.files.checkpoint.load_checkpoint`. ``ema`` takes the averaged weights where the file has
         both. A file of a wrapped network has its weights only: give it as ``network``, which is copied.
-        ``settings`` are those of the constructor: ``solver``, ``steps``, ``timesteps``, ``clamp``,
+        ``settings`` are those of the constructor: ``solver``, ``steps``, ``timesteps``,
         ``device``, ``dtype``, ``compile`` and ``compiled``.
         """
         found = load_checkpoint(path, num_steps, c_lambda, codec, config)
@@ -197,9 +188,7 @@ class BridgeSampler(Inverting):
         """Push to the Hugging Face Hub; see :func:`bbdm.files.pretrained.push_to_hub`. Returns the commit."""
         return pretrained.push_to_hub(self, name, **settings)
 
-    def save_compiled(
-        self, path: str | os.PathLike[str], batch_size: int = 1, size: tuple[int, ...] | None = None
-    ) -> None:
+    def save_compiled(self, path: str | os.PathLike[str], size: images.Size, batch_size: int = 1) -> None:
         """Compile the network into a package, from which a new process starts in seconds.
 
         The package fits these weights, this machine with its number of threads, and this version of torch:
@@ -207,23 +196,20 @@ class BridgeSampler(Inverting):
 
         Args:
             path: where to write, such as ``unet.pt2``. What the package fits goes to ``unet.pt2.json``.
+            size: the side of images, or their (height, width).
             batch_size: number of images at a time.
-            size: their (height, width); None for the size of the training pictures, where that is known.
 
         Raises:
-            ValueError: the sampler was not built with ``compile=True``, the size is not known, ``path`` is a
-                folder or does not end in ``.pt2``, or the network has tokens, which are of any length.
+            ValueError: the sampler was not built with ``compile=True``, ``path`` is a folder or does not end
+                in ``.pt2``, or the network has tokens, which are of any length.
         """
         if not self.compile:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if size is None:
-            if self.image_size is None:
-                raise ValueError("size must be given as (height, width): the sampler has no image_size")
-            size = images.sides(self.image_size, self.axes)
         check_place(Path(path))  # before minutes of compiling
-        padded, grid = self._shapes.padded(size), self._shapes.grid(size)
+        sides = images.sides(size, self.axes)
+        padded, grid = self._shapes.padded(sides), self._shapes.grid(sides)
         with torch.inference_mode():
             zeros = {
                 name: self._array(np.zeros(each.shape(batch_size, grid if name == SOURCE else padded), each.dtype))
@@ -271,7 +257,7 @@ class BridgeSampler(Inverting):
             state = State(*(torch.empty_like(y, dtype=dtype) for dtype in (y.dtype, y.dtype, self.dtype)))
         seeds, noise = (inputs.seeds, None) if inputs.noise is None else (None, inputs.noise[index])
         images, others = (state.x, state.x0hat, state.inputs, prediction, y), (seeds, noise, inputs.mask)
-        bridge_step(*images, rows, steps[index : index + 1], *others, *(self.clamp or (None, None)))
+        bridge_step(*images, rows, steps[index : index + 1], *others)
         return state
 
     def _last(self, batch: Batch, inputs: Inputs, callback: Callback) -> torch.Tensor:

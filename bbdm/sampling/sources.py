@@ -22,7 +22,6 @@ from bbdm.data.spec import AXES, Spec
 from bbdm.networks.arrays import as_numpy, concatenated, converted
 from bbdm.pictures import Picture, formats, images, read
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, scaled_present
-from bbdm.sampling.options import UNIT, Range
 
 WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawing on white
 Floats = npt.NDArray[np.float32]
@@ -43,6 +42,7 @@ class Sources:
     groups: list[tuple[list[int], Any]]  # images of one size: their indices, and (B, C, H, W) in [-1, 1]
     restore: Callable[[list[tuple[list[int], Any]]], Any]  # parts of groups, results, as what the call returns
     count: int  # of sources
+    scale: Scale
 
 
 @dataclass(frozen=True)
@@ -52,40 +52,31 @@ class Scale:
     array: type[Any]  # the sampler's arrays: tensors, or those of NumPy
     noun: str  # of one of them, for messages
     channels: int  # of sources
-    range: Range = UNIT  # of floats in arrays and tensors
     kind: Spec = Spec()  # of files and pictures
-    stored: bool = False  # whether arrays and tensors have the values of ``kind`` too, not those of ``range``
+    stored: bool = False  # whether arrays and tensors have the values of ``kind`` too, and not [-1, 1]
     axes: int = 2  # spatial, of pictures; of volumes 3: (D, H, W) where (H, W) is written below
 
     def scaled(self, array: Any) -> Any:
         """(..., C, H, W) in [-1, 1] of an array or a tensor."""
         if not self.stored:
-            low, high = self.range
-            return array if self.range == UNIT else (array - low) * (2 / (high - low)) - 1
+            return array
         if isinstance(self.kind.source, Values):
             return self.kind.source.scaled(array, self.axes)
         raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
 
     def unscaled(self, array: Any) -> Any:
         """The result of an array or a tensor: the inverse, in the target's values."""
-        if self.stored:
-            return self.kind.target.stored(array, self.axes)
-        low, high = self.range
-        return array if self.range == UNIT else (array + 1) * ((high - low) / 2) + low
+        return self.kind.target.stored(array, self.axes) if self.stored else array
 
     def warn_of_unit(self, arrays: Iterable[Any]) -> None:
         """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
-        usual = self.range == UNIT and not self.stored
-        if usual and any(float(each.min()) >= 0 and float(each.mean()) < WHITE_PAPER for each in arrays):
-            warn("source has no negative value: floats are taken to be in [-1, 1]; pass range=(0, 1) if black is 0")
+        if not self.stored and any(float(each.min()) >= 0 and float(each.mean()) < WHITE_PAPER for each in arrays):
+            hint = "if black is 0, pass source_values=(0, 1), target_values=(0, 1)"
+            warn(f"source has no negative value: floats are taken to be in [-1, 1]; {hint}")
 
 
 def read_sources(source: Any, scale: Scale) -> Sources:
-    """The images of a call, checked.
-
-    Args:
-        source: a batch (B, C, H, W), a picture, a path, an array, or a list of these.
-        scale: the channels and values of sources.
+    """The images of a call: of a batch (B, C, H, W), a picture, a path, an array, or a list of these.
 
     Raises:
         FileNotFoundError: a path leads to no file.
@@ -110,8 +101,7 @@ def read_sources(source: Any, scale: Scale) -> Sources:
         for element, item in zip(elements, items, strict=True)
         if "float" in str(getattr(element, "dtype", "")) and not isinstance(element, Picture)
     ]
-    if floats:
-        scale.warn_of_unit(floats)
+    scale.warn_of_unit(floats)
     arrays = [image for item in items for image in item.arrays]
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
@@ -124,12 +114,12 @@ def read_sources(source: Any, scale: Scale) -> Sources:
     for i, image in enumerate(arrays):
         groups.setdefault(image.shape, []).append(i)
     stacked = [(indices, np.stack([arrays[i] for i in indices])) for indices in groups.values()]
-    return Sources([i for i, item in enumerate(items) for _ in item.arrays], stacked, restore, len(items))
+    return Sources([i for i, item in enumerate(items) for _ in item.arrays], stacked, restore, len(items), scale)
 
 
 def _batch(source: Any, scale: Scale) -> Sources:
     """A (B, C, H, W) array."""
-    batch = scale.scaled(source) if scale.stored or "float" in str(source.dtype) else source
+    batch = scale.scaled(source)
     images.check(batch, scale.channels, scale.axes)
     scale.warn_of_unit([batch])
 
@@ -137,16 +127,11 @@ def _batch(source: Any, scale: Scale) -> Sources:
         return converted(scale.unscaled(concatenated([images for _, images in parts])), source, dtype=False)
 
     indices = list(range(len(batch)))
-    return Sources(indices, [(indices, batch)], restore, len(indices))
+    return Sources(indices, [(indices, batch)], restore, len(indices), scale)
 
 
 def _read(source: Any, scale: Scale) -> Item:
-    """A picture, a path, an array or a (C, H, W) tensor.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the source cannot become a picture of the scale's channels.
-    """
+    """A picture, a path, an array or a (C, H, W) tensor."""
     photographs, channels = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT, scale.channels
     if isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -232,7 +217,7 @@ def _array(source: Any, scale: Scale) -> Item:
     elif kind != "floats":
         item = _picture(Picture(planes), channels, replace(scale.kind, slices=None, neighbours=0), scale.axes)
     else:
-        values = scale.scaled(planes) if scale.stored or array.dtype.kind == "f" else planes
+        values = scale.scaled(planes)
         values = np.broadcast_to(values, (channels, *values.shape[1:])) if last else values
         images.check(values[None], channels, scale.axes)
         item = Item([np.ascontiguousarray(values, dtype=np.float32)], lambda results: scale.unscaled(results[0]))

@@ -22,7 +22,6 @@ from bbdm import solvers
 from bbdm.base import demo
 from bbdm.base.scripts import termination
 from bbdm.base.seeds import resolve_seeds
-from bbdm.execution.device import best_dtype
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import images
 from bbdm.serving.config import AppConfig
@@ -52,34 +51,27 @@ class Panel:
     """
 
     def __init__(self, config: AppConfig, name: str, about: str = "", drawn: bool = True) -> None:
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if config.model == demo.PHOTOGRAPHS and best_dtype(torch.device(device)) == torch.bfloat16:
-            config = replace(config, dtype=config.dtype or "bf16")
         self.config, self.name, self.about, self.drawn = config, name, about, drawn
-        self.sampler = config.open(device)
+        self.sampler = config.open(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.windowed = config.window_of(self.sampler.pictures.crop) is not None
-
-    def read(self, name: str, picture: Image.Image, fit: bool) -> Image.Image:
-        """A source as the network takes it; ValueError where it has too many pixels."""
-        picture = images.convert(picture)
-        if fit and self.sampler.image_size is not None:
-            picture = images.resized(picture, self.sampler.image_size, "fit")
-        if picture.width * picture.height > (most := self.config.max_pixels):
-            got = f"{picture.height} x {picture.width}"
-            raise ValueError(f"a picture may have at most {most} pixels, got {name} of height x width {got}")
-        return picture
 
     def sources(self, drawing: Any, files: Sequence[tuple[str, Any]] | None) -> Pictures:
         """What was drawn, and uploaded files, by name; ValueError where there is none, or one is bad."""
         sheet, sources = drawing and drawing["composite"], Pictures()
-        if sheet and ImageOps.invert(images.convert(sheet)).getbbox():  # not all white
-            sources["drawing"] = self.read("drawing", sheet, fit=True)
+        drawn = sheet and ImageOps.invert(images.convert(sheet)).getbbox()  # not all white
+        if drawn:
+            sources["drawing"] = images.convert(sheet)
         if len(files := files or []) > FILES:
             raise ValueError(f"there may be at most {FILES} pictures, got {len(files)}")
         for path in (Path(file) for file, _ in files):
             name = path.stem if path.stem not in sources else f"{path.stem}_{len(sources)}"
-            picture = images.open_image(path.read_bytes(), path.name)  # an error names no folder of the server
-            sources[name] = self.read(path.name, picture, fit=not self.windowed)
+            sources[name] = images.convert(images.open_image(path.read_bytes(), path.name))  # no folder in an error
+        for name, picture in sources.items():
+            if self.sampler.image_size is not None and (not self.windowed or (drawn and name == "drawing")):
+                sources[name] = picture = images.resized(picture, self.sampler.image_size, "fit")
+            if picture.width * picture.height > (most := self.config.max_pixels):
+                got = f"{name} of height x width {picture.height} x {picture.width}"
+                raise ValueError(f"a picture may have at most {most} pixels, got {got}")
         if not sources:
             raise ValueError("choose a picture first, or draw one")
         return sources

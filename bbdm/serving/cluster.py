@@ -60,14 +60,13 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
 
 
 def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
-    """Make the results that do not exist yet: their number, that of those that were there, and what is bad.
+    """Make missing results: their number, that of those that were there, and what cannot be read.
 
     Raises:
         BadPicturesError: pictures cannot be read, without ``skip_bad``; all others are made.
         ResultsError: the folder holds results of other settings.
         StoppedError: a worker cannot go on, such as with a full disk.
-        ValueError, OSError: the network, the pictures or the cluster cannot be used, or the results would be
-            among the sources.
+        ValueError, OSError: the network, the pictures or the cluster cannot be used.
     """
     sources, folder = Path(config.data_dir).resolve(), config.folder.resolve()
     if sources.is_relative_to(folder) or folder.is_relative_to(sources):
@@ -86,9 +85,8 @@ def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
 
     jobs, existing, _ = translator.run(config.chosen_solver, config.steps, folder, make)
     if bad and not config.skip_bad:
-        counts = f"{len(bad)} of {len(names)} pictures"
-        first = next(iter(bad.values()))
-        raise BadPicturesError(f"{first} ({counts}; the others are translated, and skip_bad leaves them out)")
+        others = f"{len(bad)} of {len(names)} pictures; the others are translated, and skip_bad leaves them out"
+        raise BadPicturesError(f"{next(iter(bad.values()))} ({others})")
     made = {*paths_of(jobs)}
     return len(made - existing), len(made & existing), [*bad.values()]
 
@@ -108,7 +106,7 @@ def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) ->
         if room < config.threads:
             raise ValueError(f"threads must be at most the {room} cores of a machine, got {config.threads}")
         cores, cards = (int(sum(each.get(kind, 0) for each in machines)) for kind in ("CPU", "GPU"))
-        most = min(cards or cores // config.threads, config.workers or len(rows), len(rows))
+        most = min(cards or cores // config.threads, len(rows))
         data = ray.data.from_items([*rows], override_num_blocks=max(most, math.ceil(len(rows) / at_once)))
         results = data.map_batches(
             Worker,
@@ -129,11 +127,7 @@ def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) ->
 
 
 class Worker:
-    """The driver's engine in a process of its own, on its GPU or on the cores that it has.
-
-    Args:
-        fetch: returns how pictures are translated, the driver's engine, and the settings of its results.
-    """
+    """The driver's engine, which ``fetch`` returns, in a process of its own: on its GPU, or on its cores."""
 
     def __init__(self, fetch: Callable[[], Driver]) -> None:
         config, translator, self.about = fetch()

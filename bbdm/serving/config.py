@@ -27,11 +27,11 @@ class ShowConfig(NetworkConfig):
 
     HEADING: ClassVar[str] = "address"
 
-    model: Path  # a checkpoint, a folder or a name on the Hub
+    model: Path = position("a checkpoint, a folder or a name on the Hub")
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
-    port: int  # to listen on
-    max_pixels: int  # of a picture
-    max_steps: int  # of a picture
+    port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
+    max_steps: int = setting(50, "steps of a picture; for more, a request gets the status 422", least=1)
+    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,15 +63,9 @@ class ServeConfig(ShowConfig):
 
     HEADING: ClassVar[str] = "server"
 
-    model: Path = position("the weights", metavar="CHECKPOINT")
-    port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
-    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs, else with equal cores", least=1)
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
-    batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds", least=0)
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
     max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)
-    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
-    max_steps: int = setting(50, "steps of a picture; for more, a request gets the status 422", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +95,7 @@ class ClusterConfig(TranslateConfig):
     dataset: str = "folder"  # pictures alone
     data_dir: str = position("a folder of pictures", metavar="SOURCES")
     output_dir: Path | None = position("the folder of the results", metavar="RESULTS")
-    workers: int | None = setting(
-        None, "samplers; one for each GPU, or for as many cores as threads, if unset", least=1
-    )
-    threads: int = setting(1, "cores of a worker", least=1)
+    threads: int = setting(1, "cores of a worker; one has a GPU where there are GPUs", least=1)
     address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
 
     def __post_init__(self) -> None:

@@ -42,8 +42,6 @@ from bbdm.serving.config import ServeConfig
 log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
 FAILED = "the picture could not be translated"
-RETRY_AFTER = range(3, 9)  # seconds, drawn, so that all who were refused do not come back at once
-BATCHES = 2  # of each replica: one that runs, and the next
 AT_THE_FRONT = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
 FLUSH_SECONDS = 1.0  # for the last responses to pass the proxy
 Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
@@ -122,7 +120,6 @@ class Replica:
         self.settings = {"batch_size": config.max_batch_size, **config.call}
         batching: Any = self.batch  # with the methods that serve.batch gave it
         batching.set_max_batch_size(config.max_batch_size)
-        batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
 
     async def translate(self, data: bytes, query: Query) -> Answer:
         """The result of a picture's file, as PNG."""
@@ -135,7 +132,7 @@ class Replica:
             return status, result
         return status, await asyncio.to_thread(lambda: images.to_png(Image.fromarray(result)))
 
-    @serve.batch
+    @serve.batch(batch_wait_timeout_s=0.01)
     async def batch(self, items: list[tuple[Pixels, Query]]) -> list[Any]:
         """The answers of pictures that arrived together; see :func:`translate_together`."""
         return await asyncio.to_thread(translate_together, self.sampler, items, **self.settings)
@@ -152,7 +149,7 @@ class Front:
         """The application of Ray Serve's ingress."""
         app = FastAPI(title="bbdm", docs_url=None, redoc_url=None)  # pages that load scripts from elsewhere
         app.get("/health")(self.health)
-        app.get("/model")(self.model)
+        app.get("/model")(lambda: self.known)
         app.post("/translate", response_class=Response)(self.translate)
         app.exception_handler(RequestValidationError)(unreadable)
         return app
@@ -160,10 +157,6 @@ class Front:
     async def health(self) -> Response:
         """Whether requests are accepted."""
         return PlainTextResponse("closing\n", 503) if self.closing else PlainTextResponse("ok\n")
-
-    async def model(self) -> dict[str, Any]:
-        """The network, and what a request may ask for."""
-        return self.known
 
     async def translate(self, request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
         """The translation of a picture."""
@@ -185,9 +178,7 @@ class Front:
             self.open -= 1
         if status == 200:
             return Response(content, media_type="image/png", headers={"X-Seed": str(seed)})
-        raise HTTPException(
-            status, content, {"Retry-After": f"{random.choice(RETRY_AFTER)}"} if status == 503 else None
-        )
+        raise HTTPException(status, content, {"Retry-After": f"{random.randint(3, 8)}"} if status == 503 else None)
 
     async def body(self, request: Request) -> bytes:
         """A picture's file, of which no more is read than is taken."""
@@ -208,21 +199,20 @@ class Front:
             await asyncio.sleep(0.05)
 
 
-async def unreadable(request: Request, error: Any) -> Response:
+def unreadable(request: Request, error: Any) -> Response:
     """The first defect of a query, in a sentence."""
     first = error.errors()[0]
     return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:20]!r}"}, 422)
 
 
 def application(config: ServeConfig, known: dict[str, Any], machine: Mapping[str, float]) -> serve.Application:
-    """The two deployments; ValueError where the machine has no room for the replicas."""
+    """The two deployments, with a replica for each GPU of the machine, or one; they share its cores."""
     cores, cards = int(machine["CPU"]), int(machine.get("GPU", 0))
-    if config.replicas > (most := min(cores, cards or cores)):
-        raise ValueError(f"replicas must be at most {most}, each with a core and a GPU if any, got {config.replicas}")
-    threads = cores // config.replicas
+    replicas = max(1, min(cores, cards))
+    threads = cores // replicas
     replica = serve.deployment(
-        num_replicas=config.replicas,
-        max_ongoing_requests=BATCHES * config.max_batch_size,
+        num_replicas=replicas,
+        max_ongoing_requests=2 * config.max_batch_size,  # a batch that runs, and the next
         max_queued_requests=config.max_queued,
         ray_actor_options={"num_cpus": threads, "num_gpus": int(cards > 0)},
     )(Replica)
@@ -237,7 +227,7 @@ def run(config: ServeConfig, machine: Mapping[str, float]) -> None:
 
     Raises:
         OSError: the port cannot be listened on.
-        ValueError: the network cannot be used, or the machine has no room for the replicas.
+        ValueError: the network cannot be used, or a setting is not for it.
     """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -180,9 +180,7 @@ class BridgeTask(Task):
         mean of both, and there is one more for each direction.
         """
         batch = batch if self.codec is None else encode(batch, self.codec)
-        ways = {"": batch}
-        if self.two_way:
-            ways = {f"_{way}": each for way, each in both_ways(batch).items()}
+        ways = {f"_{way}": each for way, each in both_ways(batch).items()} if self.two_way else {"": batch}
         names = {"validation_loss": [], **{f"validation_without_{name}": [name] for name in self.network.drop}}
         found: dict[str, float] = {}
         for name, missing in names.items():

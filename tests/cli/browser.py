@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import http.server
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from selenium import webdriver
 from selenium.webdriver.common.actions import interaction
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
@@ -22,6 +25,29 @@ from tests.onnx.exports import checkpoint, export
 
 WEB = ROOT / "examples" / "web"
 PATIENCE = 120  # seconds: the machine may be busy
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1600"
+)
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver, which .ci/nightly installs"
+)
+
+
+def chromium(folder: Path, log: str, *flags: str) -> Any:
+    """A browser without a past, which downloads to a folder and logs its console, or its requests."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for flag in (*FLAGS.split(), f"--user-data-dir={folder / 'profile'}", *flags):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {log: "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    return driver
 
 
 def export_tiny(folder: Path) -> Path:
@@ -80,9 +106,6 @@ class Page:
     def begin_with(self, script: str) -> None:
         """Run a script before those of pages that are opened."""
         self.command("Page.addScriptToEvaluateOnNewDocument", {"source": script})
-
-    def download_to(self, folder: Path) -> None:
-        self.command("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
 
     def show(self, tab: str) -> Page:
         self.tab = tab

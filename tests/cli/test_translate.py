@@ -71,7 +71,7 @@ def test_results_have_names_seeds_and_a_grid(capsys: Any):
 
 
 def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)  # each chooses by timing
+    monkeypatch.setattr(device_module, "best_dtype", lambda _: torch.float32)  # each chooses by its processor
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
     translator = Translator(Translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16

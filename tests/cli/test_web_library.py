@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gradio
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
@@ -47,11 +48,11 @@ def case(
     guidance: float = 1,
 ) -> dict[str, Any]:
     """Python's results for a random source, for tests/export.test.ts; ``table`` is of solver and steps."""
-    sampler = OnnxBridgeSampler(folder, **dict(zip(("solver", "steps"), table, strict=False)))
+    sampler, chosen = OnnxBridgeSampler(folder), dict(zip(("solver", "steps"), table, strict=False))
     source = to_array(Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)))
     seeds = [0, 2**40 + 5, 2**63 - 1]
     about: dict[str, Any] = {"window": window, "conditions": classes, "guidance": guidance if classes else None}
-    results = sampler(np.stack([source] * len(seeds)), seed=seeds, **about)
+    results = sampler(np.stack([source] * len(seeds)), seed=seeds, **chosen, **about)
     settings = json.loads((folder / "bridge.json").read_text())
     return {
         "folder": str(folder),
@@ -72,26 +73,25 @@ def side(size: int, length: int, overlap: float, unit: int) -> dict[str, Any]:
 
 
 def kinds() -> Iterator[dict[str, Any]]:
-    """Pictures whose kind is known, for tests/kind.test.ts."""
+    """Pictures whose kind is known, for tests/kind.test.ts: drawings with their colours, and photographs."""
+
+    def kind_of(name: str, kind: str, picture: Image.Image) -> dict[str, Any]:
+        return {"name": name, "kind": kind, "data": list(picture.convert("RGBA").tobytes())}
+
     for path in sorted((demo.FOLDER / "val").glob("*.png")):
-        pair = Image.open(path).convert("RGBA")
-        coloured = "lines" if path.stem == "1F427" else "filled"  # the penguin is grey
-        for name, kind, left in ((f"lines of {path.name}", "lines", 0), (path.name, coloured, pair.height)):
-            picture = pair.crop((left, 0, left + pair.height, pair.height))
-            yield {"name": name, "kind": kind, "data": list(picture.tobytes())}
-            if kind == "lines":
-                ink = Image.new("RGBA", picture.size)
-                ink.putalpha(ImageChops.invert(picture.convert("L")))
-                yield {"name": f"{name}, transparent", "kind": kind, "data": list(ink.tobytes())}
-    for package, folder in (("matplotlib", "mpl-data/sample_data"), ("gradio", "media_assets/images")):
-        spec = find_spec(package)
-        assert spec is not None
-        assert spec.origin is not None
-        for path in sorted(Path(spec.origin).parent.glob(f"{folder}/*.jpg")):
+        pair = Image.open(path).convert("RGB")
+        lines, coloured = (pair.crop((left, 0, left + pair.height, pair.height)) for left in (0, pair.height))
+        yield kind_of(f"lines of {path.name}", "lines", lines)
+        yield kind_of(path.name, "lines" if path.stem == "1F427" else "filled", coloured)  # the penguin is grey
+        ink = Image.new("RGBA", lines.size)
+        ink.putalpha(ImageChops.invert(lines.convert("L")))
+        yield kind_of(f"lines of {path.name}, transparent", "lines", ink)
+    for package, folder in ((matplotlib, "mpl-data/sample_data"), (gradio, "media_assets/images")):
+        for path in sorted(Path(package.__file__).parent.glob(f"{folder}/*.jpg")):
             photograph = Image.open(path).convert("RGBA").resize((200, 200))
-            yield {"name": path.name, "kind": "photograph", "data": list(photograph.tobytes())}
+            yield kind_of(path.name, "photograph", photograph)
             photograph.putalpha(Image.fromarray(np.pad(np.full((100, 100), 255, np.uint8), 50)))
-            yield {"name": f"{path.name}, cut out", "kind": "photograph", "data": list(photograph.tobytes())}
+            yield kind_of(f"{path.name}, cut out", "photograph", photograph)
 
 
 @pytest.mark.nightly

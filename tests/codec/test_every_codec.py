@@ -1,5 +1,6 @@
-"""Every kind of codec against its network's own functions: latents, images, dtypes, graphs, checkpoints."""
+"""Every kind of codec against its network's own functions: latents, images, dtypes, graphs, and files."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bbdm import ABridge, BridgeSampler, DiffusersCodec, VQGANCodec, load_checkpoint, save_checkpoint, wrap_codec
+from bbdm import (
+    ABridge,
+    BridgeSampler,
+    DiffusersCodec,
+    VQGANCodec,
+    load_checkpoint,
+    load_codec,
+    load_vqgan,
+    save_checkpoint,
+    save_vqgan,
+    wrap_codec,
+)
 from bbdm.codec import Codec, LatentStatistics, Tiling
 from bbdm.execution.compiled import Compiled
 from bbdm.files.weights import IncompleteFileError
@@ -24,6 +37,8 @@ from tests.nightly import sweep
 IMAGE = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 CPU, NAN = torch.device("cpu"), float("nan")
 SUFFIXES = [".pt", ".safetensors"]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+State = dict[str, Tensor]
 
 
 class Kind(NamedTuple):
@@ -252,11 +267,17 @@ IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
     (lambda: wrapped(stride=1.5), r"stride must be of integers, got 1\.5"),
     (lambda: own_codec(stride=4).latents(IMAGE), r"\(3, 16, 24\) must become \(5, 4, 6\) values, got \(5, 8, 12\)"),
     (lambda: own_codec(image_channels=4).image(torch.zeros(1, 5, 2, 2)), r"must become \(4, 4, 4\) values, got"),
+    (lambda: Tiling(side=0), "side must be at least 1, got 0"),
+    (lambda: (Tiling(side=64, overlap=32), Tiling(side=64, overlap=33)), "at most half of side=64, got 33"),
     (lambda: LatentStatistics.of([]), "at least one batch"),
     (lambda: LatentStatistics.of([(ONES, ONES)]), "source_std must be finite and positive"),
     (lambda: statistics(std=(NAN,)), "source_std must be finite"),
     (lambda: statistics(target_mean=(0.0, 0.0)), "target_mean must have 1 numbers, got 2"),
     (lambda: vqgan().with_statistics(statistics()), "must be of 3 channels, got 1"),
+    (
+        lambda: BridgeSampler(tiny_unet(), ABridge(), codec=vqgan(latent_channels=4)),
+        "codec must have the network's 3 channels, got 4",
+    ),
     (
         lambda: vqgan().latents(torch.zeros(1, 3, 9, 8)),
         r"an image must be \(B, 3, H, W\), with .* of 2, got \(1, 3, 9, 8\)",
@@ -278,3 +299,75 @@ def test_images_of_one_channel():
     codec = DiffusersCodec(kl)
     assert (codec.image_channels, codec.channels) == (1, 16)
     assert codec.image(codec.latents(IMAGE[:, :1])).shape == (2, 1, 16, 24)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that diffusers wrote."""
+    tiny_kl().save_pretrained(tmp_path / "kl")
+    return tmp_path / "kl"
+
+
+def edited(folder: Path, edit: Callable[[State], object]) -> Path:
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    edit(state)
+    safetensors.torch.save_file(state, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def old(state: State) -> None:
+    """The names of attention before diffusers 0.15, in float16."""
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for key in list(state):
+        name = next((key.replace(f".{new}.", f".{old}.") for new, old in names.items() if f".{new}." in key), key)
+        state[name] = state.pop(key).half()
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in state
+
+
+def test_a_folder_of_diffusers(folder: Path):
+    for edit, expected in ((dict, tiny_kl()), (old, tiny_kl().half().float())):
+        codec, own = load_codec(edited(folder, edit)), DiffusersCodec(expected)
+        assert (codec.config(), codec.dtype) == (own.config(), torch.float32)
+        torch.testing.assert_close(codec.latents(IMAGE), own.latents(IMAGE), rtol=0, atol=0)
+
+
+def test_folders_that_hold_no_autoencoder(folder: Path, tmp_path: Path):
+    cases: list[tuple[Callable[[State], Any], str]] = [
+        (lambda state: state.pop("quant_conv.bias"), r"missing_keys': \['quant_conv.bias'\]"),
+        (lambda state: state.update(more=torch.ones(1)), r"unexpected_keys': \['more'\]"),
+    ]
+    for edit, message in cases:
+        with pytest.raises(ValueError, match=f"cannot read .*kl as a codec: .*{message}"):
+            load_codec(edited(folder, edit))
+    for name in (WEIGHTS, "config.json"):
+        (folder / name).unlink()
+        with pytest.raises(OSError, match=f"no file named {name} found"):
+            load_codec(folder)
+    with pytest.raises(FileNotFoundError, match="there is no VQGAN"):
+        load_codec(tmp_path / "none.safetensors")
+
+
+def test_without_diffusers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = saved(tmp_path / "bridge.pt", DiffusersCodec(tiny_kl()))
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    for load in (lambda: load_codec(folder), lambda: load_checkpoint(path)):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"kind 'kl' needs diffusers, .*: pip install 'bbdm\[diffusers\]'"
+        ):
+            load()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_our_own_vqgan(suffix: str, tmp_path: Path):
+    vqgan, path = tiny_vqgan(), tmp_path / f"vqgan{suffix}"
+    save_vqgan(path, vqgan)
+    loaded = load_vqgan(path)
+    assert (loaded.config, loaded.training) == (vqgan.config, False)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in vqgan.state_dict().items())
+    assert load_codec(path).description() == VQGANCodec(vqgan).description()
+    bridge = tmp_path / f"bridge{suffix}"
+    save_checkpoint(bridge, tiny_unet(), ABridge())
+    with pytest.raises(ValueError, match=r"cannot read .* as a VQGAN"):
+        load_vqgan(bridge)
+    with pytest.raises(ValueError, match=r"cannot read .* as a checkpoint"):
+        load_checkpoint(path)

@@ -1,11 +1,13 @@
 """Large images in tiles: exact where the network sees single values, and without seams where it sees more."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bbdm.codec import Tiling, VQGANCodec
+from bbdm.networks.windows import Windows
 from tests.networks.test_vqgan import tiny_vqgan
 
 
@@ -68,6 +70,11 @@ def test_what_is_taken_at_once():
     assert set(taken((5, 3, 1024, 1028), 4)) == {(4, 3, 512, 512), (1, 3, 512, 512)}
 
 
+def test_shares_fall_linearly_to_the_edges_of_tiles():
+    """Of two tiles of 8 pixels that share 4, in cells of 2: at 1 and at 3 of the 4 pixels."""
+    np.testing.assert_allclose(Windows(12, 8, (0, 4)).ramps(2), [[1, 1, 0.75, 0.25], [0.25, 0.75, 1, 1]])
+
+
 @pytest.mark.parametrize(("overlap", "least", "most"), [(16, 0, 1), (0, 1.5, 10)], ids=["blended", "hard"])
 def test_blended_tiles_have_no_seams(overlap: int, least: float, most: float):
     """Steps of pixels across the borders of tiles, beside steps elsewhere."""
@@ -81,12 +88,3 @@ def test_blended_tiles_have_no_seams(overlap: int, least: float, most: float):
     border = torch.zeros(len(steps), dtype=torch.bool)
     border[[column // 2 - 1 for column in range(32 - overlap, 160, 32 - overlap)]] = True
     assert least <= steps[border].mean() / steps[~border].mean() <= most
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"side": 0}, "side must be at least 1, got 0"), ({"side": 64, "overlap": 33}, "at most half of side=64, got 33")],
-)
-def test_what_cannot_be(settings: dict[str, int], message: str):
-    with pytest.raises(ValueError, match=message):
-        Tiling(**settings)

@@ -6,7 +6,7 @@ host waits for, a tensor of the host's numbers, an operator that did not run bef
 on memory that is gone. ``log`` has what streams and graphs did.
 
 What is not shown: kernels' own code, speed, memory that two streams use at once, and threads. Which device a
-tensor is on is in ``test_devices.py``.
+tensor is on, :class:`tests.cuda.test_graph.OneDevice` checks.
 """
 
 from __future__ import annotations

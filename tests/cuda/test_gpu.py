@@ -130,7 +130,7 @@ def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Callable[[], Te
 @pytest.mark.parametrize("captured", [True, False])
 def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool, monkeypatch: pytest.MonkeyPatch):
     """Of a loop without a graph, the network apart, which is torch's."""
-    sampler = new_sampler(clamp=(-1, 1), device="cuda", compile=captured)
+    sampler = new_sampler(device="cuda", compile=captured)
     if captured:
         run = replay(sampler, PICTURES, 0)
     else:

@@ -1,4 +1,4 @@
-"""The loop as a CUDA graph: what is captured, what waits for what, and what each replay reads and gives."""
+"""The loop on a card: what is captured, what waits for what, what a replay gives, and where tensors are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,15 +6,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bbdm import ABridge, BridgeSampler
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled, Graphs
+from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Network
 from tests.conftest import tiny_dit, tiny_unet
 from tests.cuda.card import Card, card
 from tests.execution.test_compiled import Short, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.sampling.test_volumes import unet as volume_unet
 
 __all__ = ["card"]  # a fixture
 SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1  # off the stride
@@ -49,32 +53,30 @@ def codec() -> Codec:
 
 
 def seen() -> Network:
-    described: dict[str, Any] = {"classes": {"style": 3}, "tokens": {"text": 4}, "drop": {"style": 0.1, "text": 0.1}}
-    return tiny_unet(**described, condition_channels=3).eval()
+    described: dict[str, Any] = {"images": {"sar": 1}, "classes": {"style": 3}, "tokens": {"text": 4}}
+    return tiny_unet(**described, drop={"style": 0.1, "text": 0.1}, condition_channels=3).eval()
 
 
 TEXT = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+SAR = torch.rand(1, 1, 7, 5, generator=torch.Generator().manual_seed(2))
+ONE, OTHER = ({"style": i, "text": TEXT * sign, "sar": SAR * sign} for i, sign in ((1, 1), (0, -1)))
 GUIDED = {"guidance": {"style": 2.0, "text": 3.0}}
 WINDOWS = {"window": 8, "batch_size": 3}
 CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a sampler, a source, options of two calls
     "stochastic": ({}, SOURCE, [{}, {}]),
     "multistep": ({"solver": "dpm2m"}, SOURCE, [{}, {}]),
-    "posterior": ({"solver": "posterior", "clamp": (-0.5, 0.5)}, SOURCE, [{}, {}]),
+    "posterior": ({"solver": "posterior"}, SOURCE, [{}, {}]),
     "unet": ({"network": lambda: tiny_unet(condition_channels=3).eval()}, SOURCE, [{}, {}]),
     "transformer": ({"network": lambda: tiny_dit(condition_channels=3)}, SOURCE, [{}, {}]),
     "no source": ({"network": lambda: tiny_unet(attention_resolutions=()).eval()}, SOURCE, [{}, {}]),
     "codec": ({"codec": codec}, LARGE, [{}, {}]),
     "windows": ({}, LARGE, [WINDOWS, WINDOWS]),
-    "conditions": ({"network": seen}, SOURCE, [{"style": 1, "text": TEXT}, {"style": 0, "text": -TEXT}]),
-    "guided": (
-        {"network": seen},
-        SOURCE,
-        [{"style": 1, "text": TEXT, **GUIDED}, {"style": 0, "text": -TEXT, **GUIDED}],
-    ),
+    "conditions": ({"network": seen}, SOURCE, [ONE, OTHER]),
+    "guided": ({"network": seen}, SOURCE, [{**each, **GUIDED} for each in (ONE, OTHER)]),
     "guided windows": (
         {"network": seen},
         LARGE,
-        [{"style": i, "text": TEXT, **GUIDED, "window": 8, "batch_size": 18} for i in (1, 0)],
+        [{**each, **GUIDED, "window": 8, "batch_size": 18} for each in (ONE, OTHER)],
     ),
 }
 
@@ -95,14 +97,13 @@ def test_each_shape_and_each_way_has_a_graph(card: Card, monkeypatch: pytest.Mon
     monkeypatch.setattr("bbdm.execution.compiled.SHAPES_KEPT", 2)
     network = seen()
     made, eager = sampler(network), sampler(network, graphs=None)
-    options = {"style": 1, "text": TEXT}
     calls: list[tuple[Tensor, dict[str, Any], int]] = [
-        (SOURCE, options, 1),
-        (SOURCE[:2], options, 2),
-        (SOURCE, {**options, "steps": 2}, 3),
-        (SOURCE, {**options, "steps": 2, "text": TEXT[:2]}, 4),
-        (SOURCE, {**options, "steps": 2}, 4),
-        (SOURCE, options, 5),  # which was dropped
+        (SOURCE, ONE, 1),
+        (SOURCE[:2], ONE, 2),
+        (SOURCE, {**ONE, "steps": 2}, 3),
+        (SOURCE, {**ONE, "steps": 2, "text": TEXT[:2]}, 4),
+        (SOURCE, {**ONE, "steps": 2}, 4),
+        (SOURCE, ONE, 5),  # which was dropped
     ]
     for source, call, captures in calls:
         torch.testing.assert_close(made(source, seed=0, **call), eager(source, seed=0, **call), rtol=0, atol=ROUNDING)
@@ -165,3 +166,61 @@ def test_a_replay_reads_its_source_and_leaves_results(card: Card):
     first, second = (torch.full((2,), value) for value in (1.0, 2.0))
     results = [made("key", lambda tensors: tensors[0] * 3, [each], lambda: None) for each in (first, second)]
     assert [each.tolist() for each in results] == [[3.0, 3.0], [6.0, 6.0]]
+
+
+class OneDevice(TorchDispatchMode):
+    """Operators get tensors of one device alone, and no single numbers of another, which would be copied."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for each in tree_leaves((args, kwargs)):
+            assert not isinstance(each, Tensor) or each.device == self.device, func
+        return func(*args, **(kwargs or {}))
+
+
+def run(sampler: BridgeSampler, source: Tensor, options: dict[str, Any]) -> None:
+    """The loop of a call, twice; the second time all that it needs is on the device."""
+    batches = sampler._call(source, 0, options)[-1]
+    with torch.inference_mode():
+        inputs = [sampler._inputs(batch) for batch in batches]
+        for mode in (torch.inference_mode(), OneDevice(sampler.device)):
+            with mode:
+                for batch, each in zip(batches, inputs, strict=True):
+                    *_, last = sampler._states(batch, each)
+                    assert (last.x.device, last.x0hat.device) == (sampler.device, sampler.device)
+
+
+MASK = torch.ones(3, 1, 7, 5)
+MORE: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {
+    "noise": ({}, SOURCE, [{"noise": torch.randn(3, 3, 3, 8, 6)}]),
+    "mask": ({}, SOURCE, [{"mask": MASK}]),
+    "mean": (
+        {"network": lambda: tiny_unet(in_channels=1, out_channels=1, condition_channels=3, attention_resolutions=())},
+        SOURCE,
+        [{}],
+    ),
+    "volume": ({"network": volume_unet}, SOURCE[:, None, :1].expand(3, 1, 2, 7, 5), [{}, {"window": (2, 4, 4)}]),
+}
+
+
+@pytest.mark.parametrize("case", [*CASES, *MORE])
+def test_a_loop_stays_on_its_device(case: str):
+    settings, source, calls = {**CASES, **MORE}[case]
+    built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
+    built.setdefault("network", tiny_unet(condition_channels=3, attention_resolutions=()).eval())
+    network, solver = built.pop("network"), built.pop("solver", "sde-dpm2m")
+    sampler = BridgeSampler(network, ABridge(), solver, 3, dtype="bf16", device="meta", **built)
+    body, seen = sampler._body, list[Tensor]()
+
+    def noting(x: Tensor, embedding: Tensor, conditions: Any) -> Tensor:
+        seen.extend([x, *(each for each in conditions.values() if each.ndim == x.ndim)])
+        assert embedding.dtype == torch.float32
+        return body(x, embedding, conditions)
+
+    sampler._body = noting  # pyright: ignore[reportAttributeAccessIssue]
+    run(sampler, source, calls[-1])
+    assert all(each.is_contiguous(memory_format=layout(each.ndim)) for each in seen)
+    assert {each.dtype for each in seen} == {sampler.dtype}

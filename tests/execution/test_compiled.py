@@ -108,18 +108,6 @@ def test_a_whole_network_is_one_graph(make: Callable[..., Any]):
         torch.testing.assert_close(traced, network.body(*arguments), rtol=0, atol=FLOAT32)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("condition_channels", [0, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-def test_compiled_is_eager_with_every_unet(dtype: torch.dtype, condition_channels: int, batch: int):
-    unet, source = tiny_unet(condition_channels=condition_channels).eval(), ODD[:batch]
-    exact = BridgeSampler(unet, ABridge(), steps=STEPS)(source, seed=0)
-    eager = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype)(source, seed=0)
-    made = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype, compile=True)(source, seed=0)
-    assert largest(made - exact) <= FLOAT32 + 2 * largest(eager - exact)
-
-
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.usefixtures("compilations")
 def test_modulation_is_computed_once(compile: bool, monkeypatch: pytest.MonkeyPatch):
@@ -215,17 +203,16 @@ def test_threads_share_a_compiled_sampler():
     """
     sampler, modules = new_sampler(compile=True), list(PyCodeCache.modules)
 
-    def call(i: int) -> tuple[Tensor, tuple[int, ...]]:
-        return sampler(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i), sampler.last_seeds
+    def call(i: int) -> Tensor:
+        return sampler(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i)
 
     with ThreadPoolExecutor(8) as pool:
         threads = [pool.submit(lambda first: [call(first + k) for k in range(5)], 5 * t) for t in range(8)]
         made = [result for thread in threads for result in thread.result()]
-    for i, (image, seeds) in enumerate(made):
-        again, eager = call(i)[0], build(compile=False)(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i)
+    for i, image in enumerate(made):
+        again, eager = call(i), build(compile=False)(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i)
         assert torch.equal(image, again)
         torch.testing.assert_close(image, eager, rtol=0, atol=FLOAT32)
-        assert seeds == (i,)
     assert PyCodeCache.modules == modules
 
 
@@ -240,14 +227,14 @@ def test_calls_leave_no_tensors():
     assert counts[1] == counts[2]  # the first calls may compile
 
 
-@pytest.mark.parametrize(("float32", "best"), [(2.6, torch.bfloat16), (2.2, torch.float32)])
-def test_compiled_float32_networks_run_in_the_best_dtype(float32: float, best: torch.dtype, monkeypatch: Any):
-    """In bfloat16 where it is 1.2 times as fast: here in less than 2.4 seconds."""
-    seconds = {torch.float32: float32, torch.bfloat16: 2.0}
-    monkeypatch.setattr(device_module, "timeit", lambda call, number: seconds[call().dtype])
-    monkeypatch.setattr(device_module, "bfloat16_pays", device_module.bfloat16_pays.__wrapped__)
+@pytest.mark.parametrize(
+    ("flags", "best"), [("avx512f avx512_bf16", "bfloat16"), ("avx512f", "float32"), ("", "float32")]
+)
+def test_compiled_float32_networks_run_in_the_best_dtype(flags: str, best: str, monkeypatch: Any):
+    """In bfloat16 where the processor multiplies in it."""
+    monkeypatch.setattr(device_module, "cpuinfo", lambda field: flags)
     unet = short_unet()
-    assert BridgeSampler(unet, ABridge(), compile=True).dtype == best
+    assert BridgeSampler(unet, ABridge(), compile=True).dtype == getattr(torch, best)
     assert BridgeSampler(unet, ABridge()).dtype == torch.float32
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert BridgeSampler(unet, ABridge(), dtype=dtype, compile=True).dtype == dtype

@@ -117,13 +117,12 @@ def test_arguments(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         loaded(package, compile=True)
     with pytest.raises(ValueError, match=r"dtype must be that of .*, torch.bfloat16, got torch.float32"):
         loaded(package, dtype="fp32")
-    with pytest.raises(ValueError, match="takes pictures of 8 x 8 only, got 10 x 8"):
+    with pytest.raises(ValueError, match=r"saved for states of 1 x 3 x 8 x 8, got 1 x 3 x 10 x 8: give another"):
         sampler(SOURCE[:1].repeat(1, 1, 2, 1)[:, :, :10], seed=0)
     writer = BridgeSampler(network(), BRIDGE, compile=True)
     for other, message, to, settings in (
         (sampler, "compile=True", path, {}),
         (writer, "batch_size must be at least 1, got 0", path, {"batch_size": 0}),
-        (writer, "size must be given", path, {"size": None}),
         (writer, "is a folder", tmp_path, {}),
         (writer, r"ends in \.pt2, got", tmp_path / "unet", {}),
         (BridgeSampler(network(tokens={"text": 4}), BRIDGE, compile=True), "text are tokens", tmp_path / "a.pt2", {}),

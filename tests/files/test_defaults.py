@@ -1,7 +1,6 @@
 """The solver and steps that a file keeps: who writes them, who takes them, and files that have none."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from safetensors import safe_open
 from bbdm import BridgeSampler, BrownianBridge, demo, load_checkpoint, save_checkpoint
 from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
-from bbdm.cli.files import Export, describe
-from bbdm.onnx import exporter
+from bbdm.cli.files import describe
 from bbdm.sampling.network_config import FileConfig
 from bbdm.serving.config import AppConfig
 from bbdm.solvers import Defaults
@@ -26,19 +24,11 @@ CHOSEN: dict[str, Any] = {"solver": "sde-dpm2m", "steps": 5}
 Found = tuple[str, int]
 
 
-def made(path: Path) -> Path:
-    """A file, or the folder of a sampler, whose maker chose 5 steps of sde-dpm2m."""
-    unet = tiny_unet(condition_channels=3)
-    if path.suffix:
-        save_checkpoint(path, unet, BRIDGE, image_size=8, **CHOSEN)
-    else:
-        BridgeSampler(unet, BRIDGE, **CHOSEN).save_pretrained(path)
-    return path
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return made(tmp_path / "chosen.pt")
+    """A file whose maker chose 5 steps of sde-dpm2m."""
+    save_checkpoint(tmp_path / "chosen.pt", tiny_unet(condition_channels=3), BRIDGE, image_size=8, **CHOSEN)
+    return tmp_path / "chosen.pt"
 
 
 def found(sampler: Any) -> Found:
@@ -47,9 +37,13 @@ def found(sampler: Any) -> Found:
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "folder"])
 def test_samplers_take_them_and_a_call_may_differ(name: str, tmp_path: Path):
-    path = made(tmp_path / name)
+    path, unet = tmp_path / name, tiny_unet(condition_channels=3)
+    same = BridgeSampler(unet, BRIDGE, **CHOSEN)
+    if path.suffix:
+        save_checkpoint(path, unet, BRIDGE, **CHOSEN)
+    else:
+        same.save_pretrained(path)
     sampler = BridgeSampler.from_pretrained(path)
-    same = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, **CHOSEN)
     assert found(sampler) == found(same) == ("sde-dpm2m", 5)
     assert torch.equal(sampler(SOURCE, seed=1), same(SOURCE, seed=1))
     given: list[tuple[dict[str, Any], Found]] = [
@@ -62,30 +56,13 @@ def test_samplers_take_them_and_a_call_may_differ(name: str, tmp_path: Path):
         assert len(list(sampler.stream(SOURCE, seed=0, **settings))) == wanted[1]
 
 
-def translated(path: Path) -> Found:
-    out = path.parent / "out"
-    translate.main(["folder", str(demo.DRAWINGS), str(path), str(out), "--size", "8", "--quiet"])
-    settings = json.loads((out / "settings.json").read_text())["settings"]
-    return settings["solver"], settings["nfe"]
-
-
-def described(path: Path) -> Found:
-    solver, _, steps = str(dict(describe(path, FileConfig())[1])["solver"]).partition(", ")
-    return solver, int(steps.removesuffix(" steps"))
-
-
-COMMANDS: dict[str, Callable[[Path], Any]] = {  # what each samples a file with, where no flag says it
-    "translate": translated,
-    "info": described,
-    "app": lambda path: found(AppConfig(model=path).open("cpu")),
-    "export": lambda path: found(exporter.load(Export(checkpoint=path))),
-    "eval --sweep": lambda path: read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"],
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_take_them(command: str, path: Path):
-    assert COMMANDS[command](path) == ("sde-dpm2m", 5)
+def test_commands_take_them(path: Path, tmp_path: Path):
+    translate.main(["folder", str(demo.DRAWINGS), str(path), str(tmp_path / "out"), "--size", "8", "--quiet"])
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
+    assert (settings["solver"], settings["nfe"]) == ("sde-dpm2m", 5)
+    assert dict(describe(path, FileConfig())[1])["solver"] == "sde-dpm2m, 5 steps"
+    assert found(AppConfig(model=path).open("cpu")) == ("sde-dpm2m", 5)
+    assert read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"] == ("sde-dpm2m", 5)
 
 
 def test_what_was_chosen_last_is_kept(path: Path, tmp_path: Path):
@@ -105,19 +82,14 @@ def test_what_was_chosen_last_is_kept(path: Path, tmp_path: Path):
         assert again.solver == sampler.solver
 
 
-def test_a_student_keeps_its_calls(tmp_path: Path):
-    BridgeSampler(tiny_unet(), BRIDGE, calls=2).save_pretrained(tmp_path / "a")
+@pytest.mark.parametrize(("calls", "taken"), [(2, ("consistency", 2)), (None, ("dpm2m", 10))])
+def test_a_student_keeps_its_calls_and_nothing_chosen_is_nothing_stored(calls: Any, taken: Found, tmp_path: Path):
+    BridgeSampler(tiny_unet(), BRIDGE, calls=calls).save_pretrained(tmp_path / "a")
     again = BridgeSampler.from_pretrained(tmp_path / "a")
-    assert (again.defaults, found(again)) == (Defaults(calls=2), ("consistency", 2))
-
-
-def test_nothing_chosen_is_nothing_stored(tmp_path: Path):
-    """Files are those of before, and so is what they are sampled with."""
-    BridgeSampler(tiny_unet(), BRIDGE).save_pretrained(tmp_path / "a")
+    assert (again.defaults, found(again)) == (Defaults(calls=calls), taken)
     stored = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert sorted(stored) == ["bridge", "codec", "format", "image_size", "unet", "version"]
-    assert found(BridgeSampler.from_pretrained(tmp_path / "a")) == ("dpm2m", 10)
-    assert load_checkpoint(tmp_path / "a").defaults == Defaults()
+    expected = {"bridge", "codec", "format", "image_size", "unet", "version"}
+    assert stored.keys() - expected == ({"calls"} if calls else set())
 
 
 def dtypes(path: Path) -> set[str]:

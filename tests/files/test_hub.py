@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +18,8 @@ from huggingface_hub.utils import filter_repo_objects
 import bbdm
 from bbdm import ABridge, BridgeSampler, Values, load_checkpoint
 from bbdm.data.spec import Spec
-from bbdm.files.hub import HubError, find_checkpoint
+from bbdm.files.hub import HubError
 from bbdm.pictures import read
-from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import tiny_codec
 
@@ -54,12 +52,9 @@ class Hub:
 
     def snapshot_download(self, name: str, allow_patterns: list[str], **where: Any) -> str:
         self.called(SNAPSHOT, name, allow_patterns=allow_patterns, **where)
-        ref: str = where["revision"] or "main"
-        commit = self.refs.get(ref, ref)
-        self.downloads = list(filter_repo_objects(self.commits[commit], allow_patterns=allow_patterns))
-        for file in self.downloads:
-            (path := self.cache / commit / file).parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.commits[commit][file])
+        commit = self.refs.get(ref := where["revision"] or "main", ref)
+        self.downloads = sorted(filter_repo_objects(self.commits[commit], allow_patterns=allow_patterns))
+        write(self.cache / commit, {name: self.commits[commit][name] for name in self.downloads})
         return str(self.cache / commit)
 
     def create_repo(self, name: str, **settings: Any) -> None:
@@ -90,23 +85,29 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     return hub
 
 
+def build(seed: int = 0) -> BridgeSampler:
+    sampler = BridgeSampler(tiny_unet(seed, condition_channels=3), BRIDGE, "dpm2m", 3)
+    sampler.image_size = 16
+    return sampler
+
+
 @pytest.fixture
 def sampler() -> BridgeSampler:
     return build()
-
-
-def build(seed: int = 0) -> BridgeSampler:
-    made = BridgeSampler(tiny_unet(seed, condition_channels=3), BRIDGE, "dpm2m", 3)
-    made.image_size = 16
-    return made
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def saved(sampler: BridgeSampler, folder: Path) -> dict[str, bytes]:
-    sampler.save_pretrained(folder)
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def saved(sampler: BridgeSampler, folder: Path, **about: Any) -> dict[str, bytes]:
+    sampler.save_pretrained(folder, **about)
     return files_of(folder)
 
 
@@ -122,18 +123,25 @@ def same(a: BridgeSampler, b: BridgeSampler) -> bool:
 
 
 def test_a_folder(sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without huggingface_hub there is no card, and what it would say is refused."""
-    assert sorted(saved(sampler, tmp_path / "card")) == ["README.md", "config.json", "model.safetensors"]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert sorted(saved(sampler, tmp_path / "faces")) == ["config.json", "model.safetensors"]
-    with pytest.raises(ModuleNotFoundError, match="a model card needs huggingface_hub"):
-        sampler.save_pretrained(tmp_path / "a", license="mit")
-    again = BridgeSampler.from_pretrained(tmp_path / "faces", solver="ddim", steps=4)
-    assert same(again, BridgeSampler(sampler.unet, BRIDGE, "ddim"))
-    assert (again.bridge, again.image_size, again.solver, len(again.table)) == (BRIDGE, 16, "ddim", 4)
-    config = json.loads((tmp_path / "faces" / "config.json").read_text())
+    """Its card is read by the Hub's own library, without which there is none; a card that is there stays."""
+    files = saved(sampler, tmp_path / "a", license="cc-by-sa-4.0", base_model="me/teacher")
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    data: Any = huggingface_hub.ModelCard(files["README.md"].decode()).data
+    assert (data.library_name, data.pipeline_tag, data.tags) == ("bbdm", "image-to-image", ["diffusion-bridge"])
+    assert (data.license, data.base_model) == ("cc-by-sa-4.0", "me/teacher")
+    assert b"\n# a\n" in files["README.md"]
+    (tmp_path / "a" / "README.md").write_text("mine")
+    assert saved(sampler, tmp_path / "a")["README.md"] == b"mine"
+    config = json.loads(files["config.json"])
     assert (config["format"], config["bridge"]["num_steps"]) == ("bbdm", 50)
     assert config["unet"]["config"]["model_channels"] == 8
+    again = BridgeSampler.from_pretrained(tmp_path / "a", solver="ddim", steps=4)
+    assert same(again, BridgeSampler(sampler.unet, BRIDGE, "ddim"))
+    assert (again.bridge, again.image_size, again.solver, len(again.table)) == (BRIDGE, 16, "ddim", 4)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert sorted(saved(sampler, tmp_path / "b")) == ["config.json", "model.safetensors"]
+    with pytest.raises(ModuleNotFoundError, match="a model card needs huggingface_hub"):
+        sampler.save_pretrained(tmp_path / "c", license="mit")
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["latents", "a module"])
@@ -144,20 +152,7 @@ def test_what_is_not_a_network_of_pictures(own: bool, tmp_path: Path):
     card = saved(sampler, tmp_path / "a")["README.md"].decode()
     restored = BridgeSampler.from_pretrained(tmp_path / "a", network=network)
     assert same(restored, sampler)
-    assert restored.calls == sampler.calls
-    assert ("network=bbdm.wrap(...)" in card) == own
-
-
-def test_what_the_hub_reads_of_a_card(sampler: BridgeSampler, tmp_path: Path):
-    """By its own library."""
-    sampler.save_pretrained(tmp_path / "a", license="cc-by-sa-4.0", base_model="me/teacher")
-    path = tmp_path / "a" / "README.md"
-    data: Any = huggingface_hub.ModelCard(path.read_text()).data
-    assert (data.library_name, data.pipeline_tag, data.tags) == ("bbdm", "image-to-image", ["diffusion-bridge"])
-    assert (data.license, data.base_model) == ("cc-by-sa-4.0", "me/teacher")
-    assert "\n# a\n" in path.read_text()
-    path.write_text("mine")
-    assert saved(sampler, tmp_path / "a")["README.md"] == b"mine"  # a card that is there stays
+    assert (restored.calls, "network=bbdm.wrap(...)" in card) == (2, own)
 
 
 @pytest.mark.parametrize("values", [False, True], ids=["8 bits", "values"])
@@ -169,62 +164,68 @@ def test_the_lines_of_a_card_run(values: bool, sampler: BridgeSampler, tmp_path:
         np.save(tmp_path / "source.npy", np.random.default_rng(0).integers(0, 3000, (3, 16, 16), dtype=np.uint16))
     else:
         noise(3).save(tmp_path / "source.png")
-    sampler.save_pretrained(tmp_path / "faces")
     monkeypatch.chdir(tmp_path)
-    (lines,) = re.findall(r"```python\n(.*?)```", Path("faces/README.md").read_text(), flags=re.DOTALL)
+    card = saved(sampler, Path("faces"))["README.md"].decode()
+    (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     exec(compile(lines, "card", "exec"), {})
-    made, wanted = read(f"result.{suffix}"), sampler(f"source.{suffix}", seed=0)[0]
-    wanted.save(f"wanted.{suffix}")
-    assert (np.asarray(made) == np.asarray(read(f"wanted.{suffix}"))).all()
+    sampler(f"source.{suffix}", seed=0)[0].save(f"expected.{suffix}")
+    assert (np.asarray(read(f"result.{suffix}")) == np.asarray(read(f"expected.{suffix}"))).all()
 
 
 def test_only_what_is_needed_is_fetched_of_a_branch_or_a_commit(model: Hub, sampler: BridgeSampler, tmp_path: Path):
     """No pickle and no code, even where the repository has them."""
     assert same(BridgeSampler.from_pretrained(NAME), sampler)
-    assert sorted(model.downloads) == ["config.json", "model.safetensors"]
+    assert model.downloads == ["config.json", "model.safetensors"]
     first = model.refs["v1"] = model.refs["main"]
     model.commit(saved(build(seed=1), tmp_path / "other"))
     assert not same(BridgeSampler.from_pretrained(NAME), sampler)
     assert same(BridgeSampler.from_pretrained(NAME, revision=first), sampler)
     assert same(BridgeSampler.from_pretrained(f"{NAME}@v1"), sampler)
-    with pytest.raises(ValueError, match="revision='v1' was given, and me/faces@v2 names another one"):
-        BridgeSampler.from_pretrained(f"{NAME}@v2", revision="v1")
 
 
-def test_what_cannot_be_fetched(model: Hub):
+def test_what_cannot_be_fetched(model: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The message is the Hub's; a damaged download is found by the hash in the file itself."""
+    files = model.commits[model.refs["main"]]
+    damaged = {**files, "model.safetensors": files["model.safetensors"][:-4] + np.float32(0.25).tobytes()}
+    refusals: list[tuple[dict[str, bytes], str]] = [
+        (damaged, r"cannot read .*model\.safetensors as a checkpoint: .*SHA-256 differs"),
+        ({"config.json": b"{}", "unet.bin": b""}, f"{NAME} on the .* Hub is no model of bbdm: it has no model.saf"),
+    ]
+    for content, message in refusals:
+        model.commit(content)
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(NAME)
     model.error = RuntimeError("401 Client Error\n\nRepository Not Found: are you authenticated?")
     with pytest.raises(HubError, match=r"no path me/faces, and a name .*: 401 Client Error Repository Not Found"):
         load_checkpoint(NAME)
-    model.error = None
-    files = model.commits[model.refs["main"]]
-    model.commit({**files, "model.safetensors": files["model.safetensors"][:-4] + np.float32(0.25).tobytes()})
-    with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors as a checkpoint: .*SHA-256 differs"):
-        load_checkpoint(NAME)
-    model.commit({"config.json": b"{}", "unet.bin": b""})
-    with pytest.raises(ValueError, match=f"{NAME} on the .* Hub is no model of bbdm: it has no model.saf"):
-        load_checkpoint(NAME)
-
-
-def test_paths(model: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What exists is a path; what does not is named as a path and as a name."""
-    monkeypatch.chdir(tmp_path)
-    assert find_checkpoint("some/where/else") == Path("some/where/else")
-    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
-        BridgeSampler.from_pretrained("out/gone.pt")
-    with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
-        BridgeSampler.from_pretrained(tmp_path, revision="v1")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = r"there is no path me/faces, and .* huggingface_hub, .*: pip install 'bbdm\[hub\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
         load_checkpoint(NAME)
-    shutil.move(tmp_path / "faces", tmp_path / "me" / "faces")
+    monkeypatch.chdir(tmp_path)  # what exists is a path
+    write(tmp_path / NAME, files)
     load_checkpoint(NAME)
-    assert not model.downloads
+
+
+def test_what_is_no_name(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
+        BridgeSampler.from_pretrained("out/gone.pt")
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint some/where/else"):
+        load_checkpoint("some/where/else")
+    with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
+        BridgeSampler.from_pretrained(tmp_path, revision="v1")
+    with pytest.raises(ValueError, match="revision='v1' was given, and me/faces@v2 names another one"):
+        BridgeSampler.from_pretrained(f"{NAME}@v2", revision="v1")
+    with pytest.raises(ValueError, match="name must be OWNER/NAME, got 'faces'"):
+        build().push_to_hub("faces")
 
 
 def test_a_model_is_pushed_and_again(hub: Hub, sampler: BridgeSampler, tmp_path: Path):
     """The card stays, and an export of other weights goes."""
+    hub.error = RuntimeError("403 Forbidden")
+    with pytest.raises(HubError, match=f"{NAME} cannot be pushed: 403 Forbidden"):
+        sampler.push_to_hub(NAME, token="wrong")
+    hub.error = None
     commit = sampler.push_to_hub(NAME, license="mit", token="secret")
     assert sorted(hub.commits[commit]) == ["README.md", "config.json", "model.safetensors"]
     assert f'from_pretrained("{NAME}")' in hub.commits[commit]["README.md"].decode()
@@ -237,35 +238,7 @@ def test_a_model_is_pushed_and_again(hub: Hub, sampler: BridgeSampler, tmp_path:
     assert same(BridgeSampler.from_pretrained(NAME), sampler)
 
 
-def test_a_push_is_refused(hub: Hub, sampler: BridgeSampler):
-    hub.error = RuntimeError("403 Forbidden")
-    with pytest.raises(HubError, match=f"{NAME} cannot be pushed: 403 Forbidden"):
-        sampler.push_to_hub(NAME, token="wrong")
-    with pytest.raises(ValueError, match="name must be OWNER/NAME, got 'faces'"):
-        sampler.push_to_hub("faces")
-    assert not hub.commits
-
-
-def test_an_export_is_copied_and_fetched(exported: Path, hub: Hub, tmp_path: Path):
-    sampler = BridgeSampler.from_checkpoint(exported.parent / "bridge.pt", solver="dpm2m", steps=2)
-    sampler.save_pretrained(tmp_path / "both")
-    shutil.copytree(exported, tmp_path / "both" / "onnx")
-    hub.commit({**files_of(tmp_path / "both"), "onnx/unet.onnx.data": b"weights of 1 GB and more"})
-    made = [
-        OnnxBridgeSampler.from_pretrained(name, solver="dpm2m", steps=2)(SOURCE.numpy(), seed=0)
-        for name in (NAME, tmp_path / "both")
-    ]
-    wanted = ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
-    assert sorted(hub.downloads) == wanted
-    np.testing.assert_array_equal(made[0], made[1])
-    np.testing.assert_allclose(made[0], sampler(SOURCE, seed=0).numpy(), atol=1e-4)
+def test_an_export_beside_a_model_is_not_replaced(sampler: BridgeSampler, tmp_path: Path):
+    (tmp_path / "both" / "onnx").mkdir(parents=True)
     with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
         sampler.save_pretrained(tmp_path / "both")
-
-
-def test_an_export_that_leads_out_of_its_folder(exported: Path, hub: Hub):
-    settings = json.loads((exported / "bridge.json").read_text())
-    settings["files"]["../config.json"] = ""
-    hub.commit({"onnx/bridge.json": json.dumps(settings).encode(), "config.json": b"{}"})
-    with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
-        OnnxBridgeSampler.from_pretrained(NAME)

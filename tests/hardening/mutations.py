@@ -63,38 +63,30 @@ def of_bytes(data: bytes, rng: random.Random) -> bytes:
 
 def of_values(content: Any, rng: random.Random) -> Any:
     """One to three changes of the values in a JSON document: another value, a missing or a further entry."""
-    changed = copy.deepcopy(content)
+    changed = [copy.deepcopy(content)]
     for _ in range(rng.choice([1, 1, 2, 3])):
-        parent, key = changed, None
-        while isinstance(parent, dict | list) and parent:
-            key = rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
-            if not isinstance(parent[key], dict | list) or not parent[key] or rng.random() < 0.25:
-                break
+        parent, key = changed, 0
+        while isinstance(parent[key], dict | list) and parent[key] and (parent is changed or rng.random() < 0.75):
             parent = parent[key]
-        if not isinstance(parent, dict | list) or key is None:
-            return _value(rng)
+            key = rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
         action = rng.random()
-        if action < 0.7:
+        if action < 0.7 or parent is changed:
             parent[key] = _other(parent[key], rng)
         elif action < 0.85:
             del parent[key]
         elif isinstance(parent, dict):
-            parent[rng.choice(["x", "kind", "config", "version", str(key) + "s"])] = _value(rng)
+            parent[rng.choice(["x", "kind", "config", "version", f"{key}s"])] = _other(None, rng)
         else:
             parent.extend(copy.deepcopy(parent) * rng.choice([1, 1000]))
-    return changed
+    return changed[0]
 
 
 def _other(value: Any, rng: random.Random) -> Any:
+    """One that nothing else has: what is put into it stays there."""
     if isinstance(value, int | float) and not isinstance(value, bool) and rng.random() < 0.5:
         return rng.choice([value + 1, -value, value * 1000, value * 10**9, value / 2, str(value)])
     if isinstance(value, str) and value and rng.random() < 0.5:
         return rng.choice([value[:-1], value * 3, value.upper(), "../" + value])
-    return _value(rng)
-
-
-def _value(rng: random.Random) -> Any:
-    """One that nothing else has: what is put into it stays there."""
     return copy.deepcopy(rng.choice(VALUES))
 
 

@@ -85,10 +85,6 @@ def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
     patch.setattr(latents, "ENCODED_AT_ONCE", 2)
 
 
-def training(place: Path, output: Path, *flags: str) -> list[str]:
-    return [*SCRIPTS["train"].argv(place, output), *flags]
-
-
 def from_tars(place: Path, output: Path, *flags: str, layout: str = "stream") -> list[str]:
     return [*f"{layout} {TARS} {TRAIN}".format(place=place, output=output).split(), *flags]
 

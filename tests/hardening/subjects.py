@@ -1,8 +1,7 @@
 """The files that are mutated, and how each is read: a row for each kind.
 
-python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints an Outcome as JSON, or one for each
-of several kinds and counts with semicolons between. The same seed makes the same files. The name of a fault
-has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
+python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints an Outcome. The same seed makes the
+same files. The name of a fault has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
 """
 
 import gzip
@@ -20,6 +19,8 @@ from unittest.mock import patch
 
 import numpy as np
 import safetensors.torch
+import SimpleITK as sitk  # noqa: N813
+import tifffile
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -110,11 +111,10 @@ def original_bbdm(folder: Path) -> Subject:
 
 def compiled_package(folder: Path) -> Subject:
     """What says what a package fits; its code is not loaded, so it is no archive here."""
-    network, device = tiny_unet(), torch.device("cpu")
-    (path := folder / "a.pt2").write_bytes(b"code")
-    fits = compiled.fingerprint(network, torch.float32, device)
-    content = {"shape": [1, 3, 8, 8], "fits": fits, "sha256": file_sha256(path)}
-    (about := folder / "a.pt2.json").write_text(json.dumps(content))
+    network, device, path = tiny_unet(), torch.device("cpu"), folder / "a.pt2"
+    path.write_bytes(b"code")
+    content = {"shape": [1, 3, 8, 8], "fits": compiled.fingerprint(network, torch.float32, device)}
+    (about := folder / "a.pt2.json").write_text(json.dumps({**content, "sha256": file_sha256(path)}))
 
     def read() -> Any:
         with patch("torch._inductor.aoti_load_package"):
@@ -135,20 +135,16 @@ def export_settings(folder: Path) -> Subject:
 
 
 def latents(folder: Path) -> Subject:
-    """The manifest of a cache of two pairs."""
-    for split in ("A", "B"):
-        (folder / split).mkdir()
-        for i in range(2):
-            Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
-    pairs = load_pairs("paired", f"{folder / 'A'},{folder / 'B'}", size=16)
+    """The manifest of a cache of a pair."""
+    Image.new("RGB", (16, 16), (40, 90, 7)).save(folder / "0.png")
+    pairs = load_pairs("paired", f"{folder},{folder}", size=16)
     make = partial(LatentDataset, pairs, tiny_codec(), folder / "cache")
     make()
     (block,) = (folder / "cache").glob("*.safetensors")
     kept = block.read_bytes()
 
     def read() -> Any:
-        cache = make()
-        return [[v.tolist() for v in cache[i]] for i in range(2)]
+        return [value.tolist() for value in make()[0]]
 
     def mutate(data: bytes, rng: random.Random) -> bytes:
         block.write_bytes(kept)
@@ -203,12 +199,7 @@ def _written(shape: tuple[int, ...], kind: str) -> Callable[[Path], Any]:
 
 
 def _tiff(shape: tuple[int, ...], kind: str, **options: Any) -> Callable[[Path], Any]:
-    def save(path: Path) -> None:
-        import tifffile
-
-        tifffile.imwrite(path, numbers(shape, kind), photometric="minisblack", **options)
-
-    return save
+    return lambda path: tifffile.imwrite(path, numbers(shape, kind), photometric="minisblack", **options)
 
 
 def _geotiff(path: Path) -> None:
@@ -217,8 +208,6 @@ def _geotiff(path: Path) -> None:
 
 
 def _nrrd(path: Path) -> None:
-    import SimpleITK as sitk  # noqa: N813
-
     sitk.WriteImage(sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True)
 
 
@@ -275,7 +264,7 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
     folder.mkdir(parents=True)
     subject = make(folder)
     whole = subject.path.read_bytes()
-    wanted = subject.read()
+    expected = subject.read()
     subject.read()  # what is imported and kept at a second call
     outcome, watch = Outcome(), Watch()
     for index in range(first, first + count):
@@ -284,8 +273,7 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
         subject.path.write_bytes(data)
 
         def read() -> bool:
-            found = subject.read()
-            return found == wanted or not subject.exact
+            return subject.read() == expected or not subject.exact
 
         judge(read, len(data), watch, outcome, f"{kind} {index}", subject.room, str(folder))
     return outcome
@@ -293,6 +281,5 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # odd settings are as good as none here
-    kinds, counts, seed, folder, *first = sys.argv[1:]
-    for kind, count in zip(kinds.split(";"), counts.split(";"), strict=True):
-        print(json.dumps(asdict(run(kind, int(count), int(seed), Path(folder), *map(int, first)))))
+    kind, count, seed, folder, *first = sys.argv[1:]
+    print(run(kind, int(count), int(seed), Path(folder), *map(int, first)))

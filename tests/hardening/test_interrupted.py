@@ -1,6 +1,7 @@
-"""Scripts that are stopped at a chosen moment, and run again: bitwise the files of an undisturbed run.
+"""Scripts that are stopped, and run again: bitwise the files of an undisturbed run, and nothing torn or lost.
 
-A row is a script, a moment, and what happens there. What ends by SIGKILL is in :mod:`.test_kills`.
+A row of ``MOMENTS`` is what happens at a chosen moment of a run in this process. SIGKILL ends processes of
+their own, at random moments, 200 times every night.
 """
 
 import os
@@ -21,8 +22,8 @@ from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train
 from bbdm.training.trainer import Trainer
 from tests.conftest import ROOT, SavePicture, wait_until
-from tests.hardening.killing import assert_content, content
-from tests.hardening.scripts import SCRIPTS, STEPS, make_place, make_small, training
+from tests.hardening.killing import assert_content, check_left, content, kill_at_random_moments
+from tests.hardening.scripts import SCRIPTS, STEPS, make_place, make_small
 from tests.training.launching import ALONE, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no signals as these, and no full device there")
@@ -67,8 +68,8 @@ class Moment:
     method: str
     call: int
     act: Callable[[Trainer, pytest.MonkeyPatch], None]
-    error: type[BaseException] = StoppedError
-    message: str | None = None
+    message: str | None = None  # of the error; None where the process is killed
+    status: int = 1
 
 
 def resumes(step: int) -> str:
@@ -79,18 +80,17 @@ def resumes(step: int) -> str:
 # validation), 10, 12 (twice), 15 and 18.
 FULL = r"No space left on device.* Make room on the disk; " + resumes(6)
 MOMENTS: dict[str, Moment] = {
-    "SIGTERM in a step": Moment("train_step", 9, terminate, message="^asked to end; " + resumes(9)),
-    "SIGTERM in validation": Moment("validate", 2, terminate, message="^asked to end; " + resumes(2 * STEPS)),
-    "killed in a step": Moment("train_step", 12, kill, KilledError),
-    "killed in validation": Moment("validate", 1, kill, KilledError),
-    "killed before an epoch is saved": Moment("_save", 6, kill, KilledError),
-    "not finite": Moment("_save", 4, diverge, message="not finite at step 10.*grad_clip; " + resumes(6)),
-    "a full disk": Moment("train_step", 8, fill_disk, message=FULL),
+    "SIGTERM in a step": Moment("train_step", 9, terminate, "^asked to end; " + resumes(9), TERMINATED),
+    "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(2 * STEPS), TERMINATED),
+    "killed in validation": Moment("validate", 1, kill),
+    "killed before an epoch is saved": Moment("_save", 6, kill),
+    "not finite": Moment("_save", 4, diverge, "not finite at step 10.*grad_clip; " + resumes(6)),
+    "a full disk": Moment("train_step", 8, fill_disk, FULL),
 }
-DAILY = {"SIGTERM in a step", "killed before an epoch is saved", "not finite", "a full disk"}  # of one script
+NIGHTLY = {"SIGTERM in validation", "killed in validation"}, {*RESUMED[1:]}
 
 
-def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> pytest.ExceptionInfo[BaseException]:
+def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> Any:
     """Run a script, which ends at the moment; returns the error."""
     original, left = getattr(Trainer, moment.method), moment.call
     with pytest.MonkeyPatch.context() as patch:
@@ -103,10 +103,10 @@ def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> pytest.
             return original(self, *arguments)
 
         patch.setattr(Trainer, moment.method, watched)
-        with pytest.raises(moment.error, match=moment.message) as caught:
+        with pytest.raises(KilledError if moment.message is None else StoppedError, match=moment.message) as caught:
             SCRIPTS[script].main([*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before])
     assert not list(folder.rglob(".*.tmp"))
-    return caught
+    return caught.value
 
 
 @pytest.fixture(scope="module")
@@ -137,89 +137,80 @@ def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Undist
 @pytest.mark.parametrize(
     ("script", "moment"),
     [
-        pytest.param(script, moment, marks=() if script == "train" and moment in DAILY else pytest.mark.nightly)
+        pytest.param(script, moment, marks=[pytest.mark.nightly] * (moment in NIGHTLY[0] or script in NIGHTLY[1]))
         for script in RESUMED
         for moment in MOMENTS
     ],
 )
 def test_interrupted(script: str, moment: str, place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    wanted, before = undisturbed(script), signal.getsignal(signal.SIGTERM)
-    error = interrupt(script, place, tmp_path / "run", MOMENTS[moment]).value
+    expected, before = undisturbed(script), signal.getsignal(signal.SIGTERM)
+    error = interrupt(script, place, tmp_path / "run", MOMENTS[moment])
     assert "\n" not in str(error)
-    status = TERMINATED if "SIGTERM" in moment else None if moment.startswith("killed") else 1
-    assert getattr(error, "status", None) == status
+    assert getattr(error, "status", MOMENTS[moment].status) == MOMENTS[moment].status
     assert signal.getsignal(signal.SIGTERM) == before
     SCRIPTS[script].main(SCRIPTS[script].argv(place, tmp_path / "run"))
-    assert_content(tmp_path / "run", wanted)
+    assert_content(tmp_path / "run", expected)
 
 
 def test_what_undisturbed_runs_leave(undisturbed: Undisturbed) -> None:
     """The newest two checkpoints, and grids of each second epoch and of the last."""
-    found = undisturbed("train")
     names = ["best.pt", "config.json", "epoch_0002.png", "epoch_0003.png", "metrics.jsonl"]
     names += ["step_00000015.pt", "step_00000018.pt"]
-    assert [*found] == ["model.pt", *(f"model.run/{name}" for name in names)]
+    assert [*undisturbed("train")] == ["model.pt", *(f"model.run/{name}" for name in names)]
 
 
 def test_damaged_checkpoints(
     place: Path, undisturbed: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The newest one is skipped; where all are damaged, an error says so."""
-    interrupt("train", place, tmp_path / "a", Moment("train_step", 14, kill, KilledError))
+    interrupt("train", place, tmp_path / "a", Moment("train_step", 14, kill))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for path in (tmp_path / "b" / "model.run").glob("step_*.pt"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"no checkpoint in .*model\.run can be read: all 2 are damaged"):
-        train.main(training(place, tmp_path / "b"))
+        train.main(SCRIPTS["train"].argv(place, tmp_path / "b"))
     newer = tmp_path / "a" / "model.run" / "step_00000012.pt"
-    whole = bytearray(newer.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    newer.write_bytes(whole)
-    caplog.clear()
-    train.main(training(place, tmp_path / "a"))
-    (warning,) = (record.message for record in caplog.records if record.message.startswith("skipped"))
-    assert re.fullmatch(rf"skipped a damaged checkpoint: cannot read .*{newer.name} as a checkpoint: .*", warning)
+    changed = bytearray(newer.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    newer.write_bytes(changed)
+    train.main(SCRIPTS["train"].argv(place, tmp_path / "a"))
+    assert re.search(rf"skipped a damaged checkpoint: cannot read .*{newer.name} as a checkpoint: .*", caplog.text)
     newer.with_name(f"{newer.name}.damaged").unlink()
     assert_content(tmp_path / "a", undisturbed("train"))
 
 
-@pytest.mark.parametrize(
-    ("fault", "workers"), [(b"broken", "1"), pytest.param(b"", "0", marks=pytest.mark.nightly)], ids=str
-)
-def test_a_picture_that_cannot_be_read(
-    fault: bytes, workers: str, place: Path, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_a_picture_that_cannot_be_read(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """What was trained before it is saved."""
     shutil.copytree(place / "data", tmp_path / "data")
-    victim, argv = tmp_path / "data" / "train" / "03.png", training(tmp_path, tmp_path / "run", "--workers", workers)
+    victim, argv = tmp_path / "data" / "train" / "03.png", SCRIPTS["train"].argv(tmp_path, tmp_path / "run")
     original, epoch = victim.read_bytes(), Trainer._epoch
 
     def damaged(self: Trainer) -> None:
         if self.epoch == 1:
-            victim.unlink() if not fault else victim.write_bytes(fault)
+            victim.write_bytes(b"broken")
         epoch(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_epoch", damaged)
         with pytest.raises(StoppedError, match=r"^[^\n]*train/03\.png[^\n]*\. Repair the file; the same command res"):
-            train.main(argv)
+            train.main([*argv, "--workers", "1"])
     victim.write_bytes(original)
     train.main(argv)
-    found, wanted = content(tmp_path / "run"), undisturbed("train")
+    found, expected = content(tmp_path / "run"), undisturbed("train")
     for name in ("model.pt", "model.run/best.pt", "model.run/metrics.jsonl", "model.run/epoch_0003.png"):
-        assert found[name] == wanted[name]
+        assert found[name] == expected[name]
 
 
-# Processes, of which each has readers
+# Processes
 
 
 @pytest.mark.nightly
 def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
-    argv = training(place, tmp_path, "--workers", "2", "--quiet")
-    command, variables = [*ALONE, "tests.training.tiny_train", *argv], {**os.environ, "PAUSE": "0.5"}
+    argv = SCRIPTS["train"].argv(place, tmp_path)
+    command, variables = [*ALONE, "tests.training.tiny_train", *argv, "--quiet"], {**os.environ, "PAUSE": "0.5"}
     with subprocess.Popen(
-        command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--workers", "2"], cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         wait_until((tmp_path / "model.run" / "step_00000005.pt").exists, "step 5")
         os.killpg(process.pid, signal.SIGTERM)
@@ -227,22 +218,48 @@ def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_p
     assert process.returncode == TERMINATED, errors
     assert errors.splitlines()[-1].startswith("stopped: asked to end; the same command resumes from step ")
     assert "Traceback" not in errors
-    train.main(training(place, tmp_path))
+    train.main(argv)
     assert_content(tmp_path, undisturbed("train"))
 
 
 @pytest.mark.nightly
 def test_an_error_ends_the_process_and_its_readers(place: Path, tmp_path: Path) -> None:
-    done = run([*ALONE, "tests.training.tiny_train", *training(place, tmp_path, "--workers", "1")], FAIL="0,4")
+    argv = SCRIPTS["train"].argv(place, tmp_path)
+    done = run([*ALONE, "tests.training.tiny_train", *argv, "--workers", "1"], FAIL="0,4")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "RuntimeError: of a test")
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda folder: (folder / "a.png").write_bytes(b"pic"), "'a.png'. are others"),
+        (lambda folder: (folder / "a.png").unlink(), "'a.png'. are lost"),
+        (lambda folder: (folder / "m.run/step_2.pt").write_bytes(b"PK"), "Weights only load"),
+        (lambda folder: (folder / "m.run/step_2.pt").unlink(), "the newest checkpoint is lost"),
+    ],
+    ids=["torn", "lost", "torn weights", "lost step"],
+)
+def test_what_a_kill_may_not_leave_is_found(fault: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "m.run").mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"picture")
+    torch.save({"weights": torch.zeros(3)}, folder / "m.run" / "step_2.pt")
+    (tmp_path / "run.log").write_text("checkpoint: m.run/step_2.pt\n")
+    whole = content(folder)
+    (folder / ".b.png.0123abcd.tmp").write_bytes(b"pic")  # which the next run deletes
+    assert check_left(folder, whole, whole) == whole
+    fault(folder)
+    with pytest.raises(Exception, match=message):
+        check_left(folder, whole, whole)
+
+
+def test_as_many_kills_as_are_claimed() -> None:
+    assert sum(script.kills for script in SCRIPTS.values()) == 200
+
+
 @pytest.mark.nightly
-def test_a_broken_validation_picture_is_one_line(place: Path, tmp_path: Path) -> None:
-    picture = next((Path(shutil.copytree(place / "data", tmp_path / "data")) / "val").iterdir())
-    picture.write_bytes(b"no picture")
-    argv = training(tmp_path, tmp_path, "--workers", "1", "--quiet")
-    done = run([*ALONE, "tests.training.tiny_train", *argv])
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"error: cannot read the picture {picture}")
+@pytest.mark.parametrize("name", [name for name, script in SCRIPTS.items() if script.kills])
+def test_killed_at_random_moments(name: str, place: Path, tmp_path: Path) -> None:
+    """So many that some fall into a write."""
+    kills = SCRIPTS[name].kills
+    assert kill_at_random_moments(name, kills, place, tmp_path) or kills < 20, "no kill fell into a write"

@@ -35,8 +35,6 @@ class Outcome:
 
     read: int = 0  # with the right content
     refused: int = 0
-    slowest: float = 0.0  # seconds
-    most: int = 0  # bytes of memory above what reading the whole file took
     faults: list[str] = field(default_factory=list)
 
 
@@ -58,10 +56,8 @@ def judge(
     before, started = memory("VmRSS"), time.perf_counter()
     watch.seen.clear()
     watch.on = True
-    fault = None
     try:
-        right = read()
-        outcome.read += right
+        outcome.read += (right := read())
         fault = None if right else "it was read, with another content"
     except (ValueError, FileNotFoundError) as error:
         outcome.refused += 1
@@ -71,7 +67,6 @@ def judge(
     finally:
         watch.on = False
     seconds, grown = time.perf_counter() - started, memory("VmHWM") - before
-    outcome.slowest, outcome.most = max(outcome.slowest, seconds), max(outcome.most, grown)
     faults = [fault, *(f"it called {call}" for call in watch.seen)]
     faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes" if grown > 2 * size + room else None)
     faults.append(f"it took {seconds:.0f} seconds" if seconds > SECONDS else None)

@@ -27,14 +27,14 @@ SEEDS = [2**63 - 1, 2**32 + 7, 5]
 
 # Sizes, of which those of 1 fit either format, then masks and float64.
 SIZES: list[dict[str, Any]] = [
-    *({"shape": shape, "clamp": (-0.8, 0.9)} for shape in [(3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)]),
+    *({"shape": shape} for shape in [(3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)]),
     *({"shape": shape, "masked": True} for shape in [(3, 3, 5, 7), (2, 3, 4, 5, 3)]),
 ]
 OTHERS = [{**each, "channels_last": last} for each in SIZES for last in (False, True)]
 OTHERS += [{"noise": noise, "dtype": torch.float64, "state": torch.float64} for noise in ("noise", "seeds")]
 
 
-def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, clamp: Any, mask: Any) -> Any:
+def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, mask: Any) -> Any:
     """x_next, the new x0hat and the next input in float64; terms of weight 0 are left out."""
 
     def weighted(*terms: tuple[float, Any]) -> Any:
@@ -42,8 +42,6 @@ def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, cla
 
     p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y = row
     estimate = weighted((p_x, x), (p_y, y), (p_pred, pred))
-    if clamp is not None:
-        estimate = np.clip(estimate, *clamp)
     if mask is not None:
         estimate = mask * estimate + (1 - mask) * y
     x_next = weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z))
@@ -57,7 +55,6 @@ def check_steps(
     dtype: torch.dtype = torch.bfloat16,
     state: torch.dtype = torch.float32,
     noise: str = "seeds",
-    clamp: tuple[float, float] | None = None,
     device: str = "cpu",
     masked: bool = False,
 ) -> None:
@@ -87,8 +84,8 @@ def check_steps(
             given = torch.full(shape, torch.nan, device=device)
         before = [v.double().cpu().numpy() for v in (x, x0hat, pred, y)]
         covers = None if mask is None else mask.double().cpu().numpy()
-        expected, estimate, shown = formula(row, *[*before, z, clamp, covers])
-        apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, mask, *(clamp or (None, None)))
+        expected, estimate, shown = formula(row, *[*before, z, covers])
+        apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, mask)
         tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
         np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(x.double().cpu().numpy(), expected, rtol=tolerance, atol=tolerance)
@@ -133,7 +130,7 @@ def operator_arguments() -> tuple[Any, ...]:
 
 def test_operator_is_registered_in_full():
     """Compilers and exports take it: which arguments it writes, without a device to look at."""
-    torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*operator_arguments(), None, None, -1.0, 1.0))
+    torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*operator_arguments(), None, None))
 
 
 @aot.needs_compiler
@@ -144,7 +141,7 @@ def test_operator_is_registered_in_full():
 def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str, dtype: str):
     absent = {"seeds": "noise_ptr", "noise": "seeds_ptr"}[noise]
     types = {"inputs_ptr": f"*{dtype}", "pred_ptr": f"*{dtype}", "step_ptr": "*i64", "seeds_ptr": "*i64"}
-    constexprs = {absent: None, "mask_ptr": None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels}
+    constexprs = {absent: None, "mask_ptr": None, "CHANNELS": channels}
     count = Counter(aot.compile_kernel(module._bridge_step_kernel, target, constexprs, types))
     wide, explicit = dtype == "fp32", noise == "noise"
     assert count["load", 128] == 3 + wide + explicit  # x, x0hat, y, then pred, then noise
@@ -168,14 +165,14 @@ def interpreted_kernel_takes_other_kinds(given: dict[str, Any]):
 def interpreted_kernel_copies_what_has_another_format():
     pred, noise = torch.randn(2, 2, 4, 5, 3).permute(0, 1, 4, 2, 3).unbind()
     given = arguments(pred=pred, noise=noise, seeds=None)
-    module._launch(*given.values(), None, None, None)
+    module._launch(*given.values(), None)
     expected = 0.7 * -given["pred"] + 0.5 * given["noise"]
     torch.testing.assert_close(given["x"], expected)
 
 
 def interpreted_kernel_shows_that_noise_is_missing():
     given = arguments(seeds=None)
-    module._launch(*given.values(), None, None, None, None)
+    module._launch(*given.values(), None, None)
     assert given["x"].isnan().all()
     assert not given["x0hat"].isnan().any()
 
@@ -186,7 +183,7 @@ def interpreted_kernel_shows_that_noise_is_missing():
 @aot.every_dtype
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 4, 64, 64)], ids=["odd", "even"])
 def test_gpu_step_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype, noise: str, channels_last: bool):
-    check_steps(bridge_step, shape, channels_last, dtype, noise=noise, clamp=(-0.8, 0.9), device="cuda")
+    check_steps(bridge_step, shape, channels_last, dtype, noise=noise, device="cuda")
 
 
 @aot.on_a_gpu

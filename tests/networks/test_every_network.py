@@ -244,7 +244,7 @@ def test_it_is_compiled_and_packaged(name: str, tmp_path: Path):
     torch.testing.assert_close(sampler(source, seed=0, conditions=images), eager, rtol=0, atol=within(network))
     with torch.compiler.set_stance("fail_on_recompile"):  # another step, another source
         sampler(source.flip(0), seed=1, conditions=images)
-    sampler.save_compiled(tmp_path / "n.pt2", 2, (8, 8))
+    sampler.save_compiled(tmp_path / "n.pt2", 8, 2)
     packaged = BridgeSampler(network, BRIDGE, steps=3, compiled=tmp_path / "n.pt2")
     torch.testing.assert_close(packaged(source, seed=0, conditions=images), eager, rtol=0, atol=within(network))
 

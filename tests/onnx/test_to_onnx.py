@@ -259,12 +259,12 @@ def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], me
 
 def test_float16_does_not_overflow_on_real_activations():
     """The bundled network's largest activation on the bundled drawings, against float16's 65504."""
-    sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)
+    sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=2)
     largest: list[float] = []
     for module in sampler.unet.modules():
         module.register_forward_hook(lambda module, given, made: largest.append(float(made.abs().max())))
-    sampler([open_image(path) for path in sorted(demo.DRAWINGS.glob("*.png"))], seed=0)
-    assert len(largest) > 5 * 50
+    sampler([open_image(path) for path in sorted(demo.DRAWINGS.glob("*.png"))[:4]], seed=0)
+    assert len(largest) > 2 * 50
     assert max(largest) < 65504 / 16
 
 

@@ -17,9 +17,7 @@ from bbdm import ABridge, BridgeSampler, BrownianBridge, solvers
 from bbdm.bridges import Bridge
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.networks.base import Conditions, Network
-
-sde_bbdm = pytest.importorskip("sde_bbdm", exc_type=ImportError)
-diffusion = pytest.importorskip("diffusion")
+from tests.peers.packages import diffusion, sde_bbdm
 
 T = 1000
 TOLERANCE = 1e-9  # of one step in float64; inputs are standard normals, measured differences are below 1e-13
@@ -68,10 +66,6 @@ def random_inputs(rows: int, batch: int = 1) -> Inputs:
     return Inputs(*torch.randn(4, rows, batch, 3, 4, 4, generator=generator))
 
 
-def public_data(x: torch.Tensor, t: int, y: torch.Tensor) -> Any:
-    return diffusion.DiffusionData(x, torch.full((len(x),), t), condition=y)
-
-
 def our_step(
     table: solvers.StepTable, row: int, x: torch.Tensor, y: torch.Tensor, pred: torch.Tensor, z: torch.Tensor
 ) -> torch.Tensor:
@@ -86,10 +80,10 @@ def paper_times() -> list[int]:
     return torch.arange(1000, 904, -2).tolist() + torch.arange(902, 1, -6).tolist()
 
 
-FORWARD = [
-    *((ABridge(T, c), sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c), T) for c in C_LAMBDAS),
-    (BrownianBridge(T), sde_bbdm.nn.BBDMModule(nn.Identity(), T), T - 1),
-]
+ABRIDGES = [(ABridge(T, c), partial(sde_bbdm.nn.ABridgeModule, nn.Identity(), T, c_lambda=c)) for c in C_LAMBDAS]
+BROWNIAN = BrownianBridge(T)
+FORWARD = [*((bridge, module(), T) for bridge, module in ABRIDGES)]
+FORWARD += [(BROWNIAN, sde_bbdm.nn.BBDMModule(nn.Identity(), T), T - 1)]
 
 
 @pytest.mark.usefixtures("float64")
@@ -123,13 +117,14 @@ class TakesCondition(nn.Module):
         return torch.zeros_like(x)
 
 
-ABRIDGES = [(ABridge(T, c), partial(sde_bbdm.nn.ABridgeModule, nn.Identity(), T, c_lambda=c)) for c in C_LAMBDAS]
-BROWNIAN, EVERY = BrownianBridge(T), range(T, 0, -1)
 TABLES: dict[str, tuple[solvers.StepTable, Callable[[], Any]]] = {  # with the public module
     **{f"ancestral {i}": (solvers.build(bridge, "ancestral"), module) for i, (bridge, module) in enumerate(ABRIDGES)},
     **{f"fast {i}": (solvers.build(bridge, "fast"), module) for i, (bridge, module) in enumerate(ABRIDGES)},
     "brownian": (solvers.build(BROWNIAN, "ancestral"), lambda: sde_bbdm.nn.SDEBBDMModule(nn.Identity(), T)),
-    "posterior": (solvers.build(BROWNIAN, "posterior", EVERY), lambda: sde_bbdm.nn.BBDMModule(nn.Identity(), T)),
+    "posterior": (
+        solvers.build(BROWNIAN, "posterior", range(T, 0, -1)),
+        lambda: sde_bbdm.nn.BBDMModule(nn.Identity(), T),
+    ),
     "skips": (solvers.build(BROWNIAN, "posterior"), lambda: sde_bbdm.nn.BBDMModule(TakesCondition(), T)),
 }
 
@@ -149,7 +144,7 @@ def test_rows(draw: Draw, name: str) -> None:
         each = Inputs(*(v[row] for v in inputs))
         draw(each.z)
         state = each.y if t == T else each.x
-        data = public_data(state, t, each.y)
+        data = diffusion.DiffusionData(state, torch.full((len(state),), t), condition=each.y)
         if name == "skips":  # given the right pair of times, it is our default table
             made = module.fast_sampling_step(data, t, times[row + 1], predicted_obj=each.pred)
         else:

@@ -4,7 +4,7 @@ Zero-initialised layers would hide the layers before them, so they get random va
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +12,14 @@ from torch import nn
 
 from bbdm import UNet
 from tests.conftest import relative_gap
+from tests.peers.packages import sde_bbdm
 
-networks = pytest.importorskip("sde_bbdm", exc_type=ImportError).networks
-
+networks = sde_bbdm.networks
 Case = tuple[tuple[int, ...], tuple[int, ...]]
 
 # (attention_resolutions, channel_mult). (32, 16, 8) are factors that the paper's three levels never reach.
+TOLERANCE = 1e-10
 CASES: list[Case] = [((32, 16, 8), (1, 4, 8)), ((2, 4), (1, 2, 4)), ((1,), (1, 2))]
-
-
-class Pair(NamedTuple):
-    public: nn.Module
-    ours: UNet
 
 
 def randomise(network: nn.Module) -> None:
@@ -38,64 +34,38 @@ def randomise(network: nn.Module) -> None:
                 parameter.copy_(noise / (3 * parameter[0].numel()) ** 0.5)
 
 
-def same_weights(public: nn.Module, ours: UNet) -> Pair:
-    randomise(public)
-    assert all(parameter.any() for parameter in public.parameters())
-    ours.load_state_dict(public.state_dict(), strict=True)
-    return Pair(public, ours)
-
-
-def narrow_pair(case: Case, condition_channels: int = 0) -> Pair:
+def narrow(case: Case, condition_channels: int = 0) -> tuple[nn.Module, UNet]:
     """64 channels wide: two in a group of GroupNorm, so no bias has a gradient that vanishes identically."""
-    attention, mult = case
-    public = networks.OpenAIUNet(
-        3 + condition_channels,
-        64,
-        3,
-        num_res_blocks=2,
-        attention_resolutions=attention,
-        channel_mult=mult,
-        num_heads=8,
-        num_head_channels=64,
-        use_scale_shift_norm=True,
-        resblock_updown=True,
-    )
-    settings = {"model_channels": 64, "channel_mult": mult, "attention_resolutions": attention}
-    return same_weights(public, UNet(3, 3, condition_channels=condition_channels, **settings))
+    shape = {"attention_resolutions": case[0], "channel_mult": case[1]}
+    heads = {"num_heads": 8, "num_head_channels": 64}
+    fixed = {"num_res_blocks": 2, "use_scale_shift_norm": True, "resblock_updown": True}
+    public = networks.OpenAIUNet(3 + condition_channels, 64, 3, **shape, **heads, **fixed)
+    return public, UNet(3, 3, condition_channels=condition_channels, model_channels=64, **shape)  # pyright: ignore
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in network.state_dict().items()}
 
 
-def images(count: int, size: int) -> Iterator[torch.Tensor]:
-    """``count`` batches of two images, in the default dtype."""
-    generator = torch.Generator().manual_seed(1)
-    return iter(torch.randn(count, 2, 3, size, size, generator=generator))
-
-
-def assert_same_function(pair: Pair, size: int, tolerance: float, condition: bool = False) -> None:
+def assert_same_function(public: nn.Module, ours: UNet, size: int, condition: bool = False) -> None:
     """Outputs and gradients of input, condition and parameters agree, each tensor relative to its norm."""
-    t = torch.tensor([3, 877])
-    x, weight, y = images(3, size)
-    outputs: list[torch.Tensor] = []
-    gradients: list[dict[str, torch.Tensor | None]] = []
-    for network in pair:
-        inputs = {"x": x.clone().requires_grad_(), "condition": y.clone().requires_grad_() if condition else None}
-        seen: Any = inputs["condition"]
-        output = network(inputs["x"], t, {"source": seen} if condition and isinstance(network, UNet) else seen)
+    randomise(public)
+    assert all(parameter.any() for parameter in public.parameters())
+    ours.load_state_dict(public.state_dict(), strict=True)
+    x, weight, y = torch.randn(3, 2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    found: list[dict[str, Any]] = []
+    for network in (public, ours):
+        inputs = {"x": x.clone().requires_grad_(), **({"source": y.clone().requires_grad_()} if condition else {})}
+        seen: Any = inputs.get("source")
+        output = network(
+            inputs["x"], torch.tensor([3, 877]), {"source": seen} if condition and network is ours else seen
+        )
         (output * weight).sum().backward()
-        outputs.append(output.detach())
-        named = dict(network.named_parameters())
-        gradients.append({name: v.grad for name, v in {**inputs, **named}.items() if v is not None})
-    reference, ours = gradients
-    errors = {"output": relative_gap(outputs[1], outputs[0])}
-    for name, gradient in reference.items():
-        value = ours[name]
-        assert gradient is not None, name
-        assert value is not None, name
-        errors[name] = relative_gap(value, gradient)
-    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
+        gradients = {name: value.grad for name, value in {**inputs, **dict(network.named_parameters())}.items()}
+        found.append({"output": output.detach(), **gradients})
+    assert found[0].keys() == found[1].keys()
+    errors = {name: relative_gap(found[1][name], value) for name, value in found[0].items()}
+    wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
     assert not wrong, f"{len(wrong)} of {len(errors)} tensors differ: {wrong}"
 
 
@@ -127,17 +97,17 @@ def test_paper_network_has_the_public_state_dict() -> None:
     ids=["paper-levels", "attention-2-4", "attention-1"],
 )
 def test_narrow_network_has_the_public_outputs_and_gradients(case: Case) -> None:
-    pair = narrow_pair(case)
-    assert list(shapes(pair.public).items()) == list(shapes(pair.ours).items())
-    assert_same_function(pair, 16, 1e-10)
+    public, ours = narrow(case)
+    assert list(shapes(public).items()) == list(shapes(ours).items())
+    assert_same_function(public, ours, 16)
 
 
 @pytest.mark.usefixtures("float64")
 def test_condition_is_concatenated_as_in_the_public_network() -> None:
-    assert_same_function(narrow_pair(((2,), (1, 2)), condition_channels=3), 16, 1e-10, condition=True)
+    assert_same_function(*narrow(((2,), (1, 2)), condition_channels=3), 16, condition=True)
 
 
 @pytest.mark.nightly  # 9 GB and a minute
 @pytest.mark.usefixtures("float64")
 def test_paper_network_has_the_public_outputs_and_gradients() -> None:
-    assert_same_function(same_weights(networks.build(3, 3), UNet(3, 3)), 32, 1e-10)
+    assert_same_function(networks.build(3, 3), UNet(3, 3), 32)

@@ -1,5 +1,7 @@
 """Pictures larger than memory: the result is that of a call, whatever memory there is and what happens."""
 
+import errno
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -11,21 +13,22 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
+from bbdm import DDBM, ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import InUseError
 from bbdm.base.scripts import StoppedError
+from bbdm.bridges import Bridge
 from bbdm.data.reading import Reader, Strips
 from bbdm.data.spec import Spec
 from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
-from bbdm.sampling.large import MARKER, LargePicture, folder_of
-from bbdm.sampling.options import WindowOptions
-from tests.conftest import tiny_unet
+from bbdm.sampling.large import MARKER, FileArray, LargePicture, folder_of
+from bbdm.sampling.options import GuidanceOptions
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.sampling.test_windows import of_square
 
 HEIGHT, WIDTH, WINDOW = 53, 46, 16  # no multiples of the stride
+BRIDGE = ABridge(num_steps=100)
 SETTINGS: dict[str, Any] = {"window": WINDOW, "overlap": 0.3}
 LITTLE, MUCH = 500_000, 2**30  # bytes, that are enough for three rows of windows, and for all
 U16 = Values(0, 4000, dtype="uint16")
@@ -45,10 +48,15 @@ class Net(nn.Module):
 
 
 def make(
-    solver: str = "dpm2m", channels: int = 3, source_channels: int = 3, source: AnyValues = U16, target: Values = U16
+    solver: str = "dpm2m",
+    channels: int = 3,
+    source_channels: int = 3,
+    source: AnyValues = U16,
+    target: Values = U16,
+    bridge: Bridge = BRIDGE,
 ) -> BridgeSampler:
     network = wrap(Net(channels, source_channels), channels, source_channels, stride=4)
-    sampler = BridgeSampler(network, ABridge(num_steps=100), solver, 3)
+    sampler = BridgeSampler(network, bridge, solver, 3)
     sampler.pictures = Spec(source=source, target=target)
     return sampler
 
@@ -84,7 +92,7 @@ def stream(
 ) -> Any:
     """The values of the result that is made of a source."""
     strips = strips_of(sampler, source) if isinstance(source, Path) else source
-    grid = sampler.window_grid(WindowOptions(**{**SETTINGS, **settings}), strips.shape[1:], batch_size)
+    grid = sampler.window_grid(GuidanceOptions(**{**SETTINGS, **settings}), strips.shape[1:], batch_size)
     assert grid is not None
     LargePicture(sampler, strips, grid, seed, memory, report).run(result, {"of": "a test"})
     assert not folder_of(result).exists()
@@ -102,13 +110,15 @@ def same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize(("memory", "batch_size"), [(LITTLE, 4), (MUCH, None), (LITTLE, 1)])
-@pytest.mark.parametrize("solver", ["dpm2m", "posterior"])  # which read the estimate, and noise
+@pytest.mark.parametrize(("solver", "bridge"), [("dpm2m", DDBM()), ("posterior", BRIDGE)], ids=["dpm2m", "posterior"])
 def test_the_result_is_that_of_a_call_at_every_memory_and_batch_size(
-    solver: str, memory: int, batch_size: int | None, source: Path, tmp_path: Path
+    solver: str, bridge: Bridge, memory: int, batch_size: int | None, source: Path, tmp_path: Path
 ):
-    expected = called(make(solver), Picture(numbers()))
+    """The first reads the estimate before and shows another input than the state; the second draws noise."""
+    sampler = make(solver, bridge=bridge)
+    expected = called(sampler, Picture(numbers()))
     assert expected.std() > 100
-    same(stream(make(solver), source, tmp_path / "result.npy", memory, batch_size=batch_size), expected)
+    same(stream(sampler, source, tmp_path / "result.npy", memory, batch_size=batch_size), expected)
 
 
 def test_pixels_without_a_value_have_none_in_the_result(tmp_path: Path):
@@ -192,18 +202,40 @@ def test_states_of_other_work_are_not_used(change: str, source: Path, tmp_path: 
     assert (made == stream(sampler, source, tmp_path / "anew.npy", **settings)).all()
 
 
-@pytest.mark.parametrize("at", [0, 1, 15, "result"])
-def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path):
-    calls: list[int] = []
+@pytest.mark.parametrize("at", [0, 1, 15, "result", "disk"])
+def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also a full disk: files take their space before they are mapped, where it would be a signal."""
+    calls, create = list[int](), FileArray.create
 
     def stop(done: int, total: int) -> None:
         calls.append(done)
         if done == at or (at == "result" and calls.count(total) == 2):  # the last call, and a part of the result
             raise StoppedError("as asked")
 
-    with pytest.raises(StoppedError, match="as asked"):
+    def full(self: FileArray) -> FileArray:
+        made = create(self)
+        assert self.path.stat().st_blocks * 512 >= self.nbytes
+        if at == "disk" and self.path.name == "prediction" and calls[-1] > 0:
+            raise OSError(errno.ENOSPC, "as asked")
+        return made
+
+    monkeypatch.setattr(FileArray, "create", full)
+    with pytest.raises((StoppedError, OSError), match="as asked"):
         stream(make(), source, tmp_path / "result.npy", report=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
+
+
+@pytest.mark.parametrize(("memory", "windows", "rows"), [(2 * 73_728 + 4 * 18_432, 1, 3), (500_000, 3, 6)])
+def test_memory_is_for_windows_and_rows(memory: int, windows: int, rows: int, source: Path, tmp_path: Path):
+    """Half for windows of 16 x 16 x 6 values of 48 bytes, a quarter for rows of 48 x 6 of 64 bytes."""
+    sampler, seen, calls = make(), list[int](), list[int]()
+    body = sampler._body
+    sampler._body = lambda x, *others: seen.append(len(x)) or body(x, *others)
+    stream(sampler, source, tmp_path / "result.npy", memory, lambda done, _: calls.append(done), None)
+    assert max(seen) == windows
+    assert calls.count(0) == 2 * math.ceil(56 / rows)  # parts of the source, and of the first state
+    with pytest.raises(ValueError, match="memory must be at least 216 KB for windows of 16 x 16"):
+        stream(make(), source, tmp_path / "less.npy", 2 * 73_728 + 4 * 18_432 - 1)
 
 
 def test_a_second_run_is_refused_and_the_first_one_goes_on(source: Path, tmp_path: Path):
@@ -234,10 +266,8 @@ def test_refusals(source: Path, tmp_path: Path):
     np.save(tmp_path / "infinite.npy", array)
     whole = tmp_path / "whole.mha"  # of which no part is read alone
     write(whole, numbers())
-    least = r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB"
-    decoded = r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
+    decoded = r"must be decoded whole, which needs 57.1 KB, and half of the memory, 48.8 KB, is for that"
     for of, memory, name, message in (
-        (source, 50_000, "result.npy", least),
         (source, LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
         (whole, 100_000, "result.npy", decoded),
         (tmp_path / "infinite.npy", LITTLE, "result.npy", "inf stands in channel 2, where a finite"),
@@ -250,18 +280,14 @@ def test_refusals(source: Path, tmp_path: Path):
 def latent() -> BridgeSampler:
     codec = VQGANCodec(tiny_vqgan())
     network = wrap(Net(codec.channels, codec.channels), codec.channels, codec.channels, stride=1)
-    return BridgeSampler(network, ABridge(num_steps=100), codec=codec)
+    return BridgeSampler(network, BRIDGE, codec=codec)
 
 
 REFUSED: dict[str, tuple[Callable[[], BridgeSampler], str]] = {
-    "latents": (latent, "larger than memory are translated by networks of image space"),
+    "latents": (latent, "only networks of image space translate pictures larger than memory"),
     "prepared": (
         lambda: BridgeSampler(of_square(), ABridge(), steps=2),
         "the network prepares the whole source, which a picture larger than memory has not",
-    ),
-    "conditions": (
-        lambda: BridgeSampler(tiny_unet(condition_channels=3, classes={"style": 2}), ABridge(), steps=2),
-        "has no conditions, and the network has 'style'",
     ),
 }
 

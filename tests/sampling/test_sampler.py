@@ -1,6 +1,5 @@
 """BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from PIL import Image
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers
-from bbdm.kernels import philox
 from bbdm.sampling.loop import Step
 from tests.conftest import tiny_unet
 from tests.kernels.triton_aot import on_a_gpu
@@ -48,7 +46,7 @@ def test_image_of_a_batch_equals_the_image_alone(solver: str):
 
 
 WARNED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # settings, options and the warning
-    "range": ({}, {}, "pass range="),
+    "values": ({}, {}, "pass source_values="),
     "size": ({"image_size": 32}, {}, "trained on pictures of 32 x 32"),
     "calls": ({"calls": 2}, {"solver": "dpm2m", "steps": 3}, "distilled for calls=2"),
 }
@@ -61,7 +59,7 @@ def test_a_warning_names_the_line_that_called(what: str, how: str):
     steps, calls = settings.get("calls", 1), settings.get("calls")
     sampler = BridgeSampler(UNET, BrownianBridge(objective="pinned"), steps=steps, calls=calls)
     sampler.image_size = settings.get("image_size")
-    source = torch.full((1, 3, 8, 8), 0.5 if what == "range" else -0.5)
+    source = torch.full((1, 3, 8, 8), 0.5 if what == "values" else -0.5)
     file = f"{Path(bbdm.__file__).parent}_scripts/own.py"  # whose folder begins as the library's, and is no part of it
     elsewhere = eval(compile("lambda sampler, source, **options: sampler(source, seed=0, **options)", file, "eval"))
     ways: dict[str, Any] = {
@@ -83,20 +81,10 @@ def test_pictures_of_about_the_scale_of_training_are_not_warned_of():
         sampler(SOURCE, seed=0)
 
 
-def test_noise_in_place_of_the_seed():
-    sampler = sampler_of("sde-dpm2m", 4)
-    noise = torch.stack([philox.normal(torch.arange(5), k, (3, 8, 8)) for k in range(4)])
-    assert torch.equal(sampler(SOURCE, noise=noise), sampler(SOURCE, seed=0))
-    assert torch.equal(sampler(SOURCE, noise=noise, batch_size=2), sampler(SOURCE, seed=0, batch_size=2))
-    assert torch.equal(sampler(SOURCE, noise=noise[:2], steps=2), sampler(SOURCE, seed=0, steps=2))
-
-
-def test_seeds_matter_and_none_is_reported():
+def test_seeds_matter_and_none_draws_one():
     sampler = sampler_of()
     assert not torch.equal(sampler(SOURCE, seed=0), sampler(SOURCE, seed=100))
-    drawn = sampler(SOURCE)
-    assert len(sampler.last_seeds) == 5
-    assert torch.equal(drawn, sampler(SOURCE, seed=sampler.last_seeds))
+    assert not torch.equal(sampler(SOURCE), sampler(SOURCE))
     assert torch.equal(sampler(SOURCE[[2, 0]], seed=[12, 10]), sampler(SOURCE[:3], seed=10)[[2, 0]])
 
 
@@ -175,19 +163,6 @@ def test_a_table_and_a_function_are_solvers():
     assert sampler_of(mine, None).defaults == solvers.Defaults()  # a file cannot hold it
 
 
-def test_sizes_off_the_stride_are_padded_and_cropped():
-    source = torch.rand(2, 3, 7, 9) * 2 - 1
-    padded = torch.nn.functional.pad(source, (0, 1, 0, 1), mode="replicate")
-    assert torch.equal(sampler_of()(source, seed=0), sampler_of()(padded, seed=0)[..., :7, :9])
-
-
-def test_clamp_bounds_the_estimate():
-    for step in sampler_of(clamp=(-0.1, 0.2)).stream(SOURCE, seed=0):
-        assert step.x0hat.min() >= -0.1
-        assert step.x0hat.max() <= 0.2
-    assert sampler_of()(SOURCE, seed=0).max() > 0.2
-
-
 def test_dtype_of_network_and_output():
     half = sampler_of(dtype=torch.bfloat16)
     out = half(SOURCE, seed=0)
@@ -204,23 +179,6 @@ def test_dtype_of_network_and_output():
     assert weight.grad is not None
 
 
-def test_a_list_keeps_its_order_seeds_types_and_sizes(tmp_path: Path):
-    sampler = sampler_of()
-    picture((7, 5)).save(tmp_path / "small.png")
-    array = SOURCE[0].permute(1, 2, 0).numpy()
-    sources = [picture(), tmp_path / "small.png", picture((4, 4)), array, SOURCE[1]]
-    results = sampler(sources, seed=20)
-    assert sampler.last_seeds == (20, 21, 22, 23, 24)
-    for i, (each, result) in enumerate(zip(sources, results, strict=True)):
-        (alone,) = sampler([each], seed=20 + i)
-        assert type(result) is type(alone)
-        rounding = 1 if isinstance(result, Image.Image) else 1e-5  # float32 rounding may cross half a level
-        assert np.abs(np.asarray(result, float) - np.asarray(alone, float)).max() <= rounding
-    np.testing.assert_allclose(sampler(SOURCE.numpy(), seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-6)
-    (grey,) = BridgeSampler(small_unet(1), ABridge(), steps=2)([picture()], seed=0)
-    assert grey.mode == "L"
-
-
 def test_from_checkpoint(tmp_path: Path):
     """Arguments fill in what a file leaves out."""
     first, second, bridge = small_unet(), small_unet(), ABridge(num_steps=50)
@@ -235,15 +193,6 @@ def test_from_checkpoint(tmp_path: Path):
             BridgeSampler.from_checkpoint(tmp_path / "c.pt", **{name: value})
     with pytest.raises(TypeError, match="stepz"):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt", stepz=3)
-
-
-def test_threads_share_a_sampler():
-    sampler = sampler_of("sde-dpm2m")
-    alone = [sampler(SOURCE[i % 5 : i % 5 + 1], seed=i) for i in range(16)]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda i: sampler(SOURCE[i % 5 : i % 5 + 1], seed=i), range(16)))
-    for expected, result in zip(alone, results, strict=True):
-        near(result, expected)
 
 
 @pytest.mark.parametrize(
@@ -269,21 +218,6 @@ def test_a_distilled_network_takes_its_own_calls(recwarn: pytest.WarningsRecorde
     assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10
 
 
-def test_what_is_fixed_refuses_to_be_set():
-    sampler = sampler_of()
-    for name in ("table", "unet", "bridge", "solver", "dtype", "device", "clamp", "codec", "last_seeds"):
-        with pytest.raises(AttributeError, match=f"{name} cannot be set"):
-            setattr(sampler, name, None)
-    sampler.image_size = 8
-    assert sampler.image_size == 8
-
-
-def test_a_device():
-    moved = sampler_of(device="meta")
-    assert (moved.device.type, next(moved.unet.parameters()).device.type) == ("meta", "meta")
-    assert next(UNET.parameters()).device.type == "cpu", "the network given was moved"
-
-
 GOOD = torch.full((2, 3, 8, 8), -0.5)
 SIZES = [picture(), picture((9, 8))]
 BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is none, and the message
@@ -299,12 +233,12 @@ BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is 
     ({"source": [Image.new("RGB", (8, 8)), 5]}, r"source\[1\]: must be a tensor, a picture, .* got int"),
     ({"source": [GOOD[0], GOOD]}, r"source\[1\]: a tensor in a list must be \(3, H, W\), got shape \(2, 3, 8, 8\)"),
     ({"source": [GOOD[0], GOOD[0] - 9]}, r"source\[1\]: must be in \[-1, 1\], got values up to 9"),
-    ({"source": [GOOD[0].to(torch.uint8)], "range": (0, 255)}, r"source\[0\]: must be floats in \[-1, 1\], got uint8"),
+    ({"source": [GOOD[0].to(torch.uint8)], "batch_size": 1}, r"source\[0\]: must be floats in \[-1, 1\], got uint8"),
     ({"source": Image.new("F", (8, 8))}, "pictures of float32 have no agreed range"),
     ({"source": np.zeros((8, 8, 2), np.uint8)}, r"uint8 must be \(H, W\), .* got shape \(8, 8, 2\)"),
     ({"source": np.zeros((8, 8, 4))}, r"floats must be \(H, W\) or \(H, W, 3\), got shape \(8, 8, 4\)"),
     ({"source": np.full((8, 8, 3), 300, np.uint16)}, "uint16 have no agreed range .* 300 to 300.*'0:1023'"),
-    ({"source": np.full((8, 8, 3), 255.0)}, r"values up to 255 in size: pass range=\(0, 255\)"),
+    ({"source": np.full((8, 8, 3), 255.0)}, r"values up to 255 in size: .* pass source_values=\(0, 255\)"),
     ({"seed": [1, 2, 3]}, "one for each of 2 images, got 3"),
     ({"seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
     ({"seed": [0.7, 1]}, "seed must be an integer or a list of integers"),
@@ -312,8 +246,7 @@ BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is 
     ({"noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must have shape \(3, 2, 3, 8, 8\)"),
     ({"noise": [1]}, "noise must be a tensor, got list"),
     ({"noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
-    ({"range": (1, 0)}, r"range must be \(low, high\) with low < high, got \(1, 0\)"),
-    ({"range": 2}, r"range must be \(low, high\) with low < high, got 2"),
+    ({"source_values": (1, 0)}, "values must have low below high, got 1:0"),
     ({"steps": 0}, "steps must be an integer in"),
     ({"solver": "euler"}, "solver must be one of"),
     ({"timesteps": 10}, "timesteps must be a name or a list of times, got 10"),
@@ -335,8 +268,6 @@ def test_bad_calls(call: dict[str, Any], message: str):
 
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"clamp": (1, -1)}, "clamp must be None or"),
-    ({"clamp": (1,)}, "clamp must be None or"),
     ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
     ({"dtype": "bf61"}, "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'"),
     ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),

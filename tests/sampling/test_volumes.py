@@ -55,7 +55,6 @@ def test_a_seed_is_a_volume_at_every_batch_size() -> None:
     near(sampler(SOURCE[1:], seed=9), whole[1:])
     near(sampler(SOURCE, seed=[3, 9], batch_size=1), whole)
     near(torch.stack(sampler(list(SOURCE), seed=[3, 9])), whole)
-    assert sampler.last_seeds == (3, 9)
 
 
 def test_mask_and_from_array() -> None:
@@ -101,7 +100,7 @@ def test_windows_of_a_stride_for_each_axis() -> None:
 
 
 def test_values_of_files_and_arrays() -> None:
-    """HU in, HU out, on the same grid, of a picture, an array and a batch; a range for each channel."""
+    """HU in, HU out, on the same grid, of a picture and of arrays."""
     sampler = BridgeSampler(unet(), BrownianBridge(), steps=2)
     sampler.pictures = Spec(source=HU, target=HU)
     stored = np.random.default_rng(0).integers(-1024, 3072, (4, 6, 8)).astype(np.int16)
@@ -118,13 +117,6 @@ def test_values_of_files_and_arrays() -> None:
         np.testing.assert_array_equal(result.reshape(stored.shape), np.asarray(made)[0])
     floats = sampler(scaled.numpy()[0, 0], seed=1)
     np.testing.assert_allclose((floats + 1) * (4095 / 2) - 1024, expected, atol=0.01)
-    two = BridgeSampler(unet(in_channels=2, out_channels=2, condition_channels=2), BrownianBridge(), steps=2)
-    ranges = Values((0, -1024), (4095, 3071), dtype="float32")
-    batch = torch.from_numpy(np.stack([stored + 1024, stored]))[None].float()
-    plain = (two(torch.from_numpy(ranges.scaled(batch.numpy(), axes=3)), seed=1) + 1) * (4095 / 2)
-    for source in (batch, list(batch)):
-        result = two(source, seed=1, source_values=ranges, target_values=ranges)[0]
-        near(result, plain[0] - torch.tensor([0.0, 1024])[:, None, None, None], 0.01)
 
 
 REFUSED: list[tuple[int, Any, dict[str, Any], str]] = [  # axes, a source, options

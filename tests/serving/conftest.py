@@ -1,49 +1,66 @@
-"""What tests of several servers use, and a cluster of Ray on this machine."""
+"""What the app and the server show, and pictures of requests, good and bad."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, save_checkpoint
-from tests.conftest import tiny_unet
+from bbdm import BridgeSampler
+from tests.conftest import noise
 from tests.onnx.exports import checkpoint as saved_checkpoint
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bridge of pictures of 16 x 16."""
-    path = tmp_path_factory.mktemp("served") / "c.pt"
-    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
-    return path
+    """A bridge of 100 times, of pictures of 16 x 16."""
+    return saved_checkpoint(tmp_path_factory.mktemp("served") / "c.pt")
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the app shows."""
-    return saved_checkpoint(tmp_path_factory.mktemp("app") / "bridge.pt")
+@pytest.fixture(scope="session")
+def sampler(checkpoint: Path) -> BridgeSampler:
+    """That of the checkpoint."""
+    return BridgeSampler.from_checkpoint(checkpoint)
 
 
-@pytest.fixture(scope="module")
-def sampler(file: Path) -> BridgeSampler:
-    """That of the app's checkpoint."""
-    return BridgeSampler.from_checkpoint(file)
+def same(picture: Any, output: Any) -> bool:
+    """Whether two pictures, or the first in a PNG, differ by rounding alone."""
+    picture = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+    assert picture.size == output.size
+    return int(np.abs(np.asarray(picture.convert("RGB"), int) - np.asarray(output.convert("RGB"), int)).max()) <= 1
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head with one core and another node with one, on the loopback."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray._private import ray_constants
-    from ray.cluster_utils import Cluster
+def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # else it replaces the loopback's address
 
-    node = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
-    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    made.add_node(**node)
-    yield made
-    made.shutdown()
+def png_of(width: int, height: int, rows: bytes) -> bytes:
+    """A PNG file whose header claims a size, with compressed rows of its own."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+GOOD = encoded(noise(0))
+HOSTILE = {
+    "empty": b"",
+    "text": b"hello",
+    "zip": b"PK\x03\x04" + bytes(100),
+    "gif": encoded(noise(0), "gif"),
+    "truncated": GOOD[: len(GOOD) // 2],
+    "truncated jpeg": encoded(noise(0), "jpeg")[:-200],
+    "damaged": GOOD[:60] + bytes([GOOD[60] ^ 255]) + GOOD[61:],
+    "bomb": png_of(50000, 50000, bytes(1000)),
+    "more pixels than Pillow takes": png_of(2**31 - 1, 2**31 - 1, b""),
+    "no pixels": png_of(8, 8, b""),
+}

@@ -18,19 +18,14 @@ from bbdm.serving.app import Panel
 from bbdm.serving.config import AppConfig
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
+from tests.serving.conftest import same
 
 INPUTS: dict[str, Any] = {"drawing": None, "files": None, "count": 1, "maps": False, "direction": None}
 INPUTS |= {"solver": "sde-dpm2m", "steps": 3, "seed": 5}
 
 
-def same(picture: Image.Image, output: Image.Image) -> bool:
-    """Whether two pictures differ by rounding alone."""
-    assert picture.size == output.size
-    return int(np.abs(np.asarray(picture.convert("RGB"), int) - np.asarray(output, int)).max()) <= 1
-
-
-def panel(file: Path, **settings: Any) -> Panel:
-    return Panel(AppConfig(model=file, device="cpu", **settings), "tiny")
+def panel(checkpoint: Path, **settings: Any) -> Panel:
+    return Panel(AppConfig(model=checkpoint, device="cpu", **settings), "tiny")
 
 
 def saved(folder: Path, *pictures: Image.Image) -> list[tuple[str, None]]:
@@ -49,20 +44,26 @@ def run(of: Panel, progress: Any = lambda *_, **__: None, **inputs: Any) -> tupl
     return status, {name: picture for picture, name in gallery}, files
 
 
-@pytest.mark.parametrize("solver", ["sde-dpm2m", "posterior"])
-def test_results_are_those_of_the_sampler(solver: str, file: Path, sampler: BridgeSampler, tmp_path: Path):
-    """Of two sources, each before its results; the zip has them all, but no source."""
-    pictures, calls = [noise(0), noise(1, 16, 8)], list[tuple[int, int]]()
+@pytest.mark.parametrize(
+    ("solver", "settings", "first"),
+    [("sde-dpm2m", {}, (16, 16)), ("posterior", {}, (16, 16)), ("dpm2m", {"window": SIZE, "overlap": 0.5}, (40, 24))],
+)
+def test_results_are_those_of_the_sampler(
+    solver: str, settings: dict[str, Any], first: Any, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path
+):
+    """Of two sources, each before its results, by windows in turn; the zip has them all, but no source."""
+    pictures, calls = [noise(0, *first), noise(1, 16, 8)], list[tuple[int, int]]()
     status, gallery, files = run(
-        panel(file),
+        panel(checkpoint, **settings),
         progress=lambda call, unit: calls.append(call),
         **{"files": saved(tmp_path, *pictures), "count": 2, "solver": solver},
     )
-    assert calls == [(i + 1, 6) for i in range(6)]
+    total = 12 if settings else 6
+    assert calls == [(i + 1, total) for i in range(total)]
     assert status == "done, seeds 5 to 8"
     assert [*gallery] == ["0", "0_5", "0_6", "1", "1_7", "1_8"]
     assert same(gallery["1"], pictures[1])
-    outputs = sampler([pictures[i // 2] for i in range(4)], seed=5, solver=solver, steps=3)
+    outputs = sampler([pictures[i // 2] for i in range(4)], seed=5, solver=solver, steps=3, **settings)
     assert [*files] == [f"{i // 2}_{5 + i}.png" for i in range(4)]
     for (name, picture), output in zip(files.items(), outputs, strict=True):
         assert same(picture, output)
@@ -70,10 +71,12 @@ def test_results_are_those_of_the_sampler(solver: str, file: Path, sampler: Brid
 
 
 @pytest.mark.parametrize(("count", "samples"), [(4, 4), (1, 2)])
-def test_mean_and_spread_of_each_source(count: int, samples: int, file: Path, sampler: BridgeSampler, tmp_path: Path):
+def test_mean_and_spread_of_each_source(
+    count: int, samples: int, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path
+):
     """Against those of the distribution of the same seeds, but for the rounding of results."""
     pictures = [noise(0), noise(1, 16, 8)]
-    status, _, files = run(panel(file), files=saved(tmp_path, *pictures), count=count, maps=True)
+    status, _, files = run(panel(checkpoint), files=saved(tmp_path, *pictures), count=count, maps=True)
     assert status.startswith(f"done, seeds 5 to {4 + 2 * samples}<br>mean: their average; spread: white is")
     assert [*files][:3] == ["0_mean.png", "0_spread.png", "0_5.png"]
     for i, picture in enumerate(pictures):
@@ -82,17 +85,6 @@ def test_mean_and_spread_of_each_source(count: int, samples: int, file: Path, sa
         assert same(files[f"{i}_mean.png"], found.mean[0])
         levels = 127.5 * found.scaled_std[0].mean(0)
         assert np.abs(np.asarray(files[f"{i}_spread.png"]) - np.minimum(2 * levels, 255)).max() < 2.5
-
-
-def test_a_larger_picture_by_windows(file: Path, sampler: BridgeSampler, tmp_path: Path):
-    """40 x 24 has 4 x 2 windows that overlap by a half, in a call a step; results come in turn."""
-    settings: dict[str, Any] = {"window": SIZE, "overlap": 0.5}
-    calls, source = list[tuple[int, int]](), noise(2, 40, 24)
-    inputs: dict[str, Any] = {"files": saved(tmp_path, source), "count": 2}
-    _, gallery, _ = run(panel(file, **settings), progress=lambda call, unit: calls.append(call), **inputs)
-    assert calls == [(i + 1, 6) for i in range(6)]
-    outputs = sampler([source] * 2, 5, solver="sde-dpm2m", steps=3, **settings)
-    assert all(same(gallery[f"0_{5 + i}"], output) for i, output in enumerate(outputs))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +105,8 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
     of, files = panel(tmp_path / "c.pt", **settings), saved(tmp_path, noise(2, 40, 24))
     found = of.sources({"composite": sheet}, files * 2)
     assert {name: each.size for name, each in found.items()} == {"drawing": (16, 8), "0": size, "0_2": size}
+    noise(2, 40, 24).save(tmp_path / "drawing.png")  # which was not drawn here
+    assert of.sources(None, [(str(tmp_path / "drawing.png"), None)])["drawing"].size == size
 
 
 @pytest.mark.parametrize(
@@ -122,13 +116,13 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
         ({"files": None, "drawing": {"composite": Image.new("RGBA", (64, 64), "white")}}, "choose a picture first"),
         ({"files": ["<b>.png"]}, "cannot read the picture &lt;b&gt;.png: it is not a picture"),
         ({"files": ["0.png"] * 3}, "at most 2 pictures, got 3"),
-        ({"files": ["1.png"]}, "at most 256 pixels, got 1.png of height x width 17 x 16"),
+        ({"files": ["1.png"]}, "at most 256 pixels, got 1 of height x width 17 x 16"),
         ({"solver": "ancestral"}, "'ancestral' takes every time, steps=100; got steps=3"),
         ({"seed": 2**63 - 1, "count": 2}, "seed must be in"),  # of the second result
     ],
 )
 def test_an_error_is_a_message_without_old_results(
-    inputs: dict[str, Any], message: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(app, "FILES", 2)
     (tmp_path / "<b>.png").write_bytes(b"")
@@ -136,30 +130,9 @@ def test_an_error_is_a_message_without_old_results(
     names = inputs.get("files", ["0.png"])
     files = names and [(str(tmp_path / name), None) for name in names]
     with pytest.raises(gr.Error) as caught:
-        run(panel(file, max_pixels=SIZE**2, window=SIZE), **{**inputs, "files": files})
+        run(panel(checkpoint, max_pixels=SIZE**2, window=SIZE), **{**inputs, "files": files})
     assert message in caught.value.message
     assert str(tmp_path) not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
-        ({"port": 65536}, "port must be at most 65535, got 65536"),
-        ({"overlap": 1}, r"overlap must be above 0 and at most 0\.9, got 1"),
-        ({"window": 15}, "window must be a multiple of the network's stride 2, got 15"),
-        ({"max_steps": 3}, "max_steps must be at least the 10 steps of 'dpm2m', got 3"),
-    ],
-)
-def test_settings_that_no_network_takes(settings: dict[str, Any], message: str, file: Path):
-    with pytest.raises(ValueError, match=message):
-        panel(file, **settings)
-
-
-def test_photographs_are_restored_in_the_faster_arithmetic(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app, "best_dtype", lambda device: torch.bfloat16)
-    found = [panel(demo.PHOTOGRAPHS), panel(demo.PHOTOGRAPHS, dtype="fp32"), panel(demo.WEIGHTS)]
-    assert [each.sampler.dtype for each in found] == [torch.bfloat16, torch.float32, torch.float32]
 
 
 def components(config: AppConfig) -> dict[str, dict[str, Any]]:
@@ -168,9 +141,9 @@ def components(config: AppConfig) -> dict[str, dict[str, Any]]:
     return {each["props"].get("label") or each["type"]: each["props"] for each in found}
 
 
-def test_a_page_offers_what_a_network_takes(file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_page_offers_what_a_network_takes(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """The bundled ones have a tab each; that of drawings stands for both here."""
-    found = components(AppConfig(model=file, device="cpu", max_steps=30))
+    found = components(AppConfig(model=checkpoint, device="cpu", max_steps=30))
     assert [value for _, value in found["Solver"]["choices"]] == [
         *("dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast")  # not each takes 10 calls
     ]
@@ -204,9 +177,9 @@ def test_a_network_of_two_directions_has_a_switch_and_others_no_conditions(tmp_p
         panel(tmp_path / "c.pt")
 
 
-def test_the_end_of_the_app_ends_translations(file: Path, tmp_path: Path):
+def test_the_end_of_the_app_ends_translations(checkpoint: Path, tmp_path: Path):
     inputs = {**INPUTS, "files": saved(tmp_path, noise(0)), "solver": "ancestral", "steps": 100}
-    outputs = panel(file).run(lambda *_, **__: None, *inputs.values())  # pyright: ignore[reportArgumentType]
+    outputs = panel(checkpoint).run(lambda *_, **__: None, *inputs.values())  # pyright: ignore[reportArgumentType]
     assert [next(outputs) is not None for _ in range(2)]
     app.ended.set()
     try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import http.client
-import io
 import os
 import re
 import signal
@@ -15,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from bbdm import BridgeSampler, demo
 from tests.conftest import ROOT, noise, wait_until
-from tests.serving.pictures import GOOD, HOSTILE, encoded, png_of
+from tests.serving.conftest import GOOD, HOSTILE, encoded, png_of, same
 
 pytestmark = pytest.mark.nightly
 LOAD = float(os.environ.get("SECONDS_OF_LOAD", "20"))
@@ -30,7 +27,7 @@ LOAD = float(os.environ.get("SECONDS_OF_LOAD", "20"))
 
 class Reply(NamedTuple):
     status: int
-    headers: dict[str, str]
+    headers: Any
     body: bytes
 
 
@@ -46,8 +43,7 @@ class Server:
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Reply(response.status, names, response.read())
+            return Reply(response.status, response.headers, response.read())
         finally:
             connection.close()
 
@@ -61,14 +57,17 @@ class Server:
         return [parent, *parent.children(recursive=True)]
 
 
+Start = Callable[..., Server]
+
+
 @pytest.fixture
-def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def start(checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
     """start(*flags, checkpoint=that of a tiny network): a server that is ready, and says nothing else."""
     started: list[Server] = []
 
     def start(*flags: str, checkpoint: Path = checkpoint) -> Server:
         command = [sys.executable, "-m", "bbdm", "serve", str(checkpoint), "--port", "0", *flags]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with (tmp_path / f"stderr{len(started)}").open("w") as stderr:
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, stderr=stderr)
         assert process.stdout is not None
@@ -85,29 +84,23 @@ def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
             server.stop()
 
 
-def is_right(reply: Reply, outputs: np.ndarray[Any, Any]) -> bool:
-    got = np.asarray(Image.open(io.BytesIO(reply.body)), dtype=int)
-    return reply.status == 200 and got.shape == outputs.shape and int(np.abs(got - outputs).max()) <= 1
-
-
 @pytest.mark.parametrize("batch", [1, 8])
-def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
+def test_clients_get_their_pictures(batch: int, start: Start, capsys: pytest.CaptureFixture[str]):
     """16 clients, with two kinds of requests, of the bundled network; times are printed."""
-    server = start("--max_batch_size", str(batch), "--batch_wait_ms", "50", "--steps", "5", checkpoint=demo.WEIGHTS)
+    server = start("--max_batch_size", str(batch), "--steps", "5", checkpoint=demo.WEIGHTS)
     paths, alone = sorted(demo.DRAWINGS.glob("*.png")), BridgeSampler.from_checkpoint(demo.WEIGHTS)
-    kinds: list[tuple[str, dict[str, Any]]] = [("", {"steps": 5}), ("&steps=3", {"steps": 3})]
-    outputs = [[np.asarray(alone(path, i, **call)[0], dtype=int) for i, path in enumerate(paths)] for _, call in kinds]
+    outputs = {steps: [alone(path, i, steps=steps)[0] for i, path in enumerate(paths)] for steps in (5, 3)}
     end = time.monotonic() + LOAD
 
     def client(number: int) -> list[float]:
         seconds: list[float] = []
         while time.monotonic() < end:
-            index, kind = (number + len(seconds)) % len(paths), len(seconds) % 2
+            i, steps = (number + len(seconds)) % len(paths), (5, 3)[len(seconds) % 2]
             began = time.monotonic()
-            reply = server.ask("POST", f"/translate?seed={index}{kinds[kind][0]}", paths[index].read_bytes())
+            reply = server.ask("POST", f"/translate?seed={i}&steps={steps}", paths[i].read_bytes())
             seconds.append(time.monotonic() - began)
-            assert reply.headers["x-seed"] == str(index)
-            assert is_right(reply, outputs[kind][index])
+            assert (reply.status, reply.headers["x-seed"]) == (200, str(i))
+            assert same(reply.body, outputs[steps][i])
         return seconds
 
     with ThreadPoolExecutor(16) as pool:
@@ -129,7 +122,7 @@ async def timed(port: int, request: str, body: bytes = b"") -> tuple[int, float,
     return int(head.split()[1]), seconds, int(later[1]) if later else 0
 
 
-def test_refusals_and_health_under_load(start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
+def test_refusals_and_health_under_load(start: Start, capsys: pytest.CaptureFixture[str]):
     """While a network runs for long. Clients come within 3 seconds, and ask again when they are to."""
     server, body, clients = start(), encoded(noise(0, 128, 128)), 200
     calm = sorted(asyncio.run(timed(server.port, "GET /health"))[1] for _ in range(51))[25]
@@ -169,17 +162,15 @@ def test_refusals_and_health_under_load(start: Callable[..., Server], capsys: py
     assert sorted(healthy)[int(0.95 * len(healthy))] < max(0.2, 20 * calm)
 
 
-def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: Callable[..., Server]):
+def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: Start):
     server = start("--max_bytes", "100000", "--max_pixels", "65536")
     every: list[Any] = [each for process in server.family() for each in process.net_connections("tcp")]
     here = {each.laddr for each in every if each.status == psutil.CONN_LISTEN}
     assert len(here) > 2  # all but a port of each of the two deployments, for which Ray Serve has no setting
     assert len([address for address in here if not address.ip.endswith(("127.0.0.1", "::1"))]) <= 2
-    bodies: list[Any] = [*HOSTILE.values()]
-    bodies += [png_of(8000, 8000, bytes(10**7)), bytes(200_000), bytes(10**7), None, iter([bytes(1000)] * 2000)]
+    bodies: list[Any] = [*HOSTILE.values(), png_of(8000, 8000, bytes(10**7)), bytes(10**7), iter([bytes(1000)] * 2000)]
     requests: list[tuple[Any, ...]] = [("POST", "/translate", body) for body in bodies]
-    requests += [("POST", f"/translate?{query}", GOOD) for query in ("solver=../x", "steps=999", "path=/etc/passwd")]
-    requests += [(method, "/translate", GOOD) for method in ("PUT", "DELETE", "GET")]
+    requests += [("POST", "/translate?path=/etc/passwd", GOOD), ("DELETE", "/translate", GOOD)]
     requests += [("GET", path) for path in ("/../../etc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/docs")]
     requests += [("POST", "/translate", GOOD, {"content-length": "99999999999"})]
 
@@ -198,17 +189,16 @@ def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: Ca
     assert sum(each.memory_info().rss for each in server.family()) < before + 50e6
 
 
-def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkpoint: Path):
-    server, sampler = start("--max_batch_size", "2"), BridgeSampler.from_checkpoint(checkpoint)
-    outputs = [np.asarray(sampler(noise(i), i, steps=49)[0], dtype=int) for i in range(8)]
-    queries = [f"/translate?seed={i}&steps=49" for i in range(8)]
+def test_sigterm_finishes_what_was_accepted(start: Start, sampler: BridgeSampler):
+    server = start("--max_batch_size", "2")
     with ThreadPoolExecutor(8) as pool:
+        queries = [f"/translate?seed={i}&steps=49" for i in range(8)]
         replies = [pool.submit(server.ask, "POST", query, encoded(noise(i))) for i, query in enumerate(queries)]
         wait_until(lambda: any(each.done() for each in replies), "the first result", 60)
         done = sum(each.done() for each in replies)
         assert server.stop() == 0
     accepted = [i for i, reply in enumerate(replies) if reply.result().status != 503]
     assert len(accepted) > done  # those that were in work
-    assert all(is_right(replies[i].result(), outputs[i]) for i in accepted)
+    assert all(same(replies[i].result().body, sampler(noise(i), i, steps=49)[0]) for i in accepted)
     with pytest.raises(ConnectionError):
         server.ask("GET", "/health")

@@ -145,7 +145,9 @@ def test_a_run_shows_what_it_trains_and_writes(
     assert shown == ["2", "3"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     make_trainer("bar", epochs=4).fit(progress=True)
-    assert re.search(r"\| +\d+/16 \[", capsys.readouterr().err)  # pairs: 4 epochs of 4
+    shown = capsys.readouterr().err
+    assert re.search(r"\| +\d+/16 \[", shown)  # pairs: 4 epochs of 4
+    assert shown.count("checkpoint: ") == 4
 
 
 def test_no_handler_is_left_after_an_error(make_trainer: MakeTrainer) -> None:

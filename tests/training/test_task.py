@@ -173,7 +173,7 @@ class WeightsOfSteps(Callback):
 
 @pytest.mark.parametrize(
     ("start", "every", "decays"),
-    [(0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}), (3, 2, {1: 0.0, 3: 0.3, 5: 0.3})],
+    [(0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}), (4, 2, {1: 0.0, 3: 0.3, 5: 0.3})],
 )
 def test_training_averages_the_weights_of_its_steps(
     start: int, every: int, decays: dict[int, float], make_trainer: MakeTrainer

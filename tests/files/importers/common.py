@@ -16,7 +16,6 @@ from bbdm.files.content import Checkpoint
 from bbdm.networks.vqgan import VQGAN
 
 PEERS = ("sde_bbdm", "torchmanager", "torchmanager_core", "diffusion", "vqgan", "model", "pytorch_lightning")
-SMALL: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 2), "head_channels": 32, "num_groups": 32}
 
 
 def fill(network: nn.Module, seed: int = 0) -> Any:
@@ -69,11 +68,6 @@ def save(content: Any, path: Path, zipped: bool = True) -> Path:
         warnings.simplefilter("ignore")  # that the source of a class is not found
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path
-
-
-def assert_same_autoencoder(loaded: VQGAN, ours: VQGAN) -> None:
-    assert (loaded.config, loaded.training) == (ours.config, False)
-    torch.testing.assert_close(loaded.state_dict(), ours.state_dict(), rtol=0, atol=0)
 
 
 def small_vqgan(**settings: Any) -> VQGAN:

@@ -17,6 +17,7 @@ from bbdm.networks.restore import fitting
 from bbdm.networks.unet import UNet
 from tests.conftest import ROOT
 from tests.files.importers.common import fill, images, load, refused, save
+from tests.peers.packages import sde_bbdm
 
 X, Y = images(1, 3, 16, 16, seed=3), images(1, 3, 16, 16, seed=4)
 PUBLISHED: dict[str, Bridge] = {  # of the programs' scripts
@@ -37,18 +38,13 @@ SIZES: dict[int, dict[str, Any]] = {
 
 def build(seen: int = 6, width: int = 64, **settings: Any) -> Any:
     """Guided diffusion's network in sde-bbdm, which has 1D attention; I2SB's has the legacy order."""
-    peers = pytest.importorskip("sde_bbdm", exc_type=ImportError)
     usual = {"num_res_blocks": 1, "attention_resolutions": [2], "channel_mult": [1, 2], "num_head_channels": 64}
     fixed = {"use_scale_shift_norm": True, "resblock_updown": True}
-    return peers.networks.OpenAIUNet(seen, width, 3, **{**usual, **fixed, **settings})
-
-
-def reference(seen: int = 6, seed: int = 0, **settings: Any) -> Any:
-    return fill(build(seen, **settings), seed)
+    return sde_bbdm.networks.OpenAIUNet(seen, width, 3, **{**usual, **fixed, **settings})
 
 
 def ddbm(**settings: Any) -> Any:
-    return reference(use_new_attention_order=True, **settings)
+    return fill(build(use_new_attention_order=True, **settings))
 
 
 def call(network: Any, x: Tensor, t: float) -> Tensor:
@@ -62,17 +58,10 @@ def square(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value[..., None] if key.endswith(ends) else value for key, value in state.items()}
 
 
-def i2sb_file(path: Path, network: Any, average: Any, **changes: Any) -> Path:
-    """A latest.pt as its runner writes it, with the state of torch_ema."""
-    content: dict[str, Any] = {
-        "net": {f"diffusion_model.{key}": value for key, value in network.state_dict().items()},
-        "optimizer": {"state": {}, "param_groups": []},
-        "sched": None,
-    }
-    if average is not None:
-        shadow = [parameter.detach().clone() for parameter in average.parameters()]
-        content["ema"] = {"decay": 0.99, "num_updates": 7, "shadow_params": shadow, "collected_params": None}
-    return save({**content, **changes}, path)
+def i2sb_file(path: Path, network: Any, **ema: Any) -> Path:
+    """A latest.pt as its runner writes it, with the state of torch_ema, if any."""
+    net = {f"diffusion_model.{key}": value for key, value in network.state_dict().items()}
+    return save({"net": net, "optimizer": {"state": {}, "param_groups": []}, "sched": None, **ema}, path)
 
 
 def estimate(unet: Any, bridge: Bridge, x: Tensor, y: Tensor, t: float) -> Tensor:
@@ -138,8 +127,10 @@ def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, layout: Any, 
 
 @pytest.mark.parametrize("conditioned", [True, False], ids=["cond_x1", "alone"])
 def test_i2sb(conditioned: bool, tmp_path: Path):
-    network, average = reference(6 if conditioned else 3), reference(6 if conditioned else 3, seed=1)
-    loaded = load(i2sb_file(tmp_path / "latest.pt", network, average), config="i2sb-256")
+    network, average = (fill(build(6 if conditioned else 3), seed) for seed in (0, 1))
+    shadow = [parameter.detach().clone() for parameter in average.parameters()]
+    ema = {"decay": 0.99, "num_updates": 7, "shadow_params": shadow, "collected_params": None}
+    loaded = load(i2sb_file(tmp_path / "latest.pt", network, ema=ema), config="i2sb-256")
     assert loaded.unet.config.condition_channels == (3 if conditioned else 0)
     half = np.linspace(1e-4**0.5, (0.3 / 1000) ** 0.5, 1000)[:500] ** 2
     variance = np.cumsum([*half, *half[::-1]])
@@ -150,8 +141,7 @@ def test_i2sb(conditioned: bool, tmp_path: Path):
             shown = torch.cat([X, Y], 1) if conditioned else X
             expected = X - variance[index] ** 0.5 * call(theirs, shown, level)
             assert close(estimate(unet, loaded.bridge, X, Y, index), expected)
-    without = load(i2sb_file(tmp_path / "b.pt", network, None), config="i2sb-256")
-    assert without.unet.ema is None
+    assert load(i2sb_file(tmp_path / "b.pt", network), config="i2sb-256").unet.ema is None
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -170,7 +160,7 @@ def test_published_networks(name: str):
 
 
 def test_a_name_is_needed(tmp_path: Path):
-    for content in (square(ddbm().state_dict()), reference().state_dict()):
+    for content in (square(ddbm().state_dict()), fill(build()).state_dict()):
         path = save(content, tmp_path / "ema.pt")
         with pytest.raises(IncompleteFileError, match=r"give config=, one of \['ddbm-diode-256', .*'i2sb-256-ode'\]"):
             load_checkpoint(path)
@@ -178,21 +168,21 @@ def test_a_name_is_needed(tmp_path: Path):
 
 
 def test_weights_and_averages_that_do_not_fit(tmp_path: Path):
-    state, network = square(ddbm().state_dict()), reference(3)
+    state, network = square(ddbm().state_dict()), fill(build(3))
     shadow = [parameter.detach() for parameter in network.parameters()]
-    cases: list[tuple[Any, str]] = [
+    states: list[tuple[Any, str]] = [
         ({k: v for k, v in state.items() if k != "out.2.bias"}, r"missing: out\.2\.bias"),
         ({**state, "label_emb.weight": torch.ones(10, 128)}, r"extra: label_emb\.weight"),
         (ddbm(use_scale_shift_norm=False).state_dict(), r"of another shape: .*emb_layers\.1\.bias"),
-        (
-            {"shadow_params": shadow[1:]},
-            rf"its ema is {len(shadow) - 1} tensors; wanted .* {len(shadow)} shadow_params",
-        ),
+    ]
+    for content, message in states:
+        refused(save(content, tmp_path / "a.pt"), message, config="ddbm-diode-256")
+    short = rf"its ema is {len(shadow) - 1} tensors; wanted .* {len(shadow)} shadow_params"
+    averages: list[tuple[Any, str]] = [
+        ({"shadow_params": shadow[1:]}, short),
         ({"shadow_params": shadow[::-1]}, r"do not fit the network: of another shape: "),
         ({"shadow_params": [*shadow[1:], 3]}, "is a int, not a tensor"),
         ([1], "its ema is a list; wanted the state of torch_ema"),
     ]
-    for content, message in cases:
-        average = isinstance(content, list) or "shadow_params" in content
-        path = i2sb_file(tmp_path / "a.pt", network, None, ema=content) if average else save(content, tmp_path / "a.pt")
-        refused(path, message, config="i2sb-256" if average else "ddbm-diode-256")
+    for ema, message in averages:
+        refused(i2sb_file(tmp_path / "a.pt", network, ema=ema), message, config="i2sb-256")

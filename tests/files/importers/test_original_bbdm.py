@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.files.importers.common import LATENT, fill, images, load, refused, save, small_vqgan
 
 STEPS = 200
+CONFIG = {"config": "bbdm"}
 SMALL: dict[str, Any] = {"model_channels": 64, "channel_mult": (1, 2)}  # its heads are 64 channels wide
 
 
@@ -112,25 +113,24 @@ def test_the_schedule_is_in_the_buffers(schedule: Any, max_var: float, tmp_path:
     assert load(path, config="bbdm").bridge == BrownianBridge(300, max_var, schedule=schedule)
 
 
+RESCALER = {"cond_stage_model.channel_mapper.weight": torch.ones(3, 3, 1, 1)}
+
+
+def vqgan_state() -> dict[str, Tensor]:
+    return under("vqgan.", small_vqgan().state_dict())
+
+
 @pytest.mark.parametrize(
     ("edit", "arguments", "message"),
     [
         (None, {}, r"does not state its objective: give config=, one of \['bbdm', 'bbdm-noise', 'bbdm-ysubx'\]"),
         (None, {"config": "ddbm-diode-256"}, r"config must be one of \['bbdm', .*got 'ddbm-diode-256'"),
         (None, {"config": "bbdm", "num_steps": 7}, "num_steps=7 was given"),
-        (lambda c: c["model"].update(variance_t=torch.ones(3)), {"config": "bbdm"}, "are of 200 and 3 steps"),
-        (lambda c: c["model"].update(buffers("first")), {"config": "bbdm"}, "neither of the schedules linear and sin"),
-        (lambda c: c["ema"].update({"denoise_fn.a": torch.ones(1)}), {"config": "bbdm"}, "extra: a$"),
-        (
-            lambda c: c["model"].update({"cond_stage_model.channel_mapper.weight": torch.ones(3, 3, 1, 1)}),
-            {"config": "bbdm"},
-            r"conditioned by a SpatialRescaler \(cond_stage_model\.\*\)",
-        ),
-        (
-            lambda c: c["model"].update(under("vqgan.", small_vqgan().state_dict())),
-            {"config": "bbdm"},
-            "its UNet is shown 6 channels; a latent model's is shown the 3",
-        ),
+        (lambda c: c["model"].update(variance_t=torch.ones(3)), CONFIG, "are of 200 and 3 steps"),
+        (lambda c: c["model"].update(buffers("first")), CONFIG, "neither of the schedules linear and sin"),
+        (lambda c: c["ema"].update({"denoise_fn.a": torch.ones(1)}), CONFIG, "extra: a$"),
+        (lambda c: c["model"].update(RESCALER), CONFIG, r"conditioned by a SpatialRescaler \(cond_stage_model\.\*\)"),
+        (lambda c: c["model"].update(vqgan_state()), CONFIG, "is shown 6 channels; a latent model's is shown the 3"),
     ],
 )
 def test_refused(edit: Any, arguments: dict[str, Any], message: str, tmp_path: Path):

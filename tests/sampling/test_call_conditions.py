@@ -1,15 +1,23 @@
-"""Guidance moves predictions as the formulas say, at each step, on windows and in distributions."""
+"""Conditions of a call: guidance by its formulas, and a network of two directions, which goes either way."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import bbdm
-from bbdm import ABridge, BridgeSampler, solvers
+from bbdm import DDBM, ABridge, BridgeSampler, UNet, load_checkpoint, solvers
+from bbdm.bridges import Bridge
+from bbdm.data import Spec
 from bbdm.networks.base import Conditions, Network
+from bbdm.pictures import Picture
+from bbdm.pictures.values import Values
 from tests.conftest import tiny_unet
 
 BRIDGE = ABridge(50)
@@ -105,3 +113,90 @@ def test_samples_of_a_distribution_are_guided():
     found = sampler.distribution(SOURCE, 3, 5, **options)
     samples = [sampler(SOURCE, 5 + 2 * j, **options) for j in range(3)]
     torch.testing.assert_close(found.mean, torch.stack(samples).mean(0), rtol=0, atol=1e-5)
+
+
+WAYS = ("AtoB", "BtoA")
+HU = Values(-1000, 1000, "HU", dtype="int16")
+MR = Values(0, 400, dtype="uint16")
+PRECONDITIONED = DDBM(sigma_data=0.3, sigma_source=0.6, cov=0.1)
+GREY = SOURCE[:, :1]
+
+
+def of_two(**settings: Any) -> UNet:
+    found = tiny_unet(in_channels=1, out_channels=1, **{"classes": {"direction": WAYS}, **settings})
+    with torch.no_grad():
+        for weight in found.parameters():
+            weight.normal_(0, 0.2)
+    return found
+
+
+def sampler_of(bridge: Bridge = PRECONDITIONED) -> BridgeSampler:
+    return BridgeSampler(of_two(), bridge, steps=3)
+
+
+@pytest.mark.parametrize("bridge", [ABridge(), PRECONDITIONED])
+def test_a_call_goes_the_way_it_says(bridge: Bridge) -> None:
+    sampler = sampler_of(bridge)
+    forward, back = (sampler(GREY, seed=3, direction=way) for way in WAYS)
+    assert torch.equal(sampler(GREY, seed=3), forward)
+    assert not torch.equal(forward, back)
+    for same in (1, torch.tensor([1, 1]), np.ones(2), ["BtoA"] * 2):
+        assert torch.equal(sampler(GREY, seed=3, conditions={"direction": same}), back)
+    *_, last = sampler.stream(GREY, seed=3, direction="BtoA")
+    assert torch.equal(last.x.clip(-1, 1), back)
+    drawn = sampler.distribution(GREY, 2, [[3, 5], [4, 6]], direction="BtoA")
+    torch.testing.assert_close(drawn.samples[0], back)
+    turned = sampler.towards("BtoA")
+    assert torch.equal(turned(GREY, seed=3), back)
+    assert torch.equal(turned(GREY, seed=3, direction="AtoB"), forward)
+    assert turned.towards("AtoB") is sampler
+
+
+def test_statistics_of_both_ends_change_places() -> None:
+    """BtoA is what a sampler of the other bridge makes with the other class."""
+    turned = replace(PRECONDITIONED, sigma_data=0.6, sigma_source=0.3)
+    assert PRECONDITIONED.turned == turned
+    assert ABridge(sigma_data=0.3, sigma_source=0.6).turned == ABridge(sigma_data=0.3, sigma_source=0.6)
+    unet: Any = of_two()
+    back = BridgeSampler(unet, PRECONDITIONED, steps=3)(GREY, seed=3, direction="BtoA")
+    with torch.no_grad():
+        weight = unet.condition_embedding.classes["_direction"].weight
+        weight.copy_(weight.flip(0))
+    assert torch.equal(BridgeSampler(unet, turned, steps=3)(GREY, seed=3), back)
+
+
+def test_the_way_back_of_encode() -> None:
+    sampler, target = sampler_of(), GREY.flip(0) / 2
+    noise = sampler.encode(target, GREY, steps=20, direction="BtoA")
+    assert torch.equal(noise, sampler.towards("BtoA").encode(target, GREY, steps=20))
+    assert not torch.equal(noise, sampler.encode(target, GREY, steps=20))
+
+
+def test_values_and_files_follow_the_direction(tmp_path: Path) -> None:
+    sampler = sampler_of()
+    sampler.pictures = Spec(source=MR, target=HU)
+    array = np.random.default_rng(0).integers(0, 400, (1, 8, 8))
+    (ct,) = sampler(Picture(array.astype(np.uint16)), seed=0)
+    (mr,) = sampler(Picture((array - 200).astype(np.int16)), seed=0, direction="BtoA")
+    assert (ct.dtype, ct.unit, mr.dtype, mr.unit) == (np.int16, "HU", np.uint16, "")
+    assert np.ptp(np.asarray(mr).astype(float)) <= 400
+    sampler.towards("BtoA").save_pretrained(tmp_path / "model")
+    again = BridgeSampler.from_pretrained(tmp_path / "model")
+    assert (again.pictures, again.bridge) == (sampler.pictures, sampler.bridge)
+    assert load_checkpoint(tmp_path / "model" / "model.safetensors").unet.config.two_way
+    for way in WAYS:
+        assert torch.equal(again(GREY, seed=1, direction=way), sampler(GREY, seed=1, direction=way))
+
+
+@pytest.mark.parametrize("direction", [["AtoB", "BtoA"], "forward", None, 2, {}, []])
+def test_a_call_has_one_direction(direction: Any) -> None:
+    with pytest.raises(ValueError, match=r"direction must be AtoB or BtoA, one for all of a call, got .*"):
+        sampler_of()(GREY, direction=direction)
+
+
+def test_other_networks_have_none() -> None:
+    sampler = BridgeSampler(of_two(classes={"direction": 2}), ABridge(), steps=2)
+    assert sampler.direction is None
+    sampler(GREY, direction=[0, 1])  # a class of that name, of one's own
+    with pytest.raises(ValueError, match="this network has one direction, got 'BtoA'"):
+        sampler.towards("BtoA")
