@@ -87,7 +87,7 @@ def kinds() -> Iterator[dict[str, Any]]:
         ink.putalpha(ImageChops.invert(lines.convert("L")))
         yield kind_of(f"lines of {path.name}, transparent", "lines", ink)
     for package, folder in ((matplotlib, "mpl-data/sample_data"), (gradio, "media_assets/images")):
-        for path in sorted(Path(package.__file__).parent.glob(f"{folder}/*.jpg")):
+        for path in sorted(Path(str(package.__file__)).parent.glob(f"{folder}/*.jpg")):
             photograph = Image.open(path).convert("RGBA").resize((200, 200))
             yield kind_of(path.name, "photograph", photograph)
             photograph.putalpha(Image.fromarray(np.pad(np.full((100, 100), 255, np.uint8), 50)))

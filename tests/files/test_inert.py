@@ -251,6 +251,11 @@ def tar(path: Path) -> None:
         archive.addfile(tarfile.TarInfo(start), io.BytesIO())
 
 
+def twice(path: Path) -> None:
+    with zipfile.ZipFile(by_hand(path, THING + b"."), "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("archive/version", "3")
+
+
 def longer(path: Path) -> None:
     """A tensor of one number more than its storage, which torch would enlarge."""
     save({"input_blocks.0.0.weight": torch.ones(7)}, path, zipped=False)
@@ -265,6 +270,7 @@ def longer(path: Path) -> None:
         (b"PK\x03\x04" + bytes(50), "its archive is damaged"),
         (pickle.dumps([1], 2), "a file of torch.save was expected"),
         (script, "compressed"),
+        (twice, "its archive has entries that overlap"),
         (tar, "a file of torch.save was expected"),
         (longer, "beyond its storage"),
     ],

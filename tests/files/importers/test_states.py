@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from bbdm.bridges import ABridge
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.importers import states
 from bbdm.networks.config import UNETS, VQGANS
@@ -28,10 +29,13 @@ def test_settings_of_published_networks():
 
 
 def test_a_warning_names_what_is_assumed(tmp_path: Path):
+    """Of two values of a name, the one that is nearer to the network counts."""
     unet = fill(UNet(model_channels=64, channel_mult=(1,), num_res_blocks=1))
-    path = save(unet.state_dict(), tmp_path / "a.pt")
+    module = {"time_steps": 100, "c_lambda": 1.5, "network": unet.state_dict()}
+    path = save({"time_steps": 7, "module": module, "c_lambda": 3.0}, tmp_path / "a.pt")
     with pytest.warns(UserWarning, match="heads of their network are, .*: 64 channels assumed"):
-        loaded = load_checkpoint(path, num_steps=100, c_lambda=1.0)
+        loaded = load_checkpoint(path)
+    assert loaded.bridge == ABridge(100, 1.5)
     x, t = images(1, 3, 16, 16), torch.ones(1)
     assert torch.equal(loaded.build_unet()(x, t), unet(x, t))
 
