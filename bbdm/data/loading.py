@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from bbdm.data.rows import BadPicturesError, named, shown
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import Values, check_finite
 
-Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM
 LOOKED_AT = 8  # rows, at a glance
 CLIPPED = 0.001  # share of values outside of the range that is said
@@ -121,7 +120,7 @@ class Batches:
         self._loader._iterator = None
 
 
-def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
+def with_short_errors(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches of a loader, with the last line of a worker's error in place of its traceback."""
     try:
         yield from batches

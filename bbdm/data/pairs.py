@@ -24,13 +24,12 @@ from bbdm.data.examples import Example, config_of, row_conditions, with_sizes
 from bbdm.data.reading import Reader
 from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, first, named, paths_of, shown
 from bbdm.data.spec import ROLES, Condition, Spec
-from bbdm.data.tables import FIELDS, ItemRows, MapStyle, StreamedRows, TableRows
+from bbdm.data.tables import FIELDS, ItemRows, MapStyle, Order, StreamedRows, TableRows
 from bbdm.networks.conditions import DIRECTION, Kind
 from bbdm.pictures import formats, images
 from bbdm.pictures.picture import scale
 
 log = logging.getLogger(__name__)
-Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
 Place = tuple[Any, ...]  # the arguments of Pairs.read
 
 
@@ -58,6 +57,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         masked: whether examples have masks.
         paired: whether a source and its target belong together.
         further: the conditions of examples.
+        ends: the number of examples up to each picture's last; slices of a volume are one picture's.
         left_out: why examples could not be read, as far as this process knows.
 
     Raises:
@@ -101,7 +101,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.reader.masked, self.further = self.masked, config_of(known)
         self._bytes = {role: [head.dtype.itemsize == 1 for head in heads[role]] for role in ROLES}
         self._slices: list[tuple[int, int]] = []  # the row and the index of each
-        self._ends: list[int] = []
+        ends: list[int] = []
         for number, row in enumerate(self.rows if spec.slices else ()):
             try:
                 self._slices += [(number, index) for index in self.reader.slices(row)]
@@ -109,18 +109,16 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 if not skip_bad:
                     raise
                 self.leave_out([" ".join(str(error).split())])
-            self._ends.append(len(self._slices))
+            ends.append(len(self._slices))
         if spec.slices and not self._slices:
             raise ValueError("no slice has anything in its mask")
         self._count = spec.crops * (len(self._slices) or len(self.rows))
+        self.ends: Sequence[int] = ends or range(1, self._count + 1)
+        self._files = () if hasattr(type(self.rows), "digest") else self.rows  # others are named by their digest
+        self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
 
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def ends(self) -> Sequence[int]:
-        """The number of examples up to each picture's last; slices of a volume are one picture's."""
-        return self._ends or range(1, self._count + 1)
 
     def order(self, seed: int) -> Order:
         """The examples of an epoch, a function of the seed; the crops of a picture follow each other."""
@@ -238,11 +236,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         one, two = (getattr(each.rows, "digest", None) or [*each.rows] for each in (self, other))
         return one == two
 
-    @property
-    def _prepared(self) -> str:
-        """The name of what prepares examples, or nothing."""
-        return "" if self.prepare is None else getattr(self.prepare, "__qualname__", None) or str(self.prepare)
-
     def settings(self) -> dict[str, Any]:
         """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
         labels = {name: each.label for name, each in self.spec.conditions.items() if each.label is not None}
@@ -260,12 +253,13 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
         known = self.spec.conditions
-        labels = {name: each.label for name, each in known.items() if name != DIRECTION}  # the pairs are the same
-        about = {name: [str(each), each.size, labels.get(name)] for name, each in known.items()}
+        about = {  # of a direction the pairs are the same
+            name: [str(each), each.size, None if name == DIRECTION else each.label] for name, each in known.items()
+        }
         columns = ["name", *(name for name, each in known.items() if each.kind == "class" and each.label is None)]
         own = getattr(self.rows, "digest", None)
         texts = [own] if own is not None else ("\n".join(str(row.get(name)) for name in columns) for row in self.rows)
-        content = "".join([json.dumps([self._ends, self._prepared, about]), *texts])
+        content = "".join([json.dumps([[*self.ends] if self._slices else [], self._prepared, about]), *texts])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def stamps_digest(self) -> str:
@@ -273,11 +267,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         paths = {file for row in self._files for path in paths_of(row) for file in formats.files_of(path)}
         stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
         return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""
-
-    @property
-    def _files(self) -> Sequence[Row]:
-        """The rows that are of files; others are named by their digest."""
-        return () if hasattr(type(self.rows), "digest") else self.rows
 
 
 class MappedDataset(Pairs):

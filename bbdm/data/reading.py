@@ -66,19 +66,15 @@ class Reader:
         spec: what an example is.
         cache: of decoded files and of resized photographs; None to keep a few in memory.
         prepare: changes the arrays of a row; None for none.
-        masked: whether pixels may not count.
         paired: whether the pictures of a row show the same, so that they lie on one grid.
+
+    Attributes: ``masked``, whether pixels may not count.
     """
 
     def __init__(
-        self,
-        spec: Spec,
-        cache: Cache | None = None,
-        prepare: Prepare | None = None,
-        masked: bool = False,
-        paired: bool = True,
+        self, spec: Spec, cache: Cache | None = None, prepare: Prepare | None = None, paired: bool = True
     ) -> None:
-        self.spec, self.cache, self.prepare, self.masked, self.paired = spec, cache, prepare, masked, paired
+        self.spec, self.cache, self.prepare, self.paired, self.masked = spec, cache, prepare, paired, False
         self.images = [name for name, each in spec.conditions.items() if each.kind == "image"]
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
         self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
@@ -96,7 +92,7 @@ class Reader:
         self._measured = lru_cache(None)(lambda values, cell: values.of(self._sample(cell)))
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
-        return Reader, (self.spec, self.cache, self.prepare, self.masked, self.paired)
+        return Reader, (self.spec, self.cache, self.prepare, self.paired), {"masked": self.masked}
 
     def _stored(self, cell: Path | Half, how: str, make: Callable[[], Array]) -> Array:
         """What is made of a file as it is now, from the cache; ``how`` says what."""

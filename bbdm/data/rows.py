@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.data import tables
+from bbdm.data.spec import ROLES
 from bbdm.pictures import Header, Picture, formats
 from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
-SIDES = ("source", "target")
 COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
-PICTURES = (*SIDES, "mask")  # columns of a table that are always paths
+PICTURES = (*ROLES, "mask")  # columns of a table that are always paths
 UNPAIRED = "unpaired"  # the layout of two sets without pairs
 LOOKED_AT = 64  # rows, to find one that can be read
 Found = TypeVar("Found")
@@ -175,7 +175,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             raise ValueError(f"{name}: {error}") from error
     leading, *others = parts
     for part in others:
-        for one, other in ((leading, part), (part, leading)) if part.column in SIDES else ((leading, part),):
+        for one, other in ((leading, part), (part, leading)) if part.column in ROLES else ((leading, part),):
             if alone := sorted(one.cells.keys() - other.cells.keys()):
                 more = "" if len(alone) == 1 else f", and {len(alone) - 1} more have none"
                 rule = "files are matched by name without suffix"
@@ -247,7 +247,7 @@ def _side_by_side(data_dir: str, split: str) -> list[Part]:
     if (root / "A").is_dir() and (root / "B").is_dir():
         raise ValueError(f"{root} has the folders A and B, the layout of 'celeba'; here a picture holds both sides")
     both = _pictures("source", f"{root}").cells
-    return [Part(c, root, {name: Half(path, side) for name, path in both.items()}) for side, c in enumerate(SIDES)]
+    return [Part(c, root, {name: Half(path, side) for name, path in both.items()}) for side, c in enumerate(ROLES)]
 
 
 def _paired(data_dir: str, split: str) -> list[Part]:
@@ -265,7 +265,7 @@ def _unpaired(data_dir: str, split: str) -> list[Part]:
     folders = data_dir.replace("{split}", split).split(",")
     if len(folders) != 2 or not all(folders):
         raise ValueError(f"data_dir of 'unpaired' must be two folders, A,B, and no columns; got {data_dir!r}")
-    return [*map(_pictures, SIDES, folders)]
+    return [*map(_pictures, ROLES, folders)]
 
 
 def _folder(data_dir: str, split: str) -> list[Part]:

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from bbdm.base import optional
+from bbdm.data.spec import ROLES
 from bbdm.networks.arrays import as_numpy
 from bbdm.pictures import Picture, images
 from bbdm.pictures.picture import OF_PHOTOGRAPH
@@ -31,10 +32,9 @@ KEY = "__key__"  # WebDataset's name of a row
 MIXED = 1000  # rows of a stream that are mixed at a time
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures
 NPY = b"\x93NUMPY"  # how an encoded array begins
-SIDES = ("source", "target")
-FIELDS = (*SIDES, "conditions", "mask", "name")  # of the item of a map-style data set
+FIELDS = (*ROLES, "conditions", "mask", "name")  # of the item of a map-style data set
 LOOKED_AT = 8  # items that a digest is of
-Order = Callable[[int, int], list[int]]
+Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
 Row = Mapping[str, Any]
 
 
@@ -65,9 +65,9 @@ class TableRows(Sequence[Row]):
         pictures = [name for name, kind in self._features.items() if isinstance(kind, Image)]
         own = {name.partition(".")[0]: name for name in self._features}  # WebDataset's are source.png, season.txt
         self.columns = {**own, **named}
-        if not named.keys() & {*SIDES} and own.get("source") not in pictures and len(pictures) == 2:
-            self.columns |= dict(zip(SIDES, pictures, strict=True))
-        sides = [self.columns[side] for side in SIDES if side in self.columns]
+        if not named.keys() & {*ROLES} and own.get("source") not in pictures and len(pictures) == 2:
+            self.columns |= dict(zip(ROLES, pictures, strict=True))
+        sides = [self.columns[side] for side in ROLES if side in self.columns]
         if "source" not in self.columns or not set(sides) <= set(pictures):
             names = f"name them, such as ',source={pictures[0] if pictures else 'COLUMN'}'"
             needed = "a table with a column of pictures source, and maybe target, is needed"
@@ -256,12 +256,12 @@ class ItemRows(Sequence[Row]):
             item = item if self._item is None else self._item(item)
             if isinstance(item, tuple | list) and len(item) == 2:
                 item = dict(zip(FIELDS, item, strict=False))
-            if not isinstance(item, Mapping) or not {*SIDES} <= item.keys():
+            if not isinstance(item, Mapping) or not {*ROLES} <= item.keys():
                 got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
                 expected = f"(source, target), or a mapping with source and target, and maybe {', '.join(FIELDS[2:])}"
                 raise ValueError(f"it must be {expected}; got {got}")
             row: dict[str, Any] = {"name": str(item.get("name") or name)}
-            row |= {side: _array(side, item[side], (3, 4)) for side in (*SIDES, "mask") if item.get(side) is not None}
+            row |= {side: _array(side, item[side], (3, 4)) for side in (*ROLES, "mask") if item.get(side) is not None}
             for column, value in (item.get("conditions") or {}).items():
                 if np.ndim(value) or isinstance(value, Image.Image):
                     row[column] = _array(column, value, (2, 3, 4))

@@ -185,10 +185,10 @@ class ConditionsConfig:
         ValueError: a name or a number is out of range.
     """
 
-    images: Mapping[str, int] = field(default_factory=dict, hash=False)
-    classes: Mapping[str, Classes] = field(default_factory=dict, hash=False)
-    tokens: Mapping[str, int] = field(default_factory=dict, hash=False)
-    drop: Mapping[str, float] = field(default_factory=dict, hash=False)
+    images: Mapping[str, int] = field(default_factory=dict, hash=False)  # channels by name
+    classes: Mapping[str, Classes] = field(default_factory=dict, hash=False)  # how many by name, or their names
+    tokens: Mapping[str, int] = field(default_factory=dict, hash=False)  # width of a token by name
+    drop: Mapping[str, float] = field(default_factory=dict, hash=False)  # share of training examples without it
 
     def __post_init__(self) -> None:
         for each in fields(ConditionsConfig):  # sorted: the same settings are the same bytes in files

@@ -51,7 +51,7 @@ def export(
 
     Args:
         sampler: what is exported, with its own solver and steps.
-        folder: where to write.
+        folder: the folder that is written.
         dtype: of weights and products.
         pipeline: write ``pipeline.onnx`` too, a translation in one graph.
         calibrate: a folder of sources, on which the network becomes one of int8.

@@ -59,7 +59,6 @@ def test_it_is_the_call_by_windows(flags: tuple[str, ...], call: dict[str, Any])
 
 def test_samples_have_numbers_and_the_mean_neither_steps_nor_seed() -> None:
     run("a.bmp", "--samples", "2", "--steps", "2")
-    assert np.abs(result("a_0.png") - result("a_1.png")).mean() > 1
     run("a.bmp", *SAMPLE, "--seed", "1", "--overwrite")
     assert np.array_equal(result(), result("a_1.png"))
     flag: dict[str, Any]

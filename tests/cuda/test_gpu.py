@@ -70,7 +70,7 @@ def waits(call: Any) -> list[str]:
 
 @pytest.mark.parametrize("case", TASKS)
 def test_gpu_losses_are_the_cpus_and_a_step_waits_once(case: str, monkeypatch: pytest.MonkeyPatch):
-    for module in ("callbacks", "task"):
+    for module in ("run", "task"):
         monkeypatch.setattr(f"bbdm.training.{module}.SHOWN_EVERY", 1)
     settings, expected = TASKS[case]
     (mine, batch), (theirs, own) = (bridge_task(**settings, device=device) for device in (CUDA, CPU))

@@ -90,7 +90,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_waits_for_its_losses_alone(case: str, monkeypatch: pytest.MonkeyPatch):
     """They come at once, which is no operator on the CPU."""
-    for module in ("callbacks", "task"):
+    for module in ("run", "task"):
         monkeypatch.setattr(f"bbdm.training.{module}.SHOWN_EVERY", 1)
     settings, expected = CASES[case]
     step, batch = bridge_task(**settings)

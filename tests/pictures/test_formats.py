@@ -178,15 +178,16 @@ def test_a_window_reads_little(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_8_bits_are_pillows(suffix: str, mode: str, tmp_path: Path) -> None:
+    """In each of the orientations that EXIF has."""
     image = Image.frombytes(mode, (9, 7), numbers((9 * 7 * len(mode),), "uint8").tobytes())
-    (exif := Image.Exif())[274] = 6
-    options: dict[str, Any] = {"exif": exif} if suffix in (".jpg", ".png") else {}
-    image.save(tmp_path / f"a{suffix}", **options)
-    found, head = read(tmp_path / f"a{suffix}"), header(tmp_path / f"a{suffix}")
-    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"a{suffix}")))
-    assert (found.dtype, len(found)) == (np.uint8, 3 if suffix == ".webp" else len(mode))
-    assert (found == upright.reshape(*upright.shape[:2], -1).transpose(2, 0, 1)).all()
-    assert head.photograph == (suffix not in (".tif", ".tiff"))
+    for turn in range(1, 9) if suffix in (".jpg", ".png") else (1,):
+        (exif := Image.Exif())[274] = turn
+        image.save(tmp_path / f"a{suffix}", **({} if turn == 1 else {"exif": exif}))
+        found, head = read(tmp_path / f"a{suffix}"), header(tmp_path / f"a{suffix}")
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"a{suffix}")))
+        assert (found.dtype, len(found)) == (np.uint8, 3 if suffix == ".webp" else len(mode))
+        assert (found == upright.reshape(*upright.shape[:2], -1).transpose(2, 0, 1)).all()
+        assert (head.shape, head.photograph) == (found.shape, suffix not in (".tif", ".tiff"))
     write(tmp_path / f"b{suffix}", np.asarray(found))  # with Pillow's own settings
     if suffix in (".jpg", ".webp"):
         Image.fromarray(upright).save(tmp_path / f"c{suffix}")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from bbdm.pictures import Geometry, Picture, header, images, values
+from bbdm.pictures.formats import UnknownFormatError
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values, scaled_present
 
@@ -130,6 +131,12 @@ def test_grids_have_names_above_their_columns() -> None:
     assert not dark[[0, 1, 32, 33, 64, 65]].any()
     with pytest.raises(ValueError, match="at least one picture"):
         images.grid([[]])
+
+
+def test_bytes_of_no_picture_are_called_by_their_name() -> None:
+    for formats, wanted in ((None, "a picture"), (("PNG", "BMP"), "PNG, BMP")):
+        with pytest.raises(UnknownFormatError, match=f"cannot read the picture of a request: it is not {wanted}$"):
+            images.open_image(b"text", "of a request", formats)
 
 
 @pytest.mark.parametrize("tag", [0x0128, 0x011A], ids=["unit", "resolution"])
