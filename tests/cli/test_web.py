@@ -253,7 +253,7 @@ def test_other_kinds_of_pictures_are_named(page: Page, tmp_path: Path):
     for name, warning in said.items():
         assert page.give(tmp_path / name).text("warning").startswith(warning), name
         if name in ("lines.svg", "white.jpg"):  # a line across, which stays
-            columns = page.until("Done").pixels("#drawings-sheet")[0].min(axis=(0, 2))
+            columns = page.pixels("#drawings-sheet")[0].min(axis=(0, 2))
             assert columns[len(columns) // 4 : -len(columns) // 4].max() < 200
     page.find("#drawings-warning button").click()
     page.tab = "photographs"
