@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
 from bbdm.base import sizes
-from bbdm.base.scripts import warn
-from bbdm.pictures.formats import named
-from bbdm.pictures.picture import Picture
+from bbdm.base.scripts import StoppedError, warn
+from bbdm.pictures.formats import UnknownFormatError
 
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
@@ -109,7 +109,8 @@ def ranges(array: npt.NDArray[Any]) -> tuple[str, str]:
     NaN, infinity and a picture's nodata do not count. The range of integers from 0 on is that of 8, 10, 12,
     14, 16 or 32 bits.
     """
-    values = np.asarray(array[:, ~array.absent()]) if isinstance(array, Picture) and array.ndim > 2 else array
+    picture: Any = array  # of which some pixels may have no value
+    values = np.asarray(array)[:, ~picture.absent()] if hasattr(array, "absent") and array.ndim > 2 else array
     values = values[np.isfinite(values)]
     if not values.size:
         return "none", "0:1"
@@ -119,6 +120,27 @@ def ranges(array: npt.NDArray[Any]) -> tuple[str, str]:
         return found, f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
     low = np.floor(low) + 0.0  # which is no -0
     return found, f"{low:g}:{max(np.ceil(high), low + 1) + 0.0:g}"
+
+
+@contextmanager
+def named(action: Literal["read", "write"], path: Path | str, unknown: str = "") -> Iterator[None]:
+    """A library's error on a picture becomes a ValueError with the file's name.
+
+    Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
+    ``unknown`` is said of a file of no format.
+    """
+    try:
+        yield
+    except Exception as error:
+        if action == "read" and isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"there is no picture {path}") from error
+        kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
+        if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
+            raise
+        kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
+        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
+        reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
+        raise kind(f"cannot {action} the picture {path}: {reason}") from error
 
 
 def open_image(

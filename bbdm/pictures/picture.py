@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
-from bbdm.pictures import formats
+from bbdm.pictures import formats, images
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
             ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
         """
         path = Path(path)
-        with formats.named("write", path):
+        with images.named("write", path):
             module = formats.writer(path, self, self.geometry.format == "geotiff")
             write_atomically(path, lambda temporary: module.write(temporary, self))
 
@@ -196,7 +196,7 @@ def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> 
         ValueError: it is damaged, has what the format's module refuses, or the window is outside.
     """
     found = path if isinstance(path, Header) else header(path)
-    with formats.named("read", found.path):
+    with images.named("read", found.path):
         part = formats.bounds(window, found.sides)
         expected = (found.shape[0], *formats.lengths(part))
         formats.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
@@ -211,7 +211,7 @@ def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> 
 def header(path: str | os.PathLike[str]) -> Header:
     """What a file, or a folder of DICOM, says of its picture, but values. For errors see :func:`read`."""
     path = Path(path)
-    with formats.named("read", path):
+    with images.named("read", path):
         name = formats.reader_of(path)
         return replace(formats.module(name).header(path), reader=name)
 

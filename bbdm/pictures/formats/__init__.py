@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from bbdm.base import sizes
-from bbdm.base.scripts import StoppedError
 from bbdm.pictures.values import Values
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
@@ -144,27 +142,6 @@ def _has_place(path: Path) -> bool:
         tags.load(file)
         return any(tag in tags for tag in PLACE_TAGS)
     return False
-
-
-@contextmanager
-def named(action: Literal["read", "write"], path: Path | str, unknown: str = "") -> Iterator[None]:
-    """A library's error on a picture becomes a ValueError with the file's name.
-
-    Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
-    ``unknown`` is said of a file of no format.
-    """
-    try:
-        yield
-    except Exception as error:
-        if action == "read" and isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"there is no picture {path}") from error
-        kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
-        if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
-            raise
-        kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
-        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
-        reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
-        raise kind(f"cannot {action} the picture {path}: {reason}") from error
 
 
 def writer(path: Path, picture: np.ndarray[Any, Any], earth: bool) -> Any:
