@@ -121,7 +121,7 @@ class BrownianBridge(Bridge):
         """1, or 0 for the original code's indices."""
         return int(self.closed)
 
-    @property
+    @cached_property
     def top(self) -> float:
         """T, or T - 1 for the original code's indices and the noise objective."""
         return super().top if self.closed else self.num_steps - 1

@@ -35,12 +35,12 @@ class RealTimeBridge(Bridge):
         """The smallest time."""
         return self.t_min
 
-    @property
+    @cached_property
     def end(self) -> float:
         """T."""
         return self.t_max
 
-    @property
+    @cached_property
     def top(self) -> float:
         """The end; for the noise objective, which has no x0hat there, just below it."""
         return self.end - (self.objective == "noise") * 1e-4 * (self.end - self.low)
@@ -186,7 +186,7 @@ class I2SB(Bridge):
 
     closed, low = False, 0  # a little of the other end is left at both
 
-    @property
+    @cached_property
     def top(self) -> int:
         """N - 1, where a little of the target is left."""
         return self.num_steps - 1

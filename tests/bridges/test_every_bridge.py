@@ -24,9 +24,9 @@ class Sine(Bridge):
     """A user's own bridge, with real times."""
 
     continuous: ClassVar[bool] = True
-    end: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleMethodOverride]
+    end: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
     low: ClassVar[float] = 0.01  # pyright: ignore[reportIncompatibleMethodOverride]
-    top: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleMethodOverride]
+    top: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     objective: str = "residual"
     density: Density = "log-normal"

@@ -180,9 +180,11 @@ def test_a_window_reads_little(suffix: str, tmp_path: Path) -> None:
 def test_8_bits_are_pillows(suffix: str, mode: str, tmp_path: Path) -> None:
     """In each of the orientations that EXIF has."""
     image = Image.frombytes(mode, (9, 7), numbers((9 * 7 * len(mode),), "uint8").tobytes())
+    found = upright = np.asarray(image)
     for turn in range(1, 9) if suffix in (".jpg", ".png") else (1,):
         (exif := Image.Exif())[274] = turn
-        image.save(tmp_path / f"a{suffix}", **({} if turn == 1 else {"exif": exif}))
+        settings: dict[str, Any] = {} if turn == 1 else {"exif": exif}
+        image.save(tmp_path / f"a{suffix}", **settings)
         found, head = read(tmp_path / f"a{suffix}"), header(tmp_path / f"a{suffix}")
         upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"a{suffix}")))
         assert (found.dtype, len(found)) == (np.uint8, 3 if suffix == ".webp" else len(mode))
