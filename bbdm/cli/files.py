@@ -187,15 +187,22 @@ class ConvertVQGAN(Command):
     Weights are matched by name; an error names each key that is missing or left over.
     """
 
+    HEADING: ClassVar[str] = "further"
+
     state_dict: Path = position("a state dict, a full checkpoint, or a pickled VQGAN")
     output: Path = position("the converted VQGAN: .pt or .safetensors")
+    in_channels: int | None = setting(None, "that its images must have; any if unset", "-c")
+    assert_weights_mapping: bool = setting(False, "no effect: it is always checked")
 
     def run(self) -> None:
-        """Convert; ValueError where weights are missing or left over."""
+        """Convert; ValueError where weights are missing or left over, or images have other channels."""
         from bbdm.files.checkpoint import load_vqgan, save_vqgan
 
         check_suffix(self.output)
         config = (vqgan := load_vqgan(self.state_dict)).config
+        if self.in_channels not in (None, config.image_channels):
+            found = f"{self.state_dict} is for images of {config.image_channels} channels"
+            raise ValueError(f"{found}, got in_channels {self.in_channels}")
         save_vqgan(self.output, vqgan)
         codes = f"{config.num_codes} codes of {config.latent_channels} channels"
         print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {config.image_channels} channels")

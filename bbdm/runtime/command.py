@@ -72,8 +72,6 @@ class Runtime(Command, GuidanceOptions):
         for path in self.pictures:
             if path.is_dir():
                 raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
-            if path.resolve().parent == self.output.resolve():
-                raise ValueError(f"results in {self.output} would replace a source: give another output folder")
         for stem, count in Counter(map(formats.stem_of, self.pictures)).items():
             if count > 1:
                 raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
@@ -89,10 +87,13 @@ class Runtime(Command, GuidanceOptions):
             sampler = sampler.towards(conditions.pop(DIRECTION))
         values, channels = sampler.pictures.target, sampler.settings["image_channels"]
         results: list[Path] = []
+        sources = {path.resolve() for path in self.pictures}
         for path in self.pictures:
             _ = header(path)  # before any is translated
             suffix = formats.suffix_of_result(formats.suffix_of(path), channels, values)
             results.append(self.output / f"{formats.stem_of(path)}{suffix}")
+            if results[-1].resolve() in sources:
+                raise ValueError(f"{results[-1]} would replace a source: give another output folder")
         seeds = resolve_seeds(self.seed, len(results))
         chosen = {"solver": self.solver, "steps": self.steps, "conditions": conditions or None}
         count, settings = self.batch_size, {**self.call, **chosen}

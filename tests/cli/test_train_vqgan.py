@@ -117,7 +117,7 @@ def test_a_vqgan_of_latent_diffusion_is_converted_or_refused(capsys: pytest.Capt
     state = vqgan.state_dict()
     torch.save({"state_dict": {**state, "loss.a": torch.ones(1)}}, "model.ckpt")
     for name in ("vqgan.pt", "vqgan.safetensors"):
-        ConvertVQGAN.main(["model.ckpt", name])
+        ConvertVQGAN.main(["model.ckpt", name, "-c", "3", "--assert_weights_mapping"])
         assert f"{name}: VQ-f2, 40 codes of 3 channels, images of 3 channels\n" in capsys.readouterr().out
         loaded = load_vqgan(name)
         assert loaded.config == vqgan.config
@@ -126,6 +126,7 @@ def test_a_vqgan_of_latent_diffusion_is_converted_or_refused(capsys: pytest.Capt
     torch.save({"state_dict": state}, "cut.ckpt")
     for words, message in (
         ("model.ckpt out.pth", r"ends in \.pt or \.safetensors, got .*out\.pth"),
+        ("model.ckpt out.pt -c 1", r"model\.ckpt is for images of 3 channels, got in_channels 1"),
         ("cut.ckpt out.pt", r"missing: quant_conv\.bias"),
         ("gone out.pt", "^error: there is no VQGAN gone$"),
     ):
