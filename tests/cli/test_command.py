@@ -89,7 +89,7 @@ def test_the_commands_of_sde_bbdm(latent: list[str], save_picture: SavePicture, 
     flags = [word if word == "-vq" else tmp_path / word for word in latent]
     small = ["--preset", "demo", "--image_size", "64", "-b", "2", "-e", "1", "--show_verbose", "-use_multi_gpus"]
     output = run("train.py", "edge2shoes", data, model, *flags, *small)
-    assert re.search(r"^epoch 1/1: loss .*, validation ", output, re.MULTILINE)
+    assert re.search(r"^epoch 1/1: loss .*, validation_loss ", output, re.MULTILINE)
     checkpoint = load_checkpoint(model)
     assert (checkpoint.codec is not None, checkpoint.image_size) == (bool(latent), 64)
     run("generate.py", "edge2shoes", data, model, tmp_path / "results", "--fast_sampling")
