@@ -75,9 +75,9 @@ def bridge_loss(
 def distance(
     prediction: torch.Tensor,
     target: torch.Tensor,
-    loss: Loss | Errors = "l1",
-    mask: torch.Tensor | None = None,
-    per_image: bool = False,
+    loss: Loss | Errors,
+    mask: torch.Tensor | None,
+    per_image: bool,
 ) -> torch.Tensor:
     """Distance of predictions from targets; see :func:`bridge_loss`."""
     prediction, image = prediction.to(target.dtype), tuple(range(1, target.ndim))

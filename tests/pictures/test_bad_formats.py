@@ -176,7 +176,7 @@ class TestDicom:
         ("heights", "fact"),
         [
             ([0, 2, 4, 8, 10], r"2 mm apart, but 4 mm between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm"),
-            ([0, 2, 4, 7, 9], "2 mm apart, but 3 mm between slices 3 and 4"),
+            ([0, 2, 4, 6.03, 8.03], r"2 mm apart, but 2\.03 mm between slices 3 and 4"),
             ([0, 2, 2, 4, 6], r"2 mm apart, but 0 mm between slices 2 and 3, at \(-10, 5, 2\)"),
         ],
     )
