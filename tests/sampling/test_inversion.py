@@ -84,6 +84,7 @@ def test_bad_calls():
     ):
         with pytest.raises(ValueError, match=message):
             sampler.encode(torch.zeros(shape), torch.zeros(2, 3, 8, 8), steps=steps)
+    assert sampler.encode(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), steps=2).isfinite().all()
 
 
 def test_noise_is_what_seeds_draw():

@@ -231,7 +231,12 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("machine", "outcome"),
-    [({"CPU": 8.0}, (1, 8, 0)), ({"CPU": 8.0, "GPU": 2.0}, (2, 4, 1)), ({"CPU": 1.0, "GPU": 2.0}, (1, 1, 1))],
+    [
+        ({"CPU": 8.0}, (1, 8, 0)),
+        ({"CPU": 8.0, "GPU": 1.0}, (1, 8, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, (2, 4, 1)),
+        ({"CPU": 1.0, "GPU": 2.0}, (1, 1, 1)),
+    ],
 )
 def test_each_gpu_has_a_replica(machine: dict[str, float], outcome: Any):
     front: Any = server.application(ServeConfig(model=Path("c.pt")), FACTS, machine)._bound_deployment
