@@ -57,6 +57,12 @@ def pairs_of(conditions: str = ALL, data_dir: str = DATA, **settings: Any) -> Pa
 
 
 class TestOfFiles:
+    def test_colours_become_grey_where_a_network_takes_grey(self) -> None:
+        save(Path("sar/1.png"), pixels(1))
+        seen = {"sar": replace(read_kinds("sar=image")["sar"], size=1)}
+        example = load("A,B,sar=sar", conditions=seen).read(1)
+        assert (example.conditions["sar"].numpy() == np.asarray(Image.open("sar/1.png").convert("L"))).all()
+
     def test_sizes_and_classes_are_found(self) -> None:
         """Classes that are numbers come first, by their value; tokens end where only zeros follow."""
         pairs = pairs_of()

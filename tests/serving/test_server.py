@@ -1,6 +1,7 @@
 """`bbdm serve` without a cluster: what it answers, and what it refuses."""
 
 import asyncio
+import socket
 import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -244,3 +245,8 @@ def test_each_gpu_has_a_replica(machine: dict[str, float], outcome: Any):
     actor = replica.ray_actor_options
     assert (replica.num_replicas, actor["num_cpus"], actor["num_gpus"]) == outcome
     assert (replica.max_ongoing_requests, replica._deployment_config.max_queued_requests) == (16, 64)
+
+
+def test_a_port_that_is_taken_is_named_before_the_network_is_read():
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
+        server.run(ServeConfig(model=Path("c.pt"), port=other.getsockname()[1]), {"CPU": 1.0})
