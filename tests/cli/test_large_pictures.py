@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm import ABridge, cli, pictures, save_checkpoint
+from bbdm import ABridge, cli, save_checkpoint
 from bbdm.base import scripts
 from bbdm.cli import translate
 from bbdm.sampling.large import LargePicture
@@ -102,39 +102,43 @@ def test_sigterm_leaves_nothing_of_a_picture(monkeypatch: pytest.MonkeyPatch, ca
 
 PEAK = """
 import resource, sys
-from bbdm.cli import translate
-peaks = []
-for name in ("small", "large"):
-    translate.main(["folder", name, "c.pt", f"out-{name}", *sys.argv[1:]])
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-print(peaks[1] - peaks[0])
+import numpy as np
+from pathlib import Path
+from torch import nn
+from bbdm import ABridge, BridgeSampler, pictures, wrap
+from bbdm.data import Pairs
+from bbdm.sampling.large import LargePicture
+from bbdm.sampling.options import GuidanceOptions
+path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+    def forward(self, x, t, source):
+        return self.conv(x) + source
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def make(side, name):
+    row = np.arange(side, dtype=np.uint8)
+    pictures.write(name + ".tif", np.broadcast_to(row, (3, side, side)))
+    sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
+    row = {"name": name, "source": Path(name + ".tif")}
+    strips = Pairs([row]).reader.strips(row)
+    windows = sampler.window_grid(GuidanceOptions(window=256), (side, side), 16)
+    LargePicture(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
+make(300, path + "/small")
+before = peak()
+make(side, path + "/large")
+print(peak() - before)
 """
 
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc").exists(), reason="the unit of the peak is another on other systems")
-def test_the_peak_of_memory_follows_the_limit():
+def test_the_peak_of_memory_follows_the_limit(tmp_path: Path):
     """6 million values, of which a call would take 800 MB."""
-    for name, side in (("small", 300), ("large", 2400)):
-        Path(name).mkdir()
-        pictures.write(f"{name}/a.tif", np.broadcast_to(np.arange(side, dtype=np.uint8), (3, side, side)))
-    words = [
-        "--memory",
-        "100M",
-        "--window",
-        "256",
-        "--size",
-        "keep",
-        "--steps",
-        "2",
-        "-b",
-        "1",
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
-    about = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, "-c", PEAK, *words], **about)
-    assert done.returncode == 0, done.stderr
-    assert "its steps take up to" in done.stdout
-    assert int(done.stdout.splitlines()[-1]) < 100 * 2**20
+    memory = 100 * 2**20
+    command = [sys.executable, "-c", PEAK, str(tmp_path), "2400", str(memory)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    grown = int(subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout)
+    assert grown < memory
