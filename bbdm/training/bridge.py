@@ -147,12 +147,16 @@ class BridgeTask(Task):
             batch = turned(batch, drawn_back(seeds, step))
         return dropped(batch, seeds, step, self.network) if self.network.drop else batch
 
+    def seen(self, batch: Example) -> dict[str, torch.Tensor]:
+        """What the network sees of a batch: its conditions, and its source where the network takes that."""
+        source = {SOURCE: batch.source} if self.network.condition_channels else {}
+        return {**source, **batch.conditions}
+
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of a batch in the space of the bridge; the mean of each direction is reported."""
         bridge, x0 = self.bridge, batch.target
         t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
-        y, source = self.network.endpoint(batch.source), {SOURCE: batch.source}
-        seen = {**source, **batch.conditions} if self.network.condition_channels else batch.conditions
+        y, seen = self.network.endpoint(batch.source), self.seen(batch)
         shown, target = bridge.add_noise(x0, y, t, seeds=seeds, step=step)
         back = batch.conditions[DIRECTION] == 1 if self.two_way else None
         if back is not None and bridge.turned is not bridge:  # of each example by its own direction

@@ -21,7 +21,7 @@ from bbdm import solvers
 from bbdm.data.examples import Example
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
-from bbdm.networks.base import SOURCE, Network
+from bbdm.networks.base import Network
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import DistillConfig
 from bbdm.training.task import DROPOUT, Forward, Losses
@@ -82,10 +82,9 @@ class StudentTask(BridgeTask):
         """
         last = (-1 if step in VALIDATION_STEPS else step) % self.config.calls
         count, table = self.config.results, self.table
-        y, source = self.network.endpoint(batch.source), {SOURCE: batch.source}
-        seen = {**source, **batch.conditions} if self.network.condition_channels else batch.conditions
+        y = self.network.endpoint(batch.source)
         ends = torch.cat([y] * count)
-        conditions = {name: torch.cat([value] * count) for name, value in seen.items()}
+        conditions = {name: torch.cat([value] * count) for name, value in self.seen(batch).items()}
 
         def noise(row: int) -> torch.Tensor:
             streams = [FIRST_STREAM + row + j * len(table) for j in range(count)]
