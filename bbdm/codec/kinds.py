@@ -13,11 +13,11 @@ from torch import nn
 
 from bbdm.base import optional
 from bbdm.codec.base import Codec, LatentStatistics, Transform, dtype_of
-from bbdm.networks.restore import restore
+from bbdm.networks.base import restore
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 State = dict[str, torch.Tensor]
-Make = Callable[..., Any]  # :func:`~bbdm.networks.restore.restore`, or its ``fitting``, which builds without weights
+Make = Callable[..., Any]  # :func:`~bbdm.networks.base.restore`, or its ``fitting``, which builds without weights
 WRAPPED = "wrapped"  # the kind that files only refer to
 
 
@@ -119,7 +119,7 @@ def from_config(config: dict[str, Any], weights: State, make: Make = restore) ->
     Args:
         config: the plain values of a file.
         weights: the autoencoder's state dict.
-        make: :func:`~bbdm.networks.restore.restore`, or its ``fitting`` for a network without weights.
+        make: :func:`~bbdm.networks.base.restore`, or its ``fitting`` for a network without weights.
 
     Raises:
         ModuleNotFoundError: the kind needs diffusers, which is not installed.

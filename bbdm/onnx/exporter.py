@@ -25,7 +25,6 @@ from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import placed
 from bbdm.networks.conditions import DIRECTION
 from bbdm.onnx import graphs
-from bbdm.onnx.pipeline import pipeline_graph, pipeline_inputs
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
@@ -108,7 +107,7 @@ def build_graphs(
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
         models["encoder"] = graphs.codec_graph(codec.placed(CPU, kind), decodes=False)
         models["decoder"] = graphs.codec_graph(codec, decodes=True)
-    pipeline = {"pipeline": pipeline_graph(models, sampler.table, sampler._shapes)} if whole else {}
+    pipeline = {"pipeline": graphs.pipeline_graph(models, sampler.table, sampler._shapes)} if whole else {}
     return {**models, "step": graphs.step_graph(sampler.unet.axes), **pipeline}
 
 
@@ -222,7 +221,7 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     exported, sampler = OnnxBridgeSampler(folder, ["CPUExecutionProvider"]), copy.copy(sampler)
     exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
     shapes, codec, found = sampler._shapes, sampler.codec, list[float]()
-    inputs, generator = pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
+    inputs, generator = graphs.pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
     for batch in (1, 5):
         sides = [(4 + axis * batch) * step for axis, step in enumerate(shapes.stride)]
         known = graphs.sizes(batch, sides)
@@ -230,9 +229,8 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
         source = values.pop("source")
         if sampler.direction is not None:  # one of all
             values[DIRECTION] = values[DIRECTION][:1].repeat(batch)
-        arrays = {name: value.numpy() for name, value in values.items()}
         # on whole pictures, where the network was trained on crops too
-        steps = [*exported.stream(source.numpy(), seed=0, conditions=arrays, window=None)]
+        steps = [*exported.stream(source.numpy(), seed=0, conditions=values, window=None)]
         wanted = [*sampler.stream(source, seed=0, conditions=values, window=None)]
         result, state = steps[-1].x, wanted[-1].x
         if codec is not None:

@@ -14,7 +14,9 @@ from PIL import Image
 
 from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, __version__, cli, demo, save_checkpoint, save_vqgan
 from bbdm.cli.files import Info
+from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.content import vqgan_snapshot
 from bbdm.files.weights import IncompleteFileError
 from tests.conftest import BRIDGE, ROOT, SavePicture, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -120,7 +122,7 @@ def test_info_of_folders_and_autoencoders(tmp_path: Path, capsys: pytest.Capture
         path = tmp_path / "run" / f"step_{step:08d}.pt"
         save_checkpoint(path, tiny_unet(), BRIDGE, image_size=16, training={"step": step, "epoch": 1})
     save_vqgan(tmp_path / "v.safetensors", vqgan)
-    save_vqgan(tmp_path / "v" / "step_00000004.pt", vqgan, training={"step": 4})
+    weights.write(tmp_path / "v" / "step_00000004.pt", vqgan_snapshot(vqgan, training={"step": 4}))
     training = {"training": "10 optimizer steps, to resume from"}
     for name, wanted, known in (
         ("model", "a checkpoint", {"network calls": "2", "image size": "not stated", "codec": "vqgan"}),

@@ -278,13 +278,9 @@ IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
         lambda: BridgeSampler(tiny_unet(), ABridge(), codec=vqgan(latent_channels=4)),
         "codec must have the network's 3 channels, got 4",
     ),
-    (
-        lambda: vqgan().latents(torch.zeros(1, 3, 9, 8)),
-        r"an image must be \(B, 3, H, W\), with .* of 2, got \(1, 3, 9, 8\)",
-    ),
-    (lambda: vqgan().latents(torch.zeros(1, 1, 8, 8)), r"an image must be \(B, 3, H, W\), .*got \(1, 1, 8, 8\)"),
-    (lambda: vqgan().latents(torch.zeros(3, 8, 8)), r"an image must be \(B, 3, H, W\), .*got \(3, 8, 8\)"),
-    (lambda: vqgan().image(torch.zeros(1, 3, 0, 8)), r"latents must be \(B, 3, H, W\), got \(1, 3, 0, 8\)"),
+    (lambda: own_codec().latents(torch.zeros(1, 3, 9, 8)), "sides that are multiples of 2 x 2, got 9 x 8"),
+    (lambda: own_codec().latents(torch.zeros(1, 1, 8, 8)), r"x must be \(B, 3, H, W\), got shape \(1, 1, 8, 8\)"),
+    (lambda: own_codec().image(torch.zeros(1, 3, 8, 8)), r"x must be \(B, 5, H, W\), got shape \(1, 3, 8, 8\)"),
 ]
 
 

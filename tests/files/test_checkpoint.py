@@ -16,7 +16,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint, save_vqgan
 from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.restore import state_hash
+from bbdm.networks.base import state_hash
 from tests.conftest import MakeUNet
 from tests.networks.test_vqgan import tiny_vqgan
 

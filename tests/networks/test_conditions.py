@@ -170,8 +170,7 @@ def test_bad_settings(settings: dict[str, Any], message: str):
 @both
 def test_what_does_not_fit_is_refused(make: Callable[..., Network]):
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"style": torch.tensor([0, 4])}, r"'style' must have shape \(B,\) of int64, below 3, got tensor\(\[0, 4\]\)"),
-        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, below 3, got \(2,\) of torch.float32"),
+        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, got \(2,\) of torch.float32"),
         ({"text": torch.rand(2, 3, 6)}, r"'text' must have shape \(B, L, 5\), got \(2, 3, 6\) of torch.float32"),
         ({"sar": torch.rand(2, 3, 8, 8)}, r"'sar' must have 2 channels, got \(2, 3, 8, 8\)"),
     ]

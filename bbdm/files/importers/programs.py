@@ -16,7 +16,7 @@ import torch
 from bbdm.bridges import DDBM, ECSI, I2SB, ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
-from bbdm.files.importers.states import FIRST, File, State, build_vqgan, dim, load, unet_config
+from bbdm.files.importers.states import FIRST, File, State, dim, load, unet_config, vqgan_state
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
@@ -85,7 +85,7 @@ def bbdm(file: File, config: str | None) -> Checkpoint:
     bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
     codec = None
     if autoencoder := file.below(f"{root}vqgan."):
-        codec = VQGANCodec(build_vqgan(autoencoder))
+        codec = VQGANCodec(vqgan_state(autoencoder).build())
         if file.tensors.keys() & STATISTICS.values():
             found = {name: tuple(file.tensors[key].double().flatten().tolist()) for name, key in STATISTICS.items()}
             codec = codec.with_statistics(LatentStatistics(**found))

@@ -13,7 +13,7 @@ from bbdm import DDBM, ECSI, I2SB, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge
 from bbdm.files.importers import programs, states
 from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.restore import fitting
+from bbdm.networks.base import fitting
 from bbdm.networks.unet import UNet
 from tests.conftest import ROOT
 from tests.files.importers.common import fill, images, load, refused, save
