@@ -28,11 +28,7 @@ def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802
     """
     config = vqgan.config
     sizes = config.latent_channels, config.stride, config.image_channels
-    return Codec(vqgan, VQGAN.encode, _vqgan_decode, *sizes, {"kind": "vqgan", "config": asdict(config)}, _vqgan_cast)
-
-
-def _vqgan_decode(vqgan: VQGAN, latents: torch.Tensor) -> torch.Tensor:
-    return vqgan.decode_codes(vqgan.quantize(latents).to(dtype_of(vqgan)))
+    return Codec(vqgan, VQGAN.encode, VQGAN.decode, *sizes, {"kind": "vqgan", "config": asdict(config)}, _vqgan_cast)
 
 
 def _vqgan_cast(vqgan: VQGAN, dtype: torch.dtype) -> None:

@@ -210,10 +210,7 @@ def check_network(network: Any) -> None:
         raise ValueError(f"a network must have parameters, got a {type(network).__name__} without any")
 
 
-Placed = TypeVar("Placed", bound=Network)
-
-
-def placed(network: Placed, device: torch.device, dtype: torch.dtype) -> Placed:
+def placed(network: Module, device: torch.device, dtype: torch.dtype) -> Module:
     """The network on a device, in a dtype and in evaluation mode: itself where it is so, else a copy."""
     weight = next(network.parameters())
     if (weight.device, weight.dtype) == (device, dtype) and not network.training:

@@ -154,10 +154,7 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
         return embed
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) the modulation of all layers at (B,) integer or fractional times: t's only influence.
-
-        With classes, the time's embedding, to which theirs are added.
-        """
+        """(B, M) the modulation of all layers at (B,) times; with classes, the time's embedding."""
         return self.embedder()(t)
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:

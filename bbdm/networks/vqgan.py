@@ -235,10 +235,7 @@ class VQGAN(ConfiguredNetwork, nn.Module):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """The image (B, image_channels, H', W') of (B, latent_channels, H, W), by the nearest codes."""
-        return self.decode_codes(self.quantize(z.to(memory_format=torch.channels_last)))
-
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """The image of a latent whose vectors are codes."""
+        codes = self.quantize(z.to(memory_format=torch.channels_last)).to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(codes))
 
     def forward(

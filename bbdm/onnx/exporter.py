@@ -22,7 +22,7 @@ from bbdm.base.atomic import file_sha256
 from bbdm.data.rows import read_rows
 from bbdm.files.bridge_json import FORMAT, SETTINGS, TWO_TABLES, VERSION
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.base import placed
+from bbdm.networks.base import find_dtype, placed
 from bbdm.networks.conditions import DIRECTION
 from bbdm.onnx import graphs
 from bbdm.pictures.images import convert, open_image, resized, to_array
@@ -30,7 +30,6 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
@@ -60,10 +59,8 @@ def export(
     Raises:
         ValueError: the folder exists, the network cannot be exported so, or the graphs differ from PyTorch.
     """
-    if folder.exists() and not (folder / SETTINGS).is_file():
-        raise ValueError(f"{folder} exists and is not an export: give another folder")
-    if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists: overwrite replaces it")
+    if folder.exists() and not (overwrite and (folder / SETTINGS).is_file()):
+        raise ValueError(f"{folder} exists: overwrite replaces an export, or give another folder")
     others, quantize = sampler.unet.network_config, calibrate is not None
     if quantize:
         check_pictures(sampler.unet.axes, "quantize")
@@ -100,7 +97,7 @@ def build_graphs(
     sampler: BridgeSampler, dtype: str, whole: bool, calibrate: Path | None, folder: Path
 ) -> dict[str, onnx.ModelProto]:
     """The graphs by name; ``folder`` is for temporary files."""
-    kind, codec = DTYPES[dtype], sampler.codec
+    kind, codec = find_dtype(dtype), sampler.codec
     models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, kind))}
     if calibrate is not None:
         models["unet"] = quantized(models["unet"], sampler, calibration(calibrate, sampler), folder)

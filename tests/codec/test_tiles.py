@@ -37,22 +37,6 @@ def test_a_network_of_single_values_is_unchanged_by_tiles(size: tuple[int, int],
     assert shapes == {(3, 3, min(16, size[0]), 16)}
 
 
-def test_tiles_overlap_and_stay_inside():
-    at: list[tuple[int, int]] = []
-    rows, columns = torch.meshgrid(torch.arange(80), torch.arange(112), indexing="ij")
-    image = torch.stack([rows, columns])[None].float()
-
-    def seen(image: Tensor) -> Tensor:
-        at.append((int(image[0, 0, 0, 0]), int(image[0, 1, 0, 0])))
-        return pooled(image)
-
-    Tiling(side=32, overlap=8).map(seen, image, 2, 1, 4)
-    # Tiles of 32 that overlap by 8 or more: 3 in 80 pixels, 5 in 112 (4 reach 32 + 3 * 24 = 104 pixels).
-    assert sorted({y for y, _ in at}) == [0, 24, 48]
-    assert sorted({x for _, x in at}) == [0, 20, 40, 60, 80]
-    assert len(at) == 15
-
-
 def test_what_is_taken_at_once():
     def taken(shape: tuple[int, ...], stride: int = 1) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = []
