@@ -35,7 +35,6 @@ from bbdm.networks import config as networks
 from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
 from tests.networks import test_vqgan
 
-STEPS = 6  # of an epoch
 RUN = "--device cpu -b 2 -e 3 --save_every 5 --show_verbose"  # it reports its checkpoints
 TRAIN = f"--preset demo {RUN} --image_size 16 -t 50 --preview_every 2"
 VQGAN = "--perceptual none --adversarial_start 2 --discriminator_width 4 --restarts 2 --flip --image_size 32"
@@ -221,7 +220,7 @@ def check_left(folder: Path, before: dict[str, Any], undisturbed: dict[str, Any]
     return found
 
 
-def kill_at_random_moments(name: str, kills: int, place: Path, tmp_path: Path) -> int:
+def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
     """Runs that are killed, as often as asked for in all, and repeated, have the undisturbed run's files.
 
     Half of the kills come at a random time, and half just after a random change of a file. It returns how

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,16 +23,7 @@ from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train
 from bbdm.training.trainer import Trainer
 from tests.conftest import ROOT, SavePicture, wait_until
-from tests.hardening.scripts import (
-    SCRIPTS,
-    STEPS,
-    assert_content,
-    check_left,
-    content,
-    kill_at_random_moments,
-    make_place,
-    make_small,
-)
+from tests.hardening.scripts import SCRIPTS, assert_content, check_left, content, kill_at_random, make_place, make_small
 from tests.training.launching import ALONE, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no signals as these, and no full device there")
@@ -39,16 +31,13 @@ Undisturbed = Callable[[str], dict[str, Any]]
 RESUMED = [name for name, script in SCRIPTS.items() if script.resumes]
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
 def terminate(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
-    raise KilledError
+    """What Ctrl-C raises stands for the end of the process: nothing of the run may answer it."""
+    raise KeyboardInterrupt
 
 
 def diverge(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
@@ -89,7 +78,7 @@ def resumes(step: int) -> str:
 FULL = r"No space left on device.* Make room on the disk; " + resumes(6)
 MOMENTS: dict[str, Moment] = {
     "SIGTERM in a step": Moment("train_step", 9, terminate, "^asked to end; " + resumes(9), TERMINATED),
-    "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(2 * STEPS), TERMINATED),
+    "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(12), TERMINATED),
     "killed in validation": Moment("validate", 1, kill),
     "killed before an epoch is saved": Moment("_save", 6, kill),
     "not finite": Moment("_save", 4, diverge, "not finite at step 10.*grad_clip; " + resumes(6)),
@@ -111,7 +100,9 @@ def interrupt(script: str, place: Path, folder: Path, moment: Moment, *flags: st
             return original(self, *arguments)
 
         patch.setattr(Trainer, moment.method, watched)
-        with pytest.raises(KilledError if moment.message is None else StoppedError, match=moment.message) as caught:
+        with pytest.raises(
+            KeyboardInterrupt if moment.message is None else StoppedError, match=moment.message
+        ) as caught:
             SCRIPTS[script].main([*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before, *flags])
     assert not list(folder.rglob(".*.tmp"))
     return caught.value
@@ -130,14 +121,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """undisturbed(script): the files of a run that nothing stops."""
-    found: dict[str, dict[str, Any]] = {}
 
+    @cache
     def of(name: str) -> dict[str, Any]:
-        if name not in found:
-            folder = tmp_path_factory.mktemp("undisturbed")
-            SCRIPTS[name].main(SCRIPTS[name].argv(place, folder))
-            found[name] = content(folder)
-        return found[name]
+        folder = tmp_path_factory.mktemp("undisturbed")
+        SCRIPTS[name].main(SCRIPTS[name].argv(place, folder))
+        return content(folder)
 
     return of
 
@@ -262,4 +251,4 @@ def test_as_many_kills_as_are_claimed() -> None:
 def test_killed_at_random_moments(name: str, place: Path, tmp_path: Path) -> None:
     """So many that some fall into a write."""
     kills = SCRIPTS[name].kills
-    assert kill_at_random_moments(name, kills, place, tmp_path) or kills < 20, "no kill fell into a write"
+    assert kill_at_random(name, kills, place, tmp_path) or kills < 20, "no kill fell into a write"
