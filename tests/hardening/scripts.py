@@ -93,7 +93,7 @@ def write_tars(rows: Sequence[Row], folder: Path, in_each: int = 2) -> None:
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """Tiny networks, and small parts of caches, so that there are several."""
     torch.set_num_threads(1)
-    patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **TINY))
+    patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **{**TINY, "channel_mult": (1,)}))
     patch.setitem(networks.VQGANS, "demo", networks.VQGANConfig(**test_vqgan.TINY))
     patch.setattr(latents, "BLOCK", 2)
     patch.setattr(latents, "ENCODED_AT_ONCE", 2)
