@@ -29,7 +29,7 @@ TERMINATED = 143  # and for SIGTERM
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
 IMPORT = "--import"  # before a command: a module that registers bridges, solvers or metrics
-imported: list[str] = []  # the modules that this process imported so
+imported: list[str] = []  # the words that named what this process imported so
 Self = TypeVar("Self", bound="Command")
 ROOT = f"{Path(__file__).parents[1]}{os.sep}"  # not a folder beside it, such as bbdm_scripts
 BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
@@ -88,20 +88,17 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
     parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **({"action": "extend"} if several else {}))
 
 
-def import_own(modules: Sequence[str]) -> None:
-    """Import modules of the user, which are also found in the working directory."""
-    if modules and "" not in sys.path:
-        sys.path.insert(0, "")
-    for name in modules:
-        import_module(name)
-        imported.append(name)
-
-
 def import_modules(words: Sequence[str]) -> list[str]:
-    """Import modules that ``--import MODULE`` at the start of words names, and return what is left."""
+    """Import the modules of ``--import MODULE`` at the start of words, and return the other words.
+
+    They are found in the working directory too.
+    """
     left = [*words]
     while left[1:] and left[0] == IMPORT:
-        import_own([left[1]])
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        import_module(left[1])
+        imported.extend(left[:2])
         left = left[2:]
     return left
 

@@ -17,21 +17,21 @@ from bbdm.base import scripts
 from bbdm.base.settings import setting
 
 RESUMES = "results are kept, and the same command resumes"
-COMMANDS = {  # the class of each, and its summary
-    "demo": ("translate.Demo", "translate the bundled drawings with the bundled weights"),
-    "restore": ("translate.Restore", "restore photographs of any size"),
-    "train": ("train.Train", "train a bridge on pairs"),
-    "translate": ("translate.Translate", "translate pictures or a data set"),
-    "calibrate": ("eval.Calibrate", "calibrate intervals of results"),
-    "eval": ("eval.Eval", "score a network on a data set"),
-    "distill": ("training.Distill", "distil a network into one of few calls"),
-    "train-vqgan": ("training.TrainVQGAN", "train an autoencoder"),
-    "info": ("files.Info", "what a file, a folder or a name on the Hub holds"),
-    "export": ("files.Export", "write ONNX graphs, which run without PyTorch"),
-    "app": ("translate.App", "translate in the browser"),
-    "serve": ("translate.Serve", "serve a network over HTTP"),
-    "translate-ray": ("translate.TranslateRay", "translate pictures on many machines"),
-    "convert-vqgan": ("files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
+COMMANDS = {  # the class of each below bbdm, and its summary
+    "demo": ("cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
+    "restore": ("cli.translate.Restore", "restore photographs of any size"),
+    "train": ("cli.train.Train", "train a bridge on pairs"),
+    "translate": ("cli.translate.Translate", "translate pictures or a data set"),
+    "calibrate": ("cli.eval.Calibrate", "calibrate intervals of results"),
+    "eval": ("cli.eval.Eval", "score a network on a data set"),
+    "distill": ("cli.training.Distill", "distil a network into one of few calls"),
+    "train-vqgan": ("cli.training.TrainVQGAN", "train an autoencoder"),
+    "info": ("cli.files.Info", "what a file, a folder or a name on the Hub holds"),
+    "export": ("cli.files.Export", "write ONNX graphs, which run without PyTorch"),
+    "app": ("serving.commands.App", "translate in the browser"),
+    "serve": ("serving.commands.Serve", "serve a network over HTTP"),
+    "translate-ray": ("serving.commands.TranslateRay", "translate pictures on many machines"),
+    "convert-vqgan": ("cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
 RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever ended them
 
@@ -66,9 +66,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         argv: its words; None for those of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    module, _, name = COMMANDS[command][0].partition(".")
+    module, _, name = COMMANDS[command][0].rpartition(".")
     after = RESUMES if command in RESUMING else "the same command starts anew"
-    scripts.run(lambda: getattr(import_module(f"{__name__}.{module}"), name).main(words), after)
+    scripts.run(lambda: getattr(import_module(f"bbdm.{module}"), name).main(words), after)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from bbdm.base import scripts
 from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.serving.config import LOOPBACK, ClusterConfig
+from bbdm.serving.commands import LOOPBACK, TranslateRay
 from bbdm.translation.results import Job, missing, paths_of
 from bbdm.translation.translator import Translator
 
-Driver = tuple[ClusterConfig, Translator, Mapping[str, Any]]  # and the settings of its results
+Driver = tuple[TranslateRay, Translator, Mapping[str, Any]]  # and the settings of its results
 
 
 @contextmanager
@@ -48,8 +48,8 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no other machine may join
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as where nobody chose, of which Ray warns
         options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
-    if modules := [*scripts.imported]:
-        options["runtime_env"] = {"worker_process_setup_hook": lambda: scripts.import_own(modules)}
+    if words := [*scripts.imported]:
+        options["runtime_env"] = {"worker_process_setup_hook": lambda: scripts.import_modules(words)}
     import ray
 
     ray.init(address=address or "local", **options)
@@ -59,7 +59,7 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         ray.shutdown()
 
 
-def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
+def translate(config: TranslateRay) -> tuple[int, int, list[str]]:
     """Make missing results: their number, that of those that were there, and what cannot be read.
 
     Raises:

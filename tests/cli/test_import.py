@@ -84,4 +84,4 @@ def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(scripts, "imported", found := [])
     with pytest.raises(SystemExit):
         cli.main(["--import", "json", "--import", "math", "--version"])
-    assert found == ["json", "math"]  # which workers of Ray import too
+    assert found == ["--import", "json", "--import", "math"]  # which workers of Ray import too

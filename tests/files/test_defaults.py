@@ -14,7 +14,7 @@ from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
 from bbdm.cli.files import describe
 from bbdm.sampling.network_config import FileConfig
-from bbdm.serving.config import AppConfig
+from bbdm.serving.commands import App
 from bbdm.solvers import Defaults
 from tests.conftest import tiny_unet
 
@@ -61,7 +61,7 @@ def test_commands_take_them(path: Path, tmp_path: Path):
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
     assert (settings["solver"], settings["nfe"]) == ("sde-dpm2m", 5)
     assert dict(describe(path, FileConfig())[1])["solver"] == "sde-dpm2m, 5 steps"
-    assert found(AppConfig(model=path).open("cpu")) == ("sde-dpm2m", 5)
+    assert found(App(model=path).open("cpu")) == ("sde-dpm2m", 5)
     assert read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"] == ("sde-dpm2m", 5)
 
 

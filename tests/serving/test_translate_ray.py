@@ -20,13 +20,13 @@ from bbdm import BridgeSampler, pictures, save_checkpoint
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import ABridge
 from bbdm.cli import translate
-from bbdm.cli.translate import TranslateRay
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image
 from bbdm.pictures.values import Values
 from bbdm.serving import cluster as module
 from bbdm.serving.cluster import Worker
+from bbdm.serving.commands import TranslateRay
 from bbdm.translation.results import ResultsError
 from tests.conftest import ROOT, noise, tiny_unet
 from tests.serving.conftest import same
