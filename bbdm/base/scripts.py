@@ -25,6 +25,7 @@ from bbdm.base import optional
 from bbdm.base.settings import check, choices_of, flag_fields, without_none
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
+INTERRUPTION = "the same command makes what is missing"
 TERMINATED = 143  # and for SIGTERM
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
@@ -215,31 +216,18 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def imports() -> Iterator[None]:
-    """A context of imports that an extra installs: where one is missing, the script ends with one line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {error}{optional.install(error)}") from error
-
-
-def run(main: Callable[[], None], after: str = "the same command starts anew") -> None:
-    """Run a command's ``main``, and turn an expected error into one line and an exit status.
-
-    Args:
-        main: the command. A KeyboardInterrupt that it raises with a message replaces ``after``.
-        after: the state after an interruption, and how to resume.
-    """
+def run(main: Callable[[], None]) -> None:
+    """Run a command's ``main``, and turn an expected error into one line and an exit status."""
     try:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-        with imports():
-            main()
+        main()
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted: {error if error.args else after}", file=sys.stderr)
+        print(f"\ninterrupted: {error if error.args else INTERRUPTION}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         raise SystemExit(error.status) from error
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error}{optional.install(error)}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -16,7 +16,6 @@ from bbdm import __version__
 from bbdm.base import scripts
 from bbdm.base.settings import setting
 
-RESUMES = "results are kept, and the same command resumes"
 COMMANDS = {  # the class of each below bbdm, and its summary
     "demo": ("cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
     "restore": ("cli.translate.Restore", "restore photographs of any size"),
@@ -33,7 +32,6 @@ COMMANDS = {  # the class of each below bbdm, and its summary
     "translate-ray": ("serving.commands.TranslateRay", "translate pictures on many machines"),
     "convert-vqgan": ("cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
-RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever ended them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +65,7 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     module, _, name = COMMANDS[command][0].rpartition(".")
-    after = RESUMES if command in RESUMING else "the same command starts anew"
-    scripts.run(lambda: getattr(import_module(f"bbdm.{module}"), name).main(words), after)
+    scripts.run(lambda: getattr(import_module(f"bbdm.{module}"), name).main(words))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

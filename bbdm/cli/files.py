@@ -52,53 +52,51 @@ def millions(state: dict[str, Any]) -> str:
     return f"{sum(value.numel() for value in state.values()) / 1e6:.1f}"
 
 
-def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
-    """What a path or a name on the Hub is, and its rows.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IncompleteFileError: the file of another program needs a flag.
-        ValueError: it is nothing that bbdm reads, or is damaged.
-    """
-    from bbdm.files import hub
-    from bbdm.files.checkpoint import load_codec
-    from bbdm.files.weights import IncompleteFileError
-    from bbdm.training.run import RunFolder
-
-    newest = next(iter(RunFolder(path, keep=1).checkpoints().values()), None)
-    file, of_run = newest or hub.find_checkpoint(path), f", {newest.name} of a training run" if newest else ""
-    try:
-        return f"a checkpoint{of_run}", [*of_checkpoint(config.load(file))]
-    except IncompleteFileError:
-        raise
-    except ValueError as error:
-        try:
-            codec = load_codec(file)
-        except (ValueError, OSError):
-            takes = "info takes a file of weights, or the folder of a run, of save_pretrained or of diffusers"
-            raise (ValueError(f"{path} is a folder of other files: {takes}") if file.is_dir() else error) from None
-    about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
-    latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
-    rows: list[Row] = [("autoencoder", about), ("latents", latents), ("settings", codec.config()["config"])]
-    return f"an autoencoder{of_run}", rows
-
-
 @dataclass(frozen=True, kw_only=True)
 class Info(Command, FileConfig):
     """What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
 
     FILE is a checkpoint or an autoencoder, of bbdm or of another program; a folder that save_pretrained
     wrote; or the folder of a training run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IncompleteFileError: the file of another program needs a flag.
+        ValueError: it is nothing that bbdm reads, or is damaged.
     """
 
     file: Path = position("a file, a folder, or a name on the Hub")
 
     def run(self) -> None:
         """Print what it is, and its rows."""
-        title, rows = describe(self.file, self)
-        print(f"{self.file}: {title}")
+        from bbdm.files.hub import find_checkpoint
+        from bbdm.training.run import RunFolder
+
+        newest = next(iter(RunFolder(self.file, keep=1).checkpoints().values()), None)
+        title, rows = self._describe(newest or find_checkpoint(self.file))
+        print(f"{self.file}: {title}{f', {newest.name} of a training run' if newest else ''}")
         for name, value in rows:
             print(f"  {name:14}{value}")
+
+    def _describe(self, file: Path) -> tuple[str, list[Row]]:
+        from bbdm.files.checkpoint import load_codec
+        from bbdm.files.weights import IncompleteFileError
+
+        try:
+            return "a checkpoint", [*of_checkpoint(self.load(file))]
+        except IncompleteFileError:
+            raise
+        except ValueError as error:
+            try:
+                codec = load_codec(file)
+            except (ValueError, OSError):
+                takes = "info takes a file of weights, or the folder of a run, of save_pretrained or of diffusers"
+                is_folder = ValueError(f"{file} is a folder of other files: {takes}")
+                raise (is_folder if file.is_dir() else error) from None
+        about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
+        latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
+        settings = codec.config()["config"]
+        return "an autoencoder", [("autoencoder", about), ("latents", latents), ("settings", settings)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,8 +59,8 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         ray.shutdown()
 
 
-def translate(config: TranslateRay) -> tuple[int, int, list[str]]:
-    """Make missing results: their number, that of those that were there, and what cannot be read.
+def translate(config: TranslateRay) -> None:
+    """Make missing results; print what cannot be read, and how many results there are.
 
     Raises:
         BadPicturesError: pictures cannot be read, without ``skip_bad``; all others are made.
@@ -87,8 +87,11 @@ def translate(config: TranslateRay) -> tuple[int, int, list[str]]:
     if bad and not config.skip_bad:
         others = f"{len(bad)} of {len(names)} pictures; the others are translated, and skip_bad leaves them out"
         raise BadPicturesError(f"{next(iter(bad.values()))} ({others})")
+    for reason in bad.values():
+        print(f"left out: {reason}")
     made = {*paths_of(jobs)}
-    return len(made - existing), len(made & existing), [*bad.values()]
+    kept = f", and {len(made & existing)} that were there" if made & existing else ""
+    print(f"{len(made - existing)} results in {folder}{kept}")
 
 
 def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) -> Iterator[tuple[str, str]]:

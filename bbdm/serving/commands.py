@@ -141,7 +141,4 @@ class TranslateRay(Command, TranslateConfig):
         """Translate, and print what was left out and where the results are."""
         from bbdm.serving.cluster import translate
 
-        count, kept, bad = translate(self)
-        for reason in bad:
-            print(f"left out: {reason}")
-        print(f"{count} results in {self.output_dir}{f', and {kept} that were there' if kept else ''}")
+        translate(self)
