@@ -116,7 +116,7 @@ class Command:
     """
 
     PROGRAM: ClassVar[str] = ""  # the words that start it, where they are not bbdm and the name of the class
-    FIRST: ClassVar[str] = ""  # the fields that the help shows first, in this order
+    FIRST: ClassVar[str] = ""  # the fields that the help shows first, in this order; other positions come before
     DECIDING: ClassVar[str] = ""  # the field that decides defaults of others
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}  # in place of the fields' own
     HIDDEN: ClassVar[frozenset[str]] = frozenset()  # the fields that are no flags of this command
@@ -145,8 +145,8 @@ class Command:
     def parser(cls, words: Sequence[str] = ()) -> Parser:
         """The parser of the fields; its help shows the defaults that ``words`` decide."""
         known, hints = flag_fields(cls), get_type_hints(cls)
-        positions = [name for name, each in known.items() if each.metadata["position"]]
-        groups = {MAIN: [*dict.fromkeys(name for name in [*cls.FIRST.split(), *positions] if name in known)]}
+        positions, first = [name for name, each in known.items() if each.metadata["position"]], cls.FIRST.split()
+        groups = {MAIN: [*(name for name in positions if name not in first), *first]}
         for name in known:
             if name not in groups[MAIN]:
                 owner = next(each for each in cls.__mro__ if name in get_annotations(each))
@@ -156,10 +156,10 @@ class Command:
         for each in (known[name] for name in groups[MAIN] if name in positions):
             word = each.metadata["metavar"] or each.name.upper()
             usage.append(word if each.default is MISSING else f"[{word}]")
-        first, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
+        summary, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
         about = {"usage": " ".join([*usage, "[flags]"]), "epilog": more, "add_help": False}
         program = cls.PROGRAM or "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
-        parser, early = Parser(first, prog=program, **about), Parser(None, add_help=False)
+        parser, early = Parser(summary, prog=program, **about), Parser(None, add_help=False)
         for name in cls.DECIDING.split():
             _add(early, known[name], hints[name], None)
         defaults = cls.defaults(vars(early.parse_known_args(words)[0]))

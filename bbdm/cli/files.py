@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bbdm import solvers
 from bbdm.base.atomic import check_suffix
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint
     from bbdm.networks.base import Network
 
-Row = tuple[str, object]
 GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of exports that are not compiled
 
 
-def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
+def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     """Rows of a network with its bridge."""
     unet, bridge, codec, pictures = checkpoint.unet, checkpoint.bridge, checkpoint.codec, checkpoint.pictures
     state, size = unet.ema or unet.weights or {}, checkpoint.image_size
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
-    yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}"
+    count = sum(value.numel() for value in state.values())
+    yield "network", f"{unet.kind}, {count / 1e6:.1f} M parameters in {', '.join(dtypes)}"
     yield "settings", unet.config
     yield "conditions", unet.config.described
     if unet.config.two_way:
@@ -47,22 +47,17 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
 
 
-def millions(state: dict[str, Any]) -> str:
-    """The number of elements of tensors in millions."""
-    return f"{sum(value.numel() for value in state.values()) / 1e6:.1f}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Info(Command, FileConfig):
     """What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
 
-    FILE is a checkpoint or an autoencoder, of bbdm or of another program; a folder that save_pretrained
-    wrote; or the folder of a training run.
+    FILE is a checkpoint, of bbdm or of another program; a folder that save_pretrained wrote; or the folder of
+    the training run of a bridge.
 
     Raises:
         FileNotFoundError: there is no such file.
         IncompleteFileError: the file of another program needs a flag.
-        ValueError: it is nothing that bbdm reads, or is damaged.
+        ValueError: it is no checkpoint, or is damaged.
     """
 
     file: Path = position("a file, a folder, or a name on the Hub")
@@ -73,30 +68,10 @@ class Info(Command, FileConfig):
         from bbdm.training.run import RunFolder
 
         newest = next(iter(RunFolder(self.file, keep=1).checkpoints().values()), None)
-        title, rows = self._describe(newest or find_checkpoint(self.file))
-        print(f"{self.file}: {title}{f', {newest.name} of a training run' if newest else ''}")
-        for name, value in rows:
+        checkpoint = self.load(newest or find_checkpoint(self.file))
+        print(f"{self.file}: a checkpoint{f', {newest.name} of a training run' if newest else ''}")
+        for name, value in of_checkpoint(checkpoint):
             print(f"  {name:14}{value}")
-
-    def _describe(self, file: Path) -> tuple[str, list[Row]]:
-        from bbdm.files.checkpoint import load_codec
-        from bbdm.files.weights import IncompleteFileError
-
-        try:
-            return "a checkpoint", [*of_checkpoint(self.load(file))]
-        except IncompleteFileError:
-            raise
-        except ValueError as error:
-            try:
-                codec = load_codec(file)
-            except (ValueError, OSError):
-                takes = "info takes a file of weights, or the folder of a run, of save_pretrained or of diffusers"
-                is_folder = ValueError(f"{file} is a folder of other files: {takes}")
-                raise (is_folder if file.is_dir() else error) from None
-        about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
-        latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
-        settings = codec.config()["config"]
-        return "an autoencoder", [("autoencoder", about), ("latents", latents), ("settings", settings)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +87,7 @@ class Export(Command, FileConfig):
     """
 
     HEADING: ClassVar[str] = "export"
-    FIRST: ClassVar[str] = "checkpoint folder dtype solver steps compiled overwrite"
+    FIRST: ClassVar[str] = "dtype solver steps compiled overwrite"
 
     checkpoint: Path = position("a file that bbdm.load_checkpoint reads")
     folder: Path | None = position("where to write; out/CHECKPOINT-onnx or -compiled if left out", None)

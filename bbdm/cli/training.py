@@ -236,9 +236,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         "ema_decay": 0.999,
         "precision": "bf16",
     }
-    FIRST: ClassVar[str] = (
-        "dataset data_dir output_model preset kind epochs batch_size image_size device ckpt_path overwrite"
-    )
+    FIRST: ClassVar[str] = "preset kind epochs batch_size image_size device ckpt_path overwrite"
 
     preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
     kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")

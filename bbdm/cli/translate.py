@@ -44,9 +44,7 @@ class Translate(GPUsCommand, TranslateConfig):
     `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone.
     """
 
-    FIRST: ClassVar[str] = (
-        "dataset data_dir model output_dir solver steps num_samples seed image_size batch_size device overwrite"
-    )
+    FIRST: ClassVar[str] = "solver steps num_samples seed image_size batch_size device overwrite"
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
@@ -125,7 +123,7 @@ class Restore(Command, TranslateConfig):
         ValueError: a number is out of range, or settings contradict each other.
     """
 
-    FIRST: ClassVar[str] = "photographs output_dir model samples steps seed device dtype compile overwrite"
+    FIRST: ClassVar[str] = "output_dir model samples steps seed device dtype compile overwrite"
     FURTHER: ClassVar[str] = "window overlap margin memory show_verbose quiet"
     HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {*f"{FIRST} {FURTHER}".split()}
 

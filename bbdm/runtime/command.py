@@ -43,7 +43,7 @@ class Runtime(Command, GuidanceOptions):
 
     HEADING: ClassVar[str] = "run"
     PROGRAM: ClassVar[str] = "python -m bbdm.runtime"
-    FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
+    FIRST: ClassVar[str] = "output seed steps solver condition"
 
     folder: Path = position("an export of `bbdm export`")
     pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")

@@ -68,7 +68,7 @@ class Serve(Command, ShowConfig):
     """
 
     HEADING: ClassVar[str] = "server"
-    FIRST: ClassVar[str] = "model host port solver steps"
+    FIRST: ClassVar[str] = "host port solver steps"
 
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
@@ -93,7 +93,7 @@ class App(Command, ShowConfig):
     """
 
     HEADING: ClassVar[str] = "app"
-    FIRST: ClassVar[str] = "model host port device solver steps max_steps max_pixels"
+    FIRST: ClassVar[str] = "host port device solver steps max_steps max_pixels"
 
     model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
     port: int = setting(7860, "port to listen on", least=1)
