@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from bbdm import __version__
 from bbdm.base import scripts
@@ -27,10 +28,15 @@ COMMANDS = {  # the class of each below bbdm, and its summary
     "train-vqgan": ("cli.training.TrainVQGAN", "train an autoencoder"),
     "info": ("cli.files.Info", "what a file, a folder or a name on the Hub holds"),
     "export": ("cli.files.Export", "write ONNX graphs, which run without PyTorch"),
-    "app": ("serving.commands.App", "translate in the browser"),
-    "serve": ("serving.commands.Serve", "serve a network over HTTP"),
-    "translate-ray": ("serving.commands.TranslateRay", "translate pictures on many machines"),
+    "app": ("serving.config.App", "translate in the browser"),
+    "serve": ("serving.config.Serve", "serve a network over HTTP"),
+    "translate-ray": ("serving.config.TranslateRay", "translate pictures on many machines"),
     "convert-vqgan": ("cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
+}
+RUN_BY = {  # the functions of those that are settings alone
+    "app": "serving.app.launch",
+    "serve": "serving.cluster.serve",
+    "translate-ray": "serving.cluster.translate",
 }
 
 
@@ -64,8 +70,19 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         argv: its words; None for those of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    module, _, name = COMMANDS[command][0].rpartition(".")
-    scripts.run(lambda: getattr(import_module(f"bbdm.{module}"), name).main(words))
+
+    def found(path: str) -> Any:
+        module, _, name = path.rpartition(".")
+        return getattr(import_module(f"bbdm.{module}"), name)
+
+    def run_command() -> None:
+        settings = found(COMMANDS[command][0])
+        if command not in RUN_BY:
+            return settings.main(words)
+        config = settings.parse(words)
+        found(RUN_BY[command])(config)
+
+    scripts.run(run_command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

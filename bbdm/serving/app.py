@@ -24,7 +24,7 @@ from bbdm.base.scripts import termination
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import images
-from bbdm.serving.commands import App
+from bbdm.serving.config import App
 
 FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
 LEGEND = "<br>mean: their average; spread: white is a standard deviation of 128 levels of 255 or more, black none"

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from bbdm.base import scripts
 from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.serving.commands import LOOPBACK, TranslateRay
+from bbdm.serving.config import LOOPBACK, Serve, TranslateRay
 from bbdm.translation.results import Job, missing, paths_of
 from bbdm.translation.translator import Translator
 
@@ -57,6 +57,14 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def serve(config: Serve) -> None:
+    """Serve a network on this machine until a signal; see :func:`bbdm.serving.server.run`."""
+    with connected() as (machine,):
+        from bbdm.serving import server  # which imports Ray, after the environment says where it listens
+
+        server.run(config, machine)
 
 
 def translate(config: TranslateRay) -> None:

@@ -37,7 +37,7 @@ from bbdm.base.scripts import termination
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
 from bbdm.sampling.options import Options
-from bbdm.serving.commands import Serve
+from bbdm.serving.config import Serve
 
 log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -15,7 +15,7 @@ from bbdm import BridgeSampler, demo, save_checkpoint
 from bbdm.data.spec import Spec
 from bbdm.serving import app
 from bbdm.serving.app import Panel
-from bbdm.serving.commands import App
+from bbdm.serving.config import App
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
 from tests.serving.conftest import same

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
-from bbdm.serving.commands import Serve
+from bbdm.serving.config import Serve
 from tests.conftest import noise, tiny_unet
 from tests.serving.conftest import GOOD, HOSTILE, encoded, png_of, same
 

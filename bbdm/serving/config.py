@@ -1,4 +1,4 @@
-"""The commands of the app, of a server and of many machines. Torch, Gradio and Ray come in `run`."""
+"""The commands of the app, of a server and of many machines: settings alone, without torch or Ray."""
 
 from __future__ import annotations
 
@@ -74,15 +74,6 @@ class Serve(Command, ShowConfig):
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
     max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)
 
-    def run(self) -> None:
-        """Serve until a signal."""
-        from bbdm.serving.cluster import connected
-
-        with connected() as (machine,):
-            from bbdm.serving import server  # which imports Ray, after the environment says where it listens
-
-            server.run(self, machine)
-
 
 @dataclass(frozen=True, kw_only=True)
 class App(Command, ShowConfig):
@@ -100,12 +91,6 @@ class App(Command, ShowConfig):
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     max_steps: int = setting(200, "network calls for one result", least=1)
     max_pixels: int = setting(2**24, "of a source, after it was made to fit", least=1)
-
-    def run(self) -> None:
-        """Show the page until a signal."""
-        from bbdm.serving.app import launch
-
-        launch(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +121,3 @@ class TranslateRay(Command, TranslateConfig):
         super().__post_init__()
         if self.compile and self.dtype is None:
             raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
-
-    def run(self) -> None:
-        """Translate, and print what was left out and where the results are."""
-        from bbdm.serving.cluster import translate
-
-        translate(self)
