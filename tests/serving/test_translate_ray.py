@@ -145,9 +145,8 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
 
 def test_what_is_refused(checkpoint: Path, tmp_path: Path):
     (name,) = make_sources(tmp_path / "in", 1)
-    for flags, message in ((("--threads", "0"), "threads must be at least 1"), (("--compile",), "compile needs dtype")):
-        with pytest.raises(ValueError, match=message):
-            run(["in", "out", "c.pt", *flags])
+    with pytest.raises(ValueError, match="compile needs dtype"):
+        run(["in", "out", "c.pt", "--compile"])
     for where in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
             run([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])
