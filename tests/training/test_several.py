@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,14 +248,15 @@ def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer,
         trainer.fit()
 
 
-def test_a_run_waits_for_the_lock_of_a_lost_one(tmp_path: Path) -> None:
-    other = FileLock(tmp_path / ".lock", thread_local=False)
+def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+    """One process does not; see test_two_runs_in_one_folder_are_refused."""
+    trainer = make_trainer(epochs=1)
+    other = FileLock(trainer.folder / ".lock", thread_local=False)
+    trainer.folder.mkdir()
     other.acquire()
-    with pytest.raises(ValueError, match="another run works in"), RunFolder(tmp_path, 2, patience=0.1).locked():
-        pass
     threading.Timer(0.3, other.release).start()
-    with RunFolder(tmp_path, 2, patience=60).locked():
-        pass
+    trainer.processes = replace(trainer.processes, count=2)
+    assert trainer.fit()
 
 
 # Commands
