@@ -114,7 +114,7 @@ class Intervals:
         Raises:
             ValueError: the pairs were in training, by the file that the sampler was loaded from or the folder
                 of its run, see :func:`~bbdm.evaluation.calibration.check_unseen`; too few have values; all
-                samples of too many values are equal; there are two sets without pairs, or a target that is not
+                samples of too many values are equal; there are two sets without pairs, or a target is not
                 finite; or an argument is out of range.
         """
         from bbdm.data.pairs import as_pairs
