@@ -18,7 +18,7 @@ from bbdm.evaluation import perceptual
 from bbdm.pictures.values import Values
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import tiny_unet
-from tests.training.watched_script import Features
+from tests.evaluation.test_metrics import Features
 
 NAMES = ("04", "05", "06")
 
