@@ -21,7 +21,6 @@ from bbdm.execution.processes import Processes
 from bbdm.pictures import images
 from bbdm.sampling import network_config
 from bbdm.translation import files
-from bbdm.translation.results import ResultsError
 from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, noise, tiny_unet
@@ -229,7 +228,7 @@ def test_results_are_of_the_degraded_pictures_and_the_grid_and_scores_of_the_ori
     blurred = gaussian_filter(clean.astype(np.float64), (2, 2, 0), mode="nearest")
     assert abs(cells[0] - blurred).max() < 0.6  # rounded to whole numbers
     assert np.array_equal(cells[1], pixels("results/a.png"))
-    with pytest.raises(ResultsError, match="degradation blur@0, now sr4@0"):
+    with pytest.raises(ValueError, match="degradation blur@0, now sr4@0"):
         translate.main([*words, "--degrade", "sr4"])
     eval_script.main([*words[:3], "scored", *words[4:], "--metrics", "psnr", "--degrade", "photo"])
     report, wanted = json.loads(Path("scored/scores.json").read_text()), list[float]()
