@@ -58,11 +58,10 @@ def as_size(value: Any, axes: int = 2) -> Size:
         ValueError: it is neither an integer nor one for each axis, or below 1.
     """
     whole = sides(value, axes)
-    if not isinstance(whole, list | tuple) or len(whole) != axes or not all(isinstance(v, int) for v in whole):
+    fits = isinstance(whole, list | tuple) and len(whole) == axes
+    if not fits or not all(isinstance(side, int) and side > 0 for side in whole):
         names = "(height, width)" if axes == 2 else "(depth, height, width)"
-        raise ValueError(f"image_size must be an integer or {names}, got {value!r}")
-    if min(whole) < 1:
-        raise ValueError(f"image_size must be at least 1, got {value}")
+        raise ValueError(f"image_size must be an integer or {names}, at least 1, got {value!r}")
     return whole[0] if axes == 2 and whole[0] == whole[1] else tuple(whole)  # pyright: ignore[reportReturnType]
 
 
@@ -93,7 +92,7 @@ def fitted(array: npt.NDArray[Any], size: Size | None, resize: Resize = "stretch
 
     The array is contiguous and writable; it is copied unless it is that already.
     """
-    if size is None or array.shape[1:] == sides(size):
+    if size is None or array.shape[1:] in (size, (size,) * (array.ndim - 1)):
         return np.require(array, requirements=["C", "W"])
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
