@@ -21,15 +21,8 @@ from bbdm.pictures.formats import UnknownFormatError
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 WIDE = ";16"  # what Pillow calls the stored values of 16 bits, of which it makes 8 in colours
-TURNS = {  # what makes a picture of an EXIF orientation upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+UPRIGHT = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+TURNS = {turn: Image.Transpose[name] for turn, name in enumerate(UPRIGHT, 2)}  # by EXIF's orientation
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
