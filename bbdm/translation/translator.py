@@ -266,8 +266,8 @@ class Translator:
             empty in the other processes.
 
         Raises:
-            LargePictureError: a picture is larger than memory, and there are no windows.
-            ResultsError: the folder holds results of other settings, in the first process.
+            ValueError: a picture is larger than memory, and there are no windows; or, in the first process,
+                the folder holds results of other settings.
         """
         jobs = self.plan(folder)
         check_paths(self.files, paths_of(jobs))

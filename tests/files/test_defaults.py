@@ -12,8 +12,7 @@ from safetensors import safe_open
 from bbdm import BridgeSampler, BrownianBridge, demo, load_checkpoint, save_checkpoint
 from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
-from bbdm.cli.files import describe
-from bbdm.sampling.network_config import FileConfig
+from bbdm.cli.files import Info
 from bbdm.solvers import Defaults
 from tests.conftest import tiny_unet
 
@@ -61,11 +60,12 @@ def test_samplers_take_and_keep_them_and_a_call_may_differ(name: str, tmp_path: 
         assert again.table.timesteps.tolist() == other.table.timesteps.tolist()
 
 
-def test_commands_take_them(path: Path, tmp_path: Path):
+def test_commands_take_them(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     translate.main(["folder", str(demo.DRAWINGS), str(path), str(tmp_path / "out"), "--size", "8", "--quiet"])
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
     assert (settings["solver"], settings["nfe"]) == ("sde-dpm2m", 5)
-    assert dict(describe(path, FileConfig())[1])["solver"] == "sde-dpm2m, 5 steps"
+    Info.main([str(path)])
+    assert "  solver        sde-dpm2m, 5 steps\n" in capsys.readouterr().out
     assert read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"] == ("sde-dpm2m", 5)
 
 
