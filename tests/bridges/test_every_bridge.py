@@ -25,7 +25,7 @@ class Sine(Bridge):
 
     continuous: ClassVar[bool] = True
     end: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
-    low: ClassVar[float] = 0.01  # pyright: ignore[reportIncompatibleMethodOverride]
+    low: ClassVar[float] = 0.01  # pyright: ignore[reportIncompatibleVariableOverride]
     top: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     objective: str = "residual"

@@ -249,7 +249,7 @@ BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is 
     ({"source_values": (1, 0)}, "values must have low below high, got 1:0"),
     ({"steps": 0}, "steps must be an integer in"),
     ({"solver": "euler"}, "solver must be one of"),
-    ({"timesteps": 10}, "timesteps must be a name or a list of times, got 10"),
+    ({"timesteps": 10}, "timesteps must be a name or a non-empty list of integers, got 10"),
     ({"solver": "ancestral"}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
     ({"mask": torch.zeros(2, 1, 8, 7)}, r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got"),
     ({"mask": torch.full((2, 1, 8, 8), 2.0)}, r"mask must be in \[0, 1\], got values from 2 to 2"),
