@@ -13,7 +13,7 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
 from bbdm.pictures.images import Size, read_size
-from bbdm.sampling.network_config import FileConfig
+from bbdm.sampling.options import FileConfig
 
 if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint
@@ -61,14 +61,14 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
         ValueError: it is nothing that bbdm reads, or is damaged.
     """
     from bbdm.files import hub
-    from bbdm.files.checkpoint import load_codec
+    from bbdm.files.checkpoint import load_checkpoint, load_codec
     from bbdm.files.weights import IncompleteFileError
     from bbdm.training.run import RunFolder
 
     newest = next(iter(RunFolder(path, keep=1).checkpoints().values()), None)
     file, of_run = newest or hub.find_checkpoint(path), f", {newest.name} of a training run" if newest else ""
     try:
-        return f"a checkpoint{of_run}", [*of_checkpoint(config.load(file))]
+        return f"a checkpoint{of_run}", [*of_checkpoint(load_checkpoint(file, **config.missing))]
     except IncompleteFileError:
         raise
     except ValueError as error:

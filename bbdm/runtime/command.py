@@ -58,7 +58,7 @@ class Runtime(Command, GuidanceOptions):
     provider: str | None = setting(
         None, "such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
     )
-    threads: int | None = setting(None, "threads of the CPU provider; one a core if unset")
+    threads: int | None = setting(None, "threads of the CPU provider; one a core if unset", least=1)
     condition: tuple[str, ...] = setting(
         (),
         "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none",

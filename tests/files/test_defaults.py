@@ -13,7 +13,7 @@ from bbdm import BridgeSampler, BrownianBridge, demo, load_checkpoint, save_chec
 from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
 from bbdm.cli.files import describe
-from bbdm.sampling.network_config import FileConfig
+from bbdm.sampling.options import FileConfig
 from bbdm.serving.config import AppConfig
 from bbdm.solvers import Defaults
 from tests.conftest import tiny_unet

@@ -112,7 +112,7 @@ def test_bad_calls(sampler: OnnxBridgeSampler):
     for arguments, message in (
         ({"source": SOURCE.astype(np.uint8)}, r"floats in \[-1, 1\], got uint8"),
         ({"source": None}, "an array, a picture, a path, a NumPy array or a list of them, got NoneType"),
-        ({"noise": [1]}, "noise must be an array, got list"),
+        ({"noise": [1]}, "noise must be an array of shape .*, got list"),
     ):
         with pytest.raises(ValueError, match=message):
             sampler(**{"source": SOURCE, **arguments})
@@ -167,9 +167,6 @@ def test_a_folder_that_is_no_export(folder: Path, tmp_path: Path):
 
 
 def test_providers(folder: Path, sampler: OnnxBridgeSampler, monkeypatch: pytest.MonkeyPatch):
-    for threads in (0, 1.5):
-        with pytest.raises(ValueError, match="threads must be None or an integer of at least 1"):
-            OnnxBridgeSampler(folder, threads=threads)  # pyright: ignore[reportArgumentType]
     one = OnnxBridgeSampler(folder, [("CPUExecutionProvider", {})], threads=1)
     near(one(SOURCE, seed=0), sampler(SOURCE, seed=0), 1e-5)
     message = r"provider 'FastExecutionProvider' did not start: it is none of \[.*'CPUExecutionProvider'\], or lacks"
@@ -223,6 +220,7 @@ def test_the_command(
     ("words", "message"),
     [
         ("a.png -o out -b 0", "batch_size must be at least 1, got 0"),
+        ("a.png -o out --threads 0", "threads must be at least 1, got 0"),
         ("a.png -o .", "would replace a source"),
         ("a.png twice/a.jpg -o out", "2 of the pictures have the name a"),
         ("a.png text.png -o out -b 1", "cannot read the picture"),
