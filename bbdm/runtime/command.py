@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bbdm import solvers
-from bbdm.base import scripts
 from bbdm.base.atomic import check_folder
 from bbdm.base.scripts import Command
 from bbdm.base.seeds import resolve_seeds
@@ -17,21 +16,17 @@ from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
 from bbdm.pictures import Picture, formats, header, images, write
+from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.options import GuidanceOptions
-
-with scripts.imports():
-    from bbdm.runtime.sampler import OnnxBridgeSampler
 
 
 def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
-    """Conditions of a call from words NAME=VALUE. ValueError for another form, or a name given twice."""
+    """Conditions of a call from words NAME=VALUE, each name once, else ValueError."""
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals or name not in known.each:
-            raise ValueError(f"--condition takes NAME=VALUE, of the conditions {known.described}; got {word!r}")
-        if name in values:
-            raise ValueError(f"condition {name!r} is given twice")
+        if not equals or name not in known.each or name in values:
+            raise ValueError(f"--condition takes NAME=VALUE, once of the conditions {known.described}; got {word!r}")
         values[name] = known.each[name].parse(value)
     return values
 
@@ -46,7 +41,7 @@ class Runtime(Command, GuidanceOptions):
 
     HEADING: ClassVar[str] = "run"
     PROGRAM: ClassVar[str] = "python -m bbdm.runtime"
-    FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
+    FIRST: ClassVar[str] = "output seed steps solver condition"
 
     folder: Path = position("an export of `bbdm export`")
     pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")
