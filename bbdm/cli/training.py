@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -65,7 +64,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             report(team, f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
         try:
             with scripts.termination() as asked:
-                done = trainer.fit(self.shown, asked)
+                done = trainer.fit(self.shown, asked, self.overwrite)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(trainer.run.how_to_resume()) from None
         if not done:
@@ -77,7 +76,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         team.leave()
 
     def _begin(self, team: Processes) -> Trainer:
-        """The run at the step where it begins or resumes, without later ones if ``overwrite`` says so."""
+        """The run at the step where it begins or resumes."""
         from bbdm.training.run import RunFolder
 
         folder = RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.keep, self.read)
@@ -92,9 +91,6 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             trainer.resume(*resumed)
             if resumed[0].resolve().parent != trainer.folder.resolve() or self.overwrite:
                 trainer.best = None  # of epochs of another run
-        if self.overwrite:
-            with team.first_before_others():
-                trainer.run.forget_after(trainer.step)
         return trainer
 
     def read(self, path: Path) -> Any:
@@ -243,7 +239,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         import torch
 
         from bbdm.networks.vqgan import VQGAN
-        from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
+        from bbdm.training.autoencoder import AutoencoderTask
         from bbdm.training.trainer import Trainer
 
         config = from_values(AutoencoderConfig, vars(self))
@@ -252,7 +248,4 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         settings = replace(settings, num_codes=0) if self.kind == "kl" else settings
         vqgan = VQGAN.from_config(settings).to(team.device)
         pairs, validation = self.load_pairs(self.image_size, self.channels, team)
-        with team.first_before_others():  # the others find what the first downloads
-            perceptual = perceptual_loss(config, team.device)
-        task = partial(AutoencoderTask, perceptual=perceptual)
-        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=task)
+        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=AutoencoderTask)

@@ -78,9 +78,9 @@ class Translate(GPUsCommand, TranslateConfig):
 
         Raises:
             FileNotFoundError: there is no such file.
-            OtherSamplerError: a setting that was named, or is not the default, says otherwise.
+            ValueError: a setting that was named, or is not the default, says otherwise.
         """
-        from bbdm.evaluation.intervals import Intervals, OtherSamplerError
+        from bbdm.evaluation.intervals import Intervals
 
         intervals = Intervals.load(path, None)
         fixed = {**intervals.fixed, "num_samples": intervals.samples}
@@ -88,7 +88,7 @@ class Translate(GPUsCommand, TranslateConfig):
         for name, value in fixed.items():
             own = self.chosen_solver if name == "solver" else getattr(self, name)
             if own != value and (name in self.named or own != usual[name]):
-                raise OtherSamplerError(
+                raise ValueError(
                     f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
                 )
         if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
@@ -150,9 +150,9 @@ class Restore(Command, TranslateConfig):
 
         Raises:
             FileNotFoundError: there is no such network.
-            ResultsError: the folder has results of other settings.
             StoppedError: a photograph was not restored; the others are.
-            ValueError: two results have one name, or a photograph's name; or a folder has no picture.
+            ValueError: two results have one name, or a photograph's name; a folder has no picture, or results
+                of other settings.
         """
         import torch
 

@@ -72,9 +72,9 @@ def translate(config: TranslateRay) -> None:
 
     Raises:
         BadPicturesError: pictures cannot be read, without ``skip_bad``; all others are made.
-        ResultsError: the folder holds results of other settings.
         StoppedError: a worker cannot go on, such as with a full disk.
-        ValueError, OSError: the network, the pictures or the cluster cannot be used.
+        ValueError, OSError: the network, the pictures or the cluster cannot be used, or the folder holds
+            results of other settings.
     """
     sources, folder = Path(config.data_dir).resolve(), config.folder.resolve()
     if sources.is_relative_to(folder) or folder.is_relative_to(sources):

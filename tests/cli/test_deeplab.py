@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-from bbdm.networks.restore import restore
+from bbdm.networks.base import restore
 from tests.conftest import same_weights
 from tests.files.test_inert import Runs
 

@@ -21,7 +21,6 @@ from bbdm.execution.processes import Processes
 from bbdm.pictures import images
 from bbdm.sampling import network_config
 from bbdm.translation import files
-from bbdm.translation.results import ResultsError
 from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, noise, tiny_unet
@@ -170,6 +169,7 @@ def test_no_picture_of_the_user_is_overwritten_and_a_grid_has_16():
         ("shoes data c.pt", "argument DATASET: dataset must be one of celeba, "),
         ("edge2shoes data c.pt --fast_sampling --solver ddim", "fast_sampling means the solver 'fast', got solver 'd"),
         ("edge2shoes data c.pt out --maps mean", "num_samples must be at least 2, got 1"),
+        ("edge2shoes data c.pt results --image_size 0", "image_size must be an integer .* at least 1, got 0"),
         ("edge2shoes data data results", "data is a folder, and a checkpoint is a file"),
         ("edge2shoes data c.pt file", "file is a file, and a folder is needed there"),
         ("edge2shoes data c.pt out --device gpu", "device 'gpu' cannot be used here: "),
@@ -229,7 +229,7 @@ def test_results_are_of_the_degraded_pictures_and_the_grid_and_scores_of_the_ori
     blurred = gaussian_filter(clean.astype(np.float64), (2, 2, 0), mode="nearest")
     assert abs(cells[0] - blurred).max() < 0.6  # rounded to whole numbers
     assert np.array_equal(cells[1], pixels("results/a.png"))
-    with pytest.raises(ResultsError, match="degradation blur@0, now sr4@0"):
+    with pytest.raises(ValueError, match="degradation blur@0, now sr4@0"):
         translate.main([*words, "--degrade", "sr4"])
     eval_script.main([*words[:3], "scored", *words[4:], "--metrics", "psnr", "--degrade", "photo"])
     report, wanted = json.loads(Path("scored/scores.json").read_text()), list[float]()

@@ -27,7 +27,6 @@ from bbdm.pictures.values import Values
 from bbdm.serving import cluster as module
 from bbdm.serving.cluster import Worker
 from bbdm.serving.config import TranslateRay
-from bbdm.translation.results import ResultsError
 from tests.conftest import ROOT, noise, tiny_unet
 from tests.serving.conftest import same
 
@@ -121,7 +120,7 @@ def test_results_are_those_of_bbdm_translate(
     mine, theirs = results(ray), results(one)
     assert mine.keys() == theirs.keys() != set()
     assert max(np.abs(mine[name] - theirs[name]).max() for name in mine) <= 1
-    with pytest.raises(ResultsError, match=r"results of other settings \(seed \d, now 9\)"):
+    with pytest.raises(ValueError, match=r"results of other settings \(seed \d, now 9\)"):
         run([*words, "--seed", "9"])
 
 
