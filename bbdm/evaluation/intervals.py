@@ -237,7 +237,7 @@ def file_of(model: Path) -> Path:
 
 def describe(sampler: BridgeSampler) -> dict[str, Any]:
     """What decides the results of a sampler, as plain values: its weights by SHA-256."""
-    from bbdm.networks.restore import state_hash
+    from bbdm.networks.base import state_hash
     from bbdm.translation.results import description
 
     about, kind = description(sampler, state_hash(sampler.unet.state_dict())), sampler.pictures

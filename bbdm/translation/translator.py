@@ -29,8 +29,8 @@ from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
+from bbdm.networks.base import find_dtype
 from bbdm.networks.conditions import DIRECTION
-from bbdm.networks.restore import find_dtype
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files, spec_of

@@ -23,9 +23,7 @@ from tests.evaluation.test_metrics import Features
 NAMES = ("04", "05", "06")
 
 
-@pytest.fixture(autouse=True)
-def place(world: Path) -> Path:
-    return world
+pytestmark = pytest.mark.usefixtures("world")
 
 
 def run(*flags: str, scores: tuple[str, ...] = ("psnr",), data: str = "data") -> dict[str, Any]:

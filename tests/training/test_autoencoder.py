@@ -70,14 +70,14 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
         distances = (z.permute(0, 2, 3, 1)[..., None, :] - vqgan.quantize.embedding.weight).square().sum(-1)
         codes = vqgan.quantize.embedding.weight[distances.argmin(-1)].permute(0, 3, 1, 2)
         latent = 2 * ((codes - z.detach()).square().mean() + 0.25 * (z - codes.detach()).square().mean())
-        image = vqgan.decode_codes(z + (codes - z).detach())
+        image = vqgan.decoder(vqgan.post_quant_conv(z + (codes - z).detach()))
     else:
         seeds = torch.arange(2) << 32
         noise = torch.stack([philox.normal(seeds, 0, (3, SIDE // 2, SIDE // 2), i) for i in (2, 3)], 1).flatten(0, 1)
         mean, log_variance = z.chunk(2, 1)
         posterior = Normal(mean, log_variance.exp().sqrt())
         latent = 1e-2 * torchs_kl_divergence(posterior, Normal(0.0, 1.0)).sum() / x.numel()
-        image = vqgan.decode_codes(posterior.loc + posterior.scale * noise)
+        image = vqgan.decoder(vqgan.post_quant_conv(posterior.loc + posterior.scale * noise))
     distance, adversarial = (image - x).abs().mean(), -discriminator(image).mean()
     last = vqgan.decoder.conv_out.weight
     norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (distance, adversarial)]
