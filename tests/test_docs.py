@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 import sys
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ import pytest
 
 from bbdm import solvers
 from bbdm.cli import COMMANDS
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
 PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-LONG = ("|", "python3 -m venv")  # tables, and the two commands that do everything
 PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k", "-n"}  # options that are not of benchmarks/conftest.py
 
 
@@ -53,10 +53,10 @@ def anchors(page: Path) -> set[str]:
 
 def snippets() -> list[Any]:
     """Each Python snippet as a test case."""
-    marks = {"nightly": [pytest.mark.nightly]}
     once = {snippet: (page, mark, snippet) for page, mark, snippet in fences("python")}  # some are on two pages
     return [
-        pytest.param(*case, id=f"{case[0]}-{i}", marks=marks.get(case[1], [])) for i, case in enumerate(once.values())
+        pytest.param(*case, id=f"{case[0]}-{i}", marks=[pytest.mark.nightly] * (case[1] == "nightly"))
+        for i, case in enumerate(once.values())
     ]
 
 
@@ -73,21 +73,24 @@ def flags(program: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue()))
 
 
-def commands() -> list[list[str]]:
-    """The words of each command that runs something of this repository."""
+def commands() -> Iterator[tuple[str, str, set[str]]]:
+    """(line, program, flags) of each command that runs something of this repository, as ``bbdm train``."""
     text = "\n".join(block for _, _, block in fences("bash")).replace("\\\n", " ")
-    lines = [part for line in text.splitlines() for part in line.split("#")[0].split("&&")]
-    return [shlex.split(line) for line in lines if line.strip()]
+    for line in re.split(r"\n|&&", re.sub(r"#.*", "", text)):
+        words = shlex.split(line)
+        for i, word in enumerate(words):
+            if Path(word).name == "bbdm" and (i == 0 or words[i - 1] == "-m"):
+                i += 2 if words[i + 1] == "--import" else 0  # a module of the reader's
+                word, i = f"bbdm {words[i + 1]}", i + 1
+            elif not (word == "bbdm.runtime" or word.endswith(".py") or word.startswith("benchmarks/")):
+                continue
+            yield line, word, {word.split("=")[0] for word in words[i + 1 :] if re.match(r"--?[A-Za-z]", word)}
+            break
 
 
 @pytest.mark.parametrize(("page", "mark", "snippet"), snippets())
 def test_snippet_runs(
-    page: str,
-    mark: str,
-    snippet: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    page: str, mark: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
     code = compile(snippet, page, "exec")
     if mark == "compile only":
@@ -102,40 +105,23 @@ def test_snippet_runs(
     exec(code, {"__name__": "__main__"})
 
 
-def program(words: list[str]) -> tuple[str, list[str]] | None:
-    """What a command runs of this repository, such as ``bbdm train``, and the words after that."""
-    for i, word in enumerate(words):
-        if Path(word).name == "bbdm" and (i == 0 or words[i - 1] == "-m"):
-            i += 2 if words[i + 1] == "--import" else 0  # a module of the reader's
-            return f"bbdm {words[i + 1]}", words[i + 2 :]
-        if word == "bbdm.runtime" or word.endswith(".py") or word.startswith("benchmarks/"):
-            return word, words[i + 1 :]
-    return None
-
-
 def test_programs_and_flags_of_commands_exist():
-    for words in commands():
-        if (found := program(words)) is None:
-            continue
-        run, used = found[0], {word.split("=")[0] for word in found[1] if re.match(r"--?[A-Za-z]", word)}
-        assert run.startswith("bbdm") or (ROOT / run).exists(), " ".join(words)
-        if any(word.endswith("pytest") for word in words[:2]):  # the first may set a variable
+    for line, program, used in commands():
+        assert program.startswith("bbdm") or (ROOT / program).exists(), line
+        if "pytest " in line:
             known = PYTEST | set(re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text()))
         else:
-            known = flags(run)
-        assert used <= known, f"{used - known} in: {' '.join(words)}"
+            known = flags(program)
+        assert used <= known, f"{used - known} in: {line}"
 
 
 def test_each_command_is_shown():
-    shown = {found[0] for words in commands() if (found := program(words))}
-    assert {f"bbdm {command}" for command in COMMANDS} <= shown
+    assert {f"bbdm {command}" for command in COMMANDS} <= {program for _, program, _ in commands()}
     assert len(fences("python")) >= 14
 
 
 def test_flags_in_the_text_exist():
-    known = PYTEST.union(
-        *(flags(f"bbdm {command}") for command in COMMANDS), {"--pairs", "--logdir", "--help", "--import"}
-    )
+    known = {"--pairs", "--logdir", "--help", "--import"}.union(PYTEST, *(flags(f"bbdm {name}") for name in COMMANDS))
     for page in PAGES:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
             used = {word for word in code.split() if re.fullmatch(r"--?[a-z][a-z_-]*", word)}
@@ -144,8 +130,9 @@ def test_flags_in_the_text_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_names_and_links_lead_to_files_and_headings_in_lines_of_110_columns(page: Path):
-    text = page.read_text()
-    assert [line for line in text.splitlines() if len(line) > 110 and not line.startswith(LONG)] == []
+    """Rows of tables have 120, and the commands that do everything are one line."""
+    wide = [line for line in page.read_text().splitlines() if len(line) > (120 if line.startswith("|") else 110)]
+    assert [line for line in wide if not line.startswith("python3 -m venv")] == []
     for file in re.findall(r"`(?:python )?(\w[\w/]*/\w+\.py)\b(?!` of that commit)", prose(page)):
         assert (ROOT / file).is_file() or (ROOT / "bbdm" / file).is_file(), file
     for link in LINK.findall(prose(page)):

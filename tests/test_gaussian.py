@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.integrate import quad
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge, timesteps
@@ -87,27 +86,6 @@ def test_midpoint_is_nearer_than_dpm2m_from_10_calls_on(name: str):
     for steps in (10, 20):
         ours, other = (mean_w2(bridge, solvers.build(bridge, solver, steps=steps)) for solver in ("midpoint", "dpm2m"))
         assert ours < 0.45 * other
-
-
-@pytest.mark.parametrize("bridge", [ABridge(), DDBM("vp"), I2SB()], ids=["abridge", "ddbm", "i2sb"])
-def test_midpoint_integrates_a_linear_estimate(bridge: Bridge):
-    """In pinned coordinates u / nu grows by x0hat d(1 / nu), and x0hat is linear in -ln rho."""
-    table = solvers.build(bridge, "midpoint", steps=12)
-    nu = bridge.nu(table.timesteps)
-
-    def level(nu: float) -> float:
-        return 0.5 * np.log(nu**-2 + timesteps.REFERENCE**-2)
-
-    for i in range(2, 11, 2):
-        first, middle, last = nu[i - 1 : i + 2]
-        alpha = float(bridge.at(table.timesteps[i + 1]).alpha)
-        grown = quad(lambda q: level(1 / q), 1 / first, 1 / last)[0] - level(first) * (1 / last - 1 / first)
-        slope = grown / (level(middle) - level(first))
-        _, _, of_second, of_first, noise = table.coefficients[i]
-        assert noise == 0
-        assert of_second == pytest.approx(alpha * last * slope, rel=1e-6)
-        both = alpha * last * (1 / last - 1 / middle)  # of an estimate that does not change
-        assert of_second + of_first == pytest.approx(both, rel=1e-9)
 
 
 @pytest.mark.parametrize("pixels", [1, AREA])

@@ -1,10 +1,20 @@
-"""The scripts that write, with small networks and pictures: what is interrupted, killed and compared."""
+"""The scripts that write, with small networks and pictures; how they are killed at random, and run again."""
 
 import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +24,7 @@ import torch
 from PIL import Image
 
 from bbdm import save_checkpoint
+from bbdm.base.atomic import file_sha256
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import eval, train, translate
 from bbdm.cli.training import Distill, TrainVQGAN
@@ -24,11 +35,15 @@ from bbdm.networks import config as networks
 from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
 from tests.networks import test_vqgan
 
-STEPS = 6  # of an epoch
 RUN = "--device cpu -b 2 -e 3 --save_every 5 --show_verbose"  # it reports its checkpoints
 TRAIN = f"--preset demo {RUN} --image_size 16 -t 50 --preview_every 2"
 VQGAN = "--perceptual none --adversarial_start 2 --discriminator_width 4 --restarts 2 --flip --image_size 32"
 PAIRS = "edge2shoes {place}/data"
+CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}  # audit events of what changes in a folder, and "open"
+TIMES = {"images_per_second", "seconds", "seconds_per_picture", "environment"}  # and where it ran
+AGAIN = re.compile(r".*/(step_\d+\.pt|best\.pt|epoch_\d+\.png)|.*\.jsonl?")  # what a run replaces
+LATER = 0.02  # the most seconds between a change and the kill that it causes
+CONTEXT = multiprocessing.get_context("forkserver")  # which imports once, and forks for each
 TARS = "{place}/tars/{{split}}/*.tar {output}/model.pt"
 
 
@@ -75,18 +90,17 @@ def write_tars(rows: Sequence[Row], folder: Path, in_each: int = 2) -> None:
                 tar.addfile(member, io.BytesIO(content.getvalue()))
 
 
-def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
+def make_small(patch: pytest.MonkeyPatch) -> None:
     """Tiny networks, and small parts of caches, so that there are several."""
-    patch = pytest.MonkeyPatch() if patch is None else patch
     torch.set_num_threads(1)
-    patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **TINY))
+    patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **{**TINY, "channel_mult": (1,)}))
     patch.setitem(networks.VQGANS, "demo", networks.VQGANConfig(**test_vqgan.TINY))
     patch.setattr(latents, "BLOCK", 2)
     patch.setattr(latents, "ENCODED_AT_ONCE", 2)
 
 
 def from_tars(place: Path, output: Path, *flags: str, layout: str = "stream") -> list[str]:
-    return [*f"{layout} {TARS} {TRAIN}".format(place=place, output=output).split(), *flags]
+    return [*_train(data=f"{layout} {TARS}").argv(place, output), *flags]
 
 
 def _train(flags: str = "", data: str = f"{PAIRS} {{output}}/model.pt", **settings: Any) -> Script:
@@ -116,3 +130,122 @@ SCRIPTS: dict[str, Script] = {
         resumes=False,
     ),
 }
+
+
+# Killed
+
+
+def begin(name: str, folder: Path, argv: list[str], changes: Any, at: int = 0, later: float = 0) -> BaseProcess:
+    """A script in a process of its own, from when its imports are done.
+
+    ``changes`` counts those of files below the folder; number ``at`` kills it, some seconds ``later``. Its
+    output is appended to a file beside the folder.
+    """
+    CONTEXT.set_forkserver_preload([__name__])
+    started = CONTEXT.Event()
+    process = CONTEXT.Process(target=_run, args=(name, folder, argv, changes, at, later, started))
+    process.start()
+    assert started.wait(120)
+    return process
+
+
+def _run(name: str, folder: Path, argv: list[str], changes: Any, at: int, later: float, started: Any) -> None:
+    make_small(pytest.MonkeyPatch())
+    output = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    changes.value = 0
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and str(args[0]).startswith(str(folder)):
+            changes.value += 1
+            if changes.value == at:
+                threading.Timer(later, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    sys.addaudithook(watch)
+    started.set()
+    SCRIPTS[name].main(argv)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What is in a folder of results, without times; each file must be whole."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if "/." in f"/{name}" or "/tensorboard/" in name:  # hidden itself, or in a temporary folder
+            continue
+        if path.suffix == ".pt":
+            found[name] = _comparable(torch.load(path, weights_only=True))
+        elif path.suffix in (".json", ".jsonl"):
+            documents = [path.read_text().replace(str(folder), "")]
+            if path.suffix == ".jsonl":  # which grows by lines
+                documents = [line for line in documents[0].splitlines(keepends=True) if line.endswith("\n")]
+            found[name] = [_comparable(json.loads(document)) for document in documents]
+        else:
+            found[name] = file_sha256(path)
+    return found
+
+
+def _comparable(value: Any) -> Any:
+    """Tensors as their bytes, and no times."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.flatten().contiguous().view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _comparable(each) for key, each in value.items() if key not in TIMES}
+    return [_comparable(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def assert_content(folder: Path, expected: dict[str, Any]) -> None:
+    """The content of a folder is the expected one, and no temporary file is left."""
+    found = content(folder)
+    differing = [name for name in expected | found if found.get(name) != expected.get(name)]
+    assert not differing, f"{differing} are not those of the undisturbed run"
+    assert not list(folder.rglob(".*.tmp"))
+
+
+def check_left(folder: Path, before: dict[str, Any], undisturbed: dict[str, Any]) -> dict[str, Any]:
+    """What a kill left: nothing torn, and nothing lost of what was there ``before`` or was reported."""
+    found = content(folder)
+    torn = [name for name, each in found.items() if not AGAIN.fullmatch(name) and undisturbed.get(name, each) != each]
+    assert not torn, f"{torn} are others"
+    lost = [name for name in before if name not in found and not AGAIN.fullmatch(name)]
+    assert not lost, f"{lost} are lost"
+    reported = re.findall(r"checkpoint: (.*)", folder.with_suffix(".log").read_text())
+    newest, known = (
+        max([int(step) for name in names for step in re.findall(r"/step_(\d+)\.pt$", name)], default=0)
+        for names in (found, [*before, *reported])
+    )
+    assert newest >= known, "the newest checkpoint is lost"
+    return found
+
+
+def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
+    """Runs that are killed, as often as asked for in all, and repeated, have the undisturbed run's files.
+
+    Half of the kills come at a random time, and half just after a random change of a file. It returns how
+    many left a file half-written.
+    """
+    moments, changes, script = random.Random(kills), CONTEXT.Value("i", 0), SCRIPTS[name]
+    count, seconds, undisturbed = 0, 0.0, dict[str, Any]()
+    runs = inside = done = 0
+    while done < kills:
+        folder, left, killed = tmp_path / str(runs), dict[str, Any](), True
+        while killed:
+            waits, began = runs > 0 and done < kills, time.monotonic()  # the first run is undisturbed
+            at = moments.randint(1, count) if waits and moments.random() < 0.5 else 0
+            process = begin(name, folder, script.argv(place, folder), changes, at, moments.uniform(0, LATER))
+            process.join(moments.uniform(0, seconds) if waits and not at else None)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+            killed = process.exitcode == -signal.SIGKILL
+            done += killed
+            inside += killed and bool(list(folder.rglob(".*.tmp")))
+            left = check_left(folder, left, undisturbed)
+        assert process.exitcode == 0, folder.with_suffix(".log").read_text()[-2000:]
+        if runs == 0:
+            count, seconds, undisturbed = changes.value, time.monotonic() - began, left
+        assert_content(folder, undisturbed)
+        runs += 1
+    return inside

@@ -5,13 +5,14 @@ same files. The name of a fault has its number: with it as FIRST and COUNT 1, th
 """
 
 import gzip
+import io
 import json
 import random
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ from unittest.mock import patch
 
 import numpy as np
 import safetensors.torch
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK
 import tifffile
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from bbdm import pictures
 from bbdm.base.atomic import file_sha256
@@ -39,12 +39,31 @@ from bbdm.translation.results import Record
 from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
-from tests.hardening.mutations import Mutate, Subject, of_bytes, of_json, of_values
-from tests.hardening.watch import Outcome, Watch, judge
+from tests.hardening.mutations import Mutate, of_bytes, of_json, of_values
+from tests.hardening.watch import ROOM, Outcome, Watch
+from tests.networks.test_vqgan import tiny_vqgan
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.pictures.formats import numbers, write_dicom
 
 PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest that Pillow opens, and of a copy
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file in a folder of its own.
+
+    ``read`` returns what was read, which is right where it equals what the whole file gave. ``exact`` is
+    False where a change of values makes another valid file, or where a format has no checksums. ``room`` is
+    the memory besides twice the file's size: a small picture may say that it is a large white one.
+    """
+
+    path: Path
+    read: Callable[[], Any]
+    mutate: Mutate = of_bytes
+    exact: bool = True
+    room: int = ROOM
+
+
 Make = Callable[[Path], Subject]
 
 
@@ -63,38 +82,35 @@ def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arg
     return Subject(path, read, mutate, exact)
 
 
-def _own(suffix: str, mutate: Callable[[Path, bytes, random.Random], bytes] | None = None, **settings: Any) -> Make:
+def _own(suffix: str, mutate: Mutate = of_bytes, **settings: Any) -> Make:
     """A checkpoint of our own."""
 
     def make(folder: Path) -> Subject:
         save_checkpoint(path := folder / f"a{suffix}", tiny_unet(), BRIDGE, image_size=SIZE, **settings)
-        return _checkpoint(path) if mutate is None else _checkpoint(path, partial(mutate, path), exact=False)
+        return _checkpoint(path, mutate, exact=mutate is of_bytes)
 
     return make
 
 
-def _settings_of_pt(path: Path, data: bytes, rng: random.Random) -> bytes:
+def _settings_of_pt(data: bytes, rng: random.Random) -> bytes:
     """A file of torch.save with other settings, and whole."""
-    content = torch.load(path, weights_only=True)
+    content = torch.load(io.BytesIO(data), weights_only=True)
     states = content.pop("states")
     changed = of_values(content, rng)
-    if isinstance(changed, dict):
-        changed["states"] = states
-    torch.save(changed, path)
-    return path.read_bytes()
+    torch.save({**changed, "states": states} if isinstance(changed, dict) else changed, file := io.BytesIO())
+    return file.getvalue()
 
 
-def _settings_of_safetensors(path: Path, data: bytes, rng: random.Random) -> bytes:
+def _settings_of_safetensors(data: bytes, rng: random.Random) -> bytes:
     """Other settings in the metadata, with the hash that fits them."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-        changed = of_values(json.loads(file.metadata()["bbdm"]), rng)
-    safetensors.torch.save_file(tensors, path, described("bbdm", json.dumps(changed), tensors))
-    return path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    changed = json.dumps(of_values(json.loads(header["__metadata__"]["bbdm"]), rng))
+    tensors = safetensors.torch.load(data)
+    return safetensors.torch.save(tensors, described("bbdm", changed, tensors))
 
 
 def our_vqgan(folder: Path) -> Subject:
-    save_vqgan(path := folder / "v.pt", tiny_codec().module)  # pyright: ignore[reportArgumentType]
+    save_vqgan(path := folder / "v.pt", tiny_vqgan())
     return Subject(path, lambda: _bytes(load_vqgan(path).state_dict()))
 
 
@@ -137,20 +153,9 @@ def export_settings(folder: Path) -> Subject:
 def latents(folder: Path) -> Subject:
     """The manifest of a cache of a pair."""
     Image.new("RGB", (16, 16), (40, 90, 7)).save(folder / "0.png")
-    pairs = load_pairs("paired", f"{folder},{folder}", size=16)
-    make = partial(LatentDataset, pairs, tiny_codec(), folder / "cache")
+    make = partial(LatentDataset, load_pairs("paired", f"{folder},{folder}", size=16), tiny_codec(), folder / "cache")
     make()
-    (block,) = (folder / "cache").glob("*.safetensors")
-    kept = block.read_bytes()
-
-    def read() -> Any:
-        return [value.tolist() for value in make()[0]]
-
-    def mutate(data: bytes, rng: random.Random) -> bytes:
-        block.write_bytes(kept)
-        return of_json(data, rng)
-
-    return Subject(next((folder / "cache").glob("*.json")), read, mutate)
+    return Subject(next((folder / "cache").glob("*.json")), lambda: [value.tolist() for value in make()[0]], of_json)
 
 
 def results(folder: Path) -> Subject:
@@ -160,8 +165,8 @@ def results(folder: Path) -> Subject:
 
 
 def intervals(folder: Path) -> Subject:
-    about = {"sampled": {"solver": "dpm2m", "timesteps": [9, 5]}, "options": asdict(GuidanceOptions())}
-    found = Intervals(None, 0.1, 0.1, 4, "std", "conformal", 1.5, 9, 0.05, 0.2, (8, 8), **about)  # pyright: ignore
+    values: list[Any] = [None, 0.1, 0.1, 4, "std", "conformal", 1.5, 9, 0.05, 0.2, (8, 8)]
+    found = Intervals(*values, {"solver": "dpm2m", "timesteps": [9, 5]}, asdict(GuidanceOptions()))
     found.save(path := folder / "a.intervals.json")
     return Subject(path, lambda: Intervals.load(path, None).fixed, of_json, exact=False)
 
@@ -208,7 +213,7 @@ def _geotiff(path: Path) -> None:
 
 
 def _nrrd(path: Path) -> None:
-    sitk.WriteImage(sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True)
 
 
 def _dicom(path: Path) -> None:
@@ -263,20 +268,20 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     subject = make(folder)
-    whole = subject.path.read_bytes()
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     expected = subject.read()
     subject.read()  # what is imported and kept at a second call
-    outcome, watch = Outcome(), Watch()
+    watch = Watch()
+
+    def right() -> bool:
+        return subject.read() == expected or not subject.exact
+
     for index in range(first, first + count):
-        subject.path.write_bytes(whole)
-        data = subject.mutate(whole, random.Random(f"{seed} {index}"))
-        subject.path.write_bytes(data)
-
-        def read() -> bool:
-            return subject.read() == expected or not subject.exact
-
-        judge(read, len(data), watch, outcome, f"{kind} {index}", subject.room, str(folder))
-    return outcome
+        data = subject.mutate(files[subject.path], random.Random(f"{seed} {index}"))
+        for path, whole in files.items():
+            path.write_bytes(data if path == subject.path else whole)
+        watch.judge(f"{kind} {index}", right, len(data), str(folder), subject.room)
+    return watch.outcome
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.hardening.mutations import CALL
 from tests.hardening.subjects import SUBJECTS, run
-from tests.hardening.watch import ROOM, Outcome, Watch, judge
+from tests.hardening.watch import ROOM, Watch
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc"),
@@ -53,6 +53,5 @@ def test_as_many_as_are_claimed() -> None:
     ids=["wrong", "code", "memory", "another error", "no name"],
 )
 def test_faults_are_found(fault: Any, message: str) -> None:
-    outcome = Outcome()
-    judge(fault, 10, Watch(), outcome, "planted", place="a/b")
-    assert any(message in fault for fault in outcome.faults)
+    (watch := Watch()).judge("planted", fault, 10, place="a/b")
+    assert message in "".join(watch.outcome.faults)

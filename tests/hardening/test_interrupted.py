@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,8 +23,7 @@ from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train
 from bbdm.training.trainer import Trainer
 from tests.conftest import ROOT, SavePicture, wait_until
-from tests.hardening.killing import assert_content, check_left, content, kill_at_random_moments
-from tests.hardening.scripts import SCRIPTS, STEPS, make_place, make_small
+from tests.hardening.scripts import SCRIPTS, assert_content, check_left, content, kill_at_random, make_place, make_small
 from tests.training.launching import ALONE, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no signals as these, and no full device there")
@@ -31,16 +31,13 @@ Undisturbed = Callable[[str], dict[str, Any]]
 RESUMED = [name for name, script in SCRIPTS.items() if script.resumes]
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
 def terminate(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
-    raise KilledError
+    """What Ctrl-C raises stands for the end of the process: nothing of the run may answer it."""
+    raise KeyboardInterrupt
 
 
 def diverge(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
@@ -67,7 +64,7 @@ class Moment:
 
     method: str
     call: int
-    act: Callable[[Trainer, pytest.MonkeyPatch], None]
+    act: Callable[[Trainer, pytest.MonkeyPatch], object]
     message: str | None = None  # of the error; None where the process is killed
     status: int = 1
 
@@ -81,7 +78,7 @@ def resumes(step: int) -> str:
 FULL = r"No space left on device.* Make room on the disk; " + resumes(6)
 MOMENTS: dict[str, Moment] = {
     "SIGTERM in a step": Moment("train_step", 9, terminate, "^asked to end; " + resumes(9), TERMINATED),
-    "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(2 * STEPS), TERMINATED),
+    "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(12), TERMINATED),
     "killed in validation": Moment("validate", 1, kill),
     "killed before an epoch is saved": Moment("_save", 6, kill),
     "not finite": Moment("_save", 4, diverge, "not finite at step 10.*grad_clip; " + resumes(6)),
@@ -90,7 +87,7 @@ MOMENTS: dict[str, Moment] = {
 NIGHTLY = {"SIGTERM in validation", "killed in validation"}, {*RESUMED[1:]}
 
 
-def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> Any:
+def interrupt(script: str, place: Path, folder: Path, moment: Moment, *flags: str) -> Any:
     """Run a script, which ends at the moment; returns the error."""
     original, left = getattr(Trainer, moment.method), moment.call
     with pytest.MonkeyPatch.context() as patch:
@@ -103,8 +100,10 @@ def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> Any:
             return original(self, *arguments)
 
         patch.setattr(Trainer, moment.method, watched)
-        with pytest.raises(KilledError if moment.message is None else StoppedError, match=moment.message) as caught:
-            SCRIPTS[script].main([*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before])
+        with pytest.raises(
+            KeyboardInterrupt if moment.message is None else StoppedError, match=moment.message
+        ) as caught:
+            SCRIPTS[script].main([*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before, *flags])
     assert not list(folder.rglob(".*.tmp"))
     return caught.value
 
@@ -115,21 +114,19 @@ def place(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small(tmp_path / "small", monkeypatch)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """undisturbed(script): the files of a run that nothing stops."""
-    found: dict[str, dict[str, Any]] = {}
 
+    @cache
     def of(name: str) -> dict[str, Any]:
-        if name not in found:
-            folder = tmp_path_factory.mktemp("undisturbed")
-            SCRIPTS[name].main(SCRIPTS[name].argv(place, folder))
-            found[name] = content(folder)
-        return found[name]
+        folder = tmp_path_factory.mktemp("undisturbed")
+        SCRIPTS[name].main(SCRIPTS[name].argv(place, folder))
+        return content(folder)
 
     return of
 
@@ -163,39 +160,31 @@ def test_damaged_checkpoints(
     place: Path, undisturbed: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The newest one is skipped; where all are damaged, an error says so."""
-    interrupt("train", place, tmp_path / "a", Moment("train_step", 14, kill))
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    for path in (tmp_path / "b" / "model.run").glob("step_*.pt"):
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no checkpoint in .*model\.run can be read: all 2 are damaged"):
-        train.main(SCRIPTS["train"].argv(place, tmp_path / "b"))
-    newer = tmp_path / "a" / "model.run" / "step_00000012.pt"
-    changed = bytearray(newer.read_bytes())
+    argv, run = SCRIPTS["train"].argv(place, tmp_path), tmp_path / "model.run"
+    interrupt("train", place, tmp_path, Moment("train_step", 14, kill))
+    newer, older = run / "step_00000012.pt", run / "step_00000010.pt"
+    changed, kept = bytearray(newer.read_bytes()), older.read_bytes()
     changed[len(changed) // 2] ^= 1
     newer.write_bytes(changed)
-    train.main(SCRIPTS["train"].argv(place, tmp_path / "a"))
+    older.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint in .*model\.run can be read: all 2 are damaged"):
+        train.main(argv)
+    older.write_bytes(kept)
+    train.main(argv)
     assert re.search(rf"skipped a damaged checkpoint: cannot read .*{newer.name} as a checkpoint: .*", caplog.text)
     newer.with_name(f"{newer.name}.damaged").unlink()
-    assert_content(tmp_path / "a", undisturbed("train"))
+    assert_content(tmp_path, undisturbed("train"))
 
 
 def test_a_picture_that_cannot_be_read(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """What was trained before it is saved."""
     shutil.copytree(place / "data", tmp_path / "data")
-    victim, argv = tmp_path / "data" / "train" / "03.png", SCRIPTS["train"].argv(tmp_path, tmp_path / "run")
-    original, epoch = victim.read_bytes(), Trainer._epoch
-
-    def damaged(self: Trainer) -> None:
-        if self.epoch == 1:
-            victim.write_bytes(b"broken")
-        epoch(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_epoch", damaged)
-        with pytest.raises(StoppedError, match=r"^[^\n]*train/03\.png[^\n]*\. Repair the file; the same command res"):
-            train.main([*argv, "--workers", "1"])
+    victim = tmp_path / "data" / "train" / "03.png"
+    original, message = victim.read_bytes(), r"^[^\n]*train/03\.png[^\n]*\. Repair the file; the same command res"
+    broken = Moment("_epoch", 2, lambda *_: victim.write_bytes(b"broken"), message)
+    interrupt("train", tmp_path, tmp_path / "run", broken, "--workers", "1")
     victim.write_bytes(original)
-    train.main(argv)
+    train.main(SCRIPTS["train"].argv(tmp_path, tmp_path / "run"))
     found, expected = content(tmp_path / "run"), undisturbed("train")
     for name in ("model.pt", "model.run/best.pt", "model.run/metrics.jsonl", "model.run/epoch_0003.png"):
         assert found[name] == expected[name]
@@ -262,4 +251,4 @@ def test_as_many_kills_as_are_claimed() -> None:
 def test_killed_at_random_moments(name: str, place: Path, tmp_path: Path) -> None:
     """So many that some fall into a write."""
     kills = SCRIPTS[name].kills
-    assert kill_at_random_moments(name, kills, place, tmp_path) or kills < 20, "no kill fell into a write"
+    assert kill_at_random(name, kills, place, tmp_path) or kills < 20, "no kill fell into a write"

@@ -15,30 +15,6 @@ ROOM = 200 * 2**20  # bytes of memory, besides twice the file's size
 SECONDS = 20.0  # the longest that a small file may take, on a busy machine
 
 
-class Watch:
-    """Records calls of code while it is on. Hooks of Python cannot be removed, so there is one a process."""
-
-    def __init__(self) -> None:
-        self.on = False
-        self.seen: list[str] = []
-        sys.addaudithook(self._hook)
-
-    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self.on:
-            return
-        if event in CALLS or (event == "import" and args[0] == CANARY):
-            self.seen.append(f"{event} {args}"[:200])
-
-
-@dataclass
-class Outcome:
-    """Of many mutated files."""
-
-    read: int = 0  # with the right content
-    refused: int = 0
-    faults: list[str] = field(default_factory=list)
-
-
 def memory(kind: str) -> int:
     """Bytes of memory of this process: VmRSS, now; VmHWM, the most since :func:`forget_peak`."""
     return int(re.findall(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
@@ -53,26 +29,48 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def judge(
-    read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, name: str, room: int = ROOM, place: str = ""
-) -> None:
-    """Read one file of ``size`` bytes: the right content (True), or an error that has its ``place`` in it."""
-    forget_peak()
-    before, started = memory("VmRSS"), time.perf_counter()
-    watch.seen.clear()
-    watch.on = True
-    try:
-        outcome.read += (right := read())
-        fault = None if right else "it was read, with another content"
-    except (ValueError, FileNotFoundError) as error:
-        outcome.refused += 1
-        fault = None if place in str(error) else f"an error does not name it: {error}"[:300]
-    except BaseException as error:
-        fault = f"{type(error).__name__}: {error}"[:300]
-    finally:
-        watch.on = False
-    seconds, grown = time.perf_counter() - started, memory("VmHWM") - before
-    faults = [fault, *(f"it called {call}" for call in watch.seen)]
-    faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes" if grown > 2 * size + room else None)
-    faults.append(f"it took {seconds:.0f} seconds" if seconds > SECONDS else None)
-    outcome.faults += [f"{name}: {each}" for each in faults if each]
+@dataclass
+class Outcome:
+    """Of many mutated files."""
+
+    read: int = 0  # with the right content
+    refused: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+class Watch:
+    """Judges how files are read. Hooks of Python cannot be removed, so there is one for many files."""
+
+    def __init__(self) -> None:
+        self.outcome, self._on, self._called = Outcome(), False, list[str]()
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if self._on and (event in CALLS or (event == "import" and args[0] == CANARY)):
+            self._called.append(f"it called {event} {args}"[:200])
+
+    def judge(self, name: str, read: Callable[[], bool], size: int, place: str, room: int = ROOM) -> None:
+        """Read one file of ``size`` bytes: the right content (True), or an error with its ``place``."""
+        forget_peak()
+        faults: list[str] = []
+        before, started = memory("VmRSS"), time.perf_counter()
+        self._called, self._on = faults, True
+        try:
+            if read():
+                self.outcome.read += 1
+            else:
+                faults.append("it was read, with another content")
+        except (ValueError, FileNotFoundError) as error:
+            self.outcome.refused += 1
+            if place not in str(error):
+                faults.append(f"an error does not name it: {error}"[:300])
+        except BaseException as error:
+            faults.append(f"{type(error).__name__}: {error}"[:300])
+        finally:
+            self._on = False
+        seconds, grown = time.perf_counter() - started, memory("VmHWM") - before
+        if grown > 2 * size + room:
+            faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes")
+        if seconds > SECONDS:
+            faults.append(f"it took {seconds:.0f} seconds")
+        self.outcome.faults += [f"{name}: {each}" for each in faults]

@@ -9,13 +9,12 @@ import pytest
 from bbdm.base.scripts import StoppedError
 from bbdm.cli import eval, train
 from tests.conftest import SavePicture
-from tests.hardening.killing import assert_content, content
-from tests.hardening.scripts import from_tars, make_place, make_small
+from tests.hardening.scripts import assert_content, content, from_tars, make_place, make_small
 
 
 @pytest.fixture
 def place(tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_small(tmp_path / "small", monkeypatch)
+    make_small(monkeypatch)
     return make_place(tmp_path / "place", save_picture)
 
 

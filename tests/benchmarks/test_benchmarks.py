@@ -1,15 +1,21 @@
-"""The benchmarks' report, on results written by hand."""
+"""The benchmarks: their suites with a small network, their report, and scores by PyTorch and by an export."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.colors import to_hex
 
-from benchmarks import report
+from benchmarks import demo_quality, report
+from tests.conftest import ROOT
 
+SUITES = sorted(path.name for path in (ROOT / "benchmarks").glob("test_*.py"))
+SLOW = ("test_latent.py",)  # it measures nothing with --quick
 MACHINE: dict[str, Any] = {"cpu": "Some CPU", "cores": 8, "flags": ["avx2", "amx_bf16"], "ram_gb": 33.7, "gpu": None}
 MACHINE |= {"threads": 4, "python": "3.11.7", "versions": {"torch": "2.13.0", "openvino": "2026.4.1"}, "quick": False}
 PEAKS = {"float32": 2.5e11, "bfloat16": 1.5e12, "copy": 4e10}
@@ -65,13 +71,6 @@ def test_tables_begin_with_the_hardware_and_bars_with_the_slowest(tmp_path: Path
     assert line.endswith("; --quick: a small network, 3 x 32 x 32")
 
 
-def test_durations_have_three_digits_and_small_shares_a_decimal():
-    seconds = [163.4, 99.96, 0.99951, 0.9994, 9.996e-3, 1.5e-3, 4.2e-8]
-    expected = ["163 s", "100 s", "1.00 s", "999 ms", "10.0 ms", "1.50 ms", "0.04 µs"]
-    assert [report.duration(each) for each in seconds] == expected
-    assert [report.percent(each) for each in (1.734, 0.7, 0.0996, 0.0994)] == ["173 %", "70 %", "10 %", "9.9 %"]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -84,3 +83,30 @@ def test_other_files_are_refused(content: str, message: str, tmp_path: Path):
     (path := tmp_path / "other.json").write_text(content)
     with pytest.raises(ValueError, match=f"^{path} {message}[^\n]*$"):
         report.main([str(path)])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_runs(suite: str):
+    """On the CPU. What needs a package that is missing is skipped."""
+    flags = ["--benchmark-only", "--quick", "-n", "0", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", f"benchmarks/{suite}", *flags]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of xdist
+    variables["CUDA_VISIBLE_DEVICES"] = ""  # as on a machine without a GPU, where all have something to measure
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert (" passed" in done.stdout) == (suite not in SLOW)
+    assert {"test_onnx.py", "test_sampler.py", "test_training.py"} <= {*SUITES}
+
+
+def test_an_export_has_the_scores_of_its_checkpoint(exported: Path, tmp_path: Path) -> None:
+    data, runs = str(ROOT / "bbdm" / "demo"), ["--seeds", "2", "--runs", "dpm2m:2:2", "--checkpoint"]
+    reports = [str(tmp_path / "torch.json"), str(tmp_path / "onnx.json")]
+    demo_quality.main([data, reports[0], *runs, str(exported.parent / "bridge.pt")])
+    demo_quality.main([data, reports[1], "--base", reports[0], *runs, str(exported)])
+    by_torch, by_onnx = (json.loads(Path(report).read_text()) for report in reports)
+    assert (by_torch["setting"]["dtype"], by_onnx["setting"]["dtype"]) == ("float32", "fp32")
+    for score in ("energy", "spread", "saturation", "flatness"):
+        first, second = by_torch["runs"]["dpm2m:2:2"][score], by_onnx["runs"]["dpm2m:2:2"][score]
+        assert len(first) == 2
+        assert second == pytest.approx(first, rel=0.01)
