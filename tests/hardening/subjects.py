@@ -166,7 +166,7 @@ def results(folder: Path) -> Subject:
 
 def intervals(folder: Path) -> Subject:
     values: list[Any] = [None, 0.1, 0.1, 4, "std", "conformal", 1.5, 9, 0.05, 0.2, (8, 8)]
-    found = Intervals(*values, {"solver": "dpm2m", "timesteps": [9, 5]}, asdict(GuidanceOptions()))
+    found = Intervals(*values, sampled={"solver": "dpm2m", "timesteps": [9]}, options=asdict(GuidanceOptions()))
     found.save(path := folder / "a.intervals.json")
     return Subject(path, lambda: Intervals.load(path, None).fixed, of_json, exact=False)
 
