@@ -27,8 +27,8 @@ from bbdm.base.settings import check
 from bbdm.files import weights
 from bbdm.files.importers import states
 from bbdm.files.weights import Snapshot, State
+from bbdm.networks.base import restore
 from bbdm.networks.config import check_integers
-from bbdm.networks.restore import restore
 
 FORMAT = "bbdm deeplab"
 Head = Literal["deeplabv3", "deeplabv3plus"]

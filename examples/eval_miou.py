@@ -190,4 +190,4 @@ class Miou(GPUsCommand, TranslateConfig):
 
 
 if __name__ == "__main__":
-    scripts.run(Miou.main, "results are kept, and the same command resumes")
+    scripts.run(Miou.main)

@@ -62,17 +62,13 @@ def cpuinfo(field: str) -> str:
 
 def free_memory() -> int:
     """Bytes of memory that are free, of those that this process may use."""
-    found: list[int] = []
-    about = Path("/proc/meminfo")
+    free, about = UNKNOWN, Path("/proc/meminfo")
     if about.exists():
         lines = dict(line.split(":", 1) for line in about.read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    elif hasattr(os, "sysconf"):
-        name = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-        found.append(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE"))
+        free = int(lines["MemAvailable"].split()[0]) * 1024
     for limit, used, cached in CONTAINERS:  # a container's is its limit, less what is used but for files' pages
         with suppress(OSError, ValueError, KeyError):  # no such file, or no limit, which is the word max
             pages = dict(line.split() for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines())
-            free = int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()) + int(pages[cached])
-            found.append(max(free, 0))
-    return min(found, default=UNKNOWN)
+            most, taken = (int((CGROUP / name).read_text()) for name in (limit, used))
+            free = min(free, max(most - taken + int(pages[cached]), 0))
+    return free

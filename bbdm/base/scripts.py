@@ -25,11 +25,12 @@ from bbdm.base import optional
 from bbdm.base.settings import check, choices_of, flag_fields, without_none
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
+INTERRUPTION = "the same command makes what is missing"
 TERMINATED = 143  # and for SIGTERM
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
 IMPORT = "--import"  # before a command: a module that registers bridges, solvers or metrics
-imported: list[str] = []  # the modules that this process imported so
+imported: list[str] = []  # the words that named what this process imported so
 Self = TypeVar("Self", bound="Command")
 ROOT = f"{Path(__file__).parents[1]}{os.sep}"  # not a folder beside it, such as bbdm_scripts
 BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
@@ -88,20 +89,17 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
     parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **({"action": "extend"} if several else {}))
 
 
-def import_own(modules: Sequence[str]) -> None:
-    """Import modules of the user, which are also found in the working directory."""
-    if modules and "" not in sys.path:
-        sys.path.insert(0, "")
-    for name in modules:
-        import_module(name)
-        imported.append(name)
-
-
 def import_modules(words: Sequence[str]) -> list[str]:
-    """Import modules that ``--import MODULE`` at the start of words names, and return what is left."""
+    """Import the modules of ``--import MODULE`` at the start of words, and return the other words.
+
+    They are found in the working directory too.
+    """
     left = [*words]
     while left[1:] and left[0] == IMPORT:
-        import_own([left[1]])
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        import_module(left[1])
+        imported.extend(left[:2])
         left = left[2:]
     return left
 
@@ -118,7 +116,7 @@ class Command:
     """
 
     PROGRAM: ClassVar[str] = ""  # the words that start it, where they are not bbdm and the name of the class
-    FIRST: ClassVar[str] = ""  # the fields that the help shows first, in this order
+    FIRST: ClassVar[str] = ""  # the fields that the help shows first, in this order; other positions come before
     DECIDING: ClassVar[str] = ""  # the field that decides defaults of others
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}  # in place of the fields' own
     HIDDEN: ClassVar[frozenset[str]] = frozenset()  # the fields that are no flags of this command
@@ -147,8 +145,8 @@ class Command:
     def parser(cls, words: Sequence[str] = ()) -> Parser:
         """The parser of the fields; its help shows the defaults that ``words`` decide."""
         known, hints = flag_fields(cls), get_type_hints(cls)
-        positions = [name for name, each in known.items() if each.metadata["position"]]
-        groups = {MAIN: [*dict.fromkeys(name for name in [*cls.FIRST.split(), *positions] if name in known)]}
+        positions, first = [name for name, each in known.items() if each.metadata["position"]], cls.FIRST.split()
+        groups = {MAIN: [*(name for name in positions if name not in first), *first]}
         for name in known:
             if name not in groups[MAIN]:
                 owner = next(each for each in cls.__mro__ if name in get_annotations(each))
@@ -158,10 +156,10 @@ class Command:
         for each in (known[name] for name in groups[MAIN] if name in positions):
             word = each.metadata["metavar"] or each.name.upper()
             usage.append(word if each.default is MISSING else f"[{word}]")
-        first, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
+        summary, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
         about = {"usage": " ".join([*usage, "[flags]"]), "epilog": more, "add_help": False}
         program = cls.PROGRAM or "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
-        parser, early = Parser(first, prog=program, **about), Parser(None, add_help=False)
+        parser, early = Parser(summary, prog=program, **about), Parser(None, add_help=False)
         for name in cls.DECIDING.split():
             _add(early, known[name], hints[name], None)
         defaults = cls.defaults(vars(early.parse_known_args(words)[0]))
@@ -218,31 +216,18 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def imports() -> Iterator[None]:
-    """A context of imports that an extra installs: where one is missing, the script ends with one line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {error}{optional.install(error)}") from error
-
-
-def run(main: Callable[[], None], after: str = "the same command starts anew") -> None:
-    """Run a command's ``main``, and turn an expected error into one line and an exit status.
-
-    Args:
-        main: the command. A KeyboardInterrupt that it raises with a message replaces ``after``.
-        after: the state after an interruption, and how to resume.
-    """
+def run(main: Callable[[], None]) -> None:
+    """Run a command's ``main``, and turn an expected error into one line and an exit status."""
     try:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-        with imports():
-            main()
+        main()
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted: {error if error.args else after}", file=sys.stderr)
+        print(f"\ninterrupted: {error if error.args else INTERRUPTION}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         raise SystemExit(error.status) from error
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error}{optional.install(error)}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -11,29 +11,33 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from bbdm import __version__
 from bbdm.base import scripts
 from bbdm.base.settings import setting
 
-RESUMES = "results are kept, and the same command resumes"
-COMMANDS = {  # the class of each, and its summary
-    "demo": ("translate.Demo", "translate the bundled drawings with the bundled weights"),
-    "restore": ("translate.Restore", "restore photographs of any size"),
-    "train": ("train.Train", "train a bridge on pairs"),
-    "translate": ("translate.Translate", "translate pictures or a data set"),
-    "calibrate": ("eval.Calibrate", "calibrate intervals of results"),
-    "eval": ("eval.Eval", "score a network on a data set"),
-    "distill": ("training.Distill", "distil a network into one of few calls"),
-    "train-vqgan": ("training.TrainVQGAN", "train an autoencoder"),
-    "info": ("files.Info", "what a file, a folder or a name on the Hub holds"),
-    "export": ("files.Export", "write ONNX graphs, which run without PyTorch"),
-    "app": ("translate.App", "translate in the browser"),
-    "serve": ("translate.Serve", "serve a network over HTTP"),
-    "translate-ray": ("translate.TranslateRay", "translate pictures on many machines"),
-    "convert-vqgan": ("files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
+COMMANDS = {  # the class of each below bbdm, and its summary
+    "demo": ("cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
+    "restore": ("cli.translate.Restore", "restore photographs of any size"),
+    "train": ("cli.train.Train", "train a bridge on pairs"),
+    "translate": ("cli.translate.Translate", "translate pictures or a data set"),
+    "calibrate": ("cli.eval.Calibrate", "calibrate intervals of results"),
+    "eval": ("cli.eval.Eval", "score a network on a data set"),
+    "distill": ("cli.training.Distill", "distil a network into one of few calls"),
+    "train-vqgan": ("cli.training.TrainVQGAN", "train an autoencoder"),
+    "info": ("cli.files.Info", "what a file, a folder or a name on the Hub holds"),
+    "export": ("cli.files.Export", "write ONNX graphs, which run without PyTorch"),
+    "app": ("serving.config.App", "translate in the browser"),
+    "serve": ("serving.config.Serve", "serve a network over HTTP"),
+    "translate-ray": ("serving.config.TranslateRay", "translate pictures on many machines"),
+    "convert-vqgan": ("cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
-RESUMING = ("demo", "restore", "translate", "eval", "translate-ray")  # whatever ended them
+RUN_BY = {  # the functions of those that are settings alone
+    "app": "serving.app.launch",
+    "serve": "serving.cluster.serve",
+    "translate-ray": "serving.cluster.translate",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +70,19 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         argv: its words; None for those of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    module, _, name = COMMANDS[command][0].partition(".")
-    after = RESUMES if command in RESUMING else "the same command starts anew"
-    scripts.run(lambda: getattr(import_module(f"{__name__}.{module}"), name).main(words), after)
+
+    def found(path: str) -> Any:
+        module, _, name = path.rpartition(".")
+        return getattr(import_module(f"bbdm.{module}"), name)
+
+    def run_command() -> None:
+        settings = found(COMMANDS[command][0])
+        if command not in RUN_BY:
+            return settings.main(words)
+        config = settings.parse(words)
+        found(RUN_BY[command])(config)
+
+    scripts.run(run_command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bbdm import solvers
 from bbdm.base.atomic import check_suffix
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint
     from bbdm.networks.base import Network
 
-Row = tuple[str, object]
 GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of exports that are not compiled
 
 
-def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
+def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     """Rows of a network with its bridge."""
     unet, bridge, codec, pictures = checkpoint.unet, checkpoint.bridge, checkpoint.codec, checkpoint.pictures
     state, size = unet.ema or unet.weights or {}, checkpoint.image_size
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
-    yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}"
+    count = sum(value.numel() for value in state.values())
+    yield "network", f"{unet.kind}, {count / 1e6:.1f} M parameters in {', '.join(dtypes)}"
     yield "settings", unet.config
     yield "conditions", unet.config.described
     if unet.config.two_way:
@@ -42,62 +42,35 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
             yield name, each
     yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")
     yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
-    yield "network calls", checkpoint.calls or "any number"
+    yield "network calls", checkpoint.defaults.calls or "any number"
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
-
-
-def millions(state: dict[str, Any]) -> str:
-    """The number of elements of tensors in millions."""
-    return f"{sum(value.numel() for value in state.values()) / 1e6:.1f}"
-
-
-def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
-    """What a path or a name on the Hub is, and its rows.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IncompleteFileError: the file of another program needs a flag.
-        ValueError: it is nothing that bbdm reads, or is damaged.
-    """
-    from bbdm.files import hub
-    from bbdm.files.checkpoint import load_codec
-    from bbdm.files.weights import IncompleteFileError
-    from bbdm.training.run import RunFolder
-
-    newest = next(iter(RunFolder(path, keep=1).checkpoints().values()), None)
-    file, of_run = newest or hub.find_checkpoint(path), f", {newest.name} of a training run" if newest else ""
-    try:
-        return f"a checkpoint{of_run}", [*of_checkpoint(config.load(file))]
-    except IncompleteFileError:
-        raise
-    except ValueError as error:
-        try:
-            codec = load_codec(file)
-        except (ValueError, OSError):
-            takes = "info takes a file of weights, or the folder of a run, of save_pretrained or of diffusers"
-            raise (ValueError(f"{path} is a folder of other files: {takes}") if file.is_dir() else error) from None
-    about = f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
-    latents = f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
-    rows: list[Row] = [("autoencoder", about), ("latents", latents), ("settings", codec.config()["config"])]
-    return f"an autoencoder{of_run}", rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Command, FileConfig):
     """What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
 
-    FILE is a checkpoint or an autoencoder, of bbdm or of another program; a folder that save_pretrained
-    wrote; or the folder of a training run.
+    FILE is a checkpoint, of bbdm or of another program; a folder that save_pretrained wrote; or the folder of
+    the training run of a bridge.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IncompleteFileError: the file of another program needs a flag.
+        ValueError: it is no checkpoint, or is damaged.
     """
 
     file: Path = position("a file, a folder, or a name on the Hub")
 
     def run(self) -> None:
         """Print what it is, and its rows."""
-        title, rows = describe(self.file, self)
-        print(f"{self.file}: {title}")
-        for name, value in rows:
+        from bbdm.files.hub import find_checkpoint
+        from bbdm.training.run import RunFolder
+
+        newest = next(iter(RunFolder(self.file, keep=1).checkpoints().values()), None)
+        checkpoint = self.load(newest or find_checkpoint(self.file))
+        print(f"{self.file}: a checkpoint{f', {newest.name} of a training run' if newest else ''}")
+        for name, value in of_checkpoint(checkpoint):
             print(f"  {name:14}{value}")
 
 
@@ -114,7 +87,7 @@ class Export(Command, FileConfig):
     """
 
     HEADING: ClassVar[str] = "export"
-    FIRST: ClassVar[str] = "checkpoint folder dtype solver steps compiled overwrite"
+    FIRST: ClassVar[str] = "dtype solver steps compiled overwrite"
 
     checkpoint: Path = position("a file that bbdm.load_checkpoint reads")
     folder: Path | None = position("where to write; out/CHECKPOINT-onnx or -compiled if left out", None)

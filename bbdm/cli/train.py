@@ -93,8 +93,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     PAIRS: ClassVar[bool] = False
     DECIDING: ClassVar[str] = "preset"
     FIRST: ClassVar[str] = (
-        "dataset data_dir output_model preset epochs batch_size image_size crop "
-        "source_values target_values device ckpt_path overwrite"
+        "preset epochs batch_size image_size crop source_values target_values device ckpt_path overwrite"
     )
 
     preset: str = setting("paper", "the network, and defaults for it", choices=PRESETS)

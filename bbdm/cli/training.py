@@ -5,9 +5,8 @@ In Python, ``Distill.of(...)`` and ``TrainVQGAN.of(...)`` have the defaults of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,8 +15,8 @@ from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.settings import ShownConfig, from_values, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.data.config import Crops, DataConfig, DatasetConfig
-from bbdm.data.rows import Row, read_layout
-from bbdm.data.spec import Condition, Spec
+from bbdm.data.rows import read_layout
+from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
@@ -63,7 +62,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             report(team, f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
         try:
             with scripts.termination() as asked:
-                done = trainer.fit(self.shown, asked)
+                done = trainer.fit(self.shown, asked, self.overwrite)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(trainer.run.how_to_resume()) from None
         if not done:
@@ -75,7 +74,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         team.leave()
 
     def _begin(self, team: Processes) -> Trainer:
-        """The run at the step where it begins or resumes, without later ones if ``overwrite`` says so."""
+        """The run at the step where it begins or resumes."""
         from bbdm.training.run import RunFolder
 
         folder = RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.keep, self.read)
@@ -90,9 +89,6 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             trainer.resume(*resumed)
             if resumed[0].resolve().parent != trainer.folder.resolve() or self.overwrite:
                 trainer.best = None  # of epochs of another run
-        if self.overwrite:
-            with team.first_before_others():
-                trainer.run.forget_after(trainer.step)
         return trainer
 
     def read(self, path: Path) -> Any:
@@ -120,33 +116,33 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         learned: Spec | None = None,
         known: ConditionsConfig | None = None,
     ) -> tuple[Pairs, Pairs | None]:
-        """The training pairs, and the validation pairs if there are any; prints what the first ones show.
+        """The training pairs, and those for validation if there are any; prints what the first ones show.
 
-        Args:
-            size: that of the pictures.
-            channels: 1 or 3, which photographs are converted to; None for those of the files.
-            team: the processes of the run.
-            axes: 2 for pictures, 3 for volumes.
-            learned: what a trained network has learned.
-            known: the conditions of a trained network.
-
-        Raises:
-            BadPicturesError: with ``check``, pairs cannot be read.
-            FileNotFoundError: the data set does not exist.
-            ValueError: see :func:`~bbdm.data.rows.read_rows` and :meth:`~bbdm.data.config.RowsConfig.spec`.
+        ``size`` and ``channels`` are of the pictures, None for those of the files. ``learned`` and ``known``
+        are what a trained network has learned of pictures, and its conditions. Errors are those of reading.
         """
         from bbdm.data import loading
+        from bbdm.data.examples import known_conditions
         from bbdm.data.pairs import Pairs
         from bbdm.data.rows import BadPicturesError, read_rows
 
+        conditions, progress = getattr(self, "conditions", None) or {}, self.shown and team.first
+        if known is not None:
+            if known.two_way and self.direction != "both":
+                got = f"got direction {self.direction!r}"
+                raise ValueError(f"the network has two directions, and trains on both; {got}")
+            for name, each in conditions.items():
+                if name not in known.each or known.each[name].kind != each.kind:
+                    raise ValueError(f"the network takes {known.described}, got {name}={each}")
         crops = getattr(self, "crop", None) or (Crops(learned.crop) if learned is not None and learned.crop else None)
-        progress = self.shown and team.first
+        about: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops, "learned": learned}
         of: tuple[Any, ...] = (self.cache_images, self.degrade, self.skip_bad)
         with team.first_before_others():  # the others find what the first caches
             rows = read_rows(self.dataset, self.data_dir, "train")
-            about: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops}
-            about |= {"learned": learned, "conditions": self._conditions(rows, learned, known)}
-            train = Pairs(rows, self.spec(self.dataset, rows, **about), *of)
+            if known is not None:
+                both = {DIRECTION: DIRECTIONS[0]} if known.two_way else {}
+                conditions = known_conditions(known, learned.conditions if learned else conditions, rows, both)
+            train = Pairs(rows, self.spec(self.dataset, rows, **about, conditions=conditions), *of)
             splits, missing = {"train": train}, "write {split} in the paths"
             try:
                 validation = Pairs(read_rows(self.dataset, self.data_dir, "val"), train.spec, *of)
@@ -166,24 +162,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             report(team, line)
         if known is not None and (unseen := [name for name in known.each if name not in train.further.each]):
             raise ValueError(f"the network takes {unseen[0]!r} too, and `drop` does not name it")
-        return splits["train"], splits.get("val")
-
-    def _conditions(
-        self, rows: Sequence[Row], learned: Spec | None, known: ConditionsConfig | None
-    ) -> dict[str, Condition]:
-        """The conditions of examples of rows, of which a trained network may know some."""
-        from bbdm.data.examples import known_conditions
-
-        seen = getattr(self, "conditions", None) or {}
-        if known is None:
-            return seen
-        if known.two_way and self.direction != "both":
-            raise ValueError(f"the network has two directions, and trains on both; got direction {self.direction!r}")
-        both = {DIRECTION: DIRECTIONS[0]} if known.two_way else {}
-        for name, each in seen.items():
-            if name not in known.each or known.each[name].kind != each.kind:
-                raise ValueError(f"the network takes {known.described}, got {name}={each}")
-        return known_conditions(known, learned.conditions if learned else seen, rows, both)
+        return train, splits.get("val")
 
 
 def report(team: Processes, line: str) -> None:
@@ -253,9 +232,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         "ema_decay": 0.999,
         "precision": "bf16",
     }
-    FIRST: ClassVar[str] = (
-        "dataset data_dir output_model preset kind epochs batch_size image_size device ckpt_path overwrite"
-    )
+    FIRST: ClassVar[str] = "preset kind epochs batch_size image_size device ckpt_path overwrite"
 
     preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
     kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")
@@ -273,7 +250,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         import torch
 
         from bbdm.networks.vqgan import VQGAN
-        from bbdm.training.autoencoder import AutoencoderTask, perceptual_loss
+        from bbdm.training.autoencoder import AutoencoderTask
         from bbdm.training.trainer import Trainer
 
         config = from_values(AutoencoderConfig, vars(self))
@@ -282,7 +259,4 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         settings = replace(settings, num_codes=0) if self.kind == "kl" else settings
         vqgan = VQGAN.from_config(settings).to(team.device)
         pairs, validation = self.load_pairs(self.image_size, self.channels, team)
-        with team.first_before_others():  # the others find what the first downloads
-            perceptual = perceptual_loss(config, team.device)
-        task = partial(AutoencoderTask, perceptual=perceptual)
-        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=task)
+        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=AutoencoderTask)

@@ -1,4 +1,4 @@
-"""The commands that make results: of data sets, photographs, requests, in an app, by Ray."""
+"""The commands that make results: of data sets, of the bundled drawings, of photographs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from bbdm.base.scripts import Command, StoppedError
 from bbdm.base.settings import flag_fields, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.pictures import images
-from bbdm.serving.config import AppConfig, ClusterConfig, ServeConfig
 from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:
@@ -45,9 +44,7 @@ class Translate(GPUsCommand, TranslateConfig):
     `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone.
     """
 
-    FIRST: ClassVar[str] = (
-        "dataset data_dir model output_dir solver steps num_samples seed image_size batch_size device overwrite"
-    )
+    FIRST: ClassVar[str] = "solver steps num_samples seed image_size batch_size device overwrite"
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
@@ -81,9 +78,9 @@ class Translate(GPUsCommand, TranslateConfig):
 
         Raises:
             FileNotFoundError: there is no such file.
-            OtherSamplerError: a setting that was named, or is not the default, says otherwise.
+            ValueError: a setting that was named, or is not the default, says otherwise.
         """
-        from bbdm.evaluation.intervals import Intervals, OtherSamplerError
+        from bbdm.evaluation.intervals import Intervals
 
         intervals = Intervals.load(path, None)
         fixed = {**intervals.fixed, "num_samples": intervals.samples}
@@ -91,7 +88,7 @@ class Translate(GPUsCommand, TranslateConfig):
         for name, value in fixed.items():
             own = self.chosen_solver if name == "solver" else getattr(self, name)
             if own != value and (name in self.named or own != usual[name]):
-                raise OtherSamplerError(
+                raise ValueError(
                     f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
                 )
         if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
@@ -126,7 +123,7 @@ class Restore(Command, TranslateConfig):
         ValueError: a number is out of range, or settings contradict each other.
     """
 
-    FIRST: ClassVar[str] = "photographs output_dir model samples steps seed device dtype compile overwrite"
+    FIRST: ClassVar[str] = "output_dir model samples steps seed device dtype compile overwrite"
     FURTHER: ClassVar[str] = "window overlap margin memory show_verbose quiet"
     HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {*f"{FIRST} {FURTHER}".split()}
 
@@ -153,9 +150,9 @@ class Restore(Command, TranslateConfig):
 
         Raises:
             FileNotFoundError: there is no such network.
-            ResultsError: the folder has results of other settings.
             StoppedError: a photograph was not restored; the others are.
-            ValueError: two results have one name, or a photograph's name; or a folder has no picture.
+            ValueError: two results have one name, or a photograph's name; a folder has no picture, or results
+                of other settings.
         """
         import torch
 
@@ -180,67 +177,6 @@ class Restore(Command, TranslateConfig):
             print(f"error: {error}", file=sys.stderr)
         if failed := len(errors):
             raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")
-
-
-@dataclass(frozen=True, kw_only=True)
-class App(Command, AppConfig):
-    """Translate pictures in the browser: bbdm app MODEL [flags].
-
-    MODEL is a checkpoint, a folder that save_pretrained wrote, or a name on the Hub. Without any, the page
-    shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.
-    """
-
-    FIRST: ClassVar[str] = "model host port device solver steps max_steps max_pixels"
-
-    def run(self) -> None:
-        """Show the page until a signal."""
-        from bbdm.serving.app import launch
-
-        launch(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Serve(Command, ServeConfig):
-    """Serve a network over HTTP: bbdm serve MODEL [flags].
-
-    POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver,
-    steps and seed:
-    curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
-    """
-
-    FIRST: ClassVar[str] = "model host port solver steps"
-
-    def run(self) -> None:
-        """Serve until a signal."""
-        from bbdm.serving.cluster import connected
-
-        with connected() as (machine,):
-            from bbdm.serving import server  # which imports Ray, after the environment says where it listens
-
-            server.run(self, machine)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranslateRay(Command, ClusterConfig):
-    """Translate pictures on many machines: bbdm translate-ray SOURCES RESULTS CHECKPOINT [flags].
-
-    SOURCES is a folder of pictures, RESULTS a folder outside of it, at the same paths on all machines: on a
-    shared disk, or a bucket that is mounted. Results are those of bbdm translate folder, and the same command
-    makes what is missing.
-    """
-
-    FIRST: ClassVar[str] = (
-        "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
-    )
-
-    def run(self) -> None:
-        """Translate, and print what was left out and where the results are."""
-        from bbdm.serving.cluster import translate
-
-        count, kept, bad = translate(self)
-        for reason in bad:
-            print(f"left out: {reason}")
-        print(f"{count} results in {self.output_dir}{f', and {kept} that were there' if kept else ''}")
 
 
 main = Translate.main

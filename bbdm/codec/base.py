@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from bbdm.base.settings import check_least
+from bbdm.networks.arrays import check_images
+from bbdm.networks.base import state_hash
 from bbdm.networks.config import check_integers
-from bbdm.networks.restore import state_hash
 from bbdm.networks.windows import Spans, Windows, blend
 
 Role = Literal["source", "target"]
@@ -211,7 +212,7 @@ class Codec:
             ValueError: the image has other channels, or a size that is not a multiple of ``stride``; or the
                 encoder gives other channels or another size than the codec's.
         """
-        _check(image, "an image", self.image_channels, self.stride)
+        check_images(image, self.image_channels, (self.stride,) * 2)
         image = image.to(self.device, self.dtype, memory_format=torch.channels_last)
         return self.tiling.map(self.encoder, image, self.channels, 1, self.stride)
 
@@ -223,7 +224,7 @@ class Codec:
             ValueError: the latents have other channels; or the decoder gives other channels or another size
                 than the codec's.
         """
-        _check(latents, "latents", self.channels, 1)
+        check_images(latents, self.channels, (1, 1))
         latents = latents.to(self.device, torch.float32, memory_format=torch.channels_last)
         return self.tiling.map(self.decoder, latents, self.image_channels, self.stride, 1)
 
@@ -278,11 +279,3 @@ class Codec:
 def dtype_of(module: nn.Module) -> torch.dtype:
     """The dtype of a network's first parameter."""
     return next(module.parameters()).dtype
-
-
-def _check(batch: torch.Tensor, what: str, channels: int, multiple: int) -> None:
-    """Raise ValueError where a batch is not (B, channels, H, W) with sides that are multiples of a number."""
-    shape = tuple(batch.shape)
-    if len(shape) != 4 or shape[1] != channels or any(side < 1 or side % multiple for side in shape[2:]):
-        sides = f", with height and width multiples of {multiple}" if multiple > 1 else ""
-        raise ValueError(f"{what} must be (B, {channels}, H, W){sides}, got {shape}")

@@ -13,11 +13,11 @@ from torch import nn
 
 from bbdm.base import optional
 from bbdm.codec.base import Codec, LatentStatistics, Transform, dtype_of
-from bbdm.networks.restore import restore
+from bbdm.networks.base import restore
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 State = dict[str, torch.Tensor]
-Make = Callable[..., Any]  # :func:`~bbdm.networks.restore.restore`, or its ``fitting``, which builds without weights
+Make = Callable[..., Any]  # :func:`~bbdm.networks.base.restore`, or its ``fitting``, which builds without weights
 WRAPPED = "wrapped"  # the kind that files only refer to
 
 
@@ -28,11 +28,7 @@ def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802
     """
     config = vqgan.config
     sizes = config.latent_channels, config.stride, config.image_channels
-    return Codec(vqgan, VQGAN.encode, _vqgan_decode, *sizes, {"kind": "vqgan", "config": asdict(config)}, _vqgan_cast)
-
-
-def _vqgan_decode(vqgan: VQGAN, latents: torch.Tensor) -> torch.Tensor:
-    return vqgan.decode_codes(vqgan.quantize(latents).to(dtype_of(vqgan)))
+    return Codec(vqgan, VQGAN.encode, VQGAN.decode, *sizes, {"kind": "vqgan", "config": asdict(config)}, _vqgan_cast)
 
 
 def _vqgan_cast(vqgan: VQGAN, dtype: torch.dtype) -> None:
@@ -119,7 +115,7 @@ def from_config(config: dict[str, Any], weights: State, make: Make = restore) ->
     Args:
         config: the plain values of a file.
         weights: the autoencoder's state dict.
-        make: :func:`~bbdm.networks.restore.restore`, or its ``fitting`` for a network without weights.
+        make: :func:`~bbdm.networks.base.restore`, or its ``fitting`` for a network without weights.
 
     Raises:
         ModuleNotFoundError: the kind needs diffusers, which is not installed.

@@ -5,9 +5,7 @@ A cache is a folder of safetensors files, the entries, and a manifest of what de
 
 from __future__ import annotations
 
-import errno
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,61 +55,29 @@ class Cache:
 
         Raises:
             OSError: the disk is full.
-            ValueError: the entry has changed since it was written.
+            ValueError: the entry was cut off since it was written.
         """
         if key not in self._mapped:
-            if not self._path(key).exists():
+            path = self.path(key)
+            if not path.exists():
                 self.write(key, make())
             if len(self._mapped) >= MAPPED:
                 self._mapped.clear()
-            self._mapped[key] = self._read(key)
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._mapped[key] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise ValueError(f"{path} has changed since it was written: delete it") from error
         return self._mapped[key]
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys without an entry; those that exist are compared with their checksums.
-
-        Raises:
-            ValueError: an entry has changed since it was written.
-        """
-        existing = {key: self._path(key).exists() for key in keys}
-        for key in (key for key, exists in existing.items() if exists):
-            self._read(key, checked=True)
-        return [key for key, exists in existing.items() if not exists]
-
-    def _read(self, key: str, checked: bool = False) -> Tensors:
-        path = self._path(key)
-        try:
-            with safe_open(path, framework="pt") as file:
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if checked and (file.metadata() or {}).get("sha256") != _digest(stored):
-                    raise ValueError("its checksum differs")
-                return stored
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} has changed since it was written: delete it") from error
+    def path(self, key: str) -> Path:
+        """The file of an entry."""
+        return self.folder / f"{key}.safetensors"
 
     def write(self, key: str, tensors: Tensors) -> None:
         """Write an entry, whole or not at all."""
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        content = safetensors.torch.save(tensors, {"sha256": _digest(tensors)})
-        try:
-            write_atomically(self._path(key), lambda temporary: temporary.write_bytes(content))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            wanted = f"no room for {len(content) / 2**20:.0f} MiB more of {self.what}"
-            raise OSError(error.errno, f"{wanted}: make some, or give another folder", str(self._path(key))) from error
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_atomically(self.path(key), lambda temporary: temporary.write_bytes(content))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_mapped": {}}  # each process opens the files itself
-
-
-def _digest(tensors: Tensors) -> str:
-    """SHA-256 of the bytes of tensors in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -145,7 +145,7 @@ class RowsConfig:
             heads, columns = first(rows, lambda row: (reader.heads(row), reader.columns(row)))
         except BadPicturesError:  # which is said where the data set is built
             return {}
-        unknown: dict[str, Any] = {}
+        unknown: dict[str, Any] = {}  # the first cell of each role that needs a range
         for role in (role for role in ROLES if said[role] is None):
             wide = [cell for cell, head in zip(columns[role], heads[role], strict=True) if head.dtype != np.uint8]
             unknown |= {role: wide[0]} if wide else {}
@@ -156,8 +156,7 @@ class RowsConfig:
             flags = " ".join(f"--{role}_values {usual}" for role, (_, usual) in found.items())
             kinds = " and ".join(sorted({str(each.dtype) for each in pictures.values()}))
             text = f"pictures of {kinds} have no agreed range of values, and {ranges}: give ranges that hold all"
-            python = f"{'=, '.join(unknown)}= of a Spec in Python"
-            raise ValueError(f"{next(iter(unknown.values()))}: {text}, such as {flags} ({python})")
+            raise ValueError(f"{next(iter(unknown.values()))}: {text}, such as {flags}")
         if not heads["target"] or not isinstance(said["target"], Values):
             return {}
         head, source = heads["target"][0], said["source"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from torch.utils.data import default_collate
 from bbdm.data.reading import Column, Reader
 from bbdm.data.rows import Row, first, shown
 from bbdm.data.spec import Condition
-from bbdm.networks.conditions import KINDS, Classes, ConditionsConfig
+from bbdm.networks.conditions import Classes, ConditionsConfig
 from bbdm.pictures.values import EIGHT_BIT
 
 
@@ -120,15 +119,6 @@ def with_sizes(conditions: Mapping[str, Condition], rows: Sequence[Row], reader:
     return found
 
 
-def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
-    """Conditions whose sizes are known, as a network has them."""
-    known = {name: each for name, each in conditions.items() if each.size is not None}
-    settings: dict[str, Any] = {
-        field: {name: each.size for name, each in known.items() if each.kind == kind} for field, kind in KINDS.items()
-    }
-    return ConditionsConfig(**settings)
-
-
 def has_column(rows: Sequence[Row], name: str) -> bool:
     """Whether rows have a column."""
     return name in (getattr(rows, "columns", None) or rows[0])
@@ -144,10 +134,7 @@ def labels(rows: Any, name: str) -> tuple[str, ...]:
         if known := rows.classes(name):
             return known
         rows = rows.select([name])
-    found: set[str] = set()
-    for row in rows:
-        with suppress(ValueError):  # which is said where the example is read
-            found.add(_label(name, row))
+    found = {_label(row.get(name)) for row in rows} - {""}  # which is said where the example is read
     if not found:
         raise ValueError(f"no example has a label of {name!r}")
     return tuple(sorted(found, key=lambda each: (0, int(each), each) if each.isdecimal() else (1, 0, each)))
@@ -175,26 +162,23 @@ def row_conditions(
             found[name] = torch.from_numpy(array)
         elif each.kind == "tokens":
             array = np.asarray(reader.read(row[name]))
-            if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or array.shape[2] != size:
+            floats = array.ndim == 3 and len(array) == 1 and array.dtype.kind == "f" and np.isfinite(array).all()
+            if not floats or array.shape[2] != size:
                 got = f"{array.shape[1:]} of {array.dtype}"
-                raise ValueError(f"{where}: tokens must be (L, {size}) of floats, got {got}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{where}: tokens have NaN or infinity")
+                raise ValueError(f"{where}: tokens must be (L, {size}) of finite floats, got {got}")
             found[name] = trimmed(torch.from_numpy(np.array(array[0], np.float32)))
         elif size is None:  # of a data set of one's own
             found[name] = torch.tensor(row[name])
         else:
-            names, label = [*map(str, range(size))] if isinstance(size, int) else size, each.label or _label(name, row)
+            names = [*map(str, range(size))] if isinstance(size, int) else size
+            label = each.label or _label(row[name])
             if label not in names:
                 raise ValueError(f"{shown(row)}: {label!r} is no class of {name!r}, which are {', '.join(names)}")
             found[name] = torch.tensor(names.index(label))
     return found
 
 
-def _label(name: str, row: Row) -> str:
-    """A label as text. Raises ValueError for what is no text, or empty."""
-    cell = row.get(name)
+def _label(cell: Any) -> str:
+    """A label as text, "" for a cell that is none."""
     text = cell.decode(errors="replace") if isinstance(cell, bytes) else cell
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{name} of {shown(row)} must be text, a label; got {text!r}")
-    return text.strip()
+    return text.strip() if isinstance(text, str) else ""

@@ -45,8 +45,8 @@ class LatentDataset(Pairs):
         codec: the :meth:`~bbdm.codec.base.Codec.description` of the codec.
 
     Raises:
-        ValueError: the folder holds other latents, or a file that has changed; examples are crops or of two
-            sets, which are others in each epoch; or a picture cannot be read.
+        ValueError: the folder holds other latents; examples are crops or of two sets, which are others in
+            each epoch; or a picture cannot be read.
         OSError: the disk is full.
     """
 
@@ -62,7 +62,7 @@ class LatentDataset(Pairs):
         self._latents, self._block = Cache(folder, "latents", about), BLOCK
         entries = {f"{i // BLOCK:05d}": range(len(self))[i : i + BLOCK] for i in range(0, len(self), BLOCK)}
         with locked(folder), closing(Batches(dataset, BLOCK, CPU)) as batches:
-            missing = self._latents.missing(entries)
+            missing = [key for key in entries if not self._latents.path(key).exists()]
             stored = batches.stored([index for key in missing for index in entries[key]])
             how: Any = {"unit": "pair", "unit_scale": BLOCK, "disable": not (progress and missing)}
             for key, batch in zip(missing, tqdm(stored, "latents", len(missing), **how), strict=True):

@@ -20,12 +20,12 @@ from torch.utils.data import Dataset
 from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data.cache import Cache
 from bbdm.data.degradations import Prepare
-from bbdm.data.examples import Example, config_of, row_conditions, with_sizes
+from bbdm.data.examples import Example, row_conditions, with_sizes
 from bbdm.data.reading import Reader
 from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, first, named, paths_of, shown
 from bbdm.data.spec import ROLES, Condition, Spec
 from bbdm.data.tables import FIELDS, ItemRows, MapStyle, Order, StreamedRows, TableRows
-from bbdm.networks.conditions import DIRECTION, Kind
+from bbdm.networks.conditions import DIRECTION, KINDS, ConditionsConfig, Kind
 from bbdm.pictures import formats, images
 from bbdm.pictures.picture import scale
 
@@ -98,7 +98,10 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)
         self.image_size = images.as_size(spec.crop or spec.size or in_plane, spec.axes)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
-        self.reader.masked, self.further = self.masked, config_of(known)
+        self.reader.masked = self.masked
+        sized = [(name, each) for name, each in known.items() if each.size is not None]
+        further: Any = {what: {name: c.size for name, c in sized if c.kind == kind} for what, kind in KINDS.items()}
+        self.further = ConditionsConfig(**further)
         self._bytes = {role: [head.dtype.itemsize == 1 for head in heads[role]] for role in ROLES}
         self._slices: list[tuple[int, int]] = []  # the row and the index of each
         ends: list[int] = []

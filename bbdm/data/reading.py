@@ -6,9 +6,10 @@ A file of which no part can be read alone is decoded whole: once into a cache, o
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,9 +80,7 @@ class Reader:
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
         self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
         self._checked: set[str] = set()  # names of rows whose grids were compared
-        self._size = spec.size if spec.crop is None else None
-        self._sides = () if self._size is None else images.sides(self._size)
-        self._sized = () if self._size is None else [role for role in ROLES if getattr(spec, role) == EIGHT_BIT]
+        self._size: Any = spec.size if spec.crop is None else None
         self.forget()
 
     def forget(self) -> None:
@@ -117,9 +116,9 @@ class Reader:
         def make() -> Array:
             image = images.open_image(cell) if isinstance(cell, Path) else images.image_of(np.asarray(self.read(cell)))
             image = image if spec.channels is None else images.convert(image, spec.channels)
-            return images.pixels(image if spec.size is None else images.resized(image, spec.size, spec.resize))
+            return images.pixels(images.resized(image, self._size, spec.resize))
 
-        how = f"{spec.channels} channels, {spec.size}, {spec.resize}"
+        how = f"{spec.channels} channels, {self._size}, {spec.resize}"
         return Picture(make() if self.cache is None else self._stored(cell, how, make), OF_PHOTOGRAPH)
 
     def header(self, cell: Any) -> Header | Picture:
@@ -163,15 +162,11 @@ class Reader:
     def _sample(self, cell: Any) -> Array:
         """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
         head = self.header(cell)
-        step = -(-int(np.prod(head.sides)) // SAMPLED)
-        others = tuple(slice(0, side) for side in head.sides[1:])
-        if isinstance(head, Header) and head.windowed and step > 1:
-            rows = [self.read(cell, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
-            array = np.concatenate(rows, axis=1)
-        else:  # by the cache, or what is kept
-            array = self.read(cell, (slice(0, head.sides[0]), *others))[:, ::step]
-        flat = Picture(array.reshape(len(array), -1), head.geometry)
-        return np.asarray(flat)[:, ~flat.absent()]
+        (height, *others), step = head.sides, -(-math.prod(head.sides) // SAMPLED)
+        rows = [slice(row, row + 1) for row in range(0, height, step)] if step > 1 else [slice(0, height)]
+        parts = [self.read(cell, (each, *(slice(0, side) for side in others))) for each in rows]
+        picture = Picture(np.concatenate(parts, axis=1), head.geometry)
+        return np.asarray(picture)[:, ~picture.absent()]
 
     def columns(self, row: Row) -> dict[str, tuple[Any, ...]]:
         """The cells of a row's pictures: source and target by the direction, mask, images of conditions."""
@@ -207,13 +202,11 @@ class Reader:
             window = (*window[: self.axis], slice(around[0], around[-1] + 1), *window[self.axis + 1 :])
             slices = [each - around[0] for each in around]
         channels = self.spec.channels if name in ROLES else None
-        whole = name in self._sized and not window and not self.masked
-        opened = [
-            self._resized(cell)
-            if whole and (self.cache is not None or not isinstance(cell, Half)) and is_photograph(cell)
-            else self.read(cell, window)
-            for cell in cells
-        ]
+        kinds = Path if self.cache is None else Path | Half  # whose photographs are resized before they are arrays
+        if self._size is None or window or self.masked or getattr(self.spec, name, None) != EIGHT_BIT:
+            kinds = ()
+        resized = [isinstance(c, kinds) and formats.SUFFIXES.get(formats.suffix_of(str(c))) == "pillow" for c in cells]
+        opened = [self._resized(c) if early else self.read(c, window) for c, early in zip(cells, resized, strict=True)]
         arrays: list[Array] = []
         absent: Any = False
         for picture in opened:
@@ -281,23 +274,23 @@ class Reader:
             array = np.where(absent, -1, array).astype(np.float32)
         if column.slices:
             array = np.concatenate([array.take(index, 1 + (self.axis or 0)) for index in column.slices])
-        if self._sides in ((), array.shape[1:]):
+        if self._size is None:
             return np.require(array, requirements=["C", "W"])
         return images.fitted(array, self._size, self.spec.resize)
 
     def mask(self, columns: Mapping[str, Column]) -> Array:
         """(1, *S) float32, 1 where pixels count: in the mask, with a value in source and target."""
-
-        def own(column: Column, array: Any) -> Array:  # of the slice of the example
-            array, middle = np.asarray(array), len(column.slices) // 2
-            return array.take(column.slices[middle], (self.axis or 0) - 3) if column.slices and array.ndim else array
-
-        valid = [~own(columns[role], columns[role].absent) for role in ROLES if role in columns]
-        if "mask" in columns:
-            valid.append(own(columns["mask"], (columns["mask"].array != 0).any(axis=0)))
-        shape = own(columns["source"], columns["source"].array).shape[1:]
-        whole = np.broadcast_to(reduce(np.logical_and, valid), shape)[None].astype(np.float32)
-        return images.fitted(whole, self._size, self.spec.resize)
+        whole: Any = True
+        for name, column in columns.items():
+            if name not in (*ROLES, "mask"):
+                continue
+            inside = ~np.broadcast_to(column.absent, column.array.shape[1:])
+            if name == "mask":
+                inside = (column.array != 0).any(axis=0)
+            if column.slices:  # of which the example's own is in the middle
+                inside = inside.take(column.slices[len(column.slices) // 2], self.axis)
+            whole = whole & inside
+        return images.fitted(np.asarray(whole[None], np.float32), self._size, self.spec.resize)
 
     def slices(self, row: Row) -> Sequence[int]:
         """The slices of a volume that are examples: those of which something lies in the mask."""
@@ -348,8 +341,3 @@ class Reader:
             read=read,
             forget=self.forget,
         )
-
-
-def is_photograph(cell: Any) -> bool:
-    """Whether a cell is a file of a format of photographs, or half of one."""
-    return isinstance(cell, Half) or (isinstance(cell, Path) and formats.library_of(cell) == "pillow")

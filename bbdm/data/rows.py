@@ -159,10 +159,11 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
         ValueError: an unknown layout, no pictures, or a file without a counterpart, which is named.
     """
     read_layout(dataset)
+    data_dir = data_dir.replace("{split}", split)
     folders, *others = [data_dir] if dataset == UNPAIRED else COLUMN.split(data_dir)
-    columns = {name: where.replace("{split}", split) for name, _, where in (each.partition("=") for each in others)}
+    columns = {name: where for name, _, where in (each.partition("=") for each in others)}
     if dataset in tables.LAYOUTS:
-        return DATASETS[dataset](folders.replace("{split}", split), split, columns)
+        return DATASETS[dataset](folders, split, columns)
     parts: list[Part] = DATASETS[dataset](folders, split)
     if dataset == UNPAIRED:
         return UnpairedRows(*(part.cells for part in parts))
@@ -208,9 +209,10 @@ def _labels(column: str, where: str) -> Part:
         if len(cells) != 2 or not all(cells):
             raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(cells)!r}")
         if labels.setdefault(*cells) != cells[1]:
-            above = f"{cells[0]!r} is of the class {labels[cells[0]]!r} above"
-            splits = "where two splits have pictures of one name, give labels_{split}.csv"
-            raise ValueError(f"line {number} of {path}: {above}; {splits}")
+            above = (
+                f"{cells[0]!r} is of the class {labels[cells[0]]!r} above; each split may have its labels_{{split}}.csv"
+            )
+            raise ValueError(f"line {number} of {path}: {above}")
     return Part(column, path, labels)
 
 
@@ -237,8 +239,8 @@ def _pictures(column: str, where: str) -> Part:
 
 def _below(source: str, target: str) -> Callable[[str, str], list[Part]]:
     """Sources and targets in folders below that of the data set."""
-    columns = {"source": source, "target": target}.items()
-    return lambda data_dir, split: [_pictures(c, f"{data_dir}/{f}".replace("{split}", split)) for c, f in columns]
+    folders = dict(zip(ROLES, (source, target), strict=True)).items()
+    return lambda data_dir, split: [_pictures(c, f"{data_dir}/{each.format(split=split)}") for c, each in folders]
 
 
 def _side_by_side(data_dir: str, split: str) -> list[Part]:
@@ -252,7 +254,7 @@ def _side_by_side(data_dir: str, split: str) -> list[Part]:
 
 def _paired(data_dir: str, split: str) -> list[Part]:
     """SOURCES,TARGETS; of several sources, whose channels follow each other, FIRST,SECOND;TARGETS."""
-    sources, mark, target = data_dir.replace("{split}", split).rpartition(";" if ";" in data_dir else ",")
+    sources, mark, target = data_dir.rpartition(";" if ";" in data_dir else ",")
     folders = sources.split(",")
     if not all([*folders, target]) or (len(folders) > 1 and mark != ";"):
         also = "; of several sources, FIRST,SECOND;TARGETS"
@@ -262,7 +264,7 @@ def _paired(data_dir: str, split: str) -> list[Part]:
 
 def _unpaired(data_dir: str, split: str) -> list[Part]:
     """A,B: two folders of pictures that have nothing to do with each other; neither has further columns."""
-    folders = data_dir.replace("{split}", split).split(",")
+    folders = data_dir.split(",")
     if len(folders) != 2 or not all(folders):
         raise ValueError(f"data_dir of 'unpaired' must be two folders, A,B, and no columns; got {data_dir!r}")
     return [*map(_pictures, ROLES, folders)]
@@ -270,7 +272,7 @@ def _unpaired(data_dir: str, split: str) -> list[Part]:
 
 def _folder(data_dir: str, split: str) -> list[Part]:
     """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
-    root = Path(data_dir.replace("{split}", split))
+    root = Path(data_dir)
     divided = any((root / name).is_dir() for name in ("train", "val"))
     return [_pictures("source", str(root / split if divided else root))]
 
@@ -281,7 +283,7 @@ def _table(data_dir: str, split: str) -> list[Part]:
     A name is that of the source without suffix where there is no such column. A source of several files has
     ``;`` between them.
     """
-    path = Path(data_dir.replace("{split}", split))
+    path = Path(data_dir)
     header, *lines = _lines(path) or [[]]
     if "source" not in header or len(set(header)) < len(header):
         raise ValueError(f"{path} must begin with a line of column names, each once, source among them; got {header}")

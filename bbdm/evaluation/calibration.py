@@ -32,14 +32,6 @@ STEPS = 60  # of a bisection, beyond float64
 MARGIN = 1e-6  # lambda is rounded up to a multiple, so that rounding of float32 leaves no pixel outside
 
 
-class TooFewPairsError(ValueError):
-    """A bound needs more pictures that have values."""
-
-
-class NoLambdaError(ValueError):
-    """No lambda is large enough, since samples do not differ from each other."""
-
-
 def p_value(risk: float, count: int, bound: float) -> float:
     """A bound of the probability that losses of an expectation ``bound`` have a mean of at most ``risk``.
 
@@ -71,16 +63,16 @@ def allowed(alpha: float, delta: float, bound: Bound, count: int, masked: int = 
         masked: the number of pictures that have none, which are no losses.
 
     Raises:
-        TooFewPairsError: a mean of 0 of so many losses is not small enough.
+        ValueError: a mean of 0 of so many losses is not small enough.
     """
     if masked and not count:
-        raise TooFewPairsError(f"all {masked} pairs are wholly masked: they have no value that counts")
+        raise ValueError(f"all {masked} pairs are wholly masked: they have no value that counts")
     need, least = f"alpha {alpha:g} needs", 1 / alpha - 1  # with which a mean of 0 is small enough
     if bound != "conformal":
         need, least = f"alpha {alpha:g} and delta {delta:g} need", math.log(delta) / math.log1p(-alpha)
     if count < (least := math.ceil(least - 1e-9)):
         got = f"{count} that have values, and {masked} that are wholly masked" if masked else count
-        raise TooFewPairsError(f"{need} at least {least} pairs by the bound {bound!r}, got {got}")
+        raise ValueError(f"{need} at least {least} pairs by the bound {bound!r}, got {got}")
     if bound == "conformal":
         return max(0.0, ((count + 1) * alpha - 1) / count)
     low, high = 0.0, alpha
@@ -119,26 +111,22 @@ class Losses(NamedTuple):
         """The least lambda, at least 0, whose mean loss is at most ``risk``, rounded up to 1e-6.
 
         Raises:
-            NoLambdaError: no lambda is large enough.
+            ValueError: no lambda is large enough.
         """
         order = np.argsort(-self.excess, kind="stable")
         outside = np.searchsorted(np.cumsum(self.weights[order]), risk + 1e-12, side="right")
         least = float(self.excess[order[outside]]) if outside < len(order) else 0.0
         if least == math.inf:
             share = self.weights[np.isinf(self.excess)].sum()
-            raise NoLambdaError(
+            raise ValueError(
                 f"no lambda is large enough: all samples of {100 * share:.3g} % of the values are equal, and differ "
                 "from the target; take by='quantiles'"
             )
         return math.ceil(least / MARGIN) * MARGIN
 
 
-class SeenPairsError(ValueError):
-    """Pairs that are to calibrate were in training."""
-
-
 def check_unseen(pairs: Pairs, origin: Origin | None) -> None:
-    """Raise SeenPairsError where pairs are those that a network was trained on, by the records of its run.
+    """Raise ValueError where pairs are those that a network was trained on, by the records of its run.
 
     A checkpoint that training resumes from has digests of its pairs, and so has the folder of a run,
     ``OUT.run`` of ``OUT.pt`` or the one that the file is in: of names, and of files with sizes and times.
@@ -152,14 +140,14 @@ def check_unseen(pairs: Pairs, origin: Origin | None) -> None:
     own = {"names": pairs.names_digest(), "stamps": pairs.stamps_digest()}
     for where, record in known:
         if isinstance(record, Mapping) and any(value and record.get(name) == value for name, value in own.items()):
-            raise SeenPairsError(
+            raise ValueError(
                 f"these {len(pairs)} pairs were in training, by {where}: calibrate on others, or give other pictures "
                 "other names"
             )
 
 
 def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
-    """Raise SeenPairsError where a row's files have the content of those of a training row."""
+    """Raise ValueError where a row's files have the content of those of a training row."""
     own = {paths_of(row): row for row in pairs.rows}
     others = {paths_of(row): row for row in trained}
     if () in own or () in others or own.keys() & others.keys():
@@ -175,6 +163,4 @@ def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
     known = {content(paths): row for paths, row in others.items() if sizes(paths) in alike}
     for paths, row in own.items() if known else ():
         if (other := known.get(content(paths))) is not None:
-            raise SeenPairsError(
-                f"{shown(row)} has the content of {shown(other)}, a training pair: calibrate on others"
-            )
+            raise ValueError(f"{shown(row)} has the content of {shown(other)}, a training pair: calibrate on others")

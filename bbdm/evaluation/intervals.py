@@ -38,10 +38,6 @@ FORMAT, VERSION = "bbdm intervals", 1
 OPTIONS = tuple(each.name for each in fields(GuidanceOptions))  # of a call, which decide its results
 
 
-class OtherSamplerError(ValueError):
-    """Intervals were calibrated for another sampler."""
-
-
 @dataclass(frozen=True)
 class Intervals:
     """Calibrated intervals of a sampler's results; :meth:`calibrate` and :meth:`load` make them.
@@ -116,11 +112,10 @@ class Intervals:
             options: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
 
         Raises:
-            NoLambdaError: all samples of too many values are equal.
-            SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
-                folder of its run; see :func:`~bbdm.evaluation.calibration.check_unseen`.
-            TooFewPairsError: too few pairs have values; the number that is needed is named.
-            ValueError: two sets without pairs, a target that is not finite, or an argument is out of range.
+            ValueError: the pairs were in training, by the file that the sampler was loaded from or the folder
+                of its run, see :func:`~bbdm.evaluation.calibration.check_unseen`; too few have values; all
+                samples of too many values are equal; there are two sets without pairs, or a target is not
+                finite; or an argument is out of range.
         """
         from bbdm.data.pairs import as_pairs
 
@@ -207,8 +202,7 @@ class Intervals:
 
         Raises:
             FileNotFoundError: there is no such file.
-            OtherSamplerError: they are of another solver, other steps, values or weights.
-            ValueError: the file is damaged.
+            ValueError: they are of another solver, other steps, values or weights, or the file is damaged.
         """
         path, of = Path(path), cast("BridgeSampler", sampler)
         if not path.is_file():
@@ -224,7 +218,7 @@ class Intervals:
                 raise ValueError("not all that decides a call")
             found = cls(of, **content)
         if sampler is not None and (differing := manifest.differences(found.sampled, describe(sampler))):
-            raise OtherSamplerError(f"{path} was calibrated for another sampler ({differing}): calibrate again")
+            raise ValueError(f"{path} was calibrated for another sampler ({differing}): calibrate again")
         return found
 
     @property
@@ -243,7 +237,7 @@ def file_of(model: Path) -> Path:
 
 def describe(sampler: BridgeSampler) -> dict[str, Any]:
     """What decides the results of a sampler, as plain values: its weights by SHA-256."""
-    from bbdm.networks.restore import state_hash
+    from bbdm.networks.base import state_hash
     from bbdm.translation.results import description
 
     about, kind = description(sampler, state_hash(sampler.unet.state_dict())), sampler.pictures

@@ -19,10 +19,6 @@ from bbdm.files.weights import readable
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
 
 
-class DownloadError(ValueError):
-    """Weights of a metric's network cannot be downloaded."""
-
-
 class Inception(FeatureExtractorInceptionV3):
     """The Inception V3 that FID is defined with, (B, 3, H, W) uint8 to (B, 2048).
 
@@ -51,8 +47,8 @@ def lpips_network(net: str = "alex") -> nn.Module:
         net: the network whose features are compared, with torchvision's ImageNet weights.
 
     Raises:
-        DownloadError: weights could not be downloaded. The message says where to put their file.
-        ValueError: the file that is there is damaged or another one.
+        ValueError: weights could not be downloaded, and the message says where to put their file; or the file
+            that is there is damaged or another one.
     """
     if net not in BACKBONES:
         raise ValueError(f"net must be one of {tuple(BACKBONES)}, got {net!r}")
@@ -71,4 +67,4 @@ def pretrained(build: Callable[[], Any], url: str) -> Any:
                 torch.load(path, map_location="cpu", weights_only=True)
             return build()
     except OSError as error:
-        raise DownloadError(f"weights cannot be downloaded ({error}): put the file of {url} at {path}") from error
+        raise ValueError(f"weights cannot be downloaded ({error}): put the file of {url} at {path}") from error

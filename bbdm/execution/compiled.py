@@ -23,8 +23,7 @@ from bbdm.base.atomic import file_sha256, short, write_atomically
 from bbdm.base.recent import Recent
 from bbdm.execution.device import machine_of
 from bbdm.kernels.elementwise import layout
-from bbdm.networks.base import Conditions, Network
-from bbdm.networks.restore import find_dtype, state_hash
+from bbdm.networks.base import Conditions, Network, find_dtype, state_hash
 
 SHAPES_KEPT = 8  # of compiled networks and captured graphs
 Tensors = list[torch.Tensor]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bbdm.base.machine import cpuinfo, processor
-from bbdm.networks.restore import find_dtype
+from bbdm.networks.base import find_dtype
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 VECTORS = ("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16", "i8mm")  # how flags of such instructions begin

@@ -11,7 +11,7 @@ from bbdm import bridges
 from bbdm.base.atomic import file_sha256, short
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.networks.config import check_endpoint
+from bbdm.networks.config import NetworkConfig, WrappedConfig
 from bbdm.pictures.images import as_size
 from bbdm.solvers import StepTable
 
@@ -20,14 +20,14 @@ VERSION = 6
 TWO_TABLES = 7  # the version of two directions whose steps differ, which other readers may not know
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a complete translation as one graph, for other programs
-COUNTS = ("channels", "image_channels", "latent_stride", "source_channels", "stride")
-TYPES: dict[str, type] = {"solver": str, "dtype": str, "conditioned": bool, "files": dict}
-OPTIONAL: dict[str, type] = {"endpoint": list, "images": dict, "classes": dict, "tokens": dict, "drop": dict}
 
 
-def conditions_of(settings: dict[str, Any]) -> ConditionsConfig:
-    """The conditions besides the source; ValueError where a name or a number is out of range."""
-    return ConditionsConfig(**{each.name: settings.get(each.name, {}) for each in fields(ConditionsConfig)})
+def conditions_of(settings: dict[str, Any]) -> NetworkConfig:
+    """The conditions of the network, with its sizes; ValueError where a name or a number is out of range."""
+    names = ("endpoint", "axes", *(each.name for each in fields(ConditionsConfig)))
+    further = {name: settings[name] for name in names if name in settings}
+    source = settings.get("source_channels", settings["image_channels"])
+    return WrappedConfig(FORMAT, settings["channels"], settings["stride"], condition_channels=source, **further)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
         _check(settings)
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # settings that were edited can raise any error
         reason = f"missing entry {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"cannot read {path}: {reason}") from error
     for name, digest in settings["files"].items():
@@ -64,28 +64,17 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError(f"version {settings['version']} is newer than this library reads ({TWO_TABLES}): update bbdm")
     if settings["version"] < VERSION:
         raise ValueError(f"version {settings['version']} is too old: export the checkpoint again")
-    for name, kind in (TYPES | OPTIONAL).items():
-        if not isinstance(settings[name] if name in TYPES else settings.get(name, kind()), kind):
-            raise ValueError(f"{name} must be a {kind.__name__}, got {short(settings[name])}")
-    axes, counts = settings.get("axes", 2), {"source_channels": 1, **settings}
-    if axes not in (2, 3):
-        raise ValueError(f"axes must be 2 or 3, got {short(axes)}")
-    for name in COUNTS:
-        value = counts[name]
-        each = value if name == "stride" and isinstance(value, list) and len(value) == axes else [value]
-        if any(type(count) is not int or count < 1 for count in each):
-            raise ValueError(f"{name} must be an integer of at least 1, got {short(value)}")
     if missing := sorted({"unet.onnx", "step.onnx"} - settings["files"].keys()):
         raise ValueError(f"it lists no {missing[0]}")
     for name in settings["files"]:
         if Path(name).name != name or not name.endswith((".onnx", ".onnx.data")):
             raise ValueError(f"it lists {name}, which is no graph in its folder")
-    if "endpoint" in settings:
-        channels = settings["channels"], settings.get("source_channels", settings["channels"])
-        check_endpoint(tuple(settings["endpoint"]), *channels)
+    for name in ("image_channels", "latent_stride"):
+        if type(settings[name]) is not int or settings[name] < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {short(settings[name])}")
+    network = conditions_of(settings)
     if settings.get("image_size") is not None:
-        as_size(settings["image_size"], axes)
+        as_size(settings["image_size"], network.axes)
     bridges.from_config(settings["bridge"])
     Spec.from_config(settings)
-    conditions_of(settings)
     StepTable.from_description(settings)

@@ -23,8 +23,7 @@ from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, Net
 from bbdm.files.hub import find_checkpoint
 from bbdm.files.importers import programs, states
 from bbdm.files.weights import Snapshot
-from bbdm.networks.base import Network, check_network
-from bbdm.networks.restore import find_dtype
+from bbdm.networks.base import Network, check_network, find_dtype
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size
 from bbdm.solvers import Defaults
@@ -125,21 +124,9 @@ def load_checkpoint(
         return replace(found, path=file)
 
 
-def save_vqgan(
-    path: str | os.PathLike[str], vqgan: VQGAN, *, ema: VQGAN | None = None, training: dict[str, Any] | None = None
-) -> None:
-    """Write an autoencoder alone, atomically.
-
-    Args:
-        path: ends in ``.pt`` or ``.safetensors``.
-        vqgan: the VQGAN, or KL autoencoder.
-        ema: one with the moving average of the weights.
-        training: state to resume from, of plain containers and tensors; only in a ``.pt``.
-
-    Raises:
-        ValueError: another suffix, or training state for a ``.safetensors``.
-    """
-    weights.write(path, vqgan_snapshot(vqgan, ema, training))
+def save_vqgan(path: str | os.PathLike[str], vqgan: VQGAN) -> None:
+    """Write a VQGAN or a KL autoencoder alone, atomically; ValueError where a path has another suffix."""
+    weights.write(path, vqgan_snapshot(vqgan))
 
 
 def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
@@ -151,18 +138,15 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
         FileNotFoundError: there is no such file.
         ValueError: it is no VQGAN, is damaged, or is of a newer version.
     """
-    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
-        if isinstance(content, Snapshot):
-            return NetworkState.read(content.settings, content, VQGAN.kind).build()
-        return states.read_vqgan(content)
+    return load_vqgan_state(path).build()
 
 
 def load_vqgan_state(path: str | os.PathLike[str]) -> NetworkState:
-    """Read all that a file of :func:`save_vqgan` holds; see :func:`load_vqgan`."""
+    """Read all that a file of an autoencoder holds, also its training state; see :func:`load_vqgan`."""
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
-        if not isinstance(content, Snapshot):
-            raise ValueError("it is of another program: only its weights can be read")
-        return NetworkState.read(content.settings, content, VQGAN.kind)
+        if isinstance(content, Snapshot):
+            return NetworkState.read(content.settings, content, VQGAN.kind)
+        return states.read_vqgan(content)
 
 
 def load_codec(path: str | os.PathLike[str]) -> Codec:

@@ -17,10 +17,9 @@ from bbdm.bridges import Bridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
-from bbdm.networks.base import Network, Wrapped
+from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
 from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
-from bbdm.networks.restore import ConfiguredNetwork, converted, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size
@@ -71,11 +70,6 @@ class NetworkState:
                 fitting(network.from_config, config, state)
         return cls(config, weights, ema, kind, content.training)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All settings, and the kind."""
-        return {"network": self.kind, **asdict(self.config)}
-
     def build(self, ema: bool = True, network: Network | None = None) -> Any:
         """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
         kind, _ = NETWORKS[self.kind]
@@ -105,7 +99,7 @@ class NetworkState:
 
 
 def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
-    """The content of a file of an autoencoder, of one with the moving average of its weights, or both."""
+    """The content of an autoencoder's file; ``ema`` has the moving average of the weights."""
     states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
     return Snapshot(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training)
 
@@ -150,18 +144,6 @@ class CodecState:
         """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
         own, other = (as_json({**config, "statistics": None}) for config in (self.config, codec.config()))
         return own == other and self.digest() == codec.digest()
-
-    def build(self) -> Codec:
-        """The codec in float32, or the user's; IncompleteFileError where the file has only its hash."""
-        if self.codec is not None:
-            return self.codec.with_statistics(self.statistics)
-        if self.weights is None:
-            known = f"{self.digest()[:8]}... of kind {self.config.get('kind')!r}"
-            raise IncompleteFileError(
-                f"the file has only the SHA-256 of its codec, {known}: pass the codec, load_checkpoint(path, codec=...)"
-                ", or take the run's final weights"
-            )
-        return codecs.from_config(self.config, self.weights)
 
 
 class Origin(NamedTuple):
@@ -227,11 +209,6 @@ class Checkpoint:
         """The file, and what it says of the training pairs."""
         return None if self.path is None else Origin(self.path, (self.training or {}).get("pairs"))
 
-    @property
-    def calls(self) -> int | None:
-        """The network calls that the network was distilled for, or None."""
-        return self.defaults.calls
-
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.
 
@@ -250,4 +227,15 @@ class Checkpoint:
             IncompleteFileError: the file refers to the codec by a hash, as training checkpoints and those of
                 wrapped codecs do, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
         """
-        return None if self.codec is None else self.codec.build()
+        stored = self.codec
+        if stored is None:
+            return None
+        if stored.codec is not None:
+            return stored.codec.with_statistics(stored.statistics)
+        if stored.weights is None:
+            known = f"{stored.digest()[:8]}... of kind {stored.config.get('kind')!r}"
+            raise IncompleteFileError(
+                f"the file has only the SHA-256 of its codec, {known}: pass the codec, load_checkpoint(path, codec=...)"
+                ", or take the run's final weights"
+            )
+        return codecs.from_config(stored.config, stored.weights)

@@ -1,19 +1,31 @@
-"""Models on the Hugging Face Hub: which files a name stands for, and how they come here. Nothing needs torch.
+"""Models as folders and on the Hugging Face Hub: which file a name stands for, what is written and pushed.
 
 A repository, and a folder of the same layout, holds ``model.safetensors``, the checkpoint; ``config.json``, a
 readable copy of its settings; and where there is an export, ``onnx/``. Only files of these names are fetched,
-all of one commit: no pickle, and no code.
+all of one commit: no pickle, and no code. A model is a :class:`~bbdm.BridgeSampler`, which this module must
+not import.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from bbdm.base import optional
+import torch
+
+from bbdm.base import manifest, optional
+from bbdm.base.atomic import check_folder, write_atomically
+from bbdm.codec import WRAPPED
+from bbdm.files import weights
+from bbdm.files.content import Checkpoint, CodecState, NetworkState
+from bbdm.networks.base import Wrapped, find_dtype
+from bbdm.networks.conditions import DIRECTIONS
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -21,26 +33,60 @@ CARD = "README.md"
 ONNX = "onnx"
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.+))?", re.ASCII)
 FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")  # what ends so is a file, though it may not exist
+CARD_TEXT = """\
+---
+{metadata}
+---
+
+# {title}
+
+An image-to-image diffusion bridge, for `bbdm`. `config.json` has its settings, and `bbdm info {name}` shows them.
+
+## Use
+
+```bash
+pip install 'bbdm[hub]'
+```
+
+```python
+import bbdm
+
+sampler = bbdm.BridgeSampler.from_pretrained({arguments})
+result = sampler("source.{suffix}", seed=0{conditions})[0]
+result.save("result.{suffix}")
+```
+
+It knows pictures such as it was trained on, and nothing else. `solver` and `steps`, the number of network
+calls, may change at each call.
+"""
 
 
 class HubError(OSError):
     """A file of a repository cannot be fetched, or a model cannot be pushed; the message says why."""
 
 
-def fetch(
+@contextmanager
+def hub_errors(beginning: str) -> Iterator[None]:
+    """Turns an error of huggingface_hub in the ``with`` block into a :class:`HubError`, with a beginning."""
+    try:
+        yield
+    except Exception as error:  # of many kinds: the disk's, and those of its HTTP client, which changes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(f"{beginning}: {reason[:1000]}") from error
+
+
+def find_checkpoint(
     name_or_path: str | os.PathLike[str],
-    files: list[str],
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The path itself where it is one, else the folder in the cache with files of a repository.
+    """The file of a checkpoint: a repository's, that of a folder of the same layout, or the path itself.
 
     What exists is a path, and so is what has the suffix of a file.
 
     Args:
         name_or_path: a path; or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub.
-        files: the names of the files that are fetched, or patterns of them; the first must be there.
         revision: a branch, a tag or a commit; None for the main branch.
         token: for what is not public; None for the one of ``HF_TOKEN`` or of a login.
         cache_dir: None for the cache of huggingface_hub.
@@ -55,38 +101,127 @@ def fetch(
     if match is None:
         if revision is not None:
             raise ValueError(f"revision={revision!r} is of a repository OWNER/NAME, and {path} is a path")
-        return path
+        return path / WEIGHTS if (path / WEIGHTS).is_file() else path
     if revision is not None and match["revision"] is not None:
         raise ValueError(f"revision={revision!r} was given, and {path} names another one")
     beginning = f"there is no path {path}, and a name on the Hugging Face Hub"
     hub = optional.package("huggingface_hub", beginning)
     where = {"revision": revision or match["revision"], "token": token, "cache_dir": cache_dir}
     with hub_errors(beginning):
-        folder = Path(hub.snapshot_download(match["name"], allow_patterns=files, **where))
-    if not (folder / files[0]).is_file():
-        raise ValueError(f"{path} on the Hugging Face Hub is no model of bbdm: it has no {files[0]}")
-    return folder
+        folder = Path(hub.snapshot_download(match["name"], allow_patterns=[WEIGHTS, CONFIG], **where))
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{path} on the Hugging Face Hub is no model of bbdm: it has no {WEIGHTS}")
+    return folder / WEIGHTS
 
 
-def find_checkpoint(
-    name_or_path: str | os.PathLike[str],
+def save_pretrained(
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype | None = None,
+    name: str | None = None,
+    **metadata: Any,
+) -> None:
+    """Write a model as a folder: ``model.safetensors``, ``config.json`` and ``README.md``.
+
+    Args:
+        model: a sampler. The folder keeps its solver and steps, where it was built with any.
+        folder: is made where it is missing. Its files are replaced, but a ``README.md`` stays. An export of
+            the model by ``bbdm export`` may be copied to its ``onnx/`` then.
+        dtype: in which the network's weights are stored, such as ``"fp16"``; None for the one that they have.
+            A codec's weights keep theirs.
+        name: what the card calls the model; the folder's name if None.
+        metadata: what the Hub reads of the card, such as ``license``, ``base_model`` and ``datasets``: the
+            arguments of ``huggingface_hub.ModelCardData``. Without any, and without huggingface_hub, there is
+            no card.
+
+    Raises:
+        ModuleNotFoundError: there are metadata for the card, and huggingface_hub is not installed.
+        OSError: a file cannot be written.
+        ValueError: the folder cannot be made, or has an export, which may be of other weights; or weights
+            are beyond the range of ``dtype``.
+    """
+    folder = Path(folder)
+    model = model.towards(DIRECTIONS[0]) if model.direction else model
+    check_folder(folder)
+    if (folder / ONNX).exists():
+        raise ValueError(f"{folder / ONNX} exists, and may be of other weights: delete it, and export again")
+    text = None
+    if not (folder / CARD).exists() and (metadata or find_spec("huggingface_hub")):
+        text = card(model, name or folder.resolve().name, **metadata)
+    network = NetworkState.of(model.unet, dtype=None if dtype is None else find_dtype(dtype))
+    codec = None if model.codec is None else CodecState.of(model.codec)
+    content = Checkpoint(
+        network, model.bridge, codec, model.image_size, None, model.defaults, model.pictures
+    ).snapshot()
+    weights.write(folder / WEIGHTS, content)
+    manifest.write(folder / CONFIG, content.header)
+    if text is not None:
+        write_atomically(folder / CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def card(model: Any, name: str, **metadata: Any) -> str:
+    """The model card of a sampler that is called ``name``; for ``metadata`` see :func:`save_pretrained`."""
+    data = optional.package("huggingface_hub", "a model card").ModelCardData(
+        library_name="bbdm", pipeline_tag="image-to-image", tags=["diffusion-bridge"], **metadata
+    )
+    given = ["network=bbdm.wrap(...)"] if isinstance(model.unet, Wrapped) else []  # what only its maker can give
+    given += ["codec=bbdm.wrap_codec(...)"] if model.codec and model.codec.kind == WRAPPED else []
+    return CARD_TEXT.format(
+        metadata=data.to_yaml(),
+        title=name.rpartition("/")[2],
+        name=name,
+        arguments=", ".join([f'"{name}"', *given]),
+        suffix="png" if model.pictures.eight_bit else "npy",
+        conditions=", conditions={...}" if model.unet.network_config.each else "",
+    )
+
+
+def push_to_hub(
+    model: Any,
+    name: str,
+    *,
+    private: bool = False,
     revision: str | None = None,
     token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Path:
-    """The file of a checkpoint: a repository's, that of a folder of the same layout, or the path itself.
+    message: str = "A model of bbdm",
+    **settings: Any,
+) -> str:
+    """Push what :func:`save_pretrained` writes to the Hugging Face Hub, as one commit. Other files stay.
 
-    Arguments and errors are those of :func:`fetch`.
+    Args:
+        model: the sampler to push.
+        name: OWNER/NAME; the repository is made where there is none.
+        private: whether a repository that is made can be seen by its owner alone.
+        revision: the branch; None for the main one.
+        token: with write access; None for the one of ``HF_TOKEN`` or of a login.
+        message: the message of the commit.
+        settings: further arguments of :func:`save_pretrained`. A card that the repository has stays as it is;
+            an export in its ``onnx/`` is deleted, as it may be of other weights.
+
+    Returns:
+        The hash of the commit: ``from_pretrained(name, revision=hash)`` is this model for ever.
+
+    Raises:
+        HubError: the Hub refuses it, or cannot be reached.
+        ModuleNotFoundError: huggingface_hub is not installed.
+        ValueError: see :func:`save_pretrained`; or a name of another form.
     """
-    path = fetch(name_or_path, [WEIGHTS, CONFIG], revision, token, cache_dir)
-    return path / WEIGHTS if (path / WEIGHTS).is_file() else path
-
-
-@contextmanager
-def hub_errors(beginning: str) -> Iterator[None]:
-    """Turns an error of huggingface_hub in the ``with`` block into a :class:`HubError`, with a beginning."""
-    try:
-        yield
-    except Exception as error:  # of many kinds: the disk's, and those of its HTTP client, which changes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise HubError(f"{beginning}: {reason[:1000]}") from error
+    match = NAME.fullmatch(name)
+    if match is None or match["revision"] is not None:
+        raise ValueError(f"name must be OWNER/NAME, got {name!r}")
+    api = optional.package("huggingface_hub", "push_to_hub").HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, **settings, name=name)
+        with hub_errors(f"{name} cannot be pushed"):
+            api.create_repo(name, private=private, exist_ok=True)
+            kept = [CARD] if api.file_exists(name, CARD, revision=revision) else []
+            commit = api.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                revision=revision,
+                commit_message=message,
+                ignore_patterns=kept,
+                delete_patterns=f"{ONNX}/*",
+            )
+            return commit.oid

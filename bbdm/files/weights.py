@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from bbdm.base.atomic import check_suffix, write_atomically
 from bbdm.files import inert
-from bbdm.networks.restore import state_hash
+from bbdm.networks.base import state_hash
 
 VERSION = 1  # of all formats
 DIGEST = "sha256"

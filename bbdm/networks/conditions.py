@@ -1,12 +1,13 @@
-"""The conditions of a network besides the source: images, classes and tokens. Nothing here needs torch.
+"""The conditions of a network besides the source: images, classes and tokens; and guidance by them.
 
 :class:`ConditionInput` says what tensors of a kind are, what stands for none, what a call may give, and how a
-word of a command is read. No other code compares kinds.
+word of a command is read. No other code compares kinds. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -28,6 +29,7 @@ Kind = Literal["image", "class", "tokens"]
 Direction = Literal["AtoB", "BtoA"]
 KINDS: dict[str, Kind] = {"images": "image", "classes": "class", "tokens": "tokens"}  # by fields, in a network's order
 Classes = int | tuple[str, ...]  # how many there are, or their names in order
+Variant = tuple[tuple[str, ...], float]  # conditions that are left out, and the weight of the difference
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,16 @@ class ConditionInput:
         return shapes[self.kind]
 
     def check(self, value: torch.Tensor) -> None:
-        """Raise ValueError unless a tensor has the axes, the size and, where seen at no cost, the values."""
-        shape, unknown = tuple(value.shape), False  # whether it has values of no class
-        if self.kind == "class":
-            import torch
-
-            fits = len(shape) == 1 and "int" in str(value.dtype)
-            if fits and value.device.type == "cpu" and not torch.compiler.is_compiling():
-                unknown = not bool(((value >= 0) & (value < self.size + self.droppable)).all())
-        else:
-            fits = len(shape) > 3 and shape[1] == self.size if self.spatial else shape[2:] == (self.size,)
-        if not fits or unknown:
-            forms = {"image": "{} channels", "class": "shape (B,) of int64, below {}", "tokens": "shape (B, L, {})"}
-            self._refuse(
-                f"have {forms[self.kind].format(self.size)}", value if unknown else f"{shape} of {value.dtype}"
-            )
+        """Raise ValueError unless a tensor has the axes, the size and the kind of numbers."""
+        shape = tuple(value.shape)
+        rules = {
+            "image": (len(shape) > 3 and shape[1] == self.size, f"{self.size} channels"),
+            "class": (len(shape) == 1 and "int" in str(value.dtype), "shape (B,) of int64"),
+            "tokens": (shape[2:] == (self.size,), f"shape (B, L, {self.size})"),
+        }
+        fits, rule = rules[self.kind]
+        if not fits:
+            self._refuse(f"have {rule}", f"{shape} of {value.dtype}")
 
     def _refuse(self, rule: str, got: Any) -> NoReturn:
         raise ValueError(f"condition {self.name!r} must {rule}, got {got}")
@@ -98,10 +95,10 @@ class ConditionInput:
 
     def parse(self, text: str) -> Any:
         """A word of a command as what a call takes: a class, or the path of a .npy file, or ``none``."""
-        if self.kind == "class" and (text in self.names or text != "none"):
-            return int(text) if text not in self.names and text.isdecimal() else text
-        if text == "none":
+        if text == "none" and text not in self.names:
             return None
+        if self.kind == "class":
+            return int(text) if text not in self.names and text.isdecimal() else text
         if not text.endswith(".npy"):
             raise ValueError(f"condition {self.name!r} takes FILE.npy or none, got {text!r}")
         array = np.load(text)
@@ -149,9 +146,8 @@ class ConditionInput:
         shape = self.shape(count, sides)
         if value is None:
             return converted(np.zeros(shape, np.float32), source)
-        kind = getattr(value, "dtype", type(value).__name__)
-        if not hasattr(value, "dtype") or "float" not in str(kind):
-            self._refuse("be an array or a tensor of floats in [-1, 1]", kind)
+        if "float" not in str(getattr(value, "dtype", "")):
+            self._refuse("be an array or a tensor of floats in [-1, 1]", getattr(value, "dtype", type(value).__name__))
         got = tuple(value.shape)
         resizes = len(sides) == 2 and len(got) == 4 and all(got)
         if got[:2] not in ((1, self.size), (count, self.size)) or not (resizes or got[2:] == sides):
@@ -236,16 +232,11 @@ class ConditionsConfig:
     @property
     def described(self) -> str:
         """The conditions in words, such as ``'style' (3 classes: ink, oil, chalk)``."""
-        return described(self.each)
+        return ", ".join(map(str, self.each.values())) or "none"
 
     def settings(self) -> dict[str, Any]:
         """The fields that are not empty, as plain values."""
         return {each.name: value for each in fields(ConditionsConfig) if (value := getattr(self, each.name))}
-
-
-def described(conditions: Mapping[str, ConditionInput]) -> str:
-    """Conditions in words."""
-    return ", ".join(map(str, conditions.values())) or "none"
 
 
 def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionInput]) -> dict[str, Any]:
@@ -258,12 +249,13 @@ def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionI
     if not isinstance(conditions, Mapping):
         kind = type(conditions).__name__
         raise ValueError(f"conditions must be a mapping of names to values, such as {{'source': y}}, got a {kind}")
+    described = ", ".join(map(str, known.values())) or "none"
     if unknown := [name for name in conditions if name not in known]:
-        raise ValueError(f"conditions of this network are {described(known)}, got {', '.join(map(repr, unknown))}")
+        raise ValueError(f"conditions of this network are {described}, got {', '.join(map(repr, unknown))}")
     for name, each in known.items():
         if name not in conditions:
             also = "; None leaves it out of a sampler's call" if each.droppable else ""
-            raise ValueError(f"condition {name!r} is missing: this network has {described(known)}{also}")
+            raise ValueError(f"condition {name!r} is missing: this network has {described}{also}")
     return {name: conditions[name] for name in known}
 
 
@@ -273,13 +265,8 @@ def read_conditions(
     """The conditions of a call by name as a network takes them, a row for each image of the call.
 
     Images are (N, C, H, W) of the type, dtype and device of a source (B, C', H, W), and have its size;
-    classes are (N,) int64, and tokens (N, L, D) float32.
-
-    Args:
-        conditions: those of a call, by name.
-        known: those of the network.
-        source: images of the call.
-        owners: of each image, the source that it is of. Classes and tokens are given for sources.
+    classes are (N,) int64, and tokens (N, L, D) float32. Classes and tokens are given for sources, of which
+    ``owners`` has one for each image.
 
     Raises:
         ValueError: they are no mapping, or one is missing or unknown, of another kind or shape, or not
@@ -300,3 +287,64 @@ def read_direction(value: Any) -> Direction:
         if values and all(each in (number, name) for each in values):
             return name
     raise ValueError(f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance of a call: predictions are moved away from those without conditions.
+
+    Ho and Salimans 2022, with a weight for each condition (Liu et al. 2022): the prediction becomes F + sum
+    of w (F - F_v) over variants v, where F sees all conditions. Besides F, a step evaluates each variant.
+    """
+
+    variants: tuple[Variant, ...]
+
+    def predict(self, network: Callable[..., Any], x: Any, index: int, conditions: Sequence[Mapping[str, Any]]) -> Any:
+        """The guided prediction of a step, (B, C, *S), of a network that returns at least 32 bits.
+
+        ``conditions`` are those of each evaluation, (B, ...); or of all, (N B, ...), for one batch.
+        """
+        count = 1 + len(self.variants)
+        if len(conditions) > 1:
+            full, *others = [network(x, index, each) for each in conditions]
+        else:
+            together = network(concatenated([x] * count), index, conditions[0])
+            full, *others = [together[i * len(x) : (i + 1) * len(x)] for i in range(count)]
+        guided = full
+        for (_, weight), other in zip(self.variants, others, strict=True):
+            guided = guided + weight * (full - other)
+        return guided
+
+
+def read_guidance(conditions: ConditionsConfig, guidance: float | Mapping[str, float]) -> Guidance | None:
+    """The guidance of a call's argument for a network with conditions; None where predictions stay.
+
+    Raises:
+        ValueError: a weight is out of range, or the network was never trained without a condition.
+    """
+    weights = guidance if isinstance(guidance, Mapping) else {None: guidance}
+    if unknown := [name for name in weights if name is not None and name not in conditions.each]:
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"guidance must be for conditions, {conditions.described}, got {names}")
+    variants: list[Variant] = []
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(f"guidance must be a number of at least 0, got {weight!r}")
+        names = tuple(conditions.drop) if name is None else (name,)
+        missing = [repr(each) for each in names if each not in conditions.drop]
+        if missing or not names:
+            rule = f"guidance compares with predictions without {missing[0] if missing else 'a condition'}"
+            raise ValueError(f"{rule}, and the network was not trained so: see drop")
+        if weight != 1:
+            variants.append((names, weight - 1.0))
+    return Guidance(tuple(variants)) if variants else None
+
+
+def read_scale(text: str) -> float | dict[str, float]:
+    """The argument ``guidance`` from text: ``2``, or ``style=2,text=3``. ValueError for others."""
+    try:
+        if "=" not in text:
+            return float(text)
+        return {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise ValueError(f"guidance must be a number, or NAME=NUMBER,..., got {text!r}") from error

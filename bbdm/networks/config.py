@@ -38,17 +38,6 @@ def check_integers(config: Any, *names: str, least: int = 1) -> None:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
-def check_endpoint(endpoint: tuple[int, ...] | None, channels: int, condition_channels: int) -> None:
-    """Raise ValueError unless an endpoint is None, or has a source channel for each of the target's channels.
-
-    ``condition_channels`` is the source's number of channels, or 0 where it is not known.
-    """
-    wrong = [c for c in endpoint or () if type(c) is not int or not 0 <= c < (condition_channels or c + 1)]
-    if endpoint is not None and (wrong or len(endpoint) != channels):
-        of = f", of {condition_channels} counted from 0," if condition_channels else ", counted from 0,"
-        raise ValueError(f"endpoint must be a source channel{of} for each of {channels} channels, got {endpoint!r}")
-
-
 def check_levels(config: UNetConfig | VQGANConfig) -> list[int]:
     """The widths of all levels; ValueError where there is none, or one that groups do not divide."""
     if not config.channel_mult:
@@ -77,7 +66,13 @@ class NetworkConfig(ConditionsConfig):
         check_sizes(self)
         if self.axes not in (2, 3):
             raise ValueError(f"axes must be 2, of pictures, or 3, of volumes, got {self.axes!r}")
-        check_endpoint(self.endpoint, self.channels, self.condition_channels)  # pyright: ignore
+        count, known = self.channels, self.condition_channels  # pyright: ignore[reportAttributeAccessIssue]
+        fits = [type(c) is int and 0 <= c < (known or c + 1) for c in self.endpoint or ()]
+        if self.endpoint is not None and (len(fits) != count or not all(fits)):
+            of = f", of {known} counted from 0," if known else ", counted from 0,"
+            raise ValueError(
+                f"endpoint must be a source channel{of} for each of {count} channels, got {self.endpoint!r}"
+            )
 
     @cached_property
     def inputs(self) -> dict[str, ConditionInput]:

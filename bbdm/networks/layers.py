@@ -13,8 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
-from bbdm.networks.base import SOURCE, Conditions, Network
-from bbdm.networks.restore import ConfiguredNetwork
+from bbdm.networks.base import SOURCE, Conditions, ConfiguredNetwork, Network
 
 Conv = TypeVar("Conv", bound=nn.Module)
 CONVOLUTIONS: dict[int, type[Any]] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of spatial axes
@@ -155,10 +154,7 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
         return embed
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) the modulation of all layers at (B,) integer or fractional times: t's only influence.
-
-        With classes, the time's embedding, to which theirs are added.
-        """
+        """(B, M) the modulation of all layers at (B,) times; with classes, the time's embedding."""
         return self.embedder()(t)
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:

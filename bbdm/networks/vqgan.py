@@ -16,9 +16,9 @@ from torch import nn
 
 from bbdm.kernels.upsample_conv import upsample_conv3x3
 from bbdm.networks.arrays import check_images
+from bbdm.networks.base import ConfiguredNetwork
 from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.networks.layers import conv3x3, norm_silu
-from bbdm.networks.restore import ConfiguredNetwork
 
 LOG_VARIANCES = (-30.0, 20.0)  # the range of a KL autoencoder's, as in latent diffusion
 CHUNK = 256  # vectors that are compared with all codes at a time: their distances fit a cache
@@ -73,23 +73,8 @@ def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
     return nn.Sequential(OrderedDict(block_1=first, attn_1=attention, block_2=last))
 
 
-class Resample(nn.Module):
-    """Half the size, by a convolution with zeros beyond the lower right edges; or twice, then convolved."""
-
-    def __init__(self, channels: int, up: bool) -> None:
-        super().__init__()
-        self.up = up
-        self.conv = conv3x3(channels, channels) if up else nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, C, H / 2, W / 2) or (B, C, 2 H, 2 W)."""
-        if self.up:
-            return upsample_conv3x3(x, self.conv.weight, self.conv.bias, (2, 2))
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
 class Level(nn.Module):
-    """The blocks of one size, and the resampling to the next size, which is called ``resample``, if any."""
+    """The blocks of one size, and the step to the next: ``downsample``, ``upsample`` or none."""
 
     def __init__(self, channels: int, level: int, blocks: int, config: VQGANConfig, resample: str) -> None:
         super().__init__()
@@ -99,14 +84,20 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(AttentionBlock(width, config) for _ in range(blocks if attended else 0))
         self.resample = resample
         if resample:
-            self.add_module(resample, Resample(width, resample == "upsample"))
+            conv = conv3x3(width, width) if resample == "upsample" else nn.Conv2d(width, width, 3, stride=2)
+            self.add_module(resample, nn.ModuleDict({"conv": conv}))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
         for i, block in enumerate(self.block):
             x = block(x)
             x = self.attn[i](x) if self.attn else x
-        return getattr(self, self.resample)(x) if self.resample else x
+        if not self.resample:
+            return x
+        conv = getattr(self, self.resample)["conv"]
+        if self.resample == "upsample":
+            return upsample_conv3x3(x, conv.weight, conv.bias, (2, 2))
+        return conv(F.pad(x, (0, 1, 0, 1)))  # zeros beyond the lower right edges
 
 
 class Encoder(nn.Module):
@@ -244,10 +235,7 @@ class VQGAN(ConfiguredNetwork, nn.Module):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """The image (B, image_channels, H', W') of (B, latent_channels, H, W), by the nearest codes."""
-        return self.decode_codes(self.quantize(z.to(memory_format=torch.channels_last)))
-
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """The image of a latent whose vectors are codes."""
+        codes = self.quantize(z.to(memory_format=torch.channels_last)).to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(codes))
 
     def forward(

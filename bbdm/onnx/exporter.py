@@ -22,16 +22,14 @@ from bbdm.base.atomic import file_sha256
 from bbdm.data.rows import read_rows
 from bbdm.files.bridge_json import FORMAT, SETTINGS, TWO_TABLES, VERSION
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.base import placed
+from bbdm.networks.base import find_dtype, placed
 from bbdm.networks.conditions import DIRECTION
 from bbdm.onnx import graphs
-from bbdm.onnx.pipeline import pipeline_graph, pipeline_inputs
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
@@ -61,10 +59,8 @@ def export(
     Raises:
         ValueError: the folder exists, the network cannot be exported so, or the graphs differ from PyTorch.
     """
-    if folder.exists() and not (folder / SETTINGS).is_file():
-        raise ValueError(f"{folder} exists and is not an export: give another folder")
-    if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists: overwrite replaces it")
+    if folder.exists() and not (overwrite and (folder / SETTINGS).is_file()):
+        raise ValueError(f"{folder} exists: overwrite replaces an export, or give another folder")
     others, quantize = sampler.unet.network_config, calibrate is not None
     if quantize:
         check_pictures(sampler.unet.axes, "quantize")
@@ -101,14 +97,14 @@ def build_graphs(
     sampler: BridgeSampler, dtype: str, whole: bool, calibrate: Path | None, folder: Path
 ) -> dict[str, onnx.ModelProto]:
     """The graphs by name; ``folder`` is for temporary files."""
-    kind, codec = DTYPES[dtype], sampler.codec
+    kind, codec = find_dtype(dtype), sampler.codec
     models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, kind))}
     if calibrate is not None:
         models["unet"] = quantized(models["unet"], sampler, calibration(calibrate, sampler), folder)
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
         models["encoder"] = graphs.codec_graph(codec.placed(CPU, kind), decodes=False)
         models["decoder"] = graphs.codec_graph(codec, decodes=True)
-    pipeline = {"pipeline": pipeline_graph(models, sampler.table, sampler._shapes)} if whole else {}
+    pipeline = {"pipeline": graphs.pipeline_graph(models, sampler.table, sampler._shapes)} if whole else {}
     return {**models, "step": graphs.step_graph(sampler.unet.axes), **pipeline}
 
 
@@ -222,7 +218,7 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     exported, sampler = OnnxBridgeSampler(folder, ["CPUExecutionProvider"]), copy.copy(sampler)
     exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
     shapes, codec, found = sampler._shapes, sampler.codec, list[float]()
-    inputs, generator = pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
+    inputs, generator = graphs.pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
     for batch in (1, 5):
         sides = [(4 + axis * batch) * step for axis, step in enumerate(shapes.stride)]
         known = graphs.sizes(batch, sides)
@@ -230,9 +226,8 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
         source = values.pop("source")
         if sampler.direction is not None:  # one of all
             values[DIRECTION] = values[DIRECTION][:1].repeat(batch)
-        arrays = {name: value.numpy() for name, value in values.items()}
         # on whole pictures, where the network was trained on crops too
-        steps = [*exported.stream(source.numpy(), seed=0, conditions=arrays, window=None)]
+        steps = [*exported.stream(source.numpy(), seed=0, conditions=values, window=None)]
         wanted = [*sampler.stream(source, seed=0, conditions=values, window=None)]
         result, state = steps[-1].x, wanted[-1].x
         if codec is not None:

@@ -21,15 +21,8 @@ from bbdm.pictures.formats import UnknownFormatError
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 WIDE = ";16"  # what Pillow calls the stored values of 16 bits, of which it makes 8 in colours
-TURNS = {  # what makes a picture of an EXIF orientation upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+UPRIGHT = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+TURNS = {turn: Image.Transpose[name] for turn, name in enumerate(UPRIGHT, 2)}  # by EXIF's orientation
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
@@ -58,11 +51,10 @@ def as_size(value: Any, axes: int = 2) -> Size:
         ValueError: it is neither an integer nor one for each axis, or below 1.
     """
     whole = sides(value, axes)
-    if not isinstance(whole, list | tuple) or len(whole) != axes or not all(isinstance(v, int) for v in whole):
+    fits = isinstance(whole, list | tuple) and len(whole) == axes
+    if not fits or not all(isinstance(side, int) and side > 0 for side in whole):
         names = "(height, width)" if axes == 2 else "(depth, height, width)"
-        raise ValueError(f"image_size must be an integer or {names}, got {value!r}")
-    if min(whole) < 1:
-        raise ValueError(f"image_size must be at least 1, got {value}")
+        raise ValueError(f"image_size must be an integer or {names}, at least 1, got {value!r}")
     return whole[0] if axes == 2 and whole[0] == whole[1] else tuple(whole)  # pyright: ignore[reportReturnType]
 
 
@@ -93,7 +85,7 @@ def fitted(array: npt.NDArray[Any], size: Size | None, resize: Resize = "stretch
 
     The array is contiguous and writable; it is copied unless it is that already.
     """
-    if size is None or array.shape[1:] == sides(size):
+    if size is None or array.shape[1:] in (size, (size,) * (array.ndim - 1)):
         return np.require(array, requirements=["C", "W"])
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")

@@ -105,7 +105,7 @@ class Header(_Gridded):
     Args:
         path: the file, or the folder of a DICOM series.
         shape: (C, *S) of what reading gives.
-        dtype: of the values that reading gives.
+        dtype: of the values that reading gives, in this machine's byte order; truth values become uint8.
         geometry: where the pixels lie.
         windowed: whether a window costs less to read than the whole.
         most: the bytes of values that the file's size allows.
@@ -128,7 +128,10 @@ class Header(_Gridded):
     def __post_init__(self) -> None:
         if len(self.shape) not in (3, 4) or min(self.shape) < 1:
             raise ValueError(f"it must be (C, H, W) or (C, D, H, W), and its shape is {self.shape}")
-        object.__setattr__(self, "dtype", formats.real(self.dtype))
+        dtype = np.dtype(np.uint8 if self.dtype.kind == "b" else self.dtype)
+        if dtype.kind not in "uif" or dtype.itemsize > 8:
+            raise ValueError(f"its values are {dtype}, and real numbers of at most 64 bits are needed")
+        object.__setattr__(self, "dtype", dtype.newbyteorder("="))
 
 
 class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompatibleVariableOverride]

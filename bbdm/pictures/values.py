@@ -190,11 +190,10 @@ def read_values(text: str) -> AnyValues:
 
 @lru_cache
 def _levels(low: Level, high: Level, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The low level and half the range: () of all channels, or (C, 1, ...) for so many axes of S."""
-    half = (np.asarray(high) - np.asarray(low)) / 2
-    first, second = (np.asarray(level, np.float32) for level in (low, half))
-    sides = [1] * axes
-    return (first.reshape(-1, *sides) if first.ndim else first), (second.reshape(-1, *sides) if second.ndim else second)
+    """The low level and half the range, (C or 1, 1, ...) for so many axes of S."""
+    ends = (np.reshape(level, (-1, *[1] * axes)) for level in (low, high))
+    first, last = np.broadcast_arrays(*ends)
+    return first.astype(np.float32), ((last - first) / 2).astype(np.float32)
 
 
 def as_values(values: ValuesLike) -> Any:

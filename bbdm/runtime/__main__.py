@@ -3,7 +3,14 @@
 import sys
 
 from bbdm.base import scripts
-from bbdm.runtime.command import Runtime
+
+
+def main() -> None:
+    """Run the command; the import says what is not installed."""
+    from bbdm.runtime.command import Runtime
+
+    Runtime.main(scripts.import_modules(sys.argv[1:]))
+
 
 if __name__ == "__main__":
-    scripts.run(lambda: Runtime.main(scripts.import_modules(sys.argv[1:])))
+    scripts.run(main)

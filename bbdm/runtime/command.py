@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bbdm import solvers
-from bbdm.base import scripts
 from bbdm.base.atomic import check_folder
 from bbdm.base.scripts import Command
 from bbdm.base.seeds import resolve_seeds
@@ -17,10 +16,8 @@ from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
 from bbdm.pictures import Picture, formats, header, images, write
+from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.options import GuidanceOptions
-
-with scripts.imports():
-    from bbdm.runtime.sampler import OnnxBridgeSampler
 
 
 def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
@@ -46,7 +43,7 @@ class Runtime(Command, GuidanceOptions):
 
     HEADING: ClassVar[str] = "run"
     PROGRAM: ClassVar[str] = "python -m bbdm.runtime"
-    FIRST: ClassVar[str] = "folder pictures output seed steps solver condition"
+    FIRST: ClassVar[str] = "output seed steps solver condition"
 
     folder: Path = position("an export of `bbdm export`")
     pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")

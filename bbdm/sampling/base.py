@@ -21,8 +21,7 @@ from bbdm import solvers
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
-from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction
-from bbdm.networks.guidance import read_guidance
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction, read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import Distribution, sample_seeds

@@ -17,9 +17,8 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, save_package
 from bbdm.execution.device import check_compilation, choose_dtype, find_device
-from bbdm.files import pretrained
+from bbdm.files import hub
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.files.hub import find_checkpoint
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.arrays import check_pictures
@@ -178,15 +177,15 @@ class BridgeSampler(Inverting):
         The first arguments are those of :func:`~bbdm.files.hub.find_checkpoint`, which says what is read, and
         ``settings`` those of :meth:`from_checkpoint`.
         """
-        return cls.from_checkpoint(find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
+        return cls.from_checkpoint(hub.find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **settings: Any) -> None:
-        """Write a folder for :meth:`from_pretrained`; see :func:`bbdm.files.pretrained.save_pretrained`."""
-        pretrained.save_pretrained(self, folder, **settings)
+        """Write a folder for :meth:`from_pretrained`; see :func:`bbdm.files.hub.save_pretrained`."""
+        hub.save_pretrained(self, folder, **settings)
 
     def push_to_hub(self, name: str, **settings: Any) -> str:
-        """Push to the Hugging Face Hub; see :func:`bbdm.files.pretrained.push_to_hub`. Returns the commit."""
-        return pretrained.push_to_hub(self, name, **settings)
+        """Push to the Hugging Face Hub; see :func:`bbdm.files.hub.push_to_hub`. Returns the commit."""
+        return hub.push_to_hub(self, name, **settings)
 
     def save_compiled(self, path: str | os.PathLike[str], size: images.Size, batch_size: int = 1) -> None:
         """Compile the network into a package, from which a new process starts in seconds.

@@ -24,7 +24,7 @@ from bbdm.base.scripts import termination
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import images
-from bbdm.serving.config import AppConfig
+from bbdm.serving.config import App
 
 FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
 LEGEND = "<br>mean: their average; spread: white is a standard deviation of 128 levels of 255 or more, black none"
@@ -50,7 +50,7 @@ class Panel:
         ValueError: the model cannot be read, or a setting is not for it.
     """
 
-    def __init__(self, config: AppConfig, name: str, about: str = "", drawn: bool = True) -> None:
+    def __init__(self, config: App, name: str, about: str = "", drawn: bool = True) -> None:
         self.config, self.name, self.about, self.drawn = config, name, about, drawn
         self.sampler = config.open(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.windowed = config.window_of(self.sampler.pictures.crop) is not None
@@ -177,7 +177,7 @@ def zipped(results: Pictures) -> Path:
     return path
 
 
-def build(config: AppConfig) -> gr.Blocks:
+def build(config: App) -> gr.Blocks:
     """The page: of the network of the settings, or a tab for each of the bundled ones.
 
     Raises:
@@ -196,7 +196,7 @@ def build(config: AppConfig) -> gr.Blocks:
     return app
 
 
-def launch(config: AppConfig) -> None:
+def launch(config: App) -> None:
     """Show the page, until SIGTERM or Ctrl-C. Uploads and results go with it."""
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder, termination() as asked:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from bbdm.base import scripts
 from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.serving.config import LOOPBACK, ClusterConfig
+from bbdm.serving.config import LOOPBACK, Serve, TranslateRay
 from bbdm.translation.results import Job, missing, paths_of
 from bbdm.translation.translator import Translator
 
-Driver = tuple[ClusterConfig, Translator, Mapping[str, Any]]  # and the settings of its results
+Driver = tuple[TranslateRay, Translator, Mapping[str, Any]]  # and the settings of its results
 
 
 @contextmanager
@@ -48,8 +48,8 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no other machine may join
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as where nobody chose, of which Ray warns
         options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
-    if modules := [*scripts.imported]:
-        options["runtime_env"] = {"worker_process_setup_hook": lambda: scripts.import_own(modules)}
+    if words := [*scripts.imported]:
+        options["runtime_env"] = {"worker_process_setup_hook": lambda: scripts.import_modules(words)}
     import ray
 
     ray.init(address=address or "local", **options)
@@ -59,14 +59,22 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         ray.shutdown()
 
 
-def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
-    """Make missing results: their number, that of those that were there, and what cannot be read.
+def serve(config: Serve) -> None:
+    """Serve a network on this machine until a signal; see :func:`bbdm.serving.server.run`."""
+    with connected() as (machine,):
+        from bbdm.serving import server  # which imports Ray, after the environment says where it listens
+
+        server.run(config, machine)
+
+
+def translate(config: TranslateRay) -> None:
+    """Make missing results; print what cannot be read, and how many results there are.
 
     Raises:
         BadPicturesError: pictures cannot be read, without ``skip_bad``; all others are made.
-        ResultsError: the folder holds results of other settings.
         StoppedError: a worker cannot go on, such as with a full disk.
-        ValueError, OSError: the network, the pictures or the cluster cannot be used.
+        ValueError, OSError: the network, the pictures or the cluster cannot be used, or the folder holds
+            results of other settings.
     """
     sources, folder = Path(config.data_dir).resolve(), config.folder.resolve()
     if sources.is_relative_to(folder) or folder.is_relative_to(sources):
@@ -87,8 +95,11 @@ def translate(config: ClusterConfig) -> tuple[int, int, list[str]]:
     if bad and not config.skip_bad:
         others = f"{len(bad)} of {len(names)} pictures; the others are translated, and skip_bad leaves them out"
         raise BadPicturesError(f"{next(iter(bad.values()))} ({others})")
+    for reason in bad.values():
+        print(f"left out: {reason}")
     made = {*paths_of(jobs)}
-    return len(made - existing), len(made & existing), [*bad.values()]
+    kept = f", and {len(made & existing)} that were there" if made & existing else ""
+    print(f"{len(made - existing)} results in {folder}{kept}")
 
 
 def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) -> Iterator[tuple[str, str]]:

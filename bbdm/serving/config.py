@@ -1,4 +1,4 @@
-"""The settings of the app, of a server and of many machines. Nothing here needs torch or Ray."""
+"""The commands of the app, of a server and of many machines: settings alone, without torch or Ray."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from bbdm.base import demo
+from bbdm.base.scripts import Command
 from bbdm.base.settings import position, setting
 from bbdm.sampling.network_config import NetworkConfig
 from bbdm.translation.config import TranslateConfig
@@ -58,10 +59,16 @@ class ShowConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(ShowConfig):
-    """Which network is served, where, and the most that it takes."""
+class Serve(Command, ShowConfig):
+    """Serve a network over HTTP: bbdm serve MODEL [flags].
+
+    POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver,
+    steps and seed:
+    curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
+    """
 
     HEADING: ClassVar[str] = "server"
+    FIRST: ClassVar[str] = "host port solver steps"
 
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
@@ -69,10 +76,15 @@ class ServeConfig(ShowConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppConfig(ShowConfig):
-    """Which networks are shown where, and what a visitor may ask for."""
+class App(Command, ShowConfig):
+    """Translate pictures in the browser: bbdm app MODEL [flags].
+
+    MODEL is a checkpoint, a folder that save_pretrained wrote, or a name on the Hub. Without any, the page
+    shows the bundled networks. It is at http://127.0.0.1:7860, and fetches nothing from the internet.
+    """
 
     HEADING: ClassVar[str] = "app"
+    FIRST: ClassVar[str] = "host port device solver steps max_steps max_pixels"
 
     model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
     port: int = setting(7860, "port to listen on", least=1)
@@ -82,8 +94,12 @@ class AppConfig(ShowConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(TranslateConfig):
-    """Which pictures a cluster translates, by which network, and how.
+class TranslateRay(Command, TranslateConfig):
+    """Translate pictures on many machines: bbdm translate-ray SOURCES RESULTS CHECKPOINT [flags].
+
+    SOURCES is a folder of pictures, RESULTS a folder outside of it, at the same paths on all machines: on a
+    shared disk, or a bucket that is mounted. Results are those of bbdm translate folder, and the same command
+    makes what is missing.
 
     Raises:
         ValueError: a number below 1, or settings that contradict each other.
@@ -91,6 +107,9 @@ class ClusterConfig(TranslateConfig):
 
     HEADING: ClassVar[str] = "cluster"
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals"})
+    FIRST: ClassVar[str] = (
+        "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
+    )
 
     dataset: str = "folder"  # pictures alone
     data_dir: str = position("a folder of pictures", metavar="SOURCES")

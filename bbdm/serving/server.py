@@ -37,7 +37,7 @@ from bbdm.base.scripts import termination
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
 from bbdm.sampling.options import Options
-from bbdm.serving.config import ServeConfig
+from bbdm.serving.config import Serve
 
 log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -57,7 +57,7 @@ class Query(BaseModel, extra="forbid"):
     direction: Direction | None = None
 
 
-def facts(config: ServeConfig) -> dict[str, Any]:
+def facts(config: Serve) -> dict[str, Any]:
     """The network that is served, and what a request may ask for; errors as of ``config.open``."""
     sampler = replace(config, compile=False).open("cpu")
     steps = {sampler.solver: len(sampler.table)}  # of requests that name none
@@ -110,7 +110,7 @@ def translate_together(sampler: Any, items: list[tuple[Pixels, Query]], **settin
 class Replica:
     """A sampler, which translates pictures that arrive together."""
 
-    def __init__(self, config: ServeConfig, threads: int) -> None:
+    def __init__(self, config: Serve, threads: int) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(threads)
@@ -205,7 +205,7 @@ def unreadable(request: Request, error: Any) -> Response:
     return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:20]!r}"}, 422)
 
 
-def application(config: ServeConfig, known: dict[str, Any], machine: Mapping[str, float]) -> serve.Application:
+def application(config: Serve, known: dict[str, Any], machine: Mapping[str, float]) -> serve.Application:
     """The two deployments, with a replica for each GPU of the machine, or one; they share its cores."""
     cores, cards = int(machine["CPU"]), int(machine.get("GPU", 0))
     replicas = max(1, min(cores, cards))
@@ -220,7 +220,7 @@ def application(config: ServeConfig, known: dict[str, Any], machine: Mapping[str
     return front(serve.ingress()(Front)).bind(replica.bind(config, threads), known)
 
 
-def run(config: ServeConfig, machine: Mapping[str, float]) -> None:
+def run(config: Serve, machine: Mapping[str, float]) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept nothing more, and answer what was accepted.
 
     Ray is connected to the machine. A line says when requests are accepted.

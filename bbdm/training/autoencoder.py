@@ -11,7 +11,6 @@ gradients at the weights of the decoder's last layer (Esser et al., section 3.1)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -34,20 +33,6 @@ from bbdm.training.task import Forward, Losses, Task, mixed
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
 STREAMS = (2, 3)  # of noise, of sources and of targets
 SMALLEST, LARGEST = 1e-4, 1e4  # of the adversary's weight
-Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def perceptual_loss(config: AutoencoderConfig, device: torch.device) -> Perceptual | None:
-    """LPIPS (Zhang et al. 2018) of images and pictures (B, C, H, W) in [-1, 1], their mean; None without.
-
-    Errors are those of :func:`~bbdm.evaluation.perceptual.lpips_network`.
-    """
-    if config.perceptual == "none":
-        return None
-    from bbdm.evaluation.perceptual import lpips_network  # of an extra
-
-    network = lpips_network(config.perceptual).to(device)
-    return lambda image, x: network(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()
 
 
 def pictures(y: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
@@ -103,12 +88,12 @@ class CodebookUse(nn.Module):
 class AutoencoderTask(Task):
     """The training of an autoencoder, and of its adversary.
 
-    The sources and targets of ``train`` are its pictures, and ``perceptual`` is what :func:`perceptual_loss`
-    returns. The other arguments are those of a :class:`~bbdm.training.task.Task`.
+    The sources and targets of ``train`` are its pictures. The arguments are those of a
+    :class:`~bbdm.training.task.Task`.
 
     Raises:
-        ValueError: fewer pairs than one batch, or pictures that the autoencoder or the discriminator cannot
-            take.
+        ValueError: fewer pairs than one batch, pictures that the autoencoder or the discriminator cannot
+            take, or see :func:`~bbdm.evaluation.perceptual.lpips_network`.
     """
 
     betas = (0.5, 0.9)  # in both papers
@@ -126,8 +111,6 @@ class AutoencoderTask(Task):
         train: Pairs,
         processes: Processes | None = None,
         codec: None = None,
-        *,
-        perceptual: Perceptual | None = None,
         **functions: Any,
     ) -> None:
         settings, size = network.config, sides(train.image_size)
@@ -140,7 +123,12 @@ class AutoencoderTask(Task):
         if config.adversarial_weight and min(size) < PatchGAN.least:
             raise ValueError(f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}")
         super().__init__(network, config, train, processes, **functions)
-        self.perceptual = perceptual
+        self.perceptual: Any = None
+        if config.perceptual != "none":
+            from bbdm.evaluation.perceptual import lpips_network  # of an extra
+
+            with self.processes.first_before_others():  # the others find what the first downloads
+                self.perceptual = lpips_network(config.perceptual).to(self.device)
         self.use = CodebookUse(settings.num_codes, self.processes) if settings.num_codes else None
         self.stateful |= {} if self.use is None else {"use": self.use}
         if config.adversarial_weight:
@@ -180,10 +168,10 @@ class AutoencoderTask(Task):
         return (image * gradient).sum().add(latent), parts  # the gradient at the images is this one
 
     def _distance(self, image: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The distance of images from pictures, of which ``parts`` gets L1 and LPIPS."""
+        """The distance of images from pictures, of which ``parts`` gets L1 and LPIPS (Zhang et al. 2018)."""
         distance = parts["l1"] = F.l1_loss(image, x)
         if self.perceptual is not None:
-            parts["lpips"] = self.perceptual(image, x)
+            parts["lpips"] = self.perceptual(*(v.expand(-1, 3, -1, -1) for v in (image, x))).mean()
             distance = distance + self.config.perceptual_weight * parts["lpips"]
         return distance
 

@@ -43,10 +43,9 @@ def student_of(teacher: Checkpoint, calls: int, network: Network | None = None) 
         ValueError: the teacher was distilled for fewer calls, or is of another network; or noise does not
             hide the target at the top of its bridge, so that sampling cannot start from noise.
     """
-    if teacher.calls is not None and teacher.calls < calls:
-        raise ValueError(
-            f"calls must be at most those that the teacher was distilled for, {teacher.calls}, got {calls}"
-        )
+    most = teacher.defaults.calls
+    if most is not None and most < calls:
+        raise ValueError(f"calls must be at most those that the teacher was distilled for, {most}, got {calls}")
     if not solvers.build(teacher.bridge, solvers.DISTILLED, steps=calls).start[1]:
         raise ValueError(f"a student starts from noise, and {teacher.bridge} has too little at its top")
     student = teacher.build_unet(network=network)

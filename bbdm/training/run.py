@@ -10,18 +10,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bbdm.base import manifest, sizes
-from bbdm.base.atomic import LOCK, make_folder, remove_leftovers, write_atomically
+from bbdm.base.atomic import remove_leftovers, write_atomically
 from bbdm.data.examples import collate
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
@@ -31,7 +30,6 @@ from bbdm.training.task import SHOWN_EVERY
 
 log = logging.getLogger(__name__)
 LOGGER = logging.getLogger("bbdm")
-LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
 PREVIEW_PAIRS = 8
 BY_STEP = {"epoch", "step", "loss", "learning_rate"}  # which TensorBoard has of each step
 LEFT_OUT = {"epoch", "step", "learning_rate"}  # on a terminal
@@ -44,22 +42,14 @@ class RunFolder:
         path: the path of the folder.
         keep: the number of newest checkpoints to keep.
         read: the content of a checkpoint; a ValueError says that it is damaged.
-        patience: seconds to wait for another run to leave the folder.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        keep: int,
-        read: Callable[[Path], Any] = load_checkpoint,
-        patience: float = 0,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], keep: int, read: Callable[[Path], Any] = load_checkpoint) -> None:
         self.path = path = Path(path)
-        self.keep, self.read, self.patience = keep, read, patience
+        self.keep, self.read = keep, read
         self.best = path / "best.pt"  # the weights with the lowest validation loss
         self.metrics = path / "metrics.jsonl"
         self.events = path / "tensorboard"
-        self._lock = FileLock(path / LOCK)
 
     def checkpoint(self, step: int) -> Path:
         """The file of the state after ``step`` optimizer steps."""
@@ -103,51 +93,27 @@ class RunFolder:
             )
         return None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other runs out of the folder; ValueError where one works in it."""
-        make_folder(self.path)
-        try:
-            self._lock.acquire(timeout=self.patience)
-        except Timeout:
-            raise ValueError(f"another run works in {self.path}: each needs a folder (experiment) of its own") from None
-        except NotImplementedError:
-            log.warning("%s cannot be locked on its file system: start only one run in it", self.path)
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def forget_after(self, step: int) -> None:
-        """Delete the checkpoints after a step; with step 0 also the best weights, the trace and the events.
-
-        Raises:
-            ValueError: another run works in the folder.
-        """
-        with self.locked():
-            for other, path in self.checkpoints().items():
-                if other > step:
-                    path.unlink()
-            if step == 0:
-                for path in (self.best, *self.path.glob("step_*.damaged")):
-                    path.unlink(missing_ok=True)
-                shutil.rmtree(self.events, ignore_errors=True)
-
-    def begin(self, step: int, epochs: int, config: dict[str, Any]) -> None:
+    def begin(self, step: int, epochs: int, config: dict[str, Any], overwrite: bool = False) -> None:
         """Prepare the locked folder for a run that begins at ``step``, after ``epochs`` epochs.
 
-        Half-written files of killed processes are deleted, and metrics and grids of later epochs.
+        Half-written files of killed processes are deleted, and metrics and grids of later epochs. To
+        ``overwrite`` deletes later checkpoints too; from step 0 also best weights and TensorBoard's events.
 
         Raises:
             ValueError: it has later checkpoints, or the metrics are damaged.
         """
-        later = next(iter(self.checkpoints()), step)
-        if later > step:
+        later = {at: path for at, path in self.checkpoints().items() if at > step}
+        if later and not overwrite:
             raise ValueError(
-                f"{self.path} holds a run of {later} steps already, and this one would begin at {step}: "
+                f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
                 "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
                 "folder (experiment)"
             )
+        old = [self.best, *self.path.glob("step_*.damaged")] if overwrite and step == 0 else []
+        for path in (*later.values(), *old):
+            path.unlink(missing_ok=True)
+        if old:
+            shutil.rmtree(self.events, ignore_errors=True)
         remove_leftovers(self.path)
         self.metrics.touch()
         if lines := self.metrics.read_text().splitlines(keepends=True):
@@ -249,11 +215,11 @@ class Progress(Callback):
         LOGGER.info("%s; network of %.1f M parameters, %s", team, size, config.precision)
         pairs = f"{len(train)} training pairs of {sizes.shown(train.image_size)}"
         LOGGER.info("%s, %s for validation", pairs, len(trainer.validation or ()))
-        LOGGER.info("%s steps, batch %s; files: %s", trainer.total_steps, batch, trainer.folder)
+        LOGGER.info("%s steps, batch %s; files: %s", trainer.task.total, batch, trainer.folder)
         if (resumed := trainer.resumed_from) is not None:
-            LOGGER.info("resumed from %s: step %s of %s", resumed, trainer.step, trainer.total_steps)
+            LOGGER.info("resumed from %s: step %s of %s", resumed, trainer.step, trainer.task.total)
         about: dict[str, Any] = {"unit": " pairs", "unit_scale": batch, "initial": trainer.step, "leave": False}
-        bar = tqdm(total=trainer.total_steps, disable=None, **about)  # in a file, lines are enough
+        bar = tqdm(total=trainer.task.total, disable=None, **about)  # in a file, lines are enough
         self._bar = self._ends.enter_context(bar)
 
     def after_step(self, trainer: Any, loss: float) -> None:
@@ -272,32 +238,26 @@ class Progress(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes the events of a run to its folder, in the process that writes, where TensorBoard is installed.
+    """Writes the events of a run to its folder, in the process that writes, where it is installed.
 
     What a step reports is written every 50 steps, and the metrics and the images of each epoch. Points that
     an earlier process wrote of later steps are not shown.
     """
 
-    _writer: Any = None
-
     def begin(self, trainer: Any) -> None:
         """Open the folder of the events."""
-        if trainer.processes.first:
-            with suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # of an extra
 
-                self._writer = SummaryWriter(str(trainer.run.events), purge_step=trainer.step + 1)
+        self._writer: Any = SummaryWriter(str(trainer.run.events), purge_step=trainer.step + 1)
 
     def after_step(self, trainer: Any, loss: float) -> None:
         """Write what the step reported, if that is due."""
-        if self._writer is not None and trainer.step % SHOWN_EVERY == 0:
+        if trainer.step % SHOWN_EVERY == 0:
             for name, value in trainer.task.last.items():
                 self._writer.add_scalar(name, value, trainer.step)
 
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write the metrics of an epoch, except those that are written by step, and its images."""
-        if self._writer is None:
-            return
         shown = {name: value for name, value in metrics.items() if name not in BY_STEP}
         for name, value in {**shown, "loss of the epoch": metrics["loss"]}.items():
             self._writer.add_scalar(name, value, trainer.step)
@@ -306,6 +266,5 @@ class TensorBoard(Callback):
 
     def end(self, trainer: Any) -> None:
         """Write the remaining points; a full disk loses them without an error."""
-        if self._writer is not None:
-            with suppress(OSError):
-                self._writer.close()
+        with suppress(OSError):
+            self._writer.close()

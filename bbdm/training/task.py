@@ -22,14 +22,13 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bbdm.base import manifest
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
 from bbdm.kernels.elementwise import CHANNELS_LAST
-from bbdm.training.config import FREE, Precision, RunConfig
+from bbdm.training.config import Precision, RunConfig
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -319,31 +318,10 @@ class Task(ABC):
         parts = {name: part.state_dict() for name, part in self.stateful.items()}
         return {**parts, "sums": dict(self.sums), "counted": dict(self.counted), "config": asdict(self.config)}
 
-    def resume(self, path: Path, checkpoint: Any, pairs: Mapping[str, Any]) -> dict[str, Any]:
-        """Restore weights and state from the content of ``path``; returns the training state that it holds.
-
-        ``pairs`` describes the training pairs.
-
-        Raises:
-            ValueError: it has none, or is of another run. Only the settings in
-                :data:`~bbdm.training.config.FREE` may change; functions are not compared.
-        """
-        (network, before), state = self.stored(checkpoint), checkpoint.training
-        if state is None:
-            raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-        runs = ((before, state["config"], state["pairs"]), (self.description, asdict(self.config), pairs))
-        stored, own = (
-            {**what, **{name: value for name, value in config.items() if name not in FREE}, "pairs": dict(about)}
-            for what, config, about in runs
-        )
-        if changed := manifest.differences(stored, own):
-            raise ValueError(
-                f"{path} was trained with {changed}: resume with the same, begin anew in another folder (experiment), "
-                "or overwrite this run"
-            )
+    def restore(self, network: Any, state: Mapping[str, Any]) -> None:
+        """Take the network of :meth:`stored`, with its average, and what :meth:`state` returned."""
         self.network.load_state_dict(network.weights)
         self.average.load_state_dict(network.ema)
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.sums, self.counted = Counter(state["sums"]), Counter(state["counted"])
-        return state

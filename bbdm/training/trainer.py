@@ -12,9 +12,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,26 @@ import torch
 from PIL.Image import Image
 
 from bbdm.base import manifest
+from bbdm.base.atomic import locked
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.examples import Example
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.rows import BadPicturesError
 from bbdm.data.tables import MapStyle
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
 from bbdm.training.bridge import BridgeTask
-from bbdm.training.config import RunConfig
-from bbdm.training.run import LEASE, Callback, Previews, Progress, RunFolder, TensorBoard
+from bbdm.training.config import FREE, RunConfig
+from bbdm.training.run import Callback, Previews, Progress, RunFolder, TensorBoard
 from bbdm.training.task import Task, mixed, sample_seeds
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
 DIVERGED = "Lower learning_rate or set grad_clip"
 
 
@@ -111,12 +115,11 @@ class Trainer:
         rank, count = self.processes.rank, self.processes.count
         self.train = train.shared(rank, count)
         self.folder = Path(folder)
-        self.run = RunFolder(self.folder, config.keep, self.task.read, LEASE if count > 1 else 0)
+        self.run = RunFolder(self.folder, config.keep, self.task.read)
         self.callbacks: list[Callback] = [*([] if validation is None else [Previews()]), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
         self.epoch = self.step = 0
-        self.total_steps = self.task.total
         self.steps_per_epoch = len(self.train) // config.batch_size
         self._share = config.batch_size // count  # of a batch, this process's
         loading = (self._share, self.device, config.workers)
@@ -144,10 +147,24 @@ class Trainer:
         Raises:
             ValueError: it has no training state, or is of another network, bridge, codec, number of pairs,
                 size, direction or settings. Only the settings in :data:`~bbdm.training.config.FREE` may
-                change.
+                change; functions are not compared.
         """
         path = Path(path)
-        state = self.task.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.pairs)
+        checkpoint = self.run.read(path) if checkpoint is None else checkpoint
+        (network, before), state = self.task.stored(checkpoint), checkpoint.training
+        if state is None:
+            raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
+        runs = ((before, state["config"], state["pairs"]), (self.task.description, asdict(self.config), self.pairs))
+        stored, own = (
+            {**what, **{name: value for name, value in config.items() if name not in FREE}, "pairs": dict(pairs)}
+            for what, config, pairs in runs
+        )
+        if changed := manifest.differences(stored, own):
+            raise ValueError(
+                f"{path} was trained with {changed}: resume with the same, begin anew in another folder (experiment), "
+                "or overwrite this run"
+            )
+        self.task.restore(network, state)
         self.epoch, self.step, self._saved = state["epoch"], state["step"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
         self.resumed_from = path
@@ -173,13 +190,14 @@ class Trainer:
         """
         self._reason = reason
 
-    def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:
+    def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False, overwrite: bool = False) -> bool:
         """Train until ``config.epochs`` are done.
 
         Args:
             progress: show the run on standard error: a bar, and lines; see
                 :class:`~bbdm.training.run.Progress`.
             stop: called before each step and each batch of validation; once True, the run is saved and ends.
+            overwrite: delete the later steps of a run in the folder, which is an error otherwise.
 
         Returns:
             Whether the run is done: False where ``stop`` ended it.
@@ -196,7 +214,8 @@ class Trainer:
                 raise ValueError(f"process {rank} must begin as process 0 does, and differs from it: {differing}")
         self._asked, self._reason = stop, None
         writes = self.processes.rank == 0
-        self._called: list[Callback] = [*self.callbacks, TensorBoard(), *([Progress()] if progress and writes else [])]
+        shown = [*([TensorBoard()] if find_spec("tensorboard") else []), *([Progress()] if progress else [])]
+        self._called: list[Callback] = [*self.callbacks, *(shown if writes else [])]
         with ExitStack() as ends:
             ends.callback(self.batches.close)
             if self._validating is not None:
@@ -204,9 +223,9 @@ class Trainer:
                 for _ in self._validating(self._indices):
                     pass  # a broken picture is found now, not after an epoch
             if writes:
-                ends.enter_context(self.run.locked())
+                ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
                 pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
-                self.run.begin(self.step, self.epoch, {**self._settings, "pairs": pairs})
+                self.run.begin(self.step, self.epoch, {**self._settings, "pairs": pairs}, overwrite)
             for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)
@@ -215,6 +234,10 @@ class Trainer:
                     self._epoch()
             except _AskedError:
                 return False
+            except BadPicturesError as error:
+                if self.step != self._saved:
+                    self._save()
+                raise self._stopped(f"{error}", "Repair the file") from error
             except (OSError, ValueError) as error:
                 full = isinstance(error, OSError) and error.errno in DISK_FULL
                 raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
@@ -258,7 +281,7 @@ class Trainer:
         order, begin = self.train.order(drawn), self.processes.rank * self._share
         firsts = (step * size + begin for step in range(done, self.steps_per_epoch))
         indices = chain.from_iterable(order(first, first + self._share) for first in firsts)
-        for batch in self._readable(self.batches(indices, drawn)):
+        for batch in self.batches(indices, drawn):
             loss = self.train_step(batch)
             if not math.isfinite(loss):
                 raise self._stopped(f"the loss is {loss} at step {self.step}", DIVERGED)
@@ -280,7 +303,7 @@ class Trainer:
         assert self.validation is not None
         assert self._validating is not None
         totals, done = Counter[str](), 0
-        for batch in self._readable(self._validating(self._indices)):
+        for batch in self._validating(self._indices):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self._check_asked()
             seeds = sample_seeds(0, self._indices[done], len(batch.source), self.device)
@@ -288,15 +311,6 @@ class Trainer:
             done += len(batch.source)
         names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
         return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}
-
-    def _readable(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches; where one cannot be read, the run ends, saved."""
-        try:
-            yield from batches
-        except (OSError, ValueError) as error:
-            if self.step != self._saved:
-                self._save()
-            raise self._stopped(f"{error}", "Repair the file") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights, in the first process. The others need not call this."""

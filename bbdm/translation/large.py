@@ -22,10 +22,6 @@ from bbdm.translation.results import Job
 DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
 
 
-class LargePictureError(ValueError):
-    """A picture needs more memory than there is, and the network is called on whole pictures."""
-
-
 class LargePictures:
     """Divides the pictures of a data set by the memory that they need.
 
@@ -76,17 +72,17 @@ class LargePictures:
 
         Raises:
             InUseError: another process makes this result.
-            LargePictureError: there are no windows, there is guidance, or it is a map.
             OSError: the disk is too small, or became full.
             StoppedError: SIGTERM came while it was made.
-            ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
+            ValueError: the picture is damaged or not finite, or it cannot be read or written by parts; or
+                there are no windows, there is guidance, or it is a map.
         """
         source, name, pairs = self._files.shown(job.index), job.path.name, self._files.pairs
         strips = pairs.reader.strips(pairs.rows[job.index])
         size = strips.shape[1:]
         windows = self._windows(sampler, size)
         if windows is None:
-            raise LargePictureError(
+            raise ValueError(
                 f"{source} of {size[0]} x {size[1]} needs about {amount(in_memory(sampler, size))} of memory, more "
                 f"than {amount(self._limit)}, and the network is called on whole pictures: give window, the side of "
                 "windows, or more memory"
@@ -97,7 +93,7 @@ class LargePictures:
             (sampler.unet.network_config.each, "the network sees more than the source"),
         ):
             if cause:
-                raise LargePictureError(f"{source} is larger than memory, and then {what}: give more memory")
+                raise ValueError(f"{source} is larger than memory, and then {what}: give more memory")
         about = {**about, "source": self._files.names[job.index]}
         with scripts.termination() as asked, tqdm(desc=name, unit="call", leave=False, disable=not verbose) as bar:
 

@@ -19,10 +19,6 @@ SETTINGS = "settings.json"
 SAMPLE = "sample"  # the kind of a result that is no map
 
 
-class ResultsError(ValueError):
-    """A folder holds results that were made in another way."""
-
-
 @dataclass(frozen=True)
 class Job:
     """What to make of a source.
@@ -131,8 +127,7 @@ class Record:
         path: the file of the manifest.
 
     Raises:
-        ResultsError: there are results of other settings, or without a manifest.
-        ValueError: the manifest is damaged.
+        ValueError: there are results of other settings, or without a manifest, or it is damaged.
     """
 
     def __init__(
@@ -157,12 +152,12 @@ class Record:
                 (folder / name).unlink(missing_ok=True)
             self.existing = set[str]()
         elif differing:
-            raise ResultsError(
+            raise ValueError(
                 f"{folder} holds results of other settings ({differing}): give another folder, or overwrite"
             )
         elif unknown := sorted(self.existing - known):
             no = f"no {self.path} says what made it"
-            raise ResultsError(f"{folder}/{unknown[0]} exists, but {no}: give another folder")
+            raise ValueError(f"{folder}/{unknown[0]} exists, but {no}: give another folder")
         self._names = {*names} if differing else known.union(names)
         manifest.write(self.path, {"settings": self.settings, **({"results": sorted(self._names)} if further else {})})
 

@@ -29,8 +29,8 @@ from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
+from bbdm.networks.base import find_dtype
 from bbdm.networks.conditions import DIRECTION
-from bbdm.networks.restore import find_dtype
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files, spec_of
@@ -266,8 +266,8 @@ class Translator:
             empty in the other processes.
 
         Raises:
-            LargePictureError: a picture is larger than memory, and there are no windows.
-            ResultsError: the folder holds results of other settings, in the first process.
+            ValueError: a picture is larger than memory, and there are no windows; or, in the first process,
+                the folder holds results of other settings.
         """
         jobs = self.plan(folder)
         check_paths(self.files, paths_of(jobs))

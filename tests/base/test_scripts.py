@@ -166,7 +166,7 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
     [
         (ValueError("no such thing"), "error: no such thing", ""),
         (ModuleNotFoundError("none", name="torchmetrics.image"), "error: none: pip install 'bbdm[eval]'", ""),
-        (KeyboardInterrupt(), 130, "interrupted: results are kept"),
+        (KeyboardInterrupt(), 130, "interrupted: the same command makes what is missing"),
         (KeyboardInterrupt("last.pt is kept"), 130, "interrupted: last.pt is kept"),
         (scripts.StoppedError("the loss is nan", 3), 3, "stopped: the loss is nan"),
     ],
@@ -179,7 +179,7 @@ def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: s
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        scripts.run(main, "results are kept")
+        scripts.run(main)
     assert caught.value.code == code
     assert capsys.readouterr().err.strip() == printed
     with pytest.raises(ZeroDivisionError):

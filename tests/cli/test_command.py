@@ -96,51 +96,37 @@ def test_the_commands_of_sde_bbdm(latent: list[str], save_picture: SavePicture, 
     assert Image.open(tmp_path / "results/04.png").size == (64, 64)
 
 
-def info(file: Path | str, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, dict[str, str]]:
-    """The title and the rows of `bbdm info`."""
-    Info.main([str(file), *flags])
-    title, *lines = capsys.readouterr().out.splitlines()
-    return title.removeprefix(f"{file}: "), {line[2:16].strip(): line[16:] for line in lines}
-
-
-def test_info_of_the_bundled_network(capsys: pytest.CaptureFixture[str]):
-    title, found = info(demo.WEIGHTS, capsys)
+def test_info_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The bundled one, a student of latents, and the run of a bridge."""
     count = sum(parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters())
-    assert title == "a checkpoint"
-    assert found["network"] == f"unet, {count / 1e6:.1f} M parameters in float16"
-    assert (found["image size"], found["network calls"]) == ("64 x 64", "any number")
-    assert "objective='pinned'" in found["bridge"]
-
-
-def test_info_of_folders_and_autoencoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A student of latents, runs of a bridge and of an autoencoder."""
-    vqgan: VQGAN = tiny_vqgan()
-    BridgeSampler(tiny_unet(), BRIDGE, codec=VQGANCodec(vqgan), calls=2).save_pretrained(tmp_path / "model")
+    sampler = BridgeSampler(tiny_unet(), BRIDGE, codec=VQGANCodec(tiny_vqgan()), calls=2)
+    sampler.save_pretrained(tmp_path / "model")
     for step in (5, 10):
         path = tmp_path / "run" / f"step_{step:08d}.pt"
         save_checkpoint(path, tiny_unet(), BRIDGE, image_size=16, training={"step": step, "epoch": 1})
-    save_vqgan(tmp_path / "v.safetensors", vqgan)
-    save_vqgan(tmp_path / "v" / "step_00000004.pt", vqgan, training={"step": 4})
-    training = {"training": "10 optimizer steps, to resume from"}
-    for name, wanted, known in (
-        ("model", "a checkpoint", {"network calls": "2", "image size": "not stated", "codec": "vqgan"}),
-        ("run", "a checkpoint, step_00000010.pt of a training run", training),
-        ("v.safetensors", "an autoencoder", {}),
-        ("v", "an autoencoder, step_00000004.pt of a training run", {}),
+    bundled = {"network": f"unet, {count / 1e6:.1f} M parameters in float16", "image size": "64 x 64"}
+    for name, ending, known in (
+        (demo.WEIGHTS, "", {**bundled, "network calls": "any number"}),
+        ("model", "", {"network calls": "2", "image size": "not stated", "codec": "vqgan", "bridge": f"{BRIDGE}"}),
+        ("run", ", step_00000010.pt of a training run", {"training": "10 optimizer steps, to resume from"}),
     ):
-        title, found = info(tmp_path / name, capsys)
-        assert title == wanted
-        assert known.items() <= found.items()
-    assert found["autoencoder"].startswith("VQGAN, ")
-    assert found["latents"].startswith(f"{vqgan.config.latent_channels} channels, one position for ")
+        Info.main([str(tmp_path / name)])
+        title, *lines = capsys.readouterr().out.splitlines()
+        assert title == f"{tmp_path / name}: a checkpoint{ending}"
+        assert known.items() <= {line[2:16].strip(): line[16:] for line in lines}.items()
 
 
 def test_info_of_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Of another program, whose flags are needed, and of what is no model."""
+    """Of another program, whose flags are needed, and of what is no checkpoint."""
     torch.save(UNet(3, 3, model_channels=64, channel_mult=(1,), num_res_blocks=1).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(IncompleteFileError):
-        info(tmp_path / "a.pth", capsys)
+    save_vqgan(tmp_path / "v.pt", tiny_vqgan())
     with pytest.warns(UserWarning, match="assumed"):
-        assert "num_steps=50, c_lambda=3.0" in info(tmp_path / "a.pth", capsys, "-t", "50", "-l", "3")[1]["bridge"]
-    with pytest.raises(ValueError, match="is a folder of other files: info takes a file of weights, or the folder"):
-        info(tmp_path, capsys)
+        Info.main([str(tmp_path / "a.pth"), "-t", "50", "-l", "3"])
+    assert "num_steps=50, c_lambda=3.0" in capsys.readouterr().out
+    for name, error, message in (
+        ("a.pth", IncompleteFileError, "time_steps|num_steps"),
+        ("v.pt", ValueError, "not a checkpoint"),
+        (".", ValueError, "is a folder, and a checkpoint is a file"),
+    ):
+        with pytest.raises(error, match=message):
+            Info.main([str(tmp_path / name)])

@@ -19,7 +19,6 @@ from bbdm.cli.training import Distill
 from bbdm.data.spec import Spec
 from bbdm.pictures import Picture
 from bbdm.pictures.values import Values
-from bbdm.translation.results import ResultsError
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, noise, tiny_unet
 
@@ -89,7 +88,7 @@ def test_a_translation_takes_its_columns() -> None:
         wanted = expected(sides(name)[0], i, "abc"[i], np.load(f"text/{name}.npy"), name)
         assert abs(pixels(f"results/{name}.png") - wanted).max() <= 1, name
     relabel("04,a", "04,b")
-    with pytest.raises(ResultsError, match="files "):
+    with pytest.raises(ValueError, match="files "):
         translate.main([*words, "results", *FLAGS])
     relabel("04,b", "04,d")
     with pytest.raises(ValueError, match=r"data/val/04.png: 'd' is no class of 'style', which are a, b, c"):

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-from bbdm.networks.restore import restore
+from bbdm.networks.base import restore
 from tests.conftest import same_weights
 from tests.files.test_inert import Runs
 
@@ -77,65 +77,43 @@ def test_plus_decoder_and_mobilenet_are_their_formulas():
     torch.testing.assert_close(block(x), norm(project(depthwise(expand(F.pad(x, (1, 1, 1, 1)))))))
 
 
-def test_mobilenet_strides_and_dilations():
+@pytest.mark.parametrize(("stride", "late"), [(16, "21" + "11" * 7 + "12" * 3), (8, "11" + "12" * 7 + "14" * 3)])
+def test_mobilenet_strides_and_dilations(stride: int, late: str):
     """Of the early and of the late stages, as in the published network, by the stride of the output."""
-    for stride, late in (
-        (16, [(2, 1), *[(1, 1)] * 7, *[(1, 2)] * 3]),
-        (8, [(1, 1), *[(1, 2)] * 7, *[(1, 4)] * 3]),
-    ):
-        backbone: Any = network("deeplabv3plus", "mobilenet", output_stride=stride).backbone
-        blocks = [*backbone.low_level_features[1:], *backbone.high_level_features]
-        early = [(1, 1), (2, 1), (1, 1), (2, 1), (1, 1), (1, 1)]
-        assert [(each.depthwise.stride[0], each.depthwise.dilation[0]) for each in blocks] == [*early, *late]
+    backbone: Any = network("deeplabv3plus", "mobilenet", output_stride=stride).backbone
+    blocks = [*backbone.low_level_features[1:], *backbone.high_level_features]
+    found = [f"{each.depthwise.stride[0]}{each.depthwise.dilation[0]}" for each in blocks]
+    assert "".join(found) == "112111211111" + late
 
 
 @pytest.mark.parametrize(
-    ("variant", "shapes"),
+    ("head", "backbone", "shapes"),
     [
-        (
-            ("deeplabv3plus", "mobilenet"),
-            {
-                "backbone.low_level_features.3.conv.1.1.running_var": (144,),
-                "backbone.high_level_features.17.conv.3.bias": (320,),
-                "classifier.project.0.weight": (48, 24, 1, 1),
-                "classifier.aspp.project.0.weight": (256, 1280, 1, 1),
-            },
-        ),
-        (
-            ("deeplabv3", "resnet101"),
-            {
-                "backbone.layer4.0.downsample.1.running_mean": (2048,),
-                "classifier.classifier.0.project.1.num_batches_tracked": (),
-                "classifier.classifier.4.weight": (19, 256, 1, 1),
-            },
-        ),
-        (("deeplabv3plus", "resnet50"), {"backbone.layer3.5.conv2.weight": (256, 256, 3, 3)}),
+        ("deeplabv3plus", "mobilenet", {"backbone.low_level_features.3.conv.1.1.running_var": (144,)}),
+        ("deeplabv3plus", "mobilenet", {"backbone.high_level_features.17.conv.3.bias": (320,)}),
+        ("deeplabv3plus", "mobilenet", {"classifier.project.0.weight": (48, 24, 1, 1)}),
+        ("deeplabv3", "resnet101", {"classifier.classifier.0.project.1.num_batches_tracked": ()}),
+        ("deeplabv3plus", "resnet50", {"backbone.layer3.5.conv2.weight": (256, 256, 3, 3)}),
     ],
-    ids=lambda each: "-".join(each) if isinstance(each, tuple) else "",
+    ids=str,
 )
-def test_names_are_those_of_vainf_and_say_which_network_it_is(variant: tuple[str, str], shapes: dict[str, Any]):
-    state = network(*variant).state_dict()
+def test_names_are_those_of_vainf_and_say_which_network_it_is(head: Any, backbone: Any, shapes: dict[str, Any]):
+    state = network(head, backbone).state_dict()
     assert {key: tuple(state[key].shape) for key in shapes} == shapes
     assert not any(key.startswith(("backbone.features", "backbone.classifier", "backbone.fc")) for key in state)
-    assert recognise(state) == DeepLabConfig(*variant)  # pyright: ignore[reportArgumentType]
+    assert recognise(state) == DeepLabConfig(head, backbone)
 
 
 def published(path: Path, **more: Any) -> DeepLab:
-    """A file as VainF's training program writes it."""
+    """A file as VainF's training program writes it, with a NumPy scalar."""
     model = network("deeplabv3plus", "mobilenet")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    content = {
-        "model_state": model.state_dict(),
-        "optimizer_state": optimizer.state_dict(),
-        "best_score": np.mean([0.7, 0.73]),  # a NumPy scalar
-        **more,
-    }
-    torch.save(content, path)
+    torch.save({"model_state": model.state_dict(), "best_score": np.mean([0.7, 0.73]), **more}, path)
     return model
 
 
 def test_converting(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    model, source, out = published(tmp_path / "best.pth.tar"), str(tmp_path / "best.pth.tar"), tmp_path / "d.pt"
+    source, out = str(tmp_path / "best.pth.tar"), tmp_path / "d.pt"
+    model = published(tmp_path / "best.pth.tar")
     for output, classes, message in ((out, 21, "has 19 classes, got -n 21"), (tmp_path / "d.pth", 19, r"got .*d\.pth")):
         with pytest.raises(ValueError, match=message):
             convert_deeplabv3.main([source, str(output), "-n", str(classes)])

@@ -29,16 +29,13 @@ def words(*flags: Any, teacher: str = "teacher.pt", data: str = "data") -> list[
     return [teacher, data, "student.pt", "-b", "2", "-e", "1", "--device", "cpu", *map(str, flags)]
 
 
-def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes(
-    capsys: pytest.CaptureFixture[str],
-):
+def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes():
     """Metrics have the energy score of the validation pairs."""
     codec = bbdm.VQGANCodec(tiny_vqgan())
     bbdm.save_checkpoint("teacher.pt", tiny_unet(condition_channels=3), BRIDGE, codec=codec, image_size=SIZE)
     flags = ["--calls", 2, "--image_size", 8, "--lr_schedule", "constant"]
-    for epochs in (1, 2, 2):
+    for epochs in (1, 2):
         Distill.main(words(*flags, "-e", epochs))
-    assert "nothing is left to train" in capsys.readouterr().out
     metrics = [json.loads(line) for line in Path("student.run/metrics.jsonl").read_text().splitlines()]
     assert [(m["epoch"], m["validation_loss"] > 0) for m in metrics] == [(1, True), (2, True)]
     loaded = bbdm.load_checkpoint("student.pt")
@@ -73,7 +70,6 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str]):
     for arguments, message in (
         (words("--loss", "l2"), "unrecognized arguments: --loss"),
         (words(teacher="sizeless.pt"), "give image_size"),
-        (words("--calls", 0), "calls must be at least 1, got 0"),
         (words(data="none"), "no folder"),
     ):
         with pytest.raises(SystemExit) as error:

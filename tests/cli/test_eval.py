@@ -16,17 +16,14 @@ from bbdm.cli import eval as eval_script
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
 from bbdm.pictures.values import Values
-from bbdm.translation.results import ResultsError
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import tiny_unet
-from tests.training.watched_script import Features
+from tests.evaluation.test_metrics import Features
 
 NAMES = ("04", "05", "06")
 
 
-@pytest.fixture(autouse=True)
-def place(world: Path) -> Path:
-    return world
+pytestmark = pytest.mark.usefixtures("world")
 
 
 def run(*flags: str, scores: tuple[str, ...] = ("psnr",), data: str = "data") -> dict[str, Any]:
@@ -99,13 +96,13 @@ def test_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
         (["--dtype", "bf16", "-r", "2"], r"num_samples 1, now 2, dtype float32, now bfloat16\)"),
         (["--image_size", "12"], r"image_size 16, now 12\)"),
     ):
-        with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}"):
+        with pytest.raises(ValueError, match=rf"results holds results of other settings \({difference}"):
             run(*words)
     Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/04.png")
-    with pytest.raises(ResultsError, match=r"other settings \(files [0-9a-f]"):
+    with pytest.raises(ValueError, match=r"other settings \(files [0-9a-f]"):
         run(data="copy")
     save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
-    with pytest.raises(ResultsError, match=r"other settings \(weights "):
+    with pytest.raises(ValueError, match=r"other settings \(weights "):
         run()
 
 

@@ -2,15 +2,18 @@
 
 import json
 import re
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bbdm import cli, load_checkpoint, networks
+from bbdm import cli, load_checkpoint, networks, solvers
 from bbdm.base import scripts
-from tests.conftest import ROOT, SavePicture, save_random_pairs
+from bbdm.bridges import BRIDGES
+from bbdm.evaluation.metrics import METRICS
+from bbdm.networks.config import OWN
 
 MODULE = """
 from dataclasses import dataclass
@@ -41,29 +44,40 @@ def own(config):
 
 METRICS["bias"] = Metric(lambda results, targets: (results - targets).mean((1, 2, 3)), False, masks="pixels")
 """
-SCRIPT = "import json, sys; from bbdm import cli; [cli.main(words) for words in json.loads(sys.argv[1])]"
+LINES = (
+    "train edge2shoes data out.pt --preset own --bridge late --t 100 --image_size 16 -b 2 -e 1",
+    "info out.pt",
+    "translate edge2shoes data out.pt results --solver halves --steps 2",
+    "eval edge2shoes data out.pt scores --metrics bias --sweep halves:2",
+)
 
 
-def test_names_of_a_module_work_in_every_command(tmp_path: Path, save_picture: SavePicture):
-    save_random_pairs(tmp_path / "data", 2, 1, save_picture)
-    (tmp_path / "mine.py").write_text(MODULE)
-    lines = (
-        "train edge2shoes data out.pt --preset own --bridge late --t 100 --image_size 16 -b 2 -e 1",
-        "info out.pt",
-        "translate edge2shoes data out.pt results --solver halves --steps 2",
-        "eval edge2shoes data out.pt scores --metrics bias --sweep halves:2",
-    )
-    words = json.dumps([["--import", "mine", *line.split()] for line in lines])
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(1, {str(ROOT)!r}); {SCRIPT}", words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"LateBridge\(.*num_steps=100", done.stdout)
-    with pytest.raises(ValueError, match=r"got 'late'; import the module that registers your own bridge"):
-        load_checkpoint(tmp_path / "out.pt")
-    settings = json.loads((tmp_path / "results/settings.json").read_text())["settings"]
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What commands imported; its names are forgotten at the end."""
+    tables: list[dict[str, Any]] = [BRIDGES, solvers.SOLVERS, OWN, METRICS]
+    before = [dict(table) for table in tables]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(scripts, "imported", found := [])
+    yield found
+    for table, known in zip(tables, before, strict=True):
+        for name in table.keys() - known.keys():
+            del table[name]
+    sys.modules.pop("mine", None)
+
+
+def test_names_of_a_module_work_in_every_command(world: Path, imported: list[str], capsys: Any):
+    Path("mine.py").write_text(MODULE)
+    for line in LINES:
+        cli.main(["--import", "mine", *line.split()])
+    assert re.search(r"LateBridge\(.*num_steps=100", capsys.readouterr().out)
+    settings = json.loads(Path("results/settings.json").read_text())["settings"]
     assert (settings["solver"], settings["timesteps"], settings["bridge"]["kind"]) == ("halves", [100, 50], "late")
-    (report,) = json.loads((tmp_path / "scores/sweep.json").read_text())
+    (report,) = json.loads(Path("scores/sweep.json").read_text())
     assert (report["solver"], list(report["scores"])) == ("halves", ["bias"])
+    del BRIDGES["late"]
+    with pytest.raises(ValueError, match=r"got 'late'; import the module that registers your own bridge"):
+        load_checkpoint("out.pt")
 
 
 def test_names_of_presets_are_taken():
@@ -71,7 +85,7 @@ def test_names_of_presets_are_taken():
         networks.register("dit-s")
 
 
-def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str], imported: list[str]):
     words = ["translate", "folder", "data", "c.pt", "--solver", "halves"]
     for given, message in (
         (words, "--solver: invalid choice: 'halves'"),
@@ -81,7 +95,6 @@ def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str], mo
         with pytest.raises(SystemExit) as end:
             cli.main(given)
         assert message in f"{capsys.readouterr().err}{end.value}"
-    monkeypatch.setattr(scripts, "imported", found := [])
     with pytest.raises(SystemExit):
         cli.main(["--import", "json", "--import", "math", "--version"])
-    assert found == ["json", "math"]  # which workers of Ray import too
+    assert imported == ["--import", "json", "--import", "math"]  # which workers of Ray import too

@@ -17,7 +17,6 @@ from bbdm.base import scripts
 from bbdm.cli import translate
 from bbdm.sampling.large import LargePicture
 from bbdm.translation import large
-from bbdm.translation.large import LargePictureError
 from tests.conftest import ROOT, tiny_unet
 
 HEIGHT, WIDTH, LITTLE = 46, 62, "600K"
@@ -65,7 +64,7 @@ def test_little_and_much_memory_make_equal_results(
     for part in ("a.png: its steps take up to", "in little/.a.png.steps", "to look at: much/grid.png"):
         assert part in shown
     assert "little/grid.png" not in shown
-    with pytest.raises(LargePictureError, match=r"own/a\.jpg of 62 x 46 needs about .* KB of memory, more than 400"):
+    with pytest.raises(ValueError, match=r"own/a\.jpg of 62 x 46 needs about .* KB of memory, more than 400"):
         run("out", "--memory", "400K", "--window", "none")
 
 

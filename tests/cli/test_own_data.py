@@ -26,17 +26,12 @@ NEW = ("AB/1ABA003", "HN/1HNA001")  # of validation
 
 
 @pytest.fixture(autouse=True)
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The presets demo and volume with a network of a few thousand parameters, in an empty folder."""
+def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SynthRAD's folders: MR, CT and a mask that leaves out the first and the last slice; tiny presets."""
     monkeypatch.chdir(tmp_path)
     for preset, axes, channels in (("demo", 2, 3), ("volume", 3, 1)):
         network = UNetConfig(channels, channels, condition_channels=channels, axes=axes, **TINY)
         monkeypatch.setitem(UNETS, preset, network)
-
-
-@pytest.fixture
-def patients() -> None:
-    """SynthRAD's folders: MR, CT and a mask that leaves out the first and the last slice."""
     mask = np.zeros((1, 6, 20, 24), np.uint8)
     mask[:, 1:-1, 4:16, 4:20] = 1
     for name in ("train/AB/1ABA001", "train/AB/1ABA002", *(f"val/{name}" for name in NEW)):
@@ -47,9 +42,8 @@ def patients() -> None:
         Picture(mask, place).save(folder / "mask.mha")
 
 
-def scored(*metrics: str) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """The report of `bbdm eval`, and the scores of its results by definition."""
-    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
+def expected() -> dict[str, dict[str, float]]:
+    """The scores of results by definition."""
     wanted: dict[str, dict[str, float]] = {}
     for name in NEW:
         result = pictures.read(Path("SCORES", f"{name}.mha"))
@@ -57,31 +51,32 @@ def scored(*metrics: str) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         assert (result.grid, result.dtype) == (truth.grid, np.int16)
         arrays = [np.asarray(each)[0] for each in (truth, result, mask)]
         wanted[name] = volume_scores(*arrays) | {"dice": dice(arrays[0], arrays[1], 200, arrays[2])}
-    return json.loads(Path("SCORES/scores.json").read_text()), wanted
+    return wanted
 
 
-def test_synthrad_in_2_5_d(patients: None, capsys: Any) -> None:
-    """From the challenge's folders to scores by patient, which are those of the definitions."""
-    flags = ["--preset", "demo", "--crop", "16", "--slices", "axial:1", "-b", "2", "-e", "1"]
-    train.main([*PATIENTS, "OUT.pt", *flags, *VALUES])
-    assert load_checkpoint("OUT.pt").unet.config.endpoint == (1,)
+@pytest.mark.parametrize(
+    ("flags", "learned", "metrics"),
+    [
+        ("--preset demo --crop 16 --slices axial:1", (16, "axial", 1, (1,)), ["mae", "psnr", "ms_ssim", "dice"]),
+        ("--preset volume --crop 4x8x8", ((4, 8, 8), None, 0, None), ["mae"]),
+    ],
+    ids=["2.5-d", "3-d"],
+)
+def test_from_synthrads_folders_to_scores_by_patient(flags: str, learned: Any, metrics: list[str], capsys: Any) -> None:
+    """Scores are those of the definitions."""
+    small = ["-b", "2", "-e", "1", "--device", "cpu", "--precision", "fp32"]
+    train.main([*PATIENTS, "OUT.pt", *flags.split(), *small, *VALUES])
+    trained = load_checkpoint("OUT.pt")
+    spec = trained.pictures
+    assert (spec.crop, spec.slices, spec.neighbours, trained.unet.config.endpoint) == learned
     Info.main(["OUT.pt"])
     out = capsys.readouterr().out
-    for part in ("neighbours    1", "-1024:3071:HU, stored as int16", "spacing       (3.0, 1.0, 1.0)"):
-        assert part in out
-    report, wanted = scored("mae", "psnr", "ms_ssim", "dice")
+    assert "-1024:3071:HU, stored as int16" in out
+    assert "spacing       (3.0, 1.0, 1.0)" in out
+    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
+    report, wanted = json.loads(Path("SCORES/scores.json").read_text()), expected()
     for metric, found in report["by_patient"].items():
         assert found == pytest.approx({name: wanted[name][metric] for name in found}, rel=1e-5)
         assert report["scores"][metric] == pytest.approx(np.mean([*found.values()]))
+    assert [*report["by_patient"]] == metrics
     assert f"| {report['scores']['mae']:.5g} |" in capsys.readouterr().out
-
-
-def test_synthrad_in_3_d(patients: None) -> None:
-    """The same folders and words with a network of three axes, whose crops are volumes."""
-    flags = ["--preset", "volume", "--crop", "4x8x8", "-b", "2", "-e", "1", "--device", "cpu"]
-    train.main([*PATIENTS, "OUT.pt", *flags, *VALUES, "--precision", "fp32"])
-    trained = load_checkpoint("OUT.pt")
-    assert (trained.pictures.crop, trained.pictures.slices, trained.pictures.spacing) == ((4, 8, 8), None, (3, 1, 1))
-    report, wanted = scored("mae")
-    found = report["by_patient"]["mae"]
-    assert found == pytest.approx({name: wanted[name]["mae"] for name in NEW}, rel=1e-6)

@@ -17,7 +17,6 @@ from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.cli.translate import Restore
 from bbdm.data.spec import Spec
-from bbdm.translation.results import ResultsError
 
 WINDOW = 16
 SAMPLE = ("--samples", "1", "--steps", "2")
@@ -142,7 +141,7 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
     capsys.readouterr()
     run("a.bmp", "b.bmp")
     assert capsys.readouterr().out == "out/a.png was there: --overwrite makes it again\nout/b.png\n"
-    with pytest.raises(ResultsError, match=r"^out holds results of other settings \(.*solver mean, now"):
+    with pytest.raises(ValueError, match=r"^out holds results of other settings \(.*solver mean, now"):
         run("a.bmp", *SAMPLE)
     assert np.array_equal(result(), first)
     run("a.bmp", *SAMPLE, "--overwrite")

@@ -13,7 +13,7 @@ from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
-from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss
+from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, StudentTask
@@ -127,6 +127,6 @@ def test_an_autoencoders_step_waits_for_its_losses_alone(
     codes = {"num_codes": settings.pop("num_codes")} if "num_codes" in settings else {}
     settings = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}
     config = AutoencoderConfig(batch_size=2, **settings)
-    step = AutoencoderTask(tiny_vqgan(**codes), None, config, pairs, perceptual=perceptual_loss(config, CPU))
+    step = AutoencoderTask(tiny_vqgan(**codes), None, config, pairs)
     source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
     assert waits(step, Example(source, target)) == expected

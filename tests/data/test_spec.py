@@ -56,7 +56,7 @@ def test_whole_pictures_of_8_bits_are_nothing_to_keep() -> None:
         ({"crops": 0, "crop": 8}, "crops of a picture must be at least 1, .* got 0"),
         ({"crops": 2}, "several need their size; got 2"),
         ({"size": (4, 0)}, r"at least 1, got \(4, 0\)"),
-        ({"axes": 3, "crop": (8, 8)}, r"\(depth, height, width\), got \(8, 8\)"),
+        ({"axes": 3, "crop": (8, 8)}, r"\(depth, height, width\), at least 1, got \(8, 8\)"),
         ({"spacing": (1.0, 1.0, 0.0)}, "spacing must be 3 lengths"),
         (b'{"nodata": "x"}', "nodata must be a number, got 'x'"),
         (b'{"spacing": 3}', "spacing must be 3 lengths, got 3"),

@@ -329,7 +329,7 @@ def test_later_items_must_be_like_the_first() -> None:
     wide = np.zeros((1, 4, 5), np.float32)
     items = [{**BOTH, "conditions": {"text": np.ones((1, width))}} for width in (3, 5, 3)]
     pairs = MappedDataset([*items[:2], {**items[2], "source": wide, "target": wide}])
-    with pytest.raises(ValueError, match=r"text of item 1 .*\(L, 3\) of floats, got \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"text of item 1 .*\(L, 3\) of finite floats, got \(1, 5\)"):
         pairs.read(1)
     with pytest.raises(ValueError, match=r"source of item 2 .*\(1, 4, 5\), and that of item 0 .*\(1, 4, 4\)"):
         next(Batches(pairs, 2, CPU).stored([0, 2]))

@@ -15,7 +15,6 @@ from torch import nn
 
 from bbdm.evaluation import perceptual
 from bbdm.evaluation.metrics import LPIPSNet
-from bbdm.evaluation.perceptual import DownloadError
 from bbdm.evaluation.scores import Scores
 from tests.evaluation.test_scores import collect
 from tests.files.test_inert import Runs
@@ -163,5 +162,5 @@ def test_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     for name, file in (("fid", "inception"), ("lpips", "alexnet")):
-        with pytest.raises(DownloadError, match=rf"no route .*: put the file of https.* at {tmp_path}.*{file}"):
+        with pytest.raises(ValueError, match=rf"no route .*: put the file of https.* at {tmp_path}.*{file}"):
             Scores([name])

@@ -13,10 +13,8 @@ import torch
 from safetensors import safe_open
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
-from bbdm.codec import LatentStatistics, VQGANCodec
+from bbdm.codec import VQGANCodec
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint, save_vqgan
-from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.restore import state_hash
 from tests.conftest import MakeUNet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -109,25 +107,6 @@ def test_training_state_of_plain_values(make_unet: MakeUNet, tmp_path: Path) -> 
     assert loaded.training["values"] == values
     assert_same_state(loaded.training["nested"][7], tensors)
     assert_same_state(loaded.unet.weights, make_unet().state_dict())
-
-
-def test_training_state_refers_to_the_codec_by_a_hash(make_unet: MakeUNet, tmp_path: Path) -> None:
-    statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
-    codec, path = VQGANCodec(tiny_vqgan()).with_statistics(statistics), tmp_path / "step.pt"
-    save_checkpoint(path, make_unet(), BRIDGE, codec=codec, training={"step": 1})
-    content = torch.load(path, weights_only=True)
-    assert content["codec"]["sha256"] == state_hash(codec.module.state_dict())
-    assert "codec" not in content["states"]
-    with pytest.raises(IncompleteFileError, match=r"load_checkpoint\(path, codec=\.\.\.\)"):
-        load_checkpoint(path).build_codec()
-    loaded = load_checkpoint(path, codec=VQGANCodec(tiny_vqgan())).build_codec()
-    assert loaded is not None
-    assert loaded.config() == codec.config()
-    assert_same_state(loaded.module.state_dict(), codec.module.state_dict())
-    with pytest.raises(ValueError, match="another codec was given"):
-        load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
-    for sha256 in (None, "", 3):
-        refused(edited(path, tmp_path, "codec/sha256", sha256), "sha256 must be text")
 
 
 def test_what_is_not_written(make_unet: MakeUNet, tmp_path: Path) -> None:

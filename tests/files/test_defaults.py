@@ -12,9 +12,7 @@ from safetensors import safe_open
 from bbdm import BridgeSampler, BrownianBridge, demo, load_checkpoint, save_checkpoint
 from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
-from bbdm.cli.files import describe
-from bbdm.sampling.network_config import FileConfig
-from bbdm.serving.config import AppConfig
+from bbdm.cli.files import Info
 from bbdm.solvers import Defaults
 from tests.conftest import tiny_unet
 
@@ -36,50 +34,39 @@ def found(sampler: Any) -> Found:
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "folder"])
-def test_samplers_take_them_and_a_call_may_differ(name: str, tmp_path: Path):
+def test_samplers_take_and_keep_them_and_a_call_may_differ(name: str, tmp_path: Path):
+    """What was chosen last is kept: the file's, the sampler's arguments over it, times in place of steps."""
     path, unet = tmp_path / name, tiny_unet(condition_channels=3)
     same = BridgeSampler(unet, BRIDGE, **CHOSEN)
     if path.suffix:
         save_checkpoint(path, unet, BRIDGE, **CHOSEN)
     else:
         same.save_pretrained(path)
-    sampler = BridgeSampler.from_pretrained(path)
-    assert found(sampler) == found(same) == ("sde-dpm2m", 5)
+    sampler, times = BridgeSampler.from_pretrained(path), [1000, 600, 20]
     assert torch.equal(sampler(SOURCE, seed=1), same(SOURCE, seed=1))
-    given: list[tuple[dict[str, Any], Found]] = [
-        ({"steps": 7}, ("sde-dpm2m", 7)),
-        ({"solver": "ddim"}, ("ddim", 10)),
-        ({"timesteps": [1000, 500]}, ("sde-dpm2m", 2)),
+    assert len(list(sampler.stream(SOURCE, seed=0, solver="ddim"))) == 10
+    cases: list[tuple[dict[str, Any], Found, Defaults]] = [
+        ({}, ("sde-dpm2m", 5), Defaults("sde-dpm2m", 5)),
+        ({"steps": np.int64(7)}, ("sde-dpm2m", 7), Defaults("sde-dpm2m", 7)),
+        ({"solver": "ddim"}, ("ddim", 10), Defaults("ddim")),
+        ({"solver": "dpm2m", "timesteps": times}, ("dpm2m", 3), Defaults("dpm2m", timesteps=times)),
+        ({"timesteps": "uniform"}, ("sde-dpm2m", 200), Defaults("sde-dpm2m", timesteps="uniform")),
     ]
-    for settings, wanted in given:
-        assert found(BridgeSampler.from_pretrained(path, **settings)) == wanted
-        assert len(list(sampler.stream(SOURCE, seed=0, **settings))) == wanted[1]
+    for settings, wanted, defaults in cases:
+        other = BridgeSampler.from_pretrained(path, **settings)
+        other.save_pretrained(tmp_path / "again")
+        again = BridgeSampler.from_pretrained(tmp_path / "again")
+        assert (again.defaults, found(again), found(other)) == (defaults, wanted, wanted)
+        assert again.table.timesteps.tolist() == other.table.timesteps.tolist()
 
 
-def test_commands_take_them(path: Path, tmp_path: Path):
+def test_commands_take_them(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     translate.main(["folder", str(demo.DRAWINGS), str(path), str(tmp_path / "out"), "--size", "8", "--quiet"])
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
     assert (settings["solver"], settings["nfe"]) == ("sde-dpm2m", 5)
-    assert dict(describe(path, FileConfig())[1])["solver"] == "sde-dpm2m, 5 steps"
-    assert found(AppConfig(model=path).open("cpu")) == ("sde-dpm2m", 5)
+    Info.main([str(path)])
+    assert "  solver        sde-dpm2m, 5 steps\n" in capsys.readouterr().out
     assert read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"] == ("sde-dpm2m", 5)
-
-
-def test_what_was_chosen_last_is_kept(path: Path, tmp_path: Path):
-    """Of a file's choice, of the sampler's arguments over it, and of times in place of steps."""
-    times = [1000, 600, 20]
-    for settings, wanted in [
-        ({}, Defaults("sde-dpm2m", 5)),
-        ({"steps": np.int64(7)}, Defaults("sde-dpm2m", 7)),
-        ({"solver": "ddim"}, Defaults("ddim")),
-        ({"solver": "dpm2m", "timesteps": times}, Defaults("dpm2m", timesteps=times)),
-        ({"timesteps": "uniform"}, Defaults("sde-dpm2m", timesteps="uniform")),
-    ]:
-        sampler = BridgeSampler.from_pretrained(path, **settings)
-        sampler.save_pretrained(tmp_path / "again")
-        again = BridgeSampler.from_pretrained(tmp_path / "again")
-        assert (again.defaults, again.table.timesteps.tolist()) == (wanted, sampler.table.timesteps.tolist())
-        assert again.solver == sampler.solver
 
 
 @pytest.mark.parametrize(("calls", "taken"), [(2, ("consistency", 2)), (None, ("dpm2m", 10))])

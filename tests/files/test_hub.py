@@ -132,6 +132,9 @@ def test_a_folder(sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.Mo
     assert b"\n# a\n" in files["README.md"]
     (tmp_path / "a" / "README.md").write_text("mine")
     assert saved(sampler, tmp_path / "a")["README.md"] == b"mine"
+    (tmp_path / "both" / "onnx").mkdir(parents=True)
+    with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
+        sampler.save_pretrained(tmp_path / "both")
     config = json.loads(files["config.json"])
     assert (config["format"], config["bridge"]["num_steps"]) == ("bbdm", 50)
     assert config["unet"]["config"]["model_channels"] == 8
@@ -236,9 +239,3 @@ def test_a_model_is_pushed_and_again(hub: Hub, sampler: BridgeSampler, tmp_path:
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "other.txt"]
     assert files["README.md"] == b"mine"
     assert same(BridgeSampler.from_pretrained(NAME), sampler)
-
-
-def test_an_export_beside_a_model_is_not_replaced(sampler: BridgeSampler, tmp_path: Path):
-    (tmp_path / "both" / "onnx").mkdir(parents=True)
-    with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
-        sampler.save_pretrained(tmp_path / "both")

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import bbdm
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.networks.base import Network
-from bbdm.networks.conditions import read_conditions
 from bbdm.networks.config import DiTConfig, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
@@ -106,13 +105,6 @@ def test_a_class_is_an_embedding_added_to_the_times():
 
 
 @both
-def test_prepared_conditions_predict_the_same(make: Callable[..., Network]):
-    network = make(**CONDITIONS)
-    prepared = network.prepared(conditions(), X.shape[2:])
-    torch.testing.assert_close(network.body(X, network.embed(T), prepared), network(X, T, conditions()))
-
-
-@both
 def test_images_are_resized_to_the_states(make: Callable[..., Network]):
     network, sar = make(**CONDITIONS), drawn(2, 2, 16, 16, seed=5)
     small = F.interpolate(sar, (8, 8), mode="bilinear", antialias=True)
@@ -154,10 +146,7 @@ def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path:
         ({"images": {"source": 1}}, "a name of images must be an identifier, and none of source, .*, got 'source'"),
         ({"tokens": {"a": 3}, "classes": {"a": 3}}, "each condition needs a name of its own, got a, a"),
         ({"drop": {"style": 0.1}}, r"drop must be of the conditions \(there are none\), got 'style'"),
-        (
-            {"classes": {"direction": ("AtoB", "BtoA")}, "drop": {"direction": 0.1}},
-            "drop must be of other conditions than 'direction', which says what the target is",
-        ),
+        ({"classes": {"direction": ("AtoB", "BtoA")}, "drop": {"direction": 0.1}}, "other conditions than 'direction'"),
         ({"tokens": {"a": 3}, "drop": {"a": 1}}, r"drop\['a'\] must be above 0 and below 1, got 1"),
     ],
 )
@@ -170,8 +159,7 @@ def test_bad_settings(settings: dict[str, Any], message: str):
 @both
 def test_what_does_not_fit_is_refused(make: Callable[..., Network]):
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"style": torch.tensor([0, 4])}, r"'style' must have shape \(B,\) of int64, below 3, got tensor\(\[0, 4\]\)"),
-        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, below 3, got \(2,\) of torch.float32"),
+        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, got \(2,\) of torch.float32"),
         ({"text": torch.rand(2, 3, 6)}, r"'text' must have shape \(B, L, 5\), got \(2, 3, 6\) of torch.float32"),
         ({"sar": torch.rand(2, 3, 8, 8)}, r"'sar' must have 2 channels, got \(2, 3, 8, 8\)"),
     ]
@@ -186,12 +174,10 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "every kind": lambda: unet(**CONDITIONS),
     "classes": lambda: unet(classes={"style": 3}),
     "images": lambda: further().eval(),
-    "none": unet,
 }
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "every kind": [
         ({**IMAGES, "style": "watercolour"}, "'style' must be of ink, oil, chalk, got 'watercolour'"),
-        ({**IMAGES, "style": 4}, "'style' must be of ink, oil, chalk, got 4"),
         ({**IMAGES, "style": ["ink"] * 3}, "'style' must be one value, or one for each of 2 sources, got 3"),
         ({**IMAGES, "stile": "ink"}, r"'stile' is no argument .*'style' \(3 classes: ink, oil, chalk\)"),
         (IMAGES, "'style' is missing: this network has .*; None leaves it out"),
@@ -208,14 +194,12 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "images": [
         ({}, r"'dem' is missing: this network has 'dem' \(1 channels\), 'sar' \(2 channels\)$"),
         ({"dem": DEM, "sar": DEM}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
-        ({"dem": DEM, "sar": DEM[:, 0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
         ({"dem": DEM, "sar": None}, "'sar' cannot be None: the network was never trained without it"),
         ({"dem": DEM, "sar": DEM.int()}, "'sar' must be an array or a tensor of floats .*, got torch.int32"),
         ({"dem": DEM / 0, "sar": SAR}, "'dem' must be finite"),
         ({"conditions": {"dem": DEM, "sar": DEM, "source": X}}, r"'sar' \(2 channels\), got 'source'"),
         ({"conditions": DEM}, "must be a mapping of names to values, such as {'source': y}, got a Tensor"),
     ],
-    "none": [({"conditions": {"sar": DEM}}, "are none, got 'sar'")],
 }
 
 
@@ -242,11 +226,3 @@ def test_sources_of_several_sizes_have_classes_of_their_own():
     sampler, sources = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2), [X[0], drawn(3, 16, 8), X[1]]
     for i, result in enumerate(sampler(sources, [1, 2, 3], style=[0, 1, 2])):
         torch.testing.assert_close(sampler([sources[i]], i + 1, style=i)[0], result, rtol=0, atol=1e-6)
-
-
-def test_several_results_of_a_source_have_its_conditions():
-    text = drawn(3, 5)
-    given = {"sar": drawn(4, 2, 8, 8), "style": ["chalk", None], "text": [None, text]}
-    found = read_conditions(given, UNetConfig(**CONDITIONS), drawn(4, 3, 8, 8), owners=[0, 0, 1, 1])
-    assert found["style"].tolist() == [2, 2, 3, 3]
-    assert torch.equal(torch.from_numpy(found["text"]), torch.stack([0 * text, 0 * text, text, text]))

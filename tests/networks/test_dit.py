@@ -10,25 +10,19 @@ from bbdm.networks.dit import DiT
 from tests.conftest import tiny_dit
 
 
-def places(size: int, width: int) -> torch.Tensor:
+def places(height: int, width: int, channels: int) -> torch.Tensor:
     """The paper's two-dimensional sines and cosines, token by token."""
-    rows = []
-    for y in range(size):
-        for x in range(size):
-            rates = [10000 ** (-i / (width / 4)) for i in range(width // 4)]
-            angles = [(x * r) for r in rates], [(y * r) for r in rates]
-            sines = [f(torch.tensor(a)) for a in angles for f in (torch.sin, torch.cos)]
-            rows.append(torch.cat(sines))
-    return torch.stack(rows)
+    rates = torch.tensor([10000 ** (-i / (channels / 4)) for i in range(channels // 4)])
+    angles = [(x * rates, y * rates) for y in range(height) for x in range(width)]
+    return torch.stack([torch.cat([f(a) for a in each for f in (torch.sin, torch.cos)]) for each in angles])
 
 
 def reference(dit: DiT, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """DiT with adaLN-Zero, on a square, with the source as channels."""
+    """DiT with adaLN-Zero, with the source as channels."""
     p, width = dit.config.patch, dit.config.width
-    size = x.shape[2] // p
     patches = F.unfold(torch.cat([x, y], 1), p, stride=p).transpose(1, 2)
     bias: Any = dit.embed_patches.bias
-    h = patches @ dit.embed_patches.weight.flatten(1).T + bias + places(size, width)
+    h = patches @ dit.embed_patches.weight.flatten(1).T + bias + places(x.shape[2] // p, x.shape[3] // p, width)
     angles = t[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(128) / 128)
     c = dit.time_embed(torch.cat([angles.cos(), angles.sin()], 1))
 
@@ -51,25 +45,13 @@ def reference(dit: DiT, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> to
 
 def test_it_is_the_paper_s():
     dit = tiny_dit()
-    x, y = torch.randn(2, 2, 3, 8, 8)
+    x, y = torch.randn(2, 2, 3, 6, 8)
     t = torch.tensor([3.0, 40.0])
     torch.testing.assert_close(dit(x, t, {"source": y}), reference(dit, x, t, y), rtol=1e-4, atol=1e-5)
     untrained = DiT(width=16, depth=2, heads=2, patch=2)
     assert not untrained(x, t, {"source": y}).any()
     assert not any(block.modulation.weight.any() for block in untrained.blocks)  # pyright: ignore
     with pytest.raises(ValueError, match="multiples of 2 x 2"):
-        dit(x[..., :7, :], t, {"source": y[..., :7, :]})
+        dit(x[..., :5, :], t, {"source": y[..., :5, :]})
     with pytest.raises(ValueError, match="condition 'source' is missing: this network has 'source'"):
         dit(x, t)
-
-
-def test_every_input_matters_at_every_size():
-    dit = tiny_dit()
-    x, y, t = torch.randn(1, 3, 4, 10), torch.randn(1, 3, 4, 10), torch.tensor([3.0])
-    made = dit(x, t, {"source": y})
-    assert made.shape == x.shape
-    for x_other, t_other, y_other in ((x + 0.1, t, y), (x, t + 1, y), (x, t, y + 0.1)):
-        assert not torch.allclose(dit(x_other, t_other, {"source": y_other}), made, atol=1e-4)
-    again = dit.body(x, dit.embed(t), {"source": y})
-    torch.testing.assert_close(again, made)  # what depends on the time is computed once
-    assert dit.embed(torch.arange(5.0)).shape == (5, 2 * 6 * 16 + 2 * 16)

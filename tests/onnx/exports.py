@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch import nn
 from bbdm import VQGAN, ABridge, VQGANCodec, save_checkpoint
 from bbdm.cli.files import Export
 from bbdm.codec import Codec, LatentStatistics
-from bbdm.networks.base import Network
-from bbdm.networks.restore import state_hash
+from bbdm.networks.base import Network, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.onnx import graphs
 from tests.conftest import tiny_unet
@@ -64,12 +64,16 @@ def once(function: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelPr
     return made
 
 
+step_graph = cache(graphs.step_graph)  # of each process
+
+
 def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
     """Run `bbdm export`, without its check unless ``flags`` have it."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("network_graph", "codec_graph"):
             if (function := getattr(graphs, name)).__module__ == graphs.__name__:  # no test's own
                 patch.setattr(graphs, name, once(function))
+        patch.setattr(graphs, "step_graph", step_graph)
         words = [str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags]
         Export.parse(words).run(network)
     return folder

@@ -1,7 +1,5 @@
 """Small pictures of each format, for tests."""
 
-from __future__ import annotations
-
 import locale
 import pickle
 import struct

@@ -1,7 +1,5 @@
 """Files that are damaged, too large or of another kind: a ValueError with their name, and no memory spent."""
 
-from __future__ import annotations
-
 import gzip
 import locale
 import pickle
@@ -24,6 +22,8 @@ from bbdm.pictures import Geometry, Picture, formats, header, read, write
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
 
+EARTH = Geometry(((0, 1, 0), (1, 0, 0), (0, 0, 1)), "geotiff")
+
 
 def refused(path: Path, fact: str) -> None:
     """Reading a picture is an error with its name."""
@@ -45,10 +45,9 @@ def test_missing_and_other_content(suffix: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_since_its_header_was_read(tmp_path: Path) -> None:
-    place = Geometry(((0, 1, 0), (1, 0, 0), (0, 0, 1)), "geotiff")
-    write(tmp_path / "a.tif", Picture(numbers((1, 8, 8), "uint16"), place))
-    head = header(tmp_path / "a.tif")
-    write(tmp_path / "a.tif", Picture(numbers((1, 8, 8), "float32"), place))
+    write(path := tmp_path / "a.tif", Picture(numbers((1, 8, 8), "uint16"), EARTH))
+    head = header(path)
+    write(path, Picture(numbers((1, 8, 8), "float32"), EARTH))
     with pytest.raises(ValueError, match=r"a\.tif: its header says \(1, 8, 8\) of uint16, and its values .* float32"):
         read(head)
 
@@ -72,8 +71,7 @@ def test_no_picture(tmp_path: Path) -> None:
     ],
 )
 def test_missing_packages(extra: str, missing: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    geometry = Geometry(((0, 1, 0), (1, 0, 0), (0, 0, 1)), "geotiff" if extra == "geo" else "")
-    write(tmp_path / name, picture := Picture(numbers((3, 8, 8), "uint16"), geometry))
+    write(tmp_path / name, picture := Picture(numbers((3, 8, 8), "uint16"), EARTH if extra == "geo" else None))
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, f"bbdm.pictures.formats.{missing.lower()}")
     for act in (lambda: header(tmp_path / name), lambda: write(tmp_path / name, picture)):
@@ -113,7 +111,12 @@ def test_a_writer_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monk
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npy", b"before")]
 
 
-def test_complex_numbers(tmp_path: Path) -> None:
+def test_other_numbers_shapes_and_pickles(tmp_path: Path) -> None:
+    for stored in (np.zeros(3), np.zeros((1, 2, 3, 4, 5)), np.zeros((0, 3)), np.zeros(()), np.array([print, None])):
+        np.save(tmp_path / "a.npy", stored, allow_pickle=True)
+        refused(tmp_path / "a.npy", "must be|empty|objects")
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(print))
+    refused(tmp_path / "a.npy", "cannot read")
     array = np.ones((8, 8), np.complex64)
     np.save(tmp_path / "a.npy", array)
     tifffile.imwrite(tmp_path / "a.tif", array)
@@ -122,13 +125,24 @@ def test_complex_numbers(tmp_path: Path) -> None:
         refused(tmp_path / f"a{suffix}", "real numbers|complex")
 
 
-class TestMedical:
-    def test_times(self, tmp_path: Path) -> None:
-        refused(nifti(tmp_path / "a.nii", numbers((2, 3, 4, 5), "int16")), "4 axes, 5 x 4 x 3 x 2, such as times")
-        image = sitk.JoinSeries([sitk.GetImageFromArray(numbers((3, 4, 5), "int16"))] * 2)
-        sitk.WriteImage(image, str(tmp_path / "a.mha"))
-        refused(tmp_path / "a.mha", "4 axes, 5 x 4 x 3 x 2, such as times")
+def test_several_times_or_sizes(tmp_path: Path) -> None:
+    refused(nifti(tmp_path / "a.nii", numbers((2, 3, 4, 5), "int16")), "4 axes, 5 x 4 x 3 x 2, such as times")
+    image = sitk.JoinSeries([sitk.GetImageFromArray(numbers((3, 4, 5), "int16"))] * 2)
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    refused(tmp_path / "a.mha", "4 axes, 5 x 4 x 3 x 2, such as times")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, numbers((2, 3, 8, 8), "uint16"), imagej=True, metadata={"axes": "TZYX"})
+    refused(path, "several times, .*save each picture as a file of its own")
+    with tifffile.TiffWriter(path) as file:
+        for side in (8, 16):
+            file.write(numbers((side, side), "uint16"), metadata=None)
+    refused(path, r"several sizes or types, \(8, 8\), \(16, 16\)")
+    tifffile.imwrite(path, numbers((2, 8, 8), "uint16"), ome=True, metadata={"axes": "CYX"})
+    path.write_bytes(path.read_bytes().replace(b'SizeC="2"', b'SizeC="9"'))  # OME can name other files
+    refused(path, "cannot read")
 
+
+class TestMedical:
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
     @pytest.mark.parametrize("packed", [False, True])
     def test_truncated_or_changed(self, suffix: str, packed: bool, tmp_path: Path) -> None:
@@ -159,15 +173,14 @@ class TestDicom:
     HEIGHTS = (-4.0, -1.5, 1.0, 3.5, 6.0)
 
     def test_a_series(self, tmp_path: Path) -> None:
-        """Slices by position, of whatever name; values in HU; the position as DICOM says it."""
+        """Slices by position; values in HU; the position as DICOM says it."""
         write_dicom(tmp_path / "ct", self.ARRAY[[3, 0, 4, 1, 2]], [self.HEIGHTS[i] for i in (3, 0, 4, 1, 2)])
         assert formats.is_picture(tmp_path / "ct")
         assert formats.pictures_in(tmp_path) == [tmp_path / "ct"]
         before = locale.setlocale(locale.LC_ALL)
         found = read(tmp_path / "ct")
         assert locale.setlocale(locale.LC_ALL) == before
-        assert (found.shape, found.dtype.kind) == ((1, 5, 8, 8), "i")
-        assert (found == self.ARRAY).all()
+        assert (found.dtype.kind, found.tolist()) == ("i", [self.ARRAY.tolist()])
         assert found.geometry.affine == ((0, 0, 0.5, -10), (0, 0.25, 0, 5), (2.5, 0, 0, -4), (0, 0, 0, 1))
         write_dicom(tmp_path / "ct", self.ARRAY, list(self.HEIGHTS), "1.2.4", first=50)
         refused(tmp_path / "ct", r"2 series, 1\.2\.3, 1\.2\.4")
@@ -227,27 +240,6 @@ class TestDicom:
             assert (read(tmp_path) == stored - 1024).all()
 
 
-def test_tiff_of_several_times_or_sizes(tmp_path: Path) -> None:
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, numbers((2, 3, 8, 8), "uint16"), imagej=True, metadata={"axes": "TZYX"})
-    refused(path, "several times, .*save each picture as a file of its own")
-    with tifffile.TiffWriter(path) as file:
-        for side in (8, 16):
-            file.write(numbers((side, side), "uint16"), metadata=None)
-    refused(path, r"several sizes or types, \(8, 8\), \(16, 16\)")
-    tifffile.imwrite(path, numbers((2, 8, 8), "uint16"), ome=True, metadata={"axes": "CYX"})
-    path.write_bytes(path.read_bytes().replace(b'SizeC="2"', b'SizeC="9"'))  # OME can name other files
-    refused(path, "cannot read")
-
-
-def test_shapes_and_pickles_of_npy(tmp_path: Path) -> None:
-    for stored in (np.zeros(3), np.zeros((1, 2, 3, 4, 5)), np.zeros((0, 3)), np.zeros(()), np.array([print, None])):
-        np.save(tmp_path / "a.npy", stored, allow_pickle=True)
-        refused(tmp_path / "a.npy", "must be|empty|objects")
-    (tmp_path / "a.npy").write_bytes(pickle.dumps(print))
-    refused(tmp_path / "a.npy", "cannot read")
-
-
 SHAPE = (50_000, 60_000)  # 3 x 10^9 pixels
 
 
@@ -278,16 +270,16 @@ def large_text(path: Path) -> None:
     path.write_bytes(re.sub(rb"(DimSize =|sizes:) 4 4 4", rb"\1 4096 4096 100", path.read_bytes()))
 
 
-LARGE = {
-    **{"a.npy": large_npy, "a.tif": large_tiff, "b.tif": large_geotiff, "a.nii": large_nifti},
-    **{"a.nii.gz": large_nifti, "a.mha": large_text, "a.nrrd": large_text},
-}
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize("name", LARGE)
-def test_no_memory_is_spent(name: str, tmp_path: Path) -> None:
-    LARGE[name](tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        *(("a.npy", large_npy), ("a.tif", large_tiff), ("b.tif", large_geotiff), ("a.nii", large_nifti)),
+        *(("a.nii.gz", large_nifti), ("a.mha", large_text), ("a.nrrd", large_text)),
+    ],
+)
+def test_no_memory_is_spent(name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / name)
     write(tmp_path / f"small{formats.suffix_of(name)}", numbers((1, 4, 4), "uint16"))
     read(tmp_path / f"small{formats.suffix_of(name)}")  # imports
     forget_peak()

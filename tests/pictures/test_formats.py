@@ -1,7 +1,5 @@
 """What is written is read again; a window is the same part of the whole; other libraries agree."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

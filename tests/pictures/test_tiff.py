@@ -1,7 +1,5 @@
 """TIFF in all layouts, with what OME, ImageJ and GeoTIFF say besides, compared with tifffile and rasterio."""
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 from typing import Any

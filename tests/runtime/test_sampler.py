@@ -149,7 +149,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
     ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
     ({"bridge": 9}, r"cannot read .*bridge\.json: a bridge's settings must be a dictionary, got 9"),
-    ({"stride": 0.5}, "stride must be an integer of at least 1, got 0.5"),
+    ({"stride": 0.5}, "stride must be of integers, got 0.5"),
     ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
     ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
 ]

@@ -15,7 +15,7 @@ from bbdm import BridgeSampler, demo, save_checkpoint
 from bbdm.data.spec import Spec
 from bbdm.serving import app
 from bbdm.serving.app import Panel
-from bbdm.serving.config import AppConfig
+from bbdm.serving.config import App
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
 from tests.serving.conftest import same
@@ -25,7 +25,7 @@ INPUTS |= {"solver": "sde-dpm2m", "steps": 3, "seed": 5}
 
 
 def panel(checkpoint: Path, **settings: Any) -> Panel:
-    return Panel(AppConfig(model=checkpoint, device="cpu", **settings), "tiny")
+    return Panel(App(model=checkpoint, device="cpu", **settings), "tiny")
 
 
 def saved(folder: Path, *pictures: Image.Image) -> list[tuple[str, None]]:
@@ -135,7 +135,7 @@ def test_an_error_is_a_message_without_old_results(
     assert str(tmp_path) not in caught.value.message
 
 
-def components(config: AppConfig) -> dict[str, dict[str, Any]]:
+def components(config: App) -> dict[str, dict[str, Any]]:
     """Properties of a page's components, by label or else by type."""
     found = app.build(config).get_config_file()["components"]
     return {each["props"].get("label") or each["type"]: each["props"] for each in found}
@@ -143,7 +143,7 @@ def components(config: AppConfig) -> dict[str, dict[str, Any]]:
 
 def test_a_page_offers_what_a_network_takes(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """The bundled ones have a tab each; that of drawings stands for both here."""
-    found = components(AppConfig(model=checkpoint, device="cpu", max_steps=30))
+    found = components(App(model=checkpoint, device="cpu", max_steps=30))
     assert [value for _, value in found["Solver"]["choices"]] == [
         *("dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast")  # not each takes 10 calls
     ]
@@ -151,7 +151,7 @@ def test_a_page_offers_what_a_network_takes(checkpoint: Path, monkeypatch: pytes
     assert numbers == [(10, 30), (4, 8)]
     assert not found["Direction"]["visible"]
     monkeypatch.setattr(app, "BUNDLED", [(demo.WEIGHTS, *rest) for _, *rest in app.BUNDLED])
-    found = components(AppConfig(device="cpu", window=64))
+    found = components(App(device="cpu", window=64))
     assert {"Drawings", "Photographs", "Drawing", "Pictures"} <= {*found}
     assert found["Results"]["value"] == 1
     sheet = found["imageeditor"]
@@ -168,7 +168,7 @@ def test_a_network_of_two_directions_has_a_switch_and_others_no_conditions(tmp_p
     for way in ("AtoB", "BtoA"):
         _, gallery, _ = run(panel(tmp_path / "c.pt"), files=files, direction=way, solver="dpm2m", steps=2)
         assert same(gallery["0_5"], sampler(noise(0), 5, direction=way)[0])
-    found = components(AppConfig(model=tmp_path / "c.pt", device="cpu"))["Direction"]
+    found = components(App(model=tmp_path / "c.pt", device="cpu"))["Direction"]
     assert ([value for _, value in found["choices"]], found["value"], found["visible"]) == (
         *(["AtoB", "BtoA"], "AtoB", True),
     )

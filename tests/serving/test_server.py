@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
-from bbdm.serving.config import ServeConfig
+from bbdm.serving.config import Serve
 from tests.conftest import noise, tiny_unet
 from tests.serving.conftest import GOOD, HOSTILE, encoded, png_of, same
 
@@ -40,7 +40,7 @@ def test_each_request_gets_its_own_picture(checkpoint: Path, sampler: BridgeSamp
     """Of several solvers, steps and sizes at once, by windows: each is what a sampler makes of it alone."""
     limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=16))
     monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
-    config = ServeConfig(model=checkpoint, window=8)
+    config = Serve(model=checkpoint, window=8)
     options: list[dict[str, Any]] = [{}, {"steps": 3}, {"solver": "ddim", "steps": 2}, {"solver": "mean"}]
     pictures = [noise(i, *((16, 16), (24, 8))[i // 4 % 2]) for i in range(12)]
 
@@ -68,7 +68,7 @@ def test_a_request_says_the_direction(tmp_path: Path):
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=50), steps=2)
-    assert facts(ServeConfig(model=tmp_path / "c.pt"))["solver"] == "dpm2m"
+    assert facts(Serve(model=tmp_path / "c.pt"))["solver"] == "dpm2m"
     sampler, picture = BridgeSampler.from_checkpoint(tmp_path / "c.pt"), np.asarray(noise(0))
     ways = [None, "BtoA", "AtoB"]
     answers = translate_together(sampler, [(picture, Query(seed=3, direction=way)) for way in ways])
@@ -221,12 +221,11 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
         ({"max_steps": 9}, "max_steps must be at least the 10 steps of 'dpm2m', got 9"),
         *(({"model": tmp_path / each}, "networks without conditions, .* has style:") for each in ("one.pt", "two.pt")),
         ({"port": 65536}, "port must be at most 65535, got 65536"),
-        ({"max_queued": 0}, "max_queued must be at least 1"),
     ]
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):
-            facts(ServeConfig(**{"model": checkpoint, **settings}))
-    steps = facts(ServeConfig(model=checkpoint, steps=2))["steps"]
+            facts(Serve(**{"model": checkpoint, **settings}))
+    steps = facts(Serve(model=checkpoint, steps=2))["steps"]
     assert (steps["dpm2m"], steps["mean"], "ancestral" in steps) == (2, 1, False)
 
 
@@ -240,7 +239,7 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     ],
 )
 def test_each_gpu_has_a_replica(machine: dict[str, float], outcome: Any):
-    front: Any = server.application(ServeConfig(model=Path("c.pt")), FACTS, machine)._bound_deployment
+    front: Any = server.application(Serve(model=Path("c.pt")), FACTS, machine)._bound_deployment
     replica = front.init_args[0]._bound_deployment
     actor = replica.ray_actor_options
     assert (replica.num_replicas, actor["num_cpus"], actor["num_gpus"]) == outcome
@@ -249,4 +248,4 @@ def test_each_gpu_has_a_replica(machine: dict[str, float], outcome: Any):
 
 def test_a_port_that_is_taken_is_named_before_the_network_is_read():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
-        server.run(ServeConfig(model=Path("c.pt"), port=other.getsockname()[1]), {"CPU": 1.0})
+        server.run(Serve(model=Path("c.pt"), port=other.getsockname()[1]), {"CPU": 1.0})

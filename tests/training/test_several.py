@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import eval_miou
 import pytest
@@ -86,11 +88,11 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
 @pytest.mark.parametrize(
     ("launcher", "how", "again"),
     [
-        pytest.param(TORCHRUN, {"DIE": "1,7"}, TORCHRUN, id="killed, in two"),
-        pytest.param(TORCHRUN, {"DIE": "1,7"}, ALONE, id="killed, in one"),
-        pytest.param(TORCHRUN, {"TERM_AT": "1,7"}, TORCHRUN, id="SIGTERM to one, in two"),
-        pytest.param(ALONE, {"DIE": "0,7"}, TORCHRUN, id="killed in one, in two"),
+        (TORCHRUN, {"DIE": "1,7"}, ALONE),
+        (TORCHRUN, {"TERM_AT": "1,7"}, TORCHRUN),
+        (ALONE, {"DIE": "0,7"}, TORCHRUN),
     ],
+    ids=["killed in two, in one", "SIGTERM to one, in two", "killed in one, in two"],
 )
 def test_it_resumes(
     launcher: list[str], how: dict[str, str], again: list[str], data: Path, alone: Path, tmp_path: Path
@@ -181,22 +183,16 @@ def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterato
 
 
 @pytest.mark.nightly
-def test_two_nodes_are_one_process(nodes: Nodes, alone: Path, tmp_path: Path) -> None:
-    ended([nodes.start(host=True), nodes.start()])
-    assert_close(tmp_path / "model.pt", alone)
-
-
-@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("nodes", "lost", "how"),
     [
-        pytest.param("2", 1, signal.SIGKILL, id="second process"),
-        pytest.param("2", 0, signal.SIGKILL, id="first process, which writes"),
-        pytest.param("2", 1, signal.SIGSTOP, id="says nothing"),
-        pytest.param("1:2", 0, signal.SIGKILL, id="the other goes on alone"),
-        pytest.param("2", -1, signal.SIGKILL, id="the host, in a loop"),
+        ("2", 0, signal.SIGKILL),
+        ("2", 1, signal.SIGSTOP),
+        ("1:2", 0, signal.SIGKILL),
+        ("2", -1, signal.SIGKILL),
     ],
     indirect=["nodes"],
+    ids=["the first process, which writes", "says nothing", "the other goes on alone", "the host, in a loop"],
 )
 def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, tmp_path: Path) -> None:
     """The node that holds no store of the rendezvous, or the host: then the other agent ends, and is started
@@ -247,24 +243,23 @@ def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer,
         trainer.fit()
 
 
-def test_a_run_waits_for_the_lock_of_a_lost_one(tmp_path: Path) -> None:
-    other = FileLock(tmp_path / ".lock", thread_local=False)
+def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+    """One process does not; see test_two_runs_in_one_folder_are_refused."""
+    trainer = make_trainer(epochs=1)
+    other = FileLock(trainer.folder / ".lock", thread_local=False)
+    trainer.folder.mkdir()
     other.acquire()
-    with pytest.raises(ValueError, match="another run works in"), RunFolder(tmp_path, 2, patience=0.1).locked():
-        pass
     threading.Timer(0.3, other.release).start()
-    with RunFolder(tmp_path, 2, patience=60).locked():
-        pass
+    trainer.processes = replace(trainer.processes, count=2)
+    assert trainer.fit()
 
 
 # Commands
 
 
-@pytest.mark.usefixtures("tiny_demo")
-def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Processes, "join", lambda device: Processes(torch.device(device), count=2))
-    with pytest.raises(ValueError, match="batch_size 3 does not split into 2 processes x 1 parts"):
-        train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
+def test_a_batch_must_split(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="batch_size 2 does not split into 2 processes x 2 parts"):
+        make_trainer(grad_accumulation=2, further={"processes": Processes(torch.device("cpu"), count=2)})
 
 
 COMMANDS: dict[str, Any] = {"train": train.main, "translate": translate.main, "eval": eval.main}
@@ -273,12 +268,8 @@ COMMANDS["eval_miou"] = eval_miou.Miou.main
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_gpu_gets_a_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
-
-    def execv(program: str, command: list[str]) -> None:
-        calls.append(command)
-        raise SystemExit
-
+    """With a second one; otherwise the command goes on, here to data that are not there."""
+    execv = Mock(side_effect=SystemExit)
     monkeypatch.setattr(os, "execv", execv)
     for flag in ("--use_multi_gpus", "-use_multi_gpus"):
         argv = ["edge2shoes" if name != "eval_miou" else "deeplab.pt", "DATA", "model.pt", flag]
@@ -286,16 +277,12 @@ def test_each_gpu_gets_a_process(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bbdm", "--import", "own", name, *argv])
         with pytest.raises(SystemExit):
             COMMANDS[name](argv)
-        assert calls[-1][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-        assert calls[-1][6:] == ["-m", "bbdm", "--import", "own", name, *argv]
-
-
-@pytest.mark.usefixtures("tiny_demo")
-def test_without_a_second_gpu_one_process_trains(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
-    train.main([*arguments(data, tmp_path / "model.pt", "-e", "1"), "--use_multi_gpus"])
-    assert (tmp_path / "model.pt").exists()
+        _, command = execv.call_args.args
+        assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+        assert command[6:] == ["-m", "bbdm", "--import", "own", name, *argv]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(FileNotFoundError):
+            COMMANDS[name](argv)
 
 
 def test_processes_that_would_not_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

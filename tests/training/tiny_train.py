@@ -2,16 +2,19 @@
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
 SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer. COMMAND is another
-subcommand that trains."""
+subcommand. SLOW=RANK delays a process after the first one has looked at a folder."""
 
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from bbdm import cli
 from bbdm.data.examples import Example
+from bbdm.execution.processes import Processes
 from bbdm.networks import config as networks
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY
@@ -42,7 +45,20 @@ def watch_steps() -> None:
     Trainer.train_step = train_step
 
 
+def be_slow() -> None:
+    in_turn = Processes.first_before_others
+
+    @contextmanager
+    def first_before_others(self: Processes) -> Iterator[None]:
+        with in_turn(self):
+            time.sleep(0.7 if str(self.rank) == os.environ.get("SLOW") else 0)
+            yield
+
+    Processes.first_before_others = first_before_others
+
+
 if __name__ == "__main__":
     set_up()
     watch_steps()
+    be_slow()
     cli.run(os.environ.get("COMMAND", "train"))

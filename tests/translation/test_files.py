@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from bbdm.cli import translate
 from bbdm.data.spec import Spec
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
+from bbdm.translation.config import TranslateConfig
+from bbdm.translation.translator import Translator
 from tests.conftest import tiny_unet
 
 SIZE = 16
@@ -104,6 +107,20 @@ def test_geotiff_keeps_place_bands_and_nodata():
         assert np.median(values) > 0
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=seed_of("y"))[0]), read("out/y.tif"))
+
+
+def test_a_process_makes_its_share():
+    """Of 5 pictures in batches of 2, the second of two processes makes the second batch."""
+    network(3)
+    for i in range(5):
+        write(f"in/{i}.png", np.zeros((3, 16, 16), np.uint8))
+    config = TranslateConfig(
+        dataset="folder", data_dir="in", model=Path("c.pt"), output_dir=Path("out"), batch_size=2, device="cpu"
+    )
+    translator = Translator(config)
+    translator.processes = replace(translator.processes, rank=1, count=2)
+    translator.make(translator.sampler("mean", None), translator.plan(Path("out")), {})
+    assert {path.name for path in Path("out").iterdir()} == {"2.png", "3.png"}
 
 
 SIXTEEN = Values(0, 65535, dtype="uint16")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bbdm import ABridge, BridgeSampler
-from bbdm.translation.results import Job, Record, ResultsError, make, missing
+from bbdm.translation.results import Job, Record, make, missing
 from tests.conftest import tiny_unet
 
 
@@ -45,16 +45,16 @@ def test_results_of_other_settings_are_refused(further: bool, tmp_path: Path):
     record.close()
     for names, existing in ((["b.png"], set()), (["a.png", "b.png"], {"a.png"})):  # a stays known
         assert Record(folder, {"seed": 0}, names, False, further).existing == existing
-    with pytest.raises(ResultsError, match=r"results of other settings \(seed 0, now 1\)"):
+    with pytest.raises(ValueError, match=r"results of other settings \(seed 0, now 1\)"):
         Record(folder, {"seed": 1}, ["b.png"], False, further)
     (folder / "c.png").touch()
     if further:
-        with pytest.raises(ResultsError, match=r"c\.png exists, but no .*settings\.json says what made it"):
+        with pytest.raises(ValueError, match=r"c\.png exists, but no .*settings\.json says what made it"):
             Record(folder, {"seed": 0}, ["c.png"], False, further)
     record = Record(folder, {"seed": 1}, ["b.png", "c.png"], True, further)
     assert (record.existing, (folder / "c.png").exists(), (folder / "a.png").exists()) == (set(), False, True)
     content = json.loads((folder / "settings.json").read_text())
     assert content == {"settings": {"seed": 1}, **({"results": ["b.png", "c.png"]} if further else {})}
     (folder / "settings.json").unlink()
-    with pytest.raises(ResultsError, match=r"a\.png exists, but no .*settings\.json says what made it"):
+    with pytest.raises(ValueError, match=r"a\.png exists, but no .*settings\.json says what made it"):
         Record(folder, {"seed": 1}, ["a.png"], False, further)

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from bbdm.bridges import DDBM, ECSI, I2SB, ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
-from bbdm.files.importers.states import FIRST, File, State, build_vqgan, dim, load, unet_config
+from bbdm.files.importers.states import FIRST, File, State, dim, load, unet_config, vqgan_state
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
@@ -85,7 +84,7 @@ def bbdm(file: File, config: str | None) -> Checkpoint:
     bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
     codec = None
     if autoencoder := file.below(f"{root}vqgan."):
-        codec = VQGANCodec(build_vqgan(autoencoder))
+        codec = VQGANCodec(vqgan_state(autoencoder).build())
         if file.tensors.keys() & STATISTICS.values():
             found = {name: tuple(file.tensors[key].double().flatten().tolist()) for name, key in STATISTICS.items()}
             codec = codec.with_statistics(LatentStatistics(**found))
@@ -118,7 +117,9 @@ def guided(file: File, config: str | None) -> Checkpoint:
     if file.around(prefix)[0] and config is not None:
         raise ValueError(f"config={config} was given, but the file describes its network itself")
     published = _named(PUBLISHED, config, "bridge")
-    weights = {key: _as_1d(key, value) for key, value in file.below(prefix).items()}
+    attention = (".qkv.weight", ".proj_out.weight")  # of 2D convolutions, as those of 1D ones
+    found = file.below(prefix).items()
+    weights = {key: value.squeeze(3) if key.endswith(attention) and value.ndim == 4 else value for key, value in found}
     average, ema = file.content.get("ema") if prefix.startswith("net.") else None, None
     if average is not None:
         values = average.get("shadow_params") if isinstance(average, dict) else None
@@ -127,11 +128,6 @@ def guided(file: File, config: str | None) -> Checkpoint:
             raise ValueError(f"its ema is {got}; wanted the state of torch_ema, with {len(weights)} shadow_params")
         ema = dict(zip(weights, values, strict=True))
     return _checkpoint(weights, published.bridge, ema, None, published.image_size, published.heads_last, HEADS)
-
-
-def _as_1d(key: str, value: torch.Tensor) -> torch.Tensor:
-    """Weights of attention's 2D convolutions as of 1D ones."""
-    return value.squeeze(3) if key.endswith((".qkv.weight", ".proj_out.weight")) and value.shape[3:] == (1,) else value
 
 
 def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> Checkpoint:

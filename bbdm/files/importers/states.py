@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from bbdm.files import inert
+from bbdm.files.content import NetworkState
 from bbdm.files.inert import Stub, describe
+from bbdm.networks.base import fitting
 from bbdm.networks.config import UNetConfig, VQGANConfig
-from bbdm.networks.restore import fitting, restore
 from bbdm.networks.vqgan import VQGAN
 
 State = Mapping[str, torch.Tensor]
@@ -165,16 +166,16 @@ def vqgan_config(state: Shaped) -> VQGANConfig:
     )
 
 
-def read_vqgan(content: Any) -> VQGAN:
+def read_vqgan(content: Any) -> NetworkState:
     """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
     file = File(content)
     known = [each for each in file.prefixes(CODES) if each.endswith(IN_OTHERS)]
     prefix = known[0] if len(known) == 1 else file.prefix("a VQGAN of latent diffusion,", "codebooks", CODES)
-    return build_vqgan(file.below(prefix))
+    return vqgan_state(file.below(prefix))
 
 
-def build_vqgan(state: State) -> VQGAN:
-    """A VQGAN with latent diffusion's keys, in evaluation mode."""
+def vqgan_state(state: State) -> NetworkState:
+    """A VQGAN with latent diffusion's keys."""
     state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
     config = vqgan_config(state)
-    return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))
+    return NetworkState(config, load(VQGAN.from_config, config, state), kind=VQGAN.kind)

@@ -66,11 +66,6 @@ def suffix_of(path: str | os.PathLike[str]) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def library_of(path: str | os.PathLike[str]) -> str | None:
-    """The module that reads files of a path's suffix; None where no library does."""
-    return SUFFIXES.get(suffix_of(path))
-
-
 def suffix_of_result(source: str, channels: int, values: Values) -> str:
     """The suffix of a result: the source's; of photographs PNG's where it holds the result, else TIFF's."""
     if source and SUFFIXES[source] != "pillow":
@@ -101,12 +96,9 @@ def files_of(path: Path) -> list[Path]:
     return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
 
 
-def is_picture(path: str | os.PathLike[str]) -> bool:
+def is_picture(path: Path) -> bool:
     """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
-    path = Path(path)
-    if path.is_dir():
-        return bool(dicom_files(path, FILES_LOOKED_AT))
-    return path.is_file() and bool(suffix_of(path))
+    return bool(dicom_files(path, FILES_LOOKED_AT)) if path.is_dir() else path.is_file() and bool(suffix_of(path))
 
 
 def dicom_files(folder: Path, most: int | None = None) -> list[Path]:
@@ -123,13 +115,9 @@ def reader_of(path: Path) -> str:
     """The name of the module that reads a file, or a folder of DICOM."""
     if not path.exists():
         raise FileNotFoundError(path)
-    if path.is_dir():
-        if not is_picture(path):
-            raise UnknownFormatError("it is a folder, and has no files of DICOM")
-        return "simpleitk"
-    name = library_of(path)
-    if name is None:
-        raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}")
+    if not is_picture(path):
+        raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
+    name = "simpleitk" if path.is_dir() else SUFFIXES[suffix_of(path)]
     return "rasterio" if name == "tifffile" and _has_place(path) else name
 
 
@@ -198,14 +186,6 @@ def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int]) 
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(data, dtype, prod(shape), offset).reshape(tuple(shape))
-
-
-def real(dtype: Any) -> np.dtype[Any]:
-    """The type in this machine's byte order; truth values become uint8. ValueError unless of real numbers."""
-    kind = np.dtype(np.uint8 if np.dtype(dtype).kind == "b" else dtype)
-    if kind.kind not in "uif" or kind.itemsize > 8:
-        raise ValueError(f"its values are {kind}, and real numbers of at most 64 bits are needed")
-    return kind.newbyteorder("=")
 
 
 def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:

@@ -49,9 +49,10 @@ def header(path: Path) -> Header:
     sides = formats.volume((*dims[:4], *dims[5:]))
     sides = sides[:2] if len(dims) == 5 and sides[2] == 1 else sides
     dtype = np.dtype(np.float32) if _scale(nifti) is not None and dtype.kind in "iu" else dtype
-    most = path.stat().st_size * (formats.DEFLATE if _packed(path) else 1)
+    packed = path.suffix.lower() == ".gz"
+    most = path.stat().st_size * (formats.DEFLATE if packed else 1)
     geometry = Geometry(_affine(nifti, len(sides), path), NAME, {"header": nifti})
-    return Header(path, (math.prod(dims[4:5]), *sides[::-1]), dtype, geometry, not _packed(path), most)
+    return Header(path, (math.prod(dims[4:5]), *sides[::-1]), dtype, geometry, not packed, most)
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -105,12 +106,8 @@ def write(path: Path, picture: Picture) -> None:
     image.to_filename(path)
 
 
-def _packed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
-
-
 def _opened(path: Path) -> Any:
-    return gzip.open(path) if _packed(path) else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _scale(nifti: Any) -> tuple[float, float] | None:

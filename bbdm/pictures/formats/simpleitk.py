@@ -34,7 +34,7 @@ TEXTS = {  # lines of headers: the last, one that says that values are compresse
 }
 HEADER_BYTES = 2**16  # of a file, in which its header must end
 CHUNK = 2**20  # bytes that are decompressed at once
-POSITION, SERIES, BITS = "0020|0032", "0020|000e", "0028|0100"  # elements of DICOM
+SERIES, BITS = "0020|000e", "0028|0100"  # elements of DICOM
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 TOLERANCE = 0.01  # of the distance of slices: more is unequal
 SAME = 1e-6  # mm: slices that are nearer are at one place
@@ -177,8 +177,6 @@ def _series(path: Path) -> Header:
     direction = np.reshape(first.GetDirection(), (3, 3))
     columns, origin = direction * first.GetSpacing(), first.GetOrigin()
     if len(readers) > 1:
-        if lost := [file.name for file, reader in zip(files, readers, strict=True) if not _text(reader, POSITION)]:
-            raise ValueError(f"{lost[0]} does not say where its slice lies")
         positions = np.array([reader.GetOrigin() for reader in readers])  # of the first pixels, in mm
         order = np.argsort(positions @ direction[:, 2], kind="stable")
         files, positions = [files[i] for i in order], positions[order]

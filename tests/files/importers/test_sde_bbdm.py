@@ -136,13 +136,6 @@ def test_state_dicts(tmp_path: Path):
     refused(narrow, "attention on 32 channels does not split into heads of 64", **STATED)
 
 
-def test_arguments_that_disagree(tmp_path: Path):
-    path = save(sde_bbdm.nn.ABridgeModule(public_unet(), 800, c_lambda=1.5), tmp_path / "a.pt")
-    assert load(path, num_steps=800, c_lambda=1.5).bridge == ABridge(800, 1.5)
-    refused(path, r"num_steps=1000 was given, but the network was trained with num_steps=800", num_steps=1000)
-    refused(path, r"config=a\.yaml was given, but the file describes its network itself", config="a.yaml")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
