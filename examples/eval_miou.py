@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from deeplab import load_deeplab
 from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 from tqdm.auto import tqdm
 
@@ -78,9 +79,7 @@ def confusion(network: Network, picture: torch.Tensor, labels: torch.Tensor, cla
     logits = sliding_logits(network, (pixels - mean) / std)
     if logits.shape[1] != classes:
         raise ValueError(f"the network must have {classes} classes, got {logits.shape[1]}")
-    metric = MulticlassJaccardIndex(classes, ignore_index=IGNORED).to(picture.device)
-    metric.update(logits.argmax(1), labels)
-    return metric.confmat.cpu()  # pyright: ignore[reportReturnType,reportCallIssue]
+    return multiclass_confusion_matrix(logits.argmax(1), labels, classes, ignore_index=IGNORED).cpu()
 
 
 def scores(counts: torch.Tensor, classes: Sequence[str] = tuple(CITYSCAPES)) -> dict[str, Any]:

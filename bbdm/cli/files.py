@@ -156,9 +156,8 @@ class Export(Command, FileConfig):
 class ConvertVQGAN(Command):
     """Convert a VQGAN, for -vq: bbdm convert-vqgan STATE_DICT OUTPUT [flags].
 
-    STATE_DICT is of latent diffusion.
-
-    Weights are matched by name; an error names each key that is missing or left over.
+    STATE_DICT is of latent diffusion. Weights are matched by name; an error names each key that is missing or
+    left over.
     """
 
     HEADING: ClassVar[str] = "further"

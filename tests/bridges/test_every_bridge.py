@@ -13,8 +13,7 @@ from bbdm import DDBM, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, load_
 from bbdm.bridges import ECSI, Bridge, Marginal, register
 from bbdm.bridges.path import Density
 from bbdm.runtime import OnnxBridgeSampler
-from tests.conftest import MakeTrainer, newest, tiny_unet
-from tests.nightly import sweep
+from tests.conftest import MakeTrainer, newest, sweep, tiny_unet
 from tests.onnx.exports import export
 
 

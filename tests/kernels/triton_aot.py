@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bbdm.kernels.elementwise import AVAILABLE, BLOCK, triton
-from tests.nightly import sweep
+from tests.conftest import sweep
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 
