@@ -15,11 +15,10 @@ from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled, Graphs
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Network
-from tests.conftest import tiny_dit, tiny_unet
+from tests.conftest import sweep, tiny_dit, tiny_unet
 from tests.cuda.card import Card, card
 from tests.execution.test_compiled import Short, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
-from tests.nightly import sweep
 from tests.sampling.test_volumes import unet as volume_unet
 
 __all__ = ["card"]  # a fixture

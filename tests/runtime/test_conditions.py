@@ -20,8 +20,7 @@ from bbdm.bridges import Bridge
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.runtime.command import Runtime
-from tests.conftest import noise, tiny_dit, tiny_unet
-from tests.nightly import sweep
+from tests.conftest import noise, sweep, tiny_dit, tiny_unet
 from tests.onnx.exports import export, tiny_codec
 
 BRIDGE = ABridge(50)
