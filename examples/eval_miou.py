@@ -176,7 +176,7 @@ class Miou(GPUsCommand, TranslateConfig):
         if deeplab.config.num_classes != len(CITYSCAPES):
             raise ValueError(f"{self.deeplab} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
         read_labels(label_path(rows[0]))  # before the translation, since it may fail
-        jobs, _, report = translator.run(self.chosen_solver, self.steps, self.folder)
+        jobs, _, report = translator.run(self.solver, self.steps, self.folder)
         about = {"weights": file_sha256(self.deeplab), **vars(deeplab.config)}
         counts = torch.zeros(len(CITYSCAPES), len(CITYSCAPES), dtype=torch.int64)
         for job in tqdm(jobs[processes.rank :: processes.count], unit="image", disable=not translator.verbose):
