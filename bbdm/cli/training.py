@@ -20,7 +20,7 @@ from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
-from bbdm.sampling.network_config import FileConfig
+from bbdm.sampling.options import FileConfig
 from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -195,11 +195,12 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         """The run before its first step; see the base class."""
         import torch
 
+        from bbdm.files.checkpoint import load_checkpoint
         from bbdm.training.distillation import StudentTask, student_of
         from bbdm.training.trainer import Trainer
 
         config = from_values(DistillConfig, vars(self))
-        teacher = self.load(self.teacher)
+        teacher = load_checkpoint(self.teacher, **self.missing)
         student, codec, known = student_of(teacher, self.calls), teacher.build_codec(), teacher.unet.config
         size = self.image_size or teacher.image_size
         if size is None:

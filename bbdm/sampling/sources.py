@@ -32,6 +32,7 @@ class Item(NamedTuple):
 
     arrays: list[Floats]  # (C, H, W) in [-1, 1]
     restore: Callable[[list[Floats]], Any]
+    floats: bool = False  # whether it was an array or a tensor of them
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,7 @@ def read_sources(source: Any, scale: Scale) -> Sources:
             if elements is not source:
                 raise
             raise ValueError(f"source[{i}]: {str(error).removeprefix('source ')}") from error
-    floats = [
-        item.arrays[0]
-        for element, item in zip(elements, items, strict=True)
-        if "float" in str(getattr(element, "dtype", "")) and not isinstance(element, Picture)
-    ]
-    scale.warn_of_unit(floats)
+    scale.warn_of_unit([item.arrays[0] for item in items if item.floats])
     arrays = [image for item in items for image in item.arrays]
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
@@ -231,15 +227,14 @@ def _array(source: Any, scale: Scale) -> Item:
             return result[0]
         return np.ascontiguousarray(np.moveaxis(result, 0, -1)) if last else result
 
-    return Item(item.arrays, restore)
+    return Item(item.arrays, restore, kind == "floats")
 
 
 def check_noise(noise: Any, scale: Scale, expected: tuple[int, ...]) -> None:
     """Raise ValueError unless noise is finite normals of a shape, in the sampler's arrays."""
-    if not isinstance(noise, scale.array):
-        raise ValueError(f"noise must be {scale.noun}, got {type(noise).__name__}")
-    if tuple(noise.shape) != expected:
-        raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}")
+    if not isinstance(noise, scale.array) or tuple(noise.shape) != expected:
+        found = getattr(noise, "shape", None)
+        raise ValueError(f"noise must be {scale.noun} of shape {expected}, got {type(noise).__name__} {found}")
     if not np.isfinite(float(abs(noise).max())):
         raise ValueError("noise must be finite, got NaN or infinity")
 

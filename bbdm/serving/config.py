@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bbdm.base import demo
 from bbdm.base.scripts import Command
 from bbdm.base.settings import position, setting
-from bbdm.sampling.network_config import NetworkConfig
+from bbdm.sampling.options import NetworkConfig
 from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:

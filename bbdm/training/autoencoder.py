@@ -100,7 +100,6 @@ class AutoencoderTask(Task):
     paired = False
     network: VQGAN
     config: AutoencoderConfig
-    critic: Any = None  # the discriminator, with gradients averaged over processes
     read = staticmethod(load_vqgan_state)
 
     def __init__(
@@ -229,11 +228,6 @@ class AutoencoderTask(Task):
         y, x0 = batch.source, batch.target
         sources, targets = self.reconstruct(pictures(y, x0)).unflatten(0, (-1, 2)).unbind(1)
         return {"source": y, "its reconstruction": sources, "target": x0, "the target's": targets}
-
-    def release(self) -> None:
-        """See :meth:`~bbdm.training.task.Task.release`."""
-        super().release()
-        self.critic = None
 
     @property
     def description(self) -> dict[str, Any]:

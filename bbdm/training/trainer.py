@@ -132,7 +132,6 @@ class Trainer:
         about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
         self.pairs: Mapping[str, Any] = about  # what a run that resumes must have too
         self._validation_names = None if self.validation is None else self.validation.names_digest()
-        self._settings = {"train": asdict(config), **self.task.description}
         self.resumed_from: Path | None = None
         self.best: dict[str, Any] | None = None
         self.images: dict[str, Image] = {}
@@ -225,7 +224,8 @@ class Trainer:
             if writes:
                 ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
                 pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
-                self.run.begin(self.step, self.epoch, {**self._settings, "pairs": pairs}, overwrite)
+                about = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
+                self.run.begin(self.step, self.epoch, about, overwrite)
             for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from bbdm.base.settings import ShownConfig, position, setting
 from bbdm.base.sizes import read_memory
 from bbdm.data.config import DatasetConfig, read_labels
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.pictures.images import Size, read_size
+from bbdm.sampling.options import NetworkConfig
 
 MAPS = ("mean", "std", "low", "high")
+SizeSetting = Size | Literal["train", "fit", "keep"]
+
+
+def read_size_setting(text: str) -> Any:
+    """A size from text, or the name of a way to choose one."""
+    return text if text in ("train", "fit", "keep") else read_size(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,8 @@ from bbdm.execution.compiled import Compiled
 from bbdm.files.weights import IncompleteFileError
 from bbdm.onnx import graphs
 from tests.codec.autoencoders import Own, own_codec, tiny_kl
-from tests.conftest import relative_gap, tiny_unet
+from tests.conftest import relative_gap, sweep, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
-from tests.nightly import sweep
 
 IMAGE = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 CPU, NAN = torch.device("cpu"), float("nan")

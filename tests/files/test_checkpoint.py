@@ -79,8 +79,9 @@ def test_round_trip(suffix: str, bridge: Bridge, size: Any, make_unet: MakeUNet,
     settings: dict[str, Any] = {"in_channels": 4, "out_channels": 2, "condition_channels": 1, "dropout": 0.1}
     unet, path = make_unet(0, **settings), tmp_path / f"a{suffix}"
     for ema in (unet, make_unet(1, **settings)):
-        save_checkpoint(path, unet, bridge, ema=ema, image_size=size)
+        save_checkpoint(path, unet, bridge, ema=ema, image_size=size, solver="ddim", timesteps=[bridge.top, 3])
         loaded = load_checkpoint(path)
+        assert (loaded.defaults.solver, loaded.defaults.timesteps) == ("ddim", [bridge.top, 3])
         assert (loaded.bridge, loaded.image_size, loaded.unet.config) == (bridge, size, unet.config)
         assert (loaded.training, loaded.build_unet().training) == (None, False)
         assert_same_state(loaded.build_unet().state_dict(), ema.state_dict())

@@ -230,8 +230,8 @@ def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
     count, seconds, undisturbed = 0, 0.0, dict[str, Any]()
     runs = inside = done = 0
     while done < kills:
-        folder, left, killed = tmp_path / str(runs), dict[str, Any](), True
-        while killed:
+        folder, left = tmp_path / str(runs), dict[str, Any]()
+        while True:
             waits, began = runs > 0 and done < kills, time.monotonic()  # the first run is undisturbed
             at = moments.randint(1, count) if waits and moments.random() < 0.5 else 0
             process = begin(name, folder, script.argv(place, folder), changes, at, moments.uniform(0, LATER))
@@ -243,6 +243,8 @@ def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
             done += killed
             inside += killed and bool(list(folder.rglob(".*.tmp")))
             left = check_left(folder, left, undisturbed)
+            if not killed:
+                break
         assert process.exitcode == 0, folder.with_suffix(".log").read_text()[-2000:]
         if runs == 0:
             count, seconds, undisturbed = changes.value, time.monotonic() - began, left

@@ -180,7 +180,7 @@ def test_a_picture_that_cannot_be_read(place: Path, undisturbed: Undisturbed, tm
     """What was trained before it is saved."""
     shutil.copytree(place / "data", tmp_path / "data")
     victim = tmp_path / "data" / "train" / "03.png"
-    original, message = victim.read_bytes(), r"^[^\n]*train/03\.png[^\n]*\. Repair the file; the same command res"
+    original, message = victim.read_bytes(), r"^[^\n]*train/03\.png[^\n]*\. Repair the file; " + resumes(9)
     broken = Moment("_epoch", 2, lambda *_: victim.write_bytes(b"broken"), message)
     interrupt("train", tmp_path, tmp_path / "run", broken, "--workers", "1")
     victim.write_bytes(original)

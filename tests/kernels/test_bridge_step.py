@@ -116,6 +116,24 @@ def test_steps_of_other_kinds_are_the_formula(given: dict[str, Any]):
     check_steps(bridge_step, **given)
 
 
+def check_zeros(apply: Callable[..., None]) -> None:
+    """What has the weight 0 has no influence, be it NaN; an estimate that is NaN is shown as such."""
+    nan, row = torch.full((2, 3, 4, 5), torch.nan), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    given = arguments(x=torch.ones(2, 3, 4, 5), x0hat=nan.clone(), pred=nan, y=nan, rows=torch.tensor([row]))
+    apply(*given.values(), None, None)
+    assert (given["x"] == 1).all()
+    assert (given["inputs"] == 1).all()
+    assert given["x0hat"].isnan().all()
+
+
+def test_weights_of_zero():
+    check_zeros(bridge_step)
+
+
+def interpreted_weights_of_zero():
+    check_zeros(module._launch)
+
+
 def test_noise_that_is_missing_is_said():
     with pytest.raises(ValueError, match=r"step 0 has noise of weight 0\.5, got neither seeds nor noise"):
         bridge_step(**arguments(seeds=None))
