@@ -208,12 +208,6 @@ class TestGrids:
         with pytest.raises(ValueError, match=message):
             valued(f"{tmp_path}/A,{tmp_path}/B", **how).read(0)
 
-    def test_of_geotiffs(self, tmp_path: Path) -> None:
-        for side, width in (("A", 5), ("B", 6)):
-            save(tmp_path / side / "0.tif", np.ones((4, width), np.int16), nodata=-1)
-        with pytest.raises(ValueError, match=r"A/0\.tif and .*B/0\.tif .* 4 x 5 at .* 4 x 6 at .*gdalwarp"):
-            valued(f"{tmp_path}/A,{tmp_path}/B").read(0)
-
     @pytest.mark.parametrize("crop", [None, CROP])
     def test_of_sizes_alone(self, crop: int | None, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, count=1)
