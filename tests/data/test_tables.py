@@ -66,7 +66,7 @@ def write_tar(path: Path, rows: Mapping[int, Mapping[str, bytes]]) -> Path:
 
 def sample(row: int) -> dict[str, bytes]:
     files = {"source.png": png(pixels(row)), "target.png": png(pixels(100 + row))}
-    return {**files, "season.txt": SEASONS[row % COUNT].encode()}
+    return {**files, "season.txt": f"{SEASONS[row % COUNT]}\n".encode()}
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
