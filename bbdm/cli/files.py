@@ -13,7 +13,7 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
 from bbdm.pictures.images import Size, read_size
-from bbdm.sampling.options import FileConfig
+from bbdm.translation.config import FileConfig
 
 if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint

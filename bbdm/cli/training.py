@@ -20,8 +20,8 @@ from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
-from bbdm.sampling.options import FileConfig
 from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig
+from bbdm.translation.config import FileConfig
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs

@@ -128,10 +128,11 @@ def _less(value: Any, low: Any, high: Any) -> Any:
 
 def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:
     """(sources, samples) the seed of each sample."""
-    if seed is None or not hasattr(seed, "__iter__"):
-        flat = resolve_seeds(seed, sources * samples)
+    given: Any = seed
+    if not hasattr(given, "__iter__"):
+        flat = resolve_seeds(given, sources * samples)
         return [flat[i::sources] for i in range(sources)]
-    rows: list[Any] = list(seed)
+    rows = list(given)
     if len(rows) != sources or not all(hasattr(row, "__iter__") for row in rows):
         raise ValueError(
             f"seed must be an integer, or for each of {sources} sources a list of {samples} seeds, got {seed!r}"

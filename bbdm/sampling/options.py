@@ -1,27 +1,20 @@
 """The options of a call: declared once, for calls, streams, distributions, commands, servers and manifests.
 
-And which trained network a command samples. Nothing here needs torch.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from bbdm import solvers
-from bbdm.base.settings import check, setting
+from bbdm.base.settings import setting
 from bbdm.networks.conditions import ConditionsConfig, read_scale
 from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Size, read_size
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.solvers import AnySolver
-
-if TYPE_CHECKING:
-    import torch
-
-    from bbdm.sampling.sampler import BridgeSampler
 
 Seed = Any  # an integer, a sequence of them, or None
 Timesteps = str | Iterable[float] | None
@@ -149,65 +142,3 @@ class Options(GuidanceOptions):
 
 USUAL = Options()  # of calls that give none
 NAMES = frozenset(each.name for each in fields(Options))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileConfig:
-    """What a trained network's file leaves out."""
-
-    time_steps: int | None = setting(
-        None, "number of times of the bridge, for files that leave it out", "-t", "--t", "--num_steps"
-    )
-    c_lambda: float | None = setting(None, "noise scale of the A-Bridge, for files that leave it out", "-l")
-    vqgan_path: Path | None = setting(
-        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq", "--codec"
-    )
-    config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
-
-    @property
-    def missing(self) -> dict[str, Any]:
-        """What :func:`~bbdm.files.checkpoint.load_checkpoint` takes of it."""
-        from bbdm.files.checkpoint import load_codec
-
-        codec = None if self.vqgan_path is None else load_codec(self.vqgan_path)
-        return {"num_steps": self.time_steps, "c_lambda": self.c_lambda, "codec": codec, "config": self.config}
-
-    def build_sampler(self, path: Path, **settings: Any) -> BridgeSampler:
-        """The sampler of a network's file, as :meth:`bbdm.BridgeSampler.from_checkpoint` makes it."""
-        from bbdm.sampling.sampler import BridgeSampler
-
-        return BridgeSampler.from_checkpoint(path, **self.missing, **settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig(GuidanceOptions, FileConfig):
-    """How a trained network samples, and what its file leaves out.
-
-    Raises:
-        ValueError: settings contradict each other.
-    """
-
-    solver: str | None = setting(
-        None,
-        f"solver of the bridge's equation; the file's own, or {solvers.DEFAULT}, if unset",
-        choices=solvers.SOLVERS,
-    )
-    steps: int | None = setting(
-        None, "network calls for each result; if unset, the file's with its own solver, else the solver's default"
-    )
-    fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
-    compile: bool = setting(False, "faster results after a minute or two of compiling")
-    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
-
-    def __post_init__(self) -> None:
-        if self.fast_sampling and self.solver not in (None, "fast"):
-            raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
-        if self.fast_sampling:
-            object.__setattr__(self, "solver", "fast")
-        super().__post_init__()
-        check(self)
-
-    def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
-        """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""
-        chosen = {name: getattr(self, name) for name in ("solver", "steps", "dtype", "compile")}
-        return self.build_sampler(path, device=device, **chosen)

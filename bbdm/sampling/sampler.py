@@ -206,8 +206,6 @@ class BridgeSampler(Inverting):
         """
         if not self.compile:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         check_place(Path(path))  # before minutes of compiling
         sides = images.sides(size, self.axes)
         padded, grid = self._shapes.padded(sides), self._shapes.grid(sides)

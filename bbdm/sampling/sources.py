@@ -255,10 +255,9 @@ def read_mask(mask: Any, scale: Scale, source: Any) -> Any:
         mask = mask[None, None] if mask.ndim == source.ndim - 2 else mask
     if not isinstance(mask, scale.array | np.ndarray):
         raise ValueError(f"mask must be {scale.noun}, a picture, a path or an (H, W) array, got {type(mask).__name__}")
-    whole = len(source), 1, *source.shape[2:]
-    if tuple(mask.shape) not in (whole, (1, *whole[1:])):
-        shapes = " or ".join(str(shape) for shape in dict.fromkeys((whole, (1, *whole[1:]))))
-        raise ValueError(f"mask must have shape {shapes}, got {tuple(mask.shape)}")
+    shapes = dict.fromkeys((count, 1, *source.shape[2:]) for count in (len(source), 1))
+    if tuple(mask.shape) not in shapes:
+        raise ValueError(f"mask must have shape {' or '.join(map(str, shapes))}, got {tuple(mask.shape)}")
     result = converted(mask, source) + source[:, :1] * 0  # one for each image
     low, high = float(result.min()), float(result.max())
     if not (low >= 0 and high <= 1):

@@ -137,7 +137,6 @@ def test_arguments(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     writer = BridgeSampler(network(), BRIDGE, compile=True)
     for other, message, to, settings in (
         (sampler, "compile=True", path, {}),
-        (writer, "batch_size must be at least 1, got 0", path, {"batch_size": 0}),
         (writer, "is a folder", tmp_path, {}),
         (writer, r"ends in \.pt2, got", tmp_path / "unet", {}),
         (BridgeSampler(tiny_unet(tokens={"text": 4}), BRIDGE, compile=True), "text are tokens", tmp_path / "a.pt2", {}),

@@ -116,7 +116,6 @@ REFUSED: list[tuple[int, Any, dict[str, Any], str]] = [  # axes, a source, optio
     (3, from_array(SOURCE[0].numpy()), {}, "source must be (1, D, H, W), a volume, as in training"),
     (3, SOURCE, {"window": (3, 5, 8)}, "window must be a multiple of the network's stride (1, 2, 2), got (3, 5, 8)"),
     (3, SOURCE, {"window": (8, 8)}, "window must be a side, (depth, height, width), 'auto' or None, got (8, 8)"),
-    (3, SOURCE, {"window": 8, "margin": 4}, "margin must leave at least (1, 2, 2) pixels of a window of 8, got 4"),
 ]
 
 
