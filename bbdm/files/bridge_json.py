@@ -69,6 +69,9 @@ def _check(settings: dict[str, Any]) -> None:
     for name in settings["files"]:
         if Path(name).name != name or not name.endswith((".onnx", ".onnx.data")):
             raise ValueError(f"it lists {name}, which is no graph in its folder")
+    for name, kind in {"solver": str, "conditioned": bool}.items():
+        if not isinstance(settings[name], kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {short(settings[name])}")
     for name in ("image_channels", "latent_stride"):
         if type(settings[name]) is not int or settings[name] < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {short(settings[name])}")

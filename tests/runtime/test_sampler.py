@@ -137,6 +137,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
     ({"bridge": 9}, r"cannot read .*bridge\.json: a bridge's settings must be a dictionary, got 9"),
     ({"stride": 0.5}, "stride must be of integers, got 0.5"),
+    ({"solver": None}, "solver must be a str, got (null|None)"),
+    ({"image_channels": 0}, "image_channels must be an integer of at least 1, got 0"),
     ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
     ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
 ]
