@@ -25,6 +25,7 @@ from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.files.content import NetworkState, vqgan_snapshot
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
+from bbdm.networks.arrays import check_images
 from bbdm.networks.vqgan import VQGAN, PatchGAN
 from bbdm.pictures.images import sides
 from bbdm.training.config import AutoencoderConfig
@@ -100,7 +101,6 @@ class AutoencoderTask(Task):
     paired = False
     network: VQGAN
     config: AutoencoderConfig
-    critic: Any = None  # the discriminator, with gradients averaged over processes
     read = staticmethod(load_vqgan_state)
 
     def __init__(
@@ -114,12 +114,7 @@ class AutoencoderTask(Task):
         **functions: Any,
     ) -> None:
         settings, size = network.config, sides(train.image_size)
-        if not train.source_channels == train.channels == settings.image_channels:
-            raise ValueError(
-                f"the autoencoder takes {settings.image_channels} channels, and pairs have {train.channels}"
-            )
-        if any(side % settings.stride for side in size):
-            raise ValueError(f"image_size {train.image_size} is not a multiple of the autoencoder's {settings.stride}")
+        check_images(torch.empty(0, train.channels, *size), settings.image_channels, (settings.stride,) * 2)
         if config.adversarial_weight and min(size) < PatchGAN.least:
             raise ValueError(f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}")
         super().__init__(network, config, train, processes, **functions)
@@ -229,11 +224,6 @@ class AutoencoderTask(Task):
         y, x0 = batch.source, batch.target
         sources, targets = self.reconstruct(pictures(y, x0)).unflatten(0, (-1, 2)).unbind(1)
         return {"source": y, "its reconstruction": sources, "target": x0, "the target's": targets}
-
-    def release(self) -> None:
-        """See :meth:`~bbdm.training.task.Task.release`."""
-        super().release()
-        self.critic = None
 
     @property
     def description(self) -> dict[str, Any]:

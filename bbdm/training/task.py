@@ -116,6 +116,7 @@ class Task(ABC):
     betas = (0.9, 0.999)
     parts = 1
     paired = True
+    critic: Any = None  # the adversary of a task that has one, as ``replica`` is of the network
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class Task(ABC):
         self.random = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
         self.ema = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
         self.average = self.ema.network
-        self.replica = self.parallel(network)
+        self.replica: Any = self.parallel(network)
         self._make_optimizer, self._schedule = optimizer, schedule
         self._rates: list[tuple[torch.optim.Optimizer, list[float]]] = []
         self.optimizer = self.new_optimizer(network)
@@ -172,8 +173,8 @@ class Task(ABC):
         return self.processes.parallel(compiled)
 
     def release(self) -> None:
-        """Let go of the result of :meth:`parallel`, before the processes part."""
-        self.replica = self.network
+        """Let go of what :meth:`parallel` returned, before the processes part."""
+        self.replica = self.critic = None
 
     def rate(self, step: int, rate: float) -> float:
         """The learning rate of optimizer step ``step``, where the optimizer was created with ``rate``."""
@@ -201,11 +202,9 @@ class Task(ABC):
         reported = self._gradients(batch, step)
         self.scaler.unscale_(self.optimizer)
         norm: dict[str, Any] = {}
-        if self.config.grad_clip:
-            norm["gradient_norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
-        elif (step + 1) % SHOWN_EVERY == 0:
-            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-            norm["gradient_norm"] = nn.utils.get_total_norm(gradients)
+        if self.config.grad_clip or (step + 1) % SHOWN_EVERY == 0:
+            limit = self.config.grad_clip or math.inf
+            norm["gradient_norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

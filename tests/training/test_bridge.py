@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm import ABridge, bridges
+from bbdm import ABridge
 from bbdm.bridges import DDBM, Bridge, BrownianBridge
 from bbdm.codec import VQGANCodec, wrap_codec
 from bbdm.data.examples import Example, collate
@@ -61,9 +61,7 @@ class TestBridgeLoss:
         ],
         ids=["residual", "noise"],
     )
-    def test_by_hand(
-        self, objective: bridges.Objective, t: list[int], losses: dict[Loss, float], dtype: torch.dtype
-    ) -> None:
+    def test_by_hand(self, objective: Any, t: list[int], losses: dict[Loss, float], dtype: torch.dtype) -> None:
         """Half predictions are compared in float32; the network sees t and the conditions."""
         bridge, unet = BrownianBridge(4, objective=objective), StandIn(dtype)
         x0, y, noise = (torch.full((2, 1, 2, 2), value) for value in (0.2, 0.6, self.eps))
@@ -125,7 +123,6 @@ def test_half_of_each_batch_goes_back() -> None:
     assert (drawn[:, 0::2] != drawn[:, 1::2]).all()
     assert 0.4 < drawn[:, ::2].float().mean() < 0.6
     assert torch.equal(drawn_back(seeds[2:4], 7), drawn[7, 2:4])
-    assert torch.equal(drawn[7, ::2], philox.uniforms(seeds[::2], 7, 1, philox.TURN_LANE)[:, 0] < 0.5)  # resumes
 
 
 @pytest.mark.parametrize("bridge", [ABridge(50), PRECONDITIONED])
@@ -190,14 +187,14 @@ def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -
     """By their codec and flips, and not moved. Of those of a picture and the mirrored one, one is drawn."""
     codec, other = (VQGANCodec(tiny_vqgan(seed=seed)) for seed in (0, 1))
     latents = LatentDataset(pairs, codec, tmp_path / "latents", flip=True)
-    cases: list[tuple[Any, dict[str, Any], str]] = [
+    for its, settings, reason in (
         (other, {"flip": True}, r"codec must be that of the stored latents \(cache_latents\), got vqgan"),
         (codec, {}, r"flip must be that of the stored latents .*, True, and shift 0; got False and 0\.0"),
         (codec, {"flip": True, "shift": 0.1}, r"got True and 0\.1"),
-    ]
-    for given, settings, reason in cases:
+    ):
+        config = TrainConfig(batch_size=2, **settings)  # pyright: ignore[reportArgumentType]
         with pytest.raises(ValueError, match=reason):
-            BridgeTask(tiny_unet(), BRIDGE, TrainConfig(batch_size=2, **settings), latents, codec=given)
+            BridgeTask(tiny_unet(), BRIDGE, config, latents, codec=its)
     task = BridgeTask(tiny_unet(), BRIDGE, TrainConfig(batch_size=2, flip=True), latents, codec=codec)
     batch, seeds = collate([latents.read(i) for i in range(4)]), sample_seeds(3, 0, 4, CPU)
     flips, found = philox.flips(seeds, 5).tolist(), task.prepared(batch, seeds, 5)

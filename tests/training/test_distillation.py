@@ -10,13 +10,11 @@ from torch import nn
 from bbdm import BridgeSampler, load_checkpoint, save_checkpoint, wrap
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.data.examples import Example
-from bbdm.data.pairs import Pairs
 from bbdm.kernels import philox
 from bbdm.networks.unet import UNet
 from bbdm.training import distillation
 from bbdm.training.distillation import DistillConfig, StudentTask, student_of
 from bbdm.training.task import sample_seeds
-from bbdm.training.trainer import Trainer
 from tests.conftest import MakeTrainer, newest, tiny_unet
 
 BRIDGE = BrownianBridge(1000, objective="pinned")
@@ -94,24 +92,6 @@ def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     assert outputs.abs().mean() > 0.6
     assert min((outputs > 0.5).sum(), (outputs < -0.5).sum()) >= 6
     assert step.validation_losses(pairs, sample_seeds(0, 0, 16, CPU))["validation_loss"] < 0.7 * before  # 0.5 at best
-
-
-def test_files_say_for_how_many_calls(make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path):
-    def trainer(calls: int) -> Trainer:
-        settings = {"epochs": 1, "precision": "bf16", "flip": True, "calls": calls}
-        return make_trainer(
-            bridge=BRIDGE, validation=pairs, kind=DistillConfig, further={"task": StudentTask}, **settings
-        )
-
-    run = trainer(2)
-    run.fit()
-    run.save(tmp_path / "student.safetensors")
-    for path in (tmp_path / "student.safetensors", newest(run), run.run.best):
-        assert load_checkpoint(path).calls == 2
-    sampler = BridgeSampler.from_checkpoint(tmp_path / "student.safetensors")
-    assert (sampler.solver, len(sampler.table), sampler.table.start[1] > 0) == ("consistency", 2, True)
-    with pytest.raises(ValueError, match="was trained with calls 2, now 1: resume"):
-        trainer(1).resume_newest()
 
 
 class Mixed(nn.Module):

@@ -72,9 +72,7 @@ def test_each_epoch_draws_orders_of_both(sets: str) -> None:
     [
         (BrownianBridge(), True),
         (BRIDGE, True),
-        (BrownianBridge(objective="displacement"), False),
-        (BrownianBridge(objective="pinned"), False),
-        (BrownianBridge(objective="noise"), False),
+        *((BrownianBridge(objective=objective), False) for objective in ("displacement", "pinned", "noise")),
         (BrownianBridge(max_variance=0), False),
         (ABridge(), False),
         (DDBM("ve"), True),
