@@ -176,11 +176,9 @@ def make_pairs(save_picture: SavePicture) -> MakePairs:
 
 @pytest.fixture
 def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> MakeTrainer:
-    """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, train=None, callbacks=(),
-    kind=TrainConfig, further={}, **config).
+    """Makes trainers of 2 epochs of 2 steps on 4 pairs, unless the arguments say otherwise.
 
-    ``further`` are other arguments of the trainer. 2 epochs of 2 steps on 4 pairs, unless the arguments say
-    otherwise.
+    ``further`` are other arguments of the trainer, and ``config`` those of its settings.
     """
     pairs = make_pairs(tmp_path / "pairs", 4)
 

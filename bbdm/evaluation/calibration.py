@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -153,14 +154,12 @@ def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
     if () in own or () in others or own.keys() & others.keys():
         return  # pictures inside tables, or the parts are the same folder
 
-    def sizes(paths: Sequence[Path]) -> tuple[int, ...]:
-        return tuple(file.stat().st_size for path in paths for file in formats.files_of(path))
+    def files(paths: Sequence[Path], what: Callable[[Path], Any]) -> tuple[Any, ...]:
+        return tuple(what(file) for path in paths for file in formats.files_of(path))
 
-    def content(paths: Sequence[Path]) -> tuple[str, ...]:
-        return tuple(file_sha256(file) for path in paths for file in formats.files_of(path))
-
-    alike = {sizes(paths) for paths in own}  # only files of one size are compared
-    known = {content(paths): row for paths, row in others.items() if sizes(paths) in alike}
+    alike = {files(paths, os.path.getsize) for paths in own}  # only files of one size are compared
+    found = {paths: row for paths, row in others.items() if files(paths, os.path.getsize) in alike}
+    known = {files(paths, file_sha256): row for paths, row in found.items()}
     for paths, row in own.items() if known else ():
-        if (other := known.get(content(paths))) is not None:
+        if (other := known.get(files(paths, file_sha256))) is not None:
             raise ValueError(f"{shown(row)} has the content of {shown(other)}, a training pair: calibrate on others")

@@ -24,6 +24,7 @@ from bbdm.base import manifest
 from bbdm.base.sizes import shown
 from bbdm.evaluation.calibration import Bound, Losses, allowed, check_unseen
 from bbdm.networks.conditions import DIRECTION, read_direction
+from bbdm.pictures.picture import scale
 from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
 
@@ -286,8 +287,6 @@ def measured(
     Raises:
         ValueError: a target is not finite, has another shape than results, or is of another direction.
     """
-    from bbdm.pictures.picture import scale
-
     for index in range(len(pairs)):
         example, conditions = pairs.read(index), dict[str, Any].fromkeys(sampler._shapes.conditions.each)
         target, name = scale(example.target).numpy(), f"the target of pair {index}"

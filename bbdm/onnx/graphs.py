@@ -208,8 +208,9 @@ def export_graph(
             each.metadata_props.clear()  # the exporter's, with paths of this machine
         if node.op_type == "Attention":
             node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", TensorProto.FLOAT)
+    for each in (model, model.graph):
+        each.metadata_props.clear()
     model.functions.clear()
-    model.metadata_props.clear()
     model.ir_version = IR_VERSION
     return program.model_proto
 

@@ -25,6 +25,7 @@ from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.files.content import NetworkState, vqgan_snapshot
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
+from bbdm.networks.arrays import check_images
 from bbdm.networks.vqgan import VQGAN, PatchGAN
 from bbdm.pictures.images import sides
 from bbdm.training.config import AutoencoderConfig
@@ -113,12 +114,7 @@ class AutoencoderTask(Task):
         **functions: Any,
     ) -> None:
         settings, size = network.config, sides(train.image_size)
-        if not train.source_channels == train.channels == settings.image_channels:
-            raise ValueError(
-                f"the autoencoder takes {settings.image_channels} channels, and pairs have {train.channels}"
-            )
-        if any(side % settings.stride for side in size):
-            raise ValueError(f"image_size {train.image_size} is not a multiple of the autoencoder's {settings.stride}")
+        check_images(torch.empty(0, train.channels, *size), settings.image_channels, (settings.stride,) * 2)
         if config.adversarial_weight and min(size) < PatchGAN.least:
             raise ValueError(f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}")
         super().__init__(network, config, train, processes, **functions)

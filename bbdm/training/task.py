@@ -142,7 +142,7 @@ class Task(ABC):
         self.random = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
         self.ema = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
         self.average = self.ema.network
-        self.replica = self.parallel(network)
+        self.replica: Any = self.parallel(network)
         self._make_optimizer, self._schedule = optimizer, schedule
         self._rates: list[tuple[torch.optim.Optimizer, list[float]]] = []
         self.optimizer = self.new_optimizer(network)

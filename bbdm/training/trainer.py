@@ -131,6 +131,8 @@ class Trainer:
         about = {"image_size": self.train.image_size, "direction": spec.direction, "crops": spec.crops}
         about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
         self.pairs: Mapping[str, Any] = about  # what a run that resumes must have too
+        pairs = {**about, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
+        self._settings = {"train": asdict(config), **self.task.description, "pairs": pairs}
         self._validation_names = None if self.validation is None else self.validation.names_digest()
         self.resumed_from: Path | None = None
         self.best: dict[str, Any] | None = None
@@ -223,9 +225,7 @@ class Trainer:
                     pass  # a broken picture is found now, not after an epoch
             if writes:
                 ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
-                pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
-                about = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
-                self.run.begin(self.step, self.epoch, about, overwrite)
+                self.run.begin(self.step, self.epoch, self._settings, overwrite)
             for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)
@@ -322,7 +322,7 @@ class Trainer:
         if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
             raise self._stopped(f"weights are not finite at step {self.step}", DIVERGED)
         self._saved = self.step
-        if not self.processes.first:
+        if self.processes.rank > 0:
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.task.state(), "pairs": self.pairs, "validation": self._validation_names}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,8 @@ class Files:
         alone: whether sources are translated one at a time.
     """
 
+    ALONE: ClassVar[bool] = False
+
     def __init__(self, pairs: Pairs, channels: int) -> None:
         self.pairs, self.channels = pairs, channels
         self.names: list[str] = getattr(pairs.rows, "names", None) or [row["name"] for row in pairs.rows]
@@ -57,15 +59,11 @@ class Files:
         self.photographs = pairs.spec.eight_bit and all(head.photograph for head in heads)
         self._axis = None if pairs.spec.slices is None else 1 + AXES[pairs.spec.slices]
         self.volumes = self._axis is not None or pairs.spec.axes == 3
-        self.alone = self.volumes
+        self.alone = self.ALONE or self.volumes
 
     def _heads(self, index: int) -> list[Header | Picture]:
         """The headers of a row's source."""
         return [*map(self.pairs.reader.header, self.pairs.reader.columns(self.pairs.rows[index])["source"])]
-
-    def shown(self, index: int) -> str:
-        """What messages call a row."""
-        return shown(self.pairs.rows[index])
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Any]:
         """What the network sees besides some sources, by name.
@@ -104,7 +102,7 @@ class Files:
         if len(part.pictures) > 1 and np.any(part.absent):  # in any of several files
             nodata = next(each.geometry.nodata for each in part.pictures if each.geometry.nodata is not None)
             array, geometry = np.where(part.absent, array.dtype.type(nodata), array), replace(geometry, nodata=nodata)
-        return Picture(array, geometry, name=self.shown(index)), None
+        return Picture(array, geometry, name=shown(self.pairs.rows[index])), None
 
     def size(self, index: int) -> tuple[int, int] | None:
         """About the (height, width) of a source; None of volumes."""
@@ -127,12 +125,12 @@ class Files:
         """
         parts = self.pairs.reader.whole(self.pairs.rows[index])
         if "target" not in parts:
-            raise ValueError(f"{self.shown(index)} has no target to compare with")
+            raise ValueError(f"{shown(self.pairs.rows[index])} has no target to compare with")
         target = parts["target"]
         try:
             check_finite(target.array, target.absent)
         except ValueError as error:
-            raise ValueError(f"the target of {self.shown(index)}: {error}") from error
+            raise ValueError(f"the target of {shown(self.pairs.rows[index])}: {error}") from error
         results = [self._scored(np.asarray(pictures.read(path))) for path in paths]
         mask: Any = None
         if self.pairs.masked:
@@ -225,9 +223,7 @@ class Mode(NamedTuple):
 class Photographs(Files):
     """Photographs of files, and the PNG files of their results, which lose nothing."""
 
-    def __init__(self, pairs: Pairs, channels: int) -> None:
-        super().__init__(pairs, channels)
-        self.alone = True  # a result is written before the next photograph is read
+    ALONE = True  # a result is written before the next photograph is read
 
     def suffix(self, index: int) -> str:
         """That of PNG."""

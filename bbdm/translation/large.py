@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from bbdm.base import scripts
 from bbdm.base.machine import free_memory
 from bbdm.base.sizes import amount
+from bbdm.data.rows import shown
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
 from bbdm.sampling.large import LargePicture, folder_of, in_memory
@@ -77,8 +78,8 @@ class LargePictures:
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts; or
                 there are no windows, there is guidance, or it is a map.
         """
-        source, name, pairs = self._files.shown(job.index), job.path.name, self._files.pairs
-        strips = pairs.reader.strips(pairs.rows[job.index])
+        pairs, name = self._files.pairs, job.path.name
+        source, strips = shown(pairs.rows[job.index]), pairs.reader.strips(pairs.rows[job.index])
         size = strips.shape[1:]
         windows = self._windows(sampler, size)
         if windows is None:

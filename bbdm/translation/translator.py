@@ -173,35 +173,29 @@ class Translator:
             if self.verbose and windowed:
                 options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
 
-            def make_batch(jobs: Sequence[Job]) -> None:
-                groups, large = self.large.split(sampler, jobs)
-                for group in groups:
-                    self._batch(sampler, group, intervals, options)
-                for job in large:
-                    self.large.translate(sampler, job, about, self.verbose)
-
-            for batch in share:
+            while share:
+                batch, again = share.pop(0), list[Job]()
                 try:
-                    self._attempt(make_batch, batch)
+                    groups, large = self.large.split(sampler, batch)
+                    for group in groups:
+                        self._batch(sampler, group, intervals, options)
+                    for job in large:
+                        self.large.translate(sampler, job, about, self.verbose)
                 except torch.OutOfMemoryError as error:
                     lower = f"lower batch_size {config.batch_size} or image_size {self._described}"
                     raise ValueError(f"the device is out of memory: {lower}") from error
-                bar.update(len(batch))
+                except (ValueError, FileNotFoundError, PermissionError) as error:
+                    if not self._independent:
+                        raise
+                    if len(batch) == 1:
+                        self.bad[batch[0].index] = named(self.dataset.rows[batch[0].index], error)
+                    else:  # one after the other, since something is wrong with one
+                        again = missing(batch)
+                share[:0] = [[job] for job in again]
+                bar.update(len(batch) - len(again))
         self.processes.wait()
         for bad in self.processes.gather(self.bad):
             self.bad = {**self.bad, **bad}
-
-    def _attempt(self, make_batch: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> None:
-        """Make a batch; of independent pictures, one after the other where something is wrong with one."""
-        try:
-            make_batch(jobs)
-        except (ValueError, FileNotFoundError, PermissionError) as error:
-            if not self._independent:
-                raise
-            if len(jobs) == 1:
-                self.bad[jobs[0].index] = named(self.dataset.rows[jobs[0].index], error)
-            for job in missing(jobs) if len(jobs) > 1 else ():
-                self._attempt(make_batch, [job])
 
     def _batch(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
         """Make and write the results of a batch in memory."""
@@ -220,10 +214,14 @@ class Translator:
                 self.files.save(result[kind], about, path)
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        """What decides the results, whatever the solver."""
-        config = self.config
-        pictures = self.dataset.settings()
+    def _weights(self) -> str:
+        """The SHA-256 of the network's file."""
+        return file_sha256(self._model)
+
+    def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
+        """All that decides the results, for the manifest."""
+        config, pictures = self.config, self.dataset.settings()
+        ends = config.intervals if self._load_intervals is not None else None
         if not self._independent:
             about = {"dataset": config.dataset, "split": config.split, "direction": config.direction}
             columns = ["source", "target", *self.dataset.further.each]  # masks decide scores alone
@@ -231,21 +229,14 @@ class Translator:
         return {
             **pictures,
             **({"seeds": "by name"} if self._by_name else {}),
-            "weights": file_sha256(self._model),
+            "weights": self._weights,
             "config": config.config,
             "num_samples": config.num_samples,
             "seed": config.seed,
             **config.call,
-        }
-
-    def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
-        """All that decides the results, for the manifest."""
-        ends = self.config.intervals if self._load_intervals is not None else None
-        return {
-            **self._settings,
             "solver": sampler.solver,
             "nfe": len(sampler.table),
-            **description(sampler, self._settings["weights"]),
+            **description(sampler, self._weights),
             "image_size": self._described,
             **({} if ends is None else {"intervals": file_sha256(ends)}),
         }

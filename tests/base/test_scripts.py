@@ -35,7 +35,7 @@ class Draw(Command, Numbers):
     """
 
     HEADING: ClassVar[str] = "pictures"
-    FIRST: ClassVar[str] = "source output number"
+    FIRST: ClassVar[str] = "output number"
     DECIDING: ClassVar[str] = "preset"
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"size_of_it"})
 

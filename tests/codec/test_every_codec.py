@@ -151,11 +151,8 @@ def test_what_stays_in_float32():
     """Codes, of which rounding would change the nearest, and networks that overflow in float16."""
     module = vqgan().placed(CPU, torch.bfloat16).module
     assert (module.quantize.embedding.weight.dtype, module.quant_conv.weight.dtype) == (torch.float32, torch.bfloat16)
-    for upcast, dtype, expected in (
-        (True, torch.float16, torch.float32),
-        (True, torch.bfloat16, torch.bfloat16),
-        (False, torch.float16, torch.float16),
-    ):
+    half, brain = torch.float16, torch.bfloat16
+    for upcast, dtype, expected in ((True, half, torch.float32), (True, brain, brain), (False, half, half)):
         assert DiffusersCodec(tiny_kl(force_upcast=upcast)).placed(CPU, dtype).dtype == expected
 
 

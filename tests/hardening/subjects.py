@@ -33,6 +33,7 @@ from bbdm.evaluation.intervals import Intervals
 from bbdm.execution import compiled
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.files.weights import described
+from bbdm.networks.base import state_hash
 from bbdm.pictures import Geometry, Picture, images, write
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.sampling.options import GuidanceOptions
@@ -68,17 +69,12 @@ class Subject:
 Make = Callable[[Path], Subject]
 
 
-def _bytes(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """The bits of tensors: lists of numbers would take ten times longer than reading the file."""
-    return {key: value.numpy().tobytes() for key, value in state.items()}
-
-
 def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arguments: Any) -> Subject:
     """A file whose bridge and weights, built, are compared."""
 
     def read() -> Any:
         checkpoint = load_checkpoint(path, **arguments)
-        return checkpoint.bridge, _bytes(checkpoint.build_unet().state_dict())
+        return checkpoint.bridge, state_hash(checkpoint.build_unet().state_dict())
 
     return Subject(path, read, mutate, exact)
 
@@ -112,7 +108,7 @@ def _settings_of_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 def our_vqgan(folder: Path) -> Subject:
     save_vqgan(path := folder / "v.pt", tiny_vqgan())
-    return Subject(path, lambda: _bytes(load_vqgan(path).state_dict()))
+    return Subject(path, lambda: state_hash(load_vqgan(path).state_dict()))
 
 
 def legacy(folder: Path) -> Subject:

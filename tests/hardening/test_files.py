@@ -50,7 +50,6 @@ def test_as_many_as_are_claimed() -> None:
         (lambda: {}["x"], "KeyError"),
         (lambda: int("x") > 0, "does not name it"),
     ],
-    ids=["wrong", "code", "memory", "another error", "no name"],
 )
 def test_faults_are_found(fault: Any, message: str) -> None:
     (watch := Watch()).judge("planted", fault, 10, place="a/b")

@@ -43,8 +43,7 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
     return lambda noise: monkeypatch.setattr(torch, "randn_like", lambda *_args, **_settings: noise)
 
 
-FORWARD = [*((bridge, module, T) for bridge, module in ABRIDGES)]
-FORWARD += [(BROWNIAN, partial(sde_bbdm.nn.BBDMModule, nn.Identity(), T), T - 1)]
+FORWARD = [*((*each, T) for each in ABRIDGES), (BROWNIAN, partial(sde_bbdm.nn.BBDMModule, nn.Identity(), T), T - 1)]
 
 
 @pytest.mark.parametrize(("bridge", "make", "last"), FORWARD)

@@ -184,8 +184,8 @@ def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"size": 25}, "image_size 25 is not a multiple of the autoencoder's 2"),
-        ({"size": SIDE, "channels": 1}, "the autoencoder takes 3 channels, and pairs have 1"),
+        ({"size": 25}, "x must have sides that are multiples of 2 x 2, got 25 x 25"),
+        ({"size": SIDE, "channels": 1}, r"x must be \(B, 3, H, W\), got shape \(0, 1, 24, 24\)"),
         ({"size": 16}, r"an adversary needs pictures of at least 24 x 24, got \(16, 16\)"),
     ],
 )
