@@ -20,13 +20,30 @@ from filelock import FileLock
 
 from bbdm.cli import eval, train, translate
 from bbdm.execution.processes import Processes
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.training.run import RunFolder
-from tests.conftest import ROOT, MakeTrainer, SavePicture, wait_until
+from tests.conftest import ROOT, TINY, MakeTrainer, SavePicture, save_random_pairs, wait_until
 from tests.hardening.scripts import from_tars, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
 TRAIN = "tests.training.tiny_train"
 Agent = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
+    """20 training pairs, and 5 to validate: batches of 2, 2 and 1 in two processes."""
+    return save_random_pairs(tmp_path_factory.mktemp("data"), 20, 5, save_picture)
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one process."""
+    output = tmp_path_factory.mktemp("alone") / "model.pt"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        train.main(arguments(data, output))
+    return output
 
 
 def trained(launcher: list[str], argv: list[str], **environment: str) -> None:
