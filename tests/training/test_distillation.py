@@ -32,15 +32,16 @@ def pairs_of(seed: int) -> Example:
     return Example(source, target)
 
 
-@pytest.mark.parametrize(("calls", "results"), [(1, 3), (2, 2), (4, 2)])
-def test_loss_is_the_energy_score_of_what_the_sampler_makes(calls: int, results: int):
+@pytest.mark.parametrize("config", [{"calls": 1, "results": 3}, {}, {"calls": 4}], ids=str)
+def test_loss_is_the_energy_score_of_what_the_sampler_makes(config: dict[str, int]):
     """The sampler with the same noise makes the same pictures, whose score is written out here.
 
     Results of a pair have noise of their own and no other: so a batch in parts, or on several processes, has
     the losses of the whole.
     """
     unet, pairs = tiny_unet(condition_channels=3).eval(), pairs_of(0)
-    step, task = 5 * calls + calls - 1, make_step(unet, calls=calls, results=results)  # the turn of the last call
+    calls, results = config.get("calls", 2), config.get("results", 2)
+    step, task = 5 * calls + calls - 1, make_step(unet, **config)  # the turn of the last call
     losses, _ = task.losses(unet, pairs, SEEDS, step)
     sampler = BridgeSampler(unet, BRIDGE, calls=calls)
     outputs = []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,10 +189,10 @@ def ended(agents: list[Agent]) -> None:
 
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Nodes]:
-    """Nodes to train on 20 steps, as many as the parameter says, or two."""
+    """Nodes to train on 20 steps, as many as the parameter says."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
-    found = Nodes([TRAIN, *arguments(data, tmp_path / "model.pt")], getattr(request, "param", "2"))
+    found = Nodes([TRAIN, *arguments(data, tmp_path / "model.pt")], request.param)
     yield found
     for agent in found.agents:
         if agent.poll() is None:
@@ -240,11 +241,9 @@ def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("accelerate.utils.gather_object", gather)
     team: Any = SimpleNamespace(wait_for_everyone=lambda: None)  # of which the other has a disk of its own, or not
     first, folder = Processes(torch.device("cpu"), 0, 2, team), tmp_path / "not" / "yet"
-    if shared:
+    message = r"yet must be on a disk that all nodes share: .* not seen on other$"
+    with nullcontext() if shared else pytest.raises(ValueError, match=message):
         first.check_shared(folder)
-    else:
-        with pytest.raises(ValueError, match=r"yet must be on a disk that all nodes share: .* not seen on other$"):
-            first.check_shared(folder)
     assert [len(files) for files in found] == [0, 1]
     assert not list(tmp_path.iterdir())
 
@@ -260,7 +259,7 @@ def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer,
         trainer.fit()
 
 
-def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer) -> None:
     """One process does not; see test_two_runs_in_one_folder_are_refused."""
     trainer = make_trainer(epochs=1)
     other = FileLock(trainer.folder / ".lock", thread_local=False)
