@@ -24,7 +24,6 @@ from bbdm.execution.processes import Processes
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.training.run import RunFolder
 from tests.conftest import ROOT, TINY, MakeTrainer, SavePicture, save_random_pairs, wait_until
-from tests.hardening.scripts import from_tars, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
 TRAIN = "tests.training.tiny_train"
@@ -63,18 +62,13 @@ def trained(launcher: list[str], argv: list[str], **environment: str) -> None:
         ("--grad_clip 0.1", ""),
         ("--direction both --objective preconditioned --loss l2", "--grad_accumulation 2"),
         ("--gradient_checkpointing", ""),
-        ("--workers 1", "a table"),
+        ("--workers 1", ""),
     ],
 )
-def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path, save_picture: SavePicture) -> None:
+def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path) -> None:
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         argv = arguments(data, tmp_path / f"{name}.pt", *flags.split())
-        if in_two == "a table":
-            place = make_place(tmp_path / "place", save_picture) if name == "one" else tmp_path / "place"
-            argv[:2] = from_tars(place, tmp_path, layout="hub")[:2]
-        elif name == "two":
-            argv += in_two.split()
-        trained(launcher, argv)
+        trained(launcher, [*argv, *(in_two.split() if name == "two" else [])])
     assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
     files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
