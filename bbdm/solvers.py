@@ -191,15 +191,6 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
     return found
 
 
-def check_calls(calls: int | None, solver: str, table: StepTable) -> None:
-    """Warn where a network that was distilled for a number of calls is to be sampled otherwise."""
-    if calls is not None and (solver != DISTILLED or len(table) > calls):
-        warn(
-            f"the network was distilled for calls={calls} of the solver {DISTILLED!r}, and is asked for {len(table)} "
-            f"of {solver!r}: results may be worse"
-        )
-
-
 def _check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
     if solver not in SOLVERS if isinstance(solver, str) else not (callable(solver) or isinstance(solver, StepTable)):
         raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
@@ -313,9 +304,10 @@ register(DISTILLED, partial(levels, least=1, most=np.inf))(partial(family, noise
 
 @register("ancestral", lambda bridge, steps: bridge.ancestral_times(steps))
 def ancestral(bridge: Bridge, times: skips.Timesteps) -> StepTable:
-    """The published sampler of a bridge; see :meth:`bbdm.bridges.Bridge.ancestral`."""
+    """The published sampler of a bridge, outside this family: its ``ancestral``."""
     bridge.ancestral_times(None)  # or there is none
-    return table(bridge, times, bridge.ancestral(times))
+    rows: Any = bridge.ancestral
+    return table(bridge, times, rows(times))
 
 
 @register("mean", lambda bridge, steps: skips.uniform(bridge, 1 if steps is None else steps))

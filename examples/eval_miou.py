@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from deeplab import load_deeplab
 from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 from tqdm.auto import tqdm
 
@@ -78,9 +79,7 @@ def confusion(network: Network, picture: torch.Tensor, labels: torch.Tensor, cla
     logits = sliding_logits(network, (pixels - mean) / std)
     if logits.shape[1] != classes:
         raise ValueError(f"the network must have {classes} classes, got {logits.shape[1]}")
-    metric = MulticlassJaccardIndex(classes, ignore_index=IGNORED).to(picture.device)
-    metric.update(logits.argmax(1), labels)
-    return metric.confmat.cpu()  # pyright: ignore[reportReturnType,reportCallIssue]
+    return multiclass_confusion_matrix(logits.argmax(1), labels, classes, ignore_index=IGNORED).cpu()
 
 
 def scores(counts: torch.Tensor, classes: Sequence[str] = tuple(CITYSCAPES)) -> dict[str, Any]:
@@ -177,7 +176,7 @@ class Miou(GPUsCommand, TranslateConfig):
         if deeplab.config.num_classes != len(CITYSCAPES):
             raise ValueError(f"{self.deeplab} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
         read_labels(label_path(rows[0]))  # before the translation, since it may fail
-        jobs, _, report = translator.run(self.chosen_solver, self.steps, self.folder)
+        jobs, _, report = translator.run(self.solver, self.steps, self.folder)
         about = {"weights": file_sha256(self.deeplab), **vars(deeplab.config)}
         counts = torch.zeros(len(CITYSCAPES), len(CITYSCAPES), dtype=torch.int64)
         for job in tqdm(jobs[processes.rank :: processes.count], unit="image", disable=not translator.verbose):

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +176,9 @@ def make_pairs(save_picture: SavePicture) -> MakePairs:
 
 @pytest.fixture
 def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> MakeTrainer:
-    """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, train=None, callbacks=(),
-    kind=TrainConfig, further={}, **config).
+    """Makes trainers of 2 epochs of 2 steps on 4 pairs, unless the arguments say otherwise.
 
-    ``further`` are other arguments of the trainer. 2 epochs of 2 steps on 4 pairs, unless the arguments say
-    otherwise.
+    ``further`` are other arguments of the trainer, and ``config`` those of its settings.
     """
     pairs = make_pairs(tmp_path / "pairs", 4)
 
@@ -208,6 +206,12 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
 def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
     """Those of make_trainer."""
     return make_pairs(tmp_path / "pairs", 4)
+
+
+def sweep(values: Iterable[Any], daily: Collection[Any]) -> list[Any]:
+    """Values for ``parametrize``, marked nightly unless ``daily``; a tuple has a value for each name."""
+    rows = ((value, value if isinstance(value, tuple) else (value,)) for value in values)
+    return [pytest.param(*row, marks=() if value in daily else pytest.mark.nightly) for value, row in rows]
 
 
 def wait_until(done: Callable[[], object], what: str, seconds: float = 120) -> None:

@@ -1,6 +1,6 @@
 """Distances of solvers' results from the true conditional distribution, with the ideal denoiser.
 
-For x0 ~ N(mu, s^2) and one source y, every state is Gaussian: the table maps the mean and covariance of
+For x0 ~ N(mu, s^2) and the source y = 0, every state is Gaussian: the table maps the mean and covariance of
 (x, previous x0hat) exactly, without sampling.
 """
 
@@ -15,28 +15,26 @@ from bbdm.bridges import Bridge
 from bbdm.solvers import StepTable
 
 Array = npt.NDArray[np.float64]
-SOURCE = 0.0
 CASES = [(1.0, 0.5), (1.0, 0.1), (0.5, 1.0)]  # (mu, s)
 AREA = 256  # pixels of one colour: their mean is hidden by a noise that is 16 times smaller, the root of it
 
 
 def ideal_x0hat(bridge: Bridge, t: float, mu: float, s: float) -> tuple[float, float]:
     """E[x0 | x_t] as (gain, offset) of x_t."""
-    alpha, beta, sigma = (float(v) for v in bridge.marginal(t))
+    alpha, _, sigma = (float(v) for v in bridge.marginal(t))
     if t == bridge.top and (sigma == 0 or bridge.deterministic):
         return 0.0, mu  # there the state is the source, and says nothing
     gain = alpha * s**2 / (alpha**2 * s**2 + sigma**2)
-    return gain, mu - gain * (alpha * mu + beta * SOURCE)
+    return gain, mu - gain * alpha * mu
 
 
 def end_distribution(bridge: Bridge, table: StepTable, mu: float, s: float) -> tuple[float, float]:
     """Mean and standard deviation of a table's result with the ideal denoiser."""
-    of_y, of_z = table.start
-    mean, covariance = np.array([of_y * SOURCE, 0.0]), np.diag([of_z**2, 0.0])  # of (x, x0hat before)
-    for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
+    mean, covariance = np.zeros(2), np.diag([table.start[1] ** 2, 0.0])  # of (x, x0hat before)
+    for t, (c_x, _, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
         gain, offset = ideal_x0hat(bridge, t, mu, s)
         step = np.array([[c_x + c_0 * gain, c_h], [gain, 0.0]])
-        mean = step @ mean + np.array([c_y * SOURCE + c_0 * offset, offset])
+        mean = step @ mean + np.array([c_0 * offset, offset])
         covariance = step @ covariance @ step.T + np.diag([c_z**2, 0.0])
     return float(mean[0]), float(np.sqrt(covariance[0, 0]))
 

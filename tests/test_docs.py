@@ -26,7 +26,6 @@ from tests.conftest import ROOT
 OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
 PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
 PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k", "-n"}  # options that are not of benchmarks/conftest.py
 
 
@@ -135,7 +134,7 @@ def test_names_and_links_lead_to_files_and_headings_in_lines_of_110_columns(page
     assert [line for line in wide if not line.startswith("python3 -m venv")] == []
     for file in re.findall(r"`(?:python )?(\w[\w/]*/\w+\.py)\b(?!` of that commit)", prose(page)):
         assert (ROOT / file).is_file() or (ROOT / "bbdm" / file).is_file(), file
-    for link in LINK.findall(prose(page)):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if link.startswith("http"):
             continue
         path, _, anchor = link.partition("#")

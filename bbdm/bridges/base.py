@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.path import OBJECTIVES, PICTURES, POINTS, Array, Density, Function, Path, Weights, quantiles
+from bbdm.bridges.path import ENDS, OBJECTIVES, PICTURES, POINTS, Array, Density, Function, Path, Weights, quantiles
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +54,6 @@ class Bridge(Path):
     density: Density = field(default="uniform", kw_only=True)
 
     def __post_init__(self) -> None:
-        self.check_settings()
-
-    def check_settings(self) -> None:
-        """Raise ValueError where a setting is none that a bridge can have."""
         steps = 2 if self.continuous else self.num_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
             raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
@@ -74,6 +70,37 @@ class Bridge(Path):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not abs(self.cov) < (limit := self.sigma_data * self.sigma_source):
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
+
+    def check(self) -> None:
+        """Check settings, and that times give a path from a target to a source, as samplers and trainings do.
+
+        - alpha, beta and sigma are finite at all times.
+        - The path is ``closed``: x0 at time 0, and y at ``end``, where alpha and sigma are 0, both to 1e-6. A
+          bridge with ``closed = False`` stops short of one of them, as some published schedules do.
+        - The noise level nu = sigma / alpha, without noise beta / alpha, increases from ``low`` to ``top``.
+        - ``network_time`` is finite. Networks of this library embed times from 0 to about 1,000.
+        - Densities but ``uniform`` are of nu, in units of ``spread``.
+
+        Raises:
+            ValueError: one of these does not hold; the message says which, and at what time.
+        """
+        Bridge.__post_init__(self)  # of a subclass whose own is another, too
+        name = type(self).__name__
+        times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
+        for what, value in {**self.marginal(times)._asdict(), "network_time": self.network_time(times)}.items():
+            if len(bad := times[~np.isfinite(np.broadcast_to(value, times.shape))]):
+                raise ValueError(f"{what} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
+        for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
+            found = [float(weight) for weight in self.marginal(time)]
+            if np.max(np.abs(np.subtract(found, expected))) > ENDS:
+                raise ValueError(
+                    f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {found}: mend "
+                    "marginal, or set closed = False where the path stops short of its ends"
+                )
+        levels = self.nu(times := times[times <= self.top])
+        if len(bad := np.flatnonzero(~(np.diff(levels) > 0))):
+            found = " and ".join(f"{levels[i]:g} at t = {times[i]:g}" for i in (bad[0], bad[0] + 1))
+            raise ValueError(f"the noise level of {name} must increase, got {found}")
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -111,23 +138,13 @@ class Bridge(Path):
         """(..., 3) weights of x_t, y and the network's output in x0hat; errors as for :meth:`weights`."""
         return np.stack(self.weights(t)[2:], axis=-1)
 
-    def ancestral(self, times: npt.NDArray[Any]) -> Array:
-        """The (K, 5) rows of the solver ``ancestral``, a published sampler outside the solvers' family.
-
-        See :class:`~bbdm.solvers.StepTable`.
-
-        Raises:
-            ValueError: it cannot take these times.
-        """
-        raise NotImplementedError
-
     def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
-        """The times of that sampler: every one, downwards, unless a subclass says otherwise.
+        """The times of the solver ``ancestral``: every one, downwards, unless a subclass says otherwise.
 
         Raises:
-            ValueError: there is no such sampler, or not with this number of steps.
+            ValueError: there is no such solver, or not with this number of steps.
         """
-        if type(self).ancestral is Bridge.ancestral:
+        if self.ancestral is None:
             raise ValueError(f"solver 'ancestral' does not exist for {type(self).__name__}; use 'posterior'")
         times = np.arange(self.top, self.low - 1, -1).astype(np.int64)
         if steps is not None and steps != len(times):
@@ -282,13 +299,6 @@ class Bridge(Path):
         if self.objective != "preconditioned" or self.sigma_data == self.sigma_source:
             return self
         return cast(Any, replace(cast(Any, self), sigma_data=self.sigma_source, sigma_source=self.sigma_data))
-
-
-def check_steps(steps: Any, most: int) -> int:
-    """The number of steps; ValueError unless it is an integer from 1 to ``most``."""
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
-        raise ValueError(f"steps must be an integer in [1, {most}] for this bridge, got {steps!r}")
-    return int(steps)
 
 
 BRIDGES: dict[str, Callable[..., Bridge]] = {}  # what builds them, by name

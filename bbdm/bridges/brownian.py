@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Bridge, check_steps, register
-from bbdm.bridges.path import Array, Marginal, Objective
+from bbdm.bridges.base import Bridge, register
+from bbdm.bridges.path import Array, Marginal, Objective, check_steps
 
 
 @register("abridge")
@@ -100,31 +100,13 @@ class BrownianBridge(Bridge):
     schedule: Literal["exact", "linear", "sin"] = "exact"
 
     def __post_init__(self) -> None:
+        exact = self.schedule == "exact"  # the original code's schedules stop short of both ends
+        vars(self).update(deterministic=self.max_variance == 0, closed=exact, low=int(exact))
         super().__post_init__()
         if not (np.isfinite(self.max_variance) and self.max_variance >= 0):
             raise ValueError(f"max_variance must be 0 or a positive number, got {self.max_variance!r}")
         if self.schedule not in ("exact", "linear", "sin"):
             raise ValueError(f"schedule must be 'exact', 'linear' or 'sin', got {self.schedule!r}")
-
-    @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether there is no noise."""
-        return self.max_variance == 0
-
-    @property
-    def closed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the path ends in target and source; the original code's schedules stop short of both."""
-        return self.schedule == "exact"
-
-    @property
-    def low(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """1, or 0 for the original code's indices."""
-        return int(self.closed)
-
-    @cached_property
-    def top(self) -> float:
-        """T, or T - 1 for the original code's indices and the noise objective."""
-        return super().top if self.closed else self.num_steps - 1
 
     @cached_property
     def _knots(self) -> Array:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import BRIDGES, Bridge, check_steps, register
-from bbdm.bridges.path import OBJECTIVES, Array, Function, Marginal, Objective, Weights
+from bbdm.bridges.base import BRIDGES, Bridge, register
+from bbdm.bridges.path import OBJECTIVES, Array, Function, Marginal, Objective, Weights, check_steps
 
 LEFT = 0.005  # of the target at the end of GOUB, before the bridge pulls it to the source: exp(-theta_T)
 OFFSET = 0.008  # of its cosine schedule
@@ -29,21 +29,8 @@ class RealTimeBridge(Bridge):
         super().__post_init__()
         if not 0 < self.t_min < self.t_max < np.inf:
             raise ValueError(f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
-
-    @property
-    def low(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The smallest time."""
-        return self.t_min
-
-    @cached_property
-    def end(self) -> float:
-        """T."""
-        return self.t_max
-
-    @cached_property
-    def top(self) -> float:
-        """The end; for the noise objective, which has no x0hat there, just below it."""
-        return self.end - (self.objective == "noise") * 1e-4 * (self.end - self.low)
+        below = (self.objective == "noise") * 1e-4 * (self.t_max - self.t_min)  # it has no x0hat at the end
+        vars(self).update(low=self.t_min, top=self.t_max - below, end=self.t_max)
 
     def network_time(self, t: npt.ArrayLike) -> Array:
         """250 ln t."""
@@ -187,11 +174,6 @@ class I2SB(Bridge):
     closed, low = False, 0  # a little of the other end is left at both
 
     @cached_property
-    def top(self) -> int:
-        """N - 1, where a little of the target is left."""
-        return self.num_steps - 1
-
-    @cached_property
     def _variances(self) -> tuple[Array, Array]:
         """S_n and R_n at all indices."""
         roots = np.linspace(np.sqrt(1e-4), np.sqrt(self.beta_max / self.num_steps), self.num_steps)
@@ -222,8 +204,9 @@ class I2SB(Bridge):
         Raises:
             ValueError: another number of steps than 1..N-1.
         """
-        steps = self.top if steps is None else check_steps(steps, self.top)
-        return np.rint(np.linspace(self.top, 0, steps + 1)[:-1]).astype(np.int64)
+        last = self.num_steps - 1
+        steps = last if steps is None else check_steps(steps, last)
+        return np.rint(np.linspace(last, 0, steps + 1)[:-1]).astype(np.int64)
 
     def ancestral(self, times: npt.NDArray[Any]) -> Array:
         """The published sampler: the posterior of the forward diffusion, which does not use the source.

@@ -47,7 +47,8 @@ class Path(ABC):
     deterministic: bool = False  # sigma is 0 everywhere
     closed: bool = True  # the path ends in the target and in the source; published schedules stop short of them
     learns_top: ClassVar[bool] = True  # training draws the time T too, where there is an x0hat
-    low: ClassVar[float] = 1  # the smallest time in training and sampling
+    low: float = 1  # the smallest time in training and sampling; of 0, times are the indices 0..T-1
+    ancestral: Callable[..., Array] | None = None  # of times, the (K, 5) rows of a published sampler of its own
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
     spread: float  # this and the next three are statistics of pairs: see Bridge
@@ -79,8 +80,8 @@ class Path(ABC):
 
     @cached_property
     def top(self) -> float:
-        """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
-        return self.num_steps - (self.objective == "noise")
+        """The time at which sampling starts: T; T - 1 of indices, and for ``noise`` (no x0hat at T)."""
+        return self.num_steps - (self.low == 0 or self.objective == "noise")
 
     @cached_property
     def train_range(self) -> tuple[float, float]:
@@ -123,41 +124,6 @@ class Path(ABC):
         """What the network sees of a time, float64: the time itself unless a subclass says otherwise."""
         return np.asarray(t, dtype=np.float64)
 
-    @abstractmethod
-    def check_settings(self) -> None:
-        """Raise ValueError where a setting is out of range."""
-
-    def check(self) -> None:
-        """Check settings, and that times give a path from a target to a source, as samplers and trainings do.
-
-        - alpha, beta and sigma are finite at all times.
-        - The path is ``closed``: x0 at time 0, and y at ``end``, where alpha and sigma are 0, both to 1e-6. A
-          bridge with ``closed = False`` stops short of one of them, as some published schedules do.
-        - The noise level nu = sigma / alpha, without noise beta / alpha, increases from ``low`` to ``top``.
-        - ``network_time`` is finite. Networks of this library embed times from 0 to about 1,000.
-        - Densities but ``uniform`` are of nu, in units of ``spread``.
-
-        Raises:
-            ValueError: one of these does not hold; the message says which, and at what time.
-        """
-        self.check_settings()  # of a subclass whose __post_init__ is another, too
-        name = type(self).__name__
-        times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
-        for what, value in {**self.marginal(times)._asdict(), "network_time": self.network_time(times)}.items():
-            if len(bad := times[~np.isfinite(np.broadcast_to(value, times.shape))]):
-                raise ValueError(f"{what} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
-        for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
-            found = [float(weight) for weight in self.marginal(time)]
-            if np.max(np.abs(np.subtract(found, expected))) > ENDS:
-                raise ValueError(
-                    f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {found}: mend "
-                    "marginal, or set closed = False where the path stops short of its ends"
-                )
-        levels = self.nu(times := times[times <= self.top])
-        if len(bad := np.flatnonzero(~(np.diff(levels) > 0))):
-            found = " and ".join(f"{levels[i]:g} at t = {times[i]:g}" for i in (bad[0], bad[0] + 1))
-            raise ValueError(f"the noise level of {name} must increase, got {found}")
-
     def _time(self, t: npt.ArrayLike) -> Array:
         """Times as float64; ValueError where one lies outside the bridge."""
         time = np.asarray(t, dtype=np.float64)
@@ -174,6 +140,13 @@ class Path(ABC):
             below = self.nu(middle) < level
             left, right = np.where(below, middle, left), np.where(below, right, middle)
         return (left + right) / 2
+
+
+def check_steps(steps: Any, most: int) -> int:
+    """The number of steps; ValueError unless it is an integer from 1 to ``most``."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
+        raise ValueError(f"steps must be an integer in [1, {most}] for this bridge, got {steps!r}")
+    return int(steps)
 
 
 class Weights(NamedTuple):

@@ -17,7 +17,7 @@ from bbdm import __version__
 from bbdm.base import scripts
 from bbdm.base.settings import setting
 
-COMMANDS = {  # the class of each below bbdm, and its summary
+COMMANDS: dict[str, tuple[str, ...]] = {  # the class of each, its summary, and what runs mere settings
     "demo": ("cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
     "restore": ("cli.translate.Restore", "restore photographs of any size"),
     "train": ("cli.train.Train", "train a bridge on pairs"),
@@ -28,15 +28,14 @@ COMMANDS = {  # the class of each below bbdm, and its summary
     "train-vqgan": ("cli.training.TrainVQGAN", "train an autoencoder"),
     "info": ("cli.files.Info", "what a file, a folder or a name on the Hub holds"),
     "export": ("cli.files.Export", "write ONNX graphs, which run without PyTorch"),
-    "app": ("serving.config.App", "translate in the browser"),
-    "serve": ("serving.config.Serve", "serve a network over HTTP"),
-    "translate-ray": ("serving.config.TranslateRay", "translate pictures on many machines"),
+    "app": ("serving.config.App", "translate in the browser", "serving.app.launch"),
+    "serve": ("serving.config.Serve", "serve a network over HTTP", "serving.cluster.serve"),
+    "translate-ray": (
+        "serving.config.TranslateRay",
+        "translate pictures on many machines",
+        "serving.cluster.translate",
+    ),
     "convert-vqgan": ("cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
-}
-RUN_BY = {  # the functions of those that are settings alone
-    "app": "serving.app.launch",
-    "serve": "serving.cluster.serve",
-    "translate-ray": "serving.cluster.translate",
 }
 
 
@@ -76,11 +75,11 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         return getattr(import_module(f"bbdm.{module}"), name)
 
     def run_command() -> None:
-        settings = found(COMMANDS[command][0])
-        if command not in RUN_BY:
-            return settings.main(words)
-        config = settings.parse(words)
-        found(RUN_BY[command])(config)
+        path, _, *function = COMMANDS[command]
+        if not function:
+            return found(path).main(words)
+        settings = found(path).parse(words)
+        found(*function)(settings)
 
     scripts.run(run_command)
 
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words and words[0] in COMMANDS:
         return run(words[0], words[1:])
     width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+    rows = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary, *_) in COMMANDS.items())
     about = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help lists its flags."
     parser = scripts.Parser(about, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)

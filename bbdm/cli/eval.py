@@ -86,7 +86,7 @@ class Eval(GPUsCommand, TranslateConfig):
         optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
         translator, folder = Translator(self), self.folder
         first = translator.processes.first
-        runs: dict[Path, tuple[str | None, int | None]] = {folder: (self.chosen_solver, self.steps)}
+        runs: dict[Path, tuple[str | None, int | None]] = {folder: (self.solver, self.steps)}
         if self.sweep:
             found = read_sweep(self.sweep, translator.bridge, translator.checkpoint.defaults)
             runs = {folder / name: run for name, run in found.items()}
@@ -193,7 +193,7 @@ class Calibrate(Command, TranslateConfig):
             with suppress(FileNotFoundError, ValueError):  # there is no such part
                 trained = read_rows(self.dataset, self.data_dir, "train")
         check_copies(pairs, trained)
-        sampler = translator.sampler(self.chosen_solver, self.steps)
+        sampler = translator.sampler(self.solver, self.steps)
         how = {name: getattr(self, name) for name in ("alpha", "delta", "by", "bound", "seed", "batch_size")}
         found = Intervals.calibrate(sampler, pairs, samples=self.num_samples, progress=self.shown, **how, **self.call)
         found.save(output)

@@ -13,7 +13,7 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
 from bbdm.pictures.images import Size, read_size
-from bbdm.sampling.network_config import FileConfig
+from bbdm.translation.config import FileConfig
 
 if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint
@@ -64,11 +64,12 @@ class Info(Command, FileConfig):
 
     def run(self) -> None:
         """Print what it is, and its rows."""
+        from bbdm.files.checkpoint import load_checkpoint
         from bbdm.files.hub import find_checkpoint
         from bbdm.training.run import RunFolder
 
         newest = next(iter(RunFolder(self.file, keep=1).checkpoints().values()), None)
-        checkpoint = self.load(newest or find_checkpoint(self.file))
+        checkpoint = load_checkpoint(newest or find_checkpoint(self.file), **self.missing)
         print(f"{self.file}: a checkpoint{f', {newest.name} of a training run' if newest else ''}")
         for name, value in of_checkpoint(checkpoint):
             print(f"  {name:14}{value}")
@@ -155,9 +156,8 @@ class Export(Command, FileConfig):
 class ConvertVQGAN(Command):
     """Convert a VQGAN, for -vq: bbdm convert-vqgan STATE_DICT OUTPUT [flags].
 
-    STATE_DICT is of latent diffusion.
-
-    Weights are matched by name; an error names each key that is missing or left over.
+    STATE_DICT is of latent diffusion. Weights are matched by name; an error names each key that is missing or
+    left over.
     """
 
     HEADING: ClassVar[str] = "further"

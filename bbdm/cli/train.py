@@ -157,8 +157,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
         if self.gradient_checkpointing and self.preset in OWN:
             raise ValueError(f"gradient_checkpointing is of the networks of this library, got preset {self.preset}")
-        if self.cache_images and self.cache_latents:
-            raise ValueError("cache_images and cache_latents exclude each other: cached latents need no pictures")
         if self.init_from and self.ckpt_path:
             raise ValueError("init_from and ckpt_path exclude each other: one begins a run, the other resumes one")
         if self.config and not self.init_from:

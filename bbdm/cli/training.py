@@ -20,13 +20,15 @@ from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
-from bbdm.sampling.network_config import FileConfig
 from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig
+from bbdm.translation.config import FileConfig
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
     from bbdm.training.trainer import Trainer
+
+SHORT = {"lr_schedule": "cosine", "ema_decay": 0.999, "precision": "bf16"}  # defaults of trainings of some epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +100,9 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         return load_checkpoint(path)
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
-        """The run before its first step.
+        """The run before its first step, whose checkpoints are in ``folder``.
 
-        Args:
-            team: the processes of the run.
-            folder: where its checkpoints are.
-            resumed: the content of the checkpoint that it resumes from; None if it begins.
+        ``resumed`` is the content of the checkpoint that it resumes from; None if it begins.
         """
         raise NotImplementedError
 
@@ -180,14 +179,11 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **SHORT,
         "epochs": 20,
         "batch_size": 32,
-        "learning_rate": 1e-4,
-        "lr_schedule": "cosine",
         "warmup_steps": 100,
-        "ema_decay": 0.999,
         "flip": True,
-        "precision": "bf16",
     }
     FIRST: ClassVar[str] = "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
 
@@ -199,11 +195,12 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         """The run before its first step; see the base class."""
         import torch
 
+        from bbdm.files.checkpoint import load_checkpoint
         from bbdm.training.distillation import StudentTask, student_of
         from bbdm.training.trainer import Trainer
 
         config = from_values(DistillConfig, vars(self))
-        teacher = self.load(self.teacher)
+        teacher = load_checkpoint(self.teacher, **self.missing)
         student, codec, known = student_of(teacher, self.calls), teacher.build_codec(), teacher.unet.config
         size = self.image_size or teacher.image_size
         if size is None:
@@ -224,14 +221,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
 
     HEADING: ClassVar[str] = "autoencoder"
     PAIRS: ClassVar[bool] = False
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
-        "epochs": 50,
-        "batch_size": 8,
-        "learning_rate": 2e-4,
-        "lr_schedule": "cosine",
-        "ema_decay": 0.999,
-        "precision": "bf16",
-    }
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {**SHORT, "epochs": 50, "batch_size": 8, "learning_rate": 2e-4}
     FIRST: ClassVar[str] = "preset kind epochs batch_size image_size device ckpt_path overwrite"
 
     preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))

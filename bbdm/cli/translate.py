@@ -62,7 +62,7 @@ class Translate(GPUsCommand, TranslateConfig):
         grid = folder / ("grid_of_results.png" if folder / "grid.png" in planned else "grid.png")
         check_paths(translator.files, [grid])  # of the results the run checks it
         began = time.perf_counter()
-        jobs, existing, _ = translator.run(config.chosen_solver, config.steps, folder)
+        jobs, existing, _ = translator.run(config.solver, config.steps, folder)
         if translator.processes.first:
             kept_too = f", and {len(existing)} that were there" if existing else ""
             seconds = time.perf_counter() - began
@@ -86,7 +86,7 @@ class Translate(GPUsCommand, TranslateConfig):
         fixed = {**intervals.fixed, "num_samples": intervals.samples}
         usual = {each.name: each.default for each in fields(self)}
         for name, value in fixed.items():
-            own = self.chosen_solver if name == "solver" else getattr(self, name)
+            own = getattr(self, name)
             if own != value and (name in self.named or own != usual[name]):
                 raise ValueError(
                     f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"

@@ -133,11 +133,7 @@ class RowsConfig:
         )
 
     def _of_files(self, rows: Sequence[Row], said: Mapping[str, Any]) -> dict[str, Any]:
-        """The target's type and nodata, by the files of the first row that can be read.
-
-        Raises:
-            ValueError: they have more than 8 bits, and nobody said what their range is.
-        """
+        """The target's type and nodata, by the first row that can be read; ValueError without its range."""
         from bbdm.data.reading import Reader
 
         reader = Reader(Spec(direction=self.direction))

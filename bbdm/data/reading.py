@@ -107,10 +107,7 @@ class Reader:
         return Picture(array, self._headers(path).geometry, name=path.name)
 
     def _resized(self, cell: Path | Half) -> Picture:
-        """A photograph in the channels and at the size of examples, from the cache where there is one.
-
-        It is resized before it becomes an array, which is faster.
-        """
+        """A photograph at the size of examples, by the cache; resizing what is no array yet is faster."""
         spec = self.spec
 
         def make() -> Array:
@@ -189,11 +186,7 @@ class Reader:
         return self.spec.channels or head.shape[0] if head.photograph else head.shape[0]
 
     def _column(self, name: str, cells: Sequence[Any], window: Window = ()) -> Column:
-        """The channels of some cells of a column, one after another, in a window of the spatial axes.
-
-        A source of slices gets the neighbours of its own too. Whole photographs of sources and targets have
-        the size of examples, unless there are masks.
-        """
+        """Cells of a column in a window, as one: slices with their neighbours, photographs resized."""
         slices: Sequence[int] = ()
         if window and self.axis is not None:
             around = [window[self.axis].start]

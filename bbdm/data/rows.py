@@ -209,10 +209,8 @@ def _labels(column: str, where: str) -> Part:
         if len(cells) != 2 or not all(cells):
             raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(cells)!r}")
         if labels.setdefault(*cells) != cells[1]:
-            above = (
-                f"{cells[0]!r} is of the class {labels[cells[0]]!r} above; each split may have its labels_{{split}}.csv"
-            )
-            raise ValueError(f"line {number} of {path}: {above}")
+            above = f"{cells[0]!r} is of the class {labels[cells[0]]!r} above"
+            raise ValueError(f"line {number} of {path}: {above}; each split may have its labels_{{split}}.csv")
     return Part(column, path, labels)
 
 
@@ -278,11 +276,7 @@ def _folder(data_dir: str, split: str) -> list[Part]:
 
 
 def _table(data_dir: str, split: str) -> list[Part]:
-    """A CSV with the columns name, source, target and others; paths are relative to the file.
-
-    A name is that of the source without suffix where there is no such column. A source of several files has
-    ``;`` between them.
-    """
+    """A CSV with the columns source, target and others, of paths relative to it; ``;`` is between several."""
     path = Path(data_dir)
     header, *lines = _lines(path) or [[]]
     if "source" not in header or len(set(header)) < len(header):

@@ -56,21 +56,10 @@ def machine_of(device: torch.device) -> dict[str, Any]:
     }
 
 
-def check_compilation(device: torch.device, compile: bool, compiled: str | os.PathLike[str] | None) -> None:
-    """Raise ValueError where both are asked for, or the device has no compiler."""
-    if compile and compiled is not None:
-        raise ValueError("compile and compiled exclude each other: a package is compiled already")
-    if (compile or compiled is not None) and device.type not in ("cpu", "cuda"):
-        raise ValueError(f"compiled networks run on cpu and cuda, got device {device}")
-
-
 def choose_dtype(
     asked: str | torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: Any = None
 ) -> torch.dtype:
-    """The dtype asked for, a package's, the fastest of a compiled network, or the network's own.
-
-    ValueError where the one asked for is none, or not the package's.
-    """
+    """The dtype asked for, a package's, the fastest of a compiled network, or the network's own."""
     fastest = best_dtype(device) if compile and asked is None and own == torch.float32 else own
     dtype = find_dtype(asked or (fastest if package is None else package.dtype))
     if package is not None and dtype != package.dtype:

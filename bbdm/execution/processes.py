@@ -112,11 +112,9 @@ class Processes:
             self.accelerator.wait_for_everyone()
 
     def check_shared(self, folder: Path) -> None:
-        """Check that all processes see what the first writes to a folder, which need not exist.
+        """Raise ValueError unless all processes see what the first writes to a folder, which need not exist.
 
-        Raises:
-            ValueError: they do not, in each process. The first process may be on another node when they
-                start again, so nodes need a disk that they share.
+        The first process may be on another node when they start again, so nodes need a disk that they share.
         """
         if self.accelerator is None:
             return
@@ -130,10 +128,7 @@ class Processes:
         if self.first:
             file.unlink()
         if blind := sorted({node for node, sees in seen if not sees}):
-            raise ValueError(
-                f"{folder} must be on a disk that all nodes share: what the first process writes there on "
-                f"{seen[0][0]} is not seen on {', '.join(blind)}"
-            )
+            raise ValueError(f"{folder} must be on a disk that all nodes share: it is not seen on {', '.join(blind)}")
 
     def first_before_others(self) -> AbstractContextManager[None]:
         """A context that the other processes enter after the first has left it."""

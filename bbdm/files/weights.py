@@ -126,8 +126,8 @@ def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
         if format not in metadata:
             raise ValueError(f"its metadata has no {format!r} entry")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-    text = metadata[format]  # of a file made by hand, without a hash beside it
-    if metadata.keys() != {format} and metadata.get(DIGEST) != described(format, text, tensors)[DIGEST]:
+    text = metadata[format]
+    if metadata.get(DIGEST) != described(format, text, tensors)[DIGEST]:
         raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
     header = json.loads(text)
     _check_format(header, format, kind)

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import addresses, launch
-from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
+from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, jit, launch, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
 COLUMNS = 10  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y

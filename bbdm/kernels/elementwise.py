@@ -1,18 +1,32 @@
-"""Parts of the kernels that go through images one element at a time: argument checks, launch, addresses.
+"""What kernels share that go through images one element at a time: Triton, memory formats, launch, addresses.
 
-A program takes ``BLOCK`` elements of one image, in the order of memory; its place in the grid is
-(block, image).
+They run on CUDA and ROCm devices, and on the CPU where TRITON_INTERPRET=1 is set before bbdm is imported.
+A program takes ``BLOCK`` elements of one image, in the order of memory; its place in the grid is (block,
+image).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bbdm.kernels.jit import jit, tl
+jit: Any  # a kernel, or a function that kernels call
+constexpr: Any  # a module's number that its kernels read
+try:
+    import triton
+    import triton.language as tl
+
+    AVAILABLE = True
+    jit, constexpr = triton.jit, tl.constexpr
+except ImportError:  # on macOS and Windows; kernels can be imported there too
+    if TYPE_CHECKING:
+        raise
+    triton = tl = None
+    AVAILABLE = False
+    jit = constexpr = lambda value: value
 
 BLOCK = 512  # elements of a program
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes: of images, and of volumes

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import addresses, launch, memory_format_of
-from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
+from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, jit, launch, memory_format_of, tl
 from bbdm.kernels.philox import TRAINING, draw_normals, normal
 
 COLUMNS = 6  # of a row of the table: weights of x0, y, noise in x_t, then in the target
@@ -40,8 +39,8 @@ def noise_step(
         x_t and target, each (B, C, H, W) in the dtype and memory format of ``x0``.
 
     Raises:
-        ValueError: images or seeds have the wrong shape, dtype or device, or there is not exactly one of
-            noise and seeds.
+        ValueError: images or seeds have the wrong shape or dtype, or there is not exactly one of noise and
+            seeds.
     """
     if (noise is None) == (seeds is None):
         raise ValueError(f"noise_step takes one of noise and seeds, got {'neither' if noise is None else 'both'}")
@@ -50,9 +49,6 @@ def noise_step(
     if step is not None and not isinstance(step, Tensor):
         step = torch.full((1,), step, device=x0.device)
     # No value is read from here on, so the device is not synchronised.
-    for name, tensor in {"x0": x0, "y": y, "noise": noise, "seeds": seeds, "t": t}.items():
-        if tensor is not None and tensor.device != x0.device:
-            raise ValueError(f"{name} must be on {x0.device} like x0, got {tensor.device}")
     for name, image in {"x0": x0, "y": y, "noise": noise}.items():
         if image is not None and (image.shape != x0.shape or not image.is_floating_point()):
             got = f"{tuple(image.shape)} of {image.dtype}"

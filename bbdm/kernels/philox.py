@@ -14,7 +14,7 @@ import math
 
 import torch
 
-from bbdm.kernels.jit import constexpr, jit, tl
+from bbdm.kernels.elementwise import constexpr, jit, tl
 from bbdm.kernels.philox_numpy import AT_ONCE, MASK, MULTIPLIERS, ROUNDS, SAMPLING, WEYL
 from bbdm.kernels.philox_numpy import CORRUPTION as CORRUPTION
 from bbdm.kernels.philox_numpy import TRAINING as TRAINING

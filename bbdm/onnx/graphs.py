@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, inliner
@@ -209,8 +208,9 @@ def export_graph(
             each.metadata_props.clear()  # the exporter's, with paths of this machine
         if node.op_type == "Attention":
             node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", TensorProto.FLOAT)
+    for each in (model, model.graph):
+        each.metadata_props.clear()
     model.functions.clear()
-    model.metadata_props.clear()
     model.ir_version = IR_VERSION
     return program.model_proto
 
@@ -221,50 +221,42 @@ def _node(name: str, inputs: Sequence[torch.Tensor], shape: Sequence[int]) -> to
     return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, dtype=torch.float32, shape=shape, version=1)
 
 
-class Pipeline(nn.Module):
-    """A translation: the inputs of :func:`pipeline_inputs`, in the order of ``names``, to the image."""
+def translation(table: StepTable, shapes: Shapes, latent: bool, names: Sequence[str]) -> Callable[..., torch.Tensor]:
+    """A function of the inputs of :func:`pipeline_inputs`, in the order of ``names``: the image."""
+    rows, times = torch.from_numpy(table.rows).float(), torch.tensor(table.network_times, dtype=torch.float32)
+    slots = torch.zeros(len(table), dtype=torch.int64)  # of each step's noise, where it has any
+    slots[table.noisy] = torch.arange(len(table.noisy))
+    (of_y, of_z), (i_x, i_y) = table.start, table.inputs[0].tolist()
 
-    def __init__(self, table: StepTable, shapes: Shapes, latent: bool, names: list[str]) -> None:
-        super().__init__()
-        self.shapes, self.latent, self.names = shapes, latent, names
-        self.start, self.shown = table.start, table.inputs[0].tolist()
-        slots = np.zeros(len(table), np.int64)
-        slots[table.noisy] = np.arange(len(table.noisy))
-        self.slots = nn.Buffer(torch.from_numpy(slots))
-        self.rows = nn.Buffer(torch.from_numpy(table.rows).float())
-        self.times = nn.Buffer(torch.tensor(table.network_times, dtype=torch.float32))
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The image, clamped to [-1, 1]."""
-        known = dict(zip(self.names, inputs, strict=True))
-        source, shapes = known.pop("source"), self.shapes
+    def translate(*inputs: torch.Tensor) -> torch.Tensor:
+        known = dict(zip(names, inputs, strict=True))
+        source = known.pop("source")
         ones, (batch, _, *sides) = (1,) * source.ndim, source.shape
         noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
         y = in_channels(source, shapes.channels, shapes.endpoint)
-        if self.latent:
+        if latent:
             y = _node("encoder", [source], [batch, shapes.channels, *(side // shapes.cell for side in sides)])
         y = y if y is source else y.clone()  # while_loop takes no view of another input
-        conditions = [*([y if self.latent else source] if shapes.shown else []), *known.values()]
-        (of_y, of_z), (i_x, i_y) = self.start, self.shown
+        conditions = [*([y if latent else source] if shapes.shown else []), *known.values()]
         x = of_y * y + of_z * noise[-1] if of_z else of_y * y
 
         def goes_on(index: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-            return index < len(self.rows)
+            return index < len(rows)
 
-        def advance(
-            index: torch.Tensor, x: torch.Tensor, x0hat: torch.Tensor, inputs: torch.Tensor
-        ) -> tuple[torch.Tensor, ...]:
+        def advance(index: torch.Tensor, x: torch.Tensor, x0hat: torch.Tensor, shown: torch.Tensor) -> Any:
             at = index.reshape(1)
-            prediction = _node("unet", [inputs, self.times.index_select(0, at), *conditions], inputs.shape)
-            z = noise.index_select(0, self.slots.index_select(0, at)).squeeze(0)
-            row = self.rows.index_select(0, at).squeeze(0)
+            prediction = _node("unet", [shown, times.index_select(0, at), *conditions], shown.shape)
+            z = noise.index_select(0, slots.index_select(0, at)).squeeze(0)
+            row = rows.index_select(0, at).squeeze(0)
             return index + 1, *step(x, x0hat, prediction, y, z, row, source.new_ones(ones))
 
         first = torch.zeros((), dtype=torch.int64), x, y.clone(), i_x * x + i_y * y
         _, x, _, _ = while_loop(goes_on, advance, first)
-        if self.latent:
+        if latent:
             x = _node("decoder", [x], [batch, shapes.image_channels, *sides])
         return x.clamp(-1, 1)
+
+    return translate
 
 
 def pipeline_inputs(shapes: Shapes, slots: int) -> dict[str, Input]:
@@ -298,7 +290,7 @@ def pipeline_graph(parts: Mapping[str, onnx.ModelProto], table: StepTable, shape
     """
     axes, inputs = len(shapes.stride), pipeline_inputs(shapes, len(table.noisy))
     known = sizes(2, [cells * shapes.cell for cells in CELLS[:axes]], shapes.cell)
-    module = Pipeline(table, shapes, "encoder" in parts, list(inputs))
+    module = Function(translation(table, shapes, "encoder" in parts, list(inputs)))
     model = export_graph(module, inputs, {"image": ("batch", shapes.image_channels, *NAMES[axes])}, known)
     for name, part in parts.items():
         weights = {tensor.name: f"{name}/{tensor.name}" for tensor in part.graph.initializer}

@@ -21,14 +21,12 @@ from bbdm.sampling.options import GuidanceOptions
 
 
 def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
-    """Conditions of a call from words NAME=VALUE. ValueError for another form, or a name given twice."""
+    """Conditions of a call from words NAME=VALUE, each name once, else ValueError."""
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals or name not in known.each:
-            raise ValueError(f"--condition takes NAME=VALUE, of the conditions {known.described}; got {word!r}")
-        if name in values:
-            raise ValueError(f"condition {name!r} is given twice")
+        if not equals or name not in known.each or name in values:
+            raise ValueError(f"--condition takes NAME=VALUE, once of the conditions {known.described}; got {word!r}")
         values[name] = known.each[name].parse(value)
     return values
 
@@ -55,7 +53,7 @@ class Runtime(Command, GuidanceOptions):
     provider: str | None = setting(
         None, "such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
     )
-    threads: int | None = setting(None, "threads of the CPU provider; one a core if unset")
+    threads: int | None = setting(None, "threads of the CPU provider; one a core if unset", least=1)
     condition: tuple[str, ...] = setting(
         (),
         "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none",

@@ -63,8 +63,6 @@ class OnnxBridgeSampler(Sampler[Array]):
         self.bridge = bridges.from_config(settings["bridge"])
         usual = [name for name in USUAL if name in onnxruntime.get_available_providers()]
         self.providers: list[Any] = [*(providers or usual)]
-        if threads is not None and not (isinstance(threads, int) and threads >= 1):
-            raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}")
         axes, size = settings.get("axes", 2), settings.get("image_size")
         self.image_size = None if size is None else images.as_size(size, axes)
         self.pictures = Spec.from_config(settings)
@@ -117,18 +115,18 @@ class OnnxBridgeSampler(Sampler[Array]):
         rows, opening = (each.astype(np.float32) for each in (table.rows, table.opening))
         return rows, opening[-1], table.network_times.astype(np.float32)[:, None]
 
-    def _run(self, graph: str, inputs: dict[str, Any]) -> Any:
+    def _run(self, graph: str, **inputs: Any) -> Any:
         return self.graphs[graph].run(None, inputs)
 
     def _encode(self, source: Array) -> Array:
-        return self._run("encoder", {"image": source})[0] if "encoder" in self.graphs else source
+        return self._run("encoder", image=source)[0] if "encoder" in self.graphs else source
 
     def _decode(self, state: Array) -> Array:
-        return self._run("decoder", {"latent": state})[0] if "decoder" in self.graphs else state
+        return self._run("decoder", latent=state)[0] if "decoder" in self.graphs else state
 
     def _net(self, plan: Plan, conditions: Mapping[str, Any], x: Array, index: int) -> Array:
         others = {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
-        return self._run("unet", {"x": x, "t": plan.loaded[2][index], **others})[0]
+        return self._run("unet", x=x, t=plan.loaded[2][index], **others)[0]
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         (rows, opening, _), y, z = plan.loaded, inputs.y, self._zero
@@ -139,5 +137,6 @@ class OnnxBridgeSampler(Sampler[Array]):
             row, weight = rows[index], plan.table.coefficients[index, NOISE]
         if weight:
             z = normal(inputs.seeds, index, y.shape[1:]) if inputs.noise is None else inputs.noise[index]
-        feeds = {"x": state.x, "x0hat": state.x0hat, "prediction": prediction, "y": y, "z": z, "row": row}
-        return State(*self._run("step", {**feeds, "mask": self._one if inputs.mask is None else inputs.mask}))
+        mask = self._one if inputs.mask is None else inputs.mask
+        x, x0hat = state.x, state.x0hat
+        return State(*self._run("step", x=x, x0hat=x0hat, prediction=prediction, y=y, z=z, row=row, mask=mask))

@@ -5,7 +5,6 @@ Nothing here needs torch. Sums are in float64, on the CPU.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -129,11 +128,11 @@ def _less(value: Any, low: Any, high: Any) -> Any:
 
 def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:
     """(sources, samples) the seed of each sample."""
-    first: Any = secrets.randbelow(2**32) if seed is None else seed
-    if not hasattr(first, "__iter__"):
-        flat = resolve_seeds(first, sources * samples)
+    given: Any = seed
+    if not hasattr(given, "__iter__"):
+        flat = resolve_seeds(given, sources * samples)
         return [flat[i::sources] for i in range(sources)]
-    rows = list(first)
+    rows = list(given)
     if len(rows) != sources or not all(hasattr(row, "__iter__") for row in rows):
         raise ValueError(
             f"seed must be an integer, or for each of {sources} sources a list of {samples} seeds, got {seed!r}"

@@ -249,20 +249,17 @@ class LargePicture(BridgeSampler):
                 absent[rows] = np.pad(missing, edges, mode="edge")
         self._source.forget()  # it is not decoded again
 
-    def _files(self, done: int) -> dict[str, FileArray]:
-        """The files of the state after a number of steps."""
-        shape, dtype = (1, self.unet.channels, *self._size), str(self._like.dtype).removeprefix("torch.")
-        return {name: FileArray(self._folder / f"{name}.{done}", shape, dtype) for name in self._names}
-
     def _state(self, done: int) -> State:
-        """The state after a number of steps."""
-        files = self._files(done)
+        """The state after a number of steps, of files."""
+        shape, dtype = (1, self.unet.channels, *self._size), str(self._like.dtype).removeprefix("torch.")
+        files = {name: FileArray(self._folder / f"{name}.{done}", shape, dtype) for name in self._names}
         return State(files["x"], files.get("x0hat"), files.get("inputs", files["x"]))
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """One row of the table, block by block, into new files: after a kill, the others are there yet."""
         table, row = (plan.loaded[1], len(plan.times) - 1) if state is None else (plan.loaded[0], index)
-        outputs, noisy = self._files(index + 1), float(table[row, C_Z]) != 0
+        after, noisy = self._state(index + 1), float(table[row, C_Z]) != 0
+        outputs: dict[str, FileArray] = {name: getattr(after, name) for name in self._names}
         for array in outputs.values():
             array.create()
         for rows in self._blocks(self._size[0]):
@@ -282,7 +279,7 @@ class LargePicture(BridgeSampler):
             array.sync()
         manifest.write(self._folder / MARKER, {"about": self._about, "done": index + 1})
         self._keep([MARKER, "source", "absent", *(array.path.name for array in outputs.values())])
-        return self._state(index + 1)
+        return after
 
     def _block(self, array: Any, index: Any) -> torch.Tensor:
         return array[index].to(self.device, self._like.dtype).contiguous()

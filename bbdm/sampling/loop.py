@@ -160,18 +160,9 @@ class Loop:
     _step: Callable[[Plan, Inputs, State | None, Any, int], State]  # of a prediction; of None the first state
     _encode: Callable[[Any], Any]  # padded sources (B, C, H, W) in the space of the bridge
     _decode: Callable[[Any], Any]  # the pictures of a state or an estimate, about [-1, 1], as an array
-
-    def _put(self, array: Any) -> Any:
-        """An array as the network takes it."""
-        return array
-
-    def _get(self, value: Any) -> Any:
-        """What the network takes or returns as an array of at least 32 bits."""
-        return value
-
-    def _sum(self, x: Any) -> Any:
-        """Zeros, in which predictions of windows of x are added up; None for memory of its own."""
-        return None
+    _put: Callable[[Any], Any] = staticmethod(lambda array: array)  # an array as the network takes it
+    _get: Callable[[Any], Any] = staticmethod(lambda value: value)  # what it takes or returns, of at least 32 bits
+    _sum: Callable[[Any], Any] = staticmethod(lambda x: None)  # zeros to add up predictions of windows of x in, if any
 
     def _array(self, array: Any) -> Any:
         """An array of a call on the device, floats in the dtype of the state."""

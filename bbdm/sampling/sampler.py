@@ -16,7 +16,7 @@ from bbdm.base.atomic import check_place
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, save_package
-from bbdm.execution.device import check_compilation, choose_dtype, find_device
+from bbdm.execution.device import choose_dtype, find_device
 from bbdm.files import hub
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.kernels.bridge_step import bridge_step
@@ -91,8 +91,10 @@ class BridgeSampler(Inverting):
         weight = next(unet.parameters())
         self.device = weight.device if device is None else find_device(device)
         bridge.check()
-        check_codec(unet, codec)
-        check_compilation(self.device, compile, compiled)
+        if codec is not None:
+            check_codec(unet, codec)
+        if compile and compiled is not None:
+            raise ValueError("compile and compiled exclude each other: a package is compiled already")
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
         self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
         self.bridge, self.compile = bridge, compile
@@ -204,8 +206,6 @@ class BridgeSampler(Inverting):
         """
         if not self.compile:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         check_place(Path(path))  # before minutes of compiling
         sides = images.sides(size, self.axes)
         padded, grid = self._shapes.padded(sides), self._shapes.grid(sides)
@@ -278,10 +278,8 @@ class BridgeSampler(Inverting):
         return self._graphs(key, run, [inputs.y, inputs.seeds, *inputs.weights, *values], reads)
 
 
-def check_codec(unet: Network, codec: Codec | None) -> None:
+def check_codec(unet: Network, codec: Codec) -> None:
     """Raise ValueError unless a network is of a codec's latents."""
-    if codec is None:
-        return
     check_pictures(unet.axes, "a codec")
     if codec.channels != unet.channels:
         raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")

@@ -32,6 +32,7 @@ class Item(NamedTuple):
 
     arrays: list[Floats]  # (C, H, W) in [-1, 1]
     restore: Callable[[list[Floats]], Any]
+    floats: bool = False  # whether it was an array or a tensor of them
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,7 @@ def read_sources(source: Any, scale: Scale) -> Sources:
             if elements is not source:
                 raise
             raise ValueError(f"source[{i}]: {str(error).removeprefix('source ')}") from error
-    floats = [
-        item.arrays[0]
-        for element, item in zip(elements, items, strict=True)
-        if "float" in str(getattr(element, "dtype", "")) and not isinstance(element, Picture)
-    ]
-    scale.warn_of_unit(floats)
+    scale.warn_of_unit([item.arrays[0] for item in items if item.floats])
     arrays = [image for item in items for image in item.arrays]
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
@@ -231,15 +227,14 @@ def _array(source: Any, scale: Scale) -> Item:
             return result[0]
         return np.ascontiguousarray(np.moveaxis(result, 0, -1)) if last else result
 
-    return Item(item.arrays, restore)
+    return Item(item.arrays, restore, kind == "floats")
 
 
 def check_noise(noise: Any, scale: Scale, expected: tuple[int, ...]) -> None:
     """Raise ValueError unless noise is finite normals of a shape, in the sampler's arrays."""
-    if not isinstance(noise, scale.array):
-        raise ValueError(f"noise must be {scale.noun}, got {type(noise).__name__}")
-    if tuple(noise.shape) != expected:
-        raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}")
+    if not isinstance(noise, scale.array) or tuple(noise.shape) != expected:
+        found = getattr(noise, "shape", None)
+        raise ValueError(f"noise must be {scale.noun} of shape {expected}, got {type(noise).__name__} {found}")
     if not np.isfinite(float(abs(noise).max())):
         raise ValueError("noise must be finite, got NaN or infinity")
 
@@ -260,10 +255,9 @@ def read_mask(mask: Any, scale: Scale, source: Any) -> Any:
         mask = mask[None, None] if mask.ndim == source.ndim - 2 else mask
     if not isinstance(mask, scale.array | np.ndarray):
         raise ValueError(f"mask must be {scale.noun}, a picture, a path or an (H, W) array, got {type(mask).__name__}")
-    whole = len(source), 1, *source.shape[2:]
-    if tuple(mask.shape) not in (whole, (1, *whole[1:])):
-        shapes = " or ".join(str(shape) for shape in dict.fromkeys((whole, (1, *whole[1:]))))
-        raise ValueError(f"mask must have shape {shapes}, got {tuple(mask.shape)}")
+    shapes = dict.fromkeys((count, 1, *source.shape[2:]) for count in (len(source), 1))
+    if tuple(mask.shape) not in shapes:
+        raise ValueError(f"mask must have shape {' or '.join(map(str, shapes))}, got {tuple(mask.shape)}")
     result = converted(mask, source) + source[:, :1] * 0  # one for each image
     low, high = float(result.min()), float(result.max())
     if not (low >= 0 and high <= 1):

@@ -91,7 +91,7 @@ def translate(config: TranslateRay) -> None:
         for name, error in tqdm(done, total=len(rows), unit="image", disable=not translator.verbose):
             bad.update({indices[name]: error} if error else {})
 
-    jobs, existing, _ = translator.run(config.chosen_solver, config.steps, folder, make)
+    jobs, existing, _ = translator.run(config.solver, config.steps, folder, make)
     if bad and not config.skip_bad:
         others = f"{len(bad)} of {len(names)} pictures; the others are translated, and skip_bad leaves them out"
         raise BadPicturesError(f"{next(iter(bad.values()))} ({others})")
@@ -146,7 +146,7 @@ class Worker:
         if device == "cpu":
             torch.set_num_threads(config.threads)
         self.engine = translator.on(replace(config, device=device))
-        self.sampler = self.engine.sampler(config.chosen_solver, config.steps)
+        self.sampler = self.engine.sampler(config.solver, config.steps)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Make the results of pictures (``name``, ``source``) that do not exist yet: ``name``, ``error``."""

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bbdm.base import demo
 from bbdm.base.scripts import Command
 from bbdm.base.settings import position, setting
-from bbdm.sampling.network_config import NetworkConfig
-from bbdm.translation.config import TranslateConfig
+from bbdm.translation.config import NetworkConfig, TranslateConfig
 
 if TYPE_CHECKING:
     from bbdm.sampling.sampler import BridgeSampler

@@ -1,17 +1,92 @@
-"""The settings of what makes results. Nothing here needs torch or Ray."""
+"""Which trained network makes results, and of what: settings of commands. Nothing here needs torch or Ray."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bbdm.base.settings import ShownConfig, position, setting
+from bbdm import solvers
+from bbdm.base.settings import ShownConfig, check, position, setting
 from bbdm.base.sizes import read_memory
 from bbdm.data.config import DatasetConfig, read_labels
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.pictures.images import Size, read_size
+from bbdm.sampling.options import GuidanceOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from bbdm.sampling.sampler import BridgeSampler
 
 MAPS = ("mean", "std", "low", "high")
+SizeSetting = Size | Literal["train", "fit", "keep"]
+
+
+def read_size_setting(text: str) -> Any:
+    """A size from text, or the name of a way to choose one."""
+    return text if text in ("train", "fit", "keep") else read_size(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileConfig:
+    """What a trained network's file leaves out."""
+
+    time_steps: int | None = setting(
+        None, "number of times of the bridge, for files that leave it out", "-t", "--t", "--num_steps"
+    )
+    c_lambda: float | None = setting(None, "noise scale of the A-Bridge, for files that leave it out", "-l")
+    vqgan_path: Path | None = setting(
+        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq", "--codec"
+    )
+    config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
+
+    @property
+    def missing(self) -> dict[str, Any]:
+        """What :func:`~bbdm.files.checkpoint.load_checkpoint` takes of it."""
+        from bbdm.files.checkpoint import load_codec
+
+        codec = None if self.vqgan_path is None else load_codec(self.vqgan_path)
+        return {"num_steps": self.time_steps, "c_lambda": self.c_lambda, "codec": codec, "config": self.config}
+
+    def build_sampler(self, path: Path, **settings: Any) -> BridgeSampler:
+        """The sampler of a network's file, as :meth:`bbdm.BridgeSampler.from_checkpoint` makes it."""
+        from bbdm.sampling.sampler import BridgeSampler
+
+        return BridgeSampler.from_checkpoint(path, **self.missing, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(GuidanceOptions, FileConfig):
+    """How a trained network samples, and what its file leaves out.
+
+    Raises:
+        ValueError: settings contradict each other.
+    """
+
+    solver: str | None = setting(
+        None,
+        f"solver of the bridge's equation; the file's own, or {solvers.DEFAULT}, if unset",
+        choices=solvers.SOLVERS,
+    )
+    steps: int | None = setting(
+        None, "network calls for each result; if unset, the file's with its own solver, else the solver's default"
+    )
+    fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
+    compile: bool = setting(False, "faster results after a minute or two of compiling")
+    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
+
+    def __post_init__(self) -> None:
+        if self.fast_sampling and self.solver not in (None, "fast"):
+            raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
+        if self.fast_sampling:
+            object.__setattr__(self, "solver", "fast")
+        super().__post_init__()
+        check(self)
+
+    def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
+        """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""
+        chosen = {name: getattr(self, name) for name in ("solver", "steps", "dtype", "compile")}
+        return self.build_sampler(path, device=device, **chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import Header, Picture, formats, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
-from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_size
 from bbdm.translation.config import TranslateConfig
 
 SHOWN = 512  # pixels of the longest side in a grid
+DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 Array = npt.NDArray[Any]
 Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -204,10 +204,12 @@ def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]
         chosen = "keep"
     if checkpoint.image_size is None and chosen in ("train", "fit"):
         notes.append(f"{config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
-    size, resize = chosen_size(chosen, checkpoint.image_size)
-    if resize == "keep" or not Files(Pairs(rows, spec, skip_bad=True), channels).photographs:
-        return spec, described_size(size, "keep"), notes
-    return replace(spec, size=size, resize=resize), described_size(size, resize), notes
+    if chosen == "keep" or not Files(Pairs(rows, spec, skip_bad=True), channels).photographs:
+        return spec, "keep", notes
+    size = (checkpoint.image_size or DEFAULT_SIZE) if isinstance(chosen, str) else chosen
+    if chosen == "fit":
+        return replace(spec, size=size, resize="fit"), f"fit {size}", notes
+    return replace(spec, size=size, resize="stretch"), size, notes
 
 
 class Mode(NamedTuple):

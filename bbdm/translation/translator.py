@@ -28,6 +28,7 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
+from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import find_dtype
 from bbdm.networks.conditions import DIRECTION
@@ -78,7 +79,7 @@ class Translator:
         check_folder(config.folder)
         self.processes.check_shared(config.folder)
         self._model = find_checkpoint(config.model)
-        self.checkpoint = config.load(self._model)
+        self.checkpoint = load_checkpoint(self._model, **config.missing)
         self.bridge, self.codec = self.checkpoint.bridge, self.checkpoint.build_codec()
         known = self.checkpoint.unet.config
         rows = read_rows(config.dataset, config.data_dir, config.split) if rows is None else rows

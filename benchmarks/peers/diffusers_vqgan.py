@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-import diffusers
+from diffusers.models.autoencoders.vq_model import VQModel
 from torch import nn
 
 from bbdm import VQGAN
@@ -16,7 +16,7 @@ def network(vqgan: VQGAN) -> nn.Module:
     """Its network, which has ``encode``, ``quantize`` and ``decode``."""
     config, levels = vqgan.config, len(vqgan.config.channel_mult)
     attended = [2**level in config.attention_resolutions for level in range(levels)]
-    peer = diffusers.VQModel(  # pyright: ignore[reportPrivateImportUsage]
+    peer = VQModel(
         down_block_types=tuple(f"{'Attn' if a else ''}DownEncoderBlock2D" for a in attended),
         up_block_types=tuple(f"{'Attn' if a else ''}UpDecoderBlock2D" for a in reversed(attended)),
         block_out_channels=tuple(config.model_channels * mult for mult in config.channel_mult),

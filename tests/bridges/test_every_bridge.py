@@ -13,8 +13,7 @@ from bbdm import DDBM, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, load_
 from bbdm.bridges import ECSI, Bridge, Marginal, register
 from bbdm.bridges.path import Density
 from bbdm.runtime import OnnxBridgeSampler
-from tests.conftest import MakeTrainer, newest, tiny_unet
-from tests.nightly import sweep
+from tests.conftest import MakeTrainer, newest, sweep, tiny_unet
 from tests.onnx.exports import export
 
 
@@ -25,7 +24,7 @@ class Sine(Bridge):
 
     continuous: ClassVar[bool] = True
     end: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
-    low: ClassVar[float] = 0.01  # pyright: ignore[reportIncompatibleMethodOverride]
+    low: ClassVar[float] = 0.01  # pyright: ignore[reportIncompatibleVariableOverride]
     top: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     objective: str = "residual"
@@ -52,7 +51,6 @@ BRIDGES: dict[str, Bridge] = {
     "own": Sine(),
 }
 every_bridge = pytest.mark.parametrize("bridge", BRIDGES.values(), ids=BRIDGES.keys())
-daily_bridges = pytest.mark.parametrize("bridge", sweep(BRIDGES.values(), [BRIDGES["ddbm-vp"]]), ids=BRIDGES.keys())
 DAILY = [BRIDGES[name] for name in ("abridge, pinned", "ddbm-vp", "own")]
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -172,8 +170,10 @@ def test_its_tables_are_finite_at_every_length(bridge: Bridge):
             assert np.all(np.diff(table.timesteps) < 0)
 
 
-@daily_bridges
+@pytest.mark.nightly
+@every_bridge
 def test_it_is_exported_and_runs_without_torch(bridge: Bridge, tmp_path: Path):
+    """By day, tests of the runtime do so with two of them."""
     save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3).eval(), bridge)
     folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--solver", "sde-dpm2m", "--steps", "3")
     sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=3)

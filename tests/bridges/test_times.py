@@ -72,13 +72,13 @@ def test_levels_by_hand(bridge: Bridge, times: timesteps.Timesteps, levels: list
     ("bridge", "name", "steps", "message"),
     [
         *((ABridge(), each, None, "non-empty list of integers") for each in ([], [10.5, 3], ["top"])),
-        (ABridge(), 10, None, "timesteps must be a name or a list of times, got 10"),
+        (ABridge(), 10, None, "timesteps must be a name or a non-empty list of integers, got 10"),
         (ABridge(), "cosine", None, "timesteps must be one of .*, got 'cosine'"),
         (ABridge(), [5, 3], None, "start at the bridge's top .*, or where the noise level is at least 1, got 5"),
         (ABridge(), [1001, 1], None, r"timesteps must be in \[1, 1000\]"),
         (BrownianBridge(schedule="linear"), [999, -1], None, r"timesteps must be in \[0, 999\]"),
         (ABridge(), [1000, 7, 7], None, "must strictly decrease"),
-        (DDBM(), [1.0, np.nan], None, "timesteps must be a non-empty list of numbers, got"),
+        (DDBM(), [1.0, np.nan], None, "a non-empty list of numbers, got"),
         *((DDBM(), name, None, f"'{name}' are integers, and DDBM has real times") for name in ("paper", "bbdm")),
         *(
             (ABridge(), name, steps, r"steps must be an integer in \[1, 1000\]")

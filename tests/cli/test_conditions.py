@@ -23,7 +23,7 @@ from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, noise, tiny_unet
 
 COLUMNS = "data,sar=sar,style=labels.csv,text=text"
-SEEN = ["--condition", "sar=image,style=class,text=tokens", "--drop", "style:0.2,text:0.1"]
+SEEN = ["--condition", "sar=image@0:51,style=class,text=tokens", "--drop", "style:0.2,text:0.1"]
 SMALL = ["--preset", "demo", "-b", "2", "--image_size", str(SIZE), "--device", "cpu", "--lr_schedule", "constant"]
 STUDENT = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
 FLAGS = ["--steps", "2", "--device", "cpu", "--quiet"]
@@ -69,8 +69,12 @@ def expected(source: Any, seed: int, style: str, text: Any = None, name: str = "
 
 
 def test_a_run_has_the_conditions_of_its_pairs() -> None:
-    """And validation has the classes of training."""
+    """And validation has the classes of training, and a student what its teacher has learned of them."""
     fit(*SEEN, "-e", "1")
+    Distill.main(["t.pt", COLUMNS, "s.pt", *STUDENT])
+    conditions = load_checkpoint("t.pt").pictures.conditions
+    assert load_checkpoint("s.pt").pictures.conditions == conditions
+    assert conditions["sar"].values == Values(0, 51)
     config = load_checkpoint("t.pt").unet.config
     assert {name: getattr(config, name) for name in NETWORK} == NETWORK
     assert config.drop == {"style": 0.2, "text": 0.1}

@@ -39,7 +39,7 @@ def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes():
     metrics = [json.loads(line) for line in Path("student.run/metrics.jsonl").read_text().splitlines()]
     assert [(m["epoch"], m["validation_loss"] > 0) for m in metrics] == [(1, True), (2, True)]
     loaded = bbdm.load_checkpoint("student.pt")
-    assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, 8, None)
+    assert (loaded.defaults.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, 8, None)
     assert (found := loaded.build_codec()) is not None
     assert found.digest() == codec.digest()
     translate.main(["edge2shoes", "data", "student.pt", "results", "--device", "cpu"])

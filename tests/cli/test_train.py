@@ -92,7 +92,6 @@ def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.Mo
         ({"dataset": "folder"}, "'folder' has no targets: degrade makes sources"),
         ({"init_from": "a.pt", "ckpt_path": "b.pt"}, "init_from and ckpt_path exclude each other"),
         ({"config": "bbdm"}, "config is of the network that init_from names"),
-        ({"vqgan_path": "v", "cache_latents": "a", "cache_images": "b"}, "cache_images and cache_latents exclude"),
         ({"vqgan_path": "v", "channels": 1}, "channels are of pictures .* vqgan_path"),
         ({"vqgan_path": "v", "slices": Slices("axial", 1)}, "neighbours of slices are of pictures"),
         ({"cache_latents": "a"}, "cache_latents and normalize_latents need vqgan_path"),

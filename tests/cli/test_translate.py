@@ -19,7 +19,6 @@ from bbdm.cli.translate import Translate
 from bbdm.data.degradations import Degradation
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
-from bbdm.sampling import network_config
 from bbdm.translation import files
 from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
@@ -48,7 +47,7 @@ def test_flags_of_the_public_code():
         values = {"time_steps": 9, "c_lambda": 1.5, "vqgan_path": Path("v.pt"), "batch_size": 8, "num_samples": 2}
         assert values.items() <= vars(config).items()
         assert (config.image_size, config.maps, config.use_multi_gpus) == ((64, 128), ("mean", "std"), True)
-        assert (config.chosen_solver, config.folder) == ("fast", Path("out/c"))
+        assert (config.solver, config.folder) == ("fast", Path("out/c"))
 
 
 def test_results_have_names_seeds_and_a_grid(capsys: Any):
@@ -185,9 +184,8 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
 
 def test_the_size_of_files_that_do_not_hold_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """It is 256; the test takes less."""
-    assert network_config.DEFAULT_SIZE == 256
-    for module in (network_config, files):
-        monkeypatch.setattr(module, "DEFAULT_SIZE", 24)
+    assert files.DEFAULT_SIZE == 256
+    monkeypatch.setattr(files, "DEFAULT_SIZE", 24)
     save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100))
     run()
     assert "c.pt does not hold the size of its pictures: image_size is 24\n" in capsys.readouterr().out

@@ -30,9 +30,8 @@ from bbdm.execution.compiled import Compiled
 from bbdm.files.weights import IncompleteFileError
 from bbdm.onnx import graphs
 from tests.codec.autoencoders import Own, own_codec, tiny_kl
-from tests.conftest import relative_gap, tiny_unet
+from tests.conftest import relative_gap, sweep, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
-from tests.nightly import sweep
 
 IMAGE = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 CPU, NAN = torch.device("cpu"), float("nan")
@@ -152,11 +151,8 @@ def test_what_stays_in_float32():
     """Codes, of which rounding would change the nearest, and networks that overflow in float16."""
     module = vqgan().placed(CPU, torch.bfloat16).module
     assert (module.quantize.embedding.weight.dtype, module.quant_conv.weight.dtype) == (torch.float32, torch.bfloat16)
-    for upcast, dtype, expected in (
-        (True, torch.float16, torch.float32),
-        (True, torch.bfloat16, torch.bfloat16),
-        (False, torch.float16, torch.float16),
-    ):
+    half, brain = torch.float16, torch.bfloat16
+    for upcast, dtype, expected in ((True, half, torch.float32), (True, brain, brain), (False, half, half)):
         assert DiffusersCodec(tiny_kl(force_upcast=upcast)).placed(CPU, dtype).dtype == expected
 
 

@@ -1,21 +1,17 @@
 """CUDA graphs without a card: the names of torch.cuda that capture a loop, on tensors of the CPU.
 
 While a graph is captured, each operator is recorded, and at the end what it wrote is NaN, as nothing ran. A
-replay runs the record on the same memory. These are a :class:`CaptureError`: an operator whose result the
-host waits for, a tensor of the host's numbers, an operator that did not run before the capture, and a replay
-on memory that is gone. ``log`` has what streams and graphs did.
-
-What is not shown: kernels' own code, speed, memory that two streams use at once, and threads. Which device a
-tensor is on, :class:`tests.cuda.test_graph.OneDevice` checks.
+replay runs the record on the same memory. Not shown: kernels' own code, speed, memory that two streams use at
+once, and threads. Which device a tensor is on, :class:`tests.cuda.test_graph.OneDevice` checks.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from traceback import walk_stack
 from types import FunctionType
 from typing import Any
 
@@ -55,22 +51,18 @@ def wait_of(func: Any, args: Any) -> str | None:
     return WAITS.get(func)
 
 
-def place() -> str:
+def caller() -> str:
     """The innermost function of bbdm that runs, or torch's Adam, which on a card is one kernel a step."""
-    frame = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+    for frame, _ in walk_stack(None):
         if "torch/optim/adam" in frame.f_code.co_filename:
             return "adam"
-        frame = frame.f_back
-    return "test" if frame is None else f"{frame.f_globals['__name__'].removeprefix('bbdm.')}.{frame.f_code.co_name}"
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            return f"{frame.f_globals['__name__'].removeprefix('bbdm.')}.{frame.f_code.co_name}"
+    return "test"
 
 
 class Waits(TorchDispatchMode):
-    """``seen`` has where and why the host would wait for a card, in the order of operators.
-
-    Args:
-        only_here: places of checks that are done on the CPU alone.
-    """
+    """``seen`` has where and why the host would wait for a card; ``only_here`` are checks on a CPU."""
 
     def __init__(self, *only_here: str) -> None:
         super().__init__()
@@ -78,7 +70,7 @@ class Waits(TorchDispatchMode):
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (why := wait_of(func, args)) is not None and (at := place()) not in self._only_here:
+        if (why := wait_of(func, args)) is not None and (at := caller()) not in self._only_here:
             self.seen.append(f"{at}: {why}")
         return func(*args, **(kwargs or {}))
 
@@ -96,7 +88,7 @@ def _found(reference: StorageWeakRef, dtype: torch.dtype, size: Any, stride: Any
 
 
 class Card(TorchDispatchMode):
-    """Records captures. Attributes: ``graphs``, those that were captured; ``log``."""
+    """Records captures: in ``graphs`` those that were captured, in ``log`` what was done in streams."""
 
     def __init__(self) -> None:
         super().__init__()

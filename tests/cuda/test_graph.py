@@ -1,6 +1,7 @@
 """The loop on a card: what is captured, what waits for what, what a replay gives, and where tensors are."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled, Graphs
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Network
-from tests.conftest import tiny_dit, tiny_unet
+from tests.conftest import sweep, tiny_dit, tiny_unet
 from tests.cuda.card import Card, card
 from tests.execution.test_compiled import Short, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -73,11 +74,7 @@ CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a s
     "windows": ({}, LARGE, [WINDOWS, WINDOWS]),
     "conditions": ({"network": seen}, SOURCE, [ONE, OTHER]),
     "guided": ({"network": seen}, SOURCE, [{**each, **GUIDED} for each in (ONE, OTHER)]),
-    "guided windows": (
-        {"network": seen},
-        LARGE,
-        [{**each, **GUIDED, "window": 8, "batch_size": 18} for each in (ONE, OTHER)],
-    ),
+    "guided windows": ({"network": seen}, LARGE, [{**each, **GUIDED, **WINDOWS} for each in (ONE, OTHER)]),
 }
 
 
@@ -122,9 +119,7 @@ def test_what_no_graph_takes(card: Card):
 
 
 def test_distributions_of_replays(card: Card):
-    found, expected = (
-        each.distribution(SOURCE, 3, seed=0, batch_size=3).std for each in (sampler(), sampler(graphs=None))
-    )
+    found, expected = (sampler(graphs=each).distribution(SOURCE, 3, 0, batch_size=3).std for each in (Graphs, None))
     torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
     assert len(card.graphs) == 1
 
@@ -181,33 +176,19 @@ class OneDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def run(sampler: BridgeSampler, source: Tensor, options: dict[str, Any]) -> None:
-    """The loop of a call, twice; the second time all that it needs is on the device."""
-    batches = sampler._call(source, 0, options)[-1]
-    with torch.inference_mode():
-        inputs = [sampler._inputs(batch) for batch in batches]
-        for mode in (torch.inference_mode(), OneDevice(sampler.device)):
-            with mode:
-                for batch, each in zip(batches, inputs, strict=True):
-                    *_, last = sampler._states(batch, each)
-                    assert (last.x.device, last.x0hat.device) == (sampler.device, sampler.device)
-
-
-MASK = torch.ones(3, 1, 7, 5)
+GREY: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "condition_channels": 3, "attention_resolutions": ()}
 MORE: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {
     "noise": ({}, SOURCE, [{"noise": torch.randn(3, 3, 3, 8, 6)}]),
-    "mask": ({}, SOURCE, [{"mask": MASK}]),
-    "mean": (
-        {"network": lambda: tiny_unet(in_channels=1, out_channels=1, condition_channels=3, attention_resolutions=())},
-        SOURCE,
-        [{}],
-    ),
+    "mask": ({}, SOURCE, [{"mask": torch.ones(3, 1, 7, 5)}]),
+    "mean": ({"network": lambda: tiny_unet(**GREY)}, SOURCE, [{}]),
     "volume": ({"network": volume_unet}, SOURCE[:, None, :1].expand(3, 1, 2, 7, 5), [{}, {"window": (2, 4, 4)}]),
 }
 
 
-@pytest.mark.parametrize("case", [*CASES, *MORE])
+@pytest.mark.parametrize("case", sweep([*CASES, *MORE], ["multistep", "codec", "guided windows", *MORE]))
+@torch.inference_mode()
 def test_a_loop_stays_on_its_device(case: str):
+    """Of a call, twice; the second time all that it needs is there."""
     settings, source, calls = {**CASES, **MORE}[case]
     built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
     built.setdefault("network", tiny_unet(condition_channels=3, attention_resolutions=()).eval())
@@ -221,6 +202,11 @@ def test_a_loop_stays_on_its_device(case: str):
         return body(x, embedding, conditions)
 
     sampler._body = noting  # pyright: ignore[reportAttributeAccessIssue]
-    run(sampler, source, calls[-1])
+    for batch in sampler._call(source, 0, calls[-1])[-1]:
+        inputs = sampler._inputs(batch)
+        for mode in (nullcontext(), OneDevice(sampler.device)):
+            with mode:
+                *_, last = sampler._states(batch, inputs)
+            assert (last.x.device, last.x0hat.device) == (sampler.device, sampler.device)
     assert all(each.is_contiguous(memory_format=layout(each.ndim)) for each in seen)
     assert {each.dtype for each in seen} == {sampler.dtype}

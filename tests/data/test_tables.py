@@ -66,7 +66,7 @@ def write_tar(path: Path, rows: Mapping[int, Mapping[str, bytes]]) -> Path:
 
 def sample(row: int) -> dict[str, bytes]:
     files = {"source.png": png(pixels(row)), "target.png": png(pixels(100 + row))}
-    return {**files, "season.txt": SEASONS[row % COUNT].encode()}
+    return {**files, "season.txt": f"{SEASONS[row % COUNT]}\n".encode()}
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tars"])
@@ -237,25 +237,22 @@ def test_a_pickle_inside_a_tar_runs_nothing(name: str, tmp_path: Path) -> None:
     assert trap.path.exists()  # it is one
 
 
-class Own:
-    """A data set that knows nothing of this library: two bands, and their difference."""
+def item(index: int) -> Any:
+    """Two bands, and their difference."""
+    bands = np.random.default_rng(index).uniform(-0.5, 0.5, (2, 8, 8)).astype(np.float32)
+    return bands, torch.from_numpy(bands[:1] - bands[1:])
 
-    def __len__(self) -> int:
-        return 4
 
-    def __getitem__(self, index: int) -> Any:
-        bands = np.random.default_rng(index).uniform(-0.5, 0.5, (2, 8, 8)).astype(np.float32)
-        return bands, torch.from_numpy(bands[:1] - bands[1:])
+OWN = [item(index) for index in range(4)]
 
 
 def test_items_are_tuples_of_arrays_and_tensors() -> None:
-    pairs = as_pairs(Own())
+    pairs = as_pairs(OWN)
     assert as_pairs(pairs) is pairs
     assert (len(pairs), pairs.source_channels, pairs.channels, pairs.image_size) == (4, 2, 1, 8)
-    bands, difference = Own()[3]
-    assert (pairs[3][0].numpy() == bands).all()
-    assert torch.equal(pairs[3][1], difference)
-    crop = MappedDataset(Own(), None, Spec(crop=3, crops=2))
+    assert (pairs[3][0].numpy() == OWN[3][0]).all()
+    assert torch.equal(pairs[3][1], OWN[3][1])
+    crop = MappedDataset(OWN, None, Spec(crop=3, crops=2))
     assert (len(crop), crop.read(1).source.shape) == (8, (2, 3, 3))
     for kind in ("uint8", "float16", "float64"):
         stored = np.array([0, 1, 1, 0]).reshape(1, 2, 2).astype(kind)
@@ -267,8 +264,8 @@ def test_items_are_tuples_of_arrays_and_tensors() -> None:
 def test_items_are_mappings_with_more() -> None:
     array, mask = pixels(0), torch.ones(1, 8, 8)
     mask[0, 2, 3] = 0
-    told = {"style": 2, "number": np.int64(1), "text": np.ones((3, 5)), "sar": mask, "rgb": Image.fromarray(array)}
-    item = {"source": Image.fromarray(array), "target": mask, "conditions": told, "mask": mask, "name": "a"}
+    seen = {"style": 2, "number": np.int64(1), "text": np.ones((3, 5)), "sar": mask, "rgb": Image.fromarray(array)}
+    item = {"source": Image.fromarray(array), "target": mask, "conditions": seen, "mask": mask, "name": "a"}
     example = MappedDataset([item, {**item, "mask": None, "name": None}]).read(0)
     assert (example.source.numpy() == array.transpose(2, 0, 1)).all()
     assert (example.name, sorted(example.conditions)) == ("a", ["number", "rgb", "sar", "style", "text"])
@@ -279,15 +276,16 @@ def test_items_are_mappings_with_more() -> None:
 
 
 def test_conditions_make_batches_and_digests() -> None:
-    def items(classes: Any) -> list[Any]:
-        return [{**BOTH, "conditions": {"style": n, "text": np.ones((i + 1, 3))}} for i, n in enumerate(classes)]
+    def of(*classes: int) -> Any:
+        tokens = [np.ones((1 + i, 3)) for i in range(len(classes))]
+        pairs = zip(classes, tokens, strict=True)
+        return MappedDataset([{**BOTH, "conditions": {"style": style, "text": text}} for style, text in pairs])
 
-    (batch,) = Batches(MappedDataset(items(range(3))), 3, CPU)()
+    (batch,) = Batches(of(0, 1, 2), 3, CPU)()
     assert batch.conditions["style"].tolist() == [0, 1, 2]
     assert batch.conditions["text"].sum((1, 2)).tolist() == [3, 6, 9]
-    one, same, other = (MappedDataset(items(classes)).digest() for classes in ([0, 1, 2], [0, 1, 2], [0, 1, 0]))
-    assert one == same != other
-    one, same, other = (type("Named", (Own,), {"digest": lambda _, name=name: name})() for name in ("a", "a", "b"))
+    assert of(0, 1, 2).digest() == of(0, 1, 2).digest() != of(0, 1, 0).digest()
+    one, same, other = (type("Named", (list,), {"digest": lambda _, name=name: name})(OWN) for name in "aab")
     assert MappedDataset(one).digest() == MappedDataset(same).digest() != MappedDataset(other).digest()
 
 

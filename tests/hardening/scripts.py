@@ -39,12 +39,11 @@ RUN = "--device cpu -b 2 -e 3 --save_every 5 --show_verbose"  # it reports its c
 TRAIN = f"--preset demo {RUN} --image_size 16 -t 50 --preview_every 2"
 VQGAN = "--perceptual none --adversarial_start 2 --discriminator_width 4 --restarts 2 --flip --image_size 32"
 PAIRS = "edge2shoes {place}/data"
+TARS = "{place}/tars/{{split}}/*.tar {output}/model.pt"
 CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}  # audit events of what changes in a folder, and "open"
 TIMES = {"images_per_second", "seconds", "seconds_per_picture", "environment"}  # and where it ran
 AGAIN = re.compile(r".*/(step_\d+\.pt|best\.pt|epoch_\d+\.png)|.*\.jsonl?")  # what a run replaces
-LATER = 0.02  # the most seconds between a change and the kill that it causes
 CONTEXT = multiprocessing.get_context("forkserver")  # which imports once, and forks for each
-TARS = "{place}/tars/{{split}}/*.tar {output}/model.pt"
 
 
 @dataclass(frozen=True)
@@ -230,11 +229,11 @@ def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
     count, seconds, undisturbed = 0, 0.0, dict[str, Any]()
     runs = inside = done = 0
     while done < kills:
-        folder, left, killed = tmp_path / str(runs), dict[str, Any](), True
-        while killed:
+        folder, left = tmp_path / str(runs), dict[str, Any]()
+        while True:
             waits, began = runs > 0 and done < kills, time.monotonic()  # the first run is undisturbed
             at = moments.randint(1, count) if waits and moments.random() < 0.5 else 0
-            process = begin(name, folder, script.argv(place, folder), changes, at, moments.uniform(0, LATER))
+            process = begin(name, folder, script.argv(place, folder), changes, at, moments.uniform(0, 0.02))
             process.join(moments.uniform(0, seconds) if waits and not at else None)
             if process.exitcode is None:
                 process.kill()
@@ -243,6 +242,8 @@ def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
             done += killed
             inside += killed and bool(list(folder.rglob(".*.tmp")))
             left = check_left(folder, left, undisturbed)
+            if not killed:
+                break
         assert process.exitcode == 0, folder.with_suffix(".log").read_text()[-2000:]
         if runs == 0:
             count, seconds, undisturbed = changes.value, time.monotonic() - began, left

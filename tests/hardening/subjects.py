@@ -1,7 +1,8 @@
 """The files that are mutated, and how each is read: a row for each kind.
 
-python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints an Outcome. The same seed makes the
-same files. The name of a fault has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
+python -m tests.hardening.subjects KIND COUNT SEED FOLDER [FIRST] prints how many were read, and faults. The
+same seed makes the same files. A fault's name has a number: with it as FIRST, and COUNT 1, the file is left
+in FOLDER.
 """
 
 import gzip
@@ -32,6 +33,7 @@ from bbdm.evaluation.intervals import Intervals
 from bbdm.execution import compiled
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.files.weights import described
+from bbdm.networks.base import state_hash
 from bbdm.pictures import Geometry, Picture, images, write
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.sampling.options import GuidanceOptions
@@ -40,7 +42,7 @@ from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
 from tests.hardening.mutations import Mutate, of_bytes, of_json, of_values
-from tests.hardening.watch import ROOM, Outcome, Watch
+from tests.hardening.watch import ROOM, Watch
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.pictures.formats import numbers, write_dicom
@@ -67,17 +69,12 @@ class Subject:
 Make = Callable[[Path], Subject]
 
 
-def _bytes(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """The bits of tensors: lists of numbers would take ten times longer than reading the file."""
-    return {key: value.numpy().tobytes() for key, value in state.items()}
-
-
 def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arguments: Any) -> Subject:
     """A file whose bridge and weights, built, are compared."""
 
     def read() -> Any:
         checkpoint = load_checkpoint(path, **arguments)
-        return checkpoint.bridge, _bytes(checkpoint.build_unet().state_dict())
+        return checkpoint.bridge, state_hash(checkpoint.build_unet().state_dict())
 
     return Subject(path, read, mutate, exact)
 
@@ -111,7 +108,7 @@ def _settings_of_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 def our_vqgan(folder: Path) -> Subject:
     save_vqgan(path := folder / "v.pt", tiny_vqgan())
-    return Subject(path, lambda: _bytes(load_vqgan(path).state_dict()))
+    return Subject(path, lambda: state_hash(load_vqgan(path).state_dict()))
 
 
 def legacy(folder: Path) -> Subject:
@@ -166,7 +163,7 @@ def results(folder: Path) -> Subject:
 
 def intervals(folder: Path) -> Subject:
     values: list[Any] = [None, 0.1, 0.1, 4, "std", "conformal", 1.5, 9, 0.05, 0.2, (8, 8)]
-    found = Intervals(*values, {"solver": "dpm2m", "timesteps": [9, 5]}, asdict(GuidanceOptions()))
+    found = Intervals(*values, sampled={"solver": "dpm2m", "timesteps": [9]}, options=asdict(GuidanceOptions()))
     found.save(path := folder / "a.intervals.json")
     return Subject(path, lambda: Intervals.load(path, None).fixed, of_json, exact=False)
 
@@ -262,7 +259,7 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
 }
 
 
-def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outcome:
+def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Watch:
     """Mutate the file ``count`` times; number ``first`` is the first."""
     make, _ = SUBJECTS[kind]
     shutil.rmtree(folder, ignore_errors=True)
@@ -281,7 +278,7 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
         for path, whole in files.items():
             path.write_bytes(data if path == subject.path else whole)
         watch.judge(f"{kind} {index}", right, len(data), str(folder), subject.room)
-    return watch.outcome
+    return watch
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ import torch
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train
 from bbdm.training.trainer import Trainer
-from tests.conftest import ROOT, SavePicture, wait_until
+from tests.conftest import ROOT, SavePicture, sweep, wait_until
 from tests.hardening.scripts import SCRIPTS, assert_content, check_left, content, kill_at_random, make_place, make_small
 from tests.training.launching import ALONE, run
 
@@ -75,16 +76,15 @@ def resumes(step: int) -> str:
 
 # With --save_every 5 and 6 steps an epoch, the state is written after steps 5, 6 (before and after its
 # validation), 10, 12 (twice), 15 and 18.
-FULL = r"No space left on device.* Make room on the disk; " + resumes(6)
 MOMENTS: dict[str, Moment] = {
     "SIGTERM in a step": Moment("train_step", 9, terminate, "^asked to end; " + resumes(9), TERMINATED),
     "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(12), TERMINATED),
     "killed in validation": Moment("validate", 1, kill),
     "killed before an epoch is saved": Moment("_save", 6, kill),
     "not finite": Moment("_save", 4, diverge, "not finite at step 10.*grad_clip; " + resumes(6)),
-    "a full disk": Moment("train_step", 8, fill_disk, FULL),
+    "a full disk": Moment("train_step", 8, fill_disk, "No space left on device.* Make room on the disk; " + resumes(6)),
 }
-NIGHTLY = {"SIGTERM in validation", "killed in validation"}, {*RESUMED[1:]}
+DAILY = [("train", moment) for moment in MOMENTS if "in validation" not in moment]
 
 
 def interrupt(script: str, place: Path, folder: Path, moment: Moment, *flags: str) -> Any:
@@ -100,9 +100,8 @@ def interrupt(script: str, place: Path, folder: Path, moment: Moment, *flags: st
             return original(self, *arguments)
 
         patch.setattr(Trainer, moment.method, watched)
-        with pytest.raises(
-            KeyboardInterrupt if moment.message is None else StoppedError, match=moment.message
-        ) as caught:
+        kind = StoppedError if moment.message else KeyboardInterrupt
+        with pytest.raises(kind, match=moment.message) as caught:
             SCRIPTS[script].main([*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before, *flags])
     assert not list(folder.rglob(".*.tmp"))
     return caught.value
@@ -131,14 +130,7 @@ def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Undist
     return of
 
 
-@pytest.mark.parametrize(
-    ("script", "moment"),
-    [
-        pytest.param(script, moment, marks=[pytest.mark.nightly] * (moment in NIGHTLY[0] or script in NIGHTLY[1]))
-        for script in RESUMED
-        for moment in MOMENTS
-    ],
-)
+@pytest.mark.parametrize(("script", "moment"), sweep(product(RESUMED, MOMENTS), DAILY))
 def test_interrupted(script: str, moment: str, place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     expected, before = undisturbed(script), signal.getsignal(signal.SIGTERM)
     error = interrupt(script, place, tmp_path / "run", MOMENTS[moment])
@@ -180,7 +172,7 @@ def test_a_picture_that_cannot_be_read(place: Path, undisturbed: Undisturbed, tm
     """What was trained before it is saved."""
     shutil.copytree(place / "data", tmp_path / "data")
     victim = tmp_path / "data" / "train" / "03.png"
-    original, message = victim.read_bytes(), r"^[^\n]*train/03\.png[^\n]*\. Repair the file; the same command res"
+    original, message = victim.read_bytes(), r"^[^\n]*train/03\.png[^\n]*\. Repair the file; " + resumes(9)
     broken = Moment("_epoch", 2, lambda *_: victim.write_bytes(b"broken"), message)
     interrupt("train", tmp_path, tmp_path / "run", broken, "--workers", "1")
     victim.write_bytes(original)
@@ -226,7 +218,6 @@ def test_an_error_ends_the_process_and_its_readers(place: Path, tmp_path: Path) 
         (lambda folder: (folder / "m.run/step_2.pt").write_bytes(b"PK"), "Weights only load"),
         (lambda folder: (folder / "m.run/step_2.pt").unlink(), "the newest checkpoint is lost"),
     ],
-    ids=["torn", "lost", "torn weights", "lost step"],
 )
 def test_what_a_kill_may_not_leave_is_found(fault: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

@@ -30,19 +30,15 @@ def forget_peak() -> None:
 
 
 @dataclass
-class Outcome:
-    """Of many mutated files."""
+class Watch:
+    """How files were read. Hooks of Python cannot be removed, so there is one for all files of a kind."""
 
     read: int = 0  # with the right content
     refused: int = 0
     faults: list[str] = field(default_factory=list)
 
-
-class Watch:
-    """Judges how files are read. Hooks of Python cannot be removed, so there is one for many files."""
-
-    def __init__(self) -> None:
-        self.outcome, self._on, self._called = Outcome(), False, list[str]()
+    def __post_init__(self) -> None:
+        self._on, self._called = False, list[str]()
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
@@ -57,11 +53,11 @@ class Watch:
         self._called, self._on = faults, True
         try:
             if read():
-                self.outcome.read += 1
+                self.read += 1
             else:
                 faults.append("it was read, with another content")
         except (ValueError, FileNotFoundError) as error:
-            self.outcome.refused += 1
+            self.refused += 1
             if place not in str(error):
                 faults.append(f"an error does not name it: {error}"[:300])
         except BaseException as error:
@@ -73,4 +69,4 @@ class Watch:
             faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes")
         if seconds > SECONDS:
             faults.append(f"it took {seconds:.0f} seconds")
-        self.outcome.faults += [f"{name}: {each}" for each in faults]
+        self.faults += [f"{name}: {each}" for each in faults]

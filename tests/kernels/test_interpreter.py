@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bbdm.kernels.jit import AVAILABLE
+from bbdm.kernels.elementwise import AVAILABLE
 from tests.conftest import ROOT
 
 

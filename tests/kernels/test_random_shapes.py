@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from bbdm.kernels import bridge_step, noise_step
+from tests.conftest import sweep
 from tests.kernels import test_bridge_step as bridge_steps
 from tests.kernels import test_noise_step as noise_steps
-from tests.nightly import sweep
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 every_case = pytest.mark.parametrize("case", sweep(range(200), daily=(0, 1)))

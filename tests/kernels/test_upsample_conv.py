@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import _phases, upsample_conv3x3
-from tests.nightly import sweep
+from tests.conftest import sweep
 
 with_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.kernels.elementwise import BLOCK
-from bbdm.kernels.jit import AVAILABLE, triton
-from tests.nightly import sweep
+from bbdm.kernels.elementwise import AVAILABLE, BLOCK, triton
+from tests.conftest import sweep
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 

@@ -21,8 +21,7 @@ from bbdm.networks.dit import DiT
 from bbdm.networks.layers import ConditionedNetwork
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
-from tests.conftest import TINY, MakeTrainer, newest, tiny_unet
-from tests.nightly import sweep
+from tests.conftest import TINY, MakeTrainer, newest, sweep, tiny_unet
 from tests.onnx.exports import export, tiny_codec
 
 BRIDGE = ABridge(50)

@@ -52,14 +52,12 @@ def test_presets() -> None:
             for name, least in {"in_channels": 1, "num_groups": 1, "patch": 1, "condition_channels": 0}.items()
             for value, wanted in [(-1, f"at least {least}"), (2.0, "of integers"), (True, "of integers")]
         ),
-        ({"head_channels": 0}, "head_channels must be at least 1, got 0"),
         ({"width": 15}, "width must be a multiple of heads=6 and of 4, got 15"),
         ({"num_codes": -1}, "num_codes must be at least 0, got -1"),
         ({"num_codes": 40.0}, "num_codes must be of integers, got 40.0"),
         ({"num_codes": 8, "model_channels": 6}, "6 channels wide, not a multiple of num_groups=32"),
         ({"channel_mult": ()}, "channel_mult must have a number for each level"),
         ({"channel_mult": (1, 0)}, r"channel_mult must be at least 1, got \(1, 0\)"),
-        ({"channel_mult": [1.0]}, r"channel_mult must be of integers, got \(1.0,\)"),
         *(({"dropout": value}, rf"dropout must be in \[0, 1\), got {value}") for value in (float("nan"), 1.0, -0.5)),
         ({"num_groups": 24}, "128 channels wide, not a multiple of num_groups=24"),
         ({"head_channels": 96}, "attention.* 1024 channels.* 96"),
@@ -69,7 +67,6 @@ def test_presets() -> None:
         ({"axes": 3, "patch": 2}, "patch is of pictures, and must be 1 for volumes, got 2"),
         ({"axes": 3, "strides": ((2, 2),) * 2}, "strides must be 2 tuples of 3 numbers, each 1 or 2, got"),
         ({"strides": ((2, 3), (2, 2))}, r"strides must be 2 tuples of 2 numbers, .* got \(\(2, 3\), \(2, 2\)\)"),
-        ({"strides": ((2, 2),)}, r"strides must be 2 tuples of 2 numbers, each 1 or 2, got \(\(2, 2\),\)"),
     ],
     ids=str,
 )
@@ -118,7 +115,6 @@ def test_patches_are_channels_of_a_plain_network(make_unet: MakeUNet) -> None:
         (3, state(), {"source": state(), "sar": state()}, r"are 'source' \(3 channels\), got 'sar'"),
         (0, state(channels=4), None, r"x must be \(B, 3, H, W\), got shape \(2, 4, 8, 8\)"),
         (0, state(height=7), None, "x must have sides that are multiples of 2 x 2, got 7 x 8"),
-        (0, state(width=7), None, "multiples of 2 x 2, got 8 x 7"),
     ],
 )
 def test_inputs_that_are_refused(expected: int, x: Any, conditions: Any, reason: str, make_unet: MakeUNet) -> None:

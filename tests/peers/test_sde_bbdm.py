@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, solvers
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, solvers, wrap
 from bbdm.bridges import Bridge
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.networks.base import Conditions, Network
 from tests.conftest import relative_gap
 from tests.peers.packages import diffusion, sde_bbdm
 
@@ -44,8 +43,7 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
     return lambda noise: monkeypatch.setattr(torch, "randn_like", lambda *_args, **_settings: noise)
 
 
-FORWARD = [*((bridge, module, T) for bridge, module in ABRIDGES)]
-FORWARD += [(BROWNIAN, partial(sde_bbdm.nn.BBDMModule, nn.Identity(), T), T - 1)]
+FORWARD = [*((*each, T) for each in ABRIDGES), (BROWNIAN, partial(sde_bbdm.nn.BBDMModule, nn.Identity(), T), T - 1)]
 
 
 @pytest.mark.parametrize(("bridge", "make", "last"), FORWARD)
@@ -114,20 +112,15 @@ def test_rows(draw: Draw, name: str) -> None:
     assert not {t: d.max().item() for t, d in differences.items() if not (d <= TOLERANCE).all()}
 
 
-class Contraction(Network):
-    """A network that both samplers can call; x0hat = x - p is a contraction of x that depends on the time."""
-
-    channels, condition_channels, stride = 3, 0, 1
+class Contraction(nn.Module):
+    """Its x0hat = x - p is a contraction of x that depends on the time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
-    def embed(self, t: torch.Tensor) -> torch.Tensor:
-        return t[:, None].to(self.conv.weight.dtype) / T
-
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        return x - 0.5 * torch.tanh(self.conv(x) + embedding[:, :, None, None])
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x - 0.5 * torch.tanh(self.conv(x) + t[:, None, None, None] / T)
 
 
 @pytest.mark.parametrize(("solver", "batch"), [("fast", 2), ("ancestral", 1)])  # which takes one image only
@@ -148,7 +141,7 @@ def test_sampler_walks_the_public_path(solver: str, batch: int, draw: Draw, monk
     monkeypatch.setattr(module, "sampling_step", recorded_step)
     settings = {"condition": source, "noises": source, "sampling_range": times, "device": torch.device("cpu")}
     public[-1:] = [torch.stack(diffusion.Manager(module).predict(batch, (3, 8, 8), **settings))]
-    sampler = BridgeSampler(network, ABridge(T, 2.0), solver)
+    sampler = BridgeSampler(wrap(network), ABridge(T, 2.0), solver)
     states = [step.x for step in sampler.stream(source, noise=noise if solver == "fast" else -noise)]
     # Ancestral states carry the rounding of the first step's printed weights, 1e-7, which later steps grow to
     # 2.7e-6.

@@ -191,6 +191,7 @@ class TestDicom:
             ([0, 2, 4, 8, 10], r"2 mm apart, but 4 mm between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm"),
             ([0, 2, 4, 6.03, 8.03], r"2 mm apart, but 2\.03 mm between slices 3 and 4"),
             ([0, 2, 2, 4, 6], r"2 mm apart, but 0 mm between slices 2 and 3, at \(-10, 5, 2\)"),
+            ([0, 0, 0, 0, 0], r"0 mm apart, but 0 mm between slices 1 and 2"),
         ],
     )
     def test_distances(self, heights: list[float], fact: str, tmp_path: Path) -> None:

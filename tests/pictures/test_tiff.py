@@ -39,7 +39,8 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
         assert (head.windowed, head.photograph) == (True, False)
         assert (found.shape, found.dtype) == (array.shape, array.dtype)
         assert found.tobytes() == array.tobytes()
-        for window in ((slice(9, 41), slice(30, 33)), (slice(69, 70), slice(0, 50))):
+        for *rows, left, right in ((9, 41, 30, 33), (69, 70, 0, 50), (32, 64, 0, 32), (63, 65, 31, 32)):
+            window = slice(*rows), slice(left, right)
             assert read(tmp_path / "a.tif", window).tobytes() == array[(slice(None), *window)].tobytes()
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(content[:-8])

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import bbdm
-from bbdm import DDBM, ABridge, BridgeSampler, UNet, load_checkpoint, solvers
+from bbdm import DDBM, ABridge, BridgeSampler, load_checkpoint, solvers
 from bbdm.bridges import Bridge
 from bbdm.data import Spec
 from bbdm.networks.base import Conditions, Network
 from bbdm.pictures import Picture
 from bbdm.pictures.values import Values
 from tests.conftest import tiny_unet
+from tests.sampling.test_windows import REACH, Convolutions
 
 BRIDGE = ABridge(50)
 STEPS = 3
@@ -44,12 +44,7 @@ def test_the_estimates_of_all_steps_are_those_of_the_formulas():
         with torch.no_grad():
             return net(i_x * x + i_y * SOURCE, torch.full((1,), t), conditions)
 
-    seen: list[tuple[int, torch.Tensor]] = [
-        (1, TEXT),
-        (3, NONE),
-        (3, TEXT),
-        (1, NONE),
-    ]  # NONE is no text, and 3 no style
+    seen: list[tuple[int, torch.Tensor]] = [(1, TEXT), (3, NONE), (3, TEXT), (1, NONE)]  # no text, and 3 is no style
     cases: list[tuple[Any, Any]] = [
         (0.0, lambda full, none, no_style, no_text: none),
         (0.5, lambda full, none, no_style, no_text: none + 0.5 * (full - none)),
@@ -82,28 +77,19 @@ def test_a_step_is_one_batch_of_all_evaluations():
     assert sizes == [4] * STEPS + [6] * STEPS
 
 
-class Convolutions(nn.Module):
-    """Two convolutions of three pixels, whose features a class shifts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
-        self.style = nn.Embedding(4, 8)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        shift = self.style(conditions["style"])[:, :, None, None] + t.to(x.dtype)[:, None, None, None] / 50
-        return self.last(torch.tanh(self.first(torch.cat([x, conditions["source"]], 1)) + shift))
-
-
 def test_windows_of_a_guided_call_are_those_of_the_whole_picture():
     """With a margin of the network's reach."""
     source = torch.rand(1, 3, 24, 20) * 2 - 1
-    net = bbdm.wrap(Convolutions(), condition_channels=3, classes={"style": 3}, drop={"style": 0.1})
+
+    def call(module: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
+        return module(x, t + 300 * c["style"], c["source"])
+
+    net = bbdm.wrap(Convolutions(), condition_channels=3, call=call, classes={"style": 3}, drop={"style": 0.1})
     sampler, settings = BridgeSampler(net, BRIDGE, steps=STEPS), {"style": 2, "guidance": 3.0}
     whole = sampler(source, 0, **settings)
-    cut = sampler(source, 0, window=12, margin=2, **settings)
+    cut = sampler(source, 0, window=12, margin=REACH, **settings)
     torch.testing.assert_close(cut, whole, rtol=0, atol=1e-5)
-    both = sampler(torch.cat([source, source]), [0, 0], batch_size=1, window=12, margin=2, **settings)
+    both = sampler(torch.cat([source, source]), [0, 0], batch_size=1, window=12, margin=REACH, **settings)
     torch.testing.assert_close(both[1:], cut, rtol=0, atol=1e-5)
 
 
@@ -122,16 +108,12 @@ PRECONDITIONED = DDBM(sigma_data=0.3, sigma_source=0.6, cov=0.1)
 GREY = SOURCE[:, :1]
 
 
-def of_two(**settings: Any) -> UNet:
-    found = tiny_unet(in_channels=1, out_channels=1, **{"classes": {"direction": WAYS}, **settings})
+def sampler_of(bridge: Bridge = PRECONDITIONED, classes: Any = WAYS) -> BridgeSampler:
+    unet = tiny_unet(in_channels=1, out_channels=1, classes={"direction": classes})
     with torch.no_grad():
-        for weight in found.parameters():
+        for weight in unet.parameters():
             weight.normal_(0, 0.2)
-    return found
-
-
-def sampler_of(bridge: Bridge = PRECONDITIONED) -> BridgeSampler:
-    return BridgeSampler(of_two(), bridge, steps=3)
+    return BridgeSampler(unet, bridge, steps=3)
 
 
 @pytest.mark.parametrize("bridge", [ABridge(), PRECONDITIONED])
@@ -157,8 +139,8 @@ def test_statistics_of_both_ends_change_places() -> None:
     turned = replace(PRECONDITIONED, sigma_data=0.6, sigma_source=0.3)
     assert PRECONDITIONED.turned == turned
     assert ABridge(sigma_data=0.3, sigma_source=0.6).turned == ABridge(sigma_data=0.3, sigma_source=0.6)
-    unet: Any = of_two()
-    back = BridgeSampler(unet, PRECONDITIONED, steps=3)(GREY, seed=3, direction="BtoA")
+    sampler = sampler_of()
+    back, unet = sampler(GREY, seed=3, direction="BtoA"), cast(Any, sampler.unet)
     with torch.no_grad():
         weight = unet.condition_embedding.classes["_direction"].weight
         weight.copy_(weight.flip(0))
@@ -195,7 +177,7 @@ def test_a_call_has_one_direction(direction: Any) -> None:
 
 
 def test_other_networks_have_none() -> None:
-    sampler = BridgeSampler(of_two(classes={"direction": 2}), ABridge(), steps=2)
+    sampler = sampler_of(classes=2)
     assert sampler.direction is None
     sampler(GREY, direction=[0, 1])  # a class of that name, of one's own
     with pytest.raises(ValueError, match="this network has one direction, got 'BtoA'"):

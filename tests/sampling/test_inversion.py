@@ -45,22 +45,12 @@ def test_the_noise_of_a_target_leads_back_to_it(bridge: Bridge, from_noise: bool
 
 
 def test_without_noise_it_is_what_takes_the_place_of_the_source():
-    bridge = BrownianBridge(100, 0.0, "displacement")
-    sampler = BridgeSampler(wrap(Shift()), bridge, "ddim", 10)
+    """By the velocity y - x0 of targets that are the sources and 0.1."""
+    shift = wrap(torch.nn.Conv2d(3, 3, 1), call=lambda conv, x, t, conditions: 0 * conv(x) - 0.1)
+    sampler = BridgeSampler(shift, BrownianBridge(100, 0.0, "displacement"), "ddim", 10)
     target = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 4 - 0.5
     found = sampler.encode(target, torch.zeros(1, 3, 8, 8), steps=10)
     torch.testing.assert_close(sampler(found, seed=0), target, atol=2e-3, rtol=0)  # 0.1 of the last step's 1 / 100
-
-
-class Shift(torch.nn.Module):
-    """The velocity y - x0 of targets that are the sources and 0.1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor(-0.1))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.weight.expand_as(x)
 
 
 def test_pictures_batches_windows_and_latents():

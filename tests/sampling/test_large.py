@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,18 +150,20 @@ def test_channels_of_two_files_and_percentiles_of_the_whole(channels: int, sourc
     same(stream(sampler, strips, tmp_path / "result.npy"), called(sampler, Picture(array)))
 
 
-class Counted:
-    """A report that raises at a call, or does something else."""
+def stop() -> None:
+    raise StoppedError("as asked")
 
-    def __init__(self, at: int | None = None, act: Callable[[], Any] | None = None) -> None:
+
+class Counted:
+    """A report that stops at a call, or does something else."""
+
+    def __init__(self, at: float = math.inf, act: Callable[[], Any] = stop) -> None:
         self.at, self.act, self.seen = at, act, [0]
 
     def __call__(self, done: int, total: int) -> None:
         self.total = total
         self.seen += [done] if done > self.seen[-1] else []
-        if self.at is not None and done >= self.at:
-            if self.act is None:
-                raise StoppedError("as asked")
+        if done >= self.at:
             self.act()
 
 
@@ -207,10 +210,10 @@ def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path, mo
     """Also a full disk: files take their space before they are mapped, where it would be a signal."""
     calls, create = list[int](), FileArray.create
 
-    def stop(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         calls.append(done)
         if done == at or (at == "result" and calls.count(total) == 2):  # the last call, and a part of the result
-            raise StoppedError("as asked")
+            stop()
 
     def full(self: FileArray) -> FileArray:
         made = create(self)
@@ -221,7 +224,7 @@ def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(FileArray, "create", full)
     with pytest.raises((StoppedError, OSError), match="as asked"):
-        stream(make(), source, tmp_path / "result.npy", report=stop)
+        stream(make(), source, tmp_path / "result.npy", report=report)
     assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
 
 
@@ -238,7 +241,8 @@ def test_memory_is_for_windows_and_rows(memory: int, windows: int, rows: int, so
         stream(make(), source, tmp_path / "less.npy", 2 * 73_728 + 4 * 18_432 - 1)
 
 
-def test_a_second_run_is_refused_and_the_first_one_goes_on(source: Path, tmp_path: Path):
+def test_a_second_run_and_a_disk_that_is_too_small_are_refused(source: Path, tmp_path: Path, monkeypatch: Any):
+    """The first run goes on."""
     result, refused = tmp_path / "result.npy", []
 
     def second() -> None:
@@ -249,15 +253,11 @@ def test_a_second_run_is_refused_and_the_first_one_goes_on(source: Path, tmp_pat
     first = stream(make(), source, result, report=Counted(1, second))
     assert refused
     assert (first == stream(make(), source, tmp_path / "alone.npy")).all()
-
-
-def test_a_disk_that_is_too_small_is_named_before(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
-    message = r"the state of this picture in .*\.result\.npy\.steps needs .* KB, and the disk has .* KB: free .* KB"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
+    message = r"the state of this picture in .*\.other\.npy\.steps needs .* KB, and the disk has .* KB: free .* KB"
     with pytest.raises(OSError, match=message):
-        stream(make(), source, tmp_path / "result.npy")
-    assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
+        stream(make(), source, tmp_path / "other.npy")
+    assert not list(tmp_path.glob("*other*"))
 
 
 def test_refusals(source: Path, tmp_path: Path):
@@ -283,19 +283,11 @@ def latent() -> BridgeSampler:
     return BridgeSampler(network, BRIDGE, codec=codec)
 
 
-REFUSED: dict[str, tuple[Callable[[], BridgeSampler], str]] = {
-    "latents": (latent, "only networks of image space translate pictures larger than memory"),
-    "prepared": (
-        lambda: BridgeSampler(of_square(), ABridge(), steps=2),
-        "the network prepares the whole source, which a picture larger than memory has not",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_networks_that_see_more_than_windows_are_refused(what: str, source: Path, tmp_path: Path):
-    build, message = REFUSED[what]
-    sampler = build()
-    sampler.pictures = Spec(source=U16, target=U16)
-    with pytest.raises(ValueError, match=message):
-        stream(sampler, source, tmp_path / "result.npy", MUCH)
+def test_networks_that_see_more_than_windows_are_refused(source: Path, tmp_path: Path):
+    for sampler, message in (
+        (latent(), "only networks of image space translate pictures larger than memory"),
+        (BridgeSampler(of_square(), ABridge(), steps=2), "the network prepares the whole source, which a picture"),
+    ):
+        sampler.pictures = Spec(source=U16, target=U16)
+        with pytest.raises(ValueError, match=message):
+            stream(sampler, source, tmp_path / "result.npy", MUCH)

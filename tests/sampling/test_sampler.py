@@ -12,7 +12,6 @@ import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers
 from bbdm.sampling.loop import Step
 from tests.conftest import tiny_unet
-from tests.kernels.triton_aot import on_a_gpu
 
 
 def small_unet(channels: int = 3) -> UNet:
@@ -74,15 +73,12 @@ def test_a_warning_names_the_line_that_called(what: str, how: str):
 
 
 @pytest.mark.filterwarnings("error:the network was trained")
-def test_pictures_of_about_the_scale_of_training_are_not_warned_of():
+def test_seeds_matter_and_none_draws_one():
+    """Pictures of about the scale of training are not warned of."""
     sampler = sampler_of()
     for size in (None, 8, 15, (5, 8)):
         sampler.image_size = size
         sampler(SOURCE, seed=0)
-
-
-def test_seeds_matter_and_none_draws_one():
-    sampler = sampler_of()
     assert not torch.equal(sampler(SOURCE, seed=0), sampler(SOURCE, seed=100))
     assert not torch.equal(sampler(SOURCE), sampler(SOURCE))
     assert torch.equal(sampler(SOURCE[[2, 0]], seed=[12, 10]), sampler(SOURCE[:3], seed=10)[[2, 0]])
@@ -91,7 +87,6 @@ def test_seeds_matter_and_none_draws_one():
 @pytest.mark.parametrize(
     ("options", "images"),
     [
-        ({}, [[0, 2], [1]]),
         ({"batch_size": 1}, [[0], [2], [1]]),
         ({"source_values": (0, 255), "target_values": (0, 1)}, [[0, 2], [1]]),
         ({"window": 4, "batch_size": 2}, [[0, 2], [1]]),
@@ -102,17 +97,14 @@ def test_a_stream_takes_what_a_call_takes(options: dict[str, Any], images: list[
     sampler, called = sampler_of("sde-dpm2m", 2), list[Step]()
     pictures = [np.asarray(picture(size)) for size in ((8, 6), (4, 4), (8, 6))]
     steps = list(sampler.stream(pictures, seed=3, callback=called.append, **options))
-    times = sampler.table.timesteps.tolist()
-    assert [(step.images, step.index, step.t) for step in steps] == [
-        (each, *t) for each in images for t in enumerate(times)
-    ]
+    times = [*enumerate(sampler.table.timesteps.tolist())]
+    assert [(step.images, step.index, step.t) for step in steps] == [(each, *t) for each in images for t in times]
     assert called == steps
     assert not torch.equal(steps[0].x, steps[1].x), "steps share their memory"
     results = sampler(pictures, seed=3, callback=called.append, **options)
     for step, expected in zip(called[len(steps) :], steps, strict=True):
         assert (step.index, step.images) == (expected.index, expected.images)
-        assert torch.equal(step.x, expected.x)
-        assert torch.equal(step.x0hat, expected.x0hat)
+        assert torch.equal(torch.stack([step.x, step.x0hat]), torch.stack([expected.x, expected.x0hat]))
     top = 1 if "target_values" in options else 255
     for step in steps[1::2]:
         for image, x in zip(step.images, step.x.clamp(-1, 1), strict=True):
@@ -222,10 +214,8 @@ GOOD = torch.full((2, 3, 8, 8), -0.5)
 SIZES = [picture(), picture((9, 8))]
 BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is none, and the message
     ({"source": torch.zeros(2, 4, 8, 8)}, r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 4, 8, 8\)"),
-    ({"source": torch.zeros(3, 8, 8)}, r"got shape \(3, 8, 8\)"),
     ({"source": torch.zeros(0, 3, 8, 8)}, r"got shape \(0, 3, 8, 8\)"),
     ({"source": np.zeros((1, 8, 8, 3))}, r"batch, got shape \(1, 8, 8, 3\)"),
-    ({"source": GOOD.to(torch.uint8)}, r"source must be floats in \[-1, 1\], got torch.uint8"),
     ({"source": torch.full((1, 3, 8, 8), float("nan"))}, "source must be finite"),
     ({"source": GOOD + 200.0}, r"source must be in \[-1, 1\], got values up to 199.5"),
     ({"source": []}, "source must hold at least one picture"),
@@ -243,13 +233,11 @@ BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is 
     ({"seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
     ({"seed": [0.7, 1]}, "seed must be an integer or a list of integers"),
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ({"noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must have shape \(3, 2, 3, 8, 8\)"),
-    ({"noise": [1]}, "noise must be a tensor, got list"),
+    ({"noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must be a tensor of shape \(3, 2, 3, 8, 8\), got Tensor"),
+    ({"noise": [1]}, "noise must be a tensor of shape .*, got list"),
     ({"noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
     ({"source_values": (1, 0)}, "values must have low below high, got 1:0"),
-    ({"steps": 0}, "steps must be an integer in"),
     ({"solver": "euler"}, "solver must be one of"),
-    ({"timesteps": 10}, "timesteps must be a name or a list of times, got 10"),
     ({"solver": "ancestral"}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
     ({"mask": torch.zeros(2, 1, 8, 7)}, r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got"),
     ({"mask": torch.full((2, 1, 8, 8), 2.0)}, r"mask must be in \[0, 1\], got values from 2 to 2"),
@@ -267,25 +255,18 @@ def test_bad_calls(call: dict[str, Any], message: str):
             run(**{"source": GOOD, **call})
 
 
-BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
-    ({"dtype": "bf61"}, "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'"),
-    ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
-    ({"solver": "euler"}, "solver must be one of"),
-    ({"steps": 0}, "steps must be an integer in"),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
+        ({"dtype": "bf61"}, "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'"),
+        ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
+        ({"steps": 0}, "steps must be an integer in"),
+    ],
+)
 def test_bad_settings(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         sampler_of(**settings)
-
-
-@on_a_gpu
-def test_one_seed_is_one_image_on_every_device():
-    there = sampler_of("sde-dpm2m", 5, device="cuda")(SOURCE, seed=0)
-    near(there, sampler_of("sde-dpm2m", 5)(SOURCE, seed=0), 1e-3)
 
 
 def test_a_mask_keeps_the_source_elsewhere():

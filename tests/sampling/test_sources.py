@@ -11,12 +11,10 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
-from bbdm.cli.files import Export
 from bbdm.data.spec import Spec
 from bbdm.pictures import header
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
-from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import tiny_unet
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -128,12 +126,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["torch", pytest.param("onnx", marks=pytest.mark.nightly)])
-def sampler(request: pytest.FixtureRequest, checkpoint: Path) -> Any:
-    if request.param == "torch":
-        return BridgeSampler.from_checkpoint(checkpoint)
-    Export.main([str(checkpoint), str(checkpoint.parent / "onnx")])
-    return OnnxBridgeSampler(checkpoint.parent / "onnx")
+@pytest.fixture(scope="module")
+def sampler(checkpoint: Path) -> Any:
+    return BridgeSampler.from_checkpoint(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -185,18 +180,14 @@ def test_percentiles_are_of_each_picture(checkpoint: Path) -> None:
         sampler(STORED[None].astype(np.float32), source_values="p0:100", **CALL)
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("onnx", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("neighbours", [0, 1])
-def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, backend: str, tmp_path: Path) -> None:
+def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, tmp_path: Path) -> None:
     """With neighbours, the bridge begins at the slice itself."""
     kind = Spec(source=MR, target=HU, slices="sagittal", neighbours=neighbours)
     count = 1 + 2 * neighbours
     network = tiny_unet(in_channels=1, out_channels=1, condition_channels=count, endpoint=kind.endpoint(count, 1))
     save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
     sampler: Any = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
-    if backend == "onnx":
-        Export.main([str(tmp_path / "c.pt"), str(tmp_path / "onnx")])
-        sampler = OnnxBridgeSampler(tmp_path / "onnx")
     assert sampler.pictures == kind
     Picture(VOLUME).save(tmp_path / "v.npy")
     first, result = sampler([tmp_path / "v.npy"] * 2, **CALL | {"seed": 4}, batch_size=3)
@@ -226,12 +217,9 @@ def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp
     Picture(STORED).save(tmp_path / "a.png")
     Picture(STORED).save(tmp_path / "a.npy")
     ours, eight = BridgeSampler.from_checkpoint(checkpoint), sampler_of()
+    two = Picture(np.concatenate([STORED] * 2), name="a")
     for sampler, source, message in (
-        (
-            ours,
-            Picture(np.concatenate([STORED] * 2), name="a"),
-            r"\(1, H, W\), as in training; a has shape \(2, 8, 10\)",
-        ),
+        (ours, two, r"\(1, H, W\), as in training; a has shape \(2, 8, 10\)"),
         (eight, tmp_path / "a.png", r"uint16 have no agreed range.*source_values="),
         (eight, tmp_path / "a.npy", r"source must be \(3, H, W\)"),
     ):

@@ -179,15 +179,13 @@ def test_what_a_network_prepares_is_the_same_on_windows():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": 30}, "multiple of the network's stride 4, got 30"),
-        ({"window": 0}, "multiple of the network's stride 4, got 0"),
-        ({"window": "32"}, "must be a side, .height, width., 'auto' or None, got '32'"),
-        ({"window": (32, 32, 32)}, "must be a side"),
-        ({"window": True}, "must be a side"),
-        ({"window": 32, "overlap": 0}, "overlap must be above 0 and at most 0.9, got 0"),
-        ({"window": 32, "overlap": 0.95}, "overlap must be above 0 and at most 0.9, got 0.95"),
-        ({"window": 32, "overlap": "a quarter"}, "overlap must be"),
-        ({"window": 32, "margin": -1}, "margin must be an integer of at least 0, got -1"),
+        *(({"window": side}, f"multiple of the network's stride 4, got {side}") for side in (30, 0)),
+        *(
+            ({"window": side}, "must be a side, .height, width., 'auto' or None, got")
+            for side in ("32", (4, 4, 4), True)
+        ),
+        *(({"overlap": share}, f"above 0 and at most 0.9, got '?{share}") for share in (0, 0.95, "a quarter")),
+        ({"margin": -1}, "margin must be an integer of at least 0, got -1"),
         ({"window": 32, "margin": 15}, "margin must leave at least 4 pixels of a window of 32, got 15"),
     ],
 )

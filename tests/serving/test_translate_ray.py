@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,16 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
     assert f"1 results in {tmp_path / 'out'}, and 2 that were there" in printed
 
 
-def test_what_is_refused(checkpoint: Path, tmp_path: Path):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_what_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (name,) = make_sources(tmp_path / "in", 1)
     with pytest.raises(ValueError, match="compile needs dtype"):
         run(["in", "out", "c.pt", "--compile"])
+    machines = [{"CPU": 2.0}, {"CPU": 4.0}, {"GPU": 8.0}]
+    monkeypatch.setattr(module, "connected", lambda _: nullcontext(machines))
+    driver: Any = TranslateRay.parse(["in", "out", "c.pt", "--threads", "5"]), None, {}
+    with pytest.raises(ValueError, match="threads must be at most the 4 cores of a machine, got 5"):
+        next(module.outcomes(driver, [{"name": "a", "source": "a.png"}], 1))
     for where in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
             run([str(tmp_path / "in"), str(tmp_path / where), str(checkpoint)])

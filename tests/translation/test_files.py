@@ -111,18 +111,32 @@ def test_geotiff_keeps_place_bands_and_nodata():
     assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=seed_of("y"))[0]), read("out/y.tif"))
 
 
+def in_pairs(**settings: Any) -> Translator:
+    """For the folder in, by batches of 2."""
+    about: dict[str, Any] = {"dataset": "folder", "data_dir": "in", "output_dir": Path("out"), "device": "cpu"}
+    return Translator(TranslateConfig(model=Path("c.pt"), batch_size=2, **about), **settings)
+
+
 def test_a_process_makes_its_share():
     """Of 5 pictures in batches of 2, the second of two processes makes the second batch."""
     network(3)
     for i in range(5):
         write(f"in/{i}.png", np.zeros((3, 16, 16), np.uint8))
-    config = TranslateConfig(
-        dataset="folder", data_dir="in", model=Path("c.pt"), output_dir=Path("out"), batch_size=2, device="cpu"
-    )
-    translator = Translator(config)
+    translator = in_pairs()
     translator.processes = replace(translator.processes, rank=1, count=2)
     translator.make(translator.sampler("mean", None), translator.plan(Path("out")), {})
     assert {path.name for path in Path("out").iterdir()} == {"2.png", "3.png"}
+
+
+def test_of_independent_pictures_a_bad_one_leaves_the_others_of_its_batch():
+    network(3)
+    for i in range(4):
+        write(f"in/{i}.png", np.zeros((3, 16, 16), np.uint8))
+    Path("in/1.png").write_bytes(b"broken")
+    translator = in_pairs(independent=True)
+    translator.make(translator.sampler("mean", None), translator.plan(Path("out")), {})
+    assert {path.name for path in Path("out").iterdir()} == {"0.png", "2.png", "3.png"}
+    assert [*translator.bad] == [1]
 
 
 SIXTEEN = Values(0, 65535, dtype="uint16")
