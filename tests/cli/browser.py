@@ -26,7 +26,6 @@ from tests.onnx.exports import checkpoint, export
 WEB = ROOT / "examples" / "web"
 PATIENCE = 120  # seconds: the machine may be busy
 
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
@@ -63,7 +62,6 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: list[str] = []  # the paths of requests
-        self.cut: dict[str, int] = {}  # how many bytes of a file, by its path, are sent before the connection ends
         self.sent = 0  # bytes
         site = self
 
@@ -71,14 +69,8 @@ class Site:
             def log_message(self, format: str, *args: Any) -> None:
                 site.asked.append(self.path.split("?")[0])
 
-            def end_headers(self) -> None:
-                self.send_header("Vary", "Origin")  # as many hosts, and `npm run preview`
-                super().end_headers()
-
             def copyfile(self, source: Any, outputfile: Any) -> None:
-                content = source.read(site.cut.get(self.path.split("?")[0], -1))
-                outputfile.write(content)
-                site.sent += len(content)
+                site.sent += outputfile.write(source.read())
 
         handler = functools.partial(Handler, directory=str(folder))
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

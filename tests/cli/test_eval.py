@@ -68,33 +68,14 @@ def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[
     assert "| diversity ↑ | CRPS ↓ |" in capsys.readouterr().out
 
 
-def test_an_interrupted_evaluation_resumes(count: list[int], monkeypatch: pytest.MonkeyPatch):
-    whole = run()
-    for name in (*(f"{name}.png" for name in NAMES), "settings.json"):
-        Path("results", name).unlink()
-    counted = BridgeSampler.__call__
-
-    def interrupted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
-        if len(count) == 3:
-            raise KeyboardInterrupt
-        return counted(self, *args, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BridgeSampler, "__call__", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    assert sorted(path.name for path in Path("results").glob("*.png")) == ["04.png", "05.png"]
-    assert run()["scores"] == whole["scores"]
-    assert run()["seconds_per_picture"] is None  # of this run
-    assert count == [2, 1, 2, 1]
-
-
-def test_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
+def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
     """A copy of all files is the same data; one other picture of the same name makes other data."""
-    run()
+    whole = run()
     shutil.copytree("data", "copy")
-    run(data="copy")
-    assert count == [2, 1]
+    Path("results/06.png").unlink()
+    assert run(data="copy")["scores"] == whole["scores"]
+    assert run()["seconds_per_picture"] is None  # of this run
+    assert count == [2, 1, 1]
     for words, difference in (
         (["--steps", "2"], "nfe 3, now 2, timesteps"),
         (["--dtype", "bf16", "-r", "2"], r"num_samples 1, now 2, dtype float32, now bfloat16\)"),
@@ -139,24 +120,6 @@ def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
     count.clear()
     eval_script.main([*flags, "dpm2m:1,2", "mean:1"])  # the default by its number; all kept
     assert count == []
-
-
-def test_volumes_without_bone_have_no_dice(capsys: pytest.CaptureFixture[str]):
-    """Nor has their mean; in the table, None is a dash."""
-    random = np.random.default_rng(0)
-    for folder, low, high in (("mr", 0, 4096), ("ct", -1024, 0)):
-        Path(folder).mkdir()
-        for name in "ab":
-            np.save(f"{folder}/{name}.npy", random.integers(low, high, (1, 4, 16, 16)).astype(np.int16))
-    kind = Spec(source=Values(0, 4095, dtype="int16"), target=Values(-1024, 3071, "HU", "int16"), slices="axial")
-    save_checkpoint("c.pt", tiny_unet(in_channels=1, out_channels=1), ABridge(num_steps=100), pictures=kind)
-
-    words = ["paired", "mr,ct", "c.pt", "out", "--solver", "mean", "--dice_above", "9000", "--metrics", "mae", "dice"]
-    eval_script.main(words)
-    report = json.loads(Path("out/scores.json").read_text())
-    assert (report["scores"]["dice"], report["by_patient"]["dice"]) == (None, {"a": None, "b": None})
-    out = capsys.readouterr().out
-    assert f"| mean | 1 | 2 | {report['scores']['mae']:.5g} | - |" in out
 
 
 @pytest.mark.parametrize(
@@ -236,11 +199,9 @@ def test_maps_of_intervals(four: Path, monkeypatch: pytest.MonkeyPatch):
     ("flags", "message"),
     [
         ("--solver dpm2m", "solver is dpm2m, and c.intervals.json was calibrated with solver sde-dpm2m: leave it out"),
-        ("--fast_sampling", "solver is fast, and .* solver sde-dpm2m"),
         ("--steps 3", "steps is 3, and .* steps 2"),
         ("-r 1", "num_samples is 1, and .* num_samples 3"),
         ("--window none", "window is None, and .* window 8"),
-        ("--overlap 0.25", "overlap is 0.25, and .* overlap 0.5"),
         ("--guidance 1.5", "guidance is 1.5, and .* guidance None"),
     ],
 )

@@ -229,59 +229,48 @@ def test_mobilenet_strides_and_dilations(stride: int, late: str):
     assert "".join(found) == "112111211111" + late
 
 
-@pytest.mark.parametrize(
-    ("head", "backbone", "shapes"),
-    [
-        ("deeplabv3plus", "mobilenet", {"backbone.low_level_features.3.conv.1.1.running_var": (144,)}),
-        ("deeplabv3plus", "mobilenet", {"backbone.high_level_features.17.conv.3.bias": (320,)}),
-        ("deeplabv3plus", "mobilenet", {"classifier.project.0.weight": (48, 24, 1, 1)}),
-        ("deeplabv3", "resnet101", {"classifier.classifier.0.project.1.num_batches_tracked": ()}),
-        ("deeplabv3plus", "resnet50", {"backbone.layer3.5.conv2.weight": (256, 256, 3, 3)}),
-    ],
-    ids=str,
-)
-def test_names_are_those_of_vainf_and_say_which_network_it_is(head: Any, backbone: Any, shapes: dict[str, Any]):
-    state = network(head, backbone).state_dict()
-    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+NAMES: dict[tuple[Any, Any], dict[str, Any]] = {
+    ("deeplabv3plus", "mobilenet"): {
+        "backbone.low_level_features.3.conv.1.1.running_var": (144,),
+        "backbone.high_level_features.17.conv.3.bias": (320,),
+        "classifier.project.0.weight": (48, 24, 1, 1),
+    },
+    ("deeplabv3", "resnet101"): {"classifier.classifier.0.project.1.num_batches_tracked": ()},
+    ("deeplabv3plus", "resnet50"): {"backbone.layer3.5.conv2.weight": (256, 256, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("shape", NAMES, ids="-".join)
+def test_names_are_those_of_vainf_and_say_which_network_it_is(shape: tuple[Any, Any]):
+    state = network(*shape).state_dict()
+    assert {key: tuple(state[key].shape) for key in NAMES[shape]} == NAMES[shape]
     assert not any(key.startswith(("backbone.features", "backbone.classifier", "backbone.fc")) for key in state)
-    assert recognise(state) == DeepLabConfig(head, backbone)
+    assert recognise(state) == DeepLabConfig(*shape)
 
 
-def published(path: Path, **more: Any) -> DeepLab:
-    """A file as VainF's training program writes it, with a NumPy scalar."""
-    model = network("deeplabv3plus", "mobilenet")
-    torch.save({"model_state": model.state_dict(), "best_score": np.mean([0.7, 0.73]), **more}, path)
-    return model
-
-
-def test_converting(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    source, out = str(tmp_path / "best.pth.tar"), tmp_path / "d.pt"
-    model = published(tmp_path / "best.pth.tar")
+def test_files_of_vainf_are_read_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Of its training program, with a NumPy scalar; a bare state dict, with the criterion's weights; and a
+    whole network, which the public A-Bridge code's converter pickles, of a class that cannot be imported."""
+    model, out, ran = network("deeplabv3plus", "mobilenet"), tmp_path / "d.pt", tmp_path / "ran"
+    best = {"model_state": model.state_dict(), "best_score": np.mean([0.7, 0.73])}
+    bare = {**model.state_dict(), "loss.weight": torch.ones(19)}
+    for name, content in {"best.pth.tar": best, "bare.pth": bare, "whole.pt": model}.items():
+        torch.save(content, tmp_path / name)
+        assert same_weights(load_deeplab(tmp_path / name), model)
+    torch.save({**best, "more": Runs(os.system, f"touch {ran}")}, tmp_path / "trap.pth")
+    with contextlib.suppress(ValueError):  # an error or the network, as long as nothing ran
+        load_deeplab(tmp_path / "trap.pth")
+    assert not ran.exists()
+    source = str(tmp_path / "best.pth.tar")
     for output, classes, message in ((out, 21, "has 19 classes, got -n 21"), (tmp_path / "d.pth", 19, r"got .*d\.pth")):
         with pytest.raises(ValueError, match=message):
             convert_deeplabv3.main([source, str(output), "-n", str(classes)])
         assert not output.exists()
     convert_deeplabv3.main([source, str(out), "-n", "19"])
     assert "deeplabv3plus on mobilenet, 19 classes" in capsys.readouterr().out
-    loaded = load_deeplab(out)
-    assert loaded.config == model.config == DeepLabConfig("deeplabv3plus", "mobilenet")
-    assert not loaded.training
-    assert same_weights(loaded, model)
-
-
-def test_files_that_are_not_converted(tmp_path: Path):
-    """A bare state dict, with the criterion's weights; and a whole network, which the public A-Bridge code's
-    converter pickles, of a class that cannot be imported here. Nothing in a file runs."""
-    model = published(tmp_path / "best.pth")
-    torch.save({**model.state_dict(), "loss.weight": torch.ones(19)}, tmp_path / "bare.pth")
-    torch.save(model, tmp_path / "whole.pt")
-    for name in ("best.pth", "bare.pth", "whole.pt"):
-        assert same_weights(load_deeplab(tmp_path / name), model)
-    assert load_deeplab(tmp_path / "best.pth", output_stride=8).config.output_stride == 8
-    published(tmp_path / "trap.pth", more=Runs(os.system, f"touch {tmp_path / 'ran'}"))
-    with contextlib.suppress(ValueError):  # an error or the network, as long as nothing ran
-        load_deeplab(tmp_path / "trap.pth")
-    assert not (tmp_path / "ran").exists()
+    assert load_deeplab(out).config == model.config
+    loaded = load_deeplab(out, output_stride=8)
+    assert (loaded.config.output_stride, loaded.training, same_weights(loaded, model)) == (8, False, True)
 
 
 def test_other_files_are_refused(tmp_path: Path):

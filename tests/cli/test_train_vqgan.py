@@ -1,8 +1,6 @@
 """`bbdm train-vqgan` and `convert-vqgan` as a user runs them, and a latent bridge after them."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +9,13 @@ import torch
 from PIL import Image
 
 from bbdm import cli, load_checkpoint, load_vqgan
-from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train, translate
 from bbdm.cli.files import ConvertVQGAN
 from bbdm.cli.training import TrainVQGAN
 from bbdm.codec import LatentStatistics
-from bbdm.data.examples import Example
 from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import NAME_HEIGHT
-from bbdm.training.trainer import Trainer
 from tests.conftest import SavePicture, load_pairs, same_weights
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
@@ -66,23 +61,6 @@ def test_it_learns(kind: str, capsys: pytest.CaptureFixture[str]):
     assert errors[1] < 0.7 * errors[0]
     assert Image.open("vqgan.run/epoch_0040.png").size == (4 * (16 + 2) + 2, 16 + 4 + NAME_HEIGHT)
     assert "vqgan.pt: weights after epoch 40; losses and checkpoints: vqgan.run" in capsys.readouterr().out
-
-
-def test_the_same_command_resumes_after_sigterm(monkeypatch: pytest.MonkeyPatch):
-    """Bit for bit, at the third of the four steps."""
-    whole, original = fit("whole.pt", "-e", "2"), Trainer.train_step
-
-    def terminated(self: Trainer, batch: Example) -> float:
-        if self.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", terminated)
-        with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 3") as caught:
-            fit("parts.pt", "-e", "2")
-    assert caught.value.status == TERMINATED
-    assert same_weights(fit("parts.pt", "-e", "2"), whole)
 
 
 def test_grey_pictures_without_validation(capsys: pytest.CaptureFixture[str]):
