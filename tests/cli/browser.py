@@ -19,9 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from examples.web import tables
 from tests.conftest import ROOT
-from tests.onnx.exports import checkpoint, export
 
 WEB = ROOT / "examples" / "web"
 PATIENCE = 120  # seconds: the machine may be busy
@@ -47,13 +45,6 @@ def chromium(folder: Path, log: str, *flags: str) -> Any:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
     return driver
-
-
-def export_tiny(folder: Path) -> Path:
-    """An export of a tiny network, version 3 of bridge.json, with other tables beside it."""
-    export(checkpoint(folder / "tiny.pt"), folder / "onnx", "--solver", "sde-dpm2m", "--steps", "4")
-    tables.main([str(folder / "onnx")])
-    return folder / "onnx"
 
 
 class Site:
