@@ -144,6 +144,9 @@ class StreamedRows(TableRows):
     def __getitem__(self, index: Any) -> Any:
         return next(self.rows([range(self._count)[index]], 0))
 
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows(range(self._count), 0)  # by index, each row would be read from the first one on
+
     def order(self, crops: int = 1) -> Order:
         """The order of an epoch: positions in this process's own stream of it.
 

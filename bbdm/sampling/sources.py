@@ -232,9 +232,9 @@ def _array(source: Any, scale: Scale) -> Item:
 
 def check_noise(noise: Any, scale: Scale, expected: tuple[int, ...]) -> None:
     """Raise ValueError unless noise is finite normals of a shape, in the sampler's arrays."""
-    if not isinstance(noise, scale.array) or tuple(noise.shape) != expected:
-        found = getattr(noise, "shape", None)
-        raise ValueError(f"noise must be {scale.noun} of shape {expected}, got {type(noise).__name__} {found}")
+    found = tuple(noise.shape) if isinstance(noise, scale.array) else type(noise).__name__
+    if found != expected:
+        raise ValueError(f"noise must be {scale.noun} of shape {expected}, got {found}")
     if not np.isfinite(float(abs(noise).max())):
         raise ValueError("noise must be finite, got NaN or infinity")
 

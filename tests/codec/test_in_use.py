@@ -40,7 +40,7 @@ def test_sizes_are_padded_and_cropped(sampler: BridgeSampler):
     assert made.shape == source.shape
     torch.testing.assert_close(made, sampler(padded, seed=0)[..., :9, :6], rtol=1e-4, atol=1e-4)
     assert sampler(source, noise=torch.randn(4, 2, 3, 6, 4)).shape == source.shape
-    with pytest.raises(ValueError, match=r"noise must have shape \(4, 2, 3, 6, 4\), got \(4, 2, 3, 9, 6\)"):
+    with pytest.raises(ValueError, match=r"noise must be a tensor of shape \(4, 2, 3, 6, 4\), got \(4, 2, 3, 9, 6\)"):
         sampler(source, noise=torch.randn(4, 2, 3, 9, 6))
 
 

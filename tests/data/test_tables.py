@@ -161,6 +161,14 @@ class TestStream:
         order = [index for start, end in parts for index in pairs.order(seed)(start, end)]
         return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.places(order, seed)]
 
+    def test_rows_are_read_once_in_turn(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As for the classes of all rows."""
+        rows, read = read_rows("stream", where), list[Any]()
+        whole = tables.StreamedRows.rows
+        monkeypatch.setattr(tables.StreamedRows, "rows", lambda *how: read.append(how) or whole(*how))
+        assert [row["name"] for row in rows] == [f"{row:03d}" for row in range(24)]
+        assert len(read) == 1
+
     @pytest.mark.parametrize("crops", [1, 3])
     def test_an_epoch_is_a_permutation_by_its_seed_from_any_position(self, where: str, crops: int) -> None:
         pairs = load(where, "stream", crop=4, crops=crops)

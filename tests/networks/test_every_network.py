@@ -279,10 +279,6 @@ def test_other_channels_than_the_source_s():
         BridgeSampler(network, BRIDGE, codec=tiny_codec())
 
 
-class Moved(Plain):
-    pass
-
-
 def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
     """Of the same sizes, conditions and weights; its class may have moved, and tied weights stay tied."""
     wide = Plain()
@@ -299,7 +295,7 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
         with pytest.raises(ValueError, match=message) as caught:
             BridgeSampler.from_checkpoint(tmp_path / f"{name}.pt", network=network)
         assert isinstance(caught.value, IncompleteFileError) == (network is None)
-    moved = bbdm.wrap(Moved(), condition_channels=3)
+    moved = bbdm.wrap(type("Moved", (Plain,), {})(), condition_channels=3)
     loaded: Any = load_checkpoint(tmp_path / "plain.pt").build_unet(network=moved)
     assert loaded.module.again.weight is loaded.module.middle.weight
 

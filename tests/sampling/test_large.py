@@ -139,14 +139,12 @@ def test_pixels_without_a_value_have_none_in_the_result(tmp_path: Path):
     assert np.isnan(written.nodata or 0)
 
 
-@pytest.mark.parametrize(("channels", "source_channels"), [(1, 1), (2, 5)])
-def test_channels_of_two_files_and_percentiles_of_the_whole(channels: int, source_channels: int, tmp_path: Path):
-    sampler = make(channels=channels, source_channels=source_channels, source=Percentiles(1, 99))
-    array = numbers(source_channels)
-    parts = [array] if source_channels == 1 else [array[:2], array[2:]]
-    for i, part in enumerate(parts):
-        np.save(tmp_path / f"{i}.npy", part)
-    strips = strips_of(sampler, *(tmp_path / f"{i}.npy" for i, _ in enumerate(parts)))
+def test_channels_of_two_files_and_percentiles_of_the_whole(tmp_path: Path):
+    sampler, array = make(channels=2, source_channels=5, source=Percentiles(1, 99)), numbers(5)
+    files = tmp_path / "0.npy", tmp_path / "1.npy"
+    for file, part in zip(files, (array[:2], array[2:]), strict=True):
+        np.save(file, part)
+    strips = strips_of(sampler, *files)
     same(stream(sampler, strips, tmp_path / "result.npy"), called(sampler, Picture(array)))
 
 
