@@ -174,6 +174,8 @@ def test_where_sampling_and_training_begin_and_end():
     assert (bridge.top, bridge.train_range) == (9, (1, 9))
     with pytest.raises(ValueError, match="no x0hat at t = 10; use t <= 9"):
         bridge.prediction(10)
+    assert DDBM(objective="noise").top == pytest.approx(1 - 1e-4, abs=1e-7)
+    assert np.isfinite(DDBM(objective="noise").prediction(DDBM(objective="noise").top)).all()
     assert ABridge(10).train_range == (1, 10)
     assert (BrownianBridge(10).top, BrownianBridge(10).train_range) == (10, (1, 9))
     bridge = BrownianBridge(max_variance=0.5)  # nu = sqrt(m / (1 - m)), which is 1 in the middle
@@ -203,7 +205,10 @@ def test_configs_are_plain_and_come_back(bridge: Bridge):
 
 
 class Straight(ABridge):
-    """A user's own bridge."""
+    """A user's own bridge, which leaves its settings unchecked."""
+
+    def __post_init__(self) -> None:
+        pass
 
 
 POSITIVE = {"spread": ECSI, "sigma_data": ABridge, "sigma_source": I2SB, "gamma_max": ECSI, "c_lambda": ABridge}
@@ -230,6 +235,7 @@ POSITIVE = {"spread": ECSI, "sigma_data": ABridge, "sigma_source": I2SB, "gamma_
         (ABridge, {"density": "normal"}, "density must be one of"),
         (ABridge, {"density": "top"}, "density 'top' is of the objective 'pinned', got 'residual'"),
         (ABridge, {"objective": "grad"}, "objective must be one of .*, got 'grad'"),
+        (lambda: Straight(objective="grad").check(), {}, "objective must be one of .*, got 'grad'"),  # pyright: ignore[reportArgumentType]
         (lambda: Straight().config(), {}, r"is registered: @bbdm.bridges.register\('name'\) above Straight$"),
         (lambda: register("abridge")(I2SB), {}, "bridge kind 'abridge' is taken by"),
         *(

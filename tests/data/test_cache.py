@@ -76,7 +76,8 @@ def test_photographs_are_decoded_once(
 def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
     """And one folder serves several kinds of examples."""
     data_dir = pictures(tmp_path, 1)
-    for how in ({"size": 4}, {"size": 6}, {"size": 6, "resize": "fit"}, {"size": 4, "channels": 1}):
+    kinds: list[Any] = [{"size": 4}, {"size": 6}, {"size": 6, "resize": "fit"}, {"size": 4, "channels": 1}]
+    for how in kinds:
         before = load(data_dir, **how).read(0).source
         assert torch.equal(load(data_dir, cache=tmp_path / "cache", **how).read(0).source, before)
     save(tmp_path / "A/0.png", pixels(77, SIZE + 3))

@@ -93,7 +93,7 @@ def test_percentiles_are_of_the_whole_picture_of_a_crop(tmp_path: Path) -> None:
 def test_percentiles_of_a_large_picture_are_those_of_some_rows(suffix: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(reading, "SAMPLED", 4 * WIDTH)
     path = save(tmp_path / f"0{suffix}", array := located(0, (HEIGHT, WIDTH), "uint16"))
-    found = reading.Reader(Spec()).values(Percentiles(10, 90), [path])
+    found: Any = reading.Reader(Spec()).values(Percentiles(10, 90), [path])
     assert found.low + found.high == pytest.approx(np.percentile(array[::5], [10, 90]))
 
 

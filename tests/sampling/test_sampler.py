@@ -48,6 +48,7 @@ WARNED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # settings, o
     "values": ({}, {}, "pass source_values="),
     "size": ({"image_size": 32}, {}, "trained on pictures of 32 x 32"),
     "calls": ({"calls": 2}, {"solver": "dpm2m", "steps": 3}, "distilled for calls=2"),
+    "more calls": ({"calls": 2}, {"steps": 3}, "is asked for 3 of 'consistency'"),
 }
 
 

@@ -140,8 +140,7 @@ def test_lpips_is_part_of_the_loss(pairs: Pairs, tmp_path: Path, monkeypatch: py
 
     put_backbone("squeeze", tmp_path, monkeypatch)
     config = AutoencoderConfig(perceptual="squeeze", batch_size=2, perceptual_weight=3.0, adversarial_weight=0)
-    wide = Pairs(pairs.rows, Spec(size=64))
-    vqgan = tiny_vqgan(num_codes=0)
+    vqgan, wide = tiny_vqgan(num_codes=0), Pairs(pairs.rows, Spec(size=64))
     vqgan.decoder.conv_out.weight.data *= 0.1
     step = AutoencoderTask(vqgan, None, config, wide)
     y, x0, *_ = batch_of(wide, 2)
@@ -151,9 +150,8 @@ def test_lpips_is_part_of_the_loss(pairs: Pairs, tmp_path: Path, monkeypatch: py
         assert image.abs().max() <= 1  # as the metric wants
         network = lpips_network("squeeze")
         wanted = (image - x).abs().mean() + 3 * lpips((image + 1) / 2, (x + 1) / 2, network).mean()
-    assert step.validation_losses(Example(y, x0), torch.arange(2))["validation_loss"] == pytest.approx(
-        2 * wanted.item(), rel=1e-4
-    )
+    losses = step.validation_losses(Example(y, x0), torch.arange(2))
+    assert losses == {"validation_loss": pytest.approx(2 * wanted.item(), rel=1e-4)}
     assert math.isfinite(step(Example(y, x0), 0))
     assert step.report()["lpips"] > 0
 
@@ -197,8 +195,8 @@ def test_pairs_that_do_not_fit_are_refused(spec: Any, reason: str, make: Make, p
 def test_report():
     """Of 6 codes, one is taken 4 times of 8, two twice: p = 1/2, 1/4, 1/4, and the perplexity is 2^1.5."""
     use = CodebookUse(6, ALONE)
-    use.add(torch.tensor([[[0, 3], [3, 5]]]))
-    use.add(torch.tensor([[[0, 0], [0, 5]]]))
+    for index in ([[[0, 3], [3, 5]]], [[[0, 0], [0, 5]]]):
+        use.add(torch.tensor(index))
     assert use.report() == {"codes_used": 0.5, "perplexity": pytest.approx(2**1.5)}
     use.add(torch.arange(6).repeat(3))  # the next epoch counts anew
     assert use.report() == {"codes_used": 1.0, "perplexity": pytest.approx(6)}
@@ -208,12 +206,11 @@ def test_report():
 def test_unused_codes_move_to_latents_of_the_batch():
     codes, average = torch.zeros(5, 2), torch.zeros(5, 2)
     z = torch.arange(16.0).view(2, 2, 2, 2) + 1  # no vector is zero
-    use = CodebookUse(5, ALONE)
+    use, vectors = CodebookUse(5, ALONE), z.permute(0, 2, 3, 1).reshape(-1, 2)
     use.add(torch.tensor([1, 3]))
     use.restart([codes, average], z, seed=0)
     assert (codes[[1, 3]] == 0).all()
-    vectors = z.permute(0, 2, 3, 1).reshape(-1, 2).tolist()
-    assert all(code in vectors for code in codes[[0, 2, 4]].tolist())
+    assert all(code in vectors.tolist() for code in codes[[0, 2, 4]].tolist())
     assert torch.equal(codes, average)
     use.restart([codes], -z, seed=0)  # none was used since
-    assert all(code in (-z.permute(0, 2, 3, 1).reshape(-1, 2)).tolist() for code in codes.tolist())
+    assert all(code in (-vectors).tolist() for code in codes.tolist())

@@ -92,18 +92,15 @@ class TestBridgeLoss:
 
 def test_sources_of_other_channels_are_trained_and_distilled() -> None:
     """The loss of a step is that of the batch by hand, with y in the target's channels."""
-    seen, outputs = 2, 3
-    batch = Example(torch.rand(4, seen, 8, 8) * 2 - 1, torch.rand(4, outputs, 8, 8) * 2 - 1)
-    settings: dict[str, Any] = {"in_channels": outputs, "out_channels": outputs, "condition_channels": seen}
-    network, bridge, seeds = tiny_unet(**settings), ABridge(50), sample_seeds(0, 0, 4, CPU)
-    task = BridgeTask(network, bridge, TrainConfig(batch_size=4), total=10)
-    t = bridge.draw_times(seeds, 0)
-    y = batch.source.mean(1, keepdim=True).expand(-1, outputs, -1, -1).contiguous()
+    batch = Example(torch.rand(4, 2, 8, 8) * 2 - 1, torch.rand(4, 3, 8, 8) * 2 - 1)
+    network, seeds = tiny_unet(condition_channels=2), sample_seeds(0, 0, 4, CPU)
+    task = BridgeTask(network, BRIDGE, TrainConfig(batch_size=4), total=10)
+    y = batch.source.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
     about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 0}
-    expected = bridge_loss(network, bridge, batch.target, y, t, **about).item()
+    expected = bridge_loss(network, BRIDGE, batch.target, y, BRIDGE.draw_times(seeds, 0), **about).item()
     assert task(batch, 0) == pytest.approx(expected, rel=1e-4)
     pinned, config = BrownianBridge(objective="pinned"), DistillConfig(batch_size=4)
-    student = StudentTask(tiny_unet(**settings), pinned, config, total=9)
+    student = StudentTask(tiny_unet(condition_channels=2), pinned, config, total=9)
     assert student(batch, 0) > 0
     for each in (task, student):
         assert each.columns(batch)["result"].shape == batch.target.shape
@@ -216,13 +213,12 @@ def test_validation_losses_are_of_latents(pairs: Pairs) -> None:
 # Functions of the caller
 
 
-def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Two groups, of which each has its rate."""
-    return torch.optim.SGD([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.2}], momentum=0.9)
-
-
 def test_an_optimizer_and_a_schedule(make_trainer: MakeTrainer) -> None:
-    """The optimizer's own rates times the factor, which is 1/2 at the last of two steps."""
+    """The optimizer's own rates, of two groups, times the factor, which is 1/2 at the last of two steps."""
+
+    def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.2}])
+
     functions = {"optimizer": sgd, "schedule": lambda step, total: (step + 1) / (2 * total)}
     run = make_trainer(epochs=1, learning_rate=0.5, warmup_steps=1, further=functions)
     run.fit()

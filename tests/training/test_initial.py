@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from bbdm import ABridge, BrownianBridge, load_checkpoint, save_checkpoint
+from bbdm import ABridge, BrownianBridge, load_checkpoint, save_checkpoint, wrap
 from bbdm.training.initial import PAIRS, copy_weights, fitted, used
 from tests.conftest import tiny_unet
 
@@ -48,6 +49,13 @@ def test_another_network_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"init_from: only \d+ of \d+ weights fit: .* another network \(preset\)"):
         copy_weights(unet, load_checkpoint(tmp_path / "a.pt"))
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
+
+
+def test_a_network_of_which_half_of_the_weights_fit_begins_with_them(tmp_path: Path) -> None:
+    trained, network = (wrap(nn.Conv2d(3, 3, side), 3) for side in (3, 1))
+    save_checkpoint(tmp_path / "a.pt", trained, ABridge())
+    assert copy_weights(network, load_checkpoint(tmp_path / "a.pt")) == ["module.weight"]
+    assert torch.equal(network.state_dict()["module.bias"], trained.state_dict()["module.bias"])
 
 
 def drawn(count: int = 40) -> list[dict[str, torch.Tensor]]:

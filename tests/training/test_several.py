@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +21,29 @@ from filelock import FileLock
 
 from bbdm.cli import eval, train, translate
 from bbdm.execution.processes import Processes
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.training.run import RunFolder
-from tests.conftest import ROOT, MakeTrainer, SavePicture, wait_until
-from tests.hardening.scripts import from_tars, make_place
+from tests.conftest import ROOT, TINY, MakeTrainer, SavePicture, save_random_pairs, wait_until
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
 TRAIN = "tests.training.tiny_train"
 Agent = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
+    """20 training pairs, and 5 to validate: batches of 2, 2 and 1 in two processes."""
+    return save_random_pairs(tmp_path_factory.mktemp("data"), 20, 5, save_picture)
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one process."""
+    output = tmp_path_factory.mktemp("alone") / "model.pt"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        train.main(arguments(data, output))
+    return output
 
 
 def trained(launcher: list[str], argv: list[str], **environment: str) -> None:
@@ -45,18 +62,13 @@ def trained(launcher: list[str], argv: list[str], **environment: str) -> None:
         ("--grad_clip 0.1", ""),
         ("--direction both --objective preconditioned --loss l2", "--grad_accumulation 2"),
         ("--gradient_checkpointing", ""),
-        ("--workers 1", "a table"),
+        ("--workers 1", ""),
     ],
 )
-def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path, save_picture: SavePicture) -> None:
+def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path) -> None:
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         argv = arguments(data, tmp_path / f"{name}.pt", *flags.split())
-        if in_two == "a table":
-            place = make_place(tmp_path / "place", save_picture) if name == "one" else tmp_path / "place"
-            argv[:2] = from_tars(place, tmp_path, layout="hub")[:2]
-        elif name == "two":
-            argv += in_two.split()
-        trained(launcher, argv)
+        trained(launcher, [*argv, *(in_two.split() if name == "two" else [])])
     assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
     files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
@@ -171,10 +183,10 @@ def ended(agents: list[Agent]) -> None:
 
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Nodes]:
-    """Nodes to train on 20 steps, as many as the parameter says, or two."""
+    """Nodes to train on 20 steps, as many as the parameter says."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
-    found = Nodes([TRAIN, *arguments(data, tmp_path / "model.pt")], getattr(request, "param", "2"))
+    found = Nodes([TRAIN, *arguments(data, tmp_path / "model.pt")], request.param)
     yield found
     for agent in found.agents:
         if agent.poll() is None:
@@ -223,11 +235,9 @@ def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("accelerate.utils.gather_object", gather)
     team: Any = SimpleNamespace(wait_for_everyone=lambda: None)  # of which the other has a disk of its own, or not
     first, folder = Processes(torch.device("cpu"), 0, 2, team), tmp_path / "not" / "yet"
-    if shared:
+    message = r"yet must be on a disk that all nodes share: it is not seen on other$"
+    with nullcontext() if shared else pytest.raises(ValueError, match=message):
         first.check_shared(folder)
-    else:
-        with pytest.raises(ValueError, match=r"yet must be on a disk that all nodes share: it is not seen on other$"):
-            first.check_shared(folder)
     assert [len(files) for files in found] == [0, 1]
     assert not list(tmp_path.iterdir())
 
@@ -243,7 +253,7 @@ def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer,
         trainer.fit()
 
 
-def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer) -> None:
     """One process does not; see test_two_runs_in_one_folder_are_refused."""
     trainer = make_trainer(epochs=1)
     other = FileLock(trainer.folder / ".lock", thread_local=False)

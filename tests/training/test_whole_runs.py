@@ -1,5 +1,6 @@
-"""Whole runs, and what they learn: of a class, both ways, of volumes."""
+"""Whole runs, and what they learn: of a class, both ways, of volumes, from tables of tars."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge, TrainConfig, Trainer
-from bbdm.cli import train
+from bbdm.base.scripts import StoppedError
+from bbdm.cli import eval, train
 from bbdm.data.config import Crops
 from bbdm.data.examples import collate
 from bbdm.data.pairs import MappedDataset, Pairs
 from bbdm.data.spec import Condition, Spec
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.networks.base import Conditions, Network
-from bbdm.networks.unet import UNet
+from bbdm.networks.base import Conditions
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training.initial import fitted
-from tests.conftest import SIZE, MakeTrainer, metrics_of, newest, same_weights, tiny_unet
+from tests.conftest import SIZE, MakeTrainer, SavePicture, metrics_of, newest, tiny_unet
+from tests.hardening.scripts import assert_content, content, from_tars, make_place, make_small
 
 
 class Halves(torch.utils.data.Dataset[Any]):
@@ -166,38 +168,72 @@ class Volumes:
         return {"source": source, "target": 0.5 * source.roll(1, -1), "mask": mask, "name": str(index)}
 
 
-def of_volumes(network: Network, bridge: Any, folder: Path, epochs: int = 2) -> Trainer:
-    config = TrainConfig(epochs=epochs, batch_size=2, learning_rate=1e-3, preview_every=1)
-    return Trainer(network, bridge, config, Volumes(), Volumes(2), folder)
-
-
 def test_volumes(tmp_path: Path) -> None:
-    """Trained, validated, shown by three planes, resumed, and sampled from its file."""
-
-    def unet() -> UNet:
-        return tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3, strides=((1, 2, 2),))
-
-    bridge, volumes = fitted(PINNED, unet(), Volumes()), Volumes().volumes
+    """Trained, validated, shown by three planes, and sampled from its file."""
+    unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3, strides=((1, 2, 2),))
+    bridge, volumes = fitted(PINNED, unet, Volumes()), Volumes().volumes
     inside = volumes[:, :, 1:]
     assert bridge.spread == pytest.approx((0.5 * inside.roll(1, -1) - inside).square().mean().sqrt().item(), rel=1e-5)
-    trainer = of_volumes(unet(), bridge, tmp_path / "run")
+    config = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-3)
+    trainer = Trainer(unet, bridge, config, Volumes(), Volumes(2), tmp_path / "run")
     trainer.fit()
-    assert Image.open(tmp_path / "run" / "epoch_0002.png").size == (3 * 26 + 2, 2 * 10 + 2 + NAME_HEIGHT)
+    assert Image.open(tmp_path / "run" / "epoch_0001.png").size == (3 * 26 + 2, 2 * 10 + 2 + NAME_HEIGHT)
     checkpoint = load_checkpoint(newest(trainer))
     assert (checkpoint.unet.config.axes, checkpoint.image_size) == (3, (4, 8, 8))
-    again, straight = of_volumes(unet(), bridge, tmp_path / "run", 3), of_volumes(unet(), bridge, tmp_path / "b", 3)
-    assert again.resume_newest()
-    for each in (again, straight):
-        each.fit()
-    assert same_weights(again.network, straight.network)
-    again.save(tmp_path / "model.safetensors")
-    outputs = BridgeSampler.from_checkpoint(tmp_path / "model.safetensors", steps=2)(volumes, seed=0)
-    assert torch.equal(outputs, BridgeSampler(again.average, bridge, steps=2)(volumes, seed=0))
+    outputs = BridgeSampler.from_checkpoint(newest(trainer), steps=2)(volumes, seed=0)
+    assert torch.equal(outputs, BridgeSampler(trainer.average, bridge, steps=2)(volumes, seed=0))
 
 
 def test_the_preset_asks_for_crops_of_volumes() -> None:
     about: dict[str, Any] = {"dataset": "paired", "data_dir": "A,B", "output_model": "m.pt", "preset": "volume"}
-    command = train.Train.of(**about)
-    assert (train.PRESETS["volume"].axes, command.crop, command.channels) == (3, Crops((64, 96, 96)), 1)
+    assert train.Train.of(**about).crop == Crops((64, 96, 96))
     with pytest.raises(ValueError, match="vqgan_path is for pictures"):
         train.Train.of(**about, vqgan_path="vqgan.pt")
+
+
+# Tables of tars; that interrupted runs resume exactly is in tests/hardening
+
+
+@pytest.fixture
+def place(tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_small(monkeypatch)
+    return make_place(tmp_path / "place", save_picture)
+
+
+@pytest.mark.parametrize(
+    ("layout", "other", "reason"),
+    [("stream", "100000", r"number 12, now 14"), ("hub", "000000", r"names \w{8}, now \w{8}")],
+)
+def test_tables_that_changed_are_another_run(layout: str, other: str, reason: str, place: Path, tmp_path: Path) -> None:
+    train.main(from_tars(place, tmp_path, "-e", "1", layout=layout))
+    (place / f"tars/train/{other}.tar").write_bytes((place / "tars/val/000000.tar").read_bytes())
+    with pytest.raises(ValueError, match=rf"was trained with pairs\.{reason}"):
+        train.main(from_tars(place, tmp_path, layout=layout))
+
+
+def test_a_bad_row_stops_the_run_or_is_skipped(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    victim = place / "tars" / "train" / "000006.tar"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole.replace(b"IDAT", b"IDAX", 1))  # of the source of 06
+    with pytest.raises(ValueError, match=r"\b06: cannot read"):  # before the run, when pairs are measured
+        train.main(from_tars(place, tmp_path / "measured", "-e", "1"))
+    known = "-e", "1", "--spread", "0.5"
+    with pytest.raises(StoppedError, match=r"\b06: cannot read.*Repair the file; "):
+        train.main(from_tars(place, tmp_path / "stopped", *known))
+    train.main(from_tars(place, tmp_path / "skipped", "-e", "1", "--skip_bad", "--workers", "1"))
+    assert "left out: " in caplog.text
+    assert "06: cannot read" in caplog.text
+    victim.write_bytes(whole)
+    train.main(from_tars(place, tmp_path / "stopped", *known))  # from where it was
+    train.main(from_tars(place, tmp_path / "whole", *known))
+    assert_content(tmp_path / "stopped", content(tmp_path / "whole"))
+
+
+def test_scores_are_those_of_the_files_that_the_tars_were_made_of(place: Path, tmp_path: Path) -> None:
+    tars, network = f"{place}/tars/{{split}}/*.tar", str(place / "bridge.pt")
+    scores: list[dict[str, Any]] = []
+    for layout, source in (("edge2shoes", f"{place}/data"), ("hub", tars), ("stream", tars)):
+        flags = ["--metrics", "psnr", "--device", "cpu", "--steps", "2"]
+        eval.main([layout, source, network, str(tmp_path / layout), *flags])
+        scores.append(json.loads((tmp_path / layout / "scores.json").read_text())["scores"])
+    assert scores[0] == scores[1] == scores[2]
