@@ -23,7 +23,8 @@ from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 def set_up() -> None:
     torch.set_num_threads(1)
-    networks.UNETS["demo"] = networks.UNetConfig(condition_channels=3, **{**TINY, "channel_mult": (1,)})
+    levels = {"channel_mult": (1, 2)[: int(os.environ.get("LEVELS", "2"))]}
+    networks.UNETS["demo"] = networks.UNetConfig(condition_channels=3, **{**TINY, **levels})
     networks.VQGANS["demo"] = networks.VQGANConfig(**TINY_VQGAN)
 
 
