@@ -2,7 +2,8 @@
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
 SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer. COMMAND is another
-subcommand, LEVELS=1 takes a network of one level, and SLOW=RANK delays a process after the first one has looked at a folder."""
+subcommand, and LEVELS=1 takes a network of one level. SLOW=RANK delays a process after the first one has
+looked at a folder."""
 
 import os
 import signal
