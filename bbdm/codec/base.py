@@ -75,7 +75,7 @@ class Tiling:
 
     Args:
         side: of a tile in pixels, rounded down to a multiple of the codec's stride.
-        overlap: of neighbouring tiles in pixels, rounded up to a multiple of the stride; at most half of ``side``.
+        overlap: of neighbouring tiles in pixels, a multiple of the stride; at most half of ``side`` is taken.
     """
 
     side: int = 512
