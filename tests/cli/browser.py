@@ -86,10 +86,6 @@ class Page:
         self.driver.get(self.site.address + query)
         return self.until("Ready", "Done")
 
-    def begin_with(self, script: str) -> None:
-        """Run a script before those of pages that are opened."""
-        self.command("Page.addScriptToEvaluateOnNewDocument", {"source": script})
-
     def show(self, tab: str) -> Page:
         self.tab = tab
         self.by_id("tab").click()

@@ -107,18 +107,14 @@ from bbdm.data import Pairs
 from bbdm.sampling.large import LargePicture
 from bbdm.sampling.options import GuidanceOptions
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
+class Net(nn.Conv2d):
     def forward(self, x, t, source):
-        return self.conv(x) + source
+        return super().forward(x) + source
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def make(side, name):
-    row = np.arange(side, dtype=np.uint8)
-    pictures.write(name + ".tif", np.broadcast_to(row, (3, side, side)))
-    sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
+    pictures.write(name + ".tif", np.broadcast_to(np.arange(side, dtype=np.uint8), (3, side, side)))
+    sampler = BridgeSampler(wrap(Net(3, 3, 1), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
     row = {"name": name, "source": Path(name + ".tif")}
     strips = Pairs([row]).reader.strips(row)
     windows = sampler.window_grid(GuidanceOptions(window=256), (side, side), 16)

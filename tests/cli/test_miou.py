@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from deeplab import DeepLab, DeepLabConfig, load_deeplab, recognise, save_deeplab
-from eval_miou import CITYSCAPES, IGNORED, confusion, read_labels, scores, sliding_logits
+from eval_miou import CITYSCAPES, IGNORED, read_labels, scores, sliding_logits
 from PIL import Image
 from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -123,12 +123,8 @@ def test_miou_by_hand():
 
 
 def test_what_segmentation_refuses():
-    with pytest.raises(ValueError, match="the network must have 19 classes, got 3"):
-        confusion(torch.neg, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4).long(), 19)
     with pytest.raises(ValueError, match="at least one pixel with a class"):
         scores(torch.zeros(19, 19).long())
-    with pytest.raises(ValueError, match="stride must be from 1 to the window's 8, got 9"):
-        sliding_logits(torch.neg, torch.zeros(1, 3, 16, 16), window=8, stride=9)
     with pytest.raises(ValueError, match="mIoU is of photographs: leave out direction"):
         eval_miou.Miou.parse(["d.pt", "data", "c.pt", "--fast_sampling", "-t", "1000", "--direction", "BtoA"])
 

@@ -229,9 +229,10 @@ def test_other_kinds_of_pictures_are_named(page: Page, tmp_path: Path):
 
 @pytest.mark.nightly
 def test_a_later_file_wins_over_an_earlier_one_that_is_slower(page: Page, tmp_path: Path):
-    page.begin_with("""const open = createImageBitmap; window.createImageBitmap = async (file) => {
+    slowly = """const open = createImageBitmap; window.createImageBitmap = async (file) => {
         if (file.name === "slow.png") await new Promise((resolve) => setTimeout(resolve, 1000));
-        return open(file) }""")
+        return open(file) }"""
+    page.command("Page.addScriptToEvaluateOnNewDocument", {"source": slowly})
     page.open()
     for i, name in enumerate(("slow.png", "fast.png")):
         noise(i, 20, 20).save(tmp_path / name)

@@ -110,24 +110,17 @@ class Visitor:
 
 
 @pytest.fixture
-def visit(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Visitor]]:
-    """visit(*flags): a visitor of an app of the checkpoint."""
-    visitors: list[Visitor] = []
-
-    def open_page(*flags: str) -> Visitor:
-        visitors.append(Visitor(tmp_path, checkpoint, *flags))
-        return visitors[-1]
-
-    yield open_page
-    for visitor in visitors:
-        visitor.driver.quit()
-        visitor.process.terminate()
-        visitor.process.wait()
+def page(checkpoint: Path, tmp_path: Path) -> Iterator[Visitor]:
+    """Of an app of the checkpoint, which translates larger pictures by windows."""
+    visitor = Visitor(tmp_path, checkpoint, "--window", str(SIZE), "--max_steps", "100")
+    yield visitor
+    visitor.driver.quit()
+    visitor.process.terminate()
+    visitor.process.wait()
 
 
-def test_uploads_maps_a_zip_and_a_drawing(visit: Callable[..., Visitor], sampler: BridgeSampler, tmp_path: Path):
+def test_uploads_maps_a_zip_and_a_drawing(page: Visitor, sampler: BridgeSampler, tmp_path: Path):
     """Two pictures, and where results differ; a seed that the app draws; a drawing; all from here."""
-    page = visit()
     for j in range(2):
         noise(j).save(tmp_path / f"{j}.png")
     page.upload(tmp_path / "0.png", tmp_path / "1.png")
@@ -170,11 +163,8 @@ def test_uploads_maps_a_zip_and_a_drawing(visit: Callable[..., Visitor], sampler
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_errors_stop_and_an_end_that_leaves_no_files(
-    stop: int, status: int, visit: Callable[..., Visitor], tmp_path: Path
-):
+def test_errors_stop_and_an_end_that_leaves_no_files(stop: int, status: int, page: Visitor, tmp_path: Path):
     """The end comes while a larger picture is translated by windows."""
-    page = visit("--window", str(SIZE), "--max_steps", "100")
     page.click("Translate")
     page.says("choose a picture")
     noise(9, 400, 300).save(tmp_path / "large.png")
