@@ -55,8 +55,8 @@ def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes():
 @pytest.mark.parametrize("flags", [[], ["--compile"]], ids=["eager", "compiled"])
 def test_two_processes_are_one(flags: list[str], world: Path):
     made: list[dict[str, torch.Tensor]] = []
+    where = {"teacher": str(world / "teacher.pt"), "data": str(world / "data")}
     for name, start in {"one": ALONE, "two": TORCHRUN}.items():
-        where = {"teacher": str(world / "teacher.pt"), "data": str(world / "data")}
         given = words("--experiment", world / name, "--precision", "fp32", *flags, **where)
         given[2] = str(world / "student.pt")
         done = run([*start, "examples.distill", *given])

@@ -196,7 +196,6 @@ def test_pairs_that_were_in_training_are_refused(four: Path):
         ("--steps 3", "steps is 3, and .* steps 2"),
         ("-r 1", "num_samples is 1, and .* num_samples 3"),
         ("--window none", "window is None, and .* window 8"),
-        ("--guidance 1.5", "guidance is 1.5, and .* guidance None"),
     ],
 )
 def test_flags_that_contradict_intervals(four: Path, monkeypatch: pytest.MonkeyPatch, flags: str, message: str):

@@ -86,12 +86,8 @@ def test_a_seed_is_the_picture_of_python(page: Page, exported: Path, picture: Pa
     sources = np.stack([to_array(Image.open(picture))] * 8)
     levels = 127.5 * np.moveaxis(OnnxBridgeSampler(exported)(sources, seed=7), 1, -1) + 127.5
     page.watch().forget().by_id("compare").click()
-    first, differ, mean = page.until("Done").results
-    for found, wanted in (
-        (first, levels[0]),
-        (differ, levels.std(0, ddof=1).mean(-1)[..., None]),
-        (mean, levels.mean(0)),
-    ):
+    expected = levels[0], levels.std(0, ddof=1).mean(-1)[..., None], levels.mean(0)
+    for found, wanted in zip(page.until("Done").results, expected, strict=True):
         assert abs(found - wanted).max() <= 1
     assert "Comparing pictures: 8 of 8." in page.seen
     page.forget().by_id("compare").click()
