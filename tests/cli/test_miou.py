@@ -51,14 +51,17 @@ def run_miou(*flags: str) -> dict[str, Any]:
     return json.loads(Path("streets/scores.json").read_text())
 
 
+COLOURS = torch.randn(19, 3, 1, 1, generator=torch.Generator().manual_seed(0))  # of classes
+
+
 def by_torchmetrics() -> float:
     """The mIoU of the results in streets, of which a window holds each."""
-    metric, deeplab = MulticlassJaccardIndex(19, ignore_index=255), load_deeplab("deeplab.pt")
+    metric = MulticlassJaccardIndex(19, ignore_index=255)
     for path in Path("streets").rglob("*_000019.png"):
         (labels,) = map(read_labels, Path("city/gtFine/val").rglob(f"{path.stem}_gtFine_labelIds.png"))
         pixels = F.interpolate(to_tensor(Image.open(path))[None], size=labels.shape, mode="bilinear")
-        found = deeplab(normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])).argmax(1)
-        metric.update(found, labels[None])
+        logits = F.conv2d(normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), COLOURS)
+        metric.update(logits.argmax(1), labels[None])
     return metric.compute().item()
 
 
@@ -67,13 +70,12 @@ def test_an_interrupted_scoring_resumes(
 ):
     """A picture is made and segmented once, and again by another stride or labels; what is wrong is said."""
     seen: list[int] = []
-    original = DeepLab.forward
 
     def forward(self: DeepLab, images: torch.Tensor) -> torch.Tensor:
         seen.append(len(images))
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return original(self, images)
+        return F.conv2d(images, COLOURS)
 
     monkeypatch.setattr(DeepLab, "forward", forward)
     with pytest.raises(KeyboardInterrupt):
@@ -84,9 +86,7 @@ def test_an_interrupted_scoring_resumes(
     assert f"| **mIoU** | **{report['scores']['miou']:.4f}** |" in capsys.readouterr().out
     assert Image.open("streets/bonn/bonn_000001_000019.png").size == (64, 32)  # with windows, they keep their size
     assert count == made
-    with monkeypatch.context() as patch:
-        patch.setattr(DeepLab, "forward", original)
-        assert report["scores"]["miou"] == pytest.approx(by_torchmetrics(), rel=1e-6)
+    assert report["scores"]["miou"] == pytest.approx(by_torchmetrics(), rel=1e-6)
     assert run_miou("--window", "16", "--overwrite")["scores"] == report["scores"]  # the same pictures again
     assert len(seen) == 3
     labels = next(Path("city/gtFine/val/bonn").glob("*_labelIds.png"))
