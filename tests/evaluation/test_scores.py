@@ -227,17 +227,6 @@ def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     assert lines[2] == "| dpm2m | 5 | 3 | 0.8123 | 63.274 | - | 0.5000 |"
 
 
-def test_a_metric_of_whole_pictures(monkeypatch: pytest.MonkeyPatch):
-    """Masks are refused, and the slices of a volume are pictures."""
-    shift = Metric(lambda r, t: (r - t).amax((1, 2, 3)), higher_is_better=False)
-    monkeypatch.setitem(METRICS, "shift", shift)
-    results, targets = pair(2, 1, 1, 2, 8, 8)
-    wanted = (results[:, 0] - targets).max((1, 3, 4)).mean()
-    assert score(["shift"], results, targets)["shift"] == pytest.approx(wanted)
-    with pytest.raises(ValueError, match="shift is of whole pictures, and these have masks: take others, such as psnr"):
-        score(["shift"], results, targets, masks_of(targets))
-
-
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [

@@ -58,17 +58,6 @@ def test_order_and_that_they_change_nothing(make_trainer: MakeTrainer, pairs: Pa
         assert {**one, "images_per_second": 0} == {**other, "images_per_second": 0}
 
 
-@pytest.mark.parametrize("error", [StoppedError, KeyError])
-def test_one_that_ends_the_run_ends_all(error: type[Exception], make_trainer: MakeTrainer) -> None:
-    first, second = Diary(3, error), Diary()
-    trainer = make_trainer(callbacks=[first, second])
-    with pytest.raises(error, match="enough"):
-        trainer.fit()
-    assert first.entries[-1] == second.entries[-1] == "end"
-    assert len(second.entries) == len(first.entries) - 1  # the step that ended it
-    assert list(trainer.run.checkpoints()) == [2]
-
-
 class Ends(Callback):
     """Ends the run in its first epoch, by an error or a request."""
 

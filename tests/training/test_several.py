@@ -22,7 +22,6 @@ from filelock import FileLock
 from bbdm.cli import eval, train, translate
 from bbdm.execution.processes import Processes
 from bbdm.networks.config import UNETS, UNetConfig
-from bbdm.training.run import RunFolder
 from tests.conftest import ROOT, TINY, MakeTrainer, SavePicture, save_random_pairs, wait_until
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
@@ -117,20 +116,6 @@ def test_it_resumes(
     saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
     assert (tmp_path / "model.run" / saved).exists()
     trained(again, argv)
-    assert_close(tmp_path / "model.pt", alone)
-
-
-@pytest.mark.nightly
-def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> None:
-    argv = arguments(data, tmp_path / "model.pt", "--save_every", "100")
-    folder, variables = tmp_path / "model.run", {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "1"}
-    with subprocess.Popen([*TORCHRUN, TRAIN, *argv], cwd=ROOT, env=variables, stderr=subprocess.PIPE) as process:
-        wait_until((folder / "step_00000005.pt").exists, "step 5")
-        process.terminate()
-        process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert next(iter(RunFolder(folder, 1).checkpoints())) % 5 != 0  # within an epoch
-    trained(TORCHRUN, argv)
     assert_close(tmp_path / "model.pt", alone)
 
 
