@@ -19,7 +19,7 @@ from PIL import Image
 from bbdm import Callback, bridges
 from bbdm.base import atomic
 from bbdm.base.scripts import StoppedError
-from bbdm.bridges import DDBM, Bridge, BrownianBridge
+from bbdm.bridges import DDBM, BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
@@ -35,12 +35,9 @@ from bbdm.training.trainer import Trainer
 from bbdm.training.unpaired import UnpairedTask
 from tests.conftest import BRIDGE, SIZE, MakePairs, MakeTrainer, metrics_of, newest, same_weights, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.training.test_bridge import at_7
 
 # Resuming
-
-
-def at_7(seeds: torch.Tensor, step: int, bridge: Bridge) -> torch.Tensor:
-    return seeds.new_full(seeds.shape, 7 + step)
 
 
 FUNCTIONS: dict[str, Any] = {

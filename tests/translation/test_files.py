@@ -224,8 +224,6 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             run("folder", "mr", "c.pt", "out", *flags)
-    with pytest.raises(ValueError, match=r"ct/.*a.nii.gz would replace another picture"):
-        run("paired", "mr,ct", "c.pt", "ct", "--overwrite")
     shutil.rmtree("body/ward")
     with pytest.raises(ValueError, match=r"b.nii.gz has no mask in body"):
         scores(masks="body")
