@@ -15,12 +15,20 @@ from tests.conftest import ROOT
 
 ALONE = [sys.executable, "-m"]
 TORCHRUN = [*ALONE, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+TRAIN = "tests.training.tiny_train"
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """The result of a command, with one thread in each process."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
+
+
+def launch(launcher: list[str], argv: list[str], **environment: str) -> None:
+    """A run of tiny_train that ends well."""
+    done = run([*launcher, TRAIN, *argv], **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weights after epoch") == 1
 
 
 def arguments(data: Path, output: Path, *flags: str) -> list[str]:

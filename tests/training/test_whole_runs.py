@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,19 +19,8 @@ from bbdm.networks.base import Conditions
 from tests.conftest import SIZE, MakeTrainer, SavePicture, metrics_of, newest
 from tests.hardening.scripts import assert_content, content, from_tars, make_place, make_small
 
-
-class Halves(torch.utils.data.Dataset[Any]):
-    """Targets that are half of their sources, which are noise."""
-
-    def __len__(self) -> int:
-        return 16
-
-    def __getitem__(self, index: int) -> Any:
-        source = torch.rand(1, SIZE, SIZE, generator=torch.Generator().manual_seed(index)) - 0.5
-        return source, source / 2
-
-
-HALVES = MappedDataset(Halves(), spec=Spec(direction="both"))
+NOISE = torch.rand(16, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) - 0.5
+HALVES = MappedDataset([(source, source / 2) for source in NOISE], spec=Spec(direction="both"))
 
 
 class Ways(nn.Module):
@@ -76,21 +64,11 @@ def test_pairs_that_were_trained_on_are_known_both_ways() -> None:
 EFFECT = torch.tensor([-0.5, 0.1, 0.4])  # of a class on the target; their mean is 0
 
 
-class Law(torch.utils.data.Dataset[Any]):
-    """Targets that are half the source and the effect of a class."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        random = np.random.default_rng(seed)
-        self.sources = random.uniform(-1, 1, (count, 1, 4, 4)).astype(np.float32)
-        self.classes = random.integers(0, 3, count)
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        style = int(self.classes[index])
-        target = 0.5 * self.sources[index] + EFFECT[style].item()
-        return {"source": self.sources[index], "target": target, "conditions": {"style": torch.tensor(style)}}
+def law(classes: torch.Tensor) -> list[dict[str, Any]]:
+    """Pairs whose targets are half the source and the effect of a class."""
+    sources = torch.rand(len(classes), 1, 4, 4) * 2 - 1
+    rows = zip(sources, classes, strict=True)
+    return [{"source": y, "target": y / 2 + EFFECT[style], "conditions": {"style": style}} for y, style in rows]
 
 
 class Linear(nn.Module):
@@ -112,12 +90,12 @@ def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path) 
     """
     torch.manual_seed(0)
     network = bbdm.wrap(Linear(), channels=1, condition_channels=1, classes={"style": 3}, drop={"style": 0.3})
-    data, rate = Law(1024, 0), {"learning_rate": 0.05, "lr_schedule": "cosine"}
+    classes, rate = torch.randint(3, (1024,)), {"learning_rate": 0.05, "lr_schedule": "cosine"}
     config = TrainConfig(epochs=5, batch_size=16, loss="l2", **rate)  # pyright: ignore[reportArgumentType]
     bridge = ABridge(50, density="top", objective="pinned")
-    trainer = Trainer(network, bridge, config, data, Law(64, 1), tmp_path)
+    trainer = Trainer(network, bridge, config, law(classes), law(classes[:64]), tmp_path)
     trainer.fit()
-    sampler, mean = BridgeSampler(trainer.average, bridge, "mean"), EFFECT[torch.from_numpy(data.classes)].mean().item()
+    sampler, mean = BridgeSampler(trainer.average, bridge, "mean"), EFFECT[classes].mean().item()
 
     def effect(**conditions: Any) -> float:
         return sampler(torch.zeros(1, 1, 4, 4), 0, **conditions).mean().item()
