@@ -174,10 +174,9 @@ def test_damaged_checkpoints(
 def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
     argv = SCRIPTS["train"].argv(place, tmp_path)
-    command, variables = [*ALONE, TRAIN, *argv, "--quiet"], {**os.environ, "PAUSE": "0.5"}
-    with subprocess.Popen(
-        [*command, "--workers", "2"], cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    command = [*ALONE, TRAIN, *argv, "--quiet", "--workers", "2"]
+    settings: Any = {"env": {**os.environ, "PAUSE": "0.5", "LEVELS": "1"}, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **settings) as process:
         wait_until((tmp_path / "model.run" / "step_00000005.pt").exists, "step 5")
         os.killpg(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=120)

@@ -1,8 +1,8 @@
 """`bbdm train` with a tiny network for the demo preset, for tests that start processes of their own.
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
-SIGTERM there, and PAUSE=SECONDS makes each step last longer. COMMAND is another subcommand. SLOW=RANK delays
-a process after the first one has looked at a folder."""
+SIGTERM there, and PAUSE=SECONDS makes each step last longer. COMMAND is another subcommand, and LEVELS=1
+takes a network of one level. SLOW=RANK delays a process after the first one has looked at a folder."""
 
 import os
 import signal
@@ -23,7 +23,8 @@ from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 def set_up() -> None:
     torch.set_num_threads(1)
-    networks.UNETS["demo"] = networks.UNetConfig(condition_channels=3, **TINY)
+    levels = {"channel_mult": (1, 2)[: int(os.environ.get("LEVELS", "2"))]}
+    networks.UNETS["demo"] = networks.UNetConfig(condition_channels=3, **{**TINY, **levels})
     networks.VQGANS["demo"] = networks.VQGANConfig(**TINY_VQGAN)
 
 
