@@ -359,4 +359,4 @@ def test_two_processes_are_one(sets: str, tmp_path: Path) -> None:
     """By gloo, with made ends from the third step on."""
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         launch(launcher, arguments(sets, tmp_path / f"{name}.pt", "--simulation_steps", "3"))
-    assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
+    assert_close(tmp_path / "two.pt", tmp_path / "one.pt", start="loss")  # validation compares sets of a batch
