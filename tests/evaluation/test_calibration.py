@@ -57,24 +57,6 @@ def test_what_is_allowed_is_the_largest_mean_whose_bound_is_alpha(count: int):
     assert count / (count + 1) * conformal + 1 / (count + 1) == pytest.approx(ALPHA)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "delta", "bound", "least", "needs"),
-    [
-        (0.1, 0.1, "hoeffding-bentkus", 22, "alpha 0.1 and delta 0.1 need"),  # 0.9^22 = 0.098, 0.9^21 = 0.109
-        (0.1, 0.1, "conformal", 9, "alpha 0.1 needs"),
-        (0.05, 0.01, "hoeffding-bentkus", 90, "alpha 0.05 and delta 0.01 need"),
-    ],
-)
-def test_how_many_pairs_are_needed(alpha: float, delta: float, bound: Bound, least: int, needs: str):
-    """Those that have values: others do not count."""
-    assert calibration.allowed(alpha, delta, bound, least, masked=100) == pytest.approx(0, abs=2e-3)
-    for masked, got in ((0, f"{least - 1}$"), (21, f"{least - 1} that have values, and 21 that are wholly masked$")):
-        with pytest.raises(ValueError, match=f"^{needs} at least {least} pairs by the bound '{bound}', got {got}"):
-            calibration.allowed(alpha, delta, bound, least - 1, masked)
-    with pytest.raises(ValueError, match="all 22 pairs are wholly masked"):
-        calibration.allowed(alpha, delta, bound, 0, masked=22)
-
-
 def test_the_least_lambda():
     """Equal values leave together, and as many are outside as the risk allows; rounded up to 1e-6."""
     losses = Losses.of([np.array([[0.5, 0.1, 0.3, 0.3, 0.0], [0, 0, 0, 0, 0]]), np.zeros((2, 0))])

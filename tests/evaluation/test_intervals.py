@@ -103,6 +103,7 @@ def test_damaged_files(tmp_path: Path):
         ({"windows": 8}, "calibrate takes guidance, .*, overlap, window, got windows"),
         ({"overlap": 2}, "overlap must be above 0 and at most 0.9, got 2"),
         ({}, "alpha 0.1 and delta 0.1 need at least 22 pairs by the bound 'hoeffding-bentkus', got 12"),
+        ({"alpha": 0.05, "delta": 0.01}, "alpha 0.05 and delta 0.01 need at least 90 pairs by the bound"),
         ({"bound": "conformal", "alpha": 0.05}, "alpha 0.05 needs at least 19 pairs by the bound 'conformal', got 12"),
     ],
 )

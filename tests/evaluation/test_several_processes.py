@@ -13,7 +13,7 @@ from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
 from tests.conftest import SavePicture, save_random_pairs, tiny_unet
 from tests.evaluation.test_metrics import put_backbone
-from tests.training.launching import TORCHRUN, run
+from tests.training.launching import TORCHRUN, TRAIN, run
 
 pytestmark = pytest.mark.nightly
 SIZE = 24  # the least that LPIPS takes
@@ -35,7 +35,7 @@ def words(folder: Path, output: str) -> list[str]:
 
 def in_two(command: str, *flags: str, status: int = 0) -> str:
     """What a command prints."""
-    done = run([*TORCHRUN, "tests.training.tiny_train", *flags], COMMAND=command, SLOW="1")
+    done = run([*TORCHRUN, TRAIN, *flags], COMMAND=command, SLOW="1")
     assert (done.returncode != 0) == (status != 0), done.stderr
     return done.stderr if status else done.stdout
 
@@ -53,7 +53,6 @@ def test_translate_makes_the_files_of_one_process(tmp_path: Path):
         Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "two" / name)
     out = in_two("translate", *words(tmp_path, "two"), *FLAGS, "--overwrite")
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
-    assert out.splitlines()[1:] == [f"to look at: {tmp_path}/two/grid.png"]
     assert out.startswith(f"10 results in {tmp_path}/two (")
     for name in names[1:6]:
         (tmp_path / "two" / name).unlink()

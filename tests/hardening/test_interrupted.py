@@ -6,7 +6,6 @@ their own, at random moments, 200 times every night.
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +23,8 @@ from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train
 from bbdm.training.trainer import Trainer
 from tests.conftest import ROOT, SavePicture, sweep, wait_until
-from tests.hardening.scripts import SCRIPTS, assert_content, check_left, content, kill_at_random, make_place, make_small
-from tests.training.launching import ALONE, run
+from tests.hardening.scripts import SCRIPTS, assert_content, content, kill_at_random, make_place, make_small
+from tests.training.launching import ALONE, TRAIN
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no signals as these, and no full device there")
 Undisturbed = Callable[[str], dict[str, Any]]
@@ -168,20 +167,6 @@ def test_damaged_checkpoints(
     assert_content(tmp_path, undisturbed("train"))
 
 
-def test_a_picture_that_cannot_be_read(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """What was trained before it is saved."""
-    shutil.copytree(place / "data", tmp_path / "data")
-    victim = tmp_path / "data" / "train" / "03.png"
-    original, message = victim.read_bytes(), r"^[^\n]*train/03\.png[^\n]*\. Repair the file; " + resumes(9)
-    broken = Moment("_epoch", 2, lambda *_: victim.write_bytes(b"broken"), message)
-    interrupt("train", tmp_path, tmp_path / "run", broken, "--workers", "1")
-    victim.write_bytes(original)
-    train.main(SCRIPTS["train"].argv(tmp_path, tmp_path / "run"))
-    found, expected = content(tmp_path / "run"), undisturbed("train")
-    for name in ("model.pt", "model.run/best.pt", "model.run/metrics.jsonl", "model.run/epoch_0003.png"):
-        assert found[name] == expected[name]
-
-
 # Processes
 
 
@@ -189,7 +174,7 @@ def test_a_picture_that_cannot_be_read(place: Path, undisturbed: Undisturbed, tm
 def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
     argv = SCRIPTS["train"].argv(place, tmp_path)
-    command = [*ALONE, "tests.training.tiny_train", *argv, "--quiet", "--workers", "2"]
+    command = [*ALONE, TRAIN, *argv, "--quiet", "--workers", "2"]
     settings: Any = {"env": {**os.environ, "PAUSE": "0.5", "LEVELS": "1"}, "text": True, "start_new_session": True}
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **settings) as process:
         wait_until((tmp_path / "model.run" / "step_00000005.pt").exists, "step 5")
@@ -200,36 +185,6 @@ def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_p
     assert "Traceback" not in errors
     train.main(argv)
     assert_content(tmp_path, undisturbed("train"))
-
-
-@pytest.mark.nightly
-def test_an_error_ends_the_process_and_its_readers(place: Path, tmp_path: Path) -> None:
-    argv = SCRIPTS["train"].argv(place, tmp_path)
-    done = run([*ALONE, "tests.training.tiny_train", *argv, "--workers", "1"], FAIL="0,4", LEVELS="1")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "RuntimeError: of a test")
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (lambda folder: (folder / "a.png").write_bytes(b"pic"), "'a.png'. are others"),
-        (lambda folder: (folder / "a.png").unlink(), "'a.png'. are lost"),
-        (lambda folder: (folder / "m.run/step_2.pt").write_bytes(b"PK"), "Weights only load"),
-        (lambda folder: (folder / "m.run/step_2.pt").unlink(), "the newest checkpoint is lost"),
-    ],
-)
-def test_what_a_kill_may_not_leave_is_found(fault: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    (folder / "m.run").mkdir(parents=True)
-    (folder / "a.png").write_bytes(b"picture")
-    torch.save({"weights": torch.zeros(3)}, folder / "m.run" / "step_2.pt")
-    (tmp_path / "run.log").write_text("checkpoint: m.run/step_2.pt\n")
-    whole = content(folder)
-    (folder / ".b.png.0123abcd.tmp").write_bytes(b"pic")  # which the next run deletes
-    assert check_left(folder, whole, whole) == whole
-    fault(folder)
-    with pytest.raises(Exception, match=message):
-        check_left(folder, whole, whole)
 
 
 def test_as_many_kills_as_are_claimed() -> None:

@@ -77,27 +77,23 @@ def test_calls_take_turns_and_only_one_is_differentiated():
         losses.sum().backward()
 
 
-class Mixed(nn.Module):
-    """A module of a user: a weighted sum of state and source."""
+class Layers(nn.Sequential):
+    """A module of a user."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(6, 3, 1))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.layers(torch.cat([x, y], 1))
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
 
 
 def test_a_wrapped_teacher_needs_its_module(make_trainer: MakeTrainer, tmp_path: Path):
     """A file has its weights alone; Python has the module, whose copy is trained, and saved again."""
-    path, (network, other) = tmp_path / "teacher.pt", (wrap(Mixed(seed), 3, 3) for seed in (0, 1))
+    modules = (Layers(nn.Dropout(0.5), nn.Conv2d(3, 3, 1)) for _ in range(2))
+    path, (network, other) = tmp_path / "teacher.pt", (wrap(module, 3) for module in modules)
     save_checkpoint(path, network, BRIDGE, image_size=8)
-    with pytest.raises(ValueError, match=r"holds weights of a .*Mixed .*network=.*--import MODULE"):
+    with pytest.raises(ValueError, match=r"holds weights of a .*Layers .*network=.*--import MODULE"):
         student_of(load_checkpoint(path), 2)
     student = student_of(load_checkpoint(path), 2, network=other)
     x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
-    assert torch.equal(student.train()(x, t, {"source": x}), network.eval()(x, t, {"source": x}))  # without dropout
+    assert torch.equal(student.train()(x, t), network.eval()(x, t))  # without dropout
     settings = {"kind": DistillConfig, "further": {"task": StudentTask}, "learning_rate": 1e-2}
     trainer = make_trainer("run", student, BRIDGE, epochs=1, **settings)
     trainer.fit()

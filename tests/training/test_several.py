@@ -21,12 +21,9 @@ from filelock import FileLock
 
 from bbdm.cli import eval, train, translate
 from bbdm.execution.processes import Processes
-from bbdm.networks.config import UNETS, UNetConfig
-from bbdm.training.run import RunFolder
-from tests.conftest import ROOT, TINY, MakeTrainer, SavePicture, save_random_pairs, wait_until
-from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
+from tests.conftest import ROOT, MakeTrainer, SavePicture, save_random_pairs, wait_until
+from tests.training.launching import ALONE, TORCHRUN, TRAIN, arguments, assert_close, launch, metrics, run
 
-TRAIN = "tests.training.tiny_train"
 Agent = subprocess.Popen[str]
 
 
@@ -40,17 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) ->
 def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of one process."""
     output = tmp_path_factory.mktemp("alone") / "model.pt"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
-        train.main(arguments(data, output))
+    launch(ALONE, arguments(data, output))
     return output
-
-
-def trained(launcher: list[str], argv: list[str], **environment: str) -> None:
-    """A run that ends well."""
-    done = run([*launcher, TRAIN, *argv], **environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("weights after epoch") == 1
 
 
 @pytest.mark.nightly
@@ -68,7 +56,7 @@ def trained(launcher: list[str], argv: list[str], **environment: str) -> None:
 def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path) -> None:
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         argv = arguments(data, tmp_path / f"{name}.pt", *flags.split())
-        trained(launcher, [*argv, *(in_two.split() if name == "two" else [])])
+        launch(launcher, [*argv, *(in_two.split() if name == "two" else [])])
     assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
     files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
@@ -86,7 +74,7 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
     moments: dict[str, list[torch.Tensor]] = {}
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         argv = ["edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags.split()]
-        trained(launcher, argv, COMMAND="train-vqgan")
+        launch(launcher, argv, COMMAND="train-vqgan")
         state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)["training"]
         optimizers = [each["state"].values() for each in (state["optimizer"], state["critic_optimizer"])]
         moments[name] = [torch.cat([weight["exp_avg"].flatten() for weight in each]) for each in optimizers]
@@ -116,21 +104,7 @@ def test_it_resumes(
     assert launcher is ALONE or "DIE" not in how or "Signal 9 (SIGKILL)" in done.stderr
     saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
     assert (tmp_path / "model.run" / saved).exists()
-    trained(again, argv)
-    assert_close(tmp_path / "model.pt", alone)
-
-
-@pytest.mark.nightly
-def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> None:
-    argv = arguments(data, tmp_path / "model.pt", "--save_every", "100")
-    folder, variables = tmp_path / "model.run", {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "1"}
-    with subprocess.Popen([*TORCHRUN, TRAIN, *argv], cwd=ROOT, env=variables, stderr=subprocess.PIPE) as process:
-        wait_until((folder / "step_00000005.pt").exists, "step 5")
-        process.terminate()
-        process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert next(iter(RunFolder(folder, 1).checkpoints())) % 5 != 0  # within an epoch
-    trained(TORCHRUN, argv)
+    launch(again, argv)
     assert_close(tmp_path / "model.pt", alone)
 
 

@@ -200,14 +200,7 @@ class Recorder(BridgeTask):
         return super().losses(network, batch, seeds, step)
 
 
-class Numbers:
-    """Pairs whose sources are their numbers."""
-
-    def __len__(self) -> int:
-        return 5
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.full((3, SIZE, SIZE), index / 8), torch.zeros(3, SIZE, SIZE)
+NUMBERS = [(torch.full((3, SIZE, SIZE), index / 8), torch.zeros(3, SIZE, SIZE)) for index in range(5)]  # as sources
 
 
 def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTrainer) -> None:
@@ -218,7 +211,7 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTr
 
     def drawn(**settings: Any) -> list[tuple[int, list[int], list[float]]]:
         SEEN.clear()
-        make_trainer(f"{settings}", train=Numbers(), further={"task": Recorder}, **settings).fit()
+        make_trainer(f"{settings}", train=NUMBERS, further={"task": Recorder}, **settings).fit()
         return [*SEEN]
 
     large, parts = (drawn(seed=11, batch_size=4, grad_accumulation=parts) for parts in (1, 2))
@@ -228,7 +221,7 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTr
     epochs = {tuple(order[i : i + 5]) for order in orders for i in (0, 5)}
     assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 4
     with pytest.raises(ValueError, match="batch_size must be at most the 5 training pairs, got 6"):
-        make_trainer(train=Numbers(), batch_size=6)
+        make_trainer(train=NUMBERS, batch_size=6)
 
 
 def changed(batch: Example, seeds: torch.Tensor = SEEDS, step: int = 0, **config: Any) -> Example:

@@ -1,9 +1,8 @@
 """`bbdm train` with a tiny network for the demo preset, for tests that start processes of their own.
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
-SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer. COMMAND is another
-subcommand, and LEVELS=1 takes a network of one level. SLOW=RANK delays a process after the first one has
-looked at a folder."""
+SIGTERM there, and PAUSE=SECONDS makes each step last longer. COMMAND is another subcommand, and LEVELS=1
+takes a network of one level. SLOW=RANK delays a process after the first one has looked at a folder."""
 
 import os
 import signal
@@ -39,8 +38,6 @@ def watch_steps() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if here == os.environ.get("TERM_AT"):
             os.kill(os.getpid(), signal.SIGTERM)
-        if here == os.environ.get("FAIL"):
-            raise RuntimeError("of a test")
         time.sleep(pause)
         return original(self, batch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bbdm.data.spec import Spec
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
 from bbdm.translation.config import TranslateConfig
-from bbdm.translation.results import Job, Record, make, missing
+from bbdm.translation.results import Record, make
 from bbdm.translation.translator import Translator
 from tests.conftest import tiny_unet
 
@@ -111,32 +112,18 @@ def test_geotiff_keeps_place_bands_and_nodata():
     assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=seed_of("y"))[0]), read("out/y.tif"))
 
 
-def in_pairs(**settings: Any) -> Translator:
-    """For the folder in, by batches of 2."""
-    about: dict[str, Any] = {"dataset": "folder", "data_dir": "in", "output_dir": Path("out"), "device": "cpu"}
-    return Translator(TranslateConfig(model=Path("c.pt"), batch_size=2, **about), **settings)
-
-
-def test_a_process_makes_its_share():
+def test_a_process_makes_its_share_but_for_bad_ones_of_a_batch():
     """Of 5 pictures in batches of 2, the second of two processes makes the second batch."""
     network(3)
     for i in range(5):
         write(f"in/{i}.png", np.zeros((3, 16, 16), np.uint8))
-    translator = in_pairs()
+    Path("in/2.png").write_bytes(b"broken")
+    about: dict[str, Any] = {"dataset": "folder", "data_dir": "in", "output_dir": Path("out"), "device": "cpu"}
+    translator = Translator(TranslateConfig(model=Path("c.pt"), batch_size=2, **about), independent=True)
     translator.processes = replace(translator.processes, rank=1, count=2)
     translator.make(translator.sampler("mean", None), translator.plan(Path("out")), {})
-    assert {path.name for path in Path("out").iterdir()} == {"2.png", "3.png"}
-
-
-def test_of_independent_pictures_a_bad_one_leaves_the_others_of_its_batch():
-    network(3)
-    for i in range(4):
-        write(f"in/{i}.png", np.zeros((3, 16, 16), np.uint8))
-    Path("in/1.png").write_bytes(b"broken")
-    translator = in_pairs(independent=True)
-    translator.make(translator.sampler("mean", None), translator.plan(Path("out")), {})
-    assert {path.name for path in Path("out").iterdir()} == {"0.png", "2.png", "3.png"}
-    assert [*translator.bad] == [1]
+    assert {path.name for path in Path("out").iterdir()} == {"3.png"}
+    assert [*translator.bad] == [2]
 
 
 SIXTEEN = Values(0, 65535, dtype="uint16")
@@ -186,19 +173,13 @@ def test_scores_are_in_hu_within_masks(capsys: pytest.CaptureFixture[str]):
     """Of the files; those with masks are no others' scores, and need no results of their own."""
     volumes()
     network(1, MR_TO_CT)
-    whole, masked = scores("--metrics", "mae", "rmse"), scores(masks="body")
-    printed = capsys.readouterr().out
-    assert "| MAE HU ↓ | RMSE HU ↓ |" in printed
-    assert "| MAE HU ↓ | PSNR ↑ | SSIM ↑ |" in printed
-    assert list(masked) == ["mae", "psnr", "ssim"]
-    of_all: list[float] = []
-    of_bodies: list[float] = []
+    scores("--metrics", "rmse")
+    found, errors = scores(masks="body"), list[float]()
+    assert "| MAE HU ↓ | PSNR ↑ | SSIM ↑ |" in capsys.readouterr().out
     for name in ("a", "ward/b"):
         error = np.abs(read(f"ev/{name}.nii.gz").astype(float) - read(f"ct/{name}.nii.gz"))
-        of_all.append(error.mean())
-        of_bodies.append(error[read(f"body/{name}.nii.gz") != 0].mean())
-    assert whole["mae"] == pytest.approx(np.mean(of_all), rel=1e-6)
-    assert masked["mae"] == pytest.approx(np.mean(of_bodies), rel=1e-6)
+        errors.append(error[read(f"body/{name}.nii.gz") != 0].mean())
+    assert found["mae"] == pytest.approx(np.mean(errors), rel=1e-6)
 
 
 def test_pixels_without_a_value_do_not_count():
@@ -240,8 +221,6 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             run("folder", "mr", "c.pt", "out", *flags)
-    with pytest.raises(ValueError, match=r"ct/.*a.nii.gz would replace another picture"):
-        run("paired", "mr,ct", "c.pt", "ct", "--overwrite")
     shutil.rmtree("body/ward")
     with pytest.raises(ValueError, match=r"b.nii.gz has no mask in body"):
         scores(masks="body")
@@ -265,51 +244,26 @@ def test_values_that_are_not_finite(capsys: pytest.CaptureFixture[str]):
         scores("--metrics", "mae")
 
 
-# Results and their manifest
-
-
-def test_kinds_are_those_of_calls_and_distributions():
-    sampler = BridgeSampler(tiny_unet(), ABridge(num_steps=50), "sde-dpm2m", 2)
-    sources = [*torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1]
-    seeds = [[3, 9, 5], [4, 1, 2]]
-    found = sampler.distribution(sources, 3, seeds)
-    results = make(sampler, sources, seeds, ["std", "mean"])
-    assert [list(each) for each in results] == [["std", "mean"]] * 2
-    samples = make(sampler, sources, [[9], [1]], batch_size=1)
-    for kind, expected in {"mean": found.mean, "std": found.std, "sample": sampler(sources, [9, 1])}.items():
-        for result, each in zip(samples if kind == "sample" else results, expected, strict=True):
-            torch.testing.assert_close(result[kind], each, rtol=0, atol=1e-5)
-
-
-def test_a_job_is_done_kind_by_kind(tmp_path: Path):
-    paths = {kind: tmp_path / f"{kind}.png" for kind in ("mean", "std")}
-    job = Job(0, (1, 2), paths)
-    assert (job.path, missing([job])) == (paths["mean"], [job])
-    paths["mean"].touch()
-    assert missing([job]) == [Job(0, (1, 2), {"std": paths["std"]})]
+def test_maps_are_those_of_distributions():
+    sampler, seeds = BridgeSampler(tiny_unet(), ABridge(num_steps=50), "sde-dpm2m", 2), [[3, 9, 5], [4, 1, 2]]
+    sources = [*torch.rand(2, 3, 16, 16) * 2 - 1]
+    samples, results = sampler.distribution(sources, 3, seeds), make(sampler, sources, seeds, ["std", "mean"])
+    for found, mean, std in zip(results, samples.mean, samples.std, strict=True):
+        torch.testing.assert_close(found, {"std": std, "mean": mean}, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("further", [False, True])
-def test_results_of_other_settings_are_refused(further: bool, tmp_path: Path):
-    """Or without settings; of results that may become more, those that no settings name."""
+def test_results_that_no_settings_name_are_refused(further: bool, tmp_path: Path):
+    """Where there are no settings or, of results that may become more, where these name others."""
     folder = tmp_path / "out"
-    Record(folder, {"seed": 0}, ["a.png"], False, further).close()
-    assert not folder.exists()  # no result was made
-    record = Record(folder, {"seed": 0}, ["a.png"], False, further)
-    (folder / "a.png").touch()
-    record.close()
-    for names, existing in ((["b.png"], set()), (["a.png", "b.png"], {"a.png"})):  # a stays known
-        assert Record(folder, {"seed": 0}, names, False, further).existing == existing
-    with pytest.raises(ValueError, match=r"results of other settings \(seed 0, now 1\)"):
-        Record(folder, {"seed": 1}, ["b.png"], False, further)
+    folder.mkdir()
     (folder / "c.png").touch()
-    if further:
-        with pytest.raises(ValueError, match=r"c\.png exists, but no .*settings\.json says what made it"):
-            Record(folder, {"seed": 0}, ["c.png"], False, further)
-    record = Record(folder, {"seed": 1}, ["b.png", "c.png"], True, further)
-    assert (record.existing, (folder / "c.png").exists(), (folder / "a.png").exists()) == (set(), False, True)
-    content = json.loads((folder / "settings.json").read_text())
-    assert content == {"settings": {"seed": 1}, **({"results": ["b.png", "c.png"]} if further else {})}
-    (folder / "settings.json").unlink()
-    with pytest.raises(ValueError, match=r"a\.png exists, but no .*settings\.json says what made it"):
-        Record(folder, {"seed": 1}, ["a.png"], False, further)
+    message = r"c\.png exists, but no .*settings\.json says what made it"
+    with pytest.raises(ValueError, match=message):
+        Record(folder, {"seed": 0}, ["c.png"], False, further)
+    Record(folder, {"seed": 0}, ["a.png"], False, further)
+    (folder / "a.png").touch()
+    with pytest.raises(ValueError, match=message) if further else nullcontext():
+        Record(folder, {"seed": 0}, ["c.png"], False, further)
+    Record(folder, {"seed": 0}, ["b.png"], False, further)
+    assert Record(folder, {"seed": 0}, ["a.png", "b.png"], False, further).existing == {"a.png"}  # which stays known
