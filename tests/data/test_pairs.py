@@ -14,7 +14,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.examples import collate
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
@@ -83,14 +82,6 @@ def test_resizing_is_pillows_bilinear_filter(channels: int, tmp_path: Path) -> N
     stored = Image.fromarray(np.load(tmp_path / "A/1.npy")[0].astype(np.float32))
     wanted = np.asarray(stored.resize((12, 10), Image.Resampling.BILINEAR)) / 2000 - 1
     np.testing.assert_allclose(found[0], wanted, atol=1e-5)
-
-
-def test_a_batch_is_of_one_size(tmp_path: Path) -> None:
-    for name, side in (("a", 5), ("b", 6)):
-        save(tmp_path / f"{name}.png", pixels(0, side, side))
-    pairs = load(f"{tmp_path},{tmp_path}")
-    with pytest.raises(ValueError, match=r"source of b is \(3, 6, 6\), and that of a \(3, 5, 5\).*--crop"):
-        collate([pairs.read(0), pairs.read(1)])
 
 
 @given(seed=st.integers(0, 2**32), crops=st.integers(1, 3), cut=st.integers(0, 15))
