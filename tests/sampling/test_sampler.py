@@ -142,6 +142,8 @@ def test_a_table_and_a_function_are_solvers():
         assert sampler(SOURCE, seed=0).equal(expected)
         assert sampler_of(steps=4)(SOURCE, seed=0, solver=solver).equal(expected)
     assert len(list(usual.stream(SOURCE, 0, solver=mine, steps=2))) == 2
+    assert [step.t for step in usual.stream(SOURCE, 0, timesteps=[1000, 300, 4])] == [1000, 300, 4]
+    assert usual(SOURCE, seed=0).equal(expected), "a call changed the sampler"
     assert sampler_of(mine, None).defaults == solvers.Defaults()  # a file cannot hold it
 
 
@@ -175,21 +177,6 @@ def test_from_checkpoint(tmp_path: Path):
             BridgeSampler.from_checkpoint(tmp_path / "c.pt", **{name: value})
     with pytest.raises(TypeError, match="stepz"):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt", stepz=3)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"steps": 5}, {"solver": "sde-dpm2m"}, {"solver": "ddim", "steps": 2}, {"timesteps": [1000, 300, 4]}],
-    ids=str,
-)
-def test_solver_and_steps_at_a_call(settings: dict[str, Any]):
-    sampler = sampler_of("dpm2m", dtype="bf16")
-    own = sampler(SOURCE, seed=0)
-    steps = 3 if settings.keys() == {"solver"} else None
-    other = sampler_of(**{"solver": "dpm2m", "steps": steps, "dtype": "bf16", **settings})
-    assert torch.equal(sampler(SOURCE, seed=0, **settings), other(SOURCE, seed=0))
-    assert [s.t for s in sampler.stream(SOURCE, seed=0, **settings)] == other.table.timesteps.tolist()
-    assert torch.equal(sampler(SOURCE, seed=0), own), "a call changed the sampler"
 
 
 GOOD = torch.full((2, 3, 8, 8), -0.5)
