@@ -219,10 +219,6 @@ def levels(bridge: Bridge, steps: int | None, least: float = 40, most: float = 4
     return skips.coarse(bridge, steps) if few else skips.karras(bridge, steps)
 
 
-def _midpoint_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
-    return levels(bridge, steps) if bridge.deterministic else skips.midpoint(bridge, steps)
-
-
 def _posterior_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
     original = isinstance(bridge, BrownianBridge) and bridge.schedule != "exact"
     return skips.bbdm(bridge, steps) if original else skips.uniform(bridge, steps)
@@ -295,7 +291,9 @@ def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
 
 register("dpm2m", levels)(partial(family, noise=NONE, first=ALL, multistep=True))
 register("sde-dpm2m", levels)(partial(family, noise=POSTERIOR, multistep=True))
-register("midpoint", _midpoint_times)(partial(family, noise=NONE, first=ALL, midpoint=True))
+register("midpoint", lambda bridge, steps: (levels if bridge.deterministic else skips.midpoint)(bridge, steps))(
+    partial(family, noise=NONE, first=ALL, midpoint=True)
+)
 register("ddim", levels)(partial(family, noise=NONE, first=ALL))
 register("posterior", _posterior_times)(partial(family, noise=POSTERIOR))
 register("fast", _fast_times)(partial(family, noise=HALF, first=HALF))

@@ -25,7 +25,6 @@ from bbdm.base import optional
 from bbdm.base.settings import check, choices_of, flag_fields, without_none
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
-INTERRUPTION = "the same command makes what is missing"
 TERMINATED = 143  # and for SIGTERM
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
@@ -222,7 +221,7 @@ def run(main: Callable[[], None]) -> None:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         main()
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted: {error if error.args else INTERRUPTION}", file=sys.stderr)
+        print(f"\ninterrupted: {error if error.args else 'the same command makes what is missing'}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)

@@ -70,14 +70,6 @@ def without_none(kind: Any) -> Any:
     return members[0] if get_origin(kind) in (Union, UnionType) and len(members) == 1 else kind
 
 
-def check_least(settings: Any, least: float, *names: str) -> None:
-    """Raise ValueError where a field is below its least value or NaN; None passes."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def check(settings: Any) -> None:
     """Raise ValueError where a field is below its least value, or is none of its choices.
 
@@ -92,8 +84,9 @@ def check(settings: Any) -> None:
                 raise ValueError(f"{each.name} must be one of {tuple(choices)}, got {one!r}")
         if kind is Path and isinstance(value, str):
             object.__setattr__(settings, each.name, Path(value))
-        if (least := each.metadata.get("least")) is not None:
-            check_least(settings, least, each.name)
+        least = each.metadata.get("least")
+        if least is not None and value is not None and not value >= least:  # NaN too
+            raise ValueError(f"{each.name} must be at least {least}, got {value}")
 
 
 def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:

@@ -74,11 +74,6 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's netwo
 OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 
-def read_shares(text: str) -> dict[str, float]:
-    """Shares by name, from ``NAME:SHARE`` with commas, such as ``style:0.1,text:0.2``; else a ValueError."""
-    return {name: float(share) for name, share in read_named(text, "it is written as NAME:SHARE", ":").items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingCommand, DataConfig, UnpairedConfig):
     """Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
@@ -116,7 +111,10 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         None, "how the network sees the source; the preset's if unset", group="network"
     )
     drop: dict[str, float] | None = setting(
-        None, "NAME:SHARE with commas: examples that lack the condition", parse=read_shares, group="network"
+        None,
+        "NAME:SHARE with commas: examples that lack the condition",
+        parse=lambda text: {k: float(v) for k, v in read_named(text, "it is written as NAME:SHARE", ":").items()},
+        group="network",
     )
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
     init_from: Path | None = setting(None, "begin with the weights of this checkpoint", group="network")

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bbdm.base.settings import check_least
 from bbdm.networks.arrays import check_images
 from bbdm.networks.base import state_hash
 from bbdm.networks.config import check_integers
@@ -76,20 +75,11 @@ class Tiling:
 
     Args:
         side: of a tile in pixels, rounded down to a multiple of the codec's stride.
-        overlap: of neighbouring tiles in pixels, rounded up to a multiple of the stride.
-
-    Raises:
-        ValueError: a value is below its least, or ``overlap`` is more than half of ``side``.
+        overlap: of neighbouring tiles in pixels, a multiple of the stride; at most half of ``side`` is taken.
     """
 
     side: int = 512
     overlap: int = 128
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "side")
-        check_least(self, 0, "overlap")
-        if 2 * self.overlap > self.side:
-            raise ValueError(f"overlap must be at most half of side={self.side}, got {self.overlap}")
 
     def map(self, function: Function, batch: torch.Tensor, channels: int, cell: int, stride: int) -> torch.Tensor:
         """The results of a function for a batch, which it gets in parts.

@@ -128,8 +128,7 @@ def with_short_errors(batches: Iterable[Any]) -> Iterator[Any]:
     except (OSError, ValueError) as error:
         kind, line = type(error), str(error).strip().split("\n")[-1]
         reason = line.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
-        raised = BadPicturesError if kind is BadPicturesError else ValueError
-    raise raised(reason)  # not from the error: its traceback would keep the workers alive
+    raise BadPicturesError(reason)  # not from the error: its traceback would keep the workers alive
 
 
 def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[int, str]:

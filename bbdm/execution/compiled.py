@@ -11,23 +11,48 @@ import os
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch._C._dynamo.eval_frame import reset_code
 
 from bbdm.base.atomic import file_sha256, short, write_atomically
-from bbdm.base.recent import Recent
 from bbdm.execution.device import machine_of
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Conditions, Network, find_dtype, state_hash
 
 SHAPES_KEPT = 8  # of compiled networks and captured graphs
 Tensors = list[torch.Tensor]
+Value = TypeVar("Value")
 Captured = tuple[torch.cuda.CUDAGraph, Tensors, torch.Tensor, Any]
+
+
+class Recent(Generic[Value]):
+    """The values used last, at most ``SHAPES_KEPT``, each made once, under a lock."""
+
+    def __init__(self, make: Callable[..., Value]) -> None:
+        self._make = make
+        self._values: OrderedDict[Any, Value] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def values(self) -> list[Value]:
+        """The values that are kept."""
+        with self.lock:
+            return list(self._values.values())
+
+    def get(self, key: Any, *args: Any) -> Value:
+        """The value of a key, made from ``args`` where the cache lacks it."""
+        with self.lock:
+            if key not in self._values:
+                self._values[key] = self._make(*args)
+            self._values.move_to_end(key)
+            while len(self._values) > SHAPES_KEPT:
+                self._values.popitem(last=False)
+            return self._values[key]
 
 
 class Compiled:
@@ -39,7 +64,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
         self.function, self.device = function, device
-        self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile, SHAPES_KEPT)
+        self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile)
 
     def __call__(self, x: torch.Tensor, /, *others: Any) -> torch.Tensor:
         """The function's result."""
@@ -85,7 +110,7 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: Recent[Captured] = Recent(self._capture, SHAPES_KEPT)
+        self._captured: Recent[Captured] = Recent(self._capture)
         self._done = torch.cuda.Event()
 
     def __call__(

@@ -1,16 +1,10 @@
 """The command ``python -m bbdm.runtime``; see :mod:`bbdm.runtime.command`."""
 
 import sys
+from importlib import import_module
 
 from bbdm.base import scripts
 
-
-def main() -> None:
-    """Run the command; the import says what is not installed."""
-    from bbdm.runtime.command import Runtime
-
-    Runtime.main(scripts.import_modules(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    scripts.run(main)
+if __name__ == "__main__":  # the import, too, says what is not installed
+    command = "bbdm.runtime.command"
+    scripts.run(lambda: import_module(command).Runtime.main(scripts.import_modules(sys.argv[1:])))

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -18,7 +19,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm import solvers
-from bbdm.base.recent import Recent
 from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
@@ -73,7 +73,7 @@ class Sampler(Loop, Generic[Array]):
         self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
         self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
-        self._plans = Recent(self._make_plan, KEPT)
+        self._plans = lru_cache(KEPT)(self._make_plan)
         self._own = self._make_plan(solver, steps, self._settings.timesteps)
 
     def towards(self, direction: Direction) -> Self:
@@ -237,8 +237,7 @@ class Sampler(Loop, Generic[Array]):
             return self._own
         if steps is timesteps is None and solver != "mean" and not isinstance(solver, StepTable):
             steps, timesteps = own.steps, None if callable(solver) else own.timesteps
-        key: Any = solver or own.solver, steps, timesteps
-        return self._plans.get(key, *key, self._own)
+        return self._plans(solver or own.solver, steps, timesteps, self._own)
 
     def _make_plan(
         self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps, own: Plan | None = None

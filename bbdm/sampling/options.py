@@ -21,11 +21,6 @@ Timesteps = str | Iterable[float] | None
 Window = Size | Literal["auto"] | None
 
 
-def read_window(text: str) -> Any:
-    """The option ``window`` from text: the size of windows, ``auto``, or ``none`` for None."""
-    return text if text == "auto" else None if text == "none" else read_size(text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GuidanceOptions:
     """On which windows of larger pictures a network is called, and how its predictions are guided.
@@ -47,7 +42,7 @@ class GuidanceOptions:
         "auto",
         "side, HxW or DxHxW, of the windows of larger pictures that the network is called on; auto: the size of "
         "training crops, if any; none: whole pictures",
-        parse=read_window,
+        parse=lambda text: text if text == "auto" else None if text == "none" else read_size(text),
     )
     overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
     margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing")

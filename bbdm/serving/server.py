@@ -41,7 +41,6 @@ from bbdm.serving.config import Serve
 
 log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
-FAILED = "the picture could not be translated"
 AT_THE_FRONT = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
 FLUSH_SECONDS = 1.0  # for the last responses to pass the proxy
 Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
@@ -103,7 +102,7 @@ def translate_together(sampler: Any, items: list[tuple[Pixels, Query]], **settin
             answers |= dict.fromkeys(indices, (422, str(error)))
         except Exception:  # such as a lack of memory for pictures of this size
             log.exception("%d pictures could not be translated", len(indices))
-            answers |= dict.fromkeys(indices, (500, FAILED))
+            answers |= dict.fromkeys(indices, (500, "the picture could not be translated"))
     return [answers[index] for index in range(len(items))]
 
 

@@ -22,11 +22,6 @@ MAPS = ("mean", "std", "low", "high")
 SizeSetting = Size | Literal["train", "fit", "keep"]
 
 
-def read_size_setting(text: str) -> Any:
-    """A size from text, or the name of a way to choose one."""
-    return text if text in ("train", "fit", "keep") else read_size(text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FileConfig:
     """What a trained network's file leaves out."""
@@ -117,7 +112,7 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
         "keep: as they are. Without targets, with windows keep, for the data set 'folder' fit; else train, if unset",
         "--size",
-        parse=read_size_setting,
+        parse=lambda text: text if text in ("train", "fit", "keep") else read_size(text),
         group="data",
     )
     batch_size: int = setting(64, "results in a batch, or windows in a network call", "-b", least=1)

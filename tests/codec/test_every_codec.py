@@ -269,8 +269,6 @@ IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
     (lambda: wrapped(stride=1.5), r"stride must be of integers, got 1\.5"),
     (lambda: own_codec(stride=4).latents(IMAGE), r"\(3, 16, 24\) must become \(5, 4, 6\) values, got \(5, 8, 12\)"),
     (lambda: own_codec(image_channels=4).image(torch.zeros(1, 5, 2, 2)), r"must become \(4, 4, 4\) values, got"),
-    (lambda: Tiling(side=0), "side must be at least 1, got 0"),
-    (lambda: (Tiling(side=64, overlap=32), Tiling(side=64, overlap=33)), "at most half of side=64, got 33"),
     (lambda: LatentStatistics.of([]), "at least one batch"),
     (lambda: LatentStatistics.of([(ONES, ONES)]), "source_std must be finite and positive"),
     (lambda: statistics(std=(NAN,)), "source_std must be finite"),

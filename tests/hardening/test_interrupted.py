@@ -189,10 +189,9 @@ def test_a_picture_that_cannot_be_read(place: Path, undisturbed: Undisturbed, tm
 def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
     argv = SCRIPTS["train"].argv(place, tmp_path)
-    command, variables = [*ALONE, "tests.training.tiny_train", *argv, "--quiet"], {**os.environ, "PAUSE": "0.5"}
-    with subprocess.Popen(
-        [*command, "--workers", "2"], cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    command = [*ALONE, "tests.training.tiny_train", *argv, "--quiet", "--workers", "2"]
+    settings: Any = {"env": {**os.environ, "PAUSE": "0.5", "LEVELS": "1"}, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **settings) as process:
         wait_until((tmp_path / "model.run" / "step_00000005.pt").exists, "step 5")
         os.killpg(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
@@ -206,7 +205,7 @@ def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_p
 @pytest.mark.nightly
 def test_an_error_ends_the_process_and_its_readers(place: Path, tmp_path: Path) -> None:
     argv = SCRIPTS["train"].argv(place, tmp_path)
-    done = run([*ALONE, "tests.training.tiny_train", *argv, "--workers", "1"], FAIL="0,4")
+    done = run([*ALONE, "tests.training.tiny_train", *argv, "--workers", "1"], FAIL="0,4", LEVELS="1")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "RuntimeError: of a test")
 
 

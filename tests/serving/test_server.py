@@ -23,7 +23,7 @@ from tests.serving.conftest import GOOD, HOSTILE, encoded, png_of, same
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of Ray, when it is imported
     from bbdm.serving import server
-    from bbdm.serving.server import FAILED, Query, decode, facts, translate_together
+    from bbdm.serving.server import Query, decode, facts, translate_together
 
 FACTS = {"solver": "dpm2m", "steps": {"dpm2m": 10, "fast": 199, "mean": 1}, "max_steps": 20, "max_bytes": 4096}
 
@@ -100,7 +100,10 @@ def test_pictures_that_are_translated_alike_are_a_batch(caplog: pytest.LogCaptur
     outputs = translate_together(sampler, items)
     assert batches == [[0, 4], [1, 5], [2, 6], [3, 7]]
     for i, (output, (pixels, _)) in enumerate(zip(outputs, items, strict=True)):
-        assert output == ((200, output[1]), (200, output[1]), (500, FAILED), (422, "why"))[i % 4]
+        assert (
+            output
+            == ((200, output[1]), (200, output[1]), (500, "the picture could not be translated"), (422, "why"))[i % 4]
+        )
         assert i % 4 > 1 or output[1] is pixels
     assert "CUDA out of memory" in caplog.text
 

@@ -33,7 +33,7 @@ def pairs_of(seed: int) -> Example:
 
 
 @pytest.mark.parametrize("config", [{"calls": 1, "results": 3}, {}, {"calls": 4}], ids=str)
-def test_loss_is_the_energy_score_of_what_the_sampler_makes(config: dict[str, int]):
+def test_loss_is_the_energy_score_of_what_the_sampler_makes(config: dict[str, Any]):
     """The sampler with the same noise makes the same pictures, whose score is written out here.
 
     Results of a pair have noise of their own and no other: so a batch in parts, or on several processes, has

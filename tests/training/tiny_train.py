@@ -2,7 +2,8 @@
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
 SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer. COMMAND is another
-subcommand. SLOW=RANK delays a process after the first one has looked at a folder."""
+subcommand, and LEVELS=1 takes a network of one level. SLOW=RANK delays a process after the first one has
+looked at a folder."""
 
 import os
 import signal
@@ -23,7 +24,8 @@ from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 def set_up() -> None:
     torch.set_num_threads(1)
-    networks.UNETS["demo"] = networks.UNetConfig(condition_channels=3, **TINY)
+    levels = {"channel_mult": (1, 2)[: int(os.environ.get("LEVELS", "2"))]}
+    networks.UNETS["demo"] = networks.UNetConfig(condition_channels=3, **{**TINY, **levels})
     networks.VQGANS["demo"] = networks.VQGANConfig(**TINY_VQGAN)
 
 
