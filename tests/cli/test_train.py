@@ -125,6 +125,18 @@ def test_the_network_of_a_preset(preset: str, source_as: Any, channels: tuple[in
         train.build_network(preset, 3, 1, "none")
 
 
+def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        train.Train.parse(["--help", "--preset", "demo"])
+    lines = capsys.readouterr().out.splitlines()
+    screen = " ".join(lines[:24])
+    first = "DATASET DATA_DIR OUTPUT_MODEL --preset --epochs --batch_size --image_size --crop --device --ckpt_path"
+    assert all(word in screen for word in f"{first} --source_values --target_values --overwrite resumes".split())
+    assert "(default: 50)" in screen  # of the preset
+    assert "training:" in lines[24:]
+
+
 def test_a_terminal_shows_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, terminal, shows in (([], 0, 0), ([], 1, 1), (["--show_verbose"], 0, 1), (["--quiet"], 1, 0)):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: bool(terminal))

@@ -228,7 +228,6 @@ for path in sys.argv[1:]:
     assert grown < 400_000, (path, grown)"""
 
 
-@pytest.mark.nightly  # in a process of its own; damaged files of all kinds are read daily
 def test_small_files_take_little_memory(tmp_path: Path):
     """In a process of its own, which may grow by 400 MB; each file would take more."""
     paths = [tmp_path / f"{i}.pt" for i in range(len(SMALL))]
