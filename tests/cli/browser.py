@@ -19,13 +19,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from examples.web import tables
 from tests.conftest import ROOT
-from tests.onnx.exports import checkpoint, export
 
 WEB = ROOT / "examples" / "web"
 PATIENCE = 120  # seconds: the machine may be busy
-
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -50,20 +47,12 @@ def chromium(folder: Path, log: str, *flags: str) -> Any:
     return driver
 
 
-def export_tiny(folder: Path) -> Path:
-    """An export of a tiny network, version 3 of bridge.json, with other tables beside it."""
-    export(checkpoint(folder / "tiny.pt"), folder / "onnx", "--solver", "sde-dpm2m", "--steps", "4")
-    tables.main([str(folder / "onnx")])
-    return folder / "onnx"
-
-
 class Site:
     """A server of the built page with exports beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: list[str] = []  # the paths of requests
-        self.cut: dict[str, int] = {}  # how many bytes of a file, by its path, are sent before the connection ends
         self.sent = 0  # bytes
         site = self
 
@@ -71,14 +60,8 @@ class Site:
             def log_message(self, format: str, *args: Any) -> None:
                 site.asked.append(self.path.split("?")[0])
 
-            def end_headers(self) -> None:
-                self.send_header("Vary", "Origin")  # as many hosts, and `npm run preview`
-                super().end_headers()
-
             def copyfile(self, source: Any, outputfile: Any) -> None:
-                content = source.read(site.cut.get(self.path.split("?")[0], -1))
-                outputfile.write(content)
-                site.sent += len(content)
+                site.sent += outputfile.write(source.read())
 
         handler = functools.partial(Handler, directory=str(folder))
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -102,10 +85,6 @@ class Page:
         """Opens the page; what it begins with is finished then."""
         self.driver.get(self.site.address + query)
         return self.until("Ready", "Done")
-
-    def begin_with(self, script: str) -> None:
-        """Run a script before those of pages that are opened."""
-        self.command("Page.addScriptToEvaluateOnNewDocument", {"source": script})
 
     def show(self, tab: str) -> Page:
         self.tab = tab

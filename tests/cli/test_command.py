@@ -66,7 +66,6 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         (["--version"], 0, f"bbdm {__version__}\n"),
         ([], 2, "error: the following arguments are required: COMMAND; --help lists the flags\n"),
         (["trin"], 2, "error: argument COMMAND: invalid choice: 'trin' (choose from"),
-        (["train", "--preset", "demos"], 2, "error: argument --preset: invalid choice: 'demos' (choose from"),
         (["translate", "folder", "nowhere", "nothing.pt"], 1, "error: there is no checkpoint nothing.pt\n"),
     ],
 )
@@ -134,40 +133,23 @@ def test_info_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert known.items() <= {line[2:16].strip(): line[16:] for line in lines}.items()
 
 
-def test_info_of_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Of another program, whose flags are needed, and of what is no checkpoint."""
+def test_info_of_another_programs_file_needs_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.save(UNet(3, 3, model_channels=64, channel_mult=(1,), num_res_blocks=1).state_dict(), tmp_path / "a.pth")
-    save_vqgan(tmp_path / "v.pt", tiny_vqgan())
     with pytest.warns(UserWarning, match="assumed"):
         Info.main([str(tmp_path / "a.pth"), "-t", "50", "-l", "3"])
     assert "num_steps=50, c_lambda=3.0" in capsys.readouterr().out
-    for name, error, message in (
-        ("a.pth", IncompleteFileError, "time_steps|num_steps"),
-        ("v.pt", ValueError, "not a checkpoint"),
-        (".", ValueError, "is a folder, and a checkpoint is a file"),
-    ):
-        with pytest.raises(error, match=message):
-            Info.main([str(tmp_path / name)])
+    with pytest.raises(IncompleteFileError, match=r"time_steps|num_steps"):
+        Info.main([str(tmp_path / "a.pth")])
 
 
 MODULE = """
-from dataclasses import dataclass
-import numpy as np
 import torch
-from bbdm import bridges, networks, solvers
-from bbdm.bridges import Bridge, Marginal
+from bbdm import ABridge, bridges, networks, solvers
 from bbdm.evaluation.metrics import METRICS, Metric
 
 @bridges.register("late")
-@dataclass(frozen=True)
-class LateBridge(Bridge):
-    num_steps: int = 1000
-    scale: float = 1.0
-    objective: str = "residual"
-
-    def marginal(self, t):
-        m = np.asarray(t, dtype=np.float64) / self.num_steps
-        return Marginal(1 - m, m, self.scale * m * np.sqrt(1 - m))
+class LateBridge(ABridge):
+    pass
 
 @solvers.register("halves")
 def halves(bridge, steps):
@@ -225,7 +207,6 @@ def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str], im
     for given, message in (
         (words, "--solver: invalid choice: 'halves'"),
         (["--import", "no_such_module", "info", "x"], "error: No module named 'no_such_module'"),
-        (["--import"], "expected one argument"),
     ):
         with pytest.raises(SystemExit) as end:
             cli.main(given)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import bbdm
-from bbdm import cli
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import translate
 from bbdm.cli.training import Distill
@@ -47,14 +46,17 @@ def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes():
     assert (settings["solver"], settings["nfe"]) == ("consistency", 2)
     with pytest.raises(ValueError, match=r"was trained with calls 2, now 1.* or overwrite this run"):
         Distill.main(words(*flags, "--calls", 1))
+    bbdm.save_checkpoint("sizeless.pt", tiny_unet(condition_channels=3), BRIDGE)
+    with pytest.raises(ValueError, match="give image_size"):
+        Distill.main(words(teacher="sizeless.pt"))
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("flags", [[], ["--compile"]], ids=["eager", "compiled"])
 def test_two_processes_are_one(flags: list[str], world: Path):
     made: list[dict[str, torch.Tensor]] = []
+    where = {"teacher": str(world / "teacher.pt"), "data": str(world / "data")}
     for name, start in {"one": ALONE, "two": TORCHRUN}.items():
-        where = {"teacher": str(world / "teacher.pt"), "data": str(world / "data")}
         given = words("--experiment", world / name, "--precision", "fp32", *flags, **where)
         given[2] = str(world / "student.pt")
         done = run([*start, "examples.distill", *given])
@@ -62,16 +64,3 @@ def test_two_processes_are_one(flags: list[str], world: Path):
         made.append(bbdm.load_checkpoint("student.pt").build_unet().state_dict())
     for key, value in made[0].items():
         torch.testing.assert_close(made[1][key], value, rtol=0, atol=1e-6)
-
-
-def test_what_is_refused(capsys: pytest.CaptureFixture[str]):
-    """A student's loss is the energy score, and none can be chosen."""
-    bbdm.save_checkpoint("sizeless.pt", tiny_unet(condition_channels=3), BRIDGE)
-    for arguments, message in (
-        (words("--loss", "l2"), "unrecognized arguments: --loss"),
-        (words(teacher="sizeless.pt"), "give image_size"),
-        (words(data="none"), "no folder"),
-    ):
-        with pytest.raises(SystemExit) as error:
-            cli.run("distill", arguments)
-        assert message in f"{capsys.readouterr().err}{error.value}"

@@ -68,33 +68,14 @@ def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[
     assert "| diversity ↑ | CRPS ↓ |" in capsys.readouterr().out
 
 
-def test_an_interrupted_evaluation_resumes(count: list[int], monkeypatch: pytest.MonkeyPatch):
-    whole = run()
-    for name in (*(f"{name}.png" for name in NAMES), "settings.json"):
-        Path("results", name).unlink()
-    counted = BridgeSampler.__call__
-
-    def interrupted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
-        if len(count) == 3:
-            raise KeyboardInterrupt
-        return counted(self, *args, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BridgeSampler, "__call__", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    assert sorted(path.name for path in Path("results").glob("*.png")) == ["04.png", "05.png"]
-    assert run()["scores"] == whole["scores"]
-    assert run()["seconds_per_picture"] is None  # of this run
-    assert count == [2, 1, 2, 1]
-
-
-def test_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
+def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
     """A copy of all files is the same data; one other picture of the same name makes other data."""
-    run()
+    whole = run()
     shutil.copytree("data", "copy")
-    run(data="copy")
-    assert count == [2, 1]
+    Path("results/06.png").unlink()
+    assert run(data="copy")["scores"] == whole["scores"]
+    assert run()["seconds_per_picture"] is None  # of this run
+    assert count == [2, 1, 1]
     for words, difference in (
         (["--steps", "2"], "nfe 3, now 2, timesteps"),
         (["--dtype", "bf16", "-r", "2"], r"num_samples 1, now 2, dtype float32, now bfloat16\)"),
@@ -119,9 +100,7 @@ def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
     """It is checked before it starts, and kept when it ended."""
     flags = ["edge2shoes", "data", "c.pt", "sweep", "-b", "2", "--metrics", "psnr", "ssim", "--sweep"]
     for words, message in (
-        (["dpm2m:5", "euler:5"], "solver must be one of"),
         (["dpm2m:5,x"], "sweep .* got 'dpm2m:5,x'"),
-        (["dpm2m:"], "sweep .* got 'dpm2m:'"),
         (["ancestral:7"], "takes every time"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -141,28 +120,9 @@ def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
     assert count == []
 
 
-def test_volumes_without_bone_have_no_dice(capsys: pytest.CaptureFixture[str]):
-    """Nor has their mean; in the table, None is a dash."""
-    random = np.random.default_rng(0)
-    for folder, low, high in (("mr", 0, 4096), ("ct", -1024, 0)):
-        Path(folder).mkdir()
-        for name in "ab":
-            np.save(f"{folder}/{name}.npy", random.integers(low, high, (1, 4, 16, 16)).astype(np.int16))
-    kind = Spec(source=Values(0, 4095, dtype="int16"), target=Values(-1024, 3071, "HU", "int16"), slices="axial")
-    save_checkpoint("c.pt", tiny_unet(in_channels=1, out_channels=1), ABridge(num_steps=100), pictures=kind)
-
-    words = ["paired", "mr,ct", "c.pt", "out", "--solver", "mean", "--dice_above", "9000", "--metrics", "mae", "dice"]
-    eval_script.main(words)
-    report = json.loads(Path("out/scores.json").read_text())
-    assert (report["scores"]["dice"], report["by_patient"]["dice"]) == (None, {"a": None, "b": None})
-    out = capsys.readouterr().out
-    assert f"| mean | 1 | 2 | {report['scores']['mae']:.5g} | - |" in out
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("edge2shoes data c.pt --metrics diversity", "diversity needs at least 2 results of each source, got 1"),
         ("folder data c.pt", "'folder' has no targets: degrade"),
         ("edge2shoes data c.pt --sweep ddim:2 --steps 3", "sweep names solvers"),
         ("edge2shoes data c.pt --size keep", "image_size keep"),
@@ -196,7 +156,10 @@ def calibrated() -> BridgeSampler:
     return BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
 
 
-def test_the_file_has_the_intervals_of_the_library(four: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_file_and_its_maps_have_the_intervals_of_the_library(
+    four: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Solver, steps and samples are those of the file."""
     made, sampler = calibrate("--seed", "5"), calibrated()
     pairs = load_pairs("edge2shoes", "data", "val", size=SIZE)
     wanted = Intervals.calibrate(sampler, pairs, 0.2, samples=3, bound="conformal", seed=5)
@@ -205,7 +168,17 @@ def test_the_file_has_the_intervals_of_the_library(four: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.startswith("4 pairs: ")
     with pytest.raises(ValueError, match=r"c.intervals.json exists already"):
         calibrate()
+    translate.main(MAPS)
+    for kind, end in zip(("low", "high"), wanted(sides("06")[0], seed=SAMPLES), strict=True):
+        assert np.array_equal(pixels(f"maps/06_{kind}.png"), np.asarray(end[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(BridgeSampler, "distribution", None)  # nothing is sampled before
+        with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
+            translate.main([*MAPS, "--overwrite", "--size", "8"])
     assert calibrate("--overwrite", "--alpha", "0.3")["alpha"] == 0.3
+    Path("c.intervals.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
+        translate.main([*MAPS, "--overwrite"])
 
 
 def test_pairs_that_were_in_training_are_refused(four: Path):
@@ -216,32 +189,13 @@ def test_pairs_that_were_in_training_are_refused(four: Path):
         calibrate()
 
 
-def test_maps_of_intervals(four: Path, monkeypatch: pytest.MonkeyPatch):
-    """Solver, steps and samples are those of the file."""
-    calibrate()
-    translate.main(MAPS)
-    found = Intervals.load("c.intervals.json", calibrated())
-    for kind, end in zip(("low", "high"), found(sides("06")[0], seed=SAMPLES), strict=True):
-        assert np.array_equal(pixels(f"maps/06_{kind}.png"), np.asarray(end[0]))
-    with monkeypatch.context() as patch:
-        patch.setattr(BridgeSampler, "distribution", None)  # nothing is sampled before
-        with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
-            translate.main([*MAPS, "--overwrite", "--size", "8"])
-    Path("c.intervals.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
-        translate.main([*MAPS, "--overwrite"])
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--solver dpm2m", "solver is dpm2m, and c.intervals.json was calibrated with solver sde-dpm2m: leave it out"),
-        ("--fast_sampling", "solver is fast, and .* solver sde-dpm2m"),
         ("--steps 3", "steps is 3, and .* steps 2"),
         ("-r 1", "num_samples is 1, and .* num_samples 3"),
         ("--window none", "window is None, and .* window 8"),
-        ("--overlap 0.25", "overlap is 0.25, and .* overlap 0.5"),
-        ("--guidance 1.5", "guidance is 1.5, and .* guidance None"),
     ],
 )
 def test_flags_that_contradict_intervals(four: Path, monkeypatch: pytest.MonkeyPatch, flags: str, message: str):

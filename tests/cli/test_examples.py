@@ -122,6 +122,5 @@ def test_tables_are_the_solvers_own(exported: Path, tmp_path: Path, words: str, 
 
 
 def test_other_words_are_refused(exported: Path):
-    for word, message in (("dpm2m", r"named SOLVER:CALLS,CALLS, got 'dpm2m'"), ("euler:3", "solver must be")):
-        with pytest.raises(ValueError, match=message):
-            tables.main([str(exported), word])
+    with pytest.raises(ValueError, match=r"named SOLVER:CALLS,CALLS, got 'dpm2m'"):
+        tables.main([str(exported), "dpm2m"])

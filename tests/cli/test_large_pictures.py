@@ -20,6 +20,7 @@ from bbdm.translation import large
 from tests.conftest import ROOT, tiny_unet
 
 HEIGHT, WIDTH, LITTLE = 46, 62, "600K"
+WORDS, FLAGS = ["folder", "own", "c.pt"], ["--steps", "2", "--window", "16", "--size", "keep"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +40,7 @@ def save(name: str = "a.png", **options: Any) -> None:
 
 def run(output: str, *flags: str) -> dict[str, Any]:
     """The settings of the results."""
-    translate.main(
-        ["folder", "own", "c.pt", output, "--steps", "2", "--window", "16", "--size", "keep", "-b", "4", *flags]
-    )
+    translate.main([*WORDS, output, *FLAGS, "-b", "4", *flags])
     assert not [*Path(output).glob(".*")]
     return json.loads(Path(output, "settings.json").read_text())["settings"]
 
@@ -91,9 +90,8 @@ def test_sigterm_leaves_nothing_of_a_picture(monkeypatch: pytest.MonkeyPatch, ca
         advance(self, calls)
 
     monkeypatch.setattr(LargePicture, "_advance", stop)
-    words = ["folder", "own", "c.pt", "out", "--steps", "2", "--window", "16", "--size", "keep", "--memory", LITTLE]
     with pytest.raises(SystemExit) as caught:
-        cli.run("translate", words)
+        cli.run("translate", [*WORDS, "out", *FLAGS, "--memory", LITTLE])
     assert caught.value.code == scripts.TERMINATED
     assert "stopped: SIGTERM came while a.png was made" in capsys.readouterr().err
     assert not Path("out").exists()
@@ -109,18 +107,14 @@ from bbdm.data import Pairs
 from bbdm.sampling.large import LargePicture
 from bbdm.sampling.options import GuidanceOptions
 path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
+class Net(nn.Conv2d):
     def forward(self, x, t, source):
-        return self.conv(x) + source
+        return super().forward(x) + source
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def make(side, name):
-    row = np.arange(side, dtype=np.uint8)
-    pictures.write(name + ".tif", np.broadcast_to(row, (3, side, side)))
-    sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
+    pictures.write(name + ".tif", np.broadcast_to(np.arange(side, dtype=np.uint8), (3, side, side)))
+    sampler = BridgeSampler(wrap(Net(3, 3, 1), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
     row = {"name": name, "source": Path(name + ".tif")}
     strips = Pairs([row]).reader.strips(row)
     windows = sampler.window_grid(GuidanceOptions(window=256), (side, side), 16)

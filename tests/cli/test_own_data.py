@@ -63,7 +63,7 @@ def expected() -> dict[str, dict[str, float]]:
     ids=["2.5-d", "3-d"],
 )
 def test_from_synthrads_folders_to_scores_by_patient(flags: str, learned: Any, metrics: list[str], capsys: Any) -> None:
-    """Scores are those of the definitions."""
+    """Scores are those of the definitions; volumes without bone have no Dice, nor has their mean."""
     small = ["-b", "2", "-e", "1", "--device", "cpu", "--precision", "fp32"]
     train.main([*PATIENTS, "OUT.pt", *flags.split(), *small, *VALUES])
     trained = load_checkpoint("OUT.pt")
@@ -73,10 +73,14 @@ def test_from_synthrads_folders_to_scores_by_patient(flags: str, learned: Any, m
     out = capsys.readouterr().out
     assert "-1024:3071:HU, stored as int16" in out
     assert "spacing       (3.0, 1.0, 1.0)" in out
-    eval_command.main([*PATIENTS, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
+    score = [*PATIENTS, "OUT.pt", "SCORES", "--steps", "2", "--metrics"]
+    eval_command.main([*score, *metrics])
     report, wanted = json.loads(Path("SCORES/scores.json").read_text()), expected()
     for metric, found in report["by_patient"].items():
         assert found == pytest.approx({name: wanted[name][metric] for name in found}, rel=1e-5)
         assert report["scores"][metric] == pytest.approx(np.mean([*found.values()]))
     assert [*report["by_patient"]] == metrics
-    assert f"| {report['scores']['mae']:.5g} |" in capsys.readouterr().out
+    eval_command.main([*score, "mae", "dice", "--dice_above", "9000"])
+    report = json.loads(Path("SCORES/scores.json").read_text())
+    assert (report["scores"]["dice"], report["by_patient"]["dice"]) == (None, dict.fromkeys(NEW))
+    assert f"| {report['scores']['mae']:.5g} | - |" in capsys.readouterr().out

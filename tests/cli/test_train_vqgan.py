@@ -1,9 +1,8 @@
 """`bbdm train-vqgan` and `convert-vqgan` as a user runs them, and a latent bridge after them."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +10,14 @@ import torch
 from PIL import Image
 
 from bbdm import cli, load_checkpoint, load_vqgan
-from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train, translate
 from bbdm.cli.files import ConvertVQGAN
 from bbdm.cli.training import TrainVQGAN
 from bbdm.codec import LatentStatistics
-from bbdm.data.examples import Example
 from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import NAME_HEIGHT
-from bbdm.training.trainer import Trainer
-from tests.conftest import SavePicture, load_pairs, same_weights
+from tests.conftest import SavePicture, same_weights
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 TINY_RUN = ["--preset", "demo", "--image_size", "16", "-b", "2", "--perceptual", "none"]  # below an adversary's patch
@@ -54,50 +50,19 @@ def fit_bridge(output: str, *flags: str) -> LatentStatistics:
     return codec.statistics
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("kind", ["vq", "kl"])
-def test_it_learns(kind: str, capsys: pytest.CaptureFixture[str]):
-    pairs = load_pairs("edge2shoes", "data", size=16)
-    x = torch.stack([side for i in range(len(pairs)) for side in pairs[i]])
-    errors, flags = [], ["--kind", kind, "--ema_decay", "0.9", "--overwrite", "--preview_every", "40"]
-    for epochs in ("1", "40"):
-        vqgan = fit("vqgan.pt", *flags, "-e", epochs)
-        errors.append((vqgan.decode(vqgan.encode(x)) - x).abs().mean())
-    assert errors[1] < 0.7 * errors[0]
-    assert Image.open("vqgan.run/epoch_0040.png").size == (4 * (16 + 2) + 2, 16 + 4 + NAME_HEIGHT)
-    assert "vqgan.pt: weights after epoch 40; losses and checkpoints: vqgan.run" in capsys.readouterr().out
-
-
-def test_the_same_command_resumes_after_sigterm(monkeypatch: pytest.MonkeyPatch):
-    """Bit for bit, at the third of the four steps."""
-    whole, original = fit("whole.pt", "-e", "2"), Trainer.train_step
-
-    def terminated(self: Trainer, batch: Example) -> float:
-        if self.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", terminated)
-        with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 3") as caught:
-            fit("parts.pt", "-e", "2")
-    assert caught.value.status == TERMINATED
-    assert same_weights(fit("parts.pt", "-e", "2"), whole)
-
-
 def test_grey_pictures_without_validation(capsys: pytest.CaptureFixture[str]):
     shutil.rmtree("data/val")
     assert fit("vqgan.pt", "--channels", "1", "--cache_images", "cache").config.image_channels == 1
     assert "without validation pairs, no validation loss, grids and best.pt" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 9"):
-        fit("other.pt", "-b", "9")
 
 
 @pytest.mark.parametrize("kind", [pytest.param("vq", marks=pytest.mark.nightly), "kl"])
-def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     """Normalised latents by statistics that are measured once, of what is trained on: mirrored pictures too,
     cached or not. The autoencoder is in the bridge's file."""
     assert (fit("vqgan.pt", "--kind", kind).config.num_codes == 0) == (kind == "kl")
+    assert "vqgan.pt: weights after epoch 1; losses and checkpoints: vqgan.run" in capsys.readouterr().out
+    assert Image.open("vqgan.run/epoch_0001.png").size == (4 * (16 + 2) + 2, 16 + 4 + NAME_HEIGHT)
     cache = fit_bridge("cache.pt", "-e", "1", "--flip", "--cache_latents", "latents")
     assert [*Path("latents").glob("*")]
     known = fit_bridge("model.pt", "-e", "1", "--flip")
@@ -128,7 +93,6 @@ def test_a_vqgan_of_latent_diffusion_is_converted_or_refused(capsys: pytest.Capt
         ("model.ckpt out.pth", r"ends in \.pt or \.safetensors, got .*out\.pth"),
         ("model.ckpt out.pt -c 1", r"model\.ckpt is for images of 3 channels, got in_channels 1"),
         ("cut.ckpt out.pt", r"missing: quant_conv\.bias"),
-        ("gone out.pt", "^error: there is no VQGAN gone$"),
     ):
         with pytest.raises(SystemExit, match=message):
             cli.run("convert-vqgan", words.split())

@@ -25,7 +25,7 @@ from bbdm.networks.windows import WindowGrid
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from examples.web import exports, tables
-from tests.cli.browser import WEB, export_tiny
+from tests.cli.browser import WEB
 from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, checkpoint, export, tiny_codec
 
@@ -96,9 +96,8 @@ def kinds() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not (NPM and (WEB / "node_modules").exists()), reason="needs npm, and npm ci in examples/web")
-def test_the_library_makes_the_pictures_of_python(bundled_export: Path, tmp_path: Path):
+def test_the_library_makes_the_pictures_of_python(exported: Path, bundled_export: Path, tmp_path: Path):
     """float32 within 1e-3, float16 within 2e-2: classes, guidance, padding, noise at the start, a codec."""
-    tiny = export_tiny(tmp_path)
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
     unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
     save_checkpoint(tmp_path / "style.pt", unet, BRIDGE)
@@ -106,12 +105,12 @@ def test_the_library_makes_the_pictures_of_python(bundled_export: Path, tmp_path
     cases = [
         case(style, 16, 16, classes={"style": 1}),
         case(style, 37, 18, window=(16, 24), classes={"style": 0}, guidance=3),
-        case(tiny, 13, 18),
-        case(tiny, 16, 16, "consistency", 2),
+        case(exported, 13, 18),
+        case(exported, 16, 16, "consistency", 2),
         case(latent, 16, 16),
         case(export(demo.WEIGHTS, tmp_path / "bundled", "--steps", "5"), 16, 16),
-        case(tiny, 16, 12, window=(16, 16)),  # no larger than a window
-        case(tiny, 37, 18, window=(16, 24)),
+        case(exported, 16, 12, window=(16, 16)),  # no larger than a window
+        case(exported, 37, 18, window=(16, 24)),
         case(latent, 30, 44, window=(16, 16)),
         case(bundled_export, 72, 16, "dpm2m", 3, within=2e-2, window=(64, 64)),
     ]

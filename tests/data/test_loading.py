@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError, Row
 from bbdm.data.spec import read_kinds
 from bbdm.pictures.values import Percentiles, Values
+from tests.conftest import ROOT, wait_until
 from tests.data.making import SIZE, damage, folders, load, located, pictures, pixels, save, valued
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 COUNT = 5
 
@@ -115,12 +114,8 @@ def test_workers_end_with_a_process_that_is_killed(start: str, pairs: Pairs, tmp
     (tmp_path / "script.py").write_text(READ_AND_DIE)
     command = [sys.executable, str(tmp_path / "script.py"), start, f"{tmp_path}/A,{tmp_path}/B"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
-    workers = done.stdout.split()
-    assert len(workers) == 2
-    end = time.monotonic() + 60
-    while any(map(alive, workers)):
-        assert time.monotonic() < end, "workers live on"
-        time.sleep(0.05)
+    first, second = done.stdout.split()
+    wait_until(lambda: not alive(first) and not alive(second), "workers end")
 
 
 class TestCheck:

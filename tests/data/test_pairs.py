@@ -14,12 +14,11 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from bbdm.data.degradations import DEGRADATIONS, Degradation
-from bbdm.data.examples import collate
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures import Geometry, Picture
-from bbdm.pictures.values import Percentiles, Values
+from bbdm.pictures.values import Values
 from tests.data.making import SIZE, Array, damage, folders, load, pictures, pixels, save, valued
 
 NOISE = pixels(0, 40, 56)
@@ -83,14 +82,6 @@ def test_resizing_is_pillows_bilinear_filter(channels: int, tmp_path: Path) -> N
     stored = Image.fromarray(np.load(tmp_path / "A/1.npy")[0].astype(np.float32))
     wanted = np.asarray(stored.resize((12, 10), Image.Resampling.BILINEAR)) / 2000 - 1
     np.testing.assert_allclose(found[0], wanted, atol=1e-5)
-
-
-def test_a_batch_is_of_one_size(tmp_path: Path) -> None:
-    for name, side in (("a", 5), ("b", 6)):
-        save(tmp_path / f"{name}.png", pixels(0, side, side))
-    pairs = load(f"{tmp_path},{tmp_path}")
-    with pytest.raises(ValueError, match=r"source of b is \(3, 6, 6\), and that of a \(3, 5, 5\).*--crop"):
-        collate([pairs.read(0), pairs.read(1)])
 
 
 @given(seed=st.integers(0, 2**32), crops=st.integers(1, 3), cut=st.integers(0, 15))
@@ -184,18 +175,6 @@ def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> 
     left = moved.without([1, 3])
     assert [row["name"] for row in left.rows] == ["0", "2", "4"]
     assert left.names_digest() != known[1]
-
-
-def test_percentiles_are_of_each_of_several_sources(tmp_path: Path) -> None:
-    """Of which other pixels have no value."""
-    for side, absent in (("A", 1), ("C", 3), ("B", 0)):
-        array = np.arange(32, dtype=np.float32).reshape(4, 8)
-        array[0, :absent] = -1
-        save(tmp_path / side / "0.tif", array, nodata=-1)
-    values: dict[str, Any] = {"source": Percentiles(0, 100), "target": Values(0, 31, dtype="float32")}
-    source = load(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B", **values).read(0).source
-    assert [float(band.flatten()[absent]) for band, absent in zip(source, (1, 3), strict=True)] == [-1, -1]
-    assert [float(band.max()) for band in source] == [1, 1]
 
 
 def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> None:

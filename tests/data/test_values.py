@@ -13,7 +13,7 @@ from bbdm.data import reading
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, read_values
-from tests.data.making import TARGET, folders, load, located, numbers, pictures, save, valued
+from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
 VOLUME = (4, 5, 6)
@@ -64,14 +64,19 @@ def test_what_has_no_range_is_named(side: str, fill: float, kind: str, how: Any,
 
 
 def test_nodata_of_each_picture_is_the_least_and_not_in_the_mask(tmp_path: Path) -> None:
+    """Nor in the percentiles, which are of each of several sources."""
+    stored = located(0, (HEIGHT, WIDTH), "float32")
     for side, nodata, at in (("A", -1.0, 3), ("C", np.nan, 4), ("B", -5.0, 5)):
-        array = np.full((HEIGHT, WIDTH), 1000, np.float32)
+        array = stored.copy()
         array[at, at + 1] = nodata
         save(tmp_path / side / "0.tif", array, nodata=nodata)
-    example = valued(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B").read(0)
-    assert (example.mask == 0).nonzero().tolist() == [[0, 3, 4], [0, 4, 5], [0, 5, 6]]
-    assert example.source[0, 3, 4] == example.source[1, 4, 5] == example.target[0, 5, 6] == -1
-    assert (numbers(example.source)[example.mask[0].numpy() == 1] == 1000).all()
+    for source, high in ((SOURCE, 4000), (Percentiles(0, 100), stored.max())):
+        example = valued(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B", source=source).read(0)
+        assert (example.mask == 0).nonzero().tolist() == [[0, 3, 4], [0, 4, 5], [0, 5, 6]]
+        assert example.source[0, 3, 4] == example.source[1, 4, 5] == example.target[0, 5, 6] == -1
+        inside = example.mask[0].numpy() == 1
+        for band in example.source.numpy():
+            np.testing.assert_allclose(band[inside], 2 * stored[inside] / high - 1, atol=1e-6)
 
 
 def test_floats_without_a_range_are_those_of_the_unit_where_they_have_a_value(tmp_path: Path) -> None:

@@ -163,13 +163,6 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
     assert not any(kind == "shared" or bits == 16 or (kind, bits) == ("store", 32) for kind, bits in count)
 
 
-@aot.layouts
-@pytest.mark.parametrize("noise", ["seeds", "noise"])
-@aot.daily_dtypes
-def interpreted_kernel_is_the_formula(dtype: torch.dtype, noise: str, channels_last: bool):
-    check_steps(module._launch, dtype=dtype, noise=noise, channels_last=channels_last)
-
-
 @pytest.mark.parametrize("given", OTHERS, ids=str)
 def interpreted_kernel_takes_other_kinds(given: dict[str, Any]):
     check_steps(module._launch, **given)

@@ -120,13 +120,6 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, drawn: boo
     assert not count["load", 16]
 
 
-@aot.layouts
-@pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
-@aot.daily_dtypes
-def interpreted_kernel_is_the_formula(dtype: torch.dtype, drawn: bool, channels_last: bool):
-    check(module._launch, dtype=dtype, drawn=drawn, channels_last=channels_last)
-
-
 def interpreted_kernel_shows_a_time_outside_its_table():
     given = arguments(t=torch.tensor([3, 11]))
     for made in module._launch(*given.values()):

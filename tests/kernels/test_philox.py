@@ -1,9 +1,8 @@
-"""The noise contract: published integers, the same numbers in NumPy and PyTorch, and statistics."""
+"""The noise contract: published integers, what is made of them, and the same numbers in NumPy and PyTorch."""
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from bbdm.kernels import philox, philox_numpy
 
@@ -56,27 +55,8 @@ def test_normals_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest
     assert (philox_numpy.normal([5, 6], 3, (3, 5, 7)) == whole).all()
 
 
-def test_first_normals_pass_kolmogorov_smirnov():
-    """False alarm one time in 1,000; the seed is fixed, so the result is too."""
-    sample = philox.normal(torch.tensor([0]), 0, (2**20,)).double().numpy()[0]
-    assert stats.kstest(sample, "norm").pvalue > 1e-3
-    assert abs(sample.mean()) < 4 / 2**10
-    assert abs(sample.std() - 1) < 4 / 2**10.5
-
-
-@pytest.mark.parametrize("other", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["seed", "step", "stream"])
-def test_neighbouring_streams_are_uncorrelated(other: tuple[int, int, int]):
-    """Correlation within 4 standard errors of 0."""
-    seed, step, stream = other
-    a = philox.normal(torch.tensor([0]), 0, (2**16,), 0)
-    b = philox.normal(torch.tensor([seed]), step, (2**16,), stream)
-    assert abs(float((a * b).mean())) < 4 / 2**8
-
-
-def test_timesteps_are_uniform_and_in_range():
-    """Chi-squared over 10 values, false alarm one time in 1,000."""
+def test_timesteps_are_shares_of_words():
     t = philox.timesteps(torch.arange(20_000), 3, 1, 10)
     assert (int(t.min()), int(t.max())) == (1, 10)
     words = philox_numpy.random_words([0, 1, 2], 3, 1, stream=1, lane=1)[:, 0].tolist()
     assert t[:3].tolist() == [1 + word * 10 // 2**32 for word in words]
-    assert stats.chisquare(np.bincount(t.numpy())[1:]).pvalue > 1e-3

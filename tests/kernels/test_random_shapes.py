@@ -5,10 +5,14 @@ result depends on the order of programs. A GPU does not tell of a mask that lets
 that writes twice, or of a program that reads what another one writes. Here each is an error.
 """
 
+import os
 import random
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +20,13 @@ import pytest
 import torch
 
 from bbdm.kernels import bridge_step, noise_step
-from tests.conftest import sweep
+from bbdm.kernels.elementwise import AVAILABLE
+from tests.conftest import ROOT, sweep
 from tests.kernels import test_bridge_step as bridge_steps
 from tests.kernels import test_noise_step as noise_steps
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-every_case = pytest.mark.parametrize("case", sweep(range(200), daily=(0, 1)))
+every_case = pytest.mark.parametrize("case", sweep(range(200), daily=range(12)))
 
 
 class Launch:
@@ -86,3 +91,15 @@ def interpreted_steps_touch_their_arguments_alone(case: int):
         noise_steps.check(noise_step._launch, shape, last, dtype, drawn=noise == "seeds")
     stores = [3] * len(bridge_steps.ROWS) + [2]  # x, x0hat and inputs; x_t and target
     assert [len(launch.stored) for launch in launches] == [n * torch.Size(shape).numel() for n in stores]
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs Triton")
+@pytest.mark.parametrize("marks", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)])
+def test_kernels_in_the_interpreter(marks: str):
+    folder = str(Path(__file__).parent)
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-m", marks, "-o", "python_functions=interpreted_*"]
+    command = [sys.executable, "-m", "pytest", *options, folder]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.fail(f"{done.stdout}\n{done.stderr}", pytrace=False)

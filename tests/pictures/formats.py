@@ -54,11 +54,6 @@ def write_dicom(
     locale.setlocale(locale.LC_ALL, before)  # which GDCM sets to C
 
 
-def bytes_read() -> int:
-    """Of this process, by system calls."""
-    return int(Path("/proc/self/io").read_text().split()[1])
-
-
 def matrix(geometry: Geometry) -> npt.NDArray[np.float64]:
     return np.array(geometry.affine, dtype=np.float64)
 

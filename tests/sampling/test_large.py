@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm import DDBM, ABridge, BridgeSampler, VQGANCodec, wrap
+from bbdm import DDBM, ABridge, BridgeSampler, wrap
 from bbdm.base.atomic import InUseError
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
@@ -25,7 +25,8 @@ from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling.large import MARKER, FileArray, LargePicture, folder_of
 from bbdm.sampling.options import GuidanceOptions
-from tests.networks.test_vqgan import tiny_vqgan
+from tests.conftest import tiny_unet
+from tests.onnx.exports import tiny_codec
 from tests.sampling.test_windows import of_square
 
 HEIGHT, WIDTH, WINDOW = 53, 46, 16  # no multiples of the stride
@@ -275,16 +276,11 @@ def test_refusals(source: Path, tmp_path: Path):
     same(stream(make(), whole, tmp_path / "result.npy"), called(make(), Picture(numbers())))
 
 
-def latent() -> BridgeSampler:
-    codec = VQGANCodec(tiny_vqgan())
-    network = wrap(Net(codec.channels, codec.channels), codec.channels, codec.channels, stride=1)
-    return BridgeSampler(network, BRIDGE, codec=codec)
-
-
 def test_networks_that_see_more_than_windows_are_refused(source: Path, tmp_path: Path):
+    latent = BridgeSampler(tiny_unet(), BRIDGE, codec=tiny_codec())
     for sampler, message in (
-        (latent(), "only networks of image space translate pictures larger than memory"),
-        (BridgeSampler(of_square(), ABridge(), steps=2), "the network prepares the whole source, which a picture"),
+        (latent, "only networks of image space translate pictures larger than memory"),
+        (BridgeSampler(of_square(), BRIDGE), "the network prepares the whole source, which a picture"),
     ):
         sampler.pictures = Spec(source=U16, target=U16)
         with pytest.raises(ValueError, match=message):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm import ABridge, BridgeSampler
 from bbdm.data.spec import Spec
 from bbdm.pictures import header
 from bbdm.pictures.picture import Geometry, Picture
-from bbdm.pictures.values import Percentiles, Values
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values
 from tests.conftest import tiny_unet
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -45,17 +45,15 @@ def test_an_array_comes_back(dtype: Any):
     np.testing.assert_array_equal(echo(clear), np.full((6, 8, 3), 255))
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 5)])
-def test_floats_of_other_values(low: float, high: float):
-    values, both = (FLOATS + 1) / 2 * (high - low) + low, dict.fromkeys(("source_values", "target_values"), (low, high))
+def test_floats_of_other_values():
+    values, both = 4 * FLOATS + 1, dict.fromkeys(("source_values", "target_values"), (-3, 5))
     first = values.transpose(2, 0, 1)
     for source in (values, first[None], torch.from_numpy(first)[None]):
         np.testing.assert_allclose(echo(source, **both), source, rtol=1e-5, atol=1e-4)
     tensor = torch.from_numpy(first)
     torch.testing.assert_close(echo([tensor], **both)[0], tensor, rtol=1e-5, atol=1e-4)
-    usual = sampler_of()(FLOATS, seed=0)
-    result = sampler_of()(values, seed=0, **both)
-    np.testing.assert_allclose(result, (usual + 1) / 2 * (high - low) + low, rtol=1e-4, atol=1e-3)
+    wanted = 4 * sampler_of()(FLOATS, seed=0) + 1
+    np.testing.assert_allclose(sampler_of()(values, seed=0, **both), wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
@@ -111,35 +109,26 @@ STORED = np.random.default_rng(0).integers(0, 4096, (1, 8, 10), dtype=np.uint16)
 VOLUME = np.random.default_rng(1).integers(0, 4096, (1, 8, 10, 4), dtype=np.uint16)
 
 
-def made_of(source: np.ndarray[Any, Any], network: Any) -> np.ndarray[Any, Any]:
+GREY = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
+
+
+def valued(network: Any = GREY, **kind: Any) -> Any:
+    """A sampler of pictures that have values."""
+    sampler = BridgeSampler(network, ABridge())
+    sampler.pictures = Spec(**{"source": MR, "target": HU, **kind})
+    return sampler
+
+
+def made_of(source: np.ndarray[Any, Any], network: Any = GREY) -> np.ndarray[Any, Any]:
     """What a sampler without values makes of the source in [-1, 1], in HU by the formula."""
     scaled = torch.from_numpy(source.astype(np.float32) / 2047.5 - 1)[None]
     plain = BridgeSampler(network, ABridge())(scaled, **CALL)[0]
     return np.rint((plain.double().numpy() + 1) / 2 * 4095 - 1024)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("values") / "c.pt"
-    unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
-    save_checkpoint(path, unet, ABridge(), image_size=8, pictures=Spec(source=MR, target=HU))
-    return path
-
-
-@pytest.fixture(scope="module")
-def sampler(checkpoint: Path) -> Any:
-    return BridgeSampler.from_checkpoint(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def expected(checkpoint: Path) -> np.ndarray[Any, Any]:
-    return made_of(STORED, load_checkpoint(checkpoint).build_unet())
-
-
 @pytest.mark.parametrize("suffix", [".npy", ".png", ".tif", ".nii"])
-def test_a_file_gives_the_targets_values_at_its_place(
-    suffix: str, sampler: Any, expected: np.ndarray[Any, Any], tmp_path: Path
-) -> None:
+def test_a_file_gives_the_targets_values_at_its_place(suffix: str, tmp_path: Path) -> None:
+    sampler, expected = valued(), made_of(STORED)
     path = tmp_path / f"a{suffix}"
     Picture(STORED, Geometry(PLACE) if suffix == ".nii" else None).save(path)
     (result,) = sampler(str(path), **CALL)
@@ -149,8 +138,9 @@ def test_a_file_gives_the_targets_values_at_its_place(
     np.testing.assert_array_equal(sampler(Picture(STORED), **CALL), result)
 
 
-def test_a_picture_of_8_bits_may_have_its_own_values(sampler: Any, tmp_path: Path) -> None:
+def test_a_picture_of_8_bits_may_have_its_own_values(tmp_path: Path) -> None:
     """It is what it would be in 12 bits."""
+    sampler = valued()
     grey = (STORED[0] // 16).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
     with warnings.catch_warnings():
@@ -160,7 +150,8 @@ def test_a_picture_of_8_bits_may_have_its_own_values(sampler: Any, tmp_path: Pat
     assert np.abs(own - ((wide[0] + 1) / 2 * 4095 - 1024)).max() <= 1
 
 
-def test_arrays_have_values_where_the_call_says_so(sampler: Any, expected: np.ndarray[Any, Any]) -> None:
+def test_arrays_have_values_where_the_call_says_so() -> None:
+    sampler, expected = valued(), made_of(STORED)
     grey = sampler(STORED[0], source_values=MR, **CALL)
     assert (grey.dtype, grey.shape) == (np.int16, STORED.shape[1:])
     assert np.abs(grey - expected[0]).max() <= 1
@@ -171,9 +162,8 @@ def test_arrays_have_values_where_the_call_says_so(sampler: Any, expected: np.nd
     assert np.abs(tensor.numpy() - expected).max() <= 1
 
 
-def test_percentiles_are_of_each_picture(checkpoint: Path) -> None:
-    sampler = BridgeSampler.from_checkpoint(checkpoint)
-    sampler.pictures = Spec(source=Percentiles(0, 100), target=HU)
+def test_percentiles_are_of_each_picture() -> None:
+    sampler = valued(source=Percentiles(0, 100))
     first, second = sampler([Picture(STORED), Picture(STORED // 2)], **CALL | {"seed": [5, 5]})
     assert np.abs(first.astype(int) - second).max() <= 8  # // 2 rounds 1 in 4095
     with pytest.raises(ValueError, match="percentiles are of pictures: give"):
@@ -186,9 +176,8 @@ def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, tmp
     kind = Spec(source=MR, target=HU, slices="sagittal", neighbours=neighbours)
     count = 1 + 2 * neighbours
     network = tiny_unet(in_channels=1, out_channels=1, condition_channels=count, endpoint=kind.endpoint(count, 1))
-    save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
-    sampler: Any = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
-    assert sampler.pictures == kind
+    sampler: Any = BridgeSampler(network, ABridge())
+    sampler.pictures = kind
     Picture(VOLUME).save(tmp_path / "v.npy")
     first, result = sampler([tmp_path / "v.npy"] * 2, **CALL | {"seed": 4}, batch_size=3)
     assert result.shape == VOLUME.shape
@@ -205,18 +194,17 @@ def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, tmp
         sampler(Picture(floats, name="v"), **CALL)
 
 
-def test_voxels_of_another_size_are_warned_of(checkpoint: Path) -> None:
-    sampler = BridgeSampler.from_checkpoint(checkpoint)
-    sampler.pictures = Spec(source=MR, target=HU, slices="axial", spacing=(3.0, 1.0, 1.0))
+def test_voxels_of_another_size_are_warned_of() -> None:
+    sampler = valued(slices="axial", spacing=(3.0, 1.0, 1.0))
     affine = ((0.0, 0.0, 1.11, 0.0), (0.0, 1.0, 0.0, 0.0), (3.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
     with pytest.warns(match=r"^v has voxels of 3 x 1 x 1.11, and .* trained on 3 x 1 x 1: it knows"):
         sampler(Picture(VOLUME[:, :2], Geometry(affine), name="v"), **CALL)
 
 
-def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_other_pictures_than_those_of_training_are_refused(tmp_path: Path) -> None:
     Picture(STORED).save(tmp_path / "a.png")
     Picture(STORED).save(tmp_path / "a.npy")
-    ours, eight = BridgeSampler.from_checkpoint(checkpoint), sampler_of()
+    ours, eight = valued(), sampler_of()
     two = Picture(np.concatenate([STORED] * 2), name="a")
     for sampler, source, message in (
         (ours, two, r"\(1, H, W\), as in training; a has shape \(2, 8, 10\)"),
@@ -225,6 +213,5 @@ def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp
     ):
         with pytest.raises(ValueError, match=message):
             sampler(source, **CALL)
-    ours.pictures = Spec(target=HU)
-    (result,) = ours(Image.new("L", (10, 8), 200), **CALL)
+    (result,) = valued(source=EIGHT_BIT)(Image.new("L", (10, 8), 200), **CALL)
     assert (result.dtype, result.unit, result.shape) == (np.int16, "HU", (1, 8, 10))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, save_checkpoint, wrap
 from bbdm.data.spec import Spec
@@ -16,7 +15,7 @@ from bbdm.networks.windows import Windows
 from bbdm.pictures.images import from_array
 from bbdm.pictures.picture import Geometry, Picture
 from tests.conftest import tiny_unet
-from tests.sampling.test_windows import Recorder
+from tests.sampling.test_windows import Recorder, same
 
 SOURCE = torch.rand(2, 1, 5, 10, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
 VOLUME: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "axes": 3, "strides": ((1, 2, 2),)}
@@ -33,17 +32,13 @@ def pointwise(**settings: Any) -> tuple[Recorder, BridgeSampler]:
     return module, BridgeSampler(wrap(module, 1, axes=3, **settings).eval(), ABridge(), "sde-dpm2m", steps=3)
 
 
-def near(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
-
-
 def test_a_seed_is_a_volume_at_every_batch_size() -> None:
     sampler = BridgeSampler(unet(), BrownianBridge(), steps=3)
     whole = sampler(SOURCE, seed=[3, 9])
     assert whole.shape == SOURCE.shape
-    near(sampler(SOURCE[1:], seed=9), whole[1:])
-    near(sampler(SOURCE, seed=[3, 9], batch_size=1), whole)
-    near(torch.stack(sampler(list(SOURCE), seed=[3, 9])), whole)
+    same(sampler(SOURCE[1:], seed=9), whole[1:])
+    same(sampler(SOURCE, seed=[3, 9], batch_size=1), whole)
+    same(torch.stack(sampler(list(SOURCE), seed=[3, 9])), whole)
 
 
 def test_mask_and_from_array() -> None:
@@ -51,7 +46,7 @@ def test_mask_and_from_array() -> None:
     mask = torch.zeros(2, 1, 5, 10, 7)
     mask[..., 3:] = 1
     result = sampler(SOURCE, seed=1, mask=mask)
-    near(result[..., :3], SOURCE[..., :3])
+    same(result[..., :3], SOURCE[..., :3])
     assert (result - SOURCE)[..., 3:].abs().max() > 0.01
     *_, last = sampler.stream(SOURCE, seed=1)
     assert [picture.size for picture in last.preview()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
@@ -67,7 +62,7 @@ def test_windows_of_a_function_of_voxels_are_the_whole() -> None:
     module, sampler = pointwise()
     whole = sampler(SOURCE, seed=3)
     module.shapes.clear()
-    near(sampler(SOURCE, seed=3, window=(3, 4, 7), overlap=0.5, batch_size=4), whole, 2e-6)
+    same(sampler(SOURCE, seed=3, window=(3, 4, 7), overlap=0.5, batch_size=4), whole, 2e-6)
     assert {shape[1:] for shape in module.shapes} == {(1, 3, 4, 7)}
     module.shapes.clear()
     assert torch.equal(sampler(SOURCE, seed=3, window=(5, 10, 7)), whole)  # one window
@@ -104,8 +99,6 @@ def test_values_of_files_and_arrays() -> None:
         result = sampler(array, seed=1, source_values=HU, target_values=HU)
         assert result.shape == array.shape
         np.testing.assert_array_equal(result.reshape(stored.shape), np.asarray(made)[0])
-    floats = sampler(scaled.numpy()[0, 0], seed=1)
-    np.testing.assert_allclose((floats + 1) * (4095 / 2) - 1024, expected, atol=0.01)
 
 
 REFUSED: list[tuple[int, Any, dict[str, Any], str]] = [  # axes, a source, options

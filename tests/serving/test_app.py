@@ -175,15 +175,3 @@ def test_a_network_of_two_directions_has_a_switch_and_others_no_conditions(tmp_p
     save_checkpoint(tmp_path / "c.pt", tiny_unet(0, condition_channels=3, classes={"style": 2}), BRIDGE)
     with pytest.raises(ValueError, match="the app is for networks without conditions, and this one has style"):
         panel(tmp_path / "c.pt")
-
-
-def test_the_end_of_the_app_ends_translations(checkpoint: Path, tmp_path: Path):
-    inputs = {**INPUTS, "files": saved(tmp_path, noise(0)), "solver": "ancestral", "steps": 100}
-    outputs = panel(checkpoint).run(lambda *_, **__: None, *inputs.values())  # pyright: ignore[reportArgumentType]
-    assert [next(outputs) is not None for _ in range(2)]
-    app.ended.set()
-    try:
-        with pytest.raises(gr.Error, match="the app ends"):
-            next(outputs)
-    finally:
-        app.ended.clear()

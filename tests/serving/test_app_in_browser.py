@@ -110,47 +110,38 @@ class Visitor:
 
 
 @pytest.fixture
-def visit(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Visitor]]:
-    """visit(*flags): a visitor of an app of the checkpoint."""
-    visitors: list[Visitor] = []
-
-    def open_page(*flags: str) -> Visitor:
-        visitors.append(Visitor(tmp_path, checkpoint, *flags))
-        return visitors[-1]
-
-    yield open_page
-    for visitor in visitors:
-        visitor.driver.quit()
-        visitor.process.terminate()
-        visitor.process.wait()
+def page(checkpoint: Path, tmp_path: Path) -> Iterator[Visitor]:
+    """Of an app of the checkpoint, which translates larger pictures by windows."""
+    visitor = Visitor(tmp_path, checkpoint, "--window", str(SIZE), "--max_steps", "100")
+    yield visitor
+    visitor.driver.quit()
+    visitor.process.terminate()
+    visitor.process.wait()
 
 
-def test_uploads_maps_a_zip_and_a_drawing(visit: Callable[..., Visitor], sampler: BridgeSampler, tmp_path: Path):
-    """Two pictures; where results differ; a seed that the app draws; a drawing. Nothing is from elsewhere."""
-    page = visit()
+def test_uploads_maps_a_zip_and_a_drawing(page: Visitor, sampler: BridgeSampler, tmp_path: Path):
+    """Two pictures, and where results differ; a seed that the app draws; a drawing; all from here."""
     for j in range(2):
         noise(j).save(tmp_path / f"{j}.png")
     page.upload(tmp_path / "0.png", tmp_path / "1.png")
-    page.enter(Network_calls=20, Seed=10, Results=3)
+    page.enter(Network_calls=6, Seed=10, Results=3)
+    (box,) = page.all("//label[.//span[normalize-space()='Where it is uncertain']]//input", "xpath")
+    box.click()
     results = page.translate("done, seeds 10 to 15")
-    assert [*results] == ["0", "0_10", "0_11", "0_12", "1", "1_13", "1_14", "1_15"]
-    outputs = sampler([noise(j // 3) for j in range(6)], 10, steps=20)
+    names = ["0", "0_mean", "0_spread", "0_10", "0_11", "0_12", "1", "1_mean", "1_spread", "1_13", "1_14", "1_15"]
+    assert [*results] == names
+    assert same(results["1_mean"], sampler.distribution(noise(1), 3, 13, steps=6).mean[0])
+    outputs = sampler([noise(j // 3) for j in range(6)], 10, steps=6)
     assert all(same(results[f"{j // 3}_{10 + j}"], output) for j, output in enumerate(outputs))
     page.click("Download as zip")
     path = page.until(lambda: next(page.downloads.glob("*.zip"), None), "the zip")
     with zipfile.ZipFile(path) as archive:
-        assert archive.namelist() == [f"{j // 3}_{10 + j}.png" for j in range(6)]
+        assert archive.namelist() == [f"{name}.png" for name in names if "_" in name]
     page.upload(tmp_path / "1.png")
-    page.enter(Network_calls=6, Seed=11, Results=8)
-    (box,) = page.all("//label[.//span[normalize-space()='Where it is uncertain']]//input", "xpath")
-    box.click()
-    results = page.translate("done, seeds 11 to 18")
-    assert [*results] == ["1", "1_mean", "1_spread", *(f"1_{seed}" for seed in range(11, 19))]
-    assert same(results["1_mean"], sampler.distribution(noise(1), 8, 11, steps=6).mean[0])
     box.click()
     page.enter(Seed="", Results=1)
     (_, result), seed = page.translate("done, seeds ", "mean").values(), page.text().split("done, seeds ")[1].split()[0]
-    assert seed not in ("0", "11")
+    assert seed not in ("0", "10")
     assert same(result, sampler(noise(1), int(seed), steps=6)[0])
     for each in page.all("button[aria-label='Clear']"):
         each.click()
@@ -172,15 +163,11 @@ def test_uploads_maps_a_zip_and_a_drawing(visit: Callable[..., Visitor], sampler
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_errors_stop_and_an_end_that_leaves_no_files(
-    stop: int, status: int, visit: Callable[..., Visitor], tmp_path: Path
-):
+def test_errors_stop_and_an_end_that_leaves_no_files(stop: int, status: int, page: Visitor, tmp_path: Path):
     """The end comes while a larger picture is translated by windows."""
-    page = visit("--window", str(SIZE), "--max_steps", "100")
     page.click("Translate")
     page.says("choose a picture")
     noise(9, 400, 300).save(tmp_path / "large.png")
-    (tmp_path / "text.png").write_text("no picture")
     page.upload(tmp_path / "large.png")
     page.enter(Network_calls=100)
     page.click("Translate")
@@ -189,13 +176,7 @@ def test_errors_stop_and_an_end_that_leaves_no_files(
     page.until(lambda: not page.running(), "the end")
     page.enter(Network_calls=3)
     page.translate("done, seeds 0 to 0")
-    page.upload(tmp_path / "text.png")
-    page.click("Translate")
-    page.says("cannot read the picture text.png: it is not a picture")
-    assert str(tmp_path) not in page.text()
-    assert (page.all(".caption-label"), "done, seeds" in page.text()) == ([], False)
     assert [each for each in page.files.rglob("*") if each.suffix in (".png", ".zip")]
-    page.upload(tmp_path / "large.png")
     page.enter(Network_calls=100)
     page.click("Translate")
     page.until(page.running, "progress")

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -25,12 +26,6 @@ pytestmark = pytest.mark.nightly
 LOAD = float(os.environ.get("SECONDS_OF_LOAD", "20"))
 
 
-class Reply(NamedTuple):
-    status: int
-    headers: Any
-    body: bytes
-
-
 @dataclass
 class Server:
     """`bbdm serve` in a process of its own."""
@@ -38,12 +33,13 @@ class Server:
     process: subprocess.Popen[str]
     port: int
 
-    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        """The reply, and what its ``body`` was."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
-            return Reply(response.status, response.headers, response.read())
+            return SimpleNamespace(status=response.status, headers=response.headers, body=response.read())
         finally:
             connection.close()
 
