@@ -80,7 +80,7 @@ def test_calls_take_turns_and_only_one_is_differentiated():
 class Layers(nn.Sequential):
     """A module of a user."""
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:  # pyright: ignore
         return super().forward(x)
 
 
