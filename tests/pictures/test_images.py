@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.pictures import header, images, values
+from bbdm.pictures import Geometry, Picture, header, images, values
 from bbdm.pictures.formats import UnknownFormatError
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values, scaled_present
@@ -93,6 +93,14 @@ def test_sizes() -> None:
     for text in ("", "8x", "8x8x8x8", "-8", "8.5"):
         with pytest.raises(ValueError, match=f"written as 256, or as 256x512 for height x width, got '{text}'"):
             images.read_size(text)
+
+
+def test_ranges_of_messages_leave_nodata_out() -> None:
+    picture = Picture(np.array([[[5, 7, 60000, np.nan]]], np.float32), Geometry(nodata=60000))
+    assert images.ranges(picture) == ("5 to 7", "5:7")
+    assert images.ranges(np.array([[0, 300]], np.uint16)) == ("0 to 300", "0:1023")
+    assert images.ranges(np.full((1, 2, 2), 90.0)) == ("90 to 90", "90:91")
+    assert images.ranges(np.full((1, 2, 2), -0.5)) == ("-0.5 to -0.5", "-1:0")
 
 
 def test_other_channels_are_grey_tiles_as_many_across_as_down() -> None:
