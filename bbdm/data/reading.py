@@ -195,14 +195,15 @@ class Reader:
             window = (*window[: self.axis], slice(around[0], around[-1] + 1), *window[self.axis + 1 :])
             slices = [each - around[0] for each in around]
         channels = self.spec.channels if name in ROLES else None
-        kinds = Path if self.cache is None else Path | Half  # whose photographs are resized before they are arrays
-        if self._size is None or window or self.masked or getattr(self.spec, name, None) != EIGHT_BIT:
-            kinds = ()
-        resized = [isinstance(c, kinds) and formats.SUFFIXES.get(formats.suffix_of(str(c))) == "pillow" for c in cells]
-        opened = [self._resized(c) if early else self.read(c, window) for c, early in zip(cells, resized, strict=True)]
+        kinds: Any = ()  # of cells whose photographs are resized before they are arrays
+        if self._size is not None and not window and not self.masked and getattr(self.spec, name, None) == EIGHT_BIT:
+            kinds = Path if self.cache is None else Path | Half
+        opened: list[Picture] = []
         arrays: list[Array] = []
         absent: Any = False
-        for picture in opened:
+        for cell in cells:
+            early = isinstance(cell, kinds) and formats.SUFFIXES.get(formats.suffix_of(str(cell))) == "pillow"
+            opened.append(picture := self._resized(cell) if early else self.read(cell, window))
             array = np.asarray(picture)
             if picture.geometry.nodata is not None:
                 absent = absent | picture.absent()

@@ -190,10 +190,10 @@ def read_values(text: str) -> AnyValues:
 
 @lru_cache
 def _levels(low: Level, high: Level, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The low level and half the range, (C or 1, 1, ...) for so many axes of S."""
-    ends = (np.reshape(level, (-1, *[1] * axes)) for level in (low, high))
-    first, last = np.broadcast_arrays(*ends)
-    return first.astype(np.float32), ((last - first) / 2).astype(np.float32)
+    """The low level and half the range: () of all channels, or (C, 1, ...) for so many axes of S."""
+    shape = (-1, *[1] * axes) if isinstance(low, tuple) or isinstance(high, tuple) else ()
+    first, last = np.broadcast_arrays(*(np.reshape(level, shape) for level in (low, high)))
+    return np.asarray(first, np.float32), np.asarray((last - first) / 2, np.float32)
 
 
 def as_values(values: ValuesLike) -> Any:

@@ -42,7 +42,6 @@ from bbdm.serving.config import Serve
 log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
 AT_THE_FRONT = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
-FLUSH_SECONDS = 1.0  # for the last responses to pass the proxy
 Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
 Answer = tuple[int, Any]  # HTTP's status, with a result or a sentence that says why there is none
 
@@ -243,6 +242,6 @@ def run(config: Serve, machine: Mapping[str, float]) -> None:
                 while not stopped():
                     time.sleep(0.1)
             front.close.remote().result()
-            time.sleep(FLUSH_SECONDS)
+            time.sleep(1)  # for the last responses to pass the proxy
         finally:
             serve.shutdown()
