@@ -68,6 +68,7 @@ def test_presets_are_the_same_in_python(preset: str) -> None:
     assert train.PRESET_SETTINGS[preset].items() <= vars(command).items()
     if preset == "paper":
         assert from_values(TrainConfig, vars(command)) == TrainConfig()
+        assert (command.preview_every, command.save_every, command.keep) == (10, 500, 2)
     if "bbdm" in preset:
         assert (command.batch_size, command.weight_decay, command.learning_rate, command.loss) == (8, 0, 1e-4, "l1")
         assert (command.ema_decay, command.ema_start, command.ema_every) == (0.995, 30000, 8)
@@ -215,8 +216,8 @@ class TestRuns:
 
     def test_begins_from_trained_weights(self, monkeypatch: Any, capsys: Any) -> None:
         bbdm.save_checkpoint("trained.pt", network := tiny_unet(2), bbdm.ABridge(num_steps=50))
-        monkeypatch.setattr(Trainer, "fit", lambda *_, **__: True)
-        loaded = fit("new.pt", "--init_from", "trained.pt")
+        monkeypatch.setattr(Trainer, "fit", lambda trainer, *_, **__: trainer.network.gradient_checkpointing)
+        loaded = fit("new.pt", "--init_from", "trained.pt", "--gradient_checkpointing")
         for state in (loaded.weights, loaded.ema):  # the first layer sees the source too
             assert [key for key, value in network.state_dict().items() if not value.equal(state[key])] == [FIRST]
         assert f"trained.pt has no weights that fit {FIRST}: they stay" in capsys.readouterr().out

@@ -181,6 +181,8 @@ def test_intervals_of_two_directions_are_of_the_samplers() -> None:
     pairs = [(torch.zeros(1, SIDE, SIDE), torch.full((1, SIDE, SIDE), 0.5))] * 30
     back = Intervals.calibrate(sampler.towards("BtoA"), pairs, samples=2)
     assert (back.lambda_, back.sampled["direction"]) == (0, "BtoA")
+    with pytest.raises(ValueError, match="as it was calibrated: direction cannot be given"):
+        back(torch.zeros(1, 1, SIDE, SIDE), direction="AtoB")
     assert Intervals.calibrate(sampler, pairs, samples=2).lambda_ == pytest.approx(0.5, abs=1e-3)
     both = MappedDataset(pairs, spec=Spec(direction="both"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="pair 0 is of direction AtoB, and must be of the sampler's, BtoA"):
