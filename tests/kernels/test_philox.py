@@ -50,9 +50,13 @@ def test_normals_are_box_muller_of_the_words():
 
 
 def test_normals_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
-    whole = philox_numpy.normal([5, 6], 3, (3, 5, 7))
-    monkeypatch.setattr(philox_numpy, "AT_ONCE", 16)
+    whole, seeds = philox_numpy.normal([5, 6], 3, (3, 5, 7)), torch.tensor([5, 6])
+    tensor = philox.normal(seeds, 3, (3, 5, 7))
+    for module in (philox, philox_numpy):
+        monkeypatch.setattr(module, "AT_ONCE", 16)
     assert (philox_numpy.normal([5, 6], 3, (3, 5, 7)) == whole).all()
+    assert torch.equal(philox.normal(seeds, 3, (3, 5, 7)), tensor)
+    assert torch.equal(philox.normal(seeds, 3, (84,), first=21), tensor.flatten(1)[:, 21:])
 
 
 def test_timesteps_are_shares_of_words():
