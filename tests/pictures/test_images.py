@@ -185,12 +185,14 @@ def test_each_channel_has_its_own_range_and_values_outside_are_clipped(axes: int
     assert Values(0, 4).stored(np.array([[[-3.0, 0.5, 3.0]]], np.float32)).tolist() == [[[0, 3, 4]]]
 
 
-def test_percentiles_are_those_of_numpy_and_one_value_is_the_middle() -> None:
+def test_percentiles_are_those_of_numpy_and_one_value_is_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).normal(size=(2, 30, 40)) * [[[1]], [[50]]]
     made, flat = Percentiles(1, 90).of(array), np.full((1, 4, 4), 7.0)
     np.testing.assert_allclose(made.low, np.percentile(array.reshape(2, -1), 1, axis=1))
     np.testing.assert_allclose(made.high, np.percentile(array.reshape(2, -1), 90, axis=1))
     assert (Percentiles().of(flat).scaled(flat) == 0).all()
+    monkeypatch.setattr(values, "LARGEST_SAMPLE", 8)  # of a larger picture every second value, or third
+    assert Percentiles(0, 100).of(np.arange(16).reshape(1, 4, 4)).high == (14,)
 
 
 @pytest.mark.parametrize(
