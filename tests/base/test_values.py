@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.base import machine, manifest
+from bbdm.base import machine, manifest, optional
 from bbdm.base.seeds import resolve_seeds, seed_of
 from bbdm.base.sizes import amount, read_memory
 from tests.conftest import ROOT
@@ -130,6 +130,13 @@ def test_public_names_are_listed_and_exist_and_others_do_not(package: str):
     assert None not in [getattr(module, name) for name in names]
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'Unknown'"):
         _ = module.Unknown
+
+
+def test_without_pytorch_a_package_is_named_and_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="^this TIFF needs tifffile, .*not installed: pip install tifffile$"):
+        optional.package("tifffile", "this TIFF")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ def test_i2sb(n: int, beta_max: float):
     total = forward + backward
     expected = backward / total, forward / total, math.sqrt(forward * backward / total)
     assert numbers(I2SB(beta_max=beta_max), n) == pytest.approx(expected, rel=1e-10)
-    assert numbers(I2SB(beta_max=beta_max, deterministic=True), n) == pytest.approx((*expected[:2], 0), rel=1e-10)
+    ode = I2SB(beta_max=beta_max, deterministic=True)
+    assert numbers(ode, n) == pytest.approx((*expected[:2], 0), rel=1e-10)
+    assert replace(ode, spread=1.5).level_scale == 1.0  # its levels are no noise
     assert float(I2SB(beta_max=beta_max).prediction(n)[2]) == pytest.approx(-math.sqrt(forward))
     assert float(I2SB().network_time(n)) == pytest.approx((1e-4 + (1 - 1e-4) * n / 999) * 1000)
 
