@@ -135,7 +135,7 @@ def test_public_names_are_listed_and_exist_and_others_do_not(package: str):
 def test_without_pytorch_a_package_is_named_and_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="^this TIFF needs tifffile, .*not installed: pip install tifffile$"):
+    with pytest.raises(ModuleNotFoundError, match=r"^this TIFF needs tifffile, .*not installed: pip install tifffile$"):
         optional.package("tifffile", "this TIFF")
 
 
