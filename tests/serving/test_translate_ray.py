@@ -184,9 +184,9 @@ def test_a_node_is_lost_half_way(
     killer.join(1)
     assert not killer.is_alive()
     assert f"{count} results in" in capsys.readouterr().out
-    check_results(folder, sources, names, sampler, 3, steps=4, batch_size=50)
-    run(command)
+    run(command)  # which deletes what the node was writing
     assert f"0 results in {folder}, and {count} that were there" in capsys.readouterr().out
+    check_results(folder, sources, names, sampler, 3, steps=4, batch_size=50)
 
 
 @pytest.mark.nightly
