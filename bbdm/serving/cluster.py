@@ -97,9 +97,9 @@ def translate(config: TranslateRay) -> None:
         raise BadPicturesError(f"{next(iter(bad.values()))} ({others})")
     for reason in bad.values():
         print(f"left out: {reason}")
-    made = {*paths_of(jobs)}
-    kept = f", and {len(made & existing)} that were there" if made & existing else ""
-    print(f"{len(made - existing)} results in {folder}{kept}")
+    results = {*paths_of(jobs)}
+    kept = len(results & existing)
+    print(f"{len(results) - kept} results in {folder}{f', and {kept} that were there' if kept else ''}")
 
 
 def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) -> Iterator[tuple[str, str]]:

@@ -119,7 +119,7 @@ class TestBad:
         pairs = load(data_dir, skip_bad=True)
         assert pairs.order(3)(0, 5) == whole.order(3)(0, 5)
         assert [pairs.read(index).name for index in range(5)] == ["0", "3", "3", "3", "0"]
-        assert len(list(iter(pairs))) == 5  # pyright: ignore[reportArgumentType, reportCallIssue]
+        assert len(list(iter(pairs))) == 5
         assert torch.equal(pairs[-1][0], pairs[0][0])
         assert torch.equal(pairs.read(1).source, whole.read(3).source)
         assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]

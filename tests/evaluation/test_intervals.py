@@ -184,6 +184,6 @@ def test_intervals_of_two_directions_are_of_the_samplers() -> None:
     with pytest.raises(ValueError, match="as it was calibrated: direction cannot be given"):
         back(torch.zeros(1, 1, SIDE, SIDE), direction="AtoB")
     assert Intervals.calibrate(sampler, pairs, samples=2).lambda_ == pytest.approx(0.5, abs=1e-3)
-    both = MappedDataset(pairs, spec=Spec(direction="both"))  # pyright: ignore[reportArgumentType]
+    both = MappedDataset(pairs, spec=Spec(direction="both"))
     with pytest.raises(ValueError, match="pair 0 is of direction AtoB, and must be of the sampler's, BtoA"):
         Intervals.calibrate(sampler.towards("BtoA"), both, samples=2)

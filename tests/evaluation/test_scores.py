@@ -145,7 +145,7 @@ def test_pictures_outside_of_their_masks_do_not_count(empty: int):
     masks = masks_of(targets)
     masks[empty::2] = False
     names: list[str] = ["mae", "rmse", "psnr", "ssim", "diversity"]
-    one, other = (Scores(names, 2, masked=True, **GREY) for _ in range(2))  # pyright: ignore[reportArgumentType]
+    one, other = (Scores(names, 2, masked=True, **GREY) for _ in range(2))
     for i in range(5):
         add((one, other)[i % 2], results, targets, masks, i=i, names=[f"{i}"])
     collect(one, other)
@@ -162,7 +162,7 @@ def test_what_has_no_score_does_not_count():
     masks = np.ones((3, 1, 12, 14, 16), dtype=bool)
     masks[1], masks[1, 0, 0, 0, 0] = False, True
     results[2], targets[2] = results[2].clip(None, 0), targets[2].clip(None, 0)
-    scores = Scores(["ms_ssim", "dice"], masked=True, **GREY)  # pyright: ignore[reportArgumentType]
+    scores = Scores(["ms_ssim", "dice"], masked=True, **GREY)
     for i in range(3):
         add(scores, results, targets, masks, i=i)
     found = {name: [*values.values()] for name, values in scores.by_source().items()}
@@ -170,7 +170,7 @@ def test_what_has_no_score_does_not_count():
     assert np.isnan(found["dice"]).tolist()[::2] == [False, True]
     assert scores.compute() == pytest.approx({name: np.nanmean(values) for name, values in found.items()}, rel=1e-12)
     bone = torch.tensor([0.0, 300.0]).reshape(1, 2, 1, 1, 1).expand(1, 2, 1, 8, 8)
-    one = Scores(["dice"], 2, **GREY)  # pyright: ignore[reportArgumentType]
+    one = Scores(["dice"], 2, **GREY)
     one.update(bone, torch.zeros(1, 1, 8, 8))  # of two results one has bone, the other no score
     assert one.compute() == {"dice": 0}
 

@@ -91,7 +91,7 @@ def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path) 
     torch.manual_seed(0)
     network = bbdm.wrap(Linear(), channels=1, condition_channels=1, classes={"style": 3}, drop={"style": 0.3})
     classes, rate = torch.randint(3, (1024,)), {"learning_rate": 0.05, "lr_schedule": "cosine"}
-    config = TrainConfig(epochs=5, batch_size=16, loss="l2", **rate)  # pyright: ignore[reportArgumentType]
+    config = TrainConfig(epochs=5, batch_size=16, loss="l2", **rate)
     bridge = ABridge(50, density="top", objective="pinned")
     trainer = Trainer(network, bridge, config, law(classes), law(classes[:64]), tmp_path)
     trainer.fit()
