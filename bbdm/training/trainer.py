@@ -131,8 +131,7 @@ class Trainer:
         about = {"image_size": self.train.image_size, "direction": spec.direction, "crops": spec.crops}
         about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
         self.pairs: Mapping[str, Any] = about  # what a run that resumes must have too
-        pairs = {**about, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
-        self._settings = {"train": asdict(config), **self.task.description, "pairs": pairs}
+        self._settings = {"train": asdict(config), **self.task.description}
         self._validation_names = None if self.validation is None else self.validation.names_digest()
         self.resumed_from: Path | None = None
         self.best: dict[str, Any] | None = None
@@ -225,7 +224,8 @@ class Trainer:
                     pass  # a broken picture is found now, not after an epoch
             if writes:
                 ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
-                self.run.begin(self.step, self.epoch, self._settings, overwrite)
+                pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
+                self.run.begin(self.step, self.epoch, {**self._settings, "pairs": pairs}, overwrite)
             for callback in self._called:
                 callback.begin(self)
                 ends.callback(callback.end, self)
