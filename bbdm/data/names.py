@@ -35,7 +35,7 @@ class RowName(str):
 
     @classmethod
     def of(cls, path: PurePath | str) -> RowName:
-        """The name of a file by its relative path, which loses the suffix of a format, such as ``.nii.gz``."""
+        """The name of a file by its relative path, without the suffix of its format, such as ``.nii.gz``."""
         text = PurePath(path).as_posix()
         return cls(text[: len(text) - len(formats.suffix_of(text))])
 

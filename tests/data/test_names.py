@@ -7,7 +7,9 @@ import pytest
 
 from bbdm.data.names import RowName
 
-HOSTILE = [
+POSIX = ["/x", "../x", "a/../../x", "a\0b", "", ".", ".."]
+WINDOWS = ["C:x", "C:\\x", "\\x", "\\\\host\\share\\x", "a\\..\\..\\x"]
+HOSTILE = [*POSIX, *WINDOWS]
     "/x",
     "../x",
     "a/../../x",
