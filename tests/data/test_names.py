@@ -10,19 +10,6 @@ from bbdm.data.names import RowName
 POSIX = ["/x", "../x", "a/../../x", "a\0b", "", ".", ".."]
 WINDOWS = ["C:x", "C:\\x", "\\x", "\\\\host\\share\\x", "a\\..\\..\\x"]
 HOSTILE = [*POSIX, *WINDOWS]
-    "/x",
-    "../x",
-    "a/../../x",
-    "C:x",
-    "C:\\x",
-    "\\x",
-    "\\\\host\\share\\x",
-    "a\\..\\..\\x",
-    "a\0b",
-    "",
-    ".",
-    "..",
-]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
