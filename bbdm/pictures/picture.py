@@ -34,12 +34,14 @@ class Geometry:
         format: the format that ``kept`` is of.
         kept: entries that the writer of this format writes again.
         nodata: the stored value of pixels that have no value; None where all have one.
+        start: the index of the first pixel in the picture that ``kept`` is of, of a window; () for the first.
     """
 
     affine: Affine | None = None
     format: str = ""
     kept: Mapping[str, Any] = field(default_factory=dict)
     nodata: float | None = None
+    start: tuple[int, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -58,11 +60,15 @@ class Geometry:
 
     def of_window(self, start: Sequence[int]) -> Geometry:
         """The geometry of a window whose first pixel has the index ``start``."""
-        if self.affine is None or not any(start):
+        if not any(start):
             return self
+        before = self.start or (0,) * len(start)
+        in_file = tuple(first + further for first, further in zip(before, start, strict=True))
+        if self.affine is None:
+            return replace(self, start=in_file)
         matrix = np.array(self.affine, dtype=np.float64)
         matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(start)
-        return replace(self, affine=tuple(map(tuple, matrix.tolist())))
+        return replace(self, affine=tuple(map(tuple, matrix.tolist())), start=in_file)
 
 
 NOWHERE, OF_PHOTOGRAPH = Geometry(), Geometry(format=PHOTOGRAPH)
@@ -111,6 +117,7 @@ class Header(_Gridded):
         most: the bytes of values that the file's size allows.
         reader: the module that reads the file.
         stored: what this module reads values by.
+        unit: of the values, such as ``HU``; "" where the file has none.
 
     Raises:
         ValueError: it has other axes or no pixels, or its values are not real numbers of at most 64 bits.
@@ -124,6 +131,7 @@ class Header(_Gridded):
     most: float = math.inf
     reader: str = ""
     stored: Any = field(default=None, compare=False, repr=False)
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (3, 4) or min(self.shape) < 1:
@@ -208,7 +216,8 @@ def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> 
             held = f"its values are {array.shape} of {array.dtype}"
             raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
     array.flags.writeable = False
-    return Picture(array, found.geometry.of_window([each.start for each in part]), name=found.path.name)
+    geometry = found.geometry.of_window([each.start for each in part])
+    return Picture(array, geometry, found.unit, found.path.name)
 
 
 def header(path: str | os.PathLike[str]) -> Header:
