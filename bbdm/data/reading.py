@@ -202,7 +202,7 @@ class Reader:
         arrays: list[Array] = []
         absent: Any = False
         for cell in cells:
-            early = isinstance(cell, kinds) and formats.SUFFIXES.get(formats.suffix_of(str(cell))) == "pillow"
+            early = isinstance(cell, kinds) and formats.is_photograph(str(cell))
             opened.append(picture := self._resized(cell) if early else self.read(cell, window))
             array = np.asarray(picture)
             if picture.geometry.nodata is not None:

@@ -1,5 +1,7 @@
 """Pictures: arrays that know where they lie, read from files and written to them, without torch."""
 
+from bbdm.pictures.formats import Library as Library
+from bbdm.pictures.formats import register as register
 from bbdm.pictures.picture import Geometry as Geometry
 from bbdm.pictures.picture import Header as Header
 from bbdm.pictures.picture import Picture as Picture

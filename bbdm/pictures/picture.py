@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,12 +35,16 @@ class Geometry:
         format: the format that ``kept`` is of.
         kept: entries that the writer of this format writes again.
         nodata: the stored value of pixels that have no value; None where all have one.
+        start: the index of the first pixel in the picture that ``kept`` is of, of a window; () for the first.
+        lost: whether pixels were moved since, so that nobody knows where they lie.
     """
 
     affine: Affine | None = None
     format: str = ""
     kept: Mapping[str, Any] = field(default_factory=dict)
     nodata: float | None = None
+    start: tuple[int, ...] = ()
+    lost: bool = False
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -58,14 +63,26 @@ class Geometry:
 
     def of_window(self, start: Sequence[int]) -> Geometry:
         """The geometry of a window whose first pixel has the index ``start``."""
-        if self.affine is None or not any(start):
+        if not any(start):
             return self
+        before = self.start or (0,) * len(start)
+        in_file = tuple(first + further for first, further in zip(before, start, strict=True))
+        if self.affine is None:
+            return replace(self, start=in_file)
         matrix = np.array(self.affine, dtype=np.float64)
         matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(start)
-        return replace(self, affine=tuple(map(tuple, matrix.tolist())))
+        return replace(self, affine=tuple(map(tuple, matrix.tolist())), start=in_file)
+
+    def without_place(self, lost: bool) -> Geometry:
+        """The geometry of pixels that lie elsewhere; ``lost`` says whether files with a place are refused."""
+        has_place = self.affine is not None or self.kept.get("crs") or "gcps" in self.kept
+        if not has_place:
+            return self
+        return Geometry(format=self.format, nodata=self.nodata, lost=lost)
 
 
-NOWHERE, OF_PHOTOGRAPH = Geometry(), Geometry(format=PHOTOGRAPH)
+NOWHERE = Geometry()
+OF_PHOTOGRAPH = Geometry(format=PHOTOGRAPH)
 
 
 class _Gridded:
@@ -94,8 +111,10 @@ class _Gridded:
     def grid(self) -> str:
         """The size and the affine, for messages."""
         affine = self.geometry.affine
-        origin = "" if affine is None else f" at {tuple(tuple(round(v, 6) for v in row) for row in affine[:-1])}"
-        return f"{sizes.shown(self.sides)}{origin}"
+        if affine is None:
+            return sizes.shown(self.sides)
+        rows = tuple(tuple(round(number, 6) for number in row) for row in affine[:-1])
+        return f"{sizes.shown(self.sides)} at {rows}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +128,9 @@ class Header(_Gridded):
         geometry: where the pixels lie.
         windowed: whether a window costs less to read than the whole.
         most: the bytes of values that the file's size allows.
-        reader: the module that reads the file.
-        stored: what this module reads values by.
+        unit: of the values, such as ``HU``; "" where the file does not say it.
+        reader: the name of the library that reads the file.
+        stored: what this library reads values by.
 
     Raises:
         ValueError: it has other axes or no pixels, or its values are not real numbers of at most 64 bits.
@@ -122,6 +142,7 @@ class Header(_Gridded):
     geometry: Geometry = NOWHERE
     windowed: bool = False
     most: float = math.inf
+    unit: str = ""
     reader: str = ""
     stored: Any = field(default=None, compare=False, repr=False)
 
@@ -137,8 +158,11 @@ class Header(_Gridded):
 class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompatibleVariableOverride]
     """An array (C, *S) of stored values, with the ``geometry``, ``unit`` and ``name`` of a picture.
 
-    It is a NumPy array in all else. Results of arithmetic keep these attributes; slices do too, though the
-    affine stays that of the whole. A picture from a file is read-only.
+    It is a NumPy array in all else, and what is made of it has its unit and its name. Copies and results of
+    arithmetic have its geometry. A window, such as ``picture[:, 4:, 8:16]``, has a geometry of its own; any
+    channels may be chosen at once. An integer takes an axis away, and the place with it. A flip, a step, a
+    mask or another order of axes loses the place: files that say where pixels lie refuse the array. A picture
+    from a file is read-only.
     """
 
     unit: str
@@ -148,23 +172,52 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         cls, array: npt.ArrayLike, geometry: Geometry | None = None, unit: str = "", name: str = ""
     ) -> Picture:
         picture = np.asarray(array).view(cls)
-        picture.geometry, picture.unit, picture.name = geometry or NOWHERE, unit, name
+        picture.geometry = geometry or NOWHERE
+        picture.unit = unit
+        picture.name = name
         return picture
 
     def __array_finalize__(self, source: Any) -> None:
-        self.geometry = getattr(source, "geometry", NOWHERE)
+        self.geometry = source.geometry.without_place(lost=True) if isinstance(source, Picture) else NOWHERE
         self.unit = getattr(source, "unit", "")
         self.name = getattr(source, "name", "")
+
+    def __array_wrap__(self, array: Any, *context: Any) -> Any:
+        result = super().__array_wrap__(array, *context)
+        if isinstance(result, Picture) and result.shape[1:] == self.shape[1:]:
+            result.geometry = self.geometry
+        return result
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        if isinstance(part, Picture):
+            part.geometry = _geometry_of_part(self, index)
+        return part
 
     def __reduce__(self) -> Any:
         return Picture, (np.asarray(self), self.geometry, self.unit, self.name)
 
+    def __copy__(self) -> Picture:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> Picture:
+        return self.copy()
+
+    def copy(self, order: Any = "C") -> Picture:
+        """A copy with the same attributes; see ``numpy.ndarray.copy``."""
+        return Picture(np.asarray(self).copy(order), self.geometry, self.unit, self.name)
+
+    def astype(self, dtype: Any, *options: Any, **named: Any) -> Picture:
+        """The values in another type, with the same attributes; see ``numpy.ndarray.astype``."""
+        return Picture(np.asarray(self).astype(dtype, *options, **named), self.geometry, self.unit, self.name)
+
     def absent(self) -> npt.NDArray[np.bool_]:
         """(*S), whether a pixel has the value that stands for none in a channel."""
-        array, nodata = np.asarray(self), self.nodata
-        if nodata is None:
+        array = np.asarray(self)
+        if self.nodata is None:
             return np.zeros(array.shape[1:], dtype=bool)
-        return np.any(np.isnan(array) if np.isnan(nodata) else array == nodata, axis=0)
+        missing = np.isnan(array) if np.isnan(self.nodata) else array == self.nodata
+        return np.any(missing, axis=0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file in the format of the path's suffix, whole or not at all.
@@ -174,11 +227,12 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
 
         Raises:
             ModuleNotFoundError: the format's package is not installed. The message says how to install it.
-            ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
+            ValueError: the suffix is none of those; the format cannot hold the type, channels or axes; or it
+                says where pixels lie, and a flip, a step or another order of axes lost that.
         """
         path = Path(path)
         with images.named("write", path):
-            module = formats.writer(path, self, self.geometry.format == "geotiff")
+            module = formats.writer(path, self)
             write_atomically(path, lambda temporary: module.write(temporary, self))
 
 
@@ -198,17 +252,18 @@ def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> 
         UnknownFormatError: it is none of the formats.
         ValueError: it is damaged, has what the format's module refuses, or the window is outside.
     """
-    found = path if isinstance(path, Header) else header(path)
-    with images.named("read", found.path):
-        part = formats.bounds(window, found.sides)
-        expected = (found.shape[0], *formats.lengths(part))
-        formats.check_cost(expected if found.windowed else found.shape, found.dtype, found.most)
-        array = formats.module(found.reader).read(found, part)
-        if array.shape != expected or array.dtype != found.dtype:
+    head = path if isinstance(path, Header) else header(path)
+    with images.named("read", head.path):
+        part = formats.bounds(window, head.sides)
+        expected = (head.shape[0], *formats.lengths(part))
+        formats.check_cost(expected if head.windowed else head.shape, head.dtype, head.most)
+        array = formats.module(head.reader).read(head, part)
+        if array.shape != expected or array.dtype != head.dtype:
             held = f"its values are {array.shape} of {array.dtype}"
-            raise ValueError(f"its header says {expected} of {found.dtype}, and {held}")
+            raise ValueError(f"its header says {expected} of {head.dtype}, and {held}")
     array.flags.writeable = False
-    return Picture(array, found.geometry.of_window([each.start for each in part]), name=found.path.name)
+    geometry = head.geometry.of_window([side.start for side in part])
+    return Picture(array, geometry, head.unit, head.path.name)
 
 
 def header(path: str | os.PathLike[str]) -> Header:
@@ -221,7 +276,9 @@ def header(path: str | os.PathLike[str]) -> Header:
 
 def write(path: str | os.PathLike[str], picture: npt.ArrayLike) -> None:
     """Write an array (C, *S); see :meth:`bbdm.pictures.Picture.save`."""
-    (picture if isinstance(picture, Picture) else Picture(picture)).save(path)
+    if not isinstance(picture, Picture):
+        picture = Picture(picture)
+    picture.save(path)
 
 
 def scale(pixels: torch.Tensor) -> torch.Tensor:
@@ -242,20 +299,65 @@ def as_affine(steps: npt.ArrayLike, origin: npt.ArrayLike) -> Affine:
 
 
 def check_grid(one: Header | Picture, other: Header | Picture, names: Sequence[str], paired: bool = True) -> None:
-    """Raise ValueError unless pictures have one size and, if paired and both have an affine, one place."""
-    first, second, how = one.geometry, other.geometry, "skimage.transform.resize(FIRST, SHAPE)"
-    same = one.sides == other.sides
-    if paired and same:
-        same = len({geometry.kept.get("crs") for geometry in (first, second)} - {None}) < 2
-        if same and first.affine is not None and second.affine is not None:
-            matrix, further = np.asarray(first.affine), np.asarray(second.affine)
-            most = SAME_PLACE * np.abs(further[:-1, :-1]).max()  # of about the length of a pixel's longest side
-            same = matrix.shape == further.shape and np.allclose(matrix, further, rtol=0, atol=most)
-    if same:
-        return
-    if second.kept.get("crs"):
-        how = "rasterio.warp.reproject, or gdalwarp"
-    elif len(second.affine or ()) == 4:
-        how = "SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
-    both = f"{' and '.join(names)} lie on different grids, {one.grid} and {other.grid}"
-    raise ValueError(f"{both}: resample the first to the second, such as {how}")
+    """Raise ValueError unless pictures have one size and, if paired and both say it, one place on one map."""
+    both = " and ".join(names)
+    place = other.geometry
+    first = one.geometry.kept.get("crs")
+    second = place.kept.get("crs")
+    if one.sides == other.sides:
+        if not paired:
+            return
+        if first and second and first != second:
+            raise ValueError(
+                f"{both} have different coordinate reference systems, {_system(first)} and {_system(second)}: "
+                "bring the first to the second, such as by rasterio.warp.reproject, or gdalwarp"
+            )
+        if _one_place(one.geometry, place):
+            return
+    advice = "skimage.transform.resize(FIRST, SHAPE)"
+    if second:
+        advice = "rasterio.warp.reproject, or gdalwarp"
+    elif place.affine is not None and len(place.affine) == 4:
+        advice = "SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
+    grids = f"{both} lie on different grids, {one.grid} and {other.grid}"
+    raise ValueError(f"{grids}: resample the first to the second, such as {advice}")
+
+
+def _one_place(one: Geometry, other: Geometry) -> bool:
+    """Whether two affines are the same within a small share of a pixel; also where one is not known."""
+    if one.affine is None or other.affine is None:
+        return True
+    first = np.asarray(one.affine)
+    second = np.asarray(other.affine)
+    if first.shape != second.shape:
+        return False
+    tolerance = SAME_PLACE * np.abs(second[:-1, :-1]).max()  # of about the length of a pixel's longest side
+    return np.allclose(first, second, rtol=0, atol=tolerance)
+
+
+def _system(text: str) -> str:
+    """The name of a coordinate reference system in its well-known text, such as ``WGS 84 / UTM zone 33N``."""
+    name = re.match(r'\w+\["([^"]+)"', text)
+    return text if name is None else name[1]
+
+
+def _geometry_of_part(picture: Picture, index: Any) -> Geometry:
+    """The geometry of ``picture[index]``."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(part is Ellipsis for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (picture.ndim - len(parts) + 1)
+    parts += [slice(None)] * (picture.ndim - len(parts))
+    if len(parts) != picture.ndim:
+        return picture.geometry.without_place(lost=True)
+    chosen, *window = parts
+    if any(isinstance(part, int | np.integer) for part in parts):
+        return picture.geometry.without_place(lost=False)
+    channels = isinstance(chosen, slice) or np.ndim(chosen) == 1
+    if not channels or not all(isinstance(part, slice) and part.step in (None, 1) for part in window):
+        return picture.geometry.without_place(lost=True)
+    affine = picture.geometry.affine
+    if affine is not None and len(affine) != picture.ndim:
+        return picture.geometry.without_place(lost=True)
+    starts = [part.indices(length)[0] for part, length in zip(window, picture.shape[1:], strict=True)]
+    return picture.geometry.of_window(starts)

@@ -85,7 +85,7 @@ class Runtime(Command, GuidanceOptions):
         sources = {path.resolve() for path in self.pictures}
         for path in self.pictures:
             _ = header(path)  # before any is translated
-            suffix = formats.suffix_of_result(formats.suffix_of(path), channels, values)
+            suffix = formats.suffix_of_result(path, channels, values)
             results.append(self.output / f"{formats.stem_of(path)}{suffix}")
             if results[-1].resolve() in sources:
                 raise ValueError(f"{results[-1]} would replace a source: give another output folder")

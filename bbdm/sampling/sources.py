@@ -131,7 +131,7 @@ def _read(source: Any, scale: Scale) -> Item:
     photographs, channels = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT, scale.channels
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        pillow = photographs and formats.SUFFIXES.get(path.suffix.lower()) == "pillow"
+        pillow = photographs and formats.is_photograph(path)
         source = images.open_image(path) if pillow else read(path)
     if isinstance(source, Image.Image):
         if photographs:

@@ -89,11 +89,8 @@ class Files:
         """The suffix of a result: the source's where its format holds it; of a folder of DICOM .nii.gz."""
         value = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
         path = value.path if isinstance(value, Half) else value
-        if not isinstance(path, Path):
-            return formats.suffix_of_result("", self.channels, self.pairs.spec.target)
-        if path.is_dir():
-            return ".nii.gz"
-        return formats.suffix_of_result(formats.suffix_of(path), self.channels, self.pairs.spec.target)
+        file = path if isinstance(path, Path) else None
+        return formats.suffix_of_result(file, self.channels, self.pairs.spec.target)
 
     def source(self, index: int) -> tuple[Any, Any]:
         """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result."""

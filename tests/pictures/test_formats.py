@@ -6,6 +6,7 @@ from typing import Any
 
 import imagecodecs
 import nibabel
+import nibabel.nifti1
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -36,9 +37,9 @@ def oblique(stored: Any) -> sitk.Image:
 @pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix not in LOSSY])
 def test_round_trip(suffix: str, tmp_path: Path) -> None:
     """Every type, and every number of axes and channels, that a format holds."""
-    _, types, axes = LIBRARIES[SUFFIXES[suffix]]
-    shapes = [(1, 7, 9), *([(1, 5, 7, 9), (2, 5, 7, 9)] if 3 in axes else []), *MORE.get(suffix, [])]
-    for kind, shape in [*((kind, (3, 7, 9)) for kind in types), *(("uint8", shape) for shape in shapes)]:
+    library = LIBRARIES[SUFFIXES[suffix][-1]]
+    shapes = [(1, 7, 9), *([(1, 5, 7, 9), (2, 5, 7, 9)] if 3 in library.axes else []), *MORE.get(suffix, [])]
+    for kind, shape in [*((kind, (3, 7, 9)) for kind in library.types), *(("uint8", shape) for shape in shapes)]:
         read_back(tmp_path / f"a{suffix}", numbers(shape, kind))
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
@@ -46,12 +47,12 @@ def test_round_trip(suffix: str, tmp_path: Path) -> None:
 def test_suffixes() -> None:
     assert (suffix_of("A.b.NII.GZ"), suffix_of("a.gz"), stem_of(Path("A.b.NII.GZ"))) == (".nii.gz", "", "A.b")
     results = {
-        (".jpg", 3, EIGHT_BIT): ".png",
-        (".png", 4, EIGHT_BIT): ".tif",
-        (".png", 1, Values(0, 65535, dtype="uint16")): ".png",
-        ("", 3, Values(0, 65535, dtype="uint16")): ".tif",
-        (".tif", 3, EIGHT_BIT): ".tif",
-        (".nii.gz", 1, EIGHT_BIT): ".nii.gz",
+        (Path("a.jpg"), 3, EIGHT_BIT): ".png",
+        (Path("a.png"), 4, EIGHT_BIT): ".tif",
+        (Path("a.png"), 1, Values(0, 65535, dtype="uint16")): ".png",
+        (None, 3, Values(0, 65535, dtype="uint16")): ".tif",
+        (Path("a.tif"), 3, EIGHT_BIT): ".tif",
+        (Path("a.nii.gz"), 1, EIGHT_BIT): ".nii.gz",
     }
     assert {case: suffix_of_result(*case) for case in results} == results
 
@@ -65,9 +66,12 @@ def test_grids() -> None:
     check_grid(one, head("two", 0.005), "ab")
     check_grid(one, Header(Path("two"), (3, 7, 9), np.dtype(np.uint8)), "ab")
     check_grid(one, head("two", 0.02), "ab", paired=False)
-    for other in (head("two", 0.02), head("two", width=8), head("two", crs="EPSG:2")):
+    for other in (head("two", 0.02), head("two", width=8)):
         with pytest.raises(ValueError, match=r"^a and b lie on different grids, 7 x 9 at \(\(0\.0, 10\.0, 0\.0\), \("):
             check_grid(one, other, "ab")
+    wkt = 'PROJCS["WGS 84 / UTM zone 33N",GEOGCS["WGS 84",...]]'
+    with pytest.raises(ValueError, match=r"^a and b have different coordinate .*, EPSG:1 and WGS 84 / UTM zone 33N: "):
+        check_grid(one, head("two", crs=wkt), "ab")
 
 
 @pytest.mark.parametrize("suffix", MEDICAL)
@@ -157,6 +161,49 @@ class TestNifti:
             assert (
                 np.asarray(found.dataobj).T.reshape(count, 3, 4, 5) == 2 * stored[:count, 0].astype(float) + 1
             ).all()
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_a_flat_picture_stays_where_it_lies_in_the_volume(self, turned: bool, tmp_path: Path) -> None:
+        """At z = 57 mm, and on edge: a sagittal plane, whose rows and columns run along z and y."""
+        place = np.array([[2.0, 0, 0, 5], [0, 3, 0, 6], [0, 0, 4, 57], [0, 0, 0, 1]])
+        if turned:
+            place = np.array([[0, 0, 4.0, 5], [2, 0, 0, 6], [0, 3, 0, 57], [0, 0, 0, 1]])
+        nibabel.Nifti1Image(numbers((9, 7), "int16"), place).to_filename(tmp_path / "a.nii")
+        read(tmp_path / "a.nii").save(tmp_path / "b.nii")
+        read(tmp_path / "a.nii", (slice(2, 7), slice(3, 9))).save(tmp_path / "c.nii")
+        for name, column, row in (("b", 0, 0), ("c", 3, 2)):
+            found: Any = nibabel.load(tmp_path / f"{name}.nii")
+            expected = place @ (column, row, 0, 1)
+            np.testing.assert_allclose(found.affine[:, 3], expected, atol=1e-4)
+            np.testing.assert_allclose(found.affine[:3, :2], place[:3, :2], atol=1e-5)
+
+    def test_extensions_and_the_unit_come_back(self, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(numbers((5, 4, 3), "int16"), np.eye(4))
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"of the scan"))
+        image.to_filename(tmp_path / "a.nii.gz")
+        source = read(tmp_path / "a.nii.gz")
+        write(tmp_path / "b.nii.gz", Picture(source, source.geometry, "HU"))
+        found: Any = nibabel.load(tmp_path / "b.nii.gz")
+        (extension,) = found.header.extensions
+        assert (extension.get_code(), extension.get_content()[:11]) == (6, b"of the scan")
+        assert (np.asarray(source)[0] == np.asarray(found.dataobj).T).all()
+        assert (bytes(found.header["intent_name"]).strip(b"\0"), read(tmp_path / "b.nii.gz").unit) == (b"HU", "HU")
+
+    def test_a_flipped_bit_is_no_other_value(self, tmp_path: Path) -> None:
+        """In compressed values, of which some become a longer stream; the checksum lies behind it."""
+        stored = (np.arange(3000).reshape(10, 20, 15) % 97).astype("int16")
+        nibabel.Nifti1Image(stored, np.eye(4)).to_filename(tmp_path / "a.nii.gz")
+        content = (tmp_path / "a.nii.gz").read_bytes()
+        wrong = 0
+        for at in np.random.default_rng(0).choice(8 * len(content), 120, replace=False).tolist():
+            damaged = bytearray(content)
+            damaged[at // 8] ^= 1 << at % 8
+            (tmp_path / "b.nii.gz").write_bytes(damaged)
+            try:
+                wrong += not np.array_equal(np.asarray(read(tmp_path / "b.nii.gz"))[0], stored.T)
+            except ValueError:
+                continue
+        assert wrong == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted in /proc")

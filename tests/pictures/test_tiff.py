@@ -8,6 +8,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import rasterio
+import rasterio.control
 import rasterio.transform
 import tifffile
 
@@ -73,7 +74,7 @@ def test_ome_axes(tmp_path: Path) -> None:
         assert file.series[0].axes == "CZYX"
 
 
-@pytest.mark.parametrize(("unit", "axes"), [*product(["um", "micron", "\\u00B5m", "mm"], [2, 3]), ("", 3)])
+@pytest.mark.parametrize(("unit", "axes"), [*product(["um", "micron", "\\u00B5m", "mm", "inch"], [2, 3]), ("", 3)])
 def test_imagej_sizes_and_units(unit: str, axes: int, tmp_path: Path) -> None:
     array = numbers((2, 5, 7, 9)[-1 - axes :], "uint16")
     stored = array.transpose(1, 0, 2, 3) if axes == 3 else array
@@ -85,7 +86,15 @@ def test_imagej_sizes_and_units(unit: str, axes: int, tmp_path: Path) -> None:
     write(tmp_path / "b.tif", found)
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
         pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
-    assert (pixels["PhysicalSizeY"], pixels.get("PhysicalSizeYUnit")) == (0.5, {"mm": "mm", "": None}.get(unit, "µm"))
+    units = {"mm": "mm", "": "pixel", "inch": "in"}  # which OME would take for micrometres without a unit
+    assert (pixels["PhysicalSizeY"], pixels["PhysicalSizeYUnit"]) == (0.5, units.get(unit, "µm"))
+
+
+def test_lengths_in_a_unit_that_is_not_known_are_left_out(tmp_path: Path) -> None:
+    metadata = {"axes": "ZYX", "spacing": 3.0, "unit": "furlong"}
+    stored = numbers((5, 7, 9), "uint16")
+    tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata=metadata, resolution=(4, 2))
+    assert read(tmp_path / "a.tif").geometry.affine is None
 
 
 def test_resolution_and_nodata(tmp_path: Path) -> None:
@@ -124,12 +133,14 @@ def test_a_thumbnail_is_no_page_and_12_bits_are_read(tmp_path: Path) -> None:
     [
         ("0 is white", {"photometric": "miniswhite"}),
         ("turned by a tag", {"extratags": [(274, 3, 1, 3, True)]}),
+        ("turned by a tag", {"extratags": [(274, 3, 1, 6, True)], "dtype": "uint16"}),
         ("indices of a palette", {"photometric": "palette", "colormap": numbers((3, 256), "uint16")}),
         ("of fewer than 8 bits", {"bitspersample": 1, "photometric": "minisblack"}),
     ],
 )
-def test_8_bits_that_would_be_read_wrongly(fact: str, options: dict[str, Any], tmp_path: Path) -> None:
-    grey = numbers((16, 24), "uint8")
+def test_values_that_would_be_read_wrongly(fact: str, options: dict[str, Any], tmp_path: Path) -> None:
+    options = dict(options)
+    grey = numbers((16, 24), "uint8").astype(options.pop("dtype", "uint8"))
     tifffile.imwrite(tmp_path / "a.tif", grey > 99 if "bitspersample" in options else grey, **options)
     with pytest.raises(ValueError, match=rf"a\.tif: it has values .*{fact}: save .* upright grey or RGB"):
         read(tmp_path / "a.tif")
@@ -184,3 +195,139 @@ def test_all_of_a_geotiff_is_kept(channels: int, kind: str, tmp_path: Path) -> N
         assert file.crs == rasterio.CRS.from_string("EPSG:32632")
         assert (tuple(file.transform)[:6], file.nodata) == (PLACE, 7)
         assert file.block_shapes[0] == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "nodata"),
+    [("255.0", "uint8", 255), ("-9999", "int16", -9999), (" 7 ", "uint16", 7), ("nan", "float32", float("nan"))],
+)
+def test_a_nodata_tag_is_read_as_gdal_reads_it(text: str, kind: str, nodata: float, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", numbers((6, 5), kind), extratags=[(42113, 2, 0, text, True)])
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert str(file.nodata) == str(float(nodata))
+    assert str(read(tmp_path / "a.tif").nodata) == str(float(nodata))
+
+
+@pytest.mark.parametrize(("text", "kind"), [("-9999", "uint8"), ("nan", "uint16"), ("1.5", "int16"), ("none", "uint8")])
+def test_black_is_there_where_the_type_cannot_hold_the_nodata_tag(text: str, kind: str, tmp_path: Path) -> None:
+    array = np.zeros((6, 5), kind)
+    tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(42113, 2, 0, text, True)])
+    with pytest.warns(UserWarning, match=f"nodata '{text}' is no value of {kind}"):
+        picture = read(tmp_path / "a.tif")
+    assert picture.nodata is None
+    assert not picture.absent().any()
+
+
+def test_two_images_of_an_ome_file_are_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        for _ in range(2):
+            file.write(numbers((6, 5), "uint8"), photometric="minisblack")
+    with pytest.raises(ValueError, match=r"a\.ome\.tif: it has 2 images: save each picture as a file of its own"):
+        read(tmp_path / "a.ome.tif")
+
+
+@pytest.mark.parametrize(("compression", "stored"), [("zlib", "ADOBE_DEFLATE"), ("lzw", "LZW"), ("zstd", "ZSTD")])
+def test_a_result_is_compressed_as_its_source(compression: str, stored: str, tmp_path: Path) -> None:
+    array = numbers((1, 16, 24), "uint16")
+    tifffile.imwrite(tmp_path / "a.tif", array[0], compression=compression)
+    read_back(tmp_path / "b.tif", array, read(tmp_path / "a.tif").geometry)
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.pages.first.compression.name == stored  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_lossy_sources_have_results_without_loss(tmp_path: Path) -> None:
+    colours = numbers((3, 16, 16), "uint8")
+    tifffile.imwrite(tmp_path / "a.tif", colours.transpose(1, 2, 0), compression="jpeg", photometric="rgb")
+    read_back(tmp_path / "b.tif", colours, read(tmp_path / "a.tif").geometry)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (3, 6, 5), (1, 4, 6, 5)])
+def test_the_unit_of_values_stands_in_the_file(shape: tuple[int, ...], tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", Picture(numbers(shape, "int16"), unit="HU"))
+    assert read(tmp_path / "a.tif").unit == "HU"
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert "unit of values: HU" in str(file.pages.first.tags[270].value)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_names_of_channels_come_back_where_their_number_fits(tmp_path: Path) -> None:
+    array = numbers((2, 6, 5), "uint16")
+    metadata = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP"]}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", array, metadata=metadata, photometric="minisblack")
+    source = read(tmp_path / "a.ome.tif")
+    assert source.geometry.kept["descriptions"] == ("DAPI", "GFP")
+    read_back(tmp_path / "b.tif", array, source.geometry)
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        channels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]["Channel"]
+        assert [channel["Name"] for channel in channels] == ["DAPI", "GFP"]
+    write(tmp_path / "c.tif", Picture(array[:1], source.geometry))
+    assert "descriptions" not in read(tmp_path / "c.tif").geometry.kept
+
+
+BANDS: dict[str, Any] = {"driver": "GTiff", "count": 2, "height": 30, "width": 20, "dtype": "uint16"}
+UTM: dict[str, Any] = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 500, 0, -10, 900)}
+ARRAY = numbers((2, 30, 20), "uint16")
+
+
+class TestGeotiff:
+    """What a GeoTIFF says besides its values, by rasterio."""
+
+    def test_ground_control_points_move_with_a_window(self, tmp_path: Path) -> None:
+        """As of Sentinel-1 GRD, which has no other place."""
+        corners = [(0, 0, 9.0, 50.0), (0, 20, 9.5, 50.1), (30, 0, 9.1, 49.0)]
+        points = [rasterio.control.GroundControlPoint(*corner) for corner in corners]
+        with rasterio.open(tmp_path / "a.tif", "w", **BANDS, compress="lzw") as file:
+            file.write(ARRAY)
+            file.gcps = points, rasterio.CRS.from_epsg(4326)
+        read(tmp_path / "a.tif", (slice(4, 24), slice(5, 15))).save(tmp_path / "b.tif")
+        with rasterio.open(tmp_path / "b.tif") as file:
+            found, crs = file.gcps
+            assert file.compression.name == "lzw"
+        assert [(point.row, point.col, point.x, point.y) for point in found] == [
+            (row - 4, column - 5, x, y) for row, column, x, y in corners
+        ]
+        assert crs.to_epsg() == 4326
+
+    def test_names_tags_and_units_of_bands_are_kept_and_statistics_are_not(self, tmp_path: Path) -> None:
+        with rasterio.open(tmp_path / "a.tif", "w", **BANDS, **UTM) as file:
+            file.write(ARRAY)
+            file.descriptions = ("VV", "VH")
+            file.units = ("dB", "dB")
+            file.update_tags(ACQUIRED="2020-01-02")
+            file.update_tags(2, POLARISATION="VH", STATISTICS_MEAN="3")
+        source = read(tmp_path / "a.tif")
+        assert source.unit == "dB"
+        source.save(tmp_path / "b.tif")
+        with rasterio.open(tmp_path / "b.tif") as file:
+            assert (file.descriptions, file.units) == (("VV", "VH"), ("dB", "dB"))
+            assert file.tags()["ACQUIRED"] == "2020-01-02"
+            assert file.tags(2) == {"POLARISATION": "VH"}
+        write(tmp_path / "c.tif", Picture(ARRAY[:1], source.geometry))
+        with rasterio.open(tmp_path / "c.tif") as file:
+            assert (file.descriptions, file.tags(1)) == ((None,), {})
+
+    @pytest.mark.parametrize(("kind", "nodata"), [("uint8", 0), ("int16", -32768), ("float32", float("nan"))])
+    def test_pixels_outside_an_internal_mask_are_absent(self, kind: str, nodata: float, tmp_path: Path) -> None:
+        array = numbers((2, 30, 20), kind)
+        inside = np.indices((30, 20)).sum(axis=0) % 3 > 0
+        profile = {**BANDS, **UTM, "dtype": kind}
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+            file.write(array)
+            file.write_mask(inside)
+        picture = read(tmp_path / "a.tif", (slice(3, 20), slice(2, 19)))
+        window = (slice(3, 20), slice(2, 19))
+        assert str(picture.nodata) == str(float(nodata))
+        assert (picture.absent() == ~inside[window]).all()
+        expected = array[(slice(None), *window)]
+        expected = np.where(expected == nodata, expected + expected.dtype.type(1), expected)  # is kept apart from it
+        assert (np.asarray(picture)[:, inside[window]] == expected[:, inside[window]]).all()
+
+    def test_a_scale_is_not_applied_and_said(self, tmp_path: Path) -> None:
+        with rasterio.open(tmp_path / "a.tif", "w", **BANDS, **UTM) as file:
+            file.write(ARRAY)
+            file.scales = (0.5, 0.5)
+        with pytest.warns(UserWarning, match=r"a scale of 0\.5 and an offset of 0, which are not applied"):
+            source = read(tmp_path / "a.tif")
+        assert (source == ARRAY).all()
+        source.save(tmp_path / "b.tif")
+        with rasterio.open(tmp_path / "b.tif") as file:
+            assert file.scales == (1, 1)

@@ -2,58 +2,119 @@
 
     header(path) -> Header                  of a picture (C, *S); no values are read
     read(header, window) -> NDArray         (C, *W) of a window, a slice for each of the axes S
-    write(path, picture) -> None            with what the format holds of the geometry
+    write(path, picture) -> None            with what the format holds of the geometry and the unit
 
-A module is imported when its format is met: ModuleNotFoundError says what installs its library. Reading
-raises ValueError where a file is damaged, or has what is not read. Axes and types are checked here and by
-:class:`bbdm.pictures.Header`, windows and costs by :func:`bbdm.pictures.read`. Which files are pictures, and
-which library reads them, is said here too.
+Which files are pictures, and which module reads and writes them, is said by the rows of :data:`LIBRARIES`. A
+module is imported when its format is met: ModuleNotFoundError says what installs its library. Reading raises
+ValueError where a file is damaged, or has what is not read. Axes and types are checked here and by
+:class:`bbdm.pictures.Header`, windows and costs by :func:`bbdm.pictures.read`.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from bbdm.base import sizes
+from bbdm.base.registry import Registry
+from bbdm.pictures.formats.detection import has_place, is_dicom
 from bbdm.pictures.values import Values
+
+if TYPE_CHECKING:
+    from bbdm.pictures.picture import Picture
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
 DEFLATE = 1032  # bytes that a byte of deflate becomes at most
 RATIO = 4096  # the same of other compressions; of LZW fewer
-FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
-DICM = 128  # where a file of DICOM has these letters
-PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
+ONLY_A_SUFFIX = "its name is only a suffix: rename it"
 
 
-class Library(NamedTuple):
-    """The files that a library reads, and what it writes to them."""
+@dataclass(frozen=True)
+class Library:
+    """The files of a format: how they are known, and what is written to them.
 
-    suffixes: tuple[str, ...]
+    Args:
+        module: of the functions ``header``, ``read`` and ``write``; or its name, to import it late.
+        suffixes: of its files, in lower case with their dot.
+        types: NumPy types that it writes; () where it only reads.
+        axes: the numbers of spatial axes that it writes.
+        channels: the numbers of channels that it writes; None for any.
+        grey_types: further types that it writes of one channel.
+        photographs: whether its 8-bit grey and colours become one another.
+        holds_place: whether its files say where their pixels lie.
+        format: the ``format`` of its geometries, which chooses among formats of one suffix on writing.
+        claims: whether a file of these suffixes is its own, for a suffix of several formats; None for all
+            files.
+        is_folder: whether a folder is one picture of it; None where folders are none.
+        results: the suffix of results of its pictures; "" for that of the picture.
+
+    Raises:
+        ValueError: a suffix has no dot at its start, or capital letters.
+    """
+
+    module: Any
+    suffixes: tuple[str, ...] = ()
     types: tuple[str, ...] = REAL
     axes: tuple[int, ...] = (2, 3)
+    channels: tuple[int, ...] | None = None
+    grey_types: tuple[str, ...] = ()
+    photographs: bool = False
+    holds_place: bool = True
+    format: str = ""
+    claims: Callable[[Path], bool] | None = None
+    is_folder: Callable[[Path], bool] | None = None
+    results: str = ""
+
+    def __post_init__(self) -> None:
+        for suffix in self.suffixes:
+            if not suffix.startswith(".") or suffix != suffix.lower():
+                raise ValueError(f"a suffix is written as .tif, got {suffix!r}")
+
+    def types_of(self, channels: int) -> tuple[str, ...]:
+        """The types that it writes of so many channels."""
+        return (*self.types, *self.grey_types) if channels == 1 else self.types
+
+    def holds(self, dtype: str, channels: int) -> bool:
+        """Whether it writes values of a type in so many channels."""
+        return dtype in self.types_of(channels) and (self.channels is None or channels in self.channels)
 
 
-LIBRARIES = {
-    "pillow": Library((".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("uint8",), (2,)),
-    "tifffile": Library((".tif", ".tiff"), (*REAL, "float16")),
-    "rasterio": Library((), axes=(2,)),  # of TIFF those with a place on Earth
-    "nibabel": Library((".nii", ".nii.gz")),
-    "simpleitk": Library((".mha", ".nrrd")),
-    "numpy": Library((".npy",), (*REAL, "float16")),
-}
-SUFFIXES = {suffix: name for name, library in LIBRARIES.items() for suffix in library.suffixes}
+LIBRARIES: Registry[Library] = Registry("format")
+SUFFIXES: dict[str, list[str]] = {}  # the names of the libraries of each suffix, those with ``claims`` first
+
+
+def register(name: str, library: Library) -> None:
+    """Add a format.
+
+    Args:
+        name: what errors call it.
+        library: how its files are known, and the module that reads and writes them.
+
+    Raises:
+        ValueError: another format has the name, or one of the suffixes without ``claims`` in either.
+    """
+    if library.claims is None:
+        for suffix in library.suffixes:
+            others = [other for other in SUFFIXES.get(suffix, ()) if other != name and LIBRARIES[other].claims is None]
+            if others:
+                raise ValueError(f"the suffix {suffix} is read by {others[0]}: give claims, which tells its files")
+    LIBRARIES.register(name, library, source=library.module)
+    SUFFIXES.clear()
+    for known, row in LIBRARIES.items():
+        for suffix in row.suffixes:
+            names = SUFFIXES.setdefault(suffix, [])
+            names.insert(len(names) if row.claims is None else 0, known)
 
 
 class UnknownFormatError(ValueError):
@@ -61,101 +122,171 @@ class UnknownFormatError(ValueError):
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str:
-    """The suffix of those that are read, in lower case, or "" where the name has none."""
+    """The longest suffix that is read, in lower case; "" where the name has none, or is only that."""
     name = Path(path).name.lower()
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-
-
-def suffix_of_result(source: str, channels: int, values: Values) -> str:
-    """The suffix of a result: the source's; of photographs PNG's where it holds the result, else TIFF's."""
-    if source and SUFFIXES[source] != "pillow":
-        return source
-    return ".png" if (channels, values.dtype) in ((1, "uint8"), (3, "uint8"), (1, "uint16")) else ".tif"
+    return max((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), key=len, default="")
 
 
 def stem_of(path: Path) -> str:
-    """The name without its suffix; of a folder of DICOM, its name."""
-    return path.name if path.is_dir() else path.name[: -len(suffix_of(path) or path.suffix) or None]
+    """The name without its suffix; of a folder that is a picture, its name."""
+    if path.is_dir():
+        return path.name
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def suffix_of_result(source: Path | None, channels: int, values: Values) -> str:
+    """The suffix of a result: the source's; of photographs and of no file PNG's where it holds it, else TIFF's."""
+    library = None if source is None else _library_of(source)
+    if source is not None and library is not None and not library.photographs:
+        if library.results:
+            return library.results
+        if library.types:
+            return suffix_of(source)
+    return ".png" if LIBRARIES["png"].holds(values.dtype, channels) else ".tif"
+
+
+def is_photograph(path: str | os.PathLike[str]) -> bool:
+    """Whether the format of a file's suffix is one of photographs: PNG, JPEG, WebP or BMP."""
+    return any(LIBRARIES[name].photographs for name in SUFFIXES.get(suffix_of(path), ()))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether it is a file with a suffix that is read, or a folder that is one picture.
+
+    A link to a file that is not there is one too: reading it says what is missing.
+    """
+    if path.is_dir():
+        return _reader_of_folder(path) is not None
+    return bool(suffix_of(path)) and (path.is_file() or path.is_symlink())
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All files below a folder, whatever they are; a folder that is one picture in place of its files.
+
+    Links to folders are followed. Links to files that are not there are among the files.
+    """
+    found: list[Path] = []
+    for parent, files in _folders(folder):
+        if parent != folder and files and _reader_of_folder(parent) is not None:
+            found.append(parent)
+        else:
+            found.extend(files)
+    return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a picture: one, or all in a folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for _, files in _folders(path) for file in files if file.is_file())
 
 
 def module(name: str) -> Any:
     """The module of a library."""
-    return import_module(f"{__name__}.{name}")
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """All files below a folder, whatever they are; a folder of DICOM in place of its slices."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    parents = {path.parent for path in files if path.suffix.lower() in ("", ".dcm")}
-    series = {parent for parent in parents if parent != folder and dicom_files(parent, FILES_LOOKED_AT)}
-    return [*series, *(path for path in files if path.parent not in series)]
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files of a picture: one, or all in a folder of DICOM."""
-    return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
-
-
-def is_picture(path: Path) -> bool:
-    """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
-    return bool(dicom_files(path, FILES_LOOKED_AT)) if path.is_dir() else path.is_file() and bool(suffix_of(path))
-
-
-def dicom_files(folder: Path, most: int | None = None) -> list[Path]:
-    """The files of DICOM in a folder, of the first ``most`` of its files."""
-    found: list[Path] = []
-    for path in files_of(folder)[:most]:
-        with path.open("rb") as file:
-            file.seek(DICM)
-            found += [path] if file.read(4) == b"DICM" and path.name != "DICOMDIR" else []
-    return found
+    found = LIBRARIES[name].module
+    return import_module(found) if isinstance(found, str) else found
 
 
 def reader_of(path: Path) -> str:
-    """The name of the module that reads a file, or a folder of DICOM."""
-    if not path.exists():
-        raise FileNotFoundError(path)
-    if not is_picture(path):
-        raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
-    name = "simpleitk" if path.is_dir() else SUFFIXES[suffix_of(path)]
-    return "rasterio" if name == "tifffile" and _has_place(path) else name
-
-
-def _has_place(path: Path) -> bool:
-    """Whether a TIFF has tags of a place on Earth."""
-    with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
-        start = file.read(8)
-        tags = ImageFileDirectory_v2(start + (file.read(8) if b"+" in start[2:4] else b""))
-        file.seek(tags.next)
-        tags.load(file)
-        return any(tag in tags for tag in PLACE_TAGS)
-    return False
-
-
-def writer(path: Path, picture: np.ndarray[Any, Any], earth: bool) -> Any:
-    """The module that writes a picture (C, *S) to a path; of TIFF, that of ``earth`` or of others.
+    """The name of the library that reads a file, or a folder that is one picture.
 
     Raises:
-        ValueError: the path's format does not hold the type, the channels or the axes.
+        FileNotFoundError: there is nothing.
+        UnknownFormatError: it has none of the formats.
+    """
+    name = None
+    if path.is_dir():
+        name = _reader_of_folder(path)
+    elif path.is_file():
+        for candidate in _readers_of(path):
+            claims = LIBRARIES[candidate].claims
+            if claims is None or claims(path):
+                return candidate
+    elif not path.exists():
+        raise FileNotFoundError(path)
+    if name is not None:
+        return name
+    if path.name.lower() in SUFFIXES:
+        raise UnknownFormatError(ONLY_A_SUFFIX)
+    raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
+
+
+def writer(path: Path, picture: Picture) -> Any:
+    """The module that writes a picture (C, *S) to a path; of several for a suffix, that of its geometry.
+
+    Raises:
+        ValueError: the path's format does not hold the type, the channels or the axes, or needs a place that
+            the picture has lost.
     """
     suffix = suffix_of(path)
     if not suffix:
+        if path.name.lower() in SUFFIXES:
+            raise ValueError(ONLY_A_SUFFIX)
         raise ValueError(f"its name must end in one of {', '.join(SUFFIXES)}")
-    name = "rasterio" if SUFFIXES[suffix] == "tifffile" and earth else SUFFIXES[suffix]
-    _, types, axes = LIBRARIES[name]
-    if picture.ndim - 1 not in axes or 0 in picture.shape:
-        shapes = " or ".join(f"(C, {sizes.SIDES[count]})" for count in axes)
+    names = SUFFIXES[suffix]
+    same = [name for name in names if LIBRARIES[name].format == picture.geometry.format != ""]
+    name = same[0] if same else names[-1]
+    library = LIBRARIES[name]
+    if not library.types:
+        raise ValueError(f"{suffix} is only read")
+    if picture.ndim - 1 not in library.axes or 0 in picture.shape:
+        shapes = " or ".join(f"(C, {sizes.SIDES[count]})" for count in library.axes)
         raise ValueError(f"{suffix} holds {shapes}, got {picture.shape}")
-    types = (*types, "uint16") if suffix == ".png" and len(picture) == 1 else types
+    types = library.types_of(len(picture))
     if picture.dtype.name not in types:
         raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
-    if name == "pillow" and len(picture) not in (1, 3):
-        raise ValueError(f"{suffix} holds 1 or 3 channels, got {len(picture)}")
+    if not library.holds(picture.dtype.name, len(picture)):
+        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(picture)}")
+    if library.holds_place and picture.geometry.lost:
+        reason = "a step, a flip, a mask or another order of axes lost where its pixels lie"
+        raise ValueError(f"{reason}: say it by Picture(array, geometry), or write numpy.asarray(picture)")
     return module(name)
 
 
+def _readers_of(path: Path) -> list[str]:
+    """The names of the libraries that may read a file, by its suffix."""
+    return SUFFIXES.get(suffix_of(path), [])
+
+
+def _library_of(path: Path) -> Library | None:
+    """The library of a folder, or of a file's suffix; None where it is no picture."""
+    names = [_reader_of_folder(path)] if path.is_dir() else _readers_of(path)
+    return LIBRARIES[names[0]] if names and names[0] is not None else None
+
+
+def _reader_of_folder(path: Path) -> str | None:
+    """The name of the library that reads a folder as one picture; None where none does."""
+    for name, library in LIBRARIES.items():
+        if library.is_folder is not None and library.is_folder(path):
+            return name
+    return None
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and each one below it with its files; a link to a folder above itself is not followed."""
+    waiting: list[tuple[Path, frozenset[str]]] = [(folder, frozenset())]
+    while waiting:
+        parent, above = waiting.pop()
+        real = os.path.realpath(parent)
+        if real in above:
+            continue
+        files: list[Path] = []
+        with suppress(PermissionError), os.scandir(parent) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append((parent / entry.name, above | {real}))
+                elif entry.is_file() or entry.is_symlink():
+                    files.append(parent / entry.name)
+        yield parent, files
+
+
 def volume(lengths: Sequence[int]) -> tuple[int, ...]:
-    """The lengths of at most three axes (x, y, z); ValueError where others, such as time, are there."""
+    """The lengths of at most three axes (x, y, z).
+
+    Raises:
+        ValueError: there are others, such as time.
+    """
     if any(length != 1 for length in lengths[3:]):
         shown = sizes.shown(lengths)
         raise ValueError(f"it has {len(lengths)} axes, {shown}, such as times: save each volume as a file of its own")
@@ -166,14 +297,19 @@ def bounds(window: Window, sides: Sequence[int]) -> Window:
     """A window with the first index and the last index + 1 of each axis, () being all of them.
 
     Raises:
-        ValueError: another number of axes, steps, or an empty window.
+        ValueError: it has another number of axes or steps, or is empty.
     """
-    window = window or (slice(None),) * len(sides)
-    found = tuple(slice(*part.indices(length)[:2]) for part, length in zip(window, sides, strict=False))
-    regular = len(window) == len(sides) and all(part.step in (None, 1) for part in window)
-    if not regular or any(part.start >= part.stop for part in found):
+    if not window:
+        return tuple(slice(0, length) for length in sides)
+    found: list[slice] = []
+    if len(window) == len(sides):
+        for part, length in zip(window, sides, strict=True):
+            start, stop, step = part.indices(length)
+            if step == 1 and start < stop:
+                found.append(slice(start, stop))
+    if len(found) != len(sides):
         raise ValueError(f"a window is a part of {sizes.shown(sides)}, a slice for each without steps; got {window}")
-    return found
+    return tuple(found)
 
 
 def lengths(window: Sequence[slice]) -> tuple[int, ...]:
@@ -191,8 +327,23 @@ def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int]) 
 def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     """Raise ValueError for values that a file of ``most`` bytes cannot hold, or for too many at once."""
     needed = prod(shape) * dtype.itemsize
-    if needed > min(most, LARGEST):
-        reason = f"are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once"
-        if needed > most:
-            reason = f"cannot be in a file of at most {most} bytes of values: it is truncated or damaged"
-        raise ValueError(f"{sizes.shown(shape)} values of {dtype} {reason}")
+    if needed <= min(most, LARGEST):
+        return
+    values = f"{sizes.shown(shape)} values of {dtype}"
+    if needed > most:
+        raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
+    raise ValueError(f"{values} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
+
+
+PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}
+register("png", Library(f"{__name__}.pillow", (".png",), grey_types=("uint16",), **PHOTOGRAPHS))
+register("pillow", Library(f"{__name__}.pillow", (".jpg", ".jpeg", ".webp", ".bmp"), **PHOTOGRAPHS))
+register("tifffile", Library(f"{__name__}.tifffile", (".tif", ".tiff"), (*REAL, "float16"), format="tiff"))
+register(
+    "rasterio",
+    Library(f"{__name__}.rasterio", (".tif", ".tiff"), axes=(2,), format="geotiff", claims=has_place),
+)
+register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
+register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
+register("dicom", Library(f"{__name__}.simpleitk", types=(), is_folder=is_dicom, results=".nii.gz"))
+register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))

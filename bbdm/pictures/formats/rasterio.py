@@ -1,4 +1,4 @@
-"""TIFF with a place on Earth, by rasterio: windows, bands, coordinate reference system, affine, nodata.
+"""TIFF with a place on Earth, by rasterio: windows, bands, and what the file says of place, bands and scene.
 
 The affine maps (row, column) to the world's (x, y). As in GDAL, (0, 0) is the corner of the first pixel.
 """
@@ -6,7 +6,7 @@ The affine maps (row, column) to the world's (x, y). As in GDAL, (0, 0) is the c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,59 +16,172 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures import formats
-from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
+from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
 
 rasterio: Any = optional.package("rasterio", "a GeoTIFF")
 NAME = "geotiff"
 TILE = 256  # the side of written tiles, whose rows are written at once
 CACHE = 2**26  # bytes of written tiles that GDAL keeps; a share of all memory if unset
+LOSSLESS = ("deflate", "lzw", "zstd", "lzma", "packbits")  # compressions that a result takes from its source
+OF_VALUES = "STATISTICS_"  # begins the names of tags that are of other values than a result's
 
 
 def header(path: Path) -> Header:
-    """The header of a picture (bands, H, W). ``geometry.kept`` has crs (WKT).
+    """The header of a picture (bands, H, W).
+
+    ``geometry.kept`` has crs (WKT) and the compression of results; where the file has them gcps, rows (row,
+    column, x, y, z), and their gcps_crs, tags, descriptions and band_tags; and masked, where it has a mask.
 
     Raises:
         ValueError: it is damaged, or bands have several types.
     """
     with _opened(path) as file:
-        (dtype,) = {np.dtype(kind) for kind in file.dtypes}
-        a, b, c, d, e, f = tuple(file.transform)[:6]
-        affine = None if file.transform.is_identity else as_affine([[a, b], [d, e]], [c, f])
+        types = sorted(set(file.dtypes))
+        if len(types) > 1:
+            raise ValueError(f"its bands have several types, {', '.join(types)}: save those of one as a file")
+        dtype = np.dtype(types[0])
+        _warn_of_scales(file)
+        kept = _kept(file)
+        nodata = file.nodata
+        if kept.get("masked"):
+            nodata = _nodata_of_mask(dtype)
         windowed = any(block != file.shape for block in file.block_shapes)
-        geometry = Geometry(affine, NAME, {"crs": file.crs.to_wkt() if file.crs else None}, file.nodata)
         most = formats.RATIO * path.stat().st_size
-        return Header(path, (file.count, file.height, file.width), dtype, geometry, windowed, most)
+        units = set(file.units)
+        unit = units.pop() if len(units) == 1 else None
+        geometry = Geometry(_affine(file.transform), NAME, kept, nodata)
+        shape = (file.count, file.height, file.width)
+        return Header(path, shape, dtype, geometry, windowed, most, unit=unit or "")
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
-    """(C, *W) of a window, of which only strips or tiles that it touches are decoded."""
+    """(C, *W) of a window, of which only strips or tiles that it touches are decoded.
+
+    Where the file has a mask, pixels outside have the geometry's nodata, and a pixel inside with this value
+    has the next higher one.
+    """
     with _opened(header.path) as file:
-        return file.read(window=tuple((part.start, part.stop) for part in window))
+        part = tuple((side.start, side.stop) for side in window)
+        array = file.read(window=part)
+        if header.geometry.kept.get("masked"):
+            inside = file.read_masks(1, window=part) != 0
+            nodata = array.dtype.type(header.geometry.nodata)
+            array[array == nodata] += 1
+            array[:, ~inside] = nodata
+        return array
 
 
 def write(path: Path, picture: Picture) -> None:
     """Write (C, H, W) as a GeoTIFF in compressed tiles, row after row of them."""
-    geometry, array = picture.geometry, np.asarray(picture)
+    geometry = picture.geometry
+    kept = geometry.kept if geometry.format == NAME else {}
+    array = np.asarray(picture)
     channels, height, width = array.shape
     profile: dict[str, Any] = {
-        **{"driver": "GTiff", "count": channels, "height": height, "width": width, "dtype": array.dtype.name},
-        **{"tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "bigtiff": "if_safer"},
-        **{"nodata": geometry.nodata, "crs": geometry.kept.get("crs")},
-        **({"photometric": "minisblack"} if channels != 3 else {}),
+        "driver": "GTiff",
+        "count": channels,
+        "height": height,
+        "width": width,
+        "dtype": array.dtype.name,
+        "tiled": True,
+        "blockxsize": TILE,
+        "blockysize": TILE,
+        "compress": kept.get("compression", LOSSLESS[0]),
+        "bigtiff": "if_safer",
+        "nodata": geometry.nodata,
+        "crs": kept.get("crs"),
     }
-    if (steps := geometry.steps(2)) is not None:
+    if channels != 3:
+        profile["photometric"] = "minisblack"
+    steps = geometry.steps(2)
+    if steps is not None:
         profile["transform"] = rasterio.Affine(*np.column_stack(steps).ravel().tolist())
     with _opened(path, "w", **profile) as file:
+        _write_kept(file, kept, geometry.start)
+        if picture.unit:
+            file.units = [picture.unit] * channels
         for top in range(0, height, TILE):
             rows = top, min(top + TILE, height)
             file.write(array[:, slice(*rows)], window=(rows, (0, width)))
+
+
+def _affine(transform: Any) -> Affine | None:
+    """The affine of a transform from (column, row) to (x, y); None where the file has none."""
+    if transform.is_identity:
+        return None
+    a, b, c, d, e, f = tuple(transform)[:6]
+    return as_affine([[a, b], [d, e]], [c, f])
+
+
+def _nodata_of_mask(dtype: np.dtype[Any]) -> float:
+    """What stands outside a mask: NaN, or the least value of integers."""
+    return float("nan") if dtype.kind == "f" else float(np.iinfo(dtype).min)
+
+
+def _warn_of_scales(file: Any) -> None:
+    """Say that values are the stored ones, where a file says how to compute others from them."""
+    scaled = [(scale, offset) for scale, offset in zip(file.scales, file.offsets, strict=True)]
+    if any(pair != (1, 0) for pair in scaled):
+        scale, offset = next(pair for pair in scaled if pair != (1, 0))
+        text = f"bands have a scale of {scale:g} and an offset of {offset:g}, which are not applied"
+        warnings.warn(f"{text}: ranges of values are of the stored numbers", stacklevel=2)
+
+
+def _kept(file: Any) -> dict[str, Any]:
+    """What a file says besides its values and affine; see :func:`header`."""
+    kept: dict[str, Any] = {"crs": file.crs.to_wkt() if file.crs else None}
+    points, crs = file.gcps
+    if points:
+        kept["gcps"] = tuple((point.row, point.col, point.x, point.y, point.z) for point in points)
+        kept["gcps_crs"] = crs.to_wkt() if crs else None
+    if any(file.descriptions):
+        kept["descriptions"] = tuple(file.descriptions)
+    tags = _lasting(file.tags())
+    if tags:
+        kept["tags"] = tags
+    band_tags = tuple(_lasting(file.tags(band)) for band in file.indexes)
+    if any(band_tags):
+        kept["band_tags"] = band_tags
+    compression = getattr(file.compression, "name", "").lower()
+    kept["compression"] = compression if compression in LOSSLESS else LOSSLESS[0]
+    flags = file.mask_flag_enums[0]
+    of_dataset = rasterio.enums.MaskFlags.per_dataset in flags
+    if of_dataset and rasterio.enums.MaskFlags.alpha not in flags:
+        kept["masked"] = True
+    return kept
+
+
+def _lasting(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that are not of values."""
+    return {name: text for name, text in tags.items() if not name.startswith(OF_VALUES)}
+
+
+def _write_kept(file: Any, kept: Mapping[str, Any], start: tuple[int, ...]) -> None:
+    """Write tags, ground control points and, of as many bands, what is of bands."""
+    if "gcps" in kept:
+        top, left = start or (0, 0)
+        points = [
+            rasterio.control.GroundControlPoint(row - top, column - left, x, y, z)
+            for row, column, x, y, z in kept["gcps"]
+        ]
+        crs = kept["gcps_crs"]
+        file.gcps = points, rasterio.CRS.from_wkt(crs) if crs else rasterio.CRS()
+    file.update_tags(**kept.get("tags", {}))
+    descriptions = kept.get("descriptions", ())
+    if len(descriptions) == file.count:
+        file.descriptions = descriptions
+    band_tags = kept.get("band_tags", ())
+    if len(band_tags) == file.count:
+        for band, tags in zip(file.indexes, band_tags, strict=True):
+            file.update_tags(band, **tags)
 
 
 @contextmanager
 def _opened(path: Path, mode: str = "r", **profile: Any) -> Iterator[Any]:
     """A file. GDAL looks at no other one, and does not warn of a picture without a place."""
     settings = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": CACHE}
+    profile.setdefault("driver", "GTiff")
     with rasterio.Env(**settings), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, mode, **({"driver": "GTiff"} | profile)) as file:
+        with rasterio.open(path, mode, **profile) as file:
             yield file

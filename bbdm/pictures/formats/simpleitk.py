@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from bbdm.base import optional, sizes
 from bbdm.pictures import formats
+from bbdm.pictures.formats import detection
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 sitk: Any = optional.package("SimpleITK", "a medical picture")
@@ -140,7 +141,7 @@ def _check_packed(path: Path, offset: int, size: int) -> None:
 
 def _slice(file: Path) -> Any:
     """The reader of a slice that GDCM reads rightly, and asks no needless memory for."""
-    size, syntax, at = file.stat().st_size, "", formats.DICM + 4
+    size, syntax, at = file.stat().st_size, "", detection.DICM + 4
     with file.open("rb") as stream:
         data = stream.read(HEADER_BYTES)
     while data[at : at + 2] == b"\2\0":  # elements before the data set: PS3.10, section 7.1
@@ -162,7 +163,7 @@ def _slice(file: Path) -> Any:
 
 def _series(path: Path) -> Header:
     """The header of the only series of a folder; ``stored`` are its files in the slices' order."""
-    files = formats.dicom_files(path)
+    files = detection.dicom_files(path)
     if damaged := sorted(each.name for each in path.glob("*.dcm") if each not in files):
         raise ValueError(f"{', '.join(damaged[:9])} cannot be read as DICOM")
     readers = [_slice(file) for file in files]

@@ -7,10 +7,10 @@ channels and other pages of one shape are channels, in the file's order. Several
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import product
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,48 +18,85 @@ import numpy.typing as npt
 from bbdm.base import optional
 from bbdm.pictures import formats
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
+from bbdm.pictures.values import holds
 
 tifffile: Any = optional.package("tifffile", "this TIFF")
 ALONE = {"_multifile": False}  # without further files that OME can name
 NAME = "tiff"
 CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
+SPATIAL = "ZYX"
 JPEG = (6, 7, 33007, 34892)  # compressions whose segments need the tables of the page
+USUAL = "ADOBE_DEFLATE"  # the compression of results whose sources have a lossy or a rare one
+LOSSLESS = (USUAL, "LZW", "PACKBITS", "ZSTD", "LZMA")  # that a result takes from its source
 SIZES = ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ")  # of a pixel, in OME
-IMAGEJ_UNITS = {"micron": "µm", "um": "µm", "\\u00B5m": "µm"} | {unit: unit for unit in ("µm", "nm", "mm", "cm", "m")}
+SIZE_UNITS = tuple(f"{size}Unit" for size in SIZES)
+IMAGEJ_UNITS = {
+    "micron": "µm",
+    "um": "µm",
+    "\\u00B5m": "µm",
+    "µm": "µm",
+    "nm": "nm",
+    "mm": "mm",
+    "cm": "cm",
+    "m": "m",
+    "inch": "in",
+}
+PIXEL = "pixel"  # OME's unit of lengths that only have ratios
+VALUE_UNIT = "unit of values: "  # begins the description of a picture that has a unit
 TILE = 256  # the side of written tiles
 TILED = 2**22  # values from which on a picture is written in tiles
 CLASSIC = 2**32 - 2**25  # bytes of values that a classic TIFF holds
-NODATA = 42113  # the tag of the value that stands for none
-WHITE_IS_0, PALETTE, YCBCR = 0, 3, 6  # what values mean
-TURN = 274  # the tag of the orientation
+DESCRIPTION = 270  # tags: a text,
+ORIENTATION = 274  # where the first row and column are seen,
+NODATA = 42113  # and the value that stands for none, as GDAL writes it
+UPRIGHT = 1
+WHITE_IS_0 = 0  # what values mean
+PALETTE = 3
+YCBCR = 6
 SIDE_FILES = 1 | 4  # kinds of pages besides the picture: reduced copies, masks
+
+Array = npt.NDArray[Any]
 
 
 def header(path: Path) -> Header:
     """The header of a picture (C, H, W) or (C, D, H, W).
 
-    ``geometry.kept`` has resolution, resolutionunit, and ome: pixel sizes and their units.
+    ``geometry.kept`` has, where the file has them, resolution and resolutionunit, ome: pixel sizes and their
+    units, descriptions: names of channels, and compression.
 
     Raises:
-        ValueError: it is damaged, or has a palette, several times, or pages of several sizes; or of 8 bits,
-            white is 0, or it is not upright.
+        ValueError: it is damaged or not upright, has several pictures, several times, a palette or pages of
+            several sizes; or of 8 bits, white is 0.
     """
     with tifffile.TiffFile(path, **ALONE) as file:
-        series, size = file.series[0], path.stat().st_size
+        series = file.series[0]
         _check(file, series)
-        page, offset, lengths = series.keyframe, series.dataoffset, dict(zip(series.axes, series.shape, strict=True))
-        sides = [lengths[axis] for axis in ("ZYX" if "Z" in lengths and series.kind in ("ome", "imagej") else "YX")]
-        shape = math.prod(series.shape) // math.prod(sides), *sides
+        page = series.keyframe
+        lengths = dict(zip(series.axes, series.shape, strict=True))
+        axes = SPATIAL[1:]
+        if "Z" in lengths and series.kind in ("ome", "imagej"):
+            axes = SPATIAL
+        sides = [lengths[axis] for axis in axes]
+        channels = math.prod(series.shape) // math.prod(sides)
         dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
-        windowed = offset is not None or math.prod(page.chunked) * len(series) > 1
-        stored = None if offset is None else (dtype, offset, series.shape, series.axes)
-        most = size * formats.RATIO if offset is None else size - offset
-        return Header(path, shape, dtype, _geometry(file, page, len(sides)), windowed, most, stored=stored)
+        size = path.stat().st_size
+        offset = series.dataoffset
+        stored = None
+        windowed = True
+        most = size * formats.RATIO
+        if offset is None:
+            windowed = math.prod(page.chunked) * len(series) > 1
+        else:
+            stored = (dtype, offset, series.shape, series.axes)
+            most = size - offset
+        geometry = _geometry(file, page, channels, len(sides), dtype)
+        shape = (channels, *sides)
+        return Header(path, shape, dtype, geometry, windowed, most, stored=stored, unit=_unit(file))
 
 
-def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+def read(header: Header, window: tuple[slice, ...]) -> Array:
     """(C, *W) of a window; mapped into memory where the values lie in one piece."""
-    spatial = dict(zip("ZYX"[-len(window) :], window, strict=True))
+    spatial = dict(zip(SPATIAL[-len(window) :], window, strict=True))
     if header.stored:
         dtype, offset, shape, axes = header.stored
         array = formats.mapped(header.path, dtype, offset, shape)
@@ -67,8 +104,10 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     else:
         with tifffile.TiffFile(header.path, **ALONE) as file:
             axes, array = _decoded(file.series[0], spatial, header.path.stat().st_size)
-    ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
-    array = array.transpose(ordered).reshape(header.shape[0], *formats.lengths(window))
+    of_channels = [i for i, axis in enumerate(axes) if axis not in spatial]
+    of_space = [axes.index(axis) for axis in spatial]
+    array = array.transpose(of_channels + of_space)
+    array = array.reshape(header.shape[0], *formats.lengths(window))
     return np.asarray(array, header.dtype)
 
 
@@ -77,110 +116,262 @@ def write(path: Path, picture: Picture) -> None:
 
     A large picture is written tile after tile; BigTIFF where 4 GiB need it.
     """
-    array, geometry = np.asarray(picture), picture.geometry
-    kept = geometry.kept if geometry.format == NAME else {}
-    options: dict[str, Any] = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
-    options |= {"metadata": None, "photometric": "minisblack", "bigtiff": array.nbytes > CLASSIC}
-    if geometry.nodata is not None:
-        options["extratags"] = [(NODATA, 2, 0, f"{geometry.nodata:.17g}", True)]
-    ome, interleaved = kept.get("ome"), False
-    if array.ndim == 4 or ome:
-        spacing = geometry.spacing if array.ndim == 4 else None
-        ome = ome or (_ome_of(spacing[::-1], "mm") if spacing is not None and len(spacing) == 3 else {})
-        options |= {"ome": True, "metadata": {**ome, "axes": "CZYX" if array.ndim == 4 else "CYX"}}
-    elif interleaved := len(array) > 1:
-        colours = len(array) == 3 and array.dtype.kind == "u"
-        options |= {"photometric": "rgb"} if colours else {}
-        options |= {"planarconfig": "contig", "extrasamples": ["unspecified"] * (len(array) - (3 if colours else 1))}
+    array = np.asarray(picture)
+    options = _options(picture)
+    interleaved = array.ndim == 3 and len(array) > 1 and "ome" not in options
+    if interleaved:
+        samples = 1
+        if len(array) == 3 and array.dtype.kind == "u":
+            samples = 3
+            options["photometric"] = "rgb"
+        options["planarconfig"] = "contig"
+        options["extrasamples"] = ["unspecified"] * (len(array) - samples)
         array = array.transpose(1, 2, 0)
-    else:
+    elif "ome" not in options:
         array = array[0]
     if array.size < TILED:
-        return tifffile.imwrite(path, array, **options)
-    corners = [range(0, side, TILE) for side in picture.sides[-2:]]
+        tifffile.imwrite(path, array, **options)
+        return
     planes = array[None] if interleaved else array.reshape(-1, *array.shape[-2:])
-    tiles = (plane[y : y + TILE, x : x + TILE] for plane in planes for y, x in product(*corners))
-    tifffile.imwrite(path, tiles, shape=array.shape, dtype=array.dtype, tile=(TILE, TILE), **options)
+    options["tile"] = (TILE, TILE)
+    tifffile.imwrite(path, _tiles(planes), shape=array.shape, dtype=array.dtype, **options)
 
 
 def _check(file: Any, series: Any) -> None:
     """Raise ValueError where several pictures are in a file, or values would be read wrongly."""
-    page, kind, axes = series.keyframe, series.kind, zip(series.axes, series.shape, strict=True)
-    others = file.series[1:] if kind in ("generic", "uniform", "shaped") else []
-    sizes = [each.shape for each in others if not each.keyframe.subfiletype & SIDE_FILES]
-    turn, narrow = page.tags.get(TURN), page.bitspersample <= 8
-    wrong = {
-        f"pictures of several sizes or types, {series.shape}, {str(sizes[:8])[1:-1]}": bool(sizes),
-        "several times, or other axes": any(length > 1 and axis not in CHANNELS + "ZYX" for axis, length in axes),
-        "values that are indices of a palette": page.photometric == PALETTE,
-        "values of luminance and colour difference": page.photometric == YCBCR and page.compression not in JPEG,
-        "values of which 0 is white": narrow and page.photometric == WHITE_IS_0,
-        "values of fewer than 8 bits": page.bitspersample < 8,
-        "values that are turned by a tag": narrow and turn is not None and turn.value != 1,
-    }
-    for reason in (reason for reason, found in wrong.items() if found):
+    page = series.keyframe
+    narrow = page.bitspersample <= 8
+    others = [other for other in file.series[1:] if not other.keyframe.subfiletype & SIDE_FILES]
+    orientation = page.tags.get(ORIENTATION)
+    strange = [length > 1 and axis not in CHANNELS + SPATIAL for axis, length in _axes(series)]
+    reason = ""
+    if others and series.kind == "ome":
+        reason = f"{1 + len(others)} images"
+    elif others and series.kind in ("generic", "uniform", "shaped"):
+        sizes = [series.shape, *(other.shape for other in others[:8])]
+        reason = f"pictures of several sizes or types, {', '.join(map(str, sizes))}"
+    elif any(strange):
+        reason = "several times, or other axes"
+    elif page.photometric == PALETTE:
+        reason = "values that are indices of a palette"
+    elif page.photometric == YCBCR and page.compression not in JPEG:
+        reason = "values of luminance and colour difference"
+    elif narrow and page.photometric == WHITE_IS_0:
+        reason = "values of which 0 is white"
+    elif page.bitspersample < 8:
+        reason = "values of fewer than 8 bits"
+    elif orientation is not None and orientation.value != UPRIGHT:
+        reason = "values that are turned by a tag"
+    if reason:
         raise ValueError(f"it has {reason}: save each picture as a file of its own, upright grey or RGB, 0 for black")
 
 
-def _decoded(series: Any, window: dict[str, slice], size: int) -> tuple[str, npt.NDArray[Any]]:
+def _axes(series: Any) -> list[tuple[str, int]]:
+    """The names and lengths of a series' axes."""
+    return list(zip(series.axes, series.shape, strict=True))
+
+
+def _decoded(series: Any, window: dict[str, slice], size: int) -> tuple[str, Array]:
     """Axes and values of a window, of pages that are cut into strips or tiles."""
-    leading = [(axis, length) for axis, length in zip(series.axes, series.shape, strict=True) if axis not in "SYX"]
-    numbers = np.arange(len(series)).reshape([length for _, length in leading])
-    numbers = numbers[tuple(window.get(axis, slice(None)) for axis, _ in leading)]
-    pages = [_page(series[int(number)], series.keyframe, window["Y"], window["X"], size) for number in numbers.flat]
+    of_pages = [(axis, length) for axis, length in _axes(series) if axis not in "SYX"]
+    numbers = np.arange(len(series)).reshape([length for _, length in of_pages])
+    numbers = numbers[tuple(window.get(axis, slice(None)) for axis, _ in of_pages)]
+    grid = Grid.of(series.keyframe)
+    pages = [_page(series[int(number)], series.keyframe, grid, window, size) for number in numbers.flat]
     array = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
-    return "".join(axis for axis, _ in leading) + "SYXs", array
+    axes = "".join(axis for axis, _ in of_pages)
+    return f"{axes}SYXs", array
 
 
-def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.NDArray[Any]:
-    """(planes, rows, columns, samples) of a page, whose strips or tiles lie as those of the first."""
-    planes, _, height, width, samples = first.shaped
-    down, across = (first.tilelength, first.tilewidth) if first.is_tiled else (min(first.rowsperstrip, height), width)
-    formats.check_cost((down, across, samples), np.dtype(first.dtype), size * formats.RATIO)
-    options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if first.compression in JPEG else {}
-    array = np.full((planes, *formats.lengths((rows, columns)), samples), first.nodata, first.dtype)
-    grid = np.arange(len(page.dataoffsets)).reshape(planes, -(-height // down), -(-width // across))
-    touched = grid[:, rows.start // down : -(-rows.stop // down), columns.start // across : -(-columns.stop // across)]
-    for index in touched.ravel().tolist():
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-        if count == 0:
-            continue  # a tile that was left out
-        if offset + count > size:
-            raise ValueError(f"strip or tile {index} ends at byte {offset + count} of {size}: it is truncated")
-        page.parent.filehandle.seek(offset)
-        data = page.parent.filehandle.read(count)
-        segment, (at, _, top, left, _), (_, tall, wide, _) = first.decode(data, index, _fullsize=False, **options)
-        begin, end = max(top, rows.start), min(top + tall, rows.stop)
-        start, stop = max(left, columns.start), min(left + wide, columns.stop)
-        target = array[at, begin - rows.start : end - rows.start, start - columns.start : stop - columns.start]
+class Grid(NamedTuple):
+    """How a page is cut into strips or tiles, in pixels."""
+
+    planes: int
+    height: int
+    width: int
+    samples: int  # that lie side by side
+    down: int  # the height of a strip or tile
+    across: int  # its width
+
+    @classmethod
+    def of(cls, page: Any) -> Grid:
+        """The grid of a page, as all pages of its series have it."""
+        planes, _, height, width, samples = page.shaped
+        if page.is_tiled:
+            return cls(planes, height, width, samples, page.tilelength, page.tilewidth)
+        return cls(planes, height, width, samples, min(page.rowsperstrip, height), width)
+
+    def touched(self, rows: slice, columns: slice) -> list[int]:
+        """The numbers of the strips or tiles of all planes that a window touches."""
+        high = -(-self.height // self.down)
+        wide = -(-self.width // self.across)
+        numbers = np.arange(self.planes * high * wide).reshape(self.planes, high, wide)
+        first_row = rows.start // self.down
+        last_row = -(-rows.stop // self.down)
+        first_column = columns.start // self.across
+        last_column = -(-columns.stop // self.across)
+        return numbers[:, first_row:last_row, first_column:last_column].ravel().tolist()
+
+
+def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], size: int) -> Array:
+    """(planes, rows, columns, samples) of a page, which is encoded as the first of its series."""
+    rows = window["Y"]
+    columns = window["X"]
+    formats.check_cost((grid.down, grid.across, grid.samples), np.dtype(first.dtype), size * formats.RATIO)
+    options = {}
+    if first.compression in JPEG:
+        options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader}
+    shape = (grid.planes, *formats.lengths((rows, columns)), grid.samples)
+    array = np.full(shape, first.nodata, first.dtype)
+    for index in grid.touched(rows, columns):
+        data = _segment(page, index, size)
+        if data is None:
+            continue
+        segment, (plane, _, top, left, _), (_, high, wide, _) = first.decode(data, index, _fullsize=False, **options)
+        begin = max(top, rows.start)
+        end = min(top + high, rows.stop)
+        start = max(left, columns.start)
+        stop = min(left + wide, columns.stop)
+        target = array[plane, begin - rows.start : end - rows.start, start - columns.start : stop - columns.start]
         target[...] = segment[0, begin - top : end - top, start - left : stop - left]
     return array
 
 
-def _geometry(file: Any, page: Any, axes: int) -> Geometry:
-    resolution = [page.tags.get(name) for name in ("XResolution", "YResolution")]
+def _segment(page: Any, index: int, size: int) -> bytes | None:
+    """The bytes of a strip or tile; None of a tile that was left out. ValueError if the file is cut off."""
+    if index >= len(page.dataoffsets):
+        raise ValueError(f"its list of strips or tiles ends at {len(page.dataoffsets)}: it is damaged")
+    offset = page.dataoffsets[index]
+    count = page.databytecounts[index]
+    if count == 0:
+        return None
+    if offset + count > size:
+        raise ValueError(f"strip or tile {index} ends at byte {offset + count} of {size}: it is truncated")
+    page.parent.filehandle.seek(offset)
+    return page.parent.filehandle.read(count)
+
+
+def _geometry(file: Any, page: Any, channels: int, axes: int, dtype: np.dtype[Any]) -> Geometry:
     kept: dict[str, Any] = {}
+    resolution = [page.tags.get(name) for name in ("XResolution", "YResolution")]
     if all(resolution):
-        kept = {"resolution": tuple(tag.value for tag in resolution), "resolutionunit": int(page.resolutionunit)}
+        kept["resolution"] = tuple(tag.value for tag in resolution)
+        kept["resolutionunit"] = int(page.resolutionunit)
     ome: dict[str, Any] = {}
-    if file.is_ome and file.ome_metadata:  # sizes and their units, as tifffile writes them
-        image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
-        ome = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
+    if file.is_ome and file.ome_metadata:
+        pixels = _ome_image(file)["Pixels"]
+        ome = {name: pixels[name] for name in (*SIZES, *SIZE_UNITS) if name in pixels}
+        names = _channel_names(pixels)
+        if len(names) == channels and any(names):
+            kept["descriptions"] = names
     elif file.is_imagej:
-        content = file.imagej_metadata or {}
-        unit = IMAGEJ_UNITS.get(content.get("unit", ""))
-        lengths = [below / above if above else 0.0 for above, below in kept.get("resolution", ())]
-        lengths = [*lengths, content.get("spacing", 1.0)][:axes]
-        if len(lengths) == axes and all(lengths) and (unit is not None or axes == 3):
-            ome = _ome_of(lengths, unit)
-    kept |= {"ome": ome} if ome else {}
-    spacing: list[Any] = [ome.get(name) for name in SIZES[:axes]]  # x, y, z
+        ome = _imagej_sizes(file.imagej_metadata or {}, kept.get("resolution", ()), axes)
+    if ome:
+        kept["ome"] = ome
+    compression = page.compression.name
+    if compression != "NONE":
+        kept["compression"] = compression if compression in LOSSLESS else USUAL
+    spacing = [ome.get(name, 0) for name in SIZES[:axes]]  # x, y, z
     affine = as_affine(np.diag(spacing), np.zeros(axes)) if all(spacing) else None
-    return Geometry(affine, NAME, kept, float(page.nodata) if NODATA in page.tags else None)
+    return Geometry(affine, NAME, kept, _nodata(page, dtype))
 
 
-def _ome_of(lengths: Sequence[float], unit: str | None) -> dict[str, Any]:
+def _nodata(page: Any, dtype: np.dtype[Any]) -> float | None:
+    """The value that stands for none; None without one, and, with a warning, of one that no value can be."""
+    tag = page.tags.get(NODATA)
+    if tag is None:
+        return None
+    text = str(tag.value).strip(" \0")
+    try:
+        nodata = float(text)
+    except ValueError:
+        nodata = None
+    if nodata is None or not holds(dtype, nodata):
+        warnings.warn(f"a TIFF's nodata {text!r} is no value of {dtype.name}: all pixels have values", stacklevel=2)
+        return None
+    return nodata
+
+
+def _unit(file: Any) -> str:
+    """The unit of values, as :func:`write` puts it into a description."""
+    description = file.pages.first.description
+    if file.is_ome and file.ome_metadata:
+        description = str(_ome_image(file).get("Description", ""))
+    if not description.startswith(VALUE_UNIT):
+        return ""
+    return description.removeprefix(VALUE_UNIT).splitlines()[0]
+
+
+def _ome_image(file: Any) -> dict[str, Any]:
+    """OME's entry of the first image."""
+    image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    return image[0] if isinstance(image, list) else image
+
+
+def _channel_names(pixels: dict[str, Any]) -> tuple[str, ...]:
+    """The names of OME's channels, "" for those without."""
+    channels = pixels.get("Channel", [])
+    if not isinstance(channels, list):
+        channels = [channels]
+    return tuple(str(channel.get("Name", "")) for channel in channels if isinstance(channel, dict))
+
+
+def _imagej_sizes(content: dict[str, Any], resolution: Sequence[tuple[int, int]], axes: int) -> dict[str, Any]:
+    """OME's pixel sizes of what ImageJ says; nothing where a length is missing, or the unit is unknown."""
+    text = str(content.get("unit", ""))
+    unit = IMAGEJ_UNITS.get(text)
+    if axes == 3 and text in ("", PIXEL):
+        unit = PIXEL
+    if unit is None:
+        return {}
+    lengths = [pixels_of / units if units else 0.0 for units, pixels_of in resolution]
+    lengths = [*lengths, content.get("spacing", 1.0)][:axes]
+    if len(lengths) < axes or not all(lengths):
+        return {}
+    return _ome_sizes(lengths, unit)
+
+
+def _ome_sizes(lengths: Sequence[float], unit: str) -> dict[str, Any]:
     """OME's pixel sizes of the lengths along x, y and z."""
-    found = dict(zip(SIZES, lengths, strict=False))
-    return found | ({} if unit is None else {f"{name}Unit": unit for name in found})
+    sizes: dict[str, Any] = dict(zip(SIZES, lengths, strict=False))
+    return sizes | dict.fromkeys(SIZE_UNITS[: len(lengths)], unit)
+
+
+def _options(picture: Picture) -> dict[str, Any]:
+    """The arguments of tifffile for a picture; ``ome`` is among them where it becomes an OME-TIFF."""
+    geometry = picture.geometry
+    kept = geometry.kept if geometry.format == NAME else {}
+    options: dict[str, Any] = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
+    options["metadata"] = None
+    options["photometric"] = "minisblack"
+    options["bigtiff"] = picture.nbytes > CLASSIC
+    if "compression" in kept:
+        options["compression"] = kept["compression"]
+    if geometry.nodata is not None:
+        options["extratags"] = [(NODATA, 2, 0, f"{geometry.nodata:.17g}", True)]
+    volume = picture.ndim == 4
+    sizes = kept.get("ome", {})
+    if volume and not sizes and geometry.spacing is not None and len(geometry.spacing) == 3:
+        sizes = _ome_sizes(geometry.spacing[::-1], "mm")
+    names = kept.get("descriptions", ())
+    if len(names) != len(picture):
+        names = ()
+    if volume or sizes or names:
+        options["ome"] = True
+        options["metadata"] = {**sizes, "axes": "CZYX" if volume else "CYX"}
+        if names:
+            options["metadata"]["Channel"] = {"Name": list(names)}
+        if picture.unit:
+            options["metadata"]["Description"] = f"{VALUE_UNIT}{picture.unit}"
+    elif picture.unit:
+        options["description"] = f"{VALUE_UNIT}{picture.unit}"
+    return options
+
+
+def _tiles(planes: Array) -> Iterator[Array]:
+    """The tiles of (planes, H, W) or (1, H, W, samples), in a file's order."""
+    height, width = planes.shape[1:3]
+    for plane in planes:
+        for top in range(0, height, TILE):
+            for left in range(0, width, TILE):
+                yield plane[top : top + TILE, left : left + TILE]

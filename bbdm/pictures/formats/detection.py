@@ -1,0 +1,48 @@
+"""Which of several formats a file or a folder has, where its name does not say it."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
+DICM = 128  # where a file of DICOM has these letters
+BIG_TIFF = b"+"  # the third or fourth byte of a BigTIFF, 43, whose header has 16 bytes instead of 8
+PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
+
+
+def has_place(path: Path) -> bool:
+    """Whether a TIFF has tags of a place on Earth."""
+    with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
+        start = file.read(8)
+        if BIG_TIFF in start[2:4]:
+            start += file.read(8)
+        tags = ImageFileDirectory_v2(start)
+        file.seek(tags.next)
+        tags.load(file)
+        return any(tag in tags for tag in PLACE_TAGS)
+    return False
+
+
+def is_dicom(folder: Path) -> bool:
+    """Whether one of the first files of a folder is of DICOM."""
+    with os.scandir(folder) as entries:
+        names = heapq.nsmallest(FILES_LOOKED_AT, (entry.name for entry in entries if entry.is_file()))
+    return any(_is_dicom(folder / name) for name in names)
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The files of DICOM in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and _is_dicom(path))
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.name == "DICOMDIR":
+        return False
+    with path.open("rb") as file:
+        file.seek(DICM)
+        return file.read(4) == b"DICM"
