@@ -101,9 +101,9 @@ def sources() -> dict[str, Any]:
 
 
 def of_source(kind: str, name: str) -> Any:
-    """Results of a source by the networks of 8 bits: colours and grey."""
+    """Results of a source by networks that do not see it, and that do."""
     source = sources()[kind][name]
-    return {network: made(source, network) for network in ("c", "seen")}
+    return {network: made(source, network) for network in (("c", "seen") if kind == "good" else ("c",))}
 
 
 def of_values() -> Any:

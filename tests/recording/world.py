@@ -261,6 +261,7 @@ def make_pairs(root: Path) -> None:
         np.save(root / f"text/{name}.npy", np.full((1 + index, 3), 0.1 + index, np.float32))
         if index < 5:
             save_image(root / f"other/{split}/X{name}.png", colours(100 + index, SIZE, SIZE))
+    np.save(root / "sar.npy", numbers(90, (1, SIZE, SIZE), np.float32, -1, 2))
     (root / "labels.csv").write_text("".join(f"{index:02d},{'cab'[index % 3]}\n" for index in range(7)))
     for split, names in (("train", range(4)), ("val", range(4, 7))):
         lines = [f"pairs/A/{split}/{i:02d}.png,pairs/B/{split}/{i:02d}.png,masks/{i:02d}.png,{'cab'[i % 3]}" for i in names]
@@ -400,7 +401,7 @@ def make_networks(root: Path) -> None:
     bbdm.save_vqgan(root / "vqgan.pt", vqgan())
     codec = bbdm.VQGANCodec(vqgan())
     bbdm.save_checkpoint(root / "latent.pt", unet(20), abridge, codec=codec, image_size=SIZE)
-    torch.save(unet(21), root / "pickled.model")
+    torch.save(unet(21, model_channels=32, num_groups=32), root / "pickled.model")
     (root / "damaged.pt").write_bytes((root / "c.pt").read_bytes()[:5000])
     (root / "text.pt").write_text("no network")
 
