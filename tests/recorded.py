@@ -1,7 +1,7 @@
 """Record what bbdm does, and compare it with what another version of it did.
 
     python tests/recorded.py OLD.json                      # run all cases, write what they did
-    python tests/recorded.py NEW.json --compare OLD.json   # the same, print what differs; status 1 if anything does
+    python tests/recorded.py NEW.json --compare OLD.json   # the same, print what differs; status 1 if any
     python tests/recorded.py SOME.json -k geotiff          # the cases whose names have this word
 
 It uses the bbdm that Python imports, as PYTHONPATH says. A case is a call, or some commands, in a folder of
@@ -34,7 +34,7 @@ OFFLINE = {
 
 
 def prepare(folder: Path) -> None:
-    """Make imports find bbdm as Python does, and this module's cases; keep other libraries quiet and offline."""
+    """Make imports find bbdm as Python does, and the cases; keep other libraries quiet and offline."""
     if Path(sys.path[0]).resolve() == ROOT / "tests":
         del sys.path[0]  # its folders have names of packages, such as onnx
     sys.path.append(str(ROOT))

@@ -1,9 +1,10 @@
-"""Cases of ``bbdm.data``: rows and examples of each layout, with values, crops, slices, masks and conditions."""
+"""Cases of ``bbdm.data``: rows and examples of each layout, with all that decides what an example is."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from bbdm.data import Condition, MappedDataset, Pairs, Spec, read_rows
 from tests.recording.running import Case, tried
 from tests.recording.world import colours, numbers, save_geotiff, save_image, save_itk
 
-WIDE = {"source": Values(0, 4000, dtype="uint16"), "target": Values(-1024, 3071, "HU", "int16")}
-UNIT = {"source": Values(0, 4000, dtype="uint16"), "target": Values(0, 1, dtype="float32")}
-BANDS = {
+WIDE: dict[str, Any] = {"source": Values(0, 4000, dtype="uint16"), "target": Values(-1024, 3071, "HU", "int16")}
+UNIT: dict[str, Any] = {"source": Values(0, 4000, dtype="uint16"), "target": Values(0, 1, dtype="float32")}
+BANDS: dict[str, Any] = {
     "source": Values((-25, -32), (0, -5), "dB", "float32"),
     "target": Values((0, 0, 0), (10000, 9000, 8000), dtype="uint16"),
 }
-SCAN = {"source": Values(0, 900, dtype="int16"), "target": Values(-1024, 3071, "HU", "int16")}
+SCAN: dict[str, Any] = {"source": Values(0, 900, dtype="int16"), "target": Values(-1024, 3071, "HU", "int16")}
 SCANS = "scans/{split}/*/mr,scans/{split}/*/ct"
 COLUMNS = "data,sar=sar,style=labels.csv,text=text"
 CONDITIONS = {
@@ -99,16 +100,22 @@ def pairs_of(data_dir: str, dataset: str = "paired", split: str = "train", **set
     return Pairs(read_rows(dataset, data_dir, split), Spec(**settings), **more)
 
 
+def read_example(pairs: Pairs, index: int, seed: int) -> tuple[Any, ...]:
+    """All that an example has, for the epoch of a seed."""
+    return tuple(pairs.read(index, seed))
+
+
 def examples_of(pairs: Pairs, dataset: str = "") -> Any:
     """Sizes, channels and all examples of pairs: as items, and as they are read for two epochs."""
-    found: dict[str, Any] = {"count": len(pairs), "size": pairs.image_size}
-    found["channels"] = [pairs.source_channels, pairs.channels]
+    found: dict[str, Any] = {"count": len(pairs)}
+    found["size"] = tried(lambda: pairs.image_size)
+    found["channels"] = tried(lambda: [pairs.source_channels, pairs.channels])
     found["digest"] = "" if dataset == "hub" else tried(pairs.digest)  # that of hub depends on the folder's path
     found["spec"] = tried(lambda: pairs.spec.config())
     indices = range(min(len(pairs), 12))
     found["items"] = [tried(lambda index=index: pairs[index]) for index in indices]
     for seed in (0, 1):
-        found[f"read, seed {seed}"] = [tried(lambda index=index: tuple(pairs.read(index, seed))) for index in indices]
+        found[f"read, seed {seed}"] = [tried(partial(read_example, pairs, index, seed)) for index in indices]
         found[f"order, seed {seed}"] = tried(lambda seed=seed: list(pairs.order(seed)(0, len(pairs))))
     return found
 
@@ -162,7 +169,9 @@ def all_bad() -> Any:
     """Pairs of which none can be read."""
     for path in Path("pairs/A/train").iterdir():
         path.write_bytes(b"no picture")
-    return [tried(lambda skip=skip: examples_of(pairs_of("pairs/A/train,pairs/B/train", skip_bad=skip))) for skip in (0, 1)]
+    return [
+        tried(lambda skip=skip: examples_of(pairs_of("pairs/A/train,pairs/B/train", skip_bad=skip))) for skip in (0, 1)
+    ]
 
 
 def other_sizes() -> Any:
@@ -180,11 +189,9 @@ def other_grids() -> Any:
     save_geotiff(Path("S1/train/0.tif"), bands, None, transform=Affine(10, 0, 500_040, 0, -10, 5_400_000))
     volume = numbers(1, (6, 20, 24), np.float32, 0, 900)
     save_itk(Path("scans/train/p1/mr.mha"), volume, spacing=(1.0, 1.5, 2.0))
-    flat: dict[str, Any] = BANDS
-    scan: dict[str, Any] = SCAN
     return [
-        tried(lambda: examples_of(pairs_of("S1/{split},S2/{split}", **flat))),
-        tried(lambda: examples_of(pairs_of(SCANS, slices="axial", **scan))),
+        tried(lambda: examples_of(pairs_of("S1/{split},S2/{split}", **BANDS))),
+        tried(lambda: examples_of(pairs_of(SCANS, slices="axial", **SCAN))),
     ]
 
 
@@ -245,8 +252,7 @@ def flawed_floats() -> Any:
         array = np.load(path).astype(np.float32)
         array[0, 3, 4] = wrong
         np.save(path, array)
-        more: dict[str, Any] = UNIT
-        found.append(tried(lambda more=more: tuple(pairs_of("npy/A/{split},npy/B/{split}", **more).read(0))))
+        found.append(tried(lambda: tuple(pairs_of("npy/A/{split},npy/B/{split}", **UNIT).read(0))))
     return found
 
 
@@ -303,9 +309,10 @@ def mapped() -> Any:
         "texts": Items(("a", "b")),
         "none": Items(),
     }
-    found: dict[str, Any] = {name: tried(lambda each=each: examples_of(MappedDataset(each))) for name, each in items.items()}
-    more: dict[str, Any] = WIDE
-    found["values"] = tried(lambda: examples_of(MappedDataset(Items((wide, wide)), spec=Spec(crop=4, crops=2, **more))))
+    found: dict[str, Any] = {
+        name: tried(lambda each=each: examples_of(MappedDataset(each))) for name, each in items.items()
+    }
+    found["values"] = tried(lambda: examples_of(MappedDataset(Items((wide, wide)), spec=Spec(crop=4, crops=2, **WIDE))))
     found["by a function"] = tried(lambda: examples_of(MappedDataset(Items(tensor), lambda item: (item, item))))
     found["no data set"] = tried(lambda: MappedDataset(7))  # pyright: ignore[reportArgumentType]
     return found

@@ -34,7 +34,16 @@ ARRAYS = (
     *("bool.npy", "complex64.npy", "objects.npy", "columns.npy", "several.npz", "tensor.pth"),
 )
 SAVED = (
-    *("rgb.png", "grey16.png", "palette_clear.png", "turned6.jpg", "rgb8.tif", "float32.tif", "tiles.tif", "nodata.tif"),
+    *(
+        "rgb.png",
+        "grey16.png",
+        "palette_clear.png",
+        "turned6.jpg",
+        "rgb8.tif",
+        "float32.tif",
+        "tiles.tif",
+        "nodata.tif",
+    ),
     *("stack.ome.tif", "imagej.tif", "geo.tif", "geo_float.tif", "volume.nii", "vectors.nii", "volume.mha"),
     *("vectors.nrrd", "dicom", "two.npy", "three.npy", "four.npy", "float16.npy", "int64.npy", "bool.npy"),
 )
@@ -132,7 +141,9 @@ def bad_files() -> Any:
 
 def geometry_of(axes: int) -> Geometry:
     """An affine of so many axes, and a value for none."""
-    return Geometry(tuple(tuple(2.0 * (row == column) for column in range(axes + 1)) for row in range(axes + 1)), nodata=3)
+    return Geometry(
+        tuple(tuple(2.0 * (row == column) for column in range(axes + 1)) for row in range(axes + 1)), nodata=3
+    )
 
 
 MADE: dict[str, Callable[[], Any]] = {

@@ -1,4 +1,4 @@
-"""Cases of ``BridgeSampler``: sources of every type, solvers, windows, masks, conditions, and what is refused."""
+"""Cases of ``BridgeSampler``: sources of every type, options of calls, and what is refused."""
 
 from __future__ import annotations
 
@@ -126,10 +126,14 @@ def of_values() -> Any:
         "percentiles": made(Picture(WIDE), "wide", source_values="p1:99"),
         "percentiles of a batch": made(floats(1, 1, 8, 8), "wide", source_values="p1:99"),
         "unit": made(WIDE[0], "wide", source_values="0:4000:u", target_values="0:1000:mm"),
-        "flawed ranges": [made(WIDE[0], "wide", source_values=each) for each in ("4", "3:1", (1, 2, 3, 4, 5), 5, "a:b")],
+        "flawed ranges": [
+            made(WIDE[0], "wide", source_values=each) for each in ("4", "3:1", (1, 2, 3, 4, 5), 5, "a:b")
+        ],
         "colours": made("formats/rgb.png", "wide"),
         "8-bit network": made(WIDE[0], "c", source_values="0:4000"),
-        "floats of 0 to 1": made(np.random.default_rng(0).random((8, 8, 3)), source_values=(0, 1), target_values=(0, 1)),
+        "floats of 0 to 1": made(
+            np.random.default_rng(0).random((8, 8, 3)), source_values=(0, 1), target_values=(0, 1)
+        ),
         "constant": made(Picture(np.full_like(WIDE, 9)), "wide"),
         "crops": made("wide/val/A/3.tif", "wide_crops"),
         "bands": made("S1/val/3.tif", "bands"),
@@ -163,7 +167,7 @@ def of_solvers(network: str) -> Any:
     times: tuple[Any, ...] = ([100, 50, 1], [1, 50, 100], [50, 1], [], "noise", "karras", "nothing")
     found |= {f"timesteps {each}": made(source, network, timesteps=each) for each in times}
     found["steps and timesteps"] = made(source, network, steps=3, timesteps=[100, 1])
-    found["table"] = tried(lambda: [np.asarray(each) for each in (sampler(network).table.rows,)])
+    found["table"] = tried(lambda: sampler(network).table.rows)
     return found
 
 
@@ -178,7 +182,9 @@ def of_seeds() -> Any:
     found["noise of another shape"] = made(source, seed=None, noise=noise[:1])
     found["noise and a seed"] = made(source, seed=1, noise=noise)
     found["noise with NaN"] = made(source, seed=None, noise=noise * float("nan"))
-    found["dtype"] = [tried(lambda each=each: sampler(dtype=each)(source, 0)) for each in ("bf16", "fp32", "fp64", "int8")]
+    found["dtype"] = [
+        tried(lambda each=each: sampler(dtype=each)(source, 0)) for each in ("bf16", "fp32", "fp64", "int8")
+    ]
     found["device"] = [tried(lambda each=each: sampler(device=each)(source, 0)) for each in ("cpu", "cuda:77", "gpu")]
     found["unknown argument"] = made(source, colour="red")
     found["drawn noise"] = tried(lambda: sampler().noise(source, 3))

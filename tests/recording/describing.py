@@ -262,6 +262,21 @@ def file_of(path: Path) -> dict[str, Any]:
     return about
 
 
+def _without_seconds(text: str) -> str:
+    """Tables without the values of a last column of seconds, whose heading begins with ``s /``."""
+    lines = text.split("\n")
+    timed = False
+    for index, line in enumerate(lines):
+        cells = line.split("|")
+        if len(cells) > 2 and cells[-2].strip().startswith("s /"):
+            timed = True
+        elif timed and len(cells) > 2 and "---" not in line:
+            lines[index] = "|".join([*cells[:-2], " <n> ", cells[-1]])
+        else:
+            timed = timed and len(cells) > 2
+    return "\n".join(lines)
+
+
 def normal_text(text: str, folders: Iterable[str]) -> str:
     """Text without what differs from run to run: folders, times, progress, addresses and versions."""
     for folder in folders:
@@ -271,6 +286,7 @@ def normal_text(text: str, folders: Iterable[str]) -> str:
     text = ADDRESS.sub("<address>", text)
     text = KEY.sub("<key>", text)
     text = TEMPORARY.sub(".<temporary>", text)
+    text = _without_seconds(text)
     text = SECONDS.sub(r"<n> \3", text)
     text = DURATION.sub("<duration>", text)
     for version in (bbdm.__version__, torch.__version__):
@@ -292,5 +308,3 @@ def normal(value: Any, folders: Iterable[str]) -> Any:
     if isinstance(value, float):
         return repr(value)
     return value
-
-

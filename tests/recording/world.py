@@ -264,12 +264,14 @@ def make_pairs(root: Path) -> None:
     np.save(root / "sar.npy", numbers(90, (1, SIZE, SIZE), np.float32, -1, 2))
     (root / "labels.csv").write_text("".join(f"{index:02d},{'cab'[index % 3]}\n" for index in range(7)))
     for split, names in (("train", range(4)), ("val", range(4, 7))):
-        lines = [f"pairs/A/{split}/{i:02d}.png,pairs/B/{split}/{i:02d}.png,masks/{i:02d}.png,{'cab'[i % 3]}" for i in names]
+        lines = [
+            f"pairs/A/{split}/{i:02d}.png,pairs/B/{split}/{i:02d}.png,masks/{i:02d}.png,{'cab'[i % 3]}" for i in names
+        ]
         (root / f"table_{split}.csv").write_text("\n".join(["source,target,mask,style", *lines, ""]))
 
 
 def make_values(root: Path) -> None:
-    """Pairs of other values: 16 bits, floats, bands with a place on Earth and nodata, and volumes of patients."""
+    """Pairs of other values: 16 bits, floats, bands with a place on Earth, and volumes of patients."""
     for index in range(5):
         split = "train" if index < 3 else "val"
         stored = numbers(120 + index, (20, 24), np.uint16, 0, 4000)
@@ -329,7 +331,7 @@ def make_tables(root: Path) -> None:
 
 
 def make_sources(root: Path) -> None:
-    """Pictures without targets: of several shapes and modes, of a large one, and damaged ones among others."""
+    """Pictures without targets: of several shapes and modes, a large one, and a damaged one among others."""
     save_image(root / "own/wide.png", colours(300, 20, 40))
     save_image(root / "own/high.jpg", colours(301, 25, 12))
     save_image(root / "own/deep/same.webp", colours(302), lossless=True)
@@ -387,16 +389,26 @@ def make_networks(root: Path) -> None:
             {**one, "condition_channels": 3, "endpoint": (1,)},
             abridge,
             (20, 24),
-            Spec(source=bbdm.Values(0, 900, dtype="int16"), target=hu, slices="axial", neighbours=1, spacing=(3.0, 1.5, 1.0)),
+            Spec(
+                source=bbdm.Values(0, 900, dtype="int16"),
+                target=hu,
+                slices="axial",
+                neighbours=1,
+                spacing=(3.0, 1.5, 1.0),
+            ),
         ),
-        "volume": ({**one, "axes": 3}, abridge, (4, 8, 8), Spec(source=bbdm.Values(0, 900, dtype="int16"), target=hu, crop=(4, 8, 8), axes=3)),
+        "volume": (
+            {**one, "axes": 3},
+            abridge,
+            (4, 8, 8),
+            Spec(source=bbdm.Values(0, 900, dtype="int16"), target=hu, crop=(4, 8, 8), axes=3),
+        ),
         "told": ({"condition_channels": 3, **conditions, "drop": {"style": 0.1, "text": 0.1}}, abridge, SIZE, None),
         "both": ({"condition_channels": 3, **two_ways}, abridge, SIZE, None),
         "sizeless": ({}, abridge, None, None),
     }
     for seed, (name, (settings, bridge, size, spec)) in enumerate(networks.items()):
-        more = {} if spec is None else {"pictures": spec}
-        bbdm.save_checkpoint(root / f"{name}.pt", unet(seed, **settings), bridge, image_size=size, **more)
+        bbdm.save_checkpoint(root / f"{name}.pt", unet(seed, **settings), bridge, image_size=size, pictures=spec)
     bbdm.save_checkpoint(root / "c.safetensors", unet(0), abridge, image_size=SIZE)
     bbdm.save_vqgan(root / "vqgan.pt", vqgan())
     codec = bbdm.VQGANCodec(vqgan())
