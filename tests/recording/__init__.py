@@ -1,0 +1,1 @@
+"""What ``tests/recorded.py`` records: files that cases use, the cases, and results as JSON."""
