@@ -212,7 +212,7 @@ def test_a_nodata_tag_is_read_as_gdal_reads_it(text: str, kind: str, nodata: flo
 def test_black_is_there_where_the_type_cannot_hold_the_nodata_tag(text: str, kind: str, tmp_path: Path) -> None:
     array = np.zeros((6, 5), kind)
     tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(42113, 2, 0, text, True)])
-    with pytest.warns(UserWarning, match=f"nodata '{text}' is no value of {kind}"):
+    with pytest.warns(UserWarning, match=rf"a\.tif: its nodata '{text}' is no value of {kind}"):
         picture = read(tmp_path / "a.tif")
     assert picture.nodata is None
     assert not picture.absent().any()
@@ -243,6 +243,8 @@ def test_lossy_sources_have_results_without_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 6, 5), (3, 6, 5), (1, 4, 6, 5)])
 def test_the_unit_of_values_stands_in_the_file(shape: tuple[int, ...], tmp_path: Path) -> None:
+    write(tmp_path / "b.tif", Picture(numbers(shape, "int16"), unit="µmol"))
+    assert read(tmp_path / "b.tif").unit == "µmol"
     write(tmp_path / "a.tif", Picture(numbers(shape, "int16"), unit="HU"))
     assert read(tmp_path / "a.tif").unit == "HU"
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
@@ -320,6 +322,15 @@ class TestGeotiff:
         expected = array[(slice(None), *window)]
         expected = np.where(expected == nodata, expected + expected.dtype.type(1), expected)  # is kept apart from it
         assert (np.asarray(picture)[:, inside[window]] == expected[:, inside[window]]).all()
+
+    def test_the_nodata_of_a_file_with_a_mask_is_its_own(self, tmp_path: Path) -> None:
+        profile = {**BANDS, **UTM, "nodata": 5}
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+            file.write(ARRAY)
+            file.write_mask(np.arange(600).reshape(30, 20) > 99)
+        picture = read(tmp_path / "a.tif")
+        assert picture.nodata == 5
+        assert (picture.absent() == (np.arange(600).reshape(30, 20) <= 99)).all()
 
     def test_a_scale_is_not_applied_and_said(self, tmp_path: Path) -> None:
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS, **UTM) as file:

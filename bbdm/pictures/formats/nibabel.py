@@ -29,7 +29,8 @@ MILLIMETRE = 2  # the code
 SCANNER = 1  # the code of a scanner's coordinates
 NO_INTENT = 0
 VECTOR = 1007  # the intent whose fifth axis has components of a vector
-UNIT_BYTES = 15  # of intent_name, in which a picture's unit stands
+COMMENT = 6  # the code of an extension of text
+VALUE_UNIT = b"unit of values: "  # begins the comment of a picture that has a unit
 FORMS_DIFFER = 1e-2  # of a voxel's length
 EXTENSION = 8  # bytes of an extension before its content: its size and its code
 EXTENSION_BYTES = 2**24  # of all extensions, from which on they are left out
@@ -182,10 +183,12 @@ def _scale(nifti: Any) -> tuple[float, float] | None:
 
 
 def _unit(nifti: Any) -> str:
-    """The unit of values, which stands in intent_name; "" where that names a parameter of an intent."""
-    if int(nifti["intent_code"]) not in (NO_INTENT, VECTOR):
-        return ""
-    return bytes(nifti["intent_name"]).rstrip(b"\0").decode("utf-8", errors="replace")
+    """The unit of values, as :func:`write` puts it into a comment."""
+    for extension in nifti.extensions:
+        content = extension.get_content()
+        if content.startswith(VALUE_UNIT):
+            return content.removeprefix(VALUE_UNIT).rstrip(b"\0").decode("utf-8", errors="replace")
+    return ""
 
 
 def _matrix(nifti: Any, count: int, path: Path) -> Matrix:
@@ -238,8 +241,10 @@ def _new_header(picture: Picture) -> Any:
         nifti["intent_code"] = VECTOR
     elif int(nifti["intent_code"]) == VECTOR:
         nifti["intent_code"] = NO_INTENT
-    if int(nifti["intent_code"]) in (NO_INTENT, VECTOR):
-        nifti["intent_name"] = picture.unit.encode()[:UNIT_BYTES]
+    lasting = [each for each in nifti.extensions if not each.get_content().startswith(VALUE_UNIT)]
+    if picture.unit:
+        lasting.append(nibabel.nifti1.Nifti1Extension(COMMENT, VALUE_UNIT + picture.unit.encode()))
+    nifti.extensions[:] = lasting
     return nifti
 
 

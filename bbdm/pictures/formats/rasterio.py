@@ -43,7 +43,7 @@ def header(path: Path) -> Header:
         _warn_of_scales(file)
         kept = _kept(file)
         nodata = file.nodata
-        if kept.get("masked"):
+        if kept.get("masked") and nodata is None:
             nodata = _nodata_of_mask(dtype)
         windowed = any(block != file.shape for block in file.block_shapes)
         most = formats.RATIO * path.stat().st_size

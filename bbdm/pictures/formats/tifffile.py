@@ -89,7 +89,7 @@ def header(path: Path) -> Header:
         else:
             stored = (dtype, offset, series.shape, series.axes)
             most = size - offset
-        geometry = _geometry(file, page, channels, len(sides), dtype)
+        geometry = _geometry(file, page, channels, len(sides), dtype, path)
         shape = (channels, *sides)
         return Header(path, shape, dtype, geometry, windowed, most, stored=stored, unit=_unit(file))
 
@@ -103,7 +103,7 @@ def read(header: Header, window: tuple[slice, ...]) -> Array:
         array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
     else:
         with tifffile.TiffFile(header.path, **ALONE) as file:
-            axes, array = _decoded(file.series[0], spatial, header.path.stat().st_size)
+            axes, array = _decoded(file.series[0], spatial, header)
     of_channels = [i for i, axis in enumerate(axes) if axis not in spatial]
     of_space = [axes.index(axis) for axis in spatial]
     array = array.transpose(of_channels + of_space)
@@ -171,13 +171,13 @@ def _axes(series: Any) -> list[tuple[str, int]]:
     return list(zip(series.axes, series.shape, strict=True))
 
 
-def _decoded(series: Any, window: dict[str, slice], size: int) -> tuple[str, Array]:
+def _decoded(series: Any, window: dict[str, slice], header: Header) -> tuple[str, Array]:
     """Axes and values of a window, of pages that are cut into strips or tiles."""
     of_pages = [(axis, length) for axis, length in _axes(series) if axis not in "SYX"]
     numbers = np.arange(len(series)).reshape([length for _, length in of_pages])
     numbers = numbers[tuple(window.get(axis, slice(None)) for axis, _ in of_pages)]
     grid = Grid.of(series.keyframe)
-    pages = [_page(series[int(number)], series.keyframe, grid, window, size) for number in numbers.flat]
+    pages = [_page(series[int(number)], series.keyframe, grid, window, header) for number in numbers.flat]
     array = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
     axes = "".join(axis for axis, _ in of_pages)
     return f"{axes}SYXs", array
@@ -213,8 +213,9 @@ class Grid(NamedTuple):
         return numbers[:, first_row:last_row, first_column:last_column].ravel().tolist()
 
 
-def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], size: int) -> Array:
+def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], header: Header) -> Array:
     """(planes, rows, columns, samples) of a page, which is encoded as the first of its series."""
+    size = header.path.stat().st_size
     rows = window["Y"]
     columns = window["X"]
     formats.check_cost((grid.down, grid.across, grid.samples), np.dtype(first.dtype), size * formats.RATIO)
@@ -222,7 +223,7 @@ def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], size: int
     if first.compression in JPEG:
         options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader}
     shape = (grid.planes, *formats.lengths((rows, columns)), grid.samples)
-    array = np.full(shape, first.nodata, first.dtype)
+    array = np.full(shape, header.nodata or 0, first.dtype)  # of tiles that were left out
     for index in grid.touched(rows, columns):
         data = _segment(page, index, size)
         if data is None:
@@ -251,7 +252,7 @@ def _segment(page: Any, index: int, size: int) -> bytes | None:
     return page.parent.filehandle.read(count)
 
 
-def _geometry(file: Any, page: Any, channels: int, axes: int, dtype: np.dtype[Any]) -> Geometry:
+def _geometry(file: Any, page: Any, channels: int, axes: int, dtype: np.dtype[Any], path: Path) -> Geometry:
     kept: dict[str, Any] = {}
     resolution = [page.tags.get(name) for name in ("XResolution", "YResolution")]
     if all(resolution):
@@ -273,10 +274,10 @@ def _geometry(file: Any, page: Any, channels: int, axes: int, dtype: np.dtype[An
         kept["compression"] = compression if compression in LOSSLESS else USUAL
     spacing = [ome.get(name, 0) for name in SIZES[:axes]]  # x, y, z
     affine = as_affine(np.diag(spacing), np.zeros(axes)) if all(spacing) else None
-    return Geometry(affine, NAME, kept, _nodata(page, dtype))
+    return Geometry(affine, NAME, kept, _nodata(page, dtype, path))
 
 
-def _nodata(page: Any, dtype: np.dtype[Any]) -> float | None:
+def _nodata(page: Any, dtype: np.dtype[Any], path: Path) -> float | None:
     """The value that stands for none; None without one, and, with a warning, of one that no value can be."""
     tag = page.tags.get(NODATA)
     if tag is None:
@@ -287,7 +288,9 @@ def _nodata(page: Any, dtype: np.dtype[Any]) -> float | None:
     except ValueError:
         nodata = None
     if nodata is None or not holds(dtype, nodata):
-        warnings.warn(f"a TIFF's nodata {text!r} is no value of {dtype.name}: all pixels have values", stacklevel=2)
+        warnings.warn(
+            f"{path}: its nodata {text!r} is no value of {dtype.name}, so all pixels have values", stacklevel=2
+        )
         return None
     return nodata
 
@@ -364,7 +367,7 @@ def _options(picture: Picture) -> dict[str, Any]:
         if picture.unit:
             options["metadata"]["Description"] = f"{VALUE_UNIT}{picture.unit}"
     elif picture.unit:
-        options["description"] = f"{VALUE_UNIT}{picture.unit}"
+        options["description"] = f"{VALUE_UNIT}{picture.unit}".encode()
     return options
 
 
