@@ -1,4 +1,4 @@
-"""Cases of commands that use a trained network; lines are as in :mod:`tests.recording.commands_of_training`."""
+"""Cases of commands that use a trained network; lines as in :mod:`tests.recording.commands_of_training`."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import bbdm
 from bbdm.pictures import Header, Picture
 
+PACKAGE = str(Path(bbdm.__file__).parent)
 MOST = 200  # members of a sequence that are described one by one
 SECONDS = re.compile(r"(?<![\w.])\d+(\.\d+)?(e-?\d+)? ?(s|seconds|minutes|min|ms)(?![\w])")
 DURATION = re.compile(r"(?<![\w:.-])\d+:\d\d(:\d\d)?(?![\w:])")
@@ -281,6 +282,8 @@ def normal_text(text: str, folders: Iterable[str]) -> str:
     """Text without what differs from run to run: folders, times, progress, addresses and versions."""
     for folder in folders:
         text = text.replace(folder, "<folder>")
+    if PACKAGE in text:  # in help, whose lines break by the length of this path
+        text = " ".join(text.replace(PACKAGE, "<bbdm>").split())
     lines = [line.rpartition("\r")[2] for line in text.split("\n")]
     text = "\n".join(line for line in lines if not PROGRESS.search(line))
     text = ADDRESS.sub("<address>", text)
