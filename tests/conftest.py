@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
-from bbdm import demo
+from bbdm import demo, solvers
 from bbdm.base.atomic import locked
-from bbdm.bridges import ABridge, Bridge
+from bbdm.bridges import BRIDGES, ABridge, Bridge
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
-from bbdm.networks.config import UNETS, UNetConfig
+from bbdm.evaluation.metrics import METRICS
+from bbdm.networks.config import FACTORIES, OWN, UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.training.config import BridgeConfig, TrainConfig
@@ -62,6 +63,25 @@ def same_draws(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(0)
     if (generator := getattr(request.module, "RANDOM", None)) is not None:
         generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """A test leaves the number of threads as it was, whatever the commands that it runs set."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """What a test registers under a name is forgotten at its end."""
+    tables: list[dict[str, Any]] = [BRIDGES, solvers.SOLVERS, OWN, FACTORIES, METRICS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
 
 
 MakePairs = Callable[..., Pairs]
