@@ -2,12 +2,11 @@
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start too: tests run on all cores
 
 import numpy as np
 import pytest
@@ -55,6 +54,14 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     os.environ["BBDM_TESTS"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
     os.environ["HF_DATASETS_CACHE"] = f"{os.environ['BBDM_TESTS']}/datasets"
+
+
+@pytest.fixture(scope="session")
+def inductor() -> None:
+    """PyTorch's compiler, whose commands take a space in a path for the end of the path."""
+    for folder in (tempfile.gettempdir(), os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")):
+        if " " in folder:
+            pytest.skip(f"PyTorch's compiler cannot work below a path with a space, {folder}")
 
 
 @pytest.fixture(autouse=True)

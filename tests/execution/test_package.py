@@ -43,7 +43,7 @@ def network(seed: int = 0) -> Any:
 
 
 @pytest.fixture(scope="module")
-def package() -> Path:
+def package(inductor: None) -> Path:
     """A folder with network.safetensors and unet.pt2 for one picture of 8 x 8, as the command writes it."""
     folder = Path(os.environ["BBDM_TESTS"]) / "package"
     folder.mkdir(exist_ok=True)
