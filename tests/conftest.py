@@ -2,12 +2,11 @@
 
 import json
 import os
+import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start too: tests run on all cores
 
 import numpy as np
 import pytest
@@ -16,14 +15,15 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
-from bbdm import demo
+from bbdm import demo, solvers
 from bbdm.base.atomic import locked
-from bbdm.bridges import ABridge, Bridge
+from bbdm.bridges import BRIDGES, ABridge, Bridge
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
-from bbdm.networks.config import UNETS, UNetConfig
+from bbdm.evaluation.metrics import METRICS
+from bbdm.networks.config import FACTORIES, OWN, UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.training.config import BridgeConfig, TrainConfig
@@ -56,12 +56,39 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_DATASETS_CACHE"] = f"{os.environ['BBDM_TESTS']}/datasets"
 
 
+@pytest.fixture(scope="session")
+def inductor() -> None:
+    """PyTorch's compiler, whose commands take a space in a path for the end of the path."""
+    for folder in (tempfile.gettempdir(), os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")):
+        if " " in folder:
+            pytest.skip(f"PyTorch's compiler cannot work below a path with a space, {folder}")
+
+
 @pytest.fixture(autouse=True)
 def same_draws(request: pytest.FixtureRequest) -> None:
     """What a test draws is the same whatever ran before, of torch and of its module's ``RANDOM``."""
     torch.manual_seed(0)
     if (generator := getattr(request.module, "RANDOM", None)) is not None:
         generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """A test leaves the number of threads as it was, whatever the commands that it runs set."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """What a test registers under a name is forgotten at its end."""
+    tables: list[dict[str, Any]] = [BRIDGES, solvers.SOLVERS, OWN, FACTORIES, METRICS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
 
 
 MakePairs = Callable[..., Pairs]

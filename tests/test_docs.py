@@ -19,7 +19,6 @@ import nbclient
 import nbformat
 import pytest
 
-from bbdm import solvers
 from bbdm.cli import COMMANDS
 from tests.conftest import ROOT
 
@@ -87,6 +86,7 @@ def commands() -> Iterator[tuple[str, str, set[str]]]:
             break
 
 
+@pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(("page", "mark", "snippet"), snippets())
 def test_snippet_runs(
     page: str, mark: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -100,7 +100,6 @@ def test_snippet_runs(
         (tmp_path / "out/onnx").symlink_to(request.getfixturevalue("bundled_export"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setattr(solvers, "SOLVERS", {**solvers.SOLVERS})  # pages register their own
     exec(code, {"__name__": "__main__"})
 
 

@@ -126,7 +126,7 @@ class Sampler(Loop, Generic[Array]):
                 Where the network has three axes, H, W is D, H, W here and below; a NumPy array is (D, H, W)
                 or (C, D, H, W).
             seed: source i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
-                image at every batch size. None draws one.
+                image at every batch size, but for rounding. None draws one.
             options: those of :class:`~bbdm.sampling.options.Options`, such as ``steps=10`` or ``window=256``;
                 others are conditions by their names, such as ``style="comic"``. A network of two directions
                 has ``direction``, ``"AtoB"`` if it is left out, or ``"BtoA"``, for all of a call.

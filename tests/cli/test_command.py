@@ -26,14 +26,11 @@ from bbdm import (
     networks,
     save_checkpoint,
     save_vqgan,
-    solvers,
 )
 from bbdm.base import scripts
 from bbdm.bridges import BRIDGES
 from bbdm.cli.files import Info
-from bbdm.evaluation.metrics import METRICS
 from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.config import OWN
 from tests.conftest import BRIDGE, ROOT, SavePicture, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -170,16 +167,11 @@ LINES = (
 
 
 @pytest.fixture
-def imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What commands imported; its names are forgotten at the end."""
-    tables: list[dict[str, Any]] = [BRIDGES, solvers.SOLVERS, OWN, METRICS]
-    before = [dict(table) for table in tables]
+def imported(own_names: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What commands imported; the module and its names are forgotten at the end."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(scripts, "imported", found := [])
     yield found
-    for table, known in zip(tables, before, strict=True):
-        for name in table.keys() - known.keys():
-            del table[name]
     sys.modules.pop("mine", None)
 
 

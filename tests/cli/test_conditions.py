@@ -141,7 +141,7 @@ def test_results_go_the_way_of_the_flag() -> None:
     words, back = ["edge2shoes", "data", "both.pt"], ["--direction", "BtoA"]
     for way, given in {"AtoB": np.asarray(source), "BtoA": target.astype(np.uint8)}.items():
         translate.main([*words, way, *FLAGS, "--direction", way])
-        assert np.array_equal(pixels(f"{way}/04.png"), sampler(given, 0, direction=way))
+        assert abs(pixels(f"{way}/04.png") - sampler(given, 0, direction=way)).max() <= 1
     eval.main([*words, "scores", "--metrics", "psnr", *back, *FLAGS])
     assert json.loads(Path("scores/scores.json").read_text())["settings"]["direction"] == "BtoA"
     calibrated = ["--samples", "2", "--bound", "conformal", "--alpha", "0.5"]

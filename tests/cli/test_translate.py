@@ -107,7 +107,7 @@ def test_own_sources_keep_their_shape_whatever_the_batch():
 def test_bad_pictures_are_skipped_and_listed(capsys: pytest.CaptureFixture[str]):
     """The seeds of others stay."""
     run()
-    expected = Path("results/06.png").read_bytes()
+    expected = pixels("results/06.png")
     Path("data/val/05.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"cannot read the picture data/val/05\.png"):
         run("--overwrite")
@@ -116,7 +116,7 @@ def test_bad_pictures_are_skipped_and_listed(capsys: pytest.CaptureFixture[str])
     assert "left out: cannot read the picture data/val/05.png" in printed
     assert "2 results in results" in printed
     assert made() == [name for name in RESULTS if name != "05.png"]
-    assert Path("results/06.png").read_bytes() == expected
+    assert np.abs(pixels("results/06.png") - expected).max() <= 1  # in a batch of two, not of three
 
 
 def test_latents_and_a_pickled_network_with_everything_from_flags():

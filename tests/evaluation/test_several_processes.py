@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -40,24 +41,32 @@ def in_two(command: str, *flags: str, status: int = 0) -> str:
     return done.stderr if status else done.stdout
 
 
-def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("*.png")}
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*.png")}
+
+
+def assert_same_pictures(folder: Path, other: Path) -> None:
+    """To a level: a process of other threads rounds float32 differently."""
+    assert names(folder) == names(other)
+    for name in names(other):
+        found, wanted = (np.asarray(Image.open(place / name), dtype=int) for place in (folder, other))
+        assert np.abs(found - wanted).max() <= 1, name
 
 
 def test_translate_makes_the_files_of_one_process(tmp_path: Path):
     """They replace existing ones, or those that exist are not made again."""
     translate.main([*words(tmp_path, "one"), *FLAGS])
     (tmp_path / "two").mkdir()
-    names = [f"{i:02d}_{j}.png" for i in range(5) for j in range(2)]
-    for name in names:
+    made = [f"{i:02d}_{j}.png" for i in range(5) for j in range(2)]
+    for name in made:
         Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "two" / name)
     out = in_two("translate", *words(tmp_path, "two"), *FLAGS, "--overwrite")
-    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert_same_pictures(tmp_path / "two", tmp_path / "one")
     assert out.startswith(f"10 results in {tmp_path}/two (")
-    for name in names[1:6]:
+    for name in made[1:6]:
         (tmp_path / "two" / name).unlink()
     out = in_two("translate", *words(tmp_path, "two"), *FLAGS)
-    assert pictures(tmp_path / "two").keys() == pictures(tmp_path / "one").keys()
+    assert names(tmp_path / "two") == names(tmp_path / "one")
     assert out.startswith(f"5 results in {tmp_path}/two, and 5 that were there (")
 
 
@@ -69,7 +78,7 @@ def test_eval_has_the_scores_of_one_process(tmp_path: Path):
     out = in_two("eval", *words(tmp_path, "two"), *flags, status=1)
     assert f"error: {tmp_path}/two holds results of other settings (seed 7, now 0)" in out
     out = in_two("eval", *words(tmp_path, "two"), *flags, "--overwrite")
-    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert_same_pictures(tmp_path / "two", tmp_path / "one")
     report: dict[str, Any]
     report, one = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("two", "one"))
     torch.testing.assert_close(report["scores"], one["scores"], rtol=1e-6, atol=1e-12)  # sums in another order

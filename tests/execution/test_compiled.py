@@ -84,6 +84,7 @@ def test_windows_of_any_picture_are_one_shape(compilations: list[weakref.ref[obj
     assert len(compilations) == 1
 
 
+@pytest.mark.usefixtures("inductor")
 def test_compiled_is_eager():
     settings: dict[str, Any] = {"solver": "dpm2m", "steps": 3}
     for call in ({}, settings):
@@ -93,6 +94,7 @@ def test_compiled_is_eager():
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("inductor")
 def test_compiled_is_as_near_in_bfloat16():
     """As a package of it is by day."""
     exact = build(compile=False)(ODD, seed=3)
@@ -200,6 +202,7 @@ def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]])
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("inductor")
 def test_threads_share_a_compiled_sampler():
     """From the first call on: the two shapes, of one image each, are compiled while all eight wait for them.
 
@@ -220,6 +223,7 @@ def test_threads_share_a_compiled_sampler():
     assert PyCodeCache.modules == modules
 
 
+@pytest.mark.usefixtures("inductor")
 def test_calls_leave_no_tensors():
     counts: list[int] = []
     for seed in range(3):

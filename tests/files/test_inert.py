@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -125,11 +126,13 @@ class Runs:
 
 
 def traps(marker: Path) -> dict[str, Any]:
-    system, in_module = Runs(os.system, f"touch {marker}"), nn.Linear(1, 1)
+    touch = f"touch {shlex.quote(str(marker))}"
+    system = Runs(os.system, touch)
+    in_module = nn.Linear(1, 1)
     in_module.trap = system  # pyright: ignore[reportArgumentType]
     return {
         "nested": {"a": [({"b": (system,)},)]},
-        "key": {Runs(os.system, f"touch {marker}"): 1},
+        "key": {Runs(os.system, touch): 1},
         "argument": Runs(Thing, system),
         "in a module": in_module,
         "in a file of ours": {"format": "bbdm", "version": 1, "unet": system, "states": {}, "training": None},

@@ -61,8 +61,8 @@ class Script:
     before: tuple[str, ...] = ()
 
     def argv(self, place: Path, output: Path) -> list[str]:
-        """The arguments for two folders."""
-        return self.words.format(place=place, output=output).split()
+        """The arguments for two folders, whose names may have spaces."""
+        return [word.format(place=place, output=output) for word in self.words.split()]
 
 
 def make_place(folder: Path, save: SavePicture) -> Path:

@@ -79,7 +79,7 @@ def test_with_the_networks_reach_as_margin_windows_are_the_whole(solver: str, ma
     settings: dict[str, Any] = {"seed": 3, "mask": MASK if masked else None}
     made = sampler(solver)
     whole = made(SOURCE, **settings)
-    same(made(SOURCE, window=(24, 32), margin=REACH, **settings), whole)
+    same(made(SOURCE, window=(24, 32), margin=REACH, **settings), whole, 2e-5)  # dpm2m weighs x by 33 near T
     assert (made(SOURCE, window=(24, 32), **settings) - whole).abs().max() > 1e-4  # a window's edge is seen
 
 

@@ -74,7 +74,8 @@ def test_a_request_says_the_direction(tmp_path: Path):
     answers = translate_together(sampler, [(picture, Query(seed=3, direction=way)) for way in ways])
     for (status, result), way in zip(answers, ways, strict=True):
         assert status == 200
-        assert np.array_equal(result, sampler(picture, 3, direction=way or "AtoB"))
+        alone = np.asarray(sampler(picture, 3, direction=way or "AtoB"), dtype=int)
+        assert np.abs(alone - np.asarray(result)).max() <= 1  # two of the three are one batch
     alone = BridgeSampler(tiny_unet(condition_channels=3), ABridge(num_steps=50))
     refused = translate_together(alone, [(picture, Query(seed=3, direction="BtoA"))])
     assert refused == [(422, "this network has one direction, got 'BtoA'")]

@@ -307,8 +307,8 @@ def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not torch.equal(there, back)
     translate.main(["folder", f"{tmp_path}/B/val", str(output), f"{tmp_path}/results", "--direction", "BtoA"])
     picture = tmp_path / "B" / "val" / "B0.png"
-    ours = sampler(picture, seed=seed_of("B0"), direction="BtoA")[0]
-    assert np.array_equal(np.asarray(ours), np.asarray(Image.open(tmp_path / "results" / "B0.png")))
+    alone = np.asarray(sampler(picture, seed=seed_of("B0"), direction="BtoA")[0], dtype=int)
+    assert np.abs(alone - np.asarray(Image.open(tmp_path / "results" / "B0.png"))).max() <= 1
 
 
 @pytest.mark.usefixtures("tiny_demo")

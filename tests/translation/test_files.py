@@ -109,7 +109,8 @@ def test_geotiff_keeps_place_bands_and_nodata():
         assert (values[:, 3:6, 4:9] == 0).all() == (name == "x")
         assert np.median(values) > 0
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
-    assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=seed_of("y"))[0]), read("out/y.tif"))
+    alone = np.asarray(sampler("s2/y.tif", seed=seed_of("y"))[0], dtype=int)
+    assert np.abs(alone - read("out/y.tif")).max() <= 1, "float32 is rounded differently in a batch of two"
 
 
 def test_a_process_makes_its_share_but_for_bad_ones_of_a_batch():
