@@ -115,8 +115,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write`` on a file of the same name in a temporary folder, flush it, and move it to ``path``.
 
-    Further files that it writes beside that one are moved before it. An OSError names the file, which that of a
-    full disk does not by itself.
+    Further files that it writes beside that one are moved before it. An OSError names the file, also that of
+    a full disk.
     """
     path = path.resolve()
     make_folder(path.parent)

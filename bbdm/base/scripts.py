@@ -231,7 +231,7 @@ def termination() -> Iterator[Callable[[], bool]]:
 
 
 def open_streams() -> None:
-    """Give a process that was started without standard streams, as some services are, streams that keep nothing.
+    """Give a process that was started without standard streams, as services may be, streams to nowhere.
 
     Otherwise the next file that is opened would be the standard error of C libraries.
     """
@@ -243,7 +243,7 @@ def open_streams() -> None:
 
 
 def message_of(error: Exception) -> str | None:
-    """What a command prints of an expected error; None of a fault of the program, whose traceback is printed."""
+    """What a command prints of an expected error; None of another, whose traceback is printed."""
     if isinstance(error, ModuleNotFoundError) or (isinstance(error, ImportError) and optional.install(error)):
         return f"{error}{optional.install(error)}"
     if isinstance(error, OSError):

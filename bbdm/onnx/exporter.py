@@ -58,8 +58,8 @@ def export(
         overwrite: replace the folder where it is an export.
 
     Raises:
-        ValueError: PyTorch is too old, the folder exists, the network cannot be exported so, or the graphs differ
-            from PyTorch.
+        ValueError: PyTorch is too old, the folder exists, the network cannot be exported so, or the graphs
+            differ from PyTorch.
     """
     if torch.__version__ < OLDEST_TORCH:  # it compares the numbers, not the texts
         raise ValueError(f"export needs PyTorch {OLDEST_TORCH} or newer, got {torch.__version__}: pip install -U torch")

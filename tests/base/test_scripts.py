@@ -198,7 +198,7 @@ def unpack() -> None:
 
 @pytest.mark.parametrize("fault", [unpack, lambda: int("x"), lambda: np.zeros(2) + np.zeros(3)])
 def test_an_operation_that_fails_may_be_a_defect(fault: Callable[[], object], monkeypatch: pytest.MonkeyPatch):
-    """Its text is for programmers, so that the line says more. A variable brings the traceback, of our errors too."""
+    """Its text is for programmers, and the line says more. A variable brings tracebacks, of our errors too."""
     with pytest.raises(ValueError) as text:  # noqa: PT011 - what Python says is all that is asked
         fault()
     with pytest.raises(SystemExit) as end:
@@ -230,7 +230,7 @@ def test_little_shared_memory_is_one_line(text: str):
     def fail(text: str) -> None:
         raise RuntimeError(text)
 
-    with pytest.raises(SystemExit, match="shared memory is full, .*: give --workers 0, or .* --shm-size") as end:
+    with pytest.raises(SystemExit, match=r"shared memory is full, .*: give --workers 0, or .* --shm-size") as end:
         scripts.run(lambda: fail(text))
     assert "\n" not in str(end.value)
     with pytest.raises(RuntimeError, match="unable to open shared memory"):

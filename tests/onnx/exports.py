@@ -72,7 +72,7 @@ step_graph = cache(graphs.step_graph)  # of each process
 
 
 def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
-    """Run `bbdm export`, without its check unless ``flags`` have it. Skips the test where PyTorch is too old."""
+    """Run `bbdm export`, without its check unless ``flags`` have it. It skips where PyTorch is too old."""
     if TOO_OLD:
         pytest.skip(REASON)
     with pytest.MonkeyPatch.context() as patch:
