@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bbdm import demo
-from bbdm.base import scripts
+from bbdm.base import optional, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
@@ -31,7 +31,6 @@ from bbdm.data.spec import Spec
 from bbdm.evaluation.metrics import energy
 from bbdm.files.bridge_json import SETTINGS
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 from benchmarks.scores import closed_areas, flatness, saturation
 
@@ -42,6 +41,8 @@ Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed 
 def build_sampler(weights: Path, solver: str, steps: int, device: str, dtype: str) -> Sampler:
     """A sampler of a checkpoint, or on ONNX Runtime of an export's folder, with PyTorch's threads."""
     if weights.is_dir():
+        from bbdm.runtime.sampler import OnnxBridgeSampler
+
         exported = partial(OnnxBridgeSampler(weights, threads=torch.get_num_threads()), solver=solver, steps=steps)
         return lambda sources, **settings: torch.from_numpy(exported(sources.numpy(), **settings))
     checkpoint = load_checkpoint(weights)
@@ -110,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
 
+    optional.package("scipy", "flatness")  # before a network is loaded
     if args.checkpoint.is_dir():
         file = args.checkpoint / SETTINGS  # which holds the digests of the other files
         settings = json.loads(file.read_text())
@@ -140,4 +142,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

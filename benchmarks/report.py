@@ -11,13 +11,12 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from typing import TYPE_CHECKING, Any
 
 from bbdm.base import scripts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLOTTED = ("UNet call", "Translation", "Training step", "Cold start")  # how the cases begin
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
@@ -143,6 +142,9 @@ def plot(results: Results) -> Figure:
     Raises:
         ValueError: there are none.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     shown = {case: rows for case, rows in results.comparisons.items() if rank(case) < len(PLOTTED)}
     if not shown:
         raise ValueError(f"nothing to plot: want one of {PLOTTED}, got {tuple(results.comparisons)}")
@@ -173,6 +175,8 @@ def plot(results: Results) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write SVG, the same bytes for the same results."""
+    from matplotlib import rc_context
+
     with rc_context({"svg.hashsalt": "bbdm"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
 
@@ -189,7 +193,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 
 PAPER = 0.8  # brightness, in [-1, 1], above which a pixel of a drawing is paper and not a line
 LEAST = 12  # pixels; an area is larger than this
@@ -21,6 +20,8 @@ def closed_areas(drawing: torch.Tensor) -> npt.NDArray[np.int64]:
 
     An area is connected by sides, has more than LEAST pixels and does not reach the border.
     """
+    from scipy import ndimage
+
     numbers: npt.NDArray[np.int64] = ndimage.label((drawing.amin(0) > PAPER).numpy())[0]  # pyright: ignore
     border = np.unique(np.concatenate([numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]]))
     sizes = np.bincount(numbers.ravel())

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplab import load_deeplab, save_deeplab
-
-from bbdm.base import scripts
+from bbdm.base import optional, scripts
 from bbdm.base.atomic import check_suffix
 
 
@@ -23,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-n", "--num_classes", type=int, default=19, help="that the network must have")
     parser.add_argument("--output_stride", type=int, choices=[8, 16], default=16, help="as it was trained")
     args = parser.parse_args(argv)
+    optional.package("torchvision", "convert_deeplabv3.py")
+    from deeplab import load_deeplab, save_deeplab
+
     check_suffix(args.output)
     model = load_deeplab(args.state_dict, args.output_stride)
     config = model.config

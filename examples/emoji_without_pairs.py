@@ -53,7 +53,8 @@ def scores(results: torch.Tensor, counterparts: torch.Tensor, others: torch.Tens
 
 def main() -> None:
     """Train or resume, and score."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
     parser.add_argument("folder", type=Path)

@@ -12,13 +12,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from deeplab import load_deeplab
-from torchmetrics.classification import MulticlassJaccardIndex
-from torchmetrics.functional.classification import multiclass_confusion_matrix
-from torchvision.datasets import Cityscapes
 from tqdm.auto import tqdm
 
-from bbdm.base import manifest, scripts
+from bbdm.base import manifest, optional, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import position, setting
 from bbdm.cli import GPUsCommand
@@ -29,7 +25,27 @@ from bbdm.translation.config import TranslateConfig
 from bbdm.translation.translator import Translator
 
 # label ids of the 19 evaluated classes, in the order of their training ids
-CITYSCAPES = {each.name: each.id for each in Cityscapes.classes if not each.ignore_in_eval}
+CITYSCAPES = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
 IGNORED = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -74,6 +90,8 @@ def sliding_logits(network: Network, image: torch.Tensor, window: int = 768, str
 @torch.inference_mode()
 def confusion(network: Network, picture: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """The confusion matrix of (B, 3, h, w) uint8 and (B, H, W) labels: label by predicted class, int64."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     pixels = F.interpolate(picture.float() / 255, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     logits = sliding_logits(network, (pixels - mean) / std)
@@ -84,6 +102,8 @@ def confusion(network: Network, picture: torch.Tensor, labels: torch.Tensor, cla
 
 def scores(counts: torch.Tensor, classes: Sequence[str] = tuple(CITYSCAPES)) -> dict[str, Any]:
     """``miou``, and ``iou`` by class of a confusion matrix, None for a class that never occurred."""
+    from torchmetrics.classification import MulticlassJaccardIndex
+
     if not counts.any():
         raise ValueError("mIoU needs at least one pixel with a class")
 
@@ -169,6 +189,9 @@ class Miou(GPUsCommand, TranslateConfig):
 
     def evaluate(self) -> dict[str, Any]:
         """Make and segment the results; the report is empty in all processes but the first."""
+        optional.package("torchmetrics", self.PROGRAM)  # before a network is loaded
+        from deeplab import load_deeplab
+
         translator = Translator(self)
         processes, rows = translator.processes, translator.dataset.rows
         check_eight_bit(translator.checkpoint.pictures, "eval_miou.py")

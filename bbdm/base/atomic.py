@@ -115,7 +115,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write`` on a file of the same name in a temporary folder, flush it, and move it to ``path``.
 
-    Further files that it writes beside that one are moved before it.
+    Further files that it writes beside that one are moved before it. An OSError names the file, also that of
+    a full disk.
     """
     path = path.resolve()
     make_folder(path.parent)
@@ -129,5 +130,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             with written.open("rb+") as file:
                 os.fsync(file.fileno())
             written.replace(path.with_name(written.name))
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -41,12 +41,17 @@ def package(name: str, needed_by: str) -> Any:
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
-def install(error: ModuleNotFoundError) -> str:
-    """The end of the message of a missing package's error: how to install it, if that is not said yet."""
+def install(error: ImportError) -> str:
+    """The end of the message of an optional package's error: how to install it, if that is not said yet.
+
+    A package that lacks a module or a name is older than what imports it expects.
+    """
     package = (error.name or "").split(".")[0]
     extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
     if extra is None or "pip install" in str(error):
         return ""
+    if find_spec(package) is not None:
+        return f": pip install -U {package}"
     if find_spec("torch") is None:  # the runtime without PyTorch, which the extra would install
         return f": pip install {package}"
     return f": pip install 'bbdm[{extra}]'"

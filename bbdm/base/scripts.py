@@ -1,12 +1,14 @@
 """Commands: a frozen dataclass, whose fields are flags and positions, and how the library speaks with people.
 
 Python callers make the same dataclass, and meet the same checks. An expected error and an interruption of a
-command print one line, without a traceback; a warning names the line that called the library.
+command print one line, without a traceback unless ``BBDM_TRACEBACK`` asks for it; a warning names the line
+that called the library.
 """
 
 from __future__ import annotations
 
 import argparse
+import dis
 import os
 import re
 import signal
@@ -33,23 +35,36 @@ imported: list[str] = []  # the words that named what this process imported so
 Self = TypeVar("Self", bound="Command")
 ROOT = f"{Path(__file__).parents[1]}{os.sep}"  # not a folder beside it, such as bbdm_scripts
 BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
+TRACEBACK = "BBDM_TRACEBACK"  # the environment variable that asks for the traceback of an expected error
+RAISE = dis.opmap["RAISE_VARARGS"]  # the instruction of a raise statement
+# What PyTorch says where its workers cannot hand over a batch
+SHARED_MEMORY_FULL = re.compile(r"shared memory.*No space left on device|Bus error.*shared memory")
 
 
 class Parser(argparse.ArgumentParser):
     """The flags of a command, whose docstring is the help; an error is one line."""
 
     def __init__(self, description: str | None, **settings: Any) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        settings |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(description=description, **settings)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # values such as -1024:3071:HU are no flags
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2; of an unknown flag, name the one that is most like it."""
+        """Exit with status 2; of an unknown flag, name the one that it begins, or else is most like."""
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
+        suggestion = ""
+        if unknown is not None and (flag := self._flag_like(unknown[1])):
+            suggestion = f"did you mean {flag}? "
+        self.exit(2, f"error: {message}; {suggestion}--help lists the flags\n")
+
+    def _flag_like(self, word: str) -> str | None:
+        """The flag that a word begins, or else the one that is most like it, if any is."""
         from difflib import get_close_matches  # of errors alone
 
-        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
         flags = [flag for action in self._actions for flag in action.option_strings]
-        like = get_close_matches(unknown[1], flags, 1) if unknown else []
-        self.exit(2, f"error: {message}; {''.join(f'did you mean {flag}? ' for flag in like)}--help lists the flags\n")
+        begun = [flag for flag in flags if flag.startswith(word)]
+        like = begun or get_close_matches(word, flags, 1)
+        return like[0] if like else None
 
 
 def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
@@ -215,8 +230,50 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(main: Callable[[], None]) -> None:
+def open_streams() -> None:
+    """Give a process that was started without standard streams, as services may be, streams to nowhere.
+
+    Otherwise the next file that is opened would be the standard error of C libraries.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 - it stays open; its number is the lowest that is free
+            os.set_inheritable(stream.fileno(), True)  # as standard streams are
+            setattr(sys, name, stream)
+
+
+def message_of(error: Exception) -> str | None:
+    """What a command prints of an expected error; None of another, whose traceback is printed."""
+    if isinstance(error, ModuleNotFoundError) or (isinstance(error, ImportError) and optional.install(error)):
+        return f"{error}{optional.install(error)}"
+    if isinstance(error, OSError):
+        return str(error)
+    if isinstance(error, ValueError):
+        if is_raised(error):
+            return str(error)
+        return f"{error}; this may be a defect of the program: {TRACEBACK}=1 in the environment shows where it is"
+    if isinstance(error, RuntimeError) and SHARED_MEMORY_FULL.search(str(error)):
+        return (
+            "the shared memory is full, /dev/shm, through which workers hand over pictures: give --workers 0, or "
+            "a container more of it, as --shm-size 2g of Docker does"
+        )
+    return None
+
+
+def is_raised(error: Exception) -> bool:
+    """Whether a raise statement raised it, with a message for people, and no operation that failed."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code.co_code
+    return code[last.tb_lasti : last.tb_lasti + 1] == bytes([RAISE])
+
+
+def run(main: Callable[[], object]) -> None:
     """Run a command's ``main``, and turn an expected error into one line and an exit status."""
+    open_streams()
     try:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         main()
@@ -226,7 +283,8 @@ def run(main: Callable[[], None]) -> None:
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         raise SystemExit(error.status) from error
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {error}{optional.install(error)}") from error
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except Exception as error:
+        message = message_of(error)
+        if message is None or os.environ.get(TRACEBACK, "0") not in ("", "0"):
+            raise
+        raise SystemExit(f"error: {message}") from error

@@ -107,4 +107,6 @@ class ShownConfig:
     @property
     def shown(self) -> bool:
         """Whether progress is shown: on a terminal unless it is to be quiet, elsewhere if asked to."""
-        return not self.quiet and (self.show_verbose or sys.stderr.isatty())
+        if self.quiet or sys.stderr is None:  # which a service may start without
+            return False
+        return self.show_verbose or sys.stderr.isatty()

@@ -100,4 +100,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "a module to import before the command, with a bridge, solver, network or metric of your own"
     parser.add_argument(scripts.IMPORT, metavar="MODULE", help=f"{text}; may be repeated")
     parser.add_argument("--version", action="version", version=f"bbdm {__version__}")
-    parser.parse_args(words)
+    scripts.run(lambda: parser.parse_args(words))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Generic, TypeVar
@@ -92,7 +94,7 @@ class Compiled:
         modules = PyCodeCache.modules  # each holds the constants of one compiled graph
         known = len(modules)
         freezing = arguments[0].dtype != torch.float64  # for which oneDNN has no layouts
-        with inductor_config.patch(freezing=freezing):  # as an option it comes too late
+        with inductor_config.patch(freezing=freezing), naming_a_space():  # as an option it comes too late
             compiled(*arguments)
         for module in modules[known:]:
             sys.modules.pop(module.__name__, None)
@@ -147,6 +149,25 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             output = function(buffers)
         return graph, buffers, output, reads()
+
+
+@contextmanager
+def naming_a_space() -> Iterator[None]:
+    """Say so where the compiler fails below a path with a space, which it takes for two paths.
+
+    Raises:
+        ValueError: it failed there. The message names the environment variable to set.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        folders = {"TMPDIR": tempfile.gettempdir()}  # first: the other follows from it
+        folders["TORCHINDUCTOR_CACHE_DIR"] = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+        for variable, folder in folders.items():
+            if " " in folder:
+                message = f"torch.compile does not work below a path with a space, {folder}: set {variable} to another"
+                raise ValueError(message) from error
+        raise
 
 
 def compile_options(device: torch.device) -> dict[str, Any]:
@@ -232,7 +253,8 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
     options = {"freezing": x.dtype != torch.float64, **compile_options(x.device)}
 
     def write(temporary: Path) -> None:
-        aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+        with naming_a_space():
+            aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
         content = {"shape": shape, "fits": fingerprint(network, x.dtype, x.device), "sha256": file_sha256(temporary)}
         Path(f"{temporary}.json").write_text(json.dumps(content, indent=1) + "\n")
 

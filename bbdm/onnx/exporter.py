@@ -30,6 +30,7 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
+OLDEST_TORCH = "2.10"  # whose exporter can write these graphs
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
@@ -57,8 +58,11 @@ def export(
         overwrite: replace the folder where it is an export.
 
     Raises:
-        ValueError: the folder exists, the network cannot be exported so, or the graphs differ from PyTorch.
+        ValueError: PyTorch is too old, the folder exists, the network cannot be exported so, or the graphs
+            differ from PyTorch.
     """
+    if torch.__version__ < OLDEST_TORCH:  # it compares the numbers, not the texts
+        raise ValueError(f"export needs PyTorch {OLDEST_TORCH} or newer, got {torch.__version__}: pip install -U torch")
     if folder.exists() and not (overwrite and (folder / SETTINGS).is_file()):
         raise ValueError(f"{folder} exists: overwrite replaces an export, or give another folder")
     others, quantize = sampler.unet.network_config, calibrate is not None

@@ -16,7 +16,6 @@ from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
 from bbdm.pictures import Picture, formats, header, images, write
-from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.options import GuidanceOptions
 
 
@@ -73,6 +72,8 @@ class Runtime(Command, GuidanceOptions):
 
     def run(self) -> None:
         """Translate, and print where the results are and their seeds."""
+        from bbdm.runtime.sampler import OnnxBridgeSampler  # the help needs no ONNX Runtime
+
         check_folder(self.output)
         providers = None if self.provider is None else [self.provider]
         sampler = OnnxBridgeSampler(self.folder, providers, self.threads)

@@ -130,7 +130,8 @@ def pair(package: Path, name: str, size: int, style: Style, random: np.random.Ge
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("package", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--size", type=int, default=64, help="side of each picture")

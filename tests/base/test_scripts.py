@@ -1,16 +1,18 @@
 """A command is a dataclass, of which flags, positions, help and checks follow; and how commands end."""
 
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 
 from bbdm.base import scripts
 from bbdm.base.scripts import Command
-from bbdm.base.settings import from_values, position, setting
+from bbdm.base.settings import ShownConfig, from_values, position, setting
 from bbdm.pictures.images import Size, read_size
 
 SHAPES = {"round": 1, "square": 2}  # a table that grows
@@ -118,6 +120,8 @@ def test_what_is_refused_in_python(values: dict[str, Any], message: str):
         (Draw, "in --hidden 1", "unrecognized arguments: --hidden"),
         (Draw, "in --size_of_it 1", "unrecognized arguments: --size_of_it"),
         (Draw, "in --numbr=3", "unrecognized arguments: --numbr=3; did you mean --number? --help lists the flags"),
+        (Draw, "in --numb=3", "unrecognized arguments: --numb=3; did you mean --number? --help lists the flags"),
+        (Draw, "in --sh=oval", "unrecognized arguments: --sh=oval; did you mean --shape? --help lists the flags"),
         (Draw, "", "the following arguments are required: SOURCE"),
         (Join, "a", "required: -o/--to"),
     ],
@@ -160,15 +164,20 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
     ("error", "code", "printed"),
     [
         (ValueError("no such thing"), "error: no such thing", ""),
-        (ModuleNotFoundError("none", name="torchmetrics.image"), "error: none: pip install 'bbdm[eval]'", ""),
+        (ModuleNotFoundError("none", name="torchmetrics"), "error: none: pip install 'bbdm[eval]'", ""),
+        (ModuleNotFoundError("none", name="onnxscript.ir.passes"), "error: none: pip install -U onnxscript", ""),
+        (ImportError("no opset23", name="onnxscript.onnx_opset"), "error: no opset23: pip install -U onnxscript", ""),
         (KeyboardInterrupt(), 130, "interrupted: the same command makes what is missing"),
         (KeyboardInterrupt("last.pt is kept"), 130, "interrupted: last.pt is kept"),
         (scripts.StoppedError("the loss is nan", 3), 3, "stopped: the loss is nan"),
     ],
     ids=repr,
 )
-def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: str, capsys: pytest.CaptureFixture[str]):
+def test_an_expected_end_is_one_line(
+    error: BaseException, code: Any, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """A fault of the program keeps its traceback, and a warning is one line."""
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # not installed
 
     def main() -> None:
         raise error
@@ -180,3 +189,58 @@ def test_an_expected_end_is_one_line(error: BaseException, code: Any, printed: s
     with pytest.raises(ZeroDivisionError):
         scripts.run(lambda: print(1 / 0))
     assert warnings.formatwarning("of a test", UserWarning, "file", 1) == "warning: of a test\n"
+
+
+def unpack() -> None:
+    first, second = (1, 2, 3)  # pyright: ignore[reportAssignmentType]
+    print(first, second)
+
+
+@pytest.mark.parametrize("fault", [unpack, lambda: int("x"), lambda: np.zeros(2) + np.zeros(3)])
+def test_an_operation_that_fails_may_be_a_defect(fault: Callable[[], object], monkeypatch: pytest.MonkeyPatch):
+    """Its text is for programmers, and the line says more. A variable brings tracebacks, of our errors too."""
+    with pytest.raises(ValueError) as text:  # noqa: PT011 - what Python says is all that is asked
+        fault()
+    with pytest.raises(SystemExit) as end:
+        scripts.run(fault)
+    advice = "this may be a defect of the program: BBDM_TRACEBACK=1 in the environment shows where it is"
+    assert end.value.code == f"error: {text.value}; {advice}"
+    monkeypatch.setenv("BBDM_TRACEBACK", "1")
+    for main in (fault, lambda: Draw.of(source="in", number=0)):
+        with pytest.raises(ValueError, match=r"."):
+            scripts.run(main)
+    monkeypatch.setenv("BBDM_TRACEBACK", "0")
+    with pytest.raises(SystemExit, match="error: number must be at least 1, got 0"):
+        scripts.run(lambda: Draw.of(source="in", number=0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Caught RuntimeError in DataLoader worker process 1.\nOriginal Traceback (most recent call last):\n"
+        "RuntimeError: unable to allocate shared memory(shm) for file </torch_6582_88352640_1>: "
+        "No space left on device (28)\n",
+        "DataLoader worker (pid 6660) is killed by signal: Bus error. It is possible that dataloader's workers are "
+        "out of shared memory. Please try to raise your shared memory limit.",
+    ],
+)
+def test_little_shared_memory_is_one_line(text: str):
+    """By what PyTorch 2.13 and 2.9 say of 16 MB. Another error of it keeps its traceback."""
+
+    def fail(text: str) -> None:
+        raise RuntimeError(text)
+
+    with pytest.raises(SystemExit, match=r"shared memory is full, .*: give --workers 0, or .* --shm-size") as end:
+        scripts.run(lambda: fail(text))
+    assert "\n" not in str(end.value)
+    with pytest.raises(RuntimeError, match="unable to open shared memory"):
+        scripts.run(lambda: fail("unable to open shared memory object </torch_1> in read-write mode: Too many files"))
+
+
+def test_without_standard_streams(monkeypatch: pytest.MonkeyPatch):
+    """As Python starts where they are closed: a command may print, and no progress is shown."""
+    assert ShownConfig(show_verbose=True).shown
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert not ShownConfig(show_verbose=True).shown
+    scripts.run(lambda: sys.stdout.write(sys.stdin.read()) + sys.stderr.write("to nobody"))

@@ -156,6 +156,7 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 if {hidden!r} == "onnxruntime":  # a command says so in one line
+    sys.argv[1:] = "folder a.png -o out".split()
     try:
         runpy.run_module("bbdm.runtime", run_name="__main__")
     except SystemExit as end:

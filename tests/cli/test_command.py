@@ -77,6 +77,50 @@ def test_the_end_of_a_command(words: list[str], status: int, message: str, monke
     assert (printed.out + printed.err + (f"{code}\n" if isinstance(code, str) else "")).startswith(message)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_command_runs_without_standard_streams(tmp_path: Path):
+    """As services start it. Nothing that is printed comes into a result."""
+    words = [sys.executable, "-m", "bbdm", "demo", str(tmp_path / "out"), "--steps", "1"]
+    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0
+    for path in (tmp_path / "out").glob("*.png"):
+        Image.open(path).verify()
+    assert len([*(tmp_path / "out").glob("*.png")]) == 17
+
+
+WITHOUT_EXTRAS = """
+import contextlib, io, runpy, sys
+for name in ("matplotlib", "onnxruntime", "scipy", "torchmetrics", "torchvision"):
+    sys.modules[name] = None
+for line in sys.stdin.read().splitlines():
+    script, *words = line.split()
+    sys.argv = [script, *words]
+    run = runpy.run_path if script.endswith(".py") else runpy.run_module
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            run(script, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    print(code)
+"""
+
+
+def test_scripts_without_extras_say_so_in_one_line():
+    """Where they need one; the help never does."""
+    rows = {
+        "examples/eval_miou.py a b c d": "eval_miou.py needs torchmetrics, which is not installed",
+        "examples/convert_deeplabv3.py a b.pt": "convert_deeplabv3.py needs torchvision, which is not installed",
+        "benchmarks.demo_quality a b": "flatness needs scipy, which is not installed",
+    }
+    names = ["examples/eval_miou.py", "examples/convert_deeplabv3.py", "benchmarks/report.py"]
+    helps = [f"{name} --help" for name in (*names, "benchmarks.demo_quality", "bbdm.runtime")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")])}
+    about: dict[str, Any] = {"cwd": ROOT, "env": variables, "capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], input="\n".join([*rows, *helps]), **about)
+    expected = [f"error: {message}: pip install 'bbdm[eval]'" for message in rows.values()]
+    assert done.stdout.splitlines() == [*expected, *["0"] * len(helps)]
+
+
 @pytest.mark.parametrize(("script", "command"), SCRIPTS.items(), ids=SCRIPTS)
 def test_a_script_is_a_command(script: str, command: str, monkeypatch: pytest.MonkeyPatch):
     called: list[str] = []

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
-from tests.conftest import TINY, load_pairs, noise, save_random_pairs, tiny_unet
+from tests.conftest import ROOT, TINY, load_pairs, noise, save_random_pairs, tiny_unet
 
 FIRST = "input_blocks.0.0.weight"
 DATA = ["edge2shoes", "DATA", "model.pt"]
@@ -279,3 +280,19 @@ class TestRuns:
         assert sorted(path.name for path in Path("model.run").glob("step_*")) == ["step_00000001.pt"]
         assert len(Path("model.run/metrics.jsonl").read_text().splitlines()) == 1
         assert not Path("model.run/epoch_0003.png").exists()
+
+
+@pytest.mark.nightly
+def test_little_shared_memory_ends_in_one_line(save_picture: Any, tmp_path: Path) -> None:
+    """Of 16 MB, as a container may have it, in a mount namespace of the command's own."""
+    limited = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*limited, "true"], check=False).returncode != 0:
+        pytest.skip("needs unshare, and the right to mount")
+    data = save_random_pairs(tmp_path / "data", 64, 0, save_picture, 256)
+    words = ["train", "edge2shoes", data, tmp_path / "model.pt", "--preset", "demo", "--image_size", "256"]
+    words += ["-b", "16", "-e", "1", "--workers", "4"]
+    command = [*limited, sys.executable, "-m", "bbdm", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(r"^error: the shared memory is full, .*--workers 0.*--shm-size", done.stderr, re.MULTILINE)

@@ -32,6 +32,7 @@ from bbdm.onnx import graphs
 from tests.codec.autoencoders import Own, own_codec, tiny_kl
 from tests.conftest import relative_gap, sweep, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.onnx.exports import needs_exporter
 
 IMAGE = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 CPU, NAN = torch.device("cpu"), float("nan")
@@ -168,6 +169,7 @@ def test_compiled_is_eager(name: str, backend: str):
     torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-4)
 
 
+@needs_exporter
 @pytest.mark.nightly  # graphs of a VQGAN are exported daily, with a network
 def test_graphs_are_torch_s():
     codec = KINDS["kl, shifted"].make()

@@ -1,10 +1,16 @@
 """Compiled runs against eager ones, what is kept from call to call, and on CUDA the captured graph."""
 
 import gc
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +23,8 @@ from bbdm import ABridge, BridgeSampler, UNet
 from bbdm.execution import compiled
 from bbdm.execution import device as device_module
 from bbdm.networks.base import Conditions
-from tests.conftest import TINY, tiny_dit, tiny_unet
+from tests.conftest import ROOT, TINY, tiny_dit, tiny_unet
+from tests.onnx.exports import checkpoint
 
 STEPS = 5
 FLOAT32 = 1e-4  # rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
@@ -247,3 +254,39 @@ def test_compiled_float32_networks_run_in_the_best_dtype(flags: str, best: str, 
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert BridgeSampler(unet, ABridge(), dtype=dtype, compile=True).dtype == dtype
     assert BridgeSampler(short_unet().double(), ABridge(), compile=True).dtype == torch.float64
+
+
+FOLDERS = ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR"]
+
+
+@pytest.mark.parametrize("variable", FOLDERS)
+def test_a_space_in_the_compilers_path_is_named(variable: str, monkeypatch: pytest.MonkeyPatch):
+    """Where the compiler fails, whose own error does not say it."""
+    folders = dict.fromkeys(FOLDERS, "/folder") | {variable: "/a folder"}
+
+    def compile() -> None:
+        monkeypatch.setattr(tempfile, "tempdir", folders["TMPDIR"])
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", folders["TORCHINDUCTOR_CACHE_DIR"])
+        with compiled.naming_a_space():
+            raise RuntimeError("C++ compile error")
+
+    with pytest.raises(ValueError, match=f"a path with a space, /a folder: set {variable} to another$"):
+        compile()
+    folders[variable] = "/folder"
+    with pytest.raises(RuntimeError, match=r"^C\+\+ compile error$"):
+        compile()
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.platform == "win32", reason="the compiler there takes such paths")
+@pytest.mark.parametrize("variable", FOLDERS)
+def test_the_command_names_a_space(variable: str, tmp_path: Path):
+    """Where the compiler fails in truth, which a newer one may not."""
+    (tmp_path / "a folder").mkdir()
+    words = [sys.executable, "-m", "bbdm", "export", checkpoint(tmp_path / "a.pt"), tmp_path / "out"]
+    words += ["--compiled", "16", "--device", "cpu"]
+    variables = {**os.environ, variable: str(tmp_path / "a folder"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
+    expected = f"error: .* path with a space, {re.escape(str(tmp_path))}/a folder.*: set {variable} to another"
+    assert re.fullmatch(expected, done.stderr.splitlines()[-1])
+    assert done.returncode == 1

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, demo, save_checkpoint, wrap
 from bbdm.codec import LatentStatistics, wrap_codec
@@ -23,8 +24,9 @@ from bbdm.onnx import exporter, graphs
 from bbdm.pictures.images import from_array, open_image
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import tiny_unet
-from tests.onnx.exports import BRIDGE, checkpoint, export, once
+from tests.onnx.exports import BRIDGE, checkpoint, export, needs_exporter, once
 
+pytestmark = needs_exporter
 STEPS = 10
 FLOAT16 = onnx.TensorProto.FLOAT16
 SHORT: dict[str, Any] = {"channel_mult": (1,), "attention_resolutions": ()}  # attention is in the middle alone
@@ -245,6 +247,12 @@ def test_a_folder_is_not_replaced_unasked(file: Path, pixels: Any, tmp_path: Pat
 def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], message: str):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         export(file, tmp_path / "made", *flags)
+
+
+def test_an_old_pytorch_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1"))
+    with pytest.raises(ValueError, match=r"^export needs PyTorch 2\.10 or newer, got 2\.9\.1: pip install -U torch$"):
+        export(file, tmp_path / "made")
 
 
 def test_float16_does_not_overflow_on_real_activations():
