@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from bbdm.pictures import Geometry, Header, Picture, formats, images
 from bbdm.pictures.formats import Window
 from bbdm.pictures.picture import NOWHERE, OF_PHOTOGRAPH
 
+ROLES = ("source", "target")  # the columns that have values of their own
 HEADERS = 4096  # that are kept in memory
 PHOTOGRAPHS = 6  # decoded ones of two halves that are kept in memory
 ENCODED = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # formats of pictures in bytes
@@ -37,6 +38,8 @@ class Cell(ABC):
     """
 
     __slots__ = ()
+    in_memory: ClassVar[bool] = False  # whether it has no files
+    is_photograph: ClassVar[bool] = False  # whether Pillow reads it: resized as a picture, which is faster
 
     @abstractmethod
     def header(self) -> Header:
@@ -72,13 +75,8 @@ class Cell(ABC):
         """The suffix that a result of it has, such as ``.nii.gz``; "" where its format says none."""
         return ""
 
-    @property
-    def is_photograph(self) -> bool:
-        """Whether :meth:`image` gives it."""
-        return False
-
     def image(self) -> Image.Image:
-        """A photograph as Pillow's upright picture, which is resized faster than an array.
+        """A photograph as Pillow's upright picture.
 
         Raises:
             ValueError: it is damaged.
@@ -118,8 +116,8 @@ class FileCell(Cell):
         return formats.suffix_of(self.path)
 
     @property
-    def is_photograph(self) -> bool:
-        """Whether Pillow reads its format."""
+    def is_photograph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether Pillow reads the file's format."""
         return formats.SUFFIXES.get(self.suffix) == "pillow"
 
     def image(self) -> Image.Image:
@@ -171,13 +169,17 @@ class HalfCell(Cell):
 
     def read(self, window: Window = ()) -> Picture:
         """The half, or a window of it. The photograph is decoded once for both halves."""
-        photograph = _photograph(self.path, _changed(self.path))
+        try:
+            changed = self.path.stat().st_mtime_ns
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no picture {self}") from error
+        photograph = _photograph(self.path, changed)
         width = photograph.shape[2]
         if width % 2:
             raise ValueError(f"{self} is {width} pixels wide: two pictures side by side need an even width")
         start = self.side * width // 2
         half = Picture(photograph[:, :, start : start + width // 2], OF_PHOTOGRAPH)
-        return _cut(half, window)
+        return _cut(half, window) if window else half
 
     def files(self) -> Sequence[Path]:
         """The file of both halves."""
@@ -187,11 +189,6 @@ class HalfCell(Cell):
     def suffix(self) -> str:
         """The suffix of the file's format, in lower case."""
         return formats.suffix_of(self.path)
-
-    @property
-    def is_photograph(self) -> bool:
-        """Always."""
-        return True
 
     def stamp(self) -> str:
         """That of the file, and the side."""
@@ -210,6 +207,7 @@ class BytesCell(Cell):
         name: what messages call it, such as the tar and the name in it.
     """
 
+    in_memory: ClassVar[bool] = True
     content: bytes
     name: str
 
@@ -246,6 +244,7 @@ class ArrayCell(Cell):
         geometry: where its pixels lie.
     """
 
+    in_memory: ClassVar[bool] = True
     array: Any
     name: str
     geometry: Geometry = NOWHERE
@@ -310,16 +309,14 @@ def _changed(path: Path) -> tuple[int, int] | None:
     return about.st_mtime_ns, about.st_size
 
 
+# Pixels (C, H, W) of a photograph, by its path and the time of its last change.
+_photograph = lru_cache(PHOTOGRAPHS)(lambda path, changed: images.pixels(images.open_image(path)))
+
+
 @lru_cache(HEADERS)
 def _header(path: Path, changed: tuple[int, int] | None) -> Header:
     """The header of a file as it was when it changed."""
     return pictures.header(path)
-
-
-@lru_cache(PHOTOGRAPHS)
-def _photograph(path: Path, changed: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
-    """(C, H, W) of a photograph as it was when it changed."""
-    return images.pixels(images.open_image(path))
 
 
 def _header_of(picture: Picture, cell: Cell) -> Header:
@@ -335,7 +332,7 @@ def _picture_of(array: npt.NDArray[Any], geometry: Geometry = NOWHERE) -> Pictur
 
 
 def _cut(picture: Picture, window: Window) -> Picture:
-    """A window of a picture in memory, () for all of it."""
+    """A window of a picture in memory; () for all of it."""
     if not window:
         return picture
     start = [each.start or 0 for each in window]
