@@ -179,7 +179,9 @@ class Reader:
         columns: dict[str, Sequence[Cell]] = {}
         for name in (*ROLES, "mask", *self.images):
             value = row.get(name)
-            if isinstance(value, Cell):
+            if value is None:
+                columns[name] = ()
+            elif isinstance(value, Cell):
                 columns[name] = (value,)
             else:
                 columns[name] = [cell_of(each, row["name"]) for each in values_of(row, name)]
