@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,12 +105,29 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(4)}.tmp"
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Delete what killed processes left of the files in a folder, or of one. No process may be writing."""
-    kind = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.tmp")
+def remove_leftovers(folder: Path, name: str | None = None, age: float = 0) -> None:
+    """Delete what killed processes left of files that were to be written in a folder.
+
+    Args:
+        folder: of the files.
+        name: of the file whose leftovers are meant; None for all.
+        age: seconds since a leftover was made. 0 is for folders that no other process writes to.
+    """
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.tmp")
     for leftover in folder.glob(".*.tmp"):
-        if kind.fullmatch(leftover.name):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        if not pattern.fullmatch(leftover.name) or not _is_older(leftover, age):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=age > 0)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _is_older(path: Path, age: float) -> bool:
+    """Whether a file or a folder changed at least ``age`` seconds ago."""
+    with suppress(FileNotFoundError):  # of another process, which has written it
+        return time.time() - path.stat().st_mtime >= age
+    return False
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

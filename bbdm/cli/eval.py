@@ -111,7 +111,7 @@ class Eval(GPUsCommand, TranslateConfig):
         """Make and score the results of one solver; the report is empty in all processes but the first."""
         from bbdm.evaluation.scores import Scores
 
-        processes, files, values = translator.processes, translator.files, translator.dataset.spec.target
+        processes, files, values = translator.processes, translator.files, translator.dataset.spec.target_values
         metrics = self.metrics or defaults(Setup(values, files.channels, self.num_samples))
         with processes.first_before_others():  # the others find what it downloads
             scores = Scores(  # before the translation, since it may fail

@@ -36,7 +36,10 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     yield "bridge", bridge
     yield "image size", "not stated" if size is None else shown(size)
     if not pictures.eight_bit:
-        yield "values", f"{pictures.source} to {pictures.target}, stored as {pictures.target.dtype}"
+        yield (
+            "values",
+            f"{pictures.source_values} to {pictures.target_values}, stored as {pictures.target_values.dtype}",
+        )
     for name in ("crop", "slices", "neighbours", "spacing"):
         if each := getattr(pictures, name):
             yield name, each

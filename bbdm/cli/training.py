@@ -122,6 +122,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         """
         from bbdm.data import loading
         from bbdm.data.examples import known_conditions
+        from bbdm.data.kinds import kind_of
         from bbdm.data.pairs import Pairs
         from bbdm.data.rows import BadPicturesError, read_rows
 
@@ -131,7 +132,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
                 got = f"got direction {self.direction!r}"
                 raise ValueError(f"the network has two directions, and trains on both; {got}")
             for name, each in conditions.items():
-                if name not in known.each or known.each[name].kind != each.kind:
+                if name not in known.each or known.each[name].kind != kind_of(name, conditions).network:
                     raise ValueError(f"the network takes {known.described}, got {name}={each}")
         crops = getattr(self, "crop", None) or (Crops(learned.crop) if learned is not None and learned.crop else None)
         about: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops, "learned": learned}

@@ -18,6 +18,7 @@ from bbdm.base.atomic import LOCK, locked, remove_leftovers, write_atomically
 
 VERSION = 2
 MANIFEST = "manifest.json"
+ABANDONED = 24 * 3600  # seconds after which nobody writes a temporary file any more
 MAPPED = 10_000  # entries at a time: a process of Linux maps 65,530 regions at most
 Tensors = dict[str, torch.Tensor]
 
@@ -35,18 +36,20 @@ class Cache:
     """
 
     def __init__(self, folder: Path, what: str, about: Mapping[str, Any]) -> None:
-        self.folder, self.what = folder, what
+        self.folder = folder
+        self.what = what
         self._mapped: dict[str, Tensors] = {}
-        path, now = folder / MANIFEST, manifest.as_json({"version": VERSION, "what": what, **about})
+        path = folder / MANIFEST
+        about = manifest.as_json({"version": VERSION, "what": what, **about})
         with locked(folder):
-            remove_leftovers(folder)
+            remove_leftovers(folder, age=ABANDONED)
             others = [each for each in folder.iterdir() if each.name != LOCK]
             if others and path not in others:
                 raise ValueError(f"{others[0]} is of no cache of {what}, without {path}: give another folder")
             if not others:
-                manifest.write(path, now)
+                manifest.write(path, about)
             with manifest.reading(path, f"delete {folder}") as content:
-                differing = manifest.differences(content, now)
+                differing = manifest.differences(content, about)
             if differing:
                 raise ValueError(f"{path} is of other {what} ({differing}): give another folder, or delete this one")
 

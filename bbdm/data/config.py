@@ -9,13 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from bbdm.base.settings import position, setting
+from bbdm.data.cells import ROLES
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from bbdm.data.rows import UNPAIRED, BadPicturesError, Row, first, read_layout
-from bbdm.data.spec import AXES, ROLES, Condition, Plane, Spec, Way, read_kinds, read_named
+from bbdm.data.spec import AXES, BANDS, Condition, Plane, Spec, Way, read_kinds, read_named
 from bbdm.networks.conditions import Direction
-from bbdm.pictures import images
+from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.images import Size, read_size
-from bbdm.pictures.values import EIGHT_BIT, Values, read_values
+from bbdm.pictures.values import Values, read_values
 
 
 class Crops(NamedTuple):
@@ -108,58 +109,99 @@ class RowsConfig:
         """
         if self.degrade is not None and rows[0].get("target") is not None:
             raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), got {dataset!r}")
-        learned, unset = learned or Spec(), Spec()
-        further = {"axes": 2, "conditions": {}, **further}
-        said = {"source": self.source_values, "target": self.target_values}
-        said |= self.slices._asdict() if self.slices else {}
-        for name, value in said.items():
-            own = getattr(learned, name)
-            if own == getattr(unset, name) and not (name == "neighbours" and learned.slices):
-                continue
-            if value is not None and str(value) != str(own):
-                flag = f"{name}_values" if name in ROLES else name
-                raise ValueError(f"{flag} must be those of the network, {own}, got {value}")
-            said[name] = own
-        files = self._of_files(rows, said)
-        said |= files if learned.target == EIGHT_BIT else {}
+        is_new = learned is None
+        learned = learned or Spec()
+        fields: dict[str, Any] = {"axes": 2, "conditions": {}, "crop": None, **further}
+        fields |= self._ranges(learned)
+        fields |= self._plane(learned)
+        heads = self._heads(rows, fields)
+        if learned.target is None:
+            fields |= self._of_files(heads, fields)
+        if is_new and heads["target"]:
+            fields["target_bands"] = heads["target"][0].geometry.kept.get(BANDS)
+            if self.direction == "both":
+                fields["source_bands"] = heads["source"][0].geometry.kept.get(BANDS)
+        if crops is not None:
+            fields |= crops._asdict()
         return replace(
             learned,
-            size=None if crops or further["axes"] == 3 else size,
+            size=None if crops or fields["axes"] == 3 else size,
             channels=channels if channels in (1, 3) else None,
             direction=self.direction,
-            **(crops._asdict() if crops else {"crop": None}),
-            **further,
-            **{name: value for name, value in said.items() if value is not None},
+            **fields,
         )
 
-    def _of_files(self, rows: Sequence[Row], said: Mapping[str, Any]) -> dict[str, Any]:
-        """The target's type and nodata, by the first row that can be read; ValueError without its range."""
+    def _ranges(self, learned: Spec) -> dict[str, Any]:
+        """The values of sources and targets: those that a network has learned, else those of flags."""
+        fields: dict[str, Any] = {}
+        for role in ROLES:
+            flag = f"{role}_values"
+            values = getattr(self, flag)
+            known = getattr(learned, role)
+            if known is not None and values is not None and str(values) != str(known):
+                raise ValueError(f"--{flag} must be those of the network, {known}, got {values}")
+            fields[role] = values if known is None else known
+        return fields
+
+    def _plane(self, learned: Spec) -> dict[str, Any]:
+        """The plane of slices, and their neighbours: those that a network has learned, or of the flag."""
+        if self.slices is None:
+            return {}
+        plane, neighbours = self.slices
+        if learned.slices is None:
+            return {"slices": plane, "neighbours": neighbours or 0}
+        if plane != learned.slices:
+            raise ValueError(f"--slices must be those of the network, {learned.slices}, got {plane}")
+        if neighbours is not None and neighbours != learned.neighbours:
+            known = f"the network's neighbours, {learned.slices}:{learned.neighbours}"
+            raise ValueError(f"--slices must have {known}, got {plane}:{neighbours}")
+        return {}
+
+    def _heads(self, rows: Sequence[Row], fields: Mapping[str, Any]) -> Mapping[str, Sequence[Header]]:
+        """The headers of the first row that can be read; ValueError where its values need a range."""
         from bbdm.data.reading import Reader
 
         reader = Reader(Spec(direction=self.direction))
         try:
             heads, columns = first(rows, lambda row: (reader.heads(row), reader.columns(row)))
         except BadPicturesError:  # which is said where the data set is built
-            return {}
-        unknown: dict[str, Any] = {}  # the first cell of each role that needs a range
-        for role in (role for role in ROLES if said[role] is None):
+            return dict.fromkeys(ROLES, ())
+        unknown: dict[str, Picture] = {}  # the first picture of each role that needs a range
+        names: list[str] = []
+        for role in ROLES:
             wide = [cell for cell, head in zip(columns[role], heads[role], strict=True) if head.dtype != np.uint8]
-            unknown |= {role: wide[0]} if wide else {}
+            if wide and fields[role] is None:
+                unknown[role] = reader.read(wide[0])
+                names.append(str(wide[0]))
         if unknown:
-            pictures = {role: reader.read(cell) for role, cell in unknown.items()}
-            found = {role: images.ranges(each) for role, each in pictures.items()}
-            ranges = ", ".join(f"the first {role} has {values}" for role, (values, _) in found.items())
-            flags = " ".join(f"--{role}_values {usual}" for role, (_, usual) in found.items())
-            kinds = " and ".join(sorted({str(each.dtype) for each in pictures.values()}))
-            text = f"pictures of {kinds} have no agreed range of values, and {ranges}: give ranges that hold all"
-            raise ValueError(f"{next(iter(unknown.values()))}: {text}, such as {flags}")
-        if not heads["target"] or not isinstance(said["target"], Values):
-            return {}
-        head, source = heads["target"][0], said["source"]
-        found = {"target": said["target"].stored_like(head.dtype), "nodata": head.nodata}
-        if self.direction == "both" and isinstance(source, Values):  # which are results too
-            found["source"] = source.stored_like(heads["source"][0].dtype)
-        return found
+            raise ValueError(f"{names[0]}: {_without_range(unknown)}")
+        return heads
+
+    def _of_files(self, heads: Mapping[str, Sequence[Header]], fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The types that values are stored in, and nodata, as the files of a row have them."""
+        of_files: dict[str, Any] = {}
+        for role in ROLES:
+            values = fields[role]
+            if heads[role] and isinstance(values, Values):
+                of_files[role] = values.stored_like(heads[role][0].dtype)
+        if "target" in of_files:
+            of_files["nodata"] = heads["target"][0].nodata
+            if self.direction == "both":  # sources are results too
+                of_files["source_nodata"] = heads["source"][0].nodata
+        return of_files
+
+
+def _without_range(unknown: Mapping[str, Picture]) -> str:
+    """What is said of pictures, by their roles, whose values nobody said the range of."""
+    ranges: list[str] = []
+    flags: list[str] = []
+    for role, picture in unknown.items():
+        limits, usual = images.ranges(picture)
+        ranges.append(f"the first {role} has {limits}")
+        flags.append(f"--{role}_values {usual}")
+    types = " and ".join(sorted({str(picture.dtype) for picture in unknown.values()}))
+    text = f"pictures of {types} have no agreed range of values, and {', '.join(ranges)}: give ranges that hold all"
+    return f"{text}, such as {' '.join(flags)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,18 +15,23 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from bbdm.base import sizes
 from bbdm.data.examples import Example, collate
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import BadPicturesError, named, shown
+from bbdm.data.rows import BadPicturesError, Row, named, shown
+from bbdm.data.scaling import of_cells
+from bbdm.pictures import images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import Values, check_finite
 
 GRACE = 60  # seconds that a worker outlives SIGTERM
 LOOKED_AT = 8  # rows, at a glance
+STRETCHED = 1.05  # ratio of width to height, by that of the file, from which it is said
 CLIPPED = 0.001  # share of values outside of the range that is said
 
 
@@ -55,7 +60,9 @@ class _Places(Dataset[Example]):
 
     def __getitem__(self, places: Sequence[tuple[Any, ...]]) -> Example:
         """A batch. In a stream, others of it take the places of those that cannot be read."""
-        dataset, examples, reasons = self._dataset, list[Example | None](), list[str]()
+        dataset = self._dataset
+        examples: list[Example | None] = []
+        reasons: list[str] = []
         for place in places:
             try:
                 examples.append(dataset.read(*place))
@@ -110,8 +117,11 @@ class Batches:
     def placed(self, v: torch.Tensor) -> torch.Tensor:
         """A tensor of a batch on the device; 8 bits as floats in [-1, 1]."""
         v = v.to(self.device, non_blocking=True)
-        v = scale(v) if v.dtype == torch.uint8 else v
-        return v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
+        if v.dtype == torch.uint8:
+            v = scale(v)
+        if v.ndim == 4:
+            return v.contiguous(memory_format=torch.channels_last)
+        return v
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""
@@ -126,29 +136,36 @@ def with_short_errors(batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
         return
     except (OSError, ValueError) as error:
-        kind, line = type(error), str(error).strip().split("\n")[-1]
-        reason = line.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
+        last_line = str(error).strip().split("\n")[-1]
+        reason = last_line.removeprefix(f"{type(error).__module__}.").removeprefix(f"{type(error).__name__}: ")
     raise BadPicturesError(reason)  # not from the error: its traceback would keep the workers alive
 
 
 def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[int, str]:
     """Read all that rows have, as training does but whole: why rows cannot be read, by their indices."""
-    count: Any = range(len(pairs.rows))
-    how: Any = {"num_workers": workers, "collate_fn": partial(_reason, pairs)}
-    loader = DataLoader(count, None, **how)
-    bar = tqdm(with_short_errors(loader), "checking", len(count), unit="pair", leave=False, disable=not progress)
+    indices: Any = range(len(pairs.rows))
+    reason_of: Any = partial(_reason, pairs)
+    loader = DataLoader(indices, None, num_workers=workers, collate_fn=reason_of)
+    hidden = not progress
+    bar = tqdm(with_short_errors(loader), "checking", len(indices), unit="pair", leave=False, disable=hidden)
     return {index: reason for index, reason in enumerate(bar) if reason}
 
 
 def _reason(pairs: Pairs, index: int) -> str:
     """Why a row cannot be trained on, or nothing."""
-    row = pairs.rows[index]
+    channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
+    try:
+        row = pairs.rows[index]
+    except ValueError as error:
+        return " ".join(str(error).split())
     try:
         for role, column in pairs.reader.whole(row).items():
-            channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
-            if len(column.array) != channels.get(role, len(column.array)):
+            if role in channels and len(column.array) != channels[role]:
                 raise ValueError(f"its {role} has {len(column.array)} channels, and others have {channels[role]}")
-            check_finite(column.array, column.absent)
+            try:
+                check_finite(column.array, column.absent)
+            except ValueError as error:
+                raise of_cells(column, error) from error
         pairs.conditions(row)
     except (ValueError, FileNotFoundError) as error:
         return " ".join(named(row, error).split())
@@ -156,25 +173,53 @@ def _reason(pairs: Pairs, index: int) -> str:
 
 
 def first_look(pairs: Pairs) -> list[str]:
-    """What the first rows show: values outside of ranges, and a source without contrast."""
-    shares, flat = dict[str, list[float]](), list[str]()
+    """What the first rows show: values outside of ranges, flat sources, and pictures that are stretched."""
+    shares: dict[str, list[float]] = {}
+    flat: list[str] = []
+    stretched: list[str] = []
     for index in range(min(LOOKED_AT, len(pairs.rows))):
         with suppress(ValueError, FileNotFoundError):  # which is said where the example is read
             row = pairs.rows[index]
+            stretched += _stretched(pairs, row)
             for role, column in pairs.reader.whole(row).items():
-                if not isinstance(values := getattr(pairs.spec, role, None), Values):
+                values = getattr(pairs.spec, role, None)
+                if not isinstance(values, Values):
                     continue
                 array = column.array[:, ~np.broadcast_to(column.absent, column.array.shape[1:])]
-                low, high = (np.reshape(level, (-1, 1)) for level in (values.low, values.high))
-                outside = ((array < low) | (array > high)).mean() if array.size else 0
-                shares.setdefault(role, []).append(float(outside))
-                flat += [shown(row)] if role == "source" and pairs.spec.is_flat(array) else []
-    found = [
-        f"{100 * np.mean(each):.2g} % of the values of the first {len(each)} {role}s are outside of their range, "
-        f"{getattr(pairs.spec, role)}, and clipped to it"
-        for role, each in shares.items()
-        if np.mean(each) > CLIPPED
-    ]
+                shares.setdefault(role, []).append(_share_outside(array, values))
+                if role == "source" and pairs.spec.is_flat(array):
+                    flat.append(shown(row))
+    lines: list[str] = []
+    for role, each in shares.items():
+        if np.mean(each) > CLIPPED:
+            values = getattr(pairs.spec, role)
+            share = f"{100 * np.mean(each):.2g} % of the values of the first {len(each)} {role}s"
+            lines.append(f"{share} are outside of their range, {values}, and clipped to it")
     if flat:
-        found.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
-    return found
+        lines.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
+    return [*lines, *stretched[:1]]
+
+
+def _share_outside(array: npt.NDArray[Any], values: Values) -> float:
+    """The share of (C, N) values that are outside of their range."""
+    if not array.size:
+        return 0.0
+    low = np.reshape(values.low, (-1, 1))
+    high = np.reshape(values.high, (-1, 1))
+    return float(((array < low) | (array > high)).mean())
+
+
+def _stretched(pairs: Pairs, row: Row) -> list[str]:
+    """A line on a row whose pictures get another shape, or none."""
+    spec = pairs.spec
+    if spec.size is None or spec.crop is not None or spec.resize != "stretch":
+        return []
+    sides = pairs.reader.heads(row)["source"][0].sides
+    height, width = (side for axis, side in enumerate(sides) if axis != pairs.reader.axis)
+    size = images.sides(spec.size)
+    ratio = (size[1] / width) / (size[0] / height)
+    if max(ratio, 1 / ratio) < STRETCHED:
+        return []
+    change = "wider" if ratio > 1 else "higher"
+    stretch = f"{sizes.shown((height, width))} to {sizes.shown(size)}, {max(ratio, 1 / ratio):.2g} times {change}"
+    return [f"{shown(row)} is stretched from {stretch}: --crop keeps the shape of pictures"]

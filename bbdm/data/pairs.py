@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from torch.utils.data import Dataset
 
 from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data.cache import Cache
+from bbdm.data.cells import ROLES
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import Example, row_conditions, with_sizes
+from bbdm.data.kinds import kind_of
 from bbdm.data.reading import Reader
-from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, first, named, paths_of, shown
-from bbdm.data.spec import ROLES, Condition, Spec
+from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, files_of, first, named, shown
+from bbdm.data.scaling import Column
+from bbdm.data.spec import Condition, Spec
 from bbdm.data.tables import FIELDS, ItemRows, MapStyle, Order, StreamedRows, TableRows
-from bbdm.networks.conditions import DIRECTION, KINDS, ConditionsConfig, Kind
-from bbdm.pictures import formats, images
+from bbdm.networks.conditions import DIRECTION, KINDS, ConditionsConfig
+from bbdm.pictures import Header, images
 from bbdm.pictures.picture import scale
 
 log = logging.getLogger(__name__)
@@ -72,53 +75,79 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         prepare: Prepare | None = None,
         skip_bad: bool = False,
     ) -> None:
-        spec, self.paired = spec or Spec(), not isinstance(rows, UnpairedRows)
+        spec = spec or Spec()
+        self.paired = not isinstance(rows, UnpairedRows)
         stored = None if cache is None else Cache(cache, "pictures", {})
         self.reader = Reader(spec, stored, prepare, paired=self.paired)
-        known = with_sizes(spec.conditions, rows, self.reader)
-        self.spec = spec = replace(spec, conditions=known)
-        self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
+        self.spec = replace(spec, conditions=with_sizes(spec.conditions, rows, self.reader))
+        self.rows = rows
+        if isinstance(rows, TableRows):
+            self.rows = rows.select([*ROLES, "mask", *self.spec.conditions])
         self.stream = rows if isinstance(rows, StreamedRows) else None  # which is read from its first row on
-        self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
+        self.cache = cache
+        self.prepare = prepare
+        self.skip_bad = skip_bad
         self.left_out: set[str] = set()
         row, heads = first(self.rows, lambda row: (row, self.reader.heads(row)), LOOKED_AT if skip_bad else 1)
         sides = heads["source"][0].sides
-        axes = len(sides)
-        if axes != (spec.axes if spec.slices is None else 3):
-            which = "say which slices are meant, such as slices axial" if axes == 3 else "this network is of volumes"
-            which = "slices are of volumes, which have 3" if spec.slices else f"examples {spec.axes}: {which}"
-            raise ValueError(f"{shown(row)} has {axes} axes, and {which}")
-        count, channels = (sum(map(self.reader.channels, heads[role])) for role in ROLES)
-        self.channels, self.source_channels = channels or count, spec.planes * count
-        if spec.direction == "both" and count != self.channels:
-            raise ValueError(
-                f"{shown(row)} has a source of {count} and a target of {self.channels} channels, and one network of "
-                "direction 'both' makes either: give channels, which photographs are converted to, or train two"
-            )
+        self._check_axes(row, len(sides))
+        self.channels, self.source_channels = self._count_channels(row, heads)
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)
-        self.image_size = images.as_size(spec.crop or spec.size or in_plane, spec.axes)
-        self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
+        self.image_size = images.as_size(self.spec.crop or self.spec.size or in_plane, self.spec.axes)
+        has_nodata = any(head.nodata is not None for role in ROLES for head in heads[role])
+        self.masked = bool(heads["mask"]) or has_nodata
         self.reader.masked = self.masked
-        sized = [(name, each) for name, each in known.items() if each.size is not None]
-        further: Any = {what: {name: c.size for name, c in sized if c.kind == kind} for what, kind in KINDS.items()}
-        self.further = ConditionsConfig(**further)
+        self.further = _network_conditions(self.spec)
         self._bytes = {role: [head.dtype.itemsize == 1 for head in heads[role]] for role in ROLES}
         self._slices: list[tuple[int, int]] = []  # the row and the index of each
+        if self.spec.slices is None:
+            self._count = self.spec.crops * len(self.rows)
+            self.ends: Sequence[int] = range(1, self._count + 1)
+        else:
+            self.ends = self._find_slices()
+            self._count = self.spec.crops * len(self._slices)
+        self._files = () if hasattr(type(self.rows), "digest") else self.rows  # others are named by their digest
+        self._prepared = ""
+        if prepare is not None:
+            self._prepared = getattr(prepare, "__qualname__", None) or str(prepare)
+
+    def _check_axes(self, row: Row, axes: int) -> None:
+        """Raise ValueError where pictures have other axes than the spec's examples."""
+        spec = self.spec
+        if spec.slices is not None:
+            if axes != 3:
+                raise ValueError(f"{shown(row)} has {axes} axes, and slices are of volumes, which have 3")
+        elif axes != spec.axes:
+            remedy = "this network is of volumes"
+            if axes == 3:
+                remedy = "say which slices are meant, such as slices axial"
+            raise ValueError(f"{shown(row)} has {axes} axes, and examples {spec.axes}: {remedy}")
+
+    def _count_channels(self, row: Row, heads: dict[str, list[Header]]) -> tuple[int, int]:
+        """The channels of targets and of sources; without targets, they have those of sources."""
+        source = sum(map(self.reader.channels, heads["source"]))
+        target = sum(map(self.reader.channels, heads["target"])) or source
+        if self.spec.direction == "both" and source != target:
+            raise ValueError(
+                f"{shown(row)} has a source of {source} and a target of {target} channels, and one network of "
+                "direction 'both' makes either: give channels, which photographs are converted to, or train two"
+            )
+        return target, self.spec.planes * source
+
+    def _find_slices(self) -> list[int]:
+        """Look for the slices of all rows, and return the number of slices up to each row's last."""
         ends: list[int] = []
-        for number, row in enumerate(self.rows if spec.slices else ()):
+        for number, row in enumerate(self.rows):
             try:
                 self._slices += [(number, index) for index in self.reader.slices(row)]
             except (ValueError, FileNotFoundError) as error:
-                if not skip_bad:
+                if not self.skip_bad:
                     raise
                 self.leave_out([" ".join(str(error).split())])
             ends.append(len(self._slices))
-        if spec.slices and not self._slices:
+        if not self._slices:
             raise ValueError("no slice has anything in its mask")
-        self._count = spec.crops * (len(self._slices) or len(self.rows))
-        self.ends: Sequence[int] = ends or range(1, self._count + 1)
-        self._files = () if hasattr(type(self.rows), "digest") else self.rows  # others are named by their digest
-        self._prepared = "" if prepare is None else getattr(prepare, "__qualname__", None) or str(prepare)
+        return ends
 
     def __len__(self) -> int:
         return self._count
@@ -133,20 +162,28 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
 
         def order(start: int, end: int) -> list[int]:
-            found = indices[start // crops : -(-end // crops)].tolist()
-            return [crops * pair + crop for pair in found for crop in range(crops)][start % crops :][: end - start]
+            rows = indices[start // crops : -(-end // crops)].tolist()
+            examples = [crops * row + crop for row in rows for crop in range(crops)]
+            first_crop = start % crops
+            return examples[first_crop : first_crop + end - start]
 
         return order
 
     def places(self, order: Iterable[int], seed: int) -> Iterator[Place]:
         """The arguments of :meth:`read` for examples in an order; the rows of a stream are read here."""
         if self.stream is None:
-            yield from ((index, seed) for index in order)
+            for index in order:
+                yield index, seed
             return
-        groups = [(number, [*each]) for number, each in groupby(order, key=lambda index: index // self.spec.crops)]
-        rows = self.stream.rows([number for number, _ in groups], seed)
-        for (_, indices), row in zip(groups, rows, strict=True):
-            yield from ((index, seed, row) for index in indices)
+        crops = self.spec.crops
+        numbers: list[int] = []
+        examples: list[list[int]] = []
+        for number, indices in groupby(order, key=lambda index: index // crops):
+            numbers.append(number)
+            examples.append([*indices])
+        for indices, row in zip(examples, self.stream.rows(numbers, seed), strict=True):
+            for index in indices:
+                yield index, seed, row
 
     def shared(self, rank: int, processes: int) -> Pairs:
         """The data set as one of several processes reads it; a stream is divided among them."""
@@ -171,48 +208,75 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         Raises:
             BadPicturesError: it cannot be read; the message names it.
         """
-        start = range(self._count)[index] if row is None else index  # IndexError ends iterations
-        skips, reasons = self.skip_bad and row is None, dict[str, None]()
-        for number in range(start, start + (self._count if skips else 1)):
-            at, crop = divmod(number % self._count, self.spec.crops)
-            at, slice_index = self._slices[at] if self._slices else (at, None)
-            found = row or (self.rows.drawn(at, seed) if isinstance(self.rows, UnpairedRows) else self.rows[at])
+        if row is not None:
+            return self._read_row(row, index % self._count, seed)
+        start = range(self._count)[index]  # IndexError ends iterations
+        if not self.skip_bad:
+            return self._read_row(None, start, seed)
+        reasons: dict[str, None] = {}
+        for number in range(start, start + self._count):
             try:
-                example = self._example(found, slice_index, crop, seed)
-                return example._replace(left_out="\n".join(reasons)) if reasons else example
-            except (ValueError, FileNotFoundError) as error:  # other OSErrors say nothing of a file: a disk fails
-                reason = named(found, error)
-                if not skips:
-                    raise BadPicturesError(reason + "; skip_bad leaves it out" * (not self.skip_bad)) from error
-                reasons[" ".join(reason.split())] = None
+                example = self._read_row(None, number % self._count, seed)
+            except BadPicturesError as error:
+                reasons[" ".join(str(error).split())] = None
+            else:
+                return example._replace(left_out="\n".join(reasons))
         raise BadPicturesError(f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}")
 
     def leave_out(self, reasons: Iterable[str]) -> None:
         """Name and count examples that cannot be read, each once, by the lines in :class:`Example`."""
-        for reason in chain.from_iterable(map(str.splitlines, reasons)):
-            if reason not in self.left_out:
-                self.left_out.add(reason)
-                log.warning("left out: %s (%d so far)", reason, len(self.left_out))
+        for text in reasons:
+            for reason in text.splitlines():
+                if reason not in self.left_out:
+                    self.left_out.add(reason)
+                    log.warning("left out: %s (%d so far)", reason, len(self.left_out))
 
-    def _example(self, row: Row, index: int | None, crop: int, seed: int) -> Example:
-        """Uint8 of 8-bit pictures, else float32; pixels without a value are 0, or -1."""
-        name = row["name"] if index is None else f"{row['name']}/{index:04d}"
-        key = f"{name} {crop}"
-        if self.prepare is None and row.get("target") is None:
-            raise ValueError(f"{shown(row)} has no target: this data set can only be translated")
-        found = self.reader.open(row, None, index, (key, seed))
-        arrays: dict[str, Any] = {}
-        for role in ROLES:
-            if (column := found.get(role)) is not None:
-                if self._bytes[role] and self._bytes[role] != [each.dtype.itemsize == 1 for each in column.pictures]:
-                    kinds = ", ".join(str(each.dtype) for each in column.pictures)
-                    raise ValueError(f"its {role} has values of {kinds}, and that of the first pair other bits")
-                arrays[role] = self.reader.scaled(role, column, getattr(self.spec, role))
-        if self.prepare is not None:
-            arrays = self.prepare(arrays, f"{key} {seed}" if self.spec.crop else name)
+    def _read_row(self, row: Row | None, example: int, seed: int) -> Example:
+        """Example number ``example``, whose row is looked up where it is None.
+
+        Uint8 of 8-bit pictures, else float32; pixels without a value are 0, or -1.
+        """
+        number, crop = divmod(example, self.spec.crops)
+        index: int | None = None
+        if self._slices:
+            number, index = self._slices[number]
+        try:
+            if row is None:
+                row = self.rows.drawn(number, seed) if isinstance(self.rows, UnpairedRows) else self.rows[number]
+            name = row["name"] if index is None else f"{row['name']}/{index:04d}"
+            key = f"{name} {crop}"
+            if self.prepare is None and row.get("target") is None:
+                raise ValueError(f"{shown(row)} has no target: this data set can only be translated")
+            columns = self.reader.open(row, None, index, (key, seed))
+            arrays: dict[str, Any] = {}
+            for role in ROLES:
+                if role in columns:
+                    column = columns[role]
+                    are_bytes = [picture.dtype.itemsize == 1 for picture in column.pictures]
+                    if self._bytes[role] and are_bytes != self._bytes[role]:
+                        raise self._other_bits(role, column)
+                    arrays[role] = self.reader.scaled(role, column, getattr(self.spec, role))
+            if self.prepare is not None:
+                arrays = self.prepare(arrays, f"{key} {seed}" if self.spec.crop else name)
+            conditions: dict[str, torch.Tensor] = {}
+            if self.spec.conditions:
+                conditions = row_conditions(self.spec.conditions, row, columns, self.reader)
+            mask = torch.from_numpy(self.reader.mask(columns)) if self.masked else None
+        except (ValueError, FileNotFoundError) as error:  # other OSErrors say nothing of a file: a disk fails
+            reason = str(error) if row is None else named(row, error)
+            raise BadPicturesError(reason + self._remedy) from error
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
-        more = row_conditions(self.spec.conditions, row, found, self.reader) if self.spec.conditions else {}
-        return Example(source, target, more, torch.from_numpy(self.reader.mask(found)) if self.masked else None, name)
+        return Example(source, target, conditions, mask, name)
+
+    @property
+    def _remedy(self) -> str:
+        """The end of a message about an example that cannot be read."""
+        return "" if self.skip_bad else "; skip_bad leaves it out"
+
+    def _other_bits(self, role: str, column: Column) -> ValueError:
+        """The error where a row has 8 bits and the first one has others, or the other way."""
+        types = ", ".join(str(picture.dtype) for picture in column.pictures)
+        return ValueError(f"its {role} has values of {types}, and that of the first pair other bits")
 
     def conditions(self, row: Row) -> dict[str, torch.Tensor]:
         """What a row, as a whole, has besides the source: images, classes and tokens."""
@@ -221,55 +285,88 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     @cached_property
     def spacing(self) -> tuple[float, ...] | None:
         """The length of a voxel of volumes along each axis, the median; None where it is not known."""
-        found: list[tuple[float, ...]] = []
-        for row in self.rows if self.spec.axes == 3 or self.spec.slices else ():
+        if self.spec.axes != 3 and self.spec.slices is None:
+            return None
+        spacings: list[tuple[float, ...]] = []
+        for row in self.rows:
             with suppress(ValueError, FileNotFoundError):
                 heads = self.reader.heads(row)
                 spacing = (heads["target"] or heads["source"])[0].geometry.spacing
-                found += [] if spacing is None else [spacing]
-        return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
+                if spacing is not None:
+                    spacings.append(spacing)
+        if not spacings:
+            return None
+        return tuple(np.median(spacings, axis=0).round(6).tolist())
 
     def without(self, indices: Collection[int]) -> Pairs:
         """The data set without some of its rows."""
+        if not indices:
+            return self
         rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
-        return Pairs(rows, self.spec, self.cache, self.prepare, self.skip_bad) if indices else self
+        return Pairs(rows, self.spec, self.cache, self.prepare, self.skip_bad)
 
     def same_rows(self, other: Pairs) -> bool:
         """Whether another data set has the same rows."""
-        one, two = (getattr(each.rows, "digest", None) or [*each.rows] for each in (self, other))
-        return one == two
+        digests = [getattr(each.rows, "digest", None) for each in (self, other)]
+        if any(digests):
+            return digests[0] == digests[1]
+        return [*self.rows] == [*other.rows]
 
     def settings(self) -> dict[str, Any]:
         """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
+        settings = self.spec.config()
+        if self._prepared:
+            settings["degradation"] = self._prepared
         labels = {name: each.label for name, each in self.spec.conditions.items() if each.label is not None}
-        prepared = {"degradation": self._prepared} if self._prepared else {}
-        return {**self.spec.config(), **prepared, **({"labels": labels} if labels else {})}
+        if labels:
+            settings["labels"] = labels
+        return settings
 
     def digest(self, columns: Collection[str] | None = None) -> str:
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
         for row in self._files:
-            hashes = (file_sha256(file) for path in paths_of(row, columns) for file in formats.files_of(path))
-            digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
+            hashes = " ".join(file_sha256(path) for path in files_of(row, columns))
+            digest.update(f"{row['name']} {hashes}\n".encode())
         return digest.hexdigest()
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
-        known = self.spec.conditions
-        about = {  # of a direction the pairs are the same
-            name: [str(each), each.size, None if name == DIRECTION else each.label] for name, each in known.items()
-        }
-        columns = ["name", *(name for name, each in known.items() if each.kind == "class" and each.label is None)]
-        own = getattr(self.rows, "digest", None)
-        texts = [own] if own is not None else ("\n".join(str(row.get(name)) for name in columns) for row in self.rows)
-        content = "".join([json.dumps([[*self.ends] if self._slices else [], self._prepared, about]), *texts])
-        return hashlib.sha256(content.encode()).hexdigest()
+        conditions = self.spec.conditions
+        about: dict[str, Any] = {}
+        columns = ["name"]
+        for name, each in conditions.items():
+            label = None if name == DIRECTION else each.label  # of a direction the pairs are the same
+            about[name] = [str(each), each.size, label]
+            if each.kind == "class" and each.label is None:
+                columns.append(name)
+        ends = [*self.ends] if self._slices else []
+        digest = hashlib.sha256(json.dumps([ends, self._prepared, about]).encode())
+        rows_digest = getattr(self.rows, "digest", None)
+        if rows_digest is not None:
+            digest.update(rows_digest.encode())
+        else:
+            for row in self.rows:
+                digest.update("\n".join(str(row.get(name)) for name in columns).encode())
+        return digest.hexdigest()
 
     def stamps_digest(self) -> str:
         """SHA-256 of the paths, sizes and times of all files; "" where there are none."""
-        paths = {file for row in self._files for path in paths_of(row) for file in formats.files_of(path)}
-        stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
-        return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""
+        paths = {path for row in self._files for path in files_of(row)}
+        if not paths:
+            return ""
+        stamps = sorted(stamp(path.absolute()) for path in paths)
+        return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+
+
+def _network_conditions(spec: Spec) -> ConditionsConfig:
+    """The conditions of examples as a network has them; those without a size are not its own yet."""
+    fields: dict[str, Any] = {field: {} for field in KINDS}
+    for field, network_kind in KINDS.items():
+        for name, each in spec.conditions.items():
+            if each.size is not None and kind_of(name, spec.conditions).network == network_kind:
+                fields[field][name] = each.size
+    return ConditionsConfig(**fields)
 
 
 class MappedDataset(Pairs):
@@ -292,10 +389,21 @@ class MappedDataset(Pairs):
     def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None = None, spec: Spec | None = None) -> None:
         rows = ItemRows(dataset, item)
         row = rows[0]
-        kinds: dict[int, Kind] = {0: "class", 2: "tokens"}  # by axes
-        found = {name: Condition(kinds.get(np.ndim(v), "image")) for name, v in row.items() if name not in FIELDS}
-        super().__init__(rows, replace(spec or Spec(axes=3 if row["target"].ndim == 4 else 2), conditions=found))
+        conditions: dict[str, Condition] = {}
+        for name, value in row.items():
+            if name not in FIELDS:
+                conditions[name] = Condition(_kind_of_item(value))
+        if spec is None:
+            spec = Spec(axes=3 if row["target"].array.ndim == 4 else 2)
+        super().__init__(rows, replace(spec, conditions=conditions))
         self.read(0)
+
+
+def _kind_of_item(value: Any) -> str:
+    """The kind of a condition of an item: the number of a class, tokens (L, D) or an image."""
+    if isinstance(value, int):
+        return "class"
+    return "tokens" if value.array.ndim == 2 else "image"
 
 
 def as_pairs(dataset: Pairs | MapStyle) -> Pairs:

@@ -1,30 +1,34 @@
-"""The rows of a data set: where the pictures of each example lie, by layout. Nothing here imports torch.
+"""The rows of a data set: which pictures each example has, by layout. Nothing here imports torch.
 
 A row is a mapping of columns: name, source, target, and whatever else there is, such as mask, sar or season.
-A layout is a function of its folder and a split that says where the cells of each column are.
+A layout is a function of a folder, a split and further columns, and a row of :data:`DATASETS`.
 """
 
 from __future__ import annotations
 
-import csv
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
-from itertools import chain, islice
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base.registry import Registry
+from bbdm.data import columns as files
 from bbdm.data import tables
-from bbdm.data.spec import ROLES
-from bbdm.pictures import Header, Picture, formats
+from bbdm.data.cells import ROLES, Cell, HalfCell, cell_of
+from bbdm.data.columns import NamedCells
+from bbdm.data.names import RowName
+from bbdm.pictures import Header
 from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
-COLUMN = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
-PICTURES = (*ROLES, "mask")  # columns of a table that are always paths
+Layout = Callable[[str, str, Mapping[str, str]], Sequence[Row]]
+FURTHER = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
 UNPAIRED = "unpaired"  # the layout of two sets without pairs
 LOOKED_AT = 64  # rows, to find one that can be read
 Found = TypeVar("Found")
@@ -32,24 +36,6 @@ Found = TypeVar("Found")
 
 class BadPicturesError(ValueError):
     """Pictures of a data set cannot be read."""
-
-
-class Half(NamedTuple):
-    """A side of a picture that holds source and target: 0 is the left one, 1 the right one."""
-
-    path: Path
-    side: int
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-class Part(NamedTuple):
-    """Cells of a column, by the names of rows. Several parts of one column are a tuple in a row."""
-
-    column: str
-    where: Path  # for messages
-    cells: Mapping[str, Any]
 
 
 class UnpairedRows(Sequence[Row]):
@@ -63,9 +49,10 @@ class UnpairedRows(Sequence[Row]):
         targets: cells of the set B by name.
     """
 
-    def __init__(self, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
-        self._sets = [list(each.items()) for each in (sources, targets)]
-        self._count = max(map(len, self._sets))
+    def __init__(self, sources: Mapping[Any, Any], targets: Mapping[Any, Any]) -> None:
+        self._sources = [*sources.items()]
+        self._targets = [*targets.items()]
+        self._count = max(len(sources), len(targets))
 
     def __len__(self) -> int:
         return self._count
@@ -75,9 +62,9 @@ class UnpairedRows(Sequence[Row]):
 
     def drawn(self, index: int, seed: int) -> Row:
         """Row ``index`` of the epoch of a seed, whose order is drawn already."""
-        drawn = (cells[_order(seed, side, len(cells), self._count)[index]] for side, cells in enumerate(self._sets))
-        (a, source), (b, target) = drawn
-        return {"name": f"{a}+{b}", "source": source, "target": target}
+        a, source = self._sources[_order(seed, 0, len(self._sources), self._count)[index]]
+        b, target = self._targets[_order(seed, 1, len(self._targets), self._count)[index]]
+        return {"name": RowName(f"{a}+{b}"), "source": source, "target": target}
 
 
 @lru_cache(maxsize=8)
@@ -87,50 +74,71 @@ def _order(seed: int, side: int, size: int, count: int) -> npt.NDArray[np.int64]
     return np.concatenate([generator.permutation(size) for _ in range(-(-count // size))])[:count]
 
 
-def cells_of(cell: Any) -> tuple[Any, ...]:
-    """The cells of a column in a row: several, one, or none."""
-    return cell if type(cell) is tuple else () if cell is None else (cell,)
+def values_of(row: Row, column: str) -> tuple[Any, ...]:
+    """What a row has in a column: several values, one, or none."""
+    value = row.get(column)
+    if value is None:
+        return ()
+    return value if type(value) is tuple else (value,)
 
 
-def paths_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
-    """The files and folders of a row's pictures, each once; of some columns, None for all."""
-    cells = chain.from_iterable(map(cells_of, row.values() if columns is None else map(row.get, columns)))
-    paths = (cell.path if isinstance(cell, Half) else cell for cell in cells)
-    return tuple(dict.fromkeys(path for path in paths if isinstance(path, Path)))
+def files_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
+    """The files of a row's pictures, each once.
+
+    Args:
+        row: of a data set.
+        columns: whose pictures are meant; None for all.
+    """
+    found: dict[Path, None] = {}
+    for column in row if columns is None else columns:
+        for value in values_of(row, column):
+            if isinstance(value, Cell | os.PathLike):
+                found |= dict.fromkeys(cell_of(value, "").files())
+    return tuple(found)
 
 
 def shown(row: Row) -> str:
-    """What messages call a row: the path of its source, or its name."""
-    source = cells_of(row["source"])[0]
-    return str(source) if isinstance(source, Half | Path) else row["name"]
+    """What messages call a row: its source, which is a path or has the row's name."""
+    source = values_of(row, "source")[0]
+    if isinstance(source, str):  # which is no picture
+        return row["name"]
+    return str(cell_of(source, row["name"]))
 
 
 def named(row: Row, error: Exception) -> str:
-    """What an error says of a row, with the file that it is of."""
-    names = (*paths_of(row), shown(row))
-    return str(error) if any(str(each) in str(error) for each in names) else f"{shown(row)}: {error}"
+    """What an error says of a row, with the picture that it is of."""
+    message = str(error)
+    cells = [str(value) for column in row for value in values_of(row, column) if isinstance(value, Cell | os.PathLike)]
+    if any(name in message for name in (*cells, shown(row))):
+        return message
+    return f"{shown(row)}: {message}"
 
 
 def check_grids(
-    columns: Mapping[str, Sequence[Any]],
-    heads: Mapping[str, Sequence[Header | Picture]],
+    columns: Mapping[str, Sequence[Cell]],
+    heads: Mapping[str, Sequence[Header]],
     sized: Collection[str],
     paired: bool = True,
 ) -> None:
     """Raise ValueError where pictures of a row lie on another grid than its target, or its source.
 
-    ``heads`` are the headers or pictures of some columns, and those in ``sized`` must have one size even
-    where they do not say where they lie. Pictures that are not ``paired`` lie anywhere in the world.
+    Args:
+        columns: the cells of a row by column.
+        heads: the headers of some columns.
+        sized: columns that must have one size even where they do not say where they lie.
+        paired: whether the pictures show the same; others lie anywhere in the world.
     """
     role = "target" if columns["target"] else "source"
-    for column, others in heads.items() if heads.get(role) else ():
-        for cell, other in zip(columns[column], others, strict=True):
-            like = heads[role][0]
-            located = paired and None not in (like.geometry.affine, other.geometry.affine)
-            if located or column in sized or len(like.sides) != len(other.sides):
-                pair = (cell, column), (columns[role][0], role)
-                names = [str(each) if isinstance(each, Half | Path) else name for each, name in pair]
-                check_grid(other, like, names, paired)
+    if not heads.get(role):
+        return
+    first_cell = columns[role][0]
+    first_head = heads[role][0]
+    for column, others in heads.items():
+        for cell, head in zip(columns[column], others, strict=True):
+            located = paired and first_head.geometry.affine is not None and head.geometry.affine is not None
+            if located or column in sized or len(first_head.sides) != len(head.sides):
+                names = [str(cell) if cell.files() else column, str(first_cell) if first_cell.files() else role]
+                check_grid(head, first_head, names, paired)
 
 
 def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED_AT) -> Found:
@@ -154,148 +162,21 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             table it names one of its columns.
         split: ``train``, ``val`` or ``test``.
 
+    Returns:
+        Mappings with a ``name``, a ``source``, a ``target`` where there is one, and the further columns.
+        Pictures are :class:`cells <bbdm.data.cells.Cell>`; those of files are paths for ``open`` too.
+
     Raises:
         FileNotFoundError: a folder or a split does not exist.
         ValueError: an unknown layout, no pictures, or a file without a counterpart, which is named.
     """
     read_layout(dataset)
-    data_dir = data_dir.replace("{split}", split)
-    folders, *others = [data_dir] if dataset == UNPAIRED else COLUMN.split(data_dir)
-    columns = {name: where for name, _, where in (each.partition("=") for each in others)}
-    if dataset in tables.LAYOUTS:
-        return DATASETS[dataset](folders, split, columns)
-    parts: list[Part] = DATASETS[dataset](folders, split)
-    if dataset == UNPAIRED:
-        return UnpairedRows(*(part.cells for part in parts))
-    for name, where in columns.items():
-        if name in ("name", *(part.column for part in parts)):
-            raise ValueError(f"rows have a {name} already: {where} would be another")
-        try:
-            parts.append(_labels(name, where) if where.endswith(".csv") else _pictures(name, where))
-        except FileNotFoundError as error:
-            raise ValueError(f"{name}: {error}") from error
-    leading, *others = parts
-    for part in others:
-        for one, other in ((leading, part), (part, leading)) if part.column in ROLES else ((leading, part),):
-            if alone := sorted(one.cells.keys() - other.cells.keys()):
-                more = "" if len(alone) == 1 else f", and {len(alone) - 1} more have none"
-                rule = "files are matched by name without suffix"
-                raise ValueError(f"{one.cells[alone[0]]} has no {other.column} in {other.where}{more}: {rule}")
-    rows: list[Row] = []
-    for name in leading.cells:
-        row: dict[str, Any] = {"name": name}
-        for part in parts:
-            before, cell = cells_of(row.get(part.column)), part.cells[name]
-            row[part.column] = (*before, cell) if before else cell
-        rows.append(row)
-    return rows
-
-
-def _lines(path: Path) -> list[list[str]]:
-    """The cells of the lines of a CSV that are not empty."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        lines = [*csv.reader(path.read_text("utf-8-sig").splitlines())]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV of UTF-8: {error}") from error
-    return [[cell.strip() for cell in line] for line in lines if any(line)]
-
-
-def _labels(column: str, where: str) -> Part:
-    """Labels by the names of rows, from lines ``name,class``."""
-    path, labels = Path(where), dict[str, str]()
-    for number, cells in enumerate(_lines(path), start=1):
-        if len(cells) != 2 or not all(cells):
-            raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(cells)!r}")
-        if labels.setdefault(*cells) != cells[1]:
-            above = f"{cells[0]!r} is of the class {labels[cells[0]]!r} above"
-            raise ValueError(f"line {number} of {path}: {above}; each split may have its labels_{{split}}.csv")
-    return Part(column, path, labels)
-
-
-def _pictures(column: str, where: str) -> Part:
-    """The pictures of a folder, or of FOLDER/*ENDING, by their paths in it without suffix and ending."""
-    text, _, ending = where.partition("*")
-    folder, stems = Path(text), dict[str, Path]()
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, not a folder of pictures")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    for path in sorted(formats.pictures_in(folder)):
-        below = path.relative_to(folder)
-        full = below.with_name(formats.stem_of(path)).as_posix()
-        if full.endswith(ending) and not any(part.startswith(".") for part in below.parts) and formats.is_picture(path):
-            other = stems.setdefault(full.removesuffix(ending), path)
-            if other != path:
-                raise ValueError(f"{other} and {path} have the same name: rename or remove one")
-    if not stems:
-        suffix = ", ".join(sorted(formats.SUFFIXES))
-        raise ValueError(f"there are no pictures in {where} (looked for {suffix})")
-    return Part(column, folder, dict(sorted(stems.items())))
-
-
-def _below(source: str, target: str) -> Callable[[str, str], list[Part]]:
-    """Sources and targets in folders below that of the data set."""
-    folders = dict(zip(ROLES, (source, target), strict=True)).items()
-    return lambda data_dir, split: [_pictures(c, f"{data_dir}/{each.format(split=split)}") for c, each in folders]
-
-
-def _side_by_side(data_dir: str, split: str) -> list[Part]:
-    """SPLIT/*.jpg, the source on the left, the target on the right."""
-    root = Path(data_dir) / split
-    if (root / "A").is_dir() and (root / "B").is_dir():
-        raise ValueError(f"{root} has the folders A and B, the layout of 'celeba'; here a picture holds both sides")
-    both = _pictures("source", f"{root}").cells
-    return [Part(c, root, {name: Half(path, side) for name, path in both.items()}) for side, c in enumerate(ROLES)]
-
-
-def _paired(data_dir: str, split: str) -> list[Part]:
-    """SOURCES,TARGETS; of several sources, whose channels follow each other, FIRST,SECOND;TARGETS."""
-    sources, mark, target = data_dir.rpartition(";" if ";" in data_dir else ",")
-    folders = sources.split(",")
-    if not all([*folders, target]) or (len(folders) > 1 and mark != ";"):
-        also = "; of several sources, FIRST,SECOND;TARGETS"
-        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}{also}")
-    return [*(_pictures("source", folder) for folder in folders), _pictures("target", target)]
-
-
-def _unpaired(data_dir: str, split: str) -> list[Part]:
-    """A,B: two folders of pictures that have nothing to do with each other; neither has further columns."""
-    folders = data_dir.split(",")
-    if len(folders) != 2 or not all(folders):
-        raise ValueError(f"data_dir of 'unpaired' must be two folders, A,B, and no columns; got {data_dir!r}")
-    return [*map(_pictures, ROLES, folders)]
-
-
-def _folder(data_dir: str, split: str) -> list[Part]:
-    """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
-    root = Path(data_dir)
-    divided = any((root / name).is_dir() for name in ("train", "val"))
-    return [_pictures("source", str(root / split if divided else root))]
-
-
-def _table(data_dir: str, split: str) -> list[Part]:
-    """A CSV with the columns source, target and others, of paths relative to it; ``;`` is between several."""
-    path = Path(data_dir)
-    header, *lines = _lines(path) or [[]]
-    if "source" not in header or len(set(header)) < len(header):
-        raise ValueError(f"{path} must begin with a line of column names, each once, source among them; got {header}")
-    columns: dict[str, dict[str, Any]] = {column: {} for column in header if column != "name"}
-    for number, cells in enumerate(lines, start=2):
-        row = dict(zip(header, cells, strict=False))
-        if len(cells) != len(header) or not all(cells):
-            raise ValueError(f"line {number} of {path} must have a cell of each of {header}, got {cells}")
-        name = row.pop("name", Path(row["source"].split(";")[0]).with_suffix("").as_posix())
-        if name in columns["source"]:
-            raise ValueError(f"line {number} of {path}: the name {name!r} is there twice")
-        for column, cell in row.items():
-            paths = [path.parent / each.strip() for each in (cell.split(";") if column == "source" else [cell])]
-            is_file = column in PICTURES or (formats.suffix_of(cell) and paths[0].exists())
-            columns[column][name] = tuple(paths) if len(paths) > 1 else paths[0] if is_file else cell
-    if not lines:
-        raise ValueError(f"there are no rows in {path}")
-    return [Part(column, path, cells) for column, cells in columns.items()]
+    folders, *further = FURTHER.split(data_dir.replace("{split}", split))
+    columns: dict[str, str] = {}
+    for each in further:
+        name, _, where = each.partition("=")
+        columns[name] = where
+    return DATASETS[dataset](folders, split, columns)
 
 
 def read_layout(text: str) -> str:
@@ -305,22 +186,155 @@ def read_layout(text: str) -> str:
         ValueError: there is no such layout.
     """
     if text not in DATASETS:
-        pictures = Path(text).exists()
-        hint = f": the first word is the layout, of pictures alone 'folder', as in folder {text}" if pictures else ""
-        raise ValueError(f"dataset must be one of {', '.join(sorted(DATASETS))}, got {text!r}{hint}")
+        message = f"dataset must be one of {', '.join(sorted(DATASETS))}, got {text!r}"
+        if Path(text).exists():
+            message += f": the first word is the layout, of pictures alone 'folder', as in folder {text}"
+        raise ValueError(message)
     return text
 
 
-A_B = _below("{split}/A", "{split}/B")
-DATASETS: dict[str, Callable[..., Any]] = {
+def matched(columns: Sequence[NamedCells], further: Mapping[str, str]) -> list[Row]:
+    """The rows of columns whose cells are matched by name. Columns of one name are several sources.
+
+    Args:
+        columns: the first one's names are the rows'. Sources and targets have the same names.
+        further: folders and CSVs of further columns by name, as ``,NAME=WHERE`` says.
+
+    Raises:
+        ValueError: a cell has no counterpart, or a column is there twice.
+    """
+    leading = columns[0]
+    for column in columns[1:]:
+        _check_names(leading, column)
+        if column.column in ROLES:
+            _check_names(column, leading)
+    rows: list[Row] = []
+    for name in leading.cells:
+        row: dict[str, Any] = {"name": name}
+        for column in columns:
+            cell = column.cells[name]
+            row[column.column] = (*values_of(row, column.column), cell) if column.column in row else cell
+        rows.append(row)
+    return with_columns(rows, further)
+
+
+def with_columns(rows: Sequence[Row], further: Mapping[str, str]) -> list[Row]:
+    """Rows with further columns: of folders of pictures, or CSVs of lines ``name,class``, by names of rows.
+
+    Args:
+        rows: that a layout has made.
+        further: the folder or CSV of each column by name.
+
+    Raises:
+        ValueError: rows have the column already, or one has no cell in it.
+    """
+    added = [dict(row) for row in rows]
+    for name, where in further.items():
+        if any(name in row for row in rows):
+            raise ValueError(f"rows have a {name} already: {where} would be another")
+        try:
+            column = files.labels_of(name, where) if where.endswith(".csv") else files.pictures_of(name, where)
+        except FileNotFoundError as error:
+            raise ValueError(f"{name}: {error}") from error
+        _check_names(NamedCells("row", Path(), {RowName(row["name"]): shown(row) for row in rows}), column)
+        for row in added:
+            row[name] = column.cells[RowName(row["name"])]
+    return [*added]
+
+
+def _check_names(one: NamedCells, other: NamedCells) -> None:
+    """Raise ValueError where a cell of a column has no counterpart in another."""
+    alone = sorted(one.cells.keys() - other.cells.keys())
+    if alone:
+        more = f", and {len(alone) - 1} more have none" if len(alone) > 1 else ""
+        rule = "files are matched by name without suffix"
+        raise ValueError(f"{one.cells[alone[0]]} has no {other.column} in {other.where}{more}: {rule}")
+
+
+def _folders(source: str, target: str, data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+    """Sources and targets in folders below that of the data set."""
+    sources = files.pictures_of("source", f"{data_dir}/{source.format(split=split)}")
+    targets = files.pictures_of("target", f"{data_dir}/{target.format(split=split)}")
+    return matched([sources, targets], columns)
+
+
+def _side_by_side(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+    """SPLIT/*.jpg, the source on the left, the target on the right."""
+    root = Path(data_dir) / split
+    if (root / "A").is_dir() and (root / "B").is_dir():
+        raise ValueError(f"{root} has the folders A and B, the layout of 'celeba'; here a picture holds both sides")
+    pictures = files.pictures_of("source", str(root)).cells
+    sources = {name: HalfCell(cell.path, 0) for name, cell in pictures.items()}
+    targets = {name: HalfCell(cell.path, 1) for name, cell in pictures.items()}
+    return matched([NamedCells("source", root, sources), NamedCells("target", root, targets)], columns)
+
+
+def _paired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+    """SOURCES,TARGETS; of several sources, whose channels follow each other, FIRST,SECOND;TARGETS."""
+    mark = ";" if ";" in data_dir else ","
+    sources, _, target = data_dir.rpartition(mark)
+    folders = sources.split(",")
+    if not all([*folders, target]) or (len(folders) > 1 and mark == ","):
+        also = "; of several sources, FIRST,SECOND;TARGETS"
+        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}{also}")
+    return matched(
+        [*(files.pictures_of("source", folder) for folder in folders), files.pictures_of("target", target)], columns
+    )
+
+
+def _unpaired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+    """A,B: two folders of pictures that have nothing to do with each other; neither has further columns."""
+    folders = data_dir.split(",")
+    if columns or len(folders) != 2 or not all(folders):
+        also = "".join(f",{name}={where}" for name, where in columns.items())
+        rule = "data_dir of 'unpaired' must be two folders, A,B, and no columns"
+        raise ValueError(f"{rule}; got {data_dir + also!r}")
+    sources, targets = folders
+    return UnpairedRows(files.pictures_of("source", sources).cells, files.pictures_of("target", targets).cells)
+
+
+def _folder(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+    """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
+    root = Path(data_dir)
+    if (root / "train").is_dir() or (root / "val").is_dir():
+        root = root / split
+    return matched([files.pictures_of("source", str(root))], columns)
+
+
+def _table(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+    """A CSV with the columns source, target and others, of paths relative to it; ``;`` is between several."""
+    return matched(files.table_of(data_dir), columns)
+
+
+def register_layout(name: str, layout: Layout) -> None:
+    """Add a layout, for all commands by ``--import MODULE``.
+
+    Args:
+        name: of the layout, which commands take before the data set's folder.
+        layout: a function of ``data_dir``, in which ``{split}`` is filled in; of the split, ``train``,
+            ``val`` or ``test``; and of the folders of further columns by name. It returns rows, to which
+            :func:`with_columns` adds those columns. FileNotFoundError means that there is no such split.
+
+    Raises:
+        ValueError: another layout has the name.
+    """
+    DATASETS.register(name, layout)
+
+
+A_B = partial(_folders, "{split}/A", "{split}/B")
+CITYSCAPES = partial(_folders, "gtFine/{split}/*_gtFine_color", "leftImg8bit/{split}/*_leftImg8bit")
+DATASETS: Registry[Layout] = Registry("layout")
+for _name, _layout in {
     "edge2shoes": _side_by_side,
     "edge2handbags": _side_by_side,
     "celeba": A_B,
     "face2comics": A_B,
-    "cityscapes": _below("gtFine/{split}/*_gtFine_color", "leftImg8bit/{split}/*_leftImg8bit"),
+    "cityscapes": CITYSCAPES,
     "paired": _paired,
     UNPAIRED: _unpaired,
     "folder": _folder,
     "table": _table,
-    **tables.LAYOUTS,
-}
+    "hub": tables.hub,
+    "stream": tables.stream,
+}.items():
+    DATASETS.register(_name, _layout)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import lt
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -16,16 +15,26 @@ import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.seeds import keyed
+from bbdm.data.cells import ROLES
+from bbdm.data.kinds import CONDITION_KINDS
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Classes, Kind
-from bbdm.pictures import values
 from bbdm.pictures.images import Resize, Size, as_size
 from bbdm.pictures.picture import Geometry, Picture
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds, read_values
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, from_config, holds, read_values
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Way = Literal["AtoB", "BtoA", "both"]
-ROLES = ("source", "target")  # the columns that have values of their own
-LEARNED = ("crop", "slices", "neighbours", "spacing", "nodata")  # fields that a network's file keeps as they are
+BANDS = "descriptions"  # the entry of a geometry that names channels
+LEARNED = (  # fields that a network's file keeps as they are
+    "crop",
+    "slices",
+    "neighbours",
+    "spacing",
+    "nodata",
+    "source_nodata",
+    "target_bands",
+    "source_bands",
+)
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
 CHOICES = {"slices": (None, *AXES), "direction": (*DIRECTIONS, "both"), "channels": (None, 1, 3)}
@@ -37,20 +46,20 @@ class Condition:
     """What a network sees besides the source, from the column of its name.
 
     Args:
-        kind: ``image``, ``class`` or ``tokens``.
-        values: the range of an image's stored values; of 8 bits also for floats in [-1, 1].
+        kind: a name in :data:`~bbdm.data.kinds.CONDITION_KINDS`, such as ``image``, ``class`` or ``tokens``.
+        values: the range of an image's stored values; None for 8 bits, and for floats in [-1, 1].
         size: the channels of images, the width of tokens, the number of classes or their names in order; None
             until rows are looked at.
         label: the class of all examples; None where each row has its own.
     """
 
-    kind: Kind
-    values: AnyValues = EIGHT_BIT
+    kind: str
+    values: AnyValues | None = None
     size: Classes | None = None
     label: str | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.values == EIGHT_BIT else f"{self.kind}@{self.values}"
+        return self.kind if self.values is None else f"{self.kind}@{self.values}"
 
 
 def read_named(text: str, form: str, mark: str = "=") -> dict[str, str]:
@@ -70,13 +79,15 @@ def read_kinds(text: str) -> dict[str, Condition]:
     Raises:
         ValueError: the text has another form, or a name is there twice.
     """
-    form = "conditions are written as NAME=KIND, KIND being image, image@LOW:HIGH, class or tokens"
+    kinds = ", ".join(CONDITION_KINDS)
+    form = f"conditions are written as NAME=KIND, KIND being one of {kinds}, or image@LOW:HIGH"
     conditions: dict[str, Condition] = {}
-    for name, each in read_named(text, form).items():
-        kind, mark, values = each.partition("@")
-        if kind not in get_args(Kind) or (mark and kind != "image"):
+    for name, description in read_named(text, form).items():
+        kind, mark, numbers = description.partition("@")
+        if kind not in CONDITION_KINDS or (mark and kind != "image"):
             raise ValueError(f"{form}, with commas; got {text!r}")
-        conditions[name] = Condition(kind, read_values(values.replace(";", ",")) if mark else EIGHT_BIT)  # pyright: ignore[reportArgumentType]
+        channels = read_values(numbers.replace(";", ",")) if mark else None
+        conditions[name] = Condition(kind, channels)
     return conditions
 
 
@@ -85,8 +96,8 @@ class Spec:
     """What an example is.
 
     Args:
-        source: the values of sources.
-        target: the values of targets, and so of results.
+        source: the range of sources' stored values; None for 8 bits, and for floats in [-1, 1].
+        target: the range of targets' stored values, and so of results'; None as for sources.
         size: of whole pictures, a side, (height, width) or (depth, height, width); None to keep their sizes.
         resize: what the size means: ``stretch`` to it, or ``fit`` inside it with the shape of the picture.
         channels: 1 or 3, which photographs are converted to; None for those of the files.
@@ -101,14 +112,17 @@ class Spec:
         conditions: what the network sees besides the source, by the names of columns.
         spacing: the length of a voxel of training along each axis; None where files did not say it.
         nodata: the stored value of pixels without a value in targets; None for none.
+        source_nodata: that of sources, which are results of the way back; None for none.
+        target_bands: the names of targets' channels; None where their files have none.
+        source_bands: those of sources, for the way back; None where their files have none.
 
     Raises:
         ValueError: a value is out of range, settings contradict each other, or targets have percentiles,
             which results cannot be turned back from.
     """
 
-    source: AnyValues = EIGHT_BIT
-    target: Values = EIGHT_BIT
+    source: AnyValues | None = None
+    target: Values | None = None
     size: Size | None = None
     resize: Resize = "stretch"
     channels: int | None = None
@@ -121,13 +135,16 @@ class Spec:
     conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     spacing: tuple[float, ...] | None = field(default=None, compare=False)
     nodata: float | None = None
+    source_nodata: float | None = None
+    target_bands: tuple[str | None, ...] | None = field(default=None, compare=False)
+    source_bands: tuple[str | None, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(each) for each in allowed if each is not None)
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
-        if not isinstance(self.target, Values):
+        if not isinstance(self.target_values, Values):
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
         if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
             raise ValueError(f"neighbours must be a number, at least 0, and need slices; got {self.neighbours}")
@@ -136,7 +153,7 @@ class Spec:
         if self.crops < 1 or (self.crops > 1 and self.crop is None):
             raise ValueError(f"crops of a picture must be at least 1, and several need their size; got {self.crops}")
         if self.direction == "both":
-            if not isinstance(self.source, Values) or self.neighbours:
+            if not isinstance(self.source_values, Values) or self.neighbours:
                 needed = "direction 'both' makes sources too: they need values LOW:HIGH and no neighbours"
                 raise ValueError(f"{needed}, got {self.source} and {self.neighbours} neighbours")
             both = Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])
@@ -145,20 +162,41 @@ class Spec:
             object.__setattr__(self, "conditions", {**self.conditions, DIRECTION: both})
         for name in ("size", "crop"):
             if (size := getattr(self, name)) is not None:
-                axes = len(size) if isinstance(size, list | tuple) and self.axes == 2 else self.axes
+                axes: int = self.axes
+                if axes == 2 and isinstance(size, list | tuple):
+                    axes = len(size)
                 object.__setattr__(self, name, as_size(size, axes))
         if self.spacing is not None:
-            lengths = self.spacing if isinstance(self.spacing, list | tuple) and len(self.spacing) == 3 else ()
-            if not lengths or not all(isinstance(each, float | int) and 0 < each < 1e9 for each in lengths):
-                raise ValueError(f"spacing must be 3 lengths, got {self.spacing}")
-            object.__setattr__(self, "spacing", tuple(map(float, lengths)))
-        if not isinstance(self.nodata, float | int | None):
-            raise ValueError(f"nodata must be a number, got {self.nodata!r}")
+            object.__setattr__(self, "spacing", _lengths(self.spacing))
+        for name in ("nodata", "source_nodata"):
+            if not isinstance(getattr(self, name), float | int | None):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        for name in ("target_bands", "source_bands"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _bands(name, getattr(self, name)))
+
+    @property
+    def source_values(self) -> AnyValues:
+        """The range of sources: the given one, or that of 8 bits."""
+        return EIGHT_BIT if self.source is None else self.source
+
+    @property
+    def target_values(self) -> Values:
+        """The range of targets, in which results are stored: the given one, or that of 8 bits."""
+        return EIGHT_BIT if self.target is None else self.target
 
     @property
     def turned(self) -> Spec:
-        """The spec from targets to sources: their values change places."""
-        return replace(self, source=self.target, target=cast(Values, self.source), nodata=None)
+        """The spec from targets to sources: what is said of them changes places."""
+        return replace(
+            self,
+            source=self.target,
+            target=cast(Values | None, self.source),
+            nodata=self.source_nodata,
+            source_nodata=self.nodata,
+            target_bands=self.source_bands,
+            source_bands=self.target_bands,
+        )
 
     @property
     def planes(self) -> int:
@@ -168,7 +206,9 @@ class Spec:
     @property
     def eight_bit(self) -> bool:
         """Whether examples are of 8-bit pictures on both sides, and no slices."""
-        return self.source == self.target == EIGHT_BIT and self.slices is None
+        if self.slices is not None:
+            return False
+        return self.source_values == EIGHT_BIT and self.target_values == EIGHT_BIT
 
     def window(self, sides: Sequence[int], index: int | None, crop: tuple[str, int] | None) -> tuple[slice, ...]:
         """The window of pictures that an example is: of slice ``index``, and of a crop by its key and seed.
@@ -176,27 +216,30 @@ class Spec:
         Raises:
             ValueError: the pictures are smaller than crops.
         """
-        parts = [slice(0, side) for side in sides]
+        window = [slice(0, side) for side in sides]
         axis = None if self.slices is None else AXES[self.slices]
         if axis is not None and index is not None:
-            parts[axis] = slice(index, index + 1)
+            window[axis] = slice(index, index + 1)
         if crop is None or self.crop is None:
-            return tuple(parts)
+            return tuple(window)
         lengths = [self.crop] * 2 if isinstance(self.crop, int) else [*self.crop]
-        lengths = lengths if axis is None else [*lengths[:axis], 1, *lengths[axis:]]
-        found = [part.stop - part.start for part in parts]
-        if len(found) != len(lengths) or any(map(lt, found, lengths)):
+        if axis is not None:
+            lengths.insert(axis, 1)
+        found = [part.stop - part.start for part in window]
+        fits = len(found) == len(lengths)
+        if not fits or any(side < length for side, length in zip(found, lengths, strict=True)):
             raise ValueError(f"it has {sizes.shown(found)} pixels, and crops have {sizes.shown(lengths)}")
         key, seed = crop
         random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
-        for i, (part, length) in enumerate(zip(parts, lengths, strict=True)):
-            start = part.start + int(random.integers(part.stop - part.start - length + 1))
-            parts[i] = slice(start, start + length)
-        return tuple(parts)
+        for i, length in enumerate(lengths):
+            start = window[i].start + int(random.integers(found[i] - length + 1))
+            window[i] = slice(start, start + length)
+        return tuple(window)
 
     def around(self, index: int, count: int) -> list[int]:
         """The indices of the slices that a source has, for the slice at an index of ``count``."""
-        return [min(max(each, 0), count - 1) for each in range(index - self.neighbours, index + self.neighbours + 1)]
+        indices = np.arange(index - self.neighbours, index + self.neighbours + 1)
+        return indices.clip(0, count - 1).tolist()
 
     def endpoint(self, source_channels: int, channels: int) -> tuple[int, ...] | None:
         """The channels of a source that lie in its own slice, where they are as many as the target's.
@@ -208,33 +251,38 @@ class Spec:
         return tuple(range(self.neighbours * channels, (self.neighbours + 1) * channels))
 
     def is_flat(self, array: npt.NDArray[Any]) -> bool:
-        """Whether values of a source are nearly constant within their range, unless it is that of 8 bits."""
-        if not isinstance(self.source, Values) or self.source == EIGHT_BIT or not array.size:
+        """Whether values of a source are nearly constant within the range that was given for them."""
+        values = self.source
+        if not isinstance(values, Values) or not array.size:
             return False
-        used = array.clip(np.min(self.source.low), np.max(self.source.high))
-        return bool(np.ptp(used) < CONTRAST * np.subtract(self.source.high, self.source.low).min())
+        used = array.clip(np.min(values.low), np.max(values.high))
+        return bool(np.ptp(used) < CONTRAST * np.subtract(values.high, values.low).min())
 
     def warn_of_source(self, source: Picture) -> None:
         """Warn where a source differs from those of training in its spacing, or has no contrast."""
-        name, spacing = source.name or "the source", source.geometry.spacing
-        pairs = zip(spacing, self.spacing, strict=True) if spacing and self.spacing and len(spacing) == 3 else ()
-        if any(max(pair) > SPACING_DIFFERS * min(pair) for pair in pairs):
-            found, trained = (" x ".join(f"{side:.4g}" for side in each or ()) for each in (spacing, self.spacing))
-            text = f"{name} has voxels of {found}, and the network was trained on {trained}"
-            warnings.warn(f"{text}: it knows things at that scale, so resample the source", stacklevel=2)
+        name = source.name or "the source"
+        spacing = source.geometry.spacing
+        if spacing and self.spacing and len(spacing) == 3:
+            ratios = np.divide(spacing, self.spacing)
+            if max(ratios.max(), 1 / ratios.min()) > SPACING_DIFFERS:
+                text = f"{name} has voxels of {_shown(spacing)}, and the network was trained on {_shown(self.spacing)}"
+                warnings.warn(f"{text}: it knows things at that scale, so resample the source", stacklevel=2)
         if self.is_flat(np.asarray(source)[:, ~source.absent()]):
             warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
 
     def result_nodata(self, source: float | None) -> float | None:
         """What stands for no value in a result: the targets' own, or the source's where the type holds it."""
-        kept = source is not None and holds(np.dtype(self.target.dtype), source)
-        return self.nodata if self.nodata is not None or not kept else source
+        if self.nodata is not None:
+            return self.nodata
+        if source is None or not holds(np.dtype(self.target_values.dtype), source):
+            return None
+        return source
 
     def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
         """Raise ValueError where pixels of a source have no value, and results cannot say so."""
         if nodata is not None and absent.any() and self.result_nodata(nodata) is None:
             found = f"{name or 'the source'} has pixels without a value, {nodata:g}"
-            held = f"results of {self.target.dtype} cannot hold it"
+            held = f"results of {self.target_values.dtype} cannot hold it"
             raise ValueError(f"{found}, and {held}: train on targets with a nodata of their own, or of another type")
 
     def result(
@@ -247,26 +295,50 @@ class Spec:
             geometry: of the source, whose place a result has.
             absent: (*S) where the source has no value, and so the result; None for nowhere.
             name: what messages call the picture.
+
+        Raises:
+            ValueError: values are NaN, and neither the type nor a nodata of results can say so.
         """
-        stored, nodata = self.target.stored(array, axes=array.ndim - 1), self.result_nodata(geometry.nodata)
-        if nodata is not None and stored.dtype.kind != "f":  # a pixel with a value does not get nodata by rounding
-            highest = np.reshape(self.target.high, (-1, *[1] * (stored.ndim - 1)))
+        values = self.target_values
+        nodata = self.result_nodata(geometry.nodata)
+        is_integer = np.dtype(values.dtype).kind != "f"
+        missing = np.isnan(array).any(axis=0) if is_integer else np.zeros((), bool)
+        if missing.any():
+            if nodata is None:
+                raise ValueError(f"{name or 'the result'} has NaN, which {values.dtype} cannot hold")
+            array = np.where(missing, 0, array).astype(array.dtype)
+            absent = np.asarray(missing if absent is None else absent | missing)
+        stored = values.stored(array, axes=array.ndim - 1)
+        if nodata is not None and is_integer:  # a pixel with a value does not get nodata by rounding
+            highest = np.reshape(values.high, (-1, *[1] * (stored.ndim - 1)))
             other = np.where(nodata < highest, nodata + 1, nodata - 1)
             stored = np.where(stored == nodata, other, stored).astype(stored.dtype)
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
-        return Picture(stored, replace(geometry, nodata=nodata), self.target.unit, name)
+        kept = {key: value for key, value in geometry.kept.items() if key != BANDS}  # its names are of the source
+        if self.target_bands is not None:
+            kept[BANDS] = self.target_bands
+        return Picture(stored, replace(geometry, nodata=nodata, kept=kept), values.unit, name)
 
     def config(self) -> dict[str, Any]:
         """What a network has learned, as plain values: what is not of whole 8-bit pictures."""
         unset = Spec()
-        sides = {f"{role}_values": getattr(self, role) for role in ROLES if getattr(self, role) != EIGHT_BIT}
-        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values != EIGHT_BIT}
-        return {
-            **{name: values.config() for name, values in sides.items()},
-            **{name: getattr(self, name) for name in LEARNED if getattr(self, name) != getattr(unset, name)},
-            **({"condition_values": ranges} if ranges else {}),
-        }
+        config: dict[str, Any] = {}
+        for role in ROLES:
+            values = getattr(self, role)
+            if values is not None:
+                config[f"{role}_values"] = values.config()
+        for name in LEARNED:
+            if getattr(self, name) != getattr(unset, name):
+                config[name] = getattr(self, name)
+        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values is not None}
+        if ranges:
+            config["condition_values"] = ranges
+        usual = get_args(Kind)
+        kinds = {name: each.kind for name, each in self.conditions.items() if each.kind not in usual}
+        if kinds:
+            config["condition_kinds"] = kinds
+        return config
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Spec:
@@ -275,20 +347,56 @@ class Spec:
         Raises:
             ValueError: an entry is wrong.
         """
-        sides = {role: config.get(f"{role}_values") for role in ROLES}
-        found: dict[str, Any] = {name: config[name] for name in LEARNED if config.get(name) is not None}
-        found |= {role: values.from_config(each) for role, each in sides.items() if each is not None}
-        if isinstance(found.get("crop"), list | tuple) and len(found["crop"]) == 3:
-            found["axes"] = 3
-        ranges = config.get("condition_values") or {}
-        if not isinstance(ranges, Mapping):
-            raise ValueError(f"condition_values must be a mapping of names to values, got {ranges!r}")
-        conditions = {name: Condition("image", values.from_config(each)) for name, each in ranges.items()}
-        return cls(**found, conditions=conditions)
+        fields = {name: config[name] for name in LEARNED if config.get(name) is not None}
+        for role in ROLES:
+            stored = config.get(f"{role}_values")
+            if stored is not None:
+                fields[role] = from_config(stored)
+        crop = fields.get("crop")
+        if isinstance(crop, list | tuple) and len(crop) == 3:
+            fields["axes"] = 3
+        conditions: dict[str, Condition] = {}
+        for name, stored in _mapping(config, "condition_values").items():
+            conditions[name] = Condition("image", from_config(stored))
+        for name, kind in _mapping(config, "condition_kinds").items():
+            if not isinstance(kind, str):
+                raise ValueError(f"condition_kinds[{name!r}] must be the name of a kind, got {kind!r}")
+            conditions[name] = Condition(kind)
+        return cls(**fields, conditions=conditions)
+
+
+def _mapping(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An entry of a file that is a mapping; ValueError where it is another."""
+    entry = config.get(name) or {}
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{name} must be a mapping of names to values, got {entry!r}")
+    return entry
+
+
+def _lengths(value: Any) -> tuple[float, float, float]:
+    """The lengths of a voxel, checked."""
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(f"spacing must be 3 lengths, got {value}")
+    if not all(isinstance(each, float | int) and 0 < each < 1e9 for each in value):
+        raise ValueError(f"spacing must be 3 lengths, got {value}")
+    depth, height, width = value
+    return float(depth), float(height), float(width)
+
+
+def _bands(field_name: str, value: Any) -> tuple[str | None, ...]:
+    """Names of channels, checked."""
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str | None) for each in value):
+        raise ValueError(f"{field_name} must be the names of channels, got {value!r}")
+    return tuple(value)
+
+
+def _shown(spacing: Sequence[float]) -> str:
+    """Lengths of a voxel for messages, such as ``1 x 0.5 x 0.5``."""
+    return " x ".join(f"{length:.4g}" for length in spacing)
 
 
 def check_eight_bit(spec: Spec, what: str) -> None:
     """Raise ValueError unless pictures have 8 bits; ``what`` begins the message."""
     if not spec.eight_bit:
-        known = f"this network knows values {spec.source} to {spec.target}"
+        known = f"this network knows values {spec.source_values} to {spec.target_values}"
         raise ValueError(f"{what} is for pictures of 8 bits, and {known}: use bbdm translate")

@@ -7,11 +7,11 @@ A table of the layout ``hub`` is fetched once, and its files are mapped into mem
 from __future__ import annotations
 
 import hashlib
-import io
 import re
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
-from functools import partial
 from glob import glob
 from itertools import chain, repeat
 from pathlib import Path
@@ -22,16 +22,15 @@ import numpy as np
 from PIL import Image
 
 from bbdm.base import optional
-from bbdm.data.spec import ROLES
+from bbdm.data.cells import ROLES, ArrayCell, BytesCell, cell_of
+from bbdm.data.names import RowName
 from bbdm.networks.arrays import as_numpy
-from bbdm.pictures import Picture, images
-from bbdm.pictures.picture import OF_PHOTOGRAPH
+from bbdm.pictures import images
 
 SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
 KEY = "__key__"  # WebDataset's name of a row
+TAR = "__url__"  # the path of its tar
 MIXED = 1000  # rows of a stream that are mixed at a time
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of encoded pictures
-NPY = b"\x93NUMPY"  # how an encoded array begins
 FIELDS = (*ROLES, "conditions", "mask", "name")  # of the item of a map-style data set
 LOOKED_AT = 8  # items that a digest is of
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
@@ -60,18 +59,22 @@ class TableRows(Sequence[Row]):
         from datasets import Image
 
         self._features = table.features or {}
-        if missing := [column for column in named.values() if column not in self._features]:
-            raise ValueError(f"the table has no column {missing[0]!r}, but {', '.join(self._features)}")
+        for column in named.values():
+            if column not in self._features:
+                raise ValueError(f"the table has no column {column!r}, but {', '.join(self._features)}")
         pictures = [name for name, kind in self._features.items() if isinstance(kind, Image)]
         own = {name.partition(".")[0]: name for name in self._features}  # WebDataset's are source.png, season.txt
         self.columns = {**own, **named}
-        if not named.keys() & {*ROLES} and own.get("source") not in pictures and len(pictures) == 2:
+        names_a_side = any(role in named for role in ROLES)
+        if not names_a_side and own.get("source") not in pictures and len(pictures) == 2:
             self.columns |= dict(zip(ROLES, pictures, strict=True))
-        sides = [self.columns[side] for side in ROLES if side in self.columns]
-        if "source" not in self.columns or not set(sides) <= set(pictures):
-            names = f"name them, such as ',source={pictures[0] if pictures else 'COLUMN'}'"
+        sides = [self.columns[role] for role in ROLES if role in self.columns]
+        if "source" not in self.columns or not all(side in pictures for side in sides):
+            example = pictures[0] if pictures else "COLUMN"
             needed = "a table with a column of pictures source, and maybe target, is needed"
-            raise ValueError(f"{needed}; its columns of pictures are {pictures}: {names}")
+            raise ValueError(
+                f"{needed}; its columns of pictures are {pictures}: name them, such as ',source={example}'"
+            )
         self.digest = f"{getattr(table, '_fingerprint', '')} {self.columns}"
         for name in pictures:
             table = table.cast_column(name, Image(decode=False))  # to bytes of files
@@ -79,11 +82,11 @@ class TableRows(Sequence[Row]):
 
     def select(self, names: Iterable[str]) -> TableRows:
         """The rows with some of their columns, which alone are read."""
-        found = copy(self)
-        found.columns = {name: self.columns[name] for name in names if name in self.columns}
-        kept = dict.fromkeys([*found.columns.values(), *[KEY][: KEY in self._features]])
-        found._table = self._table.select_columns([*kept])
-        return found
+        chosen = copy(self)
+        chosen.columns = {name: self.columns[name] for name in names if name in self.columns}
+        about = [column for column in (KEY, TAR) if column in self._features]
+        chosen._table = self._table.select_columns([*dict.fromkeys([*chosen.columns.values(), *about])])
+        return chosen
 
     def __len__(self) -> int:
         return len(self._table)
@@ -97,17 +100,30 @@ class TableRows(Sequence[Row]):
         return tuple(kind.names) if hasattr(kind, "names") else None
 
     def _row(self, index: int, cells: Mapping[str, Any]) -> Row:
-        known = {name: column for name, column in self.columns.items() if column in cells and column[:2] != "__"}
-        values = {name: self._value(column, cells[column]) for name, column in known.items()}
-        return {"name": cells.get(KEY) or f"{index:08d}", **values}
+        key = cells.get(KEY)
+        try:
+            row: dict[str, Any] = {"name": RowName(key or f"{index:08d}")}
+        except ValueError as error:
+            raise ValueError(f"row {index} of {cells.get(TAR) or 'the table'}: {error}") from error
+        for name, column in self.columns.items():
+            if column in cells and column not in (KEY, TAR):
+                where = f"{key}.{column} of {cells.get(TAR, 'the table')}" if key else f"{column} of row {row['name']}"
+                row[name] = self._value(column, cells[column], where)
+        return row
 
-    def _value(self, column: str, cell: Any) -> Any:
+    def _value(self, column: str, cell: Any, where: str) -> Any:
+        """A cell of a picture, a class or a text as str, all else as it is; ``where`` names it."""
         if isinstance(cell, Mapping):
-            data, path = cell.get("bytes"), cell.get("path")
-            return Path(path) if data is None and path else data
+            content = cell.get("bytes")
+            if content is not None:
+                return BytesCell(content, where)
+            path = cell.get("path")
+            return cell_of(Path(path), where) if path else None
         if isinstance(cell, int) and hasattr(self._features[column], "int2str"):
             return self._features[column].int2str(cell) if cell >= 0 else None
-        return str(cell) if isinstance(cell, int | float) else cell
+        if isinstance(cell, int | float):
+            return str(cell)
+        return cell
 
 
 class StreamedRows(TableRows):
@@ -122,8 +138,13 @@ class StreamedRows(TableRows):
 
     def __init__(self, table: Any, named: Mapping[str, str], path: str, count: int | None) -> None:
         super().__init__(table, named)
-        self._rank, self._processes = 0, 1
-        self._count = sum(1 for _ in self._table) if count is None else count
+        self._path = path
+        self._rank = 0
+        self._processes = 1
+        if count is None:
+            with _reading(path):
+                count = sum(1 for _ in self._table)
+        self._count = count
         self.digest = f"{path} {self._count} {self.columns}"
         if not self._count:
             raise ValueError("the stream has no rows")
@@ -134,9 +155,10 @@ class StreamedRows(TableRows):
 
     def shared(self, rank: int, processes: int) -> StreamedRows:
         """The rows of one of several processes."""
-        found = copy(self)
-        found._rank, found._processes = rank, processes
-        return found
+        part = copy(self)
+        part._rank = rank
+        part._processes = processes
+        return part
 
     def __len__(self) -> int:
         return self._count
@@ -167,13 +189,27 @@ class StreamedRows(TableRows):
 
         stream: Iterator[tuple[int, Any]] | None = None  # all rows, again and again
         for index in order:
-            at, table = index - self._count * (index >= self._count), self._table
             if stream is None:
+                table = self._table
                 if index >= self._count:
                     table = table.shuffle(seed=seed, buffer_size=MIXED)
-                    table = split_dataset_by_node(table, self._rank, self._processes) if self._processes > 1 else table
+                    if self._processes > 1:
+                        table = split_dataset_by_node(table, self._rank, self._processes)
                 stream = enumerate(chain.from_iterable(repeat(table)))
-            yield self._row(at, next(cells for position, cells in stream if position == at))
+            wanted = index - self._count if index >= self._count else index
+            with _reading(self._path):
+                cells = next(cells for position, cells in stream if position == wanted)
+            yield self._row(wanted, cells)
+
+
+def hub(data_dir: str, split: str, columns: Mapping[str, str]) -> TableRows:
+    """The layout of a table that is fetched once; see :func:`open_table`."""
+    return open_table(data_dir, split, columns)
+
+
+def stream(data_dir: str, split: str, columns: Mapping[str, str]) -> TableRows:
+    """The layout of a table that is streamed; see :func:`open_table`."""
+    return open_table(data_dir, split, columns, streaming=True)
 
 
 def open_table(
@@ -186,45 +222,69 @@ def open_table(
 
     Raises:
         FileNotFoundError: there is no such table or split.
-        ValueError: it has no such columns, or they hold no pictures.
+        ValueError: it has no such columns, they hold no pictures, or a file in a tar is damaged.
         OSError: it cannot be fetched or read.
     """
-    datasets, name = optional.package("datasets", "a table"), path
-    if match := re.search(r"\.(tar|parquet)$", path):
+    datasets = optional.package("datasets", "a table")
+    name = path
+    match = re.search(r"\.(tar|parquet)$", path)
+    if match:
         if "://" not in path and not glob(path):
             raise FileNotFoundError(f"there is no file {path}")
-        kind = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
-        where: dict[str, Any] = {"path": kind, "data_files": {split: path}}
+        reader = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
+        where: dict[str, Any] = {"path": reader, "data_files": {split: path}}
     else:
-        owner, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
+        owner, revision = path, ""
+        if not Path(path).exists():
+            owner, _, revision = path.partition("@")
         where = {"path": owner, "revision": revision or None}
         names = datasets.get_dataset_split_names(**where)
         chosen = next((each for each in SPLITS.get(split, (split,)) if each in names), None)
         if chosen is None:
             raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
-        name, split = f"{path} {chosen}", chosen
-    table = datasets.load_dataset(**where, split=split, streaming=streaming)
+        name = f"{path} {chosen}"
+        split = chosen
+    with _reading(path):
+        table = datasets.load_dataset(**where, split=split, streaming=streaming)
     if not streaming:
         return TableRows(table, named)
     known = (table.info.splits or {}).get(str(table.split))
-    return StreamedRows(table, named, name, known.num_examples or None if known else None)
+    count = known.num_examples if known else None
+    return StreamedRows(table, named, name, count or None)
 
 
-def picture_of(cell: Any) -> Picture:
-    """A cell of a table or an item as a picture (C, *S): an encoded picture, an array, or lists of numbers.
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """An error of a decoder of the library ``datasets`` becomes a ValueError that names what is damaged.
 
-    Rows of numbers (L, D) are (1, L, D). ValueError for anything else, and FileNotFoundError for text.
+    The library decodes arrays in tars, such as .npy, .npz and .pth, before rows are asked for.
     """
-    if isinstance(cell, str):
-        raise FileNotFoundError(f"there is no picture {cell}")
-    if isinstance(cell, bytes) and not cell.startswith(NPY):
-        return Picture(images.pixels(images.open_image(cell, "in a table", FORMATS)), OF_PHOTOGRAPH)
     try:
-        array = np.load(io.BytesIO(cell), allow_pickle=False) if isinstance(cell, bytes) else cell
-        array = array if isinstance(array, np.ndarray) else np.array(array, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"it is neither a picture nor an array of as many numbers each, {error}") from error
-    return Picture(array[None] if array.ndim < 3 else array)
+        yield
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError | ImportError | StopIteration) or not path.endswith(".tar"):
+            raise
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise ValueError(f"cannot read {_damaged_file(path) or path}: {lines[0]}") from error
+
+
+def _damaged_file(path: str) -> str:
+    """The first file in local tars that the library cannot decode, and its tar; "" where all are well."""
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+    for name in sorted(glob(path)):
+        with tarfile.open(name) as tar:
+            for member in tar:
+                decode = WebDataset.DECODERS.get(member.name.rpartition(".")[2].lower())
+                file = tar.extractfile(member)
+                if decode is None or file is None:
+                    continue
+                try:
+                    decode(file.read())
+                except Exception:  # of whichever decoder
+                    return f"{member.name} of {name}"
+    return ""
 
 
 class MapStyle(Protocol):
@@ -248,34 +308,37 @@ class ItemRows(Sequence[Row]):
     def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ValueError(f"a data set needs __len__ and __getitem__, and a {type(dataset).__name__} has not both")
-        self.dataset, self._item = dataset, item
+        self.dataset = dataset
+        self._item = item
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        item, name = self.dataset[range(len(self.dataset))[index]], f"item {index} of the data set"
+        item = self.dataset[range(len(self.dataset))[index]]
+        name = f"item {index} of the data set"
         try:
-            item = item if self._item is None else self._item(item)
-            if isinstance(item, tuple | list) and len(item) == 2:
-                item = dict(zip(FIELDS, item, strict=False))
-            if not isinstance(item, Mapping) or not {*ROLES} <= item.keys():
-                got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-                expected = f"(source, target), or a mapping with source and target, and maybe {', '.join(FIELDS[2:])}"
-                raise ValueError(f"it must be {expected}; got {got}")
-            row: dict[str, Any] = {"name": str(item.get("name") or name)}
-            row |= {side: _array(side, item[side], (3, 4)) for side in (*ROLES, "mask") if item.get(side) is not None}
-            for column, value in (item.get("conditions") or {}).items():
-                if np.ndim(value) or isinstance(value, Image.Image):
-                    row[column] = _array(column, value, (2, 3, 4))
-                elif int(value) != value or value < 0 or isinstance(value, float):
-                    kinds = "the number of a class, an image or tokens (L, D)"
-                    raise ValueError(f"{column} must be {kinds}, got {value!r}")
-                else:
-                    row[column] = int(value)
-            return row
+            return self._row(item if self._item is None else self._item(item), name)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name} cannot be trained on: {error}") from error
+
+    def _row(self, item: Any, name: str) -> Row:
+        """The row of an item; ``name`` is that of an item without one."""
+        if isinstance(item, tuple | list) and len(item) == 2:
+            item = dict(zip(ROLES, item, strict=True))
+        if not isinstance(item, Mapping) or not all(role in item for role in ROLES):
+            got = type(item).__name__
+            if isinstance(item, Mapping):
+                got = f"a mapping of {', '.join(map(str, item))}"
+            expected = f"(source, target), or a mapping with source and target, and maybe {', '.join(FIELDS[2:])}"
+            raise ValueError(f"it must be {expected}; got {got}")
+        row: dict[str, Any] = {"name": RowName(str(item.get("name") or name))}
+        for column in (*ROLES, "mask"):
+            if item.get(column) is not None:
+                row[column] = _array_cell(column, item[column], (3, 4), row["name"])
+        for column, value in (item.get("conditions") or {}).items():
+            row[column] = _condition(column, value, row["name"])
+        return row
 
     @property
     def digest(self) -> str:
@@ -284,20 +347,39 @@ class ItemRows(Sequence[Row]):
         if callable(own):
             return str(own())
         digest = hashlib.sha256(str(len(self)).encode())
-        for index in sorted({round(i * (len(self) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
+        last = len(self) - 1
+        indices = {round(i * last / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}
+        for index in sorted(indices):
             for name, value in sorted(self[index].items()):
-                content = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+                content = value.array.tobytes() if isinstance(value, ArrayCell) else str(value).encode()
                 digest.update(name.encode() + content)
         return digest.hexdigest()
 
 
-def _array(name: str, value: Any, axes: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """A picture (C, *S) of Pillow, an array or a tensor, or tokens (L, D), as an array."""
-    value = images.pixels(value) if isinstance(value, Image.Image) else value
+def _array_cell(column: str, value: Any, axes: tuple[int, ...], name: str) -> ArrayCell:
+    """A picture (C, *S) of Pillow, an array or a tensor, or tokens (L, D), as a cell.
+
+    Raises:
+        ValueError: it has another number of axes, or no pixels.
+    """
+    if isinstance(value, Image.Image):
+        value = images.pixels(value)
     array = as_numpy(value) if hasattr(value, "detach") else np.asarray(value)
     if array.ndim not in axes or 0 in array.shape:
-        raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)")
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+        raise ValueError(f"{column} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)")
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    return ArrayCell(array, name)
 
 
-LAYOUTS: dict[str, Callable[..., TableRows]] = {"hub": open_table, "stream": partial(open_table, streaming=True)}
+def _condition(column: str, value: Any, name: str) -> ArrayCell | int:
+    """An image, tokens, or the number of a class.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if np.ndim(value) or isinstance(value, Image.Image):
+        return _array_cell(column, value, (2, 3, 4), name)
+    if isinstance(value, float) or int(value) != value or value < 0:
+        raise ValueError(f"{column} must be the number of a class, an image or tokens (L, D), got {value!r}")
+    return int(value)

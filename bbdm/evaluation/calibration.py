@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.base.atomic import file_sha256
-from bbdm.data.rows import Row, paths_of, shown
-from bbdm.pictures import formats
+from bbdm.data.rows import Row, files_of, shown
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
@@ -149,13 +148,13 @@ def check_unseen(pairs: Pairs, origin: Origin | None) -> None:
 
 def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
     """Raise ValueError where a row's files have the content of those of a training row."""
-    own = {paths_of(row): row for row in pairs.rows}
-    others = {paths_of(row): row for row in trained}
+    own = {files_of(row): row for row in pairs.rows}
+    others = {files_of(row): row for row in trained}
     if () in own or () in others or own.keys() & others.keys():
         return  # pictures inside tables, or the parts are the same folder
 
     def files(paths: Sequence[Path], what: Callable[[Path], Any]) -> tuple[Any, ...]:
-        return tuple(what(file) for path in paths for file in formats.files_of(path))
+        return tuple(map(what, paths))
 
     alike = {files(paths, os.path.getsize) for paths in own}  # only files of one size are compared
     found = {paths: row for paths, row in others.items() if files(paths, os.path.getsize) in alike}

@@ -242,7 +242,7 @@ def describe(sampler: BridgeSampler) -> dict[str, Any]:
     from bbdm.translation.results import description
 
     about, kind = description(sampler, state_hash(sampler.unet.state_dict())), sampler.pictures
-    about |= {"source_values": str(kind.source), "target_values": str(kind.target)}
+    about |= {"source_values": str(kind.source_values), "target_values": str(kind.target_values)}
     about |= {"slices": kind.slices} | ({"direction": sampler.direction} if sampler.direction else {})
     return manifest.as_json({**about, "crop": kind.crop})
 

@@ -81,7 +81,7 @@ class Runtime(Command, GuidanceOptions):
         conditions = read_words((*self.condition, *ways), conditions_of(sampler.settings))
         if sampler.direction and DIRECTION in conditions:
             sampler = sampler.towards(conditions.pop(DIRECTION))
-        values, channels = sampler.pictures.target, sampler.settings["image_channels"]
+        values, channels = sampler.pictures.target_values, sampler.settings["image_channels"]
         results: list[Path] = []
         sources = {path.resolve() for path in self.pictures}
         for path in self.pictures:

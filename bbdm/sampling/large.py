@@ -151,7 +151,9 @@ class LargePicture(BridgeSampler):
         wanted = {"x": True, "x0hat": plan.table.rows[:, C_H].any(), "inputs": (plan.table.inputs != (1, 0)).any()}
         self._names = [name for name, is_wanted in wanted.items() if is_wanted]
         values = self.unet.channels * (2 * len(self._names) + 1)  # before and after a step, and predictions
-        largest = max(self._like.itemsize, np.dtype(self.pictures.target.dtype).itemsize)  # of the result, twice, too
+        largest = max(
+            self._like.itemsize, np.dtype(self.pictures.target_values.dtype).itemsize
+        )  # of the result, twice, too
         self.disk = height * width * (largest * values + 4 * channels + source.masked)
 
     def _check(self, memory: int) -> None:
@@ -301,7 +303,7 @@ class LargePicture(BridgeSampler):
     def _result(self, absent: FileArray | None, state: FileArray) -> Picture:
         """The result in stored values, of the last state; mapped into memory from a file."""
         kind, height, width = self.pictures, *self._source.shape[1:]
-        result = FileArray(self._folder / "result", (state.shape[1], height, width), kind.target.dtype)
+        result = FileArray(self._folder / "result", (state.shape[1], height, width), kind.target_values.dtype)
         result.create()
         placed: Picture | None = None
         for rows in self._blocks(height):
@@ -309,4 +311,4 @@ class LargePicture(BridgeSampler):
             placed = kind.result(state[0, :, rows, :width].numpy(), self._source.geometry, missing)
             result[:, rows] = np.asarray(placed)
         assert placed is not None
-        return Picture(result.mapped(), placed.geometry, kind.target.unit)
+        return Picture(result.mapped(), placed.geometry, kind.target_values.unit)

@@ -61,13 +61,14 @@ class Scale:
         """(..., C, H, W) in [-1, 1] of an array or a tensor."""
         if not self.stored:
             return array
-        if isinstance(self.kind.source, Values):
-            return self.kind.source.scaled(array, self.axes)
+        values = self.kind.source_values
+        if isinstance(values, Values):
+            return values.scaled(array, self.axes)
         raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
 
     def unscaled(self, array: Any) -> Any:
         """The result of an array or a tensor: the inverse, in the target's values."""
-        return self.kind.target.stored(array, self.axes) if self.stored else array
+        return self.kind.target_values.stored(array, self.axes) if self.stored else array
 
     def warn_of_unit(self, arrays: Iterable[Any]) -> None:
         """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
@@ -128,7 +129,10 @@ def _batch(source: Any, scale: Scale) -> Sources:
 
 def _read(source: Any, scale: Scale) -> Item:
     """A picture, a path, an array or a (C, H, W) tensor."""
-    photographs, channels = scale.axes == 2 and scale.kind.source == scale.kind.target == EIGHT_BIT, scale.channels
+    photographs, channels = (
+        scale.axes == 2 and scale.kind.source_values == scale.kind.target_values == EIGHT_BIT,
+        scale.channels,
+    )
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         pillow = photographs and formats.is_photograph(path)
@@ -151,7 +155,7 @@ def _picture(picture: Picture, channels: int, kind: Spec, axes: int) -> Item:
     Pixels without a value are -1, and get none in the result.
     """
     array, name = np.asarray(picture), picture.name or "the source"
-    if picture.photograph and array.ndim == 3 and kind.source == EIGHT_BIT and {len(array), channels} == {1, 3}:
+    if picture.photograph and array.ndim == 3 and kind.source_values == EIGHT_BIT and {len(array), channels} == {1, 3}:
         array = images.recoloured(array, channels)
     axis = None if kind.slices is None else 1 + AXES[kind.slices]
     channels //= kind.planes
@@ -159,7 +163,7 @@ def _picture(picture: Picture, channels: int, kind: Spec, axes: int) -> Item:
     expected = f"({channels}, D, H, W), a volume" if volume else f"({channels}, H, W)"
     if array.ndim != (4 if volume else 3) or len(array) != channels or 0 in array.shape:
         raise ValueError(f"source must be {expected}, as in training; {picture.name or 'it'} has shape {array.shape}")
-    if kind.source == EIGHT_BIT and array.dtype != np.uint8:
+    if kind.source is None and array.dtype != np.uint8:
         raise ValueError(
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
             f"{images.ranges(picture)[0]}: give source_values"
@@ -171,7 +175,7 @@ def _picture(picture: Picture, channels: int, kind: Spec, axes: int) -> Item:
         check_finite(array, absent)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
+    values = kind.source_values.of(array[:, ~absent, None] if absent.any() else array)
     whole = scaled_present(values, array, absent)
     slices = [whole] if axis is None else list(np.moveaxis(whole, axis, 0))
     if kind.neighbours:

@@ -20,7 +20,7 @@ from bbdm import pictures
 from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import known_conditions, stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import Half, Row, first, named, shown
+from bbdm.data.rows import Row, first, named, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.files.content import Checkpoint
 from bbdm.networks.conditions import DIRECTION
@@ -87,10 +87,8 @@ class Files:
 
     def suffix(self, index: int) -> str:
         """The suffix of a result: the source's where its format holds it; of a folder of DICOM .nii.gz."""
-        value = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
-        path = value.path if isinstance(value, Half) else value
-        file = path if isinstance(path, Path) else None
-        return formats.suffix_of_result(file, self.channels, self.pairs.spec.target)
+        cell = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
+        return formats.suffix_of_result(cell.suffix, self.channels, self.pairs.spec.target_values)
 
     def source(self, index: int) -> tuple[Any, Any]:
         """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result."""
@@ -147,7 +145,7 @@ class Files:
         """A picture as scores take it."""
         if self.photographs and len(array) in (1, 3):
             array = images.recoloured(array, 3) if len(array) == 1 else array
-        array = array if self.pairs.spec.target == EIGHT_BIT else array.astype(np.float32)
+        array = array if self.pairs.spec.target_values == EIGHT_BIT else array.astype(np.float32)
         return torch.from_numpy(np.array(self._planes(array)))
 
     def _planes(self, array: Array) -> Array:
@@ -159,9 +157,9 @@ class Files:
         Of slices, that in the middle is shown, and of a volume three planes.
         """
         parts, spec = self.pairs.reader.whole(self.pairs.rows[index]), self.pairs.spec
-        sides = [(parts["source"].array, self.pairs.reader.values(spec.source, parts["source"].cells))]
-        sides += [(np.asarray(pictures.read(path)), spec.target) for path in paths]
-        sides += [(parts["target"].array, spec.target)] if "target" in parts else []
+        sides = [(parts["source"].array, self.pairs.reader.values(spec.source_values, parts["source"].cells))]
+        sides += [(np.asarray(pictures.read(path)), spec.target_values) for path in paths]
+        sides += [(parts["target"].array, spec.target_values)] if "target" in parts else []
         return [self._picture(*side) for side in sides]
 
     def _picture(self, array: Array, values: Values) -> Image.Image:

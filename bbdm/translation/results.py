@@ -52,7 +52,7 @@ def missing(jobs: Iterable[Job]) -> list[Job]:
 
 def check_paths(files: Files, paths: Sequence[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for row in files.pairs.rows for path in rows.paths_of(row)}
+    taken = {path.resolve() for row in files.pairs.rows for path in rows.files_of(row)}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path} would replace another picture: give another output_dir")

@@ -1,5 +1,6 @@
 """Caches: files are decoded and resized once; latents are encoded once, and refused if they differ."""
 
+import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -160,7 +161,8 @@ class TestLatents:
         with pytest.raises(KeyboardInterrupt):
             LatentDataset(pairs, codec, folder)
         assert sorted(path.name for path in folder.glob("[!.]*")) == [ENTRIES[0], "manifest.json"]
-        (folder / f".{ENTRIES[1]}.0123abcd.tmp").touch()  # of a killed process
+        (leftover := folder / f".{ENTRIES[1]}.0123abcd.tmp").touch()  # of a process that was killed days ago
+        os.utime(leftover, (0, 0))
         pairs.interrupted, pairs.seen = None, []
         first = LatentDataset(pairs, codec, folder)
         assert pairs.seen == [2, 3, 4]

@@ -146,7 +146,7 @@ class TestCheck:
         (tmp_path / "c.csv").write_text("0,a\n1,b\n2,z")
         found = check_rows(valued(data_dir, conditions=pairs.spec.conditions))
         assert list(found) == [1, 2]
-        assert "A/1.npy: nan stands in channel 0" in found[1]
+        assert "B/1.npy: nan stands in channel 0" in found[1]  # the target's file
         assert "A/2.npy: 'z' is no class of 'style'" in found[2]
         volumes = folders(tmp_path / "volumes", ".nii.gz", 3, (4, 5, 6))
         assert check_rows(valued(volumes, slices="axial", neighbours=1)) == {}
@@ -157,7 +157,7 @@ class TestCheck:
 
 def test_first_rows_say_what_is_clipped_and_flat(tmp_path: Path) -> None:
     """Of 480 values, 48 are above the source's range, and of the next 480 none is."""
-    assert first_look(load(pictures(tmp_path / "pictures"), size=SIZE)) == []
+    assert first_look(load(pictures(tmp_path / "pictures"))) == []
     assert first_look(valued(folders(tmp_path / "volumes", ".nii", size=(3, 4, 5)), slices="axial")) == []
     for number, most in enumerate((480, 100)):
         save(tmp_path / f"C/{number}.npy", located(0, (1, 20, 24)) % most)

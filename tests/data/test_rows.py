@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from bbdm.data.rows import DATASETS, Half, UnpairedRows, paths_of, read_layout, read_rows, shown
+from bbdm.data.cells import HalfCell
+from bbdm.data.rows import DATASETS, UnpairedRows, files_of, read_layout, read_rows, shown
 from tests.data.making import load, pixels, save
 
 
@@ -25,7 +26,7 @@ def texts(rows: Any) -> list[str]:
     """Rows as text: the name and all other columns; halves of a file are FILE|0 and FILE|1."""
 
     def text(value: Any) -> str:
-        value = f"{value.path}|{value.side}" if isinstance(value, Half) else value
+        value = f"{value.path}|{value.side}" if isinstance(value, HalfCell) else value
         return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
     return [" ".join([row["name"], *(text(value) for key, value in row.items() if key != "name")]) for row in rows]
@@ -120,8 +121,8 @@ def test_further_columns_are_of_folders_and_labels() -> None:
     Path("labels_train.csv").write_text("\ufeffname,class\na, ink\n\nb,10\nothers,wax\n")
     rows = read_rows("paired", "x,y,sar=sar/{split},style=labels_{split}.csv")
     assert texts(rows) == ["a x/a.png y/a.png sar/train/a.tif ink", "b x/b.png y/b.png sar/train/b.npy 10"]
-    assert [str(path) for path in paths_of(rows[0])] == ["x/a.png", "y/a.png", "sar/train/a.tif"]
-    assert (paths_of(rows[0], ["sar"]), shown(rows[0])) == ((Path("sar/train/a.tif"),), "x/a.png")
+    assert [str(path) for path in files_of(rows[0])] == ["x/a.png", "y/a.png", "sar/train/a.tif"]
+    assert (files_of(rows[0], ["sar"]), shown(rows[0])) == ((Path("sar/train/a.tif"),), "x/a.png")
 
 
 def test_paths_of_a_table_are_relative_to_its_file() -> None:

@@ -134,15 +134,16 @@ class TestOfRows:
             save(tmp_path / name / "0.tif", np.ones((4, 5), kind), nodata=nodata)
         values = {f"{side}_values": read_values("0:9") for side in ("source", "target")}
         both = {
-            "AtoB": ("int16", -9999, "uint8"),
-            "BtoA": ("float32", -1, "uint8"),
+            "AtoB": ("int16", -9999, "float32"),
+            "BtoA": ("float32", -1, "int16"),
             "both": ("int16", -9999, "float32"),
         }
         for direction, wanted in both.items():
             found: Any = self.spec(f"{tmp_path}/A,{tmp_path}/B", config={**values, "direction": direction})
             assert (found.target.dtype, found.nodata, found.source.dtype) == wanted
-            turned = replace(found, nodata=-1).turned
-            assert (turned.target, turned.source, turned.nodata) == (found.source, found.target, None)
+            turned = found.turned
+            assert (turned.target, turned.source, turned.nodata) == (found.source, found.target, found.source_nodata)
+            assert found.source_nodata == (-1 if direction == "both" else None)
 
     def test_what_a_network_has_learned_stays(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".nii", 1, (3, 4, 5))
@@ -155,7 +156,7 @@ class TestOfRows:
         for config, message in (
             ({"target_values": read_values("0:9")}, "target_values must be those of the network, .*, got 0:9"),
             ({"slices": Slices("coronal")}, "slices must be those of the network, axial, got coronal"),
-            ({"slices": Slices("axial", 1)}, "neighbours must be those of the network, 2, got 1"),
+            ({"slices": Slices("axial", 1)}, "--slices must have the network's neighbours, axial:2, got axial:1"),
         ):
             with pytest.raises(ValueError, match=message):
                 self.spec(data_dir, config=config, learned=learned)

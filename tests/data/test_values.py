@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bbdm.data import reading
+from bbdm.data.cells import FileCell
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import AXES, Spec
-from bbdm.pictures.values import EIGHT_BIT, Percentiles, read_values
+from bbdm.pictures.values import Percentiles, read_values
 from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
@@ -45,13 +46,13 @@ def test_each_side_and_channel_has_its_own_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "fill", "kind", "how", "message"),
     [
-        ("A", 3000, "float32", {"source": EIGHT_BIT}, "values from 5 to 3000 in float32: give their range"),
-        ("A", 9, "uint16", {"source": EIGHT_BIT}, "values from 5 to 9 in uint16: give their range, such as 0:255"),
-        ("A", np.nan, "float32", {"source": EIGHT_BIT}, "nan stands in channel 0"),
+        ("A", 3000, "float32", {"source": None}, "values from 5 to 3000 in float32: give their range"),
+        ("A", 9, "uint16", {"source": None}, "values from 5 to 9 in uint16: give their range, such as 0:255"),
+        ("A", np.nan, "float32", {"source": None}, "nan stands in channel 0"),
         ("B", np.inf, "float32", {"crop": (16, 20)}, "inf stands in channel 0"),
         ("A", np.inf, "float32", {"source": Percentiles(0, 100)}, "NaN or infinity is among the values"),
-        ("A", 0, "uint16", {"source": EIGHT_BIT}, "values from 0 to 1 in uint16: give their range"),
-        ("A", 1.6, "float32", {"source": EIGHT_BIT}, "values from 1 to 1.6 in float32: give their range"),
+        ("A", 0, "uint16", {"source": None}, "values from 0 to 1 in uint16: give their range"),
+        ("A", 1.6, "float32", {"source": None}, "values from 1 to 1.6 in float32: give their range"),
     ],
 )
 def test_what_has_no_range_is_named(side: str, fill: float, kind: str, how: Any, message: str, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_percentiles_are_of_the_whole_picture_of_a_crop(tmp_path: Path) -> None:
 def test_percentiles_of_a_large_picture_are_those_of_some_rows(suffix: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(reading, "SAMPLED", 4 * WIDTH)
     path = save(tmp_path / f"0{suffix}", array := located(0, (HEIGHT, WIDTH), "uint16"))
-    found: Any = reading.Reader(Spec()).values(Percentiles(10, 90), [path])
+    found: Any = reading.Reader(Spec()).values(Percentiles(10, 90), [FileCell(path)])
     assert found.low + found.high == pytest.approx(np.percentile(array[::5], [10, 90]))
 
 

@@ -1,0 +1,179 @@
+"""Columns of files: the pictures of a folder, labels of a CSV, and a table that is a CSV.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bbdm.data.cells import ROLES, Cell, cell_of
+from bbdm.data.names import RowName
+from bbdm.pictures import formats
+
+PICTURES = (*ROLES, "mask")  # columns of a table that are always paths
+
+
+@dataclass(frozen=True)
+class NamedCells:
+    """The cells of a column by the names of their rows.
+
+    Args:
+        column: its name.
+        where: the folder or the file that they are of, for messages.
+        cells: cells of pictures, or texts.
+    """
+
+    column: str
+    where: Path
+    cells: Mapping[RowName, Any]
+
+
+def pictures_of(name: str, where: str) -> NamedCells:
+    """The pictures of a folder, or of FOLDER/*ENDING, by their paths in it without suffix and ending.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no pictures, or two of one name.
+    """
+    text, _, ending = where.partition("*")
+    folder = Path(text)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, not a folder of pictures")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    cells: dict[RowName, Cell] = {}
+    for path in sorted(formats.pictures_in(folder)):
+        below = path.relative_to(folder)
+        full = below.with_name(formats.stem_of(path)).as_posix()
+        is_hidden = any(part.startswith(".") for part in below.parts)
+        if is_hidden or not full.endswith(ending) or not _is_named(path):
+            continue
+        row = RowName(full.removesuffix(ending))
+        if row in cells:
+            raise ValueError(f"{cells[row]} and {path} have the same name: rename or remove one")
+        cells[row] = cell_of(path, row)
+    if not cells:
+        suffixes = ", ".join(sorted(formats.SUFFIXES))
+        raise ValueError(f"there are no pictures in {where} (looked for {suffixes})")
+    return NamedCells(name, folder, dict(sorted(cells.items())))
+
+
+def _is_named(path: Path) -> bool:
+    """Whether a path is a picture, or a link of such a name that leads nowhere, which reading says."""
+    if path.is_symlink() and not path.exists():
+        return bool(formats.suffix_of(path))
+    return formats.is_picture(path)
+
+
+def labels_of(name: str, where: str) -> NamedCells:
+    """Labels by the names of rows, from a CSV of lines ``name,class``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line has another form, or a name has two labels.
+    """
+    path = Path(where)
+    labels: dict[RowName, str] = {}
+    for number, cells in _lines(path):
+        if len(cells) != 2 or not all(cells):
+            raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(cells)!r}")
+        row, label = cells
+        known = labels.setdefault(_row_name(row, number, path), label)
+        if known != label:
+            above = f"{row!r} is of the class {known!r} above"
+            raise ValueError(f"line {number} of {path}: {above}; each split may have its labels_{{split}}.csv")
+    return NamedCells(name, path, labels)
+
+
+def table_of(where: str) -> list[NamedCells]:
+    """The columns of a CSV with the columns source, maybe target, name and others.
+
+    Paths are relative to the file; ``;`` is between several sources.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no source, no rows, a line of other columns, or a name twice.
+    """
+    path = Path(where)
+    lines = _lines(path)
+    _, header = next(lines, (0, list[str]()))
+    if "source" not in header or len(set(header)) < len(header):
+        raise ValueError(f"{path} must begin with a line of column names, each once, source among them; got {header}")
+    columns: dict[str, dict[RowName, Any]] = {column: {} for column in header if column != "name"}
+    for number, cells in lines:
+        if len(cells) != len(header) or not all(cells):
+            raise ValueError(f"line {number} of {path} must have a cell of each of {header}, got {cells}")
+        row = dict(zip(header, cells, strict=True))
+        if "name" in row:
+            name = _row_name(row.pop("name"), number, path)
+            remedy = ""
+        else:
+            name = _name_of_source(row["source"], number, path)
+            remedy = ": add a column 'name'"
+        if name in columns["source"]:
+            raise ValueError(f"line {number} of {path}: the name {str(name)!r} is there twice{remedy}")
+        for column, text in row.items():
+            columns[column][name] = _table_cell(column, text, path.parent, name)
+    if not columns["source"]:
+        raise ValueError(f"there are no rows in {path}")
+    return [NamedCells(column, path, cells) for column, cells in columns.items()]
+
+
+def _table_cell(column: str, text: str, folder: Path, name: RowName) -> Any:
+    """A cell of a table: of pictures by their paths, which several sources have, or a text."""
+    if column == "source":
+        sources = [cell_of(folder / each.strip(), name) for each in text.split(";")]
+        return sources[0] if len(sources) == 1 else tuple(sources)
+    path = folder / text
+    if column in PICTURES or _is_file_of_a_picture(path):
+        return cell_of(path, name)
+    return text
+
+
+def _is_file_of_a_picture(path: Path) -> bool:
+    """Whether a path is a file with a picture's suffix, or a folder of DICOM."""
+    with suppress(OSError):  # of texts that no path can be
+        if path.is_dir():
+            return formats.is_picture(path)
+        return path.exists() and bool(formats.suffix_of(path))
+    return False
+
+
+def _row_name(text: str, number: int, path: Path) -> RowName:
+    """The name of a row that a line of a CSV has."""
+    try:
+        return RowName(text)
+    except ValueError as error:
+        raise ValueError(f"line {number} of {path}: {error}") from error
+
+
+def _name_of_source(text: str, number: int, path: Path) -> RowName:
+    """The name of a row by the path of its first source, without the root and ``..`` at its start."""
+    source = Path(text.split(";")[0].strip())
+    parts = [*source.relative_to(source.anchor).parts]
+    while parts and parts[0] == "..":
+        parts.pop(0)
+    try:
+        return RowName.of(Path(*parts))
+    except ValueError as error:
+        raise ValueError(f"line {number} of {path}: {error}; add a column 'name'") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV that are not empty: the number of each in the file, and its cells without spaces."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                if any(cells):
+                    yield reader.line_num, [cell.strip() for cell in cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV of UTF-8: {error}") from error

@@ -1,0 +1,79 @@
+"""The stored values of a row's pictures: scaled, and resized by the pixels that have a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.data.cells import Cell
+from bbdm.pictures import Picture, images
+from bbdm.pictures.images import Resize, Size
+from bbdm.pictures.values import check_finite
+
+WHOLE = 1 - 1e-5  # share of a resized pixel from which all of it has a value, but for rounding
+Array = npt.NDArray[Any]
+
+
+class Column(NamedTuple):
+    """The pictures of a column in a row, or a window of them, in stored values."""
+
+    array: Array  # (C, *S), the channels of all
+    absent: Any  # (*S) where a pixel has no value, or False
+    pictures: Sequence[Picture]  # as they were read
+    cells: Sequence[Cell]
+    slices: Sequence[int] = ()  # those that an example has, by their indices in the window; () for the whole
+
+
+def resized_present(
+    array: Array, column: Column, size: Size | None, resize: Resize, empty: float
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """An array resized by the pixels that have a value, whose weights then sum to 1.
+
+    Args:
+        array: (C, H, W) of a column.
+        column: says which pixels have no value.
+        size: of the result.
+        resize: what the size means.
+        empty: stands where no pixel has a value.
+
+    Returns:
+        The array (C, *size) in its type, and (*size) where all of a pixel has a value.
+    """
+    present = ~np.broadcast_to(column.absent, array.shape[1:])
+    weights = images.fitted(present[None].astype(np.float32), size, resize)[0]
+    sums = images.fitted(np.where(present, array, 0).astype(np.float32), size, resize)
+    resized = np.full(sums.shape, empty, np.float32)
+    np.divide(sums, weights, out=resized, where=weights > 1 - WHOLE)
+    if array.dtype.kind != "f":
+        resized = np.rint(resized)
+    return resized.astype(array.dtype), weights >= WHOLE
+
+
+def in_unit_range(name: str, column: Column) -> Array:
+    """(C, *S) float32 of floats in [-1, 1], -1 where there is no value; ``name`` is of the column.
+
+    Raises:
+        ValueError: a value is not finite, or the values have another range.
+    """
+    array = column.array
+    check_finite(array, column.absent)
+    levels = array[:, ~column.absent] if np.any(column.absent) else array
+    if array.dtype.kind != "f" or abs(levels).max(initial=0) > images.RANGE_LIMIT:
+        limits, usual = images.ranges(levels)
+        remedy = f"give their range, such as {usual}, or 8 bits, or floats in [-1, 1]"
+        raise ValueError(f"{name} has values from {limits} in {array.dtype}: {remedy}")
+    return np.where(column.absent, -1, array).astype(np.float32)
+
+
+def of_cells(column: Column, error: ValueError) -> ValueError:
+    """An error of a column's values with the name of its file, and what helps pixels of a GeoTIFF."""
+    message = str(error)
+    cell = column.cells[0]
+    if cell.files() and str(cell) not in message:
+        message = f"{cell}: {message}"
+    if column.array.dtype.kind == "f" and column.pictures[0].geometry.format == "geotiff":
+        message = f"{message}; nodata=nan in the file makes such pixels absent"
+    return ValueError(message)
