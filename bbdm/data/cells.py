@@ -118,7 +118,7 @@ class FileCell(Cell):
     @property
     def is_photograph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether Pillow reads the file's format."""
-        return formats.SUFFIXES.get(self.suffix) == "pillow"
+        return formats.is_photograph(self.path)
 
     def image(self) -> Image.Image:
         """The file as Pillow decodes it."""
