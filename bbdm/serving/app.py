@@ -202,7 +202,7 @@ def read_drawing(file: FileData | bytes | None, flatten_on_white: bool = False) 
 
     Args:
         file: where Gradio keeps it, or its bytes; None where nothing was drawn.
-        flatten_on_white: as Gradio asks; transparent pixels stay, since :func:`images.convert` blends them.
+        flatten_on_white: is not looked at, since :func:`images.convert` blends transparent pixels later.
 
     Raises:
         gr.Error: it is no picture of the formats of uploads, or too large for a drawing.

@@ -145,7 +145,7 @@ class Front:
     """Reads requests, sends pictures to replicas, and answers.
 
     Args:
-        replicas: of :class:`Replica`.
+        replicas: the deployment of :class:`Replica`.
         known: what :func:`facts` returns.
 
     Attributes:
@@ -211,6 +211,8 @@ class Front:
             HTTPException: 413 if the file is too large, 408 if it does not arrive in time, and 503 if the
                 server holds too many bytes of others.
         """
+        declared = int(request.headers.get("content-length", 0))
+        self.check_room(0, declared)  # at once: until then, the proxy keeps what arrives
         data = bytearray()
         seconds = self.known["body_timeout"]
         try:
@@ -225,7 +227,6 @@ class Front:
 
     async def read(self, request: Request, data: bytearray) -> None:
         """Read a picture's file into ``data``, and no more of it than is taken; errors as of :meth:`body`."""
-        self.check_room(0, int(request.headers.get("content-length", 0)))
         async for chunk in request.stream():
             self.check_room(len(data), len(chunk))
             data.extend(chunk)

@@ -21,8 +21,8 @@ def check_pixels(name: str, width: int, height: int, max_pixels: int, stride: in
 
     Args:
         name: of the picture, for the message.
-        width: in pixels.
-        height: in pixels.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
         max_pixels: the most that a picture may have.
         stride: sides count as padded to multiples of it.
 
