@@ -146,7 +146,7 @@ class Front:
 
     Args:
         replicas: the deployment of :class:`Replica`.
-        known: what :func:`facts` returns.
+        known: the network and the limits, from :func:`facts`.
 
     Attributes:
         open: how many translations are not answered.
