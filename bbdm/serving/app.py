@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,23 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
+from gradio.data_classes import FileData
 from PIL import Image, ImageOps
 
 from bbdm import solvers
 from bbdm.base import demo
 from bbdm.base.scripts import termination
 from bbdm.base.seeds import resolve_seeds
+from bbdm.data.names import RowName
 from bbdm.networks.conditions import DIRECTION
 from bbdm.pictures import images
+from bbdm.serving import uploads
 from bbdm.serving.config import App
 
-FORMATS = [".bmp", ".jpeg", ".jpg", ".png", ".webp"]
 LEGEND = "<br>mean: their average; spread: white is a standard deviation of 128 levels of 255 or more, black none"
 SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
 CANVAS = 512  # pixels along a side of a drawing
+MAX_DRAWING = (2 * CANVAS) ** 2  # pixels: a screen may have two along a side for each of a drawing
 LINE = CANVAS // 64  # radius of the brush: the bundled network knows lines of about 2 pixels of 64
 RESULTS = 8  # of a source, at most
 FILES = 50  # sources at a time, at most
@@ -56,25 +59,40 @@ class Panel:
         self.windowed = config.window_of(self.sampler.pictures.crop) is not None
 
     def sources(self, drawing: Any, files: Sequence[tuple[str, Any]] | None) -> Pictures:
-        """What was drawn, and uploaded files, by name; ValueError where there is none, or one is bad."""
-        sheet, sources = drawing and drawing["composite"], Pictures()
-        drawn = sheet and ImageOps.invert(images.convert(sheet)).getbbox()  # not all white
-        if drawn:
-            sources["drawing"] = images.convert(sheet)
-        if len(files := files or []) > FILES:
-            raise ValueError(f"there may be at most {FILES} pictures, got {len(files)}")
-        for path in (Path(file) for file, _ in files):
-            name = path.stem if path.stem not in sources else f"{path.stem}_{len(sources)}"
-            sources[name] = images.convert(images.open_image(path.read_bytes(), path.name))  # no folder in an error
-        for name, picture in sources.items():
-            if self.sampler.image_size is not None and (not self.windowed or (drawn and name == "drawing")):
-                sources[name] = picture = images.resized(picture, self.sampler.image_size, "fit")
-            if picture.width * picture.height > (most := self.config.max_pixels):
-                got = f"{name} of height x width {picture.height} x {picture.width}"
-                raise ValueError(f"a picture may have at most {most} pixels, got {got}")
+        """What was drawn, and uploaded files, by name.
+
+        All headers are read before pixels of a file are decoded.
+
+        Raises:
+            ValueError: there is none, or one is bad.
+        """
+        paths = [Path(file) for file, _ in files or []]
+        if len(paths) > FILES:
+            raise ValueError(f"there may be at most {FILES} pictures, got {len(paths)}")
+        names = [RowName.of(path.name) for path in paths]
+        for path in paths:  # by name, since an error shows no folder
+            uploads.check_header(path, path.name, self.config.max_pixels)
+        sources = Pictures()
+        if drawing and drawing["composite"]:
+            sheet = images.convert(drawing["composite"])
+            is_drawn = ImageOps.invert(sheet).getbbox() is not None  # not all white
+            if is_drawn:
+                sources["drawing"] = self._fitted("drawing", sheet)
+        for path, name in zip(paths, names, strict=True):
+            picture = images.convert(uploads.read(path, path.name, self.config.max_pixels))
+            if not self.windowed:
+                picture = self._fitted(path.name, picture)
+            sources[free_name(name, sources)] = picture
         if not sources:
             raise ValueError("choose a picture first, or draw one")
         return sources
+
+    def _fitted(self, name: str, picture: Image.Image) -> Image.Image:
+        """A picture inside the size of the training pictures; ValueError if that has too many pixels."""
+        if self.sampler.image_size is not None:
+            picture = images.resized(picture, self.sampler.image_size, "fit")
+        uploads.check_pixels(name, *picture.size, self.config.max_pixels)
+        return picture
 
     def run(self, progress: gr.Progress = gr.Progress(), *inputs: Any) -> Iterator[Any]:  # noqa: B008  (Gradio looks for this default)
         """Translate what a visitor chose, in the order of :meth:`build`: status, gallery, and zip.
@@ -84,34 +102,44 @@ class Panel:
         drawing, files, count, maps, direction, solver, steps, seed = inputs
         yield "", [], gr.DownloadButton(interactive=False)  # nothing of before stays beside an error
         try:
-            sources, count = self.sources(drawing, files), max(count, 2) if maps else count
-            options = dict(self.config.call) | ({DIRECTION: direction} if direction else {})
+            sources = self.sources(drawing, files)
+            if maps:
+                count = max(count, 2)
+            options = dict(self.config.call)
+            if direction:
+                options[DIRECTION] = direction
             if (solver, steps) != (self.sampler.solver, len(self.sampler.table)):
                 options |= {"solver": solver, "steps": steps}
-            seeds, results, gallery = resolve_seeds(seed, count * len(sources)), Pictures(), []
-            at_once = 1 if self.windowed else count
-            for i, (name, source) in enumerate(sources.items()):
-                found = Pictures()
-                for start in range(i * count, (i + 1) * count, at_once):
-                    own = seeds[start : start + at_once]
+            seeds = resolve_seeds(seed, count * len(sources))
+            batch_size = 1 if self.windowed else count
+            total = len(seeds) // batch_size * steps
+            calls = 0  # of the network, for all sources
+            results = Pictures()
+            gallery: list[tuple[Image.Image, str]] = []
+            for index, (name, source) in enumerate(sources.items()):
+                outputs = Pictures()
+                for start in range(index * count, (index + 1) * count, batch_size):
+                    batch = seeds[start : start + batch_size]
                     last: Any = None
-                    for step in self.sampler.stream([source] * at_once, own, **options):
+                    for step in self.sampler.stream([source] * batch_size, batch, **options):
                         if ended.is_set():
                             raise ValueError("the app ends")
-                        at = start // at_once * steps + step.index + 1, len(seeds) // at_once * steps
-                        progress(at, unit="network calls")
+                        progress((calls + step.index + 1, total), unit="network calls")
                         yield gr.skip()
                         last = step
-                    found |= zip((f"{name}_{each}" for each in own), last.preview(), strict=True)
-                found = {**(averages(name, [*found.values()]) if maps else {}), **found}
-                results |= found
-                for caption, picture in ({name: source} | found).items():
+                    calls += steps
+                    outputs |= {f"{name}_{seed}": picture for seed, picture in zip(batch, last.preview(), strict=True)}
+                if maps:
+                    outputs = {**averages(name, [*outputs.values()]), **outputs}
+                results |= outputs
+                for caption, picture in ({name: source} | outputs).items():
                     gallery.append((images.resized(picture, min(SHOWN, max(picture.size)), "fit"), caption))
                 yield "", gallery, gr.skip()
-            status = f"done, seeds {seeds[0]} to {seeds[-1]}{LEGEND * maps}"
+            legend = LEGEND if maps else ""
+            status = f"done, seeds {seeds[0]} to {seeds[-1]}{legend}"
             yield status, gallery, gr.DownloadButton(value=zipped(results), interactive=True)
         except (ValueError, OSError) as error:
-            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
+            raise shown(error) from error
 
     def build(self) -> None:
         """Put the panel on the page that is being built."""
@@ -119,7 +147,8 @@ class Panel:
         with gr.Row():
             with gr.Column():
                 with gr.Tab("Pictures"):  # which Gradio does not open: its errors show the server's path
-                    files = gr.Gallery(file_types=FORMATS, sources=["upload", "webcam", "clipboard"], show_label=False)
+                    suffixes = [suffix for each in uploads.SUFFIXES.values() for suffix in each]
+                    files = gr.Gallery(file_types=suffixes, sources=["upload", "webcam", "clipboard"], show_label=False)
                 with gr.Tab("Drawing", visible=self.drawn):
                     drawing = gr.ImageEditor(
                         {"background": Image.new("RGB", (CANVAS, CANVAS), "white"), "layers": [], "composite": None},
@@ -131,6 +160,7 @@ class Panel:
                         brush=gr.Brush(default_size=LINE, default_color="black"),
                         show_label=False,
                     )
+                    drawing.convert_and_format_image = read_drawing  # Gradio's own takes any format and size
                 count = gr.Number(1 if self.windowed else 4, label="Results", precision=0, minimum=1, maximum=RESULTS)
                 maps = gr.Checkbox(label="Where it is uncertain", info="Mean and spread of results, of 2 at least.")
                 ways = ["AtoB", "BtoA"] if sampler.direction else []
@@ -141,8 +171,9 @@ class Panel:
                 with gr.Accordion("Advanced", open=False):
                     offered = solvers.choices(sampler.bridge, sampler.calls, len(sampler.table))
                     solver = gr.Dropdown([*dict.fromkeys([sampler.solver, *offered])], label="Solver")
-                    own, most = len(sampler.table), self.config.max_steps
-                    steps = gr.Number(own, label="Network calls", precision=0, minimum=1, maximum=most)
+                    most = self.config.max_steps
+                    calls = len(sampler.table)
+                    steps = gr.Number(calls, label="Network calls", precision=0, minimum=1, maximum=most)
                     about = "One number, one picture. Empty: another each time."
                     seed = gr.Number(0, label="Seed", info=about, precision=0, minimum=0)
                     gr.Markdown(f"`{sampler.bridge!r}`")
@@ -159,6 +190,41 @@ class Panel:
             concurrency_limit=VISITORS,
         )
         stop.click(None, cancels=running)
+
+
+def shown(error: Exception) -> gr.Error:
+    """An error as the page shows it, whose text is no HTML."""
+    return gr.Error(html.escape(str(error), quote=False), print_exception=False)
+
+
+def read_drawing(file: FileData | bytes | None, flatten_on_white: bool = False) -> Image.Image | None:
+    """A picture that the editor of drawings sent, which may be any file; read in place of Gradio.
+
+    Args:
+        file: where Gradio keeps it, or its bytes; None where nothing was drawn.
+        flatten_on_white: is not looked at, since :func:`images.convert` blends transparent pixels later.
+
+    Raises:
+        gr.Error: it is no picture of the formats of uploads, or too large for a drawing.
+    """
+    if file is None:
+        return None
+    source = Path(file.path) if isinstance(file, FileData) else file
+    try:
+        return uploads.read(source, "drawing", MAX_DRAWING)
+    except (ValueError, OSError) as error:
+        raise shown(error) from error
+
+
+def free_name(name: str, names: Collection[str]) -> str:
+    """A name that is not among others, by a number from 2 on; on some disks, case tells no two apart."""
+    taken = {other.casefold() for other in names}
+    free = name
+    number = 1
+    while free.casefold() in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def averages(name: str, results: Sequence[Image.Image]) -> Pictures:

@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bbdm.base import scripts
+from bbdm.data.names import RowName
 from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import LOOPBACK, Serve, TranslateRay
@@ -81,15 +82,18 @@ def translate(config: TranslateRay) -> None:
         raise ValueError(f"results must be outside of the sources, got {sources} and {folder}")
     config = replace(config, data_dir=str(sources), output_dir=folder)
     translator = Translator(replace(config, device="cpu", compile=False), independent=True)
-    names, bad = translator.files.names, translator.bad
+    names = translator.files.names
+    bad = translator.bad
 
     def make(sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], *_: Any) -> None:
         indices = {names[job.index]: job.index for job in jobs}
         alone = translator.files.alone or sampler.window_grid(config) is not None
-        rows = [{"name": name, "source": str(translator.dataset.rows[i]["source"])} for name, i in indices.items()]
+        sources = [translator.dataset.rows[index]["source"] for index in indices.values()]
+        rows = [{"name": name, "source": str(source)} for name, source in zip(indices, sources, strict=True)]
         done = outcomes((config, translator, about), rows, 1 if alone else config.batch_size)
         for name, error in tqdm(done, total=len(rows), unit="image", disable=not translator.verbose):
-            bad.update({indices[name]: error} if error else {})
+            if error:
+                bad[indices[name]] = error
 
     jobs, existing, _ = translator.run(config.solver, config.steps, folder, make)
     if bad and not config.skip_bad:
@@ -99,7 +103,8 @@ def translate(config: TranslateRay) -> None:
         print(f"left out: {reason}")
     results = {*paths_of(jobs)}
     kept = len(results & existing)
-    print(f"{len(results) - kept} results in {folder}{f', and {kept} that were there' if kept else ''}")
+    others = f", and {kept} that were there" if kept else ""
+    print(f"{len(results) - kept} results in {folder}{others}")
 
 
 def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) -> Iterator[tuple[str, str]]:
@@ -116,16 +121,18 @@ def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) ->
         room = int(max(each.get("CPU", 0) for each in machines))
         if room < config.threads:
             raise ValueError(f"threads must be at most the {room} cores of a machine, got {config.threads}")
-        cores, cards = (int(sum(each.get(kind, 0) for each in machines)) for kind in ("CPU", "GPU"))
-        most = min(cards or cores // config.threads, len(rows))
-        data = ray.data.from_items([*rows], override_num_blocks=max(most, math.ceil(len(rows) / at_once)))
+        cores = int(sum(each.get("CPU", 0) for each in machines))
+        cards = int(sum(each.get("GPU", 0) for each in machines))
+        workers = min(cards or cores // config.threads, len(rows))
+        blocks = max(workers, math.ceil(len(rows) / at_once))
+        data = ray.data.from_items([*rows], override_num_blocks=blocks)
         results = data.map_batches(
             Worker,
             fn_constructor_args=(partial(ray.get, ray.put(driver)),),
             batch_size=at_once,
             num_cpus=config.threads,
             num_gpus=1 if cards else 0,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         )
         try:
             for row in results.iter_rows():
@@ -149,13 +156,18 @@ class Worker:
         self.sampler = self.engine.sampler(config.solver, config.steps)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the results of pictures (``name``, ``source``) that do not exist yet: ``name``, ``error``."""
-        names = [str(name) for name in batch["name"]]
+        """Make the results of pictures (``name``, ``source``) that do not exist yet: ``name``, ``error``.
+
+        Raises:
+            ValueError: a name leads out of the folder of results.
+        """
+        names = [RowName(name) for name in batch["name"]]
         rows = [{"name": name, "source": Path(path)} for name, path in zip(names, batch["source"], strict=True)]
         try:
             engine = self.engine.of_rows(rows)
             engine.make(self.sampler, missing(engine.plan(engine.config.folder)), self.about)
-            bad = {names[index]: reason for index, reason in engine.bad.items()}
+            reasons = engine.bad
         except BadPicturesError as error:  # of all of them
-            bad = dict.fromkeys(names, str(error))
-        return {"name": np.array(names), "error": np.array([bad.get(name, "") for name in names])}
+            reasons = dict.fromkeys(range(len(names)), str(error))
+        errors = [reasons.get(index, "") for index in range(len(names))]
+        return {"name": np.array(names), "error": np.array(errors)}

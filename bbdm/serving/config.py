@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bbdm.sampling.sampler import BridgeSampler
 
 LOOPBACK = "127.0.0.1"
+AT_ONCE = 32  # of the largest files: what a server holds where nobody said how much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ class ShowConfig(NetworkConfig):
 class Serve(Command, ShowConfig):
     """Serve a network over HTTP: bbdm serve MODEL [flags].
 
-    POST a picture (PNG, JPEG, WebP) to /translate, and get its translation as PNG. The query takes solver,
-    steps and seed:
+    POST a picture (BMP, JPEG, PNG, WebP) to /translate, and get its translation as PNG. The query takes
+    solver, steps and seed:
     curl --data-binary @drawing.png 'http://127.0.0.1:8000/translate?steps=20&seed=0' -o result.png
     """
 
@@ -72,6 +73,25 @@ class Serve(Command, ShowConfig):
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
     max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)
+    max_total_bytes: int | None = setting(
+        None,
+        f"of the files of all requests that are not answered; one more gets the status 503; {AT_ONCE} times "
+        "max_bytes if unset",
+        least=1,
+    )
+    body_timeout: float = setting(
+        30.0, "seconds for a picture's file to arrive; a later one gets the status 408", least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total_bytes < self.max_bytes:
+            raise ValueError(f"max_total_bytes must be at least max_bytes {self.max_bytes}, got {self.max_total_bytes}")
+
+    @property
+    def total_bytes(self) -> int:
+        """The most bytes of the files of all requests that are not answered."""
+        return AT_ONCE * self.max_bytes if self.max_total_bytes is None else self.max_total_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +109,7 @@ class App(Command, ShowConfig):
     port: int = setting(7860, "port to listen on", least=1)
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     max_steps: int = setting(200, "network calls for one result", least=1)
-    max_pixels: int = setting(2**24, "of a source, after it was made to fit", least=1)
+    max_pixels: int = setting(2**25, "of a picture, by its header", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -37,10 +37,10 @@ from bbdm.base.scripts import termination
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
 from bbdm.sampling.options import Options
+from bbdm.serving import uploads
 from bbdm.serving.config import Serve
 
 log = logging.getLogger(__name__)
-FORMATS = ("PNG", "JPEG", "WEBP")
 AT_THE_FRONT = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
 Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
 Answer = tuple[int, Any]  # HTTP's status, with a result or a sentence that says why there is none
@@ -62,24 +62,28 @@ def facts(config: Serve) -> dict[str, Any]:
     for each in solvers.choices(sampler.bridge, sampler.calls):
         with suppress(ValueError):  # it does not take the settings' steps
             steps[each] = len(sampler._plan(Options(solver=each)).table)
-    found = {"name": config.model.name, "image_size": sampler.image_size, "solver": sampler.solver, "steps": steps}
-    return found | {name: getattr(config, name) for name in ("max_steps", "max_pixels", "max_bytes")}
+    return {
+        "name": config.model.name,
+        "image_size": sampler.image_size,
+        "solver": sampler.solver,
+        "steps": steps,
+        "max_steps": config.max_steps,
+        "max_pixels": config.max_pixels,
+        "max_bytes": config.max_bytes,
+        "max_total_bytes": config.total_bytes,
+        "body_timeout": config.body_timeout,
+    }
 
 
-def decode(data: bytes, channels: int, stride: int, most: int) -> Pixels:
+def decode(data: bytes, channels: int, stride: int, max_pixels: int) -> Pixels:
     """A picture, upright, of a number of channels.
 
     Raises:
-        ValueError: by its header it has more pixels than ``most``, padded to multiples of ``stride``; it is
-            not PNG, JPEG or WebP, or cannot be decoded.
+        ValueError: by its header it has more pixels than ``max_pixels``, padded to multiples of ``stride``;
+            it is of no format that is read; or it cannot be decoded.
     """
-
-    def check_size(width: int, height: int) -> None:
-        if (height + -height % stride) * (width + -width % stride) > most:
-            bound = f"at most {most} pixels, with sides padded to multiples of {stride}"
-            raise ValueError(f"a picture must have {bound}; got {width} x {height}")
-
-    return np.asarray(images.convert(images.open_image(data, "of the request", FORMATS, check_size), channels))
+    picture = uploads.read(data, "of the request", max_pixels, stride)
+    return np.asarray(images.convert(picture, channels))
 
 
 def translate_together(sampler: Any, items: list[tuple[Pixels, Query]], **settings: Any) -> list[Answer]:
@@ -92,7 +96,8 @@ def translate_together(sampler: Any, items: list[tuple[Pixels, Query]], **settin
         groups.setdefault((pixels.shape, query.solver, query.steps, query.direction), []).append(index)
     answers: dict[int, Answer] = {}
     for (_, solver, steps, direction), indices in groups.items():
-        sources, seeds = [items[i][0] for i in indices], [items[i][1].seed for i in indices]
+        sources = [items[index][0] for index in indices]
+        seeds = [items[index][1].seed for index in indices]
         try:
             way = sampler if direction is None else sampler.towards(direction)
             results = way(sources, seeds, solver=solver, steps=steps, **settings)
@@ -137,11 +142,24 @@ class Replica:
 
 
 class Front:
-    """Reads requests, sends pictures to replicas, and answers."""
+    """Reads requests, sends pictures to replicas, and answers.
+
+    Args:
+        replicas: the deployment of :class:`Replica`.
+        known: the network and the limits, from :func:`facts`.
+
+    Attributes:
+        open: how many translations are not answered.
+        held: the bytes of the files of requests that are not answered, also of those that still arrive.
+        closing: whether further requests are refused.
+    """
 
     def __init__(self, replicas: DeploymentHandle, known: dict[str, Any]) -> None:
-        self.replicas, self.known = replicas, known
-        self.open, self.closing = 0, False  # translations that are not answered, and whether others are refused
+        self.replicas = replicas
+        self.known = known
+        self.open = 0
+        self.held = 0
+        self.closing = False
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application of Ray Serve's ingress."""
@@ -158,43 +176,80 @@ class Front:
 
     async def translate(self, request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
         """The translation of a picture."""
-        seed = secrets.randbelow(2**32) if query.seed is None else query.seed
         steps = query.steps or self.known["steps"].get(query.solver or self.known["solver"], 0)
-        if steps > (most := self.known["max_steps"]):
-            raise HTTPException(422, f"steps must be at most {most}, got {steps}")
-        data = await self.body(request)
-        if self.closing:
-            raise HTTPException(503, "the server is closing")
-        self.open += 1
-        try:
-            status, content = await self.replicas.translate.remote(data, query.model_copy(update={"seed": seed}))
-        except BackPressureError:
-            status, content = 503, "all replicas are busy, and the queue is full"
-        except RayActorError:
-            status, content = 503, "the replica of this picture died: send it again"
-        finally:
-            self.open -= 1
+        max_steps = self.known["max_steps"]
+        if steps > max_steps:
+            raise HTTPException(422, f"steps must be at most {max_steps}, got {steps}")
+        seed = secrets.randbelow(2**32) if query.seed is None else query.seed
+        async with self.body(request) as data:
+            if self.closing:
+                raise HTTPException(503, "the server is closing")
+            status, content = await self.ask(data, query.model_copy(update={"seed": seed}))
         if status == 200:
             return Response(content, media_type="image/png", headers={"X-Seed": str(seed)})
-        raise HTTPException(status, content, {"Retry-After": f"{random.randint(3, 8)}"} if status == 503 else None)
+        if status == 503:
+            raise busy(content)
+        raise HTTPException(status, content)
 
-    async def body(self, request: Request) -> bytes:
-        """A picture's file, of which no more is read than is taken."""
-        data, most = bytearray(), self.known["max_bytes"]
-        too_large = HTTPException(413, f"a picture's file must be at most {most} bytes")
-        if int(request.headers.get("content-length", 0)) > most:
-            raise too_large
+    async def ask(self, data: bytes, query: Query) -> Answer:
+        """The answer of a replica."""
+        self.open += 1
+        try:
+            return await self.replicas.translate.remote(data, query)
+        except BackPressureError:
+            return 503, "all replicas are busy, and the queue is full"
+        except RayActorError:
+            return 503, "the replica of this picture died: send it again"
+        finally:
+            self.open -= 1
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """A picture's file, whose bytes are held within the context.
+
+        Raises:
+            HTTPException: 413 if the file is too large, 408 if it does not arrive in time, and 503 if the
+                server holds too many bytes of others.
+        """
+        declared = int(request.headers.get("content-length", 0))
+        self.check_room(0, declared)  # at once: until then, the proxy keeps what arrives
+        data = bytearray()
+        seconds = self.known["body_timeout"]
+        try:
+            try:
+                await asyncio.wait_for(self.read(request, data), seconds)
+            except asyncio.TimeoutError:
+                late = f"a picture's file must arrive within {seconds:g} seconds (body_timeout)"
+                raise HTTPException(408, late, {"Connection": "close"}) from None
+            yield bytes(data)
+        finally:
+            self.held -= len(data)
+
+    async def read(self, request: Request, data: bytearray) -> None:
+        """Read a picture's file into ``data``, and no more of it than is taken; errors as of :meth:`body`."""
         async for chunk in request.stream():
+            self.check_room(len(data), len(chunk))
             data.extend(chunk)
-            if len(data) > most:
-                raise too_large
-        return bytes(data)
+            self.held += len(chunk)
+
+    def check_room(self, size: int, more: int) -> None:
+        """Raise HTTPException unless a file of ``size`` bytes may get ``more``."""
+        max_bytes = self.known["max_bytes"]
+        if size + more > max_bytes:
+            raise HTTPException(413, f"a picture's file must be at most {max_bytes} bytes (max_bytes)")
+        if self.held + more > self.known["max_total_bytes"]:
+            raise busy("other requests hold all bytes that the server takes (max_total_bytes)")
 
     async def close(self) -> None:
         """Accept nothing more, and wait until all that was accepted is answered."""
         self.closing = True
         while self.open:
             await asyncio.sleep(0.05)
+
+
+def busy(reason: str) -> HTTPException:
+    """The refusal of a request that may come again, a few seconds later."""
+    return HTTPException(503, reason, {"Retry-After": f"{random.randint(3, 8)}"})
 
 
 def unreadable(request: Request, error: Any) -> Response:
@@ -235,13 +290,10 @@ def run(config: Serve, machine: Mapping[str, float]) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with termination() as stopped:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
-        try:
-            front = serve.run(deployments, name="bbdm")
-            print(f"serving {config.model} on http://{config.host}:{port}", flush=True)
-            with suppress(KeyboardInterrupt):
-                while not stopped():
-                    time.sleep(0.1)
-            front.close.remote().result()
-            time.sleep(1)  # for the last responses to pass the proxy
-        finally:
-            serve.shutdown()
+        front = serve.run(deployments, name="bbdm")
+        print(f"serving {config.model} on http://{config.host}:{port}", flush=True)
+        with suppress(KeyboardInterrupt):
+            while not stopped():
+                time.sleep(0.1)
+        front.close.remote().result()
+        time.sleep(1)  # for the last responses to pass the proxy; the end of Ray ends it and all else

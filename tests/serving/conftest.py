@@ -51,7 +51,29 @@ def png_of(width: int, height: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def tree(folder: Path) -> set[str]:
+    """All paths below a folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
 GOOD = encoded(noise(0))
+FOLDERS = [
+    "",
+    "../",
+    "..\\",
+    "/",
+    "\\",
+    "C:",
+    "C:\\",
+    "\\\\host\\share\\",
+    "a/../../",
+    "a\\..\\..\\",
+    "./",
+    "~/",
+    "%2e%2e/",
+]
+STEMS = ["x", "", ".", "..", "x\0y", "con", "x\ny", "\u202egnp"]
+HOSTILE_NAMES = [folder + stem + suffix for folder in FOLDERS for stem in STEMS for suffix in ("", ".png")]
 HOSTILE = {
     "empty": b"",
     "text": b"hello",

@@ -2,23 +2,26 @@
 
 import io
 import zipfile
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from gradio.components.image_editor import EditorData
+from gradio.data_classes import FileData
+from PIL import EpsImagePlugin, Image
 
 from bbdm import BridgeSampler, demo, save_checkpoint
 from bbdm.data.spec import Spec
-from bbdm.serving import app
+from bbdm.serving import app, uploads
 from bbdm.serving.app import Panel
 from bbdm.serving.config import App
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
-from tests.serving.conftest import same
+from tests.serving.conftest import HOSTILE_NAMES, png_of, same, tree
 
 INPUTS: dict[str, Any] = {"drawing": None, "files": None, "count": 1, "maps": False, "direction": None}
 INPUTS |= {"solver": "sde-dpm2m", "steps": 3, "seed": 5}
@@ -114,9 +117,12 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
     [
         ({"files": None}, "choose a picture first, or draw one"),
         ({"files": None, "drawing": {"composite": Image.new("RGBA", (64, 64), "white")}}, "choose a picture first"),
-        ({"files": ["<b>.png"]}, "cannot read the picture &lt;b&gt;.png: it is not a picture"),
+        ({"files": ["<b>.png"]}, "cannot read the picture &lt;b&gt;.png: it is not BMP, JPEG, PNG, WEBP"),
         ({"files": ["0.png"] * 3}, "at most 2 pictures, got 3"),
-        ({"files": ["1.png"]}, "at most 256 pixels, got 1 of height x width 17 x 16"),
+        (
+            {"files": ["1.png"]},
+            "the picture 1.png may have at most 256 pixels (max_pixels); got height x width 17 x 16",
+        ),
         ({"solver": "ancestral"}, "'ancestral' takes every time, steps=100; got steps=3"),
         ({"seed": 2**63 - 1, "count": 2}, "seed must be in"),  # of the second result
     ],
@@ -133,6 +139,95 @@ def test_an_error_is_a_message_without_old_results(
         run(panel(checkpoint, max_pixels=SIZE**2, window=SIZE), **{**inputs, "files": files})
     assert message in caught.value.message
     assert str(tmp_path) not in caught.value.message
+
+
+def eps(path: Path) -> Path:
+    """A file of PostScript, which Pillow would give to Ghostscript."""
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n")
+    return path
+
+
+def test_no_file_reaches_another_program(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As an upload, and as a drawing, whatever its name says."""
+    run_programs: list[Any] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **_: run_programs.append(args))
+    path = eps(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"cannot read the picture x\.png: it is not BMP, JPEG, PNG, WEBP$"):
+        panel(checkpoint).sources(None, [(str(path), None)])
+    blocks = app.build(App(model=checkpoint, device="cpu")).blocks.values()
+    (editor,) = [block for block in blocks if isinstance(block, gr.ImageEditor)]
+    for composite in (path, large(tmp_path / "large.png")):
+        with pytest.raises(gr.Error) as caught:
+            editor.preprocess(EditorData(background=None, layers=[], composite=FileData(path=str(composite))))
+        assert str(tmp_path) not in caught.value.message
+    assert run_programs == []
+    sheet = tmp_path / "sheet.png"
+    Image.new("RGBA", (64, 64), (0, 0, 0, 255)).save(sheet)
+    drawn = editor.preprocess(EditorData(background=None, layers=[], composite=FileData(path=str(sheet))))
+    assert drawn is not None
+    assert panel(checkpoint).sources(drawn, None)["drawing"].getpixel((8, 8)) == (0, 0, 0)
+
+
+def large(path: Path) -> Path:
+    """A file of 42 KB that would be decoded to 36 megapixels."""
+    path.write_bytes(png_of(6000, 6000, bytes(6000 * 6001)))
+    return path
+
+
+def test_a_large_picture_is_refused_before_any_is_decoded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    decoded: list[str] = []
+    monkeypatch.setattr(uploads, "read", lambda path, *_: decoded.append(path))
+    files = [*saved(tmp_path, noise(0)), (str(large(tmp_path / "large.png")), None)]
+    limit = r"^the picture large\.png may have at most 33554432 pixels \(max_pixels\); got"
+    with pytest.raises(ValueError, match=f"{limit} height x width 6000 x 6000$"):
+        panel(checkpoint).sources(None, files)
+    (tmp_path / "large.png").write_bytes(png_of(20_000, 20_000, bytes(1000)))
+    with pytest.raises(ValueError, match=f"{limit} more than 178956970$"):  # of which Pillow says no more
+        panel(checkpoint).sources(None, files)
+    assert decoded == []
+
+
+def test_uploads_of_equal_names_have_a_result_each(checkpoint: Path, tmp_path: Path):
+    """Also where one has the name that another would get, or differs in case, which some disks ignore."""
+    files: list[tuple[str, None]] = []
+    for index, name in enumerate(["x", "x_2", "x", "X"]):
+        (tmp_path / str(index)).mkdir()
+        noise(index).save(tmp_path / str(index) / f"{name}.png")
+        files.append((str(tmp_path / str(index) / f"{name}.png"), None))
+    sources = panel(checkpoint).sources(None, files)
+    assert [*sources] == ["x", "x_2", "x_3", "X_4"]
+    assert all(same(picture, noise(index)) for index, picture in enumerate(sources.values()))
+    _, _, results = run(panel(checkpoint), files=files)
+    assert [*results] == ["x_5.png", "x_2_6.png", "x_3_7.png", "X_4_8.png"]
+
+
+def test_no_name_of_an_upload_leads_elsewhere(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each is refused in a sentence, or has a result inside of the folder that the zip is unpacked to."""
+    of, inbox = panel(checkpoint), tmp_path / "inbox" / "deep"
+    inbox.mkdir(parents=True)
+    accepted: dict[str, tuple[str, None]] = {}
+    for name in HOSTILE_NAMES:
+        path = inbox / Path(name).name
+        with suppress(ValueError, OSError):  # of names that a disk does not take
+            noise(0).save(path, "png")
+        with suppress(ValueError):
+            accepted[path.name] = (str(path), None)
+            of.sources(None, [accepted[path.name]])
+            continue
+        del accepted[path.name]
+    assert {"x.png", "con.png", "%2e%2e"}.isdisjoint(accepted) is False
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "inbox"))
+    before = {path for path in tree(tmp_path) if not path.startswith("inbox")}
+    _, _, results = run(of, files=[*accepted.values()])
+    assert len(results) == len(accepted)
+    for name in results:
+        entry = PureWindowsPath(name)
+        assert not entry.is_absolute()
+        assert (entry.drive, entry.root) == ("", "")
+        assert ".." not in entry.parts
+    assert {path for path in tree(tmp_path) if not path.startswith("inbox")} == before
 
 
 def components(config: App) -> dict[str, dict[str, Any]]:

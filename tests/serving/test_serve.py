@@ -5,6 +5,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,7 +160,7 @@ def test_refusals_and_health_under_load(start: Start, capsys: pytest.CaptureFixt
 
 
 def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: Start):
-    server = start("--max_bytes", "100000", "--max_pixels", "65536")
+    server = start("--max_bytes", "100000", "--max_pixels", "65536", "--body_timeout", "2")
     every: list[Any] = [each for process in server.family() for each in process.net_connections("tcp")]
     here = {each.laddr for each in every if each.status == psutil.CONN_LISTEN}
     assert len(here) > 2  # all but a port of each of the two deployments, for which Ray Serve has no setting
@@ -177,6 +178,10 @@ def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: St
             return 499
 
     assert {status(request) // 100 for request in requests} == {4}
+    with socket.create_connection(("127.0.0.1", server.port), 60) as slow:
+        slow.sendall(b"POST /translate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nslow")
+        reply = b"".join(iter(lambda: slow.recv(4096), b""))  # until the server ends the connection
+    assert reply.startswith(b"HTTP/1.1 408 ")
     assert server.ask("POST", "/translate", GOOD).status == 200
     before = sum(each.memory_info().rss for each in server.family())
     for index in range(200):
@@ -198,3 +203,5 @@ def test_sigterm_finishes_what_was_accepted(start: Start, sampler: BridgeSampler
     assert all(same(replies[i].result().body, sampler(noise(i), i, steps=49)[0]) for i in accepted)
     with pytest.raises(ConnectionError):
         server.ask("GET", "/health")
+    assert server.process.stdout is not None
+    assert server.process.stdout.read() == ""  # Ray says there what it thinks is wrong

@@ -18,7 +18,7 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.serving.config import Serve
 from tests.conftest import noise, tiny_unet
-from tests.serving.conftest import GOOD, HOSTILE, encoded, png_of, same
+from tests.serving.conftest import GOOD, HOSTILE, HOSTILE_NAMES, encoded, png_of, same, tree
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of Ray, when it is imported
@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from bbdm.serving.server import Query, decode, facts, translate_together
 
 FACTS = {"solver": "dpm2m", "steps": {"dpm2m": 10, "fast": 199, "mean": 1}, "max_steps": 20, "max_bytes": 4096}
+FACTS |= {"max_total_bytes": 8192, "body_timeout": 30.0}
 
 
 def client(translate: Callable[..., Any], known: dict[str, Any] = FACTS) -> tuple[server.Front, httpx.AsyncClient]:
@@ -130,13 +131,16 @@ def test_what_is_no_good_picture_is_refused(name: str):
 
 def test_pictures_are_read_and_a_bomb_is_not():
     """10 MB of zeros in 10 KB; and a thin one, of 8 x 4096 where padded."""
-    for kind in ("png", "jpeg", "webp"):
+    for kind in ("bmp", "png", "jpeg", "webp"):
         pixels = decode(encoded(Image.new("L", (16, 32), 99), kind), 3, 8, 16 * 32)
         assert pixels.shape == (32, 16, 3)
         assert abs(int(pixels.mean()) - 99) <= 1
+    limit = r"^the picture of the request may have at most 4096 pixels \(max_pixels\), .* multiples of 8; got"
     for width, height in ((4000, 2500), (1, 4096)):
-        with pytest.raises(ValueError, match=rf"at most 4096 pixels, .* multiples of 8; got {width} x {height}"):
+        with pytest.raises(ValueError, match=rf"{limit} height x width {height} x {width}$"):
             decode(png_of(width, height, bytes(10**7)), 3, 8, 4096)
+    with pytest.raises(ValueError, match=f"{limit} more than 178956970$"):  # of which Pillow says no more
+        decode(png_of(20_000, 20_000, bytes(10**7)), 3, 8, 4096)
 
 
 def test_queries_and_bodies_are_checked():
@@ -165,6 +169,86 @@ def test_queries_and_bodies_are_checked():
             assert (await http.request(method, path)).status_code == status
 
     asyncio.run(ask())
+
+
+def test_a_body_that_comes_too_slowly_is_not_waited_for():
+    async def slow() -> AsyncIterator[bytes]:
+        yield GOOD[:10]
+        await asyncio.sleep(60)
+
+    async def ask() -> None:
+        front, http = client(AsyncMock(return_value=(200, GOOD)), {**FACTS, "body_timeout": 0.1})
+        reply = await http.post("/translate", content=slow())
+        assert (reply.status_code, reply.headers["connection"], front.held) == (408, "close", 0)
+        assert reply.json()["detail"] == "a picture's file must arrive within 0.1 seconds (body_timeout)"
+        assert (await http.post("/translate", content=GOOD)).status_code == 200
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_bodies_of_all_requests_have_one_bound():
+    """Of those that wait for a replica, and of those that still arrive."""
+
+    async def ask() -> None:
+        free = asyncio.Event()
+
+        async def translate(data: bytes, query: Query) -> tuple[int, Any]:
+            await free.wait()
+            return 200, data
+
+        async def halting() -> AsyncIterator[bytes]:
+            yield bytes(3000)
+            await free.wait()
+            yield bytes(1000)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield bytes(100)
+
+        front, http = client(translate)
+        bodies: list[Any] = [bytes(4096), halting()]
+        accepted = [asyncio.create_task(http.post("/translate", content=body)) for body in bodies]
+        while front.held < 7096:
+            await asyncio.sleep(0)
+        arriving = asyncio.create_task(http.post("/translate", content=bytes(1000)))
+        while front.held < 8096:
+            await asyncio.sleep(0)
+        for body in (bytes(200), chunks()):
+            reply = await http.post("/translate", content=body)
+            assert (reply.status_code, "max_total_bytes" in reply.text) == (503, True)
+            assert int(reply.headers["retry-after"]) > 0
+        assert (await http.get("/health")).status_code == 200
+        accepted[1].cancel()  # a client that goes away
+        await asyncio.gather(accepted[1], return_exceptions=True)
+        assert front.held == 5096
+        free.set()
+        assert [(await each).status_code for each in (accepted[0], arriving)] == [200, 200]
+        assert front.held == 0
+        assert (await http.post("/translate", content=bytes(4096))).status_code == 200
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_no_name_in_a_request_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    before = tree(tmp_path)
+
+    async def ask() -> None:
+        replica: Any = SimpleNamespace(pictures=(3, 8, 4096), batch=None)  # which is not reached
+
+        async def translate(data: bytes, query: Query) -> tuple[int, Any]:
+            return await server.Replica.translate(replica, data, query)
+
+        _, http = client(translate)
+        for name in HOSTILE_NAMES:
+            assert (await http.post("/translate", params={"path": name}, content=GOOD)).status_code == 422
+            form = {"file": (name, GOOD, "image/png")}
+            assert (await http.post("/translate", files=form)).status_code == 422  # a form is no picture
+
+    asyncio.run(ask())
+    assert tree(tmp_path) == before
 
 
 def test_what_replicas_do_not_take_or_lose():
@@ -225,11 +309,15 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
         ({"max_steps": 9}, "max_steps must be at least the 10 steps of 'dpm2m', got 9"),
         *(({"model": tmp_path / each}, "networks without conditions, .* has style:") for each in ("one.pt", "two.pt")),
         ({"port": 65536}, "port must be at most 65535, got 65536"),
+        ({"max_bytes": 9, "max_total_bytes": 8}, "max_total_bytes must be at least max_bytes 9, got 8"),
+        ({"body_timeout": 0.5}, "body_timeout must be at least 1, got 0.5"),
     ]
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):
             facts(Serve(**{"model": checkpoint, **settings}))
-    steps = facts(Serve(model=checkpoint, steps=2))["steps"]
+    known = facts(Serve(model=checkpoint, steps=2, max_bytes=10))
+    assert (known["max_bytes"], known["max_total_bytes"], known["body_timeout"]) == (10, 320, 30)
+    steps = known["steps"]
     assert (steps["dpm2m"], steps["mean"], "ancestral" in steps) == (2, 1, False)
 
 

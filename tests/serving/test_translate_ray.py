@@ -28,7 +28,8 @@ from bbdm.serving import cluster as module
 from bbdm.serving.cluster import Worker
 from bbdm.serving.config import TranslateRay
 from tests.conftest import ROOT, noise, tiny_unet
-from tests.serving.conftest import same
+from tests.data.test_names import HOSTILE
+from tests.serving.conftest import same, tree
 
 STEPS = ("--steps", "2", "--quiet")
 
@@ -134,6 +135,22 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
     printed = capsys.readouterr().out
     assert printed.count("left out: cannot read the picture") == 1
     assert f"1 results in {tmp_path / 'out'}, and 2 that were there" in printed
+
+
+def test_a_worker_writes_below_its_folder_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sources(tmp_path / "in", 1)
+    drivers: list[Any] = []
+    monkeypatch.setattr(module, "outcomes", lambda driver, *_: drivers.append(driver) or iter(()))
+    run([str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), *STEPS])
+    worker = Worker(lambda: drivers[0])
+    before = tree(tmp_path)
+    for name in HOSTILE:
+        batch = {"name": np.array([name], dtype=object), "source": np.array([str(tmp_path / "in/0/0000.png")])}
+        with pytest.raises(ValueError, match="the name of a row must be a relative path"):
+            worker(batch)
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
