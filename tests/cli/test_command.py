@@ -66,7 +66,7 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         (["translate", "folder", "nowhere", "nothing.pt"], 1, "error: there is no checkpoint nothing.pt\n"),
     ],
 )
-def test_the_end_of_a_command(words: list[str], status: int, message: str, monkeypatch: Any, capsys: Any):
+def test_the_end_of_a_command(words: list[str], status: int, message: str, world: Path, monkeypatch: Any, capsys: Any):
     """Of `python -m bbdm`. The interpreter prints an end that is a text, and its status is then 1."""
     monkeypatch.setattr(sys, "argv", ["bbdm", *words])
     with pytest.raises(SystemExit) as end:
