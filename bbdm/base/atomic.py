@@ -149,8 +149,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
                 os.fsync(file.fileno())
             written.replace(path.with_name(written.name))
     except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

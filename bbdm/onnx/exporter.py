@@ -30,7 +30,7 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
-OLDEST_TORCH = "2.10"  # whose exporter can write these graphs
+OLDEST_TORCH = "2.11"  # whose exporter can write these graphs
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB

@@ -198,7 +198,7 @@ def unpack() -> None:
 
 @pytest.mark.parametrize("fault", [unpack, lambda: int("x"), lambda: np.zeros(2) + np.zeros(3)])
 def test_an_operation_that_fails_may_be_a_defect(fault: Callable[[], object], monkeypatch: pytest.MonkeyPatch):
-    """Its text is for programmers, and the line says more. A variable brings tracebacks, of our errors too."""
+    """Its text is for programmers, so the line says more. A variable brings tracebacks, of our errors too."""
     with pytest.raises(ValueError) as text:  # noqa: PT011 - what Python says is all that is asked
         fault()
     with pytest.raises(SystemExit) as end:

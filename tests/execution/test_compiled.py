@@ -278,6 +278,7 @@ def test_a_space_in_the_compilers_path_is_named(variable: str, monkeypatch: pyte
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("inductor")
 @pytest.mark.skipif(sys.platform == "win32", reason="the compiler there takes such paths")
 @pytest.mark.parametrize("variable", FOLDERS)
 def test_the_command_names_a_space(variable: str, tmp_path: Path):

@@ -251,7 +251,7 @@ def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], me
 
 def test_an_old_pytorch_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1"))
-    with pytest.raises(ValueError, match=r"^export needs PyTorch 2\.10 or newer, got 2\.9\.1: pip install -U torch$"):
+    with pytest.raises(ValueError, match=r"^export needs PyTorch 2\.11 or newer, got 2\.9\.1: pip install -U torch$"):
         export(file, tmp_path / "made")
 
 
