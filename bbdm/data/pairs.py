@@ -80,7 +80,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         stored = None if cache is None else Cache(cache, "pictures", {})
         self.reader = Reader(spec, stored, prepare, paired=self.paired)
         self.spec = replace(spec, conditions=with_sizes(spec.conditions, rows, self.reader))
-        self.rows = rows
+        self.rows: Sequence[Row] = rows
         if isinstance(rows, TableRows):
             self.rows = rows.select([*ROLES, "mask", *self.spec.conditions])
         self.stream = rows if isinstance(rows, StreamedRows) else None  # which is read from its first row on
