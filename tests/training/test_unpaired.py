@@ -64,7 +64,7 @@ def test_each_epoch_draws_orders_of_both(sets: str) -> None:
         assert sorted(targets.values()) == [1, 1, 2, 2]
         assert seed > 1 or [pairs.read(i, seed).name for i in range(6)] == [row["name"] for row in epoch]
     assert epochs[0] == list(rows)
-    assert len({(row["source"].stem, row["target"].stem) for epoch in epochs for row in epoch}) == 24
+    assert len({(row["source"].path, row["target"].path) for epoch in epochs for row in epoch}) == 24
 
 
 @pytest.mark.parametrize(
