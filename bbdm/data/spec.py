@@ -155,7 +155,7 @@ class Spec:
         if self.direction == "both":
             if not isinstance(self.source_values, Values) or self.neighbours:
                 needed = "direction 'both' makes sources too: they need values LOW:HIGH and no neighbours"
-                raise ValueError(f"{needed}, got {self.source} and {self.neighbours} neighbours")
+                raise ValueError(f"{needed}, got {self.source_values} and {self.neighbours} neighbours")
             both = Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])
             if self.conditions.get(DIRECTION, both) != both:
                 raise ValueError(f"with direction 'both', no other condition may be called {DIRECTION!r}")

@@ -129,10 +129,9 @@ def _batch(source: Any, scale: Scale) -> Sources:
 
 def _read(source: Any, scale: Scale) -> Item:
     """A picture, a path, an array or a (C, H, W) tensor."""
-    photographs, channels = (
-        scale.axes == 2 and scale.kind.source_values == scale.kind.target_values == EIGHT_BIT,
-        scale.channels,
-    )
+    kind = scale.kind
+    photographs = scale.axes == 2 and kind.source_values == EIGHT_BIT and kind.target_values == EIGHT_BIT
+    channels = scale.channels
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         pillow = photographs and formats.is_photograph(path)

@@ -24,6 +24,7 @@ PAIRS = 256  # that are measured
 AT_ONCE = 16
 DIGITS = 6  # that are kept, so that all processes have the same
 LEAST = 1e-4  # spread of a constant side
+LINEAR = 1 - 1e-5  # correlation of pairs that are linear but for rounding: a bridge needs less than 1
 Fitted = TypeVar("Fitted", bound=Bridge)
 
 
@@ -74,7 +75,10 @@ def fitted(
     }
     if found["spread"] < LEAST:
         raise ValueError(f"sources equal targets in {len(dataset)} training pairs: there is nothing to learn")
-    return cast(Fitted, replace(bridge, **{name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}))
+    rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
+    largest = LINEAR * rounded["sigma_data"] * rounded["sigma_source"]
+    rounded["cov"] = min(max(rounded["cov"], -largest), largest)
+    return cast(Fitted, replace(bridge, **rounded))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, read_rows
 from bbdm.data.spec import Spec, read_kinds
 from bbdm.pictures import images
-from tests.data.making import SIZE, load, pictures, pixels, save
+from tests.data.making import SIZE, load, located, pictures, pixels, save, valued
+from tests.pictures.formats import write_dicom
 
 COUNT = 5
 ENTRIES = [f"{number:05d}.safetensors" for number in range(3)]
@@ -86,6 +88,29 @@ def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"):
         load(data_dir, size=4, cache=tmp_path / "cache").read(0)
+
+
+def test_what_another_process_writes_stays(tmp_path: Path) -> None:
+    data_dir = pictures(tmp_path, 1)
+    load(data_dir, cache=tmp_path / "cache", size=4)
+    for name, seconds in (("a", 0), ("b", 90_000)):  # now, and more than a day ago
+        (writing := tmp_path / f"cache/.{name}.safetensors.0123abcd.tmp").mkdir()
+        changed = time.time() - seconds
+        os.utime(writing, (changed, changed))
+    load(data_dir, cache=tmp_path / "cache", size=4)
+    assert [path.name[:2] for path in (tmp_path / "cache").glob(".*.tmp")] == [".a"]
+
+
+def test_a_slice_of_a_series_that_changes_is_decoded_again(tmp_path: Path) -> None:
+    for side in "AB":
+        (tmp_path / side).mkdir()
+        write_dicom(tmp_path / side / "p", located(0, (2, 4, 4)), [0, 1])
+    known = valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial", cache=tmp_path / "cache").read(0).source
+    for side in "AB":
+        write_dicom(tmp_path / side / "p", located(1, (2, 4, 4)), [0, 1])
+    changed = valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial", cache=tmp_path / "cache").read(0).source
+    assert not torch.equal(changed, known)
+    assert torch.equal(changed, valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial").read(0).source)
 
 
 class Read(Pairs):

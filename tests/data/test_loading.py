@@ -169,3 +169,23 @@ def test_first_rows_say_what_is_clipped_and_flat(tmp_path: Path) -> None:
     (line,) = first_look(valued(data_dir))
     assert "A/1.npy is nearly constant within 0:4000: give the range" in line
     assert first_look(valued(data_dir, source=Percentiles())) == []
+
+
+def test_pictures_that_are_stretched_are_named_once(tmp_path: Path) -> None:
+    """11 x 8 to 8 x 8; those that fit, or are cropped, keep their shape."""
+    data_dir = pictures(tmp_path)
+    (line,) = first_look(load(data_dir, size=8))
+    assert line.endswith(
+        "A/0.png is stretched from 11 x 8 to 8 x 8, 1.4 times wider: --crop keeps the shape of pictures"
+    )
+    for settings in ({"size": 8, "resize": "fit"}, {"size": (22, 16)}, {"crop": 8}):
+        assert first_look(load(data_dir, **settings)) == []
+
+
+def test_a_number_that_is_none_is_of_its_own_file(tmp_path: Path) -> None:
+    data_dir = folders(tmp_path)
+    array = np.full((1, 20, 24), np.nan, np.float32)
+    save(tmp_path / "B/1.npy", array)
+    pairs = valued(data_dir, skip_bad=True)
+    assert f"{tmp_path}/B/1.npy: nan stands in channel 0" in pairs.read(1).left_out
+    assert "A/1.npy" not in pairs.read(1).left_out

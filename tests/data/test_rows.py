@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bbdm.data.cells import HalfCell
+from bbdm.data.loading import check_rows
+from bbdm.data.names import RowName
 from bbdm.data.rows import DATASETS, UnpairedRows, files_of, read_layout, read_rows, shown
-from tests.data.making import load, pixels, save
+from tests.data.making import load, located, pictures, pixels, save
+from tests.pictures.formats import write_dicom
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +146,63 @@ def test_any_of_two_sets_meets_any() -> None:
     drawn = [[rows.drawn(index, seed) for index in range(4)] for seed in range(60)]
     assert all(sorted(row[side] for row in epoch) == [0, 1, 2, 3] for epoch in drawn for side in ("source", "target"))
     assert len({(row["source"], row["target"]) for epoch in drawn for row in epoch}) == 16
+
+
+def test_names_of_a_table_lead_to_no_folder_outside_and_lose_the_suffixes_of_formats(root: Path) -> None:
+    """Of paths that do, the name is what is left without the root and ``..`` at the start."""
+    lines = ["source", "../in/b.jpg", f"{root}/x/c.nii.gz", "p.01/d.tar.png", "e.v2"]
+    Path("t.csv").write_text("\n".join(lines))
+    names = [row["name"] for row in read_rows("table", "t.csv")]
+    assert names == ["in/b", f"{root}/x/c".lstrip("/"), "p.01/d.tar", "e.v2"]
+    assert all(isinstance(name, RowName) for name in names)
+    wrong = {
+        "source\n../a.png\na.png": r"line 3 of t\.csv: the name 'a' is there twice: add a column 'name'",
+        "source\na/../b.png": r"line 2 of t\.csv: the name of a row must be .*got 'a/\.\./b'; add a column 'name'",
+        "name,source\n../a,a.png": r"line 2 of t\.csv: the name of a row must be .*got '\.\./a'",
+        "name,source\n/a,a.png": r"got '/a'",
+    }
+    for text, message in wrong.items():
+        Path("t.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_rows("table", "t.csv")
+
+
+def test_folders_of_dicom_in_a_table_have_their_whole_names_and_are_pictures_in_all_columns() -> None:
+    for folder in ("p.01", "p.02"):
+        write_dicom(Path(folder), located(0, (2, 4, 4)), [0, 1])
+    Path("t.csv").write_text("source,depth,word\np.01,p.02,winter\np.02,p.01,summer")
+    rows = read_rows("table", "t.csv")
+    assert [row["name"] for row in rows] == ["p.01", "p.02"]
+    assert rows[0]["depth"].read().shape == (1, 2, 4, 4)
+    assert rows[0]["word"] == "winter"
+
+
+def test_lines_of_a_csv_are_those_of_the_file() -> None:
+    """Also after empty lines, and with what other programs take for the end of a line."""
+    for layout, where, text, number in (
+        ("table", "t.csv", "source,word\n\na.png,one\n\nb.png", 5),
+        ("folder", "x,word=t.csv", "\n\na,one,two", 3),
+    ):
+        touch("x/a.png")
+        Path("t.csv").write_text(text)
+        with pytest.raises(ValueError, match=rf"^line {number} of t\.csv must"):
+            read_rows(layout, where)
+    Path("t.csv").write_text("source,word\na.png,one\u2028two", "utf-8")
+    assert read_rows("table", "t.csv")[0]["word"] == "one\u2028two"
+
+
+def test_a_link_that_leads_nowhere_is_named(root: Path) -> None:
+    pictures(root, 2)
+    (root / "A/9.png").symlink_to(root / "gone.png")
+    with pytest.raises(ValueError, match=r"A/9\.png has no target in"):
+        load(f"{root}/A,{root}/B")
+    (root / "B/9.png").symlink_to(root / "gone.png")
+    assert "there is no picture" in check_rows(load(f"{root}/A,{root}/B"))[2]
+
+
+def test_files_of_rows_are_paths_for_what_takes_them(root: Path) -> None:
+    pictures(root, 1)
+    (row,) = read_rows("paired", "A,B")
+    with Image.open(row["source"]) as image:
+        assert (np.asarray(image) == pixels(0, image.height, image.width)).all()
+    assert (row["source"].path, row["source"].suffix) == (Path("A/0.png"), ".png")

@@ -86,6 +86,38 @@ def test_results_say_where_they_have_no_value() -> None:
         spec.check_nodata(-9999.5, absent, "a")
 
 
+def test_results_of_the_way_back_have_the_nodata_and_names_of_sources() -> None:
+    decibels = Values(-25, 0, "dB", "float32")
+    both = Spec(
+        source=decibels,
+        target=Values(0, 100, dtype="int16"),
+        direction="both",
+        nodata=-1,
+        source_nodata=0,
+        target_bands=("height",),
+        source_bands=("VV", None),
+    )
+    learned = Spec.from_config(json.loads(json.dumps(both.config())))
+    back = learned.turned
+    assert (back.target, back.nodata, back.target_bands) == (decibels, 0, ("VV", None))
+    assert back.turned.nodata == -1
+    absent = np.array([[True, False]])
+    place = Geometry(nodata=-1, kept={"descriptions": ("height",)})
+    result = back.result(np.zeros((2, 1, 2), np.float32), place, absent)
+    assert np.asarray(result).tolist() == [[[0, -12.5]], [[0, -12.5]]]
+    assert (result.nodata, result.geometry.kept["descriptions"]) == (0, ("VV", None))
+    unnamed = Spec(target=decibels).result(np.zeros((1, 1, 2), np.float32), place)
+    assert "descriptions" not in unnamed.geometry.kept  # which are of the source
+
+
+def test_nan_of_a_network_is_nodata_or_an_error() -> None:
+    array = np.array([[[np.nan, 0.0]]], np.float32)
+    target = Values(0, 100, dtype="int16")
+    assert np.asarray(Spec(target=target, nodata=-1).result(array, Geometry(), name="a")).tolist() == [[[-1, 50]]]
+    with pytest.raises(ValueError, match="a has NaN, which int16 cannot hold"):
+        Spec(target=target).result(array, Geometry(), name="a")
+
+
 def test_texts() -> None:
     """Of flags: conditions, crops and slices."""
     assert read_kinds("sar=image@-25:0;-100:100,depth=image@p1:99,rgb=image,season=class,text=tokens") == {
@@ -144,6 +176,23 @@ class TestOfRows:
             turned = found.turned
             assert (turned.target, turned.source, turned.nodata) == (found.source, found.target, found.source_nodata)
             assert found.source_nodata == (-1 if direction == "both" else None)
+
+    def test_names_of_channels_are_those_of_the_targets_files(self, tmp_path: Path) -> None:
+        import rasterio
+
+        for name, bands in (("A", ("VV",)), ("B", ("red", "blue"))):
+            path = save(tmp_path / name / "0.tif", np.ones((4, 5), np.int16), nodata=-1)
+            about: Any = {"driver": "GTiff", "height": 4, "width": 5, "count": len(bands), "dtype": "int16"}
+            place = rasterio.transform.from_origin(5, 9, 1, 1)  # pyright: ignore[reportAttributeAccessIssue]
+            with rasterio.open(path, "w", **about, crs="EPSG:32632", transform=place) as file:
+                file.descriptions = bands
+        values = {f"{side}_values": read_values("0:9") for side in ("source", "target")}
+        where = f"{tmp_path}/A,{tmp_path}/B"
+        assert self.spec(where, config=values).target_bands == ("red", "blue")
+        back = self.spec(where, config={**values, "direction": "BtoA"})
+        assert (back.target_bands, back.source_bands) == (("VV",), None)
+        learned = replace(back, target_bands=("own",))
+        assert self.spec(where, config=values, learned=learned).target_bands == ("own",)
 
     def test_what_a_network_has_learned_stays(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".nii", 1, (3, 4, 5))

@@ -245,6 +245,36 @@ def test_a_pickle_inside_a_tar_runs_nothing(name: str, tmp_path: Path) -> None:
     assert trap.path.exists()  # it is one
 
 
+@pytest.mark.parametrize("suffix", ["npy", "npz", "pth"])
+def test_a_damaged_array_in_a_tar_is_named(suffix: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {0: sample(0)})
+    where = write_tar(tmp_path / "1.tar", {1: sample(1), 2: {**sample(2), f"x.{suffix}": b"nothing"}})
+    for layout in LAYOUTS:
+        with pytest.raises(ValueError, match=rf"^cannot read 002\.x\.{suffix} of .*1\.tar: [^\n]+$"):
+            load(where, layout).read(1)
+
+
+def test_a_picture_in_a_tar_is_named(tmp_path: Path) -> None:
+    where = write_tar(tmp_path / "0.tar", {0: {**sample(0), "target.png": b"no picture"}})
+    with pytest.raises(ValueError, match=r"cannot read the picture 000\.target\.png of .*0\.tar: it is not PNG"):
+        load(where, "hub").read(0)
+
+
+def test_names_in_a_tar_lead_to_no_folder_outside(tmp_path: Path) -> None:
+    rows = {0: sample(0)}
+    where = write_tar(tmp_path / "0.tar", rows)
+    with tarfile.open(where, "w") as tar:
+        for name, content in rows[0].items():
+            info = tarfile.TarInfo(f"../../evil.{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    for layout in LAYOUTS:
+        with pytest.raises(ValueError, match=r"row 0 of .*0\.tar: the name of a row must be .*got '\.\./\.\./evil'"):
+            load(where, layout).read(0)
+    with pytest.raises(ValueError, match="the name of a row must be"):
+        as_pairs([{**BOTH, "name": "/evil"}])
+
+
 def item(index: int) -> Any:
     """Two bands, and their difference."""
     bands = np.random.default_rng(index).uniform(-0.5, 0.5, (2, 8, 8)).astype(np.float32)

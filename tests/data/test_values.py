@@ -11,9 +11,10 @@ import torch
 
 from bbdm.data import reading
 from bbdm.data.cells import FileCell
+from bbdm.data.loading import first_look
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import AXES, Spec
-from bbdm.pictures.values import Percentiles, read_values
+from bbdm.pictures.values import Percentiles, Values, read_values
 from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
@@ -86,6 +87,51 @@ def test_floats_without_a_range_are_those_of_the_unit_where_they_have_a_value(tm
     path = save(tmp_path / "0.tif", array, nodata=-9999)
     example = Pairs([{"name": "0", "source": path, "target": path}]).read(0)
     assert example.source.flatten().tolist() == [-1.5, 0.25, 1.5, -1]
+
+
+@pytest.mark.parametrize("kind", ["int16", "float32"])
+def test_0_to_255_is_a_range_like_any_other(kind: str, tmp_path: Path) -> None:
+    stored = np.linspace(-20, 300, HEIGHT * WIDTH).reshape(1, HEIGHT, WIDTH).astype(kind)
+    for side in "AB":
+        save(tmp_path / side / "0.npy", stored)
+    values = read_values("0:255")
+    source, target = load(f"{tmp_path}/A,{tmp_path}/B", source=values, target=values)[0]
+    np.testing.assert_allclose(source.numpy(), (stored / 127.5 - 1).clip(-1, 1), atol=1e-6)
+    assert torch.equal(source, target)
+    unit = save(tmp_path / "C/0.npy", np.full((1, 4, 4), 0.5, np.float32))
+    found = Pairs([{"name": "0", "source": unit, "target": unit}], Spec(source=values)).read(0)
+    assert found.source.unique().tolist() == pytest.approx([0.5 / 127.5 - 1])
+    assert found.target.unique().tolist() == [0.5]
+
+
+class TestResized:
+    """What has no value has no weight in the pixels that a resized picture has."""
+
+    @pytest.fixture
+    def pairs(self, tmp_path: Path) -> Pairs:
+        """16 x 16 floats of 3000, half of them without a value."""
+        array = np.full((16, 16), 3000, np.float32)
+        array[:, :8] = -9999
+        for side in "AB":
+            save(tmp_path / side / "0.tif", array, nodata=-9999)
+        values = Values(0, 4000, dtype="float32")
+        return load(f"{tmp_path}/A,{tmp_path}/B", size=8, source=values, target=values)
+
+    def test_values_are_those_of_valid_pixels(self, pairs: Pairs) -> None:
+        example = pairs.read(0)
+        valid = example.mask == 1
+        assert valid.sum(dim=2).unique().tolist() == [3]  # of 4 columns, that at the edge has parts without
+        assert set(example.mask.unique().tolist()) == {0, 1}
+        for side in (example.source, example.target):
+            assert side[valid].unique().tolist() == [0.5]
+            assert side.unique().tolist() == [-1, 0.5]
+
+    def test_pixels_without_one_are_in_no_warning(self, pairs: Pairs) -> None:
+        assert first_look(pairs) == [
+            "{} is nearly constant within 0:4000: give the range that sources use".format(pairs.rows[0]["source"])
+        ]
+        whole = pairs.reader.whole(pairs.rows[0])["source"]
+        assert whole.array[0][~whole.absent].tolist() == [3000] * 24
 
 
 def test_percentiles_are_of_the_whole_picture_of_a_crop(tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ def test_statistics_are_those_of_the_pairs(case: str) -> None:
     assert found.max_variance == BRIDGE.max_variance
 
 
+@pytest.mark.parametrize("slope", [0.25, 1.7, -0.9])
+def test_pairs_that_are_exactly_linear_have_a_bridge(slope: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sources = [torch.rand(3, 8, 8, generator=generator).double() - 0.5 for _ in range(8)]
+    bridge = fitted(BRIDGE, tiny_unet(), [{"source": y.float(), "target": (slope * y).float()} for y in sources])
+    product = bridge.sigma_data * bridge.sigma_source
+    assert abs(bridge.cov) < product
+    assert bridge.cov == pytest.approx(np.sign(slope) * product, rel=1e-4)
+
+
 def test_equal_sides_are_refused_and_of_many_pairs_some_are_read() -> None:
     with pytest.raises(ValueError, match="sources equal targets in 4 training pairs"):
         fitted(BRIDGE, tiny_unet(), [{"source": torch.ones(3, 8, 8), "target": torch.ones(3, 8, 8)}] * 4)

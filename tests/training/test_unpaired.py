@@ -59,12 +59,12 @@ def test_each_epoch_draws_orders_of_both(sets: str) -> None:
     assert len(pairs) == 6
     epochs = [[rows.drawn(index, seed) for index in pairs.order(seed)(0, 6)] for seed in range(40)]
     for seed, epoch in enumerate(epochs):
-        sources, targets = (Counter(row[side].stem for row in epoch) for side in ("source", "target"))
+        sources, targets = (Counter(row[side].path.stem for row in epoch) for side in ("source", "target"))
         assert sources == {f"A{i}": 1 for i in range(6)}
         assert sorted(targets.values()) == [1, 1, 2, 2]
         assert seed > 1 or [pairs.read(i, seed).name for i in range(6)] == [row["name"] for row in epoch]
     assert epochs[0] == list(rows)
-    assert len({(row["source"].stem, row["target"].stem) for epoch in epochs for row in epoch}) == 24
+    assert len({(row["source"].path, row["target"].path) for epoch in epochs for row in epoch}) == 24
 
 
 @pytest.mark.parametrize(
