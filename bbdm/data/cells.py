@@ -23,6 +23,7 @@ from bbdm.base.atomic import stamp
 from bbdm.pictures import Geometry, Header, Picture, formats, images
 from bbdm.pictures.formats import Window
 from bbdm.pictures.picture import NOWHERE, OF_PHOTOGRAPH
+from bbdm.pictures.values import Values
 
 ROLES = ("source", "target")  # the columns that have values of their own
 HEADERS = 4096  # that are kept in memory
@@ -70,10 +71,9 @@ class Cell(ABC):
     def __str__(self) -> str:
         """What messages call it."""
 
-    @property
-    def suffix(self) -> str:
-        """The suffix that a result of it has, such as ``.nii.gz``; "" where its format says none."""
-        return ""
+    def result_suffix(self, channels: int, values: Values) -> str:
+        """The suffix of a result of so many channels: that of its format, or of PNG or TIFF."""
+        return formats.suffix_of_result(None, channels, values)
 
     def image(self) -> Image.Image:
         """A photograph as Pillow's upright picture.
@@ -115,10 +115,14 @@ class FileCell(Cell):
         """The suffix of the file's format, in lower case."""
         return formats.suffix_of(self.path)
 
+    def result_suffix(self, channels: int, values: Values) -> str:
+        """The suffix of a result, of the file's format where that holds it."""
+        return formats.suffix_of_result(self.path, channels, values)
+
     @property
     def is_photograph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether Pillow reads the file's format."""
-        return formats.SUFFIXES.get(self.suffix) == "pillow"
+        return formats.is_photograph(self.path)
 
     def image(self) -> Image.Image:
         """The file as Pillow decodes it."""
@@ -142,11 +146,6 @@ class FolderCell(FileCell):
     def files(self) -> Sequence[Path]:
         """All files of the folder, by name."""
         return formats.files_of(self.path)
-
-    @property
-    def suffix(self) -> str:
-        """That of NIfTI, since no series is written."""
-        return ".nii.gz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +184,9 @@ class HalfCell(Cell):
         """The file of both halves."""
         return (self.path,)
 
-    @property
-    def suffix(self) -> str:
-        """The suffix of the file's format, in lower case."""
-        return formats.suffix_of(self.path)
+    def result_suffix(self, channels: int, values: Values) -> str:
+        """The suffix of a result, of the file's format where that holds it."""
+        return formats.suffix_of_result(self.path, channels, values)
 
     def stamp(self) -> str:
         """That of the file, and the side."""
@@ -333,7 +331,4 @@ def _picture_of(array: npt.NDArray[Any], geometry: Geometry = NOWHERE) -> Pictur
 
 def _cut(picture: Picture, window: Window) -> Picture:
     """A window of a picture in memory; () for all of it."""
-    if not window:
-        return picture
-    start = [each.start or 0 for each in window]
-    return Picture(picture[(slice(None), *window)], picture.geometry.of_window(start), picture.unit, picture.name)
+    return picture[(slice(None), *window)] if window else picture

@@ -52,7 +52,7 @@ def pictures_of(name: str, where: str) -> NamedCells:
         below = path.relative_to(folder)
         full = below.with_name(formats.stem_of(path)).as_posix()
         is_hidden = any(part.startswith(".") for part in below.parts)
-        if is_hidden or not full.endswith(ending) or not _is_named(path):
+        if is_hidden or not full.endswith(ending) or not formats.is_picture(path):
             continue
         row = RowName(full.removesuffix(ending))
         if row in cells:
@@ -62,13 +62,6 @@ def pictures_of(name: str, where: str) -> NamedCells:
         suffixes = ", ".join(sorted(formats.SUFFIXES))
         raise ValueError(f"there are no pictures in {where} (looked for {suffixes})")
     return NamedCells(name, folder, dict(sorted(cells.items())))
-
-
-def _is_named(path: Path) -> bool:
-    """Whether a path is a picture, or a link of such a name that leads nowhere, which reading says."""
-    if path.is_symlink() and not path.exists():
-        return bool(formats.suffix_of(path))
-    return formats.is_picture(path)
 
 
 def labels_of(name: str, where: str) -> NamedCells:

@@ -240,11 +240,14 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         index: int | None = None
         if self._slices:
             number, index = self._slices[number]
-        try:
-            if row is None:
+        if row is None:
+            try:
                 row = self.rows.drawn(number, seed) if isinstance(self.rows, UnpairedRows) else self.rows[number]
-            name = row["name"] if index is None else f"{row['name']}/{index:04d}"
-            key = f"{name} {crop}"
+            except ValueError as error:
+                raise BadPicturesError(f"{error}{self._remedy}") from error
+        name = row["name"] if index is None else f"{row['name']}/{index:04d}"
+        key = f"{name} {crop}"
+        try:
             if self.prepare is None and row.get("target") is None:
                 raise ValueError(f"{shown(row)} has no target: this data set can only be translated")
             columns = self.reader.open(row, None, index, (key, seed))
@@ -263,8 +266,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 conditions = row_conditions(self.spec.conditions, row, columns, self.reader)
             mask = torch.from_numpy(self.reader.mask(columns)) if self.masked else None
         except (ValueError, FileNotFoundError) as error:  # other OSErrors say nothing of a file: a disk fails
-            reason = str(error) if row is None else named(row, error)
-            raise BadPicturesError(reason + self._remedy) from error
+            raise BadPicturesError(named(row, error) + self._remedy) from error
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
         return Example(source, target, conditions, mask, name)
 

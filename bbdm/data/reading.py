@@ -136,7 +136,8 @@ class Reader:
         picture = self._whole(cell)
         if not window:
             return picture
-        return picture[(slice(None), *window)]  # pyright: ignore[reportReturnType]
+        part = np.asarray(picture)[(slice(None), *window)]
+        return Picture(part, picture.geometry.of_window([side.start for side in window]), picture.unit, picture.name)
 
     def cell(self, row: Row, column: str) -> Cell:
         """The one picture that a row has in a column.
@@ -153,12 +154,13 @@ class Reader:
         """The values of some pictures: percentiles are of each channel, and measured once of a file."""
         if isinstance(values, Values):
             return values
-        low: list[float] = []
-        high: list[float] = []
+        measured: list[Values] = []
         for cell in cells:
-            measured = values.of(self._sample(cell)) if cell.in_memory else self._measured(values, cell)
-            low += np.atleast_1d(measured.low).tolist()
-            high += np.atleast_1d(measured.high).tolist()
+            measured.append(values.of(self._sample(cell)) if cell.in_memory else self._measured(values, cell))
+        if len(measured) == 1:
+            return measured[0]
+        low = np.concatenate([each.low for each in measured]).tolist()
+        high = np.concatenate([each.high for each in measured]).tolist()
         return Values(tuple(low), tuple(high), dtype="float32")
 
     def _sample(self, cell: Cell) -> Array:

@@ -88,7 +88,7 @@ class Files:
     def suffix(self, index: int) -> str:
         """The suffix of a result: the source's where its format holds it; of a folder of DICOM .nii.gz."""
         cell = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
-        return formats.suffix_of_result(cell.suffix, self.channels, self.pairs.spec.target_values)
+        return cell.result_suffix(self.channels, self.pairs.spec.target_values)
 
     def source(self, index: int) -> tuple[Any, Any]:
         """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result."""
