@@ -21,6 +21,7 @@ from bbdm.translation.files import Files
 from bbdm.translation.results import Job
 
 DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
+CPU_PIXELS = 2**15  # of pictures in a network call, beyond which a CPU gains nothing: 8 pictures of 64 x 64
 
 
 class LargePictures:
@@ -42,21 +43,27 @@ class LargePictures:
         return [job for job in jobs if DRAWN * self._files.channels * math.prod(sizes[job.index]) <= self._limit]
 
     def split(self, sampler: BridgeSampler, batch: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
-        """The jobs of a batch that are in memory together, and those whose pictures are too large for it."""
+        """The jobs of a batch that are translated together, and those whose pictures are too large for memory.
+
+        On a CPU, pictures that are translated together have at most :data:`CPU_PIXELS` pixels, or are one.
+        """
+        most = CPU_PIXELS if sampler.device.type == "cpu" else math.inf
         groups: list[list[Job]] = []
         large: list[Job] = []
-        used = 0
+        used = pixels = 0
         for job in batch:
             size = self._files.size(job.index)
             needed = 0 if size is None else in_memory(sampler, size, self._windows(sampler, size))
+            own = 0 if size is None else math.prod(size)
             if needed > self._limit:
                 large.append(job)
                 continue
-            if not groups or used + needed > self._limit:
+            if not groups or used + needed > self._limit or pixels + own > most:
                 groups.append([])
-                used = 0
+                used = pixels = 0
             groups[-1].append(job)
             used += needed
+            pixels += own
         return groups, large
 
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:

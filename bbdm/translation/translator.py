@@ -24,6 +24,7 @@ from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
 from bbdm.base.seeds import seed_of
 from bbdm.data.loading import check_rows
+from bbdm.data.names import RowName
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
@@ -133,72 +134,114 @@ class Translator:
         return sampler
 
     def plan(self, folder: Path) -> list[Job]:
-        """The jobs of all results in a folder: of each source one for each sample, or one for its maps."""
-        config, names = self.config, self.files.names
+        """The jobs of all results in a folder: of each source one for each sample, or one for its maps.
+
+        Raises:
+            ValueError: the name of a row leads out of the folder, by itself or by a link.
+        """
         jobs: list[Job] = []
-        for i, name in enumerate(names):
-            if i in self.bad:
-                continue
-            samples, suffix = range(config.num_samples), self.files.suffix(i)
-            seeds = [config.seed + i + j * len(names) for j in samples]
-            if self._by_name:  # whatever other sources there are
-                seeds = [seed_of(name, config.seed + j) for j in samples]
-            if config.maps:
-                jobs.append(Job(i, tuple(seeds), {kind: folder / f"{name}_{kind}{suffix}" for kind in config.maps}))
-                continue
-            endings = [f"_{j}" for j in range(len(seeds))] if len(seeds) > 1 else [""]
-            jobs += [Job(i, (s,), {SAMPLE: folder / f"{name}{e}{suffix}"}) for s, e in zip(seeds, endings, strict=True)]
+        for index in range(len(self.files.names)):
+            if index not in self.bad:
+                jobs += self._jobs(index, folder)
         return jobs
+
+    def _jobs(self, index: int, folder: Path) -> list[Job]:
+        """The jobs of a source."""
+        name = RowName(self.files.names[index])
+        seeds = self._seeds(index)
+        suffix = self.files.suffix(index)
+        if self.config.maps:
+            return [Job(index, seeds, {kind: name.below(folder, f"_{kind}{suffix}") for kind in self.config.maps})]
+        if len(seeds) == 1:
+            return [Job(index, seeds, {SAMPLE: name.below(folder, suffix)})]
+        paths = [name.below(folder, f"_{number}{suffix}") for number in range(len(seeds))]
+        return [Job(index, (seed,), {SAMPLE: path}) for seed, path in zip(seeds, paths, strict=True)]
+
+    def _seeds(self, index: int) -> tuple[int, ...]:
+        """The seed of each sample of a source."""
+        first, count = self.config.seed, len(self.files.names)
+        samples = range(self.config.num_samples)
+        if self._by_name:  # whatever other sources there are
+            return tuple(seed_of(self.files.names[index], first + sample) for sample in samples)
+        return tuple(first + index + sample * count for sample in samples)
 
     def make(
         self, sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], intervals: Any = None
     ) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
+        Each network call's results are written before the next call, so that an interruption loses one call's.
+
         Args:
             sampler: one of this network.
             jobs: what is missing, the same in all processes.
             about: the settings that name states of pictures which are larger than memory.
             intervals: those of the sampler, where their ends are made.
+
+        Raises:
+            ValueError: the device is out of memory, or what is wrong with a source.
         """
-        config, windowed = self.config, sampler.window_grid(self.config) is not None
-        own_sizes = self.dataset.further.images and isinstance(self._described, str)  # not resized to one
-        count = 1 if self.files.alone or config.maps or own_sizes else min(config.batch_size, max(1, len(jobs)))
-        several = self.files.volumes or windowed or config.maps  # slices, windows or samples of one picture
-        options = {"batch_size": config.batch_size if several else count, **config.call}
+        count = self._pictures_at_once(jobs)
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
         with tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
-            if self.verbose and windowed:
-                options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
-
+            options = self._options(sampler, count, bar)
             while share:
-                batch, again = share.pop(0), list[Job]()
+                batch = share.pop(0)
                 try:
-                    groups, large = self.large.split(sampler, batch)
-                    for group in groups:
-                        self._batch(sampler, group, intervals, options)
-                    for job in large:
-                        self.large.translate(sampler, job, about, self.verbose)
+                    self._batch(sampler, batch, about, intervals, options, bar)
                 except torch.OutOfMemoryError as error:
-                    lower = f"lower batch_size {config.batch_size} or image_size {self._described}"
+                    lower = f"lower batch_size {self.config.batch_size} or image_size {self._described}"
                     raise ValueError(f"the device is out of memory: {lower}") from error
                 except (ValueError, FileNotFoundError, PermissionError) as error:
                     if not self._independent:
                         raise
-                    if len(batch) == 1:
-                        self.bad[batch[0].index] = named(self.dataset.rows[batch[0].index], error)
-                    else:  # one after the other, since something is wrong with one
-                        again = missing(batch)
-                share[:0] = [[job] for job in again]
-                bar.update(len(batch) - len(again))
+                    if len(batch) > 1:  # one after the other, since something is wrong with one
+                        share[:0] = [[job] for job in missing(batch)]
+                        continue
+                    self.bad[batch[0].index] = named(self.dataset.rows[batch[0].index], error)
+                    bar.update(1)
         self.processes.wait()
         for bad in self.processes.gather(self.bad):
             self.bad = {**self.bad, **bad}
 
-    def _batch(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
-        """Make and write the results of a batch in memory."""
+    def _pictures_at_once(self, jobs: Sequence[Job]) -> int:
+        """The number of pictures that are read at once."""
+        own_sizes = self.dataset.further.images and isinstance(self._described, str)  # not resized to one
+        if self.files.alone or self.config.maps or own_sizes:
+            return 1
+        return min(self.config.batch_size, max(1, len(jobs)))
+
+    def _options(self, sampler: BridgeSampler, pictures: int, bar: Any) -> dict[str, Any]:
+        """The options of the sampler's calls; ``bar`` shows the steps of what is translated by windows."""
+        windowed = sampler.window_grid(self.config) is not None
+        several = self.files.volumes or windowed or self.config.maps  # slices, windows or samples of one picture
+        options = {"batch_size": self.config.batch_size if several else pictures, **self.config.call}
+        if self.verbose and windowed:
+            options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
+        return options
+
+    def _batch(
+        self,
+        sampler: BridgeSampler,
+        batch: Sequence[Job],
+        about: Mapping[str, Any],
+        intervals: Any,
+        options: Mapping[str, Any],
+        bar: Any,
+    ) -> None:
+        """Make and write the results of a batch, in as many calls as the memory and the device ask for."""
+        groups, large = self.large.split(sampler, batch)
+        for group in groups:
+            self._group(sampler, group, intervals, options)
+            bar.update(len(group))
+        for job in large:
+            self.large.translate(sampler, job, about, self.verbose)
+            bar.update(1)
+
+    def _group(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
+        """Make and write the results of pictures that are in memory together."""
         sources = [self.files.source(job.index) for job in jobs]
         results = make(
             sampler,

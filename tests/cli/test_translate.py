@@ -23,6 +23,7 @@ from bbdm.translation import files
 from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, noise, tiny_unet
+from tests.data.test_names import HOSTILE
 from tests.networks.test_vqgan import tiny_vqgan
 
 RESULTS = ["04.png", "05.png", "06.png", "grid.png", "settings.json"]
@@ -237,3 +238,53 @@ def test_results_are_of_the_degraded_pictures_and_the_grid_and_scores_of_the_ori
         wanted.append(20 * np.log10(255 / np.sqrt((gap**2).mean())))
     assert report["scores"]["psnr"] == pytest.approx(np.mean(wanted), rel=1e-5)
     assert report["settings"]["degradation"] == "photo@0"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_that_lead_outside_write_nothing(text: str):
+    """Whoever gives the rows; also where all that exists may be written again."""
+    Image.new("RGB", (SIZE, SIZE)).save("source.png")
+    before = {path: path.read_bytes() for path in Path().rglob("*.*")}
+    config = Translate.parse(["folder", "own", "c.pt", "out/deep", "--overwrite"])
+    with pytest.raises(ValueError, match="the name of a row must be a relative path"):
+        Translator(config, [{"name": text, "source": Path("source.png")}]).run(None, 2, config.folder)
+    assert {path: path.read_bytes() for path in Path().rglob("*.*")} == before
+
+
+def test_a_name_in_a_table_and_a_link_write_nothing_outside(capsys: pytest.CaptureFixture[str]):
+    noise(0, SIZE, SIZE).save("a.png")
+    Path("rows.csv").write_text("name,source\n../a,a.png\n")
+    before = Path("a.png").read_bytes()
+    with pytest.raises(SystemExit, match=r"the name of a row must be .*got '\.\./a'"):
+        cli.run("translate", ["table", "rows.csv", "c.pt", "out", "--steps", "2", "--overwrite"])
+    Path("rows.csv").write_text("source\na.png\n")
+    Path("out").mkdir()
+    Path("out/a.png").symlink_to(Path("elsewhere.png").resolve())
+    with pytest.raises(SystemExit, match=r"out/a\.png leads out of out by a link"):
+        cli.run("translate", ["table", "rows.csv", "c.pt", "out", "--steps", "2", "--overwrite"])
+    assert Path("a.png").read_bytes() == before
+    assert not Path("elsewhere.png").exists()
+
+
+def test_what_is_done_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    """On a CPU, a picture at a time of 256 x 256; the same command makes the others."""
+    Path("own").mkdir()
+    for name in "abc":
+        noise(0, 256, 256).save(f"own/{name}.png")
+    call, calls = BridgeSampler.__call__, list[int]()
+
+    def stop(self: BridgeSampler, source: Any, *args: Any, **settings: Any) -> Any:
+        calls.append(len(source))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(self, source, *args, **settings)
+
+    monkeypatch.setattr(BridgeSampler, "__call__", stop)
+    words = ["folder", "own", "c.pt", "results", "--solver", "mean", "--size", "keep"]
+    with pytest.raises(SystemExit):
+        cli.run("translate", words)
+    assert "interrupted: the same command makes what is missing" in capsys.readouterr().err
+    assert made() == ["a.png", "b.png", "settings.json"]
+    cli.run("translate", words)
+    assert "1 results in results, and 2 that were there" in capsys.readouterr().out
+    assert calls == [1] * 4
