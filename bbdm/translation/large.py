@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -43,7 +44,7 @@ class LargePictures:
         return [job for job in jobs if DRAWN * self._files.channels * math.prod(sizes[job.index]) <= self._limit]
 
     def split(self, sampler: BridgeSampler, batch: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
-        """The jobs of a batch that are translated together, and those whose pictures are too large for memory.
+        """The jobs that are translated together, and those whose pictures are too large for memory.
 
         On a CPU, pictures that are translated together have at most :data:`CPU_PIXELS` pixels, or are one.
         """
@@ -80,14 +81,46 @@ class LargePictures:
 
         Raises:
             InUseError: another process makes this result.
+            KeyboardInterrupt: it came while the result was made; the message says where its steps are.
             OSError: the disk is too small, or became full.
             StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts; or
                 there are no windows, there is guidance, or it is a map.
         """
-        pairs, name = self._files.pairs, job.path.name
-        source, strips = shown(pairs.rows[job.index]), pairs.reader.strips(pairs.rows[job.index])
-        size = strips.shape[1:]
+        row = self._files.pairs.rows[job.index]
+        source = shown(row)
+        strips = self._files.pairs.reader.strips(row)
+        windows = self._windows_of(sampler, source, strips.shape[1:])
+        about = {**about, "source": self._files.names[job.index]}
+        with scripts.termination() as asked, self._bar(job, verbose) as bar:
+
+            def report(done: int, total: int) -> None:
+                if asked():
+                    raise scripts.StoppedError(f"SIGTERM came while {job.path.name} was made", scripts.TERMINATED)
+                if bar.total is None:
+                    bar.total = total
+                    bar.initial = bar.n = done
+                bar.update(done - bar.n)
+
+            try:
+                picture = LargePicture(sampler, strips, windows, job.seeds[0], self._limit, report)
+                if self._first:
+                    place = folder_of(job.path)
+                    print(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
+                picture.run(job.path, about)
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(*_kept(job.path)) from error
+            except scripts.StoppedError as error:
+                raise scripts.StoppedError(": ".join([str(error), *_kept(job.path)]), error.status) from error
+            except ValueError as error:
+                raise type(error)(f"{source}: {error}") from error
+
+    def _windows_of(self, sampler: BridgeSampler, source: str, size: Sequence[int]) -> WindowGrid:
+        """The windows of a picture that is larger than memory.
+
+        Raises:
+            ValueError: there are none, or such a picture cannot be translated as the settings ask.
+        """
         windows = self._windows(sampler, size)
         if windows is None:
             raise ValueError(
@@ -95,27 +128,23 @@ class LargePictures:
                 f"than {amount(self._limit)}, and the network is called on whole pictures: give window, the side of "
                 "windows, or more memory"
             )
-        for cause, what in (
-            (self._config.maps, "no maps are made of it"),
-            (self._config.guidance is not None, "it cannot be guided"),
-            (sampler.unet.network_config.each, "the network sees more than the source"),
-        ):
-            if cause:
+        refusals = {
+            "no maps are made of it": bool(self._config.maps),
+            "it cannot be guided": self._config.guidance is not None,
+            "the network sees more than the source": bool(sampler.unet.network_config.each),
+        }
+        for what, refused in refusals.items():
+            if refused:
                 raise ValueError(f"{source} is larger than memory, and then {what}: give more memory")
-        about = {**about, "source": self._files.names[job.index]}
-        with scripts.termination() as asked, tqdm(desc=name, unit="call", leave=False, disable=not verbose) as bar:
+        return windows
 
-            def report(done: int, total: int) -> None:
-                if asked():
-                    raise scripts.StoppedError(f"SIGTERM came while {name} was made", scripts.TERMINATED)
-                if bar.total is None:
-                    bar.total, bar.initial, bar.n = total, done, done
-                bar.update(done - bar.n)
+    def _bar(self, job: Job, verbose: bool) -> Any:
+        return tqdm(desc=job.path.name, unit="call", leave=False, disable=not verbose)
 
-            try:
-                picture = LargePicture(sampler, strips, windows, job.seeds[0], self._limit, report)
-                if self._first:
-                    print(f"{name}: its steps take up to {amount(picture.disk)} of the disk, in {folder_of(job.path)}")
-                picture.run(job.path, about)
-            except ValueError as error:
-                raise type(error)(f"{source}: {error}") from error
+
+def _kept(result: Path) -> list[str]:
+    """What is said of the steps of a result that was interrupted; nothing where none is done."""
+    folder = folder_of(result)
+    if not folder.exists():
+        return []
+    return [f"the steps that are done are in {folder}, and the same command goes on from them"]

@@ -170,7 +170,7 @@ class Translator:
     ) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
-        Each network call's results are written before the next call, so that an interruption loses one call's.
+        Results of one call are written before the next one, so an interruption loses those of one.
 
         Args:
             sampler: one of this network.
