@@ -158,7 +158,7 @@ class Restore(Command, TranslateConfig):
 
         from bbdm.data.spec import Spec
         from bbdm.execution.device import best_dtype, find_device
-        from bbdm.translation.files import Photographs, read_photographs
+        from bbdm.translation.photographs import Photographs, read_photographs
         from bbdm.translation.results import paths_of
         from bbdm.translation.translator import Translator
 

@@ -199,7 +199,7 @@ class LargePicture(BridgeSampler):
 
     @torch.inference_mode()
     def run(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Make the result, whole or not at all; go on after the steps that an interrupted or killed process did.
+        """Make the result, whole or not at all; go on after the steps of a process that was interrupted or killed.
 
         Args:
             path: of the result's file.

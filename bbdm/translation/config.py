@@ -107,6 +107,9 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         group="data",
     )
     skip_bad: bool = setting(False, "leave out pictures that cannot be read", group="data")
+    outside: float | None = setting(
+        None, "stored value of results where the mask is 0, the column mask of the data set", group="data"
+    )
     image_size: SizeSetting | None = setting(
         None,
         "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "

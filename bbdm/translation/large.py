@@ -130,6 +130,7 @@ class LargePictures:
             )
         refusals = {
             "no maps are made of it": bool(self._config.maps),
+            "no mask is applied to it": self._config.outside is not None,
             "it cannot be guided": self._config.guidance is not None,
             "the network sees more than the source": bool(sampler.unet.network_config.each),
         }

@@ -13,10 +13,9 @@ from bbdm.base.atomic import remove_leftovers
 from bbdm.data import rows
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.translation.files import Files
+from bbdm.translation.files import SAMPLE, Files
 
 SETTINGS = "settings.json"
-SAMPLE = "sample"  # the kind of a result that is no map
 
 
 @dataclass(frozen=True)

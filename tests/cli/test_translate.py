@@ -19,7 +19,7 @@ from bbdm.cli.translate import Translate
 from bbdm.data.degradations import Degradation
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
-from bbdm.translation import files
+from bbdm.translation import specs
 from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, noise, tiny_unet
@@ -144,7 +144,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(ValueError, match="the device is out of memory: lower batch_size 64 or image_size 16"):
+    with pytest.raises(ValueError, match="the device is out of memory: lower --batch_size 64 or --image_size 16"):
         run()
 
 
@@ -183,8 +183,8 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
 
 def test_the_size_of_files_that_do_not_hold_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """It is 256; the test takes less."""
-    assert files.DEFAULT_SIZE == 256
-    monkeypatch.setattr(files, "DEFAULT_SIZE", 24)
+    assert specs.DEFAULT_SIZE == 256
+    monkeypatch.setattr(specs, "DEFAULT_SIZE", 24)
     save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100))
     run()
     assert "c.pt does not hold the size of its pictures: image_size is 24\n" in capsys.readouterr().out
