@@ -199,7 +199,7 @@ class LargePicture(BridgeSampler):
 
     @torch.inference_mode()
     def run(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Make the result, whole or not at all; go on after the steps of a process that was interrupted or killed.
+        """Make the result, whole or not at all; go on after the steps that were done before an interruption.
 
         Args:
             path: of the result's file.
