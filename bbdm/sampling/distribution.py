@@ -60,9 +60,8 @@ class Distribution:
     def std(self) -> Any:
         """The standard deviation of the samples, with Bessel's correction, in the unit of the results.
 
-        Of 8-bit pictures it is in levels of 255, rounded; of floats, in the unit of their range. Where pictures
-        have a stored value for pixels without one, 0 could be that value: the deviation is in float32, and its
-        pixels without a value are NaN.
+        Of 8-bit pictures it is in levels of 255, rounded; of floats, in the unit of their range. Of pictures
+        with a stored value that says "none", which could be 0, it is float32 with NaN in its place.
         """
         spread = self.scaled_std
         low, high = (self.restored([np.full_like(each, end) for each in spread]) for end in (-1, 1))

@@ -15,13 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, load_checkpoint, pictures, save_checkpoint
+from bbdm import ABridge, BridgeSampler, TrainConfig, pictures, save_checkpoint
 from bbdm.base.seeds import seed_of
 from bbdm.cli import eval as eval_script
-from bbdm.cli import train, translate
+from bbdm.cli import translate
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
+from bbdm.training.bridge import BridgeTask
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.results import Record, make
 from bbdm.translation.translator import Translator
@@ -304,10 +307,12 @@ def test_results_outside_of_masks_have_the_value_that_is_asked_for(capsys: pytes
 
 def test_training_within_masks_is_in_the_file():
     masks()
-    words = ["--bridge", "abridge", "--preset", "demo", "-e", "1", "-b", "1", "--source_values", "0:10000"]
+    unet = tiny_unet(in_channels=1, out_channels=1)
     for data, masked in (("s,t", False), ("s,t,mask=m", True)):
-        train.main(["paired", data, "o.pt", *words, "--target_values", "0:10000", "--overwrite", "--quiet"])
-        assert load_checkpoint("o.pt").pictures.masked == masked
+        pairs = Pairs(read_rows("paired", data), Spec(source=BANDS, target=BANDS))
+        pictures_of_training = BridgeTask(unet, ABridge(num_steps=50), TrainConfig(batch_size=1), pairs).pictures
+        assert pictures_of_training is not None
+        assert Spec.from_config(pictures_of_training.config()).masked == masked
 
 
 @pytest.mark.parametrize(
