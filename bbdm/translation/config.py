@@ -33,7 +33,11 @@ class FileConfig:
     vqgan_path: Path | None = setting(
         None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq", "--codec"
     )
-    config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
+    config: str | None = setting(
+        None,
+        "the name of the settings that a file of another program leaves out, or a .json of the arguments that it was "
+        "trained with",
+    )
 
     @property
     def missing(self) -> dict[str, Any]:
