@@ -74,7 +74,7 @@ class Distribution:
         """The deviation of a source, in float32 with NaN where its pictures have a value that says none."""
         if not isinstance(spread, Picture) or spread.nodata is None:
             return spread
-        kind = self._sources.scale.kind
+        kind = self._sources.scale.spec
         planes = [self.scaled_std[image] for image, owner in enumerate(self._sources.owners) if owner == source]
         scaled = planes[0] if kind.slices is None else np.stack(planes, 1 + AXES[kind.slices])
         floats = replace(kind.target, dtype="float32")
