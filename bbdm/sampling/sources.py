@@ -17,10 +17,9 @@ from PIL import Image
 
 from bbdm.base import sizes
 from bbdm.base.scripts import warn
-from bbdm.data.cells import cell_of
 from bbdm.data.spec import AXES, Spec
 from bbdm.networks.arrays import as_numpy, concatenated, converted
-from bbdm.pictures import Picture, images
+from bbdm.pictures import Picture, formats, images, read
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, scaled_present
 
 WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawing on white
@@ -83,11 +82,6 @@ class Scale:
     stored: bool = False
     axes: int = 2
 
-    @property
-    def photographs(self) -> bool:
-        """Whether pictures of Pillow are translated as they are, and results are such too."""
-        return self.axes == 2 and self.spec.source == self.spec.target == EIGHT_BIT
-
     def scaled(self, array: Any) -> Any:
         """(..., C, H, W) in [-1, 1] of an array or a tensor.
 
@@ -120,7 +114,9 @@ def read_sources(source: Any, scale: Scale) -> Sources:
         FileNotFoundError: a path leads to no file.
         ValueError: a source is refused; the message says which of a list.
     """
-    if _is_batch(source, scale):
+    is_picture = isinstance(source, np.ndarray) and source.ndim in (scale.axes, scale.axes + 1)
+    is_array = isinstance(source, scale.array | np.ndarray)
+    if is_array and not is_picture and not isinstance(source, Picture):
         return _batch(source, scale)
     if not isinstance(source, list | tuple):
         items = [_read(source, scale)]
@@ -128,24 +124,29 @@ def read_sources(source: Any, scale: Scale) -> Sources:
         items = _read_all(source, scale)
     else:
         raise ValueError("source must hold at least one picture, got an empty list")
-    scale.warn_of_unit(item.arrays[0] for item in items if item.is_floats)
+    floats = [item.arrays[0] for item in items if item.is_floats]
+    if floats:
+        scale.warn_of_unit(floats)
     arrays = [array for item in items for array in item.arrays]
     owners = [number for number, item in enumerate(items) for _ in item.arrays]
+    indices_by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, array in enumerate(arrays):
+        indices_by_shape.setdefault(array.shape, []).append(index)
+    groups = [(indices, np.stack([arrays[index] for index in indices])) for indices in indices_by_shape.values()]
 
     def restore(parts: Parts) -> Any:
-        results = _restored(items, parts)
+        images_of_all: dict[int, Floats] = {}
+        for indices, batch in parts:
+            images_of_all.update(zip(indices, as_numpy(batch), strict=True))
+        results: list[Any] = []
+        first = 0
+        for item in items:
+            last = first + len(item.arrays)
+            results.append(item.restore([images_of_all[index] for index in range(first, last)]))
+            first = last
         return results[0] if isinstance(source, np.ndarray) else results
 
-    return Sources(owners, _by_size(arrays), restore, len(items), scale)
-
-
-def _is_batch(source: Any, scale: Scale) -> bool:
-    """Whether a source is an array of the sampler or of NumPy with an axis of images."""
-    if isinstance(source, Picture):
-        return False
-    if isinstance(source, np.ndarray):
-        return source.ndim not in (scale.axes, scale.axes + 1)
-    return isinstance(source, scale.array)
+    return Sources(owners, groups, restore, len(items), scale)
 
 
 def _batch(source: Any, scale: Scale) -> Sources:
@@ -173,36 +174,16 @@ def _read_all(sources: Sequence[Any], scale: Scale) -> list[Item]:
     return items
 
 
-def _by_size(arrays: Sequence[Floats]) -> Parts:
-    """Images in groups of one size."""
-    indices_by_shape: dict[tuple[int, ...], list[int]] = {}
-    for index, array in enumerate(arrays):
-        indices_by_shape.setdefault(array.shape, []).append(index)
-    return [(indices, np.stack([arrays[index] for index in indices])) for indices in indices_by_shape.values()]
-
-
-def _restored(items: Sequence[Item], parts: Parts) -> list[Any]:
-    """The result of each source, of results of images in any order."""
-    results: dict[int, Floats] = {}
-    for indices, batch in parts:
-        results.update(zip(indices, as_numpy(batch), strict=True))
-    restored: list[Any] = []
-    first = 0
-    for item in items:
-        last = first + len(item.arrays)
-        restored.append(item.restore([results[index] for index in range(first, last)]))
-        first = last
-    return restored
-
-
 def _read(source: Any, scale: Scale) -> Item:
     """A picture, a path, an array or a (C, H, W) tensor."""
+    spec = scale.spec
+    photographs = scale.axes == 2 and spec.source == EIGHT_BIT and spec.target == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
-        cell = cell_of(Path(source), str(source))
-        source = cell.image() if scale.photographs and cell.is_photograph else cell.read()
+        path = Path(source)
+        source = images.open_image(path) if photographs and formats.is_photograph(path) else read(path)
+    if isinstance(source, Image.Image) and photographs:
+        return Item([images.to_array(source, scale.channels)], lambda results: images.from_array(results[0]))
     if isinstance(source, Image.Image):
-        if scale.photographs:
-            return _photograph(source, scale)
         source = Picture(images.pixels(source, scale.channels if scale.channels in (1, 3) else None))
     if isinstance(source, Picture):
         return _picture(source, scale)
@@ -212,11 +193,6 @@ def _read(source: Any, scale: Scale) -> Item:
         return _tensor(source, scale)
     expected = f"{scale.noun}, a picture, a path, a NumPy array or a list of them"
     raise ValueError(f"source must be {expected}, got {type(source).__name__}")
-
-
-def _photograph(image: Image.Image, scale: Scale) -> Item:
-    """A picture of Pillow with 8 bits; its result is one too."""
-    return Item([images.to_array(image, scale.channels)], lambda results: images.from_array(results[0]))
 
 
 def _picture(picture: Picture, scale: Scale) -> Item:
