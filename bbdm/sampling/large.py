@@ -222,7 +222,7 @@ class LargePicture(BridgeSampler):
             if self.disk > (free := shutil.disk_usage(self._folder).free + there):
                 raise OSError(
                     f"the state of this picture in {self._folder} needs {amount(self.disk)}, and the disk has "
-                    f"{amount(free)}: free {amount(self.disk - free)} there, or give another output_dir"
+                    f"{amount(free)}: free {amount(self.disk - free)} there, or give another folder of results"
                 )
             source = FileArray(self._folder / "source", (1, self._source.shape[0], *self._size), np.float32)
             absent = FileArray(self._folder / "absent", self._size, np.bool_) if self._source.masked else None

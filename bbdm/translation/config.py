@@ -76,7 +76,7 @@ class NetworkConfig(GuidanceOptions, FileConfig):
 
     def __post_init__(self) -> None:
         if self.fast_sampling and self.solver not in (None, "fast"):
-            raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
+            raise ValueError(f"--fast_sampling means --solver fast, got --solver {self.solver} too")
         if self.fast_sampling:
             object.__setattr__(self, "solver", "fast")
         super().__post_init__()
@@ -151,7 +151,7 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.maps and not self.with_ends and self.num_samples < 2:
-            raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
+            raise ValueError(f"--maps are of several results: --num_samples must be at least 2, got {self.num_samples}")
 
     @property
     def folder(self) -> Path:

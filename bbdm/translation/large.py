@@ -125,8 +125,8 @@ class LargePictures:
         if windows is None:
             raise ValueError(
                 f"{source} of {size[0]} x {size[1]} needs about {amount(in_memory(sampler, size))} of memory, more "
-                f"than {amount(self._limit)}, and the network is called on whole pictures: give window, the side of "
-                "windows, or more memory"
+                f"than {amount(self._limit)}, and the network is called on whole pictures: give --window, the side of "
+                "windows, or more --memory"
             )
         refusals = {
             "no maps are made of it": bool(self._config.maps),
@@ -136,7 +136,7 @@ class LargePictures:
         }
         for what, refused in refusals.items():
             if refused:
-                raise ValueError(f"{source} is larger than memory, and then {what}: give more memory")
+                raise ValueError(f"{source} is larger than memory, and then {what}: give more --memory")
         return windows
 
     def _bar(self, job: Job, verbose: bool) -> Any:

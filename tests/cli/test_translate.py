@@ -166,8 +166,14 @@ def test_no_picture_of_the_user_is_overwritten_and_a_grid_has_16():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("edge2shoes data c.pt --fast_sampling --solver ddim", "fast_sampling means the solver 'fast', got solver 'd"),
-        ("edge2shoes data c.pt out --maps mean", "num_samples must be at least 2, got 1"),
+        (
+            "edge2shoes data c.pt --fast_sampling --solver ddim",
+            "--fast_sampling means --solver fast, got --solver ddim",
+        ),
+        (
+            "edge2shoes data c.pt out --maps mean",
+            "--maps are of several results: --num_samples must be at least 2",
+        ),
         ("edge2shoes data c.pt results --image_size 0", "image_size must be an integer .* at least 1, got 0"),
         ("edge2shoes data c.pt file", "file is a file, and a folder is needed there"),
         ("edge2shoes data c.pt out --device gpu", "device 'gpu' cannot be used here: "),
