@@ -294,3 +294,27 @@ def test_what_is_done_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyP
     cli.run("translate", words)
     assert "1 results in results, and 2 that were there" in capsys.readouterr().out
     assert calls == [1] * 4
+
+
+@pytest.mark.parametrize("wrong", ["there is no picture b.png", "cannot read the picture b.png: [Errno 13]"])
+def test_files_that_are_missing_or_may_not_be_read_are_left_out(
+    wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in "abc":
+        noise(0).save(f"{name}.png")
+    Path("rows.csv").write_text("source\na.png\nb.png\nc.png\n")
+    if "no picture" in wrong:
+        Path("b.png").unlink()
+    opened = open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:  # as a system does for who is not its administrator
+        if str(path).endswith("b.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    if "13" in wrong:
+        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr("io.open", refuse)
+    cli.run("translate", ["table", "rows.csv", "c.pt", "results", "--steps", "2", "--skip_bad"])
+    assert f"left out: {wrong}" in capsys.readouterr().out
+    assert made() == ["a.png", "c.png", "grid.png", "settings.json"]
