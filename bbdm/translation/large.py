@@ -35,13 +35,19 @@ class LargePictures:
     """
 
     def __init__(self, files: Files, config: TranslateConfig, processes: Processes) -> None:
-        self._files, self._config, self._first = files, config, processes.first
+        self._files = files
+        self._config = config
+        self._first = processes.first
         self._limit = config.memory or free_memory() // 2 // processes.count
 
     def small(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs whose pictures can be drawn."""
-        sizes = {job.index: self._files.size(job.index) or () for job in jobs}
-        return [job for job in jobs if DRAWN * self._files.channels * math.prod(sizes[job.index]) <= self._limit]
+        return [job for job in jobs if self._drawn_bytes(job) <= self._limit]
+
+    def _drawn_bytes(self, job: Job) -> int:
+        """The memory that drawing a picture takes; little of volumes, of which slices are drawn."""
+        size = self._files.size(job.index) or ()
+        return DRAWN * self._files.channels * math.prod(size)
 
     def split(self, sampler: BridgeSampler, batch: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
         """The jobs that are translated together, and those whose pictures are too large for memory.
