@@ -49,6 +49,13 @@ class LargePictures:
         size = self._files.size(job.index) or ()
         return DRAWN * self._files.channels * math.prod(size)
 
+    def at_once(self, sampler: BridgeSampler, job: Job) -> int:
+        """The most pictures of a job's size that a network call takes."""
+        size = self._files.size(job.index)
+        if size is None or sampler.device.type != "cpu":
+            return self._config.batch_size
+        return max(1, CPU_PIXELS // math.prod(size))
+
     def split(self, sampler: BridgeSampler, batch: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
         """The jobs that are translated together, and those whose pictures are too large for memory.
 

@@ -231,11 +231,16 @@ class Translator:
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
         with tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
-            options = self._options(sampler, count, bar)
             while share:
                 batch = share.pop(0)
                 try:
-                    self._batch(sampler, batch, about, intervals, options, bar)
+                    groups, large = self.large.split(sampler, batch)
+                    for group in groups:
+                        self._group(sampler, group, intervals, self._options(sampler, group, count, bar))
+                        bar.update(len(group))
+                    for job in large:
+                        self.large.translate(sampler, job, about, self.verbose)
+                        bar.update(1)
                 except torch.OutOfMemoryError as error:
                     lower = f"lower --batch_size {self.config.batch_size} or --image_size {self._pictures.size}"
                     raise ValueError(f"the device is out of memory: {lower}") from error
@@ -258,32 +263,22 @@ class Translator:
             return 1
         return min(self.config.batch_size, max(1, len(jobs)))
 
-    def _options(self, sampler: BridgeSampler, pictures: int, bar: Any) -> dict[str, Any]:
-        """The options of the sampler's calls; ``bar`` shows the steps of what is translated by windows."""
+    def _options(self, sampler: BridgeSampler, group: Sequence[Job], pictures: int, bar: Any) -> dict[str, Any]:
+        """The options of a call.
+
+        Args:
+            sampler: of the call.
+            group: what it makes.
+            pictures: the number of pictures that are read at once.
+            bar: shows the steps of what is translated by windows.
+        """
         windowed = sampler.window_grid(self.config) is not None
         several = self.files.volumes or windowed or self.config.maps  # slices, windows or samples of one picture
-        options = {"batch_size": self.config.batch_size if several else pictures, **self.config.call}
+        count = self.config.batch_size if several else min(pictures, self.large.at_once(sampler, group[0]))
+        options = {"batch_size": count, **self.config.call}
         if self.verbose and windowed:
             options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
         return options
-
-    def _batch(
-        self,
-        sampler: BridgeSampler,
-        batch: Sequence[Job],
-        about: Mapping[str, Any],
-        intervals: Any,
-        options: Mapping[str, Any],
-        bar: Any,
-    ) -> None:
-        """Make and write the results of a batch, in as many calls as the memory and the device ask for."""
-        groups, large = self.large.split(sampler, batch)
-        for group in groups:
-            self._group(sampler, group, intervals, options)
-            bar.update(len(group))
-        for job in large:
-            self.large.translate(sampler, job, about, self.verbose)
-            bar.update(1)
 
     def _group(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
         """Make and write the results of pictures that are in memory together."""
