@@ -77,7 +77,7 @@ class Distribution:
         kind = self._sources.scale.spec
         planes = [self.scaled_std[image] for image, owner in enumerate(self._sources.owners) if owner == source]
         scaled = planes[0] if kind.slices is None else np.stack(planes, 1 + AXES[kind.slices])
-        floats = replace(kind.target, dtype="float32")
+        floats = replace(kind.target_values, dtype="float32")
         axes = scaled.ndim - 1
         values = floats.stored(scaled - 1, axes) - floats.stored(np.full_like(scaled, -1), axes)
         absent = low.absent()

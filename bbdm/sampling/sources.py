@@ -90,13 +90,14 @@ class Scale:
         """
         if not self.stored:
             return array
-        if isinstance(self.spec.source, Values):
-            return self.spec.source.scaled(array, self.axes)
+        values = self.spec.source_values
+        if isinstance(values, Values):
+            return values.scaled(array, self.axes)
         raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
 
     def unscaled(self, array: Any) -> Any:
         """The result of an array or a tensor: the inverse, in the target's values."""
-        return self.spec.target.stored(array, self.axes) if self.stored else array
+        return self.spec.target_values.stored(array, self.axes) if self.stored else array
 
     def warn_of_unit(self, arrays: Iterable[Any]) -> None:
         """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
@@ -177,7 +178,7 @@ def _read_all(sources: Sequence[Any], scale: Scale) -> list[Item]:
 def _read(source: Any, scale: Scale) -> Item:
     """A picture, a path, an array or a (C, H, W) tensor."""
     spec = scale.spec
-    photographs = scale.axes == 2 and spec.source == EIGHT_BIT and spec.target == EIGHT_BIT
+    photographs = scale.axes == 2 and spec.source_values == EIGHT_BIT and spec.target_values == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         source = images.open_image(path) if photographs and formats.is_photograph(path) else read(path)
@@ -203,7 +204,7 @@ def _picture(picture: Picture, scale: Scale) -> Item:
     spec = scale.spec
     array = np.asarray(picture)
     recoloured = picture.photograph and array.ndim == 3 and {len(array), scale.channels} == {1, 3}
-    if recoloured and spec.source == EIGHT_BIT:
+    if recoloured and spec.source_values == EIGHT_BIT:
         array = images.recoloured(array, scale.channels)
     _check_picture(picture, array, scale)
     spec.warn_of_source(picture)
@@ -214,7 +215,7 @@ def _picture(picture: Picture, scale: Scale) -> Item:
     except ValueError as error:
         raise ValueError(f"{picture.name or 'the source'}: {error}") from error
     present = array[:, ~absent, None] if absent.any() else array
-    scaled = scaled_present(spec.source.of(present), array, absent)
+    scaled = scaled_present(spec.source_values.of(present), array, absent)
     axis = None if spec.slices is None else 1 + AXES[spec.slices]
 
     def restore(results: list[Floats]) -> Picture:
@@ -235,7 +236,7 @@ def _check_picture(picture: Picture, array: npt.NDArray[Any], scale: Scale) -> N
     if array.ndim != 1 + axes or len(array) != channels or 0 in array.shape:
         expected = f"({channels}, D, H, W), a volume" if volume else f"({channels}, H, W)"
         raise ValueError(f"source must be {expected}, as in training; {picture.name or 'it'} has shape {array.shape}")
-    if spec.source == EIGHT_BIT and array.dtype != np.uint8:
+    if spec.source is None and array.dtype != np.uint8:
         values, _ = images.ranges(picture)
         raise ValueError(
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from {values}: "

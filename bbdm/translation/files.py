@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from bbdm import pictures
+from bbdm.data.cells import ROLES, Cell
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column
-from bbdm.data.rows import Half, first, shown
-from bbdm.data.spec import AXES, ROLES
-from bbdm.pictures import Header, Picture, formats, images
+from bbdm.data.rows import first, shown
+from bbdm.data.spec import AXES
+from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, holds
 
@@ -54,7 +55,7 @@ class Files:
 
     def __init__(self, pairs: Pairs, channels: int, outside: float | None = None) -> None:
         spec = pairs.spec
-        kept = np.dtype(spec.target.dtype)
+        kept = np.dtype(spec.target_values.dtype)
         if outside is not None and not holds(kept, outside):
             raise ValueError(f"--outside must be a value of {kept}, which results have; got {outside:g}")
         self.pairs = pairs
@@ -66,11 +67,11 @@ class Files:
         self._outside = outside
         self._axis = None if spec.slices is None else 1 + AXES[spec.slices]  # of slices, in an array (C, *S)
 
-    def _cells(self, index: int) -> Sequence[Any]:
+    def _cells(self, index: int) -> Sequence[Cell]:
         """The cells of a row's source."""
         return self.pairs.reader.columns(self.pairs.rows[index])["source"]
 
-    def _heads(self, index: int) -> list[Header | Picture]:
+    def _heads(self, index: int) -> list[Header]:
         """The headers of a row's source."""
         return [self.pairs.reader.header(cell) for cell in self._cells(index)]
 
@@ -100,13 +101,10 @@ class Files:
 
         It is ``.nii.gz`` of a folder of DICOM.
         """
-        target = self.pairs.spec.target
+        target = self.pairs.spec.target_values
         if kind == SPREAD and self._has_nodata(index):
             target = replace(target, dtype="float32")
-        cell = self._cells(index)[0]
-        path = cell.path if isinstance(cell, Half) else cell
-        file = path if isinstance(path, Path) else None
-        return formats.suffix_of_result(file, self.channels, target)
+        return self._cells(index)[0].result_suffix(self.channels, target)
 
     def _has_nodata(self, index: int) -> bool:
         """Whether a result has a stored value of pixels without a value."""
@@ -190,7 +188,7 @@ class Files:
         """A picture as scores take it."""
         if self.photographs and len(array) == 1:
             array = images.recoloured(array, 3)
-        if self.pairs.spec.target != EIGHT_BIT:
+        if self.pairs.spec.target_values != EIGHT_BIT:
             array = array.astype(np.float32)
         return torch.from_numpy(np.array(self._planes(array)))
 
@@ -206,11 +204,11 @@ class Files:
         spec = self.pairs.spec
         columns = self.pairs.reader.whole(self.pairs.rows[index])
         source = columns["source"]
-        shown_pictures = [self._shown(source.array, self.pairs.reader.values(spec.source, source.cells))]
+        shown_pictures = [self._shown(source.array, self.pairs.reader.values(spec.source_values, source.cells))]
         for path in paths:
-            shown_pictures.append(self._shown(np.asarray(pictures.read(path)), spec.target))
+            shown_pictures.append(self._shown(np.asarray(pictures.read(path)), spec.target_values))
         if "target" in columns:
-            shown_pictures.append(self._shown(columns["target"].array, spec.target))
+            shown_pictures.append(self._shown(columns["target"].array, spec.target_values))
         return shown_pictures
 
     def _shown(self, array: Array, values: Values) -> Image.Image:
@@ -227,7 +225,7 @@ class Files:
     def first_look(self) -> list[str]:
         """What the first sources show of values that are not those of training."""
         values = self.pairs.spec.source
-        if not isinstance(values, Values) or values == EIGHT_BIT:
+        if not isinstance(values, Values):
             return []
         notes: list[str] = []
         shares: list[float] = []

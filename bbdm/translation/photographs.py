@@ -43,8 +43,8 @@ class Photographs(Files):
 
         Colours under transparency are as the file has them.
         """
-        path = self.pairs.rows[index]["source"]
-        image = _opened(path, self._heads(index)[0].photograph)
+        (cell,) = self._cells(index)
+        image = cell.image() if cell.header().photograph else images.image_of(np.asarray(cell.read()))
         alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
         profile = None if image.mode == "CMYK" else image.info.get("icc_profile")  # of colours that are converted
         levels = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1)
@@ -60,16 +60,6 @@ class Photographs(Files):
         if about.alpha is not None:
             image.putalpha(Image.fromarray(about.alpha))
         write_atomically(path, lambda part: image.save(part, "png", icc_profile=about.profile))
-
-
-def _opened(path: Path, photograph: bool) -> Image.Image:
-    """An image of a photograph, or of another file of one or three channels of 8 bits."""
-    if photograph:
-        return images.open_image(path)
-    array = np.asarray(pictures.read(path))
-    if len(array) == 1:
-        return Image.fromarray(array[0])
-    return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
 def read_photographs(paths: Iterable[Path]) -> tuple[list[Row], list[str]]:
@@ -88,7 +78,7 @@ def read_photographs(paths: Iterable[Path]) -> tuple[list[Row], list[str]]:
             name = RowName(text)
             _check(pictures.header(path))
         except (ValueError, FileNotFoundError, PermissionError) as error:
-            errors.append(named({"source": path}, error))
+            errors.append(named({"name": text, "source": path}, error))
             continue
         if name in rows:
             raise ValueError(f"{rows[name]['source']} and {path} would both become {name}.png: rename one")

@@ -57,7 +57,7 @@ def check_paths(files: Files, paths: Sequence[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
     taken: set[Path] = set()
     for row in files.pairs.rows:
-        taken.update(path.resolve() for path in rows.paths_of(row))
+        taken.update(path.resolve() for path in rows.files_of(row))
     for path in paths:
         resolved = path.resolve()
         if resolved in taken:
