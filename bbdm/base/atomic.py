@@ -43,13 +43,12 @@ class InUseError(ValueError):
 
 
 @contextmanager
-def locked(folder: Path, patience: float = -1, remove: bool = False) -> Iterator[None]:
+def locked(folder: Path, patience: float = -1) -> Iterator[None]:
     """Make a folder, and keep other processes that ask for it out until the context ends.
 
     Args:
         folder: where the lock is; on a file system without locks nobody is kept out.
         patience: seconds to wait for another process; -1 for any time.
-        remove: delete the folder at the end, in whatever way the context ends.
 
     Raises:
         InUseError: another process has the folder yet.
@@ -67,8 +66,6 @@ def locked(folder: Path, patience: float = -1, remove: bool = False) -> Iterator
         yield
     finally:
         lock.release()
-        if remove:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_place(path: Path) -> None:

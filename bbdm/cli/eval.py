@@ -52,7 +52,7 @@ class Eval(GPUsCommand, TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "scores"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "intervals"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "intervals", "outside"})
     TARGETS: ClassVar[bool] = True
     PAIRS: ClassVar[bool] = False  # of two sets without pairs, FID alone compares results and targets as sets
     ENDING: ClassVar[str] = "-eval"
@@ -156,7 +156,7 @@ class Calibrate(Command, TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "intervals"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "maps", "intervals", "memory"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "maps", "intervals", "memory", "outside"})
     TARGETS: ClassVar[bool] = True
     FIRST: ClassVar[str] = "model dataset data_dir output alpha delta num_samples bound batch_size device"
 

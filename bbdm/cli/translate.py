@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from PIL import Image
 
@@ -31,10 +31,11 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     results: dict[int, list[Path]] = {}
     for job in jobs:
         results.setdefault(job.index, []).extend(job.paths.values())
-    examples = [files.pictures(index, paths) for index, paths in list(results.items())[:GRID_PAIRS]]
+    first = list(results.items())[:GRID_PAIRS]
+    examples = [files.pictures(index, paths) for index, paths in first]
     count = len(results[jobs[0].index])
-    names = ["source", *["result"] * count, *["target"] * (len(examples[0]) - 1 - count)]
-    return images.sheet(examples, names)
+    targets = len(examples[0]) - 1 - count
+    return images.sheet(examples, ["source", *["result"] * count, *["target"] * targets])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +49,22 @@ class Translate(GPUsCommand, TranslateConfig):
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
+        from bbdm.data.names import RowName
         from bbdm.evaluation.intervals import Intervals, file_of
         from bbdm.files.hub import find_checkpoint
         from bbdm.translation.results import check_paths, paths_of
         from bbdm.translation.translator import Translator
 
-        config, load, folder = self, None, self.folder
+        config = self
+        load = None
+        folder = self.folder
         if self.with_ends:
-            config = self.as_calibrated(path := self.intervals or file_of(find_checkpoint(self.model)))
+            path = self.intervals or file_of(find_checkpoint(self.model))
+            config = self.as_calibrated(path)
             load = partial(Intervals.load, path)
         translator = Translator(config, load_intervals=load)
-        planned = paths_of(translator.plan(folder))
-        grid = folder / ("grid_of_results.png" if folder / "grid.png" in planned else "grid.png")
+        taken = folder / "grid.png" in paths_of(translator.plan(folder))
+        grid = RowName("grid_of_results" if taken else "grid").below(folder, ".png")
         check_paths(translator.files, [grid])  # of the results the run checks it
         began = time.perf_counter()
         jobs, existing, _ = translator.run(config.solver, config.steps, folder)
@@ -67,7 +72,8 @@ class Translate(GPUsCommand, TranslateConfig):
             kept_too = f", and {len(existing)} that were there" if existing else ""
             seconds = time.perf_counter() - began
             print(f"{len(paths_of(jobs)) - len(existing)} results in {folder}{kept_too} ({seconds:.1f} s)")
-            if small := translator.large.small(jobs):
+            small = translator.large.small(jobs)
+            if small:
                 sheet = draw_grid(translator.files, small)
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
                 print(f"to look at: {grid}")
@@ -89,7 +95,7 @@ class Translate(GPUsCommand, TranslateConfig):
             own = getattr(self, name)
             if own != value and (name in self.named or own != usual[name]):
                 raise ValueError(
-                    f"{name} is {own}, and {path} was calibrated with {name} {value}: leave it out, or calibrate again"
+                    f"--{name} is {own}, and {path} was calibrated with {value}: leave it out, or calibrate again"
                 )
         if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
             fixed["image_size"] = self.usual_size
@@ -143,7 +149,7 @@ class Restore(Command, TranslateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples is None and (self.steps is not None or self.seed):
-            raise ValueError("steps and seed are of random results: give samples too")
+            raise ValueError("--steps and --seed are of random results: give --samples too")
 
     def run(self) -> None:
         """Restore, and print each result, what was there, and what is wrong with others.
@@ -158,7 +164,7 @@ class Restore(Command, TranslateConfig):
 
         from bbdm.data.spec import Spec
         from bbdm.execution.device import best_dtype, find_device
-        from bbdm.translation.files import Photographs, read_photographs
+        from bbdm.translation.photographs import Photographs, read_photographs
         from bbdm.translation.results import paths_of
         from bbdm.translation.translator import Translator
 
@@ -166,8 +172,11 @@ class Restore(Command, TranslateConfig):
         if rows:
             device = find_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
             dtype = self.dtype or ("bf16" if best_dtype(device) == torch.bfloat16 else "fp32")
-            how: dict[str, Any] = {"solver": "mean"} if self.samples is None else {"num_samples": self.samples}
-            config = replace(self, dtype=dtype, **how)
+            config = replace(self, dtype=dtype)
+            if self.samples is None:
+                config = replace(config, solver="mean")
+            else:
+                config = replace(config, num_samples=self.samples)
             translator = Translator(config, rows, Spec(channels=3), Photographs, independent=True)
             jobs, existing, _ = translator.run(config.solver, config.steps, config.folder)
             for path in paths_of(jobs):
@@ -175,8 +184,9 @@ class Restore(Command, TranslateConfig):
             errors += translator.bad.values()
         for error in errors:
             print(f"error: {error}", file=sys.stderr)
-        if failed := len(errors):
-            raise StoppedError(f"{failed} photograph{'s were' if failed > 1 else ' was'} not restored")
+        if errors:
+            were = "photograph was" if len(errors) == 1 else "photographs were"
+            raise StoppedError(f"{len(errors)} {were} not restored")
 
 
 main = Translate.main

@@ -47,9 +47,9 @@ class RowName(str):
             ending: what follows the name, such as ``_0.png``.
 
         Raises:
-            ValueError: a link in the folder leads elsewhere.
+            ValueError: a link in the folder, or the file itself, leads elsewhere.
         """
         path = folder / f"{self}{ending}"
-        if not path.parent.resolve().is_relative_to(folder.resolve()):
+        if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{path} leads out of {folder} by a link: remove the link, or give another folder")
         return path

@@ -328,9 +328,18 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
         for row in self._files:
-            hashes = " ".join(file_sha256(path) for path in files_of(row, columns))
+            hashes = " ".join(self._sha256(path) for path in files_of(row, columns))
             digest.update(f"{row['name']} {hashes}\n".encode())
         return digest.hexdigest()
+
+    def _sha256(self, file: Path) -> str:
+        """SHA-256 of a file; with ``skip_bad``, "" of one that cannot be opened."""
+        try:
+            return file_sha256(file)
+        except (FileNotFoundError, PermissionError):
+            if not self.skip_bad:
+                raise
+            return ""
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""

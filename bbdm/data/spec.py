@@ -34,10 +34,16 @@ LEARNED = (  # fields that a network's file keeps as they are
     "source_nodata",
     "target_bands",
     "source_bands",
+    "masked",
 )
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
-CHOICES = {"slices": (None, *AXES), "direction": (*DIRECTIONS, "both"), "channels": (None, 1, 3)}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "slices": (None, *AXES),
+    "direction": (*DIRECTIONS, "both"),
+    "channels": (None, 1, 3),
+    "masked": (False, True),
+}
 CONTRAST = 0.01  # share of their range that the values of a source have at least
 
 
@@ -115,6 +121,7 @@ class Spec:
         source_nodata: that of sources, which are results of the way back; None for none.
         target_bands: the names of targets' channels; None where their files have none.
         source_bands: those of sources, for the way back; None where their files have none.
+        masked: whether a network has learned pixels in masks alone, so that results elsewhere are made up.
 
     Raises:
         ValueError: a value is out of range, settings contradict each other, or targets have percentiles,
@@ -138,6 +145,7 @@ class Spec:
     source_nodata: float | None = None
     target_bands: tuple[str | None, ...] | None = field(default=None, compare=False)
     source_bands: tuple[str | None, ...] | None = field(default=None, compare=False)
+    masked: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

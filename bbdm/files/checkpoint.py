@@ -95,8 +95,9 @@ def load_checkpoint(
         codec: the autoencoder, for files that leave it out. It must be the one that the network was trained
             with.
         config: the name of the settings that a file of another program leaves out: one of
-            :data:`bbdm.files.importers.programs.PUBLISHED` for DDBM, DBIM, ECSI and I2SB, or of
-            :data:`bbdm.files.importers.programs.OBJECTIVES` for the original BBDM.
+            :data:`bbdm.files.importers.arguments.PUBLISHED` for DDBM, DBIM, ECSI and I2SB, or of
+            :data:`bbdm.files.importers.programs.OBJECTIVES` for the original BBDM. Of networks of your own
+            training with the code of DDBM, ECSI or I2SB, the path of a ``.json`` of its arguments.
 
     Raises:
         FileNotFoundError: there is no such file.

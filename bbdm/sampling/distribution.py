@@ -6,6 +6,7 @@ Nothing here needs torch. Sums are in float64, on the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base.seeds import resolve_seeds
+from bbdm.data.spec import AXES
 from bbdm.networks.arrays import as_numpy, converted
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.sources import Sources
@@ -58,11 +60,29 @@ class Distribution:
     def std(self) -> Any:
         """The standard deviation of the samples, with Bessel's correction, in the unit of the results.
 
-        Of 8-bit pictures it is in levels of 255, rounded; of floats, in the unit of their range.
+        Of 8-bit pictures it is in levels of 255, rounded; of floats, in the unit of their range. Of pictures
+        with a stored value that says "none", which could be 0, it is float32 with NaN in its place.
         """
         spread = self.scaled_std
         low, high = (self.restored([np.full_like(each, end) for each in spread]) for end in (-1, 1))
-        return _less(self.restored([each - 1 for each in spread]), low, high)
+        found = _less(self.restored([each - 1 for each in spread]), low, high)
+        if not isinstance(found, list):
+            return found
+        return [self._with_nan(source, each, low[source]) for source, each in enumerate(found)]
+
+    def _with_nan(self, source: int, spread: Any, low: Any) -> Any:
+        """The deviation of a source, in float32 with NaN where its pictures have a value that says none."""
+        if not isinstance(spread, Picture) or spread.nodata is None:
+            return spread
+        kind = self._sources.scale.spec
+        planes = [self.scaled_std[image] for image, owner in enumerate(self._sources.owners) if owner == source]
+        scaled = planes[0] if kind.slices is None else np.stack(planes, 1 + AXES[kind.slices])
+        floats = replace(kind.target_values, dtype="float32")
+        axes = scaled.ndim - 1
+        values = floats.stored(scaled - 1, axes) - floats.stored(np.full_like(scaled, -1), axes)
+        absent = low.absent()
+        values[:, absent] = np.nan
+        return Picture(values, replace(spread.geometry, nodata=np.nan), spread.unit, spread.name)
 
     @property
     def samples(self) -> list[Any]:

@@ -91,8 +91,8 @@ class Inverting(Sampler[torch.Tensor]):
 
     def _targets(self, target: Any, sources: Sources) -> torch.Tensor:
         """(B, C, H, W) targets in [-1, 1], as many as there are sources and of their size."""
-        kind = replace(sources.scale.kind, source=sources.scale.kind.target, neighbours=0)
-        targets = read_sources(target, replace(sources.scale, channels=self._shapes.image_channels, kind=kind))
+        kind = replace(sources.scale.spec, source=sources.scale.spec.target, neighbours=0)
+        targets = read_sources(target, replace(sources.scale, channels=self._shapes.image_channels, spec=kind))
         sizes = [[f"{len(i)} of {tuple(images.shape[2:])}" for i, images in each.groups] for each in (sources, targets)]
         if len(sizes[0]) > 1 or sizes[0] != sizes[1]:
             found = " and ".join(", ".join(each) for each in sizes)

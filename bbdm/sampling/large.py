@@ -2,7 +2,7 @@
 
 The network is called on windows, whose predictions are added up in a file, and a step moves blocks of rows.
 So memory holds some windows, or some rows. The files are in a folder beside the result, of one process at a
-time, which says which step is done: the same work goes on after a kill.
+time, which says which step is done: the same work goes on after an interruption or a kill.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 
 from bbdm.base import manifest, sizes
 from bbdm.base.atomic import LOCK, locked
+from bbdm.base.scripts import StoppedError
 from bbdm.base.sizes import amount
 from bbdm.data.reading import Strips
 from bbdm.kernels.philox import normal_rows
@@ -80,6 +81,23 @@ class FileArray:
 def folder_of(result: Path) -> Path:
     """The folder of the states of a result, which one process at a time locks."""
     return result.with_name(f".{result.name}.steps")
+
+
+@contextmanager
+def _states(folder: Path) -> Iterator[None]:
+    """The folder of states, locked. It stays if the work is interrupted after the first state was written."""
+    keep = True  # what another process makes
+    try:
+        with locked(folder, patience=0):
+            keep = False
+            try:
+                yield
+            except (KeyboardInterrupt, StoppedError):
+                keep = (folder / MARKER).exists()
+                raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None) -> int:
@@ -181,7 +199,7 @@ class LargePicture(BridgeSampler):
 
     @torch.inference_mode()
     def run(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Make the result, whole or not at all; go on after the steps that a killed process did.
+        """Make the result, whole or not at all; go on after the steps that were done before an interruption.
 
         Args:
             path: of the result's file.
@@ -190,6 +208,7 @@ class LargePicture(BridgeSampler):
         Raises:
             OSError: the disk is too small, or became full.
             InUseError: another process makes this result.
+            KeyboardInterrupt, StoppedError: it was interrupted, and the folder has the steps that are done.
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
         if formats.suffix_of(path) not in SUFFIXES:
@@ -197,13 +216,13 @@ class LargePicture(BridgeSampler):
         batch, windows, steps = self._batch, self._batch.windows, len(self._batch.plan.times)
         assert windows is not None
         self._folder, self._about = folder_of(path), manifest.as_json({**about, **self._decides})
-        with locked(self._folder, patience=0, remove=True):
+        with _states(self._folder):
             done = self._resumed()
             there = sum(file.stat().st_size for file in self._folder.iterdir())
             if self.disk > (free := shutil.disk_usage(self._folder).free + there):
                 raise OSError(
                     f"the state of this picture in {self._folder} needs {amount(self.disk)}, and the disk has "
-                    f"{amount(free)}: free {amount(self.disk - free)} there, or give another output_dir"
+                    f"{amount(free)}: free {amount(self.disk - free)} there, or give another folder of results"
                 )
             source = FileArray(self._folder / "source", (1, self._source.shape[0], *self._size), np.float32)
             absent = FileArray(self._folder / "absent", self._size, np.bool_) if self._source.masked else None

@@ -125,7 +125,7 @@ class TranslateRay(Command, TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "cluster"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals", "outside"})
     FIRST: ClassVar[str] = (
         "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
     )

@@ -131,7 +131,10 @@ class BridgeTask(Task):
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
         self.defaults = Defaults("mean") if bridge.density == "top" else USUAL  # solver and steps of results
-        self.pictures = None if train is None else replace(train.spec, spacing=train.spacing)
+        self.pictures = None
+        if train is not None:
+            masked = train.masked and train.rows[0].get("mask") is not None
+            self.pictures = replace(train.spec, spacing=train.spacing, masked=masked)
         bridge.check()
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:

@@ -33,7 +33,11 @@ class FileConfig:
     vqgan_path: Path | None = setting(
         None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq", "--codec"
     )
-    config: str | None = setting(None, "the name of the settings that a file of another program leaves out")
+    config: str | None = setting(
+        None,
+        "the name of the settings that a file of another program leaves out, or a .json of the arguments that it was "
+        "trained with",
+    )
 
     @property
     def missing(self) -> dict[str, Any]:
@@ -72,7 +76,7 @@ class NetworkConfig(GuidanceOptions, FileConfig):
 
     def __post_init__(self) -> None:
         if self.fast_sampling and self.solver not in (None, "fast"):
-            raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
+            raise ValueError(f"--fast_sampling means --solver fast, got --solver {self.solver} too")
         if self.fast_sampling:
             object.__setattr__(self, "solver", "fast")
         super().__post_init__()
@@ -107,6 +111,9 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         group="data",
     )
     skip_bad: bool = setting(False, "leave out pictures that cannot be read", group="data")
+    outside: float | None = setting(
+        None, "stored value of results where the mask is 0, the column mask of the data set", group="data"
+    )
     image_size: SizeSetting | None = setting(
         None,
         "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
@@ -144,7 +151,7 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.maps and not self.with_ends and self.num_samples < 2:
-            raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
+            raise ValueError(f"--maps are of several results: --num_samples must be at least 2, got {self.num_samples}")
 
     @property
     def folder(self) -> Path:

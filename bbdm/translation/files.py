@@ -1,15 +1,12 @@
-"""What a translation reads of a data set's rows, and the files that it writes of their results.
-
-Photographs that are restored are of any mode of 8 bits, and their results have their greys, colour profile
-and transparency.
-"""
+"""What a translation reads of a data set's rows, and the files that it writes of their results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +14,21 @@ import torch
 from PIL import Image
 
 from bbdm import pictures
-from bbdm.base.atomic import write_atomically
-from bbdm.data.examples import known_conditions, stacked
+from bbdm.data.cells import ROLES, Cell
+from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import Row, first, named, shown
-from bbdm.data.spec import AXES, Spec
-from bbdm.files.content import Checkpoint
-from bbdm.networks.conditions import DIRECTION
-from bbdm.pictures import Header, Picture, formats, images
+from bbdm.data.reading import Column
+from bbdm.data.rows import first, shown
+from bbdm.data.spec import AXES
+from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.picture import scale
-from bbdm.pictures.values import EIGHT_BIT, Values, check_finite
-from bbdm.translation.config import TranslateConfig
+from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, holds
 
+SAMPLE, SPREAD = "sample", "std"  # kinds of results: one that is no map, and the map of standard deviations
 SHOWN = 512  # pixels of the longest side in a grid
-DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
-GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+LOOKED_AT = 8  # sources whose values are compared with those of training
+MOST_LOOKED_AT = 2**26  # values of them that are read
+CLIPPED = 0.001  # share of values outside of the range of training that is said
 Array = npt.NDArray[Any]
 Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
@@ -42,28 +39,41 @@ class Files:
     Args:
         pairs: the pictures of a data set.
         channels: the number that results have.
+        outside: the stored value of results where the mask of their row is 0; None to use no mask.
 
     Attributes:
         names: of the rows, below which results are written.
         photographs: whether all are grey or colour of 8 bits.
         volumes: whether rows are volumes, whose slices are translated in batches.
         alone: whether sources are translated one at a time.
+
+    Raises:
+        ValueError: the type of results does not hold ``outside``.
     """
 
     ALONE: ClassVar[bool] = False
 
-    def __init__(self, pairs: Pairs, channels: int) -> None:
-        self.pairs, self.channels = pairs, channels
-        self.names: list[str] = getattr(pairs.rows, "names", None) or [row["name"] for row in pairs.rows]
-        heads = first(pairs.rows, lambda row: pairs.reader.heads(row)["source"])
-        self.photographs = pairs.spec.eight_bit and all(head.photograph for head in heads)
-        self._axis = None if pairs.spec.slices is None else 1 + AXES[pairs.spec.slices]
-        self.volumes = self._axis is not None or pairs.spec.axes == 3
+    def __init__(self, pairs: Pairs, channels: int, outside: float | None = None) -> None:
+        spec = pairs.spec
+        kept = np.dtype(spec.target_values.dtype)
+        if outside is not None and not holds(kept, outside):
+            raise ValueError(f"--outside must be a value of {kept}, which results have; got {outside:g}")
+        self.pairs = pairs
+        self.channels = channels
+        self.names = [row["name"] for row in pairs.rows]
+        self.photographs = are_photographs(pairs)
+        self.volumes = spec.slices is not None or spec.axes == 3
         self.alone = self.ALONE or self.volumes
+        self._outside = outside
+        self._axis = None if spec.slices is None else 1 + AXES[spec.slices]  # of slices, in an array (C, *S)
 
-    def _heads(self, index: int) -> list[Header | Picture]:
+    def _cells(self, index: int) -> Sequence[Cell]:
+        """The cells of a row's source."""
+        return self.pairs.reader.columns(self.pairs.rows[index])["source"]
+
+    def _heads(self, index: int) -> list[Header]:
         """The headers of a row's source."""
-        return [*map(self.pairs.reader.header, self.pairs.reader.columns(self.pairs.rows[index])["source"])]
+        return [self.pairs.reader.header(cell) for cell in self._cells(index)]
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Any]:
         """What the network sees besides some sources, by name.
@@ -74,40 +84,77 @@ class Files:
             ValueError: something cannot be read, or does not fit; the message names it.
         """
         rows = [self.pairs.conditions(self.pairs.rows[index]) for index in indices]
-        found: dict[str, Any] = {}
+        conditions: dict[str, Any] = {}
         for name in rows[0]:
-            values = [each[name] for each in rows]
-            is_image = name in self.pairs.further.images
-            if is_image and self._axis is not None:
-                (volume,) = values
-                found[name] = scale(volume.movedim(self._axis, 0))
+            values = [row[name] for row in rows]
+            if name not in self.pairs.further.images:
+                conditions[name] = stacked(values)
+            elif self._axis is None:
+                conditions[name] = scale(stacked(values))
             else:
-                found[name] = scale(stacked(values)) if is_image else stacked(values)
-        return found
+                (volume,) = values
+                conditions[name] = scale(volume.movedim(self._axis, 0))
+        return conditions
 
-    def suffix(self, index: int) -> str:
-        """The suffix of a result: the source's where its format holds it; of a folder of DICOM .nii.gz."""
-        cell = self.pairs.reader.columns(self.pairs.rows[index])["source"][0]
-        return cell.result_suffix(self.channels, self.pairs.spec.target_values)
+    def suffix(self, index: int, kind: str = SAMPLE) -> str:
+        """The suffix of a result of a kind: the source's where its format holds the values.
+
+        It is ``.nii.gz`` of a folder of DICOM.
+        """
+        target = self.pairs.spec.target_values
+        if kind == SPREAD and self._has_nodata(index):
+            target = replace(target, dtype="float32")
+        return self._cells(index)[0].result_suffix(self.channels, target)
+
+    def _has_nodata(self, index: int) -> bool:
+        """Whether a result has a stored value of pixels without a value."""
+        stored = [head.nodata for head in self._heads(index) if head.nodata is not None]
+        return self.pairs.spec.result_nodata(stored[0] if stored else None) is not None
 
     def source(self, index: int) -> tuple[Any, Any]:
-        """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result."""
-        part = self.pairs.reader.whole(self.pairs.rows[index])["source"]
-        array, geometry = part.array, part.pictures[0].geometry
-        if len(part.pictures) > 1 and np.any(part.absent):  # in any of several files
-            nodata = next(each.geometry.nodata for each in part.pictures if each.geometry.nodata is not None)
-            array, geometry = np.where(part.absent, array.dtype.type(nodata), array), replace(geometry, nodata=nodata)
-        return Picture(array, geometry, name=shown(self.pairs.rows[index])), None
+        """The source of a row as the sampler takes it, and what :meth:`save` needs besides its result.
+
+        Raises:
+            ValueError: it cannot be read; or ``outside`` is wanted of a row without a mask.
+        """
+        row = self.pairs.rows[index]
+        columns = self.pairs.reader.whole(row)
+        source = columns["source"]
+        array = source.array
+        geometry = source.pictures[0].geometry
+        if len(source.pictures) > 1 and np.any(source.absent):  # a pixel lacks a value in any of several files
+            stored = [each.geometry.nodata for each in source.pictures if each.geometry.nodata is not None]
+            array = np.where(source.absent, array.dtype.type(stored[0]), array)
+            geometry = replace(geometry, nodata=stored[0])
+        picture = Picture(array, geometry, name=shown(row))
+        if self._outside is None:
+            return picture, None
+        if "mask" not in columns:
+            raise ValueError(f"{shown(row)} has no mask, and --outside needs one, as in DATA,mask=FOLDER")
+        return picture, inside(columns["mask"], array.shape[1:])
 
     def size(self, index: int) -> tuple[int, int] | None:
         """About the (height, width) of a source; None of volumes."""
         if self.volumes:
             return None
-        height, width = images.sides(self.pairs.spec.size) if self.pairs.spec.size else self._heads(index)[0].sides
+        size = self.pairs.spec.size
+        height, width = self._heads(index)[0].sides if size is None else images.sides(size)
         return height, width
 
-    def save(self, result: Any, about: Any, path: Path) -> None:
-        """Write a result, which has its source's place and nodata."""
+    def save(self, result: Any, about: Any, path: Path, kind: str = SAMPLE) -> None:
+        """Write a result, which has its source's place and nodata.
+
+        Args:
+            result: a picture (C, *S) of stored values.
+            about: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``, and
+                the map of standard deviations is 0.
+            path: of the file.
+            kind: of the result: a sample, or the name of a map.
+        """
+        if about is not None:
+            value = 0 if kind == SPREAD else self._outside
+            array = np.where(about, np.asarray(result), result.dtype.type(value))
+            result = Picture(array, result.geometry, result.unit, result.name)
         pictures.write(path, result)
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
@@ -118,37 +165,35 @@ class Files:
         Raises:
             ValueError: there is no target, or one of its pixels is not finite.
         """
-        parts = self.pairs.reader.whole(self.pairs.rows[index])
-        if "target" not in parts:
-            raise ValueError(f"{shown(self.pairs.rows[index])} has no target to compare with")
-        target = parts["target"]
+        row = self.pairs.rows[index]
+        columns = self.pairs.reader.whole(row)
+        if "target" not in columns:
+            raise ValueError(f"{shown(row)} has no target to compare with")
+        target = columns["target"]
         try:
             check_finite(target.array, target.absent)
         except ValueError as error:
-            raise ValueError(f"the target of {shown(self.pairs.rows[index])}: {error}") from error
-        results = [self._scored(np.asarray(pictures.read(path))) for path in paths]
-        mask: Any = None
-        if self.pairs.masked:
-            mask = np.ones(target.array.shape[1:], bool)
-            for role in ("source", "target"):
-                mask = mask & ~np.broadcast_to(parts[role].absent, mask.shape)
-            if "mask" in parts:
-                inside = (parts["mask"].array != 0).any(axis=0)
-                if inside.shape != mask.shape:  # of photographs that were resized
-                    image = Image.fromarray(inside).resize(mask.shape[::-1], Image.Resampling.NEAREST)
-                    inside = np.array(image)
-                mask = mask & inside
-            mask = torch.from_numpy(self._planes(mask[None]))
-        return torch.stack(results), self._scored(target.array), mask
+            raise ValueError(f"the target of {shown(row)}: {error}") from error
+        results = torch.stack([self._scored(np.asarray(pictures.read(path))) for path in paths])
+        if not self.pairs.masked:
+            return results, self._scored(target.array), None
+        counted = np.ones(target.array.shape[1:], bool)
+        for role in ROLES:
+            counted &= ~np.broadcast_to(columns[role].absent, counted.shape)
+        if "mask" in columns:
+            counted &= inside(columns["mask"], counted.shape)
+        return results, self._scored(target.array), torch.from_numpy(self._planes(counted[None]))
 
     def _scored(self, array: Array) -> torch.Tensor:
         """A picture as scores take it."""
-        if self.photographs and len(array) in (1, 3):
-            array = images.recoloured(array, 3) if len(array) == 1 else array
-        array = array if self.pairs.spec.target_values == EIGHT_BIT else array.astype(np.float32)
+        if self.photographs and len(array) == 1:
+            array = images.recoloured(array, 3)
+        if self.pairs.spec.target_values != EIGHT_BIT:
+            array = array.astype(np.float32)
         return torch.from_numpy(np.array(self._planes(array)))
 
     def _planes(self, array: Array) -> Array:
+        """(C, D, H, W) of a volume whose slices come first; other arrays as they are."""
         return np.ascontiguousarray(array if self._axis is None else np.moveaxis(array, self._axis, 1))
 
     def pictures(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
@@ -156,137 +201,82 @@ class Files:
 
         Of slices, that in the middle is shown, and of a volume three planes.
         """
-        parts, spec = self.pairs.reader.whole(self.pairs.rows[index]), self.pairs.spec
-        sides = [(parts["source"].array, self.pairs.reader.values(spec.source_values, parts["source"].cells))]
-        sides += [(np.asarray(pictures.read(path)), spec.target_values) for path in paths]
-        sides += [(parts["target"].array, spec.target_values)] if "target" in parts else []
-        return [self._picture(*side) for side in sides]
+        spec = self.pairs.spec
+        columns = self.pairs.reader.whole(self.pairs.rows[index])
+        source = columns["source"]
+        shown_pictures = [self._shown(source.array, self.pairs.reader.values(spec.source_values, source.cells))]
+        for path in paths:
+            shown_pictures.append(self._shown(np.asarray(pictures.read(path)), spec.target_values))
+        if "target" in columns:
+            shown_pictures.append(self._shown(columns["target"].array, spec.target_values))
+        return shown_pictures
 
-    def _picture(self, array: Array, values: Values) -> Image.Image:
+    def _shown(self, array: Array, values: Values) -> Image.Image:
+        """A picture (C, *S) of stored values for a grid."""
         if self._axis is not None:
-            array = array.take(array.shape[self._axis] // 2, self._axis)
-        image = images.from_array(values.scaled(np.nan_to_num(array), axes=array.ndim - 1))
+            middle = array.shape[self._axis] // 2
+            array = array.take(middle, self._axis)
+        scaled = values.scaled(np.nan_to_num(array), axes=array.ndim - 1)
+        image = images.from_array(scaled)
         if not self.photographs:
             image.thumbnail((SHOWN, SHOWN))
         return image
 
-
-def spec_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row]) -> tuple[Spec, Any, list[str]]:
-    """What the pictures of rows are, their size for people and manifests, and what a user should know.
-
-    Pictures keep their own size where the network was trained on crops, or they are no photographs.
-
-    Raises:
-        ValueError: other values are given than the network was trained on, or conditions are missing.
-    """
-    trained, known, codec = checkpoint.pictures, checkpoint.unet.config, checkpoint.build_codec()
-    channels = checkpoint.unet.config.source_channels if codec is None else codec.image_channels
-    labels = dict(config.conditions or {})
-    if known.two_way:
-        if DIRECTION in labels:
-            raise ValueError(
-                f"direction is a setting of its own, and no condition; got {DIRECTION}={labels[DIRECTION]}"
+    def first_look(self) -> list[str]:
+        """What the first sources show of values that are not those of training."""
+        values = self.pairs.spec.source
+        if not isinstance(values, Values):
+            return []
+        notes: list[str] = []
+        shares: list[float] = []
+        left = MOST_LOOKED_AT
+        for index in range(min(LOOKED_AT, len(self.names))):
+            try:
+                heads = self._heads(index)
+                left -= sum(math.prod(head.shape) for head in heads)
+                if left < 0:
+                    break
+                shares.append(_share_outside(self.pairs.reader.whole(self.pairs.rows[index])["source"], values))
+            except (ValueError, FileNotFoundError):  # which is said where the source is translated
+                continue
+            if not notes and heads[0].dtype == np.uint8 and not _within_8_bits(values):
+                name = shown(self.pairs.rows[index])
+                notes.append(f"{name} has 8 bits, and the network was trained on values {values}")
+        if shares and np.mean(shares) > CLIPPED:
+            percent = f"{100 * np.mean(shares):.2g} %"
+            notes.append(
+                f"{percent} of the values of the first {len(shares)} sources are outside of the range of training, "
+                f"{values}, and clipped to it"
             )
-        labels[DIRECTION] = config.direction
-        trained = trained.turned if config.direction == "BtoA" else trained
-    seen = known_conditions(known, trained.conditions, rows, labels)
-    about: dict[str, Any] = {"learned": trained, "channels": channels, "axes": known.axes, "conditions": seen}
-    spec = config.spec(config.dataset, rows, **about)
-    if known.two_way and rows[0].get("target") is None:  # sources alone are of the direction already
-        spec = replace(spec, direction="AtoB")
-    chosen, notes = config.usual_size if config.image_size is None else config.image_size, list[str]()
-    if isinstance(chosen, str) and (trained.crop is not None or not spec.eight_bit):
-        chosen = "keep"
-    if checkpoint.image_size is None and chosen in ("train", "fit"):
-        notes.append(f"{config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
-    if chosen == "keep" or not Files(Pairs(rows, spec, skip_bad=True), channels).photographs:
-        return spec, "keep", notes
-    size = (checkpoint.image_size or DEFAULT_SIZE) if isinstance(chosen, str) else chosen
-    if chosen == "fit":
-        return replace(spec, size=size, resize="fit"), f"fit {size}", notes
-    return replace(spec, size=size, resize="stretch"), size, notes
+        return notes
 
 
-class Mode(NamedTuple):
-    """What a photograph has besides colours."""
-
-    grey: bool  # whether it has one channel
-    alpha: Array | None  # (H, W); None where all is opaque
-    profile: bytes | None  # ICC, of the colours
+def are_photographs(pairs: Pairs) -> bool:
+    """Whether examples are of 8-bit pictures, and the first source that can be read is a photograph."""
+    heads = first(pairs.rows, lambda row: pairs.reader.heads(row)["source"])
+    return pairs.spec.eight_bit and all(head.photograph for head in heads)
 
 
-class Photographs(Files):
-    """Photographs of files, and the PNG files of their results, which lose nothing."""
-
-    ALONE = True  # a result is written before the next photograph is read
-
-    def suffix(self, index: int) -> str:
-        """That of PNG."""
-        return ".png"
-
-    def source(self, index: int) -> tuple[torch.Tensor, Mode]:
-        """An upright photograph (3, H, W) in [-1, 1], and what it has besides colours.
-
-        Colours under transparency are as the file has them.
-        """
-        path = self.pairs.rows[index]["source"]
-        if self._heads(index)[0].photograph:
-            image = images.open_image(path)
-        else:
-            array = np.asarray(pictures.read(path))
-            image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-        alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
-        profile = None if image.mode == "CMYK" else image.info.get("icc_profile")  # of colours that are converted
-        colours = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - 1
-        return torch.from_numpy(colours), Mode(image.mode in ("1", "L", "LA", "La"), alpha, profile)
-
-    def save(self, result: Any, about: Mode, path: Path) -> None:
-        """Write colours (3, H, W) in [-1, 1] in a mode."""
-        pixels = result.cpu().numpy()
-        pixels = np.tensordot(GREY, pixels, 1) if about.grey else pixels.transpose(1, 2, 0)
-        image = Image.fromarray(np.rint((pixels.clip(-1, 1) + 1) * np.float32(127.5)).astype(np.uint8))
-        if about.alpha is not None:
-            image.putalpha(Image.fromarray(about.alpha))
-        write_atomically(path, lambda part: image.save(part, "png", icc_profile=about.profile))
+def inside(mask: Column, sides: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """(*S) where a mask is not 0, of pictures with some sides; the mask of resized photographs is resized."""
+    counted = (mask.array != 0).any(axis=0)
+    if counted.shape == sides:
+        return counted
+    height, width = sides
+    return np.array(Image.fromarray(counted).resize((width, height), Image.Resampling.NEAREST))
 
 
-def read_photographs(paths: Iterable[Path]) -> tuple[list[Row], list[str]]:
-    """The rows of photographs, files or those of folders, and why others are none; a reason names its file.
-
-    The name of a photograph, of which its seeds are a function, is its path below the folder that was given,
-    without suffix; of a file, its name.
-
-    Raises:
-        ValueError: two results have one name, or a folder has no picture.
-    """
-    rows: dict[str, Row] = {}
-    errors: list[str] = []
-    for name, path in _files(paths):
-        try:
-            head = pictures.header(path)
-            if not (head.photograph or (len(head.sides) == 2 and head.shape[0] in (1, 3) and head.dtype == np.uint8)):
-                found = f"{len(head.sides)} axes, {head.shape[0]} channels of {head.dtype}"
-                raise ValueError(f"{path} has {found}, and a photograph is grey or colour of 8 bits")
-        except (ValueError, FileNotFoundError, PermissionError) as error:
-            errors.append(named({"source": path}, error))
-            continue
-        if name in rows:
-            raise ValueError(f"{rows[name]['source']} and {path} would both become {name}.png: rename one")
-        rows[name] = {"name": name, "source": path}
-    return [*rows.values()], errors
+def _share_outside(source: Column, values: Values) -> float:
+    """The share of the values of a source that are outside of a range."""
+    present = ~np.broadcast_to(source.absent, source.array.shape[1:])
+    array = source.array[:, present]
+    if not array.size:
+        return 0.0
+    low = np.reshape(values.low, (-1, 1))
+    high = np.reshape(values.high, (-1, 1))
+    return float(((array < low) | (array > high)).mean())
 
 
-def _files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """The names and paths of files, and of all pictures in folders, those of kinds that are not read too."""
-    others = Image.registered_extensions().keys() - formats.SUFFIXES.keys()
-    for path in paths:
-        if not path.is_dir():
-            yield formats.stem_of(path), path
-            continue
-        found = sorted(formats.pictures_in(path))
-        found = [each for each in found if formats.is_picture(each) or each.suffix.lower() in others]
-        found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
-        if not any(map(formats.is_picture, found)):
-            raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
-        for each in found:
-            yield each.with_name(formats.stem_of(each)).relative_to(path).as_posix(), each
+def _within_8_bits(values: Values) -> bool:
+    """Whether 8 bits hold all of a range."""
+    return bool(np.min(values.low) >= 0 and np.max(values.high) <= 255)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -21,6 +22,7 @@ from bbdm.translation.files import Files
 from bbdm.translation.results import Job
 
 DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
+CPU_PIXELS = 2**15  # of pictures in a network call, beyond which a CPU gains nothing: 8 pictures of 64 x 64
 
 
 class LargePictures:
@@ -33,30 +35,49 @@ class LargePictures:
     """
 
     def __init__(self, files: Files, config: TranslateConfig, processes: Processes) -> None:
-        self._files, self._config, self._first = files, config, processes.first
+        self._files = files
+        self._config = config
+        self._first = processes.first
         self._limit = config.memory or free_memory() // 2 // processes.count
 
     def small(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs whose pictures can be drawn."""
-        sizes = {job.index: self._files.size(job.index) or () for job in jobs}
-        return [job for job in jobs if DRAWN * self._files.channels * math.prod(sizes[job.index]) <= self._limit]
+        return [job for job in jobs if self._drawn_bytes(job) <= self._limit]
+
+    def _drawn_bytes(self, job: Job) -> int:
+        """The memory that drawing a picture takes; little of volumes, of which slices are drawn."""
+        size = self._files.size(job.index) or ()
+        return DRAWN * self._files.channels * math.prod(size)
+
+    def at_once(self, sampler: BridgeSampler, job: Job) -> int:
+        """The most pictures of a job's size that a network call takes."""
+        size = self._files.size(job.index)
+        if size is None or sampler.device.type != "cpu":
+            return self._config.batch_size
+        return max(1, CPU_PIXELS // math.prod(size))
 
     def split(self, sampler: BridgeSampler, batch: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
-        """The jobs of a batch that are in memory together, and those whose pictures are too large for it."""
+        """The jobs that are translated together, and those whose pictures are too large for memory.
+
+        On a CPU, pictures that are translated together have at most :data:`CPU_PIXELS` pixels, or are one.
+        """
+        most = CPU_PIXELS if sampler.device.type == "cpu" else math.inf
         groups: list[list[Job]] = []
         large: list[Job] = []
-        used = 0
+        used = pixels = 0
         for job in batch:
             size = self._files.size(job.index)
             needed = 0 if size is None else in_memory(sampler, size, self._windows(sampler, size))
+            own = 0 if size is None else math.prod(size)
             if needed > self._limit:
                 large.append(job)
                 continue
-            if not groups or used + needed > self._limit:
+            if not groups or used + needed > self._limit or pixels + own > most:
                 groups.append([])
-                used = 0
+                used = pixels = 0
             groups[-1].append(job)
             used += needed
+            pixels += own
         return groups, large
 
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
@@ -73,42 +94,71 @@ class LargePictures:
 
         Raises:
             InUseError: another process makes this result.
+            KeyboardInterrupt: it came while the result was made; the message says where its steps are.
             OSError: the disk is too small, or became full.
             StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts; or
                 there are no windows, there is guidance, or it is a map.
         """
-        pairs, name = self._files.pairs, job.path.name
-        source, strips = shown(pairs.rows[job.index]), pairs.reader.strips(pairs.rows[job.index])
-        size = strips.shape[1:]
-        windows = self._windows(sampler, size)
-        if windows is None:
-            raise ValueError(
-                f"{source} of {size[0]} x {size[1]} needs about {amount(in_memory(sampler, size))} of memory, more "
-                f"than {amount(self._limit)}, and the network is called on whole pictures: give window, the side of "
-                "windows, or more memory"
-            )
-        for cause, what in (
-            (self._config.maps, "no maps are made of it"),
-            (self._config.guidance is not None, "it cannot be guided"),
-            (sampler.unet.network_config.each, "the network sees more than the source"),
-        ):
-            if cause:
-                raise ValueError(f"{source} is larger than memory, and then {what}: give more memory")
+        row = self._files.pairs.rows[job.index]
+        source = shown(row)
+        strips = self._files.pairs.reader.strips(row)
+        windows = self._windows_of(sampler, source, strips.shape[1:])
         about = {**about, "source": self._files.names[job.index]}
-        with scripts.termination() as asked, tqdm(desc=name, unit="call", leave=False, disable=not verbose) as bar:
+        with scripts.termination() as asked, self._bar(job, verbose) as bar:
 
             def report(done: int, total: int) -> None:
                 if asked():
-                    raise scripts.StoppedError(f"SIGTERM came while {name} was made", scripts.TERMINATED)
+                    raise scripts.StoppedError(f"SIGTERM came while {job.path.name} was made", scripts.TERMINATED)
                 if bar.total is None:
-                    bar.total, bar.initial, bar.n = total, done, done
+                    bar.total = total
+                    bar.initial = bar.n = done
                 bar.update(done - bar.n)
 
             try:
                 picture = LargePicture(sampler, strips, windows, job.seeds[0], self._limit, report)
                 if self._first:
-                    print(f"{name}: its steps take up to {amount(picture.disk)} of the disk, in {folder_of(job.path)}")
+                    place = folder_of(job.path)
+                    print(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
                 picture.run(job.path, about)
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(*_kept(job.path)) from error
+            except scripts.StoppedError as error:
+                raise scripts.StoppedError(": ".join([str(error), *_kept(job.path)]), error.status) from error
             except ValueError as error:
                 raise type(error)(f"{source}: {error}") from error
+
+    def _windows_of(self, sampler: BridgeSampler, source: str, size: Sequence[int]) -> WindowGrid:
+        """The windows of a picture that is larger than memory.
+
+        Raises:
+            ValueError: there are none, or such a picture cannot be translated as the settings ask.
+        """
+        windows = self._windows(sampler, size)
+        if windows is None:
+            raise ValueError(
+                f"{source} of {size[0]} x {size[1]} needs about {amount(in_memory(sampler, size))} of memory, more "
+                f"than {amount(self._limit)}, and the network is called on whole pictures: give --window, the side of "
+                "windows, or more --memory"
+            )
+        refusals = {
+            "no maps are made of it": bool(self._config.maps),
+            "no mask is applied to it": self._config.outside is not None,
+            "it cannot be guided": self._config.guidance is not None,
+            "the network sees more than the source": bool(sampler.unet.network_config.each),
+        }
+        for what, refused in refusals.items():
+            if refused:
+                raise ValueError(f"{source} is larger than memory, and then {what}: give more --memory")
+        return windows
+
+    def _bar(self, job: Job, verbose: bool) -> Any:
+        return tqdm(desc=job.path.name, unit="call", leave=False, disable=not verbose)
+
+
+def _kept(result: Path) -> list[str]:
+    """What is said of the steps of a result that was interrupted; nothing where none is done."""
+    folder = folder_of(result)
+    if not folder.exists():
+        return []
+    return [f"the steps that are done are in {folder}, and the same command goes on from them"]

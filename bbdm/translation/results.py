@@ -13,10 +13,9 @@ from bbdm.base.atomic import remove_leftovers
 from bbdm.data import rows
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.translation.files import Files
+from bbdm.translation.files import SAMPLE, Files
 
 SETTINGS = "settings.json"
-SAMPLE = "sample"  # the kind of a result that is no map
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,24 @@ def paths_of(jobs: Iterable[Job]) -> list[Path]:
 
 def missing(jobs: Iterable[Job]) -> list[Job]:
     """What of jobs is not there yet."""
-    left = (replace(job, paths={kind: path for kind, path in job.paths.items() if not path.exists()}) for job in jobs)
-    return [job for job in left if job.paths]
+    left: list[Job] = []
+    for job in jobs:
+        paths = {kind: path for kind, path in job.paths.items() if not path.exists()}
+        if paths:
+            left.append(replace(job, paths=paths))
+    return left
 
 
 def check_paths(files: Files, paths: Sequence[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for row in files.pairs.rows for path in rows.files_of(row)}
+    taken: set[Path] = set()
+    for row in files.pairs.rows:
+        taken.update(path.resolve() for path in rows.files_of(row))
     for path in paths:
-        if path.resolve() in taken:
-            raise ValueError(f"{path} would replace another picture: give another output_dir")
-        taken.add(path.resolve())
+        resolved = path.resolve()
+        if resolved in taken:
+            raise ValueError(f"{path} would replace another picture: give another folder of results")
+        taken.add(resolved)
 
 
 def make(
@@ -84,16 +90,21 @@ def make(
     Raises:
         ValueError: what a call of the sampler refuses, or the intervals.
     """
+    sources = list(sources)
     if not maps:
-        return [{SAMPLE: result} for result in sampler([*sources], [seed for (seed,) in seeds], **options)]
-    rows, found = [[*each] for each in seeds], dict[str, Any]()
+        results = sampler(sources, [seed for (seed,) in seeds], **options)
+        return [{SAMPLE: result} for result in results]
+    seeds_of_samples = [list(each) for each in seeds]
+    by_name: dict[str, Any] = {}
     if intervals is None:
-        samples = sampler.distribution([*sources], len(rows[0]), rows, keep=False, **options)
+        samples = sampler.distribution(sources, len(seeds_of_samples[0]), seeds_of_samples, keep=False, **options)
     else:
-        samples = intervals.sample([*sources], rows, **options)
-        found["low"], found["high"] = intervals.of(samples)
-    found |= {name: getattr(samples, name) for name in maps if name not in found}
-    return [{name: found[name][i] for name in maps} for i in range(len(sources))]
+        samples = intervals.sample(sources, seeds_of_samples, **options)
+        by_name["low"], by_name["high"] = intervals.of(samples)
+    for name in maps:
+        if name not in by_name:
+            by_name[name] = getattr(samples, name)
+    return [{name: by_name[name][index] for name in maps} for index in range(len(sources))]
 
 
 def description(sampler: BridgeSampler, weights: str) -> dict[str, Any]:
@@ -138,14 +149,16 @@ class Record:
         overwrite: bool,
         further: bool = False,
     ) -> None:
-        self.path, self.settings = folder / SETTINGS, manifest.as_json(settings)
+        self.path = folder / SETTINGS
+        self.settings = manifest.as_json(settings)
         for above in {(folder / name).parent for name in names} | {folder}:
             remove_leftovers(above)
         self.existing = {name for name in names if (folder / name).is_file()}
-        differing, known = "", set[str]()
+        differing = ""
+        known: set[str] = set()
         if self.path.is_file():
-            with manifest.reading(self.path, f"give another output_dir, or delete {folder}") as content:
-                known = set(map(str, content["results"])) if further else self.existing
+            with manifest.reading(self.path, f"give another folder of results, or delete {folder}") as content:
+                known = {str(name) for name in content["results"]} if further else self.existing
                 differing = manifest.differences(content["settings"], self.settings)
         if overwrite:
             for name in self.existing:
@@ -153,13 +166,17 @@ class Record:
             self.existing = set[str]()
         elif differing:
             raise ValueError(
-                f"{folder} holds results of other settings ({differing}): give another folder, or overwrite"
+                f"{folder} holds results of other settings ({differing}): give another folder, or --overwrite"
             )
-        elif unknown := sorted(self.existing - known):
+        unknown = sorted(self.existing - known)
+        if unknown:
             no = f"no {self.path} says what made it"
             raise ValueError(f"{folder}/{unknown[0]} exists, but {no}: give another folder")
-        self._names = {*names} if differing else known.union(names)
-        manifest.write(self.path, {"settings": self.settings, **({"results": sorted(self._names)} if further else {})})
+        self._names = set(names) if differing else known.union(names)
+        content: dict[str, Any] = {"settings": self.settings}
+        if further:
+            content["results"] = sorted(self._names)
+        manifest.write(self.path, content)
 
     def close(self) -> None:
         """Delete the manifest where there are no results, and a folder that is empty then."""

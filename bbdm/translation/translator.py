@@ -24,6 +24,7 @@ from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
 from bbdm.base.seeds import seed_of
 from bbdm.data.loading import check_rows
+from bbdm.data.names import RowName
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
@@ -34,9 +35,10 @@ from bbdm.networks.base import find_dtype
 from bbdm.networks.conditions import DIRECTION
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
-from bbdm.translation.files import Files, spec_of
+from bbdm.translation.files import SAMPLE, Files
 from bbdm.translation.large import LargePictures
-from bbdm.translation.results import SAMPLE, Job, Record, check_paths, description, make, missing, paths_of
+from bbdm.translation.results import Job, Record, check_paths, description, make, missing, paths_of
+from bbdm.translation.specs import Pictures, pictures_of
 
 # The names of sources, and arguments of Scores.update
 Batch = tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
@@ -72,7 +74,9 @@ class Translator:
         load_intervals: Callable[[BridgeSampler], Any] | None = None,
         independent: bool = False,
     ) -> None:
-        self.config, self._load_intervals, self._independent = config, load_intervals, independent
+        self.config = config
+        self._load_intervals = load_intervals
+        self._independent = independent
         self._by_name = independent or config.dataset == "folder"  # the rule of seeds
         self.processes = Processes.join(config.device)
         self.verbose = config.shown and self.processes.first
@@ -80,138 +84,218 @@ class Translator:
         self.processes.check_shared(config.folder)
         self._model = find_checkpoint(config.model)
         self.checkpoint = load_checkpoint(self._model, **config.missing)
-        self.bridge, self.codec = self.checkpoint.bridge, self.checkpoint.build_codec()
-        known = self.checkpoint.unet.config
-        rows = read_rows(config.dataset, config.data_dir, config.split) if rows is None else rows
-        spec, self._described, notes = spec_of(config, self.checkpoint, rows) if spec is None else (spec, "keep", [])
-        named = {DIRECTION, *spec.conditions} if known.two_way else spec.conditions  # the sampler has the direction
-        self._missing = dict.fromkeys(known.each.keys() - named)
-        self._spec, self._files = spec, files
+        self.bridge = self.checkpoint.bridge
+        self.codec = self.checkpoint.build_codec()
+        if rows is None:
+            rows = read_rows(config.dataset, config.data_dir, config.split)
+        self._pictures = pictures_of(config, self.checkpoint, rows) if spec is None else Pictures(spec)
+        self._missing = self._missing_conditions()
+        self._files = files
         self._open(rows)
         self._photographs = self.files.photographs
         if not self._photographs and config.image_size not in (None, "train", "keep"):
-            raise ValueError("image_size is of photographs of 8 bits: pictures of other values keep their size")
-        self.bad = check_rows(self.dataset, progress=self.verbose) if config.skip_bad and not independent else {}
-        for line in [*notes, *(f"left out: {reason}" for reason in self.bad.values())] if self.processes.first else ():
-            print(line)
+            raise ValueError("--image_size is of photographs of 8 bits: pictures of other values keep their size")
+        self.bad: dict[int, str] = {}
+        if config.skip_bad and not independent:
+            self.bad = check_rows(self.dataset, progress=self.verbose)
+        if self.processes.first:
+            for line in self._notes():
+                print(line)
         self._network = self.checkpoint.build_unet()
 
+    def _missing_conditions(self) -> dict[str, None]:
+        """The conditions of the network that the data set has not, by name."""
+        known = self.checkpoint.unet.config
+        named = set(self._pictures.spec.conditions)
+        if known.two_way:
+            named.add(DIRECTION)  # which the sampler has
+        return dict.fromkeys(known.each.keys() - named)
+
+    def _notes(self) -> list[str]:
+        """What a user should know before pictures are translated."""
+        notes = [*self._pictures.notes, *(f"left out: {reason}" for reason in self.bad.values())]
+        if self._independent:
+            return notes
+        if self._pictures.spec.masked and self.config.outside is None and not self.config.TARGETS:
+            notes.append(
+                "the network has learned the pixels in masks alone, and results elsewhere are made up: give the masks, "
+                "DATA,mask=FOLDER, and --outside VALUE"
+            )
+        return [*notes, *self.files.first_look()]
+
     def _open(self, rows: Sequence[Row]) -> None:
-        skip, known = self.config.skip_bad or self._independent, self.checkpoint.unet.config
-        self.dataset = Pairs(rows, self._spec, prepare=self.config.degrade, skip_bad=skip)
-        self.files = self._files(self.dataset, known.channels if self.codec is None else self.codec.image_channels)
+        skip_bad = self.config.skip_bad or self._independent
+        self.dataset = Pairs(rows, self._pictures.spec, prepare=self.config.degrade, skip_bad=skip_bad)
+        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        self.files = self._files(self.dataset, channels, self.config.outside)
         self.large = LargePictures(self.files, self.config, self.processes)
 
     def of_rows(self, rows: Sequence[Row]) -> Translator:
         """The same network for other rows of pictures of the same kind."""
-        found = copy(self)
-        found._open(rows)
-        found.bad = {}
-        return found
+        other = copy(self)
+        other._open(rows)
+        other.bad = {}
+        return other
 
     def on(self, config: TranslateConfig) -> Translator:
         """The same network, elsewhere: on the device of other settings, of no rows before :meth:`of_rows`."""
-        found = copy(self)
-        found.config, found.processes = config, Processes.join(config.device)
-        return found
+        other = copy(self)
+        other.config = config
+        other.processes = Processes.join(config.device)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "dataset": None, "files": None, "large": None}  # which are those of rows
 
     def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes."""
-        about = {"codec": self.codec, "defaults": self.checkpoint.defaults, "compile": self.config.compile}
-        build = partial(BridgeSampler, self._network, self.bridge, solver, steps, device=self.processes.device, **about)
+        build = partial(
+            BridgeSampler,
+            self._network,
+            self.bridge,
+            solver,
+            steps,
+            device=self.processes.device,
+            codec=self.codec,
+            defaults=self.checkpoint.defaults,
+            compile=self.config.compile,
+        )
         sampler = build(dtype=None if self.config.dtype is None else find_dtype(self.config.dtype))
         chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
-        sampler = sampler if sampler.dtype == chosen else build(dtype=chosen)
-        sampler = sampler.towards(self.config.direction) if sampler.direction else sampler
+        if sampler.dtype != chosen:
+            sampler = build(dtype=chosen)
+        if sampler.direction:
+            sampler = sampler.towards(self.config.direction)
+        crop = self.checkpoint.pictures.crop
         sampler.origin = self.checkpoint.origin
-        sampler.pictures = replace(self._spec, crop=self.checkpoint.pictures.crop)
-        if not self._photographs and self.checkpoint.pictures.crop is None:
+        sampler.pictures = replace(self._pictures.spec, crop=crop)
+        if not self._photographs and crop is None:
             sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
         return sampler
 
     def plan(self, folder: Path) -> list[Job]:
-        """The jobs of all results in a folder: of each source one for each sample, or one for its maps."""
-        config, names = self.config, self.files.names
+        """The jobs of all results in a folder: of each source one for each sample, or one for its maps.
+
+        Raises:
+            ValueError: the name of a row leads out of the folder, by itself or by a link.
+        """
         jobs: list[Job] = []
-        for i, name in enumerate(names):
-            if i in self.bad:
-                continue
-            samples, suffix = range(config.num_samples), self.files.suffix(i)
-            seeds = [config.seed + i + j * len(names) for j in samples]
-            if self._by_name:  # whatever other sources there are
-                seeds = [seed_of(name, config.seed + j) for j in samples]
-            if config.maps:
-                jobs.append(Job(i, tuple(seeds), {kind: folder / f"{name}_{kind}{suffix}" for kind in config.maps}))
-                continue
-            endings = [f"_{j}" for j in range(len(seeds))] if len(seeds) > 1 else [""]
-            jobs += [Job(i, (s,), {SAMPLE: folder / f"{name}{e}{suffix}"}) for s, e in zip(seeds, endings, strict=True)]
+        for index in range(len(self.files.names)):
+            if index not in self.bad:
+                jobs += self._jobs(index, folder)
         return jobs
+
+    def _jobs(self, index: int, folder: Path) -> list[Job]:
+        """The jobs of a source."""
+        name = RowName(self.files.names[index])
+        seeds = self._seeds(index)
+        if self.config.maps:
+            paths: dict[str, Path] = {}
+            for kind in self.config.maps:
+                paths[kind] = name.below(folder, f"_{kind}{self.files.suffix(index, kind)}")
+            return [Job(index, seeds, paths)]
+        suffix = self.files.suffix(index)
+        if len(seeds) == 1:
+            return [Job(index, seeds, {SAMPLE: name.below(folder, suffix)})]
+        jobs: list[Job] = []
+        for number, seed in enumerate(seeds):
+            jobs.append(Job(index, (seed,), {SAMPLE: name.below(folder, f"_{number}{suffix}")}))
+        return jobs
+
+    def _seeds(self, index: int) -> tuple[int, ...]:
+        """The seed of each sample of a source."""
+        first, count = self.config.seed, len(self.files.names)
+        samples = range(self.config.num_samples)
+        if self._by_name:  # whatever other sources there are
+            return tuple(seed_of(self.files.names[index], first + sample) for sample in samples)
+        return tuple(first + index + sample * count for sample in samples)
 
     def make(
         self, sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], intervals: Any = None
     ) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
+        Results of one call are written before the next one, so an interruption loses those of one.
+
         Args:
             sampler: one of this network.
             jobs: what is missing, the same in all processes.
             about: the settings that name states of pictures which are larger than memory.
             intervals: those of the sampler, where their ends are made.
+
+        Raises:
+            ValueError: the device is out of memory, or what is wrong with a source.
         """
-        config, windowed = self.config, sampler.window_grid(self.config) is not None
-        own_sizes = self.dataset.further.images and isinstance(self._described, str)  # not resized to one
-        count = 1 if self.files.alone or config.maps or own_sizes else min(config.batch_size, max(1, len(jobs)))
-        several = self.files.volumes or windowed or config.maps  # slices, windows or samples of one picture
-        options = {"batch_size": config.batch_size if several else count, **config.call}
+        count = self._pictures_at_once(jobs)
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
         with tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
-            if self.verbose and windowed:
-                options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
-
             while share:
-                batch, again = share.pop(0), list[Job]()
+                batch = share.pop(0)
                 try:
                     groups, large = self.large.split(sampler, batch)
                     for group in groups:
-                        self._batch(sampler, group, intervals, options)
+                        self._group(sampler, group, intervals, self._options(sampler, group, count, bar))
+                        bar.update(len(group))
                     for job in large:
                         self.large.translate(sampler, job, about, self.verbose)
+                        bar.update(1)
                 except torch.OutOfMemoryError as error:
-                    lower = f"lower batch_size {config.batch_size} or image_size {self._described}"
+                    lower = f"lower --batch_size {self.config.batch_size} or --image_size {self._pictures.size}"
                     raise ValueError(f"the device is out of memory: {lower}") from error
                 except (ValueError, FileNotFoundError, PermissionError) as error:
                     if not self._independent:
                         raise
-                    if len(batch) == 1:
-                        self.bad[batch[0].index] = named(self.dataset.rows[batch[0].index], error)
-                    else:  # one after the other, since something is wrong with one
-                        again = missing(batch)
-                share[:0] = [[job] for job in again]
-                bar.update(len(batch) - len(again))
+                    if len(batch) > 1:  # one after the other, since something is wrong with one
+                        share[:0] = [[job] for job in missing(batch)]
+                        continue
+                    self.bad[batch[0].index] = named(self.dataset.rows[batch[0].index], error)
+                    bar.update(1)
         self.processes.wait()
         for bad in self.processes.gather(self.bad):
             self.bad = {**self.bad, **bad}
 
-    def _batch(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
-        """Make and write the results of a batch in memory."""
-        sources = [self.files.source(job.index) for job in jobs]
+    def _pictures_at_once(self, jobs: Sequence[Job]) -> int:
+        """The number of pictures that are read at once."""
+        own_sizes = self.dataset.further.images and isinstance(self._pictures.size, str)  # not resized to one
+        if self.files.alone or self.config.maps or own_sizes:
+            return 1
+        return min(self.config.batch_size, max(1, len(jobs)))
+
+    def _options(self, sampler: BridgeSampler, group: Sequence[Job], pictures: int, bar: Any) -> dict[str, Any]:
+        """The options of a call.
+
+        Args:
+            sampler: of the call.
+            group: what it makes.
+            pictures: the number of pictures that are read at once.
+            bar: shows the steps of what is translated by windows.
+        """
+        windowed = sampler.window_grid(self.config) is not None
+        several = self.files.volumes or windowed or self.config.maps  # slices, windows or samples of one picture
+        count = self.config.batch_size if several else min(pictures, self.large.at_once(sampler, group[0]))
+        options = {"batch_size": count, **self.config.call}
+        if self.verbose and windowed:
+            options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
+        return options
+
+    def _group(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
+        """Make and write the results of pictures that are in memory together."""
+        opened = [self.files.source(job.index) for job in jobs]
+        conditions = {**self._missing, **self.files.conditions([job.index for job in jobs])}
         results = make(
             sampler,
-            [source for source, _ in sources],
+            [source for source, _ in opened],
             [job.seeds for job in jobs],
             [kind for kind in jobs[0].paths if kind != SAMPLE],
             intervals,
-            conditions={**self._missing, **self.files.conditions([job.index for job in jobs])} or None,
+            conditions=conditions or None,
             **options,
         )
-        for job, result, (_, about) in zip(jobs, results, sources, strict=True):
+        for job, result, (_, about) in zip(jobs, results, opened, strict=True):
             for kind, path in job.paths.items():
-                self.files.save(result[kind], about, path)
+                self.files.save(result[kind], about, path, kind)
 
     @cached_property
     def _weights(self) -> str:
@@ -220,15 +304,21 @@ class Translator:
 
     def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
         """All that decides the results, for the manifest."""
-        config, pictures = self.config, self.dataset.settings()
-        ends = config.intervals if self._load_intervals is not None else None
+        config = self.config
+        settings: dict[str, Any] = {}
         if not self._independent:
-            about = {"dataset": config.dataset, "split": config.split, "direction": config.direction}
-            columns = ["source", "target", *self.dataset.further.each]  # masks decide scores alone
-            pictures = {**about, "sources": len(self.files.names), **pictures, "files": self.dataset.digest(columns)}
-        return {
-            **pictures,
-            **({"seeds": "by name"} if self._by_name else {}),
+            settings |= {"dataset": config.dataset, "split": config.split, "direction": config.direction}
+            settings["sources"] = len(self.files.names)
+        settings |= self.dataset.settings()
+        if not self._independent:
+            columns = ["source", "target", *self.dataset.further.each]
+            if config.outside is not None:  # else masks decide scores alone
+                columns.append("mask")
+                settings["outside"] = config.outside
+            settings["files"] = self.dataset.digest(columns)
+        if self._by_name:
+            settings["seeds"] = "by name"
+        settings |= {
             "weights": self._weights,
             "config": config.config,
             "num_samples": config.num_samples,
@@ -237,9 +327,11 @@ class Translator:
             "solver": sampler.solver,
             "nfe": len(sampler.table),
             **description(sampler, self._weights),
-            "image_size": self._described,
-            **({} if ends is None else {"intervals": file_sha256(ends)}),
+            "image_size": self._pictures.size,
         }
+        if self._load_intervals is not None and config.intervals is not None:
+            settings["intervals"] = file_sha256(config.intervals)
+        return settings
 
     def run(
         self, solver: str | None, steps: int | None, folder: Path, make: Callable[..., None] | None = None
@@ -265,7 +357,8 @@ class Translator:
         check_paths(self.files, paths_of(jobs))
         sampler = self.sampler(solver, steps)
         intervals = None if self._load_intervals is None else self._load_intervals(sampler)
-        settings, record = self.settings(sampler), None
+        settings = self.settings(sampler)
+        record: Record | None = None
         with self.processes.first_before_others():
             if self.processes.first:
                 names = [path.relative_to(folder).as_posix() for path in paths_of(jobs)]
@@ -277,20 +370,28 @@ class Translator:
         finally:
             if record is not None and self.processes.count == 1:
                 record.close()
-        jobs = [job for job in jobs if job.index not in self.bad]
+        seconds = time.perf_counter() - began
+        jobs = self._good(jobs)
         if record is None:
             return jobs, set(), {}
-        count = len(paths_of(job for job in todo if job.index not in self.bad))
-        here = {"processes": self.processes.count, **machine.describe(sampler.device, PACKAGES)}
+        made = len(paths_of(self._good(todo)))
         report = {
             "solver": sampler.solver,
             "nfe": len(sampler.table),
             "pictures": len(paths_of(jobs)),
-            "seconds_per_picture": (time.perf_counter() - began) / count if count else None,
+            "seconds_per_picture": seconds / made if made else None,
             "settings": record.settings,
-            "environment": {**machine.versions(["bbdm"]), **here},
+            "environment": {
+                **machine.versions(["bbdm"]),
+                "processes": self.processes.count,
+                **machine.describe(sampler.device, PACKAGES),
+            },
         }
         return jobs, {folder / name for name in record.existing}, report
+
+    def _good(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs of sources that could be translated."""
+        return [job for job in jobs if job.index not in self.bad]
 
     def pictures(self, jobs: Sequence[Job]) -> Iterator[Batch]:
         """The names of sources, and arguments of :meth:`bbdm.evaluation.scores.Scores.update`.
@@ -298,13 +399,13 @@ class Translator:
         They are of this process's share of the results. Pictures that keep their size are batches of one.
         """
         samples = self.config.num_samples
-        count = 1 if self._described == "keep" else max(1, self.config.batch_size // samples)
+        count = 1 if self._pictures.size == "keep" else max(1, self.config.batch_size // samples)
         starts = range(0, len(jobs), count * samples)[self.processes.rank :: self.processes.count]
         for start in tqdm(starts, unit="batch", disable=not self.verbose):
             batch = jobs[start : start + count * samples]
-            sources = [batch[i : i + samples] for i in range(0, len(batch), samples)]
-            found = [self.files.compared(same[0].index, [job.path for job in same]) for same in sources]
-            results, targets, masks = zip(*found, strict=True)
-            valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
+            sources = [batch[first : first + samples] for first in range(0, len(batch), samples)]
+            compared = [self.files.compared(same[0].index, [job.path for job in same]) for same in sources]
+            results, targets, masks = zip(*compared, strict=True)
+            counted = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
             names = [self.files.names[same[0].index] for same in sources]
-            yield names, (torch.stack(results), torch.stack(targets), valid)
+            yield names, (torch.stack(results), torch.stack(targets), counted)

@@ -192,10 +192,10 @@ def test_pairs_that_were_in_training_are_refused(four: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--solver dpm2m", "solver is dpm2m, and c.intervals.json was calibrated with solver sde-dpm2m: leave it out"),
-        ("--steps 3", "steps is 3, and .* steps 2"),
-        ("-r 1", "num_samples is 1, and .* num_samples 3"),
-        ("--window none", "window is None, and .* window 8"),
+        ("--solver dpm2m", "--solver is dpm2m, and c.intervals.json was calibrated with sde-dpm2m: leave it out"),
+        ("--steps 3", "--steps is 3, and .* with 2"),
+        ("-r 1", "--num_samples is 1, and .* with 3"),
+        ("--window none", "--window is None, and .* with 8"),
     ],
 )
 def test_flags_that_contradict_intervals(four: Path, monkeypatch: pytest.MonkeyPatch, flags: str, message: str):

@@ -79,22 +79,31 @@ def test_pictures_that_fit_one_by_one_are_not_written_to_files(count: list[int],
         assert np.abs(some - whole).max() <= 1
 
 
-def test_sigterm_leaves_nothing_of_a_picture(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, scripts.TERMINATED), (signal.SIGINT, 130)])
+def test_an_interrupted_picture_keeps_its_steps(
+    sent: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The message says where, and the same command makes the rest: what an undisturbed one makes."""
     save()
-    advance = LargePicture._advance
+    run("alone", "--memory", LITTLE)
+    advance, calls = LargePicture._advance, list[int]()
 
-    def stop(self: LargePicture, calls: int) -> None:
-        if self._done == 3:
-            assert Path("out/.a.png.steps/x.0").exists()
-            os.kill(os.getpid(), signal.SIGTERM)
-        advance(self, calls)
+    def stop(self: LargePicture, count: int) -> None:
+        calls.append(count)
+        if sum(calls) == self._total // 2 + 1:  # in the second of two steps
+            os.kill(os.getpid(), sent)
+        advance(self, count)
 
     monkeypatch.setattr(LargePicture, "_advance", stop)
     with pytest.raises(SystemExit) as caught:
-        cli.run("translate", [*WORDS, "out", *FLAGS, "--memory", LITTLE])
-    assert caught.value.code == scripts.TERMINATED
-    assert "stopped: SIGTERM came while a.png was made" in capsys.readouterr().err
-    assert not Path("out").exists()
+        cli.run("translate", [*WORDS, "out", *FLAGS, "-b", "4", "--memory", LITTLE])
+    assert caught.value.code == status
+    kept = "the steps that are done are in out/.a.png.steps, and the same command goes on from them"
+    assert kept in capsys.readouterr().err
+    made = sum(calls)
+    run("out", "--memory", LITTLE)
+    assert sum(calls) - made < made, "the first step is not made again"
+    assert Path("out/a.png").read_bytes() == Path("alone/a.png").read_bytes()
 
 
 PEAK = """

@@ -58,7 +58,7 @@ def test_samples_have_numbers_and_the_mean_neither_steps_nor_seed() -> None:
     run("a.bmp", *SAMPLE, "--seed", "1", "--overwrite")
     assert np.array_equal(result(), result("a_1.png"))
     for flag in ("--steps", "--seed"):
-        with pytest.raises(ValueError, match="steps and seed are of random results: give samples"):
+        with pytest.raises(ValueError, match="--steps and --seed are of random results: give --samples"):
             run("a.bmp", flag, "2")
 
 
@@ -141,7 +141,7 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
     ("words", "message"),
     [
         (["empty"], r"there is no picture in empty; suffixes are .bmp, .jpeg, .jpg, "),
-        (["out/a.png"], r"out/a.png would replace another picture: give another output_dir"),
+        (["out/a.png"], r"out/a.png would replace another picture: give another folder"),
         (["a.bmp", "a.tif"], r"a.bmp and a.tif would both become a.png: rename one"),
     ],
 )

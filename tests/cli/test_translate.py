@@ -19,10 +19,11 @@ from bbdm.cli.translate import Translate
 from bbdm.data.degradations import Degradation
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
-from bbdm.translation import files
+from bbdm.translation import specs
 from bbdm.translation.translator import Translator
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, noise, tiny_unet
+from tests.data.test_names import HOSTILE
 from tests.networks.test_vqgan import tiny_vqgan
 
 RESULTS = ["04.png", "05.png", "06.png", "grid.png", "settings.json"]
@@ -143,7 +144,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(ValueError, match="the device is out of memory: lower batch_size 64 or image_size 16"):
+    with pytest.raises(ValueError, match="the device is out of memory: lower --batch_size 64 or --image_size 16"):
         run()
 
 
@@ -165,8 +166,14 @@ def test_no_picture_of_the_user_is_overwritten_and_a_grid_has_16():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("edge2shoes data c.pt --fast_sampling --solver ddim", "fast_sampling means the solver 'fast', got solver 'd"),
-        ("edge2shoes data c.pt out --maps mean", "num_samples must be at least 2, got 1"),
+        (
+            "edge2shoes data c.pt --fast_sampling --solver ddim",
+            "--fast_sampling means --solver fast, got --solver ddim",
+        ),
+        (
+            "edge2shoes data c.pt out --maps mean",
+            "--maps are of several results: --num_samples must be at least 2",
+        ),
         ("edge2shoes data c.pt results --image_size 0", "image_size must be an integer .* at least 1, got 0"),
         ("edge2shoes data c.pt file", "file is a file, and a folder is needed there"),
         ("edge2shoes data c.pt out --device gpu", "device 'gpu' cannot be used here: "),
@@ -182,8 +189,8 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
 
 def test_the_size_of_files_that_do_not_hold_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """It is 256; the test takes less."""
-    assert files.DEFAULT_SIZE == 256
-    monkeypatch.setattr(files, "DEFAULT_SIZE", 24)
+    assert specs.DEFAULT_SIZE == 256
+    monkeypatch.setattr(specs, "DEFAULT_SIZE", 24)
     save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100))
     run()
     assert "c.pt does not hold the size of its pictures: image_size is 24\n" in capsys.readouterr().out
@@ -237,3 +244,77 @@ def test_results_are_of_the_degraded_pictures_and_the_grid_and_scores_of_the_ori
         wanted.append(20 * np.log10(255 / np.sqrt((gap**2).mean())))
     assert report["scores"]["psnr"] == pytest.approx(np.mean(wanted), rel=1e-5)
     assert report["settings"]["degradation"] == "photo@0"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_that_lead_outside_write_nothing(text: str):
+    """Whoever gives the rows; also where all that exists may be written again."""
+    Image.new("RGB", (SIZE, SIZE)).save("source.png")
+    before = {path: path.read_bytes() for path in Path().rglob("*.*")}
+    config = Translate.parse(["folder", "own", "c.pt", "out/deep", "--overwrite"])
+    with pytest.raises(ValueError, match="the name of a row must be a relative path"):
+        Translator(config, [{"name": text, "source": Path("source.png")}]).run(None, 2, config.folder)
+    assert {path: path.read_bytes() for path in Path().rglob("*.*")} == before
+
+
+def test_a_name_in_a_table_and_a_link_write_nothing_outside(capsys: pytest.CaptureFixture[str]):
+    noise(0, SIZE, SIZE).save("a.png")
+    Path("rows.csv").write_text("name,source\n../a,a.png\n")
+    before = Path("a.png").read_bytes()
+    with pytest.raises(SystemExit, match=r"the name of a row must be .*got '\.\./a'"):
+        cli.run("translate", ["table", "rows.csv", "c.pt", "out", "--steps", "2", "--overwrite"])
+    Path("rows.csv").write_text("source\na.png\n")
+    Path("out").mkdir()
+    Path("out/a.png").symlink_to(Path("elsewhere.png").resolve())
+    with pytest.raises(SystemExit, match=r"out/a\.png leads out of out by a link"):
+        cli.run("translate", ["table", "rows.csv", "c.pt", "out", "--steps", "2", "--overwrite"])
+    assert Path("a.png").read_bytes() == before
+    assert not Path("elsewhere.png").exists()
+
+
+def test_what_is_done_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    """On a CPU, a picture at a time of 256 x 256; the same command makes the others."""
+    Path("own").mkdir()
+    for name in "abc":
+        noise(0, 256, 256).save(f"own/{name}.png")
+    call, calls = BridgeSampler.__call__, list[int]()
+
+    def stop(self: BridgeSampler, source: Any, *args: Any, **settings: Any) -> Any:
+        calls.append(len(source))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(self, source, *args, **settings)
+
+    monkeypatch.setattr(BridgeSampler, "__call__", stop)
+    words = ["folder", "own", "c.pt", "results", "--solver", "mean", "--size", "keep"]
+    with pytest.raises(SystemExit):
+        cli.run("translate", words)
+    assert "interrupted: the same command makes what is missing" in capsys.readouterr().err
+    assert made() == ["a.png", "b.png", "settings.json"]
+    cli.run("translate", words)
+    assert "1 results in results, and 2 that were there" in capsys.readouterr().out
+    assert calls == [1] * 4
+
+
+@pytest.mark.parametrize("wrong", ["there is no picture b.png", "cannot read the picture b.png: [Errno 13]"])
+def test_files_that_are_missing_or_may_not_be_read_are_left_out(
+    wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in "abc":
+        noise(0).save(f"{name}.png")
+    Path("rows.csv").write_text("source\na.png\nb.png\nc.png\n")
+    if "no picture" in wrong:
+        Path("b.png").unlink()
+    opened = open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:  # as a system does for who is not its administrator
+        if str(path).endswith("b.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    if "13" in wrong:
+        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr("io.open", refuse)
+    cli.run("translate", ["table", "rows.csv", "c.pt", "results", "--steps", "2", "--skip_bad"])
+    assert f"left out: {wrong}" in capsys.readouterr().out
+    assert made() == ["a.png", "c.png", "grid.png", "settings.json"]

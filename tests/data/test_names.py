@@ -39,3 +39,6 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert RowName("other/a").below(results, "_0.png") == results / "other" / "a_0.png"
     with pytest.raises(ValueError, match=r"leads out of .*results by a link"):
         RowName("sub/a").below(results, ".png")
+    (results / "a.png").symlink_to(tmp_path / "elsewhere" / "b.png")  # which is not there yet
+    with pytest.raises(ValueError, match=r"leads out of .*results by a link"):
+        RowName("a").below(results, ".png")

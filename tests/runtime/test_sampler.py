@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import BridgeSampler
+from bbdm import BridgeSampler, solvers
 from bbdm.data.spec import Spec
 from bbdm.pictures.values import Values
 from bbdm.runtime.command import Runtime
@@ -245,3 +246,22 @@ def test_without_torch(exported: Path, reference: BridgeSampler, tmp_path: Path)
     near(np.asarray(Image.open(tmp_path / "out" / "a.png"), dtype=int), reference(source, seed=0)[0], 1)
     missing = "BridgeSampler needs PyTorch, which is not installed; bbdm.runtime runs without it"
     assert missing in run("from bbdm import BridgeSampler")
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("consistency", 2), ("sde-dpm2m", 4)])
+def test_the_loop_of_the_documentation_makes_the_pictures_of_a_call(
+    solver: str, steps: int, exported: Path, sampler: OnnxBridgeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also of a table that starts with noise."""
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    (snippet,) = re.findall(r"```python\n(import json\n.*?InferenceSession.*?)```", page, re.DOTALL)
+    shutil.copytree(exported, tmp_path / "out" / "onnx")
+    table = solvers.build(sampler.bridge, solver, None, steps)
+    settings = {**sampler.settings, **table.description(), "solver": solver, "noise_rows": table.noisy}
+    (tmp_path / "out" / "onnx" / "bridge.json").write_text(json.dumps(settings))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    noises = RNG.standard_normal((steps, 2, 3, 16, 16)).astype(np.float32)
+    result = names["translate"]("out/onnx", SOURCE[:2], noises[table.noisy])
+    near(result, sampler(SOURCE[:2], solver=solver, steps=steps, noise=noises), 1e-5)

@@ -137,10 +137,24 @@ def test_pictures_with_values_keep_unit_place_and_pixels_without_a_value():
     found = sampler.distribution([picture], 6, seed=0)
     samples = np.stack([np.asarray(each[0], float) for each in found.samples])
     std = found.std[0]
-    assert (std.unit, std.dtype, std.geometry) == ("HU", np.int16, found.mean[0].geometry)
-    assert std[0, 0, 0] == found.mean[0][0, 0, 0] == found.quantile(0.1)[0][0, 0, 0] == -2000
+    assert (std.unit, std.dtype, std.geometry.affine) == ("HU", np.float32, found.mean[0].geometry.affine)
+    assert found.mean[0][0, 0, 0] == found.quantile(0.1)[0][0, 0, 0] == -2000
     inside = stored != -2000
-    assert abs(np.asarray(std) - samples.std(0, ddof=1))[inside].max() <= 1.1  # both rounded
+    assert np.array_equal(np.isnan(std), ~inside)
+    assert abs(np.asarray(std) - samples.std(0, ddof=1))[inside].max() <= 1.1  # samples are rounded
+
+
+@pytest.mark.parametrize("slices", [None, "coronal"])
+def test_samples_that_agree_have_a_deviation_of_0_where_0_is_no_value(slices: Any):
+    """Another stored value stands for none in the map, or who looks at it loses the certain pixels."""
+    values = Values(0, 4095, dtype="uint16")
+    sampler = BridgeSampler(tiny_unet(in_channels=1, out_channels=1), BRIDGE, "ddim", 1)  # which draws nothing
+    sampler.pictures = Spec(source=values, target=values, nodata=0, slices=slices)
+    stored = np.random.default_rng(0).integers(1, 4096, (1, 3, 8, 8) if slices else (1, 8, 8)).astype(np.uint16)
+    stored[..., 2, 3] = 0
+    std = sampler.distribution([Picture(stored, Geometry(nodata=0))], 2, seed=0).std[0]
+    assert np.array_equal(std.absent(), (stored == 0)[0])
+    assert not np.asarray(std)[stored != 0].any()
 
 
 def test_windows_and_masks(sampler: BridgeSampler):

@@ -15,13 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, pictures, save_checkpoint
+from bbdm import ABridge, BridgeSampler, TrainConfig, pictures, save_checkpoint
 from bbdm.base.seeds import seed_of
 from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
+from bbdm.training.bridge import BridgeTask
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.results import Record, make
 from bbdm.translation.translator import Translator
@@ -268,3 +271,82 @@ def test_results_that_no_settings_name_are_refused(further: bool, tmp_path: Path
         Record(folder, {"seed": 0}, ["c.png"], False, further)
     Record(folder, {"seed": 0}, ["b.png"], False, further)
     assert Record(folder, {"seed": 0}, ["a.png", "b.png"], False, further).existing == {"a.png"}  # which stays known
+
+
+def masks() -> None:
+    """Pairs of 16 bits in s and t, and masks in m."""
+    random = np.random.default_rng(0)
+    for name in "ab":
+        for folder in "st":
+            write(f"{folder}/{name}.tif", random.integers(0, 10000, (1, 16, 16)).astype(np.uint16))
+        write(f"m/{name}.png", (random.random((1, 16, 16)) < 0.5).astype(np.uint8))
+
+
+def test_results_outside_of_masks_have_the_value_that_is_asked_for(capsys: pytest.CaptureFixture[str]):
+    """The others are those of a run without masks; a map of deviations is 0 there."""
+    masks()
+    network(1, Spec(source=BANDS, target=BANDS, masked=True))
+    data = "s,t,mask=m"
+    run("paired", data, "c.pt", "all")
+    assert "results elsewhere are made up: give the masks, DATA,mask=FOLDER, and --outside" in capsys.readouterr().out
+    run("paired", data, "c.pt", "out", "--outside", "7")
+    assert "made up" not in capsys.readouterr().out
+    run("paired", data, "c.pt", "maps", "--outside", "7", "--maps", "mean,std", "--samples", "2")
+    for name in "ab":
+        inside = read(f"m/{name}.png") != 0
+        np.testing.assert_array_equal(read(f"out/{name}.tif"), np.where(inside, read(f"all/{name}.tif"), 7))
+        assert (read(f"maps/{name}_mean.tif")[~inside] == 7).all()
+        assert not read(f"maps/{name}_std.tif")[~inside].any()
+        assert read(f"maps/{name}_std.tif")[inside].any()
+    settings = json.loads(Path("out/settings.json").read_text())["settings"]
+    assert (settings["outside"], settings["masked"]) == (7, True)
+    with pytest.raises(ValueError, match=r"s/a\.tif has no mask, and --outside needs one, as in DATA,mask=FOLDER"):
+        run("folder", "s", "c.pt", "none", "--outside", "7")
+    with pytest.raises(ValueError, match="--outside must be a value of uint16, which results have; got -1"):
+        run("paired", data, "c.pt", "none", "--outside", "-1")
+
+
+def test_training_within_masks_is_in_the_file():
+    masks()
+    unet = tiny_unet(in_channels=1, out_channels=1)
+    for data, masked in (("s,t", False), ("s,t,mask=m", True)):
+        pairs = Pairs(read_rows("paired", data), Spec(source=BANDS, target=BANDS))
+        pictures_of_training = BridgeTask(unet, ABridge(num_steps=50), TrainConfig(batch_size=1), pairs).pictures
+        assert pictures_of_training is not None
+        assert Spec.from_config(pictures_of_training.config()).masked == masked
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((1, 16, 16), 200, np.uint8), "in/a.png has 8 bits, and the network was trained on values 0:3500"),
+        (np.arange(256).reshape(1, 16, 16).astype(np.float32) - 26, "10 % of the values of the first 1 sources are"),
+        (np.arange(256).reshape(1, 16, 16).astype(np.uint16) * 13, ""),
+    ],
+    ids=["8 bits", "clipped", "as trained"],
+)
+def test_sources_unlike_those_of_training_are_named(
+    array: Array, message: str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+):
+    """Of another type, or with values outside of the range, as targets that are given as sources."""
+    write(f"in/a.{'tif' if array.dtype == np.float32 else 'png'}", array)
+    network(1, Spec(source=Values(0, 3500, dtype="uint16"), target=HU))
+    run("folder", "in", "c.pt", "out")
+    printed = capsys.readouterr().out
+    assert message in printed
+    assert ("trained" in printed or "training" in printed) == bool(message)
+
+
+def test_a_map_of_deviations_has_another_value_for_none_than_results():
+    """In the PNG's place a TIFF, since it is of floats."""
+    pixels = np.random.default_rng(0).integers(1, 10000, (1, 24, 20)).astype(np.uint16)
+    write("geo/x.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}, 0))
+    write("png/x.png", pixels)
+    network(1, Spec(source=BANDS, target=BANDS, nodata=0))
+    for folder in ("geo", "png"):
+        run("folder", folder, "c.pt", f"{folder}_maps", "--samples", "2", "--maps", "std,mean", "--solver", "ddim")
+        std = pictures.read(f"{folder}_maps/x_std.tif")
+        assert std.dtype == np.float32
+        assert not std.absent().any()
+    assert pictures.read("geo_maps/x_mean.tif").nodata == 0
+    assert np.isnan(pictures.read("geo_maps/x_std.tif").nodata or 0)

@@ -1,20 +1,23 @@
 """Networks and bridges of sde-bbdm, the original BBDM, DDBM, DBIM, ECSI and I2SB, read without their code.
 
 Each of three programs has a reader, and a file is recognised by its entries. A network is recognised by names
-and shapes. :data:`PUBLISHED` and :data:`OBJECTIVES` have the names of settings that files leave out.
+and shapes. :mod:`bbdm.files.importers.arguments` and :data:`OBJECTIVES` have the names of settings that files
+leave out.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bbdm.bridges import DDBM, ECSI, I2SB, ABridge, Bridge, BrownianBridge, Objective
+from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
+from bbdm.files.importers.arguments import HEADS, PUBLISHED, read_arguments
 from bbdm.files.importers.states import FIRST, File, State, dim, load, unet_config, vqgan_state
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
@@ -22,27 +25,7 @@ from bbdm.networks.unet import UNet
 
 Row = TypeVar("Row")
 
-
-class Published(NamedTuple):
-    """What the files of a published network leave out."""
-
-    bridge: Bridge
-    image_size: int
-    heads_last: bool = True  # attention has q, k and v first and the heads within them, not the other way round
-
-
-PUBLISHED: dict[str, Published] = {  # of DDBM, DBIM, ECSI and I2SB
-    "ddbm-edges2handbags-64": Published(DDBM("vp"), 64),
-    "ddbm-edges2handbags-64-ve": Published(DDBM("ve", 0.002, 80.0), 64),
-    "ddbm-diode-256": Published(DDBM("vp"), 256),
-    "ddbm-diode-256-ve": Published(DDBM("ve", 0.0005, 20.0), 256),
-    "ecsi-edges2handbags-64": Published(ECSI(0.125, 1e-4, cov=0.125), 64),
-    "ecsi-diode-256": Published(ECSI(0.25, 1e-4, cov=0.125), 256),
-    # restoration of JPEG, superresolution; then deblurring, inpainting
-    "i2sb-256": Published(I2SB(1000, 0.3), 256, heads_last=False),
-    "i2sb-256-ode": Published(I2SB(1000, 1.0, True), 256, heads_last=False),
-}
-HEADS, GROUPS = 64, 32  # channels of an attention head, and groups of a norm, of every published network
+GROUPS = 32  # of a norm, of every published network
 OBJECTIVES: dict[str, Objective] = {  # of the original BBDM: that of its templates, "grad", and its two others
     "bbdm": "residual",
     "bbdm-noise": "noise",
@@ -116,7 +99,10 @@ def guided(file: File, config: str | None) -> Checkpoint:
     prefix = file.prefix("I2SB's latest.pt, or a state dict", "UNets", FIRST)
     if file.around(prefix)[0] and config is not None:
         raise ValueError(f"config={config} was given, but the file describes its network itself")
-    published = _named(PUBLISHED, config, "bridge")
+    if config is not None and config.endswith(".json"):
+        published = read_arguments(Path(config))
+    else:
+        published = _named(PUBLISHED, config, "bridge")
     attention = (".qkv.weight", ".proj_out.weight")  # of 2D convolutions, as those of 1D ones
     found = file.below(prefix).items()
     weights = {key: value.squeeze(3) if key.endswith(attention) and value.ndim == 4 else value for key, value in found}
@@ -127,7 +113,15 @@ def guided(file: File, config: str | None) -> Checkpoint:
             got = f"{len(values)} tensors" if isinstance(values, list) else describe(average)
             raise ValueError(f"its ema is {got}; wanted the state of torch_ema, with {len(weights)} shadow_params")
         ema = dict(zip(weights, values, strict=True))
-    return _checkpoint(weights, published.bridge, ema, None, published.image_size, published.heads_last, HEADS)
+    return _checkpoint(
+        weights,
+        published.bridge,
+        ema,
+        None,
+        published.image_size,
+        published.heads_last,
+        published.head_channels,
+    )
 
 
 def sde_bbdm(file: File, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> Checkpoint:
@@ -198,7 +192,8 @@ def _checkpoint(
 def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
     """The row of a name that a user gives; ``missing`` is what the file does not state."""
     if config is None:
-        raise IncompleteFileError(f"it does not state its {missing}: give config=, one of {sorted(rows)}")
+        own = ", or a .json of the arguments that it was trained with" if missing == "bridge" else ""
+        raise IncompleteFileError(f"it does not state its {missing}: give config=, one of {sorted(rows)}{own}")
     if config not in rows:
         raise ValueError(f"config must be one of {sorted(rows)}, got {config!r}")
     return rows[config]

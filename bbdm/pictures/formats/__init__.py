@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -115,6 +116,7 @@ def register(name: str, library: Library) -> None:
         for suffix in row.suffixes:
             names = SUFFIXES.setdefault(suffix, [])
             names.insert(len(names) if row.claims is None else 0, known)
+    is_photograph.cache_clear()
 
 
 class UnknownFormatError(ValueError):
@@ -146,6 +148,7 @@ def suffix_of_result(source: Path | None, channels: int, values: Values) -> str:
     return ".png" if LIBRARIES["png"].holds(values.dtype, channels) else ".tif"
 
 
+@lru_cache
 def is_photograph(path: str | os.PathLike[str]) -> bool:
     """Whether the format of a file's suffix is one of photographs: PNG, JPEG, WebP or BMP."""
     return any(LIBRARIES[name].photographs for name in SUFFIXES.get(suffix_of(path), ()))

@@ -1,5 +1,6 @@
 """Files of DDBM, DBIM, ECSI and I2SB in the layouts of their programs, against the formulas of the papers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from bbdm import DDBM, ECSI, I2SB, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge
-from bbdm.files.importers import programs, states
+from bbdm.files.importers import arguments as arguments_of
+from bbdm.files.importers import states
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.base import fitting
 from bbdm.networks.unet import UNet
@@ -120,13 +122,13 @@ def test_i2sb(conditioned: bool, tmp_path: Path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks(name: str):
     """Names, bridges and sizes are those of the programs' scripts, and the documentation has each name."""
-    assert [*programs.PUBLISHED] == [*PUBLISHED]
-    published, size = programs.PUBLISHED[name], 64 if "-64" in name else 256
+    assert [*arguments_of.PUBLISHED] == [*PUBLISHED]
+    published, size = arguments_of.PUBLISHED[name], 64 if "-64" in name else 256
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
     assert published.heads_last == (not name.startswith("i2sb"))  # I2SB's attention has the legacy order
     with torch.device("meta"):
         state = build(**SIZES[size]).state_dict()
-    config = states.unet_config(state, programs.HEADS)
+    config = states.unet_config(state, arguments_of.HEADS)
     assert isinstance(fitting(UNet.from_config, config, state), UNet)  # or keys and shapes differ
     assert (config.head_channels, config.num_groups, config.condition_channels) == (64, 32, 3)
     assert f"`{name}`" in (ROOT / "docs" / "weights.md").read_text()
@@ -159,3 +161,67 @@ def test_weights_and_averages_that_do_not_fit(tmp_path: Path):
     ]
     for ema, message in averages:
         refused(i2sb_file(tmp_path / "a.pt", network, ema=ema), message, config="i2sb-256")
+
+
+def arguments(path: Path, **values: Any) -> str:
+    path.write_text(json.dumps(values))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "bridge"),
+    [
+        (
+            {"pred_mode": "vp", "sigma_min": 0.001, "sigma_max": 1, "beta_d": 1.5, "beta_min": 0.2, "cov_xy": 0.1},
+            DDBM("vp", 0.001, 1.0, 1.5, 0.2, cov=0.1),
+        ),
+        (
+            {"pred_mode": "ve", "sigma_max": 10, "sigma_data": 0.4},
+            DDBM("ve", 0.002, 10.0, sigma_data=0.4, sigma_source=0.4),
+        ),
+    ],
+    ids=["vp", "ve"],
+)
+def test_networks_of_own_training_by_its_arguments(values: dict[str, Any], bridge: Any, tmp_path: Path):
+    """DDBM's, of another schedule and heads of 16 channels; x0hat by the formulas of its paper."""
+    about = arguments(tmp_path / "args.json", image_size=32, num_head_channels=16, lr=0.1, **values)
+    network = ddbm(num_head_channels=16)
+    loaded = load(save(square(network.state_dict()), tmp_path / "ema.pt"), config=about)
+    assert (loaded.bridge, loaded.image_size, loaded.unet.config.head_channels) == (bridge, 32, 16)
+    data, cov = bridge.sigma_data, bridge.cov
+    for t in (bridge.end, bridge.end / 2, 0.01):
+        alpha, beta, sigma = map(float, bridge.marginal(t))
+        total = (alpha**2 + beta**2) * data**2 + 2 * alpha * beta * cov + sigma**2
+        c_skip, c_in = (alpha * data**2 + beta * cov) / total, total**-0.5
+        c_out = (beta**2 * (data**4 - cov**2) + data**2 * sigma**2) ** 0.5 * c_in
+        expected = c_skip * X + c_out * call(network, torch.cat([c_in * X, Y], 1), 250 * np.log(t))
+        assert close(estimate(loaded.build_unet(), loaded.bridge, X, Y, t), expected)
+
+
+def test_arguments_of_ecsi_in_sections_and_of_i2sb(tmp_path: Path):
+    """ECSI's gamma is 0.25 sqrt(t (1 - t)) in its mode vpv5."""
+    model = {"image_size": 128, "num_head_channels": 64, "attention_type": "flash", "unet_type": "adm"}
+    diffusion = {"sigma_min": 1e-3, "sigma_max": 1, "cov_xy": 0.125, "pred_mode": "vpv5", "weight_schedule": "sibm"}
+    ecsi = arguments(tmp_path / "ecsi.json", model=model, diffusion=diffusion)
+    loaded = load(save(square(ddbm().state_dict()), tmp_path / "ema.pt"), config=ecsi)
+    assert (loaded.bridge, loaded.image_size) == (ECSI(0.125, 1e-3, cov=0.125), 128)
+    assert float(loaded.bridge.marginal(0.3).sigma) == pytest.approx(0.25 * (0.3 * 0.7) ** 0.5)
+    i2sb = arguments(tmp_path / "i2sb.json", **{"beta-max": 0.5, "interval": 500, "ot-ode": True, "image-size": 64})
+    loaded = load(i2sb_file(tmp_path / "latest.pt", fill(build())), config=i2sb)
+    assert (loaded.bridge, loaded.image_size) == (I2SB(500, 0.5, True), 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 1e-4}, "args.json has neither pred_mode, of the code of DDBM and ECSI, nor beta_max"),
+        ({"pred_mode": "vp_simple"}, "pred_mode in .*args.json must be one of ve, vp, linear1, .*got 'vp_simple'"),
+        ({"pred_mode": "vp", "sigma_max": 80}, "sigma_max in .* must be 1, which alone is read; got 80"),
+        ({"pred_mode": "ve"}, "num_head_channels in .*args.json must be at least 1"),
+        ({"pred_mode": "ve", "sigma_min": "small"}, "sigma_min in .*args.json must be a number, got 'small'"),
+        ({"beta_max": 0.3, "T": 2}, "T in .*args.json must be 1.0, which alone is read; got 2"),
+    ],
+)
+def test_arguments_that_are_refused(values: dict[str, Any], message: str, tmp_path: Path):
+    about = arguments(tmp_path / "args.json", **values)
+    refused(save(square(ddbm().state_dict()), tmp_path / "ema.pt"), message, config=about)
