@@ -136,7 +136,7 @@ def stem_of(path: Path) -> str:
 
 
 def suffix_of_result(source: Path | None, channels: int, values: Values) -> str:
-    """The suffix of a result: the source's; of photographs and of no file PNG's where it holds it, else TIFF's."""
+    """The suffix of a result: the source's; of photographs and of no file PNG's if it holds it, else TIFF's."""
     library = None if source is None else _library_of(source)
     if source is not None and library is not None and not library.photographs:
         if library.results:
@@ -332,7 +332,9 @@ def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     values = f"{sizes.shown(shape)} values of {dtype}"
     if needed > most:
         raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    raise ValueError(f"{values} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
+    raise ValueError(
+        f"{values} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once: formats.LARGEST"
+    )
 
 
 PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}
@@ -345,5 +347,5 @@ register(
 )
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
-register("dicom", Library(f"{__name__}.simpleitk", types=(), is_folder=is_dicom, results=".nii.gz"))
+register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
