@@ -174,7 +174,7 @@ def _missing(path: Path | str) -> str:
 
 def _reason(error: Exception) -> str:
     """The text of a library's error, in one line."""
-    lines = str(error).split("\n")
+    lines = str(error).strip().split("\n")
     if ITK_ERROR in lines[0]:  # where in its code it was
         lines = lines[-1:]
     text = " ".join(" ".join(lines).split()) or type(error).__name__

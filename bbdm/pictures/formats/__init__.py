@@ -15,7 +15,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from math import prod
@@ -136,7 +135,7 @@ def stem_of(path: Path) -> str:
 
 
 def suffix_of_result(source: Path | None, channels: int, values: Values) -> str:
-    """The suffix of a result: the source's; of photographs and of no file PNG's if it holds it, else TIFF's."""
+    """The suffix of a result: the source's; of photographs and of none PNG's if it holds it, else TIFF's."""
     library = None if source is None else _library_of(source)
     if source is not None and library is not None and not library.photographs:
         if library.results:
@@ -168,7 +167,7 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     found: list[Path] = []
     for parent, files in _folders(folder):
-        if parent != folder and files and _reader_of_folder(parent) is not None:
+        if parent != folder and _reader_of_folder(parent) is not None:
             found.append(parent)
         else:
             found.extend(files)
@@ -271,13 +270,17 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         real = os.path.realpath(parent)
         if real in above:
             continue
+        try:
+            with os.scandir(parent) as entries:
+                found = list(entries)
+        except PermissionError:
+            continue
         files: list[Path] = []
-        with suppress(PermissionError), os.scandir(parent) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    waiting.append((parent / entry.name, above | {real}))
-                elif entry.is_file() or entry.is_symlink():
-                    files.append(parent / entry.name)
+        for entry in found:
+            if entry.is_dir():
+                waiting.append((parent / entry.name, above | {real}))
+            elif entry.is_file() or entry.is_symlink():
+                files.append(parent / entry.name)
         yield parent, files
 
 
@@ -332,9 +335,8 @@ def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     values = f"{sizes.shown(shape)} values of {dtype}"
     if needed > most:
         raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    raise ValueError(
-        f"{values} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once: formats.LARGEST"
-    )
+    most_at_once = f"at most {LARGEST >> 30} GiB are read at once (bbdm.pictures.formats.LARGEST)"
+    raise ValueError(f"{values} are {needed / 2**30:.1f} GiB, and {most_at_once}")
 
 
 PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}

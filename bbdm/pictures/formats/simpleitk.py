@@ -190,7 +190,11 @@ def _check_packed(path: Path, offset: int, array: npt.NDArray[Any]) -> None:
 
 
 def _decompress(path: Path, offset: int, size: int) -> None:
-    """Read compressed values to their end, where zlib compares their checksum; ValueError unless ``size`` bytes."""
+    """Read compressed values to their end, where zlib compares their checksum.
+
+    Raises:
+        ValueError: they are not ``size`` bytes.
+    """
     done = 0
     stream = zlib.decompressobj(GZIP_OR_ZLIB)
     with path.open("rb") as file:
