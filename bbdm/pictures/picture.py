@@ -68,6 +68,8 @@ class Geometry:
         That of a window has its own affine. An integer takes the place away; what else is no window, such as
         a step, loses it.
         """
+        if self.without_place is self:
+            return self
         parts = list(index) if isinstance(index, tuple) else [index]
         further = len(shape) - len(parts)
         ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
@@ -283,7 +285,9 @@ def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> 
             held = f"its values are {array.shape} of {array.dtype}"
             raise ValueError(f"its header says {expected} of {head.dtype}, and {held}")
     array.flags.writeable = False
-    geometry = head.geometry.of_part((slice(None), *part), head.shape)
+    geometry = head.geometry
+    if window:
+        geometry = geometry.of_part((slice(None), *part), head.shape)
     return Picture(array, geometry, head.unit, head.path.name)
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bbdm.base import optional, sizes
 from bbdm.pictures import formats
 from bbdm.pictures.formats.detection import DICM, dicom_files
-from bbdm.pictures.formats.simpleitk import HEADER_BYTES, NAME, channels_first, dtype_of, opened, sitk
+from bbdm.pictures.formats.simpleitk import HEADER_BYTES, NAME, channels_first, dtype_of, reader_of, sitk
 from bbdm.pictures.picture import Affine, Geometry, Header, as_affine
 
 pydicom: Any = optional.package("pydicom", "a folder of DICOM")
@@ -65,13 +65,11 @@ def header(path: Path) -> Header:
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window of the whole, which is decoded."""
     names: list[str] = header.stored
+    reader = reader_of(Path(names[0]), IO)
     if len(names) > 1:
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
-    else:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(names[0])
-    reader.SetImageIO(IO)
+        reader.SetImageIO(IO)
     array = sitk.GetArrayFromImage(reader.Execute())
     return channels_first(array, header)[(slice(None), *window)]
 
@@ -79,7 +77,8 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 def _opened(file: Path) -> Any:
     """The reader of a slice that GDCM reads rightly, and asks no needless memory for."""
     syntax = _transfer_syntax(file)
-    reader = opened(file, IO)
+    reader = reader_of(file, IO)
+    reader.ReadImageInformation()
     bits = int(_text(reader, BITS) or 8)
     if syntax in ("", DEFLATED) or (syntax == BIG and bits > 16):
         raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax!r}, which is not read")

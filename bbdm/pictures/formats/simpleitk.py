@@ -57,7 +57,8 @@ def header(path: Path) -> Header:
             file.
     """
     text = _text_of(path)
-    reader = opened(path, READERS[path.suffix.lower()])
+    reader = reader_of(path, READERS[path.suffix.lower()])
+    reader.ReadImageInformation()
     sides = formats.volume(reader.GetSize())
     axes = len(sides)
     all_axes = len(reader.GetSize())
@@ -81,8 +82,8 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     Raises:
         ValueError: values are damaged, or not those of their checksum.
     """
-    image = opened(header.path, READERS[header.path.suffix.lower()]).Execute()
-    array = sitk.GetArrayFromImage(image)
+    reader = reader_of(header.path, READERS[header.path.suffix.lower()])
+    array = sitk.GetArrayFromImage(reader.Execute())
     if header.stored.packed:
         _check_packed(header.path, header.stored.offset, array)
     return channels_first(array, header)[(slice(None), *window)]
@@ -108,12 +109,11 @@ def write(path: Path, picture: Picture) -> None:
         _make_field(path, UNIT)
 
 
-def opened(path: Path, image_io: str) -> Any:
-    """SimpleITK's reader of a file by one of ITK's modules, of which the header is read."""
+def reader_of(path: Path, image_io: str) -> Any:
+    """SimpleITK's reader of a file by one of ITK's modules."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(image_io)
-    reader.ReadImageInformation()
     return reader
 
 
