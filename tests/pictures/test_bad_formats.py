@@ -172,6 +172,8 @@ class TestMedical:
             (".nrrd", b"encoding: gzip", b"encoding: gzip\nDataFile: b.raw", "another file, by 'data file b.raw'"),
             (".mha", b"DimSize = 19 17 5", b"DimSize = 19 17 4", "more than the 2584 bytes"),
             (".mha", b"CompressedData = True", b"CompressedDaTTT = True", "its header is damaged"),
+            (".mha", b"CompressedData = True", b"Compresseddata = True", "its header is damaged"),
+            (".mha", b"CompressedDataSize", b"CompressedDataSiTe", "its header is damaged"),
             (".mha", b"ElementDataFile = LOCAL", b"ElementDataFile = b.raw", "another file"),
             (".mha", b"BinaryData = True", b"BinaryData = False", "are text"),
         ],

@@ -177,7 +177,7 @@ def _refuse(entry: str) -> None:
 
 
 def _check_packed(path: Path, offset: int, array: npt.NDArray[Any]) -> None:
-    """Raise ValueError where compressed values have another length or checksum: ITK looks at neither."""
+    """Raise ValueError where an array is not what a file's compressed values are, of which ITK checks nothing."""
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         end = file.read()
@@ -186,22 +186,33 @@ def _check_packed(path: Path, offset: int, array: npt.NDArray[Any]) -> None:
         return
     if zlib.adler32(array.data) == int.from_bytes(end[4:], "big"):
         return
-    _decompress(path, offset, array.nbytes)  # of values in another order of bytes or axes
+    # or the file has another order of bytes or axes, in which there are as many of each byte
+    if not np.array_equal(_counts(array.data), _decompressed_counts(path, offset, array.nbytes)):
+        raise ValueError("its values are not those that it compresses: its header is damaged")
 
 
-def _decompress(path: Path, offset: int, size: int) -> None:
-    """Read compressed values to their end, where zlib compares their checksum.
+def _counts(data: Any) -> npt.NDArray[np.int64]:
+    """(256,), how often each byte is in some data."""
+    return np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+
+
+def _decompressed_counts(path: Path, offset: int, size: int) -> npt.NDArray[np.int64]:
+    """(256,), how often each byte is among compressed values, which are read to their end.
 
     Raises:
         ValueError: they are not ``size`` bytes.
+        zlib.error: they are damaged, or have another checksum.
     """
     done = 0
+    counts = np.zeros(256, np.int64)
     stream = zlib.decompressobj(GZIP_OR_ZLIB)
     with path.open("rb") as file:
         file.seek(offset)
         data = file.read(CHUNK)
         while data and done <= size:
-            done += len(stream.decompress(data, CHUNK))
+            values = stream.decompress(data, CHUNK)
+            counts += _counts(values)
+            done += len(values)
             data = stream.unconsumed_tail
             if stream.eof and done >= size:
                 break
@@ -214,6 +225,7 @@ def _decompress(path: Path, offset: int, size: int) -> None:
         raise ValueError(f"its compressed values are more than the {size} bytes of its header: it is damaged")
     if done < size or not stream.eof:
         raise ValueError(f"its compressed values end after {done} of {size} bytes: it is truncated")
+    return counts
 
 
 def _make_field(path: Path, name: str) -> None:
