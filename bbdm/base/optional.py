@@ -22,10 +22,11 @@ EXTRAS = {
     "data": ("datasets",),
     "app": ("gradio",),
     "tiff": ("tifffile", "imagecodecs"),
-    "medical": ("SimpleITK", "nibabel"),
+    "medical": ("SimpleITK", "nibabel", "nrrd", "pydicom"),
     "geo": ("rasterio",),
     "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
+PROJECTS = {"nrrd": "pynrrd"}  # what installs a package of another name
 
 
 def package(name: str, needed_by: str) -> Any:
@@ -53,7 +54,7 @@ def install(error: ImportError) -> str:
     if find_spec(package) is not None:
         return f": pip install -U {package}"
     if find_spec("torch") is None:  # the runtime without PyTorch, which the extra would install
-        return f": pip install {package}"
+        return f": pip install {PROJECTS.get(package, package)}"
     return f": pip install 'bbdm[{extra}]'"
 
 

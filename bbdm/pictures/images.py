@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +17,26 @@ from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
 from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError, warn
-from bbdm.pictures.formats import UnknownFormatError
+from bbdm.pictures.formats import DEFLATE, RATIO, UnknownFormatError, check_cost
 
+MODES = {1: "L", 3: "RGB"}  # by the number of channels
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 WIDE = ";16"  # what Pillow calls the stored values of 16 bits, of which it makes 8 in colours
-UPRIGHT = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
-TURNS = {turn: Image.Transpose[name] for turn, name in enumerate(UPRIGHT, 2)}  # by EXIF's orientation
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
+ITK_ERROR = "Exception thrown in SimpleITK"  # what the first line of its errors begins with
+LONGEST_REASON = 300  # letters of a library's error
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
+_PILLOWS_LIMIT = threading.Lock()  # while it is lifted
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
 Resize = Literal["stretch", "fit"]  # what a size means: exactly this, or at most this
 
@@ -55,7 +67,11 @@ def as_size(value: Any, axes: int = 2) -> Size:
     if not fits or not all(isinstance(side, int) and side > 0 for side in whole):
         names = "(height, width)" if axes == 2 else "(depth, height, width)"
         raise ValueError(f"image_size must be an integer or {names}, at least 1, got {value!r}")
-    return whole[0] if axes == 2 and whole[0] == whole[1] else tuple(whole)  # pyright: ignore[reportReturnType]
+    if axes == 3:
+        depth, height, width = whole
+        return depth, height, width
+    height, width = whole
+    return height if height == width else (height, width)
 
 
 def read_size(text: str) -> Size:
@@ -68,7 +84,10 @@ def read_size(text: str) -> Size:
     if len(parts) > 3 or not all(part.isdecimal() for part in parts):
         form = f"a size is written as 256, or as 256x512 for height x width, got {text!r}"
         raise ValueError(f"{form}; that of a volume as 64x96x96")
-    return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))  # pyright: ignore[reportReturnType]
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 1:
+        return numbers[0]
+    return tuple(numbers)  # pyright: ignore[reportReturnType]
 
 
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:
@@ -77,7 +96,9 @@ def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image
     if resize == "fit":
         factor = min(height / image.height, width / image.width)
         height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def fitted(array: npt.NDArray[Any], size: Size | None, resize: Resize = "stretch") -> npt.NDArray[Any]:
@@ -102,21 +123,26 @@ def ranges(array: npt.NDArray[Any]) -> tuple[str, str]:
     14, 16 or 32 bits.
     """
     picture: Any = array  # of which some pixels may have no value
-    values = np.asarray(array)[:, ~picture.absent()] if hasattr(array, "absent") and array.ndim > 2 else array
+    values = np.asarray(array)
+    if hasattr(array, "absent") and array.ndim > 2:
+        values = values[:, ~picture.absent()]
     values = values[np.isfinite(values)]
     if not values.size:
         return "none", "0:1"
-    low, high = values.min(), values.max()
-    found = f"{low:g} to {high:g}"
+    low = values.min()
+    high = values.max()
+    shown = f"{low:g} to {high:g}"
     if array.dtype.kind in "iub" and low >= 0:
-        return found, f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
-    low = np.floor(low) + 0.0  # which is no -0
-    return found, f"{low:g}:{max(np.ceil(high), low + 1) + 0.0:g}"
+        bits = next(bits for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)
+        return shown, f"0:{2**bits - 1}"
+    first = np.floor(low) + 0.0  # which is no -0
+    last = max(np.ceil(high), first + 1) + 0.0
+    return shown, f"{first:g}:{last:g}"
 
 
 @contextmanager
 def named(action: Literal["read", "write"], path: Path | str, unknown: str = "") -> Iterator[None]:
-    """A library's error on a picture becomes a ValueError with the file's name.
+    """A library's error on a picture becomes a ValueError with the file's name, in one line.
 
     Missing packages, errors of the disk on writing, and errors that name the file stay as they are.
     ``unknown`` is said of a file of no format.
@@ -125,14 +151,56 @@ def named(action: Literal["read", "write"], path: Path | str, unknown: str = "")
         yield
     except Exception as error:
         if action == "read" and isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"there is no picture {path}") from error
-        kept = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
-        if isinstance(error, kept) or (isinstance(error, ValueError) and str(path) in str(error)):
+            raise FileNotFoundError(_missing(path)) from error
+        if isinstance(error, ModuleNotFoundError | StoppedError):
             raise
-        kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
-        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
-        reason = unknown if unknown and kind is UnknownFormatError else lines[-1]
-        raise kind(f"cannot {action} the picture {path}: {reason}") from error
+        if action == "write" and isinstance(error, OSError):
+            raise
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        if not isinstance(error, UnknownFormatError | UnidentifiedImageError):
+            raise ValueError(f"cannot {action} the picture {path}: {_reason(error)}") from error
+        raise UnknownFormatError(f"cannot {action} the picture {path}: {unknown or _reason(error)}") from error
+
+
+def _missing(path: Path | str) -> str:
+    """What is said of a file that is not there."""
+    if os.path.islink(path):
+        target = os.readlink(path)
+        advice = "a data set of git-annex or DataLad fetches it by git annex get, or datalad get"
+        return f"there is no picture {path}: it is a link to {target}, which is not there; {advice}"
+    return f"there is no picture {path}"
+
+
+def _reason(error: Exception) -> str:
+    """The text of a library's error, in one line."""
+    lines = str(error).strip().split("\n")
+    if ITK_ERROR in lines[0]:  # where in its code it was
+        lines = lines[-1:]
+    text = " ".join(" ".join(lines).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+
+
+def open_large(source: Path | bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """A picture that ``Image.open`` refuses, of more than twice ``Image.MAX_IMAGE_PIXELS``, not yet decoded.
+
+    The limit is what the file can hold, and :data:`bbdm.pictures.formats.LARGEST` bytes.
+
+    Raises:
+        ValueError: it has more values.
+    """
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    with _PILLOWS_LIMIT:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    width, height = image.size
+    most = size * (DEFLATE if image.format == "PNG" else RATIO)
+    check_cost((len(image.getbands()), height, width), np.dtype(np.uint8), most)
+    return image
 
 
 def open_image(
@@ -152,11 +220,14 @@ def open_image(
     Raises:
         FileNotFoundError: there is no such file.
         UnknownFormatError: it is not a picture of these formats.
-        ValueError: it cannot be decoded, or has colours of 16 bits.
+        ValueError: it cannot be decoded, has colours of 16 bits, or more values than are read at once.
     """
     name = name or str(source)
     with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        try:
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        except Image.DecompressionBombError:
+            image = open_large(source, formats)
     if check_size is not None:
         check_size(*image.size)
     with named("read", name), image:
@@ -164,7 +235,9 @@ def open_image(
             raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
         image.load()
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
-        return image if turn is None else image.transpose(turn)
+        if turn is None:
+            return image
+        return image.transpose(turn)
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -181,16 +254,17 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
         ValueError: the picture has more than 8 bits, which have no agreed range; or another number of
             channels.
     """
-    if image.mode == {1: "L", 3: "RGB"}.get(channels) and "transparency" not in image.info:
+    transparent = "transparency" in image.info
+    if image.mode == MODES.get(channels) and not transparent:
         return image
-    if channels not in (1, 3):
+    if channels not in MODES:
         raise ValueError(f"a picture can become 1 or 3 channels, not {channels}: pass a tensor to this network")
     if image.mode not in EIGHT_BIT:
         raise more_than_8_bits(np.asarray(image))
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or transparent:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    return image.convert(MODES[channels])
 
 
 def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
@@ -207,10 +281,14 @@ def pixels(image: Image.Image, channels: int | None = None) -> npt.NDArray[np.ui
 
     ``channels`` are 1 or 3, None for 1 of grey and 3 of others.
     """
-    if channels is not None or image.mode not in ("L", "RGB") or "transparency" in image.info:
-        image = convert(image, (1 if image.mode in GREY else 3) if channels is None else channels)
+    if channels is not None:
+        image = convert(image, channels)
+    elif image.mode not in ("L", "RGB") or "transparency" in image.info:
+        image = convert(image, 1 if image.mode in GREY else 3)
     stored = np.asarray(image)
-    return stored[None] if stored.ndim == 2 else stored.transpose(2, 0, 1)
+    if stored.ndim == 2:
+        return stored[None]
+    return stored.transpose(2, 0, 1)
 
 
 def recoloured(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
@@ -240,13 +318,16 @@ def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
     stored = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     if len(stored) in (1, 3):
         return image_of(stored)
-    across, tiles = math.ceil(math.sqrt(len(stored))), [Image.fromarray(channel) for channel in stored]
-    return grid([tiles[i : i + across] for i in range(0, len(tiles), across)], gap=0).convert("L")
+    tiles = [Image.fromarray(channel) for channel in stored]
+    across = math.ceil(math.sqrt(len(tiles)))
+    return grid([tiles[start : start + across] for start in range(0, len(tiles), across)], gap=0).convert("L")
 
 
 def image_of(array: npt.NDArray[Any]) -> Image.Image:
     """A picture of (1 or 3, H, W) of uint8, or of (1, H, W) of uint16."""
-    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    if len(array) == 1:
+        return Image.fromarray(array[0])
+    return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
 def check(source: Any, channels: int, axes: int) -> None:
@@ -282,19 +363,26 @@ def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, names: Sequence[st
         raise ValueError("a grid needs at least one picture")
     width = gap + max(image.width for row in rows for image in row)
     height = gap + max(image.height for row in rows for image in row)
-    columns, top = max(map(len, rows)), gap + (NAME_HEIGHT if names else 0)
+    columns = max(len(row) for row in rows)
+    top = gap
+    if names:
+        top += NAME_HEIGHT
     sheet = Image.new("RGB", (gap + columns * width, top + len(rows) * height), "white")
-    for j in range(columns if names else 0):
-        title = Image.new("RGB", (width - gap, NAME_HEIGHT), "white")
-        ImageDraw.Draw(title).text((0, 0), names[j % len(names)], fill="black")
-        sheet.paste(title, (gap + j * width, 0))
+    if names:
+        for column in range(columns):
+            title = Image.new("RGB", (width - gap, NAME_HEIGHT), "white")
+            ImageDraw.Draw(title).text((0, 0), names[column % len(names)], fill="black")
+            sheet.paste(title, (gap + column * width, 0))
     for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            sheet.paste(image, (gap + j * width, top + i * height))
+        for column, image in enumerate(row):
+            sheet.paste(image, (gap + column * width, top + i * height))
     return sheet
 
 
 def sheet(examples: Sequence[Sequence[Image.Image]], names: Sequence[str] = ()) -> Image.Image:
     """A grid of examples, each of as many pictures side by side, about as high as wide; see :func:`grid`."""
     across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
-    return grid([[*chain(*examples[start : start + across])] for start in range(0, len(examples), across)], names=names)
+    rows: list[list[Image.Image]] = []
+    for start in range(0, len(examples), across):
+        rows.append([image for example in examples[start : start + across] for image in example])
+    return grid(rows, names=names)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,24 +62,42 @@ class Geometry:
         matrix = np.asarray(self.affine, np.float64)
         return matrix[:-1, -2::-1], matrix[:-1, -1]
 
-    def of_window(self, start: Sequence[int]) -> Geometry:
-        """The geometry of a window whose first pixel has the index ``start``."""
-        if not any(start):
-            return self
-        before = self.start or (0,) * len(start)
-        in_file = tuple(first + further for first, further in zip(before, start, strict=True))
-        if self.affine is None:
-            return replace(self, start=in_file)
-        matrix = np.array(self.affine, dtype=np.float64)
-        matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(start)
-        return replace(self, affine=tuple(map(tuple, matrix.tolist())), start=in_file)
+    def of_part(self, index: Any, shape: Sequence[int]) -> Geometry:
+        """The geometry of ``picture[index]`` of a picture of this geometry and shape (C, *S).
 
-    def without_place(self, lost: bool) -> Geometry:
-        """The geometry of pixels that lie elsewhere; ``lost`` says whether files with a place are refused."""
-        has_place = self.affine is not None or self.kept.get("crs") or "gcps" in self.kept
-        if not has_place:
+        That of a window has its own affine. An integer takes the place away; what else is no window, such as
+        a step, loses it.
+        """
+        if self.without_place is self:
             return self
-        return Geometry(format=self.format, nodata=self.nodata, lost=lost)
+        parts = list(index) if isinstance(index, tuple) else [index]
+        further = len(shape) - len(parts)
+        ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
+        if ellipses:
+            parts[ellipses[0] : ellipses[0] + 1] = [slice(None)] * (further + 1)
+        else:
+            parts += [slice(None)] * further
+        if any(isinstance(part, int | np.integer) for part in parts):
+            return replace(self.without_place, lost=False)
+        if len(parts) != len(shape) or not (isinstance(parts[0], slice) or np.ndim(parts[0]) == 1):
+            return self.without_place
+        if not all(isinstance(part, slice) and part.step in (None, 1) for part in parts[1:]):
+            return self.without_place
+        starts = [part.indices(length)[0] for part, length in zip(parts[1:], shape[1:], strict=True)]
+        if self.affine is None or not any(starts):
+            return self
+        if len(self.affine) != len(shape):
+            return self.without_place
+        matrix = np.array(self.affine, dtype=np.float64)
+        matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(starts)
+        return replace(self, affine=tuple(map(tuple, matrix.tolist())))
+
+    @cached_property
+    def without_place(self) -> Geometry:
+        """The geometry of pixels that were moved, so that nobody knows where they lie."""
+        if self.affine is None and not self.kept.get("crs"):
+            return self
+        return Geometry(format=self.format, nodata=self.nodata, lost=True)
 
 
 NOWHERE = Geometry()
@@ -178,7 +197,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         return picture
 
     def __array_finalize__(self, source: Any) -> None:
-        self.geometry = source.geometry.without_place(lost=True) if isinstance(source, Picture) else NOWHERE
+        self.geometry = source.geometry.without_place if isinstance(source, Picture) else NOWHERE
         self.unit = getattr(source, "unit", "")
         self.name = getattr(source, "name", "")
 
@@ -189,10 +208,14 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         return result
 
     def __getitem__(self, index: Any) -> Any:
-        part = super().__getitem__(index)
-        if isinstance(part, Picture):
-            part.geometry = _geometry_of_part(self, index)
-        return part
+        part = np.asarray(self)[index]
+        if part.ndim == 0:
+            return part
+        picture = part.view(Picture)
+        picture.geometry = self.geometry.of_part(index, self.shape)
+        picture.unit = self.unit
+        picture.name = self.name
+        return picture
 
     def __reduce__(self) -> Any:
         return Picture, (np.asarray(self), self.geometry, self.unit, self.name)
@@ -262,7 +285,9 @@ def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> 
             held = f"its values are {array.shape} of {array.dtype}"
             raise ValueError(f"its header says {expected} of {head.dtype}, and {held}")
     array.flags.writeable = False
-    geometry = head.geometry.of_window([side.start for side in part])
+    geometry = head.geometry
+    if window:
+        geometry = geometry.of_part((slice(None), *part), head.shape)
     return Picture(array, geometry, head.unit, head.path.name)
 
 
@@ -339,25 +364,3 @@ def _system(text: str) -> str:
     """The name of a coordinate reference system in its well-known text, such as ``WGS 84 / UTM zone 33N``."""
     name = re.match(r'\w+\["([^"]+)"', text)
     return text if name is None else name[1]
-
-
-def _geometry_of_part(picture: Picture, index: Any) -> Geometry:
-    """The geometry of ``picture[index]``."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if any(part is Ellipsis for part in parts):
-        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (picture.ndim - len(parts) + 1)
-    parts += [slice(None)] * (picture.ndim - len(parts))
-    if len(parts) != picture.ndim:
-        return picture.geometry.without_place(lost=True)
-    chosen, *window = parts
-    if any(isinstance(part, int | np.integer) for part in parts):
-        return picture.geometry.without_place(lost=False)
-    channels = isinstance(chosen, slice) or np.ndim(chosen) == 1
-    if not channels or not all(isinstance(part, slice) and part.step in (None, 1) for part in window):
-        return picture.geometry.without_place(lost=True)
-    affine = picture.geometry.affine
-    if affine is not None and len(affine) != picture.ndim:
-        return picture.geometry.without_place(lost=True)
-    starts = [part.indices(length)[0] for part, length in zip(window, picture.shape[1:], strict=True)]
-    return picture.geometry.of_window(starts)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 EXACT = 2**24  # integers up to here are exact in float32
 LARGEST_SAMPLE = 2**22  # values of which percentiles are taken; of larger pictures, an even share
+RESULT_TYPES = ("uint8", "int16", "uint16", "int32")  # of results without files: the first that holds the levels
+FORM = "values are written as LOW:HIGH, LOW:HIGH:UNIT or pLOW:HIGH for percentiles"
 Level = float | tuple[float, ...]  # of all channels, or one for each
 
 
@@ -44,35 +46,38 @@ class Values:
         for name in ("low", "high"):
             level = getattr(self, name)
             try:
-                level = tuple(map(float, level)) if isinstance(level, tuple | list) else float(level)
+                numbers = tuple(float(one) for one in level) if isinstance(level, tuple | list) else float(level)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{name} must be a number, or one for each channel, got {level!r}") from error
-            if not np.isfinite(level).all() or level == ():
-                raise ValueError(f"{name} must be finite, got {level!r}")
-            object.__setattr__(self, name, level)
-        low, high = (np.atleast_1d(level) for level in (self.low, self.high))
-        if len({len(low), len(high)} - {1}) > 1:
+            if numbers == () or not np.isfinite(numbers).all():
+                raise ValueError(f"{name} must be finite, got {numbers!r}")
+            object.__setattr__(self, name, numbers)
+        low = np.atleast_1d(self.low)
+        high = np.atleast_1d(self.high)
+        if len(low) != len(high) and 1 not in (len(low), len(high)):
             raise ValueError(f"values must have as many low as high levels, got {len(low)} and {len(high)}")
         if not (low < high).all():
             raise ValueError(f"values must have low below high, got {self}")
-        kind = np.dtype(self.dtype)
-        if kind.kind not in "uif":
-            raise ValueError(f"values must be stored as real numbers, got {kind}")
-        object.__setattr__(self, "dtype", kind.name)
-        if kind.kind != "f":
-            if max((high - low).max(), abs(low).max(), abs(high).max()) > EXACT:
-                found = f"values {self} of {kind} need more than {EXACT} levels, which float32 cannot tell apart"
-                raise ValueError(f"{found}: give a narrower range around 0")
-            limits = np.iinfo(kind)
-            if low.min() < limits.min or high.max() > limits.max:
-                raise ValueError(f"values {self} do not fit into {kind}, which ends at {limits.min} and {limits.max}")
+        dtype = np.dtype(self.dtype)
+        if dtype.kind not in "uif":
+            raise ValueError(f"values must be stored as real numbers, got {dtype}")
+        object.__setattr__(self, "dtype", dtype.name)
+        if dtype.kind != "f":
+            _check_integers(self, low, high)
+
+    @property
+    def is_eight_bit(self) -> bool:
+        """Whether it is the range of pictures of 8 bits, 0 to 255."""
+        return self == EIGHT_BIT
 
     def stored_like(self, dtype: np.dtype[Any]) -> Values:
         """These values with results of a file's type, where it holds the levels; of floats float32."""
-        levels = [*np.atleast_1d(self.low), *np.atleast_1d(self.high)]
         if dtype.kind == "f":
             return replace(self, dtype="float32")
-        return replace(self, dtype=dtype.name) if all(holds(dtype, level) for level in levels) else self
+        levels = [*np.atleast_1d(self.low), *np.atleast_1d(self.high)]
+        if not all(holds(dtype, level) for level in levels):
+            return self
+        return replace(self, dtype=dtype.name)
 
     def of(self, array: npt.NDArray[Any]) -> Values:
         """The values of one picture (C, *S): these."""
@@ -85,26 +90,48 @@ class Values:
             ValueError: there are ranges for another number of channels.
         """
         low, half = _levels(self.low, self.high, axes)
-        if half.size > 1 and half.size != array.shape[-1 - axes]:
-            raise ValueError(f"it has {array.shape[-1 - axes]} channels, and there are values of {half.size}")
+        channels = array.shape[-1 - axes]
+        if half.size > 1 and half.size != channels:
+            raise ValueError(f"it has {channels} channels, and there are values of {half.size}")
         if isinstance(array, np.ndarray):
             scaled = array.astype(np.float32) - low
         else:
             import torch
 
-            low, half = (torch.as_tensor(level, device=array.device) for level in (low, half))
+            low = torch.as_tensor(low, device=array.device)
+            half = torch.as_tensor(half, device=array.device)
             scaled = array.float() - low
         scaled /= half  # of tensors a tensor: CUDA multiplies by the reciprocal of a number
         scaled -= 1
         return scaled.clip(-1, 1)
 
-    def stored(self, array: Any, axes: int = 2) -> npt.NDArray[Any]:
-        """The inverse of :meth:`scaled`: an array of ``dtype``, integers rounded to the nearest."""
+    def stored(self, array: Any, axes: int = 2, nodata: float | None = None) -> npt.NDArray[Any]:
+        """The inverse of :meth:`scaled`: an array of ``dtype``, integers rounded to the nearest.
+
+        Args:
+            array: (..., C, *S) in [-1, 1]; values outside are clipped.
+            axes: the number of axes of S.
+            nodata: what is stored in place of NaN; None where nothing stands for no value.
+
+        Raises:
+            ValueError: NaN is among the values, the type is one of integers, and there is no ``nodata``.
+        """
         values = array if isinstance(array, np.ndarray) else array.detach().float().cpu().numpy()
         low, half = _levels(self.low, self.high, axes)
         numbers = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
-        kind = np.dtype(self.dtype)
-        return numbers.astype(kind) if kind.kind == "f" else np.rint(numbers).astype(kind)
+        dtype = np.dtype(self.dtype)
+        if dtype.kind == "f" and nodata is None:
+            return numbers.astype(dtype)
+        if dtype.kind != "f":
+            numbers = np.rint(numbers)
+        if not numbers.size or not np.isnan(numbers.min()):
+            return numbers.astype(dtype)
+        if nodata is None:
+            raise ValueError(f"NaN is among the values of a result, and {dtype} cannot hold it")
+        missing = np.isnan(numbers)
+        stored = np.where(missing, np.float32(0), numbers).astype(dtype)
+        stored[missing] = nodata
+        return stored
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :func:`from_config` makes these again."""
@@ -112,8 +139,8 @@ class Values:
 
     def __str__(self) -> str:
         """What :func:`read_values` reads, without the type."""
-        pairs = zip(*np.broadcast_arrays(np.atleast_1d(self.low), np.atleast_1d(self.high)), strict=True)
-        ranges = ",".join(f"{low:g}:{high:g}" for low, high in pairs)
+        lows, highs = np.broadcast_arrays(np.atleast_1d(self.low), np.atleast_1d(self.high))
+        ranges = ",".join(f"{low:g}:{high:g}" for low, high in zip(lows, highs, strict=True))
         return f"{ranges}:{self.unit}" if self.unit else ranges
 
 
@@ -136,17 +163,28 @@ class Percentiles:
         if not 0 <= self.low < self.high <= 100:
             raise ValueError(f"percentiles must be in 0 <= low < high <= 100, got {self.low:g} and {self.high:g}")
 
+    @property
+    def is_eight_bit(self) -> bool:
+        """Whether it is the range of pictures of 8 bits: it is not."""
+        return False
+
     def of(self, array: npt.NDArray[Any]) -> Values:
-        """The values of one picture (C, *S). A channel of one value alone gets a range of 1 around it."""
+        """The values of one picture (C, *S). A channel of one value alone gets a range of 1 around it.
+
+        Raises:
+            ValueError: there are no values, or NaN or infinity among them.
+        """
         flat = array.reshape(len(array), -1)
         if not flat.size:
             raise ValueError("no pixel has a value, of which percentiles could be taken")
         if not np.isfinite(flat).all():
             raise ValueError("NaN or infinity is among the values, of which no percentiles can be taken")
-        flat = flat[:, :: -(-flat.size // LARGEST_SAMPLE)].astype(np.float64)
-        low, high = np.percentile(flat, [self.low, self.high], axis=1)
+        step = -(-flat.size // LARGEST_SAMPLE)
+        sample = flat[:, ::step].astype(np.float64)
+        low, high = np.percentile(sample, [self.low, self.high], axis=1)
         same = low >= high
-        low, high = np.where(same, low - 0.5, low), np.where(same, high + 0.5, high)
+        low = np.where(same, low - 0.5, low)
+        high = np.where(same, high + 0.5, high)
         return Values(tuple(low.tolist()), tuple(high.tolist()), dtype="float32")
 
     def config(self) -> dict[str, Any]:
@@ -171,28 +209,54 @@ def read_values(text: str) -> AnyValues:
     Raises:
         ValueError: the text has another form, or what :class:`Values` refuses.
     """
-    wanted = f"values are written as LOW:HIGH, LOW:HIGH:UNIT or pLOW:HIGH for percentiles, got {text!r}"
-    parts = [part.split(":", 2) for part in text.removeprefix("p").split(",")]
-    units = [unit for _, _, unit in (part for part in parts if len(part) == 3)]
-    try:
-        lows, highs = zip(*((float(low), float(high)) for low, high, *_ in parts), strict=True)
-        if text.startswith("p") and (units or len(parts) > 1):
-            raise ValueError("percentiles are of all channels, and have no unit")
-    except ValueError as error:
-        raise ValueError(wanted) from error
     if text.startswith("p"):
-        return Percentiles(lows[0], highs[0])
-    kinds = ("uint8", "int16", "uint16", "int32")
-    kind = next((kind for kind in kinds if all(holds(np.dtype(kind), each) for each in lows + highs)), "float32")
-    low, high = (levels[0] if len(levels) == 1 else levels for levels in (lows, highs))
-    return Values(low, high, units[-1] if units else "", kind)
+        low, high, unit = _range_of(text.removeprefix("p"), text)
+        if unit:
+            raise ValueError(f"{FORM}, got {text!r}")
+        return Percentiles(low, high)
+    ranges = [_range_of(part, text) for part in text.split(",")]
+    lows = tuple(low for low, _, _ in ranges)
+    highs = tuple(high for _, high, _ in ranges)
+    units = [unit for _, _, unit in ranges if unit]
+    dtype = "float32"
+    for name in reversed(RESULT_TYPES):
+        if all(holds(np.dtype(name), level) for level in lows + highs):
+            dtype = name
+    unit = units[-1] if units else ""
+    if len(ranges) == 1:
+        return Values(lows[0], highs[0], unit, dtype)
+    return Values(lows, highs, unit, dtype)
+
+
+def _range_of(part: str, text: str) -> tuple[float, float, str]:
+    """The ends and the unit of one range, a part of the text of values."""
+    ends = part.split(":", 2)
+    try:
+        low, high = float(ends[0]), float(ends[1])
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{FORM}, got {text!r}") from error
+    return low, high, ends[2] if len(ends) == 3 else ""
+
+
+def _check_integers(values: Values, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> None:
+    """Raise ValueError where an integer type does not hold a range, or float32 not each of its levels."""
+    largest = max((high - low).max(), np.abs(low).max(), np.abs(high).max())
+    if largest > EXACT:
+        reason = f"values {values} of {values.dtype} need more than {EXACT} levels, which float32 cannot tell apart"
+        raise ValueError(f"{reason}: give a narrower range around 0")
+    limits = np.iinfo(values.dtype)
+    if low.min() < limits.min or high.max() > limits.max:
+        ends = f"{limits.min} and {limits.max}"
+        raise ValueError(f"values {values} do not fit into {values.dtype}, which ends at {ends}")
 
 
 @lru_cache
 def _levels(low: Level, high: Level, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The low level and half the range: () of all channels, or (C, 1, ...) for so many axes of S."""
-    shape = (-1, *[1] * axes) if isinstance(low, tuple) or isinstance(high, tuple) else ()
-    first, last = np.broadcast_arrays(*(np.reshape(level, shape) for level in (low, high)))
+    shape: tuple[int, ...] = ()
+    if isinstance(low, tuple) or isinstance(high, tuple):
+        shape = (-1, *[1] * axes)
+    first, last = np.broadcast_arrays(np.reshape(low, shape), np.reshape(high, shape))
     return np.asarray(first, np.float32), np.asarray((last - first) / 2, np.float32)
 
 
@@ -200,13 +264,21 @@ def as_values(values: ValuesLike) -> Any:
     """Values of themselves, of text for :func:`read_values`, or of (low, high); None of None."""
     if isinstance(values, tuple | list):
         return Values(*values, dtype="float32")
-    return read_values(values) if isinstance(values, str) else values
+    if isinstance(values, str):
+        return read_values(values)
+    return values
 
 
 def from_config(config: Mapping[str, Any]) -> AnyValues:
-    """Values from :meth:`Values.config` or :meth:`Percentiles.config`; ValueError where it is of neither."""
+    """Values from :meth:`Values.config` or :meth:`Percentiles.config`.
+
+    Raises:
+        ValueError: it is of neither.
+    """
     try:
-        return Percentiles(*config["percentiles"]) if "percentiles" in config else Values(**config)
+        if "percentiles" in config:
+            return Percentiles(*config["percentiles"])
+        return Values(**config)
     except TypeError as error:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
@@ -220,8 +292,8 @@ def check_finite(array: npt.NDArray[Any], absent: Any = False) -> None:
         return
     wrong = ~(np.isfinite(array) | absent)
     if wrong.any():
-        found = f"{array[wrong][0]} stands in channel {np.argwhere(wrong)[0, 0]}"
-        raise ValueError(f"{found}, where a finite number is needed")
+        channel = np.argwhere(wrong)[0, 0]
+        raise ValueError(f"{array[wrong][0]} stands in channel {channel}, where a finite number is needed")
 
 
 def scaled_present(values: Values, array: npt.NDArray[Any], absent: Any = False) -> npt.NDArray[np.float32]:
@@ -230,10 +302,12 @@ def scaled_present(values: Values, array: npt.NDArray[Any], absent: Any = False)
     Raises:
         ValueError: a channel has no range, or see :func:`check_finite`.
     """
-    check_finite(array, absent)
+    if array.dtype.kind == "f":
+        check_finite(array, absent)
     if not np.any(absent):
         return values.scaled(array, axes=array.ndim - 1)
-    scaled = values.scaled(np.where(absent, array.dtype.type(0), array), axes=array.ndim - 1)
+    present = np.where(absent, array.dtype.type(0), array)
+    scaled = values.scaled(present, axes=array.ndim - 1)
     scaled[:, absent] = -1
     return scaled
 

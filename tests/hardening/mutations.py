@@ -56,6 +56,13 @@ def of_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def of_bit(data: bytes, rng: random.Random) -> bytes:
+    """One flipped bit anywhere."""
+    changed = bytearray(data)
+    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
 def of_values(content: Any, rng: random.Random) -> Any:
     """One to three changes of the values in a JSON document: another value, a missing or a further entry."""
     changed = [copy.deepcopy(content)]

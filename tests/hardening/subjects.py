@@ -41,7 +41,7 @@ from bbdm.translation.results import Record
 from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
-from tests.hardening.mutations import Mutate, of_bytes, of_json, of_values
+from tests.hardening.mutations import Mutate, of_bit, of_bytes, of_json, of_values
 from tests.hardening.watch import ROOM, Watch
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
@@ -180,8 +180,8 @@ def _picture(suffix: str, **options: Any) -> Make:
     return make
 
 
-def _format(name: str, save: Callable[[Path], Any], mutate: Mutate = of_bytes) -> Make:
-    """``save`` writes a file of that ``name``, which is read in part and whole."""
+def _format(name: str, save: Callable[[Path], Any], mutate: Mutate = of_bytes, exact: bool = False) -> Make:
+    """``save`` writes a file of that ``name``, whose values are read in part and whole."""
 
     def make(folder: Path) -> Subject:
         save(path := folder / name)
@@ -191,7 +191,7 @@ def _format(name: str, save: Callable[[Path], Any], mutate: Mutate = of_bytes) -
             window = tuple(slice(0, -(-length // 2)) for length in pictures.header(whole).sides)
             return pictures.read(whole, window).tobytes() + pictures.read(whole).tobytes()
 
-        return Subject(path, read, mutate, exact=False)
+        return Subject(path, read, mutate, exact)
 
     return make
 
@@ -209,7 +209,7 @@ def _geotiff(path: Path) -> None:
     write(path, Picture(numbers((5, 24, 24), "uint16"), Geometry(affine, "geotiff", {"crs": "EPSG:32632"}, 7.0)))
 
 
-def _nrrd(path: Path) -> None:
+def _packed(path: Path) -> None:
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True)
 
 
@@ -217,9 +217,9 @@ def _dicom(path: Path) -> None:
     write_dicom(path.parent, numbers((3, 8, 8), "uint8").astype(np.int16), [0, 2, 4])
 
 
-def _zipped(data: bytes, rng: random.Random) -> bytes:
-    """A gzip with other bytes or, as often, with other bytes inside and the checksum that fits them."""
-    return of_bytes(data, rng) if rng.random() < 0.5 else gzip.compress(of_bytes(gzip.decompress(data), rng))
+def _inside(data: bytes, rng: random.Random) -> bytes:
+    """A gzip with other bytes inside, and the checksum that fits them."""
+    return gzip.compress(of_bytes(gzip.decompress(data), rng))
 
 
 TILES = {"tile": (16, 16), "compression": "zlib", "predictor": True}
@@ -249,11 +249,16 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "OME-TIFF": (_format("a.tif", _written((2, 3, 16, 24), "uint16")), 5_000),
     "GeoTIFF": (_format("a.tif", _geotiff), 5_000),
     "NIfTI": (_format("a.nii", _written((1, 5, 7, 9), "int16")), 5_000),
-    "NIfTI, compressed": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), _zipped), 5_000),
+    "NIfTI, compressed": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), exact=True), 2_500),
+    "NIfTI, inside": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), _inside), 2_500),
+    "NIfTI, a bit": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), of_bit, exact=True), 1_200),
     "NIfTI of vectors": (_format("a.nii", _written((3, 5, 7, 9), "float32")), 5_000),
     "MetaImage": (_format("a.mha", _written((1, 5, 7, 9), "int16")), 5_000),
     "NRRD": (_format("a.nrrd", _written((2, 5, 7, 9), "int16")), 5_000),
-    "NRRD, compressed": (_format("a.nrrd", _nrrd), 5_000),
+    "MetaImage, compressed": (_format("a.mha", _packed), 5_000),
+    "MetaImage, a bit": (_format("a.mha", _packed, of_bit, exact=True), 1_200),
+    "NRRD, compressed": (_format("a.nrrd", _packed, exact=True), 5_000),
+    "NRRD, a bit": (_format("a.nrrd", _packed, of_bit, exact=True), 1_200),
     "DICOM": (_format("07.dcm", _dicom), 5_000),
     "npy": (_format("a.npy", _written((2, 5, 7, 9), "float32")), 5_000),
 }

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # odd settings are as good as none here
 ]
 DAILY = {"our .pt": 30, "our .safetensors": 30, "our .safetensors, settings": 20, "PNG": 50, "NIfTI": 200, "npy": 200}
+DAILY |= {"NIfTI, a bit": 100, "MetaImage, a bit": 100, "NRRD, a bit": 100}
 EVERY_NIGHT = [pytest.param(kind, count, marks=pytest.mark.nightly) for kind, (_, count) in SUBJECTS.items()]
 
 

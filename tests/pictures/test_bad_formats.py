@@ -4,6 +4,7 @@ import gzip
 import locale
 import pickle
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import chain, repeat
@@ -17,6 +18,7 @@ import pytest
 import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
+from pydicom.data import get_testdata_file
 
 from bbdm.pictures import Geometry, Picture, formats, header, read, write
 from tests.hardening.watch import forget_peak, memory
@@ -161,6 +163,43 @@ class TestMedical:
                 path.write_bytes(changed)
                 refused(path, "cannot read")
 
+    @pytest.mark.parametrize(
+        ("suffix", "before", "after", "fact"),
+        [
+            (".nrrd", b"sizes: 19 17 5", b"sizes: 19 17 4", "more than the 2584 bytes"),
+            (".nrrd", b"encoding: gzip", b"encoding: bzip2", "'encoding bzip2'"),
+            (".nrrd", b"encoding: gzip", b"encoding: raw\ndata file: b.raw", "another file, by 'data file b.raw'"),
+            (".nrrd", b"encoding: gzip", b"encoding: gzip\nDataFile: b.raw", "another file, by 'data file b.raw'"),
+            (".mha", b"DimSize = 19 17 5", b"DimSize = 19 17 4", "more than the 2584 bytes"),
+            (".mha", b"CompressedData = True", b"CompressedDaTTT = True", "its header is damaged"),
+            (".mha", b"CompressedData = True", b"Compresseddata = True", "its header is damaged"),
+            (".mha", b"CompressedDataSize", b"CompressedDataSiTe", "its header is damaged"),
+            (".mha", b"ElementDataFile = LOCAL", b"ElementDataFile = b.raw", "another file"),
+            (".mha", b"BinaryData = True", b"BinaryData = False", "are text"),
+        ],
+    )
+    def test_headers_of_other_values(self, suffix: str, before: bytes, after: bytes, fact: str, tmp_path: Path) -> None:
+        image = sitk.GetImageFromArray(numbers((5, 17, 19), "int16"))
+        sitk.WriteImage(image, str(path := tmp_path / f"a{suffix}"), useCompression=True)
+        data = path.read_bytes()
+        assert before in data
+        path.write_bytes(data.replace(before, after))
+        refused(path, fact)
+
+    @pytest.mark.parametrize("layout", ["big", "planar", "members"])
+    def test_compressed_values_in_another_order(self, layout: str, tmp_path: Path) -> None:
+        """Their checksum is of the bytes of the file; gzip may have several members."""
+        stored = numbers((2, 5, 7, 9), "int16")
+        data = stored.astype(">i2" if layout == "big" else "<i2").tobytes()
+        packed = gzip.compress(data[:99]) + gzip.compress(data[99:]) if layout == "members" else gzip.compress(data)
+        fields = {"type": "short", "dimension": "4", "sizes": "9 7 5 2", "encoding": "gzip"}
+        fields |= {"endian": "big" if layout == "big" else "little", "kinds": "space space space vector"}
+        text = "".join(f"{name}: {value}\n" for name, value in fields.items())
+        (tmp_path / "a.nrrd").write_bytes(f"NRRD0004\n{text}\n".encode() + packed)
+        assert (read(tmp_path / "a.nrrd") == stored).all()
+        (tmp_path / "a.nrrd").write_bytes(f"NRRD0004\n{text}\n".encode() + packed[:-6] + b"\0" + packed[-5:])
+        refused(tmp_path / "a.nrrd", "cannot read")
+
     def test_values_in_another_file_are_not_read(self, tmp_path: Path) -> None:
         for suffix, detached in ((".mha", ".mhd"), (".nrrd", ".nhdr")):
             sitk.WriteImage(sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(tmp_path / f"a{detached}"))
@@ -239,6 +278,21 @@ class TestDicom:
             refused(tmp_path, f"{bits} bits in the transfer syntax '{re.escape(refused_as)}'")
         else:
             assert (read(tmp_path) == stored - 1024).all()
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_rle_16bit.dcm", "SC_rgb_rle_32bit.dcm"])
+def test_colours_of_dicom_that_are_read_wrongly(name: str, tmp_path: Path) -> None:
+    """GDCM mixes up the planes of bytes: of (65535, 0, 0) it made (0, 65280, 255)."""
+    shutil.copy(str(get_testdata_file(name, download=False)), tmp_path)
+    refused(tmp_path, r"has colours of \d\d bits in the transfer syntax '1\.2\.840\.10008\.1\.2\.5'")
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_rle.dcm", "MR_small_RLE.dcm"])
+def test_other_dicom_of_that_encoding(name: str, tmp_path: Path) -> None:
+    source = get_testdata_file(name, download=False)
+    shutil.copy(str(source), tmp_path)
+    expected = pydicom.dcmread(str(source)).pixel_array
+    assert (np.moveaxis(read(tmp_path), 0, -1).squeeze() == expected).all()
 
 
 SHAPE = (50_000, 60_000)  # 3 x 10^9 pixels

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.pictures import Geometry, Picture, header, images, values
+from bbdm.pictures import Geometry, Picture, formats, header, images, read, values, write
 from bbdm.pictures.formats import UnknownFormatError
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values, scaled_present
@@ -129,9 +130,9 @@ def test_grids_have_names_above_their_columns() -> None:
 
 
 def test_bytes_of_no_picture_are_called_by_their_name() -> None:
-    for formats, wanted in ((None, "a picture"), (("PNG", "BMP"), "PNG, BMP")):
+    for accepted, wanted in ((None, "a picture"), (("PNG", "BMP"), "PNG, BMP")):
         with pytest.raises(UnknownFormatError, match=f"cannot read the picture of a request: it is not {wanted}$"):
-            images.open_image(b"text", "of a request", formats)
+            images.open_image(b"text", "of a request", accepted)
 
 
 @pytest.mark.parametrize("tag", [0x0128, 0x011A], ids=["unit", "resolution"])
@@ -246,3 +247,65 @@ def test_what_is_not_finite_is_named_with_its_channel_where_it_has_a_value(bad: 
     scaled = scaled_present(Values(-2, 2, dtype="float32"), array, absent)
     assert scaled.dtype == np.float32
     assert scaled[:, [2, 0], [3, 0]].tolist() == [[-1, 0], [-1, 0.5]]
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+def test_integers_hold_no_nan_but_nodata(dtype: str) -> None:
+    """It was 0, which is water in HU."""
+    stored = Values(0, 100, dtype=dtype)
+    array = np.array([[[np.nan, 0.0, 1.0]]], np.float32)
+    for result in (array, torch.from_numpy(array)):
+        with pytest.raises(ValueError, match=f"NaN is among the values of a result, and {dtype} cannot hold it"):
+            stored.stored(result)
+        assert stored.stored(result, nodata=7).tolist() == [[[7, 50, 100]]]
+    floats = Values(0, 100, dtype="float32")
+    np.testing.assert_array_equal(floats.stored(array), [[[np.nan, 50, 100]]])
+    assert floats.stored(array, nodata=-1).tolist() == [[[-1, 50, 100]]]
+
+
+class TestLargePictures:
+    @pytest.fixture(autouse=True)
+    def limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses more than twice as many
+
+    def test_ones_own_are_read_whatever_pillow_says(self, tmp_path: Path) -> None:
+        array = np.random.default_rng(0).integers(0, 256, (3, 20, 30), np.uint8)
+        for name in ("a.png", "a.bmp"):
+            write(tmp_path / name, array)
+            with pytest.raises(Image.DecompressionBombError):
+                Image.open(tmp_path / name)
+            assert header(tmp_path / name).shape == array.shape
+            assert (read(tmp_path / name) == array).all()
+            assert images.open_image((tmp_path / name).read_bytes()).size == (30, 20)
+        assert Image.MAX_IMAGE_PIXELS == 100
+
+    def test_a_limit_of_values_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(path := tmp_path / "a.png", np.zeros((3, 1000, 1000), np.uint8))
+        monkeypatch.setattr(formats, "LARGEST", 2**21)
+        for act in (header, read, images.open_image):
+            with pytest.raises(ValueError, match=r"a\.png: .* at once \(bbdm\.pictures\.formats\.LARGEST\)"):
+                act(path)
+
+    def test_more_than_the_file_can_hold_is_refused(self, tmp_path: Path) -> None:
+        """A small file that says it is large."""
+        write(path := tmp_path / "a.png", np.zeros((1, 40, 40), np.uint8))
+        data = bytearray(path.read_bytes())
+        data[16:24] = struct.pack(">II", 60_000, 60_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        path.write_bytes(data)
+        for act in (header, read):
+            with pytest.raises(ValueError, match=r"a\.png: 1 x 60000 x 60000 values of uint8 cannot be in a file of"):
+                act(path)
+
+
+def test_errors_of_several_lines_are_told_in_one() -> None:
+    """NumPy shows arrays in several, and SimpleITK says first where in its code it was."""
+    cases = {
+        f"affine is wrong:\n{np.eye(2)}": r"a\.nii: affine is wrong: \[\[1\. 0\.\] \[0\. 1\.\]\]$",
+        "Exception thrown in SimpleITK Read: a.cxx:91:\nsitk::ERROR: no size.": r"a\.nii: sitk::ERROR: no size\.$",
+        "": r"a\.nii: RuntimeError$",
+        "x" * 999: r"a\.nii: x{300} \.\.\.$",
+    }
+    for text, message in cases.items():
+        with pytest.raises(ValueError, match=message), images.named("write", "a.nii"):
+            raise RuntimeError(text)

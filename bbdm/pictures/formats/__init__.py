@@ -15,7 +15,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -138,7 +137,7 @@ def stem_of(path: Path) -> str:
 
 
 def suffix_of_result(source: Path | None, channels: int, values: Values) -> str:
-    """The suffix of a result: the source's; of photographs and of no file PNG's where it holds it, else TIFF's."""
+    """The suffix of a result: the source's; of photographs and of none PNG's if it holds it, else TIFF's."""
     library = None if source is None else _library_of(source)
     if source is not None and library is not None and not library.photographs:
         if library.results:
@@ -171,7 +170,7 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     found: list[Path] = []
     for parent, files in _folders(folder):
-        if parent != folder and files and _reader_of_folder(parent) is not None:
+        if parent != folder and _reader_of_folder(parent) is not None:
             found.append(parent)
         else:
             found.extend(files)
@@ -274,13 +273,17 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         real = os.path.realpath(parent)
         if real in above:
             continue
+        try:
+            with os.scandir(parent) as entries:
+                found = list(entries)
+        except PermissionError:
+            continue
         files: list[Path] = []
-        with suppress(PermissionError), os.scandir(parent) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    waiting.append((parent / entry.name, above | {real}))
-                elif entry.is_file() or entry.is_symlink():
-                    files.append(parent / entry.name)
+        for entry in found:
+            if entry.is_dir():
+                waiting.append((parent / entry.name, above | {real}))
+            elif entry.is_file() or entry.is_symlink():
+                files.append(parent / entry.name)
         yield parent, files
 
 
@@ -335,7 +338,8 @@ def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     values = f"{sizes.shown(shape)} values of {dtype}"
     if needed > most:
         raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    raise ValueError(f"{values} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
+    most_at_once = f"at most {LARGEST >> 30} GiB are read at once (bbdm.pictures.formats.LARGEST)"
+    raise ValueError(f"{values} are {needed / 2**30:.1f} GiB, and {most_at_once}")
 
 
 PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}
@@ -348,5 +352,5 @@ register(
 )
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
-register("dicom", Library(f"{__name__}.simpleitk", types=(), is_folder=is_dicom, results=".nii.gz"))
+register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))

@@ -15,7 +15,11 @@ from bbdm.pictures.picture import Header, Picture
 
 
 def header(path: Path) -> Header:
-    """The header of an npy; ValueError where it has objects, or is shorter than its header says."""
+    """The header of an npy.
+
+    Raises:
+        ValueError: it has objects, or is shorter than its header says.
+    """
     array = np.lib.format.open_memmap(path, mode="r")
     shape = (1, *array.shape) if array.ndim == 2 else array.shape
     return Header(path, shape, array.dtype, windowed=True)

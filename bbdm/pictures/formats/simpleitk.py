@@ -1,64 +1,79 @@
-"""MetaImage, NRRD and folders of DICOM, by SimpleITK: volumes (C, D, H, W) and pictures (C, H, W).
+"""MetaImage and NRRD by SimpleITK: volumes (C, D, H, W) and pictures (C, H, W).
 
 The axes are SimpleITK's, reversed: D, H, W are z, y, x of the file. The affine maps (d, h, w) to ITK's world,
-(x, y, z) in mm toward the patient's left, back and head. Components of vectors are channels. A folder of
-DICOM is one series, whose slices are at equal distances; it is not written.
+(x, y, z) in mm toward the patient's left, back and head. Components of vectors are channels. NRRD has an
+entry for the unit of values, ``sample units``; MetaImage has none.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.base import optional, sizes
+from bbdm.base import optional
 from bbdm.pictures import formats
-from bbdm.pictures.formats import detection
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 sitk: Any = optional.package("SimpleITK", "a medical picture")
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 NAME = "itk"
-READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}  # by suffix; of DICOM it is GDCMImageIO
-TEXTS = {  # lines of headers: the last, one that says that values are compressed, and those that are refused
-    ".mha": (
-        rb"^[ \t]*elementdatafile[ \t]*=.*(\n|\Z)",
-        rb"^[ \t]*compresseddata[ \t]*=[ \t]*[t1]",
-        rb"^[ \t]*(elementdatafile[ \t]*=(?![ \t]*local[ \t\r]*\n)|binarydata[ \t]*=(?![ \t]*[t1]))",
-    ),
-    ".nrrd": (rb"^[ \t\r]*\n", rb"^encoding:[ \t]*gz", rb"^(data ?file:|encoding:(?![ \t]*(raw|gz)))"),
+READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
+PIXELS = re.compile(r"(?:vector of )?(\d+)-bit (unsigned |signed )?(integer|float)")  # what SimpleITK calls types
+LAST_LINE = {  # of a header
+    ".mha": re.compile(rb"^[ \t]*elementdatafile[ \t]*=.*(\n|\Z)", re.IGNORECASE | re.MULTILINE),
+    ".nrrd": re.compile(rb"^[ \t\r]*\n", re.MULTILINE),
 }
 HEADER_BYTES = 2**16  # of a file, in which its header must end
 CHUNK = 2**20  # bytes that are decompressed at once
-SERIES, BITS = "0020|000e", "0028|0100"  # elements of DICOM
-IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
-TOLERANCE = 0.01  # of the distance of slices: more is unequal
-SAME = 1e-6  # mm: slices that are nearer are at one place
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+UNIT = "sample units"  # NRRD's field for the unit of values
+
+
+class Text(NamedTuple):
+    """What the text of a header says of the values behind it.
+
+    Args:
+        offset: where values begin in the file.
+        packed: whether they are compressed.
+        unit: of the values; "" where it does not say it.
+    """
+
+    offset: int
+    packed: bool
+    unit: str = ""
 
 
 def header(path: Path) -> Header:
-    """The header of a file or of a folder of DICOM.
+    """The header of a file.
 
     Raises:
-        ValueError: it is damaged, or has complex numbers, several times, several series, a missing slice, or
-            slices at unequal distances.
+        ValueError: it is damaged; has complex numbers or several times; or its values are text or in another
+            file.
     """
-    if path.is_dir():
-        return _series(path)
-    offset, packed = _data_of(path)
-    reader = _reader(path)
+    text = _text_of(path)
+    reader = reader_of(path, READERS[path.suffix.lower()])
+    reader.ReadImageInformation()
     sides = formats.volume(reader.GetSize())
-    count, axes = len(sides), len(reader.GetSize())
-    direction = np.reshape(reader.GetDirection(), (axes, axes))[:count, :count]
-    affine = as_affine(direction * reader.GetSpacing()[:count], reader.GetOrigin()[:count])
-    most = (path.stat().st_size - offset) * (formats.DEFLATE if packed else 1)
-    shape = reader.GetNumberOfComponents(), *sides[::-1]
-    return Header(path, shape, _dtype(reader), Geometry(affine, NAME), most=most, stored=(offset, packed))
+    axes = len(sides)
+    all_axes = len(reader.GetSize())
+    direction = np.reshape(reader.GetDirection(), (all_axes, all_axes))[:axes, :axes]
+    affine = as_affine(direction * reader.GetSpacing()[:axes], reader.GetOrigin()[:axes])
+    stored_bytes = path.stat().st_size - text.offset
+    return Header(
+        path,
+        (reader.GetNumberOfComponents(), *sides[::-1]),
+        dtype_of(reader),
+        Geometry(affine, NAME),
+        most=stored_bytes * formats.DEFLATE if text.packed else stored_bytes,
+        unit=text.unit,
+        stored=text,
+    )
 
 
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -67,18 +82,11 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     Raises:
         ValueError: values are damaged, or not those of their checksum.
     """
-    if header.path.is_dir():
-        names: list[str] = header.stored
-        reader: Any = sitk.ImageSeriesReader() if len(names) > 1 else sitk.ImageFileReader()
-        reader.SetFileNames(names) if len(names) > 1 else reader.SetFileName(names[0])
-        reader.SetImageIO("GDCMImageIO")
-    else:
-        reader = _reader(header.path)
-        offset, packed = header.stored
-        if packed and header.path.suffix.lower() == ".mha":
-            _check_packed(header.path, offset, math.prod(header.shape) * header.dtype.itemsize)
-    array = sitk.GetArrayFromImage(reader.Execute()).reshape(*header.sides, header.shape[0])
-    return np.moveaxis(array, -1, 0)[(slice(None), *window)]
+    reader = reader_of(header.path, READERS[header.path.suffix.lower()])
+    array = sitk.GetArrayFromImage(reader.Execute())
+    if header.stored.packed:
+        _check_packed(header.path, header.stored.offset, array)
+    return channels_first(array, header)[(slice(None), *window)]
 
 
 def write(path: Path, picture: Picture) -> None:
@@ -86,118 +94,143 @@ def write(path: Path, picture: Picture) -> None:
     array = np.asarray(picture)
     pixels = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     image = sitk.GetImageFromArray(np.ascontiguousarray(pixels), isVector=len(array) > 1)
-    if (steps := picture.geometry.steps(array.ndim - 1)) is not None:
+    steps = picture.geometry.steps(array.ndim - 1)
+    if steps is not None:
         columns, origin = steps
         spacing = np.linalg.norm(columns, axis=0)
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(origin.tolist())
         image.SetDirection((columns / spacing).ravel().tolist())
+    unit = " ".join(picture.unit.split())  # a line of the header
+    if unit and formats.suffix_of(path) == ".nrrd":
+        image.SetMetaData(UNIT, unit)
     sitk.WriteImage(image, str(path))
+    if image.HasMetaDataKey(UNIT):
+        _make_field(path, UNIT)
 
 
-def _reader(path: Path) -> Any:
-    """SimpleITK's reader of a file, of which the header is read."""
+def reader_of(path: Path, image_io: str) -> Any:
+    """SimpleITK's reader of a file by one of ITK's modules."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO(READERS.get(path.suffix.lower(), "GDCMImageIO"))
-    reader.ReadImageInformation()
+    reader.SetImageIO(image_io)
     return reader
 
 
-def _dtype(reader: Any) -> np.dtype[Any]:
-    """The type of a reader's values. ValueError where they are complex, or labels."""
+def dtype_of(reader: Any) -> np.dtype[Any]:
+    """The type of a reader's values.
+
+    Raises:
+        ValueError: they are complex, or labels.
+    """
     text = sitk.GetPixelIDValueAsString(reader.GetPixelID())  # such as "vector of 16-bit unsigned integer"
-    found = re.fullmatch(r"(?:vector of )?(\d+)-bit (?:(un)?signed )?(int|float)(?:eger)?", text)
-    if found is None:
+    match = PIXELS.fullmatch(text)
+    if match is None:
         raise ValueError(f"its values are {text}, and real numbers are needed")
-    bits, unsigned, kind = found.groups()
-    return np.dtype(f"{'u' if unsigned else ''}{kind}{bits}")
+    bits, sign, kind = match.groups()
+    if kind == "float":
+        return np.dtype(f"float{bits}")
+    return np.dtype(f"uint{bits}" if sign == "unsigned " else f"int{bits}")
 
 
-def _data_of(path: Path) -> tuple[int, bool]:
-    """Where a MetaImage's or NRRD's values begin in it, and whether they are compressed."""
+def channels_first(array: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
+    """(C, *S) of SimpleITK's array, (*S) of one component or (*S, C)."""
+    return np.moveaxis(array.reshape(*header.sides, header.shape[0]), -1, 0)
+
+
+def _text_of(path: Path) -> Text:
+    """What the text of a header says; ValueError where it does not end, or values are not bytes behind it."""
+    suffix = path.suffix.lower()
     with path.open("rb") as file:
         text = file.read(HEADER_BYTES)
-    last, packed, refused = (re.compile(b"(?im)" + line) for line in TEXTS[path.suffix.lower()])
-    end = last.search(text)
-    if end is None:
+    last = LAST_LINE[suffix].search(text)
+    if last is None:
         raise ValueError("its header does not end")  # at which NRRD's library crashes
-    text = text[: end.end()]
-    if line := refused.search(text):
-        raise ValueError(f"its values are text, encoded or in another file, after {line[0]!r}: save it in one file")
-    return end.end(), packed.search(text) is not None
+    lines = text[: last.end()].decode("utf-8", "replace").split("\n")
+    return _text_of_nrrd(lines, last.end()) if suffix == ".nrrd" else _text_of_metaimage(lines, last.end())
 
 
-def _check_packed(path: Path, offset: int, size: int) -> None:
-    """Raise ValueError where compressed values end early or have another checksum: ITK checks neither."""
-    stream, found = zlib.decompressobj(47), 0  # zlib or gzip
+def _text_of_nrrd(lines: list[str], offset: int) -> Text:
+    nrrd: Any = optional.package("nrrd", "a NRRD file")
+    fields = {name.lower().replace(" ", ""): value for name, value in nrrd.read_header(lines).items()}
+    encoding = str(fields.get("encoding", "")).lower()
+    if "datafile" in fields or encoding not in ("raw", "gz", "gzip"):
+        _refuse(f"data file {fields['datafile']}" if "datafile" in fields else f"encoding {encoding}")
+    return Text(offset, encoding != "raw", str(fields.get("sampleunits", "")).strip('"'))
+
+
+def _text_of_metaimage(lines: list[str], offset: int) -> Text:
+    fields = {"binarydata": "true", "compresseddata": "false"}
+    for line in lines:
+        name, _, value = line.partition("=")
+        fields[name.strip().lower()] = value.strip().lower()
+    if fields["elementdatafile"] != "local" or fields["binarydata"][:1] not in ("t", "1"):
+        _refuse(f"ElementDataFile = {fields['elementdatafile']}, BinaryData = {fields['binarydata']}")
+    packed = fields["compresseddata"][:1] in ("t", "1")
+    if "compresseddatasize" in fields and not packed:
+        raise ValueError("its header is damaged: it says how long compressed values are, and not that they are")
+    return Text(offset, packed)
+
+
+def _refuse(entry: str) -> None:
+    raise ValueError(f"its values are text, encoded or in another file, by {entry!r}: save it in one file")
+
+
+def _check_packed(path: Path, offset: int, array: npt.NDArray[Any]) -> None:
+    """Raise ValueError where an array is not what a file's compressed values are, of which ITK checks nothing."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        end = file.read()
+    # gzip ends with the CRC-32 of the values and their length, zlib with their Adler-32
+    if zlib.crc32(array.data) == int.from_bytes(end[:4], "little"):
+        return
+    if zlib.adler32(array.data) == int.from_bytes(end[4:], "big"):
+        return
+    # or the file has another order of bytes or axes, in which there are as many of each byte
+    if not np.array_equal(_counts(array.data), _decompressed_counts(path, offset, array.nbytes)):
+        raise ValueError("its values are not those that it compresses: its header is damaged")
+
+
+def _counts(data: Any) -> npt.NDArray[np.int64]:
+    """(256,), how often each byte is in some data."""
+    return np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+
+
+def _decompressed_counts(path: Path, offset: int, size: int) -> npt.NDArray[np.int64]:
+    """(256,), how often each byte is among compressed values, which are read to their end.
+
+    Raises:
+        ValueError: they are not ``size`` bytes.
+        zlib.error: they are damaged, or have another checksum.
+    """
+    done = 0
+    counts = np.zeros(256, np.int64)
+    stream = zlib.decompressobj(GZIP_OR_ZLIB)
     with path.open("rb") as file:
         file.seek(offset)
-        while not stream.eof and (data := stream.unconsumed_tail or file.read(CHUNK)):
-            found += len(stream.decompress(data, CHUNK))
-    if not stream.eof or found < size:
-        raise ValueError(f"its compressed values end after {found} of {size} bytes: it is truncated")
+        data = file.read(CHUNK)
+        while data and done <= size:
+            values = stream.decompress(data, CHUNK)
+            counts += _counts(values)
+            done += len(values)
+            data = stream.unconsumed_tail
+            if stream.eof and done >= size:
+                break
+            if stream.eof:  # gzip may have several members
+                data = stream.unused_data
+                stream = zlib.decompressobj(GZIP_OR_ZLIB)
+            if not data:
+                data = file.read(CHUNK)
+    if done > size:
+        raise ValueError(f"its compressed values are more than the {size} bytes of its header: it is damaged")
+    if done < size or not stream.eof:
+        raise ValueError(f"its compressed values end after {done} of {size} bytes: it is truncated")
+    return counts
 
 
-def _slice(file: Path) -> Any:
-    """The reader of a slice that GDCM reads rightly, and asks no needless memory for."""
-    size, syntax, at = file.stat().st_size, "", detection.DICM + 4
-    with file.open("rb") as stream:
-        data = stream.read(HEADER_BYTES)
-    while data[at : at + 2] == b"\2\0":  # elements before the data set: PS3.10, section 7.1
-        element, kind = data[at + 2 : at + 4], data[at + 4 : at + 6]
-        first, width = (at + 8, 2) if kind in (b"AE", b"SH", b"UI", b"UL") else (at + 12, 4)
-        at = first + int.from_bytes(data[first - width : first], "little")
-        if at > len(data) or (width == 4 and kind not in (b"OB", b"UR")):
-            raise ValueError(f"{file.name} is damaged or cut off: an element ends after it, at byte {at}")
-        syntax = data[first:at].decode("latin-1").strip(" \0") if element == b"\x10\0" else syntax
-    reader = _reader(file)
-    bits, shape = int(_text(reader, BITS) or 8), reader.GetSize()
-    if syntax in ("", DEFLATED) or (syntax == BIG and bits > 16):
-        raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax!r}, which is not read")
-    # of one component: several may be subsampled, or a palette's
-    if syntax in (IMPLICIT, EXPLICIT, BIG) and math.prod(shape) * bits // 8 > size:
-        raise ValueError(f"{file.name} is too short for {sizes.shown(shape)} values of {bits} bits")
-    return reader
-
-
-def _series(path: Path) -> Header:
-    """The header of the only series of a folder; ``stored`` are its files in the slices' order."""
-    files = detection.dicom_files(path)
-    if damaged := sorted(each.name for each in path.glob("*.dcm") if each not in files):
-        raise ValueError(f"{', '.join(damaged[:9])} cannot be read as DICOM")
-    readers = [_slice(file) for file in files]
-    series = sorted({_text(reader, SERIES) for reader in readers})
-    if len(series) != 1:
-        raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
-    first = readers[0]
-    kinds = {(each.GetSize(), _dtype(each), *np.round(each.GetDirection(), 4)) for each in readers}
-    width, height, depth = (*first.GetSize(), 1)[:3]
-    if len(kinds) != 1 or (len(readers) > 1 and depth > 1):
-        raise ValueError("its files have several sizes, types or directions, or several slices each")
-    direction = np.reshape(first.GetDirection(), (3, 3))
-    columns, origin = direction * first.GetSpacing(), first.GetOrigin()
-    if len(readers) > 1:
-        positions = np.array([reader.GetOrigin() for reader in readers])  # of the first pixels, in mm
-        order = np.argsort(positions @ direction[:, 2], kind="stable")
-        files, positions = [files[i] for i in order], positions[order]
-        _check_distances(positions)
-        origin, columns[:, 2] = positions[0], (positions[-1] - positions[0]) / (len(positions) - 1)
-    shape = first.GetNumberOfComponents(), depth * len(files), height, width
-    most = sum(file.stat().st_size for file in files) * formats.RATIO
-    geometry = Geometry(as_affine(columns, origin), NAME)
-    return Header(path, shape, _dtype(first), geometry, most=most, stored=[str(file) for file in files])
-
-
-def _text(reader: Any, key: str) -> str:
-    return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
-
-
-def _check_distances(positions: npt.NDArray[np.float64]) -> None:
-    """Raise ValueError where two slices in order are at one position, one is missing, or distances differ."""
-    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    usual = float(np.median(gaps))
-    for i in np.flatnonzero((abs(gaps - usual) > TOLERANCE * usual) | (gaps < SAME)):
-        one, two = (f"({', '.join(f'{number:g}' for number in position)})" for position in positions[i : i + 2])
-        wrong = f"{gaps[i]:g} mm between slices {i + 1} and {i + 2}, at {one} and {two} mm"
-        raise ValueError(f"slices are {usual:g} mm apart, but {wrong}: each must be there, once, at equal distances")
+def _make_field(path: Path, name: str) -> None:
+    """Make a field of the header of a NRRD, ``name: value``, of a key that ITK wrote, ``name:=value``."""
+    with path.open("r+b") as file:
+        at = file.read(HEADER_BYTES).index(f"\n{name}:=".encode())
+        file.seek(at + 1 + len(name))
+        file.write(b": ")
