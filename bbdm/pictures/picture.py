@@ -68,36 +68,53 @@ class Geometry:
         That of a window has its own affine. An integer takes the place away; what else is no window, such as
         a step, loses it.
         """
-        if self.without_place is self:
+        if self is NOWHERE or self is OF_PHOTOGRAPH:
             return self
-        parts = list(index) if isinstance(index, tuple) else [index]
-        further = len(shape) - len(parts)
-        ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
-        if ellipses:
-            parts[ellipses[0] : ellipses[0] + 1] = [slice(None)] * (further + 1)
-        else:
-            parts += [slice(None)] * further
+        parts = _of_each_axis(index, len(shape))
         if any(isinstance(part, int | np.integer) for part in parts):
             return replace(self.without_place, lost=False)
-        if len(parts) != len(shape) or not (isinstance(parts[0], slice) or np.ndim(parts[0]) == 1):
-            return self.without_place
-        if not all(isinstance(part, slice) and part.step in (None, 1) for part in parts[1:]):
+        if len(parts) != len(shape) or not _is_window(parts):
             return self.without_place
         starts = [part.indices(length)[0] for part, length in zip(parts[1:], shape[1:], strict=True)]
-        if self.affine is None or not any(starts):
+        if not any(starts):
             return self
+        if self.start:
+            in_file = tuple(first + further for first, further in zip(self.start, starts, strict=True))
+        else:
+            in_file = tuple(starts)
+        if self.affine is None:
+            return replace(self, start=in_file)
         if len(self.affine) != len(shape):
             return self.without_place
         matrix = np.array(self.affine, dtype=np.float64)
         matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(starts)
-        return replace(self, affine=tuple(map(tuple, matrix.tolist())))
+        return replace(self, affine=tuple(map(tuple, matrix.tolist())), start=in_file)
 
     @cached_property
     def without_place(self) -> Geometry:
         """The geometry of pixels that were moved, so that nobody knows where they lie."""
-        if self.affine is None and not self.kept.get("crs"):
+        has_place = self.affine is not None or self.kept.get("crs") or "gcps" in self.kept
+        if not has_place:
             return self
         return Geometry(format=self.format, nodata=self.nodata, lost=True)
+
+
+def _of_each_axis(index: Any, axes: int) -> list[Any]:
+    """The parts of an index, one for each axis where it has no further ones."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    whole = [slice(None)] * (axes - len(parts))
+    for i, part in enumerate(parts):
+        if part is Ellipsis:
+            return [*parts[:i], slice(None), *whole, *parts[i + 1 :]]
+    return parts + whole
+
+
+def _is_window(parts: Sequence[Any]) -> bool:
+    """Whether an index chooses any channels, and a slice of each spatial axis without steps."""
+    channels = parts[0]
+    if not isinstance(channels, slice) and np.ndim(channels) != 1:
+        return False
+    return all(isinstance(part, slice) and part.step in (None, 1) for part in parts[1:])
 
 
 NOWHERE = Geometry()
