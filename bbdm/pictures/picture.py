@@ -70,18 +70,28 @@ class Geometry:
         """
         if self is NOWHERE or self is OF_PHOTOGRAPH:
             return self
-        parts = _of_each_axis(index, len(shape))
+        parts = list(index) if isinstance(index, tuple) else [index]
+        whole = [slice(None)] * (len(shape) - len(parts))
+        ellipsis = next((i for i, part in enumerate(parts) if part is Ellipsis), None)
+        if ellipsis is None:
+            parts += whole
+        else:
+            parts[ellipsis : ellipsis + 1] = [slice(None), *whole]
         if any(isinstance(part, int | np.integer) for part in parts):
             return replace(self.without_place, lost=False)
-        if len(parts) != len(shape) or not _is_window(parts):
+        channels = parts[0]
+        has_channels = isinstance(channels, slice) or np.ndim(channels) == 1
+        if len(parts) != len(shape) or not has_channels:
             return self.without_place
-        starts = [part.indices(length)[0] for part, length in zip(parts[1:], shape[1:], strict=True)]
+        starts: list[int] = []
+        for part, length in zip(parts[1:], shape[1:], strict=True):
+            if not isinstance(part, slice) or part.step not in (None, 1):
+                return self.without_place
+            starts.append(part.indices(length)[0])
         if not any(starts):
             return self
-        if self.start:
-            in_file = tuple(first + further for first, further in zip(self.start, starts, strict=True))
-        else:
-            in_file = tuple(starts)
+        before = self.start or (0,) * len(starts)
+        in_file = tuple(first + further for first, further in zip(before, starts, strict=True))
         if self.affine is None:
             return replace(self, start=in_file)
         if len(self.affine) != len(shape):
@@ -97,24 +107,6 @@ class Geometry:
         if not has_place:
             return self
         return Geometry(format=self.format, nodata=self.nodata, lost=True)
-
-
-def _of_each_axis(index: Any, axes: int) -> list[Any]:
-    """The parts of an index, one for each axis where it has no further ones."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    whole = [slice(None)] * (axes - len(parts))
-    for i, part in enumerate(parts):
-        if part is Ellipsis:
-            return [*parts[:i], slice(None), *whole, *parts[i + 1 :]]
-    return parts + whole
-
-
-def _is_window(parts: Sequence[Any]) -> bool:
-    """Whether an index chooses any channels, and a slice of each spatial axis without steps."""
-    channels = parts[0]
-    if not isinstance(channels, slice) and np.ndim(channels) != 1:
-        return False
-    return all(isinstance(part, slice) and part.step in (None, 1) for part in parts[1:])
 
 
 NOWHERE = Geometry()
