@@ -136,8 +136,7 @@ class Reader:
         picture = self._whole(cell)
         if not window:
             return picture
-        part = np.asarray(picture)[(slice(None), *window)]
-        return Picture(part, picture.geometry.of_window([side.start for side in window]), picture.unit, picture.name)
+        return picture[(slice(None), *window)]
 
     def cell(self, row: Row, column: str) -> Cell:
         """The one picture that a row has in a column.

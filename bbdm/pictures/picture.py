@@ -68,34 +68,43 @@ class Geometry:
         That of a window has its own affine. An integer takes the place away; what else is no window, such as
         a step, loses it.
         """
-        if self.without_place is self:
+        if self is NOWHERE or self is OF_PHOTOGRAPH:
             return self
         parts = list(index) if isinstance(index, tuple) else [index]
-        further = len(shape) - len(parts)
-        ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
-        if ellipses:
-            parts[ellipses[0] : ellipses[0] + 1] = [slice(None)] * (further + 1)
+        whole = [slice(None)] * (len(shape) - len(parts))
+        ellipsis = next((i for i, part in enumerate(parts) if part is Ellipsis), None)
+        if ellipsis is None:
+            parts += whole
         else:
-            parts += [slice(None)] * further
+            parts[ellipsis : ellipsis + 1] = [slice(None), *whole]
         if any(isinstance(part, int | np.integer) for part in parts):
             return replace(self.without_place, lost=False)
-        if len(parts) != len(shape) or not (isinstance(parts[0], slice) or np.ndim(parts[0]) == 1):
+        channels = parts[0]
+        has_channels = isinstance(channels, slice) or np.ndim(channels) == 1
+        if len(parts) != len(shape) or not has_channels:
             return self.without_place
-        if not all(isinstance(part, slice) and part.step in (None, 1) for part in parts[1:]):
-            return self.without_place
-        starts = [part.indices(length)[0] for part, length in zip(parts[1:], shape[1:], strict=True)]
-        if self.affine is None or not any(starts):
+        starts: list[int] = []
+        for part, length in zip(parts[1:], shape[1:], strict=True):
+            if not isinstance(part, slice) or part.step not in (None, 1):
+                return self.without_place
+            starts.append(part.indices(length)[0])
+        if not any(starts):
             return self
+        before = self.start or (0,) * len(starts)
+        in_file = tuple(first + further for first, further in zip(before, starts, strict=True))
+        if self.affine is None:
+            return replace(self, start=in_file)
         if len(self.affine) != len(shape):
             return self.without_place
         matrix = np.array(self.affine, dtype=np.float64)
         matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(starts)
-        return replace(self, affine=tuple(map(tuple, matrix.tolist())))
+        return replace(self, affine=tuple(map(tuple, matrix.tolist())), start=in_file)
 
     @cached_property
     def without_place(self) -> Geometry:
         """The geometry of pixels that were moved, so that nobody knows where they lie."""
-        if self.affine is None and not self.kept.get("crs"):
+        has_place = self.affine is not None or self.kept.get("crs") or "gcps" in self.kept
+        if not has_place:
             return self
         return Geometry(format=self.format, nodata=self.nodata, lost=True)
 

@@ -177,7 +177,7 @@ def _refuse(entry: str) -> None:
 
 
 def _check_packed(path: Path, offset: int, array: npt.NDArray[Any]) -> None:
-    """Raise ValueError where an array is not what a file's compressed values are, of which ITK checks nothing."""
+    """Raise ValueError where an array is not what a file compresses, of which ITK checks nothing."""
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         end = file.read()
