@@ -17,10 +17,12 @@ from torch import nn
 
 from bbdm import demo, solvers
 from bbdm.base.atomic import locked
+from bbdm.base.registry import Registry
 from bbdm.bridges import BRIDGES, ABridge, Bridge
 from bbdm.data.examples import Example
+from bbdm.data.kinds import CONDITION_KINDS
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import read_rows
+from bbdm.data.rows import DATASETS, read_rows
 from bbdm.data.spec import Spec
 from bbdm.evaluation.metrics import METRICS
 from bbdm.networks.config import FACTORIES, OWN, UNETS, UNetConfig
@@ -84,6 +86,8 @@ def same_threads() -> Iterator[None]:
 def own_names() -> Iterator[None]:
     """What a test registers under a name is forgotten at its end."""
     tables: list[dict[str, Any]] = [BRIDGES, solvers.SOLVERS, OWN, FACTORIES, METRICS]
+    registries: list[Registry[Any]] = [DATASETS, CONDITION_KINDS]
+    tables += [vars(registry)[field] for registry in registries for field in ("_things", "_origins")]
     before = [dict(table) for table in tables]
     yield
     for table, known in zip(tables, before, strict=True):

@@ -106,7 +106,7 @@ def remove_leftovers(folder: Path, name: str | None = None, age: float = 0) -> N
     """Delete what killed processes left of files that were to be written in a folder.
 
     Args:
-        folder: of the files.
+        folder: that the files are written to.
         name: of the file whose leftovers are meant; None for all.
         age: seconds since a leftover was made. 0 is for folders that no other process writes to.
     """

@@ -27,7 +27,7 @@ class Registry(Mapping[str, Thing]):
         """Add a thing under a name.
 
         Args:
-            name: what users write.
+            name: what users write for it.
             thing: what the name stands for.
             source: the class, function or module that defines the thing; None if the thing is that itself.
 

@@ -79,7 +79,7 @@ class Cell(ABC):
         """A photograph as Pillow's upright picture.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: it cannot be decoded.
         """
         return images.image_of(np.asarray(self.read()))
 
@@ -93,7 +93,7 @@ class FileCell(Cell):
     """A picture in a file of its own. It is a path for whatever takes one, such as ``open`` and ``tar.add``.
 
     Args:
-        path: of the file.
+        path: that the file has.
     """
 
     path: Path
@@ -140,7 +140,7 @@ class FolderCell(FileCell):
     """A picture in a folder of files: a series of DICOM.
 
     Args:
-        path: of the folder.
+        path: that the folder has.
     """
 
     def files(self) -> Sequence[Path]:
@@ -153,7 +153,7 @@ class HalfCell(Cell):
     """The left or the right half of a photograph in a file.
 
     Args:
-        path: of the file.
+        path: that the file has.
         side: 0 for the left half, 1 for the right one.
     """
 

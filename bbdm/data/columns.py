@@ -24,7 +24,7 @@ class NamedCells:
     """The cells of a column by the names of their rows.
 
     Args:
-        column: its name.
+        column: the name of the column.
         where: the folder or the file that they are of, for messages.
         cells: cells of pictures, or texts.
     """

@@ -29,7 +29,7 @@ class RowCondition:
     """A condition of one row, for a kind to read.
 
     Args:
-        name: of the condition and its column.
+        name: of the condition and of its column.
         settings: of the condition, with its size.
         row: that it is of.
         reader: opens pictures of rows.
@@ -63,7 +63,7 @@ class ConditionKind(ABC):
         """The channels of an image, the number or the names of classes, or the width of tokens.
 
         Args:
-            name: of the column.
+            name: that the column has.
             rows: of the data set.
             reader: opens pictures of rows.
 
@@ -191,7 +191,7 @@ def register_condition(name: str, kind: type[ConditionKind]) -> None:
     """Add a kind of conditions, for ``--condition NAME=KIND``; commands know it by ``--import MODULE``.
 
     Args:
-        name: of the kind.
+        name: what users write for it.
         kind: the class of the kind.
 
     Raises:

@@ -43,7 +43,7 @@ class RowName(str):
         """The path of a file of this name in a folder.
 
         Args:
-            folder: of results.
+            folder: that results are in.
             ending: what follows the name, such as ``_0.png``.
 
         Raises:

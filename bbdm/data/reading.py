@@ -124,7 +124,7 @@ class Reader:
         """A cell as a picture (C, *S).
 
         Args:
-            cell: of a row.
+            cell: what a row has.
             window: a slice for each spatial axis, () for all.
 
         Raises:
@@ -290,7 +290,7 @@ class Reader:
 
         Args:
             name: of the column, for messages.
-            column: the opened pictures.
+            column: the opened pictures, in stored values.
             values: the range of stored values; None for 8 bits, and for floats in [-1, 1].
             channels: 1 or 3, which 8-bit grey and colour become; None for their own.
 

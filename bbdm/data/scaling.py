@@ -35,7 +35,7 @@ def resized_present(
     Args:
         array: (C, H, W) of a column.
         column: says which pixels have no value.
-        size: of the result.
+        size: what the result has.
         resize: what the size means.
         empty: stands where no pixel has a value.
 

@@ -53,9 +53,6 @@ def module(own_names: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(scripts, "imported", [])
-    for table in (DATASETS, CONDITION_KINDS):
-        for field in ("_things", "_origins"):
-            monkeypatch.setattr(table, field, {**getattr(table, field)})
     Path("scanner.py").write_text(MODULE)
     yield
     sys.modules.pop("scanner", None)
