@@ -282,20 +282,23 @@ class Translator:
 
     def _group(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
         """Make and write the results of pictures that are in memory together."""
-        opened = [self.files.source(job.index) for job in jobs]
-        conditions = {**self._missing, **self.files.conditions([job.index for job in jobs])}
-        results = make(
-            sampler,
-            [source for source, _ in opened],
-            [job.seeds for job in jobs],
-            [kind for kind in jobs[0].paths if kind != SAMPLE],
-            intervals,
-            conditions=conditions or None,
-            **options,
-        )
-        for job, result, (_, about) in zip(jobs, results, opened, strict=True):
+        sources: list[Any] = []
+        abouts: list[Any] = []
+        for job in jobs:
+            source, about = self.files.source(job.index)
+            sources.append(source)
+            abouts.append(about)
+        seeds = [job.seeds for job in jobs]
+        maps = [kind for kind in jobs[0].paths if kind != SAMPLE]
+        options = {**options, "conditions": self._conditions(jobs) or None}
+        results = make(sampler, sources, seeds, maps, intervals, **options)
+        for job, result, about in zip(jobs, results, abouts, strict=True):
             for kind, path in job.paths.items():
                 self.files.save(result[kind], about, path, kind)
+
+    def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """What the network sees besides the sources of jobs; None for what the data set has not."""
+        return {**self._missing, **self.files.conditions([job.index for job in jobs])}
 
     @cached_property
     def _weights(self) -> str:
@@ -402,10 +405,16 @@ class Translator:
         count = 1 if self._pictures.size == "keep" else max(1, self.config.batch_size // samples)
         starts = range(0, len(jobs), count * samples)[self.processes.rank :: self.processes.count]
         for start in tqdm(starts, unit="batch", disable=not self.verbose):
-            batch = jobs[start : start + count * samples]
-            sources = [batch[first : first + samples] for first in range(0, len(batch), samples)]
-            compared = [self.files.compared(same[0].index, [job.path for job in same]) for same in sources]
-            results, targets, masks = zip(*compared, strict=True)
-            counted = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
-            names = [self.files.names[same[0].index] for same in sources]
-            yield names, (torch.stack(results), torch.stack(targets), counted)
+            names: list[str] = []
+            results: list[torch.Tensor] = []
+            targets: list[torch.Tensor] = []
+            masks: list[torch.Tensor] = []
+            for first in range(start, min(start + count * samples, len(jobs)), samples):
+                same = jobs[first : first + samples]
+                found, target, mask = self.files.compared(same[0].index, [job.path for job in same])
+                names.append(self.files.names[same[0].index])
+                results.append(found)
+                targets.append(target)
+                if mask is not None:  # of all pictures of a batch, or of none
+                    masks.append(mask)
+            yield names, (torch.stack(results), torch.stack(targets), torch.stack(masks) if masks else None)
