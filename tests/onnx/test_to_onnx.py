@@ -1,6 +1,7 @@
 """`bbdm export`: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
 
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(pixels: Any, latents: Any):
     np.testing.assert_allclose(made, sampler(image, seed=0).numpy(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="ONNX Runtime 1.23, the last there, has no such operators")
 def test_int8_is_small_and_near(file: Path, tmp_path: Path):
     (tmp_path / "pictures").mkdir()
     for i in range(4):
