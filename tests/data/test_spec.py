@@ -1,6 +1,7 @@
 """What an example is: specs, their texts and flags, and what of them is kept in files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
