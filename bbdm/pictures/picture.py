@@ -90,7 +90,7 @@ class Geometry:
             starts.append(part.indices(length)[0])
         if not any(starts):
             return self
-        before = self.start or (0,) * len(starts)
+        before = self.start if len(self.start) == len(starts) else (0,) * len(starts)
         in_file = tuple(first + further for first, further in zip(before, starts, strict=True))
         if self.affine is None:
             return replace(self, start=in_file)
