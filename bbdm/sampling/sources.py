@@ -178,7 +178,7 @@ def _read_all(sources: Sequence[Any], scale: Scale) -> list[Item]:
 def _read(source: Any, scale: Scale) -> Item:
     """A picture, a path, an array or a (C, H, W) tensor."""
     spec = scale.spec
-    eight_bit = spec.source_values == EIGHT_BIT and spec.target_values == EIGHT_BIT
+    eight_bit = spec.source in (None, EIGHT_BIT) and spec.target in (None, EIGHT_BIT)
     photographs = eight_bit and scale.axes == 2
     if isinstance(source, str | os.PathLike):
         path = Path(source)
