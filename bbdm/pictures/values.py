@@ -141,7 +141,9 @@ class Values:
         """What :func:`read_values` reads, without the type."""
         lows, highs = np.broadcast_arrays(np.atleast_1d(self.low), np.atleast_1d(self.high))
         ranges = ",".join(f"{low:g}:{high:g}" for low, high in zip(lows, highs, strict=True))
-        return f"{ranges}:{self.unit}" if self.unit else ranges
+        if self.unit:
+            return f"{ranges}:{self.unit}"
+        return ranges
 
 
 @dataclass(frozen=True)
