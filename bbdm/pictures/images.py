@@ -71,7 +71,9 @@ def as_size(value: Any, axes: int = 2) -> Size:
         depth, height, width = whole
         return depth, height, width
     height, width = whole
-    return height if height == width else (height, width)
+    if height == width:
+        return height
+    return height, width
 
 
 def read_size(text: str) -> Size:
@@ -178,7 +180,9 @@ def _reason(error: Exception) -> str:
     if ITK_ERROR in lines[0]:  # where in its code it was
         lines = lines[-1:]
     text = " ".join(" ".join(lines).split()) or type(error).__name__
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+    if len(text) > LONGEST_REASON:
+        return f"{text[:LONGEST_REASON]} ..."
+    return text
 
 
 def open_large(source: Path | bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -189,17 +193,22 @@ def open_large(source: Path | bytes, formats: tuple[str, ...] | None = None) -> 
     Raises:
         ValueError: it has more values.
     """
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if isinstance(source, bytes):
+        file: Any = io.BytesIO(source)
+        size = len(source)
+    else:
+        file = source
+        size = source.stat().st_size
     with _PILLOWS_LIMIT:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+            image = Image.open(file, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     width, height = image.size
-    most = size * (DEFLATE if image.format == "PNG" else RATIO)
-    check_cost((len(image.getbands()), height, width), np.dtype(np.uint8), most)
+    ratio = DEFLATE if image.format == "PNG" else RATIO
+    check_cost((len(image.getbands()), height, width), np.dtype(np.uint8), size * ratio)
     return image
 
 

@@ -372,4 +372,6 @@ def _one_place(one: Geometry, other: Geometry) -> bool:
 def _system(text: str) -> str:
     """The name of a coordinate reference system in its well-known text, such as ``WGS 84 / UTM zone 33N``."""
     name = re.match(r'\w+\["([^"]+)"', text)
-    return text if name is None else name[1]
+    if name is None:
+        return text
+    return name[1]

@@ -105,33 +105,25 @@ class Values:
         scaled -= 1
         return scaled.clip(-1, 1)
 
-    def stored(self, array: Any, axes: int = 2, nodata: float | None = None) -> npt.NDArray[Any]:
+    def stored(self, array: Any, axes: int = 2) -> npt.NDArray[Any]:
         """The inverse of :meth:`scaled`: an array of ``dtype``, integers rounded to the nearest.
 
         Args:
             array: (..., C, *S) in [-1, 1]; values outside are clipped.
             axes: the number of axes of S.
-            nodata: what is stored in place of NaN; None where nothing stands for no value.
 
         Raises:
-            ValueError: NaN is among the values, the type is one of integers, and there is no ``nodata``.
+            ValueError: NaN is among the values, and the type is one of integers.
         """
         values = array if isinstance(array, np.ndarray) else array.detach().float().cpu().numpy()
         low, half = _levels(self.low, self.high, axes)
         numbers = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
         dtype = np.dtype(self.dtype)
-        if dtype.kind == "f" and nodata is None:
+        if dtype.kind == "f":
             return numbers.astype(dtype)
-        if dtype.kind != "f":
-            numbers = np.rint(numbers)
-        if not numbers.size or not np.isnan(numbers.min()):
-            return numbers.astype(dtype)
-        if nodata is None:
+        if numbers.size and np.isnan(numbers.min()):
             raise ValueError(f"NaN is among the values of a result, and {dtype} cannot hold it")
-        missing = np.isnan(numbers)
-        stored = np.where(missing, np.float32(0), numbers).astype(dtype)
-        stored[missing] = nodata
-        return stored
+        return np.rint(numbers).astype(dtype)
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :func:`from_config` makes these again."""
@@ -141,7 +133,9 @@ class Values:
         """What :func:`read_values` reads, without the type."""
         lows, highs = np.broadcast_arrays(np.atleast_1d(self.low), np.atleast_1d(self.high))
         ranges = ",".join(f"{low:g}:{high:g}" for low, high in zip(lows, highs, strict=True))
-        return f"{ranges}:{self.unit}" if self.unit else ranges
+        if self.unit:
+            return f"{ranges}:{self.unit}"
+        return ranges
 
 
 @dataclass(frozen=True)

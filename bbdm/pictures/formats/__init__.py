@@ -83,7 +83,9 @@ class Library:
 
     def types_of(self, channels: int) -> tuple[str, ...]:
         """The types that it writes of so many channels."""
-        return (*self.types, *self.grey_types) if channels == 1 else self.types
+        if channels == 1:
+            return (*self.types, *self.grey_types)
+        return self.types
 
     def holds(self, dtype: str, channels: int) -> bool:
         """Whether it writes values of a type in so many channels."""
@@ -114,7 +116,11 @@ def register(name: str, library: Library) -> None:
     for known, row in LIBRARIES.items():
         for suffix in row.suffixes:
             names = SUFFIXES.setdefault(suffix, [])
-            names.insert(len(names) if row.claims is None else 0, known)
+            if row.claims is None:
+                names.append(known)
+            else:
+                names.insert(0, known)
+    is_photograph.cache_clear()
     is_photograph.cache_clear()
 
 
@@ -133,18 +139,36 @@ def stem_of(path: Path) -> str:
     if path.is_dir():
         return path.name
     suffix = suffix_of(path)
-    return path.name[: -len(suffix)] if suffix else path.stem
+    if not suffix:
+        return path.stem
+    return path.name[: -len(suffix)]
 
 
 def suffix_of_result(source: Path | None, channels: int, values: Values) -> str:
     """The suffix of a result: the source's; of photographs and of none PNG's if it holds it, else TIFF's."""
-    library = None if source is None else _library_of(source)
-    if source is not None and library is not None and not library.photographs:
-        if library.results:
-            return library.results
-        if library.types:
-            return suffix_of(source)
-    return ".png" if LIBRARIES["png"].holds(values.dtype, channels) else ".tif"
+    if source is not None:
+        suffix = _suffix_like(source)
+        if suffix:
+            return suffix
+    if LIBRARIES["png"].holds(values.dtype, channels):
+        return ".png"
+    return ".tif"
+
+
+def _suffix_like(source: Path) -> str:
+    """The suffix of results in the format of their source; "" of photographs, and of what is only read."""
+    if source.is_dir():
+        name = _reader_of_folder(source)
+        return "" if name is None else LIBRARIES[name].results
+    suffix = suffix_of(source)
+    if not suffix:
+        return ""
+    library = LIBRARIES[SUFFIXES[suffix][-1]]
+    if library.photographs:
+        return ""
+    if library.types and not library.results:
+        return suffix
+    return library.results
 
 
 @lru_cache
@@ -187,7 +211,9 @@ def files_of(path: Path) -> list[Path]:
 def module(name: str) -> Any:
     """The module of a library."""
     found = LIBRARIES[name].module
-    return import_module(found) if isinstance(found, str) else found
+    if isinstance(found, str):
+        return import_module(found)
+    return found
 
 
 def reader_of(path: Path) -> str:
@@ -249,12 +275,6 @@ def writer(path: Path, picture: Picture) -> Any:
 def _readers_of(path: Path) -> list[str]:
     """The names of the libraries that may read a file, by its suffix."""
     return SUFFIXES.get(suffix_of(path), [])
-
-
-def _library_of(path: Path) -> Library | None:
-    """The library of a folder, or of a file's suffix; None where it is no picture."""
-    names = [_reader_of_folder(path)] if path.is_dir() else _readers_of(path)
-    return LIBRARIES[names[0]] if names and names[0] is not None else None
 
 
 def _reader_of_folder(path: Path) -> str | None:

@@ -165,4 +165,6 @@ def _point(position: npt.NDArray[np.float64]) -> str:
 
 
 def _text(reader: Any, key: str) -> str:
-    return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
+    if not reader.HasMetaDataKey(key):
+        return ""
+    return reader.GetMetaData(key).strip()

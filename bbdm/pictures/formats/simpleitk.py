@@ -64,13 +64,15 @@ def header(path: Path) -> Header:
     all_axes = len(reader.GetSize())
     direction = np.reshape(reader.GetDirection(), (all_axes, all_axes))[:axes, :axes]
     affine = as_affine(direction * reader.GetSpacing()[:axes], reader.GetOrigin()[:axes])
-    stored_bytes = path.stat().st_size - text.offset
+    most = path.stat().st_size - text.offset
+    if text.packed:
+        most *= formats.DEFLATE
     return Header(
         path,
         (reader.GetNumberOfComponents(), *sides[::-1]),
         dtype_of(reader),
         Geometry(affine, NAME),
-        most=stored_bytes * formats.DEFLATE if text.packed else stored_bytes,
+        most=most,
         unit=text.unit,
         stored=text,
     )
@@ -147,15 +149,19 @@ def _text_of(path: Path) -> Text:
     if last is None:
         raise ValueError("its header does not end")  # at which NRRD's library crashes
     lines = text[: last.end()].decode("utf-8", "replace").split("\n")
-    return _text_of_nrrd(lines, last.end()) if suffix == ".nrrd" else _text_of_metaimage(lines, last.end())
+    if suffix == ".nrrd":
+        return _text_of_nrrd(lines, last.end())
+    return _text_of_metaimage(lines, last.end())
 
 
 def _text_of_nrrd(lines: list[str], offset: int) -> Text:
     nrrd: Any = optional.package("nrrd", "a NRRD file")
     fields = {name.lower().replace(" ", ""): value for name, value in nrrd.read_header(lines).items()}
     encoding = str(fields.get("encoding", "")).lower()
-    if "datafile" in fields or encoding not in ("raw", "gz", "gzip"):
-        _refuse(f"data file {fields['datafile']}" if "datafile" in fields else f"encoding {encoding}")
+    if "datafile" in fields:
+        _refuse(f"data file {fields['datafile']}")
+    if encoding not in ("raw", "gz", "gzip"):
+        _refuse(f"encoding {encoding}")
     return Text(offset, encoding != "raw", str(fields.get("sampleunits", "")).strip('"'))
 
 
