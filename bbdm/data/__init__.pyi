@@ -1,5 +1,6 @@
 from bbdm.data.cells import Cell as Cell
 from bbdm.data.examples import Example as Example
+from bbdm.data.kinds import Condition as Condition
 from bbdm.data.kinds import ConditionKind as ConditionKind
 from bbdm.data.kinds import register_condition as register_condition
 from bbdm.data.latents import LatentDataset as LatentDataset
@@ -8,5 +9,4 @@ from bbdm.data.pairs import Pairs as Pairs
 from bbdm.data.rows import read_rows as read_rows
 from bbdm.data.rows import register_layout as register_layout
 from bbdm.data.rows import with_columns as with_columns
-from bbdm.data.spec import Condition as Condition
 from bbdm.data.spec import Spec as Spec

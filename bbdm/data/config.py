@@ -11,8 +11,9 @@ import numpy as np
 from bbdm.base.settings import position, setting
 from bbdm.data.cells import ROLES
 from bbdm.data.degradations import DEGRADATIONS, Degradation
+from bbdm.data.kinds import Condition
 from bbdm.data.rows import UNPAIRED, BadPicturesError, Row, first, read_layout
-from bbdm.data.spec import AXES, BANDS, Condition, Plane, Spec, Way, read_kinds, read_named
+from bbdm.data.spec import AXES, BANDS, Plane, Spec, Way, read_kinds, read_named
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.images import Size, read_size

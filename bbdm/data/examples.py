@@ -11,11 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
 from bbdm.data.cells import ROLES
-from bbdm.data.kinds import RowCondition, kind_of
+from bbdm.data.kinds import Condition, RowCondition, kind_of
 from bbdm.data.reading import Reader
 from bbdm.data.rows import Row, shown
 from bbdm.data.scaling import Column
-from bbdm.data.spec import Condition
 from bbdm.networks.conditions import ConditionsConfig
 
 

@@ -9,19 +9,57 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.base.registry import Registry
+from bbdm.data.cells import Cell
 from bbdm.data.rows import Row, first, shown
+from bbdm.data.scaling import Column
 from bbdm.networks.conditions import Classes, Kind
+from bbdm.pictures import Header
+from bbdm.pictures.values import AnyValues
 
-if TYPE_CHECKING:
-    from bbdm.data.reading import Reader
-    from bbdm.data.scaling import Column
-    from bbdm.data.spec import Condition
+
+@dataclass(frozen=True)
+class Condition:
+    """What a network sees besides the source, from the column of its name.
+
+    Args:
+        kind: a name in :data:`CONDITION_KINDS`, such as ``image``, ``class`` or ``tokens``.
+        values: the range of an image's stored values; None for 8 bits, and for floats in [-1, 1].
+        size: the channels of images, the width of tokens, the number of classes or their names in order; None
+            until rows are looked at.
+        label: the class of all examples; None where each row has its own.
+    """
+
+    kind: str
+    values: AnyValues | None = None
+    size: Classes | None = None
+    label: str | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.values is None else f"{self.kind}@{self.values}"
+
+
+class PictureReader(Protocol):
+    """What opens pictures of rows; :class:`~bbdm.data.reading.Reader` does."""
+
+    def cell(self, row: Row, column: str) -> Cell:
+        """The cell of a row in a column."""
+        ...
+
+    def header(self, cell: Cell) -> Header:
+        """The header of a cell."""
+        ...
+
+    def scaled(
+        self, name: str, column: Column, values: AnyValues | None, channels: int | None = None
+    ) -> npt.NDArray[Any]:
+        """(C, *S) of opened pictures: uint8 of 8 bits, else float32 in [-1, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +77,7 @@ class RowCondition:
     name: str
     settings: Condition
     row: Row
-    reader: Reader
+    reader: PictureReader
     column: Column | None = None
 
     @property
@@ -59,7 +97,7 @@ class ConditionKind(ABC):
     is_picture: ClassVar[bool] = False  # whether its cells lie on the grid of the source and are cropped with it
 
     @abstractmethod
-    def size(self, name: str, rows: Sequence[Row], reader: Reader) -> Classes | None:
+    def size(self, name: str, rows: Sequence[Row], reader: PictureReader) -> Classes | None:
         """The channels of an image, the number or the names of classes, or the width of tokens.
 
         Args:
@@ -92,7 +130,7 @@ class ImageKind(ConditionKind):
     network = "image"
     is_picture = True
 
-    def size(self, name: str, rows: Sequence[Row], reader: Reader) -> Classes | None:
+    def size(self, name: str, rows: Sequence[Row], reader: PictureReader) -> Classes | None:
         """The channels of the first image that can be read."""
         return _first_header(name, rows, reader)[0]
 
@@ -112,7 +150,7 @@ class TokensKind(ConditionKind):
 
     network = "tokens"
 
-    def size(self, name: str, rows: Sequence[Row], reader: Reader) -> Classes | None:
+    def size(self, name: str, rows: Sequence[Row], reader: PictureReader) -> Classes | None:
         """The width of the first tokens that can be read."""
         return _first_header(name, rows, reader)[2]
 
@@ -132,7 +170,7 @@ class ClassKind(ConditionKind):
 
     network = "class"
 
-    def size(self, name: str, rows: Sequence[Row], reader: Reader) -> Classes | None:
+    def size(self, name: str, rows: Sequence[Row], reader: PictureReader) -> Classes | None:
         """The labels of all rows, each once; None of numbers."""
         if isinstance(rows[0][name], int):
             return None
@@ -176,7 +214,7 @@ def label_of(cell: Any) -> str:
     return text.strip() if isinstance(text, str) else ""
 
 
-def _first_header(name: str, rows: Sequence[Row], reader: Reader) -> tuple[int, ...]:
+def _first_header(name: str, rows: Sequence[Row], reader: PictureReader) -> tuple[int, ...]:
     """The shape of the first picture in a column that can be read."""
     return first(rows, lambda row: reader.header(reader.cell(row, name))).shape
 

@@ -22,11 +22,11 @@ from bbdm.data.cache import Cache
 from bbdm.data.cells import ROLES
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import Example, row_conditions, with_sizes
-from bbdm.data.kinds import kind_of
+from bbdm.data.kinds import Condition, kind_of
 from bbdm.data.reading import Reader
 from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, files_of, first, named, shown
 from bbdm.data.scaling import Column
-from bbdm.data.spec import Condition, Spec
+from bbdm.data.spec import Spec
 from bbdm.data.tables import FIELDS, ItemRows, MapStyle, Order, StreamedRows, TableRows
 from bbdm.networks.conditions import DIRECTION, KINDS, ConditionsConfig
 from bbdm.pictures import Header, images

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from bbdm.base import sizes
 from bbdm.base.seeds import keyed
 from bbdm.data.cells import ROLES
-from bbdm.data.kinds import CONDITION_KINDS
-from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Classes, Kind
+from bbdm.data.kinds import CONDITION_KINDS, Condition
+from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Kind
 from bbdm.pictures.images import Resize, Size, as_size
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, from_config, holds, read_values
@@ -45,27 +45,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "masked": (False, True),
 }
 CONTRAST = 0.01  # share of their range that the values of a source have at least
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a network sees besides the source, from the column of its name.
-
-    Args:
-        kind: a name in :data:`~bbdm.data.kinds.CONDITION_KINDS`, such as ``image``, ``class`` or ``tokens``.
-        values: the range of an image's stored values; None for 8 bits, and for floats in [-1, 1].
-        size: the channels of images, the width of tokens, the number of classes or their names in order; None
-            until rows are looked at.
-        label: the class of all examples; None where each row has its own.
-    """
-
-    kind: str
-    values: AnyValues | None = None
-    size: Classes | None = None
-    label: str | None = None
-
-    def __str__(self) -> str:
-        return self.kind if self.values is None else f"{self.kind}@{self.values}"
 
 
 def read_named(text: str, form: str, mark: str = "=") -> dict[str, str]:

@@ -264,7 +264,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         """
         path = Path(path)
         with images.named("write", path):
-            module = formats.writer(path, self)
+            module = formats.writer(path, self, self.geometry.format, self.geometry.lost)
             write_atomically(path, lambda temporary: module.write(temporary, self))
 
 

@@ -17,8 +17,8 @@ from bbdm.base.settings import from_values
 from bbdm.cli import train
 from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
+from bbdm.data.kinds import Condition
 from bbdm.data.rows import BadPicturesError
-from bbdm.data.spec import Condition
 from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values

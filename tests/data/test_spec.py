@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from bbdm.data.config import Crops, RowsConfig, Slices, read_labels
+from bbdm.data.kinds import Condition
 from bbdm.data.rows import read_rows
-from bbdm.data.spec import Condition, Spec, check_eight_bit, read_kinds
+from bbdm.data.spec import Spec, check_eight_bit, read_kinds
 from bbdm.pictures import Geometry
 from bbdm.pictures.values import Percentiles, Values, read_values
 from tests.data.making import folders, located, save

@@ -13,8 +13,8 @@ from scipy.optimize import brentq as find_root
 from scipy.stats import beta, binom, norm
 
 from bbdm import load_checkpoint
+from bbdm.data.kinds import Condition
 from bbdm.data.pairs import Pairs, as_pairs
-from bbdm.data.spec import Condition
 from bbdm.evaluation import calibration
 from bbdm.evaluation.calibration import Bound, Losses, check_unseen
 from tests.conftest import SIZE, MakePairs, MakeTrainer, load_pairs, newest, tiny_unet

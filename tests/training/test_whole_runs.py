@@ -14,8 +14,9 @@ from bbdm.base.scripts import StoppedError
 from bbdm.cli import train
 from bbdm.data.config import Crops
 from bbdm.data.examples import collate
+from bbdm.data.kinds import Condition
 from bbdm.data.pairs import MappedDataset, Pairs
-from bbdm.data.spec import Condition, Spec
+from bbdm.data.spec import Spec
 from bbdm.networks.base import Conditions
 from tests.conftest import SIZE, MakeTrainer, SavePicture, metrics_of, newest
 from tests.hardening.scripts import assert_content, content, from_tars, make_place, make_small

@@ -20,7 +20,7 @@ from functools import lru_cache
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from bbdm.base import sizes
 from bbdm.base.registry import Registry
 from bbdm.pictures.formats.detection import has_place, is_dicom
 from bbdm.pictures.values import Values
-
-if TYPE_CHECKING:
-    from bbdm.pictures.picture import Picture
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
@@ -240,8 +237,14 @@ def reader_of(path: Path) -> str:
     raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
 
 
-def writer(path: Path, picture: Picture) -> Any:
-    """The module that writes a picture (C, *S) to a path; of several for a suffix, that of its geometry.
+def writer(path: Path, array: np.ndarray[Any, Any], format: str, lost: bool) -> Any:
+    """The module that writes a picture to a path.
+
+    Args:
+        path: whose suffix says the format.
+        array: (C, *S), the values of the picture.
+        format: of its geometry, which chooses among several modules for a suffix.
+        lost: whether nobody knows any more where its pixels lie.
 
     Raises:
         ValueError: the path's format does not hold the type, the channels or the axes, or needs a place that
@@ -253,20 +256,20 @@ def writer(path: Path, picture: Picture) -> Any:
             raise ValueError(ONLY_A_SUFFIX)
         raise ValueError(f"its name must end in one of {', '.join(SUFFIXES)}")
     names = SUFFIXES[suffix]
-    same = [name for name in names if LIBRARIES[name].format == picture.geometry.format != ""]
-    name = same[0] if same else names[-1]
+    same = [name for name in names if LIBRARIES[name].format == format]
+    name = same[0] if format and same else names[-1]
     library = LIBRARIES[name]
     if not library.types:
         raise ValueError(f"{suffix} is only read")
-    if picture.ndim - 1 not in library.axes or 0 in picture.shape:
+    if array.ndim - 1 not in library.axes or 0 in array.shape:
         shapes = " or ".join(f"(C, {sizes.SIDES[count]})" for count in library.axes)
-        raise ValueError(f"{suffix} holds {shapes}, got {picture.shape}")
-    types = library.types_of(len(picture))
-    if picture.dtype.name not in types:
-        raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
-    if not library.holds(picture.dtype.name, len(picture)):
-        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(picture)}")
-    if library.holds_place and picture.geometry.lost:
+        raise ValueError(f"{suffix} holds {shapes}, got {array.shape}")
+    types = library.types_of(len(array))
+    if array.dtype.name not in types:
+        raise ValueError(f"{suffix} cannot hold {array.dtype}, but {', '.join(types)}")
+    if not library.holds(array.dtype.name, len(array)):
+        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(array)}")
+    if library.holds_place and lost:
         reason = "a step, a flip, a mask or another order of axes lost where its pixels lie"
         raise ValueError(f"{reason}: say it by Picture(array, geometry), or write numpy.asarray(picture)")
     return module(name)
