@@ -178,7 +178,8 @@ def test_pictures_that_are_stretched_are_named_once(tmp_path: Path) -> None:
     assert line.endswith(
         "A/0.png is stretched from 11 x 8 to 8 x 8, 1.4 times wider: --crop keeps the shape of pictures"
     )
-    for settings in ({"size": 8, "resize": "fit"}, {"size": (22, 16)}, {"crop": 8}):
+    kept: list[dict[str, Any]] = [{"size": 8, "resize": "fit"}, {"size": (22, 16)}, {"crop": 8}]
+    for settings in kept:
         assert first_look(load(data_dir, **settings)) == []
 
 
