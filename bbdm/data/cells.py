@@ -169,7 +169,7 @@ class HalfCell(Cell):
     def read(self, window: Window = ()) -> Picture:
         """The half, or a window of it. The photograph is decoded once for both halves."""
         try:
-            changed = self.path.stat().st_mtime_ns
+            changed = os.stat(self.path).st_mtime_ns
         except FileNotFoundError as error:
             raise FileNotFoundError(f"there is no picture {self}") from error
         photograph = _photograph(self.path, changed)
@@ -301,7 +301,7 @@ def cell_of(value: Any, name: str) -> Cell:
 def _changed(path: Path) -> tuple[int, int] | None:
     """The time and the size of a file, or of a folder alone; None where there is none."""
     try:
-        about = path.stat()
+        about = os.stat(path)
     except OSError:  # the library that reads it says what is wrong
         return None
     return about.st_mtime_ns, about.st_size

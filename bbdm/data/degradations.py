@@ -24,7 +24,9 @@ Array = npt.NDArray[Any]
 Prepare = Callable[[dict[str, Array], str], dict[str, Array]]  # of an example's arrays (C, *S) by column, and a key
 FACTOR = 4  # of sr4
 BLOCK = 8  # side of the squares of JPEG
-ONLY_JPEG, ENDS_AS_JPEG, EACH = 0.5, 0.9, 0.4  # probabilities, in photo
+ONLY_JPEG = 0.5  # probabilities, in photo: of nothing but JPEG
+ENDS_AS_JPEG = 0.9  # that JPEG is the last step
+EACH = 0.4  # of each step of a round
 QUALITIES = 5, 95  # of JPEG in photo; these and the next are the strengths of the first round
 LARGEST_BLUR, LARGEST_NOISE, SMALLEST = 1.5, 15.0, 0.4  # in pixels, in steps of 8 bits, of the side
 FILTERS = Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
@@ -52,7 +54,8 @@ def blur(picture: Image.Image, random: np.random.Generator, sigma: float) -> Ima
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
-        places, blurred = np.arange(values.shape[axis]), np.zeros_like(values)
+        places = np.arange(values.shape[axis])
+        blurred = np.zeros_like(values)
         for offset, weight in zip(offsets, weights, strict=True):
             blurred += weight * values.take((places + offset).clip(0, places[-1]), axis)
         values = blurred
@@ -71,10 +74,11 @@ def photo(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     channels = [(0, 0)] if picture.mode == "RGB" else []
     degraded = Image.fromarray(np.pad(np.asarray(picture), [*sides, *channels], mode="symmetric"))
     only = random.random() < ONLY_JPEG
-    for strength in () if only else (1.0, 0.5):
-        for index in random.permutation(len(STEPS)):
-            if random.random() < EACH:
-                degraded = STEPS[index](degraded, random, strength)
+    if not only:
+        for strength in (1.0, 0.5):
+            for index in random.permutation(len(STEPS)):
+                if random.random() < EACH:
+                    degraded = STEPS[index](degraded, random, strength)
     if only or random.random() < ENDS_AS_JPEG:
         degraded = _compressed(degraded, random, 1.0)
     top, left = (int(first) for first in before)
@@ -91,7 +95,9 @@ def _smaller(picture: Image.Image, random: np.random.Generator, strength: float)
 def _noisy(picture: Image.Image, random: np.random.Generator, strength: float) -> Image.Image:
     """Gaussian noise, of all channels alike or of each."""
     values = np.asarray(picture, dtype=np.float32)
-    shape = values.shape if random.random() < 1 / 2 else (*values.shape[:2], *[1] * (values.ndim - 2))
+    shape = values.shape
+    if random.random() >= 1 / 2:
+        shape = (*values.shape[:2], *[1] * (values.ndim - 2))
     noise = strength * LARGEST_NOISE ** random.random() * random.standard_normal(shape, dtype=np.float32)
     return Image.fromarray(np.rint(values + noise).clip(0, 255).astype(np.uint8))
 

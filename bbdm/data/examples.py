@@ -63,13 +63,16 @@ def collate(examples: Sequence[Example]) -> Example:
             if shape != expected:
                 differing = f"the {role} of {example.name} is {shape}, and that of {first.name} {expected}"
                 raise ValueError(f"{differing}: a batch is of one size; train on crops, such as --crop 96")
+    conditions: dict[str, torch.Tensor] = {}
+    for name in first.conditions:
+        conditions[name] = stacked([each.conditions[name] for each in examples])
     return Example(
-        stacked([each.source for each in examples]),
-        stacked([each.target for each in examples]),
-        {name: stacked([each.conditions[name] for each in examples]) for name in first.conditions},
-        None if first.mask is None else stacked([each.mask for each in examples]),
-        [each.name for each in examples],
-        [each.left_out for each in examples],
+        source=stacked([each.source for each in examples]),
+        target=stacked([each.target for each in examples]),
+        conditions=conditions,
+        mask=None if first.mask is None else stacked([each.mask for each in examples]),
+        name=[each.name for each in examples],
+        left_out=[each.left_out for each in examples],
     )
 
 

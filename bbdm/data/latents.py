@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -55,55 +54,83 @@ class LatentDataset(Pairs):
             others = "crops" if dataset.paired else "the pairs of two sets"
             raise ValueError(f"{others} are others in each epoch, and a cache of latents would keep the first")
         vars(self).update(vars(dataset))
-        self.dataset, self.folder, self.flip, self.codec = dataset, folder, flip, codec.description()
+        self.dataset = dataset
+        self.folder = folder
+        self.flip = flip
+        self.codec = codec.description()
         self.stream = None  # latents are read by index
         about = {"count": len(self), "block": BLOCK, "image_size": self.image_size, "direction": self.spec.direction}
         about |= {**dataset.settings(), "files": dataset.digest(), "flip": flip, "codec": self.codec}
-        self._latents, self._block = Cache(folder, "latents", about), BLOCK
-        entries = {f"{i // BLOCK:05d}": range(len(self))[i : i + BLOCK] for i in range(0, len(self), BLOCK)}
+        self._latents = Cache(folder, "latents", about)
+        self._block = BLOCK
         with locked(folder), closing(Batches(dataset, BLOCK, CPU)) as batches:
-            missing = [key for key in entries if not self._latents.path(key).exists()]
-            stored = batches.stored([index for key in missing for index in entries[key]])
-            how: Any = {"unit": "pair", "unit_scale": BLOCK, "disable": not (progress and missing)}
-            for key, batch in zip(missing, tqdm(stored, "latents", len(missing), **how), strict=True):
-                self._latents.write(key, self._encoded(batch, codec))
+            missing: list[str] = []  # entries
+            examples: list[int] = []  # those of missing entries
+            for start in range(0, len(self), BLOCK):
+                key = f"{start // BLOCK:05d}"
+                if not self._latents.path(key).exists():
+                    missing.append(key)
+                    examples += range(len(self))[start : start + BLOCK]
+            hidden = not progress or not missing
+            with tqdm(None, "latents", len(missing), unit="pair", unit_scale=BLOCK, disable=hidden) as bar:
+                for key, batch in zip(missing, batches.stored(examples), strict=True):
+                    self._latents.write(key, self._encoded(batch, codec))
+                    bar.update()
 
     def _encoded(self, batch: Example, codec: Codec) -> Tensors:
         """The latents of a batch, and its other tensors."""
-        stored = {f"{CONDITION}{name}": value for name, value in batch.conditions.items()}
-        if self.flip:
-            stored |= {name: torch.stack([v, v.flip(-1)], dim=1) for name, v in stored.items() if v.ndim >= 4}
+        stored: Tensors = {}
+        for name, value in batch.conditions.items():
+            if self.flip and value.ndim >= 4:  # an image
+                value = torch.stack([value, value.flip(-1)], dim=1)
+            stored[f"{CONDITION}{name}"] = value
+        if batch.mask is not None:
+            stored["mask"] = batch.mask
         latents: list[torch.Tensor] = []
         for start in range(0, len(batch.source), ENCODED_AT_ONCE):
-            sides = (side[start : start + ENCODED_AT_ONCE] for side in (batch.source, batch.target))
-            pictures = torch.stack([*map(scale, sides)], dim=1)[:, :, None]
+            source = scale(batch.source[start : start + ENCODED_AT_ONCE])
+            target = scale(batch.target[start : start + ENCODED_AT_ONCE])
+            pictures = torch.stack([source, target], dim=1)[:, :, None]  # (B, 2, 1, C, H, W)
             if self.flip:
                 pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
             latents.append(codec.latents(pictures.flatten(0, 2)).cpu().unflatten(0, pictures.shape[:3]))
-        source, target = torch.cat(latents).unbind(1)
-        return {**stored, **({} if batch.mask is None else {"mask": batch.mask}), "source": source, "target": target}
+        stored["source"], stored["target"] = torch.cat(latents).unbind(1)
+        return stored
 
     def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
         """The latents of example ``index``."""
-        entry, at = divmod(range(len(self))[index], self._block)
-        stored = {name: v[at].clone() for name, v in self._latents(f"{entry:05d}", dict[str, torch.Tensor]).items()}
-        seen = {name.removeprefix(CONDITION): v for name, v in stored.items() if name.startswith(CONDITION)}
-        seen = {name: trimmed(v) if v.ndim == 2 else v for name, v in seen.items()}
-        source, target = (stored[side] if self.flip else stored[side][0] for side in ("source", "target"))
-        return Example(source, target, seen, stored.get("mask"))
+        number, position = divmod(range(len(self))[index], self._block)
+        entry = self._latents(f"{number:05d}", dict[str, torch.Tensor])
+        tensors = {name: value[position].clone() for name, value in entry.items()}
+        conditions: dict[str, torch.Tensor] = {}
+        for name, value in tensors.items():
+            if name.startswith(CONDITION):
+                conditions[name.removeprefix(CONDITION)] = trimmed(value) if value.ndim == 2 else value
+        source = tensors["source"]
+        target = tensors["target"]
+        if not self.flip:
+            source = source[0]
+            target = target[0]
+        return Example(source, target, conditions, tensors.get("mask"))
 
 
 def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: bool = False) -> LatentStatistics:
     """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is of latents."""
 
+    def latents(side: torch.Tensor) -> torch.Tensor:
+        if isinstance(dataset, LatentDataset):
+            return side.flatten(0, 1) if dataset.flip else side
+        pictures = scale(side)
+        if flip:
+            pictures = torch.cat([pictures, pictures.flip(-1)])
+        return codec.latents(pictures)
+
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        found, count = Batches(dataset, PAIRS_IN_STATISTICS, CPU).stored(), -(-len(dataset) // PAIRS_IN_STATISTICS)
-        for batch in tqdm(found, "statistics", count, disable=not progress):
-            pair = scale(batch.source), scale(batch.target)
-            if isinstance(dataset, LatentDataset):
-                source, target = (v.flatten(0, 1) if dataset.flip else v for v in pair)
-            else:
-                source, target = (codec.latents(torch.cat([v, v.flip(-1)]) if flip else v) for v in pair)
+        stored = Batches(dataset, PAIRS_IN_STATISTICS, CPU).stored()
+        count = -(-len(dataset) // PAIRS_IN_STATISTICS)
+        for batch in tqdm(stored, "statistics", count, disable=not progress):
+            source = latents(batch.source)
+            target = latents(batch.target)
             if dataset.spec.direction == "both":  # either is encoded and decoded, by the same statistics
                 source = target = torch.cat([source, target])
             yield source, target

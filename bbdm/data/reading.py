@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bbdm import pictures
 from bbdm.data.cache import Cache
-from bbdm.data.cells import ROLES, Cell, HalfCell, cell_of
+from bbdm.data.cells import ROLES, Cell, FileCell, HalfCell, cell_of
 from bbdm.data.degradations import Prepare
 from bbdm.data.kinds import kind_of
 from bbdm.data.rows import Row, check_grids, shown, values_of
@@ -79,7 +81,9 @@ class Reader:
     def forget(self) -> None:
         """Forget what was decoded and looked at."""
         self._whole = lru_cache(KEPT)(self._decoded)
+        self._is_photograph = lru_cache(HEADERS)(lambda cell: cell.is_photograph)
         self._headers = lru_cache(HEADERS)(lambda cell: cell.header())
+        self._placeless = lru_cache(HEADERS)(lambda cell: replace(self._headers(cell).geometry, affine=None))
         self._measured = lru_cache(None)(lambda values, cell: values.of(self._sample(cell)))
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
@@ -121,7 +125,7 @@ class Reader:
         return cell.header() if cell.in_memory else self._headers(cell)
 
     def read(self, cell: Cell, window: Window = ()) -> Picture:
-        """A cell as a picture (C, *S).
+        """A cell as a picture (C, *S). A window of what is decoded whole does not know its place.
 
         Args:
             cell: what a row has.
@@ -131,12 +135,16 @@ class Reader:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged or no picture.
         """
-        if cell.in_memory or self.header(cell).windowed:
+        if cell.in_memory:
             return cell.read(window)
+        head = self.header(cell)
+        if head.windowed:
+            return pictures.read(head, window) if isinstance(cell, FileCell) else cell.read(window)
         picture = self._whole(cell)
         if not window:
             return picture
-        return picture[(slice(None), *window)]
+        part = np.asarray(picture)[(slice(None), *window)]
+        return Picture(part, self._placeless(cell), picture.unit, picture.name)
 
     def cell(self, row: Row, column: str) -> Cell:
         """The one picture that a row has in a column.
@@ -228,7 +236,7 @@ class Reader:
         absent: Any = False
         for cell in cells:
             stores_half = self.cache is not None and isinstance(cell, HalfCell)
-            if resizes and (cell.is_photograph or stores_half):
+            if resizes and not cell.in_memory and (stores_half or self._is_photograph(cell)):
                 picture = self._resized(cell)
             elif window or self.cache is not None:
                 picture = self.read(cell, window)
