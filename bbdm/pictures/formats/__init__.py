@@ -118,7 +118,6 @@ def register(name: str, library: Library) -> None:
             else:
                 names.insert(0, known)
     is_photograph.cache_clear()
-    is_photograph.cache_clear()
 
 
 class UnknownFormatError(ValueError):
