@@ -284,8 +284,9 @@ class Reader:
             if cells and (names is None or name in names):
                 column = self._column(name, cells, window)
                 opened[name] = column
-                grids |= {(picture.shape[1:], picture.geometry.affine) for picture in column.pictures}
-        if not self._partial and len(grids) > 1:
+                if not self._partial:
+                    grids |= {(picture.shape[1:], picture.geometry.affine) for picture in column.pictures}
+        if len(grids) > 1:
             heads: Any = {name: column.pictures for name, column in opened.items()}
             resizes = not self.masked and self.spec.size is not None
             check_grids(columns, heads, () if resizes else columns.keys() - self.images, self.paired)
