@@ -69,8 +69,8 @@ class Scale:
     Args:
         array: the sampler's arrays: tensors, or those of NumPy.
         noun: what one of them is called in messages.
-        channels: of sources.
-        spec: of files and pictures.
+        channels: the number that sources have.
+        spec: what files and pictures are.
         stored: whether arrays and tensors have the values of ``spec`` too, and not [-1, 1].
         axes: of space: 2 of pictures; 3 of volumes, (D, H, W) where (H, W) is written below.
     """

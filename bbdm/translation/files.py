@@ -148,7 +148,7 @@ class Files:
             result: a picture (C, *S) of stored values.
             about: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``, and
                 the map of standard deviations is 0.
-            path: of the file.
+            path: the file that is written.
             kind: of the result: a sample, or the name of a map.
         """
         if about is not None:

@@ -23,7 +23,7 @@ class Pictures:
     """What the pictures of a translation are.
 
     Args:
-        spec: of examples.
+        spec: what an example is.
         size: that sources are resized to, for manifests: ``keep``, ``fit SIZE``, or a size.
         notes: what a user should know.
     """

@@ -267,8 +267,8 @@ class Translator:
         """The options of a call.
 
         Args:
-            sampler: of the call.
-            group: what it makes.
+            sampler: the one that is called.
+            group: the jobs of the call.
             pictures: the number of pictures that are read at once.
             bar: shows the steps of what is translated by windows.
         """

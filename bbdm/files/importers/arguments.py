@@ -59,7 +59,7 @@ class Arguments:
     """The arguments of a training, from a JSON file.
 
     Args:
-        path: of the file.
+        path: the file that holds the arguments.
 
     Raises:
         FileNotFoundError: there is no such file.
