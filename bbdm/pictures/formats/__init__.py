@@ -216,7 +216,7 @@ def reader_of(path: Path) -> str:
     """The name of the library that reads a file, or a folder that is one picture.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: the path leads to nothing.
         UnknownFormatError: it has none of the formats.
     """
     name = None

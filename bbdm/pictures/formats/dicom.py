@@ -77,10 +77,12 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 def _opened(file: Path) -> Any:
     """The reader of a slice that GDCM reads rightly, and asks no needless memory for."""
     syntax = _transfer_syntax(file)
+    if not syntax:  # GDCM asks memory for what follows
+        raise ValueError(f"{file.name} is damaged: it says no transfer syntax")
     reader = reader_of(file, IO)
     reader.ReadImageInformation()
     bits = int(_text(reader, BITS) or 8)
-    if syntax in ("", DEFLATED) or (syntax == BIG and bits > 16):
+    if syntax == DEFLATED or (syntax == BIG and bits > 16):
         raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax!r}, which is not read")
     if syntax == RLE and bits > 8 and reader.GetNumberOfComponents() > 1:  # GDCM mixes up the planes of bytes
         raise ValueError(f"{file.name} has colours of {bits} bits in the transfer syntax {syntax!r}, which is not read")
