@@ -156,6 +156,9 @@ class TestMedical:
         for share in (0.01, 0.1, 0.5, 0.99):  # of the first, NRRD's library crashes
             path.write_bytes(data[: int(share * len(data))])
             refused(path, "cannot read")
+        if packed and suffix in (".mha", ".nrrd"):
+            path.write_bytes(data[: len(data) // 2])
+            refused(path, "its compressed values end after .* bytes: it is truncated")
         if suffix == ".nii.gz" or (packed and suffix != ".nii"):
             for offset in (-1000, -20, -7):  # the last in the checksum
                 changed = bytearray(data)

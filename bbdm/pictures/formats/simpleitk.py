@@ -7,6 +7,7 @@ entry for the unit of values, ``sample units``; MetaImage has none.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zlib
@@ -85,7 +86,13 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         ValueError: values are damaged, or not those of their checksum.
     """
     reader = reader_of(header.path, READERS[header.path.suffix.lower()])
-    array = sitk.GetArrayFromImage(reader.Execute())
+    try:
+        array = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError:
+        if header.stored.packed:  # of damaged values, of which ITK does not say where they end
+            size = math.prod(header.shape) * header.dtype.itemsize
+            _decompressed_counts(header.path, header.stored.offset, size)
+        raise
     if header.stored.packed:
         _check_packed(header.path, header.stored.offset, array)
     return channels_first(array, header)[(slice(None), *window)]
