@@ -119,7 +119,8 @@ def test_each_command_is_shown():
 
 
 def test_flags_in_the_text_exist():
-    known = {"--pairs", "--logdir", "--help", "--import", "--compare"}.union(PYTEST, *(flags(f"bbdm {name}") for name in COMMANDS))
+    others = {"--pairs", "--logdir", "--help", "--import", "--compare", "--resolution", "-e"}  # of other programs too
+    known = others.union(PYTEST, *(flags(f"bbdm {name}") for name in COMMANDS))
     for page in PAGES:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
             used = {word for word in code.split() if re.fullmatch(r"--?[a-z][a-z_-]*", word)}
