@@ -25,6 +25,8 @@ from tests.conftest import ROOT
 OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
 PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Flags of all commands, and of scripts, Docker, TensorBoard and uv
+OF_OTHERS = {"--pairs", "--logdir", "--help", "--import", "--compare", "--shm-size", "--resolution", "-e"}
 PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k", "-n"}  # options that are not of benchmarks/conftest.py
 
 
@@ -119,8 +121,7 @@ def test_each_command_is_shown():
 
 
 def test_flags_in_the_text_exist():
-    others = {"--pairs", "--logdir", "--help", "--import", "--compare", "--resolution", "-e"}  # of other programs too
-    known = others.union(PYTEST, *(flags(f"bbdm {name}") for name in COMMANDS))
+    known = OF_OTHERS.union(PYTEST, *(flags(f"bbdm {name}") for name in COMMANDS))
     for page in PAGES:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
             used = {word for word in code.split() if re.fullmatch(r"--?[a-z][a-z_-]*", word)}
