@@ -25,6 +25,7 @@ from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, from_config, hold
 Plane = Literal["axial", "coronal", "sagittal"]
 Way = Literal["AtoB", "BtoA", "both"]
 BANDS = "descriptions"  # the entry of a geometry that names channels
+OF_BANDS = (BANDS, "band_tags")  # entries of a geometry that are of a source's channels, and of no result's
 LEARNED = (  # fields that a network's file keeps as they are
     "crop",
     "slices",
@@ -302,7 +303,7 @@ class Spec:
             stored = np.where(stored == nodata, other, stored).astype(stored.dtype)
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
-        kept = {key: value for key, value in geometry.kept.items() if key != BANDS}  # its names are of the source
+        kept = {key: value for key, value in geometry.kept.items() if key not in OF_BANDS}
         if self.target_bands is not None:
             kept[BANDS] = self.target_bands
         return Picture(stored, replace(geometry, nodata=nodata, kept=kept), values.unit, name)

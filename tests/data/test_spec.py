@@ -195,6 +195,14 @@ class TestOfRows:
         learned = replace(back, target_bands=("own",))
         assert self.spec(where, config=values, learned=learned).target_bands == ("own",)
 
+    def test_names_and_tags_of_the_sources_bands_are_of_no_result(self) -> None:
+        kept = {"descriptions": ("VV",), "band_tags": ({"POLARISATION": "VV"},), "tags": {"ACQUIRED": "2020"}}
+        source = Geometry(None, "geotiff", kept)
+        result = Spec(target=HU).result(np.zeros((1, 4, 5), np.float32), source)
+        assert result.geometry.kept == {"tags": {"ACQUIRED": "2020"}}
+        named = Spec(target=HU, target_bands=("red",)).result(np.zeros((1, 4, 5), np.float32), source)
+        assert named.geometry.kept == {"tags": {"ACQUIRED": "2020"}, "descriptions": ("red",)}
+
     def test_what_a_network_has_learned_stays(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".nii", 1, (3, 4, 5))
         learned = Spec(
