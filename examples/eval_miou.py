@@ -54,7 +54,8 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 def label_path(row: Row) -> Path:
     """The label ids that belong to a colour map."""
-    return row["source"].with_name(f"{row['source'].name.removesuffix('_color.png')}_labelIds.png")
+    colours = Path(row["source"])
+    return colours.with_name(f"{colours.name.removesuffix('_color.png')}_labelIds.png")
 
 
 def read_labels(path: Path) -> torch.Tensor:

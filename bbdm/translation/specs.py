@@ -47,7 +47,7 @@ def pictures_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[
     labels = dict(config.conditions or {})
     if known.two_way:
         if DIRECTION in labels:
-            raise ValueError(f"direction is --direction, and no condition; got {DIRECTION}={labels[DIRECTION]}")
+            raise ValueError(f"the direction is --direction, and no --condition; got {DIRECTION}={labels[DIRECTION]}")
         labels[DIRECTION] = config.direction
         if config.direction == "BtoA":
             trained = trained.turned

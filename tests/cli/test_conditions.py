@@ -149,7 +149,7 @@ def test_results_go_the_way_of_the_flag() -> None:
     translate.main([*words, "low", "--device", "cpu", "--maps", "low", *back])
     for flags, message in (
         ([*words, "AtoB", *back, *FLAGS], r"holds results of other settings \(direction"),
-        ([*words, "x", "--condition", "direction=BtoA", *FLAGS], "direction is a setting of its own, and no condition"),
+        ([*words, "x", "--condition", "direction=BtoA", *FLAGS], "the direction is --direction, and no --condition"),
     ):
         with pytest.raises(ValueError, match=message):
             translate.main(flags)
