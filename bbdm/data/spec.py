@@ -25,7 +25,12 @@ from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, from_config, hold
 Plane = Literal["axial", "coronal", "sagittal"]
 Way = Literal["AtoB", "BtoA", "both"]
 BANDS = "descriptions"  # the entry of a geometry that names channels
-OF_BANDS = (BANDS, "band_tags")  # entries of a geometry that are of a source's channels, and of no result's
+OF_BANDS = (
+    BANDS,
+    "band_tags",
+    "scales",
+    "offsets",
+)  # entries of a geometry that are of a source's channels, and of no result's
 LEARNED = (  # fields that a network's file keeps as they are
     "crop",
     "slices",

@@ -196,7 +196,8 @@ class TestOfRows:
         assert self.spec(where, config=values, learned=learned).target_bands == ("own",)
 
     def test_names_and_tags_of_the_sources_bands_are_of_no_result(self) -> None:
-        kept = {"descriptions": ("VV",), "band_tags": ({"POLARISATION": "VV"},), "tags": {"ACQUIRED": "2020"}}
+        kept = {"descriptions": ("VV",), "band_tags": ({"POLARISATION": "VV"},), "scales": (0.5,), "offsets": (0,)}
+        kept |= {"tags": {"ACQUIRED": "2020"}}
         source = Geometry(None, "geotiff", kept)
         result = Spec(target=HU).result(np.zeros((1, 4, 5), np.float32), source)
         assert result.geometry.kept == {"tags": {"ACQUIRED": "2020"}}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.control
+import rasterio.rpc
 import rasterio.transform
 import tifffile
 
@@ -201,11 +202,14 @@ def test_all_of_a_geotiff_is_kept(channels: int, kind: str, tmp_path: Path) -> N
     ("text", "kind", "nodata"),
     [("255.0", "uint8", 255), ("-9999", "int16", -9999), (" 7 ", "uint16", 7), ("nan", "float32", float("nan"))],
 )
-def test_a_nodata_tag_is_read_as_gdal_reads_it(text: str, kind: str, nodata: float, tmp_path: Path) -> None:
+def test_a_nodata_tag_is_read_as_gdal_reads_it(
+    text: str, kind: str, nodata: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tifffile.imwrite(tmp_path / "a.tif", numbers((6, 5), kind), extratags=[(42113, 2, 0, text, True)])
     with rasterio.open(tmp_path / "a.tif") as file:
         assert str(file.nodata) == str(float(nodata))
     assert str(read(tmp_path / "a.tif").nodata) == str(float(nodata))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("text", "kind"), [("-9999", "uint8"), ("nan", "uint16"), ("1.5", "int16"), ("none", "uint8")])
@@ -324,21 +328,37 @@ class TestGeotiff:
         assert (np.asarray(picture)[:, inside[window]] == expected[:, inside[window]]).all()
 
     def test_the_nodata_of_a_file_with_a_mask_is_its_own(self, tmp_path: Path) -> None:
-        profile = {**BANDS, **UTM, "nodata": 5}
+        """Pixels outside of the mask have no value, and those with the file's nodata have none either."""
+        profile = {**BANDS, **UTM, "dtype": "uint8", "nodata": 255}
+        index = np.arange(600).reshape(30, 20)
+        array = np.where(index < 300, 255, 7).astype(np.uint8)
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
-            file.write(ARRAY)
-            file.write_mask(np.arange(600).reshape(30, 20) > 99)
+            file.write(np.stack([array, array]))
+            file.write_mask(index % 2 == 0)
         picture = read(tmp_path / "a.tif")
-        assert picture.nodata == 5
-        assert (picture.absent() == (np.arange(600).reshape(30, 20) <= 99)).all()
+        assert picture.nodata == 255
+        assert (picture.absent() == ((index < 300) | (index % 2 == 1))).all()
+        assert (np.asarray(picture)[:, ~picture.absent()] == 7).all()
 
     def test_a_scale_is_not_applied_and_said(self, tmp_path: Path) -> None:
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS, **UTM) as file:
             file.write(ARRAY)
             file.scales = (0.5, 0.5)
-        with pytest.warns(UserWarning, match=r"a scale of 0\.5 and an offset of 0, which are not applied"):
+        with pytest.warns(UserWarning, match=r"a\.tif: bands have a scale of 0\.5 and an offset of 0, which are not"):
             source = read(tmp_path / "a.tif")
         assert (source == ARRAY).all()
-        source.save(tmp_path / "b.tif")
+        source.save(tmp_path / "b.tif")  # of the same values
         with rasterio.open(tmp_path / "b.tif") as file:
-            assert file.scales == (1, 1)
+            assert file.scales == (0.5, 0.5)
+
+    def test_rational_polynomials_move_with_a_window(self, tmp_path: Path) -> None:
+        """As of optical satellites; without an affine the file is known by their tag."""
+        numbers_of = dict.fromkeys(("line_num_coeff", "line_den_coeff", "samp_num_coeff", "samp_den_coeff"), [1.0] * 20)
+        scales = dict.fromkeys(("height_scale", "lat_scale", "long_scale", "line_scale", "samp_scale"), 1.0)
+        offsets = {"height_off": 0.0, "lat_off": 1.0, "long_off": 2.0, "line_off": 15.0, "samp_off": 10.0}
+        with rasterio.open(tmp_path / "a.tif", "w", **BANDS) as file:
+            file.write(ARRAY)
+            file.rpcs = rasterio.rpc.RPC(**numbers_of, **scales, **offsets, err_bias=None, err_rand=None)
+        read(tmp_path / "a.tif", (slice(4, 24), slice(5, 15))).save(tmp_path / "b.tif")
+        with rasterio.open(tmp_path / "b.tif") as file:
+            assert (file.rpcs.line_off, file.rpcs.samp_off, file.rpcs.long_off) == (11, 5, 2)

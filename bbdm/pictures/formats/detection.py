@@ -12,7 +12,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
 DICM = 128  # where a file of DICOM has these letters
 BIG_TIFF = b"+"  # the third or fourth byte of a BigTIFF, 43, whose header has 16 bytes instead of 8
-PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
+PLACE_TAGS = (33550, 33922, 34264, 34735, 50844)  # of a place on Earth: pixel scale, tie points, matrix, keys, RPCs
 
 
 def has_place(path: Path) -> bool:

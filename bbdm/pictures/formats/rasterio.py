@@ -6,7 +6,7 @@ The affine maps (row, column) to the world's (x, y). As in GDAL, (0, 0) is the c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ NAME = "geotiff"
 TILE = 256  # the side of written tiles, whose rows are written at once
 CACHE = 2**26  # bytes of written tiles that GDAL keeps; a share of all memory if unset
 LOSSLESS = ("deflate", "lzw", "zstd", "lzma", "packbits")  # compressions that a result takes from its source
+UNSCALED = (1, 0)  # scale and offset of a band without
 OF_VALUES = "STATISTICS_"  # begins the names of tags that are of other values than a result's
 
 
@@ -30,7 +31,8 @@ def header(path: Path) -> Header:
     """The header of a picture (bands, H, W).
 
     ``geometry.kept`` has crs (WKT) and the compression of results; where the file has them gcps, rows (row,
-    column, x, y, z), and their gcps_crs, tags, descriptions and band_tags; and masked, where it has a mask.
+    column, x, y, z), and their gcps_crs, rpcs by GDAL's names, tags, and of bands descriptions, band_tags,
+    scales and offsets; and masked, where it has a mask.
 
     Raises:
         ValueError: it is damaged, or bands have several types.
@@ -40,8 +42,9 @@ def header(path: Path) -> Header:
         if len(types) > 1:
             raise ValueError(f"its bands have several types, {', '.join(types)}: save those of one as a file")
         dtype = np.dtype(types[0])
-        _warn_of_scales(file)
         kept = _kept(file)
+        if "scales" in kept:
+            _warn_of_scales(path, kept["scales"], kept["offsets"])
         nodata = file.nodata
         if kept.get("masked") and nodata is None:
             nodata = _nodata_of_mask(dtype)
@@ -57,8 +60,8 @@ def header(path: Path) -> Header:
 def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     """(C, *W) of a window, of which only strips or tiles that it touches are decoded.
 
-    Where the file has a mask, pixels outside have the geometry's nodata, and a pixel inside with this value
-    has the next higher one.
+    Where the file has a mask, pixels outside have the geometry's nodata. Where that is not the file's own, a
+    pixel inside with this value has the next higher one.
     """
     with _opened(header.path) as file:
         part = tuple((side.start, side.stop) for side in window)
@@ -66,7 +69,8 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         if header.geometry.kept.get("masked"):
             inside = file.read_masks(1, window=part) != 0
             nodata = array.dtype.type(header.geometry.nodata)
-            array[array == nodata] += 1
+            if file.nodata is None:
+                array[array == nodata] += 1
             array[:, ~inside] = nodata
         return array
 
@@ -118,13 +122,12 @@ def _nodata_of_mask(dtype: np.dtype[Any]) -> float:
     return float("nan") if dtype.kind == "f" else float(np.iinfo(dtype).min)
 
 
-def _warn_of_scales(file: Any) -> None:
+def _warn_of_scales(path: Path, scales: Sequence[float], offsets: Sequence[float]) -> None:
     """Say that values are the stored ones, where a file says how to compute others from them."""
-    scaled = [(scale, offset) for scale, offset in zip(file.scales, file.offsets, strict=True)]
-    if any(pair != (1, 0) for pair in scaled):
-        scale, offset = next(pair for pair in scaled if pair != (1, 0))
-        text = f"bands have a scale of {scale:g} and an offset of {offset:g}, which are not applied"
-        warnings.warn(f"{text}: ranges of values are of the stored numbers", stacklevel=2)
+    scaled = [pair for pair in zip(scales, offsets, strict=True) if pair != UNSCALED]
+    scale, offset = scaled[0]
+    text = f"{path}: bands have a scale of {scale:g} and an offset of {offset:g}, which are not applied"
+    warnings.warn(f"{text}: ranges of values are of the stored numbers", stacklevel=2)
 
 
 def _kept(file: Any) -> dict[str, Any]:
@@ -134,6 +137,11 @@ def _kept(file: Any) -> dict[str, Any]:
     if points:
         kept["gcps"] = tuple((point.row, point.col, point.x, point.y, point.z) for point in points)
         kept["gcps_crs"] = crs.to_wkt() if crs else None
+    if file.rpcs:
+        kept["rpcs"] = file.rpcs.to_gdal()
+    if any(pair != UNSCALED for pair in zip(file.scales, file.offsets, strict=True)):
+        kept["scales"] = file.scales
+        kept["offsets"] = file.offsets
     if any(file.descriptions):
         kept["descriptions"] = tuple(file.descriptions)
     tags = _lasting(file.tags())
@@ -157,9 +165,14 @@ def _lasting(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _write_kept(file: Any, kept: Mapping[str, Any], start: tuple[int, ...]) -> None:
-    """Write tags, ground control points and, of as many bands, what is of bands."""
+    """Write tags, ground control points, RPCs and, of as many bands, what is of bands."""
+    top, left = start or (0, 0)
+    if "rpcs" in kept:
+        rpcs = rasterio.rpc.RPC.from_gdal(kept["rpcs"])
+        rpcs.line_off -= top
+        rpcs.samp_off -= left
+        file.rpcs = rpcs
     if "gcps" in kept:
-        top, left = start or (0, 0)
         points = [
             rasterio.control.GroundControlPoint(row - top, column - left, x, y, z)
             for row, column, x, y, z in kept["gcps"]
@@ -170,6 +183,9 @@ def _write_kept(file: Any, kept: Mapping[str, Any], start: tuple[int, ...]) -> N
     descriptions = kept.get("descriptions", ())
     if len(descriptions) == file.count:
         file.descriptions = descriptions
+    if len(kept.get("scales", ())) == file.count:
+        file.scales = kept["scales"]
+        file.offsets = kept["offsets"]
     band_tags = kept.get("band_tags", ())
     if len(band_tags) == file.count:
         for band, tags in zip(file.indexes, band_tags, strict=True):

@@ -6,6 +6,7 @@ channels and other pages of one shape are channels, in the file's order. Several
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 from bbdm.pictures.values import holds
 
 tifffile: Any = optional.package("tifffile", "this TIFF")
+# What it logs of nodata such as "255.0", which is read here, or warned of
+logging.getLogger("tifffile").addFilter(lambda record: "GDAL_NODATA" not in record.getMessage())
 ALONE = {"_multifile": False}  # without further files that OME can name
 NAME = "tiff"
 CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
@@ -223,7 +226,8 @@ def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], header: H
     if first.compression in JPEG:
         options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader}
     shape = (grid.planes, *formats.lengths((rows, columns)), grid.samples)
-    array = np.full(shape, header.nodata or 0, first.dtype)  # of tiles that were left out
+    fill = 0 if header.nodata is None else header.nodata  # of tiles that were left out
+    array = np.full(shape, fill, first.dtype)
     for index in grid.touched(rows, columns):
         data = _segment(page, index, size)
         if data is None:
