@@ -146,8 +146,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
                 os.fsync(file.fileno())
             written.replace(path.with_name(written.name))
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.filename is not None:
             raise
+        if error.errno is None:  # of NumPy and GDAL, whose texts name no file
+            raise OSError(f"cannot write {path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

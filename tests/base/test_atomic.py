@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bbdm.base.atomic import write_atomically
@@ -27,5 +28,7 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path):
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, os.fspath(path))
     with pytest.raises(FileNotFoundError, match=r"none/b\.png'$"):
         write_atomically(path, write_elsewhere)
+    with pytest.raises(OSError, match=r"^cannot write .*a\.png: .* requested and 0 written$"):
+        write_atomically(path, lambda _: np.zeros(2**20).tofile("/dev/full"))  # which has no number of an error
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["a.png"]

@@ -1,5 +1,7 @@
 """TIFF in all layouts, with what OME, ImageJ and GeoTIFF say besides, compared with tifffile and rasterio."""
 
+import signal
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -339,6 +341,22 @@ class TestGeotiff:
         assert picture.nodata == 255
         assert (picture.absent() == ((index < 300) | (index % 2 == 1))).all()
         assert (np.asarray(picture)[:, ~picture.absent()] == 7).all()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="sizes of files are limited by Linux")
+    def test_a_file_that_gdal_could_not_write_is_no_result(self, tmp_path: Path) -> None:
+        """As on a full disk, of which GDAL says nothing when it closes a file."""
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"what was written cannot be read again.*a\.tif"):
+                write(tmp_path / "a.tif", Picture(numbers((3, 90, 90), "uint16"), Geometry(None, "geotiff")))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert not list(tmp_path.iterdir())
 
     def test_a_scale_is_not_applied_and_said(self, tmp_path: Path) -> None:
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS, **UTM) as file:

@@ -5,6 +5,7 @@ The affine maps (row, column) to the world's (x, y). As in GDAL, (0, 0) is the c
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,11 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) as a GeoTIFF in compressed tiles, row after row of them."""
+    """Write (C, H, W) as a GeoTIFF in compressed tiles, row after row of them.
+
+    Raises:
+        OSError: the file is not what was written, such as on a full disk.
+    """
     geometry = picture.geometry
     kept = geometry.kept if geometry.format == NAME else {}
     array = np.asarray(picture)
@@ -104,9 +109,29 @@ def write(path: Path, picture: Picture) -> None:
         _write_kept(file, kept, geometry.start)
         if picture.unit:
             file.units = [picture.unit] * channels
-        for top in range(0, height, TILE):
-            rows = top, min(top + TILE, height)
+        for rows in _rows_of_tiles(height):
             file.write(array[:, slice(*rows)], window=(rows, (0, width)))
+    if not _holds(path, array):
+        raise OSError(errno.EIO, "what was written cannot be read again, as on a full disk")
+
+
+def _rows_of_tiles(height: int) -> Iterator[tuple[int, int]]:
+    """The first row of each row of tiles, and the row behind its last."""
+    for top in range(0, height, TILE):
+        yield top, min(top + TILE, height)
+
+
+def _holds(path: Path, array: npt.NDArray[Any]) -> bool:
+    """Whether a file has the values of an array (C, H, W); GDAL does not say what fails as it closes one."""
+    try:
+        with _opened(path) as file:
+            for rows in _rows_of_tiles(array.shape[1]):
+                stored = file.read(window=(rows, (0, array.shape[2])))
+                if stored.tobytes() != array[:, slice(*rows)].tobytes():
+                    return False
+    except rasterio.errors.RasterioError:
+        return False
+    return True
 
 
 def _affine(transform: Any) -> Affine | None:
