@@ -52,6 +52,32 @@ def resized_present(
     return resized.astype(array.dtype), weights >= WHOLE
 
 
+def off_nodata(array: Array, nodata: float | None, highest: npt.ArrayLike | None = None) -> Array:
+    """Stored values of pixels that have one, of which none is nodata: it becomes the next higher value.
+
+    Args:
+        array: (C, *S) of stored values.
+        nodata: the stored value that stands for none; None where there is no such value.
+        highest: the highest stored value, or (C, 1, ...) one for each channel, whose neighbour is the next
+            lower value; None for that of the type.
+
+    Returns:
+        The same array where no pixel has nodata, else another one of its type.
+    """
+    if nodata is None or not (array == nodata).any():
+        return array
+    dtype = array.dtype
+    if highest is None:
+        highest = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
+    has_higher = nodata < np.asarray(highest)
+    if dtype.kind == "f":
+        towards = np.where(has_higher, np.inf, -np.inf).astype(dtype)
+        other = np.nextafter(dtype.type(nodata), towards)
+    else:
+        other = np.where(has_higher, nodata + 1, nodata - 1)
+    return np.where(array == nodata, other, array).astype(dtype)
+
+
 def in_unit_range(name: str, column: Column) -> Array:
     """(C, *S) float32 of floats in [-1, 1], -1 where there is no value; ``name`` is of the column.
 

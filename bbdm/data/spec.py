@@ -17,6 +17,7 @@ from bbdm.base import sizes
 from bbdm.base.seeds import keyed
 from bbdm.data.cells import ROLES
 from bbdm.data.kinds import CONDITION_KINDS, Condition
+from bbdm.data.scaling import off_nodata
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Kind
 from bbdm.pictures.images import Resize, Size, as_size
 from bbdm.pictures.picture import Geometry, Picture
@@ -297,10 +298,8 @@ class Spec:
             array = np.where(missing, 0, array).astype(array.dtype)
             absent = np.asarray(missing if absent is None else absent | missing)
         stored = values.stored(array, axes=array.ndim - 1)
-        if nodata is not None and is_integer:  # a pixel with a value does not get nodata by rounding
-            highest = np.reshape(values.high, (-1, *[1] * (stored.ndim - 1)))
-            other = np.where(nodata < highest, nodata + 1, nodata - 1)
-            stored = np.where(stored == nodata, other, stored).astype(stored.dtype)
+        highest = np.reshape(values.high, (-1, *[1] * (stored.ndim - 1)))
+        stored = off_nodata(stored, nodata, highest)
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
         kept = {key: value for key, value in geometry.kept.items() if key not in OF_BANDS}

@@ -81,6 +81,11 @@ def test_results_say_where_they_have_no_value() -> None:
     assert (result.nodata, result.unit, result.name, result.dtype) == (0, "m", "a", np.int16)
     highest = spec.result(np.array([[[1.0, 0]]], np.float32), Geometry(nodata=100), name="a")
     assert np.asarray(highest).tolist() == [[[99, 50]]]
+    for low, high, level, other in ((-25, 0, 1, -1e-6), (0, 1, -1, 1e-6), (-1, 1, 0, 1e-6)):
+        floats = Spec(target=Values(low, high, dtype="float32"), nodata=0)
+        (value,) = floats.result(np.full((1, 1, 1), level, np.float32), Geometry(), name="a").flat
+        assert min(0, other) <= value <= max(0, other)
+        assert value != 0  # which stands for none
     assert Spec(target=HU, nodata=-5).result_nodata(-9999) == -5
     spec.check_nodata(-9999, absent, "a")
     with pytest.raises(ValueError, match=r"a has pixels without a value, -9999\.5, and results of int16 cannot hold"):
