@@ -290,11 +290,10 @@ class Spec:
         """
         values = self.target_values
         nodata = self.result_nodata(geometry.nodata)
-        is_integer = np.dtype(values.dtype).kind != "f"
-        missing = np.isnan(array).any(axis=0) if is_integer else np.zeros((), bool)
-        if missing.any():
-            if nodata is None:
-                raise ValueError(f"{name or 'the result'} has NaN, which {values.dtype} cannot hold")
+        missing = np.isnan(array).any(axis=0)
+        if missing.any() and nodata is None and np.dtype(values.dtype).kind != "f":
+            raise ValueError(f"{name or 'the result'} has NaN, which {values.dtype} cannot hold")
+        if missing.any() and nodata is not None:
             array = np.where(missing, 0, array).astype(array.dtype)
             absent = np.asarray(missing if absent is None else absent | missing)
         stored = values.stored(array, axes=array.ndim - 1)

@@ -122,6 +122,9 @@ def test_nan_of_a_network_is_nodata_or_an_error() -> None:
     assert np.asarray(Spec(target=target, nodata=-1).result(array, Geometry(), name="a")).tolist() == [[[-1, 50]]]
     with pytest.raises(ValueError, match="a has NaN, which int16 cannot hold"):
         Spec(target=target).result(array, Geometry(), name="a")
+    floats = Spec(target=Values(0, 1, dtype="float32"))
+    assert np.asarray(floats.result(array, Geometry(nodata=-9999.0))).tolist() == [[[-9999, 0.5]]]
+    assert np.isnan(np.asarray(floats.result(array, Geometry()))).tolist() == [[[True, False]]]
 
 
 def test_texts() -> None:
