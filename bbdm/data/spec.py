@@ -19,7 +19,7 @@ from bbdm.data.cells import ROLES
 from bbdm.data.kinds import CONDITION_KINDS, Condition
 from bbdm.data.scaling import off_nodata
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Kind
-from bbdm.pictures.images import Resize, Size, as_size
+from bbdm.pictures.images import Resize, Size, as_size, has_nan
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, from_config, holds, read_values
 
@@ -292,7 +292,7 @@ class Spec:
         nodata = self.result_nodata(geometry.nodata)
         missing = np.isnan(array).any(axis=0)
         if missing.any() and nodata is None and np.dtype(values.dtype).kind != "f":
-            raise ValueError(f"{name or 'the result'} has NaN, which {values.dtype} cannot hold")
+            raise has_nan(name, values.dtype)
         if missing.any() and nodata is not None:
             array = np.where(missing, 0, array).astype(array.dtype)
             absent = np.asarray(missing if absent is None else absent | missing)

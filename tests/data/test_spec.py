@@ -120,7 +120,7 @@ def test_nan_of_a_network_is_nodata_or_an_error() -> None:
     array = np.array([[[np.nan, 0.0]]], np.float32)
     target = Values(0, 100, dtype="int16")
     assert np.asarray(Spec(target=target, nodata=-1).result(array, Geometry(), name="a")).tolist() == [[[-1, 50]]]
-    with pytest.raises(ValueError, match="a has NaN, which int16 cannot hold"):
+    with pytest.raises(ValueError, match="the result of a has NaN, which int16 cannot hold"):
         Spec(target=target).result(array, Geometry(), name="a")
     floats = Spec(target=Values(0, 1, dtype="float32"))
     assert np.asarray(floats.result(array, Geometry(nodata=-9999.0))).tolist() == [[[-9999, 0.5]]]

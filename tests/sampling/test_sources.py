@@ -45,6 +45,18 @@ def test_an_array_comes_back(dtype: Any):
     np.testing.assert_array_equal(echo(clear), np.full((6, 8, 3), 255))
 
 
+def test_nan_of_weights_is_no_black_picture(tmp_path: Path):
+    network = tiny_unet()
+    for parameter in network.parameters():
+        parameter.data.fill_(torch.nan)
+    sampler = BridgeSampler(network, ABridge(), steps=1)
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", Image.fromarray(COLOUR), COLOUR):
+        with pytest.raises(ValueError, match="the result has NaN, which uint8 cannot hold: take dtype float32"):
+            sampler(source, seed=0)
+    assert np.isnan(sampler(FLOATS, seed=0)).all()
+
+
 def test_floats_of_other_values():
     values, both = 4 * FLOATS + 1, dict.fromkeys(("source_values", "target_values"), (-3, 5))
     first = values.transpose(2, 0, 1)
