@@ -247,9 +247,21 @@ class Spec:
         used = array.clip(np.min(values.low), np.max(values.high))
         return bool(np.ptp(used) < CONTRAST * np.subtract(values.high, values.low).min())
 
+    def note_of_bits(self, name: str, dtype: np.dtype[Any]) -> str | None:
+        """What is said of a source of 8 bits where 8 bits do not hold the values of training; None of others."""
+        values = self.source
+        if dtype != np.uint8 or not isinstance(values, Values):
+            return None
+        if np.min(values.low) >= 0 and np.max(values.high) <= 255:
+            return None
+        return f"{name} has 8 bits, and the network was trained on values {values}"
+
     def warn_of_source(self, source: Picture) -> None:
-        """Warn where a source differs from those of training in its spacing, or has no contrast."""
+        """Warn where a source differs from those of training in its bits or spacing, or has no contrast."""
         name = source.name or "the source"
+        note = self.note_of_bits(name, source.dtype)
+        if note is not None:
+            warnings.warn(note, stacklevel=2)
         spacing = source.geometry.spacing
         if spacing and self.spacing and len(spacing) == 3:
             ratios = np.divide(spacing, self.spacing)

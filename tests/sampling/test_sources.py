@@ -162,6 +162,12 @@ def test_a_picture_of_8_bits_may_have_its_own_values(tmp_path: Path) -> None:
     assert np.abs(own - ((wide[0] + 1) / 2 * 4095 - 1024)).max() <= 1
 
 
+def test_8_bits_for_a_network_of_more_are_warned_of(tmp_path: Path) -> None:
+    Image.fromarray((STORED[0] // 16).astype(np.uint8)).save(tmp_path / "a.png")
+    with pytest.warns(match=r"^a\.png has 8 bits, and the network was trained on values 0:4095$"):
+        valued()(tmp_path / "a.png", **CALL)
+
+
 def test_arrays_have_values_where_the_call_says_so() -> None:
     sampler, expected = valued(), made_of(STORED)
     grey = sampler(STORED[0], source_values=MR, **CALL)
