@@ -285,7 +285,9 @@ class Reader:
                 column = self._column(name, cells, window)
                 opened[name] = column
                 if not self._partial:
-                    grids |= {(picture.shape[1:], picture.geometry.affine) for picture in column.pictures}
+                    for picture in column.pictures:
+                        place = picture.geometry
+                        grids.add((picture.shape[1:], place.affine, place.kept.get("crs")))
         if len(grids) > 1:
             heads: Any = {name: column.pictures for name, column in opened.items()}
             resizes = not self.masked and self.spec.size is not None

@@ -163,6 +163,18 @@ def test_two_sets_may_lie_anywhere_in_other_processes_too(tmp_path: Path) -> Non
         load(f"{tmp_path}/A,{tmp_path}/B", **values).read(0)
 
 
+@pytest.mark.parametrize("crop", [None, 2], ids=["whole", "crops"])
+def test_pairs_of_two_reference_systems_are_refused(crop: int | None, tmp_path: Path) -> None:
+    """Also where their numbers are the same."""
+    affine = ((0.0, 10.0, 499980.0), (-10.0, 0.0, 4600020.0), (0.0, 0.0, 1.0))
+    for side, system in (("A", "EPSG:32632"), ("B", "EPSG:32633")):
+        (tmp_path / side).mkdir()
+        place = Geometry(affine, "geotiff", {"crs": system})
+        Picture(np.ones((1, 4, 4), np.uint8), place).save(tmp_path / side / "0.tif")
+    with pytest.raises(ValueError, match="different coordinate reference systems, .* zone 32N and .* zone 33N"):
+        load(f"{tmp_path}/A,{tmp_path}/B", crop=crop).read(0)
+
+
 def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> None:
     before = load(pictures(tmp_path))
     known = before.digest(), before.names_digest(), before.stamps_digest()
