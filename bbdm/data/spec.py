@@ -248,7 +248,7 @@ class Spec:
         return bool(np.ptp(used) < CONTRAST * np.subtract(values.high, values.low).min())
 
     def note_of_bits(self, name: str, dtype: np.dtype[Any]) -> str | None:
-        """What is said of a source of 8 bits where 8 bits do not hold the values of training; None of others."""
+        """What is said of a source of 8 bits that do not hold the values of training; None of others."""
         values = self.source
         if dtype != np.uint8 or not isinstance(values, Values):
             return None

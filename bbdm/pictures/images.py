@@ -286,7 +286,7 @@ def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
 
 
 def has_nan(name: str, dtype: str) -> ValueError:
-    """The error for a result with NaN, which a type of integers cannot hold; ``name`` is its source's, or ""."""
+    """The error for a result with NaN, which integers cannot hold; ``name`` is that of its source, or ""."""
     result = f"the result of {name}" if name else "the result"
     remedy = "take dtype float32 in place of 16 bits, or other weights if these have NaN"
     return ValueError(f"{result} has NaN, which {dtype} cannot hold: {remedy}")
