@@ -81,15 +81,27 @@ def test_results_say_where_they_have_no_value() -> None:
     assert (result.nodata, result.unit, result.name, result.dtype) == (0, "m", "a", np.int16)
     highest = spec.result(np.array([[[1.0, 0]]], np.float32), Geometry(nodata=100), name="a")
     assert np.asarray(highest).tolist() == [[[99, 50]]]
-    for low, high, level, other in ((-25, 0, 1, -1e-6), (0, 1, -1, 1e-6), (-1, 1, 0, 1e-6)):
-        floats = Spec(target=Values(low, high, dtype="float32"), nodata=0)
-        (value,) = floats.result(np.full((1, 1, 1), level, np.float32), Geometry(), name="a").flat
-        assert min(0, other) <= value <= max(0, other)
-        assert value != 0  # which stands for none
     assert Spec(target=HU, nodata=-5).result_nodata(-9999) == -5
     spec.check_nodata(-9999, absent, "a")
     with pytest.raises(ValueError, match=r"a has pixels without a value, -9999\.5, and results of int16 cannot hold"):
         spec.check_nodata(-9999.5, absent, "a")
+
+
+@pytest.mark.parametrize("nodata", [0.0, -25.0, -12.5])
+def test_floats_with_a_value_have_one_for_gdal_too(nodata: float, tmp_path: Path) -> None:
+    """At the ends of the range and within it; GDAL takes floats next to nodata for nodata."""
+    import rasterio
+
+    level = np.float32((nodata + 25) / 12.5 - 1)
+    spec = Spec(target=Values(-25, 0, dtype="float32"), nodata=nodata)
+    place = Geometry(((0.0, 10.0, 5.0), (-10.0, 0.0, 9.0), (0.0, 0.0, 1.0)), "geotiff", {"crs": "EPSG:32632"})
+    result = spec.result(np.full((1, 2, 2), level), place, np.eye(2, dtype=bool), "a")
+    assert result.absent().tolist() == [[True, False], [False, True]]
+    np.testing.assert_allclose(result, nodata, rtol=1e-5, atol=1e-5)
+    assert -25 <= result.min() <= result.max() <= 0
+    result.save(tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert file.dataset_mask().tolist() == [[0, 255], [255, 0]]
 
 
 def test_results_of_the_way_back_have_the_nodata_and_names_of_sources() -> None:
