@@ -23,7 +23,7 @@ from bbdm.data.cells import ROLES, Cell, FileCell, HalfCell, cell_of
 from bbdm.data.degradations import Prepare
 from bbdm.data.kinds import kind_of
 from bbdm.data.rows import Row, check_grids, shown, values_of
-from bbdm.data.scaling import WHOLE, Column, in_unit_range, of_cells, resized_present
+from bbdm.data.scaling import WHOLE, Column, in_unit_range, of_cells, off_nodata, resized_present
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import Geometry, Header, Picture, images
 from bbdm.pictures.formats import Window
@@ -285,7 +285,9 @@ class Reader:
                 column = self._column(name, cells, window)
                 opened[name] = column
                 if not self._partial:
-                    grids |= {(picture.shape[1:], picture.geometry.affine) for picture in column.pictures}
+                    for picture in column.pictures:
+                        place = picture.geometry
+                        grids.add((picture.shape[1:], place.affine, place.kept.get("crs")))
         if len(grids) > 1:
             heads: Any = {name: column.pictures for name, column in opened.items()}
             resizes = not self.masked and self.spec.size is not None
@@ -390,14 +392,20 @@ class Reader:
         return opened | resized
 
     def _whole_resized(self, column: Column) -> Column:
-        """A column at the size of examples; a pixel of which a part has no value gets the file's nodata."""
-        if not np.any(column.absent):
-            array = images.fitted(column.array, self._size, self.spec.resize)
-            return column._replace(array=array, absent=False)
-        if self._size is None:
+        """A column at the size of examples; a pixel of which a part has no value gets the file's nodata.
+
+        No other pixel gets it by rounding.
+        """
+        has_holes = bool(np.any(column.absent))
+        if self._size is None and has_holes:
             return column
-        nodata = next(each.nodata for each in column.pictures if each.nodata is not None)
+        nodata = next((each.nodata for each in column.pictures if each.nodata is not None), None)
+        if not has_holes:
+            array = images.fitted(column.array, self._size, self.spec.resize)
+            return column._replace(array=off_nodata(array, nodata), absent=False)
+        assert nodata is not None
         array, is_present = resized_present(column.array, column, self._size, self.spec.resize, nodata)
+        array = off_nodata(array, nodata)
         array[:, ~is_present] = nodata
         return column._replace(array=array, absent=~is_present)
 

@@ -13,6 +13,7 @@ from bbdm.pictures import Picture, images
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.values import check_finite
 
+APART = 16  # floats from nodata to what is none: GDAL takes up to 8 for the same number
 WHOLE = 1 - 1e-5  # share of a resized pixel from which all of it has a value, but for rounding
 Array = npt.NDArray[Any]
 
@@ -50,6 +51,33 @@ def resized_present(
     if array.dtype.kind != "f":
         resized = np.rint(resized)
     return resized.astype(array.dtype), weights >= WHOLE
+
+
+def off_nodata(array: Array, nodata: float | None, highest: npt.ArrayLike | None = None) -> Array:
+    """Stored values of pixels that have one, of which none is nodata: it becomes the next higher value.
+
+    Of floats, it is the sixteenth higher one, which other programs too tell from nodata.
+
+    Args:
+        array: (C, *S) of stored values.
+        nodata: the stored value that stands for none; None where there is no such value.
+        highest: the highest stored value, or (C, 1, ...) one for each channel, which becomes a lower one;
+            None for that of the type.
+
+    Returns:
+        The same array where no pixel has nodata, else another one of its type.
+    """
+    if nodata is None or not (array == nodata).any():
+        return array
+    dtype = array.dtype
+    if highest is None:
+        highest = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
+    has_higher = nodata < np.asarray(highest)
+    step: Any = 1
+    if dtype.kind == "f":
+        step = APART * np.spacing(np.abs(dtype.type(nodata)))
+    other = np.where(has_higher, nodata + step, nodata - step)
+    return np.where(array == nodata, other, array).astype(dtype)
 
 
 def in_unit_range(name: str, column: Column) -> Array:

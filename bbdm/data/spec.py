@@ -17,8 +17,9 @@ from bbdm.base import sizes
 from bbdm.base.seeds import keyed
 from bbdm.data.cells import ROLES
 from bbdm.data.kinds import CONDITION_KINDS, Condition
+from bbdm.data.scaling import off_nodata
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Kind
-from bbdm.pictures.images import Resize, Size, as_size
+from bbdm.pictures.images import Resize, Size, as_size, has_nan
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, from_config, holds, read_values
 
@@ -251,9 +252,21 @@ class Spec:
         used = array.clip(np.min(values.low), np.max(values.high))
         return bool(np.ptp(used) < CONTRAST * np.subtract(values.high, values.low).min())
 
+    def note_of_bits(self, name: str, dtype: np.dtype[Any]) -> str | None:
+        """What is said of a source of 8 bits that do not hold the values of training; None of others."""
+        values = self.source
+        if dtype != np.uint8 or not isinstance(values, Values):
+            return None
+        if np.min(values.low) >= 0 and np.max(values.high) <= 255:
+            return None
+        return f"{name} has 8 bits, and the network was trained on values {values}"
+
     def warn_of_source(self, source: Picture) -> None:
-        """Warn where a source differs from those of training in its spacing, or has no contrast."""
+        """Warn where a source differs from those of training in its bits or spacing, or has no contrast."""
         name = source.name or "the source"
+        note = self.note_of_bits(name, source.dtype)
+        if note is not None:
+            warnings.warn(note, stacklevel=2)
         spacing = source.geometry.spacing
         if spacing and self.spacing and len(spacing) == 3:
             ratios = np.divide(spacing, self.spacing)
@@ -294,18 +307,15 @@ class Spec:
         """
         values = self.target_values
         nodata = self.result_nodata(geometry.nodata)
-        is_integer = np.dtype(values.dtype).kind != "f"
-        missing = np.isnan(array).any(axis=0) if is_integer else np.zeros((), bool)
-        if missing.any():
-            if nodata is None:
-                raise ValueError(f"{name or 'the result'} has NaN, which {values.dtype} cannot hold")
+        missing = np.isnan(array).any(axis=0)
+        if missing.any() and nodata is None and np.dtype(values.dtype).kind != "f":
+            raise has_nan(name, values.dtype)
+        if missing.any() and nodata is not None:
             array = np.where(missing, 0, array).astype(array.dtype)
             absent = np.asarray(missing if absent is None else absent | missing)
         stored = values.stored(array, axes=array.ndim - 1)
-        if nodata is not None and is_integer:  # a pixel with a value does not get nodata by rounding
-            highest = np.reshape(values.high, (-1, *[1] * (stored.ndim - 1)))
-            other = np.where(nodata < highest, nodata + 1, nodata - 1)
-            stored = np.where(stored == nodata, other, stored).astype(stored.dtype)
+        highest = np.reshape(values.high, (-1, *[1] * (stored.ndim - 1)))
+        stored = off_nodata(stored, nodata, highest)
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
         kept = {key: value for key, value in geometry.kept.items() if key not in OF_BANDS}

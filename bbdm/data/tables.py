@@ -32,6 +32,7 @@ KEY = "__key__"  # WebDataset's name of a row
 TAR = "__url__"  # the path of its tar
 MIXED = 1000  # rows of a stream that are mixed at a time
 FIELDS = (*ROLES, "conditions", "mask", "name")  # of the item of a map-style data set
+NO_ROWS = "at least one table"  # in pyarrow's error of a tar from which no row can be made
 LOOKED_AT = 8  # items that a digest is of
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
 Row = Mapping[str, Any]
@@ -265,6 +266,10 @@ def _reading(path: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, OSError | ImportError | StopIteration) or not path.endswith(".tar"):
             raise
+        if NO_ROWS in str(cause):
+            empty = "the first tar" if "*" in path else "it"
+            needed = "a row is the files KEY.source.png and KEY.target.png, or of other formats"
+            raise ValueError(f"cannot read {path}: {empty} has no rows; {needed}") from error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ValueError(f"cannot read {_damaged_file(path) or path}: {lines[0]}") from error
 

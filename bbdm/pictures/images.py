@@ -285,6 +285,13 @@ def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
     )
 
 
+def has_nan(name: str, dtype: str) -> ValueError:
+    """The error for a result with NaN, which integers cannot hold; ``name`` is that of its source, or ""."""
+    result = f"the result of {name}" if name else "the result"
+    remedy = "take dtype float32 in place of 16 bits, or other weights if these have NaN"
+    return ValueError(f"{result} has NaN, which {dtype} cannot hold: {remedy}")
+
+
 def pixels(image: Image.Image, channels: int | None = None) -> npt.NDArray[np.uint8]:
     """(C, H, W) uint8 of a picture, a view of its interleaved pixels, not writable; see :func:`convert`.
 
@@ -317,10 +324,12 @@ def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
     there are rows. Of a volume, the axial, coronal and sagittal slices through its middle stand in a row.
 
     Raises:
-        ValueError: it is empty, or has other axes.
+        ValueError: it is empty, or has other axes, or NaN.
     """
     if array.ndim not in (3, 4) or not array.size:
         raise ValueError(f"a picture needs a (C, H, W) or (C, D, H, W) tensor, got {tuple(array.shape)}")
+    if np.isnan(array).any():
+        raise has_nan("", "uint8")
     if array.ndim == 4:
         middle = [array.take(side // 2, axis) for axis, side in enumerate(array.shape[1:], 1)]
         return grid([[from_array(plane) for plane in middle]], gap=0)

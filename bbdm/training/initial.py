@@ -53,12 +53,13 @@ def fitted(
         device: where the codec is; the CPU if None.
 
     Raises:
-        ValueError: sources equal targets in all pairs.
+        ValueError: sources equal targets in all pairs, or no pixel counts.
     """
     train, sums = as_pairs(dataset), torch.zeros(6, dtype=torch.float64)
+    count = min(PAIRS, len(train))
     batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
     latents = isinstance(train, LatentDataset)
-    for batch in batches(train.order(0)(0, min(PAIRS, len(train)))):
+    for batch in batches(train.order(0)(0, count)):
         if latents and train.flip:
             batch = batch._replace(source=batch.source.flatten(0, 1), target=batch.target.flatten(0, 1))
         batch = batch if codec is None else encode(batch, codec, latents)
@@ -66,6 +67,11 @@ def fitted(
         counted = torch.ones_like(x) if batch.mask is None else batch.mask.double().expand_as(x)
         moments = (torch.ones_like(x), x, y, x * x, y * y, x * y)
         sums += torch.stack([(counted * moment).sum() for moment in moments]).cpu()
+    if not sums[0]:
+        raise ValueError(
+            f"no pixel counts in {count} training pairs: masks must have pixels that are not 0, and source and target "
+            "a value there; where pictures are resized, in all of a pixel"
+        )
     mean_x, mean_y, xx, yy, xy = (sums[1:] / sums[0]).tolist()
     found = {
         "spread": math.sqrt(max(0.0, xx + yy - 2 * xy)),

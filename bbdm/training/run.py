@@ -187,7 +187,8 @@ class Previews(Callback):
             return
         examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
         columns = trainer.task.columns(collate(examples).map(trainer.batches.placed))
-        arrays = [column.float().cpu().numpy() for column in columns.values()]
+        black = -1  # in which NaN is shown
+        arrays = [np.nan_to_num(column.float().cpu().numpy(), nan=black) for column in columns.values()]
         rows = [[images.from_array(array) for array in row] for row in zip(*arrays, strict=True)]
         sheet = images.grid(rows, names=list(columns))
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"

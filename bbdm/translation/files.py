@@ -239,9 +239,9 @@ class Files:
                 shares.append(_share_outside(self.pairs.reader.whole(self.pairs.rows[index])["source"], values))
             except (ValueError, FileNotFoundError):  # which is said where the source is translated
                 continue
-            if not notes and heads[0].dtype == np.uint8 and not _within_8_bits(values):
-                name = shown(self.pairs.rows[index])
-                notes.append(f"{name} has 8 bits, and the network was trained on values {values}")
+            note = self.pairs.spec.note_of_bits(shown(self.pairs.rows[index]), heads[0].dtype)
+            if note is not None and not notes:
+                notes.append(note)
         if shares and np.mean(shares) > CLIPPED:
             percent = f"{100 * np.mean(shares):.2g} %"
             notes.append(
@@ -275,8 +275,3 @@ def _share_outside(source: Column, values: Values) -> float:
     low = np.reshape(values.low, (-1, 1))
     high = np.reshape(values.high, (-1, 1))
     return float(((array < low) | (array > high)).mean())
-
-
-def _within_8_bits(values: Values) -> bool:
-    """Whether 8 bits hold all of a range."""
-    return bool(np.min(values.low) >= 0 and np.max(values.high) <= 255)

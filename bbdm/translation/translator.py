@@ -114,13 +114,11 @@ class Translator:
     def _notes(self) -> list[str]:
         """What a user should know before pictures are translated."""
         notes = [*self._pictures.notes, *(f"left out: {reason}" for reason in self.bad.values())]
-        if self._independent:
-            return notes
         if self._pictures.spec.masked and self.config.outside is None and not self.config.TARGETS:
-            notes.append(
-                "the network has learned the pixels in masks alone, and results elsewhere are made up: give the masks, "
-                "DATA,mask=FOLDER, and --outside VALUE"
-            )
+            note = "the network has learned the pixels in masks alone, and results elsewhere are made up"
+            if not self._independent:  # whose commands take masks
+                note += ": give the masks, DATA,mask=FOLDER, and --outside VALUE"
+            notes.append(note)
         return [*notes, *self.files.first_look()]
 
     def _open(self, rows: Sequence[Row]) -> None:

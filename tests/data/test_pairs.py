@@ -163,6 +163,32 @@ def test_two_sets_may_lie_anywhere_in_other_processes_too(tmp_path: Path) -> Non
         load(f"{tmp_path}/A,{tmp_path}/B", **values).read(0)
 
 
+@pytest.mark.parametrize(("empty", "resized_empty"), [(0, 0), (2, 2)], ids=["no hole", "a hole"])
+def test_a_resized_value_does_not_become_nodata(empty: int, resized_empty: int, tmp_path: Path) -> None:
+    """The mean of 4 and 6 is 5, which stands for none; a resized row is of four."""
+    array = np.tile(np.array([4, 6], np.uint8), (8, 4))
+    array[:empty] = 5
+    pairs = alone(save(tmp_path / "0.tif", array, nodata=5), size=(4, 4))
+    source = pairs.reader.whole(pairs.rows[0])["source"]
+    resized = Picture(source.array, source.pictures[0].geometry)
+    expected = np.zeros((4, 4), bool)
+    expected[:resized_empty] = True
+    np.testing.assert_array_equal(resized.absent(), expected)
+    assert set(np.asarray(resized)[0, ~expected]) <= {4, 6}
+
+
+@pytest.mark.parametrize("crop", [None, 2], ids=["whole", "crops"])
+def test_pairs_of_two_reference_systems_are_refused(crop: int | None, tmp_path: Path) -> None:
+    """Also where their numbers are the same."""
+    affine = ((0.0, 10.0, 499980.0), (-10.0, 0.0, 4600020.0), (0.0, 0.0, 1.0))
+    for side, system in (("A", "EPSG:32632"), ("B", "EPSG:32633")):
+        (tmp_path / side).mkdir()
+        place = Geometry(affine, "geotiff", {"crs": system})
+        Picture(np.ones((1, 4, 4), np.uint8), place).save(tmp_path / side / "0.tif")
+    with pytest.raises(ValueError, match=r"different coordinate reference systems, .* 32N and .* 33N"):
+        load(f"{tmp_path}/A,{tmp_path}/B", crop=crop).read(0)
+
+
 def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> None:
     before = load(pictures(tmp_path))
     known = before.digest(), before.names_digest(), before.stamps_digest()

@@ -87,6 +87,23 @@ def test_results_say_where_they_have_no_value() -> None:
         spec.check_nodata(-9999.5, absent, "a")
 
 
+@pytest.mark.parametrize("nodata", [0.0, -25.0, -12.5])
+def test_floats_with_a_value_have_one_for_gdal_too(nodata: float, tmp_path: Path) -> None:
+    """At the ends of the range and within it; GDAL takes floats next to nodata for nodata."""
+    import rasterio
+
+    level = np.float32((nodata + 25) / 12.5 - 1)
+    spec = Spec(target=Values(-25, 0, dtype="float32"), nodata=nodata)
+    place = Geometry(((0.0, 10.0, 5.0), (-10.0, 0.0, 9.0), (0.0, 0.0, 1.0)), "geotiff", {"crs": "EPSG:32632"})
+    result = spec.result(np.full((1, 2, 2), level), place, np.eye(2, dtype=bool), "a")
+    assert result.absent().tolist() == [[True, False], [False, True]]
+    np.testing.assert_allclose(result, nodata, rtol=1e-5, atol=1e-5)
+    assert -25 <= result.min() <= result.max() <= 0
+    result.save(tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert file.dataset_mask().tolist() == [[0, 255], [255, 0]]
+
+
 def test_results_of_the_way_back_have_the_nodata_and_names_of_sources() -> None:
     decibels = Values(-25, 0, "dB", "float32")
     both = Spec(
@@ -115,8 +132,11 @@ def test_nan_of_a_network_is_nodata_or_an_error() -> None:
     array = np.array([[[np.nan, 0.0]]], np.float32)
     target = Values(0, 100, dtype="int16")
     assert np.asarray(Spec(target=target, nodata=-1).result(array, Geometry(), name="a")).tolist() == [[[-1, 50]]]
-    with pytest.raises(ValueError, match="a has NaN, which int16 cannot hold"):
+    with pytest.raises(ValueError, match="the result of a has NaN, which int16 cannot hold"):
         Spec(target=target).result(array, Geometry(), name="a")
+    floats = Spec(target=Values(0, 1, dtype="float32"))
+    assert np.asarray(floats.result(array, Geometry(nodata=-9999.0))).tolist() == [[[-9999, 0.5]]]
+    assert np.isnan(np.asarray(floats.result(array, Geometry()))).tolist() == [[[True, False]]]
 
 
 def test_texts() -> None:

@@ -260,6 +260,16 @@ def test_a_picture_in_a_tar_is_named(tmp_path: Path) -> None:
         load(where, "hub").read(0)
 
 
+@pytest.mark.parametrize("names", [(), ("readme",)], ids=["empty", "no suffix"])
+def test_a_tar_without_rows_says_what_a_row_is(names: tuple[str, ...], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    for layout in LAYOUTS:
+        with pytest.raises(ValueError, match=r"0\.tar: it has no rows; a row is the files KEY\.source\.png and KEY\.t"):
+            load(tmp_path / "0.tar", layout)
+
+
 def test_names_in_a_tar_lead_to_no_folder_outside(tmp_path: Path) -> None:
     rows = {0: sample(0)}
     where = write_tar(tmp_path / "0.tar", rows)

@@ -45,6 +45,18 @@ def test_an_array_comes_back(dtype: Any):
     np.testing.assert_array_equal(echo(clear), np.full((6, 8, 3), 255))
 
 
+def test_nan_of_weights_is_no_black_picture(tmp_path: Path):
+    network = tiny_unet()
+    for parameter in network.parameters():
+        parameter.data.fill_(torch.nan)
+    sampler = BridgeSampler(network, ABridge(), steps=1)
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", Image.fromarray(COLOUR), COLOUR):
+        with pytest.raises(ValueError, match="the result has NaN, which uint8 cannot hold: take dtype float32"):
+            sampler(source, seed=0)
+    assert np.isnan(sampler(FLOATS, seed=0)).all()
+
+
 def test_floats_of_other_values():
     values, both = 4 * FLOATS + 1, dict.fromkeys(("source_values", "target_values"), (-3, 5))
     first = values.transpose(2, 0, 1)
@@ -148,6 +160,12 @@ def test_a_picture_of_8_bits_may_have_its_own_values(tmp_path: Path) -> None:
         (own,) = sampler(str(tmp_path / "a.png"), source_values=(0, 255), **CALL)
         wide = sampler(grey.astype(np.float32)[None, None] / 127.5 - 1, **CALL)
     assert np.abs(own - ((wide[0] + 1) / 2 * 4095 - 1024)).max() <= 1
+
+
+def test_8_bits_for_a_network_of_more_are_warned_of(tmp_path: Path) -> None:
+    Image.fromarray((STORED[0] // 16).astype(np.uint8)).save(tmp_path / "a.png")
+    with pytest.warns(match=r"^a\.png has 8 bits, and the network was trained on values 0:4095$"):
+        valued()(tmp_path / "a.png", **CALL)
 
 
 def test_arrays_have_values_where_the_call_says_so() -> None:

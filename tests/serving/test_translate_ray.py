@@ -24,6 +24,7 @@ from bbdm.cli import translate
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures.images import open_image
+from bbdm.pictures.values import Values
 from bbdm.serving import cluster as module
 from bbdm.serving.cluster import Worker
 from bbdm.serving.config import TranslateRay
@@ -135,6 +136,24 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
     printed = capsys.readouterr().out
     assert printed.count("left out: cannot read the picture") == 1
     assert f"1 results in {tmp_path / 'out'}, and 2 that were there" in printed
+
+
+@pytest.mark.filterwarnings("ignore:.* has 8 bits")
+def test_a_network_that_does_not_fit_the_sources_is_named_once(
+    batches: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was trained within masks, on values of 12 bits."""
+    values = Values(0, 4095, dtype="uint16")
+    spec = Spec(source=values, target=values, masked=True)
+    save_checkpoint(tmp_path / "c.pt", tiny_unet(in_channels=1, out_channels=1), ABridge(50), pictures=spec)
+    (tmp_path / "in").mkdir()
+    for index, name in enumerate("ab"):
+        noise(index).convert("L").save(tmp_path / "in" / f"{name}.png")
+    run([str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "c.pt"), *STEPS, "-b", "1"])
+    printed = capsys.readouterr().out
+    assert len(batches) == 2
+    assert printed.count("a.png has 8 bits, and the network was trained on values 0:4095\n") == 1
+    assert printed.count("learned the pixels in masks alone, and results elsewhere are made up\n") == 1
 
 
 def test_a_worker_writes_below_its_folder_alone(

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 
 from bbdm import Callback
 from bbdm.base.scripts import StoppedError
@@ -148,3 +149,12 @@ def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytes
     wanted = [record["validation_loss"] for record in metrics_of(trainer)]
     assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(wanted)
     assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
+
+
+def test_nan_in_a_grid_ends_no_run(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of the averaged weights: the loss says whether training goes on."""
+    trainer = make_trainer(validation=pairs, epochs=1)
+    nowhere = torch.full((1, 3, 8, 8), torch.nan)
+    monkeypatch.setattr(trainer.task, "columns", lambda _: {"result": nowhere})
+    run.Previews().after_epoch(trainer, {})
+    assert trainer.images["result"].size[0] > 8

@@ -93,6 +93,12 @@ def test_pairs_that_are_exactly_linear_have_a_bridge(slope: float) -> None:
     assert bridge.cov == pytest.approx(np.sign(slope) * product, rel=1e-4)
 
 
+def test_pairs_of_which_no_pixel_counts_are_refused() -> None:
+    items = [{**item, "mask": torch.zeros(1, 8, 8)} for item in drawn(2)]
+    with pytest.raises(ValueError, match="no pixel counts in 2 training pairs: masks must have pixels that are not 0"):
+        fitted(BRIDGE, tiny_unet(), items)
+
+
 def test_equal_sides_are_refused_and_of_many_pairs_some_are_read() -> None:
     with pytest.raises(ValueError, match="sources equal targets in 4 training pairs"):
         fitted(BRIDGE, tiny_unet(), [{"source": torch.ones(3, 8, 8), "target": torch.ones(3, 8, 8)}] * 4)
