@@ -236,14 +236,12 @@ def reader_of(path: Path) -> str:
     raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
 
 
-def writer(path: Path, array: np.ndarray[Any, Any], format: str, lost: bool) -> Any:
+def writer(path: Path, picture: Any) -> Any:
     """The module that writes a picture to a path.
 
     Args:
         path: whose suffix says the format.
-        array: (C, *S), the values of the picture.
-        format: of its geometry, which chooses among several modules for a suffix.
-        lost: whether nobody knows any more where its pixels lie.
+        picture: (C, *S). The ``format`` of its geometry chooses among several modules for a suffix.
 
     Raises:
         ValueError: the path's format does not hold the type, the channels or the axes, or needs a place that
@@ -255,21 +253,22 @@ def writer(path: Path, array: np.ndarray[Any, Any], format: str, lost: bool) -> 
             raise ValueError(ONLY_A_SUFFIX)
         raise ValueError(f"its name must end in one of {', '.join(SUFFIXES)}")
     names = SUFFIXES[suffix]
-    same = [name for name in names if LIBRARIES[name].format == format]
-    name = same[0] if format and same else names[-1]
+    geometry = picture.geometry
+    same = [name for name in names if LIBRARIES[name].format == geometry.format]
+    name = same[0] if geometry.format and same else names[-1]
     library = LIBRARIES[name]
     if not library.types:
         raise ValueError(f"{suffix} is only read")
-    if array.ndim - 1 not in library.axes or 0 in array.shape:
+    if picture.ndim - 1 not in library.axes or 0 in picture.shape:
         shapes = " or ".join(f"(C, {sizes.SIDES[count]})" for count in library.axes)
-        raise ValueError(f"{suffix} holds {shapes}, got {array.shape}")
-    types = library.types_of(len(array))
-    if array.dtype.name not in types:
-        raise ValueError(f"{suffix} cannot hold {array.dtype}, but {', '.join(types)}")
-    if not library.holds(array.dtype.name, len(array)):
-        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(array)}")
-    if library.holds_place and lost:
-        reason = "a step, a flip, a mask or another order of axes lost where its pixels lie"
+        raise ValueError(f"{suffix} holds {shapes}, got {picture.shape}")
+    types = library.types_of(len(picture))
+    if picture.dtype.name not in types:
+        raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
+    if not library.holds(picture.dtype.name, len(picture)):
+        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(picture)}")
+    if library.holds_place and (geometry.lost or geometry.axes not in (None, picture.ndim - 1)):
+        reason = "a step, a flip, a mask, an index or another order of axes lost where its pixels lie"
         raise ValueError(f"{reason}: say it by Picture(array, geometry), or write numpy.asarray(picture)")
     return module(name)
 
