@@ -244,8 +244,8 @@ def writer(path: Path, picture: Any) -> Any:
         picture: (C, *S). The ``format`` of its geometry chooses among several modules for a suffix.
 
     Raises:
-        ValueError: the path's format does not hold the type, the channels or the axes, or needs a place that
-            the picture has lost.
+        ValueError: the path's format does not hold the type, the channels or the axes; or it needs a place
+            that the picture has lost, or whose affine is singular or not finite.
     """
     suffix = suffix_of(path)
     if not suffix:
@@ -270,7 +270,22 @@ def writer(path: Path, picture: Any) -> Any:
     if library.holds_place and (geometry.lost or geometry.axes not in (None, picture.ndim - 1)):
         reason = "a step, a flip, a mask, an index or another order of axes lost where its pixels lie"
         raise ValueError(f"{reason}: say it by Picture(array, geometry), or write numpy.asarray(picture)")
+    if library.holds_place and geometry.affine is not None:
+        _check_affine(geometry)
     return module(name)
+
+
+def _check_affine(geometry: Any) -> None:
+    """Raise ValueError for an affine that is not finite, or maps several pixels to one point."""
+    affine = np.asarray(geometry.affine, np.float64)
+    if not np.isfinite(affine).all():
+        raise ValueError(f"its affine must be finite, got {affine.tolist()}")
+    if "plane" in geometry.kept:  # which stands upright in a NIfTI's volume: its affine is only a part of it
+        return
+    steps = affine[:-1, :-1]
+    spacing = np.linalg.norm(steps, axis=0)
+    if not spacing.all() or np.linalg.matrix_rank(steps / spacing) < len(steps):
+        raise ValueError(f"its affine is singular, so that several pixels lie at one point: {affine.tolist()}")
 
 
 def _readers_of(path: Path) -> list[str]:
