@@ -188,7 +188,7 @@ def _reason(error: Exception) -> str:
 def open_large(source: Path | bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
     """A picture that ``Image.open`` refuses, of more than twice ``Image.MAX_IMAGE_PIXELS``, not yet decoded.
 
-    The limit is what the file can hold, and :data:`bbdm.pictures.formats.LARGEST` bytes.
+    The limit is what the file can hold, and what :func:`check_cost` allows.
 
     Raises:
         ValueError: it has more values.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.pictures import Geometry, Picture, formats, header, images, read, values, write
+from bbdm.pictures import Geometry, Picture, header, images, read, values, write
 from bbdm.pictures.formats import UnknownFormatError
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values, scaled_present
@@ -277,10 +277,15 @@ class TestLargePictures:
 
     def test_a_limit_of_values_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(path := tmp_path / "a.png", np.zeros((3, 1000, 1000), np.uint8))
-        monkeypatch.setattr(formats, "LARGEST", 2**21)
+        monkeypatch.setenv("BBDM_LARGEST", "2M")
         for act in (header, read, images.open_image):
-            with pytest.raises(ValueError, match=r"a\.png: .* at once \(bbdm\.pictures\.formats\.LARGEST\)"):
+            with pytest.raises(ValueError, match=r"a\.png: .* are 2\.86 MB, and at most 2 MB .*BBDM_LARGEST"):
                 act(path)
+        monkeypatch.setenv("BBDM_LARGEST", "3M")
+        assert read(path).shape == (3, 1000, 1000)
+        monkeypatch.setenv("BBDM_LARGEST", "much")
+        with pytest.raises(ValueError, match=r"a\.png: the environment variable BBDM_LARGEST: .* got 'much'"):
+            read(path)
 
     def test_more_than_the_file_can_hold_is_refused(self, tmp_path: Path) -> None:
         """A small file that says it is large."""

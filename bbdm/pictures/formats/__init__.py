@@ -31,7 +31,7 @@ from bbdm.pictures.values import Values
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
-LARGEST = 2**33  # bytes of what is read at once: 8 GiB
+LARGEST = "BBDM_LARGEST"  # the environment variable that says how many bytes are read at once
 DEFLATE = 1032  # bytes that a byte of deflate becomes at most
 RATIO = 4096  # the same of other compressions; of LZW fewer
 ONLY_A_SUFFIX = "its name is only a suffix: rename it"
@@ -369,13 +369,25 @@ def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int]) 
 def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     """Raise ValueError for values that a file of ``most`` bytes cannot hold, or for too many at once."""
     needed = prod(shape) * dtype.itemsize
-    if needed <= min(most, LARGEST):
+    limit = 2**33
+    text = os.environ.get(LARGEST)
+    if text:
+        limit = _limit_of(text)
+    if needed <= min(most, limit):
         return
     values = f"{sizes.shown(shape)} values of {dtype}"
     if needed > most:
         raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    most_at_once = f"at most {LARGEST >> 30} GiB are read at once (bbdm.pictures.formats.LARGEST)"
-    raise ValueError(f"{values} are {needed / 2**30:.1f} GiB, and {most_at_once}")
+    most_at_once = f"at most {sizes.amount(limit)} are read at once: the environment variable {LARGEST} lifts that"
+    raise ValueError(f"{values} are {sizes.amount(needed)}, and {most_at_once}, such as {LARGEST}=64G")
+
+
+def _limit_of(text: str) -> int:
+    """The bytes that the environment variable says; ValueError where it has another form."""
+    try:
+        return sizes.read_memory(text)
+    except ValueError as error:
+        raise ValueError(f"the environment variable {LARGEST}: {error}") from error
 
 
 PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}
