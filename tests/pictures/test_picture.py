@@ -1,6 +1,7 @@
 """A picture is an array that knows where it lies: its parts, what is made of it, and formats from outside."""
 
 import copy
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -182,6 +183,20 @@ class TestLinks:
         (tmp_path / "here" / "sub" / "circle").symlink_to(tmp_path / "here")
         found = sorted(path.relative_to(tmp_path).as_posix() for path in formats.pictures_in(tmp_path / "here"))
         assert found == ["here/again/sub/a.png", "here/linked/sub/a.png"]
+
+    def test_a_folder_without_permission_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "a.png", numbers((1, 4, 4), "uint8"))
+        (tmp_path / "locked").mkdir()
+        scandir = os.scandir
+
+        def refusing(path: Path) -> Any:  # as it does for all but root
+            if Path(path).name == "locked":
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        with pytest.warns(UserWarning, match=f"the folder {tmp_path / 'locked'} may not be read"):
+            assert formats.pictures_in(tmp_path) == [tmp_path / "a.png"]
 
     def test_a_link_to_no_file_is_named(self, tmp_path: Path) -> None:
         """As git-annex leaves it until the file is fetched."""

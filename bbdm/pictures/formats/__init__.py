@@ -26,6 +26,7 @@ import numpy as np
 
 from bbdm.base import sizes
 from bbdm.base.registry import Registry
+from bbdm.base.scripts import warn
 from bbdm.pictures.formats.detection import has_place, is_dicom
 from bbdm.pictures.values import Values
 
@@ -313,6 +314,7 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             with os.scandir(parent) as entries:
                 found = list(entries)
         except PermissionError:
+            warn(f"the folder {parent} may not be read, so what is in it is left out: see its permissions")
             continue
         files: list[Path] = []
         for entry in found:
