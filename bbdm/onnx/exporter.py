@@ -153,7 +153,7 @@ def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
     channels, size = sampler._shapes.source_channels, sampler.image_size or 64 * sampler._shapes.stride[0]
     rows = read_rows("folder", str(folder), "val")
     chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
-    images = (to_array(resized(convert(open_image(path), channels), size), channels) for path in chosen)
+    images = (to_array(resized(convert(open_image(Path(path)), channels), size), channels) for path in chosen)
     return [torch.from_numpy(image)[None] for image in images]
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import math
 import os
-import threading
+import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
+from PIL import WebPImagePlugin as WebPImagePlugin  # which Image.preinit leaves out
 
 from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError, warn
-from bbdm.pictures.formats import DEFLATE, RATIO, UnknownFormatError, check_cost
+from bbdm.pictures.formats import DEFLATE, UnknownFormatError, check_cost
 
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG
@@ -36,7 +37,11 @@ NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 ITK_ERROR = "Exception thrown in SimpleITK"  # what the first line of its errors begins with
 LONGEST_REASON = 300  # letters of a library's error
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
-_PILLOWS_LIMIT = threading.Lock()  # while it is lifted
+Image.preinit()  # fills Image.OPEN
+PHOTOGRAPHS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow calls the formats that are read
+SIGNATURE = 16  # bytes by which Pillow knows a format
+LARGE = 2**26  # pixels from which on a picture's cost is checked before it is decoded
+PIXELS_OF_A_BYTE = 8  # at most, in a PNG
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
 Resize = Literal["stretch", "fit"]  # what a size means: exactly this, or at most this
 
@@ -185,46 +190,21 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def open_large(source: Path | bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """A picture that ``Image.open`` refuses, of more than twice ``Image.MAX_IMAGE_PIXELS``, not yet decoded.
-
-    The limit is what the file can hold, and :data:`bbdm.pictures.formats.LARGEST` bytes.
-
-    Raises:
-        ValueError: it has more values.
-    """
-    if isinstance(source, bytes):
-        file: Any = io.BytesIO(source)
-        size = len(source)
-    else:
-        file = source
-        size = source.stat().st_size
-    with _PILLOWS_LIMIT:
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            image = Image.open(file, formats=formats)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    width, height = image.size
-    ratio = DEFLATE if image.format == "PNG" else RATIO
-    check_cost((len(image.getbands()), height, width), np.dtype(np.uint8), size * ratio)
-    return image
-
-
 def open_image(
     source: Path | bytes,
     name: str = "",
     formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
+    decode: bool = True,
 ) -> Image.Image:
-    """A fully read, upright picture.
+    """A fully read, upright picture, of any size that :func:`check_cost` allows.
 
     Args:
         source: a file, or its bytes.
         name: what messages call it; "" for the path.
         formats: Pillow's names of those that are read, None for all.
         check_size: is called with width and height before pixels are decoded; what it raises is raised.
+        decode: whether pixels are read; otherwise the picture lies as the file has it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -233,12 +213,33 @@ def open_image(
     """
     name = name or str(source)
     with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
-        try:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
-        except Image.DecompressionBombError:
-            image = open_large(source, formats)
+        image = None
+        if isinstance(source, bytes):
+            file: Any = io.BytesIO(source)
+            start = source[:SIGNATURE]
+        else:
+            file = source
+            with source.open("rb") as opened:
+                start = opened.read(SIGNATURE)
+        for name_of_format in formats or PHOTOGRAPHS:  # as Image.open does, which warns of large pictures
+            factory, accepts = Image.OPEN[name_of_format]
+            if accepts is not None and accepts(start) is True:
+                with suppress(SyntaxError, IndexError, TypeError, struct.error):  # Image.open says what is wrong
+                    image = factory(file, "")
+        if image is None:
+            image = Image.open(file, formats=formats)
     if check_size is not None:
         check_size(*image.size)
+    width, height = image.size
+    if width * height > LARGE:
+        most = math.inf
+        if image.format == "PNG":
+            count = len(source) if isinstance(source, bytes) else source.stat().st_size
+            most = count * DEFLATE * PIXELS_OF_A_BYTE
+        with named("read", name):
+            check_cost((len(image.getbands()), height, width), np.dtype(np.uint8), most)
+    if not decode:
+        return image
     with named("read", name), image:
         if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
             raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")

@@ -62,29 +62,37 @@ class Geometry:
         matrix = np.asarray(self.affine, np.float64)
         return matrix[:-1, -2::-1], matrix[:-1, -1]
 
-    def of_part(self, index: Any, shape: Sequence[int]) -> Geometry:
-        """The geometry of ``picture[index]`` of a picture of this geometry and shape (C, *S).
+    @cached_property
+    def axes(self) -> int | None:
+        """The number of spatial axes of the place; None where there is no place."""
+        if self.affine is not None:
+            return len(self.affine) - 1
+        if self.kept.get("crs") or "gcps" in self.kept:
+            return 2
+        return None
 
-        That of a window has its own affine. An integer takes the place away; what else is no window, such as
-        a step, loses it.
+    def of_part(self, index: Any, shape: Sequence[int]) -> Geometry:
+        """The geometry of ``picture[index]`` of a picture of this geometry and shape (C, *S), or (*S).
+
+        That of a window has its own affine. What is no window, such as a step or an integer on a spatial
+        axis, loses it.
         """
-        if self is NOWHERE or self is OF_PHOTOGRAPH:
+        if self.axes is None:
             return self
         parts = list(index) if isinstance(index, tuple) else [index]
-        whole = [slice(None)] * (len(shape) - len(parts))
         ellipsis = next((i for i, part in enumerate(parts) if part is Ellipsis), None)
         if ellipsis is None:
-            parts += whole
-        else:
-            parts[ellipsis : ellipsis + 1] = [slice(None), *whole]
-        if any(isinstance(part, int | np.integer) for part in parts):
-            return replace(self.without_place, lost=False)
-        channels = parts[0]
-        has_channels = isinstance(channels, slice) or np.ndim(channels) == 1
-        if len(parts) != len(shape) or not has_channels:
+            ellipsis = len(parts)
+            parts.append(Ellipsis)
+        indexed = sum(part is not None for part in parts) - 1
+        parts[ellipsis : ellipsis + 1] = [slice(None)] * (len(shape) - indexed)
+        channels = parts[: -self.axes]
+        spatial = parts[-self.axes :]
+        sides = shape[-self.axes :]
+        if len(spatial) != len(sides) or any(np.ndim(part) > 1 for part in channels if not isinstance(part, slice)):
             return self.without_place
         starts: list[int] = []
-        for part, length in zip(parts[1:], shape[1:], strict=True):
+        for part, length in zip(spatial, sides, strict=True):
             if not isinstance(part, slice) or part.step not in (None, 1):
                 return self.without_place
             starts.append(part.indices(length)[0])
@@ -94,8 +102,6 @@ class Geometry:
         in_file = tuple(first + further for first, further in zip(before, starts, strict=True))
         if self.affine is None:
             return replace(self, start=in_file)
-        if len(self.affine) != len(shape):
-            return self.without_place
         matrix = np.array(self.affine, dtype=np.float64)
         matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(starts)
         return replace(self, affine=tuple(map(tuple, matrix.tolist())), start=in_file)
@@ -103,8 +109,7 @@ class Geometry:
     @cached_property
     def without_place(self) -> Geometry:
         """The geometry of pixels that were moved, so that nobody knows where they lie."""
-        has_place = self.affine is not None or self.kept.get("crs") or "gcps" in self.kept
-        if not has_place:
+        if self.axes is None:
             return self
         return Geometry(format=self.format, nodata=self.nodata, lost=True)
 
@@ -188,9 +193,9 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
 
     It is a NumPy array in all else, and what is made of it has its unit and its name. Copies and results of
     arithmetic have its geometry. A window, such as ``picture[:, 4:, 8:16]``, has a geometry of its own; any
-    channels may be chosen at once. An integer takes an axis away, and the place with it. A flip, a step, a
-    mask or another order of axes loses the place: files that say where pixels lie refuse the array. A picture
-    from a file is read-only.
+    channels may be chosen at once. ``picture[0]`` (*S) keeps the place for ``picture[0][None]``. A flip, a
+    step, a mask, another order of axes, or an integer on a spatial axis loses the place: files that say where
+    pixels lie refuse the array. A picture from a file is read-only.
     """
 
     unit: str
@@ -206,15 +211,54 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         return picture
 
     def __array_finalize__(self, source: Any) -> None:
-        self.geometry = source.geometry.without_place if isinstance(source, Picture) else NOWHERE
+        self.geometry = NOWHERE
         self.unit = getattr(source, "unit", "")
         self.name = getattr(source, "name", "")
+        if isinstance(source, Picture):
+            self.geometry = source.geometry.without_place
+            if self.flags.owndata:  # and no view, such as a transposed one, which has its shape only later
+                _at_place_of(source, self)
 
     def __array_wrap__(self, array: Any, *context: Any) -> Any:
         result = super().__array_wrap__(array, *context)
-        if isinstance(result, Picture) and result.shape[1:] == self.shape[1:]:
-            result.geometry = self.geometry
+        if not isinstance(result, Picture):
+            return result
+        if context and context[0] is not None:
+            function, operands = context[0][:2]
+            result.geometry = _geometry_of_all(operands, result.shape)
+            if function.signature:  # such as that of a product of matrices
+                result.geometry = result.geometry.without_place
+            return result
+        # of a sum along an axis, which is the channels' unless another one is left out
+        result.geometry = _geometry_of_all([self], result.shape)
+        if result.ndim < self.ndim and self.shape[:1] == self.shape[1:2]:
+            result.geometry = result.geometry.without_place
         return result
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, named: Any) -> Any:
+        result = super().__array_function__(function, types, arguments, named)
+        if isinstance(result, Picture) and function is np.roll:
+            result.geometry = result.geometry.without_place
+        return result
+
+    def view(self, *types: Any, **named: Any) -> Any:
+        """A view, which keeps the place where it has the same sides; see ``numpy.ndarray.view``."""
+        return _at_place_of(self, super().view(*types, **named))
+
+    def reshape(self, *shape: Any, **named: Any) -> Any:
+        """Values in another shape, at the same place of the same sides; see ``numpy.ndarray.reshape``."""
+        return _at_place_of(self, super().reshape(*shape, **named))
+
+    def squeeze(self, axis: Any = None) -> Any:
+        """Values without axes of length 1, at the same place; see ``numpy.ndarray.squeeze``."""
+        return _at_place_of(self, super().squeeze(axis))
+
+    def take(self, *indices: Any, **named: Any) -> Any:
+        """Values at some indices, without a place; see ``numpy.ndarray.take``."""
+        values = np.asarray(self).take(*indices, **named)
+        if np.ndim(values) == 0:
+            return values
+        return Picture(values, self.geometry.without_place, self.unit, self.name)
 
     def __getitem__(self, index: Any) -> Any:
         part = np.asarray(self)[index]
@@ -260,12 +304,37 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         Raises:
             ModuleNotFoundError: the format's package is not installed. The message says how to install it.
             ValueError: the suffix is none of those; the format cannot hold the type, channels or axes; or it
-                says where pixels lie, and a flip, a step or another order of axes lost that.
+                says where pixels lie, and a flip, a step, an index or another order of axes lost that.
         """
         path = Path(path)
         with images.named("write", path):
-            module = formats.writer(path, self, self.geometry.format, self.geometry.lost)
+            module = formats.writer(path, self)
             write_atomically(path, lambda temporary: module.write(temporary, self))
+
+
+def _at_place_of(source: Picture, array: Any) -> Any:
+    """An array made of a picture, with its geometry if it is a picture of the same sides."""
+    axes = source.geometry.axes or 0
+    if isinstance(array, Picture) and array.ndim <= axes + 1 and array.shape[-axes:] == source.shape[-axes:]:
+        array.geometry = source.geometry
+    return array
+
+
+def _geometry_of_all(arrays: Sequence[Any], shape: tuple[int, ...]) -> Geometry:
+    """The geometry of a result of a shape, of arrays: that of the first picture with a place.
+
+    It is lost where another shape is left, or a picture of this shape has lost its own.
+    """
+    pictures = [array for array in arrays if isinstance(array, Picture)]
+    first = next((picture for picture in pictures if picture.geometry.axes is not None), None)
+    if first is None:
+        return next((picture.geometry for picture in pictures if picture.geometry.lost), pictures[0].geometry)
+    axes = first.geometry.axes or 0
+    sides = shape[-axes:]
+    was_moved = any(picture.geometry.lost and picture.shape[-axes:] == sides for picture in pictures)
+    if was_moved or first.shape[-axes:] != sides:
+        return first.geometry.without_place
+    return first.geometry
 
 
 def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> Picture:

@@ -101,6 +101,25 @@ def test_what_a_format_does_not_hold(name: str, shape: tuple[int, ...], kind: st
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.nii", "a.tif"])
+@pytest.mark.parametrize(
+    ("step", "fact"),
+    [
+        ((0, 0, 0), "is singular, so that several pixels lie at one point"),
+        ((2, 1, 0), "is singular, so that several pixels lie at one point"),  # beside (4, 2, 0)
+        ((np.nan, 1, 0), "must be finite"),
+    ],
+)
+def test_an_affine_that_is_none(name: str, step: tuple[float, ...], fact: str, tmp_path: Path) -> None:
+    affine = np.eye(4)
+    affine[:3, 0] = step
+    affine[:3, 1] = 4, 2, 0
+    picture = Picture(numbers((1, 3, 4, 5), "int16"), Geometry(tuple(map(tuple, affine.tolist()))))
+    with pytest.raises(ValueError, match=rf"cannot write the picture .*/{name}: its affine {fact}"):
+        picture.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_writer_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path, *_: Any) -> Any:
         path.write_bytes(b"half")
@@ -342,7 +361,7 @@ def test_no_memory_is_spent(name: str, make: Callable[[Path], None], tmp_path: P
     read(tmp_path / f"small{formats.suffix_of(name)}")  # imports
     forget_peak()
     before = memory("VmRSS")
-    refused(tmp_path / name, "truncated|buffer is smaller|GiB, and at most 8 GiB are read at once")
+    refused(tmp_path / name, "truncated|buffer is smaller|GB, and at most 8 GB are read at once")
     if name in ("a.npy", "a.tif", "b.tif"):  # formats of which a part is read alone
         assert header(tmp_path / name).shape == (1, *SHAPE)
         assert (read(tmp_path / name, (slice(49_000, 49_002), slice(59_000, 60_000))) == 0).all()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.pictures import Geometry, Picture, formats, header, images, read, values, write
+from bbdm.pictures import Geometry, Picture, header, images, read, values, write
 from bbdm.pictures.formats import UnknownFormatError
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values, scaled_present
@@ -262,6 +262,7 @@ def test_integers_hold_no_nan(dtype: str) -> None:
 class TestLargePictures:
     @pytest.fixture(autouse=True)
     def limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(images, "LARGE", 100)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses more than twice as many
 
     def test_ones_own_are_read_whatever_pillow_says(self, tmp_path: Path) -> None:
@@ -275,12 +276,37 @@ class TestLargePictures:
             assert images.open_image((tmp_path / name).read_bytes()).size == (30, 20)
         assert Image.MAX_IMAGE_PIXELS == 100
 
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
+    def test_pillow_warns_of_none(self, suffix: str, tmp_path: Path) -> None:
+        """Of more pixels than its limit, and not twice as many."""
+        write(path := tmp_path / f"a{suffix}", np.full((3, 12, 10), 90, np.uint8))
+        with pytest.raises(Image.DecompressionBombWarning):
+            Image.open(path)
+        assert header(path).shape == (3, 12, 10)
+        assert abs(read(path).astype(int) - 90).max() <= 1
+        assert images.open_image(path.read_bytes()).size == (10, 12)
+
+    def test_a_small_file_of_many_equal_pixels(self, tmp_path: Path) -> None:
+        """WebP has no least number of bytes, and a byte of a PNG up to 8 pixels before it is compressed."""
+        blank = Image.new("RGB", (4000, 4000))
+        blank.save(tmp_path / "a.webp", lossless=True)
+        assert (tmp_path / "a.webp").stat().st_size < 3 * 4000 * 4000 / 4096
+        Image.new("1", (4000, 4000)).save(tmp_path / "a.png")
+        for name, channels in (("a.webp", 3), ("a.png", 1)):
+            assert read(tmp_path / name).shape == (channels, 4000, 4000)
+
     def test_a_limit_of_values_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(path := tmp_path / "a.png", np.zeros((3, 1000, 1000), np.uint8))
-        monkeypatch.setattr(formats, "LARGEST", 2**21)
+        monkeypatch.setenv("BBDM_LARGEST", "2M")
         for act in (header, read, images.open_image):
-            with pytest.raises(ValueError, match=r"a\.png: .* at once \(bbdm\.pictures\.formats\.LARGEST\)"):
+            with pytest.raises(ValueError, match=r"a\.png: .* are 2\.86 MB, and at most 2 MB .*BBDM_LARGEST"):
                 act(path)
+        monkeypatch.setenv("BBDM_LARGEST", "3M")
+        assert read(path).shape == (3, 1000, 1000)
+        monkeypatch.setenv("BBDM_LARGEST", "much")
+        with pytest.raises(ValueError, match=r"a\.png: the environment variable BBDM_LARGEST: .* got 'much'"):
+            read(path)
 
     def test_more_than_the_file_can_hold_is_refused(self, tmp_path: Path) -> None:
         """A small file that says it is large."""

@@ -1,6 +1,7 @@
 """A picture is an array that knows where it lies: its parts, what is made of it, and formats from outside."""
 
 import copy
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -63,6 +64,18 @@ class TestParts:
             lambda picture: np.int16(2) * picture,
             lambda picture: picture.astype(np.float32),
             lambda picture: picture.mean(axis=0, keepdims=True),
+            lambda picture: np.nan_to_num(picture),
+            lambda picture: np.zeros_like(picture),
+            lambda picture: np.ones_like(picture) * picture,
+            lambda picture: np.cos(picture, out=np.empty_like(picture, dtype=np.float64)),
+            lambda picture: picture - picture.mean(axis=(1, 2, 3), keepdims=True),
+            lambda picture: picture.view(),
+            lambda picture: picture.reshape(picture.shape),
+            lambda picture: picture[:1].squeeze()[None],
+            lambda picture: picture.mean(0)[None],
+            lambda picture: np.median(picture, 0)[None],
+            lambda picture: picture[1][None],
+            lambda picture: picture[1, None],
             copy.copy,
             copy.deepcopy,
             lambda picture: pickle.loads(pickle.dumps(picture)),
@@ -100,11 +113,45 @@ class TestParts:
         placed.save(tmp_path / "a.nii")
         assert read(tmp_path / "a.nii").geometry.affine == AFFINE
 
-    def test_an_integer_takes_an_axis_and_the_place_away(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda picture: picture[:, ::-1][0][None],
+            lambda picture: np.maximum(picture * 0, picture[:, ::-1]),
+            lambda picture: np.maximum(picture[:, ::-1], picture * 0),
+            lambda picture: np.nan_to_num(picture[:, ::-1]),
+            lambda picture: np.multiply(picture, picture[:, ::-1], out=picture.copy()),
+            lambda picture: np.rot90(picture, axes=(1, 2)),
+            lambda picture: np.rot90(picture, 2, axes=(1, 2)),
+            lambda picture: np.flip(picture, 2),
+            lambda picture: np.moveaxis(picture, 1, 2),
+            lambda picture: picture.transpose(0, 2, 1, 3),
+            lambda picture: picture.transpose(0, 2, 1, 3).copy(),
+            lambda picture: picture.swapaxes(1, 3),
+            lambda picture: picture.T,
+            lambda picture: np.take(picture, [4, 3, 2, 1, 0], axis=1),
+            lambda picture: picture @ np.eye(5)[::-1],
+            lambda picture: picture.mean(1)[None],
+            lambda picture: picture[:, 2][:, None],
+        ],
+    )
+    def test_a_cube_that_was_moved_has_no_place(self, change: Change, tmp_path: Path) -> None:
+        """Whose shape does not show it."""
+        result = change(Picture(numbers((5, 5, 5, 5), "int16"), PLACE))
+        assert result.geometry == Geometry(format="itk", nodata=-1, lost=True)
+        with pytest.raises(ValueError, match="lost where its pixels lie"):
+            result.save(tmp_path / "a.nii")
+
+    def test_an_integer_takes_an_axis_away(self, tmp_path: Path) -> None:
+        """That of a spatial axis the place too, and a channel alone is no picture of fewer axes."""
         picture = volume()
-        for part, shape in ((picture[:, 2], (2, 7, 9)), (picture[1], (5, 7, 9)), (picture[..., 4], (2, 5, 7))):
-            assert (part.shape, part.geometry) == (shape, Geometry(format="itk", nodata=-1))
-        picture[:, 2].save(tmp_path / "a.tif")
+        for part, shape in ((picture[:, 2], (2, 7, 9)), (picture[..., 4], (2, 5, 7))):
+            assert (part.shape, part.geometry) == (shape, Geometry(format="itk", nodata=-1, lost=True))
+        assert (picture[1].shape, picture[1].geometry) == ((5, 7, 9), PLACE)
+        for part in (picture[:, 2], picture[1]):
+            for name in ("a.tif", "a.nii", "a.mha"):
+                with pytest.raises(ValueError, match=r"an index .* lost where its pixels lie"):
+                    part.save(tmp_path / name)
         assert picture[0, 1, 2, 3] == np.asarray(picture)[0, 1, 2, 3]
         assert picture[picture > 0].tolist() == np.asarray(picture)[np.asarray(picture) > 0].tolist()
 
@@ -136,6 +183,20 @@ class TestLinks:
         (tmp_path / "here" / "sub" / "circle").symlink_to(tmp_path / "here")
         found = sorted(path.relative_to(tmp_path).as_posix() for path in formats.pictures_in(tmp_path / "here"))
         assert found == ["here/again/sub/a.png", "here/linked/sub/a.png"]
+
+    def test_a_folder_without_permission_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "a.png", numbers((1, 4, 4), "uint8"))
+        (tmp_path / "locked").mkdir()
+        scandir = os.scandir
+
+        def refusing(path: Path) -> Any:  # as it does for all but root
+            if Path(path).name == "locked":
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        with pytest.warns(UserWarning, match=f"the folder {tmp_path / 'locked'} may not be read"):
+            assert formats.pictures_in(tmp_path) == [tmp_path / "a.png"]
 
     def test_a_link_to_no_file_is_named(self, tmp_path: Path) -> None:
         """As git-annex leaves it until the file is fetched."""

@@ -26,12 +26,13 @@ import numpy as np
 
 from bbdm.base import sizes
 from bbdm.base.registry import Registry
+from bbdm.base.scripts import warn
 from bbdm.pictures.formats.detection import has_place, is_dicom
 from bbdm.pictures.values import Values
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
-LARGEST = 2**33  # bytes of what is read at once: 8 GiB
+LARGEST = "BBDM_LARGEST"  # the environment variable that says how many bytes are read at once
 DEFLATE = 1032  # bytes that a byte of deflate becomes at most
 RATIO = 4096  # the same of other compressions; of LZW fewer
 ONLY_A_SUFFIX = "its name is only a suffix: rename it"
@@ -236,18 +237,16 @@ def reader_of(path: Path) -> str:
     raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
 
 
-def writer(path: Path, array: np.ndarray[Any, Any], format: str, lost: bool) -> Any:
+def writer(path: Path, picture: Any) -> Any:
     """The module that writes a picture to a path.
 
     Args:
         path: whose suffix says the format.
-        array: (C, *S), the values of the picture.
-        format: of its geometry, which chooses among several modules for a suffix.
-        lost: whether nobody knows any more where its pixels lie.
+        picture: (C, *S). The ``format`` of its geometry chooses among several modules for a suffix.
 
     Raises:
-        ValueError: the path's format does not hold the type, the channels or the axes, or needs a place that
-            the picture has lost.
+        ValueError: the path's format does not hold the type, the channels or the axes; or it needs a place
+            that the picture has lost, or whose affine is singular or not finite.
     """
     suffix = suffix_of(path)
     if not suffix:
@@ -255,23 +254,39 @@ def writer(path: Path, array: np.ndarray[Any, Any], format: str, lost: bool) -> 
             raise ValueError(ONLY_A_SUFFIX)
         raise ValueError(f"its name must end in one of {', '.join(SUFFIXES)}")
     names = SUFFIXES[suffix]
-    same = [name for name in names if LIBRARIES[name].format == format]
-    name = same[0] if format and same else names[-1]
+    geometry = picture.geometry
+    same = [name for name in names if LIBRARIES[name].format == geometry.format]
+    name = same[0] if geometry.format and same else names[-1]
     library = LIBRARIES[name]
     if not library.types:
         raise ValueError(f"{suffix} is only read")
-    if array.ndim - 1 not in library.axes or 0 in array.shape:
+    if picture.ndim - 1 not in library.axes or 0 in picture.shape:
         shapes = " or ".join(f"(C, {sizes.SIDES[count]})" for count in library.axes)
-        raise ValueError(f"{suffix} holds {shapes}, got {array.shape}")
-    types = library.types_of(len(array))
-    if array.dtype.name not in types:
-        raise ValueError(f"{suffix} cannot hold {array.dtype}, but {', '.join(types)}")
-    if not library.holds(array.dtype.name, len(array)):
-        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(array)}")
-    if library.holds_place and lost:
-        reason = "a step, a flip, a mask or another order of axes lost where its pixels lie"
+        raise ValueError(f"{suffix} holds {shapes}, got {picture.shape}")
+    types = library.types_of(len(picture))
+    if picture.dtype.name not in types:
+        raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
+    if not library.holds(picture.dtype.name, len(picture)):
+        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(picture)}")
+    if library.holds_place and (geometry.lost or geometry.axes not in (None, picture.ndim - 1)):
+        reason = "a step, a flip, a mask, an index or another order of axes lost where its pixels lie"
         raise ValueError(f"{reason}: say it by Picture(array, geometry), or write numpy.asarray(picture)")
+    if library.holds_place and geometry.affine is not None:
+        _check_affine(geometry)
     return module(name)
+
+
+def _check_affine(geometry: Any) -> None:
+    """Raise ValueError for an affine that is not finite, or maps several pixels to one point."""
+    affine = np.asarray(geometry.affine, np.float64)
+    if not np.isfinite(affine).all():
+        raise ValueError(f"its affine must be finite, got {affine.tolist()}")
+    if "plane" in geometry.kept:  # which stands upright in a NIfTI's volume: its affine is only a part of it
+        return
+    steps = affine[:-1, :-1]
+    spacing = np.linalg.norm(steps, axis=0)
+    if not spacing.all() or np.linalg.matrix_rank(steps / spacing) < len(steps):
+        raise ValueError(f"its affine is singular, so that several pixels lie at one point: {affine.tolist()}")
 
 
 def _readers_of(path: Path) -> list[str]:
@@ -299,6 +314,7 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             with os.scandir(parent) as entries:
                 found = list(entries)
         except PermissionError:
+            warn(f"the folder {parent} may not be read, so what is in it is left out: see its permissions")
             continue
         files: list[Path] = []
         for entry in found:
@@ -355,13 +371,25 @@ def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int]) 
 def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
     """Raise ValueError for values that a file of ``most`` bytes cannot hold, or for too many at once."""
     needed = prod(shape) * dtype.itemsize
-    if needed <= min(most, LARGEST):
+    limit = 2**33
+    text = os.environ.get(LARGEST)
+    if text:
+        limit = _limit_of(text)
+    if needed <= min(most, limit):
         return
     values = f"{sizes.shown(shape)} values of {dtype}"
     if needed > most:
         raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    most_at_once = f"at most {LARGEST >> 30} GiB are read at once (bbdm.pictures.formats.LARGEST)"
-    raise ValueError(f"{values} are {needed / 2**30:.1f} GiB, and {most_at_once}")
+    most_at_once = f"at most {sizes.amount(limit)} are read at once: the environment variable {LARGEST} lifts that"
+    raise ValueError(f"{values} are {sizes.amount(needed)}, and {most_at_once}, such as {LARGEST}=64G")
+
+
+def _limit_of(text: str) -> int:
+    """The bytes that the environment variable says; ValueError where it has another form."""
+    try:
+        return sizes.read_memory(text)
+    except ValueError as error:
+        raise ValueError(f"the environment variable {LARGEST}: {error}") from error
 
 
 PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}

@@ -22,11 +22,7 @@ def header(path: Path) -> Header:
     Raises:
         ValueError: it cannot be read, or has more bits in another format.
     """
-    try:
-        image = Image.open(path)
-    except Image.DecompressionBombError:
-        image = images.open_large(path)
-    with image:
+    with images.open_image(path, decode=False) as image:
         wide = image.format == "PNG" and image.mode in GREY_16
         if image.mode not in images.EIGHT_BIT and not wide:
             raise ValueError(f"its mode {image.mode} in {image.format} has more than 8 bits: save it as TIFF")
