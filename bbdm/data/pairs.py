@@ -366,8 +366,17 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         paths = {path for row in self._files for path in files_of(row)}
         if not paths:
             return ""
-        stamps = sorted(stamp(path.absolute()) for path in paths)
+        stamps = sorted(self._stamp(path.absolute()) for path in paths)
         return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+
+    def _stamp(self, file: Path) -> str:
+        """Path, size and time of a file; with ``skip_bad``, the path of one that is missing."""
+        try:
+            return stamp(file)
+        except (FileNotFoundError, PermissionError):
+            if not self.skip_bad:
+                raise
+            return f"{file} missing"
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

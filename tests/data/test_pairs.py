@@ -177,6 +177,19 @@ def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> 
     assert left.names_digest() != known[1]
 
 
+def test_files_that_are_missing_have_digests_where_they_may_be_left_out(tmp_path: Path) -> None:
+    where = pictures(tmp_path, 3)
+    whole = load(where).stamps_digest()
+    pairs = load(where, skip_bad=True)
+    assert pairs.stamps_digest() == whole
+    (tmp_path / "B/1.png").unlink()
+    (tmp_path / "B/1.png").symlink_to("gone.png")
+    lacking = pairs.stamps_digest()
+    assert lacking != whole
+    (tmp_path / "B/2.png").unlink()
+    assert pairs.stamps_digest() not in (whole, lacking)
+
+
 def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> None:
     """Of 8 bits, 0; and of slices with neighbours, their own."""
     for side, at in (("A", 2), ("B", 5)):
