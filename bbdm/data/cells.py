@@ -171,7 +171,7 @@ class HalfCell(Cell):
         try:
             changed = os.stat(self.path).st_mtime_ns
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no picture {self}") from error
+            raise FileNotFoundError(images.no_picture(self.path)) from error
         photograph = _photograph(self.path, changed)
         width = photograph.shape[2]
         if width % 2:

@@ -334,12 +334,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _sha256(self, file: Path) -> str:
         """SHA-256 of a file; with ``skip_bad``, "" of one that cannot be opened."""
-        try:
-            return file_sha256(file)
-        except (FileNotFoundError, PermissionError):
-            if not self.skip_bad:
-                raise
-            return ""
+        return self._of_file(file, file_sha256, "")
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
@@ -371,12 +366,18 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _stamp(self, file: Path) -> str:
         """Path, size and time of a file; with ``skip_bad``, the path of one that is missing."""
+        return self._of_file(file, stamp, f"{file} missing")
+
+    def _of_file(self, file: Path, digest: Callable[[Path], str], unread: str) -> str:
+        """A digest of a file; with ``skip_bad``, ``unread`` of one that cannot be opened."""
         try:
-            return stamp(file)
-        except (FileNotFoundError, PermissionError):
-            if not self.skip_bad:
-                raise
-            return f"{file} missing"
+            return digest(file)
+        except (FileNotFoundError, PermissionError) as error:
+            if self.skip_bad:
+                return unread
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(images.no_picture(file)) from error
+            raise
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

@@ -255,7 +255,7 @@ def open_table(
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """An error of the library ``datasets`` on tars becomes a ValueError of one line that names what is damaged.
+    """An error of the library ``datasets`` on tars becomes a ValueError in one line that names the damage.
 
     The library decodes arrays in tars, such as .npy, .npz and .pth, before rows are asked for.
     """

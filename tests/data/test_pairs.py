@@ -184,6 +184,10 @@ def test_files_that_are_missing_have_digests_where_they_may_be_left_out(tmp_path
     assert pairs.stamps_digest() == whole
     (tmp_path / "B/1.png").unlink()
     (tmp_path / "B/1.png").symlink_to("gone.png")
+    link = r"^there is no picture .*B/1\.png: it is a link to gone\.png, .*git annex get"
+    for digest in (load(where).digest, load(where).stamps_digest):
+        with pytest.raises(FileNotFoundError, match=link):
+            digest()
     lacking = pairs.stamps_digest()
     assert lacking != whole
     (tmp_path / "B/2.png").unlink()
