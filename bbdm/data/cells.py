@@ -279,8 +279,8 @@ def cell_of(value: Any, name: str) -> Cell:
         name: what messages call what has no path.
 
     Raises:
-        FileNotFoundError: it is a text, which is no path.
-        ValueError: it is a picture of Pillow with more than 8 bits.
+        FileNotFoundError: it is a text, and no file has that path.
+        ValueError: it is a text of a file's path, or a picture of Pillow with more than 8 bits.
     """
     if isinstance(value, Cell):
         return value
@@ -290,6 +290,8 @@ def cell_of(value: Any, name: str) -> Cell:
     if isinstance(value, bytes):
         return BytesCell(value, name)
     if isinstance(value, str):
+        if os.path.exists(value):
+            raise ValueError(f"the picture {value} must be a pathlib.Path, got a text, which is a label")
         raise FileNotFoundError(f"there is no picture {value}")
     if isinstance(value, Image.Image):
         return ArrayCell(images.pixels(value), name, OF_PHOTOGRAPH)

@@ -18,7 +18,7 @@ from bbdm.data.cells import ROLES, Cell
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column
-from bbdm.data.rows import first, shown
+from bbdm.data.rows import first, named, shown
 from bbdm.data.spec import AXES
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.picture import scale
@@ -83,7 +83,13 @@ class Files:
         Raises:
             ValueError: something cannot be read, or does not fit; the message names it.
         """
-        rows = [self.pairs.conditions(self.pairs.rows[index]) for index in indices]
+        rows: list[dict[str, torch.Tensor]] = []
+        for index in indices:
+            row = self.pairs.rows[index]
+            try:
+                rows.append(self.pairs.conditions(row))
+            except ValueError as error:
+                raise ValueError(named(row, error)) from error
         conditions: dict[str, Any] = {}
         for name in rows[0]:
             values = [row[name] for row in rows]
