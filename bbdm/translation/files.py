@@ -153,13 +153,14 @@ class Files:
         Args:
             result: a picture (C, *S) of stored values.
             about: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``, and
-                the map of standard deviations is 0.
+                the map of standard deviations is 0. Pixels without a value stay so.
             path: the file that is written.
             kind: of the result: a sample, or the name of a map.
         """
         if about is not None:
             value = 0 if kind == SPREAD else self._outside
-            array = np.where(about, np.asarray(result), result.dtype.type(value))
+            stays = about | result.absent()
+            array = np.where(stays, np.asarray(result), result.dtype.type(value))
             result = Picture(array, result.geometry, result.unit, result.name)
         pictures.write(path, result)
 

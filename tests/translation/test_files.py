@@ -306,6 +306,24 @@ def test_results_outside_of_masks_have_the_value_that_is_asked_for(capsys: pytes
         run("paired", data, "c.pt", "none", "--outside", "-1")
 
 
+def test_pixels_without_a_value_have_none_outside_of_masks_too():
+    pixels = np.random.default_rng(0).integers(1, 10000, (1, 16, 16)).astype(np.uint16)
+    absent = np.zeros((16, 16), bool)
+    absent[:4] = True
+    pixels[:, absent] = 0
+    mask = np.ones((1, 16, 16), np.uint8)
+    mask[:, :, 8:] = 0
+    write("s/a.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}, 0))
+    write("m/a.png", mask)
+    network(1, Spec(source=BANDS, target=BANDS))
+    run("folder", "s,mask=m", "c.pt", "out", "--outside", "7")
+    run("folder", "s,mask=m", "c.pt", "maps", "--outside", "7", "--maps", "std", "--samples", "2")
+    result, spread = pictures.read("out/a.tif"), pictures.read("maps/a_std.tif")
+    for picture, value in ((result, 7), (spread, 0)):
+        np.testing.assert_array_equal(picture.absent(), absent)
+        assert (np.asarray(picture)[0, 4:, 8:] == value).all()
+
+
 def test_training_within_masks_is_in_the_file():
     masks()
     unet = tiny_unet(in_channels=1, out_channels=1)
