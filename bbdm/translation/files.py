@@ -128,11 +128,10 @@ class Files:
         source = columns["source"]
         array = source.array
         geometry = source.pictures[0].geometry
-        if len(source.pictures) > 1 and np.any(source.absent):  # a pixel lacks a value in any of several files
-            stored = [each.geometry.nodata for each in source.pictures if each.geometry.nodata is not None]
-            array = np.where(source.absent, array.dtype.type(stored[0]), array)
-            geometry = replace(geometry, nodata=stored[0])
-        picture = Picture(array, geometry, name=shown(row))
+        if len(source.pictures) == 1:
+            picture = Picture(array, geometry, name=shown(row))
+        else:
+            picture = _of_several_files(source, shown(row))
         if self._outside is None:
             return picture, None
         if "mask" not in columns:
@@ -256,6 +255,32 @@ class Files:
                 f"{values}, and clipped to it"
             )
         return notes
+
+
+class SeveralFiles(Picture):
+    """A source of several files, each of which has its own nodata.
+
+    Attributes:
+        missing: (*S) where a pixel has no value in one of them.
+    """
+
+    missing: npt.NDArray[np.bool_]
+
+    def absent(self) -> npt.NDArray[np.bool_]:
+        """(*S), whether a pixel has no value in one of the files."""
+        return self.missing
+
+
+def _of_several_files(source: Column, name: str) -> SeveralFiles:
+    """The source of a row with several files. A result has the first nodata of these."""
+    picture = source.array.view(SeveralFiles)
+    picture.missing = np.broadcast_to(source.absent, source.array.shape[1:])
+    picture.geometry = source.pictures[0].geometry
+    picture.name = name
+    if picture.missing.any():
+        stored = [each.nodata for each in source.pictures if each.nodata is not None]
+        picture.geometry = replace(picture.geometry, nodata=stored[0])
+    return picture
 
 
 def are_photographs(pairs: Pairs) -> bool:
