@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -301,12 +302,14 @@ def cell_of(value: Any, name: str) -> Cell:
 
 
 def _changed(path: Path) -> tuple[int, int] | None:
-    """The time and the size of a file, or of a folder alone; None where there is none."""
+    """The time and the size of a file, or the latest time and the size of a folder's; None of neither."""
     try:
-        about = os.stat(path)
+        about = [os.stat(path)]
+        if stat.S_ISDIR(about[0].st_mode):
+            about += [os.stat(file) for file in formats.files_of(path)]
     except OSError:  # the library that reads it says what is wrong
         return None
-    return about.st_mtime_ns, about.st_size
+    return max(each.st_mtime_ns for each in about), sum(each.st_size for each in about)
 
 
 # Pixels (C, H, W) of a photograph, by its path and the time of its last change.
