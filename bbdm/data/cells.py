@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +172,7 @@ class HalfCell(Cell):
         try:
             changed = os.stat(self.path).st_mtime_ns
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no picture {self}") from error
+            raise FileNotFoundError(images.no_picture(self.path)) from error
         photograph = _photograph(self.path, changed)
         width = photograph.shape[2]
         if width % 2:
@@ -279,8 +280,8 @@ def cell_of(value: Any, name: str) -> Cell:
         name: what messages call what has no path.
 
     Raises:
-        FileNotFoundError: it is a text, which is no path.
-        ValueError: it is a picture of Pillow with more than 8 bits.
+        FileNotFoundError: it is a text, and no file has that path.
+        ValueError: it is a text of a file's path, or a picture of Pillow with more than 8 bits.
     """
     if isinstance(value, Cell):
         return value
@@ -290,6 +291,8 @@ def cell_of(value: Any, name: str) -> Cell:
     if isinstance(value, bytes):
         return BytesCell(value, name)
     if isinstance(value, str):
+        if os.path.exists(value):
+            raise ValueError(f"the picture {value} must be a pathlib.Path, got a text, which is a label")
         raise FileNotFoundError(f"there is no picture {value}")
     if isinstance(value, Image.Image):
         return ArrayCell(images.pixels(value), name, OF_PHOTOGRAPH)
@@ -299,12 +302,14 @@ def cell_of(value: Any, name: str) -> Cell:
 
 
 def _changed(path: Path) -> tuple[int, int] | None:
-    """The time and the size of a file, or of a folder alone; None where there is none."""
+    """The time and the size of a file, or the latest time and the size of a folder's; None of neither."""
     try:
-        about = os.stat(path)
+        about = [os.stat(path)]
+        if stat.S_ISDIR(about[0].st_mode):
+            about += [os.stat(file) for file in formats.files_of(path)]
     except OSError:  # the library that reads it says what is wrong
         return None
-    return about.st_mtime_ns, about.st_size
+    return max(each.st_mtime_ns for each in about), sum(each.st_size for each in about)
 
 
 # Pixels (C, H, W) of a photograph, by its path and the time of its last change.

@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -130,11 +131,11 @@ def _table_cell(column: str, text: str, folder: Path, name: RowName) -> Any:
 
 
 def _is_file_of_a_picture(path: Path) -> bool:
-    """Whether a path is a file with a picture's suffix, or a folder of DICOM."""
+    """Whether a path is a file, or a link, with a picture's suffix, or a folder of DICOM."""
     with suppress(OSError):  # of texts that no path can be
         if path.is_dir():
             return formats.is_picture(path)
-        return path.exists() and bool(formats.suffix_of(path))
+        return os.path.lexists(path) and bool(formats.suffix_of(path))
     return False
 
 

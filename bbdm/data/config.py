@@ -117,7 +117,7 @@ class RowsConfig:
         fields |= self._plane(learned)
         heads = self._heads(rows, fields)
         if learned.target is None:
-            fields |= self._of_files(heads, fields)
+            fields |= self._of_files(heads, fields, is_new)
         if is_new and heads["target"]:
             fields["target_bands"] = heads["target"][0].geometry.kept.get(BANDS)
             if self.direction == "both":
@@ -178,14 +178,19 @@ class RowsConfig:
             raise ValueError(f"{names[0]}: {_without_range(unknown)}")
         return heads
 
-    def _of_files(self, heads: Mapping[str, Sequence[Header]], fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The types that values are stored in, and nodata, as the files of a row have them."""
+    def _of_files(
+        self, heads: Mapping[str, Sequence[Header]], fields: Mapping[str, Any], is_new: bool
+    ) -> dict[str, Any]:
+        """The types that values are stored in, and nodata, as the files of a row have them.
+
+        Without a range, targets have 8 bits: their nodata is for a new network. A trained one keeps its own.
+        """
         of_files: dict[str, Any] = {}
         for role in ROLES:
             values = fields[role]
             if heads[role] and isinstance(values, Values):
                 of_files[role] = values.stored_like(heads[role][0].dtype)
-        if "target" in of_files:
+        if "target" in of_files or (is_new and heads["target"]):
             of_files["nodata"] = heads["target"][0].nodata
             if self.direction == "both":  # sources are results too
                 of_files["source_nodata"] = heads["source"][0].nodata

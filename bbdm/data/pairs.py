@@ -334,12 +334,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _sha256(self, file: Path) -> str:
         """SHA-256 of a file; with ``skip_bad``, "" of one that cannot be opened."""
-        try:
-            return file_sha256(file)
-        except (FileNotFoundError, PermissionError):
-            if not self.skip_bad:
-                raise
-            return ""
+        return self._of_file(file, file_sha256, "")
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
@@ -366,8 +361,23 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         paths = {path for row in self._files for path in files_of(row)}
         if not paths:
             return ""
-        stamps = sorted(stamp(path.absolute()) for path in paths)
+        stamps = sorted(self._stamp(path.absolute()) for path in paths)
         return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+
+    def _stamp(self, file: Path) -> str:
+        """Path, size and time of a file; with ``skip_bad``, the path of one that is missing."""
+        return self._of_file(file, stamp, f"{file} missing")
+
+    def _of_file(self, file: Path, digest: Callable[[Path], str], unread: str) -> str:
+        """A digest of a file; with ``skip_bad``, ``unread`` of one that cannot be opened."""
+        try:
+            return digest(file)
+        except (FileNotFoundError, PermissionError) as error:
+            if self.skip_bad:
+                return unread
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(images.no_picture(file)) from error
+            raise
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

@@ -99,10 +99,10 @@ def files_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ..
 
 def shown(row: Row) -> str:
     """What messages call a row: its source, which is a path or has the row's name."""
-    source = values_of(row, "source")[0]
-    if isinstance(source, str):  # which is no picture
+    sources = values_of(row, "source")
+    if not sources or isinstance(sources[0], str):  # which is no picture
         return row["name"]
-    return str(cell_of(source, row["name"]))
+    return str(cell_of(sources[0], row["name"]))
 
 
 def named(row: Row, error: Exception) -> str:
@@ -168,7 +168,8 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
 
     Raises:
         FileNotFoundError: a folder or a split does not exist.
-        ValueError: an unknown layout, no pictures, or a file without a counterpart, which is named.
+        ValueError: an unknown layout, no pictures, a file without a counterpart, a row without a name or a
+            source, or two rows of one name. The message names the file or the row.
     """
     read_layout(dataset)
     folders, *further = FURTHER.split(data_dir.replace("{split}", split))
@@ -176,7 +177,25 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
     for each in further:
         name, _, where = each.partition("=")
         columns[name] = where
-    return DATASETS[dataset](folders, split, columns)
+    rows = DATASETS[dataset](folders, split, columns)
+    if isinstance(rows, list | tuple):  # others are read row by row
+        _check_needed(rows)
+    return rows
+
+
+def _check_needed(rows: Sequence[Row]) -> None:
+    """Raise ValueError where a row has no name or no source, or two rows have one name."""
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        for column in ("name", "source"):
+            if row.get(column) is None:
+                has = ", ".join(row) or "nothing"
+                raise ValueError(f"row {number} has no {column}: a row needs a name and a source, and has {has}")
+        name = row["name"]
+        first_number = numbers.setdefault(name, number)
+        if first_number != number:
+            both = f"{shown(rows[first_number])} (row {first_number}) and {shown(row)} (row {number})"
+            raise ValueError(f"{both} have the same name, {str(name)!r}: names of rows are unique")
 
 
 def read_layout(text: str) -> str:
@@ -226,8 +245,9 @@ def with_columns(rows: Sequence[Row], further: Mapping[str, str]) -> list[Row]:
         further: the folder or CSV of each column by name.
 
     Raises:
-        ValueError: rows have the column already, or one has no cell in it.
+        ValueError: rows have the column already, or one has no cell in it; or a row has no name or no source.
     """
+    _check_needed(rows)
     added = [dict(row) for row in rows]
     for name, where in further.items():
         if any(name in row for row in rows):

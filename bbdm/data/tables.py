@@ -256,7 +256,7 @@ def open_table(
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """An error of a decoder of the library ``datasets`` becomes a ValueError that names what is damaged.
+    """An error of the library ``datasets`` on tars becomes a ValueError in one line that names the damage.
 
     The library decodes arrays in tars, such as .npy, .npz and .pth, before rows are asked for.
     """
@@ -271,24 +271,41 @@ def _reading(path: str) -> Iterator[None]:
             needed = "a row is the files KEY.source.png and KEY.target.png, or of other formats"
             raise ValueError(f"cannot read {path}: {empty} has no rows; {needed}") from error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ValueError(f"cannot read {_damaged_file(path) or path}: {lines[0]}") from error
+        raise ValueError(_damage(path, lines[0])) from error
 
 
-def _damaged_file(path: str) -> str:
-    """The first file in local tars that the library cannot decode, and its tar; "" where all are well."""
+def _damage(path: str, reason: str) -> str:
+    """What is wrong with local tars: the first that is none or is damaged; ``reason`` is the library's."""
+    names = sorted(glob(path))
+    is_empty = bool(names)
+    for name in names:
+        try:
+            with tarfile.open(name) as tar:
+                damaged = _damaged_file(tar)
+                is_empty = is_empty and not tar.getmembers()
+        except (tarfile.TarError, EOFError):
+            return f"{name} is cut off or no tar"
+        if damaged:
+            return f"cannot read {damaged} of {name}: {reason}"
+    if is_empty:
+        return f"there are no files in {path}"
+    return f"cannot read {path}: {reason}"
+
+
+def _damaged_file(tar: tarfile.TarFile) -> str:
+    """The first file in a tar that the library cannot decode; "" where all are well."""
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-    for name in sorted(glob(path)):
-        with tarfile.open(name) as tar:
-            for member in tar:
-                decode = WebDataset.DECODERS.get(member.name.rpartition(".")[2].lower())
-                file = tar.extractfile(member)
-                if decode is None or file is None:
-                    continue
-                try:
-                    decode(file.read())
-                except Exception:  # of whichever decoder
-                    return f"{member.name} of {name}"
+    for member in tar:
+        decode = WebDataset.DECODERS.get(member.name.rpartition(".")[2].lower())
+        file = tar.extractfile(member)
+        if decode is None or file is None:
+            continue
+        content = file.read()
+        try:
+            decode(content)
+        except Exception:  # of whichever decoder
+            return member.name
     return ""
 
 

@@ -158,7 +158,7 @@ def named(action: Literal["read", "write"], path: Path | str, unknown: str = "")
         yield
     except Exception as error:
         if action == "read" and isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(_missing(path)) from error
+            raise FileNotFoundError(no_picture(path)) from error
         if isinstance(error, ModuleNotFoundError | StoppedError):
             raise
         if action == "write" and isinstance(error, OSError):
@@ -170,8 +170,8 @@ def named(action: Literal["read", "write"], path: Path | str, unknown: str = "")
         raise UnknownFormatError(f"cannot {action} the picture {path}: {unknown or _reason(error)}") from error
 
 
-def _missing(path: Path | str) -> str:
-    """What is said of a file that is not there."""
+def no_picture(path: Path | str) -> str:
+    """What is said of a file that is not there; of a link, also where it leads and what fetches the file."""
     if os.path.islink(path):
         target = os.readlink(path)
         advice = "a data set of git-annex or DataLad fetches it by git annex get, or datalad get"

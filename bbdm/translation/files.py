@@ -18,7 +18,7 @@ from bbdm.data.cells import ROLES, Cell
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column
-from bbdm.data.rows import first, shown
+from bbdm.data.rows import first, named, shown
 from bbdm.data.spec import AXES
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.picture import scale
@@ -83,7 +83,13 @@ class Files:
         Raises:
             ValueError: something cannot be read, or does not fit; the message names it.
         """
-        rows = [self.pairs.conditions(self.pairs.rows[index]) for index in indices]
+        rows: list[dict[str, torch.Tensor]] = []
+        for index in indices:
+            row = self.pairs.rows[index]
+            try:
+                rows.append(self.pairs.conditions(row))
+            except ValueError as error:
+                raise ValueError(named(row, error)) from error
         conditions: dict[str, Any] = {}
         for name in rows[0]:
             values = [row[name] for row in rows]
@@ -122,11 +128,10 @@ class Files:
         source = columns["source"]
         array = source.array
         geometry = source.pictures[0].geometry
-        if len(source.pictures) > 1 and np.any(source.absent):  # a pixel lacks a value in any of several files
-            stored = [each.geometry.nodata for each in source.pictures if each.geometry.nodata is not None]
-            array = np.where(source.absent, array.dtype.type(stored[0]), array)
-            geometry = replace(geometry, nodata=stored[0])
-        picture = Picture(array, geometry, name=shown(row))
+        if len(source.pictures) == 1:
+            picture = Picture(array, geometry, name=shown(row))
+        else:
+            picture = _of_several_files(source, shown(row))
         if self._outside is None:
             return picture, None
         if "mask" not in columns:
@@ -147,13 +152,14 @@ class Files:
         Args:
             result: a picture (C, *S) of stored values.
             about: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``, and
-                the map of standard deviations is 0.
+                the map of standard deviations is 0. Pixels without a value stay so.
             path: the file that is written.
             kind: of the result: a sample, or the name of a map.
         """
         if about is not None:
             value = 0 if kind == SPREAD else self._outside
-            array = np.where(about, np.asarray(result), result.dtype.type(value))
+            stays = about | result.absent()
+            array = np.where(stays, np.asarray(result), result.dtype.type(value))
             result = Picture(array, result.geometry, result.unit, result.name)
         pictures.write(path, result)
 
@@ -249,6 +255,32 @@ class Files:
                 f"{values}, and clipped to it"
             )
         return notes
+
+
+class SeveralFiles(Picture):
+    """A source of several files, each of which has its own nodata.
+
+    Attributes:
+        missing: (*S) where a pixel has no value in one of them.
+    """
+
+    missing: npt.NDArray[np.bool_]
+
+    def absent(self) -> npt.NDArray[np.bool_]:
+        """(*S), whether a pixel has no value in one of the files."""
+        return self.missing
+
+
+def _of_several_files(source: Column, name: str) -> SeveralFiles:
+    """The source of a row with several files. A result has the first nodata of these."""
+    picture = source.array.view(SeveralFiles)
+    picture.missing = np.broadcast_to(source.absent, source.array.shape[1:])
+    picture.geometry = source.pictures[0].geometry
+    picture.name = name
+    if picture.missing.any():
+        stored = [each.nodata for each in source.pictures if each.nodata is not None]
+        picture.geometry = replace(picture.geometry, nodata=stored[0])
+    return picture
 
 
 def are_photographs(pairs: Pairs) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from bbdm.codec import Codec, wrap_codec
 from bbdm.data import cache, latents
+from bbdm.data.cells import cell_of
 from bbdm.data.examples import Example
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import Pairs
@@ -111,6 +112,16 @@ def test_a_slice_of_a_series_that_changes_is_decoded_again(tmp_path: Path) -> No
     changed = valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial", cache=tmp_path / "cache").read(0).source
     assert not torch.equal(changed, known)
     assert torch.equal(changed, valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial").read(0).source)
+
+
+def test_the_header_of_a_series_is_that_of_its_slices_as_they_are(tmp_path: Path) -> None:
+    """Slices that are written again leave the time of their folder as it is."""
+    for thickness in (1, 3):
+        write_dicom(tmp_path / "p", located(0, (2, 4, 4)), [0, thickness])
+        os.utime(tmp_path / "p", (1, 1))
+        spacing = cell_of(tmp_path / "p", "p").header().geometry.spacing
+        assert spacing is not None
+        assert spacing[0] == thickness
 
 
 class Read(Pairs):

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from bbdm import cli, load_checkpoint
 from bbdm.base import scripts
 from bbdm.data.kinds import CONDITION_KINDS, ClassKind, register_condition
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import DATASETS, read_rows, register_layout
+from bbdm.data.rows import DATASETS, read_rows, register_layout, with_columns
 from bbdm.data.spec import read_kinds
 from tests.data.making import pixels, save
 
@@ -82,6 +83,43 @@ def test_a_module_adds_a_layout_and_a_kind_of_conditions_to_commands(module: Non
         Pairs(rows, checkpoint.pictures)
     with pytest.raises(ValueError, match=r"dataset must be one of .*, got 'scans'"):
         read_rows("scans", "data")
+
+
+def test_a_condition_that_a_kind_cannot_read_is_of_its_row(module: None) -> None:
+    scans("train", "val")
+    cli.main(["--import", "scanner", *LINES[0].split()])
+    Path("ages.csv").write_text("p0,41\np1,abc\n")
+    with pytest.raises(SystemExit, match=r"^error: data/val/p1/in\.png: could not convert string to float: 'abc'$"):
+        cli.run("translate", LINES[1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"name": "a", "target": Path("a.png")}], "row 0 has no source: a row needs a name and a source"),
+        ([{"source": Path("a.png")}], "row 0 has no name: a row needs a name and a source, and has source"),
+        (
+            [{"name": "a", "source": Path("a.png")}, {"name": "a", "source": Path("b.png")}],
+            r"a\.png \(row 0\) and b\.png \(row 1\) have the same name, 'a'",
+        ),
+    ],
+)
+def test_rows_of_a_layout_that_lack_what_rows_need_are_named(own_names: None, rows: Any, message: str) -> None:
+    register_layout("mine", lambda data_dir, split, columns: rows)
+    register_layout("with columns", lambda data_dir, split, columns: with_columns(rows, columns))
+    for layout in ("mine", "with columns"):
+        with pytest.raises(ValueError, match=message):
+            read_rows(layout, ".")
+
+
+def test_a_text_is_a_label_and_no_picture(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", pixels(0))
+    with pytest.raises(ValueError, match=r"the picture .*a\.png must be a pathlib\.Path, got a text, which is a label"):
+        Pairs([{"name": "a", "source": str(path), "target": path}])
+    with pytest.raises(ValueError, match=r"there is no picture .*b\.png"):
+        Pairs([{"name": "a", "source": str(tmp_path / "b.png"), "target": path}])
+    with pytest.raises(ValueError, match="a has no source"):
+        Pairs([{"name": "a", "target": path}])
 
 
 def test_names_are_taken_once() -> None:

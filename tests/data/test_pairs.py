@@ -203,6 +203,23 @@ def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> 
     assert left.names_digest() != known[1]
 
 
+def test_files_that_are_missing_have_digests_where_they_may_be_left_out(tmp_path: Path) -> None:
+    where = pictures(tmp_path, 3)
+    whole = load(where).stamps_digest()
+    pairs = load(where, skip_bad=True)
+    assert pairs.stamps_digest() == whole
+    (tmp_path / "B/1.png").unlink()
+    (tmp_path / "B/1.png").symlink_to("gone.png")
+    link = r"^there is no picture .*B/1\.png: it is a link to gone\.png, .*git annex get"
+    for digest in (load(where).digest, load(where).stamps_digest):
+        with pytest.raises(FileNotFoundError, match=link):
+            digest()
+    lacking = pairs.stamps_digest()
+    assert lacking != whole
+    (tmp_path / "B/2.png").unlink()
+    assert pairs.stamps_digest() not in (whole, lacking)
+
+
 def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> None:
     """Of 8 bits, 0; and of slices with neighbours, their own."""
     for side, at in (("A", 2), ("B", 5)):

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from bbdm.data.cells import HalfCell
+from bbdm.data.kinds import Condition
 from bbdm.data.loading import check_rows
 from bbdm.data.names import RowName
-from bbdm.data.rows import DATASETS, UnpairedRows, files_of, read_layout, read_rows, shown
+from bbdm.data.rows import DATASETS, BadPicturesError, UnpairedRows, files_of, read_layout, read_rows, shown
 from tests.data.making import load, located, pictures, pixels, save
 from tests.pictures.formats import write_dicom
 
@@ -198,6 +199,13 @@ def test_a_link_that_leads_nowhere_is_named(root: Path) -> None:
         load(f"{root}/A,{root}/B")
     (root / "B/9.png").symlink_to(root / "gone.png")
     assert "there is no picture" in check_rows(load(f"{root}/A,{root}/B"))[2]
+    Path("t.csv").write_text("source,target,sar\nA/0.png,B/0.png,B/9.png\n")
+    with pytest.raises(BadPicturesError, match=r"B/9\.png: it is a link to .*gone\.png, .*git annex get"):
+        load("t.csv", "table", conditions={"sar": Condition("image", size=3)})
+    (root / "C").mkdir()
+    (root / "C/9.png").symlink_to("gone.png")
+    with pytest.raises(FileNotFoundError, match=r"C/9\.png: it is a link to gone\.png, .*git annex get"):
+        HalfCell(root / "C/9.png", 0).read()
 
 
 def test_files_of_rows_are_paths_for_what_takes_them(root: Path) -> None:

@@ -198,6 +198,17 @@ class TestOfRows:
             assert (turned.target, turned.source, turned.nodata) == (found.source, found.target, found.source_nodata)
             assert found.source_nodata == (-1 if direction == "both" else None)
 
+    def test_nodata_of_8_bit_targets_is_kept_without_ranges_too(self, tmp_path: Path) -> None:
+        for name, nodata in (("A", 3), ("B", 7)):
+            save(tmp_path / name / "0.tif", np.ones((4, 5), np.uint8), nodata=nodata)
+        where = f"{tmp_path}/A,{tmp_path}/B"
+        found = self.spec(where)
+        assert (found.nodata, found.source_nodata, found.target) == (7, None, None)
+        both = self.spec(where, config={"direction": "both"})
+        assert (both.nodata, both.source_nodata) == (7, 3)
+        for learned in (Spec(), Spec(nodata=9)):
+            assert self.spec(where, learned=learned).nodata == learned.nodata
+
     def test_names_of_channels_are_those_of_the_targets_files(self, tmp_path: Path) -> None:
         import rasterio
 

@@ -254,6 +254,20 @@ def test_a_damaged_array_in_a_tar_is_named(suffix: str, tmp_path: Path) -> None:
             load(where, layout).read(1)
 
 
+def test_what_is_no_whole_tar_is_said_in_one_line(tmp_path: Path) -> None:
+    where = write_tar(tmp_path / "0.tar", {0: sample(0), 1: sample(1)})
+    whole = Path(where).read_bytes()
+    for content in (whole[:700], b"this is text\n" * 100, b""):
+        Path(where).write_bytes(content)
+        for layout in LAYOUTS:
+            with pytest.raises(ValueError, match=r"^[^\n]*0\.tar is cut off or no tar$"):
+                load(where, layout)
+    write_tar(tmp_path / "0.tar", {})
+    for layout in LAYOUTS:
+        with pytest.raises(ValueError, match=r"^there are no files in [^\n]*0\.tar$"):
+            load(where, layout)
+
+
 def test_a_picture_in_a_tar_is_named(tmp_path: Path) -> None:
     where = write_tar(tmp_path / "0.tar", {0: {**sample(0), "target.png": b"no picture"}})
     with pytest.raises(ValueError, match=r"cannot read the picture 000\.target\.png of .*0\.tar: it is not PNG"):

@@ -116,6 +116,30 @@ def test_geotiff_keeps_place_bands_and_nodata():
     assert np.abs(alone - read("out/y.tif")).max() <= 1, "float32 is rounded differently in a batch of two"
 
 
+def test_nodata_of_a_file_is_a_value_in_the_other_files_of_a_source():
+    """As if it were NaN, which no other file has."""
+    first, second = np.random.default_rng(0).integers(1, 10000, (2, 1, 24, 20)).astype(np.uint16)
+    first[:, 3:6] = 0
+    second[:, :, 4:9] = 0
+    for folder, kind, nodata in (("own", np.uint16, 0), ("nan", np.float32, np.nan)):
+        marked = np.where(first == 0, nodata, first).astype(kind)
+        for name, array, its_nodata in (("a", marked, nodata), ("b", second.astype(kind), None)):
+            write(f"{folder}/{name}/x.tif", array, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}, its_nodata))
+        write(f"{folder}/c/x.tif", second, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}))
+    network(1, Spec(source=BANDS, target=BANDS, nodata=65535), condition_channels=2)
+    for folder in ("own", "nan"):
+        run("paired", f"{folder}/a,{folder}/b;{folder}/c", "c.pt", f"{folder}_out")
+        result = pictures.read(f"{folder}_out/x.tif")
+        assert result.nodata == 65535
+        np.testing.assert_array_equal(result.absent(), first[0] == 0)
+    np.testing.assert_array_equal(read("own_out/x.tif"), read("nan_out/x.tif"))
+    network(1, Spec(source=BANDS, target=BANDS), condition_channels=2)
+    run("paired", "own/a,own/b;own/c", "c.pt", "first")
+    result = pictures.read("first/x.tif")
+    assert result.nodata == 0
+    np.testing.assert_array_equal(result.absent(), first[0] == 0)
+
+
 def test_a_process_makes_its_share_but_for_bad_ones_of_a_batch():
     """Of 5 pictures in batches of 2, the second of two processes makes the second batch."""
     network(3)
@@ -304,6 +328,24 @@ def test_results_outside_of_masks_have_the_value_that_is_asked_for(capsys: pytes
         run("folder", "s", "c.pt", "none", "--outside", "7")
     with pytest.raises(ValueError, match="--outside must be a value of uint16, which results have; got -1"):
         run("paired", data, "c.pt", "none", "--outside", "-1")
+
+
+def test_pixels_without_a_value_have_none_outside_of_masks_too():
+    pixels = np.random.default_rng(0).integers(1, 10000, (1, 16, 16)).astype(np.uint16)
+    absent = np.zeros((16, 16), bool)
+    absent[:4] = True
+    pixels[:, absent] = 0
+    mask = np.ones((1, 16, 16), np.uint8)
+    mask[:, :, 8:] = 0
+    write("s/a.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}, 0))
+    write("m/a.png", mask)
+    network(1, Spec(source=BANDS, target=BANDS))
+    run("folder", "s,mask=m", "c.pt", "out", "--outside", "7")
+    run("folder", "s,mask=m", "c.pt", "maps", "--outside", "7", "--maps", "std", "--samples", "2")
+    result, spread = pictures.read("out/a.tif"), pictures.read("maps/a_std.tif")
+    for picture, value in ((result, 7), (spread, 0)):
+        np.testing.assert_array_equal(picture.absent(), absent)
+        assert (np.asarray(picture)[0, 4:, 8:] == value).all()
 
 
 def test_training_within_masks_is_in_the_file():
