@@ -215,7 +215,9 @@ class Intervals:
             if isinstance(options["window"], list):
                 options["window"] = tuple(options["window"])
             content |= {"size": size and tuple(size), "options": asdict(GuidanceOptions(**options))}
-            if not times or options.keys() != {*OPTIONS} or not isinstance(content["sampled"]["solver"], str):
+            if not isinstance(times, list) or not isinstance(content["sampled"]["solver"], str):
+                raise ValueError("no solver with its timesteps")
+            if not times or options.keys() != {*OPTIONS}:
                 raise ValueError("not all that decides a call")
             found = cls(of, **content)
         if sampler is not None and (differing := manifest.differences(found.sampled, describe(sampler))):

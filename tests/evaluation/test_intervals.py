@@ -86,7 +86,8 @@ def test_damaged_files(tmp_path: Path):
     path = tmp_path / "a.json"
     Intervals.calibrate(make_sampler(), make_pairs(9), samples=2, bound="conformal").save(path)
     content = json.loads(path.read_text())
-    damage = {"format": "x", "version": 2, "lambda_": float("nan"), "alpha": "x", "k": 1, "options": {}, "sampled": {}}
+    damage = {"format": "x", "version": 2, "lambda_": float("nan"), "alpha": "x", "k": 1, "options": {}}
+    damage["sampled"] = {**content["sampled"], "timesteps": 5}
     for name, value in damage.items():
         path.write_text(json.dumps({**content, name: value}))
         with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):

@@ -376,7 +376,7 @@ class TestGeotiff:
         offsets = {"height_off": 0.0, "lat_off": 1.0, "long_off": 2.0, "line_off": 15.0, "samp_off": 10.0}
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS) as file:
             file.write(ARRAY)
-            file.rpcs = rasterio.rpc.RPC(**numbers_of, **scales, **offsets, err_bias=None, err_rand=None)
+            file.rpcs = rasterio.rpc.RPC(**numbers_of, **scales, **offsets, err_bias=None, err_rand=None)  # pyright: ignore[reportCallIssue]
         read(tmp_path / "a.tif", (slice(4, 24), slice(5, 15))).save(tmp_path / "b.tif")
         with rasterio.open(tmp_path / "b.tif") as file:
             assert (file.rpcs.line_off, file.rpcs.samp_off, file.rpcs.long_off) == (11, 5, 2)
