@@ -276,19 +276,14 @@ def _reading(path: str) -> Iterator[None]:
 
 def _damage(path: str, reason: str) -> str:
     """What is wrong with local tars: the first that is none or is damaged; ``reason`` is the library's."""
-    names = sorted(glob(path))
-    is_empty = bool(names)
-    for name in names:
+    for name in sorted(glob(path)):
         try:
             with tarfile.open(name) as tar:
                 damaged = _damaged_file(tar)
-                is_empty = is_empty and not tar.getmembers()
         except (tarfile.TarError, EOFError):
             return f"{name} is cut off or no tar"
         if damaged:
             return f"cannot read {damaged} of {name}: {reason}"
-    if is_empty:
-        return f"there are no files in {path}"
     return f"cannot read {path}: {reason}"
 
 

@@ -67,7 +67,7 @@ class Geometry:
         """The number of spatial axes of the place; None where there is no place."""
         if self.affine is not None:
             return len(self.affine) - 1
-        if self.kept.get("crs") or "gcps" in self.kept:
+        if self.kept.get("crs") or not self.kept.keys().isdisjoint(("gcps", "rpcs")):
             return 2
         return None
 
