@@ -8,19 +8,19 @@ from bbdm.pictures import formats
 
 
 class RowName(str):
-    """A relative path below the folder of results, with ``/`` between its parts and without a suffix.
-
-    Args:
-        text: the path; ``.`` as a part is left out.
-
-    Raises:
-        ValueError: it is empty or absolute, or has ``..`` as a part, a drive or NUL, on any system.
-    """
+    """A relative path below the folder of results, with ``/`` between its parts and without a suffix."""
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> RowName:
-        """The name of a text, checked."""
+        """The name of a text, checked.
+
+        Args:
+            text: the path; ``.`` as a part is left out.
+
+        Raises:
+            ValueError: it is empty or absolute, or has ``..`` as a part, a drive or NUL, on any system.
+        """
         windows = PureWindowsPath(text)
         inside = not windows.drive and not windows.root and not PurePosixPath(text).is_absolute()
         safe = inside and ".." not in windows.parts and "\0" not in text

@@ -37,17 +37,11 @@ UNIT = "sample units"  # NRRD's field for the unit of values
 
 
 class Text(NamedTuple):
-    """What the text of a header says of the values behind it.
+    """What the text of a header says of the values behind it."""
 
-    Args:
-        offset: where values begin in the file.
-        packed: whether they are compressed.
-        unit: of the values; "" where it does not say it.
-    """
-
-    offset: int
-    packed: bool
-    unit: str = ""
+    offset: int  # where values begin in the file
+    packed: bool  # whether they are compressed
+    unit: str = ""  # of the values; "" where the text does not say it
 
 
 def header(path: Path) -> Header:
