@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -24,7 +23,7 @@ from bbdm.base import sizes
 from bbdm.data.examples import Example, collate
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError, Row, named, shown
-from bbdm.data.scaling import of_cells
+from bbdm.data.scaling import of_cells, present_values, share_outside
 from bbdm.pictures import images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import Values, check_finite
@@ -185,8 +184,8 @@ def first_look(pairs: Pairs) -> list[str]:
                 values = getattr(pairs.spec, role, None)
                 if not isinstance(values, Values):
                     continue
-                array = column.array[:, ~np.broadcast_to(column.absent, column.array.shape[1:])]
-                shares.setdefault(role, []).append(_share_outside(array, values))
+                array = present_values(column)
+                shares.setdefault(role, []).append(share_outside(array, values))
                 if role == "source" and pairs.spec.is_flat(array):
                     flat.append(shown(row))
     lines: list[str] = []
@@ -198,15 +197,6 @@ def first_look(pairs: Pairs) -> list[str]:
     if flat:
         lines.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
     return [*lines, *stretched[:1]]
-
-
-def _share_outside(array: npt.NDArray[Any], values: Values) -> float:
-    """The share of (C, N) values that are outside of their range."""
-    if not array.size:
-        return 0.0
-    low = np.reshape(values.low, (-1, 1))
-    high = np.reshape(values.high, (-1, 1))
-    return float(((array < low) | (array > high)).mean())
 
 
 def _stretched(pairs: Pairs, row: Row) -> list[str]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bbdm.data.cells import Cell
 from bbdm.pictures import Picture, images
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.values import check_finite
+from bbdm.pictures.values import Values, check_finite
 
 APART = 16  # floats from nodata to what is none: GDAL takes up to 8 for the same number
 WHOLE = 1 - 1e-5  # share of a resized pixel from which all of it has a value, but for rounding
@@ -26,6 +26,20 @@ class Column(NamedTuple):
     pictures: Sequence[Picture]  # as they were read
     cells: Sequence[Cell]
     slices: Sequence[int] = ()  # those that an example has, by their indices in the window; () for the whole
+
+
+def present_values(column: Column) -> Array:
+    """(C, N) stored values of a column's pixels that have one."""
+    return column.array[:, ~np.broadcast_to(column.absent, column.array.shape[1:])]
+
+
+def share_outside(array: Array, values: Values) -> float:
+    """The share of (C, N) values that are outside of their range."""
+    if not array.size:
+        return 0.0
+    low = np.reshape(values.low, (-1, 1))
+    high = np.reshape(values.high, (-1, 1))
+    return float(((array < low) | (array > high)).mean())
 
 
 def resized_present(

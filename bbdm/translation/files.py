@@ -19,6 +19,7 @@ from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column
 from bbdm.data.rows import first, named, shown
+from bbdm.data.scaling import present_values, share_outside
 from bbdm.data.spec import AXES
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.picture import scale
@@ -151,8 +152,8 @@ class Files:
 
         Args:
             result: a picture (C, *S) of stored values.
-            about: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``, and
-                the map of standard deviations is 0. Pixels without a value stay so.
+            about: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``. The
+                map of standard deviations is 0 there. Pixels without a value stay so.
             path: the file that is written.
             kind: of the result: a sample, or the name of a map.
         """
@@ -242,7 +243,8 @@ class Files:
                 left -= sum(math.prod(head.shape) for head in heads)
                 if left < 0:
                     break
-                shares.append(_share_outside(self.pairs.reader.whole(self.pairs.rows[index])["source"], values))
+                source = self.pairs.reader.whole(self.pairs.rows[index])["source"]
+                shares.append(share_outside(present_values(source), values))
             except (ValueError, FileNotFoundError):  # which is said where the source is translated
                 continue
             note = self.pairs.spec.note_of_bits(shown(self.pairs.rows[index]), heads[0].dtype)
@@ -296,14 +298,3 @@ def inside(mask: Column, sides: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         return counted
     height, width = sides
     return np.array(Image.fromarray(counted).resize((width, height), Image.Resampling.NEAREST))
-
-
-def _share_outside(source: Column, values: Values) -> float:
-    """The share of the values of a source that are outside of a range."""
-    present = ~np.broadcast_to(source.absent, source.array.shape[1:])
-    array = source.array[:, present]
-    if not array.size:
-        return 0.0
-    low = np.reshape(values.low, (-1, 1))
-    high = np.reshape(values.high, (-1, 1))
-    return float(((array < low) | (array > high)).mean())
