@@ -255,6 +255,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
     Path("table_format.py").write_text(FORMAT)
     scripts.import_modules(["--import", "table_format"])
     yield sys.modules.pop("table_format")
+    sys.modules.pop("table_format", None)  # a command's --import brought it back
     formats.SUFFIXES.clear()
     formats.SUFFIXES.update(suffixes)
 
