@@ -192,8 +192,13 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
 
 
 def _check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
-    if solver not in SOLVERS if isinstance(solver, str) else not (callable(solver) or isinstance(solver, StepTable)):
-        raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
+    if isinstance(solver, str):
+        is_known = solver in SOLVERS
+    else:
+        is_known = callable(solver) or isinstance(solver, StepTable)
+    if not is_known:
+        names = ", ".join(map(repr, SOLVERS))
+        raise ValueError(f"solver must be one of {names}, a StepTable or a function of (bridge, steps), got {solver!r}")
     if steps is not None and timesteps is not None:
         raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
 

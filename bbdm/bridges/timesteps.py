@@ -75,14 +75,21 @@ def midpoint(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
     The first of each pair is equally spaced in rho^(1/7), with rho^-2 = nu^-2 + 2.6^-2, and the second lies
     midway to the next in ln rho. The last call has no second; with an odd number, nor has the one before.
+    Where a real time below the top cannot be as noisy as the highest level, the top is the first of these
+    levels.
     """
     steps = _count(bridge, steps, 10)
     if steps == 1:
         return _distinct([bridge.top], bridge)
     count = (steps + 1) // 2  # pairs, of which the last has one call
-    noise = reference_noise(bridge.nu([highest(bridge), bridge.low]) / bridge.level_scale)
+    high = highest(bridge)
+    noise = reference_noise(bridge.nu([high, bridge.low]) / bridge.level_scale)
     most, least = noise.clip(LOWEST / bridge.level_scale).tolist()
-    rho = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count) ** RHO
+    if high < bridge.top:
+        warped = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count)
+    else:
+        warped = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count + 1)[1:]
+    rho = warped**RHO
     middles = np.sqrt(rho[:-1] * rho[1:])[: steps - 1 - count]
     levels = 1 / np.sqrt(np.append(rho, middles) ** -2 - REFERENCE**-2)
     return _distinct([bridge.top, *bridge.time_at(bridge.level_scale * levels)], bridge)
@@ -173,7 +180,8 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
     """
     if isinstance(timesteps, str):
         if timesteps not in SKIPS:
-            raise ValueError(f"timesteps must be one of {tuple(SKIPS)} or a list of integers, got {timesteps!r}")
+            numbers = "numbers" if bridge.continuous else "integers"
+            raise ValueError(f"timesteps must be one of {tuple(SKIPS)} or a list of {numbers}, got {timesteps!r}")
         return SKIPS[timesteps](bridge, steps)
     times: Any = list(timesteps) if isinstance(timesteps, Iterable) else timesteps
     values = np.asarray(times)
@@ -215,7 +223,8 @@ class StepTable:
     :func:`bbdm.solvers.table` makes one of coefficients, with what a bridge says of the rest.
 
     Raises:
-        ValueError: an array is of another shape, or not of finite numbers.
+        ValueError: an array is of another shape, or not of finite numbers; or the last row draws noise, whose
+            number is that of the start.
     """
 
     timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
@@ -234,6 +243,9 @@ class StepTable:
                 raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
             array.setflags(write=False)
             object.__setattr__(self, name, tuple(map(float, array)) if columns is None else array)
+        last = self.coefficients[-1, 4]
+        if last != 0:
+            raise ValueError(f"the last row of a table draws no noise, got the weight {last:g}")
 
     def __len__(self) -> int:
         return len(self.timesteps)

@@ -49,7 +49,7 @@ class Windows:
     def ramps(self, cell: int) -> Weights:
         """(windows, length / cell) weights that fall linearly to 0 at the edges of a window inside the image.
 
-        Those of a value, which is ``cell`` pixels wide, add up to 1. No three windows overlap.
+        Those of a value, which is ``cell`` pixels wide, add up to 1, also where three windows overlap.
         """
         at = (np.arange(self.length // cell, dtype=np.float32) + np.float32(0.5)) * np.float32(cell)
         weights = np.ones((len(self.starts), len(at)), np.float32)

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,27 @@ def test_compiled_float32_networks_run_in_the_best_dtype(flags: str, best: str, 
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert BridgeSampler(unet, ABridge(), dtype=dtype, compile=True).dtype == dtype
     assert BridgeSampler(short_unet().double(), ABridge(), compile=True).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("major", "best"), [(7, torch.float32), (8, torch.bfloat16)])
+def test_the_best_dtype_of_a_card_is_of_that_card_and_without_emulation(
+    major: int, best: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """Cards before Ampere emulate bfloat16; here the second card is asked for, and the first is the current one."""
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        assert entered == [torch.device("cuda", 1)]
+        return including_emulation or major >= 8
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert device_module.best_dtype(torch.device("cuda", 1)) == best
 
 
 FOLDERS = ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR"]
