@@ -192,10 +192,7 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
 
 
 def _check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
-    if isinstance(solver, str):
-        is_known = solver in SOLVERS
-    else:
-        is_known = callable(solver) or isinstance(solver, StepTable)
+    is_known = solver in SOLVERS if isinstance(solver, str) else callable(solver) or isinstance(solver, StepTable)
     if not is_known:
         names = ", ".join(map(repr, SOLVERS))
         raise ValueError(f"solver must be one of {names}, a StepTable or a function of (bridge, steps), got {solver!r}")
