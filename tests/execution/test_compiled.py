@@ -261,7 +261,7 @@ def test_compiled_float32_networks_run_in_the_best_dtype(flags: str, best: str, 
 def test_the_best_dtype_of_a_card_is_of_that_card_and_without_emulation(
     major: int, best: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    """Cards before Ampere emulate bfloat16. The second card is asked for, and the first is the current one."""
+    """Cards before Ampere emulate bfloat16. The second card is asked for; the first is the current one."""
     entered: list[torch.device] = []
 
     @contextmanager
