@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base.registry import Registry
 from bbdm.base.scripts import warn
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
@@ -39,13 +40,14 @@ AnySolver = str | StepTable | OfSteps  # a name in SOLVERS, a table, or a functi
 Function = TypeVar("Function", bound=Callable[..., StepTable])
 
 # Functions of (bridge, times), with those of (bridge, steps or None) that give times; or of the latter alone
-SOLVERS: dict[str, tuple[Callable[..., StepTable], Times | None]] = {}
+SOLVERS: Registry[tuple[Callable[..., StepTable], Times | None]] = Registry("solver")
 
 
 def register(name: str, times: Times | None = None) -> Callable[[Function], Function]:
     """A decorator that gives a name to a solver, for commands, files, exports and servers.
 
     Whoever reads a file that names it imports its module before; exports hold the table, and need no module.
+    The same function defined again, as by a cell of a notebook that runs twice, replaces the first.
 
     Args:
         name: what :func:`build` calls it.
@@ -57,9 +59,7 @@ def register(name: str, times: Times | None = None) -> Callable[[Function], Func
     """
 
     def named(solver: Function) -> Function:
-        if name in SOLVERS:
-            raise ValueError(f"solver {name!r} is taken")
-        SOLVERS[name] = solver, times
+        SOLVERS.register(name, (solver, times), solver)
         return solver
 
     return named

@@ -153,9 +153,8 @@ def test_the_last_row_of_a_table_draws_no_noise():
         solvers.table(ABridge(), np.array([1000, 500, 1]), rows)
 
 
-def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(solvers, "SOLVERS", {**solvers.SOLVERS})
-
+@pytest.mark.usefixtures("own_names")
+def test_a_solver_of_one_s_own():
     @solvers.register("jump", timesteps.uniform)
     def jump(bridge: Bridge, times: timesteps.Timesteps) -> solvers.StepTable:
         return solvers.table(bridge, times, np.tile(CLEAN, (len(times), 1)))
@@ -166,8 +165,8 @@ def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
         table.coefficients[0, 0] = 1.0
     assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([1000, 500, 1], [CLEAN] * 3)
     assert solvers.choices(ABridge())["jump"] == 200
-    with pytest.raises(ValueError, match="solver 'jump' is taken"):
-        solvers.register("jump", timesteps.uniform)(jump)
+    with pytest.raises(ValueError, match=r"the solver 'jump' is taken by tests\.test_solvers\..*jump"):
+        solvers.register("jump")(test_a_solver_of_one_s_own)
 
     @solvers.register("halves")
     def halves(bridge: Bridge, steps: int | None) -> solvers.StepTable:

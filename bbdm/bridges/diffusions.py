@@ -94,8 +94,8 @@ class DDBM(RealTimeBridge):
         return Marginal(a * (1 - q), a / a_end * q, a * np.sqrt(rho2 * (1 - q)))
 
 
-BRIDGES["ddbm-ve"] = partial(DDBM, "ve")
-BRIDGES["ddbm-vp"] = partial(DDBM, "vp")
+BRIDGES.register("ddbm-ve", partial(DDBM, "ve"), DDBM)
+BRIDGES.register("ddbm-vp", partial(DDBM, "vp"), DDBM)
 
 
 def preconditioned(bridge: ECSI, t: npt.ArrayLike) -> Weights:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
+from bbdm.base.registry import Registry
 from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
@@ -262,7 +263,7 @@ VQGANS: dict[str, VQGANConfig] = {
     ),
     "demo": VQGANConfig(num_codes=512, model_channels=32, num_res_blocks=1, num_groups=8),
 }
-OWN: dict[str, WrappedConfig] = {}  # of networks that are registered
+OWN: Registry[WrappedConfig] = Registry("network")  # of networks that are registered
 FACTORIES: dict[str, tuple[Callable[[WrappedConfig], Any], Callable[..., Any] | None]] = {}
 Factory = TypeVar("Factory", bound=Callable[[WrappedConfig], Any])
 
@@ -279,7 +280,8 @@ def register(
 
     The function makes the module of a :class:`WrappedConfig`, whose ``channels`` are the target's and whose
     ``condition_channels`` are the source's. A file has the name and the settings, so that all that reads it
-    makes the network again.
+    makes the network again. The same function defined again, as by a cell of a notebook that runs twice,
+    replaces the first.
 
     Args:
         name: in files and in commands.
@@ -289,14 +291,15 @@ def register(
         call: call(module, x, t, conditions), as of :func:`~bbdm.networks.base.wrap`.
 
     Raises:
-        ValueError: the name is of a preset of this library, or a size is out of range.
+        ValueError: the name is of a preset of this library or of another function, or a size is out of range.
     """
     if name in UNETS or name in DITS:
         raise ValueError(f"the name {name!r} is of a preset of this library: choose another")
     config = WrappedConfig(name, 3, stride, condition_channels=3 if sees_source else 0, axes=axes)
 
     def add(make: Factory) -> Factory:
-        OWN[name], FACTORIES[name] = config, (make, call)
+        OWN.register(name, config, make)
+        FACTORIES[name] = make, call
         return make
 
     return add
