@@ -81,7 +81,9 @@ class Path(ABC):
     @cached_property
     def top(self) -> float:
         """The time at which sampling starts: T; T - 1 of indices, and for ``noise`` (no x0hat at T)."""
-        return self.num_steps - (self.low == 0 or self.objective == "noise")
+        if self.low == 0 or self.objective == "noise":
+            return self.num_steps - 1
+        return self.num_steps
 
     @cached_property
     def train_range(self) -> tuple[float, float]:

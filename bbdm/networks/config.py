@@ -67,13 +67,19 @@ class NetworkConfig(ConditionsConfig):
         check_sizes(self)
         if self.axes not in (2, 3):
             raise ValueError(f"axes must be 2, of pictures, or 3, of volumes, got {self.axes!r}")
-        count, known = self.channels, self.condition_channels  # pyright: ignore[reportAttributeAccessIssue]
-        fits = [type(c) is int and 0 <= c < (known or c + 1) for c in self.endpoint or ()]
-        if self.endpoint is not None and (len(fits) != count or not all(fits)):
+        if self.endpoint is not None:
+            self._check_endpoint(self.endpoint)
+
+    def _check_endpoint(self, endpoint: tuple[int, ...]) -> None:
+        """Raise ValueError unless each channel of the state has a source channel."""
+        count: int = self.channels  # pyright: ignore[reportAttributeAccessIssue]
+        known = self.condition_channels
+        are_channels = all(type(channel) is int and channel >= 0 for channel in endpoint)
+        if known and are_channels:
+            are_channels = all(channel < known for channel in endpoint)
+        if len(endpoint) != count or not are_channels:
             of = f", of {known} counted from 0," if known else ", counted from 0,"
-            raise ValueError(
-                f"endpoint must be a source channel{of} for each of {count} channels, got {self.endpoint!r}"
-            )
+            raise ValueError(f"endpoint must be a source channel{of} for each of {count} channels, got {endpoint!r}")
 
     @cached_property
     def inputs(self) -> dict[str, ConditionInput]:
@@ -88,8 +94,11 @@ class NetworkConfig(ConditionsConfig):
         A network that does not see them has sources with the target's channels or, with an endpoint, with
         the channels up to the last that it names.
         """
-        own: Any = self
-        return own.condition_channels or (own.channels if own.endpoint is None else max(own.endpoint) + 1)
+        if self.condition_channels:
+            return self.condition_channels
+        if self.endpoint is not None:
+            return max(self.endpoint) + 1
+        return self.channels  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
