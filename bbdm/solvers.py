@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base.registry import Registry
 from bbdm.base.scripts import warn
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
@@ -28,24 +30,22 @@ Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", 
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
-Noise = tuple[float, float]  # eta_r as weights of sigma_r and of the standard deviation of x_r given x_s, x0, y
-ALL: Noise = (1, 0)
-HALF: Noise = (0.5, 0)
-NONE: Noise = (0, 0)
-POSTERIOR: Noise = (0, 1)
+CLEAN = (0.0, 0.0, 1.0, 0.0, 0.0)  # the last row: the estimate, without noise
+Coefficients = tuple[float, float, float, float, float]  # of a row: c_x, c_y, c_0, c_h, c_z
 Times = Callable[[Bridge, int | None], skips.Timesteps]
 OfSteps = Callable[[Bridge, int | None], StepTable]  # a solver of a number of steps, or None for its own
 AnySolver = str | StepTable | OfSteps  # a name in SOLVERS, a table, or a function that makes one
-Function = TypeVar("Function", bound=Callable[..., StepTable])
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., StepTable])
 
 # Functions of (bridge, times), with those of (bridge, steps or None) that give times; or of the latter alone
-SOLVERS: dict[str, tuple[Callable[..., StepTable], Times | None]] = {}
+SOLVERS: Registry[tuple[Callable[..., StepTable], Times | None]] = Registry("solver")
 
 
-def register(name: str, times: Times | None = None) -> Callable[[Function], Function]:
+def register(name: str, times: Times | None = None) -> Callable[[AnyFunction], AnyFunction]:
     """A decorator that gives a name to a solver, for commands, files, exports and servers.
 
     Whoever reads a file that names it imports its module before; exports hold the table, and need no module.
+    The same function defined again, as by a cell of a notebook that runs twice, replaces the first.
 
     Args:
         name: what :func:`build` calls it.
@@ -56,10 +56,8 @@ def register(name: str, times: Times | None = None) -> Callable[[Function], Func
         ValueError: another solver has this name.
     """
 
-    def named(solver: Function) -> Function:
-        if name in SOLVERS:
-            raise ValueError(f"solver {name!r} is taken")
-        SOLVERS[name] = solver, times
+    def named(solver: AnyFunction) -> AnyFunction:
+        SOLVERS.register(name, (solver, times), solver)
         return solver
 
     return named
@@ -223,8 +221,10 @@ def _is_same(solver: AnySolver, other: AnySolver) -> bool:
 
 
 def _check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
-    if solver not in SOLVERS if isinstance(solver, str) else not (callable(solver) or isinstance(solver, StepTable)):
-        raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
+    is_known = solver in SOLVERS if isinstance(solver, str) else callable(solver) or isinstance(solver, StepTable)
+    if not is_known:
+        names = ", ".join(map(repr, SOLVERS))
+        raise ValueError(f"solver must be one of {names}, a StepTable or a function of (bridge, steps), got {solver!r}")
     if steps is not None and timesteps is not None:
         raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
 
@@ -235,7 +235,7 @@ def table(bridge: Bridge, times: skips.Timesteps, coefficients: npt.NDArray[np.f
     return StepTable(times, bridge.prediction(times), coefficients, bridge.input(times), seen, start)
 
 
-def levels(bridge: Bridge, steps: int | None, least: float = 40, most: float = 4) -> skips.Timesteps:
+def default_times(bridge: Bridge, steps: int | None, least: float = 40, most: float = 4) -> skips.Timesteps:
     """Times of noise levels, which start from noise where ``most`` calls or fewer can hide the source in it.
 
     Networks that were distilled are trained for it. For others it saves a call, which counts up to 4, and is
@@ -262,47 +262,162 @@ def _fast_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
     return skips.karras(bridge, steps)
 
 
-def family(
-    bridge: Bridge,
-    times: skips.Timesteps,
-    noise: Noise,
-    first: Noise | None = None,
-    multistep: bool = False,
-    midpoint: bool = False,
-) -> StepTable:
-    """A solver of the non-Markovian family.
+class Level(NamedTuple):
+    """The weights of a bridge at a time; without noise, the source has the place of the noise."""
+
+    alpha: float
+    beta: float
+    sigma: float
+    nu: float  # infinite, if anywhere, at the top
+    at_top: bool
+    is_source: bool  # the state is exactly y, and has weight 0
+
+
+def levels_of(bridge: Bridge, times: skips.Timesteps) -> list[Level]:
+    """The levels of a bridge at times."""
+    alpha, beta, sigma = bridge.at(times)
+    if bridge.deterministic:
+        sigma = beta
+        beta = np.zeros_like(beta)
+    at_top = times == bridge.top
+    is_source = at_top & (not bridge.deterministic)
+    columns = alpha, beta, sigma, bridge.nu(times), at_top, is_source
+    return [Level(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def row(s: Level, r: Level, eta: float = 0.0, w: float = 0.0) -> Coefficients:
+    """The non-Markovian step from s to r.
 
     Args:
-        bridge: the bridge to sample.
-        times: strictly decreasing times of the bridge.
-        noise: the noise of each step.
-        first: of the first one, from the source; None where the general row is valid there too.
-        multistep: use the x0hat before, as DPM-Solver++(2M) does.
-        midpoint: every second row is that of DBMSolver.
+        s: the level of the state, of which the noise is known.
+        r: the level of the next state.
+        eta: the new noise, in [0, sigma_r].
+        w: the weight of the change from the estimate before to this one.
     """
-    alpha, beta, sigma = (weights.tolist() for weights in bridge.at(times))
-    nu = bridge.nu(times).tolist()  # infinite, if anywhere, on the first row
-    if bridge.deterministic:  # the source takes the place of the noise: x keeps its share of it
-        beta, sigma = [0.0] * len(times), beta
-        noise, first = NONE, None
-    at_source = times[0] == bridge.top
-    rows = np.zeros((len(times), 5))
-    for i in range(len(times) - 1):
-        posterior_std = sigma[i + 1] * np.sqrt(1 - (nu[i + 1] / nu[i]) ** 2)
-        pinned = i == 0 and at_source and (first is not None or sigma[0] == 0)  # x is y, and has weight 0
-        of_sigma, of_posterior = (first or ALL) if pinned else noise
-        eta = of_sigma * sigma[i + 1] + of_posterior * posterior_std
-        kappa = 0.0 if pinned else np.sqrt(sigma[i + 1] ** 2 - eta**2) / sigma[i]
-        w = 0.0
-        if multistep and i >= 1 + at_source:  # DPM-Solver++(2M): h / (2 h_prev) with h a difference of -ln nu
-            w = 0.5 * np.log(nu[i] / nu[i + 1]) / np.log(nu[i - 1] / nu[i])
-        gain = alpha[i + 1] - kappa * alpha[i]
-        rows[i] = kappa, beta[i + 1] - kappa * beta[i], gain * (1 + w), -gain * w, eta
-    rows[-1, 2] = 1.0  # the clean image
-    if midpoint and not bridge.deterministic:
-        for i in range(1 + int(at_source), len(times) - 1, 2):
-            rows[i] = _midpoint_row(bridge, times[i - 1 : i + 2])
+    kappa = np.sqrt(r.sigma**2 - eta**2) / s.sigma
+    return _coefficients(s, r, kappa, eta, w)
+
+
+def row_from_source(s: Level, r: Level, eta: float) -> Coefficients:
+    """The step from the source, in which there is no noise yet; ``eta`` is the new one, in [0, sigma_r]."""
+    return _coefficients(s, r, 0.0, eta, 0.0)
+
+
+def _coefficients(s: Level, r: Level, kappa: float, eta: float, w: float) -> Coefficients:
+    gain = r.alpha - kappa * s.alpha
+    return kappa, r.beta - kappa * s.beta, gain * (1 + w), -gain * w, eta
+
+
+def posterior_noise(s: Level, r: Level) -> float:
+    """The standard deviation of x_r given x_s, x0 and y."""
+    return r.sigma * np.sqrt(1 - (r.nu / s.nu) ** 2)
+
+
+def second_order(levels: Sequence[Level], i: int) -> float:
+    """The weight w of row i, h / (2 h_prev) with h a difference of -ln nu; 0 first and at the top."""
+    if i == 0 or levels[i - 1].at_top:
+        return 0.0
+    before, s, r = levels[i - 1 : i + 2]
+    return 0.5 * np.log(s.nu / r.nu) / np.log(before.nu / s.nu)
+
+
+def _ended(bridge: Bridge, times: skips.Timesteps, rows: Sequence[Coefficients]) -> StepTable:
+    return table(bridge, times, np.array([*rows, CLEAN]))
+
+
+@register("dpm2m", default_times)
+def dpm2m(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """``ddim`` of second order, by the estimate before (Lu et al. 2022)."""
+    levels = levels_of(bridge, times)
+    rows: list[Coefficients] = []
+    for i, (s, r) in enumerate(pairwise(levels)):
+        if s.is_source:
+            rows.append(row_from_source(s, r, r.sigma))
+        else:
+            rows.append(row(s, r, w=second_order(levels, i)))
+    return _ended(bridge, times, rows)
+
+
+@register("sde-dpm2m", default_times)
+def sde_dpm2m(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """``posterior`` of second order, by the estimate before."""
+    if bridge.deterministic:
+        return dpm2m(bridge, times)
+    levels = levels_of(bridge, times)
+    rows: list[Coefficients] = []
+    for i, (s, r) in enumerate(pairwise(levels)):
+        if s.is_source and s.sigma == 0:
+            rows.append(row_from_source(s, r, r.sigma))
+        else:
+            rows.append(row(s, r, posterior_noise(s, r), second_order(levels, i)))
+    return _ended(bridge, times, rows)
+
+
+def _midpoint_times(bridge: Bridge, steps: int | None) -> skips.Timesteps:
+    return default_times(bridge, steps) if bridge.deterministic else skips.midpoint(bridge, steps)
+
+
+@register("midpoint", _midpoint_times)
+def midpoint(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """``ddim``, of which every second row is that of DBMSolver; without noise, ``ddim``."""
+    plain = ddim(bridge, times)
+    if bridge.deterministic:
+        return plain
+    first = 2 if times[0] == bridge.top else 1
+    rows = plain.coefficients.copy()
+    for i in range(first, len(times) - 1, 2):
+        rows[i] = _midpoint_row(bridge, times[i - 1 : i + 2])
     return table(bridge, times, rows)
+
+
+@register("ddim", default_times)
+def ddim(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """The probability flow: no noise but at the source, where all of it enters (Song et al. 2021)."""
+    rows: list[Coefficients] = []
+    for s, r in pairwise(levels_of(bridge, times)):
+        if s.is_source:
+            rows.append(row_from_source(s, r, r.sigma))
+        else:
+            rows.append(row(s, r))
+    return _ended(bridge, times, rows)
+
+
+@register("posterior", _posterior_times)
+def posterior(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """Steps with the noise of x_r given x_s, x0 and y: BBDM's sampler."""
+    if bridge.deterministic:
+        return ddim(bridge, times)
+    rows: list[Coefficients] = []
+    for s, r in pairwise(levels_of(bridge, times)):
+        if s.is_source and s.sigma == 0:
+            rows.append(row_from_source(s, r, r.sigma))
+        else:
+            rows.append(row(s, r, posterior_noise(s, r)))
+    return _ended(bridge, times, rows)
+
+
+@register("fast", _fast_times)
+def fast(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """Half of the noise at each step: A-Bridge's fast sampling."""
+    if bridge.deterministic:
+        return ddim(bridge, times)
+    rows: list[Coefficients] = []
+    for s, r in pairwise(levels_of(bridge, times)):
+        eta = 0.5 * r.sigma
+        if s.is_source:
+            rows.append(row_from_source(s, r, eta))
+        else:
+            rows.append(row(s, r, eta))
+    return _ended(bridge, times, rows)
+
+
+@register(DISTILLED, partial(default_times, least=1, most=np.inf))
+def consistency(bridge: Bridge, times: skips.Timesteps) -> StepTable:
+    """All noise is new at each step (Song et al. 2023)."""
+    if bridge.deterministic:
+        return ddim(bridge, times)
+    rows = [row_from_source(s, r, r.sigma) for s, r in pairwise(levels_of(bridge, times))]
+    return _ended(bridge, times, rows)
 
 
 def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
@@ -320,17 +435,6 @@ def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
     return [kept, beta[2] - kept * beta[1], gain, alpha[2] * (1 - nu[2] / nu[1]) - gain, 0.0]
 
 
-register("dpm2m", levels)(partial(family, noise=NONE, first=ALL, multistep=True))
-register("sde-dpm2m", levels)(partial(family, noise=POSTERIOR, multistep=True))
-register("midpoint", lambda bridge, steps: (levels if bridge.deterministic else skips.midpoint)(bridge, steps))(
-    partial(family, noise=NONE, first=ALL, midpoint=True)
-)
-register("ddim", levels)(partial(family, noise=NONE, first=ALL))
-register("posterior", _posterior_times)(partial(family, noise=POSTERIOR))
-register("fast", _fast_times)(partial(family, noise=HALF, first=HALF))
-register(DISTILLED, partial(levels, least=1, most=np.inf))(partial(family, noise=ALL, first=ALL))
-
-
 @register("ancestral", lambda bridge, steps: bridge.ancestral_times(steps))
 def ancestral(bridge: Bridge, times: skips.Timesteps) -> StepTable:
     """The published sampler of a bridge, outside this family: its ``ancestral``."""
@@ -344,4 +448,4 @@ def mean(bridge: Bridge, times: skips.Timesteps) -> StepTable:
     """One network call at the top, the mean of all results."""
     if len(times) > 1 or times[0] != bridge.top:
         raise ValueError(f"solver 'mean' is one network call at the bridge's top, got timesteps {times.tolist()}")
-    return family(bridge, times, NONE, ALL)
+    return ddim(bridge, times)

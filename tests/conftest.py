@@ -85,8 +85,8 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture
 def own_names() -> Iterator[None]:
     """What a test registers under a name is forgotten at its end."""
-    tables: list[dict[str, Any]] = [BRIDGES, solvers.SOLVERS, OWN, FACTORIES, METRICS]
-    registries: list[Registry[Any]] = [DATASETS, CONDITION_KINDS]
+    tables: list[dict[str, Any]] = [FACTORIES, METRICS]
+    registries: list[Registry[Any]] = [BRIDGES, solvers.SOLVERS, OWN, DATASETS, CONDITION_KINDS]
     tables += [vars(registry)[field] for registry in registries for field in ("_things", "_origins")]
     before = [dict(table) for table in tables]
     yield

@@ -145,9 +145,16 @@ def test_a_table_comes_back_from_its_description():
         replace(table, coefficients=np.ones((3, 4)))
 
 
-def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(solvers, "SOLVERS", {**solvers.SOLVERS})
+def test_the_last_row_of_a_table_draws_no_noise():
+    """Noise of its number is that of the start, of which it would be a copy."""
+    rows = solvers.build(ABridge(), "ddim", steps=3).coefficients.copy()
+    rows[-1, 4] = 0.5
+    with pytest.raises(ValueError, match=r"^the last row of a table draws no noise, got the weight 0\.5$"):
+        solvers.table(ABridge(), np.array([1000, 500, 1]), rows)
 
+
+@pytest.mark.usefixtures("own_names")
+def test_a_solver_of_one_s_own():
     @solvers.register("jump", timesteps.uniform)
     def jump(bridge: Bridge, times: timesteps.Timesteps) -> solvers.StepTable:
         return solvers.table(bridge, times, np.tile(CLEAN, (len(times), 1)))
@@ -158,8 +165,8 @@ def test_a_solver_of_one_s_own(monkeypatch: pytest.MonkeyPatch):
         table.coefficients[0, 0] = 1.0
     assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([1000, 500, 1], [CLEAN] * 3)
     assert solvers.choices(ABridge())["jump"] == 200
-    with pytest.raises(ValueError, match="solver 'jump' is taken"):
-        solvers.register("jump", timesteps.uniform)(jump)
+    with pytest.raises(ValueError, match=r"the solver 'jump' is taken by tests\.test_solvers\..*jump"):
+        solvers.register("jump")(test_a_solver_of_one_s_own)
 
     @solvers.register("halves")
     def halves(bridge: Bridge, steps: int | None) -> solvers.StepTable:
@@ -188,7 +195,10 @@ STEPS = "steps must be an integer in "
 @pytest.mark.parametrize(
     ("solver", "bridge", "request_", "message"),
     [
-        ("euler", ABridge(), {}, r"solver must be one of .*, got 'euler'"),
+        ("euler", ABridge(), {}, r"solver must be one of 'dpm2m', .*, a StepTable or a function of .*, got 'euler'"),
+        ("ddim", ECSI(), {"timesteps": "sines"}, r"or a list of numbers, got 'sines'"),
+        ("ddim", ABridge(), {"timesteps": "sines"}, r"or a list of integers, got 'sines'"),
+        ("ddim", I2SB(deterministic=True), {"timesteps": [900, 1]}, r"must start at the bridge's top \d+, got 900$"),
         ("dpm2m", ABridge(), {"steps": 10, "timesteps": "karras"}, "steps or timesteps, not both"),
         (solvers.build(ABridge()), ABridge(), {"steps": 2}, "a table has its own steps, got steps=2"),
         ("ancestral", ABridge(), {"steps": 10}, "steps=1000; got steps=10"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 Thing = TypeVar("Thing")
@@ -51,7 +52,12 @@ class Registry(Mapping[str, Thing]):
 
 
 def _origin(source: Any) -> str:
-    """The module and the qualified name of a class or a function; the name of a module."""
+    """The module and the qualified name of a class or a function; the name of a module.
+
+    Of a :func:`functools.partial` they are those of its function.
+    """
+    while isinstance(source, partial):
+        source = source.func
     name = getattr(source, "__qualname__", None)
     if name is None:
         return str(getattr(source, "__name__", repr(source)))

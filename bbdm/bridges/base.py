@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base.registry import Registry
 from bbdm.bridges.path import ENDS, OBJECTIVES, PICTURES, POINTS, Array, Density, Function, Path, Weights, quantiles
 
 if TYPE_CHECKING:
@@ -301,24 +302,22 @@ class Bridge(Path):
         return cast(Any, replace(cast(Any, self), sigma_data=self.sigma_source, sigma_source=self.sigma_data))
 
 
-BRIDGES: dict[str, Callable[..., Bridge]] = {}  # what builds them, by name
+BRIDGES: Registry[Callable[..., Bridge]] = Registry("bridge")  # what builds them, by name
 Kind = TypeVar("Kind", bound=type[Bridge])
 
 
 def register(kind: str) -> Callable[[Kind], Kind]:
     """A decorator that gives a bridge its name in files: ``@register("mine")`` above the dataclass.
 
-    Whoever loads such a file has to import the class before.
+    Whoever loads such a file has to import the class before. The same class defined again, as by a cell of a
+    notebook that runs twice, replaces the first.
 
     Raises:
         ValueError: another class has this name.
     """
 
     def named(bridge: Kind) -> Kind:
-        other = BRIDGES.get(kind, bridge)
-        if f"{other!r}" != f"{bridge!r}":  # a module that is loaded again may replace its classes
-            raise ValueError(f"bridge kind {kind!r} is taken by {other!r}")
-        BRIDGES[kind] = bridge
+        BRIDGES.register(kind, bridge)
         bridge.name = kind
         return bridge
 

@@ -29,8 +29,10 @@ class RealTimeBridge(Bridge):
         super().__post_init__()
         if not 0 < self.t_min < self.t_max < np.inf:
             raise ValueError(f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
-        below = (self.objective == "noise") * 1e-4 * (self.t_max - self.t_min)  # it has no x0hat at the end
-        vars(self).update(low=self.t_min, top=self.t_max - below, end=self.t_max)
+        top = self.t_max
+        if self.objective == "noise":  # it has no x0hat at the end
+            top = self.t_max - 1e-4 * (self.t_max - self.t_min)
+        vars(self).update(low=self.t_min, top=top, end=self.t_max)
 
     def network_time(self, t: npt.ArrayLike) -> Array:
         """250 ln t."""
@@ -94,8 +96,8 @@ class DDBM(RealTimeBridge):
         return Marginal(a * (1 - q), a / a_end * q, a * np.sqrt(rho2 * (1 - q)))
 
 
-BRIDGES["ddbm-ve"] = partial(DDBM, "ve")
-BRIDGES["ddbm-vp"] = partial(DDBM, "vp")
+BRIDGES.register("ddbm-ve", partial(DDBM, "ve"), DDBM)
+BRIDGES.register("ddbm-vp", partial(DDBM, "vp"), DDBM)
 
 
 def preconditioned(bridge: ECSI, t: npt.ArrayLike) -> Weights:
@@ -216,8 +218,9 @@ class I2SB(Bridge):
         following = np.append(times[1:], 0)
         before, after = self._variances[0][times], self._variances[0][following]
         share = np.where(times == 0, 0.0, after / before)
-        noisy = (following > 0) & (not self.deterministic)
-        noise = np.where(noisy, np.sqrt(share * (before - after)), 0.0)
+        noise = np.where(following > 0, np.sqrt(share * (before - after)), 0.0)
+        if self.deterministic:
+            noise = np.zeros_like(noise)
         return np.stack([share, 0 * share, 1 - share, 0 * share, noise], axis=1)
 
 

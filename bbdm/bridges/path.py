@@ -81,7 +81,9 @@ class Path(ABC):
     @cached_property
     def top(self) -> float:
         """The time at which sampling starts: T; T - 1 of indices, and for ``noise`` (no x0hat at T)."""
-        return self.num_steps - (self.low == 0 or self.objective == "noise")
+        if self.low == 0 or self.objective == "noise":
+            return self.num_steps - 1
+        return self.num_steps
 
     @cached_property
     def train_range(self) -> tuple[float, float]:
@@ -115,7 +117,9 @@ class Path(ABC):
         if t == self.top:
             return 1.0, 0.0
         if self.deterministic or not self.nu(t) >= self.level_scale:
-            wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.level_scale:g}"
+            wanted = f"the bridge's top {self.top}"
+            if not self.deterministic:
+                wanted = f"{wanted}, or where the noise level is at least {self.level_scale:g}"
             raise ValueError(f"timesteps must start at {wanted}, got {t}")
         alpha, beta, sigma = (float(weight) for weight in self.at(t))
         return alpha + beta, float(np.hypot(sigma, alpha * self.spread))

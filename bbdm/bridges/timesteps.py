@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -63,11 +63,13 @@ def coarse(bridge: Bridge, steps: int | None = None) -> Timesteps:
     calls of :func:`karras`, and textures smoother. Where nu is finite at the top, the levels begin there.
     """
     steps = _count(bridge, steps, 5)
-    infinite = bool(np.isinf(bridge.nu(bridge.top)))
-    first, high = ([bridge.top], highest(bridge)) if infinite else ([], bridge.top)
-    most = float(bridge.nu(high))
-    levels = np.geomspace(most, min(bridge.level_scale * COARSE, most), steps - len(first))
-    return _distinct([*first, *bridge.time_at(levels)], bridge)
+    least = bridge.level_scale * COARSE
+    most = float(bridge.nu(bridge.top))
+    if np.isfinite(most):
+        return _distinct(bridge.time_at(np.geomspace(most, min(least, most), steps)), bridge)
+    most = float(bridge.nu(highest(bridge)))
+    levels = np.geomspace(most, min(least, most), steps - 1)
+    return _distinct([bridge.top, *bridge.time_at(levels)], bridge)
 
 
 def midpoint(bridge: Bridge, steps: int | None = None) -> Timesteps:
@@ -75,14 +77,21 @@ def midpoint(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
     The first of each pair is equally spaced in rho^(1/7), with rho^-2 = nu^-2 + 2.6^-2, and the second lies
     midway to the next in ln rho. The last call has no second; with an odd number, nor has the one before.
+    Where a real time below the top cannot be as noisy as the highest level, the top is the first of these
+    levels.
     """
     steps = _count(bridge, steps, 10)
     if steps == 1:
         return _distinct([bridge.top], bridge)
     count = (steps + 1) // 2  # pairs, of which the last has one call
-    noise = reference_noise(bridge.nu([highest(bridge), bridge.low]) / bridge.level_scale)
+    high = highest(bridge)
+    noise = reference_noise(bridge.nu([high, bridge.low]) / bridge.level_scale)
     most, least = noise.clip(LOWEST / bridge.level_scale).tolist()
-    rho = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count) ** RHO
+    if high < bridge.top:
+        warped = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count)
+    else:
+        warped = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count + 1)[1:]
+    rho = warped**RHO
     middles = np.sqrt(rho[:-1] * rho[1:])[: steps - 1 - count]
     levels = 1 / np.sqrt(np.append(rho, middles) ** -2 - REFERENCE**-2)
     return _distinct([bridge.top, *bridge.time_at(bridge.level_scale * levels)], bridge)
@@ -173,16 +182,23 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
     """
     if isinstance(timesteps, str):
         if timesteps not in SKIPS:
-            raise ValueError(f"timesteps must be one of {tuple(SKIPS)} or a list of integers, got {timesteps!r}")
+            numbers = "numbers" if bridge.continuous else "integers"
+            raise ValueError(f"timesteps must be one of {tuple(SKIPS)} or a list of {numbers}, got {timesteps!r}")
         return SKIPS[timesteps](bridge, steps)
     times: Any = list(timesteps) if isinstance(timesteps, Iterable) else timesteps
     values = np.asarray(times)
     if steps is not None:
         raise ValueError(f"steps must be None with a list of timesteps, got steps={steps}")
-    kinds, kind, dtype = ("iuf", "numbers", np.float64) if bridge.continuous else ("iu", "integers", np.int64)
-    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in kinds or not np.isfinite(values).all():
-        raise ValueError(f"timesteps must be a name or a non-empty list of {kind}, got {times!r}")
-    values = values.astype(dtype)
+    is_list = values.ndim == 1 and values.size > 0
+    if bridge.continuous:
+        numbers = "numbers"
+        are_numbers = values.dtype.kind in "iuf" and bool(np.isfinite(values).all())
+    else:
+        numbers = "integers"
+        are_numbers = values.dtype.kind in "iu"
+    if not is_list or not are_numbers:
+        raise ValueError(f"timesteps must be a name or a non-empty list of {numbers}, got {times!r}")
+    values = values.astype(np.float64 if bridge.continuous else np.int64)
     if np.any(np.diff(values) >= 0):
         raise ValueError(f"timesteps must strictly decrease, got {times}")
     if values[0] > bridge.top or values[-1] < bridge.low:
@@ -208,6 +224,21 @@ def _distinct(times: Iterable[float], bridge: Bridge) -> Timesteps:
     return np.array(sorted(taken, reverse=True), dtype=np.int64)
 
 
+class Row(NamedTuple):
+    """The weights of a step, in the order of a table's columns."""
+
+    p_x: float = 0.0  # x0hat = p_x x + p_y y + p_f F
+    p_y: float = 0.0
+    p_f: float = 0.0
+    c_x: float = 0.0  # the next x = c_x x + c_y y + c_0 x0hat + c_h (the x0hat before) + c_z noise
+    c_y: float = 0.0
+    c_0: float = 0.0
+    c_h: float = 0.0
+    c_z: float = 0.0
+    i_x: float = 0.0  # the network is shown i_x x + i_y y of the next x
+    i_y: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class StepTable:
     """The weights of every step of a sampling loop, one row for each network call; float64.
@@ -215,7 +246,8 @@ class StepTable:
     :func:`bbdm.solvers.table` makes one of coefficients, with what a bridge says of the rest.
 
     Raises:
-        ValueError: an array is of another shape, or not of finite numbers.
+        ValueError: an array is of another shape, or not of finite numbers; or the last row draws noise, whose
+            number is that of the start.
     """
 
     timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
@@ -227,13 +259,23 @@ class StepTable:
 
     def __post_init__(self) -> None:
         count = np.size(self.timesteps)
-        for name, columns in {**ARRAYS, "start": None}.items():
-            array = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
-            shape = (2,) if columns is None else (count, *columns)
-            if array.dtype.kind not in "if" or array.shape != shape or not count or not np.isfinite(array).all():
-                raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
+        for name, columns in ARRAYS.items():
+            array = self._checked(name, (count, *columns))
             array.setflags(write=False)
-            object.__setattr__(self, name, tuple(map(float, array)) if columns is None else array)
+            object.__setattr__(self, name, array)
+        of_y, of_noise = self._checked("start", (2,)).tolist()
+        object.__setattr__(self, "start", (float(of_y), float(of_noise)))
+        last = self.coefficients[-1, 4]
+        if last != 0:
+            raise ValueError(f"the last row of a table draws no noise, got the weight {last:g}")
+
+    def _checked(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """A copy of a field, which nobody else can change; ValueError unless it is numbers of a shape."""
+        array = np.array(getattr(self, name), order="C")
+        are_numbers = array.dtype.kind in "if" and bool(np.isfinite(array).all())
+        if array.shape != shape or array.size == 0 or not are_numbers:
+            raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
+        return array
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -253,7 +295,7 @@ class StepTable:
 
     @property
     def rows(self) -> npt.NDArray[np.float64]:
-        """(K, 10) prediction, coefficients, and the next time's inputs side by side, as a step takes them."""
+        """(K, 10) each a :class:`Row`: prediction, coefficients, and the next time's inputs."""
         following = np.concatenate([self.inputs[1:], [[1.0, 0.0]]])
         return np.concatenate([self.prediction, self.coefficients, following], axis=1)
 
@@ -263,8 +305,10 @@ class StepTable:
 
         So noise of the start has the number of the last row, which takes none itself.
         """
+        of_y, of_noise = self.start
+        i_x, i_y = self.inputs[0]
         opening = np.zeros((len(self), 10))
-        opening[-1, [4, 7, 8, 9]] = *self.start, *self.inputs[0]
+        opening[-1] = Row(c_y=of_y, c_z=of_noise, i_x=i_x, i_y=i_y)
         return opening
 
     @property

@@ -100,7 +100,7 @@ class Tiling:
         lengths, unit, whole = [size * cell for size in batch.shape[2:]], max(cell, stride), (2 * self.side) ** 2
         sides = [Windows(length, length) for length in lengths]
         if tiled := math.prod(lengths) > whole:
-            overlap = min(self.overlap, self.side // unit // 2 * unit)  # no three tiles overlap
+            overlap = min(self.overlap, self.side // unit // 2 * unit)  # at most half of a tile
             sides = [Windows.spread(length, self.side, overlap, unit) for length in lengths]
         at_once = max(1, min(AT_ONCE, whole // max(1, math.prod(side.length for side in sides))))
         shape = channels, *(side.length // stride for side in sides)

@@ -28,40 +28,69 @@ from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Conditions, Network, find_dtype, state_hash
 
 SHAPES_KEPT = 8  # of compiled networks and captured graphs
+# PyTorch captures one graph at a time in a process, and its compiler's tables are the process's too. Warm-up
+# before a capture may compile.
+COMPILING = threading.RLock()
 Tensors = list[torch.Tensor]
 Value = TypeVar("Value")
 Captured = tuple[torch.cuda.CUDAGraph, Tensors, torch.Tensor, Any]
 
 
 class Recent(Generic[Value]):
-    """The values used last, at most ``SHAPES_KEPT``, each made once, under a lock."""
+    """The values used last, at most ``SHAPES_KEPT``, each made once, under the lock :data:`COMPILING`.
+
+    A value that is kept does not wait for another that is made.
+    """
 
     def __init__(self, make: Callable[..., Value]) -> None:
         self._make = make
         self._values: OrderedDict[Any, Value] = OrderedDict()
-        self.lock = threading.RLock()
+        self._lock = threading.Lock()  # of the table, for a moment
 
     def values(self) -> list[Value]:
         """The values that are kept."""
-        with self.lock:
+        with self._lock:
             return list(self._values.values())
 
     def get(self, key: Any, *args: Any) -> Value:
         """The value of a key, made from ``args`` where the cache lacks it."""
-        with self.lock:
-            if key not in self._values:
-                self._values[key] = self._make(*args)
-            self._values.move_to_end(key)
+        value = self._kept(key)
+        if value is not None:
+            return value
+        with COMPILING:
+            value = self._kept(key)  # another thread may have made it meanwhile
+            if value is None:
+                value = self._make(*args)
+                self._keep(key, value)
+            return value
+
+    def _kept(self, key: Any) -> Value | None:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def _keep(self, key: Any, value: Value) -> None:
+        with self._lock:
+            self._values[key] = value
             while len(self._values) > SHAPES_KEPT:
                 self._values.popitem(last=False)
-            return self._values[key]
+
+
+def signature(value: torch.Tensor | Conditions) -> Hashable:
+    """What compiled code assumes of a tensor, or of tensors by name: shape, dtype and order in memory."""
+    if isinstance(value, Mapping):
+        return tuple((name, signature(tensor)) for name, tensor in value.items())
+    shape = value.shape
+    strides = tuple(stride for side, stride in zip(shape, value.stride(), strict=True) if side > 1)
+    return shape, strides, value.dtype
 
 
 class Compiled:
-    """A function compiled by torch.compile, once for each shape of its first argument and of mappings.
+    """A function compiled by torch.compile, once for each :func:`signature` of its arguments.
 
-    Other arguments are tensors, whose shapes follow from the first one's, or mappings of names to tensors.
-    Weights are constants to the compiler, which packs and folds them. A failure to compile is raised.
+    Arguments are tensors, or mappings of names to tensors. Weights are constants to the compiler, which packs
+    and folds them. A failure to compile is raised.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
@@ -70,8 +99,9 @@ class Compiled:
 
     def __call__(self, x: torch.Tensor, /, *others: Any) -> torch.Tensor:
         """The function's result."""
-        shapes = (value.shape for each in others if isinstance(each, Mapping) for value in each.values())
-        return self._compiled.get((x.shape, *shapes), x, *others)(x, *others)
+        key = signature(x), *map(signature, others)
+        function = self._compiled.get(key, x, *others)
+        return function(x, *others)
 
     def functions(self) -> list[Callable[..., torch.Tensor]]:
         """What was compiled and is kept; the constants of others are freed."""
@@ -113,6 +143,7 @@ class Graphs:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: Recent[Captured] = Recent(self._capture)
+        self._turns = threading.Lock()  # of the buffers
         self._done = torch.cuda.Event()
 
     def __call__(
@@ -126,7 +157,7 @@ class Graphs:
             tensors: what the function gets, on the device.
             reads: returns what else the graph reads, such as weights, which must outlive it.
         """
-        with self._captured.lock, torch.cuda.device(self._device):
+        with self._turns, torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)  # another thread's replay may run on another stream
             shapes = tuple(tensor.shape for tensor in tensors)
@@ -140,7 +171,7 @@ class Graphs:
 
     def _capture(self, function: Callable[[Tensors], torch.Tensor], tensors: Tensors, reads: Any) -> Captured:
         buffers = [tensor.clone() for tensor in tensors]
-        stream = torch.cuda.Stream()  # a new one, so that samplers may capture at the same time
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
             function(buffers)

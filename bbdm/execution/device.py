@@ -38,10 +38,15 @@ def cpu_flags() -> set[str]:
 def best_dtype(device: torch.device) -> torch.dtype:
     """The fastest dtype for compiled networks: bfloat16 where the device multiplies in it, float32 otherwise.
 
-    A CPU that has no such instructions computes in bfloat16 too, more slowly than in float32.
+    A device that has no such instructions computes in bfloat16 too, more slowly than in float32: CPUs without
+    those of :data:`BFLOAT16`, and NVIDIA's cards before Ampere, such as T4 and V100.
     """
-    pays = not BFLOAT16.isdisjoint(cpu_flags()) if device.type == "cpu" else torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if pays else torch.float32
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        multiplies = not BFLOAT16.isdisjoint(cpu_flags())
+    return torch.bfloat16 if multiplies else torch.float32
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:

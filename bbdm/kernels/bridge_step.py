@@ -34,8 +34,8 @@ def bridge_step(
 
     x0hat_next = p_x x + p_y y + p_pred pred, then
     x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z, and the network is shown i_x x_next + i_y y.
-    An argument of weight 0 has no influence: it may be NaN or uninitialised memory. Nothing is checked: the
-    sampler knows its buffers.
+    An argument of weight 0 has no influence: it may be NaN or uninitialised memory. Of what comes from
+    outside, ``pred`` and ``noise``, the shape is checked; the sampler knows its buffers.
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
@@ -54,8 +54,13 @@ def bridge_step(
         mask: (B, 1, H, W) in the dtype of ``x``, or None: x0hat becomes mask x0hat + (1 - mask) y.
 
     Raises:
-        ValueError: on a CPU, the row has noise, and there are neither seeds nor noise.
+        ValueError: ``pred`` or ``noise`` has another shape than ``x``; or on a CPU, the row has noise, and
+            there are neither seeds nor noise.
     """
+    if pred.shape != x.shape:
+        raise ValueError(f"the network must predict {tuple(x.shape)}, got {tuple(pred.shape)}")
+    if noise is not None and noise.shape != x.shape:
+        raise ValueError(f"noise must be {tuple(x.shape)}, got {tuple(noise.shape)}")
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     op = _reference if eager else _bridge_step
     op(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask)

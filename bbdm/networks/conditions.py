@@ -127,14 +127,24 @@ class ConditionInput:
 
     def _number(self, value: Any) -> int:
         """The class of a name, a number or None."""
-        number = self.size if value is None else self.names.index(value) if value in self.names else value
-        if isinstance(number, str) or int(number) != number or not 0 <= number < self.size + self.droppable:
-            self._refuse(f"be of {', '.join(self.names) or f'numbers from 0 to {self.size - 1}'}", repr(value))
+        number = value
+        if value is None:
+            number = self.size
+        elif value in self.names:
+            number = self.names.index(value)
+        highest = self.size if self.droppable else self.size - 1  # without a class, where training left it out
+        is_class = not isinstance(number, str) and int(number) == number and 0 <= number <= highest
+        if not is_class:
+            known = ", ".join(self.names) or f"numbers from 0 to {self.size - 1}"
+            self._refuse(f"be of {known}", repr(value))
         return int(number)
 
     def _tokens(self, value: Any) -> npt.NDArray[np.float32]:
         """(L, size) of an array, a tensor or None."""
-        value = np.zeros((0, self.size)) if value is None else as_numpy(value) if hasattr(value, "detach") else value
+        if value is None:
+            value = np.zeros((0, self.size))
+        elif hasattr(value, "detach"):
+            value = as_numpy(value)
         array = np.asarray(value, np.float32)
         if array.ndim != 2 or array.shape[1] != self.size:
             self._refuse(f"be tokens (L, {self.size}), or (B, L, {self.size})", array.shape)

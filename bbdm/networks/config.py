@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
+from bbdm.base.registry import Registry
 from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
@@ -66,13 +67,19 @@ class NetworkConfig(ConditionsConfig):
         check_sizes(self)
         if self.axes not in (2, 3):
             raise ValueError(f"axes must be 2, of pictures, or 3, of volumes, got {self.axes!r}")
-        count, known = self.channels, self.condition_channels  # pyright: ignore[reportAttributeAccessIssue]
-        fits = [type(c) is int and 0 <= c < (known or c + 1) for c in self.endpoint or ()]
-        if self.endpoint is not None and (len(fits) != count or not all(fits)):
+        if self.endpoint is not None:
+            self._check_endpoint(self.endpoint)
+
+    def _check_endpoint(self, endpoint: tuple[int, ...]) -> None:
+        """Raise ValueError unless each channel of the state has a source channel."""
+        count: int = self.channels  # pyright: ignore[reportAttributeAccessIssue]
+        known = self.condition_channels
+        are_channels = all(type(channel) is int and channel >= 0 for channel in endpoint)
+        if known and are_channels:
+            are_channels = all(channel < known for channel in endpoint)
+        if len(endpoint) != count or not are_channels:
             of = f", of {known} counted from 0," if known else ", counted from 0,"
-            raise ValueError(
-                f"endpoint must be a source channel{of} for each of {count} channels, got {self.endpoint!r}"
-            )
+            raise ValueError(f"endpoint must be a source channel{of} for each of {count} channels, got {endpoint!r}")
 
     @cached_property
     def inputs(self) -> dict[str, ConditionInput]:
@@ -87,8 +94,11 @@ class NetworkConfig(ConditionsConfig):
         A network that does not see them has sources with the target's channels or, with an endpoint, with
         the channels up to the last that it names.
         """
-        own: Any = self
-        return own.condition_channels or (own.channels if own.endpoint is None else max(own.endpoint) + 1)
+        if self.condition_channels:
+            return self.condition_channels
+        if self.endpoint is not None:
+            return max(self.endpoint) + 1
+        return self.channels  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,7 @@ VQGANS: dict[str, VQGANConfig] = {
     ),
     "demo": VQGANConfig(num_codes=512, model_channels=32, num_res_blocks=1, num_groups=8),
 }
-OWN: dict[str, WrappedConfig] = {}  # of networks that are registered
+OWN: Registry[WrappedConfig] = Registry("network")  # of networks that are registered
 FACTORIES: dict[str, tuple[Callable[[WrappedConfig], Any], Callable[..., Any] | None]] = {}
 Factory = TypeVar("Factory", bound=Callable[[WrappedConfig], Any])
 
@@ -279,7 +289,8 @@ def register(
 
     The function makes the module of a :class:`WrappedConfig`, whose ``channels`` are the target's and whose
     ``condition_channels`` are the source's. A file has the name and the settings, so that all that reads it
-    makes the network again.
+    makes the network again. The same function defined again, as by a cell of a notebook that runs twice,
+    replaces the first.
 
     Args:
         name: in files and in commands.
@@ -289,14 +300,15 @@ def register(
         call: call(module, x, t, conditions), as of :func:`~bbdm.networks.base.wrap`.
 
     Raises:
-        ValueError: the name is of a preset of this library, or a size is out of range.
+        ValueError: the name is of a preset of this library or of another function, or a size is out of range.
     """
     if name in UNETS or name in DITS:
         raise ValueError(f"the name {name!r} is of a preset of this library: choose another")
     config = WrappedConfig(name, 3, stride, condition_channels=3 if sees_source else 0, axes=axes)
 
     def add(make: Factory) -> Factory:
-        OWN[name], FACTORIES[name] = config, (make, call)
+        OWN.register(name, config, make)
+        FACTORIES[name] = make, call
         return make
 
     return add

@@ -59,14 +59,20 @@ class ResBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
-        norm, _, conv = self.in_layers
-        conv, h = cast(nn.Conv2d, conv), norm_silu(norm, x)
+        norm, _, module = self.in_layers
+        conv = cast(nn.Conv2d, module)
+        h = norm_silu(norm, x)
         if self.up:
-            h, x = upsample_conv3x3(h, conv.weight, conv.bias, self.up), upsample(x, self.up)
+            h = upsample_conv3x3(h, conv.weight, conv.bias, self.up)
+            x = upsample(x, self.up)
+        elif self.down:
+            h = conv(pooled(h, self.down))
+            x = pooled(x, self.down)
         else:
-            h, x = (conv(pooled(h, self.down)), pooled(x, self.down)) if self.down else (conv(h), x)
+            h = conv(h)
         norm, _, dropout, conv = self.out_layers
-        return self.skip_connection(x) + conv(dropout(norm_silu(norm, h, modulation[:, self.modulated])))
+        h = norm_silu(norm, h, modulation[:, self.modulated])
+        return self.skip_connection(x) + conv(dropout(h))
 
 
 class AttentionBlock(nn.Module):

@@ -49,7 +49,7 @@ class Windows:
     def ramps(self, cell: int) -> Weights:
         """(windows, length / cell) weights that fall linearly to 0 at the edges of a window inside the image.
 
-        Those of a value, which is ``cell`` pixels wide, add up to 1. No three windows overlap.
+        Those of a value, which is ``cell`` pixels wide, add up to 1, also where three windows overlap.
         """
         at = (np.arange(self.length // cell, dtype=np.float32) + np.float32(0.5)) * np.float32(cell)
         weights = np.ones((len(self.starts), len(at)), np.float32)
@@ -148,14 +148,21 @@ class WindowGrid:
             windows = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
             return concatenated([each[window] for window in windows])
 
+        def part(values: Any, start: int) -> Any:  # for a call of the network, filled up with the last one
+            batch = values[start : start + self.at_once]
+            missing = self.at_once - len(batch)
+            if self.fill and missing > 0:
+                batch = concatenated([batch, *[batch[-1:]] * missing])
+            return batch
+
         def predictions(spans: Sequence[Spans]) -> Any:
-            parts, outputs = {name: cut(each, spans) for name, each in {"": x, **conditions}.items()}, []
-            for start in range(0, len(parts[""]), self.at_once):
-                batch = {name: each[start : start + self.at_once] for name, each in parts.items()}
-                count = len(batch[""])
-                if self.fill and count < self.at_once:
-                    batch = {k: concatenated([v, *[v[-1:]] * (self.at_once - count)]) for k, v in batch.items()}
-                outputs.append(network(batch.pop(""), index, batch)[:count])
+            states = cut(x, spans)
+            seen = {name: cut(value, spans) for name, value in conditions.items()}
+            outputs: list[Any] = []
+            for start in range(0, len(states), self.at_once):
+                count = min(self.at_once, len(states) - start)
+                batch = {name: part(value, start) for name, value in seen.items()}
+                outputs.append(network(part(states, start), index, batch)[:count])
             return concatenated(outputs)
 
         return blend(predictions, self.sides(x.shape[2:]), weights, max(1, self.at_once // len(x)), out=out)

@@ -187,7 +187,8 @@ def quantized(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     feeds, convolutions = trajectory(sampler, sources), [n.name for n in model.graph.node if n.op_type == "Conv"]
-    logging.disable(logging.WARNING)  # its advice on preprocessing is for graphs that are not folded
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))  # its advice on preprocessing is for graphs that are not folded
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             plain, small = Path(scratch) / "float32.onnx", Path(scratch) / "int8.onnx"
@@ -206,7 +207,7 @@ def quantized(
             )
             return onnx.load(small)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ def condition_inputs(conditions: Mapping[str, ConditionInput], axes: int) -> dic
     return inputs
 
 
-class Function(nn.Module):
+class FunctionModule(nn.Module):
     """A function of tensors, and the module whose weights it reads, if any."""
 
     def __init__(self, function: Callable[..., Any], module: nn.Module | None = None) -> None:
@@ -105,7 +105,7 @@ def step_graph(axes: int = 2) -> onnx.ModelProto:
     inputs |= {"z": Input(z), "row": Input((10,)), "mask": Input(mask)}
     known = sizes(2, CELLS[:axes]) | {"channels": 3} | dict.fromkeys(z + mask, 1)
     outputs: dict[str, Dims] = dict.fromkeys(("x_next", "x0hat_next", "inputs_next"), dims)
-    model = export_graph(Function(step), inputs, outputs, known)
+    model = export_graph(FunctionModule(step), inputs, outputs, known)
     del model.graph.value_info[:]  # of a mask of size 1
     return model
 
@@ -130,23 +130,31 @@ def network_graph(network: Network) -> onnx.ModelProto:
     x = "batch", network.channels, *NAMES[network.axes]
     inputs = {"x": Input(x), "t": Input((1,)), **condition_inputs(network.inputs, network.axes)}
     known = sizes(2, [cells * step for cells, step in zip(CELLS, network.strides, strict=False)])
-    return export_graph(Function(predict, network), inputs, {"prediction": x}, known)
+    return export_graph(FunctionModule(predict, network), inputs, {"prediction": x}, known)
 
 
 def codec_graph(codec: Codec, decodes: bool) -> onnx.ModelProto:
     """The graph of a codec's encoder, ``image`` to ``latent``, or of its decoder, ``latent`` to ``image``."""
+    image: Dims = ("batch", codec.image_channels)
+    latent: Dims = ("batch", codec.channels)
+    outputs: dict[str, Dims]
+    if decodes:
+        inputs = {"latent": Input((*latent, *NAMES[2]))}
+        outputs = {"image": (*image, "image_height", "image_width")}
+        sides = [*CELLS[:2]]
+    else:
+        inputs = {"image": Input((*image, *NAMES[2]))}
+        outputs = {"latent": (*latent, "latent_height", "latent_width")}
+        sides = [cells * codec.stride for cells in CELLS[:2]]
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        if decodes:
-            return codec.decoder(codec.denormalize(x))
+    def encode(x: torch.Tensor) -> torch.Tensor:
         return codec.normalize(codec.encoder(x.to(codec.dtype)), "source")
 
-    ends = ("image", codec.image_channels), ("latent", codec.channels)
-    (start, channels), (end, others) = reversed(ends) if decodes else ends
-    inputs = {start: Input(("batch", channels, *NAMES[2]))}
-    outputs: dict[str, Dims] = {end: ("batch", others, f"{end}_height", f"{end}_width")}
-    cell = 1 if decodes else codec.stride
-    return export_graph(Function(run, codec.module), inputs, outputs, sizes(2, [cells * cell for cells in CELLS[:2]]))
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        return codec.decoder(codec.denormalize(x))
+
+    module = FunctionModule(decode if decodes else encode, codec.module)
+    return export_graph(module, inputs, outputs, sizes(2, sides))
 
 
 def _nearest_code(z: Any, codes: Any) -> Any:
@@ -223,29 +231,41 @@ def _node(name: str, inputs: Sequence[torch.Tensor], shape: Sequence[int]) -> to
 
 def translation(table: StepTable, shapes: Shapes, latent: bool, names: Sequence[str]) -> Callable[..., torch.Tensor]:
     """A function of the inputs of :func:`pipeline_inputs`, in the order of ``names``: the image."""
-    rows, times = torch.from_numpy(table.rows).float(), torch.tensor(table.network_times, dtype=torch.float32)
+    rows = torch.from_numpy(table.rows).float()
+    times = torch.tensor(table.network_times, dtype=torch.float32)
     slots = torch.zeros(len(table), dtype=torch.int64)  # of each step's noise, where it has any
     slots[table.noisy] = torch.arange(len(table.noisy))
-    (of_y, of_z), (i_x, i_y) = table.start, table.inputs[0].tolist()
+    of_y, of_z = table.start
+    i_x, i_y = table.inputs[0].tolist()
 
     def translate(*inputs: torch.Tensor) -> torch.Tensor:
-        known = dict(zip(names, inputs, strict=True))
-        source = known.pop("source")
-        ones, (batch, _, *sides) = (1,) * source.ndim, source.shape
-        noise = known.pop("noise") if "noise" in known else source.new_zeros((1, *ones))
-        y = in_channels(source, shapes.channels, shapes.endpoint)
+        conditions = dict(zip(names, inputs, strict=True))
+        source = conditions.pop("source")
+        noise = conditions.pop("noise", None)
+        batch, _, *sides = source.shape
+        ones = (1,) * source.ndim
+        if noise is None:
+            noise = source.new_zeros((1, *ones))
         if latent:
-            y = _node("encoder", [source], [batch, shapes.channels, *(side // shapes.cell for side in sides)])
-        y = y if y is source else y.clone()  # while_loop takes no view of another input
-        conditions = [*([y if latent else source] if shapes.shown else []), *known.values()]
-        x = of_y * y + of_z * noise[-1] if of_z else of_y * y
+            cells = [side // shapes.cell for side in sides]
+            y = _node("encoder", [source], [batch, shapes.channels, *cells])
+        else:
+            y = in_channels(source, shapes.channels, shapes.endpoint)
+        if y is not source:  # while_loop takes no view of another input
+            y = y.clone()
+        seen = [*conditions.values()]
+        if shapes.shown:
+            seen = [y if latent else source, *seen]
+        x = of_y * y
+        if of_z:
+            x = x + of_z * noise[-1]
 
         def goes_on(index: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
             return index < len(rows)
 
         def advance(index: torch.Tensor, x: torch.Tensor, x0hat: torch.Tensor, shown: torch.Tensor) -> Any:
             at = index.reshape(1)
-            prediction = _node("unet", [shown, times.index_select(0, at), *conditions], shown.shape)
+            prediction = _node("unet", [shown, times.index_select(0, at), *seen], shown.shape)
             z = noise.index_select(0, slots.index_select(0, at)).squeeze(0)
             row = rows.index_select(0, at).squeeze(0)
             return index + 1, *step(x, x0hat, prediction, y, z, row, source.new_ones(ones))
@@ -290,7 +310,7 @@ def pipeline_graph(parts: Mapping[str, onnx.ModelProto], table: StepTable, shape
     """
     axes, inputs = len(shapes.stride), pipeline_inputs(shapes, len(table.noisy))
     known = sizes(2, [cells * shapes.cell for cells in CELLS[:axes]], shapes.cell)
-    module = Function(translation(table, shapes, "encoder" in parts, list(inputs)))
+    module = FunctionModule(translation(table, shapes, "encoder" in parts, list(inputs)))
     model = export_graph(module, inputs, {"image": ("batch", shapes.image_channels, *NAMES[axes])}, known)
     for name, part in parts.items():
         weights = {tensor.name: f"{name}/{tensor.name}" for tensor in part.graph.initializer}

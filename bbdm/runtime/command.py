@@ -20,7 +20,7 @@ from bbdm.sampling.options import GuidanceOptions
 
 
 def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
-    """Conditions of a call from words NAME=VALUE, each name once, else ValueError."""
+    """Conditions of a call from words NAME=VALUE of ``--condition``, each name once, else ValueError."""
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -70,6 +70,16 @@ class Runtime(Command, GuidanceOptions):
             if count > 1:
                 raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
 
+    def _direction(self, has_two: bool, condition: Direction | None) -> Direction | None:
+        """The direction of ``--direction`` or of a condition, which may be given as one of both."""
+        if self.direction is None:
+            return condition
+        if not has_two:
+            raise ValueError(f"the network has one direction, got --direction {self.direction}")
+        if condition is not None:
+            raise ValueError(f"give the direction once, by --direction; got --condition {DIRECTION}={condition} too")
+        return self.direction
+
     def run(self) -> None:
         """Translate, and print where the results are and their seeds."""
         from bbdm.runtime.sampler import OnnxBridgeSampler  # the help needs no ONNX Runtime
@@ -77,10 +87,10 @@ class Runtime(Command, GuidanceOptions):
         check_folder(self.output)
         providers = None if self.provider is None else [self.provider]
         sampler = OnnxBridgeSampler(self.folder, providers, self.threads)
-        ways = () if self.direction is None else (f"{DIRECTION}={self.direction}",)
-        conditions = read_words((*self.condition, *ways), conditions_of(sampler.settings))
-        if sampler.direction and DIRECTION in conditions:
-            sampler = sampler.towards(conditions.pop(DIRECTION))
+        conditions = read_words(self.condition, conditions_of(sampler.settings))
+        direction = self._direction(sampler.direction is not None, conditions.pop(DIRECTION, None))
+        if direction is not None:
+            sampler = sampler.towards(direction)
         values, channels = sampler.pictures.target_values, sampler.settings["image_channels"]
         results: list[Path] = []
         sources = {path.resolve() for path in self.pictures}

@@ -240,7 +240,7 @@ POSITIVE = {"spread": ECSI, "sigma_data": ABridge, "sigma_source": I2SB, "gamma_
         (ABridge, {"objective": "grad"}, "objective must be one of .*, got 'grad'"),
         (lambda: Straight(objective="grad").check(), {}, "objective must be one of .*, got 'grad'"),  # pyright: ignore[reportArgumentType]
         (lambda: Straight().config(), {}, r"is registered: @bbdm.bridges.register\('name'\) above Straight$"),
-        (lambda: register("abridge")(I2SB), {}, "bridge kind 'abridge' is taken by"),
+        (lambda: register("abridge")(I2SB), {}, r"the bridge 'abridge' is taken by bbdm\.bridges\.brownian\.ABridge"),
         *(
             (from_config, {"config": {"kind": kind}}, r"kind must be one of \['abridge', .*, got .*; import the mo")
             for kind in ("gbm", None, ["abridge"])

@@ -154,13 +154,16 @@ def test_the_pinned_objective_learns_at_the_top(make: Any):
     assert (make(objective="pinned", density="top").draw_times(SEEDS, 3) == bridge.top).all()
 
 
-@pytest.mark.parametrize("steps", [4, 5, 12])
-@pytest.mark.parametrize("bridge", [DDBM("vp"), I2SB()], ids=["ddbm", "i2sb"])
+NOISY = [ECSI(objective="noise"), DDBM("vp", objective="noise", spread=5.0)]  # whose nu is finite at a real top
+
+
+@pytest.mark.parametrize("steps", [2, 4, 5, 12])
+@pytest.mark.parametrize("bridge", [DDBM("vp"), I2SB(), *NOISY], ids=["ddbm", "i2sb", "ecsi-noise", "ddbm-noise"])
 def test_midpoint_is_every_second_time_midway(bridge: Bridge, steps: int):
     """Midway in ln rho; the others are equally spaced in rho^(1/7), but for rounding of integers."""
     times = timesteps.midpoint(bridge, steps)
     assert len(times) == steps
-    rho = (bridge.nu(times) ** -2.0 + 2.6**-2) ** -0.5
+    rho = ((bridge.nu(times) / (bridge.spread / 0.5)) ** -2.0 + 2.6**-2) ** -0.5
     pairs = rho[1:]
     firsts = pairs[::2] if len(pairs) % 2 else [*pairs[:-1:2], pairs[-1]]
     assert np.diff(np.array(firsts) ** (1 / 7), 2) == pytest.approx(0, abs=2e-3)

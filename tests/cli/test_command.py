@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,23 @@ from PIL import Image
 
 from bbdm import (
     VQGAN,
+    ABridge,
     BridgeSampler,
     UNet,
     VQGANCodec,
     __version__,
+    bridges,
     cli,
     demo,
     load_checkpoint,
     networks,
     save_checkpoint,
     save_vqgan,
+    solvers,
 )
 from bbdm.base import scripts
 from bbdm.bridges import BRIDGES
+from bbdm.cli import train
 from bbdm.cli.files import Info
 from bbdm.files.weights import IncompleteFileError
 from tests.conftest import BRIDGE, ROOT, SavePicture, save_random_pairs, tiny_unet
@@ -228,7 +233,7 @@ def test_names_of_a_module_work_in_every_command(world: Path, imported: list[str
     assert (settings["solver"], settings["timesteps"], settings["bridge"]["kind"]) == ("halves", [100, 50], "late")
     (report,) = json.loads(Path("scores/sweep.json").read_text())
     assert (report["solver"], list(report["scores"])) == ("halves", ["bias"])
-    del BRIDGES["late"]
+    del vars(BRIDGES)["_things"]["late"]
     with pytest.raises(ValueError, match=r"got 'late'; import the module that registers your own bridge"):
         load_checkpoint("out.pt")
 
@@ -236,6 +241,37 @@ def test_names_of_a_module_work_in_every_command(world: Path, imported: list[str
 def test_names_of_presets_are_taken():
     with pytest.raises(ValueError, match="'dit-s' is of a preset"):
         networks.register("dit-s")
+
+
+CELL = """
+@bridges.register("again")
+@dataclass(frozen=True)
+class Again(ABridge):
+    version: int = {version}
+
+@solvers.register("again")
+def again(bridge, steps):
+    return solvers.build(bridge, "ddim", steps={version})
+
+@networks.register("again", stride={version})
+def network(config):
+    return None
+"""
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_cell_that_runs_again_replaces_and_another_thing_is_refused():
+    names = {"bridges": bridges, "solvers": solvers, "networks": networks, "dataclass": dataclass, "ABridge": ABridge}
+    cell: dict[str, Any] = {**names, "__name__": "notebook"}
+    for version in (2, 4):
+        exec(CELL.format(version=version), cell)
+        bridge = bridges.from_config({"kind": "again", "num_steps": 9, "c_lambda": 1.0, "objective": "residual"})
+        assert vars(bridge)["version"] == version
+        assert len(solvers.build(ABridge(), "again")) == version
+        assert train.PRESETS["again"].stride == version
+    for room in (bridges, solvers, networks):
+        with pytest.raises(ValueError, match=r"the (bridge|solver|network) 'again' is taken by notebook\."):
+            room.register("again")(type("Other", (ABridge,), {}))
 
 
 def test_what_is_not_imported_is_one_line(capsys: pytest.CaptureFixture[str], imported: list[str]):

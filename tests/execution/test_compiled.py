@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -254,6 +257,76 @@ def test_compiled_float32_networks_run_in_the_best_dtype(flags: str, best: str, 
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert BridgeSampler(unet, ABridge(), dtype=dtype, compile=True).dtype == dtype
     assert BridgeSampler(short_unet().double(), ABridge(), compile=True).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("major", "best"), [(7, torch.float32), (8, torch.bfloat16)])
+def test_the_best_dtype_of_a_card_is_of_that_card_and_without_emulation(
+    major: int, best: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """Cards before Ampere emulate bfloat16. The second card is asked for; the first is the current one."""
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        assert entered == [torch.device("cuda", 1)]
+        return including_emulation or major >= 8
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert device_module.best_dtype(torch.device("cuda", 1)) == best
+
+
+@pytest.mark.usefixtures("inductor")
+def test_each_dtype_and_each_order_in_memory_is_compiled():
+    """The compiler's guards are left out, so that code for another tensor of the shape would not notice."""
+    double = compiled.Compiled(lambda x: x * 2 + x.flip(1), torch.device("cpu"))
+    x = torch.rand(2, 3, 4, 5)
+    for same in (x, x.to(memory_format=torch.channels_last), x.double(), x[:1], x):
+        assert torch.equal(double(same), same * 2 + same.flip(1))
+    assert len(double.functions()) == 4
+
+
+def test_what_is_known_does_not_wait_for_what_is_made():
+    started, go_on = threading.Event(), threading.Event()
+
+    def make(number: int) -> str:
+        if number > 0:
+            started.set()
+            assert go_on.wait(10)
+        return f"code {number}"
+
+    recent = compiled.Recent(make)
+    assert recent.get(0, 0) == "code 0"
+    with ThreadPoolExecutor(2) as pool:
+        new = pool.submit(recent.get, 1, 1)
+        assert started.wait(10)
+        assert pool.submit(recent.get, 0, 0).result(10) == "code 0"
+        assert not new.done()
+        go_on.set()
+        assert new.result(10) == "code 1"
+
+
+def test_two_samplers_never_compile_or_capture_at_once():
+    """PyTorch captures one graph at a time in a process."""
+    running, most = 0, 0
+
+    def make(_: int) -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return "graph"
+
+    samplers = [compiled.Recent(make), compiled.Recent(make)]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(samplers[i % 2].get, i, i) for i in range(8)]
+        assert [call.result() for call in calls] == ["graph"] * 8
+    assert most == 1
 
 
 FOLDERS = ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR"]

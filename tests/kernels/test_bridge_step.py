@@ -139,6 +139,16 @@ def test_noise_that_is_missing_is_said():
         bridge_step(**arguments(seeds=None))
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (1, 3, 4, 5), (2, 3, 4, 4)], ids=str)
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]):
+    """A CPU would broadcast them, and a kernel would read what lies behind them."""
+    other = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"^the network must predict \(2, 3, 4, 5\), got \("):
+        bridge_step(**arguments(pred=other))
+    with pytest.raises(ValueError, match=r"^noise must be \(2, 3, 4, 5\), got \("):
+        bridge_step(**arguments(noise=other))
+
+
 def test_operator_is_registered_in_full():
     """Compilers and exports take it: which arguments it writes, without a device to look at."""
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)

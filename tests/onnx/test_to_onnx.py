@@ -1,5 +1,6 @@
 """`bbdm export`: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
 
+import logging
 import shutil
 import sys
 from collections import Counter
@@ -161,11 +162,14 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(pixels: Any, latents: Any):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="ONNX Runtime 1.23, the last there, has no such operators")
-def test_int8_is_small_and_near(file: Path, tmp_path: Path):
+def test_int8_is_small_and_near(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the caller's program logs is as before."""
+    monkeypatch.setattr(logging.root.manager, "disable", logging.ERROR)
     (tmp_path / "pictures").mkdir()
     for i in range(4):
         from_array(source(i + 1, 16, 16)[0].numpy()).save(tmp_path / "pictures" / f"{i}.png")
     made = export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "pictures"))
+    assert logging.root.manager.disable == logging.ERROR
     assert counts(onnx.load(made / "unet.onnx").graph)["QuantizeLinear"] > 20
     image = source(2, 16, 16)
     wanted = BridgeSampler.from_checkpoint(file)(image, seed=0).numpy()

@@ -180,7 +180,9 @@ def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) 
     for flags in (["--direction", "BtoA"], ["--condition", "direction=BtoA"], ["--condition", "direction=1"]):
         Runtime.main([*command, *flags])
         assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), np.asarray(expected))
-    with pytest.raises(ValueError, match=r"NAME=VALUE, once of .*; got 'direction=BtoA'"):
+    with pytest.raises(
+        ValueError, match=r"^give the direction once, by --direction; got --condition direction=AtoB too$"
+    ):
         Runtime.main([*command, "--direction", "BtoA", "--condition", "direction=AtoB"])
     if version == 7:
         with pytest.raises(ValueError, match=r"pipeline\.onnx has the steps of one direction"):
