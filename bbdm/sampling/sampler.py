@@ -125,12 +125,11 @@ class BridgeSampler(Inverting):
         self.unet = placed(unet, self.device, self.dtype)
         self._prepare = self.unet.prepared
         self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
-        body: Body = self.unet.body
+        self._body: Body = self.unet.body
         if self.package is not None:
-            body = self.package
+            self._body = self.package
         elif self.compile:
-            body = Compiled(body, self.device)
-        self._body = body
+            self._body = Compiled(self.unet.body, self.device)
         if codec is not None:
             codec = codec.placed(self.device, torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
         self._placed_codec = codec
@@ -144,7 +143,7 @@ class BridgeSampler(Inverting):
         """Move the sampler to a device, with its dtype and settings; no call may run meanwhile.
 
         Returns:
-            The sampler itself.
+            This sampler, on the new device.
 
         Raises:
             ValueError: there is no such device here, or the sampler has a package, which is of one device.

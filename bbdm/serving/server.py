@@ -36,7 +36,6 @@ from bbdm import solvers
 from bbdm.base.scripts import termination
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
-from bbdm.sampling.options import Options
 from bbdm.serving import uploads
 from bbdm.serving.config import Serve
 

@@ -282,8 +282,7 @@ def test_a_call_with_another_solver_takes_its_default_steps(monkeypatch: pytest.
         return solvers.build(bridge, "ddim", [1000 >> i for i in range(steps or 5)])
 
     bridge = ABridge()
-    for own in ({"steps": 3}, {"timesteps": [1000, 300, 4]}):
-        sampler = BridgeSampler(UNET, bridge, **own)
+    for sampler in (BridgeSampler(UNET, bridge, steps=3), BridgeSampler(UNET, bridge, timesteps=[1000, 300, 4])):
         for solver, steps in (("ancestral", 1000), ("halves", 5), (halves, 5), (Unhashable([1000, 300, 20, 4]), 3)):
             assert len(next(iter(sampler._call(GOOD, 0, {"solver": solver})[-1])).plan.table) == steps
         assert len(list(sampler.stream(GOOD, 0, solver="dpm2m"))) == 3, "its own solver has its own steps"
