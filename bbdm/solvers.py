@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -106,9 +106,14 @@ def build(
     return make(bridge, steps)
 
 
+def _check_count(name: str, count: Any) -> None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ValueError(f"{name} must be a positive integer, got {count!r}")
+
+
 @dataclass(frozen=True)
 class Defaults:
-    """What a network is sampled with where it is left out: what the maker of its file chose.
+    """Solver, steps and times that were chosen: by the maker of a network's file, and by others over them.
 
     Attributes:
         solver: of :func:`build`. If None, it is ``dpm2m``, or ``consistency`` with ``calls``.
@@ -120,43 +125,61 @@ class Defaults:
         ValueError: steps and timesteps, or one of them without a solver; or a value of another kind.
     """
 
-    solver: str | None = None
+    solver: AnySolver | None = None
     steps: int | None = None
     timesteps: str | Sequence[float] | None = None
     calls: int | None = None
 
     def __post_init__(self) -> None:
-        for name, count in (("calls", self.calls), ("steps", self.steps)):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-                raise ValueError(f"{name} must be a positive integer, got {count!r}")
+        _check_count("calls", self.calls)
         if self.solver is not None:
             _check_choice(self.solver, self.timesteps, self.steps)
         elif self.steps is not None or self.timesteps is not None:
             raise ValueError("steps and timesteps of a network are those of its solver: give the solver too")
 
-    def fill(
-        self, solver: Any = None, steps: int | None = None, timesteps: str | Iterable[float] | None = None
-    ) -> tuple[Any, int | None, str | Iterable[float] | None]:
-        """Solver, steps and timesteps for :func:`build`: those that are given, or else these."""
-        chosen = solver or self.solver or (DEFAULT if self.calls is None else DISTILLED)
-        if steps is timesteps is None and chosen == self.solver:
-            steps, timesteps = self.steps, self.timesteps
-        if steps is timesteps is None and chosen == DISTILLED:
-            steps = self.calls
-        return chosen, steps, timesteps
+    @property
+    def chosen(self) -> AnySolver:
+        """The solver, also where none was chosen."""
+        if self.solver is not None:
+            return self.solver
+        return DEFAULT if self.calls is None else DISTILLED
 
-    def over(self, solver: str | None, steps: int | None, timesteps: Any) -> Defaults:
-        """These, with others that were chosen, as plain values."""
-        if solver is steps is timesteps is None:
+    def over(
+        self,
+        solver: AnySolver | None = None,
+        steps: int | None = None,
+        timesteps: str | Iterable[float] | None = None,
+    ) -> Defaults:
+        """What is chosen over these, as plain values.
+
+        Another solver takes its own default steps where neither ``steps`` nor ``timesteps`` are given.
+        """
+        if solver is None and steps is None and timesteps is None:
             return self
-        solver, steps, timesteps = self.fill(solver, steps, timesteps)
-        times = timesteps if timesteps is None or isinstance(timesteps, str) else np.asarray([*timesteps]).tolist()
-        return Defaults(solver, None if steps is None else np.asarray(steps).item(), times, self.calls)
+        if solver is None:
+            solver = self.chosen
+        if steps is None and timesteps is None and _is_same(solver, self.chosen):
+            return self if self.solver is not None else replace(self, solver=solver, steps=self._steps)
+        if steps is not None:
+            steps = np.asarray(steps).item()
+        times: str | list[float] | None = None
+        if isinstance(timesteps, str):
+            times = timesteps
+        elif timesteps is not None:
+            times = np.asarray([*timesteps]).tolist()
+        chosen = Defaults(solver, steps, times, self.calls)
+        return replace(chosen, steps=chosen._steps)
+
+    @property
+    def _steps(self) -> int | None:
+        """The steps, which of a distilled network are its calls where none were chosen."""
+        if self.steps is None and self.timesteps is None and _is_same(self.chosen, DISTILLED):
+            return self.calls
+        return self.steps
 
     def table(self, bridge: Bridge) -> StepTable:
         """The steps of a bridge; ValueError where it cannot take them."""
-        solver, steps, timesteps = self.fill()
-        return build(bridge, solver, timesteps, steps)
+        return build(bridge, self.chosen, self.timesteps, self._steps)
 
     @classmethod
     def from_config(cls, content: Mapping[str, Any]) -> Defaults:
@@ -165,6 +188,7 @@ class Defaults:
         if isinstance(solver, str) and solver not in SOLVERS:
             warn(f"the file names the solver {solver!r}, which no module has registered: the default takes its place")
             return cls(calls=content.get("calls"))
+        _check_count("steps", content.get("steps"))
         return cls(**{each.name: content.get(each.name) for each in fields(cls)})
 
 
@@ -187,6 +211,13 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
             with suppress(ValueError):  # the bridge has no such solver, or not with these steps
                 found[solver] = len(build(bridge, solver, steps=steps))
     return found
+
+
+def _is_same(solver: AnySolver, other: AnySolver) -> bool:
+    """Whether both are one name or one object: solvers that hold arrays have no equality."""
+    if isinstance(solver, str) and isinstance(other, str):
+        return solver == other
+    return solver is other
 
 
 def _check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:

@@ -34,8 +34,8 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: solvers.Defaults)
         if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"sweep is written as SOLVER:NFE,NFE, got {word!r}")
         for nfe in map(int, numbers.split(",")) if colon else [None]:
-            calls = len(defaults.over(solver, nfe, None).table(bridge))
-            runs[f"{solver}-{calls}"] = solver, defaults.fill(solver, nfe)[1]
+            chosen = defaults.over(solver, nfe)
+            runs[f"{solver}-{len(chosen.table(bridge))}"] = solver, chosen.steps
     return runs
 
 

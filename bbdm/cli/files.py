@@ -44,7 +44,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
         if each := getattr(pictures, name):
             yield name, each
     yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")
-    yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
+    yield "solver", f"{checkpoint.defaults.chosen}, {len(checkpoint.defaults.table(bridge))} steps"
     yield "network calls", checkpoint.defaults.calls or "any number"
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"

@@ -19,8 +19,7 @@ from bbdm.networks.arrays import along
 from bbdm.networks.conditions import SOURCE
 from bbdm.pictures import images
 from bbdm.sampling.base import Sampler
-from bbdm.sampling.loop import Inputs, Plan, Shapes, State
-from bbdm.sampling.options import Timesteps
+from bbdm.sampling.loop import Inputs, Plan, Shapes, State, check_prediction
 from bbdm.solvers import AnySolver, StepTable
 
 Array = npt.NDArray[np.float32]
@@ -59,6 +58,7 @@ class OnnxBridgeSampler(Sampler[Array]):
         threads: int | None = None,
     ) -> None:
         folder = Path(folder)
+        self._network_name = repr(str(folder))
         self.settings = settings = read_settings(folder)
         self.bridge = bridges.from_config(settings["bridge"])
         usual = [name for name in USUAL if name in onnxruntime.get_available_providers()]
@@ -82,7 +82,10 @@ class OnnxBridgeSampler(Sampler[Array]):
             stride=along(settings["stride"], axes),
             cell=settings["latent_stride"],
         )
-        super().__init__(shapes, settings.get("calls"))
+        exported: AnySolver = settings["solver"]
+        if exported not in solvers.SOLVERS:  # a name that its module has not registered here
+            exported = StepTable.from_description(settings)
+        super().__init__(shapes, solvers.Defaults(exported, calls=settings.get("calls")))
 
     def _session(self, path: Path, threads: int | None) -> onnxruntime.InferenceSession:
         """A graph, ready to run; ValueError where it does not load, or the first provider does not start."""
@@ -100,15 +103,15 @@ class OnnxBridgeSampler(Sampler[Array]):
 
     # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.
 
-    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
+    def _table(self, choice: solvers.Defaults) -> tuple[str, StepTable]:
         """The exported table, or another of the exported bridge where an argument asks for one."""
+        if choice is not self._choice:
+            return solvers.name_of(choice.chosen), choice.table(self.bridge)
         exported: str = self.settings["solver"]
-        if steps is timesteps is None and (solver is None or solver == exported):
-            table = StepTable.from_description(self.settings)
-            own = self.bridge == bridges.from_config(self.settings["bridge"])  # and not that of the other direction
-            return exported, table if own else solvers.build(self.bridge, exported, table.timesteps)
-        chosen = solver or exported
-        return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
+        table = StepTable.from_description(self.settings)
+        if self.bridge != bridges.from_config(self.settings["bridge"]):  # that of the other direction
+            table = solvers.build(self.bridge, exported, table.timesteps)
+        return exported, table
 
     def _load(self, table: StepTable) -> tuple[Any, ...]:
         """The rows, the one that makes the first state, and the times as the network takes them."""
@@ -126,7 +129,9 @@ class OnnxBridgeSampler(Sampler[Array]):
 
     def _net(self, plan: Plan, conditions: Mapping[str, Any], x: Array, index: int) -> Array:
         others = {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
-        return self._run("unet", x=x, t=plan.loaded[2][index], **others)[0]
+        prediction = self._run("unet", x=x, t=plan.loaded[2][index], **others)[0]
+        check_prediction(prediction, x)
+        return prediction
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         (rows, opening, _), y, z = plan.loaded, inputs.y, self._zero

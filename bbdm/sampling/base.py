@@ -27,9 +27,9 @@ from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import Distribution, sample_seeds
 from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step, parts
-from bbdm.sampling.options import USUAL, GuidanceOptions, Options, Seed, Timesteps
+from bbdm.sampling.options import USUAL, GuidanceOptions, Options, Seed
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
-from bbdm.solvers import AnySolver, StepTable
+from bbdm.solvers import Defaults, StepTable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,37 +44,61 @@ Array = TypeVar("Array")
 Files = Image.Image | str | os.PathLike[str] | list[Any]
 
 
+class _Key:
+    """What was chosen, by its values; a solver that cannot be hashed is the same as itself alone."""
+
+    def __init__(self, choice: Defaults) -> None:
+        self.choice = choice
+        solver: Any = choice.chosen
+        try:
+            hash(solver)
+        except TypeError:
+            solver = id(solver)  # which stays its own: the choice holds it
+        times = choice.timesteps
+        self._values = solver, choice.steps, times if isinstance(times, str | None) else tuple(times)
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._values == other._values
+
+
 class Sampler(Loop, Generic[Array]):
     """Translates images, as ``Array``; a subclass says how the network is called and a step is done.
 
     Args:
         shapes: what the network takes.
-        calls: the network calls that the network was distilled for, if any.
-        solver: the solver of calls that give none, as ``steps`` and ``timesteps`` are.
+        choice: solver, steps and times of calls that give none.
     """
 
     bridge: Bridge
+    _network_name: str  # for ``repr``
     axes: int  # spatial, of what is translated: 2 of pictures, 3 of volumes
     direction: Direction | None = None  # of calls that say none, where the network has two
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
-    _table: Callable[[AnySolver | None, int | None, Timesteps], tuple[str, StepTable]]  # of a solver, with its name
+    _table: Callable[[Defaults], tuple[str, StepTable]]  # of what was chosen, with the solver's name
 
-    def __init__(
-        self,
-        shapes: Shapes,
-        calls: int | None,
-        solver: AnySolver | None = None,
-        steps: int | None = None,
-        timesteps: Timesteps = None,
-    ) -> None:
-        self.calls, self._shapes, self.axes = calls, shapes, len(shapes.stride)
+    def __init__(self, shapes: Shapes, choice: Defaults) -> None:
+        self.calls = choice.calls
+        self._shapes = shapes
+        self.axes = len(shapes.stride)
         self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
         self._other: Self | None = None  # of the other direction
-        self._settings = Options(solver=solver, steps=steps, timesteps=timesteps)
-        self._plans = lru_cache(KEPT)(self._make_plan)
-        self._own = self._make_plan(solver, steps, self._settings.timesteps)
+        self._choose(choice)
+
+    def _choose(self, choice: Defaults) -> None:
+        """Make the plan of calls that give no solver, steps or times."""
+        self._choice = choice
+        self._plans = lru_cache(KEPT)(lambda key: self._make_plan(key.choice, self._own))
+        self._own = self._make_plan(choice)
+
+    def __repr__(self) -> str:
+        """Network, bridge, solver and number of steps."""
+        settings = f"solver={self.solver!r}, steps={len(self.table)}"
+        return f"{type(self).__name__}({self._network_name}, {self.bridge!r}, {settings})"
 
     def towards(self, direction: Direction) -> Self:
         """The sampler of a direction of a network of two, as calls with ``direction`` take it.
@@ -90,10 +114,11 @@ class Sampler(Loop, Generic[Array]):
             return self
         other = self._other
         if other is None:
-            other, own = copy(self), self._settings
+            other = copy(self)
             other.bridge = self.bridge.turned
-            Sampler.__init__(other, self._shapes, self.calls, own.solver, own.steps, own.timesteps)
-            vars(other).update(direction=direction, _other=self)
+            other.direction = direction
+            other._other = self
+            other._choose(self._choice)
             self._other = other
         if direction == DIRECTIONS[1]:
             vars(other).update(image_size=self.image_size, origin=self.origin, pictures=self.pictures.turned)
@@ -232,18 +257,14 @@ class Sampler(Loop, Generic[Array]):
 
     def _plan(self, o: Options = USUAL) -> Plan:
         """The plan of a call; what the call leaves out is the sampler's own."""
-        solver, steps, timesteps, own = o.solver, o.steps, o.timesteps, self._settings
-        if solver is steps is timesteps is None:
+        choice = self._choice.over(o.solver, o.steps, o.timesteps)
+        if choice is self._choice:
             return self._own
-        if steps is timesteps is None and solver != "mean" and not isinstance(solver, StepTable):
-            steps, timesteps = own.steps, None if callable(solver) else own.timesteps
-        return self._plans(solver or own.solver, steps, timesteps, self._own)
+        return self._plans(_Key(choice))
 
-    def _make_plan(
-        self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps, own: Plan | None = None
-    ) -> Plan:
-        """The plan of a solver; the sampler's own one where it has the same table."""
-        name, table = self._table(solver, steps, timesteps)
+    def _make_plan(self, choice: Defaults, own: Plan | None = None) -> Plan:
+        """The plan of what was chosen; the sampler's own one where it has the same table."""
+        name, table = self._table(choice)
         if own is not None and name == own.solver and table.description() == own.table.description():
             return own
         if self.calls is not None and (name != solvers.DISTILLED or len(table) > self.calls):
@@ -262,7 +283,8 @@ class Sampler(Loop, Generic[Array]):
             self, o = self.towards(direction), replace(o, conditions={**given, DIRECTION: direction})
         plan, kind, mask, conditions = self._plan(o), self.pictures, None, {}
         guidance = None if o.guidance is None else read_guidance(shapes.conditions, o.guidance)
-        if stored := not o.source_values is o.target_values is None:
+        stored = o.source_values is not None or o.target_values is not None
+        if stored:
             kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
         scale = Scale(self.array, self.noun, shapes.source_channels, kind, stored, self.axes)
         sources = read_sources(source, scale)

@@ -15,9 +15,12 @@ from bbdm.codec import Codec
 from bbdm.kernels import philox
 from bbdm.networks.arrays import padded
 from bbdm.sampling.base import Sampler
+from bbdm.sampling.loop import Batch
 from bbdm.sampling.options import Seed, Timesteps
 from bbdm.sampling.sources import Sources, read_sources
 from bbdm.solvers import StepTable
+
+CALLS_ALONE = ("solver", "mask", "noise", "callback")  # options that say nothing of the way back
 
 
 class Inverting(Sampler[torch.Tensor]):
@@ -45,7 +48,6 @@ class Inverting(Sampler[torch.Tensor]):
         seeds = torch.tensor(seeds, device=self.device)
         return torch.stack([philox.normal(seeds, index, shape) for index in range(len(batches[0].plan.times))])
 
-    @torch.inference_mode()
     def encode(
         self, target: Any, source: Any, steps: int | None = None, *, timesteps: Timesteps = None, **options: Any
     ) -> Any:
@@ -59,17 +61,32 @@ class Inverting(Sampler[torch.Tensor]):
             source: what a call takes, of one size.
             steps: of ``ddim``; its default if None. One network call fewer is made.
             timesteps: of ``ddim``, in place of ``steps``.
-            options: conditions, windows, guidance and values, as in a call.
+            options: conditions, windows, guidance, values and ``batch_size``, as in a call.
 
         Returns:
             (K, B, C, H, W) noise on the grid that the network sees: zeros but in the step that draws it. Of a
             bridge without noise, what takes the source's place, in its type.
 
         Raises:
-            ValueError: target and source have other numbers or sizes, or there are fewer than 2 steps.
+            ValueError: target and source have other numbers or sizes, there are fewer than 2 steps, or an
+                option is of calls alone: ``solver``, ``mask``, ``noise`` or ``callback``.
         """
-        way_back = {"solver": lambda bridge, _: inversion(bridge, timesteps, steps)[0]}
-        self, _, sources, batches = self._call(source, 0, options | way_back)
+        for name in CALLS_ALONE:
+            if options.get(name) is not None:
+                raise ValueError(f"encode takes no {name}: it is an option of calls")
+
+        def ddim(bridge: Bridge, _: int | None) -> StepTable:
+            return inversion(bridge, timesteps, steps)[0]
+
+        self, _, sources, batches = self._call(source, 0, {**options, "solver": ddim})
+        with torch.inference_mode():
+            result = self._encoded(target, sources, batches, timesteps, steps)
+        return self._copy(result) if isinstance(result, torch.Tensor) else result
+
+    def _encoded(
+        self, target: Any, sources: Sources, batches: list[Batch], timesteps: Timesteps, steps: int | None
+    ) -> Any:
+        """What :meth:`encode` returns, of the batches of a call."""
         _, row, count = inversion(self.bridge, timesteps, steps)
         x0, states = self._targets(target, sources), []
         for batch in batches:

@@ -146,6 +146,15 @@ class Step:
         return self._pictures(self.x0hat)
 
 
+def check_prediction(prediction: Any, x: Any) -> None:
+    """Raise ValueError unless what a network returned of x is floats of its shape."""
+    if prediction.shape != x.shape or "float" not in str(prediction.dtype):
+        shape, expected = (tuple(each.shape) for each in (prediction, x))
+        raise ValueError(
+            f"the network must return floats of the state's shape {expected}, got {prediction.dtype} of {shape}"
+        )
+
+
 class Loop:
     """The loop over a step table. A backend says what an array is, how the network is called, and a step."""
 
@@ -162,6 +171,7 @@ class Loop:
     _decode: Callable[[Any], Any]  # the pictures of a state or an estimate, about [-1, 1], as an array
     _put: Callable[[Any], Any] = staticmethod(lambda array: array)  # an array as the network takes it
     _get: Callable[[Any], Any] = staticmethod(lambda value: value)  # what it takes or returns, of at least 32 bits
+    _copy: Callable[[Any], Any] = staticmethod(copied)  # an array for the caller, in memory of its own
     _sum: Callable[[Any], Any] = staticmethod(lambda x: None)  # zeros to add up predictions of windows of x in, if any
 
     def _array(self, array: Any) -> Any:
@@ -258,7 +268,7 @@ class Loop:
         """A step in memory of its own, without padding and repeated images."""
         crop = [slice(side) for side in batch.size]
         kept = (slice(len(batch.indices)), ..., *(crop if self._shapes.cell == 1 else ()))
-        x, x0hat = (copied(self._get(array)[kept]) for array in (state.x, state.x0hat))
+        x, x0hat = (self._copy(self._get(array)[kept]) for array in (state.x, state.x0hat))
 
         def pictures(estimate: Any) -> list[Image.Image]:
             return [images.from_array(image[(..., *crop)]) for image in as_numpy(self._decode(estimate))]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.base import SOURCE, Body, Network, check_network, placed
+from bbdm.networks.base import SOURCE, Body, Network, Wrapped, check_network, placed
 from bbdm.pictures import images
 from bbdm.sampling.inversion import Inverting
-from bbdm.sampling.loop import Batch, Callback, Inputs, Plan, Shapes, State
+from bbdm.sampling.loop import Batch, Callback, Inputs, Plan, Shapes, State, check_prediction
 from bbdm.sampling.options import Timesteps
 from bbdm.solvers import AnySolver, StepTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class BridgeSampler(Inverting):
@@ -99,16 +102,9 @@ class BridgeSampler(Inverting):
         self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
         self.bridge, self.compile = bridge, compile
         self._defaults = defaults or solvers.Defaults(calls=calls)
+        self._network_name = type(unet.module if isinstance(unet, Wrapped) else unet).__name__
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
-        self.unet = network = unet if self.package else placed(unet, self.device, self.dtype)
-        if codec is not None:
-            codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
-            codec = codec.compiled(partial(Compiled, device=self.device)) if compile else codec
-        self.codec, self._prepare = codec, network.prepared
-        self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
-        self._body: Body = self.package or (Compiled(network.body, self.device) if compile else network.body)
-        captures = self.device.type == "cuda" and (compile or self.package is not None)
-        self._graphs = Graphs(self.device) if captures else None
+        self._place(unet, codec)
         cell = 1 if codec is None else codec.stride
         shapes = Shapes(
             source_channels=unet.source_channels if codec is None else codec.image_channels,
@@ -122,7 +118,46 @@ class BridgeSampler(Inverting):
             only=None if self.package is None else self.package.shape[0],
             fill=compile or self.package is not None,  # cheaper than to compile for a short batch
         )
-        super().__init__(shapes, self._defaults.calls, solver, steps, timesteps)
+        super().__init__(shapes, self._defaults.over(solver, steps, timesteps))
+
+    def _place(self, unet: Network, codec: Codec | None) -> None:
+        """Move network and codec to the device, and compile them where it was asked for."""
+        self.unet = placed(unet, self.device, self.dtype)
+        self._prepare = self.unet.prepared
+        self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
+        self._body: Body = self.unet.body
+        if self.package is not None:
+            self._body = self.package
+        elif self.compile:
+            self._body = Compiled(self.unet.body, self.device)
+        if codec is not None:
+            codec = codec.placed(self.device, torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
+        self._placed_codec = codec
+        if codec is not None and self.compile:
+            codec = codec.compiled(partial(Compiled, device=self.device))
+        self.codec = codec
+        captures = self.device.type == "cuda" and (self.compile or self.package is not None)
+        self._graphs = Graphs(self.device) if captures else None
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the sampler to a device, with its dtype and settings; no call may run meanwhile.
+
+        Returns:
+            This sampler, on the new device.
+
+        Raises:
+            ValueError: there is no such device here, or the sampler has a package, which is of one device.
+        """
+        device = find_device(device)
+        if device == self.device:
+            return self
+        if self.package is not None:
+            raise ValueError(f"a package is of one device, {self.device}, and cannot move to {device}: build another")
+        self.device = device
+        self._place(self.unet, self._placed_codec)
+        self._other = None  # made anew where a call asks for it
+        self._choose(self._choice)
+        return self
 
     @classmethod
     def from_checkpoint(
@@ -159,10 +194,7 @@ class BridgeSampler(Inverting):
         They are those of its network where nothing was chosen. A solver without a registered name cannot be
         kept, nor can its steps.
         """
-        own = self._settings
-        if not isinstance(own.solver, str | None):
-            return self._defaults
-        return self._defaults.over(own.solver, own.steps, own.timesteps)
+        return self._choice if isinstance(self._choice.chosen, str) else self._defaults
 
     @classmethod
     def from_pretrained(
@@ -219,9 +251,10 @@ class BridgeSampler(Inverting):
 
     # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.
 
-    def _table(self, solver: AnySolver | None, steps: int | None, timesteps: Timesteps) -> tuple[str, StepTable]:
-        chosen, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
-        return solvers.name_of(chosen), solvers.build(self.bridge, chosen, timesteps, steps)
+    _copy = staticmethod(torch.inference_mode(mode=False)(torch.clone))  # a normal tensor, which autograd takes
+
+    def _table(self, choice: solvers.Defaults) -> tuple[str, StepTable]:
+        return solvers.name_of(choice.chosen), choice.table(self.bridge)
 
     def _load(self, table: StepTable) -> tuple[torch.Tensor, ...]:
         """(K, 10) rows and opening, which uses the last one, (K,) their numbers, (K, M) embedded times."""
@@ -246,7 +279,9 @@ class BridgeSampler(Inverting):
         return value.to(self._like.dtype)
 
     def _net(self, plan: Plan, conditions: Mapping[str, torch.Tensor], x: torch.Tensor, index: int) -> torch.Tensor:
-        return self._body(x, plan.loaded[3][index : index + 1], conditions)
+        prediction = self._body(x, plan.loaded[3][index : index + 1], conditions)
+        check_prediction(prediction, x)
+        return prediction
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """One row of the table, which overwrites the buffers of the state; they are channels_last."""

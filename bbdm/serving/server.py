@@ -36,7 +36,6 @@ from bbdm import solvers
 from bbdm.base.scripts import termination
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
-from bbdm.sampling.options import Options
 from bbdm.serving import uploads
 from bbdm.serving.config import Serve
 
@@ -59,9 +58,8 @@ def facts(config: Serve) -> dict[str, Any]:
     """The network that is served, and what a request may ask for; errors as of ``config.open``."""
     sampler = replace(config, compile=False).open("cpu")
     steps = {sampler.solver: len(sampler.table)}  # of requests that name none
-    for each in solvers.choices(sampler.bridge, sampler.calls):
-        with suppress(ValueError):  # it does not take the settings' steps
-            steps[each] = len(sampler._plan(Options(solver=each)).table)
+    for solver, count in solvers.choices(sampler.bridge, sampler.calls).items():
+        steps.setdefault(solver, count)
     return {
         "name": config.model.name,
         "image_size": sampler.image_size,

@@ -95,6 +95,16 @@ def test_threads_and_solvers(sampler: OnnxBridgeSampler):
         assert len(list(sampler.stream(SOURCE, seed=0, solver=solver))) == steps
 
 
+def test_what_a_network_returns_is_checked(sampler: OnnxBridgeSampler, monkeypatch: pytest.MonkeyPatch):
+    class Grey:
+        def run(self, _: None, inputs: dict[str, Any]) -> list[Any]:
+            return [inputs["x"][:, :1]]
+
+    monkeypatch.setitem(sampler.graphs, "unet", Grey())
+    with pytest.raises(ValueError, match=r"shape \(5, 3, 16, 16\), got float32 of \(5, 1, 16, 16\)"):
+        sampler(SOURCE, seed=0)
+
+
 def test_bad_calls(sampler: OnnxBridgeSampler):
     for arguments, message in (
         ({"solver": "euler"}, "solver must be one of"),

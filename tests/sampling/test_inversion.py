@@ -65,6 +65,29 @@ def test_pictures_batches_windows_and_latents():
     assert latent.encode(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), steps=3).shape == (3, 1, 3, 8, 8)
 
 
+def test_noise_is_a_tensor_of_its_own():
+    """Autograd takes it, and it can be changed."""
+    sampler = BridgeSampler(tiny_unet(), ABridge(100))
+    zeros = torch.zeros(1, 3, 8, 8)
+    sampler.encode(zeros, zeros, steps=3).mul_(2)
+    flow = BridgeSampler(tiny_unet(), BrownianBridge(100, 0.0, "displacement"))
+    flow.encode(zeros, zeros, steps=3).mul_(2)
+
+
+def test_options_of_calls_alone_are_refused():
+    sampler = BridgeSampler(tiny_unet(), ABridge(100))
+    zeros = torch.zeros(1, 3, 8, 8)
+    for name, value in {"solver": "dpm2m", "mask": zeros[:, :1], "noise": zeros[None], "callback": print}.items():
+        with pytest.raises(ValueError, match=f"encode takes no {name}"):
+            sampler.encode(zeros, zeros, steps=3, **{name: value})
+
+
+def test_a_warning_of_a_distilled_network_names_the_solver():
+    sampler = BridgeSampler(tiny_unet(), ABridge(100), calls=2)
+    with pytest.warns(UserWarning, match="is asked for 3 of 'ddim'"):
+        sampler.encode(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), steps=4)
+
+
 def test_bad_calls():
     sampler = BridgeSampler(tiny_unet(), ABridge(100))
     for shape, steps, message in (

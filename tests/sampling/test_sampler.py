@@ -1,5 +1,6 @@
 """BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers, wrap
 from bbdm.sampling.loop import Step
 from tests.conftest import tiny_unet
 from tests.sampling.test_windows import same
@@ -204,7 +205,7 @@ BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is 
     ({"noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
     ({"source_values": (1, 0)}, "values must have low below high, got 1:0"),
     ({"solver": "euler"}, "solver must be one of"),
-    ({"solver": "ancestral"}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
+    ({"solver": "ancestral", "steps": 3}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
     ({"mask": torch.zeros(2, 1, 8, 7)}, r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got"),
     ({"mask": torch.full((2, 1, 8, 8), 2.0)}, r"mask must be in \[0, 1\], got values from 2 to 2"),
     ({"mask": torch.full((2, 1, 8, 8), float("nan"))}, r"mask must be in .*, got values from nan"),
@@ -255,3 +256,83 @@ def test_masks_of_every_type(tmp_path: Path):
     for other in others:
         np.testing.assert_array_equal(first, other)
     np.testing.assert_array_equal(first[pixels == 0], np.asarray(source)[pixels == 0])
+
+
+@dataclass(eq=False)
+class Unequal:
+    """A solver of one's own that has settings."""
+
+    times: list[float]
+
+    def __call__(self, bridge: Any, steps: int | None) -> solvers.StepTable:
+        return solvers.build(bridge, "ddim", self.times[: steps or 3])
+
+
+@dataclass
+class Unhashable(Unequal):
+    pass
+
+
+def test_a_call_with_another_solver_takes_its_default_steps(monkeypatch: pytest.MonkeyPatch):
+    """Of a name, a function and an object alike, whatever the sampler's own steps or times are."""
+    monkeypatch.setattr(solvers, "SOLVERS", {**solvers.SOLVERS})
+
+    @solvers.register("halves")
+    def halves(bridge: Any, steps: int | None) -> solvers.StepTable:
+        return solvers.build(bridge, "ddim", [1000 >> i for i in range(steps or 5)])
+
+    bridge = ABridge()
+    for sampler in (BridgeSampler(UNET, bridge, steps=3), BridgeSampler(UNET, bridge, timesteps=[1000, 300, 4])):
+        for solver, steps in (("ancestral", 1000), ("halves", 5), (halves, 5), (Unhashable([1000, 300, 20, 4]), 3)):
+            assert len(next(iter(sampler._call(GOOD, 0, {"solver": solver})[-1])).plan.table) == steps
+        assert len(list(sampler.stream(GOOD, 0, solver="dpm2m"))) == 3, "its own solver has its own steps"
+    again = Unhashable([1000, 300, 20, 4])
+    assert len(list(BridgeSampler(UNET, bridge, again).stream(GOOD, 0, solver=again, steps=2))) == 2
+
+
+@pytest.mark.parametrize("output", [lambda x: x[:, :1], lambda x: x[..., :2], lambda x: x.int()])
+@pytest.mark.parametrize("options", [{}, {"window": 4}])
+def test_what_a_network_returns_is_checked(output: Any, options: dict[str, Any]):
+    network = wrap(torch.nn.Conv2d(3, 3, 1), call=lambda conv, x, t, conditions: output(conv(x)))
+    message = r"must return floats of the state's shape \(\d+, 3, \d, \d\), got torch\.(float|int)32 of \(\d+, \d, \d"
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(network, ABridge(), steps=2)(GOOD, seed=0, **options)
+
+
+def test_steps_are_tensors_of_their_own():
+    """Autograd takes them, as it takes results, and they can be changed."""
+    steps = list[Step]()
+    sampler = sampler_of()
+    for step in [*sampler.stream(GOOD, 0, callback=steps.append), *steps]:
+        for array in (step.x, step.x0hat):
+            assert not array.is_inference()
+            array.mul_(2)
+
+
+def test_a_sampler_says_what_it_is_and_moves():
+    sampler = BridgeSampler(UNET, ABridge(), steps=3)
+    assert repr(sampler) == f"BridgeSampler(UNet, {ABridge()!r}, solver='dpm2m', steps=3)"
+    assert sampler.to("cpu") is sampler
+    moved = BridgeSampler(UNET, ABridge(), steps=3)
+    assert moved.to("meta") is moved
+    places = {each.device.type for each in [*moved.unet.parameters(), moved._like, *moved._plan().loaded]}
+    assert (places, moved.device.type) == ({"meta"}, "meta")
+    assert next(UNET.parameters()).device.type == "cpu", "the network given was moved"
+    with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
+        sampler.to("nowhere")
+
+
+def test_a_package_has_its_network_on_the_device(monkeypatch: pytest.MonkeyPatch):
+    """What conditions alone decide is computed by the network itself. By a device that computes nothing."""
+
+    class Package:
+        dtype, shape = torch.float32, torch.Size((1, 3, 8, 8))
+
+        def __init__(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr("bbdm.sampling.sampler.PackagedNetwork", Package)
+    sampler = BridgeSampler(UNET, ABridge(), steps=3, device="meta", compiled="unet.pt2")
+    assert {each.device.type for each in sampler.unet.parameters()} == {"meta"}
+    with pytest.raises(ValueError, match="a package is of one device, meta, and cannot move to cpu"):
+        sampler.to("cpu")

@@ -318,7 +318,7 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     known = facts(Serve(model=checkpoint, steps=2, max_bytes=10))
     assert (known["max_bytes"], known["max_total_bytes"], known["body_timeout"]) == (10, 320, 30)
     steps = known["steps"]
-    assert (steps["dpm2m"], steps["mean"], "ancestral" in steps) == (2, 1, False)
+    assert (steps["dpm2m"], steps["mean"], steps["ddim"], steps["ancestral"]) == (2, 1, 10, 100)
 
 
 @pytest.mark.parametrize(
