@@ -40,9 +40,11 @@ class LatentStatistics:
             object.__setattr__(self, name, values)
             if len(values) != len(self.source_mean):
                 raise ValueError(f"{name} must have {len(self.source_mean)} numbers, got {len(values)}")
-            least = 0 if name.endswith("_std") else -math.inf
-            if not all(least < value < math.inf for value in values):
-                raise ValueError(f"{name} must be finite{' and positive' if least == 0 else ''}, got {values}")
+            if name.endswith("_std"):
+                if not all(0 < value < math.inf for value in values):
+                    raise ValueError(f"{name} must be finite and positive, got {values}")
+            elif not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} must be finite, got {values}")
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> LatentStatistics:
@@ -52,16 +54,20 @@ class LatentStatistics:
             ValueError: there is no batch, or a channel is constant.
         """
         count = 0
-        sums, squares = (torch.zeros(2, 1, dtype=torch.float64) for _ in range(2))
+        sums = torch.zeros(2, 1, dtype=torch.float64)  # of sources and of targets
+        squares = torch.zeros(2, 1, dtype=torch.float64)
         for pair in pairs:
             count += pair[0].numel() // pair[0].shape[1]
             both = torch.stack(pair).double().cpu()
-            sums, squares = sums + both.sum((1, 3, 4)), squares + both.square().sum((1, 3, 4))
+            sums = sums + both.sum((1, 3, 4))
+            squares = squares + both.square().sum((1, 3, 4))
         if not count:
             raise ValueError("statistics need at least one batch of latents")
         means = sums / count
         stds = (squares / count - means.square()).clamp(min=0).sqrt()
-        return cls(*(tuple(row.tolist()) for i in range(2) for row in (means[i], stds[i])))
+        source_mean, target_mean = means.tolist()
+        source_std, target_std = stds.tolist()
+        return cls(source_mean, source_std, target_mean, target_std)
 
 
 @dataclass(frozen=True)
@@ -97,26 +103,35 @@ class Tiling:
         Raises:
             ValueError: the function gives other channels or another size.
         """
-        lengths, unit, whole = [size * cell for size in batch.shape[2:]], max(cell, stride), (2 * self.side) ** 2
-        sides = [Windows(length, length) for length in lengths]
-        if tiled := math.prod(lengths) > whole:
+        lengths = [size * cell for size in batch.shape[2:]]
+        most = (2 * self.side) ** 2  # pixels at once
+        is_tiled = math.prod(lengths) > most
+        if is_tiled:
+            unit = max(cell, stride)
             overlap = min(self.overlap, self.side // unit // 2 * unit)  # at most half of a tile
             sides = [Windows.spread(length, self.side, overlap, unit) for length in lengths]
-        at_once = max(1, min(AT_ONCE, whole // max(1, math.prod(side.length for side in sides))))
+        else:
+            sides = [Windows(length, length) for length in lengths]
+        pixels = math.prod(side.length for side in sides)
+        at_once = max(1, min(AT_ONCE, most // max(1, pixels)))
         shape = channels, *(side.length // stride for side in sides)
 
-        def taken(spans: list[Spans]) -> torch.Tensor:
-            tile = batch[(..., *spans[0])].clone(memory_format=torch.channels_last) if spans else batch
-            result = torch.cat([function(part) for part in tile.split(at_once)])
-            if result.shape[1:] != shape:
-                raise ValueError(f"{tuple(tile.shape[1:])} must become {shape} values, got {tuple(result.shape[1:])}")
-            return result
+        def results(images: torch.Tensor) -> torch.Tensor:
+            outputs = torch.cat([function(part) for part in images.split(at_once)])
+            if outputs.shape[1:] != shape:
+                expected = f"{tuple(images.shape[1:])} must become {shape} values"
+                raise ValueError(f"{expected}, got {tuple(outputs.shape[1:])}")
+            return outputs
 
-        if not tiled:
-            return taken([])
-        kind = torch.promote_types(batch.dtype, torch.float32)
-        weights = [torch.from_numpy(side.ramps(stride)).to(batch.device, kind) for side in sides]
-        return blend(taken, sides, weights, cell=cell, stride=stride)
+        def results_of_tile(spans: list[Spans]) -> torch.Tensor:
+            (span,) = spans
+            return results(batch[(..., *span)].clone(memory_format=torch.channels_last))
+
+        if not is_tiled:
+            return results(batch)
+        dtype = torch.promote_types(batch.dtype, torch.float32)
+        weights = [torch.from_numpy(side.ramps(stride)).to(batch.device, dtype) for side in sides]
+        return blend(results_of_tile, sides, weights, cell=cell, stride=stride)
 
 
 class Codec:
@@ -156,12 +171,17 @@ class Codec:
         settings: dict[str, Any],
         cast: Callable[[Any, torch.dtype], object] = nn.Module.to,
     ) -> None:
-        self.channels, self.stride, self.image_channels = channels, stride, image_channels
+        self.channels = channels
+        self.stride = stride
+        self.image_channels = image_channels
         check_integers(self, "channels", "stride", "image_channels")
         self.module = module.eval().requires_grad_(False)
-        self.kind, self.settings = settings["kind"], {**settings, "statistics": None}
+        self.kind = settings["kind"]
+        self.settings = {**settings, "statistics": None}
         self.statistics: LatentStatistics | None = None
-        self._encode, self._decode, self._cast = encode, decode, cast
+        self._encode = encode
+        self._decode = decode
+        self._cast = cast
         self._rows: dict[str, torch.Tensor] = {}  # (C, 1, 1) of statistics, where the autoencoder is
 
     def config(self) -> dict[str, Any]:
@@ -228,11 +248,15 @@ class Codec:
 
     def normalize(self, latents: torch.Tensor, role: Role) -> torch.Tensor:
         """Latents in the space of the bridge."""
-        return (latents - self._rows[f"{role}_mean"]) / self._rows[f"{role}_std"] if self._rows else latents
+        if self.statistics is None:
+            return latents
+        return (latents - self._rows[f"{role}_mean"]) / self._rows[f"{role}_std"]
 
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """The latents of a target in the space of the bridge."""
-        return latents * self._rows["target_std"] + self._rows["target_mean"] if self._rows else latents
+        if self.statistics is None:
+            return latents
+        return latents * self._rows["target_std"] + self._rows["target_mean"]
 
     def with_statistics(self, statistics: LatentStatistics | None) -> Codec:
         """A copy that normalises latents by these statistics, or not at all.
@@ -242,9 +266,12 @@ class Codec:
         """
         if statistics is not None and len(statistics.source_mean) != self.channels:
             raise ValueError(f"statistics must be of {self.channels} channels, got {len(statistics.source_mean)}")
-        codec, rows = copy.copy(self), {} if statistics is None else asdict(statistics)
+        codec = copy.copy(self)
         codec.statistics = statistics
-        codec._rows = {name: torch.tensor(row, device=self.device)[:, None, None] for name, row in rows.items()}
+        codec._rows = {}
+        if statistics is not None:
+            for name, values in asdict(statistics).items():
+                codec._rows[name] = torch.tensor(values, device=self.device)[:, None, None]
         return codec
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> Codec:

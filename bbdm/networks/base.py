@@ -58,14 +58,30 @@ class Network(nn.Module):
     def __init__(self, config: Any = None) -> None:  # a NetworkConfig; None where the attributes are a class's own
         super().__init__()
         if config is None:
-            names = ("condition_channels", "axes", "images", "classes", "tokens", "drop")
-            own: dict[str, Any] = {name: getattr(self, name) for name in names} | {"endpoint": self.endpoint_channels}
-            config = WrappedConfig(type(self).__qualname__, self.channels, self.stride, **own)
+            config = WrappedConfig(
+                type(self).__qualname__,
+                self.channels,
+                self.stride,
+                condition_channels=self.condition_channels,
+                axes=self.axes,
+                images=self.images,
+                classes=self.classes,
+                tokens=self.tokens,
+                drop=self.drop,
+                endpoint=self.endpoint_channels,
+            )
         self.network_config = config
-        self.channels, self.condition_channels = config.channels, config.condition_channels
-        self.stride, self.axes, self.endpoint_channels = config.stride, config.axes, config.endpoint
-        self.images, self.classes, self.tokens, self.drop = config.images, config.classes, config.tokens, config.drop
-        self.strides, self.source_channels = along(config.stride, config.axes), config.source_channels
+        self.channels = config.channels
+        self.condition_channels = config.condition_channels
+        self.axes = config.axes
+        self.stride = config.stride
+        self.strides = along(config.stride, config.axes)
+        self.images = config.images
+        self.classes = config.classes
+        self.tokens = config.tokens
+        self.drop = config.drop
+        self.endpoint_channels = config.endpoint
+        self.source_channels = config.source_channels
         self.inputs: dict[str, ConditionInput] = config.inputs
 
     def endpoint(self, source: torch.Tensor) -> torch.Tensor:

@@ -65,12 +65,15 @@ def export(
         raise ValueError(f"export needs PyTorch {OLDEST_TORCH} or newer, got {torch.__version__}: pip install -U torch")
     if folder.exists() and not (overwrite and (folder / SETTINGS).is_file()):
         raise ValueError(f"{folder} exists: overwrite replaces an export, or give another folder")
-    others, quantize = sampler.unet.network_config, calibrate is not None
-    if quantize:
+    conditions = sampler.unet.network_config
+    if calibrate is not None:
         check_pictures(sampler.unet.axes, "quantize")
-    if refused := others.each if quantize else others.images if sampler.codec is not None else {}:
-        what = "int8 is calibrated on sources alone" if quantize else "with a codec, exports have no images"
-        raise ValueError(f"{what}, and this network has {', '.join(refused)} too")
+        if conditions.each:
+            names = ", ".join(conditions.each)
+            raise ValueError(f"int8 is calibrated on sources alone, and this network has {names} too")
+    elif sampler.codec is not None and conditions.images:
+        names = ", ".join(conditions.images)
+        raise ValueError(f"with a codec, exports have no images, and this network has {names} too")
     if pipeline and _two_tables(sampler):
         raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def export(
         for name, model in build_graphs(sampler, dtype, pipeline, calibrate, Path(temporary)).items():
             _save(model, written / f"{name}.onnx")
             onnx.checker.check_model(written / f"{name}.onnx", full_check=True)
-        kind = "int8" if quantize else dtype
+        kind = dtype if calibrate is None else "int8"
         (written / SETTINGS).write_text(json.dumps(settings(sampler, kind, written), indent=1) + "\n")
         if check:
             compare(written, sampler, LIMITS.get(kind))
@@ -101,15 +104,19 @@ def build_graphs(
     sampler: BridgeSampler, dtype: str, whole: bool, calibrate: Path | None, folder: Path
 ) -> dict[str, onnx.ModelProto]:
     """The graphs by name; ``folder`` is for temporary files."""
-    kind, codec = find_dtype(dtype), sampler.codec
+    kind = find_dtype(dtype)
+    codec = sampler.codec
     models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, kind))}
     if calibrate is not None:
         models["unet"] = quantized(models["unet"], sampler, calibration(calibrate, sampler), folder)
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
         models["encoder"] = graphs.codec_graph(codec.placed(CPU, kind), decodes=False)
         models["decoder"] = graphs.codec_graph(codec, decodes=True)
-    pipeline = {"pipeline": graphs.pipeline_graph(models, sampler.table, sampler._shapes)} if whole else {}
-    return {**models, "step": graphs.step_graph(sampler.unet.axes), **pipeline}
+    parts = dict(models)
+    models["step"] = graphs.step_graph(sampler.unet.axes)
+    if whole:
+        models["pipeline"] = graphs.pipeline_graph(parts, sampler.table, sampler._shapes)
+    return models
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
@@ -118,7 +125,19 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 def settings(sampler: BridgeSampler, kind: str, folder: Path) -> dict[str, Any]:
     """The content of bridge.json for the files in a folder, whose network is of a kind of numbers."""
-    network, shapes, files = sampler.unet, sampler._shapes, sorted(folder.iterdir())
+    network, shapes = sampler.unet, sampler._shapes
+    files = sorted(folder.iterdir())
+    unusual: dict[str, Any] = {}  # what most networks have alike
+    if shapes.source_channels != shapes.image_channels:
+        unusual["source_channels"] = shapes.source_channels
+    if network.endpoint_channels is not None:
+        unusual["endpoint"] = list(network.endpoint_channels)
+    unusual |= network.network_config.settings()
+    if network.axes != 2:
+        unusual["axes"] = network.axes
+    stride: Any = list(shapes.stride)  # of each axis
+    if len(set(stride)) == 1:
+        stride = stride[0]  # of all
     return {
         "format": FORMAT,
         "version": TWO_TABLES if _two_tables(sampler) else VERSION,
@@ -131,13 +150,10 @@ def settings(sampler: BridgeSampler, kind: str, folder: Path) -> dict[str, Any]:
         "conditioned": shapes.shown,
         "image_channels": shapes.image_channels,
         **sampler.pictures.config(),
-        **({} if shapes.source_channels == shapes.image_channels else {"source_channels": shapes.source_channels}),
-        **({} if network.endpoint_channels is None else {"endpoint": list(network.endpoint_channels)}),
-        **network.network_config.settings(),
-        **({} if network.axes == 2 else {"axes": network.axes}),
+        **unusual,
         "image_size": sampler.image_size,
         "value_range": [-1, 1],
-        "stride": shapes.stride[0] if len(set(shapes.stride)) == 1 else list(shapes.stride),  # of all axes, or of each
+        "stride": stride,
         "latent_stride": shapes.cell,
         "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
         "dtype": kind,
@@ -220,10 +236,18 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     Raises:
         ValueError: a difference is above the limit, where there is one.
     """
-    exported, sampler = OnnxBridgeSampler(folder, ["CPUExecutionProvider"]), copy.copy(sampler)
+    exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
+    sampler = copy.copy(sampler)
     exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
-    shapes, codec, found = sampler._shapes, sampler.codec, list[float]()
-    inputs, generator = graphs.pipeline_inputs(shapes, slots=0), torch.Generator().manual_seed(0)
+    shapes, codec = sampler._shapes, sampler.codec
+    inputs = graphs.pipeline_inputs(shapes, slots=0)
+    generator = torch.Generator().manual_seed(0)
+    differences: list[float] = []
+
+    def note(result: Any, expected: torch.Tensor) -> None:
+        largest = np.abs(result - expected.numpy()).max()
+        differences.append(float(largest / expected.abs().max()))
+
     for batch in (1, 5):
         sides = [(4 + axis * batch) * step for axis, step in enumerate(shapes.stride)]
         known = graphs.sizes(batch, sides)
@@ -233,12 +257,13 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
             values[DIRECTION] = values[DIRECTION][:1].repeat(batch)
         # on whole pictures, where the network was trained on crops too
         steps = [*exported.stream(source.numpy(), seed=0, conditions=values, window=None)]
-        wanted = [*sampler.stream(source, seed=0, conditions=values, window=None)]
-        result, state = steps[-1].x, wanted[-1].x
-        if codec is not None:
-            result, state = exported._decode(state.contiguous().numpy()), codec.decode(state)
-        for array, tensor in ((steps[0].x0hat, wanted[0].x0hat), (result, state)):
-            found.append(float(np.abs(array - tensor.numpy()).max() / tensor.abs().max()))
-    print(f"largest difference from PyTorch: {max(found):.1e}")
-    if limit is not None and not all(off <= limit for off in found):
-        raise ValueError(f"results differ by {max(found):.1e} from PyTorch, more than {limit:.0e}")
+        expected = [*sampler.stream(source, seed=0, conditions=values, window=None)]
+        note(steps[0].x0hat, expected[0].x0hat)
+        state = expected[-1].x
+        if codec is None:
+            note(steps[-1].x, state)
+        else:
+            note(exported._decode(state.contiguous().numpy()), codec.decode(state))
+    print(f"largest difference from PyTorch: {max(differences):.1e}")
+    if limit is not None and not all(difference <= limit for difference in differences):
+        raise ValueError(f"results differ by {max(differences):.1e} from PyTorch, more than {limit:.0e}")
