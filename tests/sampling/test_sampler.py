@@ -1,5 +1,6 @@
 """BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ class Unhashable(Unequal):
 
 def test_a_call_with_another_solver_takes_its_default_steps(monkeypatch: pytest.MonkeyPatch):
     """Of a name, a function and an object alike, whatever the sampler's own steps or times are."""
-    monkeypatch.setattr(solvers, "SOLVERS", {**solvers.SOLVERS})
+    monkeypatch.setattr(solvers, "SOLVERS", deepcopy(solvers.SOLVERS))
 
     @solvers.register("halves")
     def halves(bridge: Any, steps: int | None) -> solvers.StepTable:
