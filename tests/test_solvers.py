@@ -166,7 +166,7 @@ def test_a_solver_of_one_s_own():
     assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([1000, 500, 1], [CLEAN] * 3)
     assert solvers.choices(ABridge())["jump"] == 200
     with pytest.raises(ValueError, match=r"the solver 'jump' is taken by tests\.test_solvers\..*jump"):
-        solvers.register("jump")(test_a_solver_of_one_s_own)
+        solvers.register("jump")(solvers.ddim)
 
     @solvers.register("halves")
     def halves(bridge: Bridge, steps: int | None) -> solvers.StepTable:

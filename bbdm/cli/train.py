@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from bbdm.training.trainer import Trainer
 
 SourceAs = Literal["concat", "none"]
-PRESETS: Mapping[str, Any] = ChainMap[str, Any](OWN, DITS, UNETS)
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](cast(Any, OWN), DITS, UNETS)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another with settings
     "bbdm": ("brownian", {"schedule": "linear"}),
     "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
 }
-BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, BRIDGES)  # for its keys
+BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, cast(Any, BRIDGES))  # for its keys
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
