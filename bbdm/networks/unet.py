@@ -70,9 +70,10 @@ class ResBlock(nn.Module):
             x = pooled(x, self.down)
         else:
             h = conv(h)
+        residual = self.skip_connection(x)
         norm, _, dropout, conv = self.out_layers
         h = norm_silu(norm, h, modulation[:, self.modulated])
-        return self.skip_connection(x) + conv(dropout(h))
+        return residual + conv(dropout(h))
 
 
 class AttentionBlock(nn.Module):
