@@ -257,6 +257,8 @@ class Sampler(Loop, Generic[Array]):
 
     def _plan(self, o: Options = USUAL) -> Plan:
         """The plan of a call; what the call leaves out is the sampler's own."""
+        if o.solver is None and o.steps is None and o.timesteps is None:
+            return self._own
         choice = self._choice.over(o.solver, o.steps, o.timesteps)
         if choice is self._choice:
             return self._own
