@@ -19,7 +19,7 @@ from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
 from bbdm.data.kinds import Condition
 from bbdm.data.rows import BadPicturesError
-from bbdm.networks.config import UNETS, UNetConfig
+from bbdm.networks.config import DITS, UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
 from bbdm.training.config import TrainConfig
@@ -59,7 +59,7 @@ def test_flags(written: str, values: dict[str, Any]) -> None:
     assert values.items() <= vars(commands[0]).items()
 
 
-@pytest.mark.parametrize("preset", train.PRESETS)
+@pytest.mark.parametrize("preset", [*UNETS, *DITS])
 def test_presets_are_the_same_in_python(preset: str) -> None:
     """Of BBDM, they are configs/Template-*.yaml of xuekt98/BBDM."""
     latent = ["-vq", "v.pt"] if preset.startswith("lbbdm") else []
