@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from bbdm import bridges, solvers
+from bbdm.bridges.timesteps import Row
 from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import PIPELINE, conditions_of, read_settings
 from bbdm.kernels.philox_numpy import normal
@@ -23,7 +24,6 @@ from bbdm.sampling.loop import Inputs, Plan, Shapes, State, check_prediction
 from bbdm.solvers import AnySolver, StepTable
 
 Array = npt.NDArray[np.float32]
-NOISE = 4  # the column of a table's coefficients that is the weight of noise
 USUAL = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of which those are taken that there are
 Provider = str | tuple[str, dict[str, Any]]
 
@@ -134,13 +134,17 @@ class OnnxBridgeSampler(Sampler[Array]):
         return prediction
 
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
-        (rows, opening, _), y, z = plan.loaded, inputs.y, self._zero
+        rows, opening, _ = plan.loaded
+        y = inputs.y
         if state is None:
-            state, prediction, row, weight = State(y, y, y), y, opening, plan.table.start[1]
-            index = len(plan.times) - 1
+            state = State(y, y, y)
+            prediction = y
+            row = opening
+            index = len(plan.times) - 1  # noise of the start has the number of the last row
         else:
-            row, weight = rows[index], plan.table.coefficients[index, NOISE]
-        if weight:
+            row = rows[index]
+        z = self._zero
+        if Row(*row).c_z != 0:
             z = normal(inputs.seeds, index, y.shape[1:]) if inputs.noise is None else inputs.noise[index]
         mask = self._one if inputs.mask is None else inputs.mask
         x, x0hat = state.x, state.x0hat

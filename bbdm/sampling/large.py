@@ -25,6 +25,7 @@ from bbdm.base import manifest, sizes
 from bbdm.base.atomic import LOCK, locked
 from bbdm.base.scripts import StoppedError
 from bbdm.base.sizes import amount
+from bbdm.bridges.timesteps import Row
 from bbdm.data.reading import Strips
 from bbdm.kernels.philox import normal_rows
 from bbdm.networks.arrays import in_channels
@@ -41,7 +42,6 @@ from bbdm.sampling.sampler import BridgeSampler
 SOURCE_BYTES, STATE_BYTES, WINDOW_BYTES, ROW_BYTES = 12, 36, 48, 64
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
 SUFFIXES = (".npy", ".tif", ".tiff", ".png")  # of results; all but PNG are written by parts
-C_H, C_Z = 6, 7  # the columns of the weights of the estimate before, and of the noise
 MARKER = "done.json"
 
 
@@ -166,7 +166,11 @@ class LargePicture(BridgeSampler):
         self._decides = {"table": plan.table.description(), "seed": seed, "windows": cut}  # of what states are
         self._total = -(-_count(windows, self._size) // windows.at_once) * len(plan.times)
         # A state is x, an estimate that a row reads, and what the network sees where that is not x.
-        wanted = {"x": True, "x0hat": plan.table.rows[:, C_H].any(), "inputs": (plan.table.inputs != (1, 0)).any()}
+        wanted = {
+            "x": True,
+            "x0hat": any(Row(*row).c_h != 0 for row in plan.table.rows),
+            "inputs": (plan.table.inputs != (1, 0)).any(),
+        }
         self._names = [name for name, is_wanted in wanted.items() if is_wanted]
         values = self.unet.channels * (2 * len(self._names) + 1)  # before and after a step, and predictions
         largest = max(
@@ -279,7 +283,8 @@ class LargePicture(BridgeSampler):
     def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
         """One row of the table, block by block, into new files: after a kill, the others are there yet."""
         table, row = (plan.loaded[1], len(plan.times) - 1) if state is None else (plan.loaded[0], index)
-        after, noisy = self._state(index + 1), float(table[row, C_Z]) != 0
+        after = self._state(index + 1)
+        is_noisy = Row(*table[row].tolist()).c_z != 0
         outputs: dict[str, FileArray] = {name: getattr(after, name) for name in self._names}
         for array in outputs.values():
             array.create()
@@ -287,7 +292,7 @@ class LargePicture(BridgeSampler):
             block = slice(None), slice(None), rows, slice(None)
             y = in_channels(self._block(inputs.y, block), self.unet.channels, self.unet.endpoint_channels)
             shape = self.unet.channels, *self._size
-            noise = {row: normal_rows(inputs.seeds, row, shape, rows) if noisy else None}
+            noise = {row: normal_rows(inputs.seeds, row, shape, rows) if is_noisy else None}
             before = predicted = None
             if state is not None:
                 x0hat = torch.zeros_like(y) if state.x0hat is None else self._block(state.x0hat, block)
