@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from bbdm.networks.conditions import SOURCE
 from bbdm.pictures import images
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.loop import Inputs, Plan, Shapes, State, check_prediction
+from bbdm.sampling.options import USUAL as USUAL_OPTIONS
+from bbdm.sampling.options import Options
 from bbdm.solvers import AnySolver, StepTable
 
 Array = npt.NDArray[np.float32]
@@ -102,6 +105,12 @@ class OnnxBridgeSampler(Sampler[Array]):
         return session
 
     # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.
+
+    def _plan(self, o: Options = USUAL_OPTIONS) -> Plan:
+        """The plan of a call, in which the exported solver's name needs no module that registers it."""
+        if isinstance(self._choice.solver, StepTable) and isinstance(o.solver, str) and o.solver == self.solver:
+            o = replace(o, solver=None)
+        return super()._plan(o)
 
     def _table(self, choice: solvers.Defaults) -> tuple[str, StepTable]:
         """The exported table, or another of the exported bridge where an argument asks for one."""

@@ -126,6 +126,15 @@ def edited(exported: Path, tmp_path: Path, **changes: Any) -> Path:
     return copy
 
 
+def test_an_exported_solver_needs_no_module(exported: Path, tmp_path: Path):
+    """An export holds the table of a solver that was registered where it was made, and nowhere else."""
+    theirs = OnnxBridgeSampler(edited(exported, tmp_path, solver="theirs"))
+    assert (theirs.solver, len(theirs.table)) == ("theirs", 4)
+    np.testing.assert_array_equal(theirs(SOURCE, seed=0, solver="theirs"), theirs(SOURCE, seed=0))
+    with pytest.raises(ValueError, match="a table has its own steps, got steps=3"):
+        theirs(SOURCE, seed=0, steps=3)
+
+
 def test_a_damaged_or_missing_file(exported: Path, tmp_path: Path):
     path = edited(exported, tmp_path) / "step.onnx"
     content = bytearray(path.read_bytes())
