@@ -16,6 +16,8 @@ from bbdm.base.settings import position, setting
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import DIRECTION, ConditionsConfig, Direction
 from bbdm.pictures import Picture, formats, header, images, write
+from bbdm.pictures.values import Values
+from bbdm.sampling.base import Sampler
 from bbdm.sampling.options import GuidanceOptions
 
 
@@ -58,7 +60,6 @@ class Runtime(Command, GuidanceOptions):
         "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none",
         metavar="NAME=VALUE",
     )
-
     direction: Direction | None = setting(None, "of a network of both directions: AtoB if unset, or BtoA")
 
     def __post_init__(self) -> None:
@@ -70,44 +71,59 @@ class Runtime(Command, GuidanceOptions):
             if count > 1:
                 raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
 
-    def _direction(self, has_two: bool, condition: Direction | None) -> Direction | None:
-        """The direction of ``--direction`` or of a condition, which may be given as one of both."""
+    def _towards(self, sampler: Sampler[Any], conditions: dict[str, Any]) -> Sampler[Any]:
+        """The sampler of the direction of ``--direction``, or of a condition, which leaves ``conditions``."""
+        two_way = sampler.direction is not None  # else a class of this name is a condition as any other
         if self.direction is None:
-            return condition
-        if not has_two:
+            if two_way and DIRECTION in conditions:
+                return sampler.towards(conditions.pop(DIRECTION))
+            return sampler
+        if not two_way:
             raise ValueError(f"the network has one direction, got --direction {self.direction}")
-        if condition is not None:
-            raise ValueError(f"give the direction once, by --direction; got --condition {DIRECTION}={condition} too")
-        return self.direction
+        if DIRECTION in conditions:
+            also = f"--condition {DIRECTION}={conditions[DIRECTION]}"
+            raise ValueError(f"give the direction once, by --direction; got {also} too")
+        return sampler.towards(self.direction)
+
+    def _results(self, channels: int, values: Values) -> list[Path]:
+        """The path of each picture's result; all pictures are opened before any is translated."""
+        results: list[Path] = []
+        sources = {path.resolve() for path in self.pictures}
+        for path in self.pictures:
+            _ = header(path)
+            suffix = formats.suffix_of_result(path, channels, values)
+            result = self.output / f"{formats.stem_of(path)}{suffix}"
+            if result.resolve() in sources:
+                raise ValueError(f"{result} would replace a source: give another output folder")
+            results.append(result)
+        return results
 
     def run(self) -> None:
         """Translate, and print where the results are and their seeds."""
         from bbdm.runtime.sampler import OnnxBridgeSampler  # the help needs no ONNX Runtime
 
         check_folder(self.output)
-        providers = None if self.provider is None else [self.provider]
-        sampler = OnnxBridgeSampler(self.folder, providers, self.threads)
-        conditions = read_words(self.condition, conditions_of(sampler.settings))
-        direction = self._direction(sampler.direction is not None, conditions.pop(DIRECTION, None))
-        if direction is not None:
-            sampler = sampler.towards(direction)
-        values, channels = sampler.pictures.target_values, sampler.settings["image_channels"]
-        results: list[Path] = []
-        sources = {path.resolve() for path in self.pictures}
-        for path in self.pictures:
-            _ = header(path)  # before any is translated
-            suffix = formats.suffix_of_result(path, channels, values)
-            results.append(self.output / f"{formats.stem_of(path)}{suffix}")
-            if results[-1].resolve() in sources:
-                raise ValueError(f"{results[-1]} would replace a source: give another output folder")
+        providers = None
+        if self.provider is not None:
+            providers = [self.provider]
+        exported = OnnxBridgeSampler(self.folder, providers, self.threads)
+        conditions = read_words(self.condition, conditions_of(exported.settings))
+        sampler = self._towards(exported, conditions)
+        results = self._results(exported.settings["image_channels"], sampler.pictures.target_values)
         seeds = resolve_seeds(self.seed, len(results))
-        chosen = {"solver": self.solver, "steps": self.steps, "conditions": conditions or None}
-        count, settings = self.batch_size, {**self.call, **chosen}
-        if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large
-            count, settings["batch_size"] = 1, count
-        for start in range(0, len(results), count):
-            batch = slice(start, start + count)
-            found = sampler([*self.pictures[batch]], seeds[batch], **settings)
-            for path, picture in zip(results[batch], found, strict=True):
-                write(path, picture if isinstance(picture, Picture) else images.pixels(picture))
+        settings = dict(self.call)
+        settings["solver"] = self.solver
+        settings["steps"] = self.steps
+        settings["conditions"] = conditions or None
+        at_once = self.batch_size
+        if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large, and windows are the batch
+            at_once = 1
+            settings["batch_size"] = self.batch_size
+        for start in range(0, len(results), at_once):
+            batch = slice(start, start + at_once)
+            pictures = sampler([*self.pictures[batch]], seeds[batch], **settings)
+            for path, picture in zip(results[batch], pictures, strict=True):
+                if not isinstance(picture, Picture):
+                    picture = images.pixels(picture)
+                write(path, picture)
         print(f"{len(results)} results in {self.output}, seeds {seeds[0]} to {seeds[-1]}")

@@ -184,6 +184,29 @@ def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) 
         ValueError, match=r"^give the direction once, by --direction; got --condition direction=AtoB too$"
     ):
         Runtime.main([*command, "--direction", "BtoA", "--condition", "direction=AtoB"])
+    with pytest.raises(ValueError, match=r"^direction must be AtoB or BtoA, .* got None$"):
+        Runtime.main([*command, "--condition", "direction=none"])
     if version == 7:
         with pytest.raises(ValueError, match=r"pipeline\.onnx has the steps of one direction"):
             export(tmp_path / "c.pt", tmp_path / "whole", "--pipeline", network=network)
+
+
+def test_a_class_may_be_called_direction(tmp_path: Path) -> None:
+    """Of a network that translates one way, it is a condition as any other."""
+    parts = nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1), "wind": nn.Embedding(2, 3)})
+
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
+        return m["conv"](x) + m["wind"](c["direction"])[..., None, None]
+
+    network = bbdm.wrap(parts, 3, call=call, classes={"direction": ("north", "south")}).eval()
+    save_checkpoint(tmp_path / "c.pt", network, BRIDGE, steps=2)
+    folder = export(tmp_path / "c.pt", tmp_path / "onnx", network=network)
+    noise(3, 8, 8).save(tmp_path / "x.png")
+    command = [str(folder), str(tmp_path / "x.png"), "-o", str(tmp_path / "out"), "--seed", "5"]
+    Runtime.main([*command, "--condition", "direction=south"])
+    result = np.asarray(Image.open(tmp_path / "out" / "x.png"))
+    conditions = {"direction": "south"}
+    (expected,) = BridgeSampler(network, BRIDGE, steps=2)([tmp_path / "x.png"], 5, conditions=conditions)
+    assert np.abs(result.astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    with pytest.raises(ValueError, match=r"^the network has one direction, got --direction BtoA$"):
+        Runtime.main([*command, "--direction", "BtoA"])
