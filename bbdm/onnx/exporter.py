@@ -136,9 +136,9 @@ def settings(sampler: BridgeSampler, precision: str, folder: Path) -> dict[str, 
     """The content of bridge.json for the files in a folder.
 
     Args:
-        sampler: what was exported.
-        precision: of its network's weights: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        folder: the graphs.
+        sampler: the sampler that was exported.
+        precision: that of the weights of the network, ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        folder: the folder that holds the graphs.
     """
     network = sampler.unet
     shapes = sampler._shapes
