@@ -75,9 +75,10 @@ class Tiling:
     """How much an autoencoder takes at once: its activations are many times larger than a picture.
 
     An image of more pixels than four tiles is cut into equal tiles of at most ``side`` x ``side``, which
-    overlap by at least ``overlap``. There, results are blended: the share of a tile falls linearly to 0 at
-    its edge, and shares add up to 1. Each tile is computed alone, so attention and the statistics of
-    GroupNorm are of the tile, not of the image. Smaller images are taken together, up to 16.
+    overlap by at least ``overlap``. There, results are blended: where two tiles overlap, the share of each
+    falls linearly to 0 at its edge. With the usual numbers, three overlap on sides of 900 to 1,020 pixels.
+    Shares add up to 1 everywhere. Each tile is computed alone, so attention and the statistics of GroupNorm
+    are of the tile, not of the image. Smaller images are taken together, up to 16.
 
     Args:
         side: of a tile in pixels, rounded down to a multiple of the codec's stride.
@@ -186,7 +187,10 @@ class Codec:
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which with the weights :func:`~bbdm.codec.from_config` makes the codec."""
-        return {**self.settings, "statistics": None if self.statistics is None else asdict(self.statistics)}
+        statistics = None
+        if self.statistics is not None:
+            statistics = asdict(self.statistics)
+        return {**self.settings, "statistics": statistics}
 
     def digest(self) -> str:
         """SHA-256 of its weights in float32."""
@@ -289,7 +293,8 @@ class Codec:
     def compiled(self, compile: Callable[[Function], Function]) -> Codec:
         """A copy whose encoder and decoder are compiled by ``compile``."""
         codec = copy.copy(self)
-        codec.encoder, codec.decoder = compile(self.encoder), compile(self.decoder)
+        codec.encoder = compile(self.encoder)
+        codec.decoder = compile(self.decoder)
         return codec
 
 

@@ -27,8 +27,16 @@ def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802
     ``vqgan`` is frozen and not copied.
     """
     config = vqgan.config
-    sizes = config.latent_channels, config.stride, config.image_channels
-    return Codec(vqgan, VQGAN.encode, VQGAN.decode, *sizes, {"kind": "vqgan", "config": asdict(config)}, _vqgan_cast)
+    return Codec(
+        vqgan,
+        VQGAN.encode,
+        VQGAN.decode,
+        channels=config.latent_channels,
+        stride=config.stride,
+        image_channels=config.image_channels,
+        settings={"kind": "vqgan", "config": asdict(config)},
+        cast=_vqgan_cast,
+    )
 
 
 def _vqgan_cast(vqgan: VQGAN, dtype: torch.dtype) -> None:
@@ -52,12 +60,15 @@ def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
     """
     if not isinstance(module, diffusers_class()):
         raise ValueError(f"module must be a diffusers AutoencoderKL, got a {type(module).__name__}")
-    known, own = inspect.signature(diffusers_class()).parameters, module.config
-    config = json.loads(json.dumps({name: own[name] for name in own if name in known}))  # pyright: ignore
+    arguments = inspect.signature(diffusers_class()).parameters
+    values: Any = module.config
+    config = {name: value for name, value in values.items() if name in arguments}
+    config = json.loads(json.dumps(config))  # as a file has it: lists, no tuples
     image_channels = config["in_channels"]
     if config["out_channels"] != image_channels:
         raise ValueError(f"the autoencoder's out_channels must be {image_channels}, got {config['out_channels']}")
-    scale, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0)
+    scale = float(config["scaling_factor"])
+    shift = float(config.get("shift_factor") or 0)  # None in files of some
 
     def encode(module: Any, image: torch.Tensor) -> torch.Tensor:
         return (module.encode(image).latent_dist.mode().float() - shift) * scale
@@ -66,10 +77,21 @@ def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
         return module.decode((latents / scale + shift).to(dtype_of(module))).sample
 
     def cast(module: nn.Module, dtype: torch.dtype) -> None:
-        module.to(torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype)
+        if config.get("force_upcast") and dtype == torch.float16:
+            dtype = torch.float32
+        module.to(dtype)
 
-    sizes = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1), image_channels
-    return Codec(module, encode, decode, *sizes, {"kind": "kl", "config": config}, cast)
+    halvings = len(config["block_out_channels"]) - 1  # of each side, one between two blocks
+    return Codec(
+        module,
+        encode,
+        decode,
+        channels=config["latent_channels"],
+        stride=2**halvings,
+        image_channels=image_channels,
+        settings={"kind": "kl", "config": config},
+        cast=cast,
+    )
 
 
 def diffusers_class() -> Any:
@@ -125,8 +147,11 @@ def from_config(config: dict[str, Any], weights: State, make: Make = restore) ->
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"the codec's kind must be one of {sorted(KINDS)}, got {kind!r}: update bbdm")
     try:
-        statistics = None if config["statistics"] is None else LatentStatistics(**config["statistics"])
-        return KINDS[kind](config["config"], weights, make).with_statistics(statistics)
+        statistics = None
+        if config["statistics"] is not None:
+            statistics = LatentStatistics(**config["statistics"])
+        codec = KINDS[kind](config["config"], weights, make)
+        return codec.with_statistics(statistics)
     except (ModuleNotFoundError, ValueError):
         raise
     except Exception as error:  # settings that are wrong can raise any error
@@ -134,14 +159,17 @@ def from_config(config: dict[str, Any], weights: State, make: Make = restore) ->
 
 
 def _of_vqgan(settings: Any, weights: State, make: Make) -> Codec:
-    return VQGANCodec(make(VQGAN.from_config, VQGANConfig(**settings), weights, "the codec's"))
+    vqgan = make(VQGAN.from_config, VQGANConfig(**settings), weights, "the codec's")
+    return VQGANCodec(vqgan)
 
 
 def _of_diffusers(settings: Any, weights: State, make: Make) -> Codec:
-    network, blocks = diffusers_class(), settings.get("layers_per_block", 1) * len(settings["block_out_channels"])
+    autoencoder = diffusers_class()
+    blocks = settings.get("layers_per_block", 1) * len(settings["block_out_channels"])
     if blocks > len(weights):  # a wrong number of blocks can be huge, and would be built
         raise ValueError(f"the codec's settings are of {blocks} blocks, for {len(weights)} tensors")
-    return DiffusersCodec(make(lambda _: network(**settings), None, weights, "the codec's"))
+    module = make(lambda _: autoencoder(**settings), None, weights, "the codec's")
+    return DiffusersCodec(module)
 
 
 # From a codec's settings and weights, and what makes a network of them: the codec without statistics.

@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from bbdm.networks.conditions import DIRECTION
 from bbdm.onnx import graphs
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
+from bbdm.sampling.loop import Plan
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
@@ -65,8 +66,32 @@ def export(
         raise ValueError(f"export needs PyTorch {OLDEST_TORCH} or newer, got {torch.__version__}: pip install -U torch")
     if folder.exists() and not (overwrite and (folder / SETTINGS).is_file()):
         raise ValueError(f"{folder} exists: overwrite replaces an export, or give another folder")
+    _check(sampler, pipeline, quantizes=calibrate is not None)
+    precision = "int8"
+    if calibrate is None:
+        precision = dtype
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        written = Path(temporary) / "written"
+        written.mkdir()
+        for name, model in build_graphs(sampler, dtype, pipeline, calibrate, Path(temporary)).items():
+            _save(model, written / f"{name}.onnx")
+            onnx.checker.check_model(written / f"{name}.onnx", full_check=True)
+        (written / SETTINGS).write_text(json.dumps(settings(sampler, precision, written), indent=1) + "\n")
+        if check:
+            compare(written, sampler, LIMITS.get(precision))
+        if folder.exists():
+            folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
+        written.rename(folder)
+    files = sorted(folder.iterdir())
+    size = sum(path.stat().st_size for path in files)
+    print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")
+
+
+def _check(sampler: BridgeSampler, pipeline: bool, quantizes: bool) -> None:
+    """Raise ValueError where a network cannot be exported so."""
     conditions = sampler.unet.network_config
-    if calibrate is not None:
+    if quantizes:
         check_pictures(sampler.unet.axes, "quantize")
         if conditions.each:
             names = ", ".join(conditions.each)
@@ -76,23 +101,6 @@ def export(
         raise ValueError(f"with a codec, exports have no images, and this network has {names} too")
     if pipeline and _two_tables(sampler):
         raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        written = Path(temporary) / "written"
-        written.mkdir()
-        for name, model in build_graphs(sampler, dtype, pipeline, calibrate, Path(temporary)).items():
-            _save(model, written / f"{name}.onnx")
-            onnx.checker.check_model(written / f"{name}.onnx", full_check=True)
-        kind = dtype if calibrate is None else "int8"
-        (written / SETTINGS).write_text(json.dumps(settings(sampler, kind, written), indent=1) + "\n")
-        if check:
-            compare(written, sampler, LIMITS.get(kind))
-        if folder.exists():
-            folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
-        written.rename(folder)
-    files = sorted(folder.iterdir())
-    size = sum(path.stat().st_size for path in files)
-    print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")
 
 
 def _two_tables(sampler: BridgeSampler) -> bool:
@@ -101,20 +109,21 @@ def _two_tables(sampler: BridgeSampler) -> bool:
 
 
 def build_graphs(
-    sampler: BridgeSampler, dtype: str, whole: bool, calibrate: Path | None, folder: Path
+    sampler: BridgeSampler, dtype: str, pipeline: bool, calibrate: Path | None, folder: Path
 ) -> dict[str, onnx.ModelProto]:
     """The graphs by name; ``folder`` is for temporary files."""
-    kind = find_dtype(dtype)
+    weights_dtype = find_dtype(dtype)
     codec = sampler.codec
-    models = {"unet": graphs.network_graph(placed(sampler.unet, CPU, kind))}
+    network = graphs.network_graph(placed(sampler.unet, CPU, weights_dtype))
     if calibrate is not None:
-        models["unet"] = quantized(models["unet"], sampler, calibration(calibrate, sampler), folder)
+        network = quantized(network, sampler, calibration(calibrate, sampler), folder)
+    models = {"unet": network}
     if codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
-        models["encoder"] = graphs.codec_graph(codec.placed(CPU, kind), decodes=False)
+        models["encoder"] = graphs.codec_graph(codec.placed(CPU, weights_dtype), decodes=False)
         models["decoder"] = graphs.codec_graph(codec, decodes=True)
     parts = dict(models)
     models["step"] = graphs.step_graph(sampler.unet.axes)
-    if whole:
+    if pipeline:
         models["pipeline"] = graphs.pipeline_graph(parts, sampler.table, sampler._shapes)
     return models
 
@@ -123,10 +132,23 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data")
 
 
-def settings(sampler: BridgeSampler, kind: str, folder: Path) -> dict[str, Any]:
-    """The content of bridge.json for the files in a folder, whose network is of a kind of numbers."""
-    network, shapes = sampler.unet, sampler._shapes
+def settings(sampler: BridgeSampler, precision: str, folder: Path) -> dict[str, Any]:
+    """The content of bridge.json for the files in a folder.
+
+    Args:
+        sampler: the sampler that was exported.
+        precision: that of the weights of the network, ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        folder: the folder that holds the graphs.
+    """
+    network = sampler.unet
+    shapes = sampler._shapes
     files = sorted(folder.iterdir())
+    version = VERSION
+    if _two_tables(sampler):
+        version = TWO_TABLES
+    statistics = None
+    if sampler.codec is not None:
+        statistics = sampler.codec.config()["statistics"]
     unusual: dict[str, Any] = {}  # what most networks have alike
     if shapes.source_channels != shapes.image_channels:
         unusual["source_channels"] = shapes.source_channels
@@ -140,7 +162,7 @@ def settings(sampler: BridgeSampler, kind: str, folder: Path) -> dict[str, Any]:
         stride = stride[0]  # of all
     return {
         "format": FORMAT,
-        "version": TWO_TABLES if _two_tables(sampler) else VERSION,
+        "version": version,
         "bridge": sampler.bridge.config(),
         "solver": sampler.solver,
         "calls": sampler.calls,
@@ -155,8 +177,8 @@ def settings(sampler: BridgeSampler, kind: str, folder: Path) -> dict[str, Any]:
         "value_range": [-1, 1],
         "stride": stride,
         "latent_stride": shapes.cell,
-        "latent_statistics": None if sampler.codec is None else sampler.codec.config()["statistics"],
-        "dtype": kind,
+        "latent_statistics": statistics,
+        "dtype": precision,
         "opset": graphs.OPSET,
         "versions": machine.versions(PACKAGES),
         "files": {path.name: file_sha256(path) for path in files},
@@ -166,26 +188,34 @@ def settings(sampler: BridgeSampler, kind: str, folder: Path) -> dict[str, Any]:
 
 def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
     """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
-    channels, size = sampler._shapes.source_channels, sampler.image_size or 64 * sampler._shapes.stride[0]
+    channels = sampler._shapes.source_channels
+    size = sampler.image_size or 64 * sampler._shapes.stride[0]
     rows = read_rows("folder", str(folder), "val")
-    chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
-    images = (to_array(resized(convert(open_image(Path(path)), channels), size), channels) for path in chosen)
-    return [torch.from_numpy(image)[None] for image in images]
+    every = math.ceil(len(rows) / CALIBRATION)
+    sources: list[torch.Tensor] = []
+    for index in range(0, len(rows), every):
+        picture = convert(open_image(Path(rows[index]["source"])), channels)
+        array = to_array(resized(picture, size), channels)
+        sources.append(torch.from_numpy(array)[None])
+    return sources
 
 
 def trajectory(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
     """The inputs of the network's graph at each step of each picture's translation."""
     feeds: list[dict[str, Any]] = []
-    times, noting = sampler.table.network_times.astype(np.float32), copy.copy(sampler)
+    times = sampler.table.network_times.astype(np.float32)
 
-    def net(plan: Any, conditions: Any, x: torch.Tensor, index: int) -> torch.Tensor:
-        seen = [(graphs.CONDITION, each.numpy()) for each in conditions.values()]  # of the source alone
-        feeds.append({"x": x.numpy().copy(), "t": times[index : index + 1], **dict(seen)})
+    def net(plan: Plan, conditions: Mapping[str, torch.Tensor], x: torch.Tensor, index: int) -> torch.Tensor:
+        feed = {"x": x.numpy().copy(), "t": times[index : index + 1]}
+        for value in conditions.values():  # the source alone, where the network sees it
+            feed[graphs.CONDITION] = value.numpy()
+        feeds.append(feed)
         return sampler._net(plan, conditions, x, index)
 
-    vars(noting)["_net"] = net
+    recording = copy.copy(sampler)
+    recording._net = net
     for seed, source in enumerate(sources):
-        noting(source, seed)
+        recording(source, seed)
         yield from feeds
         feeds.clear()
 
@@ -202,17 +232,20 @@ def quantized(
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    feeds, convolutions = trajectory(sampler, sources), [n.name for n in model.graph.node if n.op_type == "Conv"]
+    feeds = trajectory(sampler, sources)
+    reader: Any = SimpleNamespace(get_next=lambda: next(feeds, {}))  # of ONNX Runtime's CalibrationDataReader
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))  # its advice on preprocessing is for graphs that are not folded
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            plain, small = Path(scratch) / "float32.onnx", Path(scratch) / "int8.onnx"
-            _save(model, plain)
+            path = Path(scratch) / "float32.onnx"
+            result = Path(scratch) / "int8.onnx"
+            _save(model, path)
             quantize_static(
-                plain,
-                small,
-                SimpleNamespace(get_next=lambda: next(feeds, {})),  # pyright: ignore[reportArgumentType]
+                path,
+                result,
+                reader,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "MatMul"],
                 per_channel=True,
@@ -221,7 +254,7 @@ def quantized(
                 nodes_to_exclude=[convolutions[0], convolutions[-1]],
                 calibrate_method=CalibrationMethod.MinMax,
             )
-            return onnx.load(small)
+            return onnx.load(result)
     finally:
         logging.disable(disabled)
 
@@ -238,32 +271,35 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     """
     exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
     sampler = copy.copy(sampler)
-    exported.image_size = sampler.image_size = None  # any size serves here: no warning of another than the training's
-    shapes, codec = sampler._shapes, sampler.codec
+    sampler.image_size = None  # any size serves here: no warning of another than the training's
+    exported.image_size = None
+    shapes = sampler._shapes
+    codec = sampler.codec
     inputs = graphs.pipeline_inputs(shapes, slots=0)
     generator = torch.Generator().manual_seed(0)
     differences: list[float] = []
 
-    def note(result: Any, expected: torch.Tensor) -> None:
+    def add(result: Any, expected: torch.Tensor) -> None:
         largest = np.abs(result - expected.numpy()).max()
         differences.append(float(largest / expected.abs().max()))
 
     for batch in (1, 5):
         sides = [(4 + axis * batch) * step for axis, step in enumerate(shapes.stride)]
-        known = graphs.sizes(batch, sides)
-        values = {name: each.example(known, generator) for name, each in inputs.items()}
+        lengths = graphs.sizes(batch, sides)
+        values = {name: each.example(lengths, generator) for name, each in inputs.items()}
         source = values.pop("source")
         if sampler.direction is not None:  # one of all
             values[DIRECTION] = values[DIRECTION][:1].repeat(batch)
         # on whole pictures, where the network was trained on crops too
-        steps = [*exported.stream(source.numpy(), seed=0, conditions=values, window=None)]
-        expected = [*sampler.stream(source, seed=0, conditions=values, window=None)]
-        note(steps[0].x0hat, expected[0].x0hat)
+        steps = list(exported.stream(source.numpy(), seed=0, conditions=values, window=None))
+        expected = list(sampler.stream(source, seed=0, conditions=values, window=None))
+        add(steps[0].x0hat, expected[0].x0hat)
         state = expected[-1].x
         if codec is None:
-            note(steps[-1].x, state)
+            add(steps[-1].x, state)
         else:
-            note(exported._decode(state.contiguous().numpy()), codec.decode(state))
+            add(exported._decode(state.contiguous().numpy()), codec.decode(state))
     print(f"largest difference from PyTorch: {max(differences):.1e}")
-    if limit is not None and not all(difference <= limit for difference in differences):
+    is_near = limit is None or all(difference <= limit for difference in differences)  # NaN is not
+    if not is_near:
         raise ValueError(f"results differ by {max(differences):.1e} from PyTorch, more than {limit:.0e}")

@@ -27,7 +27,8 @@ from bbdm.networks.conditions import ConditionInput
 from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
-OPSET, IR_VERSION = 23, 11  # the first opset that has attention, and the oldest format that has the opset
+OPSET = 23  # the first that has attention
+IR_VERSION = 11  # the oldest format that has the opset
 # It warns that torchvision is missing, which no export needs.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 FOLDED = 2**31  # numbers: constants of any size
@@ -48,8 +49,10 @@ class Input:
     def example(self, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> torch.Tensor:
         """Random values, integers below ``classes`` or floats in [-1, 1]; other dimensions are of tokens."""
         shape = [sizes.get(dim, TOKENS) if isinstance(dim, str) else dim for dim in self.dims]
-        value = torch.rand(shape, generator=generator or torch.Generator())
-        return (value * self.classes).long() if self.classes else value * 2 - 1
+        uniform = torch.rand(shape, generator=generator or torch.Generator())
+        if self.classes:
+            return (uniform * self.classes).long()
+        return uniform * 2 - 1
 
 
 def sizes(batch: int, sides: Sequence[int], cell: int = 1) -> dict[str, int]:
@@ -64,7 +67,12 @@ def condition_inputs(conditions: Mapping[str, ConditionInput], axes: int) -> dic
     each: Any  # whose shape is asked for names in place of sizes
     for name, each in conditions.items():
         dims = each.shape("batch", NAMES[axes], f"{name}_length")
-        inputs[CONDITION if name == SOURCE else name] = Input(dims, each.size if each.dtype == "int64" else 0)
+        classes = 0
+        if each.dtype == "int64":
+            classes = each.size
+        if name == SOURCE:
+            name = CONDITION
+        inputs[name] = Input(dims, classes)
     return inputs
 
 
@@ -73,7 +81,8 @@ class FunctionModule(nn.Module):
 
     def __init__(self, function: Callable[..., Any], module: nn.Module | None = None) -> None:
         super().__init__()
-        self.function, self.module = function, module
+        self.function = function
+        self.module = module
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """The function of all inputs."""
@@ -100,10 +109,13 @@ def step_graph(axes: int = 2) -> onnx.ModelProto:
     (1, 1, 1, 1). For a row without noise z may be (1, 1, 1, 1). Of volumes, of 3 ``axes``, they have 5 sides.
     """
     dims = ("batch", "channels", *NAMES[axes])
-    z, mask = (tuple(f"{name}_{dim}" for dim in dims) for name in ("z", "mask"))  # of size 1, or the picture's
+    z = tuple(f"z_{dim}" for dim in dims)  # of size 1, or the picture's
+    mask = tuple(f"mask_{dim}" for dim in dims)  # likewise
     inputs = dict.fromkeys(("x", "x0hat", "prediction", "y"), Input(dims))
     inputs |= {"z": Input(z), "row": Input((10,)), "mask": Input(mask)}
-    known = sizes(2, CELLS[:axes]) | {"channels": 3} | dict.fromkeys(z + mask, 1)
+    known = sizes(2, CELLS[:axes])
+    known["channels"] = 3
+    known |= dict.fromkeys(z + mask, 1)
     outputs: dict[str, Dims] = dict.fromkeys(("x_next", "x0hat_next", "inputs_next"), dims)
     model = export_graph(FunctionModule(step), inputs, outputs, known)
     del model.graph.value_info[:]  # of a mask of size 1
@@ -127,25 +139,17 @@ def network_graph(network: Network) -> onnx.ModelProto:
         conditions = network.prepared(dict(zip(network.inputs, cast, strict=True)), x.shape[2:])
         return network.body(x.to(dtype), embed(t), conditions).float()
 
-    x = "batch", network.channels, *NAMES[network.axes]
-    inputs = {"x": Input(x), "t": Input((1,)), **condition_inputs(network.inputs, network.axes)}
-    known = sizes(2, [cells * step for cells, step in zip(CELLS, network.strides, strict=False)])
-    return export_graph(FunctionModule(predict, network), inputs, {"prediction": x}, known)
+    dims = "batch", network.channels, *NAMES[network.axes]
+    inputs = {"x": Input(dims), "t": Input((1,)), **condition_inputs(network.inputs, network.axes)}
+    sides = [cells * stride for cells, stride in zip(CELLS, network.strides, strict=False)]
+    return export_graph(FunctionModule(predict, network), inputs, {"prediction": dims}, sizes(2, sides))
 
 
 def codec_graph(codec: Codec, decodes: bool) -> onnx.ModelProto:
     """The graph of a codec's encoder, ``image`` to ``latent``, or of its decoder, ``latent`` to ``image``."""
     image: Dims = ("batch", codec.image_channels)
     latent: Dims = ("batch", codec.channels)
-    outputs: dict[str, Dims]
-    if decodes:
-        inputs = {"latent": Input((*latent, *NAMES[2]))}
-        outputs = {"image": (*image, "image_height", "image_width")}
-        sides = [*CELLS[:2]]
-    else:
-        inputs = {"image": Input((*image, *NAMES[2]))}
-        outputs = {"latent": (*latent, "latent_height", "latent_width")}
-        sides = [cells * codec.stride for cells in CELLS[:2]]
+    cells = CELLS[:2]
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         return codec.normalize(codec.encoder(x.to(codec.dtype)), "source")
@@ -153,16 +157,26 @@ def codec_graph(codec: Codec, decodes: bool) -> onnx.ModelProto:
     def decode(x: torch.Tensor) -> torch.Tensor:
         return codec.decoder(codec.denormalize(x))
 
-    module = FunctionModule(decode if decodes else encode, codec.module)
-    return export_graph(module, inputs, outputs, sizes(2, sides))
+    outputs: dict[str, Dims]
+    if decodes:
+        inputs = {"latent": Input((*latent, *NAMES[2]))}
+        outputs = {"image": (*image, "image_height", "image_width")}
+        return export_graph(FunctionModule(decode, codec.module), inputs, outputs, sizes(2, cells))
+    inputs = {"image": Input((*image, *NAMES[2]))}
+    outputs = {"latent": (*latent, "latent_height", "latent_width")}
+    sides = [cell * codec.stride for cell in cells]
+    return export_graph(FunctionModule(encode, codec.module), inputs, outputs, sizes(2, sides))
 
 
 def _nearest_code(z: Any, codes: Any) -> Any:
     """``bbdm::nearest_code`` in ONNX: the index of the least |e|^2 / 2 - z e, the lowest of several."""
     op: Any = opset21
-    offset = op.Mul(op.ReduceSumSquare(codes, op.Constant(value_ints=[1]), keepdims=0), op.Constant(value_float=0.5))
-    scores = op.Sub(offset, op.MatMul(z, op.Transpose(codes, perm=[1, 0])))
-    return op.ArgMin(scores, axis=1, keepdims=0)
+    axis = op.Constant(value_ints=[1])
+    squares = op.ReduceSumSquare(codes, axis, keepdims=0)
+    half = op.Constant(value_float=0.5)
+    offset = op.Mul(squares, half)
+    products = op.MatMul(z, op.Transpose(codes, perm=[1, 0]))
+    return op.ArgMin(op.Sub(offset, products), axis=1, keepdims=0)
 
 
 def _stride(image: Any, axis: int) -> Any:
@@ -186,41 +200,53 @@ def export_graph(
         outputs: the dimensions of results, by their names.
         known: sizes of dimensions in the example that is traced; those of size 1 are broadcast.
     """
-    values = {name: each.example(known) for name, each in inputs.items()}
-    free = tuple(
-        {axis: dim for axis, dim in enumerate(inputs[name].dims) if isinstance(dim, str) and value.shape[axis] > 1}
-        for name, value in values.items()
-    )
+    examples: list[torch.Tensor] = []
+    free: list[dict[int, str]] = []  # the axes of each that are of any size, with their names
+    for each in inputs.values():
+        example = each.example(known)
+        examples.append(example)
+        sides = zip(each.dims, example.shape, strict=True)
+        free.append({axis: dim for axis, (dim, side) in enumerate(sides) if isinstance(dim, str) and side > 1})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.onnx.export(
             module.eval().requires_grad_(False),
-            tuple(values.values()),
+            tuple(examples),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=(free,),
+            dynamic_shapes=(tuple(free),),
             custom_translation_table=TRANSLATED,
             verbose=False,
         )
     assert program is not None
-    model, dims = program.model, [*(each.dims for each in inputs.values()), *outputs.values()]
+    model = program.model
     # Sums of weights are folded here: quantisation needs weights that are constants.
     optimizer.optimize_ir(model, input_size_limit=FOLDED, output_size_limit=FOLDED)
-    for value, shape in zip((*model.graph.inputs, *model.graph.outputs), dims, strict=True):
-        value.shape = ir.Shape(shape)
+    for value, each in zip(model.graph.inputs, inputs.values(), strict=True):
+        value.shape = ir.Shape(each.dims)
+    for value, dims in zip(model.graph.outputs, outputs.values(), strict=True):
+        value.shape = ir.Shape(dims)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        node.doc_string = None
-        for each in (node, *filter(None, node.inputs), *node.outputs):
-            each.metadata_props.clear()  # the exporter's, with paths of this machine
         if node.op_type == "Attention":
             node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", TensorProto.FLOAT)
-    for each in (model, model.graph):
-        each.metadata_props.clear()
+    _strip(model)
     model.functions.clear()
     model.ir_version = IR_VERSION
     return program.model_proto
+
+
+def _strip(model: ir.Model) -> None:
+    """Remove what the exporter notes of its source, with paths of this machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:  # an input that is left out
+                value.metadata_props.clear()
 
 
 @torch.compiler.allow_in_graph
@@ -253,9 +279,12 @@ def translation(table: StepTable, shapes: Shapes, latent: bool, names: Sequence[
             y = in_channels(source, shapes.channels, shapes.endpoint)
         if y is not source:  # while_loop takes no view of another input
             y = y.clone()
-        seen = [*conditions.values()]
+        seen = list(conditions.values())
         if shapes.shown:
-            seen = [y if latent else source, *seen]
+            shown_source = source
+            if latent:
+                shown_source = y
+            seen.insert(0, shown_source)
         x = of_y * y
         if of_z:
             x = x + of_z * noise[-1]
@@ -288,8 +317,9 @@ def pipeline_inputs(shapes: Shapes, slots: int) -> dict[str, Input]:
     inputs = {"source": Input(("batch", shapes.source_channels, *sides))}
     inputs |= condition_inputs(shapes.conditions.each, len(sides))
     if slots:
-        cells = sides if shapes.cell == 1 else [f"latent_{side}" for side in sides]
-        inputs["noise"] = Input((slots, "batch", shapes.channels, *cells))
+        if shapes.cell > 1:
+            sides = [f"latent_{side}" for side in sides]
+        inputs["noise"] = Input((slots, "batch", shapes.channels, *sides))
     return inputs
 
 
@@ -308,26 +338,37 @@ def pipeline_graph(parts: Mapping[str, onnx.ModelProto], table: StepTable, shape
         table: the steps of the loop, one row each.
         shapes: what the network takes.
     """
-    axes, inputs = len(shapes.stride), pipeline_inputs(shapes, len(table.noisy))
-    known = sizes(2, [cells * shapes.cell for cells in CELLS[:axes]], shapes.cell)
+    axes = len(shapes.stride)
+    inputs = pipeline_inputs(shapes, len(table.noisy))
+    image: Dims = ("batch", shapes.image_channels, *NAMES[axes])
+    sides = [cells * shapes.cell for cells in CELLS[:axes]]
     module = FunctionModule(translation(table, shapes, "encoder" in parts, list(inputs)))
-    model = export_graph(module, inputs, {"image": ("batch", shapes.image_channels, *NAMES[axes])}, known)
+    model = export_graph(module, inputs, {"image": image}, sizes(2, sides, shapes.cell))
     for name, part in parts.items():
-        weights = {tensor.name: f"{name}/{tensor.name}" for tensor in part.graph.initializer}
-        names = [value.name for value in part.graph.input], [value.name for value in part.graph.output]
-        body = part.graph.node, part.opset_import
-        model.functions.append(helper.make_function(DOMAIN, name, [*names[0], *weights], names[1], *body))
+        function = _as_function(name, part)
+        model.functions.append(function)
+        weights = [f"{name}/{tensor.name}" for tensor in part.graph.initializer]
         for node in nodes(model.graph):
-            if (node.domain, node.op_type) == (DOMAIN, name):
-                node.input.extend(weights.values())
+            if node.domain == DOMAIN and node.op_type == name:
+                node.input.extend(weights)
     model = inliner.inline_local_functions(model)
     for name, part in parts.items():  # outside the loop, so that there is one copy
         for tensor in part.graph.initializer:
-            model.graph.initializer.add().CopyFrom(tensor)
-            model.graph.initializer[-1].name = f"{name}/{tensor.name}"
+            weight = model.graph.initializer.add()
+            weight.CopyFrom(tensor)
+            weight.name = f"{name}/{tensor.name}"
     del model.opset_import[:]
     model.opset_import.add(version=OPSET)
     return model
+
+
+def _as_function(name: str, model: onnx.ModelProto) -> onnx.FunctionProto:
+    """A graph as a function of its inputs and then of its weights, which stay outside of it."""
+    graph = model.graph
+    inputs = [value.name for value in graph.input]
+    weights = [tensor.name for tensor in graph.initializer]
+    outputs = [value.name for value in graph.output]
+    return helper.make_function(DOMAIN, name, [*inputs, *weights], outputs, graph.node, model.opset_import)
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
