@@ -6,15 +6,16 @@ seconds to import, and is imported where it is used.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import tempfile
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Generic, TypeVar
@@ -36,54 +37,69 @@ Value = TypeVar("Value")
 Captured = tuple[torch.cuda.CUDAGraph, Tensors, torch.Tensor, Any]
 
 
+@dataclass(slots=True)
+class Entry(Generic[Value]):
+    """A value of :class:`Recent`, and the number of its last use."""
+
+    value: Value
+    used: int
+
+
 class Recent(Generic[Value]):
     """The values used last, at most ``SHAPES_KEPT``, each made once, under the lock :data:`COMPILING`.
 
-    A value that is kept does not wait for another that is made.
+    A value that is kept does not wait for another that is made: entries change under the lock alone, and a
+    dictionary is read in one piece.
     """
 
     def __init__(self, make: Callable[..., Value]) -> None:
         self._make = make
-        self._values: OrderedDict[Any, Value] = OrderedDict()
-        self._lock = threading.Lock()  # of the table, for a moment
+        self._entries: dict[Hashable, Entry[Value]] = {}
+        self._uses = itertools.count()
 
     def values(self) -> list[Value]:
         """The values that are kept."""
-        with self._lock:
-            return list(self._values.values())
-
-    def get(self, key: Any, *args: Any) -> Value:
-        """The value of a key, made from ``args`` where the cache lacks it."""
-        value = self._kept(key)
-        if value is not None:
-            return value
         with COMPILING:
-            value = self._kept(key)  # another thread may have made it meanwhile
-            if value is None:
-                value = self._make(*args)
-                self._keep(key, value)
-            return value
+            return [entry.value for entry in self._entries.values()]
 
-    def _kept(self, key: Any) -> Value | None:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
+    def get(self, key: Hashable, *args: Any) -> Value:
+        """The value of a key, made from ``args`` where the cache lacks it."""
+        entry = self._entries.get(key)
+        if entry is None:
+            with COMPILING:
+                entry = self._entries.get(key)  # another thread may have made it meanwhile
+                if entry is None:
+                    return self._add(key, self._make(*args))
+        entry.used = next(self._uses)
+        return entry.value
 
-    def _keep(self, key: Any, value: Value) -> None:
-        with self._lock:
-            self._values[key] = value
-            while len(self._values) > SHAPES_KEPT:
-                self._values.popitem(last=False)
+    def _add(self, key: Hashable, value: Value) -> Value:
+        while len(self._entries) >= SHAPES_KEPT:
+            oldest = min(self._entries, key=lambda known: self._entries[known].used)
+            del self._entries[oldest]
+        self._entries[key] = Entry(value, next(self._uses))
+        return value
 
 
-def signature(value: torch.Tensor | Conditions) -> Hashable:
-    """What compiled code assumes of a tensor, or of tensors by name: shape, dtype and order in memory."""
-    if isinstance(value, Mapping):
-        return tuple((name, signature(tensor)) for name, tensor in value.items())
-    shape = value.shape
-    strides = tuple(stride for side, stride in zip(shape, value.stride(), strict=True) if side > 1)
-    return shape, strides, value.dtype
+def signature(*arguments: torch.Tensor | Conditions) -> Hashable:
+    """What compiled code assumes of tensors, and of tensors by name: shapes, dtypes and orders in memory."""
+    key: list[Hashable] = []  # flat, as it is made at each call
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            key += argument.shape, argument.dtype, order_in_memory(argument)
+        else:
+            for name, tensor in argument.items():
+                key += name, tensor.shape, tensor.dtype, order_in_memory(tensor)
+    return tuple(key)
+
+
+def order_in_memory(tensor: torch.Tensor) -> Hashable:
+    """The memory format, or the strides where it is neither of two. Strides of sides of 1 are never used."""
+    if tensor.is_contiguous():
+        return torch.contiguous_format
+    if tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return tuple(stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
 
 
 class Compiled:
@@ -94,13 +110,13 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
-        self.function, self.device = function, device
+        self.function = function
+        self.device = device
         self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile)
 
     def __call__(self, x: torch.Tensor, /, *others: Any) -> torch.Tensor:
         """The function's result."""
-        key = signature(x), *map(signature, others)
-        function = self._compiled.get(key, x, *others)
+        function = self._compiled.get(signature(x, *others), x, *others)
         return function(x, *others)
 
     def functions(self) -> list[Callable[..., torch.Tensor]]:
@@ -109,7 +125,6 @@ class Compiled:
 
     def _compile(self, *arguments: Any) -> Callable[..., torch.Tensor]:
         import torch._inductor.config as inductor_config
-        from torch._inductor.codecache import PyCodeCache
 
         function = self.function
 
@@ -117,19 +132,16 @@ class Compiled:
             return function(*arguments)
 
         # The compiler stores its results with the code object and the globals. With a copy of both for each
-        # shape there are no guards to check and no limit of recompilations, and the results can be deleted.
-        own = FunctionType(forward.__code__.replace(), dict(globals()), closure=forward.__closure__)
+        # key there are no guards to check and no limit of recompilations, and the results can be deleted.
+        # (Freezing leaves some tensors without data behind: torch's own, also after torch.compiler.reset.)
+        copy = FunctionType(forward.__code__.replace(), dict(globals()), closure=forward.__closure__)
         options = {"guard_filter_fn": lambda guards: [False for _ in guards], **compile_options(self.device)}
-        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        modules = PyCodeCache.modules  # each holds the constants of one compiled graph
-        known = len(modules)
+        compiled = torch.compile(copy, fullgraph=True, dynamic=False, options=options)
         freezing = arguments[0].dtype != torch.float64  # for which oneDNN has no layouts
-        with inductor_config.patch(freezing=freezing), naming_a_space():  # as an option it comes too late
+        # As an option of torch.compile, freezing comes too late
+        with inductor_config.patch(freezing=freezing), forgetting_modules(), naming_a_space():
             compiled(*arguments)
-        for module in modules[known:]:
-            sys.modules.pop(module.__name__, None)
-        del modules[known:]
-        weakref.finalize(compiled, reset_code, own.__code__)
+        weakref.finalize(compiled, reset_code, copy.__code__)
         return compiled
 
 
@@ -183,6 +195,23 @@ class Graphs:
 
 
 @contextmanager
+def forgetting_modules() -> Iterator[None]:
+    """Take the modules that a block compiles out of the compiler's tables: they hold the constants of graphs.
+
+    Meanwhile other threads wait with what they compile by torch.compile themselves, so that it stays.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+    from torch._inductor.codecache import PyCodeCache
+
+    with compile_lock:
+        known = len(PyCodeCache.modules)
+        yield
+        for module in PyCodeCache.modules[known:]:
+            sys.modules.pop(module.__name__, None)
+        del PyCodeCache.modules[known:]
+
+
+@contextmanager
 def naming_a_space() -> Iterator[None]:
     """Say so where the compiler fails below a path with a space, which it takes for two paths.
 
@@ -203,7 +232,9 @@ def naming_a_space() -> Iterator[None]:
 
 def compile_options(device: torch.device) -> dict[str, Any]:
     """Inductor's settings for a device, besides freezing."""
-    return {} if device.type == "cpu" else {"max_autotune": True, "triton.cudagraphs": False}
+    if device.type == "cpu":
+        return {}
+    return {"max_autotune": True, "triton.cudagraphs": False}
 
 
 class PackagedNetwork:
@@ -224,29 +255,36 @@ class PackagedNetwork:
     """
 
     def __init__(self, path: str | os.PathLike[str], network: Network, device: torch.device) -> None:
-        self.path, self._names, self._lock = path, list(network.inputs), threading.Lock()
+        self.path = path
+        self._names = list(network.inputs)
+        self._lock = threading.Lock()
         try:
             saved = json.loads(Path(f"{path}.json").read_text())
-            fits, digest, self.shape = dict(saved["fits"]), saved["sha256"], torch.Size(saved["shape"])
-            self.dtype = find_dtype(fits["dtype"])
+            origin = dict(saved["fits"])
+            digest = saved["sha256"]
+            self.shape = torch.Size(saved["shape"])
+            self.dtype = find_dtype(origin["dtype"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"cannot read {path}.json: {type(error).__name__} {error}") from error
         here = fingerprint(network, self.dtype, device)
-        for name in {**here, **fits}:
-            if fits.get(name) != here.get(name):
-                values = f"{short(fits.get(name))}, here it is {short(here.get(name))}"
+        for name in {**here, **origin}:
+            if origin.get(name) != here.get(name):
+                values = f"{short(origin.get(name))}, here it is {short(here.get(name))}"
                 raise ValueError(f"{path} was saved for {name} {values}: save it anew")
         if file_sha256(Path(path)) != digest:
             raise ValueError(f"{path} has changed since it was saved: save it anew")
         from torch._inductor import aoti_load_package  # it takes two seconds
 
         # Single-threaded code does not wait for other threads' events, so that CUDA can capture it
-        self._body = aoti_load_package(str(path), device.type == "cuda", -1 if device.index is None else device.index)
+        single_threaded = device.type == "cuda"
+        index = -1 if device.index is None else device.index
+        self._body = aoti_load_package(str(path), single_threaded, index)
 
     def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
         """See :meth:`bbdm.networks.base.Network.body`; ValueError for another shape than the package's."""
         if x.shape != self.shape:
-            expected, got = (" x ".join(map(str, each)) for each in (self.shape, x.shape))
+            expected = " x ".join(map(str, self.shape))
+            got = " x ".join(map(str, x.shape))
             raise ValueError(f"{self.path} was saved for states of {expected}, got {got}: give another size or window")
         with self._lock:  # on CUDA the code is built for one thread at a time
             return self._body(x, embedding, *(conditions[name] for name in self._names))
@@ -276,15 +314,16 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
         raise ValueError(f"a package is of one shape, and {', '.join(network.tokens)} are tokens of any length")
     from torch._inductor import aoti_compile_and_package
 
-    weight, shape = next(network.parameters()), tuple(shape)
+    weight = next(network.parameters())
+    shape = tuple(shape)
     x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=layout(len(shape)))
     embedding = network.embed(torch.ones(1, device=weight.device)).to(torch.promote_types(weight.dtype, torch.float32))
     others = [conditions[name] for name in network.inputs]
-    program = torch.export.export(_Body(network), (x, embedding, *others))
     options = {"freezing": x.dtype != torch.float64, **compile_options(x.device)}
 
     def write(temporary: Path) -> None:
-        with naming_a_space():
+        with COMPILING, naming_a_space():
+            program = torch.export.export(_Body(network), (x, embedding, *others))
             aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
         content = {"shape": shape, "fits": fingerprint(network, x.dtype, x.device), "sha256": file_sha256(temporary)}
         Path(f"{temporary}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -12,7 +12,8 @@ import torch
 from bbdm.base.machine import cpuinfo, processor
 from bbdm.networks.base import find_dtype
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+M_TRIM_THRESHOLD = -1  # of glibc's mallopt, as is the next
+M_MMAP_MAX = -4
 VECTORS = ("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16", "i8mm")  # how flags of such instructions begin
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of products in bfloat16, of x86 and Arm
 
@@ -46,7 +47,9 @@ def best_dtype(device: torch.device) -> torch.dtype:
             multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         multiplies = not BFLOAT16.isdisjoint(cpu_flags())
-    return torch.bfloat16 if multiplies else torch.float32
+    if multiplies:
+        return torch.bfloat16
+    return torch.float32
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
@@ -65,8 +68,14 @@ def choose_dtype(
     asked: str | torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: Any = None
 ) -> torch.dtype:
     """The dtype asked for, a package's, the fastest of a compiled network, or the network's own."""
-    fastest = best_dtype(device) if compile and asked is None and own == torch.float32 else own
-    dtype = find_dtype(asked or (fastest if package is None else package.dtype))
+    if asked is not None:
+        dtype = find_dtype(asked)
+    elif package is not None:
+        dtype = package.dtype
+    elif compile and own == torch.float32:
+        dtype = best_dtype(device)
+    else:
+        dtype = find_dtype(own)
     if package is not None and dtype != package.dtype:
         raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")
     return dtype

@@ -119,7 +119,9 @@ class Processes:
         if self.accelerator is None:
             return
         folder = folder.absolute()
-        above = next(each for each in (folder, *folder.parents) if each.is_dir())
+        above = folder
+        while not above.is_dir():
+            above = above.parent
         file = above / self.gather(temporary_name("seen"))[0]
         if self.first:
             file.touch()
@@ -127,8 +129,10 @@ class Processes:
         seen = self.gather((platform.node(), file.exists()))
         if self.first:
             file.unlink()
-        if blind := sorted({node for node, sees in seen if not sees}):
-            raise ValueError(f"{folder} must be on a disk that all nodes share: it is not seen on {', '.join(blind)}")
+        blind = {node for node, sees in seen if not sees}
+        if blind:
+            nodes = ", ".join(sorted(blind))
+            raise ValueError(f"{folder} must be on a disk that all nodes share: it is not seen on {nodes}")
 
     def first_before_others(self) -> AbstractContextManager[None]:
         """A context that the other processes enter after the first has left it."""

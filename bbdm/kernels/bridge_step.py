@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, jit, launch, tl
+from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, expect, jit, launch, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
 COLUMNS = 10  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y
@@ -34,8 +34,7 @@ def bridge_step(
 
     x0hat_next = p_x x + p_y y + p_pred pred, then
     x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z, and the network is shown i_x x_next + i_y y.
-    An argument of weight 0 has no influence: it may be NaN or uninitialised memory. Of what comes from
-    outside, ``pred`` and ``noise``, the shape is checked; the sampler knows its buffers.
+    An argument of weight 0 has no influence: it may be NaN or uninitialised memory.
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
@@ -54,13 +53,22 @@ def bridge_step(
         mask: (B, 1, H, W) in the dtype of ``x``, or None: x0hat becomes mask x0hat + (1 - mask) y.
 
     Raises:
-        ValueError: ``pred`` or ``noise`` has another shape than ``x``; or on a CPU, the row has noise, and
-            there are neither seeds nor noise.
+        ValueError: a tensor has another shape than it must; or on a CPU, the row has noise, and there are
+            neither seeds nor noise.
     """
-    if pred.shape != x.shape:
-        raise ValueError(f"the network must predict {tuple(x.shape)}, got {tuple(pred.shape)}")
-    if noise is not None and noise.shape != x.shape:
-        raise ValueError(f"noise must be {tuple(x.shape)}, got {tuple(noise.shape)}")
+    # A CPU would broadcast what is smaller, and a kernel would read what lies behind it.
+    shape = x.shape
+    if pred.shape != shape:
+        raise ValueError(f"the network must predict {tuple(shape)}, got {tuple(pred.shape)}")
+    expect("x0hat", x0hat, shape)
+    expect("inputs", inputs, shape)
+    expect("y", y, shape)
+    if noise is not None:
+        expect("noise", noise, shape)
+    if seeds is not None:
+        expect("seeds", seeds, shape[:1])
+    if mask is not None:
+        expect("mask", mask, (shape[0], 1, *shape[2:]))
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     op = _reference if eager else _bridge_step
     op(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask)
@@ -91,7 +99,10 @@ def _reference(
         estimate = mask * estimate + (1 - mask) * y
     x.copy_(_weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)))
     x0hat.copy_(estimate)
-    inputs.copy_(x if (i_x, i_y) == (1.0, 0.0) else _weighted((i_x, x), (i_y, y)))
+    if i_x == 1.0 and i_y == 0.0:
+        inputs.copy_(x)
+    else:
+        inputs.copy_(_weighted((i_x, x), (i_y, y)))
 
 
 def _weighted(*terms: tuple[float, Tensor | None]) -> Tensor:
@@ -137,10 +148,16 @@ def _bridge_step_kernel(
     image, start, at, inside = addresses(size, BLOCK)
     step = tl.load(step_ptr)
     row = rows_ptr + step * _COLUMNS
-    p_x, p_y, p_pred = tl.load(row), tl.load(row + 1), tl.load(row + 2)
-    c_x, c_y, c_0 = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
-    c_h, c_z = tl.load(row + 6), tl.load(row + 7)
-    i_x, i_y = tl.load(row + 8), tl.load(row + 9)
+    p_x = tl.load(row)
+    p_y = tl.load(row + 1)
+    p_pred = tl.load(row + 2)
+    c_x = tl.load(row + 3)
+    c_y = tl.load(row + 4)
+    c_0 = tl.load(row + 5)
+    c_h = tl.load(row + 6)
+    c_z = tl.load(row + 7)
+    i_x = tl.load(row + 8)
+    i_y = tl.load(row + 9)
 
     x = tl.load(x_ptr + at, mask=inside)
     y = tl.load(y_ptr + at, mask=inside)
@@ -148,7 +165,10 @@ def _bridge_step_kernel(
     x0hat = _term(p_x, x) + _term(p_y, y) + _term(p_pred, pred)
     if mask_ptr is not None:
         offset = start + tl.arange(0, BLOCK)
-        pixel = offset % pixels if CHANNELS == 0 else offset // CHANNELS
+        if CHANNELS == 0:
+            pixel = offset % pixels
+        else:
+            pixel = offset // CHANNELS
         mask = tl.load(mask_ptr + image.to(tl.int64) * pixels + pixel, mask=inside)
         x0hat = mask * x0hat + (1 - mask) * y
     x_next = _term(c_x, x) + _term(c_y, y) + _term(c_0, x0hat)

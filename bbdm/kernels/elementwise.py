@@ -8,6 +8,7 @@ image).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,8 @@ try:
     import triton.language as tl
 
     AVAILABLE = True
-    jit, constexpr = triton.jit, tl.constexpr
+    jit = triton.jit
+    constexpr = tl.constexpr
 except ImportError:  # on macOS and Windows; kernels can be imported there too
     if TYPE_CHECKING:
         raise
@@ -46,6 +48,12 @@ def memory_format_of(images: Tensor) -> torch.memory_format:
     return last
 
 
+def expect(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError where a tensor, called by its name, has another shape."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
 def launch(kernel: Any, images: Tensor, *arguments: Any, **constants: Any) -> None:
     """Run a kernel on images, in whose shape and memory format it works.
 
@@ -57,10 +65,12 @@ def launch(kernel: Any, images: Tensor, *arguments: Any, **constants: Any) -> No
     def fitting(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        alike = value.shape == images.shape
-        return value.contiguous(memory_format=memory_format if alike else torch.contiguous_format)
+        if value.shape != images.shape:
+            return value.contiguous()
+        return value.contiguous(memory_format=memory_format)
 
-    size, pixels = math.prod(images.shape[1:]), math.prod(images.shape[2:])
+    size = math.prod(images.shape[1:])
+    pixels = math.prod(images.shape[2:])
     channels = 0 if memory_format == torch.contiguous_format else images.shape[1]
     constants |= {"CHANNELS": channels, "BLOCK": BLOCK, "num_warps": WARPS}
     with torch.cuda.device_of(images):

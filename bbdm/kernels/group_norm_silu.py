@@ -37,21 +37,25 @@ def group_norm_silu(
     if x.ndim == 5 and not in_onnx:  # of a volume, planes are rows: both are (B, HW, C)
         planes = group_norm_silu(x.flatten(2, 3), num_groups, weight, bias, eps, activation)
         return planes.unflatten(2, x.shape[2:4])
-    written = torch.compiler.is_compiling() and x.device.type == "cpu" and not in_onnx
-    return (decomposed if written else reference)(x, num_groups, weight, bias, eps, activation)
+    if torch.compiler.is_compiling() and x.device.type == "cpu" and not in_onnx:
+        return decomposed(x, num_groups, weight, bias, eps, activation)
+    return reference(x, num_groups, weight, bias, eps, activation)
 
 
 def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
     """The op by PyTorch's group_norm, in the dtype of ``x``; float16 in float32, as its squares overflow."""
     if x.dtype == torch.float16:
         return reference(x.float(), num_groups, weight, bias, eps, activation).half()
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    weight = weight.to(x.dtype)
+    bias = bias.to(x.dtype)
     if weight.shape[0] == bias.shape[0] == 1:
         z = F.group_norm(x, num_groups, weight[0], bias[0], eps)
     else:
-        one = (..., *[None] * (x.ndim - 2))  # for each channel, whatever the position
-        z = torch.addcmul(bias[one], F.group_norm(x, num_groups, eps=eps), weight[one])
-    return F.silu(z) if activation else z
+        everywhere = (..., *[None] * (x.ndim - 2))  # for each channel, whatever the position
+        z = torch.addcmul(bias[everywhere], F.group_norm(x, num_groups, eps=eps), weight[everywhere])
+    if activation:
+        z = F.silu(z)
+    return z
 
 
 def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
@@ -64,14 +68,18 @@ def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: fl
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     origin = wide[:, :, :1, :1].detach()
     d = wide - origin
-    means, squares = (s.mean(3).mean(2) for s in (d, d.square()))
-    variances = squares - means.square()
-    means, variances = (s.unflatten(1, (num_groups, -1)) for s in (means + origin[:, :, 0, 0], variances))
+    offsets = d.mean(3).mean(2)
+    squares = d.square().mean(3).mean(2)
+    variances = (squares - offsets.square()).unflatten(1, (num_groups, -1))
+    means = (offsets + origin[:, :, 0, 0]).unflatten(1, (num_groups, -1))
     mean = means.mean(2, keepdim=True)
     rstd = torch.rsqrt((variances + (means - mean).square()).mean(2, keepdim=True) + eps)
-    mean, rstd = (s.expand_as(means).flatten(1)[:, :, None, None] for s in (mean, rstd))
+    mean = mean.expand_as(means).flatten(1)[:, :, None, None]  # of each channel its group's
+    rstd = rstd.expand_as(means).flatten(1)[:, :, None, None]
     slope = rstd * weight[:, :, None, None]
     # Stacked, they are stored; otherwise the compiler would recompute them for each pixel.
     slope, offset = torch.stack([slope, bias[:, :, None, None] - mean * slope]).unbind()
     z = x * slope + offset
-    return (F.silu(z) if activation else z).to(x.dtype).contiguous(memory_format=torch.channels_last)
+    if activation:
+        z = F.silu(z)
+    return z.to(x.dtype).contiguous(memory_format=torch.channels_last)

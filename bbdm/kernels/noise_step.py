@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, jit, launch, memory_format_of, tl
+from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, expect, jit, launch, memory_format_of, tl
 from bbdm.kernels.philox import TRAINING, draw_normals, normal
 
 COLUMNS = 6  # of a row of the table: weights of x0, y, noise in x_t, then in the target
@@ -39,7 +39,7 @@ def noise_step(
         x_t and target, each (B, C, H, W) in the dtype and memory format of ``x0``.
 
     Raises:
-        ValueError: images or seeds have the wrong shape or dtype, or there is not exactly one of noise and
+        ValueError: a tensor has the wrong shape, images or seeds have the wrong dtype, or there is not exactly one of noise and
             seeds.
     """
     if (noise is None) == (seeds is None):
@@ -53,6 +53,10 @@ def noise_step(
         if image is not None and (image.shape != x0.shape or not image.is_floating_point()):
             got = f"{tuple(image.shape)} of {image.dtype}"
             raise ValueError(f"{name} must be a float tensor of shape {tuple(x0.shape)}, got {got}")
+    expect("t", t, x0.shape[:1])
+    expect("table", table, (len(table), COLUMNS))
+    if step is not None:
+        expect("step", step, (1,))
     if seeds is not None and (seeds.shape != x0.shape[:1] or seeds.dtype != torch.int64):
         raise ValueError(f"seeds must be ({len(x0)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
     return _noise_step(x0, y, t, table, noise, seeds, step)
@@ -79,7 +83,9 @@ def _noise_step(
 def _outputs(x0: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     """Empty x_t and target."""
     memory_format = memory_format_of(x0)
-    return torch.empty_like(x0, memory_format=memory_format), torch.empty_like(x0, memory_format=memory_format)
+    x_t = torch.empty_like(x0, memory_format=memory_format)
+    target = torch.empty_like(x0, memory_format=memory_format)
+    return x_t, target
 
 
 _TRAINING = constexpr(TRAINING)
@@ -109,16 +115,20 @@ def _noise_step_kernel(
     t = tl.load(t_ptr + image).to(tl.int64)
     row = table_ptr + t * _COLUMNS
     known = (t >= 0) & (t < rows)  # else NaN, as a kernel cannot raise; nothing outside the table is read
-    a_x0, a_y = tl.load(row, known, float("nan")), tl.load(row + 1, known, float("nan"))
-    a_z, b_x0 = tl.load(row + 2, known, float("nan")), tl.load(row + 3, known, float("nan"))
-    b_y, b_z = tl.load(row + 4, known, float("nan")), tl.load(row + 5, known, float("nan"))
+    a_x0 = tl.load(row, known, float("nan"))
+    a_y = tl.load(row + 1, known, float("nan"))
+    a_z = tl.load(row + 2, known, float("nan"))
+    b_x0 = tl.load(row + 3, known, float("nan"))
+    b_y = tl.load(row + 4, known, float("nan"))
+    b_z = tl.load(row + 5, known, float("nan"))
 
     x0 = tl.load(x0_ptr + at, mask=inside).to(dtype)
     y = tl.load(y_ptr + at, mask=inside).to(dtype)
     if noise_ptr is not None:
         z = tl.load(noise_ptr + at, mask=inside).to(dtype)
     else:
-        seed, step = tl.load(seeds_ptr + image), tl.load(step_ptr)
+        seed = tl.load(seeds_ptr + image)
+        step = tl.load(step_ptr)
         z = draw_normals(seed, start, step, pixels, _TRAINING, CHANNELS, BLOCK).to(dtype)
     x_t = a_x0 * x0 + a_y * y + a_z * z
     target = b_x0 * x0 + b_y * y + b_z * z

@@ -42,14 +42,22 @@ def random_words(
         first: where to begin, a multiple of 4.
     """
     # A product of two 32-bit words wraps in int64, but its bits are correct: mask after each shift.
-    k0, k1 = seeds[:, None] & MASK, (seeds[:, None] >> 32) & MASK
+    k0 = seeds[:, None] & MASK
+    k1 = (seeds[:, None] >> 32) & MASK
     c0 = torch.arange(first // 4, first // 4 + -(-count // 4), device=seeds.device)[None]
-    c1, c2, c3 = (torch.zeros_like(c0) + value for value in (step, stream, lane))
+    zeros = torch.zeros_like(c0)
+    c1 = zeros + step
+    c2 = zeros + stream
+    c3 = zeros + lane
     for _ in range(ROUNDS):
-        p0, p1 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
-        c0, c1 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK
-        c2, c3 = ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
-        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
+        p0 = MULTIPLIERS[0] * c0
+        p1 = MULTIPLIERS[1] * c2
+        c0 = ((p1 >> 32) & MASK) ^ c1 ^ k0
+        c1 = p1 & MASK
+        c2 = ((p0 >> 32) & MASK) ^ c3 ^ k1
+        c3 = p0 & MASK
+        k0 = (k0 + WEYL[0]) & MASK
+        k1 = (k1 + WEYL[1]) & MASK
     return torch.stack([c0, c1, c2, c3], dim=-1).flatten(1)
 
 
@@ -61,7 +69,8 @@ def normal(
     They are of the elements from ``first`` on, in parts that fit into caches. Seeds, step and stream are
     those of :func:`random_words`.
     """
-    begin, end = first - first % 4, first + math.prod(shape)
+    begin = first - first % 4
+    end = first + math.prod(shape)
     parts: list[torch.Tensor] = []
     for start in range(begin, end, AT_ONCE):
         words = random_words(seeds, step, min(AT_ONCE, end - start), stream, first=start)
@@ -69,17 +78,18 @@ def normal(
         radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
         angle = (2.0 * math.pi) * u[:, 1::2]
         parts.append(torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1))
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return whole[:, first - begin : end - begin].reshape(-1, *shape)
+    normals = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return normals[:, first - begin : end - begin].reshape(-1, *shape)
 
 
 def normal_rows(
     seeds: torch.Tensor, step: int, shape: tuple[int, ...], rows: slice, stream: int = SAMPLING
 ) -> torch.Tensor:
     """(B, C, rows, *S) of :func:`normal` for images of a logical ``shape`` (C, H, *S)."""
-    each, across = math.prod(shape[1:]), math.prod(shape[2:])
+    channel = math.prod(shape[1:])  # elements
+    row = math.prod(shape[2:])
     part = (rows.stop - rows.start, *shape[2:])
-    firsts = range(rows.start * across, rows.start * across + shape[0] * each, each)
+    firsts = range(rows.start * row, rows.start * row + shape[0] * channel, channel)
     return torch.stack([normal(seeds, step, part, stream, first) for first in firsts], dim=1)
 
 
@@ -105,8 +115,10 @@ def uniforms(seeds: torch.Tensor, step: int, count: int, lane: int = MOVE_LANE) 
 # through local memory; and every backend computes the same. Coefficients are minimax fits, with errors below
 # half a unit of float32.
 
-_M0, _M1 = constexpr(MULTIPLIERS[0]), constexpr(MULTIPLIERS[1])
-_W0, _W1 = constexpr(WEYL[0]), constexpr(WEYL[1])
+_M0 = constexpr(MULTIPLIERS[0])
+_M1 = constexpr(MULTIPLIERS[1])
+_W0 = constexpr(WEYL[0])
+_W1 = constexpr(WEYL[1])
 _ROUNDS = constexpr(ROUNDS)
 _NOISE_LANE = constexpr(NOISE_LANE)
 _SQRT_HALF = constexpr(0x3F3504F3)  # the bits of sqrt(1/2) as a float32
@@ -118,14 +130,21 @@ def draw_words(seed, block, step, STREAM: tl.constexpr):
 
     ``seed`` is an int64 scalar, ``step`` an integer scalar, ``STREAM`` one of ``SAMPLING`` and ``TRAINING``.
     """
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    c0, c1 = block.to(tl.uint32), step.to(tl.uint32)
-    c2, c3 = tl.full((), STREAM, tl.uint32), tl.full((), _NOISE_LANE, tl.uint32)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    c0 = block.to(tl.uint32)
+    c1 = step.to(tl.uint32)
+    c2 = tl.full((), STREAM, tl.uint32)
+    c3 = tl.full((), _NOISE_LANE, tl.uint32)
     for _ in tl.static_range(_ROUNDS):  # pyright: ignore[reportGeneralTypeIssues]
-        p0, p1 = c0.to(tl.uint64) * _M0, c2.to(tl.uint64) * _M1
-        c0, c1 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32)
-        c2, c3 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
-        k0, k1 = (k0.to(tl.uint64) + _W0).to(tl.uint32), (k1.to(tl.uint64) + _W1).to(tl.uint32)
+        p0 = c0.to(tl.uint64) * _M0
+        p1 = c2.to(tl.uint64) * _M1
+        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = p1.to(tl.uint32)
+        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = p0.to(tl.uint32)
+        k0 = (k0.to(tl.uint64) + _W0).to(tl.uint32)
+        k1 = (k1.to(tl.uint64) + _W1).to(tl.uint32)
     return c0, c1, c2, c3
 
 
@@ -162,7 +181,8 @@ def _direction(word):
     c = tl.fma(q, c, -1.23370051)
     c = tl.fma(q, c, 1.0)
     odd = (k & 1) != 0
-    cos, sin = tl.where(odd, s, c), tl.where(odd, c, s)
+    cos = tl.where(odd, s, c)
+    sin = tl.where(odd, c, s)
     return tl.where(((k + 1) & 2) != 0, -cos, cos), tl.where((k & 2) != 0, -sin, sin)
 
 

@@ -20,14 +20,19 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uin
     """(..., 4) uint32 words of (..., 4) counters and (..., 2) keys, integers in [0, 2^32), broadcast."""
     c = np.asarray(counter, dtype=np.uint64)
     k = np.asarray(key, dtype=np.uint64)
-    c0, c1, c2, c3 = (c[..., i] for i in range(4))
-    k0, k1 = k[..., 0], k[..., 1]
-    mask, shift = np.uint64(MASK), np.uint64(32)
+    c0, c1, c2, c3 = np.moveaxis(c, -1, 0)
+    k0, k1 = np.moveaxis(k, -1, 0)
+    mask = np.uint64(MASK)
+    shift = np.uint64(32)
     for _ in range(ROUNDS):
         p0 = np.uint64(MULTIPLIERS[0]) * c0
         p1 = np.uint64(MULTIPLIERS[1]) * c2
-        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & mask, (p0 >> shift) ^ c3 ^ k1, p0 & mask
-        k0, k1 = (k0 + np.uint64(WEYL[0])) & mask, (k1 + np.uint64(WEYL[1])) & mask
+        c0 = (p1 >> shift) ^ c1 ^ k0
+        c1 = p1 & mask
+        c2 = (p0 >> shift) ^ c3 ^ k1
+        c3 = p0 & mask
+        k0 = (k0 + np.uint64(WEYL[0])) & mask
+        k1 = (k1 + np.uint64(WEYL[1])) & mask
     return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 

@@ -44,11 +44,12 @@ def upsample(x: torch.Tensor, factors: Sequence[int] = (2, 2)) -> torch.Tensor:
 
 def _phases(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Upsampling and convolution by four 2 x 2 convolutions."""
-    outputs = [
-        F.conv2d(F.pad(x, (1 - column, column, 1 - row, row)), kernel.to(weight.dtype), bias)
-        for row, rows in enumerate(_pair_sums(weight if weight.dtype == torch.float64 else weight.float(), 2))
-        for column, kernel in enumerate(_pair_sums(rows, 3))
-    ]
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    outputs: list[torch.Tensor] = []
+    for row, rows in enumerate(_pair_sums(wide, 2)):
+        for column, kernel in enumerate(_pair_sums(rows, 3)):
+            padded = F.pad(x, (1 - column, column, 1 - row, row))
+            outputs.append(F.conv2d(padded, kernel.to(weight.dtype), bias))
     b, c, height, width = outputs[0].shape
     interleaved = torch.stack(outputs).view(2, 2, b, c, height, width).permute(2, 4, 0, 5, 1, 3)
     return interleaved.reshape(b, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
