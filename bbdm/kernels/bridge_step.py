@@ -165,10 +165,7 @@ def _bridge_step_kernel(
     x0hat = _term(p_x, x) + _term(p_y, y) + _term(p_pred, pred)
     if mask_ptr is not None:
         offset = start + tl.arange(0, BLOCK)
-        if CHANNELS == 0:
-            pixel = offset % pixels
-        else:
-            pixel = offset // CHANNELS
+        pixel = offset % pixels if CHANNELS == 0 else offset // CHANNELS
         mask = tl.load(mask_ptr + image.to(tl.int64) * pixels + pixel, mask=inside)
         x0hat = mask * x0hat + (1 - mask) * y
     x_next = _term(c_x, x) + _term(c_y, y) + _term(c_0, x0hat)

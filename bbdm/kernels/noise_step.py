@@ -39,8 +39,8 @@ def noise_step(
         x_t and target, each (B, C, H, W) in the dtype and memory format of ``x0``.
 
     Raises:
-        ValueError: a tensor has the wrong shape, images or seeds have the wrong dtype, or there is not exactly one of noise and
-            seeds.
+        ValueError: a tensor has the wrong shape, images or seeds have the wrong dtype, or there is not
+            exactly one of noise and seeds.
     """
     if (noise is None) == (seeds is None):
         raise ValueError(f"noise_step takes one of noise and seeds, got {'neither' if noise is None else 'both'}")

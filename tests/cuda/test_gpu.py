@@ -2,6 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from bbdm.data.pairs import Pairs
 from bbdm.sampling.loop import Batch
 from tests.codec.autoencoders import tiny_kl
 from tests.conftest import MakeTrainer, metrics_of, tiny_unet
-from tests.cuda.test_graph import CASES
+from tests.cuda.test_graph import CASES, captures_at_once
 from tests.cuda.test_training import CASES as TASKS
 from tests.cuda.test_training import CPU, STEPS, bridge_task
 from tests.execution.test_compiled import SOURCE as PICTURES
@@ -130,6 +131,12 @@ def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool
     assert torch.equal(first, second)
     # The result of a graph; else the state, its estimate, what is shown, and the row
     assert torch.cuda.memory_stats()["allocation.all.allocated"] - before <= (1 if captured else 4)
+
+
+def test_gpu_two_samplers_never_capture_at_once(monkeypatch: pytest.MonkeyPatch):
+    samplers = [new_sampler(compile=True, device="cuda") for _ in range(2)]
+    calls = [partial(each, PICTURES[:count], seed=0) for each, count in zip(samplers, (1, 2), strict=True)]
+    assert captures_at_once(monkeypatch, calls) == (2, 1)
 
 
 def test_gpu_threads_on_streams_of_their_own_share_a_sampler():

@@ -1,7 +1,10 @@
 """The loop on a card: what is captured, what waits for what, what a replay gives, and where tensors are."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,6 +159,35 @@ def test_a_replay_reads_its_source_and_leaves_results(card: Card):
     first, second = (torch.full((2,), value) for value in (1.0, 2.0))
     results = [made("key", lambda tensors: tensors[0] * 3, [each], lambda: None) for each in (first, second)]
     assert [each.tolist() for each in results] == [[3.0, 3.0], [6.0, 6.0]]
+
+
+def captures_at_once(patch: pytest.MonkeyPatch, calls: list[Callable[[], Tensor]]) -> tuple[int, int]:
+    """How many captures there are while calls run in threads of their own, and how many at once at most."""
+    capture: Any = torch.cuda.graph
+    running: list[int] = []
+    most: list[int] = []
+
+    @contextmanager
+    def watched(*arguments: Any, **settings: Any) -> Iterator[None]:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)  # in which another thread would begin
+        with capture(*arguments, **settings):
+            yield
+        running.pop()
+
+    patch.setattr(torch.cuda, "graph", watched)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for done in [pool.submit(call) for call in calls]:
+            done.result()
+    return len(most), max(most)
+
+
+@pytest.mark.usefixtures("card")
+def test_two_samplers_never_capture_at_once(monkeypatch: pytest.MonkeyPatch):
+    """PyTorch takes one capture at a time in a process."""
+    calls = [partial(sampler(), SOURCE[:count], seed=0) for count in (1, 2)]
+    assert captures_at_once(monkeypatch, calls) == (2, 1)
 
 
 class OneDevice(TorchDispatchMode):

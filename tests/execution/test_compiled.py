@@ -9,16 +9,19 @@ import tempfile
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.exc import Unsupported
 from torch._inductor.codecache import PyCodeCache
 
@@ -288,6 +291,61 @@ def test_each_dtype_and_each_order_in_memory_is_compiled():
     for same in (x, x.to(memory_format=torch.channels_last), x.double(), x[:1], x):
         assert torch.equal(double(same), same * 2 + same.flip(1))
     assert len(double.functions()) == 4
+
+
+def test_strides_of_sides_of_1_are_not_compiled_again(compilations: list[weakref.ref[object]]):
+    """Nothing is read with them, and a compilation takes seconds. Tensors by name are like others."""
+    same = compiled.Compiled(lambda x, named: x + named["y"], torch.device("cpu"))
+    x = torch.rand(1, 1, 4, 5)
+    gap = torch.rand(3, 2, 4, 9)[1:2, 1:, :, 2:7]
+    for y in (x, x.as_strided(x.shape, (1, 7, 5, 1)), x.to(memory_format=torch.channels_last)):
+        same(x, {"y": y})
+    assert len(compilations) == 1
+    same(x, {"y": gap})
+    same(x, {"y": gap.as_strided(x.shape, (3, 4, 9, 1))})
+    same(x, {"y": x.double()})
+    assert len(compilations) == 3
+
+
+@pytest.mark.usefixtures("inductor")
+def test_what_is_dropped_leaves_no_weights():
+    """The compiler folds them into constants of the code."""
+
+    def tensors() -> Counter[Any]:
+        gc.collect()
+        plain = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter)]
+        return Counter((each.layout, each.shape) for each in plain if each.numel() > 0)
+
+    def once() -> None:
+        weight = torch.rand(8, 3, 3, 3)
+        convolution = compiled.Compiled(lambda x: torch.conv2d(x, weight), torch.device("cpu"))
+        with torch.no_grad():
+            convolution(SOURCE)
+
+    once()
+    before = tensors()
+    once()
+    assert not tensors() - before  # what other tests left may go meanwhile
+
+
+def test_what_others_compile_stays():
+    """The compiler's list of modules is the process's, from which those of a sampler are taken."""
+    own, other = ModuleType("own"), ModuleType("other")
+    modules = PyCodeCache.modules
+    known = list(modules)
+
+    def compile_other() -> None:
+        with compile_lock:  # as torch.compile does
+            modules.append(other)
+
+    with ThreadPoolExecutor(1) as pool:
+        with compiled.forgetting_modules():
+            done = pool.submit(compile_other)
+            modules.append(own)
+            wait([done], 0.05)
+        done.result()
+    assert modules == [*known, other]
+    modules.remove(other)
 
 
 def test_what_is_known_does_not_wait_for_what_is_made():

@@ -145,8 +145,20 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]):
     other = torch.zeros(shape)
     with pytest.raises(ValueError, match=r"^the network must predict \(2, 3, 4, 5\), got \("):
         bridge_step(**arguments(pred=other))
-    with pytest.raises(ValueError, match=r"^noise must be \(2, 3, 4, 5\), got \("):
-        bridge_step(**arguments(noise=other))
+    for name in ("x0hat", "inputs", "y", "noise"):
+        with pytest.raises(ValueError, match=rf"^{name} must be \(2, 3, 4, 5\), got \("):
+            bridge_step(**arguments(**{name: other}))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 5), (2, 1, 1, 5), (2, 3, 4, 5)], ids=str)
+def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"^mask must be \(2, 1, 4, 5\), got \("):
+        bridge_step(**arguments(mask=torch.ones(shape)))
+
+
+def test_every_picture_has_a_seed():
+    with pytest.raises(ValueError, match=r"^seeds must be \(2,\), got \(1,\)"):
+        bridge_step(**arguments(seeds=torch.tensor([1])))
 
 
 def test_operator_is_registered_in_full():

@@ -87,6 +87,12 @@ def test_a_step_may_be_an_integer_and_images_may_have_gaps():
         ({"seeds": torch.tensor([1, 2]), "step": 0}, "one of noise and seeds, got both"),
         ({"noise": None, "seeds": torch.tensor([1, 2])}, "seeds need the optimizer step"),
         ({"noise": None, "seeds": torch.tensor([1]), "step": 0}, r"seeds must be \(2,\) of int64, got \(1,\)"),
+        ({"t": torch.tensor([1])}, r"t must be \(2,\), got \(1,\)"),
+        ({"table": torch.zeros(11, 3)}, r"table must be \(11, 6\), got \(11, 3\)"),
+        (
+            {"noise": None, "seeds": torch.tensor([1, 2]), "step": torch.zeros(30, dtype=torch.int64)},
+            r"step must be \(1,\), got \(30,\)",
+        ),
         ({"y": torch.zeros(2, 3, 4, 4)}, r"y must be a float tensor of shape \(2, 3, 4, 5\), got \(2, 3, 4, 4\)"),
         ({"y": torch.zeros(2, 3, 4, 5).int()}, "y must be a float tensor of shape .* of torch.int32"),
     ],
