@@ -22,7 +22,9 @@ NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 def along(number: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """A number for each axis, of one for all."""
-    return (number,) * axes if not isinstance(number, Sequence) else tuple(number)
+    if isinstance(number, Sequence):
+        return tuple(number)
+    return (number,) * axes
 
 
 def check_images(x: torch.Tensor, channels: int, strides: Sequence[int]) -> None:
@@ -46,13 +48,14 @@ def in_channels(source: Any, channels: int, endpoint: Sequence[int] | None) -> A
     other numbers it takes the mean over the source's channels, repeated.
     """
     count = source.shape[1]
-    if list(range(count)) == list(range(channels) if endpoint is None else endpoint):
+    wanted = range(channels) if endpoint is None else endpoint
+    if list(wanted) == list(range(count)):
         return source
-    single = [source[:, channel : channel + 1] for channel in range(count)]
+    singles = [source[:, channel : channel + 1] for channel in range(count)]
     if endpoint is not None:  # not by a list as an index, which would be copied to a GPU
-        return concatenated([single[channel] for channel in endpoint], 1)
-    total = single[0]
-    for other in single[1:]:  # in this order, so that tensors and arrays have the same bits
+        return concatenated([singles[channel] for channel in endpoint], 1)
+    total = singles[0]
+    for other in singles[1:]:  # in this order, so that tensors and arrays have the same bits
         total = total + other
     return concatenated([total / count] * channels, 1)
 
@@ -72,17 +75,25 @@ def as_numpy(array: Any) -> npt.NDArray[Any]:
     """An array, or a tensor on any device as one: bfloat16, which NumPy lacks, becomes float32."""
     if isinstance(array, np.ndarray):
         return array
-    return (array.float() if "bfloat16" in str(array.dtype) else array).detach().cpu().numpy()
+    tensor = array.detach()
+    if str(tensor.dtype) == "torch.bfloat16":
+        tensor = tensor.float()
+    return tensor.cpu().numpy()
 
 
 def converted(array: Any, like: Any, dtype: bool = True) -> Any:
     """An array or a tensor in the type, on the device and, by default, in the dtype of another."""
     if isinstance(like, np.ndarray):
-        return as_numpy(array).astype(like.dtype if dtype else array.dtype, copy=False)
+        values = as_numpy(array)
+        if not dtype:
+            return values
+        return values.astype(like.dtype, copy=False)
     import torch
 
     tensor = torch.as_tensor(array)
-    return tensor.to(like) if dtype else tensor.to(like.device)
+    if not dtype:
+        return tensor.to(like.device)
+    return tensor.to(like)
 
 
 def padded(images: Any, sides: Sequence[int], edge: bool = True) -> Any:
@@ -91,12 +102,18 @@ def padded(images: Any, sides: Sequence[int], edge: bool = True) -> Any:
     if not any(missing):
         return images
     if isinstance(images, np.ndarray):
-        return np.pad(images, [(0, 0), (0, 0), *((0, n) for n in missing)], "edge" if edge else "constant")
+        pairs = [(0, 0), (0, 0), *((0, count) for count in missing)]
+        return np.pad(images, pairs, "edge" if edge else "constant")
     import torch.nn.functional as F
 
-    return F.pad(images, [n for each in reversed(missing) for n in (0, each)], "replicate" if edge else "constant")
+    widths: list[int] = []
+    for count in reversed(missing):  # torch begins with the last axis
+        widths += [0, count]
+    return F.pad(images, widths, "replicate" if edge else "constant")
 
 
 def copied(array: Any) -> Any:
     """An array or a tensor in memory of its own."""
-    return array.copy() if isinstance(array, np.ndarray) else array.clone()
+    if isinstance(array, np.ndarray):
+        return array.copy()
+    return array.clone()

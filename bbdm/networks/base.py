@@ -100,11 +100,17 @@ class Network(nn.Module):
         if source.shape[1] != self.source_channels:
             raise ValueError(f"the source must have {self.source_channels} channels, got {source.shape[1]}")
         y = in_channels(source, self.channels, self.endpoint_channels)
-        return y if y is source else y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
+        if y is source:
+            return source
+        return y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
 
     def without(self, conditions: Conditions, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Conditions of which some are "none": the number of classes, or zeros."""
-        return {name: self.inputs[name].none(v) if name in names else v for name, v in conditions.items()}
+        others = dict(conditions)
+        for name in names:
+            if name in conditions:
+                others[name] = self.inputs[name].none(conditions[name])
+        return others
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """What conditions alone decide, computed once for all steps: what :meth:`body` takes for them.
@@ -136,7 +142,7 @@ class Network(nn.Module):
                 condition is missing or unknown, or has another size.
         """
         check_images(x, self.channels, self.strides)
-        seen = {} if not self.inputs and conditions in (None, {}) else matched(conditions, self.inputs)
+        seen = matched(conditions, self.inputs)
         for name, value in seen.items():
             self.inputs[name].check(value)
         return self.body(x, self.embed(t), self.prepared(seen, x.shape[2:]))
@@ -167,7 +173,8 @@ class Wrapped(Network):
 
     def __init__(self, module: nn.Module, config: WrappedConfig, call: Call | None) -> None:
         super().__init__(config)
-        self.module, self._call = module, call
+        self.module = module
+        self._call = call
 
     @classmethod
     def from_config(cls, config: WrappedConfig) -> Wrapped:
@@ -182,7 +189,9 @@ class Wrapped(Network):
             return self._call(self.module, x, t, conditions)
         if conditions.keys() - {SOURCE}:
             return self.module(x, t, conditions)
-        return self.module(x, t, conditions[SOURCE]) if conditions else self.module(x, t)
+        if conditions:
+            return self.module(x, t, conditions[SOURCE])
+        return self.module(x, t)
 
 
 def wrap(
@@ -275,19 +284,30 @@ def fitting(build: Callable[[Any], Module], config: Any, state: Mapping[str, Any
             network = build(config)
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
         raise ValueError(f"there is no network of such sizes: {str(error).splitlines()[0]}") from error
-    wanted = network.state_dict()
-    both = sorted(state.keys() & wanted.keys())
-    shapes = {key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in both}
-    floating = {key for key in both if wanted[key].is_floating_point() and not state[key].dtype.is_floating_point}
-    differences = {
-        "missing": sorted(wanted.keys() - state.keys()),
-        "extra": sorted(map(str, state.keys() - wanted.keys())),
-        "of another shape": [f"{key} {got} (wanted {want})" for key, (got, want) in shapes.items() if got != want],
-        "no floating point numbers": sorted(floating),
-    }
-    if found := "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in differences.items() if keys):
-        raise ValueError(f"{whose} weights do not fit the network: {found}")
+    differences = _differences(state, network.state_dict())
+    if differences:
+        raise ValueError(f"{whose} weights do not fit the network: {'; '.join(differences)}")
     return network
+
+
+def _differences(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """In words, the keys of weights that an expected state dict does not have so."""
+    shapes: list[str] = []
+    integers: list[str] = []
+    for key in sorted(state.keys() & expected.keys()):
+        shape = tuple(state[key].shape)
+        expected_shape = tuple(expected[key].shape)
+        if shape != expected_shape:
+            shapes.append(f"{key} {shape} (wanted {expected_shape})")
+        if expected[key].is_floating_point() and not state[key].dtype.is_floating_point:
+            integers.append(key)
+    differences = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "extra": sorted(map(str, state.keys() - expected.keys())),
+        "of another shape": shapes,
+        "no floating point numbers": integers,
+    }
+    return [f"{name}: {', '.join(keys)}" for name, keys in differences.items() if keys]
 
 
 def restore(build: Callable[[Any], Module], config: Any, state: dict[str, torch.Tensor], whose: str = "its") -> Module:
@@ -304,7 +324,9 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
     Raises:
         ValueError: the name is unknown, or the dtype is not one of floating-point numbers.
     """
-    dtype = DTYPES.get(name, getattr(torch, name, None)) if isinstance(name, str) else name
+    dtype: Any = name
+    if isinstance(name, str):
+        dtype = DTYPES.get(name, getattr(torch, name, None))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype such as {', '.join(DTYPES)}, got {name!r}")
     return dtype
@@ -312,11 +334,14 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
 
 def converted(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A state dict whose floating-point numbers are of a dtype; ValueError where they leave its range."""
-    converted = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-    for key, value in converted.items():
-        if bool((value.isfinite() != state[key].isfinite()).any()):
-            raise ValueError(f"{key} has values beyond the range of {dtype}")
-    return converted
+    outputs = dict(state)
+    for key, value in state.items():
+        if value.is_floating_point():
+            outputs[key] = value.to(dtype)
+            overflows = outputs[key].isfinite() != value.isfinite()
+            if bool(overflows.any()):
+                raise ValueError(f"{key} has values beyond the range of {dtype}")
+    return outputs
 
 
 def state_hash(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:

@@ -55,9 +55,15 @@ class ConditionInput:
     droppable: bool = False
 
     def __str__(self) -> str:
-        listed = f": {', '.join(self.names)}" if self.names else ""
-        form = {"image": "{} channels", "class": "{} classes{}", "tokens": "tokens of width {}"}[self.kind]
-        return f"{self.name!r} ({form.format(self.size, listed)})"
+        if self.kind == "image":
+            form = f"{self.size} channels"
+        elif self.kind == "tokens":
+            form = f"tokens of width {self.size}"
+        elif self.names:
+            form = f"{self.size} classes: {', '.join(self.names)}"
+        else:
+            form = f"{self.size} classes"
+        return f"{self.name!r} ({form})"
 
     @property
     def dtype(self) -> str:
@@ -77,12 +83,15 @@ class ConditionInput:
     def check(self, value: torch.Tensor) -> None:
         """Raise ValueError unless a tensor has the axes, the size and the kind of numbers."""
         shape = tuple(value.shape)
-        rules = {
-            "image": (len(shape) > 3 and shape[1] == self.size, f"{self.size} channels"),
-            "class": (len(shape) == 1 and "int" in str(value.dtype), "shape (B,) of int64"),
-            "tokens": (shape[2:] == (self.size,), f"shape (B, L, {self.size})"),
-        }
-        fits, rule = rules[self.kind]
+        if self.kind == "image":
+            rule = f"{self.size} channels"
+            fits = len(shape) > 3 and shape[1] == self.size
+        elif self.kind == "class":
+            rule = "shape (B,) of int64"
+            fits = len(shape) == 1 and "int" in str(value.dtype)
+        else:
+            rule = f"shape (B, L, {self.size})"
+            fits = shape[2:] == (self.size,)
         if not fits:
             self._refuse(f"have {rule}", f"{shape} of {value.dtype}")
 
@@ -91,49 +100,71 @@ class ConditionInput:
 
     def none(self, value: Any) -> Any:
         """What stands for it where it is left out, like a tensor or an array of it."""
-        return value * 0 + self.size if self.kind == "class" else value * 0
+        zeros = value * 0
+        if self.kind == "class":
+            return zeros + self.size
+        return zeros
 
     def parse(self, text: str) -> Any:
         """A word of a command as what a call takes: a class, or the path of a .npy file, or ``none``."""
         if text == "none" and text not in self.names:
             return None
         if self.kind == "class":
-            return int(text) if text not in self.names and text.isdecimal() else text
+            if text in self.names or not text.isdecimal():
+                return text
+            return int(text)
         if not text.endswith(".npy"):
             raise ValueError(f"condition {self.name!r} takes FILE.npy or none, got {text!r}")
         array = np.load(text)
-        return array[None] if self.spatial else array
+        if self.spatial:
+            return array[None]
+        return array
 
     def read(self, value: Any, source: Any, owners: Sequence[int]) -> Any:
         """What a call gives for it, as an array with a row for each image; see :func:`read_conditions`."""
         if self.spatial:
             return self._images(value, source, len(owners))
-        count, axes = owners[-1] + 1, 0 if self.kind == "class" else 2  # axes of one source's value
-        if value is None or isinstance(value, str | int | float) or getattr(value, "ndim", -1) == axes:
-            values = [value] * count
-        else:
-            values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
-            if len(values) not in (1, count):
-                self._refuse(f"be one value, or one for each of {count} sources", len(values))
-            values *= count // len(values)
+        count = owners[-1] + 1  # of sources
         if self.kind == "class":
-            rows: Any = np.array([self._number(each) for each in values], np.int64)
-        else:  # padded with rows of zeros
-            arrays = [self._tokens(each) for each in values]
-            rows = np.zeros((count, max(1, *map(len, arrays)), self.size), np.float32)
-            for row, each in zip(rows, arrays, strict=True):
-                row[: len(each)] = each
-        return rows if count == len(owners) else rows[list(owners)]
+            numbers = [self._number(label) for label in self._of_sources(value, count, axes=0)]
+            rows = np.array(numbers, np.int64)
+        else:
+            rows = self._padded([self._tokens(tokens) for tokens in self._of_sources(value, count, axes=2)])
+        if count == len(owners):
+            return rows
+        return rows[list(owners)]
+
+    def _of_sources(self, value: Any, count: int, axes: int) -> list[Any]:
+        """What a call gives for it as a value for each source; ``axes`` are those of a single value."""
+        if value is None or isinstance(value, str | int | float) or getattr(value, "ndim", -1) == axes:
+            return [value] * count
+        values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
+        if len(values) == 1:
+            return values * count
+        if len(values) != count:
+            self._refuse(f"be one value, or one for each of {count} sources", len(values))
+        return values
+
+    def _padded(self, arrays: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """(N, L, size) of arrays (l, size), of which rows of zeros fill the shorter ones; L is at least 1."""
+        length = max(1, *map(len, arrays))
+        rows = np.zeros((len(arrays), length, self.size), np.float32)
+        for row, tokens in zip(rows, arrays, strict=True):
+            row[: len(tokens)] = tokens
+        return rows
 
     def _number(self, value: Any) -> int:
         """The class of a name, a number or None."""
-        number = value
+        count = self.size
+        if self.droppable:
+            count += 1  # the last one is none
         if value is None:
             number = self.size
         elif value in self.names:
             number = self.names.index(value)
-        highest = self.size if self.droppable else self.size - 1  # without a class, where training left it out
-        is_class = not isinstance(number, str) and int(number) == number and 0 <= number <= highest
+        else:
+            number = value
+        is_class = not isinstance(number, str) and int(number) == number and 0 <= number < count
         if not is_class:
             known = ", ".join(self.names) or f"numbers from 0 to {self.size - 1}"
             self._refuse(f"be of {known}", repr(value))
@@ -156,17 +187,27 @@ class ConditionInput:
         shape = self.shape(count, sides)
         if value is None:
             return converted(np.zeros(shape, np.float32), source)
-        if "float" not in str(getattr(value, "dtype", "")):
+        self._check_images(value, shape)
+        if tuple(value.shape[2:]) != sides:
+            pictures = as_numpy(value).astype(np.float32)
+            value = np.stack([images.fitted(picture, sides) for picture in pictures])
+        value = converted(value, source)
+        if len(value) == count:
+            return value
+        return concatenated([value] * count)
+
+    def _check_images(self, value: Any, shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless it is finite floats of a shape (N, C, *S), or of what becomes that."""
+        is_float = "float" in str(getattr(value, "dtype", ""))
+        if not is_float:
             self._refuse("be an array or a tensor of floats in [-1, 1]", getattr(value, "dtype", type(value).__name__))
         got = tuple(value.shape)
-        resizes = len(sides) == 2 and len(got) == 4 and all(got)
-        if got[:2] not in ((1, self.size), (count, self.size)) or not (resizes or got[2:] == sides):
+        is_for_all = got[:2] == (1, self.size)
+        is_for_each = got[:2] == shape[:2]
+        is_picture = len(shape) == 4 and len(got) == 4 and all(got)  # which is resized
+        if not (is_for_all or is_for_each) or not (is_picture or got[2:] == shape[2:]):
             self._refuse(f"have shape {shape}", got)
         self._finite(value)
-        if got[2:] != sides:
-            value = np.stack([images.fitted(each, sides) for each in as_numpy(value).astype(np.float32)])
-        value = converted(value, source)
-        return value if len(value) == count else concatenated([value] * count)
 
     def _finite(self, value: Any) -> Any:
         if len(value) and not np.isfinite(float(abs(value).max())):
@@ -197,41 +238,44 @@ class ConditionsConfig:
     drop: Mapping[str, float] = field(default_factory=dict, hash=False)  # share of training examples without it
 
     def __post_init__(self) -> None:
-        for each in fields(ConditionsConfig):  # sorted: the same settings are the same bytes in files
-            values = sorted(getattr(self, each.name).items())
-            own = {name: tuple(value) if isinstance(value, list) else value for name, value in values}
-            object.__setattr__(self, each.name, own)
-        sizes = [(what, name, value) for what in KINDS for name, value in getattr(self, what).items()]
-        for what, name, value in sizes:
-            if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
-                rule = f"a name of {what} must be an identifier, and none of {', '.join(TAKEN)}"
-                raise ValueError(f"{rule}, got {name!r}")
-            if what == "classes" and isinstance(value, tuple):
-                if len(set(value)) < len(value):
-                    raise ValueError(f"a class has its name alone, got {', '.join(map(str, value))}")
-                value = len(value) if all(isinstance(each, str) for each in value) else value
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                also = " or names" if what == "classes" else ""
-                raise ValueError(f"{what}[{name!r}] must be an integer of at least 1{also}, got {value!r}")
-        if len({name for _, name, _ in sizes}) < len(sizes):
-            raise ValueError(f"each condition needs a name of its own, got {', '.join(name for _, name, _ in sizes)}")
+        for setting in fields(ConditionsConfig):
+            values = dict(sorted(getattr(self, setting.name).items()))  # the same settings are the same bytes in files
+            for name, value in values.items():
+                if isinstance(value, list):
+                    values[name] = tuple(value)
+            object.__setattr__(self, setting.name, values)
+        names: list[str] = []
+        for setting in KINDS:
+            for name, value in getattr(self, setting).items():
+                _check_name(setting, name)
+                _check_size(setting, name, value)
+                names.append(name)
+        if len(set(names)) < len(names):
+            raise ValueError(f"each condition needs a name of its own, got {', '.join(names)}")
         for name, share in self.drop.items():
-            if name not in self.each:
-                names = ", ".join(self.each) or "(there are none)"
-                raise ValueError(f"drop must be of the conditions {names}, got {name!r}")
-            if self.two_way and name == DIRECTION:
-                raise ValueError(f"drop must be of other conditions than {name!r}, which says what the target is")
-            if not isinstance(share, int | float) or not 0 < share < 1:
-                raise ValueError(f"drop[{name!r}] must be above 0 and below 1, got {share!r}")
+            self._check_drop(name, share)
+
+    def _check_drop(self, name: str, share: Any) -> None:
+        """Raise ValueError unless a condition can be left out in a share of training examples."""
+        if name not in self.each:
+            names = ", ".join(self.each) or "(there are none)"
+            raise ValueError(f"drop must be of the conditions {names}, got {name!r}")
+        if self.two_way and name == DIRECTION:
+            raise ValueError(f"drop must be of other conditions than {name!r}, which says what the target is")
+        if not isinstance(share, int | float) or not 0 < share < 1:
+            raise ValueError(f"drop[{name!r}] must be above 0 and below 1, got {share!r}")
 
     @cached_property
     def each(self) -> dict[str, ConditionInput]:
         """The conditions by name, in the order in which a network has them."""
         conditions: dict[str, ConditionInput] = {}
-        for what, kind in KINDS.items():
-            for name, value in getattr(self, what).items():
-                size, names = (value, ()) if isinstance(value, int) else (len(value), value)
-                conditions[name] = ConditionInput(name, kind, size, names, name in self.drop)
+        for setting, kind in KINDS.items():
+            for name, value in getattr(self, setting).items():
+                droppable = name in self.drop
+                if isinstance(value, int):
+                    conditions[name] = ConditionInput(name, kind, value, droppable=droppable)
+                else:
+                    conditions[name] = ConditionInput(name, kind, len(value), value, droppable)
         return conditions
 
     @property
@@ -246,7 +290,30 @@ class ConditionsConfig:
 
     def settings(self) -> dict[str, Any]:
         """The fields that are not empty, as plain values."""
-        return {each.name: value for each in fields(ConditionsConfig) if (value := getattr(self, each.name))}
+        values = {setting.name: getattr(self, setting.name) for setting in fields(ConditionsConfig)}
+        return {name: value for name, value in values.items() if value}
+
+
+def _check_name(setting: str, name: Any) -> None:
+    """Raise ValueError unless a condition can have a name in calls, files and exports."""
+    if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
+        rule = f"a name of {setting} must be an identifier, and none of {', '.join(TAKEN)}"
+        raise ValueError(f"{rule}, got {name!r}")
+
+
+def _check_size(setting: str, name: str, value: Any) -> None:
+    """Raise ValueError unless a value is a size or, of classes, their names."""
+    size = value
+    rule = "an integer of at least 1"
+    if setting == "classes":
+        rule = f"{rule} or names"
+    if setting == "classes" and isinstance(value, tuple):
+        if len(set(value)) < len(value):
+            raise ValueError(f"a class has its name alone, got {', '.join(map(str, value))}")
+        if all(isinstance(label, str) for label in value):
+            size = len(value)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"{setting}[{name!r}] must be {rule}, got {value!r}")
 
 
 def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionInput]) -> dict[str, Any]:
@@ -255,17 +322,21 @@ def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionI
     Raises:
         ValueError: they are no mapping, or one is missing or unknown.
     """
-    conditions = {} if conditions is None else conditions
+    if conditions is None:
+        conditions = {}
     if not isinstance(conditions, Mapping):
         kind = type(conditions).__name__
         raise ValueError(f"conditions must be a mapping of names to values, such as {{'source': y}}, got a {kind}")
     described = ", ".join(map(str, known.values())) or "none"
-    if unknown := [name for name in conditions if name not in known]:
-        raise ValueError(f"conditions of this network are {described}, got {', '.join(map(repr, unknown))}")
-    for name, each in known.items():
+    unknown = [repr(name) for name in conditions if name not in known]
+    if unknown:
+        raise ValueError(f"conditions of this network are {described}, got {', '.join(unknown)}")
+    for name, condition in known.items():
         if name not in conditions:
-            also = "; None leaves it out of a sampler's call" if each.droppable else ""
-            raise ValueError(f"condition {name!r} is missing: this network has {described}{also}")
+            message = f"condition {name!r} is missing: this network has {described}"
+            if condition.droppable:
+                message += "; None leaves it out of a sampler's call"
+            raise ValueError(message)
     return {name: conditions[name] for name in known}
 
 
@@ -284,17 +355,19 @@ def read_conditions(
     """
     values = matched(conditions, known.each)
     for name, value in values.items():
-        missing = value is None or (isinstance(value, list | tuple) and any(one is None for one in value))
-        if missing and not known.each[name].droppable:
+        values_of_sources = value if isinstance(value, list | tuple) else [value]
+        is_missing = any(single is None for single in values_of_sources)
+        if is_missing and not known.each[name].droppable:
             raise ValueError(f"condition {name!r} cannot be None: the network was never trained without it")
     return {name: known.each[name].read(value, source, owners) for name, value in values.items()}
 
 
 def read_direction(value: Any) -> Direction:
     """The direction of a call, by its name or number, or by several equal ones; else a ValueError."""
-    values = np.ravel(as_numpy(value) if hasattr(value, "detach") else value).tolist()
+    array = as_numpy(value) if hasattr(value, "detach") else value
+    labels = np.ravel(array).tolist()
     for number, name in enumerate(DIRECTIONS):
-        if values and all(each in (number, name) for each in values):
+        if labels and all(label in (number, name) for label in labels):
             return name
     raise ValueError(f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}")
 
@@ -316,7 +389,7 @@ class Guidance:
         """
         count = 1 + len(self.variants)
         if len(conditions) > 1:
-            full, *others = [network(x, index, each) for each in conditions]
+            full, *others = [network(x, index, evaluated) for evaluated in conditions]
         else:
             together = network(concatenated([x] * count), index, conditions[0])
             full, *others = [together[i * len(x) : (i + 1) * len(x)] for i in range(count)]
@@ -332,22 +405,29 @@ def read_guidance(conditions: ConditionsConfig, guidance: float | Mapping[str, f
     Raises:
         ValueError: a weight is out of range, or the network was never trained without a condition.
     """
-    weights = guidance if isinstance(guidance, Mapping) else {None: guidance}
-    if unknown := [name for name in weights if name is not None and name not in conditions.each]:
-        names = ", ".join(map(repr, unknown))
-        raise ValueError(f"guidance must be for conditions, {conditions.described}, got {names}")
+    if isinstance(guidance, Mapping):
+        unknown = [repr(name) for name in guidance if name not in conditions.each]
+        if unknown:
+            names = ", ".join(unknown)
+            raise ValueError(f"guidance must be for conditions, {conditions.described}, got {names}")
+        weights = {(name,): weight for name, weight in guidance.items()}
+    else:
+        weights = {tuple(conditions.drop): guidance}
     variants: list[Variant] = []
-    for name, weight in weights.items():
+    for names, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ValueError(f"guidance must be a number of at least 0, got {weight!r}")
-        names = tuple(conditions.drop) if name is None else (name,)
-        missing = [repr(each) for each in names if each not in conditions.drop]
-        if missing or not names:
-            rule = f"guidance compares with predictions without {missing[0] if missing else 'a condition'}"
+        never_left_out = [repr(name) for name in names if name not in conditions.drop]
+        if not names:
+            never_left_out = ["a condition"]
+        if never_left_out:
+            rule = f"guidance compares with predictions without {never_left_out[0]}"
             raise ValueError(f"{rule}, and the network was not trained so: see drop")
         if weight != 1:
             variants.append((names, weight - 1.0))
-    return Guidance(tuple(variants)) if variants else None
+    if not variants:
+        return None
+    return Guidance(tuple(variants))
 
 
 def read_scale(text: str) -> float | dict[str, float]:
@@ -355,6 +435,10 @@ def read_scale(text: str) -> float | dict[str, float]:
     try:
         if "=" not in text:
             return float(text)
-        return {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+        weights: dict[str, float] = {}
+        for part in text.split(","):
+            name, weight = part.split("=")
+            weights[name] = float(weight)
+        return weights
     except ValueError as error:
         raise ValueError(f"guidance must be a number, or NAME=NUMBER,..., got {text!r}") from error

@@ -20,19 +20,22 @@ def check_sizes(config: Any) -> None:
     """Make tuples of lists, and raise ValueError where a size is no integer or out of range."""
 
     def tuples(value: Any) -> Any:
-        return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return tuple(map(tuples, value))
+        return value
 
-    for each in fields(config):
-        object.__setattr__(config, each.name, tuples(getattr(config, each.name)))
-        if each.type in SIZES:
-            check_integers(config, each.name, least=0 if each.name in MAY_BE_ZERO else 1)
+    for setting in fields(config):
+        object.__setattr__(config, setting.name, tuples(getattr(config, setting.name)))
+        if setting.type in SIZES:
+            check_integers(config, setting.name, least=0 if setting.name in MAY_BE_ZERO else 1)
 
 
 def check_integers(config: Any, *names: str, least: int = 1) -> None:
     """Raise ValueError where a setting, or a member of a tuple, is not an integer of at least ``least``."""
     for name in names:
         value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
             if not isinstance(number, int) or isinstance(number, bool):
                 raise ValueError(f"{name} must be of integers, got {value!r}")
             if number < least:
@@ -73,19 +76,23 @@ class NetworkConfig(ConditionsConfig):
     def _check_endpoint(self, endpoint: tuple[int, ...]) -> None:
         """Raise ValueError unless each channel of the state has a source channel."""
         count: int = self.channels  # pyright: ignore[reportAttributeAccessIssue]
-        known = self.condition_channels
-        are_channels = all(type(channel) is int and channel >= 0 for channel in endpoint)
-        if known and are_channels:
-            are_channels = all(channel < known for channel in endpoint)
+        end = math.inf
+        which = "counted from 0"
+        if self.condition_channels:
+            end = self.condition_channels
+            which = f"of {end} counted from 0"
+        are_channels = all(type(channel) is int and 0 <= channel < end for channel in endpoint)
         if len(endpoint) != count or not are_channels:
-            of = f", of {known} counted from 0," if known else ", counted from 0,"
-            raise ValueError(f"endpoint must be a source channel{of} for each of {count} channels, got {endpoint!r}")
+            rule = f"a source channel, {which}, for each of {count} channels"
+            raise ValueError(f"endpoint must be {rule}, got {endpoint!r}")
 
     @cached_property
     def inputs(self) -> dict[str, ConditionInput]:
         """All conditions by name: ``source``, where it is seen, then images, classes and tokens."""
+        if not self.condition_channels:
+            return self.each
         source = ConditionInput(SOURCE, "image", self.condition_channels)
-        return ({SOURCE: source} if self.condition_channels else {}) | self.each
+        return {SOURCE: source} | self.each
 
     @cached_property
     def source_channels(self) -> int:
@@ -140,10 +147,8 @@ class UNetConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        widths, strides = check_levels(self), self.level_strides
-        if len(strides) + 1 != len(widths) or any(len(each) != self.axes or {*each} - {1, 2} for each in strides):
-            wanted = f"{len(widths) - 1} tuples of {self.axes} numbers, each 1 or 2"
-            raise ValueError(f"strides must be {wanted}, got {self.strides!r}")
+        widths = check_levels(self)
+        self._check_strides(len(widths) - 1)
         if self.patch > 1 and self.axes == 3:
             raise ValueError(f"patch is of pictures, and must be 1 for volumes, got {self.patch}")
         if self.model_channels % 2:
@@ -151,9 +156,20 @@ class UNetConfig(NetworkConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         for level, width in enumerate(widths):
-            attended = 2**level in self.attention_resolutions or level == len(widths) - 1
-            if attended and width % self.head_channels:
+            is_last = level == len(widths) - 1  # the middle block, which has attention
+            is_attended = is_last or 2**level in self.attention_resolutions
+            if is_attended and width % self.head_channels:
                 raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
+
+    def _check_strides(self, count: int) -> None:
+        """Raise ValueError unless each of ``count`` transitions between levels has a stride of each axis."""
+        fits = len(self.level_strides) == count
+        for stride in self.level_strides:
+            if not isinstance(stride, tuple) or len(stride) != self.axes or not set(stride) <= {1, 2}:
+                fits = False
+        if not fits:
+            rule = f"{count} tuples of {self.axes} numbers, each 1 or 2"
+            raise ValueError(f"strides must be {rule}, got {self.strides!r}")
 
     @property
     def channels(self) -> int:
@@ -163,13 +179,20 @@ class UNetConfig(NetworkConfig):
     @property
     def level_strides(self) -> tuple[tuple[int, ...], ...]:
         """Of each axis, from each level to the next."""
-        return self.strides or ((2,) * self.axes,) * (len(self.channel_mult) - 1)
+        if self.strides is not None:
+            return self.strides
+        halving = (2,) * self.axes
+        return (halving,) * (len(self.channel_mult) - 1)
 
     @property
     def stride(self) -> Stride:
         """Sides must be multiples of this: a number for all, or one for each axis."""
-        strides = tuple(self.patch * math.prod(each[axis] for each in self.level_strides) for axis in range(self.axes))
-        return strides[0] if len(set(strides)) == 1 else strides
+        sides = [self.patch] * self.axes
+        for factors in self.level_strides:
+            sides = [side * factor for side, factor in zip(sides, factors, strict=True)]
+        if len(set(sides)) == 1:
+            return sides[0]
+        return tuple(sides)
 
 
 @dataclass(frozen=True)
@@ -231,7 +254,9 @@ class VQGANConfig:
     @property
     def encoded_channels(self) -> int:
         """What the encoder gives: latents, or mean and log variance."""
-        return self.latent_channels * (1 if self.num_codes else 2)
+        if self.num_codes:
+            return self.latent_channels
+        return 2 * self.latent_channels
 
 
 _small = partial(UNetConfig, condition_channels=3, num_groups=8)

@@ -36,8 +36,10 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None) -> torch.Tensor:
         """(B, N, W) patches, (B or 1, 6 W) modulation, and keys and values of tokens, to (B, N, W)."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.to(x.dtype)[:, None].chunk(6, dim=-1)
-        q, k, v = self.qkv(_norm(x, shift, scale)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + gate * self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        qkv = self.qkv(_norm(x, shift, scale))  # (B, N, 3 W)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, W / heads)
+        x = x + gate * self.proj(attended.transpose(1, 2).flatten(2))
         if context is not None:
             x = x + self.cross(F.layer_norm(x, x.shape[-1:], eps=1e-6), *context)
         return x + mlp_gate * self.mlp(_norm(x, mlp_shift, mlp_scale))
@@ -59,7 +61,8 @@ class DiT(ConditionedNetwork):
         config = DiTConfig(**settings)
         super().__init__(config)
         self.config = config
-        width, patch = config.width, config.patch
+        width = config.width
+        patch = config.patch
         shown = config.channels + config.condition_channels + sum(config.images.values())
         self.embed_patches = nn.Conv2d(shown, width, patch, stride=patch)
         self.time_embed = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
@@ -77,7 +80,8 @@ class DiT(ConditionedNetwork):
 
     def modulation(self) -> Embed:
         """See :meth:`ConditionedNetwork.modulation`: shifts, scales and gates."""
-        layers = [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
+        layers = [cast(Block, block).modulation for block in self.blocks]
+        layers.append(self.out_modulation)
 
         def modulated(embedding: torch.Tensor) -> torch.Tensor:
             h = F.silu(embedding.to(layers[0].weight.dtype))
@@ -87,13 +91,16 @@ class DiT(ConditionedNetwork):
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
-        patch, height, width = self.config.patch, *(side // self.config.patch for side in x.shape[2:])
-        x, embedding, context = self._conditioned(x, embedding, conditions)
-        h = self.embed_patches(x).flatten(2).transpose(1, 2) + _places(height, width, self.config.width, x)
-        parts = embedding.split([6 * self.config.width] * len(self.blocks) + [2 * self.config.width], dim=1)
-        for block, part in zip(self.blocks, parts[:-1], strict=True):
+        patch = self.config.patch
+        height, width = (side // patch for side in x.shape[2:])  # in patches
+        x, modulation, context = self._conditioned(x, embedding, conditions)
+        patches = self.embed_patches(x).flatten(2).transpose(1, 2)  # (B, N, W)
+        h = patches + _places(height, width, self.config.width, x)
+        columns = [6 * self.config.width] * len(self.blocks)
+        *parts, last = modulation.split([*columns, 2 * self.config.width], dim=1)
+        for block, part in zip(self.blocks, parts, strict=True):
             h = self._run(block, h, part, context)
-        shift, scale = parts[-1].to(h.dtype)[:, None].chunk(2, dim=-1)
+        shift, scale = last.to(h.dtype)[:, None].chunk(2, dim=-1)
         h = self.out(_norm(h, shift, scale))
         h = h.unflatten(1, (height, width)).unflatten(-1, (patch, patch, self.channels))
         h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
@@ -106,8 +113,10 @@ def _norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Te
 
 def _places(height: int, width: int, channels: int, like: torch.Tensor) -> torch.Tensor:
     """(height width, channels) sines and cosines of each token's column and row."""
-    rates = 1 / 10000 ** (torch.arange(channels // 4, device=like.device, dtype=torch.float32) / (channels // 4))
-    rows, columns = (torch.arange(n, device=like.device, dtype=torch.float32)[:, None] * rates for n in (height, width))
+    count = channels // 4
+    rates = 1 / 10000 ** (torch.arange(count, device=like.device, dtype=torch.float32) / count)
+    rows = torch.arange(height, device=like.device, dtype=torch.float32)[:, None] * rates
+    columns = torch.arange(width, device=like.device, dtype=torch.float32)[:, None] * rates
     across = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     down = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
     return torch.cat([across, down], dim=-1).flatten(0, 1).to(like.dtype)

@@ -27,7 +27,11 @@ def norm_silu(
 ) -> torch.Tensor:
     """GroupNorm and SiLU, with the (B, 2 C) weight and bias of a modulation instead of the norm's own."""
     norm = cast(nn.GroupNorm, norm)
-    weight, bias = (norm.weight[None], norm.bias[None]) if modulation is None else modulation.chunk(2, dim=1)
+    if modulation is None:
+        weight = norm.weight[None]
+        bias = norm.bias[None]
+    else:
+        weight, bias = modulation.chunk(2, dim=1)
     return group_norm_silu(x, norm.num_groups, weight, bias, norm.eps, activation)
 
 
@@ -45,8 +49,12 @@ def pooled(x: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
     if x.ndim == 4:
         return F.avg_pool2d(x, tuple(strides))
     depth, *within = strides
-    planes = F.avg_pool2d(x.movedim(2, 1).flatten(0, 1), within).unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)
-    return planes if depth == 1 else F.avg_pool2d(planes.flatten(3), (depth, 1)).unflatten(3, planes.shape[3:])
+    planes = x.movedim(2, 1).flatten(0, 1)  # (B D, C, H, W)
+    means = F.avg_pool2d(planes, within).unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)  # (B, C, D, H', W')
+    if depth == 1:
+        return means
+    columns = means.flatten(3)  # (B, C, D, H' W')
+    return F.avg_pool2d(columns, (depth, 1)).unflatten(3, means.shape[3:])
 
 
 def zeroed(module: Conv) -> Conv:
@@ -73,7 +81,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``bias`` (B, 1, 1, L)."""
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = context[..., self.columns].to(q.dtype).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        kv = context[..., self.columns].to(q.dtype)
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)  # ONNX Runtime does not broadcast it
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj_out(h.transpose(1, 2).flatten(2))
@@ -133,23 +142,30 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
             parts["classes"][f"_{name}"] = zeroed(nn.Embedding(count, width))
         for name, size in self.tokens.items():
             parts["tokens"][f"_{name}"] = Tokens(size, columns)
-        self.condition_embedding = nn.ModuleDict({kind: nn.ModuleDict(each) for kind, each in parts.items()})
+        self.condition_embedding = nn.ModuleDict({setting: nn.ModuleDict(part) for setting, part in parts.items()})
 
     def embedder(self) -> Embed:
         """See :meth:`Network.embedder`: it holds the weights of the time's part, and no others.
 
         Angles are float32 whatever the network's dtype: at t = 999 one in bfloat16 is off by over a radian.
         """
-        mlp, modulation = self.time_embed, None if self.classes else self.modulation()
+        mlp = self.time_embed
+        modulation = None
+        if not self.classes:  # their embeddings are added to the time's before
+            modulation = self.modulation()
         first = cast(nn.Linear, mlp[0])
-        count, device = first.in_features // 2, first.weight.device
+        device = first.weight.device
+        count = first.in_features // 2
         steps = torch.arange(count, dtype=torch.float32, device=device) / count
         frequencies = torch.exp(-math.log(10000) * steps)  # from 1 down to 1 / 10000
 
         def embed(t: torch.Tensor) -> torch.Tensor:
             angles = t.to(device).float()[:, None] * frequencies
-            embedding = mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(first.weight.dtype))
-            return embedding if modulation is None else modulation(embedding)
+            sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+            embedding = mlp(sinusoids.to(first.weight.dtype))
+            if modulation is None:
+                return embedding
+            return modulation(embedding)
 
         return embed
 
@@ -159,9 +175,13 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
-        prepared = {name: resized(value, sides) if name in self.images else value for name, value in conditions.items()}
+        prepared = dict(conditions)
+        for name in self.images:
+            prepared[name] = resized(conditions[name], sides)
         for parts in self.condition_embedding.values():
-            prepared |= {key[1:]: part(conditions[key[1:]]) for key, part in cast(nn.ModuleDict, parts).items()}
+            for key, part in cast(nn.ModuleDict, parts).items():
+                name = key[1:]
+                prepared[name] = part(conditions[name])
         return prepared
 
     def _conditioned(
@@ -169,14 +189,18 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
     ) -> tuple[torch.Tensor, torch.Tensor, Context]:
         """The state with the source and images as channels, the modulation, and keys and values of tokens."""
         if self.classes:
-            embedding = self.modulation()(sum((conditions[name] for name in self.classes), embedding))
+            for name in self.classes:
+                embedding = embedding + conditions[name]
+            embedding = self.modulation()(embedding)
         images = [conditions[name] for name in (SOURCE, *self.images) if name in conditions]
-        x = torch.cat([x, *images], dim=1) if images else x
+        if images:
+            x = torch.cat([x, *images], dim=1)
         if not self.tokens:
             return x, embedding, None
         context = torch.cat([conditions[name] for name in self.tokens], dim=1)  # (B, L, M)
-        counts = (context != 0).any(dim=-1)[:, None, None].to(context.dtype)
-        return x, embedding, (context, (counts - 1) * ABSENT)
+        is_token = (context != 0).any(dim=-1)[:, None, None].to(context.dtype)  # (B, 1, 1, L)
+        bias = (is_token - 1) * ABSENT
+        return x, embedding, (context, bias)
 
     def _run(self, module: nn.Module, h: torch.Tensor, *others: Any) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

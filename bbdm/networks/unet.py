@@ -43,7 +43,8 @@ class ResBlock(nn.Module):
         self, channels: int, out_channels: int, config: UNetConfig, *, up: Sequence[int] = (), down: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        self.up, self.down = up, down
+        self.up = up
+        self.down = down
         conv = conv3x3(channels, out_channels, axes=config.axes)
         self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), conv)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * out_channels))
@@ -53,8 +54,10 @@ class ResBlock(nn.Module):
             nn.Dropout(config.dropout),
             zeroed(conv3x3(out_channels, out_channels, axes=config.axes)),
         )
-        single = CONVOLUTIONS[config.axes]
-        self.skip_connection = nn.Identity() if channels == out_channels else single(channels, out_channels, 1)
+        if channels == out_channels:
+            self.skip_connection = nn.Identity()
+        else:
+            self.skip_connection = CONVOLUTIONS[config.axes](channels, out_channels, 1)
         self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
@@ -89,22 +92,24 @@ class AttentionBlock(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
         if config.tokens:
-            self.norm_cross, self.cross = _norm(channels, config), CrossAttention(channels, self.heads)
+            self.norm_cross = _norm(channels, config)
+            self.cross = CrossAttention(channels, self.heads)
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """Map (B, C, H, W), and keys and values of tokens, to the next (B, C, H, W)."""
         b, c, *sides = x.shape
-        positions = math.prod(sides)
-        tokens = norm_silu(self.norm, x, activation=False).movedim(1, -1).reshape(b, positions, c)
-        qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
-        q, k, v = qkv.view(b, positions, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, positions, c)
+        count = math.prod(sides)
+        positions = norm_silu(self.norm, x, activation=False).movedim(1, -1).reshape(b, count, c)
+        qkv = F.linear(positions, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        q, k, v = qkv.view(b, count, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, count, c)
         h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
         x = x + h.view(b, *sides, c).movedim(-1, 1)
         if context is None:
             return x
         positions = norm_silu(self.norm_cross, x, activation=False).movedim(1, -1).flatten(1, -2)
-        return x + self.cross(positions, *context).unflatten(1, sides).movedim(-1, 1)
+        h = self.cross(positions, *context)
+        return x + h.unflatten(1, sides).movedim(-1, 1)
 
 
 class Stage(nn.Sequential):
@@ -117,8 +122,10 @@ class Stage(nn.Sequential):
         for layer in self:
             if isinstance(layer, AttentionBlock):
                 x = layer(x, context)
+            elif isinstance(layer, ResBlock):
+                x = layer(x, modulation)
             else:
-                x = layer(x, modulation) if isinstance(layer, ResBlock) else layer(x)
+                x = layer(x)
         return x
 
 
@@ -148,7 +155,8 @@ class UNet(ConditionedNetwork):
         cell = config.patch**config.axes  # pixels of a position
         shown = cell * (in_channels + config.condition_channels + sum(config.images.values()))
         self.input_blocks = nn.ModuleList([Stage(conv3x3(shown, width, axes=config.axes))])
-        channels, skips = width, [width]
+        channels = width
+        skips = [width]  # channels of each stage's output
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
                 self.input_blocks.append(self._stage(channels, width * mult, level))
@@ -167,7 +175,8 @@ class UNet(ConditionedNetwork):
             for block in range(config.num_res_blocks + 1):
                 stage = self._stage(channels + skips.pop(), width * mult, level)
                 channels = width * mult
-                if level and block == config.num_res_blocks:
+                is_last_of_level = block == config.num_res_blocks
+                if level > 0 and is_last_of_level:
                     stage.append(ResBlock(channels, channels, config, up=config.level_strides[level - 1]))
                 self.output_blocks.append(stage)
 
@@ -198,25 +207,30 @@ class UNet(ConditionedNetwork):
             parts: list[torch.Tensor] = []
             for layers, norm in blocks:
                 weight = cast(nn.Linear, layers[1]).weight
-                scale, shift = layers(embedding.to(weight.dtype)).to(norm.weight.dtype).chunk(2, dim=1)
-                parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
+                scale_and_shift = layers(embedding.to(weight.dtype)).to(norm.weight.dtype)
+                scale, shift = scale_and_shift.chunk(2, dim=1)
+                parts.append(norm.weight * (1 + scale))
+                parts.append(norm.bias * (1 + scale) + shift)
             return torch.cat(parts, dim=1)
 
         return modulated
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
-        h, embedding, context = self._conditioned(x, embedding, conditions)
+        h, modulation, context = self._conditioned(x, embedding, conditions)
         if self.config.patch > 1:
             h = F.pixel_unshuffle(h, self.config.patch)
         h = h.to(memory_format=CHANNELS_LAST[h.ndim])
         skips: list[torch.Tensor] = []
         for stage in self.input_blocks:
-            h = self._run(stage, h, embedding, context)
+            h = self._run(stage, h, modulation, context)
             skips.append(h)
-        h = self._run(self.middle_block, h, embedding, context)
+        h = self._run(self.middle_block, h, modulation, context)
         for stage in self.output_blocks:
-            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), embedding, context)
+            h = torch.cat([h, skips.pop()], dim=1)
+            h = self._run(stage, h, modulation, context)
         norm, _, conv = self.out
         h = conv(norm_silu(norm, h))
-        return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else h
+        if self.config.patch > 1:
+            h = F.pixel_shuffle(h, self.config.patch)
+        return h

@@ -8,7 +8,7 @@ Gaussian, and ``encode`` returns the mean. :class:`PatchGAN` is what they are tr
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,10 @@ class ResBlock(nn.Module):
         self.conv1 = conv3x3(channels, out_channels)
         self.norm2 = _norm(out_channels, config)
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        if channels == out_channels:
+            self.nin_shortcut = nn.Identity()
+        else:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
@@ -68,9 +71,11 @@ class AttentionBlock(nn.Module):
 
 def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
     """Residual, attention, residual, at the smallest size."""
-    first, attention = ResBlock(channels, channels, config), AttentionBlock(channels, config)
-    last = ResBlock(channels, channels, config)
-    return nn.Sequential(OrderedDict(block_1=first, attn_1=attention, block_2=last))
+    layers = OrderedDict[str, nn.Module]()
+    layers["block_1"] = ResBlock(channels, channels, config)
+    layers["attn_1"] = AttentionBlock(channels, config)
+    layers["block_2"] = ResBlock(channels, channels, config)
+    return nn.Sequential(layers)
 
 
 class Level(nn.Module):
@@ -79,25 +84,31 @@ class Level(nn.Module):
     def __init__(self, channels: int, level: int, blocks: int, config: VQGANConfig, resample: str) -> None:
         super().__init__()
         width = config.model_channels * config.channel_mult[level]
-        self.block = nn.ModuleList(ResBlock(width if i else channels, width, config) for i in range(blocks))
-        attended = 2**level in config.attention_resolutions
-        self.attn = nn.ModuleList(AttentionBlock(width, config) for _ in range(blocks if attended else 0))
+        self.block = nn.ModuleList()
+        for _ in range(blocks):
+            self.block.append(ResBlock(channels, width, config))
+            channels = width
+        self.attn = nn.ModuleList()  # one for each block, or none
+        if 2**level in config.attention_resolutions:
+            self.attn.extend(AttentionBlock(width, config) for _ in range(blocks))
         self.resample = resample
-        if resample:
-            conv = conv3x3(width, width) if resample == "upsample" else nn.Conv2d(width, width, 3, stride=2)
-            self.add_module(resample, nn.ModuleDict({"conv": conv}))
+        if resample == "upsample":
+            self.upsample = nn.ModuleDict({"conv": conv3x3(width, width)})
+        elif resample == "downsample":
+            self.downsample = nn.ModuleDict({"conv": nn.Conv2d(width, width, 3, stride=2)})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
         for i, block in enumerate(self.block):
             x = block(x)
-            x = self.attn[i](x) if self.attn else x
-        if not self.resample:
-            return x
-        conv = getattr(self, self.resample)["conv"]
+            if self.attn:
+                x = self.attn[i](x)
         if self.resample == "upsample":
-            return upsample_conv3x3(x, conv.weight, conv.bias, (2, 2))
-        return conv(F.pad(x, (0, 1, 0, 1)))  # zeros beyond the lower right edges
+            conv = cast(nn.Conv2d, self.upsample["conv"])
+            x = upsample_conv3x3(x, conv.weight, conv.bias, (2, 2))
+        elif self.resample == "downsample":
+            x = self.downsample["conv"](F.pad(x, (0, 1, 0, 1)))  # zeros beyond the lower right edges
+        return x
 
 
 class Encoder(nn.Module):
@@ -105,15 +116,17 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        widths = [config.model_channels * mult for mult in (1, *config.channel_mult)]
-        self.conv_in = conv3x3(config.image_channels, widths[0])
+        channels = config.model_channels
+        self.conv_in = conv3x3(config.image_channels, channels)
         self.down = nn.ModuleList()
-        for index in range(len(config.channel_mult)):
-            resample = "downsample" if index < len(config.channel_mult) - 1 else ""
-            self.down.append(Level(widths[index], index, config.num_res_blocks, config, resample))
-        self.mid = _middle(widths[-1], config)
-        self.norm_out = _norm(widths[-1], config)
-        self.conv_out = conv3x3(widths[-1], config.encoded_channels)
+        last = len(config.channel_mult) - 1
+        for level, mult in enumerate(config.channel_mult):
+            resample = "downsample" if level < last else ""
+            self.down.append(Level(channels, level, config.num_res_blocks, config, resample))
+            channels = config.model_channels * mult
+        self.mid = _middle(channels, config)
+        self.norm_out = _norm(channels, config)
+        self.conv_out = conv3x3(channels, config.encoded_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, image_channels, H, W) to (B, encoded_channels, H / stride, W / stride)."""
@@ -180,9 +193,13 @@ class Codebook(nn.Module):
 
         Arithmetic is in float32, or in float64 where both are; autocast does not change it.
         """
-        vectors, codes = z.permute(0, 2, 3, 1), self.embedding.weight
-        dtype = torch.float64 if z.dtype == codes.dtype == torch.float64 else torch.float32
-        return nearest_code(vectors.flatten(0, 2).to(dtype), codes.to(dtype)).view(vectors.shape[:3])
+        codes = self.embedding.weight
+        dtype = torch.float32
+        if z.dtype == codes.dtype == torch.float64:
+            dtype = torch.float64
+        vectors = z.permute(0, 2, 3, 1)  # (B, H, W, C)
+        index = nearest_code(vectors.flatten(0, 2).to(dtype), codes.to(dtype))
+        return index.view(vectors.shape[:3])
 
     def look_up(self, index: torch.Tensor) -> torch.Tensor:
         """The codes of (B, H, W) indices, (B, latent_channels, H, W)."""
@@ -212,7 +229,10 @@ class VQGAN(ConfiguredNetwork, nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Codebook(config) if config.num_codes else nn.Identity()  # pyright: ignore
+        if config.num_codes:
+            self.quantize = Codebook(config)
+        else:
+            self.quantize = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         self.quant_conv = nn.Conv2d(config.encoded_channels, config.encoded_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -254,15 +274,15 @@ class VQGAN(ConfiguredNetwork, nn.Module):
             The input of the last layer; the latent (B, latent_channels, H', W'); and the (B, H', W') indices
             of its codes or, of a KL autoencoder, the log variance of the latent, whose mean the former is.
         """
-        z = self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
+        encoded = self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
         if noise is None:
-            index = self.quantize.nearest(z)
-            taken, more = z + (self.quantize.look_up(index) - z).detach(), index
-        else:
-            z, more = z.float().chunk(2, dim=1)
-            more = more.clamp(*LOG_VARIANCES)
-            taken = z + (0.5 * more).exp() * noise
-        return self.decoder.features(self.post_quant_conv(taken)), z, more
+            index = self.quantize.nearest(encoded)
+            quantised = encoded + (self.quantize.look_up(index) - encoded).detach()
+            return self.decoder.features(self.post_quant_conv(quantised)), encoded, index
+        mean, log_variance = encoded.float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(*LOG_VARIANCES)
+        drawn = mean + (0.5 * log_variance).exp() * noise
+        return self.decoder.features(self.post_quant_conv(drawn)), mean, log_variance
 
 
 class PatchGAN(nn.Module):

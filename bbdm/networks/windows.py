@@ -39,12 +39,14 @@ class Windows:
 
         A side that is no longer than a window is one.
         """
-        longest = max(1, length // unit)
-        if size <= longest * unit:
+        units = max(1, length // unit)  # of a window
+        if size <= units * unit:
             return cls(size, size)
-        free = size // unit - longest
-        gaps = -(-free // max(1, longest - -(-overlap // unit)))
-        return cls(size, longest * unit, tuple(i * free // gaps * unit for i in range(gaps + 1)))
+        free = size // unit - units  # units from the first start to the last
+        longest_gap = max(1, units - math.ceil(overlap / unit))  # units between starts
+        gaps = math.ceil(free / longest_gap)
+        starts = tuple(index * free // gaps * unit for index in range(gaps + 1))
+        return cls(size, units * unit, starts)
 
     def ramps(self, cell: int) -> Weights:
         """(windows, length / cell) weights that fall linearly to 0 at the edges of a window inside the image.
@@ -53,10 +55,12 @@ class Windows:
         """
         at = (np.arange(self.length // cell, dtype=np.float32) + np.float32(0.5)) * np.float32(cell)
         weights = np.ones((len(self.starts), len(at)), np.float32)
-        for i, (before, start) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
-            if width := np.float32(before + self.length - start):
-                weights[i + 1] *= np.clip(at / width, 0, 1)
-                weights[i] *= 1 - np.clip((at + np.float32(before - start)) / width, 0, 1)
+        for index in range(1, len(self.starts)):
+            distance = self.starts[index] - self.starts[index - 1]
+            shared = np.float32(self.length - distance)  # pixels of both windows
+            if shared > 0:
+                weights[index] *= np.clip(at / shared, 0, 1)
+                weights[index - 1] *= 1 - np.clip((at - np.float32(distance)) / shared, 0, 1)
         return self._shares(weights, cell)
 
     def gaussians(self, margin: int = 0) -> Weights:
@@ -69,20 +73,24 @@ class Windows:
         bell = np.maximum(np.exp(-0.5 * (at / (SPREAD * self.length)) ** 2), LEAST)
         weights = np.tile(bell, (len(self.starts), 1))
         for weight, start in zip(weights, self.starts, strict=True):
-            weight[: margin if start > 0 else 0] = 0
-            weight[self.length - (margin if start + self.length < self.size else 0) :] = 0
+            if start > 0:
+                weight[:margin] = 0
+            if start + self.length < self.size:
+                weight[self.length - margin :] = 0
         return self._shares(weights)
 
     def _shares(self, weights: Weights, cell: int = 1) -> Weights:
         """Weights divided by their sum over windows."""
+        spans = [self.span(index, cell) for index in range(len(self.starts))]
         total = np.zeros(self.size // cell, weights.dtype)
-        for i, weight in enumerate(weights):
-            total[self.span(i, cell)] += weight
-        return np.stack([weight / total[self.span(i, cell)] for i, weight in enumerate(weights)])
+        for weight, span in zip(weights, spans, strict=True):
+            total[span] += weight
+        return np.stack([weight / total[span] for weight, span in zip(weights, spans, strict=True)])
 
     def span(self, index: int, cell: int = 1) -> slice:
         """A window's slice of values that are ``cell`` pixels wide."""
-        return slice(self.starts[index] // cell, (self.starts[index] + self.length) // cell)
+        start = self.starts[index]
+        return slice(start // cell, (start + self.length) // cell)
 
 
 @dataclass(frozen=True)
@@ -107,10 +115,11 @@ class WindowGrid:
 
     def sides(self, size: Sequence[int]) -> list[Windows]:
         """The windows of each side of a state."""
-        return [
-            Windows.spread(n, length, max(math.ceil(self.overlap * length), 2 * self.margin), unit)
-            for n, length, unit in zip(size, self.lengths, self.unit, strict=True)
-        ]
+        sides: list[Windows] = []
+        for side, length, unit in zip(size, self.lengths, self.unit, strict=True):
+            overlap = max(math.ceil(self.overlap * length), 2 * self.margin)
+            sides.append(Windows.spread(side, length, overlap, unit))
+        return sides
 
     def weights(self, size: Sequence[int]) -> list[Weights]:
         """The weights of the windows of each side of a state."""
@@ -141,31 +150,44 @@ class WindowGrid:
             out: zeros (B, C, *S) for the sum; None for memory of its own.
         """
 
-        def cut(each: Any, spans: Sequence[Spans]) -> Any:  # of each window, all images one after the other
-            if each.ndim != x.ndim:
-                return concatenated([each] * len(spans))
-            cell = each.shape[2] // x.shape[2]
-            windows = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
-            return concatenated([each[window] for window in windows])
-
-        def part(values: Any, start: int) -> Any:  # for a call of the network, filled up with the last one
-            batch = values[start : start + self.at_once]
-            missing = self.at_once - len(batch)
-            if self.fill and missing > 0:
-                batch = concatenated([batch, *[batch[-1:]] * missing])
-            return batch
-
         def predictions(spans: Sequence[Spans]) -> Any:
-            states = cut(x, spans)
-            seen = {name: cut(value, spans) for name, value in conditions.items()}
+            states = _cut(x, spans)
+            seen: dict[str, Any] = {}
+            for name, value in conditions.items():
+                if value.ndim == x.ndim:
+                    seen[name] = _cut(value, spans, value.shape[2] // x.shape[2])
+                else:
+                    seen[name] = concatenated([value] * len(spans))
             outputs: list[Any] = []
             for start in range(0, len(states), self.at_once):
                 count = min(self.at_once, len(states) - start)
-                batch = {name: part(value, start) for name, value in seen.items()}
-                outputs.append(network(part(states, start), index, batch)[:count])
+                shown = {name: self._batch(value, start) for name, value in seen.items()}
+                prediction = network(self._batch(states, start), index, shown)
+                outputs.append(prediction[:count])
             return concatenated(outputs)
 
-        return blend(predictions, self.sides(x.shape[2:]), weights, max(1, self.at_once // len(x)), out=out)
+        together = max(1, self.at_once // len(x))
+        return blend(predictions, self.sides(x.shape[2:]), weights, together, out=out)
+
+    def _batch(self, values: Any, start: int) -> Any:
+        """The values (N, ...) of one call of the network, filled up with the last of them."""
+        batch = values[start : start + self.at_once]
+        missing = self.at_once - len(batch)
+        if self.fill and missing > 0:
+            batch = concatenated([batch, *[batch[-1:]] * missing])
+        return batch
+
+
+def _cut(images: Any, spans: Sequence[Spans], cell: int = 1) -> Any:
+    """The windows of images (B, C, *S), (windows B, C, *s): all images of a window, then those of the next.
+
+    ``cell`` is how many values of an image along a side one value of the spans has.
+    """
+    windows: list[Any] = []
+    for span in spans:
+        slices = [slice(side.start * cell, side.stop * cell) for side in span]
+        windows.append(images[(..., *slices)])
+    return concatenated(windows)
 
 
 def check_windows(
@@ -189,7 +211,9 @@ def check_windows(
     if window is None:
         return None
     least = stride[0] if len(set(stride)) == 1 else tuple(stride)
-    sides = along(window, len(stride)) if isinstance(window, int | list | tuple) else ()
+    sides: tuple[int, ...] = ()
+    if isinstance(window, int | list | tuple):
+        sides = along(window, len(stride))
     if len(sides) != len(stride) or any(type(side) is not int for side in sides):
         names = ", ".join(NAMES[len(stride)])
         raise ValueError(f"window must be a side, ({names}), 'auto' or None, got {window!r}")
@@ -224,14 +248,27 @@ def blend(
     windows = list(product(*(range(len(side.starts)) for side in sides)))
     for first in range(0, len(windows), together):
         group = windows[first : first + together]
-        results = function([tuple(s.span(i, cell) for i, s in zip(window, sides, strict=True)) for window in group])
-        count = len(results) // len(group)
+        results = function([_spans(window, sides, cell) for window in group])
+        count = len(results) // len(group)  # images
         if out is None:
-            shape = count, results.shape[1], *(side.size // stride for side in sides)
-            out = np.zeros(shape, results.dtype) if isinstance(results, np.ndarray) else results.new_zeros(shape)
-        for k, window in enumerate(group):
-            result = results[k * count : (k + 1) * count]
-            for axis, (i, weight) in enumerate(zip(window, weights, strict=True)):
-                result = result * weight[i].reshape(-1, *[1] * (len(sides) - 1 - axis))
-            out[(..., *(side.span(i, stride) for i, side in zip(window, sides, strict=True)))] += result
+            shape = (count, results.shape[1], *(side.size // stride for side in sides))
+            out = _zeros(shape, results)
+        for number, window in enumerate(group):
+            result = results[number * count : (number + 1) * count]
+            for axis, index in enumerate(window):
+                trailing = [1] * (len(sides) - 1 - axis)
+                result = result * weights[axis][index].reshape(-1, *trailing)
+            out[(..., *_spans(window, sides, stride))] += result
     return out
+
+
+def _spans(window: Sequence[int], sides: Sequence[Windows], cell: int) -> Spans:
+    """The slices of a window, by its index of each side, in values that are ``cell`` pixels wide."""
+    return tuple(side.span(index, cell) for index, side in zip(window, sides, strict=True))
+
+
+def _zeros(shape: tuple[int, ...], like: Any) -> Any:
+    """Zeros of the type and dtype of an array or a tensor."""
+    if isinstance(like, np.ndarray):
+        return np.zeros(shape, like.dtype)
+    return like.new_zeros(shape)

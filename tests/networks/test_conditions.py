@@ -140,6 +140,7 @@ def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path:
     ("settings", "message"),
     [
         ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1 or names, got 0"),
+        ({"classes": {"style": ()}}, r"classes\['style'\] must be an integer of at least 1 or names, got \(\)"),
         ({"classes": {"style": ("a", "a")}}, "a class has its name alone, got a, a"),
         ({"classes": {"style": "ab"}}, r"classes\['style'\] must be an integer of at least 1 or names, got 'ab'"),
         ({"tokens": {"two words": 3}}, "a name of tokens must be an identifier, .* got 'two words'"),

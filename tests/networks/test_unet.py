@@ -67,6 +67,8 @@ def test_presets() -> None:
         ({"axes": 3, "patch": 2}, "patch is of pictures, and must be 1 for volumes, got 2"),
         ({"axes": 3, "strides": ((2, 2),) * 2}, "strides must be 2 tuples of 3 numbers, each 1 or 2, got"),
         ({"strides": ((2, 3), (2, 2))}, r"strides must be 2 tuples of 2 numbers, .* got \(\(2, 3\), \(2, 2\)\)"),
+        ({"strides": (2, 2)}, r"strides must be 2 tuples of 2 numbers, each 1 or 2, got \(2, 2\)"),
+        ({"strides": ()}, r"strides must be 2 tuples of 2 numbers, each 1 or 2, got \(\)"),
     ],
     ids=str,
 )
