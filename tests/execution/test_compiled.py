@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -305,27 +304,6 @@ def test_strides_of_sides_of_1_are_not_compiled_again(compilations: list[weakref
     same(x, {"y": gap.as_strided(x.shape, (3, 4, 9, 1))})
     same(x, {"y": x.double()})
     assert len(compilations) == 3
-
-
-@pytest.mark.usefixtures("inductor")
-def test_what_is_dropped_leaves_no_weights():
-    """The compiler folds them into constants of the code."""
-
-    def tensors() -> Counter[Any]:
-        gc.collect()
-        plain = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter)]
-        return Counter((each.layout, each.shape) for each in plain if each.numel() > 0)
-
-    def once() -> None:
-        weight = torch.rand(8, 3, 3, 3)
-        convolution = compiled.Compiled(lambda x: torch.conv2d(x, weight), torch.device("cpu"))
-        with torch.no_grad():
-            convolution(SOURCE)
-
-    once()
-    before = tensors()
-    once()
-    assert not tensors() - before  # what other tests left may go meanwhile
 
 
 def test_what_others_compile_stays():
